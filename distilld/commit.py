@@ -1,0 +1,429 @@
+"""One batch made durable: intent, exports, one transaction, finish; and recovery (DESIGN 4).
+
+| killed or failed | what :meth:`Committer.recover` does |
+|---|---|
+| before the intent | nothing |
+| before COMMIT | cuts appended files back, removes temporary files, drops the intents |
+| after COMMIT | puts temporary files in place, writes receipts |
+
+Recovery decides from the store alone, may itself be killed, and is what a running process does after any failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from distilld import receipt as receipts
+from distilld.decisions import DatasetChanges, Decisions, Withdrawal, id_of
+from distilld.exports import RENAME_ORDER, Drop, Exports, Written, drop_digests, drop_ids
+from distilld.lake import tree_path
+from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError, Trigger
+from distilld.store import Store
+from distilld.store.ledger import ExportRecord, InputNote, Intent, Ledger, Totals
+from distilld.store.schema import CATEGORY_CODES
+from distilld.tail import digest_of
+
+_MS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class BatchIdentity:
+    """A batch's number, its id, which sorts by time, and the time that it stamps on its rows."""
+
+    sequence: int
+    batch_id: str
+    recorded_at: str
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """What a receipt tells beside the batch's own facts."""
+
+    trigger: Trigger
+    options: Options
+    git: receipts.GitState
+    rows_indexed: int
+    index_bytes: int
+    warnings: tuple[str, ...]
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBatch:
+    """What a batch came to."""
+
+    identity: BatchIdentity
+    receipt: dict[str, Any]
+    appended: dict[str, int]
+    removed: dict[str, int]
+
+
+def iso_time(now_ns: int) -> str:
+    """UTC with milliseconds, as JavaScript's toISOString() prints it."""
+    moment = datetime.fromtimestamp(now_ns // _MS / 1000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now_ns // _MS % 1000:03d}Z"
+
+
+def batch_id_of(recorded_at: str) -> str:
+    """A batch's id: its time without what a folder name should not hold."""
+    return recorded_at.replace("-", "").replace(":", "")
+
+
+class Committer:
+    """Owns the order of durable writes for one lake."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: Store,
+        exports: Exports,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        receipts_keep: int = 0,
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._ledger = Ledger(store)
+        self._exports = exports
+        self._clock = clock
+        self._receipts_keep = receipts_keep
+
+    def next_identity(self) -> BatchIdentity:
+        """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back."""
+        last = self._ledger.last_batch()
+        now_ns = self._clock() // _MS * _MS
+        floor = self._store.recall("last_recorded_at")
+        stamp = iso_time(now_ns)
+        if floor is not None and stamp <= floor:
+            before = datetime.fromisoformat(floor.replace("Z", "+00:00"))
+            stamp = iso_time(round(before.timestamp() * 1000) * _MS + _MS)
+        return BatchIdentity(last.batch + 1 if last else 1, batch_id_of(stamp), stamp, now_ns)
+
+    # one batch
+
+    def commit(self, identity: BatchIdentity, decisions: Decisions, context: BatchContext) -> CommittedBatch:
+        """Make the batch durable.
+
+        Raises:
+            ExportTamperedError: An export is not what its last commit left.
+            ExportWriteError: A write failed; :meth:`recover` undoes the batch.
+            ProgramError: The accounting does not hold; nothing is committed.
+        """
+        records = self._ledger.exports()
+        writes = _writes_of(identity, decisions, self._ledger)
+        intents = [
+            Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp) for write in writes
+        ]
+        if intents:
+            with self._store.transaction():
+                self._ledger.intend(intents)
+        written = {write.name: self._write(write, records[write.name].committed) for write in writes}
+        with self._store.transaction():
+            receipt, committed = self._transact(identity, decisions, context, records, writes, written)
+        self._finish()
+        return CommittedBatch(
+            identity,
+            receipt,
+            {write.name: write.rows for write in writes},
+            {name: result.dropped for name, result in written.items()},
+        )
+
+    def _write(self, write: _Write, known: Committed) -> Written:
+        if write.temp is None:
+            return self._exports.append(write.name, known, write.blocks)
+        assert write.drop is not None  # noqa: S101  a rewrite always drops
+        result = self._exports.rewrite(write.name, known, write.temp, write.drop, write.blocks)
+        if result.dropped != write.drops:
+            raise ProgramError(f"{EXPORT_PATHS[write.name]}: {result.dropped} lines left, {write.drops} should have")
+        return result
+
+    def _transact(
+        self,
+        identity: BatchIdentity,
+        decisions: Decisions,
+        context: BatchContext,
+        records: dict[str, ExportRecord],
+        writes: list[_Write],
+        written: dict[str, Written],
+    ) -> tuple[dict[str, Any], dict[str, Committed]]:
+        ledger = self._ledger
+        ledger.apply(decisions)
+        committed: dict[str, Committed] = {}
+        for write in writes:
+            result, before = written[write.name], records[write.name].committed
+            now = Committed(result.size, before.rows - result.dropped + write.rows, result.sha256)
+            committed[write.name] = now
+            ledger.set_export(write.name, now, result.facts, write.temp)
+        ended_ns = max(self._clock(), identity.started_ns)
+        ledger.add_batch(
+            identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at, decisions,
+            (ended_ns - identity.started_ns) // _MS,
+        )  # fmt: skip
+        self._store.remember("last_recorded_at", identity.recorded_at)
+        ledger.add_withdrawals(decisions, identity.batch_id)
+        totals = ledger.totals()
+        exports = ledger.exports()
+        checks = self._checks(decisions, context, totals, exports)
+        failed = sorted(name for name, passed in checks.items() if not passed)
+        if failed:
+            raise ProgramError(f"batch {identity.batch_id} fails its checks: {', '.join(failed)}")
+        receipt = _receipt(
+            identity, iso_time(ended_ns), (ended_ns - identity.started_ns) // _MS, decisions, context, totals,
+            checks, ledger.unreported_inputs(), ledger.pending_tails(), writes, written, committed,
+            ledger.last_receipt_sha256(),
+        )  # fmt: skip
+        content = receipts.receipt_bytes(receipt)
+        ledger.add_receipt(identity.sequence, content.decode(), receipts.sha256_of(content))
+        ledger.drop_intents()
+        return orjson.loads(content), committed
+
+    def _checks(
+        self, decisions: Decisions, context: BatchContext, totals: Totals, exports: dict[str, ExportRecord]
+    ) -> dict[str, bool]:
+        """The named checks behind ``validation_pass``: the accounting by counters, and a second look at the firewall."""
+        judged = self._ledger.counter("scored_rows") - self._ledger.counter("unjudged_rows")
+        checks = {
+            "rag_rows_accounted": totals.live(Dataset.RAG) == judged,
+            "sft_rows_accounted": totals.live(Dataset.SFT) == judged,
+        }
+        for dataset in Dataset:
+            checks[f"{dataset}_file_rows"] = exports[dataset.value].committed.rows == totals.shipped(dataset)
+            held = exports[f"quarantine_{dataset}"].committed.rows
+            checks[f"{dataset}_quarantine_rows"] = held == totals.held(dataset)
+        checks["no_forbidden_verdict"] = self._second_look(decisions, context.options)
+        return checks
+
+    def _second_look(self, decisions: Decisions, options: Options) -> bool:
+        if not options.revoke:
+            return True
+        for dataset in (Dataset.RAG, Dataset.SFT):
+            forbidden = tuple(CATEGORY_CODES[category] for category in Category if options.forbids(dataset, category))
+            if self._ledger.forbidden_among(decisions.shipped_runs.get(dataset, []), forbidden):
+                return False
+        return True
+
+    # after COMMIT, and after a crash
+
+    def _finish(self) -> None:
+        """What follows a commit, from the store alone: renames first, those that lose rows before all others."""
+        records = self._ledger.exports()
+        for name in RENAME_ORDER:
+            record = records[name]
+            if record.pending_temp is not None and record.inode is not None:
+                facts = self._exports.install(name, record.pending_temp, record.inode)
+                with self._store.transaction():
+                    self._ledger.set_installed(name, facts)
+        for sequence, batch_id, text in self._ledger.unwritten_receipts():
+            receipts.write_receipt(self._root, batch_id, text.encode())
+            with self._store.transaction():
+                self._ledger.mark_written(sequence)
+        self._retire_receipts()
+
+    def _retire_receipts(self) -> None:
+        old = self._ledger.receipts_beyond(self._receipts_keep)
+        if old:
+            with self._store.transaction():
+                self._ledger.drop_receipts(old)
+            for _, batch_id, _ in old:
+                receipts.remove_receipt(self._root, batch_id)
+
+    def needs_recovery(self) -> bool:
+        """Whether a write was cut off, or a finish is not done."""
+        return bool(
+            self._ledger.intents()
+            or self._ledger.unwritten_receipts()
+            or any(record.pending_temp for record in self._ledger.exports().values())
+        )
+
+    def recover(self) -> bool:
+        """Complete or undo what a crash or a failure left; returns whether there was anything."""
+        self._exports.forget()
+        if not self.needs_recovery():
+            return False
+        intents = self._ledger.intents()
+        self._finish()
+        for intent in intents:
+            if intent.temp is None:
+                self._exports.cut_back(intent.name, intent.base_bytes)
+            else:
+                self._exports.discard(intent.name, intent.temp)
+        with self._store.transaction():
+            self._ledger.drop_intents()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """What one export gains and loses."""
+
+    name: str
+    blocks: Iterable[bytes]
+    rows: int
+    temp: str | None
+    drop: Drop | None
+    drops: int
+
+
+def _writes_of(identity: BatchIdentity, decisions: Decisions, ledger: Ledger) -> list[_Write]:
+    writes = []
+    for dataset, change in decisions.changes.items():
+        writes += _dataset_writes(identity, dataset, change)
+        gone = [each for each in decisions.withdrawals if each.dataset is dataset]
+        if gone:
+            lines = b"".join(_withdrawal_line(each, identity, ledger) for each in gone)
+            writes.append(_Write(f"withdrawals_{dataset}", (lines,), len(gone), None, None, 0))
+    return writes
+
+
+def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetChanges) -> list[_Write]:
+    writes = []
+    for name, spool, drops, drop in (
+        (dataset.value, change.shipped, len(change.removed_keys), _drop_keys(dataset, change)),
+        (
+            f"quarantine_{dataset}",
+            change.held,
+            change.removed_held.total(),
+            drop_digests(change.removed_held, digest_of),
+        ),
+    ):
+        if drops:
+            temp = f".{EXPORT_PATHS[name].rsplit('/', 1)[1]}.{identity.batch_id}.tmp"
+            writes.append(_Write(name, spool.blocks(), spool.rows, temp, drop, drops))
+        elif spool.rows:
+            writes.append(_Write(name, spool.blocks(), spool.rows, None, None, 0))
+    return writes
+
+
+def _drop_keys(dataset: Dataset, change: DatasetChanges) -> Drop:
+    return drop_ids({id_of(dataset, key).encode(): line for key, line in change.removed_keys.items()})
+
+
+def _withdrawal_line(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) -> bytes:
+    verdict = None
+    if each.verdict is not None:
+        at = each.verdict.at
+        verdict = {
+            "category": each.verdict.category.value,
+            "location": {"partition": at.partition, "line_offset": at.line},
+        }
+    return orjson.dumps(
+        {
+            "id": id_of(each.dataset, each.key),
+            "source_run_id": each.source_run_id,
+            "chosen_run_id": each.chosen_run_id,
+            "rejected_run_id": each.rejected_run_id,
+            "cause": each.cause.value,
+            "replaced": each.replaced,
+            "verdict": verdict,
+            "shipped_batch": ledger.batch_id_of(each.shipped_batch),
+            "withdrawn_batch": identity.batch_id,
+            "withdrawn_at": identity.recorded_at,
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def _receipt(
+    identity: BatchIdentity,
+    ended_at: str,
+    duration_ms: int,
+    decisions: Decisions,
+    context: BatchContext,
+    totals: Totals,
+    checks: dict[str, bool],
+    inputs: list[InputNote],
+    tails: list[tuple[str, Any, int]],
+    writes: list[_Write],
+    written: dict[str, Written],
+    committed: dict[str, Committed],
+    previous: str | None,
+) -> dict[str, Any]:
+    gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
+    return {
+        "stage": "distill",
+        "batch_id": identity.batch_id,
+        "sequence": identity.sequence,
+        "trigger": context.trigger.value,
+        "started_at": iso_time(identity.started_ns),
+        "ended_at": ended_at,
+        "duration_ms": duration_ms,
+        "recorded_at": identity.recorded_at,
+        "options": context.options.as_json(),
+        "options_sha256": context.options.sha256,
+        "git": {"sha": context.git.sha, "branch": context.git.branch, "dirty": context.git.dirty},
+        "inputs": [
+            {
+                "path": tree_path(each.kind, each.path),
+                "kind": each.kind.value,
+                "change": each.change,
+                "sha256": each.sha256,
+                "bytes": each.size,
+                "from_offset": each.from_offset,
+                "to_offset": each.to_offset,
+                "lines": each.lines,
+                "malformed_lines": each.malformed_lines,
+            }
+            for each in inputs
+        ],
+        "outputs": [
+            {
+                "path": EXPORT_PATHS[write.name],
+                "sha256": committed[write.name].sha256,
+                "bytes": committed[write.name].size,
+                "rows": committed[write.name].rows,
+                "appended": write.rows,
+                "withdrawn": written[write.name].dropped,
+                "adopted": decisions.changes[Dataset(write.name)].adopted if write.name in set(Dataset) else 0,
+                "rewritten": write.temp is not None,
+            }
+            for write in writes
+        ],
+        "record_counts": {
+            "in": len(decisions.judged_walks),
+            "out": sum(change.shipped.rows for change in decisions.changes.values()),
+            "quarantined": sum(change.held.rows for change in decisions.changes.values()),
+            "withdrawn": len(decisions.withdrawals),
+            "by_category": {category.value: decisions.by_category[category] for category in Category},
+            "by_reason": _by_reason(totals),
+            "per_exporter": {
+                dataset.value: {
+                    "shipped": totals.shipped(dataset),
+                    "held": totals.held(dataset),
+                    "frozen": totals.frozen(dataset),
+                    "appended": decisions.changes[dataset].shipped.rows,
+                    "withdrawn": sum(not each.replaced for each in gone[dataset]),
+                    "replaced": sum(each.replaced for each in gone[dataset]),
+                    "quarantined": decisions.changes[dataset].held.rows,
+                    "by_reason": totals.by_reason(dataset),
+                }
+                for dataset in Dataset
+            },
+        },
+        "work": {
+            "rows_indexed": context.rows_indexed,
+            "rows_judged": len(decisions.judged_walks),
+            "bytes_read": context.index_bytes + decisions.bytes_read,
+        },
+        "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
+        "validation_pass": all(checks.values()),
+        "checks": checks,
+        "warnings": list(context.warnings),
+        "errors": list(context.errors),
+        "previous_receipt_sha256": previous,
+    }
+
+
+def _by_reason(totals: Totals) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for dataset in Dataset:
+        for reason, rows in totals.by_reason(dataset).items():
+            found[reason] = found.get(reason, 0) + rows
+    return found

@@ -1,0 +1,131 @@
+"""What a batch will do, decided to the end before anything is changed; ``--dry-run`` shows it and stops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from distilld.model import Category, Cause, Dataset, Verdict
+from distilld.spool import LineSpool
+
+ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
+
+
+def key_of(digits: str) -> int:
+    """The 16 hex digits of an id as the signed 64-bit integer that the store keeps."""
+    number = int(digits, 16)
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def digits_of(key: int) -> str:
+    """The 16 hex digits of a stored key."""
+    return f"{key & (1 << 64) - 1:016x}"
+
+
+def id_of(dataset: Dataset, key: int) -> str:
+    """The id that stands in the dataset."""
+    return ID_PREFIX[dataset] + digits_of(key)
+
+
+class RowUpdate(NamedTuple):
+    """The outcomes of one scored row from now on; codes, line digests and batches of RAG, then of SFT."""
+
+    rag: int
+    rag_line: bytes
+    rag_batch: int
+    sft: int
+    sft_line: bytes
+    sft_batch: int
+    walk: int
+
+
+class PairRow(NamedTuple):
+    """A pair as it is recorded from now on."""
+
+    task_id: str
+    slot: int
+    chosen_run_id: str
+    rejected_run_id: str
+    rejected_category: int
+    chosen_partition: int
+    rejected_partition: int
+    sample_key: int
+    outcome: int
+    line: bytes
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """A shipped row that leaves, or is replaced under the same id (SPEC 3.9)."""
+
+    dataset: Dataset
+    key: int
+    cause: Cause
+    replaced: bool
+    source_run_id: str | None = None
+    chosen_run_id: str | None = None
+    rejected_run_id: str | None = None
+    verdict: Verdict | None = None
+    shipped_batch: int | None = None
+
+
+@dataclass(slots=True)
+class DatasetChanges:
+    """What happens to one dataset's two files."""
+
+    shipped: LineSpool
+    held: LineSpool
+    removed_keys: dict[int, bytes] = field(default_factory=dict)
+    """Ids whose lines go, with the digests of these lines."""
+    removed_held: Counter[bytes] = field(default_factory=Counter)
+    """Digests of the quarantine lines that go, with how often."""
+    adopted: int = 0
+
+
+@dataclass(slots=True)
+class Decisions:
+    """A batch's finished list of changes."""
+
+    sequence: int
+    recorded_at: str
+    changes: dict[Dataset, DatasetChanges]
+    rows: list[RowUpdate] = field(default_factory=list)
+    judged_walks: list[int] = field(default_factory=list)
+    newly_judged: int = 0
+    released: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
+    """Rows that give up an id in this batch, so that another row may take it in the same transaction."""
+    tasks: list[str] = field(default_factory=list)
+    dropped_pairs: list[int] = field(default_factory=list)
+    pairs: list[PairRow] = field(default_factory=list)
+    frozen_pairs: list[int] = field(default_factory=list)
+    departures: list[int] = field(default_factory=list)
+    frozen_seen: list[int] = field(default_factory=list)
+    frozen_left: list[tuple[Dataset, int]] = field(default_factory=list)
+    unadopted: list[tuple[Dataset, int]] = field(default_factory=list)
+    withdrawals: list[Withdrawal] = field(default_factory=list)
+    totals: Counter[tuple[Dataset, str, int]] = field(default_factory=Counter)
+    by_category: Counter[Category] = field(default_factory=Counter)
+    shipped_runs: dict[Dataset, list[str]] = field(default_factory=dict)
+    bytes_read: int = 0
+    tasks_to_queue: list[str] = field(default_factory=list)
+    """Tasks that this batch touched and leaves to a later one."""
+    judged_to: int | None = None
+    """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
+
+    def close(self) -> None:
+        """Drop the spooled lines."""
+        for change in self.changes.values():
+            change.shipped.close()
+            change.held.close()
+
+
+def empty_decisions(sequence: int, recorded_at: str, spool_folder: Path) -> Decisions:
+    """A batch that does nothing yet."""
+    return Decisions(
+        sequence,
+        recorded_at,
+        {dataset: DatasetChanges(LineSpool(spool_folder), LineSpool(spool_folder)) for dataset in Dataset},
+    )

@@ -1,0 +1,393 @@
+"""The only module that opens an export for writing (DESIGN 4).
+
+The crash contract. ``append`` and ``rewrite`` may be cut off at any call: an appended file then has a tail behind its
+committed length, a rewritten one a temporary file beside it, and both are named by an intent that was committed
+before. ``cut_back``, ``discard`` and ``install`` bring either to the state of the last commit; each may itself be cut
+off and run again. Nothing here decides which: :mod:`distilld.commit` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from distilld.model import EXPORT_PATHS, Committed, OperatorError, StatFacts
+
+BLOCK_BYTES: Final = 1 << 20
+FILE_MODE: Final = 0o640
+FOLDER_MODE: Final = 0o750
+
+RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
+"""Rows that must leave are gone from the datasets before anything else is renamed."""
+
+Drop = Callable[[bytes], bool]
+"""Whether a line (line feed included) is left out of a rewritten file."""
+
+
+class ExportTamperedError(OperatorError):
+    """An export is not what its last commit left: somebody else edited, cut or deleted it."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path} {problem}", hint="distilld is the only writer of exports/; see docs/operations.md")
+        self.path = path
+        self.problem = problem
+
+
+class ExportWriteError(OperatorError):
+    """A write to an export failed: a full disk, a quota, a read-only file system, EIO."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(
+            f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk; it is retried"
+        )
+        self.path = path
+        self.errno = cause.errno
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: the whole file's length, digest and stat facts; how many lines were left out."""
+
+    size: int
+    sha256: str
+    facts: StatFacts
+    dropped: int = 0
+
+
+class Exports:
+    """Writes below one root. Keeps the running sha256 and the last stat of each file it has touched."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._hashes: dict[str, tuple[hashlib._Hash, StatFacts]] = {}
+
+    def forget(self) -> None:
+        """Drop what is held in memory; the next touch reads the files again (after a failure)."""
+        self._hashes.clear()
+
+    # looking
+
+    def check(self, name: str, known: Committed) -> StatFacts | None:
+        """Make sure that the file is what its last commit left; returns its facts, None where there is no file yet.
+
+        Raises:
+            ExportTamperedError: It is not.
+        """
+        path = EXPORT_PATHS[name]
+        try:
+            descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if known.size:
+                raise ExportTamperedError(path, "is gone") from None
+            self._hashes.pop(name, None)
+            return None
+        except OSError as error:
+            if os.path.islink(self._root / path):
+                raise ExportTamperedError(path, "is a link") from error
+            raise ExportWriteError(path, error) from error
+        try:
+            return self._check_open(name, descriptor, known)
+        finally:
+            os.close(descriptor)
+
+    def _check_open(self, name: str, descriptor: int, known: Committed) -> StatFacts:
+        path = EXPORT_PATHS[name]
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ExportTamperedError(path, "is no regular file")
+        facts = StatFacts.of(status, time.time_ns())
+        held = self._hashes.get(name)
+        if held is not None and held[1].same_file_state(facts):
+            return facts
+        self._hashes.pop(name, None)
+        if facts.size != known.size:
+            raise ExportTamperedError(path, f"has {facts.size} bytes and should have {known.size}")
+        sha = hashlib.sha256()
+        for block in _blocks(descriptor, known.size):
+            sha.update(block)
+        if sha.hexdigest() != known.sha256:
+            raise ExportTamperedError(path, "has other bytes than its last commit")
+        self._hashes[name] = (sha, facts)
+        return facts
+
+    # writing
+
+    def append(self, name: str, known: Committed, blocks: Iterable[bytes]) -> Written:
+        """Append behind the committed length, fsync; the caller has committed an intent.
+
+        Raises:
+            ExportTamperedError: The file is not what its last commit left.
+            ExportWriteError: The system refused.
+        """
+        exists = self.check(name, known) is not None
+        path = self._root / EXPORT_PATHS[name]
+        with _writing(EXPORT_PATHS[name]):
+            if not exists:
+                make_folder(path.parent, self._root)
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if exists else os.O_CREAT | os.O_EXCL)
+            descriptor = os.open(path, flags, FILE_MODE)
+            try:
+                sha = self._hashes[name][0].copy() if name in self._hashes else hashlib.sha256()
+                size = known.size
+                os.lseek(descriptor, size, os.SEEK_SET)
+                for block in blocks:
+                    sha.update(block)
+                    _write_all(descriptor, block)
+                    size += len(block)
+                os.fsync(descriptor)
+                facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+            finally:
+                os.close(descriptor)
+            if not exists:
+                sync_folder(path.parent)
+        if facts.size != size:
+            raise ExportTamperedError(EXPORT_PATHS[name], f"grew to {facts.size} bytes while it was written")
+        self._hashes[name] = (sha, facts)
+        return Written(size, sha.hexdigest(), facts)
+
+    def rewrite(self, name: str, known: Committed, temp: str, drop: Drop, blocks: Iterable[bytes]) -> Written:
+        """Stream the file into a temporary one beside it, without the dropped lines and with new ones behind; fsync.
+
+        The live file is left as it is until :meth:`install`.
+
+        Raises:
+            ExportTamperedError: The live file is not what its last commit left.
+            ExportWriteError: The system refused.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        target = path.with_name(temp)
+        self._hashes.pop(name, None)
+        with _writing(EXPORT_PATHS[name]):
+            make_folder(path.parent, self._root)
+            old = _open_live(path, EXPORT_PATHS[name], known)
+            try:
+                descriptor = _create(target, old)
+                try:
+                    sha, size, dropped = _stream(old, known, EXPORT_PATHS[name], drop, descriptor)
+                    for block in blocks:
+                        sha.update(block)
+                        _write_all(descriptor, block)
+                        size += len(block)
+                    os.fsync(descriptor)
+                    facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+                finally:
+                    os.close(descriptor)
+            finally:
+                if old is not None:
+                    os.close(old)
+            sync_folder(path.parent)
+        self._hashes[name] = (sha, facts)
+        return Written(size, sha.hexdigest(), facts, dropped)
+
+    def install(self, name: str, temp: str, inode: int) -> StatFacts:
+        """Put the finished temporary file in the live one's place; does nothing where that was done before.
+
+        Raises:
+            ExportTamperedError: Neither file is the one that was committed.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        source = path.with_name(temp)
+        with _writing(EXPORT_PATHS[name]):
+            try:
+                status = os.lstat(source)
+            except FileNotFoundError:
+                status = None
+            if status is not None and status.st_ino == inode:
+                os.rename(source, path)
+                sync_folder(path.parent)
+            live = _lstat(path)
+            if live is None or live.st_ino != inode:
+                raise ExportTamperedError(EXPORT_PATHS[name], "was replaced while its new version waited")
+        facts = StatFacts.of(live, time.time_ns())
+        held = self._hashes.get(name)
+        if held is not None:
+            self._hashes[name] = (held[0], facts)
+        return facts
+
+    def cut_back(self, name: str, base: int) -> None:
+        """Undo an append: cut the file back to its committed length, or remove it where it had none."""
+        path = self._root / EXPORT_PATHS[name]
+        self._hashes.pop(name, None)
+        with _writing(EXPORT_PATHS[name]):
+            live = _lstat(path)
+            if live is None or not stat.S_ISREG(live.st_mode) or live.st_size <= base:
+                return
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.ftruncate(descriptor, base)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def discard(self, name: str, temp: str) -> None:
+        """Undo a rewrite: remove the temporary file."""
+        path = self._root / EXPORT_PATHS[name]
+        self._hashes.pop(name, None)
+        with _writing(EXPORT_PATHS[name]):
+            path.with_name(temp).unlink(missing_ok=True)
+            if path.parent.is_dir():
+                sync_folder(path.parent)
+
+    def read_lines(self, name: str) -> Iterator[bytes]:
+        """The lines of a live file, line feeds included; nothing where there is no file."""
+        try:
+            descriptor = os.open(
+                self._root / EXPORT_PATHS[name], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except FileNotFoundError:
+            return
+        try:
+            yield from _lines(_blocks(descriptor, os.fstat(descriptor).st_size))
+        finally:
+            os.close(descriptor)
+
+
+def drop_ids(lines: dict[bytes, bytes]) -> Drop:
+    """Drop dataset lines by id; every row of ours begins with its schema version and its id."""
+    prefix = b'{"schema_version":1,"id":"'
+    start = len(prefix)
+
+    def drop(line: bytes) -> bool:
+        return line.startswith(prefix) and line[start : line.index(b'"', start)] in lines
+
+    return drop
+
+
+def drop_digests(digests: Counter[bytes], digest_of: Callable[[bytes], bytes]) -> Drop:
+    """Drop as many lines of each digest as are counted."""
+    left = Counter(digests)
+
+    def drop(line: bytes) -> bool:
+        digest = digest_of(line)
+        if left[digest] > 0:
+            left[digest] -= 1
+            return True
+        return False
+
+    return drop
+
+
+def make_folder(folder: Path, root: Path) -> None:
+    """Make a folder below the root, and make its entry last."""
+    if folder.is_dir():
+        return
+    if folder != root:
+        make_folder(folder.parent, root)
+    try:
+        folder.mkdir(mode=FOLDER_MODE)
+    except FileExistsError:
+        return
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that its entries outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportWriteError(shown, error) from error
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _open_live(path: Path, shown: str, known: Committed) -> int | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if known.size:
+            raise ExportTamperedError(shown, "is gone") from None
+        return None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != known.size:
+        os.close(descriptor)
+        raise ExportTamperedError(shown, f"has {status.st_size} bytes and should have {known.size}")
+    return descriptor
+
+
+def _create(target: Path, like: int | None) -> int:
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    if like is not None:
+        status = os.fstat(like)
+        try:
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+        except PermissionError:
+            pass  # SPEC 3.10: kept where permitted
+    return descriptor
+
+
+def _stream(
+    old: int | None, known: Committed, shown: str, drop: Drop, descriptor: int
+) -> tuple[hashlib._Hash, int, int]:
+    """Copy the kept lines; returns the new file's hash and length, and how many lines were dropped."""
+    before, after = hashlib.sha256(), hashlib.sha256()
+    size = dropped = 0
+    rest = b""
+    for block in _blocks(old, known.size) if old is not None else ():
+        before.update(block)
+        data = rest + block
+        end = data.rfind(b"\n") + 1
+        rest = data[end:]
+        lines = _split(data[:end])
+        kept = [line for line in lines if not drop(line)]
+        dropped += len(lines) - len(kept)
+        out = b"".join(kept)
+        after.update(out)
+        _write_all(descriptor, out)
+        size += len(out)
+    if before.hexdigest() != known.sha256 or rest:
+        raise ExportTamperedError(shown, "has other bytes than its last commit")
+    return after, size, dropped
+
+
+def _split(data: bytes) -> list[bytes]:
+    return [line + b"\n" for line in data.split(b"\n")[:-1]]
+
+
+def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        data = rest + block
+        end = data.rfind(b"\n") + 1
+        rest = data[end:]
+        yield from _split(data[:end])
+    if rest:
+        yield rest
+
+
+def _blocks(descriptor: int, size: int) -> Iterator[bytes]:
+    position = 0
+    while position < size:
+        block = os.pread(descriptor, min(BLOCK_BYTES, size - position), position)
+        if not block:
+            return
+        position += len(block)
+        yield block
+
+
+def _write_all(descriptor: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(descriptor, view) :]

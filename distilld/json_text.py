@@ -1,0 +1,232 @@
+"""JSON as the contract reads it and as JavaScript writes it (SPEC 2 and 3.8).
+
+Two promises: :func:`parse_object` accepts exactly the lines that SPEC 2 calls a JSON object, and :func:`stringify`
+gives the bytes that ``JSON.stringify(JSON.parse(line))`` would. The fast path is orjson; whatever it refuses, or
+could print in another way than JavaScript, takes the slow path, which is the reference.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+MAX_DEPTH: Final = 200
+"""Containers inside containers, the outermost object included."""
+
+WHITESPACE: Final = (
+    "\t\n\v\f\r \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
+"""What JavaScript's trim() removes; Python's own idea of white space differs in six characters."""
+
+_MAX_SAFE: Final = 2**53
+# The closing quote may be missing: were it not so, a torn line would be searched anew from each of its quotes.
+_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+# What orjson prints otherwise than JavaScript: floats, integers beyond 2^53, integer-like keys. Inside a string it may
+# match without need; then the slow path gives the same bytes.
+_NEEDS_CARE: Final = re.compile(rb'[:\[,]-?\d+(?:[.eE]|\d{15})|[{,]"\d+":')
+_ARRAY_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+
+
+class Malformed(StrEnum):
+    """Why a line is no JSON object: the texts that go into quarantine rows (SPEC 3.7)."""
+
+    NOT_JSON = "not JSON"
+    NOT_AN_OBJECT = "not a JSON object"
+    TOO_DEEP = f"nested deeper than {MAX_DEPTH}"
+    OUT_OF_RANGE = "number out of range"
+    TOO_LONG = "longer than the limit"
+
+    def text(self, max_line_bytes: int) -> str:
+        """The text for a quarantine row; only TOO_LONG names the limit."""
+        return f"longer than {max_line_bytes} bytes" if self is Malformed.TOO_LONG else self.value
+
+
+class ParsedLine(NamedTuple):
+    """A line as it was read. ``value`` is None for a malformed line; ``marked`` says that U+FFFD stands for bad text."""
+
+    value: dict[str, Any] | None
+    marked: bool
+    malformed: Malformed | None
+
+
+class _OutOfRangeError(ValueError):
+    pass
+
+
+def parse_object(raw: bytes) -> ParsedLine:
+    """Read one line (no line feed) as SPEC 2 demands; never raises for anything a line may hold."""
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper_than(raw, MAX_DEPTH):
+        return ParsedLine(None, False, Malformed.TOO_DEEP)
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return _parse_slowly(raw)
+    if type(value) is dict:
+        return ParsedLine(value, False, None)
+    return ParsedLine(None, False, Malformed.NOT_AN_OBJECT)
+
+
+def _parse_slowly(raw: bytes) -> ParsedLine:
+    marked = False
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text, marked = raw.decode(errors="replace"), True
+
+    def repaired(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Pair by pair, so that a lone surrogate marks the line even where a later duplicate of its key counts.
+        nonlocal marked
+        whole = [(_without_surrogates(key), _without_surrogates(item)) for key, item in pairs]
+        marked = marked or whole != pairs
+        return dict(whole)
+
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, parse_int=_integer, object_pairs_hook=repaired
+        )
+    except _OutOfRangeError:
+        return ParsedLine(None, marked, Malformed.OUT_OF_RANGE)
+    except ValueError:
+        return ParsedLine(None, marked, Malformed.NOT_JSON)
+    if type(value) is not dict:
+        return ParsedLine(None, marked, Malformed.NOT_AN_OBJECT)
+    return ParsedLine(value, marked, None)
+
+
+def _deeper_than(raw: bytes, limit: int) -> bool:
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(raw):
+        first = match.group()[:1]
+        if first in b"[{":
+            depth += 1
+            if depth > limit:
+                return True
+        elif first in b"]}":
+            depth -= 1
+    return False
+
+
+def _refuse(_: str) -> Any:
+    raise ValueError("NaN and Infinity are no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise _OutOfRangeError
+    return number
+
+
+def _integer(digits: str) -> int | float:
+    # Beyond 64 bits the value is a double, as in orjson and as in JavaScript.
+    if len(digits) <= 20:
+        whole = int(digits)
+        if -(2**63) <= whole < 2**64:
+            return whole
+    return _finite(digits)
+
+
+def _without_surrogates(value: Any) -> Any:
+    # The objects within were repaired when they were read.
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
+
+
+def stringify(value: Any) -> bytes:
+    """The bytes of ``JSON.stringify(value)`` for a value that came out of :func:`parse_object`."""
+    if type(value) is int or type(value) is float:
+        return number_text(value).encode()
+    plain = orjson.dumps(value)
+    return orjson.dumps(_as_javascript(value)) if _NEEDS_CARE.search(plain) else plain
+
+
+def _as_javascript(value: Any) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return orjson.Fragment(number_text(value))
+    if isinstance(value, list):
+        return [_as_javascript(item) for item in value]
+    indices = sorted((key for key in value if _is_array_index(key)), key=int)
+    order = [*indices, *(key for key in value if not _is_array_index(key))] if indices else value
+    return {key: _as_javascript(value[key]) for key in order}
+
+
+def _is_array_index(key: str) -> bool:
+    return _ARRAY_INDEX.fullmatch(key) is not None and int(key) < 2**32 - 1
+
+
+def number_text(number: int | float) -> str:
+    """A finite number as JavaScript prints it: every number is a double, shortest digits, exponent from 1e21 on."""
+    if isinstance(number, int) and -_MAX_SAFE <= number <= _MAX_SAFE:
+        return str(number)
+    double = float(number)
+    if double == 0:
+        return "0"
+    sign, digit_tuple, exponent = Decimal(repr(double)).normalize().as_tuple()
+    digits = "".join(map(str, digit_tuple))
+    point = len(digits) + int(exponent)  # where the decimal point stands, counted from the first digit
+    if len(digits) <= point <= 21:
+        body = digits + "0" * (point - len(digits))
+    elif 0 < point <= 21:
+        body = f"{digits[:point]}.{digits[point:]}"
+    elif -6 < point <= 0:
+        body = "0." + "0" * -point + digits
+    else:
+        fraction = f".{digits[1:]}" if len(digits) > 1 else ""
+        body = f"{digits[0]}{fraction}e{'+' if point > 0 else '-'}{abs(point - 1)}"
+    return "-" + body if sign else body
+
+
+_ABSENT: Final = object()
+
+
+def template_text(value: Any = _ABSENT) -> str:
+    """A value as a JavaScript template literal shows it; without an argument, ``undefined``."""
+    match value:
+        case str():
+            return value
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return number_text(value)
+        case list():
+            return ",".join("" if item is None else template_text(item) for item in value)
+        case dict():
+            return "[object Object]"
+        case _:
+            return "undefined"
+
+
+def trim(text: str) -> str:
+    """JavaScript's ``trim()``."""
+    return text.strip(WHITESPACE)
+
+
+def is_blank(text: str) -> bool:
+    """Whether ``trim()`` leaves nothing of it."""
+    return not text or (text[0] in WHITESPACE and not text.lstrip(WHITESPACE))
+
+
+def cut(text: str, units: int) -> str:
+    """The first ``units`` UTF-16 code units, one fewer where that would split a surrogate pair."""
+    head = text[:units]
+    if head.isascii():
+        return head
+    wide = head.encode("utf-16-le")
+    return head if len(wide) <= 2 * units else wide[: 2 * units].decode("utf-16-le", errors="ignore")
+
+
+def utf16_order(text: str) -> bytes:
+    """A sort key: JavaScript sorts strings by UTF-16 code units."""
+    return text.encode("utf-16-be", errors="surrogatepass")

@@ -1,0 +1,311 @@
+"""Tasks become preference pairs, and pairs become changes (SPEC 3.3; DESIGN 3, step 4).
+
+The pairs of a task depend on its first five accepted, rejected and partially accepted rows whose evidence is found, so
+a touched task is formed anew as a whole and compared with what is recorded of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from distilld.datasets import Hold, Ship, preference
+from distilld.decisions import Decisions, PairRow, Withdrawal, key_of
+from distilld.firewall import MissingFiles, PairCase, PairSide
+from distilld.model import Category, Cause, Dataset, Options
+from distilld.store.schema import CATEGORIES, DUPLICATE, REASON_CODES, SHIPPED
+from distilld.store.work import Work, WorkPair, WorkRow
+from distilld.tail import digest_of
+from distilld.texts import Texts
+
+_PAIRED: Final = (Category.ACCEPTED, Category.REJECTED, Category.PARTIALLY_ACCEPTED)
+_PREFERENCE: Final = Dataset.PREFERENCE
+
+
+class _Candidate(NamedTuple):
+    row: WorkRow
+    side: PairSide
+
+
+class PairJudge:
+    """Forms the pairs of one batch's tasks and adds what follows to its decisions."""
+
+    def __init__(
+        self,
+        work: Work,
+        texts: Texts,
+        options: Options,
+        decisions: Decisions,
+        *,
+        missing_files: MissingFiles | None,
+        options_changed: bool,
+    ) -> None:
+        self._work = work
+        self._texts = texts
+        self._options = options
+        self._out = decisions
+        self._missing_files = missing_files
+        self._options_changed = options_changed
+        self._shipped: dict[int, str] = {}
+        self._freed: dict[int, tuple[WorkPair, Cause]] = {}
+        self._absent = work.absent_files()
+        self._stamps: dict[int, str] = {}
+        # Pairs whose line another task took over before their own task was formed anew.
+        self._moved_on: set[int] = set()
+
+    def judge(self, tasks: Iterable[str]) -> None:
+        """Form the pairs of these tasks anew, in the order of the tasks' first rows."""
+        waiting = [(self._work.first_walk(task_id), task_id) for task_id in tasks]
+        heapq.heapify(waiting)
+        known = {task_id for _, task_id in waiting}
+        while waiting:
+            _, task_id = heapq.heappop(waiting)
+            for other in sorted(self._judge_task(task_id) - known):
+                known.add(other)
+                heapq.heappush(waiting, (self._work.first_walk(other), other))
+        self._out.tasks.extend(known)
+        for pair, cause in self._freed.values():
+            self._withdraw(pair, cause)
+
+    # one task
+
+    def _judge_task(self, task_id: str) -> set[str]:
+        """Form one task's pairs; returns the tasks whose ids that may change."""
+        recorded = self._work.pairs_of(task_id)
+        live = [pair for pair in recorded if pair.frozen is None]
+        rows = {category: self._candidates(task_id, category) for category in _PAIRED}
+        pairs = preference.pair_up(rows[Category.ACCEPTED], rows[Category.REJECTED], rows[Category.PARTIALLY_ACCEPTED])
+        touched: set[str] = set()
+        unmatched = {pair.pair_id: pair for pair in recorded}
+        formed: list[PairRow] = []
+        for slot, (chosen, rejected) in enumerate(pairs):
+            formed.append(self._judge_pair(task_id, slot, chosen, rejected, unmatched, touched))
+        for pair in unmatched.values():
+            self._let_go(pair, touched)
+        self._record(live, formed)
+        return touched - {task_id}
+
+    def _record(self, live: list[WorkPair], formed: list[PairRow]) -> None:
+        kept = [
+            (pair.task_id, pair.slot, pair.chosen_run_id, pair.rejected_run_id, pair.rejected_category,
+             pair.chosen_partition, pair.rejected_partition, pair.sample_key, pair.outcome, pair.line, pair.batch)
+            for pair in live
+        ]  # fmt: skip
+        if kept == [tuple(pair) for pair in formed]:
+            return
+        frozen = set(self._out.frozen_pairs)
+        self._out.dropped_pairs += [pair.pair_id for pair in live if pair.pair_id not in frozen]
+        self._out.pairs += formed
+
+    def _candidates(self, task_id: str, category: Category) -> list[_Candidate]:
+        rows = self._work.task_rows(task_id, category, preference.PAIRS_PER_TASK)
+        return [_Candidate(row, self._side(row)) for row in rows]
+
+    def _side(self, row: WorkRow) -> PairSide:
+        scored = self._texts.scored(row)
+        evidence = self._texts.evidence(row)
+        assert evidence is not None  # noqa: S101  task_rows() gives only rows whose evidence is found
+        return PairSide(scored, evidence, self._verdict(row.run_id or "", scored.category))
+
+    def _verdict(self, run_id: str, category: Category | None) -> Category | None:
+        """The verdict in force that a side must agree with; an absent one forbids and never clears."""
+        _, in_force, present = self._work.verdicts(run_id, self._options)
+        return in_force if present is category else present
+
+    # one pair
+
+    def _judge_pair(
+        self,
+        task_id: str,
+        slot: int,
+        chosen: _Candidate,
+        rejected: _Candidate,
+        unmatched: dict[int, WorkPair],
+        touched: set[str],
+    ) -> PairRow:
+        run_ids = chosen.row.run_id or "", rejected.row.run_id or ""
+        key = key_of(preference.id_digits(*run_ids, task_id))
+        others = [pair for pair in self._work.pairs_with_key(key) if pair.task_id != task_id]
+        taken = key in self._shipped or self._held_earlier(task_id, others)
+        case = PairCase(chosen.side, rejected.side, taken, self._options, self._missing_files)
+        outcome = preference.judge(case, chosen.row.at)
+        if isinstance(outcome, Ship):
+            code, line, batch = self._ship(task_id, key, outcome, unmatched, others, touched, run_ids)
+        else:
+            code, line, batch = self._hold(outcome, run_ids, unmatched)
+        return PairRow(
+            task_id, slot, *run_ids, rejected.row.category or 0,
+            chosen.row.partition_id, rejected.row.partition_id, key, code, line, batch,
+        )  # fmt: skip
+
+    def _held_earlier(self, task_id: str, others: list[WorkPair]) -> bool:
+        """Whether a pair of another task that comes first ships this id (two tasks can share one only by '|' in ids)."""
+        mine = self._work.first_walk(task_id)
+        gone = set(self._out.dropped_pairs)
+        return any(
+            pair.outcome == SHIPPED
+            and pair.frozen is None
+            and pair.pair_id not in gone
+            and (self._work.first_walk(pair.task_id), pair.task_id) < (mine, task_id)
+            for pair in others
+        )
+
+    def _ship(
+        self,
+        task_id: str,
+        key: int,
+        ship: Ship,
+        unmatched: dict[int, WorkPair],
+        others: list[WorkPair],
+        touched: set[str],
+        run_ids: tuple[str, str],
+    ) -> tuple[int, bytes, int]:
+        self._shipped[key] = task_id
+        self._out.totals[_PREFERENCE, "live", SHIPPED] += 1
+        changes = self._out.changes[_PREFERENCE]
+        standing, cause = self._standing(key, unmatched, others, touched)
+        if standing is not None:
+            if digest_of(self._stamped(key, ship, standing.batch)) == standing.line:
+                return SHIPPED, standing.line, standing.batch
+            changes.removed_keys[key] = standing.line
+            self._out.unadopted.append((_PREFERENCE, key))
+            self._publish(standing, cause, replaced=True)
+        line = ship.line(self._out.recorded_at)
+        changes.shipped.add(line)
+        self._out.shipped_runs.setdefault(_PREFERENCE, []).extend(run_ids)
+        return SHIPPED, digest_of(line), self._out.sequence
+
+    def _standing(
+        self, key: int, unmatched: dict[int, WorkPair], others: list[WorkPair], touched: set[str]
+    ) -> tuple[WorkPair | None, Cause]:
+        """The recorded pair whose line this id has now; it gives the line up to the pair that ships."""
+        change = Cause.OPTIONS_CHANGED if self._options_changed else Cause.EVIDENCE_CHANGED
+        for pair in unmatched.values():
+            if pair.sample_key == key and pair.outcome == SHIPPED:
+                del unmatched[pair.pair_id]
+                self._leave_totals(pair)
+                if pair.frozen is not None:
+                    self._out.dropped_pairs.append(pair.pair_id)
+                return pair, change
+        freed = self._freed.pop(key, None)
+        if freed is not None:
+            return freed[0], Cause.DISPLACED
+        for pair in others:
+            if pair.outcome == SHIPPED and pair.pair_id not in self._out.dropped_pairs:
+                self._leave_totals(pair)
+                self._out.dropped_pairs.append(pair.pair_id)
+                if pair.frozen is None:
+                    touched.add(pair.task_id)
+                    self._moved_on.add(pair.pair_id)
+                return pair, Cause.DISPLACED
+        return None, change
+
+    def _hold(self, hold: Hold, run_ids: tuple[str, str], unmatched: dict[int, WorkPair]) -> tuple[int, bytes, int]:
+        code = REASON_CODES[hold.reason]
+        self._out.totals[_PREFERENCE, "live", code] += 1
+        for pair in unmatched.values():
+            same = (pair.chosen_run_id, pair.rejected_run_id, pair.outcome) == (*run_ids, code)
+            if same and digest_of(hold.line(self._stamp(pair.batch))) == pair.line:
+                del unmatched[pair.pair_id]
+                self._leave_totals(pair)
+                if pair.frozen is not None:
+                    self._out.dropped_pairs.append(pair.pair_id)
+                return code, pair.line, pair.batch
+        line = hold.line(self._out.recorded_at)
+        self._out.changes[_PREFERENCE].held.add(line)
+        return code, digest_of(line), self._out.sequence
+
+    def _leave_totals(self, pair: WorkPair) -> None:
+        self._out.totals[_PREFERENCE, "frozen" if pair.frozen else "live", pair.outcome] -= 1
+
+    # a pair that is no longer formed
+
+    def _let_go(self, pair: WorkPair, touched: set[str]) -> None:
+        """A recorded pair that the task's present rows do not form: it leaves, or it is frozen (SPEC 3)."""
+        if pair.pair_id in self._moved_on:
+            return
+        overruled = self._overruled(pair)
+        if pair.frozen is not None:
+            if pair.outcome != SHIPPED or not overruled:
+                return
+            self._out.dropped_pairs.append(pair.pair_id)
+        elif not overruled and self._is_absent(pair):
+            self._out.frozen_pairs.append(pair.pair_id)
+            self._out.totals[_PREFERENCE, "live", pair.outcome] -= 1
+            self._out.totals[_PREFERENCE, "frozen", pair.outcome] += 1
+            return
+        self._leave_totals(pair)
+        if pair.outcome != SHIPPED:
+            self._out.changes[_PREFERENCE].removed_held[pair.line] += 1
+            return
+        self._freed[pair.sample_key] = (pair, self._cause(pair, overruled=overruled))
+        touched.update(
+            other.task_id for other in self._work.pairs_with_key(pair.sample_key) if other.outcome == DUPLICATE
+        )
+
+    def _is_absent(self, pair: WorkPair) -> bool:
+        sides = ((pair.chosen_partition, pair.chosen_run_id), (pair.rejected_partition, pair.rejected_run_id))
+        return any(
+            partition in self._absent and self._work.side_is_absent(partition or 0, run_id)
+            for partition, run_id in sides
+        )
+
+    def _overruled(self, pair: WorkPair) -> bool:
+        """Whether a verdict in force says otherwise than the pair about one of its sides."""
+        if not self._options.revoke:
+            return False
+        rejected = CATEGORIES[pair.rejected_category]
+        return any(
+            said is not None and said is not category
+            for run_id, category in ((pair.chosen_run_id, Category.ACCEPTED), (pair.rejected_run_id, rejected))
+            for said in self._work.verdicts(run_id, self._options)[1:]
+        )
+
+    def _cause(self, pair: WorkPair, *, overruled: bool) -> Cause:
+        if overruled:
+            return Cause.REVOKED
+        if not all(self._work.names_run(run_id) for run_id in (pair.chosen_run_id, pair.rejected_run_id)):
+            return Cause.ROW_REMOVED
+        if self._work.lacks_evidence(pair.chosen_run_id) or self._work.lacks_evidence(pair.rejected_run_id):
+            return Cause.EVIDENCE_CHANGED
+        return Cause.OPTIONS_CHANGED if self._options_changed else Cause.DISPLACED
+
+    def _withdraw(self, pair: WorkPair, cause: Cause) -> None:
+        self._out.changes[_PREFERENCE].removed_keys[pair.sample_key] = pair.line
+        self._out.unadopted.append((_PREFERENCE, pair.sample_key))
+        self._publish(pair, cause, replaced=False)
+
+    def _publish(self, pair: WorkPair, cause: Cause, *, replaced: bool) -> None:
+        verdict = None
+        if cause is Cause.REVOKED:
+            for run_id in (pair.chosen_run_id, pair.rejected_run_id):
+                category = self._work.verdicts(run_id, self._options)[1]
+                place = self._work.verdict_place(run_id, category) if category else None
+                expected = Category.ACCEPTED if run_id == pair.chosen_run_id else None
+                if place is not None and category is not expected:
+                    verdict = place
+                    break
+        self._out.withdrawals.append(
+            Withdrawal(
+                _PREFERENCE,
+                pair.sample_key,
+                cause,
+                replaced,
+                chosen_run_id=pair.chosen_run_id,
+                rejected_run_id=pair.rejected_run_id,
+                verdict=verdict,
+                shipped_batch=pair.batch or None,
+            )
+        )
+
+    def _stamped(self, key: int, ship: Ship, batch: int) -> bytes:
+        if batch == 0:
+            adopted = self._work.adopted(_PREFERENCE, key)
+            return ship.line(*adopted) if adopted else b""
+        return ship.line(self._stamp(batch))
+
+    def _stamp(self, batch: int) -> str:
+        if batch not in self._stamps:
+            self._stamps |= self._work.stamps([batch])
+        return self._stamps.get(batch, "")

@@ -1,0 +1,242 @@
+"""The partitions on disk: walk, stat, open (SPEC 2).
+
+A listing that fails raises :class:`ListingError`; it is never an empty folder. Nothing here follows a link below the
+two input trees, and nothing blocks on a FIFO.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from distilld.model import InputChanged, InputKind, OperatorError, StatFacts, UnreadableError
+
+TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/evidence"}
+SUFFIX: Final = ".jsonl"
+
+_FOLDER_NAMES: Final = (re.compile(r"[0-9]{4}"), re.compile(r"0[1-9]|1[0-2]"), re.compile(r"0[1-9]|[12][0-9]|3[01]"))
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class ListingError(OperatorError):
+    """A folder could not be listed, so what it holds is unknown; nothing is withdrawn on account of it."""
+
+    def __init__(self, path: str, cause: OSError | str) -> None:
+        why = cause if isinstance(cause, str) else cause.strerror or str(cause)
+        super().__init__(f"cannot list {path}: {why}", hint="nothing was changed; make the folder readable")
+        self.path = path
+
+
+class PartitionFile(NamedTuple):
+    """One file of an input tree; ``path`` is relative to its tree (``a/b/c/name.jsonl``)."""
+
+    kind: InputKind
+    path: str
+    stat: StatFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something in an input tree that is not read; ``path`` is below the root, made safe to print."""
+
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One look at both trees: files in walk order, what is not read, folder names that are no date."""
+
+    files: tuple[PartitionFile, ...]
+    oddities: tuple[Oddity, ...]
+    odd_folders: tuple[str, ...]
+    missing: frozenset[InputKind]
+
+
+def walk_key(path: str) -> tuple[str, ...]:
+    """The key of the walk order: path components, compared by code point (SPEC 2)."""
+    return tuple(path.split("/"))
+
+
+def printable(path: str) -> str:
+    """A path with what could harm a terminal or a log escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+
+
+def scan(root: Path) -> Scan:
+    """List both trees.
+
+    Raises:
+        ListingError: A folder that exists cannot be listed.
+    """
+    walker = _Walker(root)
+    for kind in InputKind:
+        walker.walk_tree(kind)
+    files = sorted(walker.files, key=lambda file: (walk_key(file.path), file.kind))
+    return Scan(tuple(files), tuple(walker.oddities), tuple(walker.odd_folders), frozenset(walker.missing))
+
+
+class _Walker:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: list[PartitionFile] = []
+        self.oddities: list[Oddity] = []
+        self.odd_folders: list[str] = []
+        self.missing: list[InputKind] = []
+
+    def walk_tree(self, kind: InputKind) -> None:
+        tree = self.root / TREES[kind]
+        if not tree.exists():
+            if tree.is_symlink():
+                raise ListingError(TREES[kind], "it is a link to nothing")
+            self.missing.append(kind)
+            return
+        self._walk_folder(kind, str(tree), "", 0)
+
+    def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int) -> None:
+        shown = f"{TREES[kind]}/{below}"
+        try:
+            with os.scandir(folder) as entries:
+                found = list(entries)
+        except OSError as error:
+            raise ListingError(printable(shown), error) from error
+        for entry in found:
+            if depth == len(_FOLDER_NAMES):
+                if entry.name.endswith(SUFFIX):
+                    self._take_file(kind, entry, below)
+            else:
+                self._enter(kind, entry, below, depth)
+
+    def _enter(self, kind: InputKind, entry: os.DirEntry[str], below: str, depth: int) -> None:
+        path = f"{below}{entry.name}"
+        if entry.is_symlink():
+            self._report(kind, path, "is a link and is not followed")
+        elif entry.is_dir(follow_symlinks=False):
+            problem = _name_problem(entry.name)
+            if problem:
+                self._report(kind, path, problem)
+                return
+            if not _FOLDER_NAMES[depth].fullmatch(entry.name):
+                self.odd_folders.append(f"{TREES[kind]}/{path}")
+            self._walk_folder(kind, entry.path, path + "/", depth + 1)
+
+    def _take_file(self, kind: InputKind, entry: os.DirEntry[str], below: str) -> None:
+        path = below + entry.name
+        looked_ns = time.time_ns()
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return  # it went between the listing and the look; the next scan tells
+        except OSError as error:
+            raise ListingError(printable(f"{TREES[kind]}/{path}"), error) from error
+        if stat.S_ISREG(status.st_mode):
+            problem = _name_problem(entry.name)
+            if problem:
+                self._report(kind, path, problem)
+            else:
+                self.files.append(PartitionFile(kind, path, StatFacts.of(status, looked_ns)))
+        elif stat.S_ISLNK(status.st_mode):
+            self._report(kind, path, "is a link and is not followed")
+        else:
+            self._report(kind, path, "is no regular file")
+
+    def _report(self, kind: InputKind, path: str, problem: str) -> None:
+        self.oddities.append(Oddity(printable(f"{TREES[kind]}/{path}"), problem))
+
+
+def _name_problem(name: str) -> str | None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    return "has control characters in its name" if _CONTROL.search(name) else None
+
+
+def tree_path(kind: InputKind, path: str) -> str:
+    """A partition's path below the root."""
+    return f"{TREES[kind]}/{path}"
+
+
+@contextmanager
+def open_partition(root: Path, kind: InputKind, path: str) -> Iterator[tuple[int, StatFacts]]:
+    """Open a partition for reading: no link followed below the tree, never blocking, regular files only.
+
+    Gives the descriptor and the facts of its fstat.
+
+    Raises:
+        InputChanged: It is gone, or no longer a regular file: the next scan tells.
+        UnreadableError: The system refuses to open it.
+    """
+    descriptor = _open_below(root / TREES[kind], path, tree_path(kind, path))
+    try:
+        looked_ns = time.time_ns()
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputChanged(tree_path(kind, path))
+        yield descriptor, StatFacts.of(status, looked_ns)
+    finally:
+        os.close(descriptor)
+
+
+def _open_below(tree: Path, path: str, shown: str) -> int:
+    *folders, name = path.split("/")
+    folder = -1
+    try:
+        folder = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in folders:
+            inner = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        return os.open(name, _FILE_FLAGS, dir_fd=folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputChanged(shown) from error
+    except OSError as error:
+        raise UnreadableError(shown, error) from error
+    finally:
+        if folder >= 0:
+            os.close(folder)
+
+
+class SourceFiles:
+    """The path check (SPEC 3.5): which of an evidence row's source files exist below a root, by realpath."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.realpath(root)
+
+    def missing(self, names: Sequence[Any]) -> tuple[str, ...]:
+        """Those of ``names`` that are no string, impossible as a name, lead out of the root, or do not exist.
+
+        Raises:
+            UnreadableError: The system would not say (EACCES, EIO).
+        """
+        return tuple(_shown(name) for name in names if not self._exists(name))
+
+    def _exists(self, name: Any) -> bool:
+        if not isinstance(name, str):
+            return False
+        try:
+            real = os.path.realpath(os.path.join(self._root, name), strict=True)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False
+        except OSError as error:
+            if error.errno in _IMPOSSIBLE:
+                return False
+            raise UnreadableError("a source file of the path check", error) from error
+        return real == self._root or real.startswith(self._root.rstrip("/") + "/")
+
+
+_IMPOSSIBLE: Final = frozenset({36, 40})  # ENAMETOOLONG, ELOOP
+
+
+def _shown(name: Any) -> str:
+    return name if isinstance(name, str) else "an entry that is no string"

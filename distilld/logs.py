@@ -1,0 +1,334 @@
+"""The log: one line an event, on standard error, with names from a closed list (SPEC 4, docs/logs.md).
+
+In the json form a line is one JSON object in plain ASCII, so neither a terminal nor a collector can be misled by what
+stands in it; the console form is for people. No line is longer than ``MAX_LINE_BYTES``. No value of a row gets in:
+callers pass counts, ids and paths, and of an exception only the kind, the place and messages known to be safe are told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from itertools import islice
+from pathlib import PurePath
+from types import MappingProxyType
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+from distilld.model import DistilldError, ProgramError
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "json", "console"]
+
+MAX_LINE_BYTES: Final = 40_000
+"""The longest line, its end included. journald splits lines at 48 KB."""
+
+EVENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # a batch
+        "batch_started": "A batch begins; its id stands on every line until it ends.",
+        "batch_committed": "A batch is durable: the one line that holds all its figures.",
+        "batch_undone": "A batch was taken back before its commit; nothing of it stays.",
+        "batch_failed": "A batch could not be done; the error, and what happens next.",
+        "stage_finished": "An outside stage ran; its exit code and its receipt.",
+        "dry_run": "What a batch would change; nothing was changed.",
+        "up_to_date": "There was nothing to do.",
+        # the input
+        "scan_finished": "All partitions were listed and compared with the store.",
+        "scan_failed": "The partitions could not be listed; nothing was judged or withdrawn.",
+        "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
+        "odd_partition_name": "A partition's folders are no date YYYY/MM/DD; it is read all the same.",
+        "pending_tail": "The last line of a partition is not finished yet; it waits.",
+        "malformed_evidence": "Evidence lines that hold no run; how many, and where the first one stands.",
+        "input_changed": "A file changed while it was read; the batch is planned anew.",
+        "settling": "A file shrank, changed in place or returned; it is read once it has been still.",
+        "partition_absent": "A partition disappeared; what became of its rows.",
+        "partition_returned": "A partition that was absent is back.",
+        "partition_rewritten": "A partition is not what was read before plus new lines; it was compared line by line.",
+        "tripwire_tripped": "So many rows vanished at once that they are kept until 'distilld prune' decides.",
+        # the exports and the store
+        "export_tampered": "An export file is not as it was left.",
+        "export_set_aside": "The export file as it was found was put into exports/.set-aside.",
+        "export_restored": "The export file holds again what it should.",
+        "orphan_kept": "Rows that no present input produces were found in an export and are kept, frozen.",
+        "takeover_started": "An export layer without a store is taken over.",
+        "takeover_finished": "The take-over is done: rows adopted, replaced, kept and removed.",
+        "store_set_aside": "The state store was corrupt; it was put aside and is rebuilt.",
+        "store_migrated": "The state store was brought to this version's form.",
+        "recovery_started": "A batch was cut off; it is completed or undone now.",
+        "recovery_finished": "The batch that was cut off is completed or undone.",
+        "receipt_written": "A batch's receipt is on disk.",
+        "receipt_repaired": "A receipt that was missing or damaged was written again from the store.",
+        "withdrawal_overdue": "Rows that must leave a dataset are still there; since when.",
+        "rebuild_started": "Everything is read and judged anew.",
+        "rebuild_finished": "The files stand in walk order.",
+        "pruned": "Frozen rows were withdrawn, or accepted for good, as the operator said.",
+        # the daemon
+        "daemon_started": "The daemon is up: version, root, state, options.",
+        "daemon_stopping": "The daemon was told to stop; the batch in hand is finished or undone.",
+        "daemon_stopped": "The daemon is down.",
+        "lock_taken": "This process is the one writer of the lakehouse.",
+        "options_changed": "An option that changes the target state changed; every row is judged anew.",
+        "reload_started": "The configuration is read again.",
+        "reload_refused": "The new configuration is wrong; the old one stays in force.",
+        "reload_finished": "The new configuration is in force.",
+        "watch_started": "File events are listened to.",
+        "watch_fallback": "File events cannot be had; scanning alone finds what changed.",
+        "watch_rearmed": "The watched folders changed; they are watched anew.",
+        "retry_scheduled": "The next try after a failure; when.",
+    }
+)
+"""Every event's name and what it says. A line with another name is a bug, and raises ProgramError."""
+
+_PRIORITIES: Final[Mapping[str, int]] = MappingProxyType(
+    {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+)
+"""The levels as systemd counts them (sd-daemon(3))."""
+
+_LEVEL_NUMBERS: Final[Mapping[str, int]] = MappingProxyType({"debug": 10, "info": 20, "warning": 30, "error": 40})
+_NO_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def configure(
+    *,
+    level: Level,
+    fmt: Format,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] = _NO_ENVIRONMENT,
+) -> None:
+    """Set the log up for this process; may be called again, after which every logger follows.
+
+    ``stream`` is standard error if not given. ``fmt`` auto is console on a terminal and json elsewhere. Where
+    ``environ``'s JOURNAL_STREAM says that ``stream`` leads to the journal, json lines begin with their priority.
+    """
+    out = sys.stderr if stream is None else stream
+    console = fmt == "console" or (fmt == "auto" and out.isatty())
+    render = _ConsoleLine() if console else _JsonLine(priority=_leads_to_journal(out, environ))
+    sink = _Sink(out)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _refuse_unknown_event,
+            _add_time,
+            _tell_exception,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVEL_NUMBERS[level]),
+        logger_factory=lambda *_: sink,
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger() -> FilteringBoundLogger:
+    """The logger. It writes as ``configure`` said last; before that, to standard error all the same."""
+    if not structlog.is_configured():
+        configure(level="info", fmt="auto")
+    logger: FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def lines_of_batch(batch_id: str) -> AbstractContextManager[None]:
+    """Every line written inside carries ``batch_id``, whoever writes it."""
+    return structlog.contextvars.bound_contextvars(batch_id=batch_id)
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, each character that does not print replaced by its escape.
+
+    That covers line ends, escape sequences, DEL, the C1 controls, the signs that turn the writing direction, and what
+    stands for bytes that were no text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+class _Sink:
+    """Writes finished lines, each in one piece.
+
+    A line that cannot be written is lost: a full disk under the log must not stop a batch, and the receipt holds the
+    same figures.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def _write(self, line: str) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError:
+            return
+
+    debug = info = warning = error = critical = _write
+
+
+def _leads_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether JOURNAL_STREAM (device and inode, see systemd.exec(5)) names ``stream``; a redirection is none."""
+    try:
+        facts = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # no file behind the stream, or it is closed
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+
+
+def _refuse_unknown_event(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    if line.get("event") not in EVENTS:
+        raise ProgramError(f"no log event of this name is registered: {line.get('event')!r}")
+    return line
+
+
+def _add_time(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    line["ts"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return line
+
+
+def _tell_exception(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Replace ``exc_info`` by what led to the exception and where it was raised."""
+    given = line.pop("exc_info", None)
+    error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
+    if error is None:
+        return line
+    line["exception"] = _told(error)
+    line["exception_causes"] = [_told(cause) for cause in _causes(error)]
+    line["exception_at"] = [
+        f"{'/'.join(PurePath(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}"
+        for frame in reversed(traceback.extract_tb(error.__traceback__))
+    ]
+    return line
+
+
+def _told(error: BaseException) -> str:
+    """The exception's kind and, where its message can hold no value of a row, the message."""
+    kind = type(error).__qualname__
+    safe = isinstance(error, DistilldError | OSError) or type(error).__module__ == "sqlite3"
+    return f"{kind}: {error}" if safe else kind
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen = {id(error)}
+    cause = error.__cause__ or error.__context__
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+
+
+class _JsonLine:
+    """Renders a line as one JSON object in ASCII: ts, level and event first, then the rest as it was given."""
+
+    def __init__(self, *, priority: bool) -> None:
+        self._priority = priority
+
+    def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> str:
+        prefix = f"<{_PRIORITIES[line['level']]}>" if self._priority else ""
+        return prefix + _fitted(line, _as_json, MAX_LINE_BYTES - len(prefix) - 1)
+
+
+class _ConsoleLine:
+    """Renders a line for people: time, level, event, then key=value."""
+
+    def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> str:
+        return _fitted(line, _as_console, MAX_LINE_BYTES - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How much of a line is kept: characters of a text, items of a list or mapping, levels of nesting."""
+
+    characters: int
+    items: int
+    levels: int
+
+
+_LIMITS: Final = (
+    _Limits(8_000, 500, 8),
+    _Limits(2_000, 100, 6),
+    _Limits(500, 30, 4),
+    _Limits(120, 10, 3),
+    # Always short enough: time, level, event and batch_id, and nothing that nests.
+    _Limits(40, 4, 1),
+)
+_FIRST_KEYS: Final = ("ts", "level", "event", "batch_id")
+
+
+def _fitted(line: EventDict, render: Callable[[Mapping[str, Any]], str], most_bytes: int) -> str:
+    """``line`` rendered with the widest limits under which it takes no more than ``most_bytes``."""
+    ordered = {key: line[key] for key in _FIRST_KEYS if key in line} | dict(line)
+    text = ""
+    for limits in _LIMITS:
+        text = render(_bounded_mapping(ordered, limits, limits.levels))
+        if len(text.encode()) <= most_bytes:
+            break
+    return text
+
+
+def _bounded(value: object, limits: _Limits, levels: int) -> object:
+    """``value`` as JSON can hold it, within ``limits``. What is no plain value is told by its type alone."""
+    match value:
+        case Enum():
+            return _bounded(value.value, limits, levels)
+        case None | bool():
+            return value
+        case int():
+            return value if abs(value) < 1 << 63 else "<int>"
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case str() | PurePath():
+            return _bounded_text(str(value), limits)
+        case Mapping() if levels > 0:
+            return _bounded_mapping(value, limits, levels)
+        case list() | tuple() if levels > 0:
+            kept = [_bounded(item, limits, levels - 1) for item in value[: limits.items]]
+            return kept if len(value) <= limits.items else [*kept, _more(len(value) - limits.items)]
+    return f"<{type(value).__qualname__}>"
+
+
+def _bounded_mapping(value: Mapping[Any, Any], limits: _Limits, levels: int) -> dict[str, object]:
+    kept = {
+        _bounded_text(str(key), limits): _bounded(item, limits, levels - 1)
+        for key, item in islice(value.items(), limits.items)
+    }
+    return kept if len(value) <= limits.items else {**kept, "...": _more(len(value) - limits.items)}
+
+
+def _bounded_text(text: str, limits: _Limits) -> str:
+    whole = text[: limits.characters].encode("utf-8", "backslashreplace").decode()
+    return whole if len(text) <= limits.characters else whole + _more(len(text) - limits.characters)
+
+
+def _more(count: int) -> str:
+    return f"... [{count} more]"
+
+
+def _as_json(line: Mapping[str, Any]) -> str:
+    # json leaves DEL as it is; here it can stand in a text only, where its escape means the same.
+    return json.dumps(line, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")
+
+
+def _as_console(line: Mapping[str, Any]) -> str:
+    head = f"{line['ts']} {line['level']:<7} {line['event']:<20}"
+    rest = (
+        f"{printable(key)}={_console_value(value)}"
+        for key, value in line.items()
+        if key not in ("ts", "level", "event")
+    )
+    return " ".join((head, *rest)).rstrip()
+
+
+def _console_value(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r'[^\s"=]+', value):
+        return printable(value)
+    return printable(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,252 @@
+"""The words of the domain, each with one meaning. Pure: no file, clock, log or database.
+
+partition     a path ``a/b/c/name.jsonl`` that may stand in both input trees
+scored row    one non-empty line of a scored partition
+evidence      the record of a run, in the mirrored evidence partition
+dataset       one of the three training files
+ship          a row's sample stands in a dataset
+hold          a row stands in quarantine, with a reason
+withdraw      a shipped row leaves its dataset
+verdict       what a scored row says of its run; the last one is *in force*
+revoke        a verdict in force that forbids what an earlier one allowed
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+RULES_VERSION: Final = 1
+"""Raise it when a release changes what any row comes to: every row is then judged anew."""
+
+
+class Category(StrEnum):
+    """What the scorer says of a run (SPEC 2)."""
+
+    ACCEPTED = "accepted"
+    PARTIALLY_ACCEPTED = "partially_accepted"
+    REJECTED = "rejected"
+    NEEDS_HUMAN_REVIEW = "needs_human_review"
+
+
+SFT_NEVER: Final = frozenset({Category.REJECTED, Category.NEEDS_HUMAN_REVIEW})
+"""The categories that no option can let into the SFT dataset (SPEC 3.2). It never grows smaller."""
+
+
+class Dataset(StrEnum):
+    """The three datasets, in the order in which they are renamed and reported."""
+
+    RAG = "rag"
+    SFT = "sft"
+    PREFERENCE = "preference"
+
+
+class Reason(StrEnum):
+    """Why a row is held: the closed list of SPEC 3.7."""
+
+    MISSING_PROVENANCE = "missing_provenance"
+    MISSING_SOURCE_RUN_ID = "missing_source_run_id"
+    EMPTY_CONTENT = "empty_content"
+    SCHEMA_VIOLATION = "schema_violation"
+    UNSAFE_SFT_CATEGORY = "unsafe_sft_category"
+    UNSAFE_RAG_CATEGORY = "unsafe_rag_category"
+    INVALID_PREFERENCE_PAIRING = "invalid_preference_pairing"
+    HALLUCINATED_FILE_PATH = "hallucinated_file_path"
+    DUPLICATE_ID = "duplicate_id"
+    SELF_PAIRING = "self_pairing"
+    CATEGORY_DISALLOWED = "category_disallowed"
+
+
+class InputKind(StrEnum):
+    """The two input trees below ``<root>/data``."""
+
+    SCORED = "scored"
+    EVIDENCE = "evidence"
+
+
+class OnDelete(StrEnum):
+    """What the disappearance of a partition means (SPEC 3)."""
+
+    KEEP = "keep"
+    WITHDRAW = "withdraw"
+
+
+class Trigger(StrEnum):
+    """What set a batch off."""
+
+    STARTUP = "startup"
+    WATCH = "watch"
+    RESCAN = "rescan"
+    ONCE = "once"
+    REBUILD = "rebuild"
+    RELOAD = "reload"
+    RECOVERY = "recovery"
+    PRUNE = "prune"
+
+
+class Cause(StrEnum):
+    """Why a shipped row left or was replaced: the first that fits (SPEC 3.9)."""
+
+    PRUNED = "pruned"
+    REVOKED = "revoked"
+    RESCORED = "rescored"
+    ROW_REMOVED = "row_removed"
+    EVIDENCE_CHANGED = "evidence_changed"
+    DISPLACED = "displaced"
+    OPTIONS_CHANGED = "options_changed"
+    LOST = "lost"
+    UNDONE = "undone"
+
+
+@dataclass(frozen=True, slots=True)
+class RowRef:
+    """Where a row stands: its partition (``a/b/c/name.jsonl``) and its line, non-empty lines counted from 0."""
+
+    partition: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A verdict in force: its category and where it stands."""
+
+    category: Category
+    at: RowRef
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The settings that change the target state (SPEC 5.1); their sha256 stands in every receipt."""
+
+    include_partial: bool = False
+    include_review: bool = False
+    revoke: bool = True
+    on_delete: OnDelete = OnDelete.KEEP
+    check_source_files: bool = False
+    source_files_root: str = ""
+    missing_source_file: str = ""
+    max_line_bytes: int = 8_388_608
+    rules_version: int = RULES_VERSION
+
+    @property
+    def rag_allowed(self) -> tuple[Category, ...]:
+        """The categories that may ship to RAG, in the order in which messages name them."""
+        allowed = (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED)
+        return (*allowed, Category.NEEDS_HUMAN_REVIEW) if self.include_review else allowed
+
+    @property
+    def sft_allowed(self) -> tuple[Category, ...]:
+        """The categories that may ship to SFT; SFT_NEVER is held before this is asked."""
+        return (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED) if self.include_partial else (Category.ACCEPTED,)
+
+    def forbids(self, dataset: Dataset, category: Category) -> bool:
+        """Whether a verdict of this category in force revokes its run's rows in ``dataset`` (SPEC 3.4)."""
+        if dataset is Dataset.RAG:
+            return category is Category.REJECTED or (
+                category is Category.NEEDS_HUMAN_REVIEW and not self.include_review
+            )
+        return category in SFT_NEVER
+
+    def as_json(self) -> dict[str, object]:
+        """The options as a receipt shows them."""
+        return {key: str(value) if isinstance(value, StrEnum) else value for key, value in asdict(self).items()}
+
+    @property
+    def sha256(self) -> str:
+        """A digest of every option, stable across releases that do not change them."""
+        text = "\n".join(f"{key}={value!r}" for key, value in sorted(self.as_json().items()))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class StatFacts(NamedTuple):
+    """What a stat says of a file, and when it was asked; times in nanoseconds since the epoch."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    looked_ns: int
+
+    @classmethod
+    def of(cls, status: Any, looked_ns: int) -> StatFacts:
+        """From an ``os.stat_result``, asked for at ``looked_ns``."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, looked_ns)
+
+    def same_file_state(self, other: StatFacts) -> bool:
+        """Whether both looks saw the same inode, size and times."""
+        return self[:5] == other[:5]
+
+    def is_settled(self, within_ns: int = 2_000_000_000) -> bool:
+        """Whether the last change was long enough before the look that a later one would show in the times."""
+        return max(self.mtime_ns, self.ctime_ns) < self.looked_ns - within_ns
+
+
+DATASET_PATHS: Final = {
+    Dataset.RAG: "exports/rag/playbooks.jsonl",
+    Dataset.SFT: "exports/sft/instruction_response.jsonl",
+    Dataset.PREFERENCE: "exports/preference/chosen_rejected.jsonl",
+}
+EXPORT_PATHS: Final[dict[str, str]] = {
+    **{dataset.value: path for dataset, path in DATASET_PATHS.items()},
+    **{f"quarantine_{dataset}": f"exports/quarantine/{dataset}.jsonl" for dataset in Dataset},
+    **{f"withdrawals_{dataset}": f"exports/withdrawals/{dataset}.jsonl" for dataset in Dataset},
+}
+"""The nine files that distilld writes, by name; paths are below the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What an export is to be: its length in bytes, its rows, its sha256 in hex."""
+
+    size: int
+    rows: int
+    sha256: str
+
+
+class DistilldError(Exception):
+    """The base of every error that the program raises on purpose; ``hint`` says what to do about it."""
+
+    hint: str = ""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint or self.hint
+
+
+class OperatorError(DistilldError):
+    """Somebody who runs the box must act: a full disk, a missing permission, a second writer."""
+
+
+class UsageError(DistilldError):
+    """The command or the configuration is wrong (exit code 2)."""
+
+
+class WriterBusy(OperatorError):
+    """Another distilld holds the lake or the store (exit code 75)."""
+
+    def __init__(self, message: str, *, pid: int | None) -> None:
+        super().__init__(message, hint="stop it, or wait until it is done")
+        self.pid = pid
+
+
+class InputChanged(DistilldError):
+    """An input file changed between two looks of one batch: the batch is undone and planned anew."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} changed while it was read")
+        self.path = path
+
+
+class UnreadableError(OperatorError):
+    """An input file could not be read."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint="make the file readable")
+        self.path = path
+
+
+class ProgramError(DistilldError):
+    """A check that must hold did not: a bug, and the batch is undone."""

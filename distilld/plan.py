@@ -1,0 +1,61 @@
+"""From what a scan saw and what is recorded to what must be looked into: pure (DESIGN 3, step 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple, Protocol, TypeVar
+
+
+class Facts(Protocol):
+    """The stat facts of a file, as a scan sees and the store records them."""
+
+    def same_file_state(self, other: Facts) -> bool:
+        """Whether both looks saw the same inode, size and times."""
+
+    def is_settled(self) -> bool:
+        """Whether the last change was long enough before the look to show."""
+
+
+class Known(NamedTuple):
+    """What is recorded of a file: its facts as of the last reading, and whether it is there."""
+
+    facts: Facts
+    present: bool
+
+
+class Look(StrEnum):
+    """Why a file is to be read."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    RETURNED = "returned"
+
+
+Key = TypeVar("Key")
+
+
+class Plan(NamedTuple):
+    """The files to read, in the order of the scan, and those that are gone, in the order in which they are known."""
+
+    to_read: tuple[tuple[object, Look], ...]
+    gone: tuple[object, ...]
+
+
+def compare(seen: Mapping[Key, Facts], known: Mapping[Key, Known]) -> Plan:
+    """What a scan asks for.
+
+    A file counts as unchanged, without being read, only where all its facts are as recorded and were long enough
+    unchanged when they were recorded (SPEC 4, 'A change is never trusted to be an append').
+    """
+    to_read: list[tuple[object, Look]] = []
+    for key, facts in seen.items():
+        record = known.get(key)
+        if record is None:
+            to_read.append((key, Look.NEW))
+        elif not record.present:
+            to_read.append((key, Look.RETURNED))
+        elif not (record.facts.same_file_state(facts) and record.facts.is_settled()):
+            to_read.append((key, Look.CHANGED))
+    gone = tuple(key for key, record in known.items() if record.present and key not in seen)
+    return Plan(tuple(to_read), gone)

@@ -1,0 +1,170 @@
+"""A batch's facts become its receipt, a link in a chain, and ``latest.md``, a page for people (SPEC 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from distilld import __version__
+from distilld.model import OperatorError
+
+RECEIPT_VERSION: Final = 1
+REPORTS: Final = "reports/distillation"
+FOLDER_MODE: Final = 0o750
+FILE_MODE: Final = 0o640
+
+
+class ReceiptWriteError(OperatorError):
+    """A receipt could not be written; the batch stands, and the receipt is written again at the next start."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk")
+        self.path = path
+        self.errno = cause.errno
+
+
+@dataclass(frozen=True, slots=True)
+class GitState:
+    """The checkout that the root is, as of start or reload; all None where it is none."""
+
+    sha: str | None = None
+    branch: str | None = None
+    dirty: bool | None = None
+
+
+def git_state(root: Path) -> GitState:
+    """Ask git about the root; a root that is no checkout, or a machine without git, has no state."""
+    sha = _git(root, "rev-parse", "HEAD")
+    if sha is None:
+        return GitState()
+    branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return GitState(sha, branch, None if changes is None else bool(changes))
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def receipt_bytes(facts: Mapping[str, Any]) -> bytes:
+    """The receipt's file: indented JSON with a line feed."""
+    return orjson.dumps(
+        {"schema_version": RECEIPT_VERSION, "distilld_version": __version__, **facts},
+        option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def sha256_of(receipt: bytes) -> str:
+    """The digest that the next receipt in the chain names."""
+    return hashlib.sha256(receipt).hexdigest()
+
+
+def receipt_path(batch_id: str) -> str:
+    """Where a batch's receipt stands below the root."""
+    return f"{REPORTS}/{batch_id}/receipt.json"
+
+
+def write_receipt(root: Path, batch_id: str, receipt: bytes) -> None:
+    """Write a receipt and the page; writing it again gives the same.
+
+    Raises:
+        ReceiptWriteError: The system refused.
+    """
+    _replace(root, receipt_path(batch_id), receipt)
+    _replace(root, f"{REPORTS}/latest.md", latest_page(orjson.loads(receipt)).encode())
+
+
+def remove_receipt(root: Path, batch_id: str) -> None:
+    """Remove a receipt that is kept no longer."""
+    path = root / receipt_path(batch_id)
+    try:
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ReceiptWriteError(receipt_path(batch_id), error) from error
+
+
+def _replace(root: Path, below: str, content: bytes) -> None:
+    path = root / below
+    temp = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temp, path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ReceiptWriteError(below, error) from error
+
+
+def latest_page(receipt: Mapping[str, Any]) -> str:
+    """The newest batch on one page: what came in, what stands in the datasets, what is held back and why."""
+    counts = receipt["record_counts"]
+    lines = [
+        "# The latest batch",
+        "",
+        f"Batch `{receipt['batch_id']}`, number {receipt['sequence']}, set off by {receipt['trigger']}; "
+        f"{receipt['started_at']} to {receipt['ended_at']} ({receipt['duration_ms']} ms). "
+        + ("All its checks passed." if receipt["validation_pass"] else "**A check failed.**"),
+        "",
+        "| dataset | rows at rest | held back | appended | withdrawn |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, per in counts["per_exporter"].items():
+        lines.append(f"| {name} | {per['shipped']} | {per['held']} | {per['appended']} | {per['withdrawn']} |")
+    lines += ["", "## Held back, by reason", "", "| dataset | reason | rows |", "|---|---|---:|"]
+    for name, per in counts["per_exporter"].items():
+        lines += [f"| {name} | {reason} | {rows} |" for reason, rows in per["by_reason"].items()]
+    lines += ["", "## Inputs of this batch", "", *_input_table(receipt["inputs"])]
+    for title, key in (("Warnings", "warnings"), ("Errors", "errors")):
+        if receipt[key]:
+            lines += ["", f"## {title}", "", *(f"- {_cell(text)}" for text in receipt[key])]
+    return "\n".join(lines) + "\n"
+
+
+_SHOWN_INPUTS: Final = 50
+
+
+def _input_table(inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not inputs:
+        return ["None."]
+    lines = ["| file | change | lines | malformed |", "|---|---|---:|---:|"]
+    lines += [
+        f"| {_cell(each['path'])} | {each['change']} | {each['lines']} | {each['malformed_lines']} |"
+        for each in inputs[:_SHOWN_INPUTS]
+    ]
+    if len(inputs) > _SHOWN_INPUTS:
+        lines += ["", f"... and {len(inputs) - _SHOWN_INPUTS} more; the receipt names all."]
+    return lines
+
+
+def _cell(text: str) -> str:
+    safe = "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in text)
+    return safe.replace("|", "\\|").replace("`", "\\`").replace("<", "&lt;")

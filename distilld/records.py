@@ -1,0 +1,135 @@
+"""What comes in: scored runs and evidence, read tolerantly (SPEC 2, 'Types').
+
+A field of the wrong type is an absent field; nothing here raises for what a producer wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, NamedTuple, TypeGuard
+
+from distilld.json_text import number_text
+from distilld.model import Category
+
+_CATEGORIES: Final = {category.value: category for category in Category}
+_INT64_END: Final = 2**63
+
+
+def category_of(value: Any) -> Category | None:
+    """The category that a JSON value names, or None."""
+    return _CATEGORIES.get(value) if type(value) is str else None
+
+
+def id_digits(run_id: str, sig_hash: str) -> str:
+    """The 16 hex digits that a RAG and an SFT row of this run share (SPEC 3.1, 3.2)."""
+    return hashlib.sha256(f"{run_id}|{sig_hash}".encode()).hexdigest()[:16]
+
+
+class ScoredRun(NamedTuple):
+    """One scored row. Every string is non-empty; ``value`` is the row's whole JSON object."""
+
+    value: dict[str, Any]
+    run_id: str | None
+    task_id: str | None
+    category: Category | None
+    sig_hash: str | None
+    source_file: str | None
+    line_offset: int | None
+    first_reason: str | None
+    marked: bool
+
+
+class EvidenceRecord(NamedTuple):
+    """One evidence row. ``text`` and ``task_id`` may be empty strings; None is absent or of another type."""
+
+    run_id: str | None
+    task_id: str | None
+    model_role: str | None
+    model_name: str | None
+    text: str | None
+    source_files: tuple[Any, ...] | None
+    matrix_corpora: str | None
+    pathway_fingerprints: str | None
+    contractor: str | None
+    source_file: str | None
+    marked: bool
+
+    @property
+    def first_source_file(self) -> str | None:
+        """The first of ``source_files``, a non-empty string, or None where the field does not count."""
+        return self.source_files[0] if self.source_files else None
+
+
+def _string(value: Any) -> str | None:
+    return value if type(value) is str and value else None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return type(value) is int or type(value) is float
+
+
+def _line_offset(value: Any) -> int | None:
+    if type(value) is int:
+        whole = value
+    elif type(value) is float and value.is_integer():
+        whole = int(value)
+    else:
+        return None
+    if -(2**53) <= whole <= 2**53:
+        return whole
+    # JavaScript holds it as a double; a loader's 64-bit column must hold what is printed.
+    whole = int(number_text(float(whole))) if abs(whole) < 10**21 else _INT64_END
+    return whole if -_INT64_END <= whole < _INT64_END else None
+
+
+def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
+    """Read a scored row from its JSON object."""
+    provenance = value.get("provenance")
+    if type(provenance) is not dict:
+        provenance = {}
+    reasons = value.get("reasons")
+    return ScoredRun(
+        value,
+        _string(value.get("evidence_run_id")),
+        _string(value.get("evidence_task_id")),
+        category_of(value.get("category")),
+        _string(provenance.get("sig_hash")),
+        _string(provenance.get("source_file")),
+        _line_offset(provenance.get("line_offset")),
+        _string(reasons[0]) if type(reasons) is list and reasons else None,
+        marked,
+    )
+
+
+def evidence_record(value: dict[str, Any], *, marked: bool = False) -> EvidenceRecord:
+    """Read an evidence row from its JSON object."""
+    get = value.get
+    run_id, task_id, text, files = get("run_id"), get("task_id"), get("text"), get("source_files")
+    retrieved, metadata, provenance = get("retrieved_context"), get("metadata"), get("provenance")
+    corpora = fingerprints = None
+    if type(retrieved) is dict:
+        corpora = _joined(retrieved.get("matrix_corpora"))
+        seen = retrieved.get("pathway_fingerprints_seen")
+        fingerprints = number_text(seen) if _is_number(seen) else None
+    source_file = provenance.get("source_file") if type(provenance) is dict else None
+    return EvidenceRecord(
+        _string(run_id),
+        task_id if type(task_id) is str else None,
+        _string(get("model_role")),
+        _string(get("model_name")),
+        text if type(text) is str else None,
+        tuple(files) if type(files) is list and files and _string(files[0]) else None,
+        corpora,
+        fingerprints,
+        _string(metadata.get("contractor")) if type(metadata) is dict else None,
+        source_file if type(source_file) is str else None,
+        marked,
+    )
+
+
+def _joined(corpora: Any) -> str | None:
+    if type(corpora) is not list:
+        return None
+    wanted = (item for item in corpora if isinstance(item, str) or _is_number(item))
+    parts = [item if isinstance(item, str) else number_text(item) for item in wanted]
+    return ",".join(parts) if parts else None

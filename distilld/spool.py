@@ -1,0 +1,58 @@
+"""Lines on their way to an export: in memory while they are few, in an unnamed temporary file when they are many."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+MEMORY_BYTES: Final = 4 << 20
+_BLOCK: Final = 1 << 20
+
+
+class LineSpool:
+    """Finished lines in order. The temporary file has no name, so a crash leaves nothing behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lines: list[bytes] = []
+        self._held = 0
+        self._file: IO[bytes] | None = None
+        self.rows = 0
+        self.bytes = 0
+
+    def add(self, line: bytes) -> None:
+        """Take one line, line feed included."""
+        self._lines.append(line)
+        self._held += len(line)
+        self.rows += 1
+        self.bytes += len(line)
+        if self._held > MEMORY_BYTES:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  closed by close()
+        block = b"".join(self._lines)
+        view = memoryview(block)
+        while view:
+            view = view[self._file.write(view) :]
+        self._lines, self._held = [], 0
+
+    def blocks(self) -> Iterator[bytes]:
+        """Everything in order, in blocks of some size."""
+        if self._file is not None:
+            self._file.seek(0)
+            while block := self._file.read(_BLOCK):
+                yield block
+            self._file.seek(0, 2)
+        if self._lines:
+            yield b"".join(self._lines)
+
+    def close(self) -> None:
+        """Give the temporary file back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lines = []

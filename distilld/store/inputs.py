@@ -1,0 +1,645 @@
+"""The facts of the inputs: partitions, files, scored rows, evidence rows (DESIGN 3, steps 1 to 3).
+
+Every method runs inside the caller's transaction and touches no export. What a change of facts can change in the
+datasets is put into the queues ``rejudge_rows``, ``rejudge_tasks``, ``rejudge_frozen`` and ``departures``, in the same
+transaction, so that a crash between indexing and judging loses nothing.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from distilld.model import Category, Dataset, InputKind, Options, ProgramError
+from distilld.store import Store
+from distilld.store.schema import (
+    BASE_END,
+    BASE_STEP,
+    CATEGORIES,
+    DUPLICATE,
+    LINES_END,
+    SHIPPED,
+)
+
+_MASK = LINES_END - 1
+_FACTS = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
+_OUTCOMES = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
+
+
+@dataclass(slots=True)
+class FileRecord:
+    """What the store knows of one input file: its stat facts and how far it is indexed and judged."""
+
+    partition_id: int
+    walk_base: int
+    path: str
+    kind: InputKind
+    state: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    looked_ns: int
+    indexed_bytes: int
+    indexed_sha256: str
+    indexed_lines: int
+    judged_lines: int
+    malformed_lines: int
+    tail: str | None
+    tail_bytes: int
+    tail_digest: bytes | None
+
+
+class RowFacts(NamedTuple):
+    """The facts of one scored row, in the order of the table's columns."""
+
+    line: int
+    start: int
+    length: int
+    digest: bytes
+    run_id: str | None
+    task_id: str | None
+    category: int | None
+    malformed: int | None
+    sample_key: int | None
+
+
+class EvidenceFacts(NamedTuple):
+    """The facts of one evidence row."""
+
+    run_id: str
+    line: int
+    start: int
+    length: int
+    digest: bytes
+
+
+class InForce(NamedTuple):
+    """The categories that decide over a run: per dataset, and among the present verdicts alone."""
+
+    rag: Category | None
+    sft: Category | None
+    present: Category | None
+
+
+class Inputs:
+    """The part of the store that knows the input files."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+
+    # files and partitions
+
+    def files(self) -> dict[tuple[InputKind, str], FileRecord]:
+        """Every file that is known, present or absent."""
+        rows = self._run(
+            "SELECT f.partition_id, p.walk_base, p.path, f.kind, f.state, f.device, f.inode, f.size_bytes, f.mtime_ns,"
+            " f.ctime_ns, f.looked_ns, f.indexed_bytes, f.indexed_sha256, f.indexed_lines, f.judged_lines,"
+            " f.malformed_lines, f.tail, f.tail_bytes, f.tail_digest"
+            " FROM files f JOIN partitions p USING (partition_id)"
+        )
+        return {
+            (InputKind(row[3]), row[2]): FileRecord(row[0], row[1], row[2], InputKind(row[3]), *row[4:]) for row in rows
+        }
+
+    def write_file(self, record: FileRecord) -> None:
+        """Insert or replace what is known of a file."""
+        values = (
+            record.partition_id, record.kind.value, record.state, record.device, record.inode, record.size,
+            record.mtime_ns, record.ctime_ns, record.looked_ns, record.indexed_bytes, record.indexed_sha256,
+            record.indexed_lines, record.judged_lines, record.malformed_lines, record.tail, record.tail_bytes,
+            record.tail_digest,
+        )  # fmt: skip
+        self._run(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * len(values))})", values)
+
+    def forget_file(self, record: FileRecord) -> None:
+        """Drop a file that is gone for good."""
+        self._run("DELETE FROM files WHERE partition_id = ? AND kind = ?", (record.partition_id, record.kind.value))
+
+    def place_partitions(self, paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Give new partitions their place in the walk order; returns (partition_id, walk_base) of each path.
+
+        A place between two neighbours is found in the gap that their bases leave; where a gap is used up, all bases
+        are spread anew (counted in ``counters.walk_relabels``).
+        """
+        known = {
+            path: (number, base)
+            for number, path, base in self._run("SELECT partition_id, path, walk_base FROM partitions")
+        }
+        wanted = sorted((path for path in set(paths) if path not in known), key=_components)
+        if not wanted:
+            return known
+        order = sorted(known, key=_components)
+        keys = [_components(path) for path in order]
+        groups: dict[int, list[str]] = {}
+        for path in wanted:
+            groups.setdefault(bisect.bisect(keys, _components(path)), []).append(path)
+        for at, group in groups.items():
+            low = known[order[at - 1]][1] if at else 0
+            high = known[order[at]][1] if at < len(order) else min(low + BASE_STEP * (len(group) + 1), BASE_END)
+            step = (high - low) // (len(group) + 1) & ~_MASK
+            if step < LINES_END:
+                self._spread_bases(wanted)
+                return self.place_partitions(wanted)
+            for number, path in enumerate(group, 1):
+                base = low + step * number
+                partition_id = self._run(
+                    "INSERT INTO partitions (path, walk_base) VALUES (?, ?)", (path, base)
+                ).lastrowid
+                known[path] = (partition_id or 0, base)
+        return known
+
+    def _spread_bases(self, coming: list[str]) -> None:
+        """Spread all bases evenly, with room for what comes; rows move with their partitions."""
+        old = self._run("SELECT partition_id, path, walk_base FROM partitions").fetchall()
+        order = sorted([*(path for _, path, _ in old), *coming], key=_components)
+        step = BASE_END // (len(order) + 2) & ~_MASK
+        step = min(step, BASE_STEP) if len(order) * BASE_STEP < BASE_END // 2 else step
+        if step < 2 * LINES_END:
+            raise ProgramError(f"{len(order)} partitions are more than a state store can order")
+        new = {path: step * (number + 1) for number, path in enumerate(order)}
+        # Two passes through negative numbers: a new base may be another partition's old one.
+        for sign in (-1, 1):
+            for partition_id, path, base in old:
+                source = base if sign < 0 else -new[path]
+                self._move_walks(source, sign * new[path])
+                self._run(
+                    "UPDATE partitions SET walk_base = ? WHERE partition_id = ?", (sign * new[path], partition_id)
+                )
+        self._run("UPDATE counters SET value = value + 1 WHERE name = 'walk_relabels'")
+
+    def _move_walks(self, source: int, target: int) -> None:
+        for table in ("scored_rows", "rejudge_rows"):
+            self._run(
+                f"UPDATE {table} SET walk = walk + ? WHERE walk >= ? AND walk < ?",
+                (target - source, source, source + LINES_END),
+            )
+
+    # scored rows
+
+    def add_scored(self, record: FileRecord, rows: list[RowFacts]) -> None:
+        """Insert rows behind those that are known of the file; they are unjudged."""
+        found = self._evidence_found(record.partition_id, "?5")
+        base = record.walk_base
+        self._many(
+            f"INSERT INTO scored_rows (walk, {_FACTS}, evidence_found)"
+            f" VALUES (?1 + {base}, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, {found})",
+            rows,
+        )
+        self._count(len(rows), len(rows))
+
+    def _evidence_found(self, partition_id: int, run: str) -> str:
+        """SQL for whether a run has evidence in the mirrored partition; an absent evidence file has none to give."""
+        present = self._run(
+            "SELECT EXISTS (SELECT 1 FROM files WHERE partition_id = ? AND kind = 'evidence' AND state = 'present')",
+            (partition_id,),
+        ).fetchone()[0]
+        if not present:
+            return "0"
+        return f"EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = {partition_id} AND e.run_id = {run})"
+
+    def _count(self, rows: int, unjudged: int) -> None:
+        self._many(
+            "UPDATE counters SET value = value + ? WHERE name = ?", [(rows, "scored_rows"), (unjudged, "unjudged_rows")]
+        )
+
+    def is_fresh(self) -> bool:
+        """Whether nothing was ever judged, so that new facts can change no outcome."""
+        counters = dict(self._run("SELECT name, value FROM counters").fetchall())
+        return (
+            counters["scored_rows"] == counters["unjudged_rows"]
+            and not self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows) OR EXISTS (SELECT 1 FROM pairs)").fetchone()[0]
+        )
+
+    def close_over_new(self, record: FileRecord, first_line: int, end_line: int, options: Options) -> None:
+        """Queue what rows [first_line, end_line) of a scored file change elsewhere: verdicts, frozen copies."""
+        low, high = record.walk_base + first_line, record.walk_base + end_line
+        runs = self._run(
+            "SELECT DISTINCT n.run_id FROM scored_rows n WHERE n.walk >= ?1 AND n.walk < ?2 AND n.run_id IS NOT NULL"
+            " AND n.category IS NOT NULL AND ("
+            " EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = n.run_id AND o.walk < ?1)"
+            " OR EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = n.run_id AND o.walk >= ?2)"
+            " OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = n.run_id)"
+            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.chosen_run_id = n.run_id AND p.frozen IS NOT NULL)"
+            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = n.run_id AND p.frozen IS NOT NULL))",
+            (low, high),
+        ).fetchall()
+        for (run_id,) in runs:
+            before = self.in_force(run_id, options, without=(low, high))
+            self.queue_verdict_change(run_id, before, self.in_force(run_id, options), options)
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM scored_rows n JOIN frozen_rows f"
+            " ON f.digest = n.digest WHERE n.walk >= ? AND n.walk < ? AND f.kind <> 'orphan'",
+            (low, high),
+        )
+
+    def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
+        """The verdicts in force of a run (SPEC 3.4; absent ones forbid and never clear)."""
+        low, high = without or (0, 0)
+        present = self._run(
+            "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
+            " category IS NOT NULL AND walk >= ?3 ORDER BY walk DESC LIMIT 1)"
+            " UNION ALL SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
+            " category IS NOT NULL AND walk < ?2 ORDER BY walk DESC LIMIT 1)) ORDER BY walk DESC LIMIT 1",
+            (run_id, low, high),
+        ).fetchone()
+        absent = self._run(
+            "SELECT p.walk_base + f.line, f.category FROM frozen_rows f JOIN partitions p USING (partition_id)"
+            " WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IS NOT NULL AND NOT EXISTS"
+            " (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND s.digest = f.digest"
+            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)) ORDER BY 1 DESC",
+            (run_id, low, high),
+        ).fetchall()
+        return InForce(
+            _last(Dataset.RAG, present, absent, options),
+            _last(Dataset.SFT, present, absent, options),
+            CATEGORIES[present[1]] if present else None,
+        )
+
+    def queue_verdict_change(self, run_id: str, before: InForce, after: InForce, options: Options) -> None:
+        """Queue what a change of the verdicts in force can change: the run's rows, its frozen rows, its pairs."""
+        if not options.revoke or before == after:
+            return
+        flips = [
+            options.forbids(dataset, new) if new else False
+            for dataset, old, new in ((Dataset.RAG, before.rag, after.rag), (Dataset.SFT, before.sft, after.sft))
+            if old is not new and any(category and options.forbids(dataset, category) for category in (old, new))
+        ]
+        if flips:
+            self._run(
+                "INSERT INTO rejudge_rows (walk, forced) SELECT walk, ?2 FROM scored_rows WHERE run_id = ?1"
+                " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)",
+                (run_id, int(any(flips))),
+            )
+        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE run_id = ?", (run_id,))
+        self._run(
+            "INSERT OR REPLACE INTO rejudge_tasks SELECT task_id, 1 FROM pairs WHERE chosen_run_id = ?1"
+            " UNION SELECT task_id, 1 FROM pairs WHERE rejected_run_id = ?1",
+            (run_id,),
+        )
+
+    # rewriting a scored file
+
+    def stage_scored(self) -> None:
+        """Begin to take in a rewritten scored file."""
+        self._run("DROP TABLE IF EXISTS temp.incoming")
+        self._run(
+            "CREATE TEMP TABLE incoming (line INTEGER PRIMARY KEY, start_byte INTEGER, length_bytes INTEGER, digest BLOB,"
+            " run_id TEXT, task_id TEXT, category INTEGER, malformed INTEGER, sample_key INTEGER, old_walk INTEGER)"
+        )
+
+    def add_staged(self, rows: list[RowFacts]) -> None:
+        """Stage some lines of the rewritten file."""
+        self._many(f"INSERT INTO incoming (line, {_FACTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def replace_scored(self, record: FileRecord, options: Options) -> None:
+        """Put the staged lines in the place of what was known of the file.
+
+        A line whose bytes stood in the file before keeps its outcomes and is not judged anew for having moved, but for
+        what its place decides: a quarantine row's location, and who holds an id.
+        """
+        low, high = record.walk_base, record.walk_base + LINES_END
+        self._match(low, high)
+        runs = [
+            run_id
+            for (run_id,) in self._run(
+                "SELECT run_id FROM incoming WHERE run_id IS NOT NULL AND (old_walk IS NULL OR old_walk <> line + ?1)"
+                " UNION SELECT run_id FROM departing WHERE run_id IS NOT NULL",
+                (low,),
+            )
+        ]
+        before = [self.in_force(run_id, options) for run_id in runs]
+        self._depart(record.partition_id, low)
+        self._move(low)
+        self._insert_new(record, low)
+        self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
+                  " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM incoming i JOIN frozen_rows f"
+            " ON f.digest = i.digest WHERE f.kind <> 'orphan'"
+        )
+        for run_id, old in zip(runs, before, strict=True):
+            self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
+            " WHERE walk >= ? AND walk < ? AND rag IS NULL",
+            (low, high),
+        )
+        self._run("DROP TABLE temp.incoming")
+        self._run("DROP TABLE temp.departing")
+
+    def _match(self, low: int, high: int) -> None:
+        """Pair staged lines with known rows of the same bytes, in order; the unpaired known rows depart."""
+        self._run("DROP TABLE IF EXISTS temp.paired")
+        self._run(
+            "CREATE TEMP TABLE paired AS WITH"
+            " o AS (SELECT walk, digest, row_number() OVER (PARTITION BY digest ORDER BY walk) AS nth"
+            "       FROM scored_rows WHERE walk >= ?1 AND walk < ?2),"
+            " n AS (SELECT line, digest, row_number() OVER (PARTITION BY digest ORDER BY line) AS nth FROM incoming)"
+            " SELECT n.line AS line, o.walk AS walk FROM n JOIN o ON n.digest = o.digest AND n.nth = o.nth",
+            (low, high),
+        )
+        self._run("UPDATE incoming SET old_walk = paired.walk FROM paired WHERE paired.line = incoming.line")
+        self._run("DROP TABLE IF EXISTS temp.departing")
+        self._run(
+            "CREATE TEMP TABLE departing AS SELECT * FROM scored_rows WHERE walk >= ?1 AND walk < ?2"
+            " AND walk NOT IN (SELECT walk FROM paired)",
+            (low, high),
+        )
+        self._run("DROP TABLE temp.paired")
+
+    def _depart(self, partition_id: int, low: int) -> None:
+        """Rows that the file no longer holds: their lines in the exports wait in ``departures``."""
+        for dataset in ("rag", "sft"):
+            self._run(
+                "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
+                " partition_id, row_line, row)"
+                f" SELECT '{dataset}', d.{dataset}, d.sample_key, d.{dataset}_line, d.{dataset}_batch, d.run_id, d.task_id,"
+                " d.category, CASE WHEN i.run_id = d.run_id THEN 'rescored' ELSE 'row_removed' END, ?1, d.walk - ?2,"
+                " d.digest FROM departing d LEFT JOIN incoming i ON i.line = d.walk - ?2"
+                f" WHERE d.{dataset} IS NOT NULL",
+                (partition_id, low),
+            )
+            self._shift_totals(dataset, "departing", "live", "departing")
+        self._touch_tasks("departing", "task_id IS NOT NULL AND evidence_found = 1")
+        removed, unjudged = self._run("SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM departing").fetchone()
+        self._count(-removed, -unjudged)
+        self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT walk FROM departing)")
+        self._run("DELETE FROM scored_rows WHERE walk IN (SELECT walk FROM departing)")
+
+    def _shift_totals(self, dataset: str, table: str, source: str, target: str, where: str = "1") -> None:
+        counts = self._run(
+            f"SELECT {dataset}, count(*) FROM {table} WHERE {dataset} IS NOT NULL AND {where} GROUP BY {dataset}"
+        ).fetchall()
+        for outcome, rows in counts:
+            self.add_total(dataset, source, outcome, -rows)
+            self.add_total(dataset, target, outcome, rows)
+
+    def add_total(self, dataset: str, state: str, outcome: int, rows: int) -> None:
+        """Count rows of a dataset in or out of a state."""
+        self._run(
+            "UPDATE totals SET rows = rows + ? WHERE dataset = ? AND state = ? AND outcome = ?",
+            (rows, dataset, state, outcome),
+        )
+
+    def _touch_tasks(self, table: str, where: str) -> None:
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
+
+    def _move(self, low: int) -> None:
+        """Lines whose bytes stood elsewhere in the file take their outcomes along."""
+        self._run("DROP TABLE IF EXISTS temp.moving")
+        self._run(
+            f"CREATE TEMP TABLE moving AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
+            f" s.{', s.'.join(_FACTS.split(', '))}, {_OUTCOMES}, s.evidence_found, s.kept"
+            " FROM incoming i JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
+            (low,),
+        )
+        self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT old_walk FROM moving)")
+        self._run("DELETE FROM scored_rows WHERE walk IN (SELECT old_walk FROM moving)")
+        facts = _FACTS.replace("start_byte", "new_start")
+        self._run(
+            f"INSERT INTO scored_rows (walk, {_FACTS}, {_OUTCOMES}, evidence_found, kept)"
+            f" SELECT walk, {facts}, {_OUTCOMES}, evidence_found, kept FROM moving"
+        )
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM moving"
+            f" WHERE rag IS NULL OR rag <> {SHIPPED} OR sft IS NULL OR sft <> {SHIPPED}"
+        )
+        for dataset in ("rag", "sft"):
+            self._run(
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT d.walk, 0 FROM moving m JOIN scored_rows d"
+                f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"
+                f" WHERE m.{dataset} = {SHIPPED} AND d.walk < m.walk"
+            )
+        self._touch_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")
+        self._run("DROP TABLE temp.moving")
+
+    def _insert_new(self, record: FileRecord, low: int) -> None:
+        found = self._evidence_found(record.partition_id, "incoming.run_id")
+        self._run(
+            f"INSERT INTO scored_rows (walk, {_FACTS}, evidence_found)"
+            f" SELECT line + ?1, {_FACTS}, {found} FROM incoming WHERE old_walk IS NULL",
+            (low,),
+        )
+        added = self._run("SELECT count(*) FROM incoming WHERE old_walk IS NULL").fetchone()[0]
+        self._count(added, added)
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT line + ?1, 0 FROM incoming WHERE old_walk IS NULL",
+            (low,),
+        )
+
+    # evidence rows
+
+    def add_evidence(self, record: FileRecord, rows: list[EvidenceFacts]) -> None:
+        """Insert evidence that no scored row waits for: the last row of a run counts."""
+        self._many(
+            f"INSERT OR REPLACE INTO evidence_rows VALUES ({record.partition_id}, ?, ?, ?, ?, ?)",
+            rows,
+        )
+
+    def stage_evidence(self) -> None:
+        """Begin to take in evidence whose effect on known scored rows matters."""
+        self._run("DROP TABLE IF EXISTS temp.incoming")
+        self._run(
+            "CREATE TEMP TABLE incoming (run_id TEXT PRIMARY KEY, line INTEGER, start_byte INTEGER, length_bytes INTEGER,"
+            " digest BLOB) WITHOUT ROWID"
+        )
+
+    def add_staged_evidence(self, rows: list[EvidenceFacts]) -> None:
+        """Stage some evidence rows, in order."""
+        self._many("INSERT OR REPLACE INTO incoming VALUES (?, ?, ?, ?, ?)", rows)
+
+    def apply_evidence(self, record: FileRecord, *, whole_file: bool, returned: bool = False) -> None:
+        """Take the staged evidence in; queue the scored rows of runs whose evidence came, changed or went.
+
+        ``whole_file`` says that what is not staged is gone; ``returned`` that the file was absent before, so that every
+        run of it counts as changed.
+        """
+        partition, low = record.partition_id, record.walk_base
+        known = "SELECT run_id, digest FROM evidence_rows WHERE partition_id = ?1"
+        self._run("DROP TABLE IF EXISTS temp.changed")
+        self._run("CREATE TEMP TABLE changed (run_id TEXT PRIMARY KEY, found INTEGER) WITHOUT ROWID")
+        self._run(
+            f"INSERT INTO changed SELECT i.run_id, 1 FROM incoming i LEFT JOIN ({known}) e USING (run_id)"
+            " WHERE e.digest IS NULL OR e.digest <> i.digest OR ?2",
+            (partition, returned),
+        )
+        if whole_file:
+            self._run(
+                f"INSERT INTO changed SELECT e.run_id, 0 FROM ({known}) e WHERE e.run_id NOT IN (SELECT run_id FROM incoming)",
+                (partition,),
+            )
+            self._run("DELETE FROM evidence_rows WHERE partition_id = ?", (partition,))
+        self._run(
+            "INSERT OR REPLACE INTO evidence_rows SELECT ?, run_id, line, start_byte, length_bytes, digest FROM incoming",
+            (partition,),
+        )
+        self._queue_changed_evidence(low)
+        self._run("DROP TABLE temp.incoming")
+        self._run("DROP TABLE temp.changed")
+
+    def _queue_changed_evidence(self, low: int) -> None:
+        in_partition = "FROM changed c JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
+        span = (low, low + LINES_END)
+        self._run(
+            f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 {in_partition} WHERE s.task_id IS NOT NULL",
+            span,
+        )
+        self._run(
+            f"INSERT INTO rejudge_rows SELECT s.walk, 0, 1 {in_partition} WHERE s.rag IS NOT NULL"
+            " ON CONFLICT (walk) DO UPDATE SET evidence_changed = 1",
+            span,
+        )
+        self._run(
+            "UPDATE scored_rows SET evidence_found = c.found FROM changed c WHERE scored_rows.run_id = c.run_id"
+            " AND scored_rows.walk >= ?1 AND scored_rows.walk < ?2 AND scored_rows.evidence_found <> c.found",
+            span,
+        )
+
+    def has_scored_rows(self, record: FileRecord) -> bool:
+        """Whether scored rows of the mirrored partition are known."""
+        low = record.walk_base
+        found = self._run(
+            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE walk >= ? AND walk < ?)", (low, low + LINES_END)
+        )
+        return bool(found.fetchone()[0])
+
+    # files that went and came back
+
+    def freeze_scored(self, record: FileRecord, options: Options) -> None:
+        """A scored file became absent: what became of its rows is frozen (SPEC 3, 'Absent partitions')."""
+        low, high = record.walk_base, record.walk_base + LINES_END
+        span = "walk >= ?1 AND walk < ?2"
+        runs = self._runs_of(low, high)
+        before = [self.in_force(run_id, options) for run_id in runs]
+        self._touch_tasks(
+            "scored_rows", f"task_id IS NOT NULL AND evidence_found = 1 AND walk >= {low} AND walk < {high}"
+        )
+        self._run(
+            f"INSERT INTO frozen_rows (kind, partition_id, line, {_FACTS}, {_OUTCOMES})"
+            f" SELECT 'absent', ?3, walk - ?1, {_FACTS}, {_OUTCOMES} FROM scored_rows WHERE {span}",
+            (low, high, record.partition_id),
+        )
+        for dataset in ("rag", "sft"):
+            self._shift_totals(dataset, "scored_rows", "live", "frozen", f"walk >= {low} AND walk < {high}")
+        self._drop_span(low, high)
+        self._wake_waiters(f"FROM frozen_rows g WHERE g.partition_id = {record.partition_id}")
+        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE partition_id = ?"
+                  " AND EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = frozen_rows.run_id)", (record.partition_id,))  # fmt: skip
+        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE partition_id = ?"
+                  " AND run_id IS NULL", (record.partition_id,))  # fmt: skip
+        for run_id, old in zip(runs, before, strict=True):
+            self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
+
+    def _runs_of(self, low: int, high: int) -> list[str]:
+        found = self._run(
+            "SELECT DISTINCT run_id FROM scored_rows WHERE walk >= ? AND walk < ? AND run_id IS NOT NULL", (low, high)
+        )
+        return [run_id for (run_id,) in found]
+
+    def _drop_span(self, low: int, high: int) -> None:
+        removed, unjudged = self._run(
+            "SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM scored_rows WHERE walk >= ? AND walk < ?",
+            (low, high),
+        ).fetchone()
+        self._count(-removed, -unjudged)
+        self._run("DELETE FROM scored_rows WHERE walk >= ? AND walk < ?", (low, high))
+        self._run("DELETE FROM rejudge_rows WHERE walk >= ? AND walk < ?", (low, high))
+
+    def _wake_waiters(self, source: str) -> None:
+        for dataset in ("rag", "sft"):
+            self._run(
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0"
+                f" {source.replace(' WHERE ', f' JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE} WHERE ')}"
+                f" AND g.{dataset} = {SHIPPED} GROUP BY d.sample_key"
+            )
+
+    def thaw_scored(self, record: FileRecord, options: Options) -> None:
+        """An absent scored file returned: its rows stand where they stood, to be compared with the file, and all judged."""
+        low = record.walk_base
+        runs = [
+            run_id
+            for (run_id,) in self._run(
+                "SELECT DISTINCT run_id FROM frozen_rows WHERE partition_id = ? AND kind = 'absent' AND run_id IS NOT NULL",
+                (record.partition_id,),
+            )
+        ]
+        before = [self.in_force(run_id, options) for run_id in runs]
+        where = f"partition_id = {record.partition_id} AND kind = 'absent'"
+        found = self._evidence_found(record.partition_id, "frozen_rows.run_id")
+        for dataset in ("rag", "sft"):
+            self._shift_totals(dataset, "frozen_rows", "frozen", "live", where)
+        rows, unjudged = self._run(
+            f"SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM frozen_rows WHERE {where}"
+        ).fetchone()
+        self._count(rows, unjudged)
+        self._run(
+            f"INSERT INTO scored_rows (walk, {_FACTS}, {_OUTCOMES}, evidence_found)"
+            f" SELECT line + {low}, {_FACTS}, {_OUTCOMES}, {found} FROM frozen_rows WHERE {where}"
+        )
+        self._run(f"DELETE FROM frozen_rows WHERE {where}")
+        self._run("INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE walk >= ? AND walk < ?",
+                  (low, low + LINES_END))  # fmt: skip
+        self._touch_tasks("scored_rows", f"task_id IS NOT NULL AND walk >= {low} AND walk < {low + LINES_END}")
+        for run_id, old in zip(runs, before, strict=True):
+            self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
+
+    def drop_scored(self, record: FileRecord, options: Options) -> None:
+        """A scored file is gone for good: as if it had become empty."""
+        self.stage_scored()
+        self.replace_scored(record, options)
+
+    def lose_evidence(self, record: FileRecord) -> None:
+        """An evidence file became absent: what was built on it stays, and no pair is formed from it any more."""
+        low, high = record.walk_base, record.walk_base + LINES_END
+        self._touch_tasks(
+            "scored_rows", f"task_id IS NOT NULL AND evidence_found = 1 AND walk >= {low} AND walk < {high}"
+        )
+        self._run(
+            "UPDATE scored_rows SET evidence_found = 0 WHERE walk >= ? AND walk < ? AND evidence_found = 1", (low, high)
+        )
+
+    # queues
+
+    def queue_everything(self) -> None:
+        """Every row and every task is to be judged anew: an option changed, or a rebuild was asked for."""
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 1 FROM scored_rows WHERE rag IS NOT NULL"
+        )
+        self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs")
+        self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM scored_rows"
+                  " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL")  # fmt: skip
+        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows")
+
+    def note_input(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
+        """Remember an input's change for the next receipt."""
+        self._run(
+            "INSERT INTO unreported_inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (partition_id, kind) DO UPDATE SET"
+            " change = CASE change WHEN 'appended' THEN excluded.change ELSE change END, sha256 = excluded.sha256,"
+            " size_bytes = excluded.size_bytes, from_offset = min(from_offset, excluded.from_offset),"
+            " to_offset = excluded.to_offset, lines = lines + excluded.lines,"
+            " malformed_lines = malformed_lines + excluded.malformed_lines",
+            (record.partition_id, record.kind.value, change, record.indexed_sha256, record.indexed_bytes, from_offset,
+             record.indexed_bytes, lines, malformed),
+        )  # fmt: skip
+
+
+def _components(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/"))
+
+
+def _last(
+    dataset: Dataset, present: tuple[int, int] | None, absent: list[tuple[int, int]], options: Options
+) -> Category | None:
+    """The last verdict among the present one and the absent ones that forbid; ``absent`` is in falling walk order."""
+    for walk, code in absent:
+        if present and walk < present[0]:
+            break
+        if options.forbids(dataset, CATEGORIES[code]):
+            return CATEGORIES[code]
+    return CATEGORIES[present[1]] if present else None

@@ -1,0 +1,332 @@
+"""What was done: outcomes, exports, batches, receipts, withdrawals (DESIGN 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from distilld.decisions import Decisions, id_of
+from distilld.model import EXPORT_PATHS, Committed, Dataset, InputKind, StatFacts
+from distilld.store import Store
+from distilld.store.schema import REASONS, SHIPPED
+
+
+class Intent(NamedTuple):
+    """A write that is under way: where the file ends without it, and its temporary file if it is rewritten."""
+
+    name: str
+    batch: int
+    base_bytes: int
+    temp: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRecord:
+    """What the store knows of one export; ``pending_temp`` waits to be put in the live file's place."""
+
+    name: str
+    committed: Committed
+    generation: int
+    inode: int | None
+    facts: StatFacts | None
+    pending_temp: str | None
+
+
+class InputNote(NamedTuple):
+    """One input of a receipt."""
+
+    path: str
+    kind: InputKind
+    change: str
+    sha256: str | None
+    size: int
+    from_offset: int
+    to_offset: int
+    lines: int
+    malformed_lines: int
+
+
+class BatchRecord(NamedTuple):
+    """A committed batch."""
+
+    batch: int
+    batch_id: str
+    trigger: str
+    recorded_at: str
+
+
+class Totals:
+    """Rows at rest, by dataset, state and outcome code."""
+
+    def __init__(self, rows: list[tuple[str, str, int, int]]) -> None:
+        self._rows = {(Dataset(dataset), state, outcome): count for dataset, state, outcome, count in rows}
+
+    def shipped(self, dataset: Dataset) -> int:
+        """Rows that stand in the dataset's file."""
+        return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome == SHIPPED)
+
+    def held(self, dataset: Dataset) -> int:
+        """Rows that stand in the dataset's quarantine file."""
+        return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome != SHIPPED)
+
+    def live(self, dataset: Dataset) -> int:
+        """Judged present rows (of preference: pairs tried), whatever became of them."""
+        return sum(count for (of, state, _), count in self._rows.items() if of is dataset and state == "live")
+
+    def frozen(self, dataset: Dataset) -> int:
+        """Shipped rows that are frozen."""
+        return self._rows[dataset, "frozen", SHIPPED]
+
+    def by_reason(self, dataset: Dataset) -> dict[str, int]:
+        """Held rows by reason, reasons without rows left out."""
+        found: dict[str, int] = {}
+        for (of, _, outcome), count in sorted(self._rows.items(), key=lambda item: item[0][2]):
+            if of is dataset and outcome != SHIPPED and count:
+                found[REASONS[outcome].value] = found.get(REASONS[outcome].value, 0) + count
+        return found
+
+
+class Ledger:
+    """The part of the store that records what was done."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+
+    # batches and receipts
+
+    def last_batch(self) -> BatchRecord | None:
+        """The newest committed batch."""
+        row = self._run(
+            "SELECT batch, batch_id, trigger, recorded_at FROM batches ORDER BY batch DESC LIMIT 1"
+        ).fetchone()
+        return BatchRecord._make(row) if row else None
+
+    def last_receipt_sha256(self) -> str | None:
+        """The digest that the next receipt names: of the newest receipt, or of the chain's anchor."""
+        row = self._run("SELECT receipt_sha256 FROM receipts ORDER BY batch DESC LIMIT 1").fetchone()
+        return row[0] if row else self._store.recall("receipt_anchor_sha256")
+
+    def add_batch(
+        self,
+        sequence: int,
+        batch_id: str,
+        trigger: str,
+        recorded_at: str,
+        decisions: Decisions,
+        duration_ms: int,
+    ) -> None:
+        """Record the batch; its number stands for its time in every row that it wrote."""
+        self._run(
+            "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                sequence, batch_id, trigger, recorded_at,
+                sum(change.shipped.rows for change in decisions.changes.values()),
+                sum(change.held.rows for change in decisions.changes.values()),
+                len(decisions.withdrawals), len(decisions.judged_walks), decisions.bytes_read, duration_ms,
+            ),
+        )  # fmt: skip
+
+    def add_receipt(self, sequence: int, receipt: str, sha256: str) -> None:
+        """Keep a receipt; its file is yet to be written."""
+        self._run("INSERT INTO receipts VALUES (?, ?, ?, 0)", (sequence, receipt, sha256))
+        self._run("DELETE FROM unreported_inputs")
+
+    def unwritten_receipts(self) -> list[tuple[int, str, str]]:
+        """Receipts whose files are not known to be written: batch number, batch id, text."""
+        return self._run(
+            "SELECT r.batch, b.batch_id, r.receipt FROM receipts r JOIN batches b USING (batch) WHERE r.written = 0 ORDER BY 1"
+        ).fetchall()
+
+    def mark_written(self, sequence: int) -> None:
+        """The receipt's file is on disk."""
+        self._run("UPDATE receipts SET written = 1 WHERE batch = ?", (sequence,))
+
+    def receipts_beyond(self, keep: int) -> list[tuple[int, str, str]]:
+        """The oldest receipts beyond ``keep``: batch number, batch id, sha256."""
+        if keep == 0:
+            return []
+        return self._run(
+            "SELECT r.batch, b.batch_id, r.receipt_sha256 FROM receipts r JOIN batches b USING (batch)"
+            " WHERE r.batch <= (SELECT batch FROM receipts ORDER BY batch DESC LIMIT 1 OFFSET ?) ORDER BY r.batch",
+            (keep,),
+        ).fetchall()
+
+    def drop_receipts(self, dropped: list[tuple[int, str, str]]) -> None:
+        """Forget old receipts; the last one leaves its id and digest as the chain's anchor."""
+        if dropped:
+            self._many("DELETE FROM receipts WHERE batch = ?", [(batch,) for batch, _, _ in dropped])
+            self._store.remember("receipt_anchor_id", dropped[-1][1])
+            self._store.remember("receipt_anchor_sha256", dropped[-1][2])
+
+    def receipts(self, limit: int) -> list[tuple[str, str, str]]:
+        """The newest receipts, newest first: batch id, text, sha256."""
+        return self._run(
+            "SELECT b.batch_id, r.receipt, r.receipt_sha256 FROM receipts r JOIN batches b USING (batch)"
+            " ORDER BY r.batch DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+
+    def unreported_inputs(self) -> list[InputNote]:
+        """Input changes that no receipt has told yet, in walk order."""
+        rows = self._run(
+            "SELECT p.path, u.kind, u.change, u.sha256, u.size_bytes, u.from_offset, u.to_offset, u.lines, u.malformed_lines"
+            " FROM unreported_inputs u JOIN partitions p USING (partition_id) ORDER BY p.walk_base, u.kind"
+        )
+        return [InputNote(row[0], InputKind(row[1]), *row[2:]) for row in rows]
+
+    def pending_tails(self) -> list[tuple[str, InputKind, int]]:
+        """Files that end in something which is no complete line yet: path, tree, bytes."""
+        rows = self._run(
+            "SELECT p.path, f.kind, f.tail_bytes FROM files f JOIN partitions p USING (partition_id)"
+            " WHERE f.tail = 'pending' AND f.state = 'present' ORDER BY p.walk_base, f.kind"
+        )
+        return [(path, InputKind(kind), size) for path, kind, size in rows]
+
+    # exports
+
+    def exports(self) -> dict[str, ExportRecord]:
+        """All nine, those that have no file yet included."""
+        records = {name: ExportRecord(name, Committed(0, 0, _EMPTY), 0, None, None, None) for name in EXPORT_PATHS}
+        for row in self._run(
+            "SELECT name, size_bytes, rows, sha256, generation, device, inode, mtime_ns, ctime_ns, looked_ns, pending_temp"
+            " FROM export_files"
+        ):
+            facts = StatFacts(row[5], row[6], row[1], row[7], row[8], row[9]) if row[7] is not None else None
+            records[row[0]] = ExportRecord(row[0], Committed(row[1], row[2], row[3]), row[4], row[6], facts, row[10])
+        return records
+
+    def intend(self, intents: list[Intent]) -> None:
+        """Say what is about to be written; recovery undoes exactly this."""
+        self._many("INSERT INTO intents VALUES (?, ?, ?, ?)", intents)
+
+    def intents(self) -> list[Intent]:
+        """Writes that no transaction has committed."""
+        return [Intent._make(row) for row in self._run("SELECT name, batch, base_bytes, temp FROM intents")]
+
+    def drop_intents(self) -> None:
+        """The writes are committed, or undone."""
+        self._run("DELETE FROM intents")
+
+    def set_export(self, name: str, committed: Committed, facts: StatFacts, temp: str | None) -> None:
+        """Record what an export is from now on."""
+        self._run(
+            "INSERT INTO export_files VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (name) DO UPDATE SET"
+            " generation = generation + (?11 IS NOT NULL), size_bytes = ?3, rows = ?4, sha256 = ?5, device = ?6, inode = ?7,"
+            " mtime_ns = ?8, ctime_ns = ?9, looked_ns = ?10, pending_temp = ?11",
+            (name, EXPORT_PATHS[name], committed.size, committed.rows, committed.sha256, facts.device, facts.inode,
+             facts.mtime_ns, facts.ctime_ns, facts.looked_ns, temp),
+        )  # fmt: skip
+
+    def set_installed(self, name: str, facts: StatFacts) -> None:
+        """The temporary file stands in the live one's place now."""
+        self._run(
+            "UPDATE export_files SET pending_temp = NULL, device = ?, inode = ?, mtime_ns = ?, ctime_ns = ?, looked_ns = ?"
+            " WHERE name = ?",
+            (facts.device, facts.inode, facts.mtime_ns, facts.ctime_ns, facts.looked_ns, name),
+        )
+
+    # outcomes
+
+    def apply(self, decisions: Decisions) -> None:
+        """Record what the batch decided: outcomes, pairs, queues, totals, withdrawals."""
+        for dataset, walks in decisions.released.items():
+            # Ids are unique among shipped rows at every moment: who gives one up does so before another takes it.
+            self._many(f"UPDATE scored_rows SET {dataset} = NULL WHERE walk = ?", [(walk,) for walk in walks])
+        for dataset, frozen_id in decisions.frozen_left:
+            self._run(
+                f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE frozen_id = ?",
+                (frozen_id,),
+            )
+        self._many("DELETE FROM departures WHERE departure_id = ?", [(each,) for each in set(decisions.departures)])
+        self._many("DELETE FROM rejudge_frozen WHERE frozen_id = ?", [(each,) for each in decisions.frozen_seen])
+        self._many(
+            "UPDATE scored_rows SET rag = ?, rag_line = ?, rag_batch = ?, sft = ?, sft_line = ?, sft_batch = ? WHERE walk = ?",
+            decisions.rows,
+        )
+        self._clear_queue(decisions)
+        self._apply_pairs(decisions)
+        self._many(
+            "DELETE FROM adopted_rows WHERE dataset = ? AND sample_key = ?",
+            [(dataset.value, key) for dataset, key in decisions.unadopted],
+        )
+        self._many(
+            "UPDATE totals SET rows = rows + ? WHERE dataset = ? AND state = ? AND outcome = ?",
+            [
+                (rows, dataset.value, state, outcome)
+                for (dataset, state, outcome), rows in decisions.totals.items()
+                if rows
+            ],
+        )
+        self._run("DELETE FROM frozen_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
+
+    def _clear_queue(self, decisions: Decisions) -> None:
+        if self._run("SELECT EXISTS (SELECT 1 FROM rejudge_rows)").fetchone()[0]:
+            self._many("DELETE FROM rejudge_rows WHERE walk = ?", [(walk,) for walk in decisions.judged_walks])
+        self._run("UPDATE counters SET value = value - ? WHERE name = 'unjudged_rows'", (decisions.newly_judged,))
+        if decisions.judged_to is not None:
+            self._run(
+                "UPDATE files SET judged_lines = min(indexed_lines, max(judged_lines,"
+                " 1 + ?1 - (SELECT walk_base FROM partitions p WHERE p.partition_id = files.partition_id)))"
+                " WHERE partition_id IN (SELECT f.partition_id FROM files f INDEXED BY unjudged_files"
+                " JOIN partitions p USING (partition_id) WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines"
+                " AND f.state = 'present' AND p.walk_base <= ?1) AND kind = 'scored' AND state = 'present'",
+                (decisions.judged_to,),
+            )
+
+    def _apply_pairs(self, decisions: Decisions) -> None:
+        self._many("UPDATE pairs SET frozen = 'absent' WHERE pair_id = ?", [(each,) for each in decisions.frozen_pairs])
+        self._many("DELETE FROM pairs WHERE pair_id = ?", [(each,) for each in set(decisions.dropped_pairs)])
+        self._many(
+            "INSERT INTO pairs (task_id, slot, chosen_run_id, rejected_run_id, rejected_category, chosen_partition,"
+            " rejected_partition, sample_key, outcome, line, batch) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            decisions.pairs,
+        )
+        self._many("DELETE FROM rejudge_tasks WHERE task_id = ?", [(task,) for task in decisions.tasks])
+        self._many("INSERT OR IGNORE INTO rejudge_tasks VALUES (?, 0)", [(task,) for task in decisions.tasks_to_queue])
+
+    def add_withdrawals(self, decisions: Decisions, batch_id: str) -> None:
+        """Keep the published withdrawals where people can query them."""
+        self._many(
+            "INSERT INTO withdrawals (dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, shipped_batch,"
+            " withdrawn_batch, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT batch_id FROM batches WHERE batch = ?), ?, ?)",
+            [
+                (each.dataset.value, id_of(each.dataset, each.key), each.source_run_id, each.chosen_run_id,
+                 each.rejected_run_id, each.cause.value, int(each.replaced), each.shipped_batch, batch_id,
+                 decisions.recorded_at)
+                for each in decisions.withdrawals
+            ],
+        )  # fmt: skip
+
+    def batch_id_of(self, batch: int | None) -> str | None:
+        """The id of a batch; None for an adopted row's."""
+        if not batch:
+            return None
+        row = self._run("SELECT batch_id FROM batches WHERE batch = ?", (batch,)).fetchone()
+        return row[0] if row else None
+
+    # accounting
+
+    def totals(self) -> Totals:
+        """Rows at rest."""
+        return Totals(self._run("SELECT dataset, state, outcome, rows FROM totals").fetchall())
+
+    def counter(self, name: str) -> int:
+        """One of the store's counters."""
+        return int(self._run("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()[0])
+
+    def forbidden_among(self, run_ids: list[str], forbidden: tuple[int, ...]) -> int:
+        """How many of these runs have a last present verdict of a forbidden category: the firewall's second look."""
+        marks = ",".join(map(str, forbidden))
+        return sum(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM (SELECT category FROM scored_rows WHERE run_id = ? AND category IS NOT NULL"
+                f" ORDER BY walk DESC LIMIT 1) WHERE category IN ({marks}))",
+                (run_id,),
+            ).fetchone()[0]
+            for run_id in run_ids
+        )
+
+
+_EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,0 +1,425 @@
+"""What must be judged, with everything that judging it needs but the text (DESIGN 3, step 4)."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from distilld.model import Category, Dataset, Options, RowRef, Verdict
+from distilld.store import Store
+from distilld.store.inputs import Inputs
+from distilld.store.schema import (
+    CATEGORIES,
+    CATEGORY_CODES,
+    DUPLICATE,
+    LINE_BITS,
+    SHIPPED,
+)
+
+_VERDICT: Final = (
+    "(SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
+    " ORDER BY v.walk DESC LIMIT 1)"
+)
+_HOLDER: Final = "(SELECT h.walk FROM scored_rows h WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+_ROW: Final = (
+    "s.walk, p.partition_id, p.path, s.walk - p.walk_base, s.start_byte, s.length_bytes, s.digest, s.run_id, s.task_id,"
+    " s.category, s.malformed, s.sample_key, s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
+    " s.evidence_found, e.start_byte, e.length_bytes, e.digest, "
+    f"{_VERDICT}, {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)}, "
+)
+_QUEUED: Final = "coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
+_JOINS: Final = (
+    f" JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+    " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
+)
+
+
+class WorkRow(NamedTuple):
+    """A scored row that is to be judged: its facts, its outcomes so far, and what they depend on.
+
+    ``evidence_found`` without evidence columns cannot be; evidence columns without ``evidence_found`` mean that the
+    evidence file is absent. ``verdict`` packs the last present verdict: its walk times 8 plus its category code.
+    """
+
+    walk: int
+    partition_id: int
+    path: str
+    line: int
+    start: int
+    length: int
+    digest: bytes
+    run_id: str | None
+    task_id: str | None
+    category: int | None
+    malformed: int | None
+    sample_key: int | None
+    rag: int | None
+    rag_line: bytes | None
+    rag_batch: int | None
+    sft: int | None
+    sft_line: bytes | None
+    sft_batch: int | None
+    kept: int
+    evidence_found: int
+    evidence_start: int | None
+    evidence_length: int | None
+    evidence_digest: bytes | None
+    verdict: int | None
+    rag_holder: int | None
+    sft_holder: int | None
+    evidence_changed: int
+
+    @property
+    def at(self) -> RowRef:
+        """Where the row stands."""
+        return RowRef(self.path, self.line)
+
+
+class WorkPair(NamedTuple):
+    """A recorded pair of a task: what became of it and where its line stands."""
+
+    pair_id: int
+    task_id: str
+    slot: int
+    frozen: str | None
+    chosen_run_id: str
+    rejected_run_id: str
+    rejected_category: int
+    chosen_partition: int | None
+    rejected_partition: int | None
+    sample_key: int
+    outcome: int
+    line: bytes
+    batch: int
+
+
+class Departure(NamedTuple):
+    """A line that still stands in an export although the row behind it is gone."""
+
+    departure_id: int
+    dataset: Dataset
+    outcome: int
+    sample_key: int | None
+    line: bytes
+    batch: int
+    run_id: str | None
+    category: int | None
+    cause: str
+
+
+class FrozenRow(NamedTuple):
+    """A row whose outcomes are frozen; an outcome that left is None."""
+
+    frozen_id: int
+    kind: str
+    partition_id: int | None
+    line: int | None
+    digest: bytes
+    run_id: str | None
+    category: int | None
+    sample_key: int | None
+    rag: int | None
+    rag_line: bytes | None
+    rag_batch: int | None
+    sft: int | None
+    sft_line: bytes | None
+    sft_batch: int | None
+
+
+class Standing(NamedTuple):
+    """The line that an id has in its dataset now: whose it is, its digest, the batch that wrote it."""
+
+    owner: str
+    owner_id: int
+    line: bytes
+    batch: int
+    run_id: str | None
+
+
+class Waiting(NamedTuple):
+    """How much is to be judged."""
+
+    rows: int
+    tasks: int
+    departures: int
+    frozen: int
+
+    @property
+    def anything(self) -> bool:
+        """Whether a batch is due."""
+        return any(self)
+
+
+class Work:
+    """The part of the store that hands out what must be judged."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._inputs = Inputs(store)
+
+    def waiting(self) -> Waiting:
+        """How much is to be judged; rows may be counted twice, never missed."""
+        tables = ("rejudge_rows", "rejudge_tasks", "departures", "rejudge_frozen")
+        rows, tasks, departures, frozen = (self._run(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+        unjudged = sum(high - low for low, high in self._unjudged_spans())
+        return Waiting(rows + unjudged, tasks, departures, frozen)
+
+    def _unjudged_spans(self) -> list[tuple[int, int]]:
+        return self._run(
+            "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM files f INDEXED BY unjudged_files"
+            " JOIN partitions p USING (partition_id)"
+            " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present' ORDER BY 1"
+        ).fetchall()
+
+    def rows(self, *, forced_only: bool) -> Iterator[WorkRow]:
+        """Rows to be judged, in walk order, each once."""
+        forced = " AND q.forced = 1" if forced_only else ""
+        queued = map(
+            WorkRow._make,
+            self._run(
+                f"SELECT {_ROW} q.evidence_changed FROM rejudge_rows q JOIN scored_rows s USING (walk){_JOINS} WHERE 1{forced} ORDER BY q.walk"
+            ),
+        )
+        sources: list[Iterator[WorkRow]] = [queued] if forced_only else [queued, self._unjudged()]
+        last = -1
+        for row in heapq.merge(*sources, key=lambda row: row[0]):
+            if row.walk != last:
+                last = row.walk
+                yield row
+
+    def _unjudged(self) -> Iterator[WorkRow]:
+        for low, high in self._unjudged_spans():
+            yield from map(
+                WorkRow._make,
+                self._run(
+                    f"SELECT {_ROW} 0 FROM scored_rows s{_JOINS} WHERE s.walk >= ? AND s.walk < ? ORDER BY s.walk",
+                    (low, high),
+                ),
+            )
+
+    def every_row(self) -> Iterator[WorkRow]:
+        """All present rows in walk order."""
+        return map(WorkRow._make, self._run(f"SELECT {_ROW} {_QUEUED} FROM scored_rows s{_JOINS} ORDER BY s.walk"))
+
+    def row(self, walk: int) -> WorkRow:
+        """One row by its place."""
+        return WorkRow._make(
+            self._run(f"SELECT {_ROW} {_QUEUED} FROM scored_rows s{_JOINS} WHERE s.walk = ?", (walk,)).fetchone()
+        )
+
+    def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
+        """The first row behind ``walk`` that is held because an earlier row has this id."""
+        found = self._run(
+            f"SELECT walk FROM scored_rows WHERE sample_key = ? AND {dataset} = {DUPLICATE} AND walk > ? ORDER BY walk LIMIT 1",
+            (sample_key, walk),
+        ).fetchone()
+        return found[0] if found else None
+
+    def frozen_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
+        """The line of this id that belongs to no present row: a departed one's, or a frozen one's."""
+        found = self._run(
+            "SELECT 'departure', departure_id, line, batch, run_id FROM departures"
+            f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {SHIPPED}",
+            (dataset.value, sample_key),
+        ).fetchone()
+        if found is None and dataset is not Dataset.PREFERENCE:
+            found = self._run(
+                f"SELECT 'frozen', frozen_id, {dataset}_line, {dataset}_batch, run_id FROM frozen_rows"
+                f" WHERE sample_key = ? AND {dataset} = {SHIPPED}",
+                (sample_key,),
+            ).fetchone()
+        return Standing(*found) if found else None
+
+    def has_loose_lines(self) -> bool:
+        """Whether any line stands in a dataset that belongs to no present row."""
+        return bool(
+            self._run("SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM frozen_rows)").fetchone()[0]
+        )
+
+    def departures(self, limit: int) -> list[Departure]:
+        """Lines whose rows are gone."""
+        rows = self._run(
+            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, category, cause FROM departures"
+            " ORDER BY departure_id LIMIT ?",
+            (limit,),
+        )
+        return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
+
+    def frozen_queue(self) -> list[FrozenRow]:
+        """Frozen rows whose reason to stay may be gone."""
+        rows = self._run(
+            "SELECT f.frozen_id, kind, partition_id, line, digest, run_id, category, sample_key, rag, rag_line, rag_batch,"
+            " sft, sft_line, sft_batch FROM rejudge_frozen JOIN frozen_rows f USING (frozen_id)"
+        )
+        return [FrozenRow._make(row) for row in rows]
+
+    def stands_elsewhere(self, digest: bytes, run_id: str | None) -> bool:
+        """Whether a present scored row has these very bytes."""
+        if run_id is not None:
+            found = self._run(
+                "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND digest = ?)", (run_id, digest)
+            )
+        else:
+            found = self._run(
+                "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?)", (digest,)
+            )
+        return bool(found.fetchone()[0])
+
+    def has_frozen_verdicts(self) -> bool:
+        """Whether any absent verdict is remembered."""
+        return bool(self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent')").fetchone()[0])
+
+    def verdicts(self, run_id: str, options: Options) -> tuple[Category | None, Category | None, Category | None]:
+        """The categories in force for RAG and SFT, and among present verdicts alone."""
+        return self._inputs.in_force(run_id, options)
+
+    def verdict_place(self, run_id: str, category: Category) -> Verdict | None:
+        """Where the last verdict of this category stands: present, or else absent."""
+        code = CATEGORY_CODES[category]
+        found = (
+            self._run(
+                "SELECT p.path, s.walk - p.walk_base FROM scored_rows s JOIN partitions p"
+                f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+                " WHERE s.run_id = ? AND s.category = ? ORDER BY s.walk DESC LIMIT 1",
+                (run_id, code),
+            ).fetchone()
+            or self._run(
+                "SELECT p.path, f.line FROM frozen_rows f JOIN partitions p USING (partition_id)"
+                " WHERE f.run_id = ? AND f.category = ? AND f.kind = 'absent' ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",
+                (run_id, code),
+            ).fetchone()
+        )
+        return Verdict(category, RowRef(*found)) if found else None
+
+    # tasks
+
+    def tasks(self, limit: int, *, forced_only: bool, with_unjudged: bool) -> list[str]:
+        """Tasks whose pairs are to be formed anew, in the order of their first rows."""
+        sources = [f"SELECT task_id FROM rejudge_tasks{' WHERE forced = 1' if forced_only else ''}"]
+        if with_unjudged:
+            sources += [
+                f"SELECT task_id FROM scored_rows s WHERE {_can_pair(low, high)}"
+                for low, high in self._unjudged_spans()
+            ]
+        found: set[str] = set()
+        for source in sources:
+            found.update(task_id for (task_id,) in self._run(source))
+        ordered = sorted(found, key=lambda task_id: (self.first_walk(task_id), task_id))
+        return ordered[:limit]
+
+    def has_forced(self) -> bool:
+        """Whether anything waits that a verdict may now forbid."""
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM rejudge_rows WHERE forced = 1)"
+                " OR EXISTS (SELECT 1 FROM rejudge_tasks WHERE forced = 1)"
+            ).fetchone()[0]
+        )
+
+    def tasks_of_unjudged(self, up_to: int) -> set[str]:
+        """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""
+        found: set[str] = set()
+        for low, high in self._unjudged_spans():
+            if low <= up_to:
+                found.update(
+                    task_id
+                    for (task_id,) in self._run(
+                        f"SELECT DISTINCT task_id FROM scored_rows s WHERE {_can_pair(low, min(high, up_to + 1))}"
+                    )
+                )
+        return found
+
+    def first_walk(self, task_id: str) -> int:
+        """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""
+        found = self._run(
+            "SELECT min(walk) FROM ("
+            + " UNION ALL ".join(
+                "SELECT * FROM (SELECT walk FROM scored_rows WHERE task_id = ?1 AND evidence_found = 1"
+                f" AND category IS {category} ORDER BY walk LIMIT 1)"
+                for category in ("NULL", *CATEGORIES)
+            )
+            + ")",
+            (task_id,),
+        ).fetchone()
+        return 1 << 62 if found[0] is None else int(found[0])
+
+    def task_rows(self, task_id: str, category: Category, limit: int) -> list[WorkRow]:
+        """The first rows of a task with this category whose evidence is found."""
+        rows = self._run(
+            f"SELECT {_ROW} {_QUEUED} FROM scored_rows s{_JOINS} WHERE s.task_id = ? AND s.evidence_found = 1 AND s.category = ?"
+            " ORDER BY s.walk LIMIT ?",
+            (task_id, CATEGORY_CODES[category], limit),
+        )
+        return [WorkRow._make(row) for row in rows]
+
+    def pairs_of(self, task_id: str) -> list[WorkPair]:
+        """The recorded pairs of a task, frozen ones included."""
+        return self._pairs("task_id = ? ORDER BY slot", task_id)
+
+    def pairs_with_key(self, sample_key: int) -> list[WorkPair]:
+        """The recorded pairs with this id."""
+        return self._pairs("sample_key = ?", sample_key)
+
+    def _pairs(self, where: str, value: object) -> list[WorkPair]:
+        columns = ", ".join(WorkPair._fields)
+        return [WorkPair._make(row) for row in self._run(f"SELECT {columns} FROM pairs WHERE {where}", (value,))]
+
+    def absent_files(self) -> frozenset[int]:
+        """The partitions of which a file is absent."""
+        return frozenset(row[0] for row in self._run("SELECT partition_id FROM files WHERE state = 'absent'"))
+
+    def names_run(self, run_id: str) -> bool:
+        """Whether a present scored row names the run."""
+        return bool(self._run("SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?)", (run_id,)).fetchone()[0])
+
+    def lacks_evidence(self, run_id: str) -> bool:
+        """Whether no present scored row of the run has evidence."""
+        found = self._run(
+            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND evidence_found = 1)", (run_id,)
+        ).fetchone()
+        return not found[0]
+
+    def side_is_absent(self, partition_id: int, run_id: str) -> bool:
+        """Whether a pair's side stands in an absent scored file, or on an absent evidence file."""
+        states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
+        if states.get("scored") == "absent":
+            return bool(
+                self._run(
+                    "SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE run_id = ? AND partition_id = ?)",
+                    (run_id, partition_id),
+                ).fetchone()[0]
+            )
+        return states.get("evidence") == "absent" and self.names_run(run_id)
+
+    def stamps(self, batches: Iterable[int]) -> dict[int, str]:
+        """The times that batches stamped on their rows."""
+        wanted = sorted(set(batches))
+        found: dict[int, str] = {}
+        for start in range(0, len(wanted), 500):
+            part = wanted[start : start + 500]
+            marks = ",".join("?" * len(part))
+            found.update(self._run(f"SELECT batch, recorded_at FROM batches WHERE batch IN ({marks})", part).fetchall())
+        return found
+
+    def adopted(self, dataset: Dataset, sample_key: int) -> tuple[str, str] | None:
+        """The two timestamps that an adopted row brought."""
+        found = self._run(
+            "SELECT created_at, recorded_at FROM adopted_rows WHERE dataset = ? AND sample_key = ?",
+            (dataset.value, sample_key),
+        ).fetchone()
+        return (found[0], found[1]) if found else None
+
+
+def _can_pair(low: int, high: int) -> str:
+    """Rows of a span that may form a pair: their task has an accepted row and another one to set it against."""
+    other = "SELECT 1 FROM scored_rows o WHERE o.task_id = s.task_id AND o.evidence_found = 1 AND o.category = {}"
+    accepted, partial, rejected = (
+        other.format(CATEGORY_CODES[category])
+        for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    )
+    return (
+        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1 AND s.category <= 3"
+        f" AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
+    )

@@ -1,0 +1,70 @@
+"""The layers: imports run downwards only, and the contract that says so does catch what runs upwards."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+LAYERS = "Imports run downwards only"
+WORDS = "config and logs know only the words"
+START = "The config is read before anything slow is imported"
+PURE = "The pure core knows no file, clock, random number, log or database"
+
+
+def broken_contracts(folder: Path) -> set[str]:
+    """The names of the contracts that the package in ``folder`` breaks."""
+    # -P keeps the working directory out of the path until lint-imports puts it there itself.
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    verdicts = [line.rstrip() for line in run.stdout.splitlines()]
+    kept = {name for name in (LAYERS, WORDS, START, PURE) for line in verdicts if line.startswith(f"{name} KEPT")}
+    broken = {name for name in (LAYERS, WORDS, START, PURE) for line in verdicts if line.startswith(f"{name} BROKEN")}
+    assert kept | broken == {LAYERS, WORDS, START, PURE}, run.stdout + run.stderr
+    assert (run.returncode == 0) == (not broken)
+    return broken
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package in a folder of its own, to be broken."""
+    shutil.copytree(REPOSITORY / "distilld", tmp_path / "distilld", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_package_keeps_every_contract() -> None:
+    """The package as it stands breaks no contract."""
+    assert broken_contracts(REPOSITORY) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "contract"),
+    [
+        ("model", "import distilld.firewall", LAYERS),
+        ("lake", "import distilld.tail", LAYERS),
+        ("tail", "def later(): import distilld.logs", LAYERS),
+        ("a_drawer_for_everything", "", LAYERS),
+        ("logs", "import distilld.firewall", WORDS),
+        ("config", "import pydantic", START),
+        ("model", "import os.path", PURE),
+        ("firewall", "from datetime import datetime", PURE),
+        ("datasets/rag", "def now(): import time", PURE),
+    ],
+)
+def test_broken_layer_turns_red(package: Path, module: str, line: str, contract: str) -> None:
+    """An import that runs upwards, sideways or out of the core, and a module without a place, are caught."""
+    (package / "distilld" / "tail.py").touch()
+    with (package / "distilld" / f"{module}.py").open("a") as file:
+        file.write(f"\n{line}\n")
+    assert contract in broken_contracts(package)
