@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 
@@ -28,7 +28,7 @@ from distilld.index import FileKey, Indexed, Indexer
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Scan, SourceFiles
-from distilld.model import Dataset, Options, Trigger
+from distilld.model import InputChanged, Options, Trigger
 from distilld.receipt import GitState, git_state
 from distilld.store import Store
 from distilld.store.inputs import Inputs
@@ -46,12 +46,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass has come, for people who wait."""
+    """How far a pass has come, for people who wait: bytes are read first, then rows are judged."""
 
-    phase: str
+    phase: Literal["read", "judge"]
+    done: int
+    whole: int
+    """What ``done`` will come to, as far as that can be known."""
     files: int
     rows: int
-    rows_waiting: int
 
 
 @dataclass(slots=True)
@@ -59,22 +61,20 @@ class PassResult:
     """What one pass did: the batches that it committed, what it could not read or did not yet read."""
 
     batches: list[CommittedBatch] = field(default_factory=list)
-    planned: list[Decisions] = field(default_factory=list)
     scan: Scan | None = None
     indexed: Indexed = field(default_factory=Indexed)
+    input_changed: str | None = None
+    """A file that changed while its rows were judged: that batch was not begun, and the next pass plans it anew."""
 
     @property
     def changed(self) -> bool:
         """Whether anything was committed."""
         return bool(self.batches)
 
-    def appended(self, dataset: Dataset) -> int:
-        """Rows that the pass added to a dataset."""
-        return sum(batch.receipt["record_counts"]["per_exporter"][dataset]["appended"] for batch in self.batches)
-
-    def withdrawn(self, dataset: Dataset) -> int:
-        """Rows that the pass took out of a dataset, those replaced under the same id apart."""
-        return sum(batch.receipt["record_counts"]["per_exporter"][dataset]["withdrawn"] for batch in self.batches)
+    @property
+    def unfinished(self) -> bool:
+        """Whether inputs were left alone because they were being written; another pass is due soon."""
+        return bool(self.indexed.unsettled or self.input_changed)
 
 
 class Engine:
@@ -90,8 +90,11 @@ class Engine:
         settle_seconds: float,
         receipts_keep: int = 0,
         clock: Callable[[], int] = time.time_ns,
-        progress: Callable[[Progress], None] = lambda _: None,
+        progress: Callable[[Progress], None] | None = None,
+        committer: Committer | None = None,
+        spool_folder: Path | None = None,
     ) -> None:
+        """``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder."""
         self.root = root
         self.store = store
         self.options = options
@@ -103,12 +106,14 @@ class Engine:
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
-        self.committer = Committer(root, store, self.exports, clock=clock, receipts_keep=receipts_keep)
+        self.committer = committer or Committer(root, store, self.exports, clock=clock, receipts_keep=receipts_keep)
+        self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
+        self._odd_folders: set[str] = set()
 
     # one pass
 
-    def run_pass(self, trigger: Trigger, *, dry_run: bool = False) -> PassResult:
+    def run_pass(self, trigger: Trigger) -> PassResult:
         """Bring the datasets up to date with what one scan sees.
 
         Raises:
@@ -117,18 +122,27 @@ class Engine:
         """
         result = PassResult()
         result.scan = scan = lake.scan(self.root)
-        _log_oddities(scan)
+        self._log_oddities(scan)
         options_changed = self._take_options()
         result.indexed = indexed = self._index(scan, read_anew=options_changed == "lines")
-        while self.work.waiting().anything or self.ledger.unreported_inputs():
-            committed = self.run_batch(trigger, indexed, options_changed=bool(options_changed))
-            if committed is None:
+        _log_problems(indexed)
+        judged, whole = 0, self.work.waiting().rows if self.progress else 0
+        while (waiting := self.work.waiting()).anything or self.ledger.unreported_inputs():
+            try:
+                committed = self.run_batch(trigger, indexed, options_changed=bool(options_changed))
+            except InputChanged as error:
+                log.warning("input_changed", path=error.path)
+                result.input_changed = error.path
                 break
-            result.batches.append(committed)
             indexed = Indexed()
+            if committed is not None:
+                result.batches.append(committed)
+                judged += committed.receipt["work"]["rows_judged"]
+            elif self.work.waiting() == waiting:
+                break
+            self._tell(Progress("judge", judged, whole, len(scan.files), judged))
         if not self.work.waiting().anything:
             self._settle_options()
-        del dry_run
         return result
 
     def run_batch(self, trigger: Trigger, indexed: Indexed, *, options_changed: bool) -> CommittedBatch | None:
@@ -140,8 +154,8 @@ class Engine:
         identity = self.committer.next_identity()
         waiting = self.work.waiting()
         fits = waiting.rows <= self.batch_rows and waiting.tasks <= TASKS_PER_BATCH
-        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._spool_folder())
-        texts = Texts(self.root)
+        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._spool())
+        texts = Texts(self.root, self.work)
         try:
             self._judge(decisions, texts, fits=fits, options_changed=options_changed)
             decisions.bytes_read = texts.bytes_read
@@ -195,13 +209,12 @@ class Engine:
             tuple(str(problem) for problem in indexed.problems),
         )
         with structlog.contextvars.bound_contextvars(batch_id=identity.batch_id):
-            _log_inputs(indexed)
             try:
                 committed = self.committer.commit(identity, decisions, context)
             except BaseException:
                 log.error("batch_undone", sequence=identity.sequence)
                 raise
-            _log_committed(committed)
+            _log_committed(self.committer.committed_event, committed)
         return committed
 
     # parts of a pass
@@ -213,12 +226,41 @@ class Engine:
             self.options,
             settle_ns=self.settle_ns,
             overdue=self._overdue,
-            progress=lambda files, rows: self.progress(Progress("index", files, rows, 0)),
+            progress=self._reading(scan),
         )
         indexed = indexer.take(scan, read_anew=read_anew)
+        self.work.forget_places()
         now = time.time_ns()
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
         return indexed
+
+    def _log_oddities(self, scan: Scan) -> None:
+        for oddity in scan.oddities:
+            log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
+        for folder in sorted(set(scan.odd_folders) - self._odd_folders):
+            log.warning("odd_partition_name", path=folder)
+        self._odd_folders.update(scan.odd_folders)
+
+    def _tell(self, progress: Progress) -> None:
+        if self.progress is not None:
+            self.progress(progress)
+
+    def _reading(self, scan: Scan) -> Callable[[int, int], None]:
+        """What tells of files and bytes that were read; what is yet to be read is asked for only if somebody waits."""
+        if self.progress is None:
+            return lambda _files, _bytes: None
+        known = {key: (record.size, record.mtime_ns) for key, record in self.inputs.files().items()}
+        whole = sum(
+            file.stat.size
+            for file in scan.files
+            if known.get((file.kind, file.path)) != (file.stat.size, file.stat.mtime_ns)
+        )
+        before = self.ledger.counter("scored_rows")
+
+        def tell(files: int, done: int) -> None:
+            self._tell(Progress("read", done, max(whole, done), files, self.ledger.counter("scored_rows") - before))
+
+        return tell
 
     def _overdue(self, key: FileKey) -> bool:
         """Whether a file never came to rest for ten times the settling time: then it is read as it is."""
@@ -248,8 +290,8 @@ class Engine:
                 self.store.remember("options_in_hand", None)
                 self.store.remember("options_lines", f"{self.options.max_line_bytes}/{self.options.rules_version}")
 
-    def _spool_folder(self) -> Path:
-        folder = self.root / "exports"
+    def _spool(self) -> Path:
+        folder = self._spool_folder or self.root / "exports"
         return folder if folder.is_dir() else self.root
 
 
@@ -260,22 +302,17 @@ def _changes_exports(decisions: Decisions) -> bool:
     )
 
 
-def _log_oddities(scan: Scan) -> None:
-    for oddity in scan.oddities:
-        log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
-
-
-def _log_inputs(indexed: Indexed) -> None:
+def _log_problems(indexed: Indexed) -> None:
     for problem in indexed.problems:
         log.error("file_unreadable", problem=str(problem))
 
 
-def _log_committed(committed: CommittedBatch) -> None:
+def _log_committed(event: str, committed: CommittedBatch) -> None:
     receipt: dict[str, Any] = committed.receipt
     counts = receipt["record_counts"]
     per = counts["per_exporter"]
     log.info(
-        "batch_committed",
+        event,
         sequence=receipt["sequence"],
         trigger=receipt["trigger"],
         duration_ms=receipt["duration_ms"],

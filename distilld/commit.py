@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import orjson
 
@@ -80,6 +80,9 @@ def batch_id_of(recorded_at: str) -> str:
 class Committer:
     """Owns the order of durable writes for one lake."""
 
+    committed_event: ClassVar[str] = "batch_committed"
+    """What the log calls a batch that this one committed."""
+
     def __init__(
         self,
         root: Path,
@@ -136,7 +139,7 @@ class Committer:
             {name: result.dropped for name, result in written.items()},
         )
 
-    def _write(self, write: _Write, known: Committed) -> Written:
+    def _write(self, write: ExportWrite, known: Committed) -> Written:
         if write.temp is None:
             return self._exports.append(write.name, known, write.blocks)
         assert write.drop is not None  # noqa: S101  a rewrite always drops
@@ -151,7 +154,7 @@ class Committer:
         decisions: Decisions,
         context: BatchContext,
         records: dict[str, ExportRecord],
-        writes: list[_Write],
+        writes: list[ExportWrite],
         written: dict[str, Written],
     ) -> tuple[dict[str, Any], dict[str, Committed]]:
         ledger = self._ledger
@@ -206,7 +209,7 @@ class Committer:
             return True
         for dataset in (Dataset.RAG, Dataset.SFT):
             forbidden = tuple(CATEGORY_CODES[category] for category in Category if options.forbids(dataset, category))
-            if self._ledger.forbidden_among(decisions.shipped_runs.get(dataset, []), forbidden):
+            if self._ledger.forbidden_among(decisions.shipped_walks[dataset], forbidden):
                 return False
         return True
 
@@ -261,7 +264,7 @@ class Committer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Write:
+class ExportWrite:
     """What one export gains and loses."""
 
     name: str
@@ -272,18 +275,18 @@ class _Write:
     drops: int
 
 
-def _writes_of(identity: BatchIdentity, decisions: Decisions, ledger: Ledger) -> list[_Write]:
+def _writes_of(identity: BatchIdentity, decisions: Decisions, ledger: Ledger) -> list[ExportWrite]:
     writes = []
     for dataset, change in decisions.changes.items():
         writes += _dataset_writes(identity, dataset, change)
         gone = [each for each in decisions.withdrawals if each.dataset is dataset]
         if gone:
             lines = b"".join(_withdrawal_line(each, identity, ledger) for each in gone)
-            writes.append(_Write(f"withdrawals_{dataset}", (lines,), len(gone), None, None, 0))
+            writes.append(ExportWrite(f"withdrawals_{dataset}", (lines,), len(gone), None, None, 0))
     return writes
 
 
-def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetChanges) -> list[_Write]:
+def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetChanges) -> list[ExportWrite]:
     writes = []
     for name, spool, drops, drop in (
         (dataset.value, change.shipped, len(change.removed_keys), _drop_keys(dataset, change)),
@@ -296,9 +299,9 @@ def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetCh
     ):
         if drops:
             temp = f".{EXPORT_PATHS[name].rsplit('/', 1)[1]}.{identity.batch_id}.tmp"
-            writes.append(_Write(name, spool.blocks(), spool.rows, temp, drop, drops))
+            writes.append(ExportWrite(name, spool.blocks(), spool.rows, temp, drop, drops))
         elif spool.rows:
-            writes.append(_Write(name, spool.blocks(), spool.rows, None, None, 0))
+            writes.append(ExportWrite(name, spool.blocks(), spool.rows, None, None, 0))
     return writes
 
 
@@ -341,7 +344,7 @@ def _receipt(
     checks: dict[str, bool],
     inputs: list[InputNote],
     tails: list[tuple[str, Any, int]],
-    writes: list[_Write],
+    writes: list[ExportWrite],
     written: dict[str, Written],
     committed: dict[str, Committed],
     previous: str | None,

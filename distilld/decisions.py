@@ -108,7 +108,8 @@ class Decisions:
     withdrawals: list[Withdrawal] = field(default_factory=list)
     totals: Counter[tuple[Dataset, str, int]] = field(default_factory=Counter)
     by_category: Counter[Category] = field(default_factory=Counter)
-    shipped_runs: dict[Dataset, list[str]] = field(default_factory=dict)
+    shipped_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
+    """Rows of which this batch wrote a line into a dataset, for the firewall's second look."""
     bytes_read: int = 0
     tasks_to_queue: list[str] = field(default_factory=list)
     """Tasks that this batch touched and leaves to a later one."""

@@ -21,7 +21,7 @@ from typing import Final
 
 from distilld.model import EXPORT_PATHS, Committed, OperatorError, StatFacts
 
-BLOCK_BYTES: Final = 1 << 20
+BLOCK_BYTES: Final = 1 << 17
 FILE_MODE: Final = 0o640
 FOLDER_MODE: Final = 0o750
 

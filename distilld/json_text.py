@@ -11,6 +11,7 @@ import json
 import re
 from decimal import Decimal
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -26,11 +27,10 @@ WHITESPACE: Final = (
 
 _MAX_SAFE: Final = 2**53
 # The closing quote may be missing: were it not so, a torn line would be searched anew from each of its quotes.
-_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NO_BRACKET: Final = bytes(set(range(256)) - set(b"[{]}"))
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one level down, one level up, as signed bytes
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-# What orjson prints otherwise than JavaScript: floats, integers beyond 2^53, integer-like keys. Inside a string it may
-# match without need; then the slow path gives the same bytes.
-_NEEDS_CARE: Final = re.compile(rb'[:\[,]-?\d+(?:[.eE]|\d{15})|[{,]"\d+":')
 _ARRAY_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -62,7 +62,7 @@ class _OutOfRangeError(ValueError):
 
 def parse_object(raw: bytes) -> ParsedLine:
     """Read one line (no line feed) as SPEC 2 demands; never raises for anything a line may hold."""
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper_than(raw, MAX_DEPTH):
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
         return ParsedLine(None, False, Malformed.TOO_DEEP)
     try:
         value = orjson.loads(raw)
@@ -100,17 +100,9 @@ def _parse_slowly(raw: bytes) -> ParsedLine:
     return ParsedLine(value, marked, None)
 
 
-def _deeper_than(raw: bytes, limit: int) -> bool:
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(raw):
-        first = match.group()[:1]
-        if first in b"[{":
-            depth += 1
-            if depth > limit:
-                return True
-        elif first in b"]}":
-            depth -= 1
-    return False
+def _depth(raw: bytes) -> int:
+    brackets = _STRING.sub(b"", raw).translate(_STEPS, _NO_BRACKET)
+    return max(accumulate(memoryview(brackets).cast("b")), default=0)
 
 
 def _refuse(_: str) -> Any:
@@ -144,8 +136,23 @@ def stringify(value: Any) -> bytes:
     """The bytes of ``JSON.stringify(value)`` for a value that came out of :func:`parse_object`."""
     if type(value) is int or type(value) is float:
         return number_text(value).encode()
-    plain = orjson.dumps(value)
-    return orjson.dumps(_as_javascript(value)) if _NEEDS_CARE.search(plain) else plain
+    return orjson.dumps(value if _prints_alike(value) else _as_javascript(value))
+
+
+def _prints_alike(value: Any) -> bool:
+    """Whether orjson and JavaScript print a value alike: no float, no integer beyond 2^53, no integer-like key."""
+    kind = type(value)
+    if kind is dict:
+        for key, item in value.items():
+            inner = type(item)
+            if key[:1].isdigit() or (inner is not str and item is not None and not _prints_alike(item)):
+                return False
+        return True
+    if kind is list:
+        return all(type(item) is str or _prints_alike(item) for item in value)
+    if kind is int:
+        return bool(-_MAX_SAFE <= value <= _MAX_SAFE)
+    return kind is not float
 
 
 def _as_javascript(value: Any) -> Any:
@@ -221,7 +228,7 @@ def is_blank(text: str) -> bool:
 def cut(text: str, units: int) -> str:
     """The first ``units`` UTF-16 code units, one fewer where that would split a surrogate pair."""
     head = text[:units]
-    if head.isascii():
+    if head.isascii() or 2 * len(head) <= units:
         return head
     wide = head.encode("utf-16-le")
     return head if len(wide) <= 2 * units else wide[: 2 * units].decode("utf-16-le", errors="ignore")

@@ -50,6 +50,7 @@ class PairJudge:
         self._shipped: dict[int, str] = {}
         self._freed: dict[int, tuple[WorkPair, Cause]] = {}
         self._absent = work.absent_files()
+        self._absent_verdicts = work.has_frozen_verdicts()
         self._stamps: dict[int, str] = {}
         # Pairs whose line another task took over before their own task was formed anew.
         self._moved_on: set[int] = set()
@@ -74,8 +75,7 @@ class PairJudge:
         """Form one task's pairs; returns the tasks whose ids that may change."""
         recorded = self._work.pairs_of(task_id)
         live = [pair for pair in recorded if pair.frozen is None]
-        rows = {category: self._candidates(task_id, category) for category in _PAIRED}
-        pairs = preference.pair_up(rows[Category.ACCEPTED], rows[Category.REJECTED], rows[Category.PARTIALLY_ACCEPTED])
+        pairs = self._pairs_of(task_id)
         touched: set[str] = set()
         unmatched = {pair.pair_id: pair for pair in recorded}
         formed: list[PairRow] = []
@@ -98,19 +98,30 @@ class PairJudge:
         self._out.dropped_pairs += [pair.pair_id for pair in live if pair.pair_id not in frozen]
         self._out.pairs += formed
 
-    def _candidates(self, task_id: str, category: Category) -> list[_Candidate]:
-        rows = self._work.task_rows(task_id, category, preference.PAIRS_PER_TASK)
-        return [_Candidate(row, self._side(row)) for row in rows]
+    def _pairs_of(self, task_id: str) -> list[tuple[_Candidate, _Candidate]]:
+        """The task's pairs; only rows that stand in one of them are read."""
+        accepted, rejected, partial = (
+            self._work.task_rows(task_id, category, preference.PAIRS_PER_TASK) for category in _PAIRED
+        )
+        sides: dict[int, _Candidate] = {}
+        for row in {row.walk: row for pair in preference.pair_up(accepted, rejected, partial) for row in pair}.values():
+            sides[row.walk] = _Candidate(row, self._side(row))
+        return [
+            (sides[chosen.walk], sides[other.walk])
+            for chosen, other in preference.pair_up(accepted, rejected, partial)
+        ]
 
     def _side(self, row: WorkRow) -> PairSide:
         scored = self._texts.scored(row)
         evidence = self._texts.evidence(row)
         assert evidence is not None  # noqa: S101  task_rows() gives only rows whose evidence is found
-        return PairSide(scored, evidence, self._verdict(row.run_id or "", scored.category))
+        return PairSide(scored, evidence, self._verdict(row, scored.category))
 
-    def _verdict(self, run_id: str, category: Category | None) -> Category | None:
+    def _verdict(self, row: WorkRow, category: Category | None) -> Category | None:
         """The verdict in force that a side must agree with; an absent one forbids and never clears."""
-        _, in_force, present = self._work.verdicts(run_id, self._options)
+        if not self._absent_verdicts:
+            return CATEGORIES[row.verdict & 7] if row.verdict is not None else None
+        _, in_force, present = self._work.verdicts(row.run_id or "", self._options)
         return in_force if present is category else present
 
     # one pair
@@ -129,14 +140,15 @@ class PairJudge:
         others = [pair for pair in self._work.pairs_with_key(key) if pair.task_id != task_id]
         taken = key in self._shipped or self._held_earlier(task_id, others)
         case = PairCase(chosen.side, rejected.side, taken, self._options, self._missing_files)
-        outcome = preference.judge(case, chosen.row.at)
+        outcome = preference.judge(case, self._work.at(chosen.row.walk))
         if isinstance(outcome, Ship):
             code, line, batch = self._ship(task_id, key, outcome, unmatched, others, touched, run_ids)
         else:
             code, line, batch = self._hold(outcome, run_ids, unmatched)
         return PairRow(
             task_id, slot, *run_ids, rejected.row.category or 0,
-            chosen.row.partition_id, rejected.row.partition_id, key, code, line, batch,
+            self._work.place(chosen.row.walk).partition_id, self._work.place(rejected.row.walk).partition_id,
+            key, code, line, batch,
         )  # fmt: skip
 
     def _held_earlier(self, task_id: str, others: list[WorkPair]) -> bool:
@@ -173,7 +185,6 @@ class PairJudge:
             self._publish(standing, cause, replaced=True)
         line = ship.line(self._out.recorded_at)
         changes.shipped.add(line)
-        self._out.shipped_runs.setdefault(_PREFERENCE, []).extend(run_ids)
         return SHIPPED, digest_of(line), self._out.sequence
 
     def _standing(

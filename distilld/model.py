@@ -22,7 +22,13 @@ RULES_VERSION: Final = 1
 """Raise it when a release changes what any row comes to: every row is then judged anew."""
 
 
-class Category(StrEnum):
+class Word(StrEnum):
+    """A member of a closed set. Equal to its text and hashed like it, so either finds the other in a mapping."""
+
+    __hash__ = str.__hash__
+
+
+class Category(Word):
     """What the scorer says of a run (SPEC 2)."""
 
     ACCEPTED = "accepted"
@@ -35,7 +41,12 @@ SFT_NEVER: Final = frozenset({Category.REJECTED, Category.NEEDS_HUMAN_REVIEW})
 """The categories that no option can let into the SFT dataset (SPEC 3.2). It never grows smaller."""
 
 
-class Dataset(StrEnum):
+_ACCEPTED: Final = (Category.ACCEPTED,)
+_ACCEPTED_OR_PARTIAL: Final = (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED)
+_ALL_BUT_REJECTED: Final = (*_ACCEPTED_OR_PARTIAL, Category.NEEDS_HUMAN_REVIEW)
+
+
+class Dataset(Word):
     """The three datasets, in the order in which they are renamed and reported."""
 
     RAG = "rag"
@@ -43,7 +54,7 @@ class Dataset(StrEnum):
     PREFERENCE = "preference"
 
 
-class Reason(StrEnum):
+class Reason(Word):
     """Why a row is held: the closed list of SPEC 3.7."""
 
     MISSING_PROVENANCE = "missing_provenance"
@@ -59,21 +70,21 @@ class Reason(StrEnum):
     CATEGORY_DISALLOWED = "category_disallowed"
 
 
-class InputKind(StrEnum):
+class InputKind(Word):
     """The two input trees below ``<root>/data``."""
 
     SCORED = "scored"
     EVIDENCE = "evidence"
 
 
-class OnDelete(StrEnum):
+class OnDelete(Word):
     """What the disappearance of a partition means (SPEC 3)."""
 
     KEEP = "keep"
     WITHDRAW = "withdraw"
 
 
-class Trigger(StrEnum):
+class Trigger(Word):
     """What set a batch off."""
 
     STARTUP = "startup"
@@ -86,7 +97,7 @@ class Trigger(StrEnum):
     PRUNE = "prune"
 
 
-class Cause(StrEnum):
+class Cause(Word):
     """Why a shipped row left or was replaced: the first that fits (SPEC 3.9)."""
 
     PRUNED = "pruned"
@@ -100,8 +111,7 @@ class Cause(StrEnum):
     UNDONE = "undone"
 
 
-@dataclass(frozen=True, slots=True)
-class RowRef:
+class RowRef(NamedTuple):
     """Where a row stands: its partition (``a/b/c/name.jsonl``) and its line, non-empty lines counted from 0."""
 
     partition: str
@@ -133,13 +143,12 @@ class Options:
     @property
     def rag_allowed(self) -> tuple[Category, ...]:
         """The categories that may ship to RAG, in the order in which messages name them."""
-        allowed = (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED)
-        return (*allowed, Category.NEEDS_HUMAN_REVIEW) if self.include_review else allowed
+        return _ALL_BUT_REJECTED if self.include_review else _ACCEPTED_OR_PARTIAL
 
     @property
     def sft_allowed(self) -> tuple[Category, ...]:
         """The categories that may ship to SFT; SFT_NEVER is held before this is asked."""
-        return (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED) if self.include_partial else (Category.ACCEPTED,)
+        return _ACCEPTED_OR_PARTIAL if self.include_partial else _ACCEPTED
 
     def forbids(self, dataset: Dataset, category: Category) -> bool:
         """Whether a verdict of this category in force revokes its run's rows in ``dataset`` (SPEC 3.4)."""

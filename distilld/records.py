@@ -6,9 +6,10 @@ A field of the wrong type is an absent field; nothing here raises for what a pro
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from distilld.json_text import number_text
+from distilld.json_text import number_text, stringify
 from distilld.model import Category
 
 _CATEGORIES: Final = {category.value: category for category in Category}
@@ -20,9 +21,33 @@ def category_of(value: Any) -> Category | None:
     return _CATEGORIES.get(value) if type(value) is str else None
 
 
+@lru_cache(maxsize=4)
 def id_digits(run_id: str, sig_hash: str) -> str:
     """The 16 hex digits that a RAG and an SFT row of this run share (SPEC 3.1, 3.2)."""
     return hashlib.sha256(f"{run_id}|{sig_hash}".encode()).hexdigest()[:16]
+
+
+class RowJson:
+    """The JSON of a scored row as its quarantine rows quote it, made once for both datasets, and only when needed."""
+
+    __slots__ = ("_provenance", "_record", "value")
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self._record: bytes | None = None
+        self._provenance: bytes | None = None
+
+    def record(self) -> bytes:
+        """The row's JSON value written anew."""
+        if self._record is None:
+            self._record = stringify(self.value)
+        return self._record
+
+    def provenance(self) -> bytes | None:
+        """The row's provenance as it stands, or None where the row has none."""
+        if self._provenance is None and "provenance" in self.value:
+            self._provenance = stringify(self.value["provenance"])
+        return self._provenance
 
 
 class ScoredRun(NamedTuple):
@@ -37,6 +62,7 @@ class ScoredRun(NamedTuple):
     line_offset: int | None
     first_reason: str | None
     marked: bool
+    json: RowJson
 
 
 class EvidenceRecord(NamedTuple):
@@ -98,6 +124,7 @@ def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
         _line_offset(provenance.get("line_offset")),
         _string(reasons[0]) if type(reasons) is list and reasons else None,
         marked,
+        RowJson(value),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Final
 
 MEMORY_BYTES: Final = 4 << 20
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 17
 
 
 class LineSpool:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from distilld.model import InputChanged, UnreadableError
 
-BLOCK_BYTES: Final = 1 << 20
+BLOCK_BYTES: Final = 1 << 17
 HEAD_BYTES: Final = 1024
 """Kept of an over-long line: enough for the 200 UTF-16 units of its quarantine row."""
 DIGEST_BYTES: Final = 16

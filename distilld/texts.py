@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -11,20 +10,23 @@ from distilld.json_text import Malformed, parse_object
 from distilld.lake import open_partition, tree_path
 from distilld.model import InputChanged, InputKind
 from distilld.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
-from distilld.store.schema import MALFORMED_CODES
-from distilld.store.work import WorkRow
+from distilld.store.schema import LINE_BITS, MALFORMED_CODES
+from distilld.store.work import Work, WorkRow
 from distilld.tail import SpanReader
 
-_OPEN_AT_MOST: Final = 12
+_OPEN_AT_MOST: Final = 24
+_TOO_LONG: Final = MALFORMED_CODES[Malformed.TOO_LONG]
 
 
 class Texts:
-    """Opens partitions as they are needed and reads rows from them; at most a dozen are open at a time."""
+    """Opens partitions as they are needed and reads rows from them; at most two dozen are open at a time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, work: Work) -> None:
         self._root = root
-        self._open: OrderedDict[tuple[InputKind, str], tuple[ExitStack, SpanReader]] = OrderedDict()
+        self._work = work
+        self._open: dict[tuple[InputKind, int], tuple[ExitStack, SpanReader]] = {}
         self._read_and_closed = 0
+        self._near: dict[InputKind, tuple[int, SpanReader]] = {}
 
     @property
     def bytes_read(self) -> int:
@@ -37,47 +39,54 @@ class Texts:
         Raises:
             InputChanged: The file no longer holds it there.
         """
-        raw = self._reader(InputKind.SCORED, row.path).read(row.start, row.length, row.digest)
-        parsed = parse_object(raw)
-        if parsed.value is None:
-            raise InputChanged(tree_path(InputKind.SCORED, row.path))
-        return scored_run(parsed.value, marked=parsed.marked)
+        raw = self._reader(InputKind.SCORED, row.walk).read(row.start, row.length, row.digest)
+        value, marked, _ = parse_object(raw)
+        if value is None:
+            raise InputChanged(tree_path(InputKind.SCORED, self._work.place(row.walk).path))
+        return scored_run(value, marked=marked)
 
     def evidence(self, row: WorkRow) -> EvidenceRecord | None:
         """The evidence of the row's run in the mirrored partition; None where there is none."""
         if not row.evidence_found or row.evidence_start is None or row.evidence_digest is None:
             return None
-        reader = self._reader(InputKind.EVIDENCE, row.path)
+        reader = self._reader(InputKind.EVIDENCE, row.walk)
         raw = reader.read(row.evidence_start, row.evidence_length or 0, row.evidence_digest)
-        parsed = parse_object(raw)
-        if parsed.value is None:
-            raise InputChanged(tree_path(InputKind.EVIDENCE, row.path))
-        return evidence_record(parsed.value, marked=parsed.marked)
+        value, marked, _ = parse_object(raw)
+        if value is None:
+            raise InputChanged(tree_path(InputKind.EVIDENCE, self._work.place(row.walk).path))
+        return evidence_record(value, marked=marked)
 
     def malformed_head(self, row: WorkRow) -> str:
         """The text of a malformed line, or the beginning of an over-long one; bad text replaced by U+FFFD."""
-        reader = self._reader(InputKind.SCORED, row.path)
-        if row.malformed == MALFORMED_CODES[Malformed.TOO_LONG]:
+        reader = self._reader(InputKind.SCORED, row.walk)
+        if row.malformed == _TOO_LONG:
             raw = reader.read_head(row.start, row.length)
         else:
             raw = reader.read(row.start, row.length, row.digest)
         return raw.decode(errors="replace")
 
-    def _reader(self, kind: InputKind, path: str) -> SpanReader:
-        key = (kind, path)
-        found = self._open.get(key)
+    def _reader(self, kind: InputKind, walk: int) -> SpanReader:
+        base = walk >> LINE_BITS
+        near = self._near.get(kind)
+        if near is not None and near[0] == base:
+            return near[1]
+        found = self._open.pop((kind, base), None)
         if found is None:
             if len(self._open) >= _OPEN_AT_MOST:
                 self._close_oldest()
+            path = self._work.place(walk).path
             stack = ExitStack()
             descriptor, _ = stack.enter_context(open_partition(self._root, kind, path))
-            found = self._open[key] = (stack, SpanReader(descriptor, tree_path(kind, path)))
-        else:
-            self._open.move_to_end(key)
+            found = (stack, SpanReader(descriptor, tree_path(kind, path)))
+        self._open[kind, base] = found  # put behind the others: the oldest is closed first
+        self._near[kind] = (base, found[1])
         return found[1]
 
     def _close_oldest(self) -> None:
-        _, (stack, reader) = self._open.popitem(last=False)
+        (kind, base), (stack, reader) = next(iter(self._open.items()))
+        del self._open[kind, base]
+        if self._near.get(kind, (None,))[0] == base:
+            del self._near[kind]
         self._read_and_closed += reader.bytes_read
         stack.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice, product
 from typing import Any, Final, TypeVar
 
-from distilld.datasets import NOT_UNICODE, UNSTAMPED, Hold, Outcome, Ship, no_provenance
+from distilld.datasets import NOT_UNICODE, UNSTAMPED, Hold, Outcome, Ship
 from distilld.firewall import PREFERENCE_GATES, PairCase
 from distilld.json_text import cut, stringify, trim, utf16_order
 from distilld.model import Dataset, Reason, RowRef
@@ -88,7 +88,6 @@ def _pair_signature(one_run_id: str, other_run_id: str) -> str:
 def _hold(gate: str, reason: Reason, errors: tuple[str, ...], case: PairCase, at: RowRef) -> Hold:
     chosen, rejected = case.chosen.scored, case.rejected.scored
     record = {"task_id": chosen.task_id, "chosen_run_id": chosen.run_id, "rejected_run_id": rejected.run_id}
-    value = chosen.value
     return Hold(
         gate,
         Dataset.PREFERENCE,
@@ -96,5 +95,5 @@ def _hold(gate: str, reason: Reason, errors: tuple[str, ...], case: PairCase, at
         errors,
         at,
         lambda: stringify(record),
-        (lambda: stringify(value["provenance"])) if "provenance" in value else no_provenance,
+        chosen.json.provenance,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from distilld.datasets import NOT_UNICODE, Hold, Outcome, Ship, no_provenance
+from distilld.datasets import NOT_UNICODE, UNSTAMPED, Hold, Outcome, Ship, no_provenance
 from distilld.firewall import RowCase, RowGate
 from distilld.json_text import stringify
 from distilld.model import Dataset, Reason, RowRef
@@ -51,16 +51,15 @@ def _hold(
     record: dict[str, Any] | None = None,
     with_provenance: bool = True,
 ) -> Hold:
-    value = case.scored.value
-    quoted = with_provenance and "provenance" in value
+    row = case.scored.json
     return Hold(
         gate,
         dataset,
         reason,
         errors,
         at,
-        lambda: stringify(value if record is None else record),
-        (lambda: stringify(value["provenance"])) if quoted else no_provenance,
+        row.record if record is None else (lambda: stringify(record)),
+        row.provenance if with_provenance else no_provenance,
     )
 
 
@@ -80,5 +79,5 @@ def provenance_of(case: RowCase) -> dict[str, Any]:
         "source_file": scored.source_file,
         "line_offset": scored.line_offset,
         "sig_hash": scored.sig_hash,
-        "recorded_at": "-",
+        "recorded_at": UNSTAMPED,
     }

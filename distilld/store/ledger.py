@@ -316,17 +316,16 @@ class Ledger:
         """One of the store's counters."""
         return int(self._run("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()[0])
 
-    def forbidden_among(self, run_ids: list[str], forbidden: tuple[int, ...]) -> int:
-        """How many of these runs have a last present verdict of a forbidden category: the firewall's second look."""
+    def forbidden_among(self, walks: list[int], forbidden: tuple[int, ...]) -> int:
+        """How many of these rows' runs have a last present verdict of a forbidden category: the firewall's second look."""
         marks = ",".join(map(str, forbidden))
-        return sum(
-            self._run(
-                "SELECT EXISTS (SELECT 1 FROM (SELECT category FROM scored_rows WHERE run_id = ? AND category IS NOT NULL"
-                f" ORDER BY walk DESC LIMIT 1) WHERE category IN ({marks}))",
-                (run_id,),
-            ).fetchone()[0]
-            for run_id in run_ids
+        found = self._run(
+            "SELECT count(*) FROM json_each(?) j JOIN scored_rows s ON s.walk = j.value WHERE (SELECT v.category"
+            " FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1)"
+            f" IN ({marks})",
+            (f"[{','.join(map(str, walks))}]",),
         )
+        return int(found.fetchone()[0])
 
 
 _EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

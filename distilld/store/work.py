@@ -22,45 +22,43 @@ _VERDICT: Final = (
     " ORDER BY v.walk DESC LIMIT 1)"
 )
 _HOLDER: Final = "(SELECT h.walk FROM scored_rows h WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
-_ROW: Final = (
-    "s.walk, p.partition_id, p.path, s.walk - p.walk_base, s.start_byte, s.length_bytes, s.digest, s.run_id, s.task_id,"
-    " s.category, s.malformed, s.sample_key, s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
-    " s.evidence_found, e.start_byte, e.length_bytes, e.digest, "
-    f"{_VERDICT}, {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)}, "
+_FACTS: Final = (
+    "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
+    f" e.start_byte, e.length_bytes, e.digest, {_VERDICT},"
+    f" {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)},"
 )
-_QUEUED: Final = "coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
-_JOINS: Final = (
+_RECORDED: Final = " s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
+_QUEUED: Final = " coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
+_EVIDENCE: Final = (
     f" JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
     " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
 )
+_ROW: Final = f"SELECT {_FACTS}{_RECORDED}{_QUEUED} FROM scored_rows s{_EVIDENCE}"
+
+
+class Place(NamedTuple):
+    """A partition by its place in walk order."""
+
+    partition_id: int
+    path: str
+    base: int
 
 
 class WorkRow(NamedTuple):
-    """A scored row that is to be judged: its facts, its outcomes so far, and what they depend on.
+    """A scored row that is to be judged: its facts, what it depends on, its outcomes so far.
 
-    ``evidence_found`` without evidence columns cannot be; evidence columns without ``evidence_found`` mean that the
-    evidence file is absent. ``verdict`` packs the last present verdict: its walk times 8 plus its category code.
+    Evidence columns without ``evidence_found`` mean that the evidence file is absent. ``verdict`` packs the last present
+    verdict of the run: its walk times 8 plus its category code. A row that was never judged has no outcomes.
     """
 
     walk: int
-    partition_id: int
-    path: str
-    line: int
     start: int
     length: int
     digest: bytes
     run_id: str | None
-    task_id: str | None
     category: int | None
     malformed: int | None
     sample_key: int | None
-    rag: int | None
-    rag_line: bytes | None
-    rag_batch: int | None
-    sft: int | None
-    sft_line: bytes | None
-    sft_batch: int | None
-    kept: int
     evidence_found: int
     evidence_start: int | None
     evidence_length: int | None
@@ -68,12 +66,14 @@ class WorkRow(NamedTuple):
     verdict: int | None
     rag_holder: int | None
     sft_holder: int | None
-    evidence_changed: int
-
-    @property
-    def at(self) -> RowRef:
-        """Where the row stands."""
-        return RowRef(self.path, self.line)
+    rag: int | None = None
+    rag_line: bytes | None = None
+    rag_batch: int | None = None
+    sft: int | None = None
+    sft_line: bytes | None = None
+    sft_batch: int | None = None
+    kept: int = 0
+    evidence_changed: int = 0
 
 
 class WorkPair(NamedTuple):
@@ -158,6 +158,7 @@ class Work:
         self._store = store
         self._run = store.connection.execute
         self._inputs = Inputs(store)
+        self._places: dict[int, Place] = {}
 
     def waiting(self) -> Waiting:
         """How much is to be judged; rows may be counted twice, never missed."""
@@ -179,7 +180,8 @@ class Work:
         queued = map(
             WorkRow._make,
             self._run(
-                f"SELECT {_ROW} q.evidence_changed FROM rejudge_rows q JOIN scored_rows s USING (walk){_JOINS} WHERE 1{forced} ORDER BY q.walk"
+                f"SELECT {_FACTS}{_RECORDED} q.evidence_changed FROM rejudge_rows q JOIN scored_rows s USING (walk)"
+                f"{_EVIDENCE} WHERE 1{forced} ORDER BY q.walk"
             ),
         )
         sources: list[Iterator[WorkRow]] = [queued] if forced_only else [queued, self._unjudged()]
@@ -191,23 +193,41 @@ class Work:
 
     def _unjudged(self) -> Iterator[WorkRow]:
         for low, high in self._unjudged_spans():
+            partition = self.place(low).partition_id
             yield from map(
                 WorkRow._make,
                 self._run(
-                    f"SELECT {_ROW} 0 FROM scored_rows s{_JOINS} WHERE s.walk >= ? AND s.walk < ? ORDER BY s.walk",
-                    (low, high),
+                    f"SELECT {_FACTS}{_RECORDED} 0 FROM scored_rows s LEFT JOIN evidence_rows e"
+                    " ON e.partition_id = ?3 AND e.run_id = s.run_id WHERE s.walk >= ?1 AND s.walk < ?2 ORDER BY s.walk",
+                    (low, high, partition),
                 ),
             )
 
     def every_row(self) -> Iterator[WorkRow]:
         """All present rows in walk order."""
-        return map(WorkRow._make, self._run(f"SELECT {_ROW} {_QUEUED} FROM scored_rows s{_JOINS} ORDER BY s.walk"))
+        return map(WorkRow._make, self._run(f"{_ROW} ORDER BY s.walk"))
 
     def row(self, walk: int) -> WorkRow:
         """One row by its place."""
-        return WorkRow._make(
-            self._run(f"SELECT {_ROW} {_QUEUED} FROM scored_rows s{_JOINS} WHERE s.walk = ?", (walk,)).fetchone()
-        )
+        return WorkRow._make(self._run(f"{_ROW} WHERE s.walk = ?", (walk,)).fetchone())
+
+    def place(self, walk: int) -> Place:
+        """The partition that a row stands in."""
+        base = walk >> LINE_BITS << LINE_BITS
+        found = self._places.get(base)
+        if found is None:
+            row = self._run("SELECT partition_id, path FROM partitions WHERE walk_base = ?", (base,)).fetchone()
+            found = self._places[base] = Place(row[0], row[1], base)
+        return found
+
+    def at(self, walk: int) -> RowRef:
+        """Where a row stands."""
+        place = self.place(walk)
+        return RowRef(place.path, walk - place.base)
+
+    def forget_places(self) -> None:
+        """Partitions may have got other places."""
+        self._places.clear()
 
     def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
         """The first row behind ``walk`` that is held because an earlier row has this id."""
@@ -348,7 +368,7 @@ class Work:
     def task_rows(self, task_id: str, category: Category, limit: int) -> list[WorkRow]:
         """The first rows of a task with this category whose evidence is found."""
         rows = self._run(
-            f"SELECT {_ROW} {_QUEUED} FROM scored_rows s{_JOINS} WHERE s.task_id = ? AND s.evidence_found = 1 AND s.category = ?"
+            f"{_ROW} WHERE s.task_id = ? AND s.evidence_found = 1 AND s.category = ?"
             " ORDER BY s.walk LIMIT ?",
             (task_id, CATEGORY_CODES[category], limit),
         )

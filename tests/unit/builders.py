@@ -163,6 +163,12 @@ def held(outcome: Outcome) -> dict[str, Any]:
     return row
 
 
+def gate_of(outcome: Outcome) -> str:
+    """The gate that holds the outcome."""
+    assert isinstance(outcome, Hold), outcome
+    return outcome.gate
+
+
 def shipped(outcome: Outcome) -> dict[str, Any]:
     """The sample of an outcome that must ship, stamped."""
     assert isinstance(outcome, Ship), held(outcome)

@@ -23,6 +23,7 @@ from tests.unit.builders import (
     all_missing,
     bytes_of,
     evidence,
+    gate_of,
     held,
     none_missing,
     pair_case,
@@ -319,7 +320,9 @@ def test_a_row_gate_holds_its_row(
     case = cases[gate.name].flaw.case()
     first = next(one for one in gates if one.holds(case))
     assert first is gate
-    row = held(JUDGES[dataset](case))
+    outcome = JUDGES[dataset](case)
+    assert gate_of(outcome) == gate.name
+    row = held(outcome)
     assert (row["exporter"], row["reason"]) == (dataset, cases[gate.name].reason)
     assert row["errors"] == cases[gate.name].errors
     assert row["location"] == {"partition": AT.partition, "line_offset": AT.line}
@@ -355,7 +358,9 @@ def test_a_pair_gate_holds_its_pair(gate: PairGate) -> None:
     expected = PAIRS[gate.name]
     case = expected.case()
     assert [one for one in PREFERENCE_GATES if one.holds(case)] == [gate]
-    row = held(preference.judge(case, AT))
+    outcome = preference.judge(case, AT)
+    assert gate_of(outcome) == gate.name
+    row = held(outcome)
     assert (row["exporter"], row["reason"], row["errors"]) == ("preference", expected.reason, expected.errors)
     assert row["source_record"] == {
         "task_id": "scrum_review:src/lib.rs",
@@ -428,6 +433,7 @@ def test_a_malformed_line_is_held(dataset: Dataset, raw: bytes, error: str) -> N
     outcome = hold_malformed(
         dataset, raw.decode(), malformed, AT, source_file=f"data/scored-runs/{AT.partition}", max_line_bytes=1000
     )
+    assert gate_of(outcome) == "malformed"
     row = held(outcome)
     assert (row["exporter"], row["reason"], row["errors"]) == (dataset, "schema_violation", [error])
     assert row["source_record"] == {"_raw": raw.decode()[:200]}
@@ -512,7 +518,9 @@ def test_the_schema_gate_holds_what_all_gates_let_pass(dataset: Dataset, flaw: F
     """A finished row that fails its schema is held, with the field named, the row itself and its provenance."""
     case = marked_case(flaw)
     assert not any(gate.holds(case) for gate in (RAG_GATES if dataset is Dataset.RAG else SFT_GATES))
-    row = held(JUDGES[dataset](case))
+    outcome = JUDGES[dataset](case)
+    assert gate_of(outcome) == "schema"
+    row = held(outcome)
     assert (row["reason"], row["errors"]) == ("schema_violation", errors)
     assert row["source_record"] == case.scored.value
     assert row["source_provenance"] == case.scored.value["provenance"]
@@ -538,6 +546,7 @@ def test_the_last_gate_speaks_before_the_schema(dataset: Dataset) -> None:
 def test_a_pair_that_fails_the_schema_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair without a source file is held by the schema, after the duplicate gate; with the schema off it ships."""
     flaw = {"provenance__source_file": ABSENT}
+    assert gate_of(preference.judge(pair_case(flaw), AT)) == "schema"
     row = held(preference.judge(pair_case(flaw), AT))
     assert (row["reason"], row["errors"]) == ("schema_violation", ["provenance.source_file: must be a string"])
     assert held(preference.judge(pair_case(flaw, id_taken=True), AT))["reason"] == "duplicate_id"

@@ -279,6 +279,7 @@ HEAVY = {
     "100,000 levels": nested(100_000),
     "100,000 levels of objects": nested(100_000, "{"),
     "only opening brackets": b"[" * 4_000_000,
+    "brackets side by side": b'{"a":[' + b"[]," * 2_000_000 + b"1]}",
     # A torn row full of quotes: the search for its depth once began anew at each of them, minutes for a megabyte.
     "torn, with quotes": b'{"a":[' + b"[]," * 300 + b'1],"text":"' + b'\\"' * 500_000,
     "torn, with backslashes": b'{"a":[' + b"[]," * 300 + b'1],"text":"' + b"\\\\" * 500_000 + b"\\",

@@ -6,16 +6,20 @@ import hashlib
 from dataclasses import FrozenInstanceError, fields, replace
 from enum import StrEnum
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from distilld import model
 from distilld.model import (
+    DATASET_PATHS,
+    EXPORT_PATHS,
     RULES_VERSION,
     SFT_NEVER,
     Category,
     Cause,
+    Committed,
     Dataset,
     DistilldError,
     InputChanged,
@@ -25,8 +29,12 @@ from distilld.model import (
     Options,
     ProgramError,
     Reason,
+    RowRef,
+    StatFacts,
     Trigger,
+    UnreadableError,
     UsageError,
+    Verdict,
     WriterBusy,
 )
 
@@ -148,11 +156,60 @@ def test_a_root_that_is_no_utf8_has_a_digest() -> None:
     assert Options(source_files_root="/srv/\udcff").sha256 != Options(source_files_root="/srv/\udcfe").sha256
 
 
-def test_options_are_frozen() -> None:
-    """Options never change while a batch holds them."""
-    options = Options()
+@pytest.mark.parametrize(
+    "value",
+    [
+        RowRef("a/b/c/d.jsonl", 0),
+        Verdict(Category.REJECTED, RowRef("a/b/c/d.jsonl", 0)),
+        Options(),
+        Committed(1, 2, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_are_frozen(value: Any) -> None:
+    """What crosses a module border can be neither changed nor given new fields, and equal values hash alike."""
     with pytest.raises(FrozenInstanceError):
-        options.revoke = False  # type: ignore[misc]
+        setattr(value, fields(value)[0].name, None)
+    assert not hasattr(value, "__dict__")
+    assert hash(replace(value)) == hash(value)
+
+
+def test_the_exports_are_the_nine_files_of_the_contract() -> None:
+    """Three datasets, three quarantine files and three withdrawal logs stand where loaders look for them."""
+    assert {str(dataset): path for dataset, path in DATASET_PATHS.items()} == {
+        "rag": "exports/rag/playbooks.jsonl",
+        "sft": "exports/sft/instruction_response.jsonl",
+        "preference": "exports/preference/chosen_rejected.jsonl",
+    }
+    others = {
+        f"{kind}_{name}": f"exports/{kind}/{name}.jsonl" for kind in ("quarantine", "withdrawals") for name in Dataset
+    }
+    assert {str(dataset): path for dataset, path in DATASET_PATHS.items()} | others == EXPORT_PATHS
+
+
+SECOND = 1_000_000_000
+
+
+def test_a_file_state_is_inode_size_and_times() -> None:
+    """Two looks saw the same file where device, inode, size and both times agree, whenever they were taken."""
+    status = SimpleNamespace(st_dev=1, st_ino=2, st_size=3, st_mtime_ns=4, st_ctime_ns=5, st_mode=6)
+    facts = StatFacts.of(status, 100)
+    assert facts == StatFacts(device=1, inode=2, size=3, mtime_ns=4, ctime_ns=5, looked_ns=100)
+    assert facts.same_file_state(facts._replace(looked_ns=200))
+    for name in ("device", "inode", "size", "mtime_ns", "ctime_ns"):
+        other: dict[str, Any] = {name: 9}
+        assert not facts.same_file_state(facts._replace(**other))
+
+
+def test_a_file_is_settled_two_seconds_after_its_later_time() -> None:
+    """A time within two seconds of the look, or after it, proves nothing, be it mtime or ctime."""
+    for name, other in (("mtime_ns", "ctime_ns"), ("ctime_ns", "mtime_ns")):
+        for age, settled in ((3, True), (2, False), (1, False), (0, False), (-5, False)):
+            times: dict[str, Any] = {name: 10 * SECOND - age * SECOND, other: 0}
+            facts = StatFacts(1, 2, 3, 0, 0, 10 * SECOND)._replace(**times)
+            assert facts.is_settled() is settled
+    assert StatFacts(1, 2, 3, 0, 7 * SECOND + 1, 9 * SECOND).is_settled() is False
+    assert StatFacts(1, 2, 3, 0, 7 * SECOND - 1, 9 * SECOND).is_settled() is True
 
 
 def test_errors_carry_what_their_reader_needs() -> None:
@@ -165,6 +222,10 @@ def test_errors_carry_what_their_reader_needs() -> None:
     changed = InputChanged("data/scored-runs/a/b/c/d.jsonl")
     assert changed.path == "data/scored-runs/a/b/c/d.jsonl"
     assert "changed while it was read" in str(changed)
+    unreadable = UnreadableError("data/evidence/a/b/c/d.jsonl", PermissionError(13, "Permission denied"))
+    assert (unreadable.path, unreadable.hint) == ("data/evidence/a/b/c/d.jsonl", "make the file readable")
+    assert str(unreadable) == "cannot read data/evidence/a/b/c/d.jsonl: Permission denied"
+    assert str(UnreadableError("x", OSError("odd"))) == "cannot read x: odd"
     for kind in (OperatorError, UsageError, WriterBusy, InputChanged, ProgramError):
         assert issubclass(kind, DistilldError)
 

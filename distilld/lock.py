@@ -1,0 +1,204 @@
+"""One writer for a lake, and one for a state store (SPEC 5, 'One writer').
+
+A writer holds two locks (flock) for as long as it lives: ``exports/.distilld.lock`` below the root, and the store's
+path with ``.lock`` behind it. The kernel lets go of both when the process ends, however it ends. The files stay behind;
+the lake's one says which store the lake is kept with, so that nobody goes on with another one by mistake.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from distilld.model import OperatorError, UsageError, WriterBusy
+
+LOCK_FILE: Final = "exports/.distilld.lock"
+FILE_MODE: Final = 0o640
+FOLDER_MODE: Final = 0o750
+
+_PATIENCE_SECONDS: Final = 0.25
+"""``holder`` holds the lock for a moment to see whether a writer does; a writer that starts then waits this long."""
+_RETRY_SECONDS: Final = 0.01
+_MOST_BYTES: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a look at a lake's lock tells; ``pid`` is None unless a writer is running and its record could be read.
+
+    ``state`` is the store that the last writer kept the lake with, running or not; None where none ever wrote.
+    """
+
+    running: bool
+    pid: int | None = None
+    state: Path | None = None
+
+
+def lock_of_store(state: Path) -> Path:
+    """Where the lock of a state store stands."""
+    return state.with_name(state.name + ".lock")
+
+
+@contextmanager
+def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator[None]:
+    """Be the one writer of a lake and of a store. ``take_over`` goes on with another store than the last writer's.
+
+    Raises:
+        WriterBusy: Another process holds the lake, or the store.
+        UsageError: The lake is kept with another store, which still exists.
+        OperatorError: A lock file cannot be made or written.
+    """
+    store = Path(os.path.realpath(state))
+    with _held(root / LOCK_FILE, f"the lake {root}") as lake_lock:
+        if not take_over:
+            refuse_other_store(_read(lake_lock), root, store)
+        with _held(lock_of_store(store), f"the state store {store}") as store_lock:
+            for descriptor in (lake_lock, store_lock):
+                _write(descriptor, store)
+            yield
+
+
+def holder(root: Path) -> Holder:
+    """Whether a writer is running on the lake, its pid, and the store that the lake is kept with. Changes nothing.
+
+    Raises:
+        OperatorError: The lock file cannot be read.
+    """
+    path = root / LOCK_FILE
+    try:
+        descriptor = _open_existing(path)
+    except FileNotFoundError:
+        return Holder(running=False)
+    except OSError as error:
+        raise OperatorError(f"cannot read {path}: {_why(error)}") from error
+    try:
+        record = _read(descriptor)
+        if _take(descriptor, fcntl.LOCK_SH):
+            return Holder(running=False, state=record.state)
+        return record
+    finally:
+        os.close(descriptor)
+
+
+def refuse_other_store(last: Holder, root: Path, state: Path) -> None:
+    """Raise UsageError where the lake was last kept with another store than ``state``, and that one still exists."""
+    store = Path(os.path.realpath(state))
+    if last.state is not None and _is_another(last.state, store):
+        raise UsageError(
+            f"the lake {root} is kept with the state store {last.state}, not with {store}",
+            hint=f"give --state {last.state}, or --take-over to go on with the other store",
+        )
+
+
+@contextmanager
+def _held(path: Path, what: str) -> Iterator[int]:
+    descriptor = _take_file(path, what)
+    try:
+        yield descriptor
+    finally:
+        # Said aloud: a process that was forked meanwhile has the same open file, and would keep the lock.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _take_file(path: Path, what: str) -> int:
+    """Open and lock the file that stands at ``path``, not one that was just removed from there."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        descriptor = _open(path, what)
+        try:
+            if _take(descriptor, fcntl.LOCK_EX):
+                if _stands_at(descriptor, path):
+                    kept, descriptor = descriptor, -1
+                    return kept
+            elif time.monotonic() >= until:
+                pid = _read(descriptor).pid
+                named = "" if pid is None else f" (pid {pid})"
+                raise WriterBusy(f"another distilld{named} holds {what}", pid=pid)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        time.sleep(_RETRY_SECONDS)
+
+
+def _open(path: Path, what: str) -> int:
+    try:
+        path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, FILE_MODE)
+    except OSError as error:
+        raise OperatorError(f"cannot lock {what}: {path}: {_why(error)}") from error
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OperatorError(f"cannot lock {what}: {path} is no regular file", hint="remove it")
+
+
+def _open_existing(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _stands_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _write(descriptor: int, state: Path) -> None:
+    content = json.dumps({"pid": os.getpid(), "state": str(state)}).encode() + b"\n"
+    try:
+        # In place, and cut behind it: a full disk does not keep a writer from starting.
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
+    except OSError as error:
+        raise OperatorError(f"cannot write the lock file: {_why(error)}") from error
+
+
+def _read(descriptor: int) -> Holder:
+    """What the writer that holds, or last held, the lock recorded; what cannot be read is left out."""
+    try:
+        found = json.loads(os.pread(descriptor, _MOST_BYTES, 0).split(b"\n", 1)[0])
+        pid, state = found["pid"], found["state"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return Holder(running=True)
+    return Holder(
+        running=True,
+        pid=pid if type(pid) is int else None,
+        state=Path(state) if isinstance(state, str) and os.path.isabs(state) else None,
+    )
+
+
+def _is_another(recorded: Path, wanted: Path) -> bool:
+    """Whether the recorded store is still there, and is not the wanted one under another name."""
+    try:
+        found = os.stat(recorded)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return recorded != wanted
+    try:
+        return not os.path.samestat(found, os.stat(wanted))
+    except OSError:
+        return recorded != wanted
+
+
+def _why(error: OSError) -> str:
+    return "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)

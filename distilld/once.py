@@ -1,0 +1,225 @@
+"""One writer brings a lake up to date and says what came of it: what ``run --once`` and the demo do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from distilld.batch import Engine, PassResult, Progress
+from distilld.config import Settings
+from distilld.lake import tree_path
+from distilld.lock import writer_lock
+from distilld.model import DATASET_PATHS, Cause, Dataset, OperatorError, Options, Reason, Trigger
+from distilld.receipt import receipt_path
+from distilld.store import Store
+from distilld.store.views import Pairing, Views, Withdrawn, by_reason
+
+log = structlog.get_logger()
+
+LEAST_PAUSE_SECONDS: Final = 0.1
+GRACE_SECONDS: Final = 30.0
+"""How much longer than ten times ``settle_seconds`` a run waits for inputs that never hold still."""
+
+
+@contextmanager
+def writer(
+    settings: Settings, *, take_over: bool = False, progress: Callable[[Progress], None] | None = None
+) -> Iterator[Engine]:
+    """The engine of the lake's one writer, with the store open and both locks held.
+
+    Raises:
+        WriterBusy: Another process is the writer.
+        UsageError: The store belongs to another root, or the lake to another store.
+        OperatorError: A lock or the store cannot be had.
+    """
+    with writer_lock(settings.root, settings.state, take_over=take_over):
+        log.info("lock_taken", state=str(settings.state))
+        store = Store.open(settings.state, settings.root)
+        try:
+            yield Engine(
+                settings.root,
+                store,
+                settings.options(),
+                batch_rows=settings.batch_rows,
+                settle_seconds=settings.settle_seconds,
+                receipts_keep=settings.receipts_keep,
+                progress=progress,
+            )
+        finally:
+            store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What stands in one dataset and its quarantine now, and what this run did to it.
+
+    ``rows`` and ``held`` are totals at rest, ``frozen`` of ``rows`` stand there because their partition is absent.
+    ``added`` and ``withdrawn`` leave out rows that were replaced under their id: those are ``replaced``.
+    """
+
+    dataset: Dataset
+    path: str
+    rows: int
+    frozen: int
+    held: int
+    by_reason: Mapping[Reason, int]
+    added: int
+    replaced: int
+    withdrawn: int
+    causes: Mapping[Cause, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run came to. ``not_read`` names every input that could not be read, and why."""
+
+    rows_read: int
+    datasets: Mapping[Dataset, DatasetReport]
+    pairing: Pairing
+    options: Options
+    batch_ids: tuple[str, ...]
+    rows_judged: int
+    bytes_read: int
+    recovered: bool
+    not_read: tuple[str, ...]
+    dropped_flags: tuple[str, ...]
+    """Options that were on when the last batch was committed, and are off now."""
+    withdrawn: tuple[Withdrawn, ...] = field(default=())
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was committed."""
+        return bool(self.batch_ids)
+
+    @property
+    def receipt(self) -> str | None:
+        """The newest receipt of this run, below the root."""
+        return receipt_path(self.batch_ids[-1]) if self.batch_ids else None
+
+
+def bring_up_to_date(
+    engine: Engine,
+    trigger: Trigger = Trigger.ONCE,
+    *,
+    withdrawals_listed: int | None = 0,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunReport:
+    """Recover what was cut off, then run passes until no input is left that was still being written.
+
+    The report lists the first ``withdrawals_listed`` rows that left or were replaced; None for all.
+
+    Raises:
+        OperatorError: A write failed, an export was tampered with, or a folder could not be listed. What was committed
+            stands, and the batch in hand is undone where that was possible.
+    """
+    views = Views(engine.store)
+    options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
+    recovered = _recover(engine)
+    results = list(_passes(engine, trigger, pause, clock))
+    if not any(result.changed for result in results):
+        log.info("up_to_date")
+    return _report(
+        engine,
+        results,
+        recovered=recovered,
+        not_read=_not_read(results[-1]),
+        dropped_flags=tuple(
+            name for name in ("include_partial", "include_review") if options_before.get(name) and not _on(engine, name)
+        ),
+        withdrawal=withdrawal,
+        withdrawals_listed=withdrawals_listed,
+    )
+
+
+def _on(engine: Engine, option: str) -> bool:
+    return bool(getattr(engine.options, option))
+
+
+def _recover(engine: Engine) -> bool:
+    if not engine.committer.needs_recovery():
+        return engine.committer.recover()
+    log.info("recovery_started")
+    engine.committer.recover()
+    log.info("recovery_finished")
+    return True
+
+
+def _passes(
+    engine: Engine, trigger: Trigger, pause: Callable[[float], None], clock: Callable[[], float]
+) -> Iterator[PassResult]:
+    settle_seconds = engine.settle_ns / 1e9
+    until = clock() + 10 * settle_seconds + GRACE_SECONDS
+    while True:
+        try:
+            result = engine.run_pass(trigger)
+        except (OperatorError, KeyboardInterrupt):
+            # The next start would do it as well; but readers should not meet half a row until then.
+            with suppress(OperatorError):
+                engine.committer.recover()
+            raise
+        yield result
+        if not result.unfinished or clock() >= until:
+            return
+        log.info("settling", files=[tree_path(*key) for key in result.indexed.unsettled])
+        pause(max(settle_seconds, LEAST_PAUSE_SECONDS))
+
+
+def _not_read(last: PassResult) -> tuple[str, ...]:
+    oddities = [f"{oddity.path} {oddity.problem}" for oddity in last.scan.oddities] if last.scan else []
+    problems = [str(problem) for problem in last.indexed.problems]
+    moving = [f"{tree_path(*key)} is still being written" for key in last.indexed.unsettled]
+    if last.input_changed:
+        moving.append(f"{last.input_changed} is still being written")
+    return (*oddities, *problems, *moving)
+
+
+def _report(
+    engine: Engine,
+    results: list[PassResult],
+    *,
+    recovered: bool,
+    not_read: tuple[str, ...],
+    dropped_flags: tuple[str, ...],
+    withdrawal: int,
+    withdrawals_listed: int | None,
+) -> RunReport:
+    views = Views(engine.store)
+    totals, held = engine.ledger.totals(), views.quarantine()
+    causes = views.causes_since(withdrawal)
+    batches = [batch for result in results for batch in result.batches]
+    datasets = {}
+    for dataset in Dataset:
+        left = {cause: rows for (of, cause, replaced), rows in causes.items() if of is dataset and not replaced}
+        replaced = sum(rows for (of, _, again), rows in causes.items() if of is dataset and again)
+        appended = sum(batch.receipt["record_counts"]["per_exporter"][dataset]["appended"] for batch in batches)
+        datasets[dataset] = DatasetReport(
+            dataset=dataset,
+            path=DATASET_PATHS[dataset],
+            rows=totals.shipped(dataset),
+            frozen=totals.frozen(dataset),
+            held=totals.held(dataset),
+            by_reason=by_reason(held, dataset),
+            added=appended - replaced,
+            replaced=replaced,
+            withdrawn=sum(left.values()),
+            causes=left,
+        )
+    return RunReport(
+        rows_read=views.rows_read(),
+        datasets=datasets,
+        pairing=views.pairing(),
+        options=engine.options,
+        batch_ids=tuple(batch.identity.batch_id for batch in batches),
+        rows_judged=sum(batch.receipt["work"]["rows_judged"] for batch in batches),
+        bytes_read=sum(batch.receipt["work"]["bytes_read"] for batch in batches),
+        recovered=recovered,
+        not_read=not_read,
+        dropped_flags=dropped_flags,
+        withdrawn=tuple(views.withdrawn_since(withdrawal, withdrawals_listed)),
+    )

@@ -1,0 +1,247 @@
+"""The naive full pass: ``Export(inputs, options)`` of SPEC 3, written to be checked by eye.
+
+It reads every input anew and remembers nothing, so it can say whether the incremental engine is right: ``verify
+--deep`` and the property tests compare the exports with it. It shares the pure core (what a line says, which gate holds
+it, what a row looks like) and the walk over the partitions with the engine; how lines are found, joined, ordered and
+remembered is written here a second time, in the plainest way.
+
+It holds all inputs and all outputs in memory at once: some four times the size of the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from distilld import lake
+from distilld.datasets import Hold, Outcome, Ship, hold_malformed, preference, rag, sft
+from distilld.firewall import MissingFiles, PairCase, PairSide, RowCase
+from distilld.json_text import Malformed, parse_object
+from distilld.lake import tree_path, walk_key
+from distilld.model import Category, Dataset, InputKind, Options, RowRef
+from distilld.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
+
+STAMP: Final = "-"
+"""Stands for every timestamp that a batch gives, so that lines of different batches can be compared."""
+
+
+class Partition(NamedTuple):
+    """The lines that count of one partition, without line feeds: scored rows, and the mirrored evidence."""
+
+    scored: tuple[bytes, ...]
+    evidence: tuple[bytes, ...]
+
+
+Lake = Mapping[str, Partition]
+"""Partitions by their path below the input trees."""
+
+
+@dataclass(slots=True)
+class FullPass:
+    """What the exports must hold, in canonical walk order; lines carry :data:`STAMP` where a batch puts its time."""
+
+    lines: int = 0
+    """Scored lines: each is shipped or held, in RAG and in SFT alike."""
+    shipped: dict[Dataset, dict[str, bytes]] = field(default_factory=lambda: {dataset: {} for dataset in Dataset})
+    """Dataset lines by id."""
+    held: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
+    """Quarantine lines; two may be equal."""
+
+    def quarantine(self, dataset: Dataset) -> Counter[bytes]:
+        """The quarantine lines as a multiset, which is how SPEC 3 compares them."""
+        return Counter(self.held[dataset])
+
+
+# The inputs
+
+
+def read_lake(root: Path, options: Options) -> dict[str, Partition]:
+    """All partitions below ``root`` as they are on disk now.
+
+    Raises:
+        ListingError: A folder could not be listed.
+        UnreadableError: A file could not be read.
+        InputChanged: A file went away meanwhile.
+    """
+    found: dict[str, dict[InputKind, tuple[bytes, ...]]] = {}
+    for file in lake.scan(root).files:
+        content = read_file(root, file.kind, file.path)
+        found.setdefault(file.path, {})[file.kind] = lines_of(content, options.max_line_bytes)
+    return {
+        path: Partition(kinds.get(InputKind.SCORED, ()), kinds.get(InputKind.EVIDENCE, ()))
+        for path, kinds in found.items()
+    }
+
+
+def read_file(root: Path, kind: InputKind, path: str) -> bytes:
+    """One input file as it is now."""
+    with lake.open_partition(root, kind, path) as (descriptor, _), os.fdopen(os.dup(descriptor), "rb") as file:
+        return file.read()
+
+
+def lines_of(content: bytes, max_line_bytes: int) -> tuple[bytes, ...]:
+    """The lines that count (SPEC 2): complete and not empty; an unterminated last one only if it is a JSON object."""
+    *complete, last = content.split(b"\n")
+    lines = [line for line in complete if line]
+    if len(last) <= max_line_bytes and parse_object(last).value is not None:
+        lines.append(last)
+    return tuple(lines)
+
+
+# The pass
+
+
+class _Row(NamedTuple):
+    """One scored line: what it says, or why it says nothing, and the evidence that it joins."""
+
+    at: RowRef
+    raw: bytes
+    run: ScoredRun | None
+    malformed: Malformed | None
+    evidence: EvidenceRecord | None
+
+
+def export(lines: Lake, options: Options, *, missing_files: MissingFiles | None = None) -> FullPass:
+    """Judge every line of the lake in walk order; ``missing_files`` is the path check (SPEC 3.5), None where it is off."""
+    rows = [row for path in sorted(lines, key=walk_key) for row in _rows_of(path, lines[path], options)]
+    verdicts = _verdicts_in_force(rows)
+    result = FullPass(len(rows))
+    for row in rows:
+        for dataset in (Dataset.RAG, Dataset.SFT):
+            _put(result, dataset, _row_outcome(result, dataset, row, verdicts, options, missing_files))
+    for task_rows in _tasks_of(rows).values():
+        of = {category: [row for row in task_rows if row.run and row.run.category is category] for category in Category}
+        pairs = preference.pair_up(of[Category.ACCEPTED], of[Category.REJECTED], of[Category.PARTIALLY_ACCEPTED])
+        for chosen, rejected in pairs:
+            outcome = _pair_outcome(result, chosen, rejected, verdicts, options, missing_files)
+            _put(result, Dataset.PREFERENCE, outcome)
+    return result
+
+
+def _rows_of(path: str, partition: Partition, options: Options) -> list[_Row]:
+    evidence: dict[str, EvidenceRecord] = {}
+    for raw in partition.evidence:
+        parsed = parse_object(raw)
+        if len(raw) <= options.max_line_bytes and parsed.value is not None:
+            record = evidence_record(parsed.value, marked=parsed.marked)
+            if record.run_id:
+                evidence[record.run_id] = record  # the last one counts
+    rows = []
+    for number, raw in enumerate(partition.scored):
+        at = RowRef(path, number)
+        parsed = parse_object(raw)
+        if len(raw) > options.max_line_bytes:
+            rows.append(_Row(at, raw, None, Malformed.TOO_LONG, None))
+        elif parsed.value is None:
+            rows.append(_Row(at, raw, None, parsed.malformed, None))
+        else:
+            run = scored_run(parsed.value, marked=parsed.marked)
+            rows.append(_Row(at, raw, run, None, evidence.get(run.run_id) if run.run_id else None))
+    return rows
+
+
+def _verdicts_in_force(rows: Iterable[_Row]) -> dict[str, Category]:
+    """The last verdict of each run, over all partitions (SPEC 3.4)."""
+    return {row.run.run_id: row.run.category for row in rows if row.run and row.run.run_id and row.run.category}
+
+
+def _tasks_of(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    """The rows that can be paired, by task; tasks in the order of their first rows (SPEC 3.3)."""
+    tasks: dict[str, list[_Row]] = {}
+    for row in rows:
+        if row.run and row.run.task_id and row.evidence:
+            tasks.setdefault(row.run.task_id, []).append(row)
+    return tasks
+
+
+def _row_outcome(
+    result: FullPass,
+    dataset: Dataset,
+    row: _Row,
+    verdicts: Mapping[str, Category],
+    options: Options,
+    missing_files: MissingFiles | None,
+) -> Outcome:
+    if row.run is None:
+        return hold_malformed(
+            dataset,
+            row.raw.decode(errors="replace"),
+            row.malformed or Malformed.NOT_JSON,
+            row.at,
+            source_file=tree_path(InputKind.SCORED, row.at.partition),
+            max_line_bytes=options.max_line_bytes,
+        )
+    run_id, signature = row.run.run_id or "", row.run.sig_hash or ""
+    taken = f"{dataset}-{id_digits(run_id, signature)}" in result.shipped[dataset]
+    case = RowCase(row.run, row.evidence, verdicts.get(run_id), taken, options, missing_files)
+    return rag.judge(case, row.at) if dataset is Dataset.RAG else sft.judge(case, row.at)
+
+
+def _pair_outcome(
+    result: FullPass,
+    chosen: _Row,
+    rejected: _Row,
+    verdicts: Mapping[str, Category],
+    options: Options,
+    missing_files: MissingFiles | None,
+) -> Outcome:
+    sides = []
+    for row in (chosen, rejected):
+        assert row.run is not None and row.evidence is not None  # noqa: S101, PT018  _tasks_of() gives no others
+        sides.append(PairSide(row.run, row.evidence, verdicts.get(row.run.run_id or "")))
+    better, worse = sides
+    task_id = better.scored.task_id or ""
+    digits = preference.id_digits(better.scored.run_id or "", worse.scored.run_id or "", task_id)
+    taken = f"pref-{digits}" in result.shipped[Dataset.PREFERENCE]
+    return preference.judge(PairCase(better, worse, taken, options, missing_files), chosen.at)
+
+
+def _put(result: FullPass, dataset: Dataset, outcome: Outcome) -> None:
+    if isinstance(outcome, Ship):
+        result.shipped[dataset][outcome.sample["id"]] = outcome.line(STAMP)
+    else:
+        result.held[dataset].append(outcome.line(STAMP))
+
+
+# Lines of the exports, to be compared
+
+
+def unstamped_sample(line: bytes) -> bytes:
+    """A dataset's line with :data:`STAMP` in the place of its two timestamps; another text comes back as it is."""
+    head, created, rest = line.partition(b',"created_at":"')
+    middle, recorded, end = rest.rpartition(b',"recorded_at":"')
+    if not created or not recorded or not end.endswith(b'"}}\n') or b'"' in end[:-4]:
+        return line
+    time, quote, between = middle.partition(b'"')
+    return b"".join((head, created, STAMP.encode(), quote, between, recorded, STAMP.encode(), b'"}}\n')) if time else line
+
+
+def unstamped_hold(line: bytes) -> bytes:
+    """A quarantine line with :data:`STAMP` in the place of its timestamp; another text comes back as it is.
+
+    What stands before it is the producer's own JSON, which is stepped over value by value and not searched.
+    """
+    try:
+        text = line.decode()
+        _, at = _value_after(text, '"source_record":', text.index('"source_record":'))
+        _, at = _value_after(text, ',"errors":', at)
+        start = at
+        _, at = _value_after(text, ',"recorded_at":', at)
+    except ValueError:
+        return line
+    return f'{text[:start]},"recorded_at":"{STAMP}"{text[at:]}'.encode()
+
+
+def _value_after(text: str, key: str, at: int) -> tuple[object, int]:
+    if not text.startswith(key, at):
+        raise ValueError(key)
+    value: tuple[object, int] = _DECODER.raw_decode(text, at + len(key))
+    return value
+
+
+_DECODER: Final = json.JSONDecoder()

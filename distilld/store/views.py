@@ -1,0 +1,180 @@
+"""Questions that people ask of the store (SPEC 4): status, summaries, lists. Nothing here writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from distilld.model import Cause, Dataset, InputKind, Reason
+from distilld.store import Store
+from distilld.store.schema import SHIPPED
+
+
+class Pairing(NamedTuple):
+    """How many task ids have a shipped pair, and how many have rows but no pair to try."""
+
+    tasks_paired: int
+    tasks_insufficient: int
+
+
+class HeldCount(NamedTuple):
+    """Rows of a dataset's quarantine with one reason."""
+
+    dataset: Dataset
+    reason: Reason
+    rows: int
+
+
+class TreeSummary(NamedTuple):
+    """What is known of one input tree, as of the last look."""
+
+    kind: InputKind
+    present: int
+    absent: int
+    lines: int
+    malformed_lines: int
+    unjudged_lines: int
+    size_bytes: int
+
+
+class BatchLine(NamedTuple):
+    """A committed batch on one line."""
+
+    batch: int
+    batch_id: str
+    trigger: str
+    recorded_at: str
+    rows_shipped: int
+    rows_held: int
+    rows_withdrawn: int
+    rows_judged: int
+    bytes_read: int
+    duration_ms: int
+
+
+class KeptReceipt(NamedTuple):
+    """A receipt as the store keeps it."""
+
+    batch: BatchLine
+    text: str
+    sha256: str
+    written: bool
+
+
+class Withdrawn(NamedTuple):
+    """A row that left a dataset or was replaced under its id."""
+
+    dataset: Dataset
+    id: str
+    source_run_id: str | None
+    chosen_run_id: str | None
+    rejected_run_id: str | None
+    cause: Cause
+    replaced: bool
+
+
+_BATCH = ", ".join(BatchLine._fields)
+
+
+class Views:
+    """Reads the store for people; every method is one question."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+
+    # inputs
+
+    def rows_read(self) -> int:
+        """Non-empty lines of the present scored partitions."""
+        return int(self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()[0])
+
+    def trees(self) -> list[TreeSummary]:
+        """Both input trees, the scored one first."""
+        rows = self._run(
+            "SELECT kind, count(*) FILTER (WHERE state = 'present'), count(*) FILTER (WHERE state = 'absent'),"
+            " coalesce(sum(lines) FILTER (WHERE state = 'present'), 0),"
+            " coalesce(sum(malformed_lines) FILTER (WHERE state = 'present'), 0),"
+            " coalesce(sum(unjudged_lines) FILTER (WHERE state = 'present'), 0),"
+            " coalesce(sum(size_bytes) FILTER (WHERE state = 'present'), 0) FROM file_lag GROUP BY kind"
+        )
+        found = {InputKind(row[0]): TreeSummary(InputKind(row[0]), *row[1:]) for row in rows}
+        return [found.get(kind, TreeSummary(kind, 0, 0, 0, 0, 0, 0)) for kind in InputKind]
+
+    # outcomes
+
+    def pairing(self) -> Pairing:
+        """The preference exporter's two figures about task ids."""
+        paired, tried = self._run(
+            f"SELECT count(DISTINCT task_id) FILTER (WHERE outcome = {SHIPPED}),"
+            " count(DISTINCT task_id) FILTER (WHERE frozen IS NULL) FROM pairs"
+        ).fetchone()
+        tasks = self._run(
+            "SELECT count(DISTINCT task_id) FROM scored_rows WHERE task_id IS NOT NULL AND evidence_found = 1"
+        ).fetchone()[0]
+        return Pairing(paired, tasks - tried)
+
+    def quarantine(self, dataset: Dataset | None = None, reason: Reason | None = None) -> list[HeldCount]:
+        """Held rows by dataset and reason, the order of the contract; what has no rows is left out."""
+        found = {
+            (Dataset(of), Reason(why)): rows
+            for of, why, rows in self._run("SELECT dataset, reason, rows FROM quarantine_by_reason")
+        }
+        return [
+            HeldCount(of, why, found[of, why])
+            for of in Dataset
+            for why in Reason
+            if (of, why) in found and dataset in (None, of) and reason in (None, why)
+        ]
+
+    # batches
+
+    def last_batches(self, limit: int) -> list[BatchLine]:
+        """The newest batches, newest first."""
+        rows = self._run(f"SELECT {_BATCH} FROM batch_history ORDER BY batch DESC LIMIT ?", (limit,))
+        return [BatchLine._make(row) for row in rows]
+
+    def receipts(self, limit: int | None) -> Iterator[KeptReceipt]:
+        """The newest receipts, newest first, one at a time; None for all."""
+        rows = self._run(
+            f"SELECT {_BATCH}, receipt, receipt_sha256, written FROM receipts JOIN batches USING (batch)"
+            " ORDER BY batch DESC LIMIT ?",
+            (-1 if limit is None else limit,),
+        )
+        width = len(BatchLine._fields)
+        for row in rows:
+            yield KeptReceipt(BatchLine._make(row[:width]), row[width], row[width + 1], bool(row[width + 2]))
+
+    def last_options(self) -> dict[str, Any] | None:
+        """The options of the newest batch whose receipt is kept."""
+        newest = next(self.receipts(1), None)
+        return None if newest is None else json.loads(newest.text)["options"]
+
+    # withdrawals
+
+    def last_withdrawal(self) -> int:
+        """The number of the newest withdrawal, 0 where there is none."""
+        return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
+
+    def causes_since(self, withdrawal: int) -> dict[tuple[Dataset, Cause, bool], int]:
+        """Withdrawals after a number, by dataset, cause and whether the row was replaced under its id."""
+        rows = self._run(
+            "SELECT dataset, cause, replaced, count(*) FROM withdrawals WHERE withdrawal_id > ? GROUP BY 1, 2, 3",
+            (withdrawal,),
+        )
+        return {(Dataset(dataset), Cause(cause), bool(replaced)): count for dataset, cause, replaced, count in rows}
+
+    def withdrawn_since(self, withdrawal: int, limit: int | None) -> list[Withdrawn]:
+        """The rows behind ``causes_since``, in the order in which they left; None for all."""
+        rows = self._run(
+            "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced FROM withdrawals"
+            " WHERE withdrawal_id > ? ORDER BY withdrawal_id LIMIT ?",
+            (withdrawal, -1 if limit is None else limit),
+        )
+        return [Withdrawn(Dataset(row[0]), row[1], row[2], row[3], row[4], Cause(row[5]), bool(row[6])) for row in rows]
+
+
+def by_reason(counts: Iterable[HeldCount], dataset: Dataset) -> dict[Reason, int]:
+    """One dataset's counts."""
+    return {count.reason: count.rows for count in counts if count.dataset is dataset}

@@ -1,0 +1,196 @@
+"""The lakes that the crash and fault tests work on, and the changes that they go through.
+
+``data`` is a link to a folder outside of the root: a root can then be copied while its input files stay the same files,
+with the same inodes and times, as they would for a process that is killed and started again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from distilld.batch import Engine, PassResult
+from distilld.model import Options, Trigger
+from distilld.store import Store
+from tests.unit.builders import evidence, jsonl, scored
+
+A: Final = "2026/04/27/alpha.jsonl"
+B: Final = "2026/04/28/beta.jsonl"
+BATCH_ROWS: Final = 50_000
+
+
+def run(run_id: str, task_id: str, category: str, **changes: Any) -> dict[str, Any]:
+    """A scored row of a run that has a signature of its own."""
+    own = {"evidence_run_id": run_id, "evidence_task_id": task_id, "category": category}
+    return scored(**own, provenance__sig_hash=f"sig-{run_id}", **changes)
+
+
+def given(run_id: str, task_id: str, text: str | None = None) -> dict[str, Any]:
+    """The evidence of a run."""
+    return evidence(run_id=run_id, task_id=task_id, text=text or f"# Answer of {run_id}\n\nWith some words.")
+
+
+class Inputs:
+    """The two input trees of a lake, changed as a producer does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def scored(self, partition: str) -> Path:
+        """The file of a scored partition."""
+        return self._file("scored-runs", partition)
+
+    def evidence(self, partition: str) -> Path:
+        """The file of an evidence partition."""
+        return self._file("evidence", partition)
+
+    def _file(self, tree: str, partition: str) -> Path:
+        path = self.folder / tree / partition
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def append(self, path: Path, *rows: dict[str, Any] | bytes) -> None:
+        """Append rows to a file."""
+        with path.open("ab") as file:
+            file.write(jsonl(rows))
+
+    def replace(self, path: Path, old: bytes, new: bytes) -> None:
+        """Overwrite bytes in place, once."""
+        content = path.read_bytes()
+        assert content.count(old) >= 1
+        path.write_bytes(content.replace(old, new, 1))
+
+
+def write_first(inputs: Inputs) -> None:
+    """Two partitions in which each of the six export files has rows."""
+    inputs.append(
+        inputs.scored(A),
+        run("a1", "one", "accepted"),
+        run("a2", "one", "rejected"),
+        run("a3", "two", "accepted"),
+        b'{"torn":',
+        run("a4", "two", "partially_accepted"),
+        run("a5", "five", "accepted"),
+        run("a6", "three", "accepted"),
+        run("a7", "three", "rejected"),
+    )
+    inputs.append(
+        inputs.evidence(A),
+        *(given(f"a{number}", task) for number, task in ((1, "one"), (2, "one"), (3, "two"), (4, "two"))),
+        given("a6", "three", "the same words"),
+        given("a7", "three", "the same words"),
+    )
+    inputs.append(
+        inputs.scored(B),
+        run("b1", "b", "accepted"),
+        run("b1", "b", "accepted"),
+        run("b2", "b", "needs_human_review"),
+        run("b3", "b", "rejected"),
+    )
+    inputs.append(inputs.evidence(B), given("b1", "b"), given("b2", "b"), given("b3", "b"))
+
+
+def append_rows(inputs: Inputs) -> None:
+    """New rows, a new pair and a new hold, behind what is there."""
+    inputs.append(inputs.evidence(B), given("b4", "c"), given("b5", "c"))
+    inputs.append(
+        inputs.scored(B), run("b4", "c", "accepted"), run("b5", "c", "rejected"), run("b6", "c", "accepted"), b"null"
+    )
+
+
+def rescore(inputs: Inputs) -> None:
+    """A run that shipped everywhere is rejected, in place and at the same length: its rows and its pair leave."""
+    inputs.replace(inputs.scored(A), b'"category":"accepted"', b'"category":"rejected"')
+
+
+def touch_all_nine(inputs: Inputs) -> None:
+    """Rows leave each dataset and each quarantine file, others come, and each withdrawal log grows."""
+    rescore(inputs)
+    inputs.append(inputs.evidence(A), given("a5", "five"), given("a7", "three", "other words"))
+    append_rows(inputs)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a lake has gone through when the pass under test begins, and how that pass is run."""
+
+    name: str
+    change: Callable[[Inputs], None]
+    begun: bool = True
+    """Whether a first pass was done before the change."""
+    batch_rows: int = BATCH_ROWS
+    limits: dict[str, int] = field(default_factory=dict)
+    """Constants of the program, by their dotted names, that are made small."""
+
+
+SMALL: Final = {
+    "distilld.index.ROWS_PER_TRANSACTION": 3,
+    "distilld.tail.BLOCK_BYTES": 700,
+    "distilld.exports.BLOCK_BYTES": 700,
+    "distilld.spool.MEMORY_BYTES": 1,
+    "distilld.store.CACHE_KIB": 4,
+}
+
+FIRST: Final = History("first", write_first, begun=False)
+NINE: Final = History("nine", touch_all_nine)
+HISTORIES: Final = (
+    FIRST,
+    History("append", append_rows),
+    History("rescore", rescore),
+    NINE,
+    History("first in small steps", write_first, begun=False, batch_rows=2, limits=SMALL),
+    History("nine in small steps", touch_all_nine, batch_rows=2, limits=SMALL),
+)
+
+
+class Lake:
+    """A lake before the pass under test. Each try begins with the root as it stood then, on the same input files."""
+
+    def __init__(self, history: History, folder: Path) -> None:
+        self.history = history
+        self.root = folder / "root"
+        self._base = folder / "base"
+        inputs = Inputs(folder / "inputs")
+        self.root.mkdir()
+        (self.root / "data").symlink_to(inputs.folder)
+        if history.begun:
+            write_first(inputs)
+            with self.opened() as engine:
+                engine.run_pass(Trigger.ONCE)
+        history.change(inputs)
+        shutil.copytree(self.root, self._base, symlinks=True)
+
+    def reset(self) -> None:
+        """Put the root back to what it was before the pass under test."""
+        shutil.rmtree(self.root)
+        shutil.copytree(self._base, self.root, symlinks=True)
+
+    @contextmanager
+    def opened(self) -> Iterator[Engine]:
+        """An engine on the root, with a store that is closed again."""
+        store = Store.open(self.root / "state" / "distilld.db", self.root)
+        try:
+            yield Engine(
+                self.root,
+                store,
+                Options(source_files_root="/"),
+                batch_rows=self.history.batch_rows,
+                settle_seconds=0,
+            )
+        finally:
+            store.close()
+
+    def start(self) -> PassResult:
+        """What a start of the program does: recovery, then one pass."""
+        with self.opened() as engine:
+            engine.committer.recover()
+            return engine.run_pass(Trigger.ONCE)
+
+    def recover(self) -> None:
+        """The first half of a start."""
+        with self.opened() as engine:
+            engine.committer.recover()
