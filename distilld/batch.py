@@ -23,14 +23,17 @@ import structlog
 from distilld import lake
 from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committer
 from distilld.decisions import Decisions, empty_decisions
-from distilld.exports import Exports
-from distilld.index import FileKey, Indexed, Indexer
+from distilld.exports import Exports, ExportTamperedError
+from distilld.index import Indexed, Indexer
+from distilld.plan import FileKey
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Scan, SourceFiles
-from distilld.model import InputChanged, Options, Trigger
+from distilld.model import Dataset, InputChanged, Options, Trigger
 from distilld.receipt import GitState, git_state
+from distilld.restore import Restorer
 from distilld.store import Store
+from distilld.store.frozen import Frozen
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.work import Work
@@ -88,6 +91,8 @@ class Engine:
         *,
         batch_rows: int,
         settle_seconds: float,
+        tripwire_rows: int = 1000,
+        tripwire_share: float = 0.5,
         receipts_keep: int = 0,
         clock: Callable[[], int] = time.time_ns,
         progress: Callable[[Progress], None] | None = None,
@@ -107,6 +112,10 @@ class Engine:
         self.work = Work(store)
         self.inputs = Inputs(store)
         self.committer = committer or Committer(root, store, self.exports, clock=clock, receipts_keep=receipts_keep)
+        self.frozen = Frozen(store)
+        self.restorer = Restorer(root, store, self.exports, self.committer)
+        self.tripwire_rows = tripwire_rows
+        self.tripwire_share = tripwire_share
         self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
@@ -120,30 +129,70 @@ class Engine:
             ListingError: An input folder could not be listed; nothing was changed.
             OperatorError: A write failed, or an export was tampered with; what was committed stands.
         """
+        with self.store.faults():
+            return self._run_pass(trigger)
+
+    def _run_pass(self, trigger: Trigger) -> PassResult:
         result = PassResult()
+        self._mend_exports()
         result.scan = scan = lake.scan(self.root)
         self._log_oddities(scan)
-        options_changed = self._take_options()
-        result.indexed = indexed = self._index(scan, read_anew=options_changed == "lines")
+        options_changed = self._take_options(anew=trigger is Trigger.REBUILD)
+        result.indexed = indexed = self._index(scan, read_anew=options_changed == "lines" or trigger is Trigger.REBUILD)
         _log_problems(indexed)
+        self._trip()
+        self._work_off(trigger, result, options_changed=bool(options_changed))
+        if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
+            self._work_off(trigger, result, options_changed=bool(options_changed))
+        if not self.work.waiting().anything:
+            self._settle_options()
+            if trigger is Trigger.REBUILD:
+                self.restorer.reorder()
+                self._work_off(trigger, result, options_changed=False)
+        return result
+
+    def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
+        """Batches, one after the other, until nothing waits."""
+        indexed = result.indexed if not result.batches else Indexed()
         judged, whole = 0, self.work.waiting().rows if self.progress else 0
-        while (waiting := self.work.waiting()).anything or self.ledger.unreported_inputs():
+        while (waiting := self.work.waiting()).anything or self.ledger.has_news():
             try:
-                committed = self.run_batch(trigger, indexed, options_changed=bool(options_changed))
+                committed = self.run_batch(trigger, indexed, options_changed=options_changed)
             except InputChanged as error:
                 log.warning("input_changed", path=error.path)
                 result.input_changed = error.path
-                break
+                return
+            except ExportTamperedError:
+                # Seen in the middle of a batch: undo the batch, mend the file, judge again.
+                self.committer.recover()
+                self._mend_exports()
+                continue
             indexed = Indexed()
             if committed is not None:
                 result.batches.append(committed)
                 judged += committed.receipt["work"]["rows_judged"]
             elif self.work.waiting() == waiting:
-                break
-            self._tell(Progress("judge", judged, whole, len(scan.files), judged))
-        if not self.work.waiting().anything:
-            self._settle_options()
+                return
+            self._tell(Progress("judge", judged, whole, result.indexed.files_seen, judged))
+
+    def rebuild(self) -> PassResult:
+        """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
+        log.info("rebuild_started")
+        result = self.run_pass(Trigger.REBUILD)
+        log.info("rebuild_finished", batches=len(result.batches))
         return result
+
+    def prune(self, partition_glob: str | None, *, orphans_only: bool) -> tuple[int, PassResult]:
+        """Withdraw frozen rows and forget the absent verdicts behind them; returns how many, and what followed."""
+        with self.store.faults(), self.store.transaction():
+            pruned = self.frozen.prune(partition_glob, orphans_only=orphans_only, options=self.options)
+        log.info("pruned", rows=pruned)
+        return pruned, self.run_pass(Trigger.PRUNE)
+
+    def accept_vanished(self) -> int:
+        """Keep for good what the tripwire kept; returns how many rows and pairs."""
+        with self.store.faults(), self.store.transaction():
+            return self.frozen.accept()
 
     def run_batch(self, trigger: Trigger, indexed: Indexed, *, options_changed: bool) -> CommittedBatch | None:
         """Judge what fits into one batch and commit it; None where it changed nothing.
@@ -154,7 +203,7 @@ class Engine:
         identity = self.committer.next_identity()
         waiting = self.work.waiting()
         fits = waiting.rows <= self.batch_rows and waiting.tasks <= TASKS_PER_BATCH
-        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._spool())
+        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._spool(), self.work.missing_lines())
         texts = Texts(self.root, self.work)
         try:
             self._judge(decisions, texts, fits=fits, options_changed=options_changed)
@@ -195,8 +244,8 @@ class Engine:
     def _commit(
         self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed
     ) -> CommittedBatch | None:
-        notes = self.ledger.unreported_inputs()
-        if not (_changes_exports(decisions) or decisions.rows or decisions.pairs or decisions.dropped_pairs or notes):
+        news = self.ledger.has_news() or decisions.rows or decisions.pairs or decisions.dropped_pairs
+        if not (news or _changes_exports(decisions)):
             with self.store.transaction():
                 self.ledger.apply(decisions)
             return None
@@ -219,6 +268,23 @@ class Engine:
 
     # parts of a pass
 
+    def _mend_exports(self) -> None:
+        """Make exports and store agree before anything is judged: take older exports in, restore damaged ones."""
+        if self.committer.writes:
+            now_ns = time.time_ns()
+            self.restorer.take_over(now_ns)
+            self.restorer.check(now_ns)
+
+    def _trip(self) -> None:
+        """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
+        for dataset in Dataset:
+            stood = self.ledger.exports()[dataset.value].committed.rows
+            vanishing = self.frozen.vanishing(dataset)
+            if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
+                with self.store.transaction():
+                    self.frozen.keep_vanishing(dataset)
+                log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
+
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
         indexer = Indexer(
             self.root,
@@ -229,6 +295,7 @@ class Engine:
             progress=self._reading(scan),
         )
         indexed = indexer.take(scan, read_anew=read_anew)
+        indexed.files_seen = len(scan.files)
         self.work.forget_places()
         now = time.time_ns()
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
@@ -267,21 +334,24 @@ class Engine:
         since = self._unsettled_since.get(key)
         return since is not None and time.time_ns() - since >= 10 * self.settle_ns
 
-    def _take_options(self) -> str | None:
+    def _take_options(self, *, anew: bool) -> str | None:
         """Queue everything where the options are not those that the store was judged with; returns what changed."""
         recorded = self.store.recall("options_sha256")
         if recorded == self.options.sha256:
+            if anew:
+                with self.store.transaction():
+                    self.inputs.queue_everything(self.options)
             return None
         in_hand = self.store.recall("options_in_hand")
         lines = f"{self.options.max_line_bytes}/{self.options.rules_version}"
-        anew = self.store.recall("options_lines") not in (None, lines)
-        if in_hand != self.options.sha256:
+        other_lines = self.store.recall("options_lines") not in (None, lines)
+        if in_hand != self.options.sha256 or anew:
             with self.store.transaction():
-                self.inputs.queue_everything()
+                self.inputs.queue_everything(self.options)
                 self.store.remember("options_in_hand", self.options.sha256)
             if recorded is not None:
                 log.info("options_changed", options_sha256=self.options.sha256)
-        return "lines" if anew else "rules"
+        return "lines" if other_lines else "rules"
 
     def _settle_options(self) -> None:
         if self.store.recall("options_sha256") != self.options.sha256:

@@ -12,7 +12,7 @@ Recovery decides from the store alone, may itself be killed, and is what a runni
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from distilld import receipt as receipts
-from distilld.decisions import DatasetChanges, Decisions, Withdrawal, id_of
+from distilld.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
 from distilld.exports import RENAME_ORDER, Drop, Exports, Written, drop_digests, drop_ids
 from distilld.lake import tree_path
 from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError, Trigger
@@ -82,6 +82,8 @@ class Committer:
 
     committed_event: ClassVar[str] = "batch_committed"
     """What the log calls a batch that this one committed."""
+    writes: ClassVar[bool] = True
+    """Whether anything below the root is written at all."""
 
     def __init__(
         self,
@@ -121,7 +123,8 @@ class Committer:
             ProgramError: The accounting does not hold; nothing is committed.
         """
         records = self._ledger.exports()
-        writes = _writes_of(identity, decisions, self._ledger)
+        published = [_published(each, identity, self._ledger) for each in decisions.withdrawals]
+        writes = _writes_of(identity, decisions, published)
         intents = [
             Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp) for write in writes
         ]
@@ -130,7 +133,7 @@ class Committer:
                 self._ledger.intend(intents)
         written = {write.name: self._write(write, records[write.name].committed) for write in writes}
         with self._store.transaction():
-            receipt, committed = self._transact(identity, decisions, context, records, writes, written)
+            receipt = self._transact(identity, decisions, published, context, records, writes, written)
         self._finish()
         return CommittedBatch(
             identity,
@@ -152,11 +155,12 @@ class Committer:
         self,
         identity: BatchIdentity,
         decisions: Decisions,
+        published: list[PublishedWithdrawal],
         context: BatchContext,
         records: dict[str, ExportRecord],
         writes: list[ExportWrite],
         written: dict[str, Written],
-    ) -> tuple[dict[str, Any], dict[str, Committed]]:
+    ) -> dict[str, Any]:
         ledger = self._ledger
         ledger.apply(decisions)
         committed: dict[str, Committed] = {}
@@ -171,7 +175,7 @@ class Committer:
             (ended_ns - identity.started_ns) // _MS,
         )  # fmt: skip
         self._store.remember("last_recorded_at", identity.recorded_at)
-        ledger.add_withdrawals(decisions, identity.batch_id)
+        ledger.add_withdrawals(published)
         totals = ledger.totals()
         exports = ledger.exports()
         checks = self._checks(decisions, context, totals, exports)
@@ -180,13 +184,15 @@ class Committer:
             raise ProgramError(f"batch {identity.batch_id} fails its checks: {', '.join(failed)}")
         receipt = _receipt(
             identity, iso_time(ended_ns), (ended_ns - identity.started_ns) // _MS, decisions, context, totals,
-            checks, ledger.unreported_inputs(), ledger.pending_tails(), writes, written, committed,
-            ledger.last_receipt_sha256(),
+            checks, ledger.unreported_inputs(), ledger.pending_tails(), writes, written, exports,
+            ledger.replaced_files(), ledger.last_receipt_sha256(),
         )  # fmt: skip
         content = receipts.receipt_bytes(receipt)
         ledger.add_receipt(identity.sequence, content.decode(), receipts.sha256_of(content))
+        if ledger.replaced_files():
+            ledger.note_replaced([])
         ledger.drop_intents()
-        return orjson.loads(content), committed
+        return dict(orjson.loads(content))
 
     def _checks(
         self, decisions: Decisions, context: BatchContext, totals: Totals, exports: dict[str, ExportRecord]
@@ -198,8 +204,10 @@ class Committer:
             "sft_rows_accounted": totals.live(Dataset.SFT) == judged,
         }
         for dataset in Dataset:
-            checks[f"{dataset}_file_rows"] = exports[dataset.value].committed.rows == totals.shipped(dataset)
-            held = exports[f"quarantine_{dataset}"].committed.rows
+            shipped = exports[dataset.value].committed.rows + self._ledger.missing_rows(dataset.value)
+            checks[f"{dataset}_file_rows"] = shipped == totals.shipped(dataset)
+            quarantine = f"quarantine_{dataset}"
+            held = exports[quarantine].committed.rows + self._ledger.missing_rows(quarantine)
             checks[f"{dataset}_quarantine_rows"] = held == totals.held(dataset)
         checks["no_forbidden_verdict"] = self._second_look(decisions, context.options)
         return checks
@@ -212,6 +220,31 @@ class Committer:
             if self._ledger.forbidden_among(decisions.shipped_walks[dataset], forbidden):
                 return False
         return True
+
+    # whole files
+
+    def replace(self, files: Sequence[NewVersion], also: Callable[[], None]) -> None:
+        """Put new versions of whole exports in place, under the same protocol; ``also`` runs in the transaction.
+
+        Used where a file's lines are as recorded but must be written anew: a damaged file, another order, a takeover.
+        """
+        stamp = self.next_identity()
+        intents = [Intent(file.name, stamp.sequence, 0, _temp_name(file.name, stamp.batch_id)) for file in files]
+        if intents:
+            with self._store.transaction():
+                self._ledger.intend(intents)
+        written = [
+            self._exports.compose(file.name, intent.temp or "", file.blocks)
+            for file, intent in zip(files, intents, strict=True)
+        ]
+        with self._store.transaction():
+            also()
+            for file, intent, result in zip(files, intents, written, strict=True):
+                committed = Committed(result.size, file.rows(), result.sha256)
+                self._ledger.set_export(file.name, committed, result.facts, intent.temp)
+            self._ledger.note_replaced([file.name for file in files])
+            self._ledger.drop_intents()
+        self._finish()
 
     # after COMMIT, and after a crash
 
@@ -233,34 +266,65 @@ class Committer:
     def _retire_receipts(self) -> None:
         old = self._ledger.receipts_beyond(self._receipts_keep)
         if old:
+            # The files first: the store is what knows that they are to go.
+            receipts.remove_receipts(self._root, [batch_id for _, batch_id, _ in old])
             with self._store.transaction():
                 self._ledger.drop_receipts(old)
-            for _, batch_id, _ in old:
-                receipts.remove_receipt(self._root, batch_id)
 
     def needs_recovery(self) -> bool:
         """Whether a write was cut off, or a finish is not done."""
         return bool(
             self._ledger.intents()
             or self._ledger.unwritten_receipts()
+            or self._ledger.receipts_beyond(self._receipts_keep)
             or any(record.pending_temp for record in self._ledger.exports().values())
         )
 
     def recover(self) -> bool:
-        """Complete or undo what a crash or a failure left; returns whether there was anything."""
+        """Complete or undo what a crash or a failure left; returns whether there was anything.
+
+        Raises:
+            OperatorError: The cause of the failure is still there; what is done is done, and it may be tried again.
+        """
+        with self._store.faults():
+            return self._recover()
+
+    def _recover(self) -> bool:
         self._exports.forget()
         if not self.needs_recovery():
             return False
         intents = self._ledger.intents()
+        if intents:
+            self._settle_doubt()
         self._finish()
+        records = self._ledger.exports()
         for intent in intents:
             if intent.temp is None:
-                self._exports.cut_back(intent.name, intent.base_bytes)
+                existed = records[intent.name].generation > 0
+                self._exports.cut_back(intent.name, intent.base_bytes, existed=existed)
             else:
                 self._exports.discard(intent.name, intent.temp)
         with self._store.transaction():
             self._ledger.drop_intents()
         return True
+
+    def _settle_doubt(self) -> None:
+        """Make certain that a batch whose COMMIT failed is undone, before any export is cut back.
+
+        A COMMIT that reports an I/O error is taken back for this process, but its pages may stand in the write-ahead
+        log, and whoever opens the store after a kill would find it committed. The next commit writes over them.
+        """
+        with self._store.transaction():
+            self._store.remember("batch_undone_at", iso_time(self._clock()))
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A whole new version of an export; ``rows`` is asked once the blocks are written."""
+
+    name: str
+    blocks: Iterable[bytes]
+    rows: Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +339,15 @@ class ExportWrite:
     drops: int
 
 
-def _writes_of(identity: BatchIdentity, decisions: Decisions, ledger: Ledger) -> list[ExportWrite]:
+def _writes_of(
+    identity: BatchIdentity, decisions: Decisions, published: list[PublishedWithdrawal]
+) -> list[ExportWrite]:
     writes = []
     for dataset, change in decisions.changes.items():
         writes += _dataset_writes(identity, dataset, change)
-        gone = [each for each in decisions.withdrawals if each.dataset is dataset]
+        gone = [each for each in published if each.dataset is dataset]
         if gone:
-            lines = b"".join(_withdrawal_line(each, identity, ledger) for each in gone)
+            lines = b"".join(each.line() for each in gone)
             writes.append(ExportWrite(f"withdrawals_{dataset}", (lines,), len(gone), None, None, 0))
     return writes
 
@@ -298,18 +364,22 @@ def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetCh
         ),
     ):
         if drops:
-            temp = f".{EXPORT_PATHS[name].rsplit('/', 1)[1]}.{identity.batch_id}.tmp"
+            temp = _temp_name(name, identity.batch_id)
             writes.append(ExportWrite(name, spool.blocks(), spool.rows, temp, drop, drops))
         elif spool.rows:
             writes.append(ExportWrite(name, spool.blocks(), spool.rows, None, None, 0))
     return writes
 
 
+def _temp_name(name: str, batch_id: str) -> str:
+    return f".{EXPORT_PATHS[name].rsplit('/', 1)[1]}.{batch_id}.tmp"
+
+
 def _drop_keys(dataset: Dataset, change: DatasetChanges) -> Drop:
     return drop_ids({id_of(dataset, key).encode(): line for key, line in change.removed_keys.items()})
 
 
-def _withdrawal_line(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) -> bytes:
+def _published(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) -> PublishedWithdrawal:
     verdict = None
     if each.verdict is not None:
         at = each.verdict.at
@@ -317,20 +387,18 @@ def _withdrawal_line(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) 
             "category": each.verdict.category.value,
             "location": {"partition": at.partition, "line_offset": at.line},
         }
-    return orjson.dumps(
-        {
-            "id": id_of(each.dataset, each.key),
-            "source_run_id": each.source_run_id,
-            "chosen_run_id": each.chosen_run_id,
-            "rejected_run_id": each.rejected_run_id,
-            "cause": each.cause.value,
-            "replaced": each.replaced,
-            "verdict": verdict,
-            "shipped_batch": ledger.batch_id_of(each.shipped_batch),
-            "withdrawn_batch": identity.batch_id,
-            "withdrawn_at": identity.recorded_at,
-        },
-        option=orjson.OPT_APPEND_NEWLINE,
+    return PublishedWithdrawal(
+        each.dataset,
+        id_of(each.dataset, each.key),
+        each.source_run_id,
+        each.chosen_run_id,
+        each.rejected_run_id,
+        each.cause.value,
+        each.replaced,
+        verdict,
+        ledger.batch_id_of(each.shipped_batch),
+        identity.batch_id,
+        identity.recorded_at,
     )
 
 
@@ -346,7 +414,8 @@ def _receipt(
     tails: list[tuple[str, Any, int]],
     writes: list[ExportWrite],
     written: dict[str, Written],
-    committed: dict[str, Committed],
+    exports: dict[str, ExportRecord],
+    replaced: list[str],
     previous: str | None,
 ) -> dict[str, Any]:
     gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
@@ -376,19 +445,7 @@ def _receipt(
             }
             for each in inputs
         ],
-        "outputs": [
-            {
-                "path": EXPORT_PATHS[write.name],
-                "sha256": committed[write.name].sha256,
-                "bytes": committed[write.name].size,
-                "rows": committed[write.name].rows,
-                "appended": write.rows,
-                "withdrawn": written[write.name].dropped,
-                "adopted": decisions.changes[Dataset(write.name)].adopted if write.name in set(Dataset) else 0,
-                "rewritten": write.temp is not None,
-            }
-            for write in writes
-        ],
+        "outputs": _outputs(decisions, writes, written, exports, replaced),
         "record_counts": {
             "in": len(decisions.judged_walks),
             "out": sum(change.shipped.rows for change in decisions.changes.values()),
@@ -430,3 +487,35 @@ def _by_reason(totals: Totals) -> dict[str, int]:
         for reason, rows in totals.by_reason(dataset).items():
             found[reason] = found.get(reason, 0) + rows
     return found
+
+
+def _outputs(
+    decisions: Decisions,
+    writes: list[ExportWrite],
+    written: dict[str, Written],
+    exports: dict[str, ExportRecord],
+    replaced: list[str],
+) -> list[dict[str, Any]]:
+    by_name = {write.name: write for write in writes}
+    outputs = []
+    for name in EXPORT_PATHS:
+        write = by_name.get(name)
+        if write is None and name not in replaced:
+            continue
+        adopted = decisions.changes[Dataset(name)].adopted if name in _DATASET_NAMES else 0
+        outputs.append(
+            {
+                "path": EXPORT_PATHS[name],
+                "sha256": exports[name].committed.sha256,
+                "bytes": exports[name].committed.size,
+                "rows": exports[name].committed.rows,
+                "appended": write.rows if write else 0,
+                "withdrawn": written[name].dropped if write else 0,
+                "adopted": adopted,
+                "rewritten": name in replaced or (write is not None and write.temp is not None),
+            }
+        )
+    return outputs
+
+
+_DATASET_NAMES: Final = frozenset(dataset.value for dataset in Dataset)

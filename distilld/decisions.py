@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import orjson
 
 from distilld.model import Category, Cause, Dataset, Verdict
 from distilld.spool import LineSpool
@@ -72,17 +75,75 @@ class Withdrawal:
     shipped_batch: int | None = None
 
 
+class PublishedWithdrawal(NamedTuple):
+    """A withdrawal as its log tells it: one line of ``exports/withdrawals``, all keys always (SPEC 3.9)."""
+
+    dataset: Dataset
+    id: str
+    source_run_id: str | None
+    chosen_run_id: str | None
+    rejected_run_id: str | None
+    cause: str
+    replaced: bool
+    verdict: dict[str, Any] | None
+    shipped_batch: str | None
+    withdrawn_batch: str
+    withdrawn_at: str
+
+    def line(self) -> bytes:
+        """The log's line, line feed included."""
+        values = self._asdict()
+        del values["dataset"]
+        return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
+
+
 @dataclass(slots=True)
 class DatasetChanges:
-    """What happens to one dataset's two files."""
+    """What happens to one dataset's two files.
+
+    ``missing_shipped`` and ``missing_held`` count recorded lines that a damaged file lost: such a line need not be
+    dropped, and one that is to stay must be written again.
+    """
 
     shipped: LineSpool
     held: LineSpool
+    missing_shipped: Counter[bytes] = field(default_factory=Counter)
+    missing_held: Counter[bytes] = field(default_factory=Counter)
     removed_keys: dict[int, bytes] = field(default_factory=dict)
     """Ids whose lines go, with the digests of these lines."""
     removed_held: Counter[bytes] = field(default_factory=Counter)
     """Digests of the quarantine lines that go, with how often."""
     adopted: int = 0
+    restored: int = 0
+
+    def drop_key(self, key: int, line: bytes) -> None:
+        """The dataset line of this id, known by its digest, goes."""
+        if not self._was_missing(self.missing_shipped, line):
+            self.removed_keys[key] = line
+
+    def drop_held(self, line: bytes) -> None:
+        """One quarantine line with this digest goes."""
+        if not self._was_missing(self.missing_held, line):
+            self.removed_held[line] += 1
+
+    def keep_shipped(self, digest: bytes, line: bytes) -> None:
+        """A dataset line stays as it is; it is written again if a damaged file lost it."""
+        if self.missing_shipped and self._was_missing(self.missing_shipped, digest):
+            self.shipped.add(line)
+            self.restored += 1
+
+    def keep_held(self, digest: bytes, line: bytes) -> None:
+        """A quarantine line stays as it is; it is written again if a damaged file lost it."""
+        if self.missing_held and self._was_missing(self.missing_held, digest):
+            self.held.add(line)
+            self.restored += 1
+
+    @staticmethod
+    def _was_missing(missing: Counter[bytes], digest: bytes) -> bool:
+        if not missing or missing[digest] <= 0:
+            return False
+        missing[digest] -= 1
+        return True
 
 
 @dataclass(slots=True)
@@ -123,10 +184,17 @@ class Decisions:
             change.held.close()
 
 
-def empty_decisions(sequence: int, recorded_at: str, spool_folder: Path) -> Decisions:
-    """A batch that does nothing yet."""
-    return Decisions(
-        sequence,
-        recorded_at,
-        {dataset: DatasetChanges(LineSpool(spool_folder), LineSpool(spool_folder)) for dataset in Dataset},
-    )
+def empty_decisions(
+    sequence: int, recorded_at: str, spool_folder: Path, missing: Mapping[str, Counter[bytes]]
+) -> Decisions:
+    """A batch that does nothing yet; ``missing`` counts the lines that damaged exports lost."""
+    changes = {
+        dataset: DatasetChanges(
+            LineSpool(spool_folder),
+            LineSpool(spool_folder),
+            Counter(missing.get(dataset.value, {})),
+            Counter(missing.get(f"quarantine_{dataset}", {})),
+        )
+        for dataset in Dataset
+    }
+    return Decisions(sequence, recorded_at, changes)

@@ -29,6 +29,7 @@ class DryCommitter(Committer):
     """Applies decisions to the store alone; the store must be a copy."""
 
     committed_event: ClassVar[str] = "dry_run"
+    writes: ClassVar[bool] = False
 
     def __init__(self, root: Path, store: Store) -> None:
         super().__init__(root, store, Exports(root))
@@ -64,7 +65,7 @@ def rehearsal(
         folder = Path(name).resolve()
         if folder.is_relative_to(settings.root):
             raise UsageError(
-                f"a dry run changes nothing below the root, and the folder for temporary files {folder.parent} lies there",
+                f"a dry run changes nothing below the root, and temporary files would go to {folder.parent}, which lies there",
                 hint="set TMPDIR to a folder elsewhere",
             )
         store = _open_copy(settings, folder / "distilld.db")

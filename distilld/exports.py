@@ -14,16 +14,15 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from distilld.durable import FILE_MODE, make_folder, sync_folder, sync_up, write_all
 from distilld.model import EXPORT_PATHS, Committed, OperatorError, StatFacts
 
 BLOCK_BYTES: Final = 1 << 17
-FILE_MODE: Final = 0o640
-FOLDER_MODE: Final = 0o750
 
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
 """Rows that must leave are gone from the datasets before anything else is renamed."""
@@ -48,6 +47,15 @@ class ExportWriteError(OperatorError):
         super().__init__(
             f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk; it is retried"
         )
+        self.path = path
+        self.errno = cause.errno
+
+
+class ExportReadError(OperatorError):
+    """An export could not be read: a missing permission, no descriptor left, EIO."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint="make it readable; it is retried")
         self.path = path
         self.errno = cause.errno
 
@@ -80,41 +88,29 @@ class Exports:
 
         Raises:
             ExportTamperedError: It is not.
+            ExportReadError: The system refused.
         """
-        path = EXPORT_PATHS[name]
-        try:
-            descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if known.size:
-                raise ExportTamperedError(path, "is gone") from None
-            self._hashes.pop(name, None)
-            return None
-        except OSError as error:
-            if os.path.islink(self._root / path):
-                raise ExportTamperedError(path, "is a link") from error
-            raise ExportWriteError(path, error) from error
-        try:
-            return self._check_open(name, descriptor, known)
-        finally:
-            os.close(descriptor)
+        with _reading(EXPORT_PATHS[name]):
+            descriptor = _open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
+            if descriptor is None:
+                self._hashes.pop(name, None)
+                return None
+            try:
+                return self._check_open(name, descriptor, known)
+            finally:
+                os.close(descriptor)
 
     def _check_open(self, name: str, descriptor: int, known: Committed) -> StatFacts:
-        path = EXPORT_PATHS[name]
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ExportTamperedError(path, "is no regular file")
-        facts = StatFacts.of(status, time.time_ns())
+        facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
         held = self._hashes.get(name)
         if held is not None and held[1].same_file_state(facts):
             return facts
         self._hashes.pop(name, None)
-        if facts.size != known.size:
-            raise ExportTamperedError(path, f"has {facts.size} bytes and should have {known.size}")
         sha = hashlib.sha256()
         for block in _blocks(descriptor, known.size):
             sha.update(block)
         if sha.hexdigest() != known.sha256:
-            raise ExportTamperedError(path, "has other bytes than its last commit")
+            raise ExportTamperedError(EXPORT_PATHS[name], "has other bytes than its last commit")
         self._hashes[name] = (sha, facts)
         return facts
 
@@ -131,7 +127,7 @@ class Exports:
         path = self._root / EXPORT_PATHS[name]
         with _writing(EXPORT_PATHS[name]):
             if not exists:
-                make_folder(path.parent, self._root)
+                make_folder(path.parent)
             flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if exists else os.O_CREAT | os.O_EXCL)
             descriptor = os.open(path, flags, FILE_MODE)
             try:
@@ -140,14 +136,14 @@ class Exports:
                 os.lseek(descriptor, size, os.SEEK_SET)
                 for block in blocks:
                     sha.update(block)
-                    _write_all(descriptor, block)
+                    write_all(descriptor, block)
                     size += len(block)
                 os.fsync(descriptor)
                 facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
             finally:
                 os.close(descriptor)
             if not exists:
-                sync_folder(path.parent)
+                sync_up(path.parent, self._root)
         if facts.size != size:
             raise ExportTamperedError(EXPORT_PATHS[name], f"grew to {facts.size} bytes while it was written")
         self._hashes[name] = (sha, facts)
@@ -166,7 +162,7 @@ class Exports:
         target = path.with_name(temp)
         self._hashes.pop(name, None)
         with _writing(EXPORT_PATHS[name]):
-            make_folder(path.parent, self._root)
+            make_folder(path.parent)
             old = _open_live(path, EXPORT_PATHS[name], known)
             try:
                 descriptor = _create(target, old)
@@ -174,7 +170,7 @@ class Exports:
                     sha, size, dropped = _stream(old, known, EXPORT_PATHS[name], drop, descriptor)
                     for block in blocks:
                         sha.update(block)
-                        _write_all(descriptor, block)
+                        write_all(descriptor, block)
                         size += len(block)
                     os.fsync(descriptor)
                     facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
@@ -186,6 +182,38 @@ class Exports:
             sync_folder(path.parent)
         self._hashes[name] = (sha, facts)
         return Written(size, sha.hexdigest(), facts, dropped)
+
+    def compose(self, name: str, temp: str, blocks: Iterable[bytes]) -> Written:
+        """Write a whole new version of a file into a temporary one beside it; fsync. The live file is left as it is.
+
+        Raises:
+            ExportWriteError: The system refused.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        with _writing(EXPORT_PATHS[name]):
+            make_folder(path.parent)
+            live = _lstat(path)
+            like = None
+            if live is not None and stat.S_ISREG(live.st_mode):
+                like = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                descriptor = _create(path.with_name(temp), like)
+                try:
+                    sha, size = hashlib.sha256(), 0
+                    for block in blocks:
+                        sha.update(block)
+                        write_all(descriptor, block)
+                        size += len(block)
+                    os.fsync(descriptor)
+                    facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+                finally:
+                    os.close(descriptor)
+            finally:
+                if like is not None:
+                    os.close(like)
+            sync_up(path.parent, self._root)
+        self._hashes[name] = (sha, facts)
+        return Written(size, sha.hexdigest(), facts)
 
     def install(self, name: str, temp: str, inode: int) -> StatFacts:
         """Put the finished temporary file in the live one's place; does nothing where that was done before.
@@ -202,30 +230,36 @@ class Exports:
                 status = None
             if status is not None and status.st_ino == inode:
                 os.rename(source, path)
-                sync_folder(path.parent)
             live = _lstat(path)
             if live is None or live.st_ino != inode:
                 raise ExportTamperedError(EXPORT_PATHS[name], "was replaced while its new version waited")
+            # Even where it was renamed before: a kill may have come between the rename and this.
+            sync_folder(path.parent)
         facts = StatFacts.of(live, time.time_ns())
         held = self._hashes.get(name)
         if held is not None:
             self._hashes[name] = (held[0], facts)
         return facts
 
-    def cut_back(self, name: str, base: int) -> None:
-        """Undo an append: cut the file back to its committed length, or remove it where it had none."""
+    def cut_back(self, name: str, base: int, *, existed: bool) -> None:
+        """Undo an append: cut the file back to its committed length, or remove it where there was none before."""
         path = self._root / EXPORT_PATHS[name]
         self._hashes.pop(name, None)
         with _writing(EXPORT_PATHS[name]):
             live = _lstat(path)
-            if live is None or not stat.S_ISREG(live.st_mode) or live.st_size <= base:
+            if live is not None and not stat.S_ISREG(live.st_mode):
                 return
-            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                os.ftruncate(descriptor, base)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            if not existed:
+                path.unlink(missing_ok=True)
+                if path.parent.is_dir():
+                    sync_folder(path.parent)
+            elif live is not None and live.st_size > base:
+                descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    os.ftruncate(descriptor, base)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def discard(self, name: str, temp: str) -> None:
         """Undo a rewrite: remove the temporary file."""
@@ -237,17 +271,22 @@ class Exports:
                 sync_folder(path.parent)
 
     def read_lines(self, name: str) -> Iterator[bytes]:
-        """The lines of a live file, line feeds included; nothing where there is no file."""
-        try:
-            descriptor = os.open(
-                self._root / EXPORT_PATHS[name], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            )
-        except FileNotFoundError:
-            return
-        try:
-            yield from _lines(_blocks(descriptor, os.fstat(descriptor).st_size))
-        finally:
-            os.close(descriptor)
+        """The lines of a live file, line feeds included; nothing where there is no file.
+
+        Raises:
+            ExportReadError: The system refused.
+        """
+        with _reading(EXPORT_PATHS[name]):
+            try:
+                descriptor = os.open(
+                    self._root / EXPORT_PATHS[name], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                )
+            except FileNotFoundError:
+                return
+            try:
+                yield from _lines(_blocks(descriptor, os.fstat(descriptor).st_size))
+            finally:
+                os.close(descriptor)
 
 
 def drop_ids(lines: dict[bytes, bytes]) -> Drop:
@@ -275,34 +314,20 @@ def drop_digests(digests: Counter[bytes], digest_of: Callable[[bytes], bytes]) -
     return drop
 
 
-def make_folder(folder: Path, root: Path) -> None:
-    """Make a folder below the root, and make its entry last."""
-    if folder.is_dir():
-        return
-    if folder != root:
-        make_folder(folder.parent, root)
-    try:
-        folder.mkdir(mode=FOLDER_MODE)
-    except FileExistsError:
-        return
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that its entries outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _writing(shown: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ExportWriteError(shown, error) from error
+
+
+@contextmanager
+def _reading(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportReadError(shown, error) from error
 
 
 def _lstat(path: Path) -> os.stat_result | None:
@@ -313,29 +338,48 @@ def _lstat(path: Path) -> os.stat_result | None:
 
 
 def _open_live(path: Path, shown: str, known: Committed) -> int | None:
+    """Open a live file for reading, if it is a regular file of its committed length; None where there is none yet."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         if known.size:
             raise ExportTamperedError(shown, "is gone") from None
         return None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_size != known.size:
+    except OSError as error:
+        if os.path.islink(path):
+            raise ExportTamperedError(shown, "is a link") from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ExportTamperedError(shown, "is no regular file")
+        if status.st_size != known.size:
+            raise ExportTamperedError(shown, f"has {status.st_size} bytes and should have {known.size}")
+    except BaseException:
         os.close(descriptor)
-        raise ExportTamperedError(shown, f"has {status.st_size} bytes and should have {known.size}")
+        raise
     return descriptor
 
 
 def _create(target: Path, like: int | None) -> int:
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-    if like is not None:
-        status = os.fstat(like)
-        try:
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            os.fchown(descriptor, status.st_uid, status.st_gid)
-        except PermissionError:
-            pass  # SPEC 3.10: kept where permitted
+    try:
+        if like is not None:
+            _take_after(descriptor, os.fstat(like))
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _take_after(descriptor: int, status: os.stat_result) -> None:
+    """Give a file the owner, the group and the mode of another, each where permitted (SPEC 3.10)."""
+    for owner, group in ((status.st_uid, -1), (-1, status.st_gid)):
+        with suppress(PermissionError):
+            os.fchown(descriptor, owner, group)
+    # Last, because a change of owner clears some bits.
+    with suppress(PermissionError):
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
 
 
 def _stream(
@@ -355,7 +399,7 @@ def _stream(
         dropped += len(lines) - len(kept)
         out = b"".join(kept)
         after.update(out)
-        _write_all(descriptor, out)
+        write_all(descriptor, out)
         size += len(out)
     if before.hexdigest() != known.sha256 or rest:
         raise ExportTamperedError(shown, "has other bytes than its last commit")
@@ -385,9 +429,3 @@ def _blocks(descriptor: int, size: int) -> Iterator[bytes]:
             return
         position += len(block)
         yield block
-
-
-def _write_all(descriptor: int, block: bytes) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -17,7 +17,7 @@ from typing import Any, Final
 from distilld.json_text import Malformed, ParsedLine, parse_object
 from distilld.lake import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
-from distilld.plan import Known, Look, compare
+from distilld.plan import FileKey, Known, Look, compare
 from distilld.records import category_of
 from distilld.store import Store
 from distilld.store.inputs import EvidenceFacts, FileRecord, Inputs, RowFacts
@@ -25,7 +25,6 @@ from distilld.store.schema import CATEGORY_CODES, LINES_END, MALFORMED_CODES
 from distilld.tail import Line, PartitionReader
 
 ROWS_PER_TRANSACTION: Final = 20_000
-FileKey = tuple[InputKind, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,7 @@ class Indexed:
     unsettled: list[FileKey] = field(default_factory=list)
     """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
     problems: list[OperatorError] = field(default_factory=list)
+    files_seen: int = 0
     rows_indexed: int = 0
     bytes_read: int = 0
 
@@ -91,7 +91,7 @@ class Indexer:
             {key: file.stat for key, file in seen.items()},
             {key: Known(_facts(record), record.state == "present") for key, record in known.items()},
         )
-        reads: list[tuple[FileKey, Look]] = list(plan.to_read)  # type: ignore[arg-type]
+        reads: list[tuple[FileKey, Look]] = list(plan.to_read)
         if read_anew:
             planned = {key for key, _ in reads}
             reads = sorted(
@@ -106,7 +106,7 @@ class Indexer:
             self._take_gone(
                 [known[key] for key in plan.gone],
                 [record for record in purge if (record.kind, record.path) not in seen],
-            )  # type: ignore[index]
+            )
             places = self._inputs.place_partitions(path for (_, path), _ in reads)
             for record in known.values():
                 record.walk_base = places[record.path][1] if record.path in places else record.walk_base
@@ -238,7 +238,8 @@ class Indexer:
             malformed += self._add(record, block, lines, staged=staged)
             lines, new_lines = lines + len(block), new_lines + len(block)
             record.indexed_lines = lines
-            _record_reading(record, reader, facts)
+            # As if looked at before anything: until its end is read, the file does not count as unchanged.
+            _record_reading(record, reader, facts._replace(looked_ns=0))
             if not staged:
                 self._inputs.write_file(record)
                 self._close_over(record, first_line, lines)

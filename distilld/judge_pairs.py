@@ -107,8 +107,7 @@ class PairJudge:
         for row in {row.walk: row for pair in preference.pair_up(accepted, rejected, partial) for row in pair}.values():
             sides[row.walk] = _Candidate(row, self._side(row))
         return [
-            (sides[chosen.walk], sides[other.walk])
-            for chosen, other in preference.pair_up(accepted, rejected, partial)
+            (sides[chosen.walk], sides[other.walk]) for chosen, other in preference.pair_up(accepted, rejected, partial)
         ]
 
     def _side(self, row: WorkRow) -> PairSide:
@@ -178,9 +177,12 @@ class PairJudge:
         changes = self._out.changes[_PREFERENCE]
         standing, cause = self._standing(key, unmatched, others, touched)
         if standing is not None:
-            if digest_of(self._stamped(key, ship, standing.batch)) == standing.line:
+            stamped = self._stamped(key, ship, standing.batch)
+            if digest_of(stamped) == standing.line:
+                changes.adopted += standing.batch == 0 and standing.frozen is not None
+                changes.keep_shipped(standing.line, stamped)
                 return SHIPPED, standing.line, standing.batch
-            changes.removed_keys[key] = standing.line
+            changes.drop_key(key, standing.line)
             self._out.unadopted.append((_PREFERENCE, key))
             self._publish(standing, cause, replaced=True)
         line = ship.line(self._out.recorded_at)
@@ -217,7 +219,9 @@ class PairJudge:
         self._out.totals[_PREFERENCE, "live", code] += 1
         for pair in unmatched.values():
             same = (pair.chosen_run_id, pair.rejected_run_id, pair.outcome) == (*run_ids, code)
-            if same and digest_of(hold.line(self._stamp(pair.batch))) == pair.line:
+            stamped = hold.line(self._stamp(pair.batch)) if same else b""
+            if same and digest_of(stamped) == pair.line:
+                self._out.changes[_PREFERENCE].keep_held(pair.line, stamped)
                 del unmatched[pair.pair_id]
                 self._leave_totals(pair)
                 if pair.frozen is not None:
@@ -248,7 +252,7 @@ class PairJudge:
             return
         self._leave_totals(pair)
         if pair.outcome != SHIPPED:
-            self._out.changes[_PREFERENCE].removed_held[pair.line] += 1
+            self._out.changes[_PREFERENCE].drop_held(pair.line)
             return
         self._freed[pair.sample_key] = (pair, self._cause(pair, overruled=overruled))
         touched.update(
@@ -283,7 +287,7 @@ class PairJudge:
         return Cause.OPTIONS_CHANGED if self._options_changed else Cause.DISPLACED
 
     def _withdraw(self, pair: WorkPair, cause: Cause) -> None:
-        self._out.changes[_PREFERENCE].removed_keys[pair.sample_key] = pair.line
+        self._out.changes[_PREFERENCE].drop_key(pair.sample_key, pair.line)
         self._out.unadopted.append((_PREFERENCE, pair.sample_key))
         self._publish(pair, cause, replaced=False)
 

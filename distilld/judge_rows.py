@@ -123,11 +123,31 @@ class RowJudge:
             self.out.departures.append(each.departure_id)
             self.out.totals[each.dataset, "departing", each.outcome] -= 1
             if each.outcome != SHIPPED:
-                self.out.changes[each.dataset].removed_held[each.line] += 1
+                self.out.changes[each.dataset].drop_held(each.line)
                 continue
-            cause = Cause.REVOKED if self._forbidden(each.dataset, each.run_id) else Cause(each.cause)
             key = each.sample_key or 0
+            if each.dataset is Dataset.PREFERENCE:
+                self._let_pair_go(each, key)
+                continue
+            pruned = each.cause == Cause.PRUNED
+            revoked = not pruned and self._forbidden(each.dataset, each.run_id)
+            cause = Cause.REVOKED if revoked else Cause(each.cause)
             self._lanes[each.dataset].free(key, Recorded(SHIPPED, each.line, each.batch), each.run_id, cause)
+
+    def _let_pair_go(self, each: Departure, key: int) -> None:
+        self.out.changes[Dataset.PREFERENCE].drop_key(key, each.line)
+        self.out.unadopted.append((Dataset.PREFERENCE, key))
+        self.out.withdrawals.append(
+            Withdrawal(
+                Dataset.PREFERENCE,
+                key,
+                Cause(each.cause),
+                False,
+                chosen_run_id=each.run_id,
+                rejected_run_id=each.other_run_id,
+                shipped_batch=each.batch or None,
+            )
+        )
 
     def take_frozen(self, frozen: Iterable[FrozenRow]) -> None:
         """Frozen rows leave when their run is revoked, or when their very line stands in a present partition."""
@@ -147,11 +167,9 @@ class RowJudge:
                 self.out.totals[dataset, "frozen", code] -= 1
                 if code == SHIPPED:
                     cause = Cause.REVOKED if revoked else Cause.DISPLACED
-                    self._lanes[dataset].free(
-                        row.sample_key or 0, Recorded(SHIPPED, line, batch), row.run_id, cause
-                    )
+                    self._lanes[dataset].free(row.sample_key or 0, Recorded(SHIPPED, line, batch), row.run_id, cause)
                 else:
-                    self.out.changes[dataset].removed_held[line] += 1
+                    self.out.changes[dataset].drop_held(line)
 
     def finish(self) -> None:
         """Lines that no row took over leave their datasets, and are published."""
@@ -188,7 +206,13 @@ class RowJudge:
         if now_rag is not in_rag or now_sft is not in_sft:
             out.rows.append(
                 RowUpdate(
-                    now_rag.code or 0, now_rag.line, now_rag.batch, now_sft.code or 0, now_sft.line, now_sft.batch, row.walk
+                    now_rag.code or 0,
+                    now_rag.line,
+                    now_rag.batch,
+                    now_sft.code or 0,
+                    now_sft.line,
+                    now_sft.batch,
+                    row.walk,
                 )
             )
 
@@ -256,7 +280,7 @@ class _Lane:
             settled = self._ship(row, recorded, outcome)
         else:
             assert type(outcome) is Hold  # noqa: S101  an outcome is one of two
-            if recorded.code is not None and self._is_frozen(row, outcome):
+            if recorded.code is not None and self._is_frozen(row, outcome) and not self._is_missing(recorded):
                 return recorded
             settled = self._hold(row, recorded, outcome)
         if recorded.code != settled.code:
@@ -269,13 +293,18 @@ class _Lane:
     def _holder(self, row: WorkRow) -> int | None:
         key = row.sample_key
         if key in self._taken:
-            return self._taken[key]  # type: ignore[index]
+            return self._taken[key]
         return row.rag_holder if self._dataset is Dataset.RAG else row.sft_holder
 
     def _is_frozen(self, row: WorkRow, outcome: Hold) -> bool:
         """Whether the evidence is absent, not gone: then what became of the row stays as it is (SPEC 3)."""
         absent = row.evidence_digest is not None and not row.evidence_found
         return outcome.gate == "evidence" and (absent or bool(row.kept & self._kept_bit))
+
+    def _is_missing(self, recorded: Recorded) -> bool:
+        """Whether a damaged file lost the row's line."""
+        missing = self._changes.missing_shipped if recorded.code == SHIPPED else self._changes.missing_held
+        return bool(missing) and missing[recorded.line] > 0
 
     def _ship(self, row: WorkRow, recorded: Recorded, ship: Ship) -> Recorded:
         key = row.sample_key or 0
@@ -284,13 +313,16 @@ class _Lane:
             self._judge.join(holder)
         standing = self._standing(row, recorded, key, holder)
         if recorded.code is not None and recorded.code != SHIPPED:
-            self._changes.removed_held[recorded.line] += 1
+            self._changes.drop_held(recorded.line)
         self._taken[key] = row.walk
         self._shipped_now.add(key)
         if standing is not None:
-            if digest_of(self._stamped(key, ship, standing.batch)) == standing.line:
+            stamped = self._stamped(key, ship, standing.batch)
+            if digest_of(stamped) == standing.line:
+                self._changes.adopted += standing.batch == 0 and standing is not recorded
+                self._changes.keep_shipped(standing.line, stamped)
                 return standing
-            self._changes.removed_keys[key] = standing.line
+            self._changes.drop_key(key, standing.line)
             self._out.unadopted.append((self._dataset, key))
             cause = self._cause_of_change(row, own=standing is recorded)
             self._out.withdrawals.append(
@@ -340,9 +372,11 @@ class _Lane:
         if recorded.code is not None and recorded.code != SHIPPED:
             if recorded.code == DUPLICATE and key is not None and self._holder(row) is None:
                 self._judge.wake(self._dataset, key, row.walk)
-            if digest_of(hold.line(self._stamp(recorded.batch))) == recorded.line:
+            stamped = hold.line(self._stamp(recorded.batch))
+            if digest_of(stamped) == recorded.line:
+                self._changes.keep_held(recorded.line, stamped)
                 return recorded if recorded.code == code else Recorded(code, recorded.line, recorded.batch)
-            self._changes.removed_held[recorded.line] += 1
+            self._changes.drop_held(recorded.line)
         line = hold.line(self._out.recorded_at)
         self._changes.held.add(line)
         if recorded.code == SHIPPED and key is not None:
@@ -353,7 +387,8 @@ class _Lane:
         """A row that shipped ships no more; if no other row took its id in this batch, the line is free."""
         self._out.released[self._dataset].append(row.walk)
         if key not in self._shipped_now:
-            self.free(key, recorded, row.run_id, self._cause_of_hold(row, hold))
+            lost = self._is_missing(recorded) and self._is_frozen(row, hold)
+            self.free(key, recorded, row.run_id, Cause.LOST if lost else self._cause_of_hold(row, hold))
 
     def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause) -> None:
         """A line is without its row: it leaves unless another row ships the id, and who waits for the id joins."""
@@ -377,7 +412,7 @@ class _Lane:
     def finish(self) -> None:
         """What is still free leaves."""
         for key, freed in self._freed.items():
-            self._changes.removed_keys[key] = freed.line
+            self._changes.drop_key(key, freed.line)
             self._out.withdrawals.append(freed.withdrawal)
             self._out.unadopted.append((self._dataset, key))
 

@@ -108,8 +108,8 @@ class _Row(NamedTuple):
 
 def export(lines: Lake, options: Options, *, missing_files: MissingFiles | None = None) -> FullPass:
     """Judge every line of the lake in walk order; ``missing_files`` is the path check (SPEC 3.5), None where it is off."""
-    rows = [row for path in sorted(lines, key=walk_key) for row in _rows_of(path, lines[path], options)]
-    verdicts = _verdicts_in_force(rows)
+    rows = _all_rows(lines, options)
+    verdicts = _last_verdicts(rows)
     result = FullPass(len(rows))
     for row in rows:
         for dataset in (Dataset.RAG, Dataset.SFT):
@@ -121,6 +121,19 @@ def export(lines: Lake, options: Options, *, missing_files: MissingFiles | None 
             outcome = _pair_outcome(result, chosen, rejected, verdicts, options, missing_files)
             _put(result, Dataset.PREFERENCE, outcome)
     return result
+
+
+def verdicts_in_force(lines: Lake, options: Options) -> dict[str, Category]:
+    """The category of the last verdict of each run, over all partitions (SPEC 3.4)."""
+    return _last_verdicts(_all_rows(lines, options))
+
+
+def _last_verdicts(rows: Iterable[_Row]) -> dict[str, Category]:
+    return {row.run.run_id: row.run.category for row in rows if row.run and row.run.run_id and row.run.category}
+
+
+def _all_rows(lines: Lake, options: Options) -> list[_Row]:
+    return [row for path in sorted(lines, key=walk_key) for row in _rows_of(path, lines[path], options)]
 
 
 def _rows_of(path: str, partition: Partition, options: Options) -> list[_Row]:
@@ -143,11 +156,6 @@ def _rows_of(path: str, partition: Partition, options: Options) -> list[_Row]:
             run = scored_run(parsed.value, marked=parsed.marked)
             rows.append(_Row(at, raw, run, None, evidence.get(run.run_id) if run.run_id else None))
     return rows
-
-
-def _verdicts_in_force(rows: Iterable[_Row]) -> dict[str, Category]:
-    """The last verdict of each run, over all partitions (SPEC 3.4)."""
-    return {row.run.run_id: row.run.category for row in rows if row.run and row.run.run_id and row.run.category}
 
 
 def _tasks_of(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
@@ -218,7 +226,9 @@ def unstamped_sample(line: bytes) -> bytes:
     if not created or not recorded or not end.endswith(b'"}}\n') or b'"' in end[:-4]:
         return line
     time, quote, between = middle.partition(b'"')
-    return b"".join((head, created, STAMP.encode(), quote, between, recorded, STAMP.encode(), b'"}}\n')) if time else line
+    return (
+        b"".join((head, created, STAMP.encode(), quote, between, recorded, STAMP.encode(), b'"}}\n')) if time else line
+    )
 
 
 def unstamped_hold(line: bytes) -> bytes:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
+from distilld.model import InputKind, StatFacts
 
-class Facts(Protocol):
-    """The stat facts of a file, as a scan sees and the store records them."""
-
-    def same_file_state(self, other: Facts) -> bool:
-        """Whether both looks saw the same inode, size and times."""
-
-    def is_settled(self) -> bool:
-        """Whether the last change was long enough before the look to show."""
+FileKey = tuple[InputKind, str]
+"""An input file: its tree and its path below it."""
 
 
 class Known(NamedTuple):
     """What is recorded of a file: its facts as of the last reading, and whether it is there."""
 
-    facts: Facts
+    facts: StatFacts
     present: bool
 
 
@@ -32,23 +27,20 @@ class Look(StrEnum):
     RETURNED = "returned"
 
 
-Key = TypeVar("Key")
-
-
 class Plan(NamedTuple):
     """The files to read, in the order of the scan, and those that are gone, in the order in which they are known."""
 
-    to_read: tuple[tuple[object, Look], ...]
-    gone: tuple[object, ...]
+    to_read: tuple[tuple[FileKey, Look], ...]
+    gone: tuple[FileKey, ...]
 
 
-def compare(seen: Mapping[Key, Facts], known: Mapping[Key, Known]) -> Plan:
+def compare(seen: Mapping[FileKey, StatFacts], known: Mapping[FileKey, Known]) -> Plan:
     """What a scan asks for.
 
     A file counts as unchanged, without being read, only where all its facts are as recorded and were long enough
     unchanged when they were recorded (SPEC 4, 'A change is never trusted to be an append').
     """
-    to_read: list[tuple[object, Look]] = []
+    to_read: list[tuple[FileKey, Look]] = []
     for key, facts in seen.items():
         record = known.get(key)
         if record is None:

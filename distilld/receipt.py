@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +14,11 @@ from typing import Any, Final
 import orjson
 
 from distilld import __version__
+from distilld.durable import make_folder, replace_file, sync_folder
 from distilld.model import OperatorError
 
 RECEIPT_VERSION: Final = 1
 REPORTS: Final = "reports/distillation"
-FOLDER_MODE: Final = 0o750
-FILE_MODE: Final = 0o640
 
 
 class ReceiptWriteError(OperatorError):
@@ -89,37 +89,35 @@ def write_receipt(root: Path, batch_id: str, receipt: bytes) -> None:
     _replace(root, f"{REPORTS}/latest.md", latest_page(orjson.loads(receipt)).encode())
 
 
-def remove_receipt(root: Path, batch_id: str) -> None:
-    """Remove a receipt that is kept no longer."""
-    path = root / receipt_path(batch_id)
+def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
+    """Remove receipts that are kept no longer. A folder into which somebody else put a file stays, with that file.
+
+    Raises:
+        ReceiptWriteError: The system refused.
+    """
+    for batch_id in batch_ids:
+        path = root / receipt_path(batch_id)
+        try:
+            path.unlink(missing_ok=True)
+            path.parent.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise ReceiptWriteError(receipt_path(batch_id), error) from error
+    folder = root / REPORTS
     try:
-        path.unlink(missing_ok=True)
-        path.parent.rmdir()
-    except FileNotFoundError:
-        pass
+        if folder.is_dir():
+            sync_folder(folder)
     except OSError as error:
-        raise ReceiptWriteError(receipt_path(batch_id), error) from error
+        raise ReceiptWriteError(REPORTS, error) from error
 
 
 def _replace(root: Path, below: str, content: bytes) -> None:
     path = root / below
-    temp = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temp, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        make_folder(path.parent)
+        replace_file(path, content)
     except OSError as error:
         raise ReceiptWriteError(below, error) from error
 
@@ -166,5 +164,8 @@ def _input_table(inputs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    safe = "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in text)
-    return safe.replace("|", "\\|").replace("`", "\\`").replace("<", "&lt;")
+    return "".join(_CELL_SIGNS.get(sign, sign if sign.isprintable() else f"\\\\x{ord(sign):02x}") for sign in text)
+
+
+_CELL_SIGNS: Final = {sign: f"\\{sign}" for sign in "\\|`[]*"} | {"<": "&lt;", "&": "&amp;"}
+"""What Markdown would take for its own: no path or message may end a cell, or become a link or a tag."""

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+from distilld.model import OperatorError
+
 MEMORY_BYTES: Final = 4 << 20
 _BLOCK: Final = 1 << 17
+
+
+class SpoolError(OperatorError):
+    """The lines of a batch could not be kept until they are written: a full disk, no descriptor left, EIO."""
+
+    def __init__(self, folder: Path, cause: OSError) -> None:
+        super().__init__(
+            f"cannot keep a temporary file in {folder}: {cause.strerror or cause}",
+            hint="make room or mend the disk; it is retried",
+        )
+        self.errno = cause.errno
 
 
 class LineSpool:
@@ -23,7 +37,11 @@ class LineSpool:
         self.bytes = 0
 
     def add(self, line: bytes) -> None:
-        """Take one line, line feed included."""
+        """Take one line, line feed included.
+
+        Raises:
+            SpoolError: The system refused.
+        """
         self._lines.append(line)
         self._held += len(line)
         self.rows += 1
@@ -32,23 +50,36 @@ class LineSpool:
             self._spill()
 
     def _spill(self) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  closed by close()
         block = b"".join(self._lines)
-        view = memoryview(block)
-        while view:
-            view = view[self._file.write(view) :]
+        with self._faults():
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  closed by close()
+            view = memoryview(block)
+            while view:
+                view = view[self._file.write(view) :]
         self._lines, self._held = [], 0
 
     def blocks(self) -> Iterator[bytes]:
-        """Everything in order, in blocks of some size."""
+        """Everything in order, in blocks of some size.
+
+        Raises:
+            SpoolError: The system refused.
+        """
         if self._file is not None:
-            self._file.seek(0)
-            while block := self._file.read(_BLOCK):
-                yield block
-            self._file.seek(0, 2)
+            with self._faults():
+                self._file.seek(0)
+                while block := self._file.read(_BLOCK):
+                    yield block
+                self._file.seek(0, 2)
         if self._lines:
             yield b"".join(self._lines)
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SpoolError(self._folder, error) from error
 
     def close(self) -> None:
         """Give the temporary file back."""

@@ -156,6 +156,7 @@ class SpanReader:
 
     Raises (from :meth:`read`):
         InputChanged: The bytes are no longer those that were indexed.
+        UnreadableError: The system refuses.
     """
 
     _FIRST_WINDOW = 1 << 14
@@ -175,7 +176,7 @@ class SpanReader:
         if offset < 0 or offset + length > len(self._window):
             near = 0 <= offset <= len(self._window) + self._length
             self._length = min(self._length * 2, self._LAST_WINDOW) if near else self._FIRST_WINDOW
-            self._window = os.pread(self._descriptor, max(length, self._length), start)
+            self._window = self._pread(max(length, self._length), start)
             self._start, offset = start, 0
             self.bytes_read += len(self._window)
         raw = self._window[offset : offset + length]
@@ -185,6 +186,12 @@ class SpanReader:
 
     def read_head(self, start: int, length: int) -> bytes:
         """The first bytes of an over-long line; its digest was taken when it was indexed."""
-        head = os.pread(self._descriptor, min(length, HEAD_BYTES), start)
+        head = self._pread(min(length, HEAD_BYTES), start)
         self.bytes_read += len(head)
         return head
+
+    def _pread(self, length: int, start: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, length, start)
+        except OSError as error:
+            raise UnreadableError(self._shown, error) from error

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from sqlite_utils import Database
 
 from distilld import __version__
+from distilld.durable import make_folder
 from distilld.model import OperatorError, UsageError
 from distilld.store.schema import migrations
 
 CACHE_KIB: Final = 24_000
-_CORRUPT: Final = ("malformed", "not a database", "disk image", "file is encrypted")
+_CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_REFUSED: Final = frozenset(
+    {
+        sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+    }
+)  # fmt: skip
+"""What the system, not the program, is to blame for."""
 
 
 class StoreTooNewError(UsageError):
@@ -35,9 +43,29 @@ class StoreOfOtherRootError(UsageError):
     """A store belongs to one root."""
 
 
-def is_corruption(error: sqlite3.DatabaseError) -> bool:
-    """Whether SQLite says that the file itself is broken, as opposed to busy, full or forbidden."""
-    return any(word in str(error) for word in _CORRUPT)
+class StoreFaultError(OperatorError):
+    """The system refused to read or write the store: a full disk, a missing permission, a lock, EIO."""
+
+
+@contextmanager
+def store_faults(path: Path, doing: str) -> Iterator[None]:
+    """Turn what SQLite reports of the system or of the file into our errors; a wrong statement stays what it is.
+
+    Raises:
+        StoreCorruptError: The file itself is broken.
+        StoreFaultError: The system refused.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in _CORRUPT:
+            raise StoreCorruptError(f"the state store {path} is corrupt: {error}") from error
+        if code in _REFUSED:
+            raise StoreFaultError(
+                f"cannot {doing} the state store {path}: {error}", hint="make room or mend the disk; it is retried"
+            ) from error
+        raise
 
 
 class Store:
@@ -56,22 +84,20 @@ class Store:
             StoreTooNewError: A newer distilld wrote it.
             StoreOfOtherRootError: It belongs to another root.
             StoreCorruptError: It is no usable database.
+            StoreFaultError: The system refused.
         """
         try:
-            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            store = cls(path, sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False))
-        except (OSError, sqlite3.OperationalError) as error:
-            raise OperatorError(f"cannot open the state store {path}: {error}") from error
-        try:
-            store._prepare(root)
-        except sqlite3.DatabaseError as error:
-            store.connection.close()
-            if is_corruption(error):
-                raise StoreCorruptError(f"the state store {path} is corrupt: {error}") from error
-            raise OperatorError(f"cannot open the state store {path}: {error}") from error
-        except BaseException:
-            store.connection.close()
-            raise
+            make_folder(path.parent)
+        except OSError as error:
+            raise StoreFaultError(f"cannot open the state store {path}: {error.strerror or error}") from error
+        with store_faults(path, "open"):
+            connection = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
+            try:
+                store = cls(path, connection)
+                store._prepare(root)
+            except BaseException:
+                connection.close()
+                raise
         return store
 
     @classmethod
@@ -80,19 +106,24 @@ class Store:
 
         Raises:
             OperatorError: There is none, or it cannot be read.
+            StoreTooNewError: A newer distilld wrote it.
         """
         if not path.exists():
             raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
-        try:
+        with store_faults(path, "read"):
             connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5
             )
-            store = cls(path, connection)
-            store._refuse_newer()
-            if migrations.pending(store.db):
-                raise OperatorError(f"the state store {path} is of an older version", hint="run 'distilld run --once'")
-        except sqlite3.DatabaseError as error:
-            raise OperatorError(f"cannot read the state store {path}: {error}") from error
+            try:
+                store = cls(path, connection)
+                store._refuse_newer()
+                if migrations.pending(store.db):
+                    raise OperatorError(
+                        f"the state store {path} is of an older version", hint="run 'distilld run --once'"
+                    )
+            except BaseException:
+                connection.close()
+                raise
         return store
 
     def _prepare(self, root: Path) -> None:
@@ -108,6 +139,7 @@ class Store:
             self.connection.execute(f"PRAGMA {pragma}")
         if migrations.pending(self.db):
             migrations.apply(self.db)
+        if self.recall("distilld_version") != __version__:
             self.remember("distilld_version", __version__)
         known = self.recall("root")
         if known is None:
@@ -133,16 +165,26 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One transaction: all of it or nothing. The lock is taken at once, never in the middle."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            with self.db.atomic():
-                yield
-            self.connection.execute("COMMIT")
-        except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            raise
+        """One transaction: all of it or nothing. The lock is taken at once, never in the middle.
+
+        Raises:
+            StoreFaultError: The system refused. Was it the COMMIT that it refused, then only the next commit makes
+                certain that the transaction is undone (see ``Committer.recover``).
+        """
+        with self.faults():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                with self.db.atomic():
+                    yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def faults(self) -> AbstractContextManager[None]:
+        """Within it, what SQLite reports of the system or of the file is raised as StoreFaultError, StoreCorruptError."""
+        return store_faults(self.path, "use")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -165,9 +207,9 @@ class Store:
     def close(self) -> None:
         """Close it so that people can still read it: a reader without write permission needs -wal and -shm to exist."""
         self.connection.close()
-        try:
-            last = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        # A courtesy to readers; the store itself is closed and whole.
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as last,
+        ):
             last.execute("SELECT count(*) FROM lake").fetchone()
-            last.close()
-        except sqlite3.DatabaseError:
-            pass  # a courtesy to readers; the store itself is closed and whole

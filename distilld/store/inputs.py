@@ -334,14 +334,22 @@ class Inputs:
         self._run("DROP TABLE temp.departing")
 
     def _match(self, low: int, high: int) -> None:
-        """Pair staged lines with known rows of the same bytes, in order; the unpaired known rows depart."""
+        """Pair staged lines with known rows of the same bytes, in place or else in order; unpaired known rows depart."""
         self._run("DROP TABLE IF EXISTS temp.paired")
+        # Another line limit makes a line too long that was not, or the other way round: then its bytes alone say nothing.
         self._run(
-            "CREATE TEMP TABLE paired AS WITH"
-            " o AS (SELECT walk, digest, row_number() OVER (PARTITION BY digest ORDER BY walk) AS nth"
-            "       FROM scored_rows WHERE walk >= ?1 AND walk < ?2),"
-            " n AS (SELECT line, digest, row_number() OVER (PARTITION BY digest ORDER BY line) AS nth FROM incoming)"
-            " SELECT n.line AS line, o.walk AS walk FROM n JOIN o ON n.digest = o.digest AND n.nth = o.nth",
+            "CREATE TEMP TABLE paired AS SELECT i.line AS line, s.walk AS walk FROM incoming i JOIN scored_rows s"
+            " ON s.walk = i.line + ?1 AND s.digest = i.digest AND s.malformed IS i.malformed",
+            (low,),
+        )
+        self._run(
+            "INSERT INTO paired WITH"
+            " o AS (SELECT walk, digest, malformed, row_number() OVER (PARTITION BY digest ORDER BY walk) AS nth"
+            "       FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND walk NOT IN (SELECT walk FROM paired)),"
+            " n AS (SELECT line, digest, malformed, row_number() OVER (PARTITION BY digest ORDER BY line) AS nth"
+            "       FROM incoming WHERE line NOT IN (SELECT line FROM paired))"
+            " SELECT n.line, o.walk FROM n JOIN o ON n.digest = o.digest AND n.nth = o.nth"
+            " AND n.malformed IS o.malformed",
             (low, high),
         )
         self._run("UPDATE incoming SET old_walk = paired.walk FROM paired WHERE paired.line = incoming.line")
@@ -496,7 +504,7 @@ class Inputs:
             span,
         )
         self._run(
-            "UPDATE scored_rows SET evidence_found = c.found FROM changed c WHERE scored_rows.run_id = c.run_id"
+            "UPDATE scored_rows SET evidence_found = c.found, kept = CASE c.found WHEN 1 THEN 0 ELSE kept END FROM changed c WHERE scored_rows.run_id = c.run_id"
             " AND scored_rows.walk >= ?1 AND scored_rows.walk < ?2 AND scored_rows.evidence_found <> c.found",
             span,
         )
@@ -606,15 +614,25 @@ class Inputs:
 
     # queues
 
-    def queue_everything(self) -> None:
-        """Every row and every task is to be judged anew: an option changed, or a rebuild was asked for."""
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 1 FROM scored_rows WHERE rag IS NOT NULL"
+    def queue_everything(self, options: Options) -> None:
+        """Every row and every task is to be judged anew; shipped rows that a verdict now forbids come first."""
+        codes = ",".join(
+            str(code)
+            for code, category in CATEGORIES.items()
+            if any(options.forbids(dataset, category) for dataset in (Dataset.RAG, Dataset.SFT))
         )
-        self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs")
-        self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM scored_rows"
-                  " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL")  # fmt: skip
-        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows")
+        self._run(
+            f"INSERT INTO rejudge_rows (walk, forced) SELECT walk, CASE WHEN rag = {SHIPPED} OR sft = {SHIPPED} THEN"
+            " coalesce((SELECT v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
+            f" ORDER BY v.walk DESC LIMIT 1) IN ({codes}), 0) ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
+            " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
+        )
+        self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM pairs")
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM scored_rows"
+            " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL"
+        )
+        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind <> 'orphan'")
 
     def note_input(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
         """Remember an input's change for the next receipt."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from distilld.decisions import Decisions, id_of
+import orjson
+
+from distilld.decisions import Decisions, PublishedWithdrawal
 from distilld.model import EXPORT_PATHS, Committed, Dataset, InputKind, StatFacts
 from distilld.store import Store
 from distilld.store.schema import REASONS, SHIPPED
@@ -133,6 +136,16 @@ class Ledger:
         self._run("INSERT INTO receipts VALUES (?, ?, ?, 0)", (sequence, receipt, sha256))
         self._run("DELETE FROM unreported_inputs")
 
+    def anchor(self, sequence: int, batch_id: str, sha256: str, recorded_at: str) -> None:
+        """Let the receipt chain of a store without batches go on from a receipt that stands on disk."""
+        self._run(
+            "INSERT OR IGNORE INTO batches VALUES (?, ?, 'recovery', ?, 0, 0, 0, 0, 0, 0)",
+            (sequence, batch_id, recorded_at),
+        )
+        self._store.remember("receipt_anchor_id", batch_id)
+        self._store.remember("receipt_anchor_sha256", sha256)
+        self._store.remember("last_recorded_at", recorded_at)
+
     def unwritten_receipts(self) -> list[tuple[int, str, str]]:
         """Receipts whose files are not known to be written: batch number, batch id, text."""
         return self._run(
@@ -167,6 +180,21 @@ class Ledger:
             " ORDER BY r.batch DESC LIMIT ?",
             (limit,),
         ).fetchall()
+
+    def has_news(self) -> bool:
+        """Whether something is yet to be told in a receipt, although nothing may wait to be judged."""
+        return bool(self._run("SELECT EXISTS (SELECT 1 FROM unreported_inputs)").fetchone()[0]) or bool(
+            self.replaced_files()
+        )
+
+    def replaced_files(self) -> list[str]:
+        """Exports that were written anew as a whole since the last receipt."""
+        return [str(name) for name in orjson.loads(self._store.recall("replaced_files") or "[]")]
+
+    def note_replaced(self, names: list[str]) -> None:
+        """Remember for the next receipt that exports were written anew as a whole; an empty list forgets."""
+        known = sorted({*self.replaced_files(), *names}) if names else []
+        self._store.remember("replaced_files", orjson.dumps(known).decode())
 
     def unreported_inputs(self) -> list[InputNote]:
         """Input changes that no receipt has told yet, in walk order."""
@@ -260,6 +288,26 @@ class Ledger:
             ],
         )
         self._run("DELETE FROM frozen_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
+        self._apply_missing(decisions)
+
+    def _apply_missing(self, decisions: Decisions) -> None:
+        if not self._run("SELECT EXISTS (SELECT 1 FROM missing_lines)").fetchone()[0]:
+            return
+        self._run("DELETE FROM missing_lines")
+        for dataset, change in decisions.changes.items():
+            for name, missing in (
+                (dataset.value, change.missing_shipped),
+                (f"quarantine_{dataset}", change.missing_held),
+            ):
+                self._many(
+                    "INSERT INTO missing_lines VALUES (?, ?, ?)",
+                    [(name, digest, copies) for digest, copies in missing.items() if copies > 0],
+                )
+
+    def missing_rows(self, name: str) -> int:
+        """How many lines an export lost that are yet to be written again."""
+        query = "SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?"
+        return int(self._run(query, (name,)).fetchone()[0])
 
     def _clear_queue(self, decisions: Decisions) -> None:
         if self._run("SELECT EXISTS (SELECT 1 FROM rejudge_rows)").fetchone()[0]:
@@ -286,18 +334,29 @@ class Ledger:
         self._many("DELETE FROM rejudge_tasks WHERE task_id = ?", [(task,) for task in decisions.tasks])
         self._many("INSERT OR IGNORE INTO rejudge_tasks VALUES (?, 0)", [(task,) for task in decisions.tasks_to_queue])
 
-    def add_withdrawals(self, decisions: Decisions, batch_id: str) -> None:
-        """Keep the published withdrawals where people can query them."""
+    def add_withdrawals(self, published: list[PublishedWithdrawal]) -> None:
+        """Keep the published withdrawals where people can query them, and where a damaged log is restored from."""
         self._many(
-            "INSERT INTO withdrawals (dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, shipped_batch,"
-            " withdrawn_batch, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT batch_id FROM batches WHERE batch = ?), ?, ?)",
+            "INSERT INTO withdrawals (dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict,"
+            " shipped_batch, withdrawn_batch, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (each.dataset.value, id_of(each.dataset, each.key), each.source_run_id, each.chosen_run_id,
-                 each.rejected_run_id, each.cause.value, int(each.replaced), each.shipped_batch, batch_id,
-                 decisions.recorded_at)
-                for each in decisions.withdrawals
+                (*each[:7], orjson.dumps(each.verdict).decode() if each.verdict else None, *each[8:])
+                for each in published
             ],
-        )  # fmt: skip
+        )
+
+    def withdrawals(self, dataset: Dataset) -> Iterator[PublishedWithdrawal]:
+        """All withdrawals from a dataset, in the order in which they were published."""
+        rows = self._run(
+            "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch,"
+            " withdrawn_batch, withdrawn_at FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id",
+            (dataset.value,),
+        )
+        for _, id_, source, chosen, rejected, cause, replaced, verdict, shipped, withdrawn, at in rows:
+            told = orjson.loads(verdict) if verdict else None
+            yield PublishedWithdrawal(
+                dataset, id_, source, chosen, rejected, cause, bool(replaced), told, shipped, withdrawn, at
+            )
 
     def batch_id_of(self, batch: int | None) -> str | None:
         """The id of a batch; None for an adopted row's."""

@@ -162,6 +162,7 @@ CREATE TABLE departures (
     line          BLOB    NOT NULL,
     batch         INTEGER NOT NULL,
     run_id        TEXT,
+    other_run_id  TEXT,
     task_id       TEXT,
     category      INTEGER,
     cause         TEXT    NOT NULL,
@@ -170,6 +171,13 @@ CREATE TABLE departures (
     row           BLOB
 ) STRICT;
 CREATE UNIQUE INDEX departed_ids ON departures (dataset, sample_key) WHERE outcome = {SHIPPED};
+
+CREATE TABLE missing_lines (
+    name    TEXT    NOT NULL,
+    digest  BLOB    NOT NULL,
+    copies  INTEGER NOT NULL,
+    PRIMARY KEY (name, digest)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE adopted_rows (
     dataset      TEXT    NOT NULL,
@@ -248,6 +256,7 @@ CREATE TABLE withdrawals (
     rejected_run_id  TEXT,
     cause            TEXT    NOT NULL,
     replaced         INTEGER NOT NULL,
+    verdict          TEXT,
     shipped_batch    TEXT,
     withdrawn_batch  TEXT    NOT NULL,
     withdrawn_at     TEXT    NOT NULL

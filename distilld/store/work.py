@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -95,7 +96,7 @@ class WorkPair(NamedTuple):
 
 
 class Departure(NamedTuple):
-    """A line that still stands in an export although the row behind it is gone."""
+    """A line that still stands in an export although the row behind it is gone; of a pair, ``run_id`` is the chosen."""
 
     departure_id: int
     dataset: Dataset
@@ -104,6 +105,7 @@ class Departure(NamedTuple):
     line: bytes
     batch: int
     run_id: str | None
+    other_run_id: str | None
     category: int | None
     cause: str
 
@@ -198,7 +200,8 @@ class Work:
                 WorkRow._make,
                 self._run(
                     f"SELECT {_FACTS}{_RECORDED} 0 FROM scored_rows s LEFT JOIN evidence_rows e"
-                    " ON e.partition_id = ?3 AND e.run_id = s.run_id WHERE s.walk >= ?1 AND s.walk < ?2 ORDER BY s.walk",
+                    " ON e.partition_id = ?3 AND e.run_id = s.run_id WHERE s.walk >= ?1 AND s.walk < ?2 AND s.rag IS NULL"
+                    " ORDER BY s.walk",
                     (low, high, partition),
                 ),
             )
@@ -261,7 +264,8 @@ class Work:
     def departures(self, limit: int) -> list[Departure]:
         """Lines whose rows are gone."""
         rows = self._run(
-            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, category, cause FROM departures"
+            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause"
+            " FROM departures"
             " ORDER BY departure_id LIMIT ?",
             (limit,),
         )
@@ -368,8 +372,7 @@ class Work:
     def task_rows(self, task_id: str, category: Category, limit: int) -> list[WorkRow]:
         """The first rows of a task with this category whose evidence is found."""
         rows = self._run(
-            f"{_ROW} WHERE s.task_id = ? AND s.evidence_found = 1 AND s.category = ?"
-            " ORDER BY s.walk LIMIT ?",
+            f"{_ROW} WHERE s.task_id = ? AND s.evidence_found = 1 AND s.category = ? ORDER BY s.walk LIMIT ?",
             (task_id, CATEGORY_CODES[category], limit),
         )
         return [WorkRow._make(row) for row in rows]
@@ -412,6 +415,13 @@ class Work:
                 ).fetchone()[0]
             )
         return states.get("evidence") == "absent" and self.names_run(run_id)
+
+    def missing_lines(self) -> dict[str, Counter[bytes]]:
+        """Lines that a damaged export lost and that are yet to be written again, by export."""
+        found: dict[str, Counter[bytes]] = {}
+        for name, digest, copies in self._run("SELECT name, digest, copies FROM missing_lines"):
+            found.setdefault(name, Counter())[digest] = copies
+        return found
 
     def stamps(self, batches: Iterable[int]) -> dict[int, str]:
         """The times that batches stamped on their rows."""

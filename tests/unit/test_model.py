@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import fields, replace
 from enum import StrEnum
 from itertools import product
 from types import SimpleNamespace
@@ -157,21 +158,21 @@ def test_a_root_that_is_no_utf8_has_a_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "name"),
     [
-        RowRef("a/b/c/d.jsonl", 0),
-        Verdict(Category.REJECTED, RowRef("a/b/c/d.jsonl", 0)),
-        Options(),
-        Committed(1, 2, ""),
+        (RowRef("a/b/c/d.jsonl", 0), "line"),
+        (Verdict(Category.REJECTED, RowRef("a/b/c/d.jsonl", 0)), "category"),
+        (Options(), "revoke"),
+        (Committed(1, 2, ""), "size"),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=["RowRef", "Verdict", "Options", "Committed"],
 )
-def test_values_are_frozen(value: Any) -> None:
+def test_values_are_frozen(value: Any, name: str) -> None:
     """What crosses a module border can be neither changed nor given new fields, and equal values hash alike."""
-    with pytest.raises(FrozenInstanceError):
-        setattr(value, fields(value)[0].name, None)
+    with pytest.raises(AttributeError):
+        setattr(value, name, None)
     assert not hasattr(value, "__dict__")
-    assert hash(replace(value)) == hash(value)
+    assert hash(copy.deepcopy(value)) == hash(value)
 
 
 def test_the_exports_are_the_nine_files_of_the_contract() -> None:

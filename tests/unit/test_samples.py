@@ -120,6 +120,13 @@ def test_what_must_not_be_blank(dataset: Dataset) -> None:
         assert faults_of(dataset, changed(ROWS[dataset], {key: f"\n{WHITESPACE}\u0085"})) == ()
 
 
+def test_blank_is_what_javascript_trims() -> None:
+    """A string of one character is blank where the character is JavaScript's white space, and good text otherwise."""
+    for character in [chr(code) for code in (*range(0x2100), 0x3000, 0x3001, 0xFEFF, 0xFFFD, 0x1F600)]:
+        faults = faults_of(Dataset.RAG, ROWS[Dataset.RAG] | {"title": character})
+        assert faults == (("title: must not be blank",) if character in WHITESPACE else ())
+
+
 def test_the_context_may_be_empty() -> None:
     """An SFT row without any context is a good row."""
     assert faults_of(Dataset.SFT, changed(ROWS[Dataset.SFT], {"context": ""})) == ()
@@ -421,3 +428,19 @@ def test_every_quarantine_row_has_its_keys_in_order() -> None:
     assert list(held(sft.judge(Flaw(scored={"category": "rejected"}).case(), AT))) == QUARANTINE
     row = held(sft.judge(Flaw(scored={"provenance": ABSENT}).case(), AT))
     assert list(row) == [key for key in QUARANTINE if key != "source_provenance"]
+
+
+def test_a_quarantine_row_is_checked_as_strictly() -> None:
+    """A line before the first, an empty partition, another exporter or another key is no quarantine row."""
+    row = held(sft.judge(Flaw(scored={"category": "rejected"}).case(), AT))
+    for good in ({}, {"location": {"partition": "p", "line_offset": 0}}, {"source_provenance": None}):
+        QuarantineRow.model_validate_json(json.dumps(row | good))
+    for bad in (
+        {"location": {"partition": "p", "line_offset": -1}},
+        {"location": {"partition": "", "line_offset": 0}},
+        {"exporter": "other"},
+        {"reason": "other"},
+        {"extra": 1},
+    ):
+        with pytest.raises(ValidationError):
+            QuarantineRow.model_validate_json(json.dumps(row | bad))

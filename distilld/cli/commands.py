@@ -1,0 +1,127 @@
+"""The commands by name, and the options that all of them have. Nothing slow is imported here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+import click
+
+from distilld import __version__
+from distilld.model import ProgramError
+
+COMMANDS: Final = MappingProxyType(
+    {
+        "run": "distilld.cli.run",
+        "export-rag": "distilld.cli.run",
+        "export-sft": "distilld.cli.run",
+        "export-preference": "distilld.cli.run",
+        "export-all": "distilld.cli.run",
+        "status": "distilld.cli.status",
+        "health": "distilld.cli.health",
+        "explain": "distilld.cli.explain",
+        "quarantine": "distilld.cli.quarantine",
+        "receipts": "distilld.cli.receipts",
+        "verify": "distilld.cli.verify",
+        "diff": "distilld.cli.diff",
+        "rebuild": "distilld.cli.rebuild",
+        "prune": "distilld.cli.prune",
+        "stage": "distilld.cli.stage",
+        "schema": "distilld.cli.schema",
+        "init": "distilld.cli.init",
+        "demo": "distilld.cli.demo",
+    }
+)
+"""Each command's module, in the order of --help; a command exists as soon as its module does.
+
+The module holds a click command under the command's name, with ``_`` for ``-``, and imports what is slow inside it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The common options as they were given; None where they were not."""
+
+    config: Path | None = None
+    root: str | None = None
+    state: str | None = None
+
+    def over(self, outer: Common) -> Common:
+        """These options, and those given before the command where these are missing."""
+        return Common(
+            outer.config if self.config is None else self.config,
+            outer.root if self.root is None else self.root,
+            outer.state if self.state is None else self.state,
+        )
+
+
+class _Commands(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
+        if not isinstance(command, click.Command):
+            raise ProgramError(f"{COMMANDS[cmd_name]} holds no command {cmd_name}")
+        return command
+
+
+R = TypeVar("R")
+
+_OPTIONS: Final = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        help="The config file. Default: config/distilld.toml, if it is there.",
+    ),
+    click.option("--root", metavar="DIR", help="The lakehouse: the folder that holds data/ and exports/."),
+    click.option("--state", metavar="FILE", help="The state store. A relative path is taken from the root."),
+)
+
+
+def _with_options(function: Callable[..., R]) -> Callable[..., R]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def common_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the common options; it takes them as one first argument, whichever side they were given on."""
+
+    def with_common(*args: Any, config: Path | None, root: str | None, state: str | None, **rest: Any) -> R:
+        outer = click.get_current_context().find_object(Common) or Common()
+        return function(Common(config, root, state).over(outer), *args, **rest)
+
+    return _with_options(update_wrapper(with_common, function))
+
+
+def json_option(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command --json; it takes ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
+
+
+@click.group(
+    name="distilld",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed or unhealthy, 2 wrong usage or config, 75 another distilld is the writer.",
+)
+@click.version_option(version=__version__, prog_name="distilld", message="%(prog)s %(version)s")
+@_with_options
+@click.pass_context
+def distilld(context: click.Context, /, **given: Any) -> None:
+    """Keep three training datasets exactly up to date with the scored runs of a lakehouse.
+
+    Start with 'distilld demo', then 'distilld init' and 'distilld run --once'.
+    """
+    context.obj = Common(**given)

@@ -1,0 +1,45 @@
+"""``distilld demo``: distilld at work on a small lakehouse of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from distilld.cli.exit_codes import ExitCode
+
+
+@click.command(short_help="Show distilld at work on a sample lakehouse.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("demo-lake"),
+    show_default=True,
+    help="Where to make it: a folder that is new, empty, or an earlier demo.",
+)
+def demo(folder: Path) -> ExitCode:
+    """Make a sample lakehouse, run once, change the lake, run again, and show what came of it.
+
+    Takes some seconds and touches nothing outside its folder. An earlier demo in the folder is replaced.
+    """
+    from distilld import logs
+    from distilld.cli.output import say, show
+    from distilld.demo import Stage, run_demo
+
+    logs.configure(level="warning", fmt="auto", environ=os.environ)
+    run_demo(folder, Stage(say, show, _program()))
+    return ExitCode.DONE
+
+
+def _program() -> str:
+    """How this program is called here: by its name where that finds it, else by its path."""
+    called = sys.argv[0]
+    if Path(called).name != "distilld":
+        return "distilld"
+    found = shutil.which("distilld")
+    if found is not None and os.path.samefile(found, called):
+        return "distilld"
+    return os.path.relpath(called)

@@ -1,0 +1,49 @@
+"""``distilld init``: a config file to begin with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from distilld.cli.commands import Common, common_options
+from distilld.cli.exit_codes import ExitCode
+from distilld.model import UsageError
+
+
+@click.command(short_help="Write a commented config file.")
+@common_options
+def init(common: Common) -> ExitCode:
+    """Write a config file with every key, its default and what it does, each commented out.
+
+    It is written to config/distilld.toml, or to the file that --config names, and never over a file that is there.
+    --root and --state are set in it.
+    """
+    from distilld.config import DEFAULT_CONFIG_FILE
+    from distilld.config_file import config_text
+
+    path = common.config or DEFAULT_CONFIG_FILE
+    given = {}
+    if common.root is not None:
+        # The file says where the lake is whatever folder distilld is started in.
+        given["root"] = os.path.abspath(common.root) if common.root else ""
+    if common.state is not None:
+        given["state"] = common.state
+    text = config_text(given, source="the command line")
+    _create(path, text)
+    click.echo(f"wrote {path}")
+    if common.config is not None:
+        click.echo(f"use it with --config {path}")
+    return ExitCode.DONE
+
+
+def _create(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(
+            f"{path} is there already and stays as it is", hint="name another file with --config, or take it away first"
+        ) from None

@@ -1,0 +1,107 @@
+"""``distilld quarantine``: what is held back, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.exit_codes import ExitCode
+from distilld.model import EXPORT_PATHS, Dataset, Reason
+
+if TYPE_CHECKING:
+    from distilld.store.views import HeldCount
+
+
+class HeldRow(NamedTuple):
+    """A row of a quarantine file, its record left out."""
+
+    dataset: str
+    reason: str
+    partition: str
+    line: int
+    errors: tuple[str, ...]
+
+
+@click.command(short_help="Show what is held back, and why.")
+@click.option("--dataset", type=click.Choice([each.value for each in Dataset]), help="Only this dataset's quarantine.")
+@click.option(
+    "--reason", type=click.Choice([each.value for each in Reason]), metavar="REASON", help="Only rows with this reason."
+)
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="List so many rows too, with place and errors.")
+@common_options
+@json_option
+def quarantine(common: Common, dataset: str | None, reason: str | None, limit: int, as_json: bool) -> ExitCode:
+    """Show how many rows are held back, by dataset and reason.
+
+    With --limit, the first rows of each quarantine file are listed too: where each stands, and its errors. The rows
+    themselves are in exports/quarantine/.
+    """
+    from distilld.cli.output import print_json, say, show
+    from distilld.cli.settings import load_settings
+    from distilld.store import Store
+    from distilld.store.ledger import Ledger
+    from distilld.store.views import Views
+    from distilld.tables import Table
+
+    settings = load_settings(common)
+    only = Dataset(dataset) if dataset else None
+    why = Reason(reason) if reason else None
+    store = Store.open_readonly(settings.state)
+    try:
+        with store.snapshot():
+            counts = Views(store).quarantine(only, why)
+            records = Ledger(store).exports()
+        lengths = {each: records[f"quarantine_{each}"].committed.size for each in Dataset}
+    finally:
+        store.connection.close()
+    rows = list(islice(_rows(settings.root, counts, lengths, why), limit))
+    if as_json:
+        print_json({"by_reason": counts, "rows": rows})
+        return ExitCode.DONE
+    if not counts:
+        say("nothing is held back" + (" for this" if only or why else ""))
+        return ExitCode.DONE
+    show(
+        Table(
+            "Held back",
+            ("dataset", "reason", "rows"),
+            [(str(count.dataset), str(count.reason), count.rows) for count in counts],
+        )
+    )
+    if rows:
+        table = [(row.dataset, row.reason, f"{row.partition}:{row.line}", "; ".join(row.errors)) for row in rows]
+        show(Table("Rows", ("dataset", "reason", "place", "errors"), table))
+    return ExitCode.DONE
+
+
+def _rows(root: Path, counts: list[HeldCount], lengths: dict[Dataset, int], reason: Reason | None) -> Iterator[HeldRow]:
+    """The rows of the quarantine files, up to what was committed, of the datasets that hold any."""
+    for dataset in Dataset:
+        if any(count.dataset is dataset for count in counts):
+            for row in _read(root / EXPORT_PATHS[f"quarantine_{dataset}"], lengths[dataset]):
+                if reason in (None, row.reason):
+                    yield row
+
+
+def _read(path: Path, length: int) -> Iterator[HeldRow]:
+    import orjson
+
+    with path.open("rb") as file:
+        for line in file:
+            length -= len(line)
+            if length < 0:
+                return
+            try:
+                found = orjson.loads(line)
+                place = found["location"]
+                yield HeldRow(
+                    str(found["exporter"]), str(found["reason"]), str(place["partition"]), int(place["line_offset"]),
+                    tuple(map(str, found["errors"])),
+                )  # fmt: skip
+            except (ValueError, TypeError, KeyError):
+                continue  # somebody edited the file; 'status' and 'verify' say so

@@ -1,0 +1,128 @@
+"""``distilld receipts``: the batches, and whether the chain of their receipts is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from distilld.store.views import Views
+
+WHOLE = "ok"
+
+
+class ReceiptLine(NamedTuple):
+    """A batch and its receipt; ``state`` is 'ok', or what is wrong with the receipt."""
+
+    batch_id: str
+    sequence: int
+    trigger: str
+    recorded_at: str
+    shipped: int
+    held: int
+    withdrawn: int
+    judged: int
+    duration_ms: int
+    checks: str
+    state: str
+
+
+@click.command(short_help="List the batches and check the chain of their receipts.")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="The newest so many; 0: all.")
+@common_options
+@json_option
+def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
+    """List the newest batches, and check each one's receipt and its link to the one before.
+
+    A receipt is 'ok' if the file in reports/distillation/ has the sha256 that the store recorded, and names the sha256
+    of the receipt before it. Exits with 1 if one is not.
+    """
+    from distilld.cli.output import print_json, say, show
+    from distilld.cli.settings import load_settings
+    from distilld.store import Store
+    from distilld.store.views import Views
+    from distilld.tables import Table
+
+    settings = load_settings(common)
+    store = Store.open_readonly(settings.state)
+    try:
+        with store.snapshot():
+            anchor = store.recall("receipt_anchor_id")
+            lines = list(_lines(settings.root, Views(store), limit or None, store.recall("receipt_anchor_sha256")))
+    finally:
+        store.connection.close()
+    broken = [line for line in lines if line.state != WHOLE]
+    if as_json:
+        print_json({"chain": "broken" if broken else "whole", "anchor": anchor, "receipts": lines})
+        return ExitCode.FAILED if broken else ExitCode.DONE
+    if not lines:
+        say("no batch was committed yet")
+        return ExitCode.DONE
+    columns = ("batch", "no.", "trigger", "shipped", "held", "withdrawn", "judged", "ms", "checks", "receipt")
+    rows = [
+        (line.batch_id, line.sequence, line.trigger, line.shipped, line.held, line.withdrawn, line.judged,
+         line.duration_ms, line.checks, line.state)
+        for line in lines
+    ]  # fmt: skip
+    show(Table("Batches, newest first", columns, rows))
+    if broken:
+        say(f"the chain is broken in {len(broken)} of these {len(lines)} receipts")
+        return ExitCode.FAILED
+    say(
+        f"the chain is whole over these {len(lines)} receipts" + (f"; older ones ended with {anchor}" if anchor else "")
+    )
+    return ExitCode.DONE
+
+
+def _lines(root: Path, views: Views, limit: int | None, anchor_sha256: str | None) -> Iterator[ReceiptLine]:
+    """The newest receipts, each compared with its file and with the one before it, of which one more is read."""
+    kept = views.receipts(None if limit is None else limit + 1)
+    newer: tuple[Any, dict[str, Any], str] | None = None
+    given = 0
+    for receipt in kept:
+        facts, problem = _compare_with_file(root, receipt.batch.batch_id, receipt.text, receipt.sha256, receipt.written)
+        if newer is not None:
+            yield _line(*newer, previous=receipt.sha256)
+            given += 1
+        newer = (receipt.batch, facts, problem)
+    if newer is not None and (limit is None or given < limit):
+        yield _line(*newer, previous=anchor_sha256)
+
+
+def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, written: bool) -> tuple[dict[str, Any], str]:
+    import orjson
+
+    from distilld.receipt import receipt_path, sha256_of
+
+    facts: dict[str, Any] = orjson.loads(text)
+    if sha256_of(text.encode()) != sha256:
+        return facts, "changed in the store"
+    try:
+        content = (root / receipt_path(batch_id)).read_bytes()
+    except FileNotFoundError:
+        return facts, "missing" if written else "not written yet"
+    return facts, WHOLE if sha256_of(content) == sha256 else "changed"
+
+
+def _line(batch: Any, facts: dict[str, Any], problem: str, *, previous: str | None) -> ReceiptLine:
+    if problem == WHOLE and facts["previous_receipt_sha256"] != previous:
+        problem = "names another receipt before it"
+    return ReceiptLine(
+        batch_id=batch.batch_id,
+        sequence=batch.batch,
+        trigger=batch.trigger,
+        recorded_at=batch.recorded_at,
+        shipped=batch.rows_shipped,
+        held=batch.rows_held,
+        withdrawn=batch.rows_withdrawn,
+        judged=batch.rows_judged,
+        duration_ms=batch.duration_ms,
+        checks="passed" if facts["validation_pass"] else "failed",
+        state=problem,
+    )

@@ -1,0 +1,289 @@
+"""``distilld run --once``, and the older exporters' names for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+
+from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.exit_codes import ExitCode
+from distilld.model import Category, Dataset, UsageError
+
+if TYPE_CHECKING:
+    from distilld.config import Settings
+    from distilld.once import DatasetReport, RunReport
+
+R = TypeVar("R")
+
+WITHDRAWN_SHOWN: Final = 20
+"""How many rows a dry run lists that would leave; --json lists all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flags:
+    """The flags of one run."""
+
+    include_partial: bool
+    include_review: bool
+    dry_run: bool
+    take_over: bool
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Inclusion:
+    """An option that lets more rows into one dataset, for one run where a flag sets it."""
+
+    option: str
+    dataset: Dataset
+    category: Category
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.option.replace("_", "-")
+
+
+_INCLUSIONS: Final = (
+    _Inclusion("include_review", Dataset.RAG, Category.NEEDS_HUMAN_REVIEW),
+    _Inclusion("include_partial", Dataset.SFT, Category.PARTIALLY_ACCEPTED),
+)
+
+
+def _run_options(function: Callable[..., R]) -> Callable[..., R]:
+    options = (
+        click.option("--include-partial", is_flag=True, help="Ship partially accepted runs to SFT, in this run only."),
+        click.option(
+            "--include-review", is_flag=True, help="Ship runs that need a human review to RAG, in this run only."
+        ),
+        click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing."),
+        click.option(
+            "--take-over", is_flag=True, help="Go on with this state store although the lake was kept with another."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return common_options(json_option(function))
+
+
+@click.command(short_help="Bring the datasets up to date.")
+@click.option("--once", is_flag=True, help="Do it once and exit.")
+@_run_options
+def run(common: Common, once: bool, **flags: bool) -> ExitCode:
+    """Bring the datasets up to date with what stands in data/.
+
+    Reads what changed since the last run, ships and withdraws rows, and writes a receipt. Run again over the same
+    input it changes nothing. Exits with 1 if an input could not be read; the rest is done all the same.
+    """
+    if not once:
+        raise UsageError(
+            "the daemon is not part of this version yet", hint="use 'distilld run --once', from a timer for example"
+        )
+    return _bring(common, (), _Flags(**flags))
+
+
+@click.command("export-rag", short_help="The same, ending with the RAG exporter's summary.")
+@_run_options
+def export_rag(common: Common, **flags: bool) -> ExitCode:
+    """Bring the datasets up to date, and sum up RAG as the older exporter did.
+
+    The datasets share one state, so all three are brought up to date.
+    """
+    return _bring(common, (Dataset.RAG,), _Flags(**flags))
+
+
+@click.command("export-sft", short_help="The same, ending with the SFT exporter's summary.")
+@_run_options
+def export_sft(common: Common, **flags: bool) -> ExitCode:
+    """Bring the datasets up to date, and sum up SFT as the older exporter did.
+
+    The datasets share one state, so all three are brought up to date.
+    """
+    return _bring(common, (Dataset.SFT,), _Flags(**flags))
+
+
+@click.command("export-preference", short_help="The same, ending with the preference exporter's summary.")
+@_run_options
+def export_preference(common: Common, **flags: bool) -> ExitCode:
+    """Bring the datasets up to date, and sum up the preference pairs as the older exporter did.
+
+    The datasets share one state, so all three are brought up to date.
+    """
+    return _bring(common, (Dataset.PREFERENCE,), _Flags(**flags))
+
+
+@click.command("export-all", short_help="The same, ending with all three summaries.")
+@_run_options
+def export_all(common: Common, **flags: bool) -> ExitCode:
+    """Bring the datasets up to date, and sum up all three as the older exporters did."""
+    return _bring(common, tuple(Dataset), _Flags(**flags))
+
+
+def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> ExitCode:
+    from distilld.cli.settings import load_settings
+
+    settings = load_settings(common)
+    by_flag = {each for each in _INCLUSIONS if getattr(flags, each.option) and not getattr(settings, each.option)}
+    settings = replace(
+        settings,
+        include_partial=settings.include_partial or flags.include_partial,
+        include_review=settings.include_review or flags.include_review,
+    )
+    report = _report(settings, flags)
+    if flags.as_json:
+        _print_json(report, flags)
+    else:
+        _print(report, settings, summed_up, flags, by_flag)
+    for problem in report.not_read:
+        from distilld.logs import printable
+
+        click.echo(f"distilld: not read: {printable(problem)}", err=True)
+    return ExitCode.FAILED if report.not_read else ExitCode.DONE
+
+
+def _report(settings: Settings, flags: _Flags) -> RunReport:
+    from distilld import logs
+    from distilld.cli.progress import progress_bar
+    from distilld.dry_run import rehearsal
+    from distilld.once import bring_up_to_date, writer
+
+    with progress_bar() as progress:
+        # Inside, so that on a terminal the lines of the log stand above the bar.
+        logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+        if flags.dry_run:
+            listed = None if flags.as_json else WITHDRAWN_SHOWN
+            with rehearsal(settings, take_over=flags.take_over, progress=progress) as engine:
+                return bring_up_to_date(engine, withdrawals_listed=listed)
+        with writer(settings, take_over=flags.take_over, progress=progress) as engine:
+            return bring_up_to_date(engine)
+
+
+# what is printed
+
+
+def _print_json(report: RunReport, flags: _Flags) -> None:
+    from distilld.cli.output import plain, print_json
+
+    shown = plain(report)
+    if not flags.dry_run:
+        del shown["withdrawn"]
+    print_json({"dry_run": flags.dry_run, "up_to_date": not report.changed, **shown, "receipt": report.receipt})
+
+
+def _print(
+    report: RunReport, settings: Settings, summed_up: tuple[Dataset, ...], flags: _Flags, by_flag: set[_Inclusion]
+) -> None:
+    from distilld.cli.output import say
+    from distilld.lake import TREES
+    from distilld.model import InputKind
+
+    scored = TREES[InputKind.SCORED]
+    if not (settings.root / scored).exists():
+        say(f"note: there is no {scored} below {settings.root}, so there is nothing to read")
+    if report.recovered:
+        done = "the next run completes or undoes it first" if flags.dry_run else "it was completed or undone first"
+        say(f"an earlier batch was cut off; {done}")
+    if not report.changed:
+        say(f"up to date: {_totals(report)}{' (DRY RUN)' if flags.dry_run else ''}")
+    elif flags.dry_run:
+        _print_dry_run(report)
+    elif not summed_up:
+        _print_changes(report)
+    for dataset in summed_up:
+        for line in _summary(dataset, report, dry_run=flags.dry_run):
+            say(f"[export_{dataset}] {line}")
+    for dataset, line in _inclusions(report, by_flag):
+        say(f"[export_{dataset}] {line}" if summed_up else f"{dataset}: {line}")
+
+
+def _totals(report: RunReport) -> str:
+    return ", ".join(f"{each.dataset} {each.rows:,} ({each.held:,} held back)" for each in report.datasets.values())
+
+
+def _print_changes(report: RunReport) -> None:
+    from distilld.cli.output import say, show
+    from distilld.tables import Table
+
+    rows = [
+        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.held, each.path)
+        for each in report.datasets.values()
+    ]
+    columns = ("dataset", "rows", "added", "replaced", "withdrawn", "held back", "file")
+    show(Table("The datasets now, and what this run did", columns, rows))
+    for each in report.datasets.values():
+        if each.causes:
+            say(f"withdrawn from {each.dataset}: {_listed(each.causes.items())}")
+    say(f"{report.rows_judged:,} rows judged, {report.bytes_read:,} bytes read; receipt: {report.receipt}")
+
+
+def _print_dry_run(report: RunReport) -> None:
+    from distilld.cli.output import say, show
+    from distilld.tables import Table
+
+    rows = [
+        (str(each.dataset), each.added, each.replaced, each.withdrawn, _listed(each.causes.items()) or None, each.rows)
+        for each in report.datasets.values()
+    ]
+    columns = ("dataset", "to append", "to replace", "to withdraw", "because", "rows then")
+    show(Table("What the next run would change", columns, rows))
+    if report.withdrawn:
+        table = [
+            (
+                each.id,
+                "replaced" if each.replaced else "withdrawn",
+                str(each.cause),
+                each.source_run_id or f"{each.chosen_run_id} over {each.rejected_run_id}",
+            )
+            for each in report.withdrawn
+        ]
+        show(Table("Rows that would leave or be replaced", ("id", "how", "cause", "run"), table))
+        left = sum(each.withdrawn + each.replaced for each in report.datasets.values()) - len(table)
+        if left:
+            say(f"... and {left:,} more; --json lists all")
+    say("nothing was changed (DRY RUN)")
+
+
+def _summary(dataset: Dataset, report: RunReport, *, dry_run: bool) -> Iterator[str]:
+    """The older exporter's lines: totals at rest, then what this run added and withdrew."""
+    each = report.datasets[dataset]
+    counts = f"exported={each.rows}"
+    if dataset is Dataset.PREFERENCE:
+        counts = f"pairs={each.rows} task_ids_paired={report.pairing.tasks_paired}"
+    replaced = f" replaced={each.replaced}" if each.replaced else ""
+    yield (
+        f"read={report.rows_read} {counts} {_held(each)} added={each.added}{replaced} withdrawn={each.withdrawn}"
+        f"{' (DRY RUN)' if dry_run else ''}"
+    )
+    if dataset is Dataset.PREFERENCE:
+        yield (f"insufficient_pair_task_ids={report.pairing.tasks_insufficient} (only one record OR all-same-category)")
+    yield f"output: {each.path}"
+
+
+def _held(report: DatasetReport) -> str:
+    reasons = _listed(report.by_reason.items(), "=")
+    return f"quarantined={report.held}{f' ({reasons})' if reasons else ''}"
+
+
+def _listed(counts: Iterable[tuple[str, int]], between: str = " ") -> str:
+    return ", ".join(f"{name}{between}{count}" for name, count in counts)
+
+
+def _inclusions(report: RunReport, by_flag: set[_Inclusion]) -> Iterator[tuple[Dataset, str]]:
+    """What the run let in beyond the default, and what left because an earlier run had let it in."""
+    from distilld.model import Cause
+
+    for each in _INCLUSIONS:
+        if getattr(report.options, each.option):
+            source = each.flag if each in by_flag else f"{each.option} in the settings"
+            yield each.dataset, f"{each.category} INCLUDED ({source})"
+        if each in by_flag:
+            yield each.dataset, f"the next run without {each.flag} withdraws these rows again"
+        left = report.datasets[each.dataset].causes.get(Cause.OPTIONS_CHANGED, 0)
+        if each.option in report.dropped_flags and left:
+            yield (
+                each.dataset,
+                f"withdrew {left} {each.category} rows: the run before had {each.option}, this one has not",
+            )

@@ -1,0 +1,256 @@
+"""How a lake stands: what ``status`` prints and ``health`` judges by (SPEC 5). Reads only, beside a writer too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from distilld import lake
+from distilld.config import Settings
+from distilld.lake import ListingError, tree_path
+from distilld.lock import Holder, holder
+from distilld.model import EXPORT_PATHS, Dataset, InputKind, StatFacts, UsageError
+from distilld.receipt import REPORTS
+from distilld.store import Store
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.views import BatchLine, HeldCount, TreeSummary, Views
+from distilld.store.work import Waiting, Work
+
+SET_ASIDE: Final = "exports/.set-aside"
+_RUN: Final = "distilld run --once"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that keeps the lake from being healthy: a stable name, what it is, and what puts it right."""
+
+    name: str
+    text: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportState:
+    """One of the nine files as of the last commit; a reader beside a running writer stops at ``bytes``."""
+
+    name: str
+    path: str
+    rows: int
+    bytes: int
+    frozen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What stands in data/ and was not read yet. A file that is only still being written may be among the changed."""
+
+    new_files: int = 0
+    changed_files: int = 0
+    gone_files: int = 0
+    unread_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTail:
+    """A partition whose last line is not finished."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The bytes that distilld's own files take."""
+
+    state: int
+    receipts: int
+    withdrawals: int
+    set_aside: int
+
+
+@dataclass(slots=True)
+class Status:
+    """Everything that ``status`` shows; without a store, only what the disk tells."""
+
+    root: Path
+    state: Path
+    writer: Holder
+    sizes: Sizes
+    last_batch: BatchLine | None = None
+    exports: list[ExportState] = field(default_factory=list)
+    quarantine: list[HeldCount] = field(default_factory=list)
+    trees: list[TreeSummary] = field(default_factory=list)
+    lag: Lag | None = None
+    waiting: Waiting = field(default_factory=lambda: Waiting(0, 0, 0, 0))
+    pending_tails: list[PendingTail] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def look(settings: Settings) -> Status:
+    """Look at the lake, its store and its exports.
+
+    Raises:
+        OperatorError: The store or the lock cannot be read.
+        UsageError: The store is from a newer version, or belongs to another root.
+    """
+    found = Status(settings.root, settings.state, holder(settings.root), _sizes(settings))
+    if found.writer.state not in (None, settings.state):
+        text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
+        found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
+    files: dict[tuple[InputKind, str], FileRecord] = {}
+    if settings.state.exists():
+        store = Store.open_readonly(settings.state)
+        try:
+            with store.snapshot():
+                _refuse_other_root(store, settings)
+                files = Inputs(store).files()
+                _ask_store(found, store, settings)
+        finally:
+            store.connection.close()
+    else:
+        found.problems.append(Problem("never_run", "there is no state store: nothing was ever done here", _RUN))
+    _compare_inputs(found, settings.root, files)
+    return found
+
+
+def _refuse_other_root(store: Store, settings: Settings) -> None:
+    known = store.recall("root")
+    if known not in (None, str(settings.root)):
+        raise UsageError(
+            f"the state store {settings.state} belongs to the root {known}, not to {settings.root}",
+            hint="give each root its own --state",
+        )
+
+
+# what the store says
+
+
+def _ask_store(found: Status, store: Store, settings: Settings) -> None:
+    views, ledger = Views(store), Ledger(store)
+    found.last_batch = next(iter(views.last_batches(1)), None)
+    found.quarantine = views.quarantine()
+    found.trees = views.trees()
+    found.waiting = Work(store).waiting()
+    found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in ledger.pending_tails()]
+    records, totals = ledger.exports(), ledger.totals()
+    frozen = {dataset.value: totals.frozen(dataset) for dataset in Dataset}
+    found.exports = [
+        ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, frozen.get(name, 0))
+        for name, record in records.items()
+    ]
+    found.notes += _options_notes(views, settings)
+    if absent := sum(tree.absent for tree in found.trees):
+        found.notes.append(
+            f"{absent} partition files are absent and {sum(frozen.values())} shipped rows are frozen;"
+            " put the files back, or set on_delete = withdraw to take the rows out"
+        )
+    if found.writer.running:
+        return  # what is under way is no fault
+    if ledger.intents() or ledger.unwritten_receipts() or any(each.pending_temp for each in records.values()):
+        text = "a batch was cut off and is neither completed nor undone"
+        found.problems.append(Problem("recovery_pending", text, _RUN))
+    else:
+        found.problems += _changed_exports(settings.root, records)
+    if found.waiting.anything:
+        text = f"{found.waiting.rows} rows and {found.waiting.tasks} tasks wait to be judged"
+        found.problems.append(Problem("work_waiting", text, _RUN))
+
+
+def _options_notes(views: Views, settings: Settings) -> Iterator[str]:
+    before = views.last_options() or {}
+    now = settings.options().as_json()
+    changed = [f"{key} {before[key]} to {now[key]}" for key in now if key in before and before[key] != now[key]]
+    if changed:
+        yield f"the settings are not those of the last batch ({', '.join(changed)}); the next run judges every row anew"
+
+
+def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[Problem]:
+    for name, record in records.items():
+        path = EXPORT_PATHS[name]
+        try:
+            status = os.lstat(root / path)
+        except FileNotFoundError:
+            if record.committed.size == 0:
+                continue
+            problem = "is gone"
+        except OSError as error:
+            problem = f"cannot be looked at: {error.strerror}"
+        else:
+            if status.st_size != record.committed.size:
+                problem = f"has {status.st_size} bytes and should have {record.committed.size}"
+            elif record.facts is not None and not record.facts.same_file_state(StatFacts.of(status, 0)):
+                problem = "was touched since the last batch; its content may have changed"
+            else:
+                continue
+        yield Problem("export_changed", f"{path} {problem}", f"find out who writes there, then {_RUN}")
+
+
+# what the disk says
+
+
+def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str], FileRecord]) -> None:
+    try:
+        scan = lake.scan(root)
+    except ListingError as error:
+        found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
+        return
+    new = changed = unread = 0
+    seen = set()
+    for file in scan.files:
+        key = (file.kind, file.path)
+        seen.add(key)
+        record = files.get(key)
+        if record is not None and record.state == "present" and _facts(record).same_file_state(file.stat):
+            continue
+        new += record is None
+        changed += record is not None
+        unread += max(0, file.stat.size - (record.indexed_bytes if record else 0))
+        path = tree_path(file.kind, file.path)
+        if not os.access(root / path, os.R_OK):
+            found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))
+    gone = sum(record.state == "present" and key not in seen for key, record in files.items())
+    found.lag = Lag(new, changed, gone, unread)
+    found.problems += [
+        Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
+        for oddity in scan.oddities
+    ]
+
+
+def _facts(record: FileRecord) -> StatFacts:
+    return StatFacts(record.device, record.inode, record.size, record.mtime_ns, record.ctime_ns, record.looked_ns)
+
+
+def _sizes(settings: Settings) -> Sizes:
+    state = settings.state
+    return Sizes(
+        state=sum(_bytes_of(state.with_name(state.name + suffix)) for suffix in ("", "-wal", "-shm")),
+        receipts=_bytes_below(settings.root / REPORTS),
+        withdrawals=sum(
+            _bytes_of(settings.root / path) for name, path in EXPORT_PATHS.items() if name.startswith("withdrawals_")
+        ),
+        set_aside=_bytes_below(settings.root / SET_ASIDE),
+    )
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
+def _bytes_below(folder: Path) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:
+        return 0
+    return sum(
+        _bytes_below(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else _bytes_of(Path(entry.path))
+        for entry in found
+    )

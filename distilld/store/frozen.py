@@ -1,0 +1,401 @@
+"""What is kept although no present input gives it: absent, vanished and orphaned rows (SPEC 3, 3.11, 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from distilld.model import Category, Dataset, Options
+from distilld.store import Store
+from distilld.store.inputs import Inputs
+from distilld.store.schema import CATEGORY_CODES, DUPLICATE, SHIPPED
+
+_VANISHED: Final = (
+    "d.outcome = {shipped} AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
+    " AND d.cause IN ('row_removed', 'rescored')"
+).format(shipped=SHIPPED)
+_EVIDENCE_GONE: Final = (
+    "FROM rejudge_rows q JOIN scored_rows s USING (walk) WHERE s.{dataset} = {shipped} AND s.evidence_found = 0"
+    " AND s.kept & {bit} = 0 AND NOT EXISTS (SELECT 1 FROM files f JOIN partitions p USING (partition_id)"
+    " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent')"
+)
+_PAIR_GONE: Final = (
+    "FROM rejudge_tasks t JOIN pairs p USING (task_id) WHERE p.outcome = {shipped} AND p.frozen IS NULL AND ("
+    " NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.chosen_run_id AND s.evidence_found = 1)"
+    " OR NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.rejected_run_id AND s.evidence_found = 1))"
+    " AND NOT EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
+    "  AND f.partition_id IN (p.chosen_partition, p.rejected_partition))"
+)
+KEPT_BITS: Final = {Dataset.RAG: 1, Dataset.SFT: 2}
+KEPT_FOR_GOOD: Final = 4
+
+
+class Orphan(NamedTuple):
+    """A shipped row of an export that no store knows: from an older exporter, or from before a store was lost."""
+
+    key: int
+    digest: bytes
+    run_id: str
+    other_run_id: str | None
+    task_id: str | None
+    created_at: str
+    recorded_at: str
+
+
+class Frozen:
+    """The part of the store that knows what is kept by way of exception."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+        self._inputs = Inputs(store)
+
+    # the tripwire
+
+    def vanishing(self, dataset: Dataset) -> int:
+        """How many rows of a dataset are about to leave only because they vanished from the inputs."""
+        if dataset is Dataset.PREFERENCE:
+            return self._count(f"SELECT count(*) {_PAIR_GONE.format(shipped=SHIPPED)}")
+        departed = self._count(f"SELECT count(*) FROM departures d WHERE d.dataset = ? AND {_VANISHED}", dataset.value)
+        gone = _EVIDENCE_GONE.format(dataset=dataset, shipped=SHIPPED, bit=KEPT_BITS[dataset])
+        return departed + self._count(f"SELECT count(*) {gone}")
+
+    def _count(self, query: str, *values: object) -> int:
+        return int(self._run(query, values).fetchone()[0])
+
+    def keep_vanishing(self, dataset: Dataset) -> None:
+        """Freeze them instead: they stay until somebody says what is to become of them."""
+        if dataset is Dataset.PREFERENCE:
+            kept = f"SELECT p.pair_id {_PAIR_GONE.format(shipped=SHIPPED)}"
+            count = self._count(f"SELECT count(*) FROM ({kept})")
+            self._run(f"UPDATE pairs SET frozen = 'vanished' WHERE pair_id IN ({kept})")
+            self._shift(dataset, "live", "frozen", count)
+            return
+        where = f"d.dataset = '{dataset}' AND {_VANISHED}"
+        count = self._count(f"SELECT count(*) FROM departures d WHERE {where}")
+        self._run(
+            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category,"
+            f" sample_key, {dataset}, {dataset}_line, {dataset}_batch)"
+            " SELECT 'vanished', partition_id, row_line, 0, 0, row, run_id, task_id, category, sample_key, outcome, line, batch"
+            f" FROM departures d WHERE {where}"
+        )
+        self._run(f"DELETE FROM departures AS d WHERE {where}")
+        self._shift(dataset, "departing", "frozen", count)
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0"
+        )
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(s.walk), 0 FROM frozen_rows f JOIN scored_rows s"
+            f" ON s.sample_key = f.sample_key AND s.{dataset} = {DUPLICATE} WHERE f.kind = 'vanished'"
+            f" AND f.{dataset} = {SHIPPED} GROUP BY s.sample_key"
+        )
+        gone = _EVIDENCE_GONE.format(dataset=dataset, shipped=SHIPPED, bit=KEPT_BITS[dataset])
+        self._run(f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk {gone})")
+
+    def _shift(self, dataset: Dataset, source: str, target: str, rows: int) -> None:
+        self._inputs.add_total(dataset.value, source, SHIPPED, -rows)
+        self._inputs.add_total(dataset.value, target, SHIPPED, rows)
+
+    def held_by_tripwire(self) -> dict[str, int]:
+        """Rows that the tripwire keeps and nobody has decided on, by dataset; datasets without any are left out."""
+        found = {
+            dataset.value: self._count(
+                f"SELECT count(*) FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0 AND {dataset} = {SHIPPED}"
+            )
+            + self._count(
+                f"SELECT count(*) FROM scored_rows WHERE kept & {bit | KEPT_FOR_GOOD} = {bit} AND {dataset} = {SHIPPED}"
+            )
+            for dataset, bit in KEPT_BITS.items()
+        }
+        found[Dataset.PREFERENCE.value] = self._count(
+            "SELECT count(*) FROM pairs WHERE frozen = 'vanished' AND accepted = 0"
+        )
+        return {dataset: rows for dataset, rows in found.items() if rows}
+
+    def frozen_counts(self) -> dict[str, int]:
+        """Frozen shipped rows and pairs by kind."""
+        rows = self._run(
+            f"SELECT kind, count(*) FROM frozen_rows WHERE rag = {SHIPPED} OR sft = {SHIPPED} GROUP BY kind"
+            f" UNION ALL SELECT frozen, count(*) FROM pairs WHERE frozen IS NOT NULL AND outcome = {SHIPPED} GROUP BY frozen"
+        )
+        found: dict[str, int] = {}
+        for kind, count in rows:
+            found[kind] = found.get(kind, 0) + count
+        return found
+
+    # prune
+
+    def accept(self) -> int:
+        """Keep what the tripwire kept for good; returns how many rows and pairs."""
+        done = self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
+        done += self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'vanished' AND accepted = 0").rowcount
+        done += self._run(
+            f"UPDATE scored_rows SET kept = kept | {KEPT_FOR_GOOD} WHERE kept <> 0 AND kept & {KEPT_FOR_GOOD} = 0"
+        ).rowcount
+        return int(done)
+
+    def prune(self, partition_glob: str | None, *, orphans_only: bool, options: Options) -> int:
+        """Let frozen rows depart, and forget the absent verdicts behind them; returns how many rows and pairs.
+
+        What they hold leaves the files with the next batch, and is published as pruned.
+        """
+        matches = "1"
+        values: tuple[object, ...] = ()
+        if partition_glob is not None:
+            matches = "EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id = {column} AND p.path GLOB ?1)"
+            values = (partition_glob,)
+        kinds = " AND kind = 'orphan'" if orphans_only else ""
+        where = matches.format(column="frozen_rows.partition_id") + kinds
+        runs = [
+            run_id
+            for (run_id,) in self._run(
+                f"SELECT DISTINCT run_id FROM frozen_rows WHERE run_id IS NOT NULL AND {where}", values
+            )
+        ]
+        before = [self._inputs.in_force(run_id, options) for run_id in runs]
+        pruned = self._count(f"SELECT count(*) FROM frozen_rows WHERE {where}", *values)
+        for dataset in KEPT_BITS:
+            self._depart_rows(dataset, where, values)
+        self._run(
+            f"DELETE FROM rejudge_frozen WHERE frozen_id IN (SELECT frozen_id FROM frozen_rows WHERE {where})", values
+        )
+        self._run(f"DELETE FROM frozen_rows WHERE {where}", values)
+        pruned += self._depart_pairs(partition_glob, orphans_only=orphans_only)
+        if not orphans_only:
+            pruned += self._forget_absent_files(partition_glob)
+        for run_id, old in zip(runs, before, strict=True):
+            self._inputs.queue_verdict_change(run_id, old, self._inputs.in_force(run_id, options), options)
+        return pruned
+
+    def _depart_rows(self, dataset: Dataset, where: str, values: tuple[object, ...]) -> None:
+        counts = self._run(
+            f"SELECT {dataset}, count(*) FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
+        ).fetchall()
+        for outcome, rows in counts:
+            self._inputs.add_total(dataset.value, "frozen", outcome, -rows)
+            self._inputs.add_total(dataset.value, "departing", outcome, rows)
+        self._run(
+            "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause, partition_id,"
+            f" row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch, run_id, task_id,"
+            f" category, 'pruned', partition_id, line, digest FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where}",
+            values,
+        )
+
+    def _depart_pairs(self, partition_glob: str | None, *, orphans_only: bool) -> int:
+        where, values = "frozen IS NOT NULL", ()
+        if orphans_only:
+            where += " AND frozen = 'orphan'"
+        if partition_glob is not None:
+            where += (
+                " AND EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id IN (chosen_partition, rejected_partition)"
+                " AND p.path GLOB ?1)"
+            )
+            values = (partition_glob,)  # type: ignore[assignment]
+        return self.depart_pairs(where, values, "pruned")
+
+    def depart_pairs(self, where: str, values: tuple[object, ...], cause: str) -> int:
+        """Let frozen pairs depart; returns how many."""
+        counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1", values).fetchall()
+        for outcome, rows in counts:
+            self._inputs.add_total(Dataset.PREFERENCE.value, "frozen", outcome, -rows)
+            self._inputs.add_total(Dataset.PREFERENCE.value, "departing", outcome, rows)
+        self._run(
+            "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, other_run_id, task_id, cause)"
+            f" SELECT 'preference', outcome, sample_key, line, batch, chosen_run_id, rejected_run_id, task_id, '{cause}'"
+            f" FROM pairs WHERE {where}",
+            values,
+        )
+        self._run(f"DELETE FROM pairs WHERE {where}", values)
+        return sum(rows for _, rows in counts)
+
+    def _forget_absent_files(self, partition_glob: str | None) -> int:
+        """Absent evidence is gone for good: what was built on it is judged without it."""
+        forgotten = 0
+        for record in self._inputs.files().values():
+            if record.state != "absent" or not self._matches(record.path, partition_glob):
+                continue
+            if record.kind.value == "evidence":
+                self._run(
+                    "UPDATE scored_rows SET kept = 0 WHERE walk >= ? AND walk < ?",
+                    (record.walk_base, record.walk_base + (1 << 26)),
+                )
+                forgotten += self._count(
+                    "SELECT count(*) FROM scored_rows WHERE walk >= ? AND walk < ? AND (rag = 0 OR sft = 0) AND evidence_found = 0",
+                    record.walk_base, record.walk_base + (1 << 26),
+                )  # fmt: skip
+                self._inputs.stage_evidence()
+                self._inputs.apply_evidence(record, whole_file=True)
+            self._inputs.forget_file(record)
+        forgotten += self._run(
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows s WHERE kept <> 0 AND"
+            " (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.walk_base = (s.walk >> 26) << 26 AND p.path GLOB ?1))",
+            (partition_glob,),
+        ).rowcount
+        self._run(
+            "UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
+            " WHERE p.walk_base = (scored_rows.walk >> 26) << 26 AND p.path GLOB ?1))",
+            (partition_glob,),
+        )
+        return forgotten
+
+    def _matches(self, path: str, partition_glob: str | None) -> bool:
+        return partition_glob is None or bool(self._count("SELECT ? GLOB ?", path, partition_glob))
+
+    # taking over
+
+    def add_orphans(self, dataset: Dataset, orphans: Iterable[Orphan]) -> int:
+        """Take rows of an export in that no store knows; returns how many."""
+        rows = list(orphans)
+        if dataset is Dataset.PREFERENCE:
+            self._many(
+                "INSERT INTO pairs (task_id, slot, frozen, chosen_run_id, rejected_run_id, rejected_category, sample_key,"
+                f" outcome, line, batch) VALUES (?, 0, 'orphan', ?, ?, 0, ?, {SHIPPED}, ?, 0)",
+                [(row.task_id or "", row.run_id, row.other_run_id or "", row.key, row.digest) for row in rows],
+            )
+        else:
+            self._many(
+                f"INSERT INTO frozen_rows (kind, start_byte, length_bytes, digest, run_id, sample_key, {dataset},"
+                f" {dataset}_line, {dataset}_batch) VALUES ('orphan', 0, 0, x'', ?, ?, {SHIPPED}, ?, 0)",
+                [(row.run_id, row.key, row.digest) for row in rows],
+            )
+        self._many(
+            "INSERT INTO adopted_rows VALUES (?, ?, ?, ?)",
+            [(dataset.value, row.key, row.created_at, row.recorded_at) for row in rows],
+        )
+        self._inputs.add_total(dataset.value, "frozen", SHIPPED, len(rows))
+        return len(rows)
+
+    def forbid_orphans(self, run_id: str, category: Category) -> None:
+        """A row of an old quarantine file says that a run was rejected, or never reviewed."""
+        self._run(
+            "UPDATE frozen_rows SET category = ? WHERE run_id = ? AND kind = 'orphan' AND coalesce(category, 0) <> ?",
+            (CATEGORY_CODES[category], run_id, CATEGORY_CODES[Category.REJECTED]),
+        )
+        self._run("UPDATE pairs SET rejected_category = -1 WHERE chosen_run_id = ? AND frozen = 'orphan'", (run_id,))
+
+    def unsettled_orphans(self) -> bool:
+        """Whether there are orphans that nobody has decided on."""
+        return bool(
+            self._count("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'orphan' AND accepted = 0)")
+            or self._count("SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen = 'orphan' AND accepted = 0)")
+        )
+
+    def settle_orphans(self, options: Options) -> int:
+        """Once every input was judged: orphans leave where the inputs name their runs, or something forbids them.
+
+        Those that stay are marked as looked at; returns how many leave.
+        """
+        gone = 0
+        for dataset in KEPT_BITS:
+            codes = ",".join(
+                str(code) for category, code in CATEGORY_CODES.items() if options.forbids(dataset, category)
+            )
+            where = (
+                f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"
+                f" WHERE s.run_id = frozen_rows.run_id) OR category IN ({codes}))"
+            )
+            gone += self._count(f"SELECT count(*) FROM frozen_rows WHERE {where}")
+            self._depart_rows(dataset, where, ())
+            self._run(f"UPDATE departures SET cause = 'row_removed' WHERE cause = 'pruned' AND dataset = '{dataset}'")
+            self._run(
+                f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
+            )
+        self._run("DELETE FROM frozen_rows WHERE kind = 'orphan' AND rag IS NULL AND sft IS NULL")
+        gone += self.depart_pairs(
+            "frozen = 'orphan' AND accepted = 0 AND (rejected_category = -1 OR EXISTS (SELECT 1 FROM scored_rows s"
+            " WHERE s.run_id = pairs.chosen_run_id) OR EXISTS (SELECT 1 FROM scored_rows s"
+            " WHERE s.run_id = pairs.rejected_run_id))",
+            (),
+            "row_removed",
+        )
+        self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'orphan'")
+        self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'orphan'")
+        return gone
+
+    # damaged exports
+
+    def expect(self, name: str) -> None:
+        """Collect the digests of the lines that an export is to hold, in ``temp.expected``."""
+        self._run("DROP TABLE IF EXISTS temp.expected")
+        self._run("CREATE TEMP TABLE expected (digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
+        dataset = name.removeprefix("quarantine_")
+        sign = "=" if dataset == name else "<>"
+        if dataset == Dataset.PREFERENCE:
+            lines = f"SELECT line FROM pairs WHERE outcome {sign} {SHIPPED}"
+        else:
+            lines = (
+                f"SELECT {dataset}_line AS line FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
+                f" UNION ALL SELECT {dataset}_line FROM frozen_rows WHERE {dataset} {sign} {SHIPPED}"
+            )
+        lines += f" UNION ALL SELECT line FROM departures WHERE dataset = '{dataset}' AND outcome {sign} {SHIPPED}"
+        self._run(f"INSERT INTO expected SELECT line, count(*) FROM ({lines}) WHERE line IS NOT NULL GROUP BY line")
+
+    def is_expected(self, digest: bytes) -> bool:
+        """Whether one more line with this digest is expected; it counts as found then."""
+        return bool(
+            self._run("UPDATE expected SET copies = copies - 1 WHERE digest = ? AND copies > 0", (digest,)).rowcount
+        )
+
+    def miss_expected(self, name: str) -> int:
+        """What was not found is missing: rows are queued to be written again, frozen rows are lost."""
+        self._run("DELETE FROM missing_lines WHERE name = ?", (name,))
+        self._run("INSERT INTO missing_lines SELECT ?, digest, copies FROM expected WHERE copies > 0", (name,))
+        missing = self._count("SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?", name)
+        lines = "(SELECT digest FROM expected WHERE copies > 0)"
+        dataset = name.removeprefix("quarantine_")
+        sign = "=" if dataset == name else "<>"
+        if dataset == Dataset.PREFERENCE:
+            self.depart_pairs(f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "lost")
+            self._run(
+                f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE line IN {lines}"
+            )
+        else:
+            where = f"{dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
+            self._depart_rows(Dataset(dataset), where, ())
+            self._run(
+                f"UPDATE departures SET cause = 'lost' WHERE cause = 'pruned' AND dataset = '{dataset}' AND line IN {lines}"
+            )
+            self._run(
+                f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
+            )
+            self._run(
+                f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {where}"
+            )
+        self._run("DROP TABLE temp.expected")
+        return missing
+
+    # canonical order
+
+    def order_lines(self, name: str, lines: Iterable[tuple[int, int, object]]) -> list[tuple[int, int]]:
+        """The (offset, length) of an export's lines in canonical walk order; frozen rows come last.
+
+        ``lines`` gives offset, length and key of each line: the sample key in a dataset, the digest in a quarantine.
+        """
+        self._run("DROP TABLE IF EXISTS temp.lines")
+        self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key, nth INTEGER)")
+        self._many("INSERT INTO lines (start, length, key) VALUES (?, ?, ?)", lines)
+        dataset = name.removeprefix("quarantine_")
+        if dataset == Dataset.PREFERENCE:
+            places = "SELECT {key} AS key, {walk} AS place FROM pairs r WHERE frozen IS NULL AND outcome {sign} 0"
+            walk = "(SELECT min(f.walk) FROM scored_rows f WHERE f.task_id = r.task_id AND f.evidence_found = 1) * 8 + r.slot"
+            key = "sample_key" if dataset == name else "line"
+        else:
+            places = "SELECT {key} AS key, {walk} AS place FROM scored_rows r WHERE {dataset} {sign} 0"
+            walk, key = "walk", "sample_key" if dataset == name else f"{dataset}_line"
+        sign = "=" if dataset == name else "<>"
+        self._run("DROP TABLE IF EXISTS temp.places")
+        self._run(
+            "CREATE TEMP TABLE places AS SELECT key, place, row_number() OVER (PARTITION BY key ORDER BY place) AS nth FROM ("
+            + places.format(key=key, walk=walk, dataset=dataset, sign=sign)
+            + ")"
+        )
+        self._run("CREATE INDEX temp.places_by_key ON places (key, nth)")
+        found = self._run(
+            "SELECT l.start, l.length FROM (SELECT start, length, key, row_number() OVER (PARTITION BY key ORDER BY start)"
+            " AS nth FROM lines) l LEFT JOIN places p ON p.key = l.key AND p.nth = l.nth"
+            " ORDER BY p.place IS NULL, p.place, l.start"
+        ).fetchall()
+        self._run("DROP TABLE temp.lines")
+        self._run("DROP TABLE temp.places")
+        return found

@@ -1,0 +1,112 @@
+"""Killed at each call that changes the disk or the store, the next start comes to what an undisturbed run comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from distilld.model import Trigger
+from tests.crash.calls import Call, calls, one_of_each
+from tests.crash.deaths import dies_at
+from tests.crash.histories import FIRST, HISTORIES, NINE, History, Lake
+from tests.crash.invariants import Outcome, committed_and_whole, outcome, settled
+
+Prepare = Callable[[History], Lake]
+
+each_history = pytest.mark.parametrize("history", HISTORIES, ids=lambda history: history.name.replace(" ", "-"))
+
+
+def undisturbed(lake: Lake) -> tuple[list[Call], Outcome]:
+    """The calls that a whole run makes, and what it comes to."""
+    lake.reset()
+    made: list[Call] = []
+    with calls(made.append):
+        lake.start()
+    expected = outcome(lake.root)
+    settled(lake.root, expected)
+    return made, expected
+
+
+def start_comes_to(lake: Lake, expected: Outcome) -> None:
+    """A start brings every file to the last commit before anything else, and then to where it should be."""
+    with lake.opened() as engine:
+        engine.committer.recover()
+        committed_and_whole(lake.root)
+        engine.run_pass(Trigger.ONCE)
+        settled(lake.root, expected)
+        assert not engine.run_pass(Trigger.ONCE).changed
+
+
+def die_at_each(lake: Lake, chosen: list[Call], expected: Outcome) -> None:
+    """Die at each of these calls, start again, compare."""
+    for call in chosen:
+        lake.reset()
+        assert dies_at(call.number, lake.start), f"{call} was not reached"
+        try:
+            start_comes_to(lake, expected)
+        except BaseException as error:
+            error.add_note(f"after a kill at {call}")
+            raise
+
+
+@each_history
+def test_a_kill_at_one_of_each_call_loses_nothing(prepare: Prepare, history: History) -> None:
+    """A kill at each kind of call at each place of the program, and at some more, is made good by the next start."""
+    lake = prepare(history)
+    made, expected = undisturbed(lake)
+    borders = [call for call in made if not call.is_inner]
+    die_at_each(lake, one_of_each(borders, stride=29), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@each_history
+def test_a_kill_at_every_call_loses_nothing(prepare: Prepare, history: History) -> None:
+    """A kill at every call, statements inside transactions included, is made good by the next start."""
+    lake = prepare(history)
+    made, expected = undisturbed(lake)
+    die_at_each(lake, made, expected)
+    print(f"{history.name}: killed at {len(made)} calls")
+
+
+def die_twice(lake: Lake, chosen: list[Call], expected: Outcome, *, stride: int) -> int:
+    """Die at each of these calls, and again at calls of the recovery that follows; returns how often."""
+    deaths = 0
+    for call in chosen:
+        again = 1
+        while True:
+            lake.reset()
+            assert dies_at(call.number, lake.start)
+            if not dies_at(again, lake.recover):
+                break
+            deaths += 1
+            try:
+                start_comes_to(lake, expected)
+            except BaseException as error:
+                error.add_note(f"after a kill at {call} and at call {again} of the recovery")
+                raise
+            again += stride
+    return deaths
+
+
+def test_a_kill_in_the_recovery_loses_nothing(prepare: Prepare) -> None:
+    """Killed in the middle of a batch that touches all nine files, and again in the recovery: the next one does it."""
+    lake = prepare(NINE)
+    made, expected = undisturbed(lake)
+    commit = next(call.number for call in made if call.name == "sql COMMIT" and "Committer.commit" in call.place)
+    last = [call for call in made if call.name == "sql COMMIT" and "Committer.commit" in call.place][-1]
+    del commit
+    around = [call for call in made if call.number in (last.number, last.number + 1)]
+    assert die_twice(lake, around, expected, stride=3) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("history", [FIRST, NINE], ids=lambda history: history.name)
+def test_a_kill_at_every_call_of_every_recovery_loses_nothing(prepare: Prepare, history: History) -> None:
+    """Killed at every call, and again at every call of the recovery that follows: the next start makes it good."""
+    lake = prepare(history)
+    made, expected = undisturbed(lake)
+    borders = [call for call in made if not call.is_inner]
+    print(f"{history.name}: killed twice {die_twice(lake, borders, expected, stride=1)} times")
