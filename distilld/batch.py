@@ -155,6 +155,7 @@ class Engine:
         """Batches, one after the other, until nothing waits."""
         indexed = result.indexed if not result.batches else Indexed()
         judged, whole = 0, self.work.waiting().rows if self.progress else 0
+        self._tell(Progress("judge", 0, whole, result.indexed.files_seen, 0))
         while (waiting := self.work.waiting()).anything or self.ledger.has_news():
             try:
                 committed = self.run_batch(trigger, indexed, options_changed=options_changed)
@@ -327,6 +328,7 @@ class Engine:
         def tell(files: int, done: int) -> None:
             self._tell(Progress("read", done, max(whole, done), files, self.ledger.counter("scored_rows") - before))
 
+        tell(0, 0)
         return tell
 
     def _overdue(self, key: FileKey) -> bool:

@@ -65,7 +65,7 @@ def rehearsal(
         folder = Path(name).resolve()
         if folder.is_relative_to(settings.root):
             raise UsageError(
-                f"a dry run changes nothing below the root, and temporary files would go to {folder.parent}, which lies there",
+                f"a dry run changes nothing below the root, and its temporary files would go to {folder.parent}",
                 hint="set TMPDIR to a folder elsewhere",
             )
         store = _open_copy(settings, folder / "distilld.db")
@@ -76,6 +76,8 @@ def rehearsal(
                 settings.options(),
                 batch_rows=settings.batch_rows,
                 settle_seconds=settings.settle_seconds,
+                tripwire_rows=settings.tripwire_rows,
+                tripwire_share=settings.tripwire_share,
                 progress=progress,
                 committer=DryCommitter(settings.root, store),
                 spool_folder=folder,

@@ -253,7 +253,7 @@ class Exports:
                 path.unlink(missing_ok=True)
                 if path.parent.is_dir():
                     sync_folder(path.parent)
-            elif live is not None and live.st_size > base:
+            elif live is not None and live.st_size >= base:
                 descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     os.ftruncate(descriptor, base)

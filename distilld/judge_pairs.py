@@ -270,10 +270,12 @@ class PairJudge:
         """Whether a verdict in force says otherwise than the pair about one of its sides."""
         if not self._options.revoke:
             return False
-        rejected = CATEGORIES[pair.rejected_category]
+        # Of a pair from an older exporter nobody knows which of the two the rejected side was.
+        known = CATEGORIES.get(pair.rejected_category)
+        rejected = (known,) if known else (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
         return any(
-            said is not None and said is not category
-            for run_id, category in ((pair.chosen_run_id, Category.ACCEPTED), (pair.rejected_run_id, rejected))
+            said is not None and said not in categories
+            for run_id, categories in ((pair.chosen_run_id, (Category.ACCEPTED,)), (pair.rejected_run_id, rejected))
             for said in self._work.verdicts(run_id, self._options)[1:]
         )
 

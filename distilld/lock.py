@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from distilld.durable import FILE_MODE, make_folder
 from distilld.model import OperatorError, UsageError, WriterBusy
 
 LOCK_FILE: Final = "exports/.distilld.lock"
-FILE_MODE: Final = 0o640
-FOLDER_MODE: Final = 0o750
-
 _PATIENCE_SECONDS: Final = 0.25
 """``holder`` holds the lock for a moment to see whether a writer does; a writer that starts then waits this long."""
 _RETRY_SECONDS: Final = 0.01
@@ -132,7 +130,7 @@ def _take_file(path: Path, what: str) -> int:
 
 def _open(path: Path, what: str) -> int:
     try:
-        path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        make_folder(path.parent)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, FILE_MODE)
     except OSError as error:

@@ -11,12 +11,14 @@ from typing import Final
 import structlog
 
 from distilld.batch import Engine, PassResult, Progress
+from distilld.commit import CommittedBatch, iso_time
 from distilld.config import Settings
 from distilld.lake import tree_path
 from distilld.lock import writer_lock
-from distilld.model import DATASET_PATHS, Cause, Dataset, OperatorError, Options, Reason, Trigger
+from distilld.model import DATASET_PATHS, EXPORT_PATHS, Cause, Dataset, OperatorError, Options, Reason, Trigger
 from distilld.receipt import receipt_path
-from distilld.store import Store
+from distilld.store import Store, StoreCorruptError
+from distilld.store.copy import set_store_aside
 from distilld.store.views import Pairing, Views, Withdrawn, by_reason
 
 log = structlog.get_logger()
@@ -39,7 +41,7 @@ def writer(
     """
     with writer_lock(settings.root, settings.state, take_over=take_over):
         log.info("lock_taken", state=str(settings.state))
-        store = Store.open(settings.state, settings.root)
+        store = _open(settings)
         try:
             yield Engine(
                 settings.root,
@@ -47,6 +49,8 @@ def writer(
                 settings.options(),
                 batch_rows=settings.batch_rows,
                 settle_seconds=settings.settle_seconds,
+                tripwire_rows=settings.tripwire_rows,
+                tripwire_share=settings.tripwire_share,
                 receipts_keep=settings.receipts_keep,
                 progress=progress,
             )
@@ -54,12 +58,23 @@ def writer(
             store.close()
 
 
+def _open(settings: Settings) -> Store:
+    """Open the store; one that is corrupt is set aside and begun anew from the inputs and the exports (SPEC 6)."""
+    try:
+        return Store.open(settings.state, settings.root)
+    except StoreCorruptError as error:
+        kept = set_store_aside(settings.state, iso_time(time.time_ns()).replace(":", ""))
+        log.error("store_set_aside", problem=str(error), copy=str(kept))
+        return Store.open(settings.state, settings.root)
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
     """What stands in one dataset and its quarantine now, and what this run did to it.
 
     ``rows`` and ``held`` are totals at rest, ``frozen`` of ``rows`` stand there because their partition is absent.
-    ``added`` and ``withdrawn`` leave out rows that were replaced under their id: those are ``replaced``.
+    ``added`` and ``withdrawn`` leave out rows that were replaced under their id: those are ``replaced``. ``adopted``
+    rows stood in the file before its store knew of it (SPEC 3.11).
     """
 
     dataset: Dataset
@@ -71,6 +86,7 @@ class DatasetReport:
     added: int
     replaced: int
     withdrawn: int
+    adopted: int
     causes: Mapping[Cause, int]
 
 
@@ -86,6 +102,8 @@ class RunReport:
     rows_judged: int
     bytes_read: int
     recovered: bool
+    taken_over: bool
+    """Whether exports stood there that the store knew nothing of."""
     not_read: tuple[str, ...]
     dropped_flags: tuple[str, ...]
     """Options that were on when the last batch was committed, and are off now."""
@@ -120,6 +138,7 @@ def bring_up_to_date(
     """
     views = Views(engine.store)
     options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
+    taken_over = _takes_over(engine)
     recovered = _recover(engine)
     results = list(_passes(engine, trigger, pause, clock))
     if not any(result.changed for result in results):
@@ -128,6 +147,7 @@ def bring_up_to_date(
         engine,
         results,
         recovered=recovered,
+        taken_over=taken_over,
         not_read=_not_read(results[-1]),
         dropped_flags=tuple(
             name for name in ("include_partial", "include_review") if options_before.get(name) and not _on(engine, name)
@@ -135,6 +155,16 @@ def bring_up_to_date(
         withdrawal=withdrawal,
         withdrawals_listed=withdrawals_listed,
     )
+
+
+def _takes_over(engine: Engine) -> bool:
+    there = any((engine.root / path).exists() for path in EXPORT_PATHS.values())
+    return there and engine.ledger.last_batch() is None and not engine.committer.needs_recovery()
+
+
+def _adopted(dataset: Dataset, batches: list[CommittedBatch]) -> int:
+    outputs = [output for batch in batches for output in batch.receipt["outputs"]]
+    return sum(output["adopted"] for output in outputs if output["path"] == DATASET_PATHS[dataset])
 
 
 def _on(engine: Engine, option: str) -> bool:
@@ -184,6 +214,7 @@ def _report(
     results: list[PassResult],
     *,
     recovered: bool,
+    taken_over: bool,
     not_read: tuple[str, ...],
     dropped_flags: tuple[str, ...],
     withdrawal: int,
@@ -208,6 +239,7 @@ def _report(
             added=appended - replaced,
             replaced=replaced,
             withdrawn=sum(left.values()),
+            adopted=_adopted(dataset, batches),
             causes=left,
         )
     return RunReport(
@@ -219,6 +251,7 @@ def _report(
         rows_judged=sum(batch.receipt["work"]["rows_judged"] for batch in batches),
         bytes_read=sum(batch.receipt["work"]["bytes_read"] for batch in batches),
         recovered=recovered,
+        taken_over=taken_over,
         not_read=not_read,
         dropped_flags=dropped_flags,
         withdrawn=tuple(views.withdrawn_since(withdrawal, withdrawals_listed)),

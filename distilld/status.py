@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +14,17 @@ from distilld import lake
 from distilld.config import Settings
 from distilld.lake import ListingError, tree_path
 from distilld.lock import Holder, holder
-from distilld.model import EXPORT_PATHS, Dataset, InputKind, StatFacts, UsageError
+from distilld.model import EXPORT_PATHS, Dataset, InputKind, StatFacts
 from distilld.receipt import REPORTS
+from distilld.restore import SET_ASIDE, TAMPERINGS_AN_HOUR
 from distilld.store import Store
+from distilld.store.frozen import Frozen
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
-from distilld.store.views import BatchLine, HeldCount, TreeSummary, Views
+from distilld.store.views import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.work import Waiting, Work
 
-SET_ASIDE: Final = "exports/.set-aside"
+HOUR_NS: Final = 3600 * 10**9
 _RUN: Final = "distilld run --once"
 
 
@@ -82,6 +86,9 @@ class Status:
     sizes: Sizes
     last_batch: BatchLine | None = None
     exports: list[ExportState] = field(default_factory=list)
+    frozen: dict[str, int] = field(default_factory=dict)
+    """Shipped rows and pairs that stay although no present input gives them, by kind."""
+    kept_by_tripwire: dict[str, int] = field(default_factory=dict)
     quarantine: list[HeldCount] = field(default_factory=list)
     trees: list[TreeSummary] = field(default_factory=list)
     lag: Lag | None = None
@@ -99,32 +106,21 @@ def look(settings: Settings) -> Status:
         UsageError: The store is from a newer version, or belongs to another root.
     """
     found = Status(settings.root, settings.state, holder(settings.root), _sizes(settings))
-    if found.writer.state not in (None, settings.state):
+    if found.writer.state not in (None, settings.state) and found.writer.state.exists():
         text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
         found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
     files: dict[tuple[InputKind, str], FileRecord] = {}
     if settings.state.exists():
-        store = Store.open_readonly(settings.state)
-        try:
-            with store.snapshot():
-                _refuse_other_root(store, settings)
-                files = Inputs(store).files()
-                _ask_store(found, store, settings)
-        finally:
-            store.connection.close()
+        with reading(settings.state, settings.root) as store:
+            files = Inputs(store).files()
+            _ask_store(found, store, settings)
     else:
-        found.problems.append(Problem("never_run", "there is no state store: nothing was ever done here", _RUN))
+        found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
     _compare_inputs(found, settings.root, files)
+    if found.sizes.set_aside:
+        text = f"{SET_ASIDE} holds what was found in the place of exports ({found.sizes.set_aside} bytes)"
+        found.problems.append(Problem("set_aside", text, "look at it, then take it away"))
     return found
-
-
-def _refuse_other_root(store: Store, settings: Settings) -> None:
-    known = store.recall("root")
-    if known not in (None, str(settings.root)):
-        raise UsageError(
-            f"the state store {settings.state} belongs to the root {known}, not to {settings.root}",
-            hint="give each root its own --state",
-        )
 
 
 # what the store says
@@ -139,16 +135,26 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in ledger.pending_tails()]
     records, totals = ledger.exports(), ledger.totals()
     frozen = {dataset.value: totals.frozen(dataset) for dataset in Dataset}
+    frozen_rows = Frozen(store)
+    found.frozen = frozen_rows.frozen_counts()
+    found.kept_by_tripwire = frozen_rows.held_by_tripwire()
     found.exports = [
         ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, frozen.get(name, 0))
         for name, record in records.items()
     ]
     found.notes += _options_notes(views, settings)
-    if absent := sum(tree.absent for tree in found.trees):
-        found.notes.append(
-            f"{absent} partition files are absent and {sum(frozen.values())} shipped rows are frozen;"
-            " put the files back, or set on_delete = withdraw to take the rows out"
+    found.notes += _frozen_notes(found)
+    if found.kept_by_tripwire:
+        kept = ", ".join(f"{dataset} {rows}" for dataset, rows in found.kept_by_tripwire.items())
+        found.problems.append(
+            Problem(
+                "tripwire",
+                f"so many rows vanished from data/ at once that they stay until somebody decides ({kept})",
+                "distilld prune --yes withdraws them, distilld prune --accept --yes keeps them",
+            )
         )
+    if another := _another_writer(store):
+        found.problems.append(another)
     if found.writer.running:
         return  # what is under way is no fault
     if ledger.intents() or ledger.unwritten_receipts() or any(each.pending_temp for each in records.values()):
@@ -159,6 +165,30 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     if found.waiting.anything:
         text = f"{found.waiting.rows} rows and {found.waiting.tasks} tasks wait to be judged"
         found.problems.append(Problem("work_waiting", text, _RUN))
+
+
+def _frozen_notes(found: Status) -> Iterator[str]:
+    if absent := sum(tree.absent for tree in found.trees):
+        yield (
+            f"{absent} partition files are absent, and {found.frozen.get('absent', 0)} shipped rows of theirs stay as"
+            " they are; distilld prune --yes takes them out"
+        )
+    if orphans := found.frozen.get("orphan"):
+        yield (
+            f"{orphans} shipped rows come from no scored row that is there;"
+            " distilld prune --orphans --yes takes them out"
+        )
+
+
+def _another_writer(store: Store) -> Problem | None:
+    now_ns = time.time_ns()
+    recent = [each for each in json.loads(store.recall("tamperings") or "[]") if now_ns - int(each) < HOUR_NS]
+    if len(recent) < TAMPERINGS_AN_HOUR:
+        return None
+    text = (
+        f"exports were changed from outside {len(recent)} times within an hour; nothing is written until that is over"
+    )
+    return Problem("another_writer", text, "find out who writes below exports/")
 
 
 def _options_notes(views: Views, settings: Settings) -> Iterator[str]:

@@ -39,6 +39,8 @@ def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] 
 
         def tell(progress: Progress) -> None:
             if progress.phase not in tasks:
+                if not progress.whole:
+                    return
                 tasks[progress.phase] = bar.add_task(labels[progress.phase], total=None, files=0, rows=0, rate=0)
             task = bar.tasks[tasks[progress.phase]]
             if progress.done < task.completed:  # another pass

@@ -32,7 +32,9 @@ class HeldRow(NamedTuple):
 @click.option(
     "--reason", type=click.Choice([each.value for each in Reason]), metavar="REASON", help="Only rows with this reason."
 )
-@click.option("--limit", type=click.IntRange(min=0), default=0, help="List so many rows too, with place and errors.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), metavar="N", default=0, help="List so many rows too, with place and errors."
+)
 @common_options
 @json_option
 def quarantine(common: Common, dataset: str | None, reason: str | None, limit: int, as_json: bool) -> ExitCode:
@@ -43,22 +45,17 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
-    from distilld.store import Store
     from distilld.store.ledger import Ledger
-    from distilld.store.views import Views
+    from distilld.store.views import Views, reading
     from distilld.tables import Table
 
     settings = load_settings(common)
     only = Dataset(dataset) if dataset else None
     why = Reason(reason) if reason else None
-    store = Store.open_readonly(settings.state)
-    try:
-        with store.snapshot():
-            counts = Views(store).quarantine(only, why)
-            records = Ledger(store).exports()
-        lengths = {each: records[f"quarantine_{each}"].committed.size for each in Dataset}
-    finally:
-        store.connection.close()
+    with reading(settings.state, settings.root) as store:
+        counts = Views(store).quarantine(only, why)
+        records = Ledger(store).exports()
+    lengths = {each: records[f"quarantine_{each}"].committed.size for each in Dataset}
     rows = list(islice(_rows(settings.root, counts, lengths, why), limit))
     if as_json:
         print_json({"by_reason": counts, "rows": rows})

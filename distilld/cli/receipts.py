@@ -34,7 +34,9 @@ class ReceiptLine(NamedTuple):
 
 
 @click.command(short_help="List the batches and check the chain of their receipts.")
-@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="The newest so many; 0: all.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), metavar="N", default=20, show_default=True, help="The newest N; 0: all."
+)
 @common_options
 @json_option
 def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
@@ -45,18 +47,13 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
-    from distilld.store import Store
-    from distilld.store.views import Views
+    from distilld.store.views import Views, reading
     from distilld.tables import Table
 
     settings = load_settings(common)
-    store = Store.open_readonly(settings.state)
-    try:
-        with store.snapshot():
-            anchor = store.recall("receipt_anchor_id")
-            lines = list(_lines(settings.root, Views(store), limit or None, store.recall("receipt_anchor_sha256")))
-    finally:
-        store.connection.close()
+    with reading(settings.state, settings.root) as store:
+        anchor = store.recall("receipt_anchor_id")
+        lines = list(_lines(settings.root, Views(store), limit or None, store.recall("receipt_anchor_sha256")))
     broken = [line for line in lines if line.state != WHOLE]
     if as_json:
         print_json({"chain": "broken" if broken else "whole", "anchor": anchor, "receipts": lines})

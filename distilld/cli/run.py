@@ -64,9 +64,10 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
             "--take-over", is_flag=True, help="Go on with this state store although the lake was kept with another."
         ),
     )
+    function = common_options(json_option(function))
     for option in reversed(options):
         function = option(function)
-    return common_options(json_option(function))
+    return function
 
 
 @click.command(short_help="Bring the datasets up to date.")
@@ -186,6 +187,12 @@ def _print(
     if report.recovered:
         done = "the next run completes or undoes it first" if flags.dry_run else "it was completed or undone first"
         say(f"an earlier batch was cut off; {done}")
+    if report.taken_over:
+        say(
+            "exports stand there from before this store; the next run takes them over first, and keeps what is alike"
+            if flags.dry_run
+            else "exports stood there from before this store; they were taken over"
+        )
     if not report.changed:
         say(f"up to date: {_totals(report)}{' (DRY RUN)' if flags.dry_run else ''}")
     elif flags.dry_run:
@@ -214,6 +221,8 @@ def _print_changes(report: RunReport) -> None:
     columns = ("dataset", "rows", "added", "replaced", "withdrawn", "held back", "file")
     show(Table("The datasets now, and what this run did", columns, rows))
     for each in report.datasets.values():
+        if each.adopted:
+            say(f"adopted in {each.dataset}: {each.adopted:,} rows, as they stood")
         if each.causes:
             say(f"withdrawn from {each.dataset}: {_listed(each.causes.items())}")
     say(f"{report.rows_judged:,} rows judged, {report.bytes_read:,} bytes read; receipt: {report.receipt}")

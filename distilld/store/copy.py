@@ -1,14 +1,17 @@
-"""A copy of a state store to work on, taken without leaving a trace on the original."""
+"""The store as files: a copy to work on, taken without a trace on the original; and a corrupt one out of the way."""
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Final
 
+from distilld.durable import sync_folder
 from distilld.model import OperatorError
 
-_WAL = "-wal"
+COPIES_KEPT: Final = 5
+_WAL: Final = "-wal"
 
 
 def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
@@ -34,6 +37,29 @@ def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
 def file_facts(source: Path) -> tuple[tuple[int, int, int, int] | None, ...]:
     """What stat says of the store's two files: another answer means that it was written to."""
     return tuple(_facts(path) for path in (source, _beside(source)))
+
+
+def set_store_aside(path: Path, stamp: str) -> Path:
+    """Move a store and the files beside it to names with a stamp that sorts by time; at most five copies are kept.
+
+    Raises:
+        OperatorError: The system refused.
+    """
+    aside = f"{path.name}.corrupt-"
+    try:
+        for suffix in ("", _WAL, "-shm"):
+            source = path.with_name(path.name + suffix)
+            if source.exists():
+                source.rename(path.with_name(f"{aside}{stamp}{suffix}"))
+        copies = [each for each in path.parent.iterdir() if each.name.startswith(aside)]
+        stamps = sorted({each.name[len(aside) :][: len(stamp)] for each in copies})
+        for each in copies:
+            if each.name[len(aside) :][: len(stamp)] in stamps[:-COPIES_KEPT]:
+                each.unlink()
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OperatorError(f"cannot set the corrupt state store {path} aside: {error.strerror or error}") from error
+    return path.with_name(aside + stamp)
 
 
 def _back_up(source: Path, target: Path) -> None:

@@ -15,12 +15,12 @@ _VANISHED: Final = (
     " AND d.cause IN ('row_removed', 'rescored')"
 ).format(shipped=SHIPPED)
 _EVIDENCE_GONE: Final = (
-    "FROM rejudge_rows q JOIN scored_rows s USING (walk) WHERE s.{dataset} = {shipped} AND s.evidence_found = 0"
-    " AND s.kept & {bit} = 0 AND NOT EXISTS (SELECT 1 FROM files f JOIN partitions p USING (partition_id)"
+    "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {shipped} AND s.evidence_found = 0"
+    " AND s.kept & {bit} = 0 AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
     " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent')"
 )
 _PAIR_GONE: Final = (
-    "FROM rejudge_tasks t JOIN pairs p USING (task_id) WHERE p.outcome = {shipped} AND p.frozen IS NULL AND ("
+    "FROM rejudge_tasks t CROSS JOIN pairs p USING (task_id) WHERE p.outcome = {shipped} AND p.frozen IS NULL AND ("
     " NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.chosen_run_id AND s.evidence_found = 1)"
     " OR NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.rejected_run_id AND s.evidence_found = 1))"
     " AND NOT EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
@@ -86,7 +86,7 @@ class Frozen:
             "INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0"
         )
         self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(s.walk), 0 FROM frozen_rows f JOIN scored_rows s"
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(s.walk), 0 FROM frozen_rows f CROSS JOIN scored_rows s"
             f" ON s.sample_key = f.sample_key AND s.{dataset} = {DUPLICATE} WHERE f.kind = 'vanished'"
             f" AND f.{dataset} = {SHIPPED} GROUP BY s.sample_key"
         )

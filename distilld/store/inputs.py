@@ -101,7 +101,7 @@ class Inputs:
             "SELECT f.partition_id, p.walk_base, p.path, f.kind, f.state, f.device, f.inode, f.size_bytes, f.mtime_ns,"
             " f.ctime_ns, f.looked_ns, f.indexed_bytes, f.indexed_sha256, f.indexed_lines, f.judged_lines,"
             " f.malformed_lines, f.tail, f.tail_bytes, f.tail_digest"
-            " FROM files f JOIN partitions p USING (partition_id)"
+            " FROM files f CROSS JOIN partitions p USING (partition_id)"
         )
         return {
             (InputKind(row[3]), row[2]): FileRecord(row[0], row[1], row[2], InputKind(row[3]), *row[4:]) for row in rows
@@ -233,7 +233,7 @@ class Inputs:
             before = self.in_force(run_id, options, without=(low, high))
             self.queue_verdict_change(run_id, before, self.in_force(run_id, options), options)
         self._run(
-            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM scored_rows n JOIN frozen_rows f"
+            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM scored_rows n CROSS JOIN frozen_rows f"
             " ON f.digest = n.digest WHERE n.walk >= ? AND n.walk < ? AND f.kind <> 'orphan'",
             (low, high),
         )
@@ -249,7 +249,7 @@ class Inputs:
             (run_id, low, high),
         ).fetchone()
         absent = self._run(
-            "SELECT p.walk_base + f.line, f.category FROM frozen_rows f JOIN partitions p USING (partition_id)"
+            "SELECT p.walk_base + f.line, f.category FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
             " WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IS NOT NULL AND NOT EXISTS"
             " (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND s.digest = f.digest"
             "  AND NOT (s.walk >= ?2 AND s.walk < ?3)) ORDER BY 1 DESC",
@@ -320,7 +320,7 @@ class Inputs:
         self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
                   " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
         self._run(
-            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM incoming i JOIN frozen_rows f"
+            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM incoming i CROSS JOIN frozen_rows f"
             " ON f.digest = i.digest WHERE f.kind <> 'orphan'"
         )
         for run_id, old in zip(runs, before, strict=True):
@@ -338,7 +338,7 @@ class Inputs:
         self._run("DROP TABLE IF EXISTS temp.paired")
         # Another line limit makes a line too long that was not, or the other way round: then its bytes alone say nothing.
         self._run(
-            "CREATE TEMP TABLE paired AS SELECT i.line AS line, s.walk AS walk FROM incoming i JOIN scored_rows s"
+            "CREATE TEMP TABLE paired AS SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
             " ON s.walk = i.line + ?1 AND s.digest = i.digest AND s.malformed IS i.malformed",
             (low,),
         )
@@ -404,7 +404,7 @@ class Inputs:
         self._run(
             f"CREATE TEMP TABLE moving AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
             f" s.{', s.'.join(_FACTS.split(', '))}, {_OUTCOMES}, s.evidence_found, s.kept"
-            " FROM incoming i JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
+            " FROM incoming i CROSS JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
             (low,),
         )
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT old_walk FROM moving)")
@@ -420,7 +420,7 @@ class Inputs:
         )
         for dataset in ("rag", "sft"):
             self._run(
-                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT d.walk, 0 FROM moving m JOIN scored_rows d"
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT d.walk, 0 FROM moving m CROSS JOIN scored_rows d"
                 f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"
                 f" WHERE m.{dataset} = {SHIPPED} AND d.walk < m.walk"
             )
@@ -438,6 +438,12 @@ class Inputs:
         self._count(added, added)
         self._run(
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT line + ?1, 0 FROM incoming WHERE old_walk IS NULL",
+            (low,),
+        )
+        # They do not count as unjudged, so nobody else would ask for their tasks.
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 FROM incoming i JOIN scored_rows s"
+            " ON s.walk = i.line + ?1 WHERE i.old_walk IS NULL AND s.task_id IS NOT NULL AND s.evidence_found = 1",
             (low,),
         )
 
@@ -492,7 +498,7 @@ class Inputs:
         self._run("DROP TABLE temp.changed")
 
     def _queue_changed_evidence(self, low: int) -> None:
-        in_partition = "FROM changed c JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
+        in_partition = "FROM changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
         span = (low, low + LINES_END)
         self._run(
             f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 {in_partition} WHERE s.task_id IS NOT NULL",
@@ -563,7 +569,7 @@ class Inputs:
         for dataset in ("rag", "sft"):
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0"
-                f" {source.replace(' WHERE ', f' JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE} WHERE ')}"
+                f" {source.replace(' WHERE ', f' CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE} WHERE ')}"
                 f" AND g.{dataset} = {SHIPPED} GROUP BY d.sample_key"
             )
 

@@ -149,7 +149,7 @@ class Ledger:
     def unwritten_receipts(self) -> list[tuple[int, str, str]]:
         """Receipts whose files are not known to be written: batch number, batch id, text."""
         return self._run(
-            "SELECT r.batch, b.batch_id, r.receipt FROM receipts r JOIN batches b USING (batch) WHERE r.written = 0 ORDER BY 1"
+            "SELECT r.batch, b.batch_id, r.receipt FROM receipts r CROSS JOIN batches b USING (batch) WHERE r.written = 0 ORDER BY 1"
         ).fetchall()
 
     def mark_written(self, sequence: int) -> None:
@@ -161,7 +161,7 @@ class Ledger:
         if keep == 0:
             return []
         return self._run(
-            "SELECT r.batch, b.batch_id, r.receipt_sha256 FROM receipts r JOIN batches b USING (batch)"
+            "SELECT r.batch, b.batch_id, r.receipt_sha256 FROM receipts r CROSS JOIN batches b USING (batch)"
             " WHERE r.batch <= (SELECT batch FROM receipts ORDER BY batch DESC LIMIT 1 OFFSET ?) ORDER BY r.batch",
             (keep,),
         ).fetchall()
@@ -176,7 +176,7 @@ class Ledger:
     def receipts(self, limit: int) -> list[tuple[str, str, str]]:
         """The newest receipts, newest first: batch id, text, sha256."""
         return self._run(
-            "SELECT b.batch_id, r.receipt, r.receipt_sha256 FROM receipts r JOIN batches b USING (batch)"
+            "SELECT b.batch_id, r.receipt, r.receipt_sha256 FROM receipts r CROSS JOIN batches b USING (batch)"
             " ORDER BY r.batch DESC LIMIT ?",
             (limit,),
         ).fetchall()
@@ -200,14 +200,14 @@ class Ledger:
         """Input changes that no receipt has told yet, in walk order."""
         rows = self._run(
             "SELECT p.path, u.kind, u.change, u.sha256, u.size_bytes, u.from_offset, u.to_offset, u.lines, u.malformed_lines"
-            " FROM unreported_inputs u JOIN partitions p USING (partition_id) ORDER BY p.walk_base, u.kind"
+            " FROM unreported_inputs u CROSS JOIN partitions p USING (partition_id) ORDER BY p.walk_base, u.kind"
         )
         return [InputNote(row[0], InputKind(row[1]), *row[2:]) for row in rows]
 
     def pending_tails(self) -> list[tuple[str, InputKind, int]]:
         """Files that end in something which is no complete line yet: path, tree, bytes."""
         rows = self._run(
-            "SELECT p.path, f.kind, f.tail_bytes FROM files f JOIN partitions p USING (partition_id)"
+            "SELECT p.path, f.kind, f.tail_bytes FROM files f CROSS JOIN partitions p USING (partition_id)"
             " WHERE f.tail = 'pending' AND f.state = 'present' ORDER BY p.walk_base, f.kind"
         )
         return [(path, InputKind(kind), size) for path, kind, size in rows]
@@ -318,7 +318,7 @@ class Ledger:
                 "UPDATE files SET judged_lines = min(indexed_lines, max(judged_lines,"
                 " 1 + ?1 - (SELECT walk_base FROM partitions p WHERE p.partition_id = files.partition_id)))"
                 " WHERE partition_id IN (SELECT f.partition_id FROM files f INDEXED BY unjudged_files"
-                " JOIN partitions p USING (partition_id) WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines"
+                " CROSS JOIN partitions p USING (partition_id) WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines"
                 " AND f.state = 'present' AND p.walk_base <= ?1) AND kind = 'scored' AND state = 'present'",
                 (decisions.judged_to,),
             )
@@ -379,7 +379,7 @@ class Ledger:
         """How many of these rows' runs have a last present verdict of a forbidden category: the firewall's second look."""
         marks = ",".join(map(str, forbidden))
         found = self._run(
-            "SELECT count(*) FROM json_each(?) j JOIN scored_rows s ON s.walk = j.value WHERE (SELECT v.category"
+            "SELECT count(*) FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value WHERE (SELECT v.category"
             " FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1)"
             f" IN ({marks})",
             (f"[{','.join(map(str, walks))}]",),

@@ -82,6 +82,7 @@ CREATE TABLE files (
     tail_digest      BLOB,
     PRIMARY KEY (partition_id, kind)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX absent_files ON files (partition_id) WHERE state = 'absent';
 CREATE INDEX unjudged_files ON files (partition_id) WHERE kind = 'scored' AND judged_lines < indexed_lines;
 
 CREATE TABLE scored_rows (
@@ -235,6 +236,7 @@ CREATE TABLE receipts (
     receipt_sha256  TEXT    NOT NULL,
     written         INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX unwritten_receipts ON receipts (batch) WHERE written = 0;
 CREATE TABLE unreported_inputs (
     partition_id     INTEGER NOT NULL,
     kind             TEXT    NOT NULL,
@@ -270,7 +272,7 @@ _SAMPLE_ID = "'{dataset}-' || printf('%016x', {alias}.sample_key)"
 _VIEWS = f"""
 CREATE VIEW row_places AS
     SELECT s.*, p.partition_id, p.path AS partition, s.walk - p.walk_base AS line
-    FROM scored_rows s JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS};
+    FROM scored_rows s CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS};
 
 CREATE VIEW run_history AS
     SELECT r.run_id, r.partition, r.line, c.category, 'present' AS state,
@@ -315,7 +317,7 @@ CREATE VIEW seen_ids AS
 
 CREATE VIEW quarantine_by_reason AS
     SELECT t.dataset, o.outcome AS reason, sum(t.rows) AS rows
-    FROM totals t JOIN outcomes o ON o.code = t.outcome
+    FROM totals t CROSS JOIN outcomes o ON o.code = t.outcome
     WHERE t.outcome <> {SHIPPED} AND t.state <> 'departing' GROUP BY t.dataset, o.outcome HAVING sum(t.rows) > 0;
 
 CREATE VIEW file_lag AS
@@ -323,7 +325,7 @@ CREATE VIEW file_lag AS
            f.size_bytes - f.indexed_bytes AS unread_bytes, f.indexed_lines AS lines,
            CASE f.kind WHEN 'scored' THEN f.indexed_lines - f.judged_lines END AS unjudged_lines,
            f.tail, f.tail_bytes, f.malformed_lines
-    FROM files f JOIN partitions p USING (partition_id);
+    FROM files f CROSS JOIN partitions p USING (partition_id);
 
 CREATE VIEW batch_history AS
     SELECT batch, batch_id, trigger, recorded_at, rows_shipped, rows_held, rows_withdrawn, rows_judged, bytes_read,

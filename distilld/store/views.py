@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilld.model import Cause, Dataset, InputKind, Reason
-from distilld.store import Store
+from distilld.store import Store, StoreOfOtherRootError
 from distilld.store.schema import SHIPPED
 
 
@@ -72,6 +74,29 @@ class Withdrawn(NamedTuple):
     rejected_run_id: str | None
     cause: Cause
     replaced: bool
+
+
+@contextmanager
+def reading(path: Path, root: Path) -> Iterator[Store]:
+    """One committed state of a root's store, beside a running writer or without one.
+
+    Raises:
+        OperatorError: There is no store, or it cannot be read.
+        StoreTooNewError: A newer distilld wrote it.
+        StoreOfOtherRootError: It belongs to another root.
+    """
+    store = Store.open_readonly(path)
+    try:
+        with store.faults(), store.snapshot():
+            known = store.recall("root")
+            if known not in (None, str(root)):
+                raise StoreOfOtherRootError(
+                    f"the state store {path} belongs to the root {known}, not to {root}",
+                    hint="give each root its own --state",
+                )
+            yield store
+    finally:
+        store.connection.close()
 
 
 _BATCH = ", ".join(BatchLine._fields)

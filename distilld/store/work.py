@@ -31,7 +31,7 @@ _FACTS: Final = (
 _RECORDED: Final = " s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
 _QUEUED: Final = " coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
 _EVIDENCE: Final = (
-    f" JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+    f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
     " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
 )
 _ROW: Final = f"SELECT {_FACTS}{_RECORDED}{_QUEUED} FROM scored_rows s{_EVIDENCE}"
@@ -172,7 +172,7 @@ class Work:
     def _unjudged_spans(self) -> list[tuple[int, int]]:
         return self._run(
             "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM files f INDEXED BY unjudged_files"
-            " JOIN partitions p USING (partition_id)"
+            " CROSS JOIN partitions p USING (partition_id)"
             " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present' ORDER BY 1"
         ).fetchall()
 
@@ -182,7 +182,7 @@ class Work:
         queued = map(
             WorkRow._make,
             self._run(
-                f"SELECT {_FACTS}{_RECORDED} q.evidence_changed FROM rejudge_rows q JOIN scored_rows s USING (walk)"
+                f"SELECT {_FACTS}{_RECORDED} q.evidence_changed FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
                 f"{_EVIDENCE} WHERE 1{forced} ORDER BY q.walk"
             ),
         )
@@ -275,7 +275,7 @@ class Work:
         """Frozen rows whose reason to stay may be gone."""
         rows = self._run(
             "SELECT f.frozen_id, kind, partition_id, line, digest, run_id, category, sample_key, rag, rag_line, rag_batch,"
-            " sft, sft_line, sft_batch FROM rejudge_frozen JOIN frozen_rows f USING (frozen_id)"
+            " sft, sft_line, sft_batch FROM rejudge_frozen CROSS JOIN frozen_rows f USING (frozen_id)"
         )
         return [FrozenRow._make(row) for row in rows]
 
@@ -304,13 +304,13 @@ class Work:
         code = CATEGORY_CODES[category]
         found = (
             self._run(
-                "SELECT p.path, s.walk - p.walk_base FROM scored_rows s JOIN partitions p"
+                "SELECT p.path, s.walk - p.walk_base FROM scored_rows s CROSS JOIN partitions p"
                 f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
                 " WHERE s.run_id = ? AND s.category = ? ORDER BY s.walk DESC LIMIT 1",
                 (run_id, code),
             ).fetchone()
             or self._run(
-                "SELECT p.path, f.line FROM frozen_rows f JOIN partitions p USING (partition_id)"
+                "SELECT p.path, f.line FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
                 " WHERE f.run_id = ? AND f.category = ? AND f.kind = 'absent' ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",
                 (run_id, code),
             ).fetchone()

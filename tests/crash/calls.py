@@ -50,7 +50,7 @@ class Watcher:
     def before(self, name: str, arguments: tuple[Any, ...]) -> None:
         """A call is about to be made."""
 
-    def after(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
+    def after(self, name: str, arguments: tuple[Any, ...]) -> None:
         """A call was made."""
 
     def cut(self) -> None:
@@ -85,24 +85,43 @@ class _Counter:
         self._act = act
         self._watcher = watcher
         self._number = 0
+        self._watching = False
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """What is done in here is the test's own doing, and does not count."""
+        self._watching, before = True, self._watching
+        try:
+            yield
+        finally:
+            self._watching = before
 
     def reached(self, name: str) -> bool:
         """Count a call; False where it is none of the program's own."""
-        place = _place()
+        place = None if self._watching else _place()
         if place is None:
             return False
         self._number += 1
-        self._act(Call(self._number, name, place))
+        with self._unwatched():
+            self._act(Call(self._number, name, place))
         return True
+
+    def _before(self, name: str, *arguments: Any) -> None:
+        with self._unwatched():
+            self._watcher.before(name, arguments)
+
+    def _after(self, name: str, *arguments: Any) -> None:
+        with self._unwatched():
+            self._watcher.after(name, arguments)
 
     def counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             ours = self.reached(f"os.{name}")
             if ours:
-                self._watcher.before(name, arguments)
+                self._before(name, *arguments)
             result = real(*arguments, **named)
             if ours:
-                self._watcher.after(name, arguments, result)
+                self._after(name, *arguments)
             return result
 
         return call
@@ -112,10 +131,10 @@ class _Counter:
             makes = bool(flags & os.O_CREAT) or flags & os.O_TMPFILE == os.O_TMPFILE
             ours = (makes or reads) and self.reached("os.open" if makes else "os.open to read")
             if ours:
-                self._watcher.before("open", (path, flags))
+                self._before("open", path, flags)
             descriptor = real(path, flags, *arguments, **named)
             if ours:
-                self._watcher.after("open", (path, flags), descriptor)
+                self._after("open", path, flags)
             return descriptor
 
         return call
@@ -124,7 +143,7 @@ class _Counter:
         def call(descriptor: int, data: Any) -> int:
             if not self.reached("os.write"):
                 return real(descriptor, data)
-            self._watcher.before("write", (descriptor,))
+            self._before("write", descriptor)
             half = len(data) // 2
             written = real(descriptor, data[:half])
             self.reached("os.write, half done")

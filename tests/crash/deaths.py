@@ -7,14 +7,22 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 from tests.crash.calls import Call, Watcher, calls
 
 
-def dies_at(number: int, work: Callable[[], object], watcher: Watcher | None = None) -> bool:
+def dies_at(
+    number: int,
+    work: Callable[[], object],
+    watcher: Watcher | None = None,
+    *,
+    first: Callable[[], object] = lambda: None,
+) -> bool:
     """Do some work in a child process that is killed when it is about to make its ``number``-th call.
 
-    Returns whether it was killed; False means that the work was done before it came to so many calls.
+    Returns whether it was killed; False means that the work was done before it came to so many calls. With a watcher
+    the power is cut there, or else at the end. What is done ``first`` in that process does not count.
     """
 
     def strike(call: Call) -> None:
@@ -24,10 +32,28 @@ def dies_at(number: int, work: Callable[[], object], watcher: Watcher | None = N
             os.kill(os.getpid(), signal.SIGKILL)
 
     def struck() -> None:
+        first()
         with calls(strike, watcher=watcher):
             work()
+        if watcher is not None:
+            watcher.cut()
 
     return in_child(struck) == -signal.SIGKILL
+
+
+class Killed(BaseException):
+    """Stands for a kill where the process must live on: nothing of the program catches it."""
+
+
+def breaks_off_at(number: int, work: Callable[[], object], watcher: Watcher) -> None:
+    """Do some work in this process up to its ``number``-th call; from there on every call fails, as for one killed."""
+
+    def strike(call: Call) -> None:
+        if call.number >= number:
+            raise Killed
+
+    with calls(strike, watcher=watcher), suppress(Killed):
+        work()
 
 
 def in_child(work: Callable[[], object]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from distilld.batch import Engine, PassResult
-from distilld.model import Options, Trigger
+from distilld.model import DATASET_PATHS, Dataset, Options, Trigger
 from distilld.store import Store
 from tests.unit.builders import evidence, jsonl, scored
 
@@ -114,12 +114,41 @@ def touch_all_nine(inputs: Inputs) -> None:
     append_rows(inputs)
 
 
+def nothing(_: Any) -> None:
+    """No change."""
+
+
+def lose_the_store(root: Path) -> None:
+    """The state store is gone; the exports have an orphan, a torn line, a second copy of an id, and a faulty row."""
+    shutil.rmtree(root / "state")
+    rag = root / DATASET_PATHS[Dataset.RAG]
+    lines = rag.read_bytes().splitlines(keepends=True)
+    orphan = b'{"schema_version":1,"id":"rag-0123456789abcdef"' + lines[0][47:].replace(b'"a1"', b'"of old"')
+    faulty = lines[1].replace(b"some words", b"other words")
+    rag.write_bytes(b"".join([lines[0], faulty, orphan, *lines[2:], lines[0], lines[1][:20]]))
+
+
+def damage_the_exports(root: Path) -> None:
+    """Somebody edited a dataset and deleted a quarantine file."""
+    sft = root / DATASET_PATHS[Dataset.SFT]
+    sft.write_bytes(sft.read_bytes().replace(b"some words", b"SOME WORDS", 1))
+    (root / "exports/quarantine/rag.jsonl").unlink()
+
+
+def run_once(engine: Engine) -> PassResult:
+    """One pass."""
+    return engine.run_pass(Trigger.ONCE)
+
+
 @dataclass(frozen=True)
 class History:
-    """What a lake has gone through when the pass under test begins, and how that pass is run."""
+    """What a lake has gone through when the work under test begins, and what that work is."""
 
     name: str
-    change: Callable[[Inputs], None]
+    change: Callable[[Inputs], None] = nothing
+    mishap: Callable[[Path], None] = nothing
+    """What was done to the root; if anything, its exports are not what its store says until the work has begun."""
+    work: Callable[[Engine], PassResult] = run_once
     begun: bool = True
     """Whether a first pass was done before the change."""
     batch_rows: int = BATCH_ROWS
@@ -136,14 +165,18 @@ SMALL: Final = {
 }
 
 FIRST: Final = History("first", write_first, begun=False)
+APPEND: Final = History("append", append_rows)
 NINE: Final = History("nine", touch_all_nine)
 HISTORIES: Final = (
     FIRST,
-    History("append", append_rows),
+    APPEND,
     History("rescore", rescore),
     NINE,
     History("first in small steps", write_first, begun=False, batch_rows=2, limits=SMALL),
     History("nine in small steps", touch_all_nine, batch_rows=2, limits=SMALL),
+    History("rebuild", append_rows, work=Engine.rebuild),
+    History("take over", rescore, mishap=lose_the_store),
+    History("restore", append_rows, mishap=damage_the_exports),
 )
 
 
@@ -162,6 +195,7 @@ class Lake:
             with self.opened() as engine:
                 engine.run_pass(Trigger.ONCE)
         history.change(inputs)
+        history.mishap(self.root)
         shutil.copytree(self.root, self._base, symlinks=True)
 
     def reset(self) -> None:
@@ -185,10 +219,10 @@ class Lake:
             store.close()
 
     def start(self) -> PassResult:
-        """What a start of the program does: recovery, then one pass."""
+        """What a start of the program does: recovery, then the work under test."""
         with self.opened() as engine:
             engine.committer.recover()
-            return engine.run_pass(Trigger.ONCE)
+            return self.history.work(engine)
 
     def recover(self) -> None:
         """The first half of a start."""

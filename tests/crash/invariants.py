@@ -61,14 +61,18 @@ def at_rest(root: Path) -> dict[str, Any]:
     return datasets | held
 
 
-def committed_and_whole(root: Path) -> None:
-    """Every export is what the store says it is, each row stands once, and nothing of an unfinished batch is left."""
+def committed_and_whole(root: Path, *, taken_in: bool = True) -> None:
+    """Every export is what the store says it is, each row stands once, and nothing of an unfinished batch is left.
+
+    Exports that were damaged, or stand there from before the store, are first ``taken_in`` when a pass begins.
+    """
     with closing(sqlite3.connect(f"file:{root}/state/distilld.db?mode=ro", uri=True)) as store:
         assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert store.execute("SELECT * FROM intents").fetchall() == []
         assert store.execute("SELECT * FROM export_files WHERE pending_temp IS NOT NULL").fetchall() == []
-        _exports_are_committed(root, store)
-        _rows_stand_once(root, store)
+        if taken_in:
+            _exports_are_committed(root, store)
+            _rows_stand_once(root, store)
         _receipts_are_whole(root, store)
     _nothing_is_left(root)
 
@@ -99,6 +103,7 @@ def _departing_id(dataset: Dataset, key: int) -> str:
 
 def _rows_stand_once(root: Path, store: sqlite3.Connection) -> None:
     stamps = {stamp for (stamp,) in store.execute("SELECT recorded_at FROM batches")}
+    adopted = {stamp for (stamp,) in store.execute("SELECT created_at FROM adopted_rows")}
     for dataset in Dataset:
         departing = store.execute(_DEPARTING, (dataset,)).fetchall()
         rows = rows_of(root, dataset) or []
@@ -107,7 +112,7 @@ def _rows_stand_once(root: Path, store: sqlite3.Connection) -> None:
         seen = [id for (id,) in store.execute("SELECT id FROM seen_ids WHERE dataset = ?", (dataset,))]
         leaving = {_departing_id(dataset, key) for key, reason in departing if reason is None}
         assert sorted(ids) == sorted({*seen, *leaving}), f"{dataset} is not what the store says it ships"
-        assert {row["created_at"] for row in rows} <= stamps, f"{dataset} has rows of a batch that never was"
+        assert {row["created_at"] for row in rows} <= stamps | adopted, f"{dataset} has rows of a batch that never was"
         held = rows_of(root, f"quarantine_{dataset}") or []
         reasons = Counter(row["reason"] for row in held)
         by_reason = store.execute("SELECT reason, rows FROM quarantine_by_reason WHERE dataset = ?", (dataset,))
@@ -123,8 +128,8 @@ def _receipts_are_whole(root: Path, store: sqlite3.Connection) -> None:
     kept = store.execute(
         "SELECT batch_id, receipt, receipt_sha256 FROM receipts JOIN batches USING (batch) ORDER BY batch"
     ).fetchall()
-    anchor = store.execute("SELECT value FROM lake WHERE name = 'receipt_anchor_sha256'").fetchone()
-    previous = anchor[0] if anchor else None
+    anchor = dict(store.execute("SELECT name, value FROM lake WHERE name LIKE 'receipt_anchor_%'").fetchall())
+    previous = anchor.get("receipt_anchor_sha256")
     reports = root / "reports" / "distillation"
     for batch_id, text, sha256 in kept:
         content = (reports / batch_id / "receipt.json").read_bytes()
@@ -133,7 +138,8 @@ def _receipts_are_whole(root: Path, store: sqlite3.Connection) -> None:
         assert json.loads(content)["previous_receipt_sha256"] == previous
         previous = sha256
     folders = {path.name for path in reports.iterdir() if path.is_dir()} if reports.exists() else set()
-    assert folders == {batch_id for batch_id, _, _ in kept}
+    older = {name for name in folders if name <= anchor.get("receipt_anchor_id", "")}
+    assert folders - older == {batch_id for batch_id, _, _ in kept}
     if kept:
         assert kept[-1][0] in (reports / "latest.md").read_text()
 
@@ -143,7 +149,7 @@ def _nothing_is_left(root: Path) -> None:
     expected = {root / path for path in EXPORT_PATHS.values()}
     for folder in (root / "exports", root / "reports"):
         for path in folder.rglob("*"):
-            if path.is_file() and path not in expected:
+            if path.is_file() and path not in expected and path.parent.name != ".set-aside":
                 assert path.name in ("receipt.json", "latest.md"), f"{path} is left over"
 
 

@@ -9,7 +9,7 @@ import pytest
 from distilld.model import Trigger
 from tests.crash.calls import Call, calls, one_of_each
 from tests.crash.deaths import dies_at
-from tests.crash.histories import FIRST, HISTORIES, NINE, History, Lake
+from tests.crash.histories import FIRST, HISTORIES, NINE, History, Lake, nothing
 from tests.crash.invariants import Outcome, committed_and_whole, outcome, settled
 
 Prepare = Callable[[History], Lake]
@@ -32,8 +32,8 @@ def start_comes_to(lake: Lake, expected: Outcome) -> None:
     """A start brings every file to the last commit before anything else, and then to where it should be."""
     with lake.opened() as engine:
         engine.committer.recover()
-        committed_and_whole(lake.root)
-        engine.run_pass(Trigger.ONCE)
+        committed_and_whole(lake.root, taken_in=lake.history.mishap is nothing)
+        lake.history.work(engine)
         settled(lake.root, expected)
         assert not engine.run_pass(Trigger.ONCE).changed
 
