@@ -123,7 +123,10 @@ class RowJudge:
             self.out.departures.append(each.departure_id)
             self.out.totals[each.dataset, "departing", each.outcome] -= 1
             if each.outcome != SHIPPED:
-                self.out.changes[each.dataset].drop_held(each.line)
+                if each.dataset is Dataset.PREFERENCE:
+                    self.out.changes[each.dataset].drop_held(each.line)
+                else:
+                    self._lanes[each.dataset].vacate(each)
                 continue
             key = each.sample_key or 0
             if each.dataset is Dataset.PREFERENCE:
@@ -266,6 +269,8 @@ class _Lane:
         """Who holds an id as of now, where this batch decided it; None where the id is free."""
         self._shipped_now: set[int] = set()
         self._freed: dict[int, _Freed] = {}
+        self._vacant: dict[tuple[int | None, int | None], Departure] = {}
+        """Quarantine lines whose rows are gone, by partition and line: the row that stands there now may come to the same."""
 
     def judge(self, row: WorkRow, recorded: Recorded, case: RowCase, at: RowRef) -> Recorded:
         """Judge a row that parses, and settle what follows."""
@@ -377,11 +382,34 @@ class _Lane:
                 self._changes.keep_held(recorded.line, stamped)
                 return recorded if recorded.code == code else Recorded(code, recorded.line, recorded.batch)
             self._changes.drop_held(recorded.line)
+        if recorded.code is None and self._vacant:
+            taken = self._take_vacant(row, code, hold)
+            if taken is not None:
+                return taken
         line = hold.line(self._out.recorded_at)
         self._changes.held.add(line)
         if recorded.code == SHIPPED and key is not None:
             self._release(row, recorded, key, hold)
         return Recorded(code, digest_of(line), self._out.sequence)
+
+    def vacate(self, departure: Departure) -> None:
+        """A held row is gone; its quarantine line leaves, unless the row in its place comes to the very same."""
+        before = self._vacant.pop((departure.partition_id, departure.row_line), None)
+        if before is not None:
+            self._changes.drop_held(before.line)
+        self._vacant[departure.partition_id, departure.row_line] = departure
+
+    def _take_vacant(self, row: WorkRow, code: int, hold: Hold) -> Recorded | None:
+        place = self._judge.work.place(row.walk)
+        left = self._vacant.get((place.partition_id, row.walk - place.base))
+        if left is None or left.outcome != code:
+            return None
+        stamped = hold.line(self._stamp(left.batch))
+        if digest_of(stamped) != left.line:
+            return None
+        del self._vacant[left.partition_id, left.row_line]
+        self._changes.keep_held(left.line, stamped)
+        return Recorded(code, left.line, left.batch)
 
     def _release(self, row: WorkRow, recorded: Recorded, key: int, hold: Hold) -> None:
         """A row that shipped ships no more; if no other row took its id in this batch, the line is free."""
@@ -411,6 +439,8 @@ class _Lane:
 
     def finish(self) -> None:
         """What is still free leaves."""
+        for left in self._vacant.values():
+            self._changes.drop_held(left.line)
         for key, freed in self._freed.items():
             self._changes.drop_key(key, freed.line)
             self._out.withdrawals.append(freed.withdrawal)

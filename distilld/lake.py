@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +54,16 @@ class Oddity:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One look at both trees: files in walk order, what is not read, folder names that are no date."""
+    """One look at both trees: files in walk order, what is not read, folder names that are no date.
+
+    ``folders`` are all that were listed, by absolute path, with their st_dev and st_ino: what is to be watched.
+    """
 
     files: tuple[PartitionFile, ...]
     oddities: tuple[Oddity, ...]
     odd_folders: tuple[str, ...]
     missing: frozenset[InputKind]
+    folders: Mapping[str, tuple[int, int]]
 
 
 def walk_key(path: str) -> tuple[str, ...]:
@@ -83,7 +87,9 @@ def scan(root: Path) -> Scan:
     for kind in InputKind:
         walker.walk_tree(kind)
     files = sorted(walker.files, key=lambda file: (walk_key(file.path), file.kind))
-    return Scan(tuple(files), tuple(walker.oddities), tuple(walker.odd_folders), frozenset(walker.missing))
+    return Scan(
+        tuple(files), tuple(walker.oddities), tuple(walker.odd_folders), frozenset(walker.missing), walker.folders
+    )
 
 
 class _Walker:
@@ -93,6 +99,7 @@ class _Walker:
         self.oddities: list[Oddity] = []
         self.odd_folders: list[str] = []
         self.missing: list[InputKind] = []
+        self.folders: dict[str, tuple[int, int]] = {}
 
     def walk_tree(self, kind: InputKind) -> None:
         tree = self.root / TREES[kind]
@@ -106,10 +113,13 @@ class _Walker:
     def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int) -> None:
         shown = f"{TREES[kind]}/{below}"
         try:
+            # Before it is listed: a folder that takes its place in between is another one, and is noticed.
+            status = os.stat(folder)
             with os.scandir(folder) as entries:
                 found = list(entries)
         except OSError as error:
             raise ListingError(printable(shown), error) from error
+        self.folders[folder] = (status.st_dev, status.st_ino)
         for entry in found:
             if depth == len(_FOLDER_NAMES):
                 if entry.name.endswith(SUFFIX):

@@ -62,7 +62,7 @@ class Restorer:
         Raises:
             AnotherWriterError: It is the third time within an hour.
         """
-        damaged = 0
+        damaged: dict[str, ExportTamperedError] = {}
         for name, record in self._ledger.exports().items():
             try:
                 if not self._looks_as_recorded(name):
@@ -72,10 +72,12 @@ class Restorer:
                             self._ledger.set_installed(name, facts)
             except ExportTamperedError as error:
                 log.error("export_tampered", path=error.path, problem=error.problem)
-                self._count_tampering(error, now_ns)
-                self.restore(name, now_ns)
-                damaged += 1
-        return damaged
+                damaged[name] = error
+        if damaged:
+            self._count_tampering(damaged, now_ns)
+        for name in damaged:
+            self.restore(name, now_ns)
+        return len(damaged)
 
     def _looks_as_recorded(self, name: str) -> bool:
         record = self._ledger.exports()[name]
@@ -88,16 +90,32 @@ class Restorer:
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         ) == facts[:5]  # fmt: skip
 
-    def _count_tampering(self, error: ExportTamperedError, now_ns: int) -> None:
+    def _count_tampering(self, damaged: dict[str, ExportTamperedError], now_ns: int) -> None:
+        """Count what one look found as one time; what a crash kept from being restored was counted before."""
         recent = [each for each in self.recent_tamperings() if now_ns - each < _HOUR_NS]
-        recent.append(now_ns)
+        restoring = self._restoring()
+        if set(damaged) <= restoring:
+            return
+        if len(recent) < TAMPERINGS_AN_HOUR:
+            recent.append(now_ns)
+        stops = len(recent) >= TAMPERINGS_AN_HOUR
         with self._store.transaction():
-            self._store.remember("tamperings", orjson.dumps(recent[-TAMPERINGS_AN_HOUR:]).decode())
-        if len(recent) >= TAMPERINGS_AN_HOUR:
+            self._store.remember("tamperings", orjson.dumps(recent).decode())
+            self._store.remember("restoring", None if stops else orjson.dumps(sorted({*restoring, *damaged})).decode())
+        if stops:
+            error = next(iter(damaged.values()))
             raise AnotherWriterError(
-                f"another writer: {error.path} {error.problem}, the {len(recent)}rd time within an hour",
+                f"another writer: {error.path} {error.problem}, the third time within an hour",
                 hint="find out who writes below exports/; nothing is written until an hour after the first time",
             )
+
+    def _restoring(self) -> set[str]:
+        """The exports that are being restored."""
+        return set(orjson.loads(self._store.recall("restoring") or "[]"))
+
+    def _restored(self, name: str) -> None:
+        left = sorted(self._restoring() - {name})
+        self._store.remember("restoring", orjson.dumps(left).decode() if left else None)
 
     def recent_tamperings(self) -> list[int]:
         """When exports were found damaged, in nanoseconds since the epoch."""
@@ -115,7 +133,7 @@ class Restorer:
     def _restore_log(self, name: str) -> None:
         dataset = Dataset(name.removeprefix("withdrawals_"))
         lines = [each.line() for each in self._ledger.withdrawals(dataset)]
-        self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], lambda: None)
+        self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], lambda: self._restored(name))
 
     def _restore_rows(self, name: str, aside: Path | None) -> None:
         kept = 0
@@ -131,6 +149,7 @@ class Restorer:
         def queue() -> None:
             nonlocal missing
             missing = self._frozen.miss_expected(name)
+            self._restored(name)
 
         self._frozen.expect(name)
         self._committer.replace([NewVersion(name, good_lines(), lambda: kept)], queue)

@@ -10,7 +10,7 @@ from typing import IO, Final
 
 from distilld.model import OperatorError
 
-MEMORY_BYTES: Final = 4 << 20
+MEMORY_BYTES: Final = 1 << 19
 _BLOCK: Final = 1 << 17
 
 

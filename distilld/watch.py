@@ -1,41 +1,43 @@
-"""File events as hints (DESIGN: the scan alone is the truth). Tells *that* something may have changed, never what.
+"""File events as hints: *that* something may have changed, never what. The scan alone is the truth (SPEC 6).
 
-Every folder is watched by itself, as a list of folders that a scan saw, and no folder below another by implication: so
-an arming either watches all of them or fails aloud, no link is followed, and a folder is never watched later than the
-events in it begin to matter. Whoever arms scans once more afterwards; what happened between the scan that found a
-folder and its watch is found by that one. An overflow of the kernel's queue is harmless in the same way: the events
-that were left out lie before the hint that the others give.
+Every folder is watched by itself, by a list that a scan gave, and none by way of a folder above it. So an arming either
+watches all of them or fails aloud, no link is followed, and whoever scans once after arming misses nothing: a folder
+that is not in the list changes its parent, which is. An overflow of the kernel's queue is harmless for the same reason:
+what it left out happened before the hint that the other events give, and a hint is followed by a whole scan.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from watchfiles import WatchfilesRustInternalError, watch
+# Not watchfiles.watch(): its first step both arms and waits, and we must scan in between.
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 Folders = Mapping[str, tuple[int, int]]
-"""Folders by absolute path, each with its st_dev and st_ino: another folder in the same place is another one."""
+"""Folders by absolute path, with their st_dev and st_ino: another folder in the same place is another one."""
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 
-_LONGEST_STEP_MS: Final = 50
 _SHORTEST_STEP_MS: Final = 10
+_LONGEST_STEP_MS: Final = 50
 _STEPS_PER_DEBOUNCE: Final = 5
 _BLIND_STEP_SECONDS: Final = 0.05
 
 _WITHOUT_EVENTS: Final = frozenset(
     {
-        "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs",
-        "nfs", "nfs4", "ocfs2", "orangefs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
+        "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse", "gfs2", "glusterfs", "gpfs", "lustre", "nfs",
+        "nfs4", "ocfs2", "orangefs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
     }
 )  # fmt: skip
-"""File systems on which another machine can change a file without an event here."""
+"""File systems on which another machine changes a file without an event on this one."""
 
 
 class Wake(Enum):
@@ -54,23 +56,21 @@ class WatchBrokenError(Exception):
 
 
 class FolderGoneError(Exception):
-    """A folder of the list was no longer there; a new scan tells which are."""
+    """A folder of the list is not there any more; the next scan tells which are."""
 
 
 class Watcher:
     """Waits for events in a list of folders, in the thread that calls it.
 
-    ``stopped`` ends a wait within some ten milliseconds, whatever it waits for. A wait without an event ends after
-    ``tick_seconds``.
+    A hint comes when there was no event for a fifth of ``debounce_ms`` (10 to 50 ms), and after ``debounce_ms`` in any
+    case. ``stopped`` ends a wait at once.
     """
 
-    def __init__(self, *, debounce_ms: int, tick_seconds: float, stopped: Callable[[], bool]) -> None:
+    def __init__(self, *, debounce_ms: int, stopped: Callable[[], bool]) -> None:
         self._debounce_ms = max(debounce_ms, 1)
-        # How long there must be no event before a hint is given; it decides over the delay, and over the idle cost.
         self._step_ms = min(max(debounce_ms // _STEPS_PER_DEBOUNCE, _SHORTEST_STEP_MS), _LONGEST_STEP_MS)
-        self._tick_seconds = tick_seconds
-        self._stop_event = _StopEvent(stopped)
-        self._events: Generator[set[Any], None, None] | None = None
+        self._stopped = _Stopped(stopped)
+        self._events: RustNotify | None = None
         self._armed: Folders = MappingProxyType({})
 
     @property
@@ -79,28 +79,104 @@ class Watcher:
         return self._armed
 
     def arm(self, folders: Folders) -> None:
-        """Watch these folders instead of the former ones; none is fine.
+        """Watch these folders, and not the former ones; an empty list is fine. Scan once more afterwards.
 
         Raises:
-            WatchBrokenError: They cannot be watched; none is watched then.
-            FolderGoneError: One of them is gone; none is watched then.
+            WatchBrokenError: They cannot be watched. None is, then.
+            FolderGoneError: One of them is gone. None is watched, then.
         """
         self.disarm()
         if not folders:
             return
-        self._events = watch(
-            *folders,
-            watch_filter=None,
-            debounce=self._debounce_ms,
-            step=self._step_ms,
-            stop_event=self._stop_event,
-            rust_timeout=round(self._tick_seconds * 1000),
-            yield_on_timeout=True,
-            force_polling=False,  # its polling compares whole seconds
-            recursive=False,
-            ignore_permission_denied=False,
-        )
+        try:
+            # The arguments: no debug output, no polling (it compares whole seconds), not the folders below.
+            self._events = RustNotify(list(folders), False, False, 1000, False, False)  # noqa: FBT003  it has no names
+        except FileNotFoundError as error:
+            raise FolderGoneError from error
+        except (OSError, WatchfilesRustInternalError) as error:
+            raise WatchBrokenError(_reason(error)) from error
         self._armed = MappingProxyType(dict(folders))
-        # The generator takes up its watches at the first wait.
-        with _refusals(self):
-            pass
+
+    def disarm(self) -> None:
+        """Watch nothing."""
+        if self._events is not None:
+            self._events.close()
+        self._events, self._armed = None, MappingProxyType({})
+
+    def wait(self, seconds: float) -> Wake:
+        """Wait for an event, or ``seconds`` long.
+
+        Raises:
+            WatchBrokenError: The watch ended by itself; nothing is watched any more.
+        """
+        if self._events is None:
+            self._wait_blindly(seconds)
+            return Wake.TICK
+        try:
+            found = self._events.watch(self._debounce_ms, self._step_ms, max(round(seconds * 1000), 1), self._stopped)
+        except WatchfilesRustInternalError as error:
+            # A name that is not UTF-8 does this, for one.
+            self.disarm()
+            raise WatchBrokenError(_reason(error)) from error
+        return Wake.CHANGED if isinstance(found, set) else Wake.TICK
+
+    def _wait_blindly(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopped.is_set() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _BLIND_STEP_SECONDS))
+
+
+class _Stopped:
+    """What watchfiles asks. threading.Event will not do: setting one in a signal handler can wait for itself."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self.is_set = stopped
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "limit reached" in text or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return "the kernel's limit of watches is reached (fs.inotify.max_user_watches)"
+    if "(os error 24)" in text or "Too many open files" in text:
+        return "the kernel's limit of inotify instances, or of open files, is reached (fs.inotify.max_user_instances)"
+    if isinstance(error, PermissionError):
+        return "a folder may not be watched: permission denied"
+    if isinstance(error, OSError):
+        return f"the system refused: {error.strerror or type(error).__name__}"
+    return "the watch ended by itself, as a file name that is not UTF-8 makes it"
+
+
+def folder_identity(path: str) -> tuple[int, int] | None:
+    """A folder's st_dev and st_ino as ``Folders`` hold them; None where it cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def file_system_without_events(path: Path, mounts: str | None = None) -> str | None:
+    """The kind of the file system that ``path`` stands on, if one machine's change is no event on another; or None.
+
+    ``mounts`` is what /proc/self/mountinfo says; where that cannot be read nothing is known against it.
+    """
+    if mounts is None:
+        try:
+            mounts = MOUNTS.read_text(errors="surrogateescape")
+        except OSError:
+            return None
+    real = os.path.realpath(path)
+    best, kind = "", None
+    for line in mounts.splitlines():
+        before, _, behind = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) < 5 or not behind:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
+        # The last of those mounted on one point hides the others.
+        if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
+            best, kind = point, behind.split(" ")[0]
+    if kind is None:
+        return None
+    family = kind.partition(".")[0]
+    return kind if family in _WITHOUT_EVENTS else None

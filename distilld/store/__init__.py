@@ -20,7 +20,7 @@ from distilld.durable import make_folder
 from distilld.model import OperatorError, UsageError
 from distilld.store.schema import migrations
 
-CACHE_KIB: Final = 24_000
+CACHE_KIB: Final = 12_000
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _REFUSED: Final = frozenset(
     {

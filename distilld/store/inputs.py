@@ -18,6 +18,7 @@ from distilld.store.schema import (
     BASE_END,
     BASE_STEP,
     CATEGORIES,
+    CATEGORY_CODES,
     DUPLICATE,
     LINES_END,
     SHIPPED,
@@ -395,8 +396,8 @@ class Inputs:
             (rows, dataset, state, outcome),
         )
 
-    def _touch_tasks(self, table: str, where: str) -> None:
-        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
+    def _touch_tasks(self, table: str, where: str, task: str = "task_id") -> None:
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT {task}, 0 FROM {table} WHERE {where}")
 
     def _move(self, low: int) -> None:
         """Lines whose bytes stood elsewhere in the file take their outcomes along."""
@@ -445,6 +446,11 @@ class Inputs:
             "INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 FROM incoming i JOIN scored_rows s"
             " ON s.walk = i.line + ?1 WHERE i.old_walk IS NULL AND s.task_id IS NOT NULL AND s.evidence_found = 1",
             (low,),
+        )
+        self._touch_tasks(
+            f"scored_rows s JOIN incoming i ON s.walk = i.line + {low}",
+            f"i.old_walk IS NULL AND {can_pair(low, low + LINES_END)}",
+            task="s.task_id",
         )
 
     # evidence rows
@@ -667,3 +673,16 @@ def _last(
         if options.forbids(dataset, CATEGORIES[code]):
             return CATEGORIES[code]
     return CATEGORIES[present[1]] if present else None
+
+
+def can_pair(low: int, high: int) -> str:
+    """Rows of a span that may form a pair: their task has an accepted row and another one to set it against."""
+    other = "SELECT 1 FROM scored_rows o WHERE o.task_id = s.task_id AND o.evidence_found = 1 AND o.category = {}"
+    accepted, partial, rejected = (
+        other.format(CATEGORY_CODES[category])
+        for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    )
+    return (
+        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1 AND s.category <= 3"
+        f" AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
+    )

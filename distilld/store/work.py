@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from distilld.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store import Store
-from distilld.store.inputs import Inputs
+from distilld.store.inputs import Inputs, can_pair
 from distilld.store.schema import (
     CATEGORIES,
     CATEGORY_CODES,
@@ -108,6 +108,8 @@ class Departure(NamedTuple):
     other_run_id: str | None
     category: int | None
     cause: str
+    partition_id: int | None
+    row_line: int | None
 
 
 class FrozenRow(NamedTuple):
@@ -264,9 +266,8 @@ class Work:
     def departures(self, limit: int) -> list[Departure]:
         """Lines whose rows are gone."""
         rows = self._run(
-            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause"
-            " FROM departures"
-            " ORDER BY departure_id LIMIT ?",
+            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
+            " partition_id, row_line FROM departures ORDER BY departure_id LIMIT ?",
             (limit,),
         )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
@@ -324,7 +325,7 @@ class Work:
         sources = [f"SELECT task_id FROM rejudge_tasks{' WHERE forced = 1' if forced_only else ''}"]
         if with_unjudged:
             sources += [
-                f"SELECT task_id FROM scored_rows s WHERE {_can_pair(low, high)}"
+                f"SELECT task_id FROM scored_rows s WHERE {can_pair(low, high)}"
                 for low, high in self._unjudged_spans()
             ]
         found: set[str] = set()
@@ -350,7 +351,7 @@ class Work:
                 found.update(
                     task_id
                     for (task_id,) in self._run(
-                        f"SELECT DISTINCT task_id FROM scored_rows s WHERE {_can_pair(low, min(high, up_to + 1))}"
+                        f"SELECT DISTINCT task_id FROM scored_rows s WHERE {can_pair(low, min(high, up_to + 1))}"
                     )
                 )
         return found
@@ -440,16 +441,3 @@ class Work:
             (dataset.value, sample_key),
         ).fetchone()
         return (found[0], found[1]) if found else None
-
-
-def _can_pair(low: int, high: int) -> str:
-    """Rows of a span that may form a pair: their task has an accepted row and another one to set it against."""
-    other = "SELECT 1 FROM scored_rows o WHERE o.task_id = s.task_id AND o.evidence_found = 1 AND o.category = {}"
-    accepted, partial, rejected = (
-        other.format(CATEGORY_CODES[category])
-        for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
-    )
-    return (
-        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1 AND s.category <= 3"
-        f" AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
-    )

@@ -66,7 +66,7 @@ def committed_and_whole(root: Path, *, taken_in: bool = True) -> None:
 
     Exports that were damaged, or stand there from before the store, are first ``taken_in`` when a pass begins.
     """
-    with closing(sqlite3.connect(f"file:{root}/state/distilld.db?mode=ro", uri=True)) as store:
+    with _reading(root) as store:
         assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert store.execute("SELECT * FROM intents").fetchall() == []
         assert store.execute("SELECT * FROM export_files WHERE pending_temp IS NOT NULL").fetchall() == []
@@ -75,6 +75,10 @@ def committed_and_whole(root: Path, *, taken_in: bool = True) -> None:
             _rows_stand_once(root, store)
         _receipts_are_whole(root, store)
     _nothing_is_left(root)
+
+
+def _reading(root: Path) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"file:{root}/state/distilld.db?mode=ro", uri=True))
 
 
 def _exports_are_committed(root: Path, store: sqlite3.Connection) -> None:
@@ -154,14 +158,16 @@ def _nothing_is_left(root: Path) -> None:
 
 
 def accounted(root: Path) -> None:
-    """Each non-empty line of the inputs came to one row of RAG and to one of SFT, shipped or held."""
+    """Each non-empty line of the inputs came to one row of RAG and to one of SFT, shipped or held; frozen ones stand by."""
     lines = sum(
         sum(1 for line in path.read_bytes().split(b"\n") if line)
         for path in (root / "data" / "scored-runs").rglob("*.jsonl")
     )
     for dataset in (Dataset.RAG, Dataset.SFT):
         shipped, held = rows_of(root, dataset) or [], rows_of(root, f"quarantine_{dataset}") or []
-        assert len(shipped) + len(held) == lines
+        with _reading(root) as store:
+            frozen = store.execute(f"SELECT count(*) FROM frozen_rows WHERE {dataset} IS NOT NULL").fetchone()[0]
+        assert len(shipped) + len(held) == lines + frozen
 
 
 def settled(lake_root: Path, expected: Outcome) -> None:

@@ -561,6 +561,7 @@ def test_a_pair_with_bad_text_is_held(where: str) -> None:
     case = pair_case()
     one = getattr(case, name)
     marked = case._replace(**{name: one._replace(**{part: getattr(one, part)._replace(marked=True)})})
+    assert gate_of(preference.judge(marked, AT)) == "schema"
     row = held(preference.judge(marked, AT))
     assert (row["reason"], row["errors"]) == ("schema_violation", [NOT_UNICODE])
     assert held(preference.judge(marked._replace(id_taken=True), AT))["reason"] == "duplicate_id"
