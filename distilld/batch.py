@@ -28,8 +28,8 @@ from distilld.index import Indexed, Indexer
 from distilld.plan import FileKey
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
-from distilld.lake import Scan, SourceFiles
-from distilld.model import Dataset, InputChanged, Options, Trigger
+from distilld.lake import Oddity, Scan, SourceFiles
+from distilld.model import Dataset, InputChanged, OperatorError, Options, Trigger, UnreadableError
 from distilld.receipt import GitState, git_state
 from distilld.restore import Restorer
 from distilld.store import Store
@@ -79,6 +79,12 @@ class PassResult:
         """Whether inputs were left alone because they were being written; another pass is due soon."""
         return bool(self.indexed.unsettled or self.input_changed)
 
+    @property
+    def unreadable(self) -> tuple[Oddity, ...]:
+        """Every input that was left out because it cannot be read: what is no usable file, and what gave an error."""
+        oddities = self.scan.oddities if self.scan is not None else ()
+        return (*oddities, *map(_as_oddity, self.indexed.problems))
+
 
 class Engine:
     """Everything a pass needs, for one lake, for as long as the process holds its lock."""
@@ -96,18 +102,24 @@ class Engine:
         receipts_keep: int = 0,
         clock: Callable[[], int] = time.time_ns,
         progress: Callable[[Progress], None] | None = None,
+        pulse: Callable[[], None] = lambda: None,
         committer: Committer | None = None,
         spool_folder: Path | None = None,
     ) -> None:
-        """``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder."""
+        """``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
+
+        ``pulse`` is called as the work goes on: at every file, batch, and block of an export that is read or rewritten.
+        What it raises ends the pass, as a kill would; :meth:`Committer.recover` then undoes the batch in hand.
+        """
         self.root = root
         self.store = store
         self.options = options
         self.batch_rows = batch_rows
         self.settle_ns = round(settle_seconds * 1e9)
         self.progress = progress
+        self.pulse = pulse
         self.git: GitState = git_state(root)
-        self.exports = Exports(root)
+        self.exports = Exports(root, pulse)
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
@@ -119,6 +131,26 @@ class Engine:
         self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
+        self._told: frozenset[tuple[str, str]] = frozenset()
+
+    def reconfigure(
+        self,
+        options: Options,
+        *,
+        batch_rows: int,
+        settle_seconds: float,
+        tripwire_rows: int,
+        tripwire_share: float,
+        receipts_keep: int,
+    ) -> None:
+        """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
+        self.options = options
+        self.batch_rows = batch_rows
+        self.settle_ns = round(settle_seconds * 1e9)
+        self.tripwire_rows = tripwire_rows
+        self.tripwire_share = tripwire_share
+        self.committer.receipts_keep = receipts_keep
+        self.git = git_state(self.root)
 
     # one pass
 
@@ -136,10 +168,10 @@ class Engine:
         result = PassResult()
         self._mend_exports()
         result.scan = scan = lake.scan(self.root)
-        self._log_oddities(scan)
+        self._log_odd_folders(scan)
         options_changed = self._take_options(anew=trigger is Trigger.REBUILD)
         result.indexed = indexed = self._index(scan, read_anew=options_changed == "lines" or trigger is Trigger.REBUILD)
-        _log_problems(indexed)
+        self._log_unreadable(result.unreadable)
         self._trip()
         self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
@@ -187,6 +219,7 @@ class Engine:
         """Withdraw frozen rows and forget the absent verdicts behind them; returns how many, and what followed."""
         with self.store.faults(), self.store.transaction():
             pruned = self.frozen.prune(partition_glob, orphans_only=orphans_only, options=self.options)
+        self.inputs.forget_files()
         log.info("pruned", rows=pruned)
         return pruned, self.run_pass(Trigger.PRUNE)
 
@@ -290,6 +323,7 @@ class Engine:
         indexer = Indexer(
             self.root,
             self.store,
+            self.inputs,
             self.options,
             settle_ns=self.settle_ns,
             overdue=self._overdue,
@@ -302,22 +336,28 @@ class Engine:
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
         return indexed
 
-    def _log_oddities(self, scan: Scan) -> None:
-        for oddity in scan.oddities:
-            log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
+    def _log_odd_folders(self, scan: Scan) -> None:
         for folder in sorted(set(scan.odd_folders) - self._odd_folders):
             log.warning("odd_partition_name", path=folder)
         self._odd_folders.update(scan.odd_folders)
 
+    def _log_unreadable(self, unreadable: tuple[Oddity, ...]) -> None:
+        """Once each, for as long as it stands."""
+        for oddity in unreadable:
+            if (oddity.path, oddity.problem) not in self._told:
+                log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
+        self._told = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
+
     def _tell(self, progress: Progress) -> None:
+        self.pulse()
         if self.progress is not None:
             self.progress(progress)
 
     def _reading(self, scan: Scan) -> Callable[[int, int], None]:
         """What tells of files and bytes that were read; what is yet to be read is asked for only if somebody waits."""
         if self.progress is None:
-            return lambda _files, _bytes: None
-        known = {key: (record.size, record.mtime_ns) for key, record in self.inputs.files().items()}
+            return lambda _files, _bytes: self.pulse()
+        known = {key: (record.facts.size, record.facts.mtime_ns) for key, record in self.inputs.files().items()}
         whole = sum(
             file.stat.size
             for file in scan.files
@@ -367,16 +407,17 @@ class Engine:
         return folder if folder.is_dir() else self.root
 
 
+def _as_oddity(problem: OperatorError) -> Oddity:
+    if isinstance(problem, UnreadableError):
+        return Oddity(problem.path, f"cannot be read: {problem.why}")
+    return Oddity("", str(problem))
+
+
 def _changes_exports(decisions: Decisions) -> bool:
     return bool(decisions.withdrawals) or any(
         change.shipped.rows or change.held.rows or change.removed_keys or change.removed_held
         for change in decisions.changes.values()
     )
-
-
-def _log_problems(indexed: Indexed) -> None:
-    for problem in indexed.problems:
-        log.error("file_unreadable", problem=str(problem))
 
 
 def _log_committed(event: str, committed: CommittedBatch) -> None:

@@ -99,7 +99,7 @@ class Committer:
         self._ledger = Ledger(store)
         self._exports = exports
         self._clock = clock
-        self._receipts_keep = receipts_keep
+        self.receipts_keep = receipts_keep
 
     def next_identity(self) -> BatchIdentity:
         """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back."""
@@ -264,7 +264,7 @@ class Committer:
         self._retire_receipts()
 
     def _retire_receipts(self) -> None:
-        old = self._ledger.receipts_beyond(self._receipts_keep)
+        old = self._ledger.receipts_beyond(self.receipts_keep)
         if old:
             # The files first: the store is what knows that they are to go.
             receipts.remove_receipts(self._root, [batch_id for _, batch_id, _ in old])
@@ -276,7 +276,7 @@ class Committer:
         return bool(
             self._ledger.intents()
             or self._ledger.unwritten_receipts()
-            or self._ledger.receipts_beyond(self._receipts_keep)
+            or self._ledger.receipts_beyond(self.receipts_keep)
             or any(record.pending_temp for record in self._ledger.exports().values())
         )
 

@@ -91,7 +91,8 @@ def _clear(root: Path, shown: str) -> None:
         )
     found = holder(root)
     if found.running:
-        raise WriterBusy(f"another distilld works in {shown}", pid=found.pid)
+        named = "" if found.pid is None else f" (pid {found.pid})"
+        raise WriterBusy(f"another distilld works in {shown}{named}", pid=found.pid)
     for name in _MADE_HERE:
         path = root / name
         if path.is_dir() and not path.is_symlink():

@@ -71,10 +71,14 @@ class Written:
 
 
 class Exports:
-    """Writes below one root. Keeps the running sha256 and the last stat of each file it has touched."""
+    """Writes below one root. Keeps the running sha256 and the last stat of each file it has touched.
 
-    def __init__(self, root: Path) -> None:
+    ``pulse`` is called at every block of what may take long.
+    """
+
+    def __init__(self, root: Path, pulse: Callable[[], None] = lambda: None) -> None:
         self._root = root
+        self._pulse = pulse
         self._hashes: dict[str, tuple[hashlib._Hash, StatFacts]] = {}
 
     def forget(self) -> None:
@@ -108,6 +112,7 @@ class Exports:
         self._hashes.pop(name, None)
         sha = hashlib.sha256()
         for block in _blocks(descriptor, known.size):
+            self._pulse()
             sha.update(block)
         if sha.hexdigest() != known.sha256:
             raise ExportTamperedError(EXPORT_PATHS[name], "has other bytes than its last commit")
@@ -167,7 +172,7 @@ class Exports:
             try:
                 descriptor = _create(target, old)
                 try:
-                    sha, size, dropped = _stream(old, known, EXPORT_PATHS[name], drop, descriptor)
+                    sha, size, dropped = _stream(old, known, EXPORT_PATHS[name], drop, descriptor, self._pulse)
                     for block in blocks:
                         sha.update(block)
                         write_all(descriptor, block)
@@ -201,6 +206,7 @@ class Exports:
                 try:
                     sha, size = hashlib.sha256(), 0
                     for block in blocks:
+                        self._pulse()
                         sha.update(block)
                         write_all(descriptor, block)
                         size += len(block)
@@ -383,13 +389,14 @@ def _take_after(descriptor: int, status: os.stat_result) -> None:
 
 
 def _stream(
-    old: int | None, known: Committed, shown: str, drop: Drop, descriptor: int
+    old: int | None, known: Committed, shown: str, drop: Drop, descriptor: int, pulse: Callable[[], None]
 ) -> tuple[hashlib._Hash, int, int]:
     """Copy the kept lines; returns the new file's hash and length, and how many lines were dropped."""
     before, after = hashlib.sha256(), hashlib.sha256()
     size = dropped = 0
     rest = b""
     for block in _blocks(old, known.size) if old is not None else ():
+        pulse()
         before.update(block)
         data = rest + block
         end = data.rfind(b"\n") + 1

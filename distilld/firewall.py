@@ -25,8 +25,8 @@ RESPONSE_ROLES: Final = frozenset({"executor", "reviewer", "applier"})
 class RowCase(NamedTuple):
     """One scored row as the gates of RAG and SFT see it.
 
-    ``verdict`` is the category of the one in force for the run in this dataset; ``id_taken`` says that an earlier row ships the same
-    id; ``missing_files`` is None where the path check is off.
+    ``verdict`` is the category of the one in force for the run in this dataset; ``id_taken`` says that an earlier row
+    ships the same id; ``missing_files`` is None where the path check is off.
     """
 
     scored: ScoredRun

@@ -17,7 +17,7 @@ from typing import Any, Final
 from distilld.json_text import Malformed, ParsedLine, parse_object
 from distilld.lake import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
-from distilld.plan import FileKey, Known, Look, compare
+from distilld.plan import FileKey, Look, compare
 from distilld.records import category_of
 from distilld.store import Store
 from distilld.store.inputs import EvidenceFacts, FileRecord, Inputs, RowFacts
@@ -57,6 +57,7 @@ class Indexer:
         self,
         root: Path,
         store: Store,
+        inputs: Inputs,
         options: Options,
         *,
         settle_ns: int,
@@ -65,7 +66,7 @@ class Indexer:
     ) -> None:
         self._root = root
         self._store = store
-        self._inputs = Inputs(store)
+        self._inputs = inputs
         self._options = options
         self._settle_ns = settle_ns
         self._overdue = overdue
@@ -89,7 +90,7 @@ class Indexer:
         seen = {(file.kind, file.path): file for file in scan.files}
         plan = compare(
             {key: file.stat for key, file in seen.items()},
-            {key: Known(_facts(record), record.state == "present") for key, record in known.items()},
+            known,
         )
         reads: list[tuple[FileKey, Look]] = list(plan.to_read)
         if read_anew:
@@ -98,7 +99,7 @@ class Indexer:
                 [*reads, *((key, Look.CHANGED) for key in seen if key not in planned)],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
-        purge = [record for record in known.values() if record.state == "absent" and self._withdraws]
+        purge = [record for record in known.values() if not record.present] if self._withdraws else []
         if not (reads or plan.gone or purge):
             return self._out
         self._fresh = self._inputs.is_fresh()
@@ -107,13 +108,23 @@ class Indexer:
                 [known[key] for key in plan.gone],
                 [record for record in purge if (record.kind, record.path) not in seen],
             )
-            places = self._inputs.place_partitions(path for (_, path), _ in reads)
-            for record in known.values():
-                record.walk_base = places[record.path][1] if record.path in places else record.walk_base
+            places = self._place(reads, known)
             for key, look in reads:
-                self._take_file(seen[key], known.get(key), look, places[key[1]])
+                self._take_file(seen[key], known.get(key), look, places.get(key[1], (0, 0)))
                 self._progress(len(self._out.changes), self._out.bytes_read)
         return self._out
+
+    def _place(
+        self, reads: list[tuple[FileKey, Look]], known: dict[FileKey, FileRecord]
+    ) -> dict[str, tuple[int, int]]:
+        """Places in walk order for the partitions of new files; known ones have theirs, and may have to move."""
+        new = [path for (kind, path), _ in reads if (kind, path) not in known]
+        if not new:
+            return {}
+        places = self._inputs.place_partitions(new)
+        for record in known.values():
+            record.walk_base = places[record.path][1]
+        return places
 
     @property
     def _withdraws(self) -> bool:
@@ -129,6 +140,7 @@ class Indexer:
             yield
             self._store.connection.execute("COMMIT")
         except BaseException:
+            self._inputs.forget_files()
             if self._store.connection.in_transaction:
                 self._store.connection.execute("ROLLBACK")
             raise
@@ -184,8 +196,10 @@ class Indexer:
                 finally:
                     self._out.bytes_read += reader.bytes_read
         except InputChanged:
+            self._inputs.forget_files()
             self._out.unsettled.append((file.kind, file.path))
         except OperatorError as error:
+            self._inputs.forget_files()
             self._out.problems.append(error)
 
     def _take_open(
@@ -320,11 +334,10 @@ class Indexer:
         _record_reading(record, reader, facts)
         record.indexed_lines, record.malformed_lines = lines, malformed
         if scored:
-            record.judged_lines = lines
             self._inputs.replace_scored(record, self._options)
         else:
             self._inputs.apply_evidence(record, whole_file=True, returned=look is Look.RETURNED)
-        self._inputs.write_file(record)
+        self._inputs.write_file(record, judged=True)
         if not (same and self._read_anew and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)
@@ -346,7 +359,7 @@ class Indexer:
 
 def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFacts) -> None:
     record.indexed_bytes, record.indexed_sha256 = reader.consumed, reader.sha256
-    (record.device, record.inode, record.size, record.mtime_ns, record.ctime_ns, record.looked_ns) = facts
+    record.facts = facts
 
 
 def row_facts(line: Line, number: int) -> RowFacts:
@@ -394,13 +407,9 @@ def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFac
     return found, malformed
 
 
-def _facts(record: FileRecord) -> StatFacts:
-    return StatFacts(record.device, record.inode, record.size, record.mtime_ns, record.ctime_ns, record.looked_ns)
-
-
 def _new_record(file: PartitionFile, place: tuple[int, int]) -> FileRecord:
     empty = hashlib.sha256().hexdigest()
-    return FileRecord(place[0], place[1], file.path, file.kind, "present", *file.stat, 0, empty, 0, 0, 0, None, 0, None)
+    return FileRecord(place[0], place[1], file.path, file.kind, "present", file.stat, 0, empty, 0, 0, None, 0, None)
 
 
 def _refuse_too_many(record: FileRecord, lines: int) -> None:

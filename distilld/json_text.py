@@ -49,7 +49,7 @@ class Malformed(StrEnum):
 
 
 class ParsedLine(NamedTuple):
-    """A line as it was read. ``value`` is None for a malformed line; ``marked`` says that U+FFFD stands for bad text."""
+    """A line as it was read: ``value`` is None if it is malformed, ``marked`` says that U+FFFD stands for bad text."""
 
     value: dict[str, Any] | None
     marked: bool

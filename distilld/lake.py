@@ -103,29 +103,33 @@ class _Walker:
 
     def walk_tree(self, kind: InputKind) -> None:
         tree = self.root / TREES[kind]
-        if not tree.exists():
-            if tree.is_symlink():
-                raise ListingError(TREES[kind], "it is a link to nothing")
+        try:
+            os.stat(tree)
+        except FileNotFoundError as error:
+            for path in (tree, tree.parent):
+                if path.is_symlink() and not path.exists():
+                    raise ListingError(path.relative_to(self.root).as_posix(), "it is a link to nothing") from error
             self.missing.append(kind)
             return
+        except OSError as error:
+            raise ListingError(TREES[kind], error) from error
         self._walk_folder(kind, str(tree), "", 0)
 
     def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int) -> None:
-        shown = f"{TREES[kind]}/{below}"
         try:
             # Before it is listed: a folder that takes its place in between is another one, and is noticed.
             status = os.stat(folder)
             with os.scandir(folder) as entries:
                 found = list(entries)
+            self.folders[folder] = (status.st_dev, status.st_ino)
+            for entry in found:
+                if depth == len(_FOLDER_NAMES):
+                    if entry.name.endswith(SUFFIX):
+                        self._take_file(kind, entry, below)
+                else:
+                    self._enter(kind, entry, below, depth)
         except OSError as error:
-            raise ListingError(printable(shown), error) from error
-        self.folders[folder] = (status.st_dev, status.st_ino)
-        for entry in found:
-            if depth == len(_FOLDER_NAMES):
-                if entry.name.endswith(SUFFIX):
-                    self._take_file(kind, entry, below)
-            else:
-                self._enter(kind, entry, below, depth)
+            raise ListingError(printable(f"{TREES[kind]}/{below}"), error) from error
 
     def _enter(self, kind: InputKind, entry: os.DirEntry[str], below: str, depth: int) -> None:
         path = f"{below}{entry.name}"
@@ -147,8 +151,6 @@ class _Walker:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             return  # it went between the listing and the look; the next scan tells
-        except OSError as error:
-            raise ListingError(printable(f"{TREES[kind]}/{path}"), error) from error
         if stat.S_ISREG(status.st_mode):
             problem = _name_problem(entry.name)
             if problem:

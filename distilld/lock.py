@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,8 @@ _PATIENCE_SECONDS: Final = 0.25
 """``holder`` holds the lock for a moment to see whether a writer does; a writer that starts then waits this long."""
 _RETRY_SECONDS: Final = 0.01
 _MOST_BYTES: Final = 65_536
+_MOST_TROUBLE: Final = 1000
+"""Characters; with them the file still fits the one block that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,13 @@ class Holder:
     """What a look at a lake's lock tells; ``pid`` is None unless a writer is running and its record could be read.
 
     ``state`` is the store that the last writer kept the lake with, running or not; None where none ever wrote.
+    ``trouble`` is why the running writer cannot write to its store, or even that it cannot.
     """
 
     running: bool
     pid: int | None = None
     state: Path | None = None
+    trouble: str | None = None
 
 
 def lock_of_store(state: Path) -> Path:
@@ -85,6 +89,19 @@ def holder(root: Path) -> Holder:
         return record
     finally:
         os.close(descriptor)
+
+
+def tell_trouble(root: Path, state: Path, trouble: str | None) -> None:
+    """Say in the lake's lock file, which this process holds, what cannot be said in the store; None takes it back.
+
+    The file is written in place, which works on a full disk. Where even that does not, nothing is said.
+    """
+    with suppress(OSError, OperatorError):
+        descriptor = os.open(root / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _write(descriptor, Path(os.path.realpath(state)), trouble)
+        finally:
+            os.close(descriptor)
 
 
 def refuse_other_store(last: Holder, root: Path, state: Path) -> None:
@@ -160,8 +177,11 @@ def _stands_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _write(descriptor: int, state: Path) -> None:
-    content = json.dumps({"pid": os.getpid(), "state": str(state)}).encode() + b"\n"
+def _write(descriptor: int, state: Path, trouble: str | None = None) -> None:
+    record = {"pid": os.getpid(), "state": str(state)}
+    if trouble is not None:
+        record["trouble"] = trouble[:_MOST_TROUBLE]
+    content = json.dumps(record).encode() + b"\n"
     try:
         # In place, and cut behind it: a full disk does not keep a writer from starting.
         os.pwrite(descriptor, content, 0)
@@ -177,10 +197,12 @@ def _read(descriptor: int) -> Holder:
         pid, state = found["pid"], found["state"]
     except (OSError, ValueError, TypeError, KeyError):
         return Holder(running=True)
+    trouble = found.get("trouble")
     return Holder(
         running=True,
         pid=pid if type(pid) is int else None,
         state=Path(state) if isinstance(state, str) and os.path.isabs(state) else None,
+        trouble=trouble if isinstance(trouble, str) else None,
     )
 
 

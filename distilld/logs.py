@@ -87,6 +87,8 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "watch_fallback": "File events cannot be had; scanning alone finds what changed.",
         "watch_rearmed": "The watched folders changed; they are watched anew.",
         "retry_scheduled": "The next try after a failure; when.",
+        "failure_over": "A pass worked again; since when, and how often, it had failed.",
+        "metrics_failed": "The metrics file could not be written; the work goes on.",
     }
 )
 """Every event's name and what it says. A line with another name is a bug, and raises ProgramError."""

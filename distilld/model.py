@@ -253,7 +253,8 @@ class UnreadableError(OperatorError):
     """An input file could not be read."""
 
     def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint="make the file readable")
+        self.why = cause.strerror or str(cause)
+        super().__init__(f"cannot read {path}: {self.why}", hint="make the file readable")
         self.path = path
 
 

@@ -20,6 +20,7 @@ from distilld.receipt import receipt_path
 from distilld.store import Store, StoreCorruptError
 from distilld.store.copy import set_store_aside
 from distilld.store.views import Pairing, Views, Withdrawn, by_reason
+from distilld.vitals import forget_failure
 
 log = structlog.get_logger()
 
@@ -30,7 +31,11 @@ GRACE_SECONDS: Final = 30.0
 
 @contextmanager
 def writer(
-    settings: Settings, *, take_over: bool = False, progress: Callable[[Progress], None] | None = None
+    settings: Settings,
+    *,
+    take_over: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    pulse: Callable[[], None] = lambda: None,
 ) -> Iterator[Engine]:
     """The engine of the lake's one writer, with the store open and both locks held.
 
@@ -43,19 +48,31 @@ def writer(
         log.info("lock_taken", state=str(settings.state))
         store = _open(settings)
         try:
-            yield Engine(
-                settings.root,
-                store,
-                settings.options(),
-                batch_rows=settings.batch_rows,
-                settle_seconds=settings.settle_seconds,
-                tripwire_rows=settings.tripwire_rows,
-                tripwire_share=settings.tripwire_share,
-                receipts_keep=settings.receipts_keep,
-                progress=progress,
-            )
+            yield engine_for(settings, store, progress=progress, pulse=pulse)
         finally:
             store.close()
+
+
+def engine_for(
+    settings: Settings,
+    store: Store,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    pulse: Callable[[], None] = lambda: None,
+) -> Engine:
+    """The engine that these settings ask for, on an open store."""
+    return Engine(
+        settings.root,
+        store,
+        settings.options(),
+        batch_rows=settings.batch_rows,
+        settle_seconds=settings.settle_seconds,
+        tripwire_rows=settings.tripwire_rows,
+        tripwire_share=settings.tripwire_share,
+        receipts_keep=settings.receipts_keep,
+        progress=progress,
+        pulse=pulse,
+    )
 
 
 def _open(settings: Settings) -> Store:
@@ -139,10 +156,11 @@ def bring_up_to_date(
     views = Views(engine.store)
     options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
     taken_over = _takes_over(engine)
-    recovered = _recover(engine)
+    recovered = recover(engine)
     results = list(_passes(engine, trigger, pause, clock))
     if not any(result.changed for result in results):
         log.info("up_to_date")
+    forget_failure(engine.store)
     return _report(
         engine,
         results,
@@ -171,7 +189,8 @@ def _on(engine: Engine, option: str) -> bool:
     return bool(getattr(engine.options, option))
 
 
-def _recover(engine: Engine) -> bool:
+def recover(engine: Engine) -> bool:
+    """Complete or undo what was cut off, and say so; returns whether there was anything."""
     if not engine.committer.needs_recovery():
         return engine.committer.recover()
     log.info("recovery_started")

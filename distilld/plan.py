@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from distilld.model import InputKind, StatFacts
 
@@ -12,11 +12,14 @@ FileKey = tuple[InputKind, str]
 """An input file: its tree and its path below it."""
 
 
-class Known(NamedTuple):
+class Known(Protocol):
     """What is recorded of a file: its facts as of the last reading, and whether it is there."""
 
     facts: StatFacts
-    present: bool
+
+    @property
+    def present(self) -> bool:
+        """Whether it stood in its tree when it was last looked for."""
 
 
 class Look(StrEnum):

@@ -189,6 +189,7 @@ class Restorer:
 
     def take_over(self, now_ns: int) -> bool:
         """Take in the exports that stand where no store knows of any; returns whether there were some."""
+        self._remove_old_quarantines()
         if self._store.recall("taken_over") is not None or self._ledger.last_batch() is not None:
             return False
         there = [name for name, path in EXPORT_PATHS.items() if os.path.lexists(self._root / path)]
@@ -211,12 +212,26 @@ class Restorer:
                 sequence, batch_id, sha256, recorded_at = anchor
                 self._ledger.anchor(sequence, batch_id, sha256, recorded_at)
             self._store.remember("taken_over", iso_time(now_ns))
-        for name in there:
-            if name.startswith("quarantine_"):
-                (self._root / EXPORT_PATHS[name]).unlink(missing_ok=True)
+            old = [name for name in there if name.startswith("quarantine_")]
+            self._store.remember("old_quarantines", orjson.dumps(old).decode() if old else None)
+        self._remove_old_quarantines()
         if there:
             log.info("takeover_finished", rows=orphans)
         return bool(there)
+
+    def _remove_old_quarantines(self) -> None:
+        """They are set aside and what they forbid is noted; a crash may have come between that and this."""
+        old = orjson.loads(self._store.recall("old_quarantines") or "[]")
+        for name in old:
+            path = self._root / EXPORT_PATHS[name]
+            try:
+                path.unlink(missing_ok=True)
+                sync_folder(path.parent)
+            except OSError as error:
+                raise ExportWriteError(EXPORT_PATHS[name], error) from error
+        if old:
+            with self._store.transaction():
+                self._store.remember("old_quarantines", None)
 
     def _adopt_dataset(self, dataset: Dataset, now_ns: int) -> int:
         """Take a dataset's rows in as orphans; torn, unreadable and doubled rows are removed and reported."""

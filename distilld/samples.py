@@ -123,7 +123,7 @@ _VALIDATE: Final = {dataset: model.__pydantic_validator__.validate_python for da
 
 
 def faults_of(dataset: Dataset, sample: dict[str, Any]) -> tuple[str, ...]:
-    """What is wrong with a finished row by its schema, a text per fault without any value of the row; empty if nothing."""
+    """What is wrong with a finished row by its schema: a text per fault, without any value of the row."""
     try:
         _VALIDATE[dataset](sample)
     except ValidationError as error:

@@ -235,7 +235,7 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         key = (file.kind, file.path)
         seen.add(key)
         record = files.get(key)
-        if record is not None and record.state == "present" and _facts(record).same_file_state(file.stat):
+        if record is not None and record.state == "present" and record.facts.same_file_state(file.stat):
             continue
         new += record is None
         changed += record is not None
@@ -250,9 +250,6 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         for oddity in scan.oddities
     ]
 
-
-def _facts(record: FileRecord) -> StatFacts:
-    return StatFacts(record.device, record.inode, record.size, record.mtime_ns, record.ctime_ns, record.looked_ns)
 
 
 def _sizes(settings: Settings) -> Sizes:

@@ -26,10 +26,10 @@ def main() -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             # A path that the terminal's encoding cannot show is escaped, and stops nothing.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(execute(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
+def execute(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code, having told what went wrong."""
     try:
         code = distilld.main(args=list(arguments), prog_name="distilld", standalone_mode=False)
@@ -73,4 +73,4 @@ def _say_error(message: str, hint: str = "") -> None:
         click.echo(f"distilld: {printable(line)}", err=True)
 
 
-__all__ = ["ExitCode", "main", "run"]
+__all__ = ["ExitCode", "execute", "main"]

@@ -34,7 +34,7 @@ class Ship:
 
 @dataclass(slots=True)
 class Hold:
-    """A row or pair that stands in quarantine, and the gate that holds it; ``record`` gives its source record's JSON."""
+    """A row or pair that stands in quarantine, and the gate that holds it; ``record`` gives the source record."""
 
     gate: str
     dataset: Dataset

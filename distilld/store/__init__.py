@@ -21,6 +21,8 @@ from distilld.model import OperatorError, UsageError
 from distilld.store.schema import migrations
 
 CACHE_KIB: Final = 12_000
+_PATIENCE_MS: Final = 5000
+_CHECKPOINT_PATIENCE_MS: Final = 100
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _REFUSED: Final = frozenset(
     {
@@ -38,6 +40,8 @@ class StoreTooNewError(UsageError):
 class StoreCorruptError(OperatorError):
     """The file is no usable SQLite database; it is to be set aside and rebuilt."""
 
+    hint = "set it aside, its -wal and -shm with it; the next run builds it anew from the inputs and the exports"
+
 
 class StoreOfOtherRootError(UsageError):
     """A store belongs to one root."""
@@ -45,6 +49,8 @@ class StoreOfOtherRootError(UsageError):
 
 class StoreFaultError(OperatorError):
     """The system refused to read or write the store: a full disk, a missing permission, a lock, EIO."""
+
+    hint = "make room, or mend the disk or the permissions"
 
 
 @contextmanager
@@ -62,9 +68,7 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
         if code in _CORRUPT:
             raise StoreCorruptError(f"the state store {path} is corrupt: {error}") from error
         if code in _REFUSED:
-            raise StoreFaultError(
-                f"cannot {doing} the state store {path}: {error}", hint="make room or mend the disk; it is retried"
-            ) from error
+            raise StoreFaultError(f"cannot {doing} the state store {path}: {error}") from error
         raise
 
 
@@ -91,7 +95,9 @@ class Store:
         except OSError as error:
             raise StoreFaultError(f"cannot open the state store {path}: {error.strerror or error}") from error
         with store_faults(path, "open"):
-            connection = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
+            connection = sqlite3.connect(
+                path, isolation_level=None, timeout=_PATIENCE_MS / 1000, check_same_thread=False
+            )
             try:
                 store = cls(path, connection)
                 store._prepare(root)
@@ -203,6 +209,19 @@ class Store:
     def remember(self, name: str, value: str | None) -> None:
         """Keep a fact about the lake as a whole."""
         self.connection.execute("INSERT OR REPLACE INTO lake VALUES (?, ?)", (name, value))
+
+    def checkpoint(self) -> None:
+        """Move what the log holds into the file and cut the log; what a reader still needs stays for the next time.
+
+        Raises:
+            StoreFaultError: The system refused.
+        """
+        with self.faults():
+            self.connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
+            try:
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
 
     def close(self) -> None:
         """Close it so that people can still read it: a reader without write permission needs -wal and -shm to exist."""

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from distilld.model import Category, Dataset, InputKind, Options, ProgramError
+from distilld.model import Category, Dataset, InputKind, Options, ProgramError, StatFacts
+from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.schema import (
     BASE_END,
@@ -31,27 +32,26 @@ _OUTCOMES = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
 
 @dataclass(slots=True)
 class FileRecord:
-    """What the store knows of one input file: its stat facts and how far it is indexed and judged."""
+    """What the store knows of one input file: its stat facts as of its last reading, and how far it is indexed."""
 
     partition_id: int
     walk_base: int
     path: str
     kind: InputKind
     state: str
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    looked_ns: int
+    facts: StatFacts
     indexed_bytes: int
     indexed_sha256: str
     indexed_lines: int
-    judged_lines: int
     malformed_lines: int
     tail: str | None
     tail_bytes: int
     tail_digest: bytes | None
+
+    @property
+    def present(self) -> bool:
+        """Whether the file stood in its tree when it was last looked for."""
+        return self.state == "present"
 
 
 class RowFacts(NamedTuple):
@@ -93,34 +93,58 @@ class Inputs:
         self._store = store
         self._run = store.connection.execute
         self._many = store.connection.executemany
+        self._files: dict[FileKey, FileRecord] | None = None
 
     # files and partitions
 
-    def files(self) -> dict[tuple[InputKind, str], FileRecord]:
-        """Every file that is known, present or absent."""
-        rows = self._run(
-            "SELECT f.partition_id, p.walk_base, p.path, f.kind, f.state, f.device, f.inode, f.size_bytes, f.mtime_ns,"
-            " f.ctime_ns, f.looked_ns, f.indexed_bytes, f.indexed_sha256, f.indexed_lines, f.judged_lines,"
-            " f.malformed_lines, f.tail, f.tail_bytes, f.tail_digest"
-            " FROM files f CROSS JOIN partitions p USING (partition_id)"
-        )
-        return {
-            (InputKind(row[3]), row[2]): FileRecord(row[0], row[1], row[2], InputKind(row[3]), *row[4:]) for row in rows
-        }
+    def files(self) -> dict[FileKey, FileRecord]:
+        """Every file that is known, present or absent.
 
-    def write_file(self, record: FileRecord) -> None:
-        """Insert or replace what is known of a file."""
+        Read once and kept: this process is the store's only writer. After a failure, or where another part of the store
+        wrote, :meth:`forget_files` lets the next call read anew.
+        """
+        if self._files is None:
+            rows = self._run(
+                "SELECT f.partition_id, p.walk_base, p.path, f.kind, f.state, f.device, f.inode, f.size_bytes, f.mtime_ns,"
+                " f.ctime_ns, f.looked_ns, f.indexed_bytes, f.indexed_sha256, f.indexed_lines, f.malformed_lines, f.tail,"
+                " f.tail_bytes, f.tail_digest FROM files f CROSS JOIN partitions p USING (partition_id)"
+            )
+            self._files = {
+                (InputKind(row[3]), row[2]): FileRecord(
+                    row[0], row[1], row[2], InputKind(row[3]), row[4], StatFacts._make(row[5:11]), *row[11:]
+                )
+                for row in rows
+            }
+        return self._files
+
+    def forget_files(self) -> None:
+        """Read the files anew at the next call."""
+        self._files = None
+
+    def write_file(self, record: FileRecord, *, judged: bool = False) -> None:
+        """Record what is known of a file; ``judged`` says that its rows wait in the queue, not behind a mark."""
         values = (
-            record.partition_id, record.kind.value, record.state, record.device, record.inode, record.size,
-            record.mtime_ns, record.ctime_ns, record.looked_ns, record.indexed_bytes, record.indexed_sha256,
-            record.indexed_lines, record.judged_lines, record.malformed_lines, record.tail, record.tail_bytes,
-            record.tail_digest,
+            record.partition_id, record.kind.value, record.state, *record.facts[:2], *record.facts[2:],
+            record.indexed_bytes, record.indexed_sha256, record.indexed_lines, record.indexed_lines if judged else 0,
+            record.malformed_lines, record.tail, record.tail_bytes, record.tail_digest,
         )  # fmt: skip
-        self._run(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * len(values))})", values)
+        columns = (
+            "partition_id, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns, looked_ns, indexed_bytes,"
+            " indexed_sha256, indexed_lines, judged_lines, malformed_lines, tail, tail_bytes, tail_digest"
+        )
+        kept = ("partition_id", "kind") if judged else ("partition_id", "kind", "judged_lines")
+        updates = ", ".join(f"{name} = excluded.{name}" for name in columns.split(", ") if name.strip() not in kept)
+        self._run(
+            f"INSERT INTO files ({columns}) VALUES ({', '.join('?' * len(values))})"
+            f" ON CONFLICT (partition_id, kind) DO UPDATE SET {updates}",
+            values,
+        )
+        self.files()[record.kind, record.path] = record
 
     def forget_file(self, record: FileRecord) -> None:
         """Drop a file that is gone for good."""
         self._run("DELETE FROM files WHERE partition_id = ? AND kind = ?", (record.partition_id, record.kind.value))
+        self.files().pop((record.kind, record.path), None)
 
     def place_partitions(self, paths: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Give new partitions their place in the walk order; returns (partition_id, walk_base) of each path.

@@ -76,6 +76,7 @@ def calls(act: Act, *, reads: bool = False, watcher: Watcher | None = None) -> I
         setattr(sqlite3, "connect", counter.connect(real["connect"]))
         yield
     finally:
+        counter.stop()
         for owner, name, value in saved:
             setattr(owner, name, value)
 
@@ -86,6 +87,10 @@ class _Counter:
         self._watcher = watcher
         self._number = 0
         self._watching = False
+
+    def stop(self) -> None:
+        """Count no more, though connections that were made meanwhile live on."""
+        self._watching = True
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
@@ -216,13 +221,9 @@ def _place() -> str | None:
     return " > ".join(found) or None
 
 
-def one_of_each(made: list[Call], *, stride: int) -> list[Call]:
-    """The first call of each kind at each place, and every ``stride``-th of all."""
-    seen: set[tuple[str, str]] = set()
-    chosen = []
+def one_of_each(made: list[Call]) -> list[Call]:
+    """The first call of each kind at each place."""
+    first: dict[tuple[str, str], Call] = {}
     for call in made:
-        kind = (call.name, call.place)
-        if kind not in seen or call.number % stride == 0:
-            chosen.append(call)
-        seen.add(kind)
-    return chosen
+        first.setdefault((call.name, call.place), call)
+    return list(first.values())

@@ -185,6 +185,7 @@ class Lake:
 
     def __init__(self, history: History, folder: Path) -> None:
         self.history = history
+        self.options = Options(source_files_root="/")
         self.root = folder / "root"
         self._base = folder / "base"
         inputs = Inputs(folder / "inputs")
@@ -211,7 +212,7 @@ class Lake:
             yield Engine(
                 self.root,
                 store,
-                Options(source_files_root="/"),
+                self.options,
                 batch_rows=self.history.batch_rows,
                 settle_seconds=0,
             )

@@ -73,7 +73,7 @@ def committed_and_whole(root: Path, *, taken_in: bool = True) -> None:
         if taken_in:
             _exports_are_committed(root, store)
             _rows_stand_once(root, store)
-        _receipts_are_whole(root, store)
+            _receipts_are_whole(root, store)
     _nothing_is_left(root)
 
 

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from structlog.testing import capture_logs
+
+from distilld.config import load
+from distilld.once import bring_up_to_date, writer
+
 REPOSITORY = Path(__file__).parents[2]
 PHASE4 = REPOSITORY / "tests" / "data" / "phase4"
 LOCK_FILE = "exports/.distilld.lock"
@@ -131,3 +136,22 @@ def snapshot(folder: Path, *, leave_out: frozenset[str] = frozenset()) -> dict[s
 def rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def put(path: Path, content: str = "") -> Path:
+    """Write a file with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def once(root: Path, *arguments: str, **env: str) -> Ran:
+    """``run --once`` on a lake."""
+    return distilld("run", "--once", "--root", root, *arguments, cwd=root.parent, env=env)
+
+
+def bring(root: Path) -> None:
+    """One run in this process, to begin a test with."""
+    settings = load(flags={"root": root}, environ={}, config_file=None, cwd=root)
+    with capture_logs(), writer(settings) as engine:
+        bring_up_to_date(engine)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from distilld import lock
 from distilld.lock import LOCK_FILE, Holder, holder, lock_of_store, refuse_other_store, writer_lock
 from distilld.model import OperatorError, UsageError, WriterBusy
 from tests.system.command import another_writer, python
@@ -244,7 +243,7 @@ def test_a_look_does_not_keep_a_writer_from_starting(root: Path, state: Path, mo
         pauses.append(seconds)
         fcntl.flock(look, fcntl.LOCK_UN)
 
-    monkeypatch.setattr(lock.time, "sleep", pause)
+    monkeypatch.setattr("distilld.lock.time.sleep", pause)
     with writer_lock(root, state):
         assert len(pauses) == 1
     os.close(look)

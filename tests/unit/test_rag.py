@@ -129,9 +129,9 @@ def test_title_is_what_javascript_finds(text: str) -> None:
 def test_the_title_of_a_text_that_begins_with_a_million_blank_lines() -> None:
     """Blank lines are passed in one go: they were once copied line by line, and one such row stopped the box."""
     case = Flaw(evidence={"text": "\n" * 1_000_000 + "late"}).case()
-    started = time.perf_counter()
+    started = time.process_time()
     row = held(rag.judge(case, AT))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert row["errors"] == ["embedding_text: must not be blank"]
 
 

@@ -1,0 +1,107 @@
+"""What a monitor can plot: a Prometheus text file that is replaced after every pass (``metrics_file``; docs/operations.md).
+
+``METRICS`` is the closed list of names. A registry of our own: nothing about this process is in the file but what the
+list names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry, write_to_textfile
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric's kind, its labels and what it says. A counter counts from the daemon's start."""
+
+    kind: Literal["counter", "gauge"]
+    labels: tuple[str, ...]
+    meaning: str
+
+
+METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
+    {
+        "distilld_info": Metric("gauge", ("version",), "Always 1; the version stands in the label."),
+        "distilld_start_time_seconds": Metric("gauge", (), "When the daemon started, in seconds since the epoch."),
+        "distilld_last_scan_time_seconds": Metric("gauge", (), "When the last pass that worked ended."),
+        "distilld_last_batch_time_seconds": Metric("gauge", (), "When the last batch of this process was committed."),
+        "distilld_last_batch_duration_seconds": Metric("gauge", (), "How long that batch took."),
+        "distilld_passes_total": Metric("counter", (), "Passes that worked."),
+        "distilld_batches_total": Metric("counter", (), "Batches that were committed."),
+        "distilld_failures_total": Metric("counter", (), "Passes that failed."),
+        "distilld_failing": Metric("gauge", (), "1 from a failure to the next pass that works, else 0."),
+        "distilld_rows_indexed_total": Metric("counter", (), "Input rows whose facts were taken in."),
+        "distilld_rows_judged_total": Metric("counter", (), "Scored rows that were judged."),
+        "distilld_read_bytes_total": Metric("counter", (), "Bytes read from inputs."),
+        "distilld_rows_appended_total": Metric("counter", ("dataset",), "Rows appended to a dataset."),
+        "distilld_rows_withdrawn_total": Metric("counter", ("dataset",), "Rows that left a dataset for good."),
+        "distilld_rows": Metric("gauge", ("dataset",), "Rows that stand in a dataset."),
+        "distilld_frozen_rows": Metric("gauge", ("dataset",), "Of these, rows that no present input gives."),
+        "distilld_held_rows": Metric("gauge", ("dataset", "reason"), "Rows that are held back, by reason."),
+        "distilld_tripwire_rows": Metric("gauge", ("dataset",), "Vanished rows that wait for 'distilld prune'."),
+        "distilld_waiting_rows": Metric("gauge", (), "Rows that are yet to be judged."),
+        "distilld_partition_files": Metric("gauge", ("tree",), "Partition files that the last scan saw."),
+        "distilld_pending_tails": Metric("gauge", (), "Partition files whose last line is not finished."),
+        "distilld_unsettled_files": Metric("gauge", (), "Partition files that are left alone until they are still."),
+        "distilld_unreadable_inputs": Metric("gauge", (), "Inputs that cannot be read."),
+        "distilld_overdue_withdrawal_seconds": Metric(
+            "gauge", (), "How long rows have been waiting to leave that a failure keeps in a dataset; 0: none waits."
+        ),
+        "distilld_watched_folders": Metric("gauge", (), "Folders whose file events are listened to; 0: it polls."),
+        "distilld_state_bytes": Metric("gauge", (), "Bytes of the state store, its log included."),
+    }
+)
+
+
+class Metrics:
+    """The values, and the file that shows them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, dict[tuple[str, ...], float]] = {
+            name: {} if metric.labels else {(): 0.0} for name, metric in METRICS.items()
+        }
+        self._registry = CollectorRegistry()
+        self._registry.register(_Table(self._values))
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Set one value."""
+        self._values[name][labels] = value
+
+    def replace(self, name: str, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
+        """Set a metric for these labels, and no others."""
+        self._values[name].clear()
+        self._values[name].update(values)
+
+    def add(self, name: str, value: float, *labels: str) -> None:
+        """Count further."""
+        self._values[name][labels] = self._values[name].get(labels, 0.0) + value
+
+    def write(self) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: The system refused.
+        """
+        write_to_textfile(str(self.path), self._registry)
+
+
+class _Table(Collector):
+    def __init__(self, values: Mapping[str, Mapping[tuple[str, ...], float]]) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Family]:
+        for name, metric in METRICS.items():
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(name, metric.meaning, labels=metric.labels)
+            for labels, value in self._values[name].items():
+                family.add_metric(labels, value)
+            yield family

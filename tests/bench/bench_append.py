@@ -1,0 +1,68 @@
+"""Appending 100 rows to lakes of 5,000, 50,000 and 500,000 rows in partitions of equal size, in one running process.
+
+Work is to follow the change: the ratio of the largest lake to the smallest says whether it does. One appended-to
+partition grows as the appends come, alike in each lake. The scan of all partitions is told apart, since it grows with
+their number.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from distilld import lake, logs
+from distilld.batch import Engine
+from distilld.model import Options, Trigger
+from distilld.store import Store
+from tests.bench.lake_by_formula import append_bench_rows, write_bench_lake
+from tests.bench.machine import describe_machine, spread
+
+SIZES = (5_000, 50_000, 500_000)
+ROWS_PER_PARTITION = 370
+APPENDS = 30
+
+
+def append_seconds(root: Path, rows: int) -> tuple[list[float], list[float], int]:
+    """Seconds of each pass after an append, seconds of its scan alone, rows judged by the last."""
+    write_bench_lake(root, rows=rows, partitions=max(1, rows // ROWS_PER_PARTITION))
+    store = Store.open(root / "state/distilld.db", root)
+    engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
+    engine.run_pass(Trigger.ONCE)
+    while any(not file.stat.is_settled() for file in lake.scan(root).files):
+        time.sleep(0.2)
+    engine.run_pass(Trigger.ONCE)
+    seconds, scans, judged = [], [], 0
+    for turn in range(APPENDS + 1):
+        append_bench_rows(root, partition_index=3, first_row=100_000_000 + turn * 100, rows=100)
+        start = time.perf_counter()
+        result = engine.run_pass(Trigger.WATCH)
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        lake.scan(root)
+        scans.append(time.perf_counter() - start)
+        judged = sum(batch.receipt["work"]["rows_judged"] for batch in result.batches)
+    store.close()
+    return seconds[1:], scans[1:], judged
+
+
+def main(sizes: tuple[int, ...] = SIZES) -> None:
+    """Print the figures."""
+    logs.configure(level="error", fmt="json")
+    print(f"append of 100 rows, {APPENDS} times after a first touch")
+    print(describe_machine())
+    medians = []
+    for rows in sizes:
+        with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
+            seconds, scans, judged = append_seconds(Path(name), rows)
+        work = [whole - scan for whole, scan in zip(seconds, scans, strict=True)]
+        medians.append((statistics.median(seconds), statistics.median(work)))
+        print(f"  {rows:>7} rows: {spread([each * 1e3 for each in seconds], 'ms', 1)}, {judged} rows judged;")
+        print(f"               without the scan {spread([each * 1e3 for each in work], 'ms', 1)}")
+    print(f"  largest / smallest: {medians[-1][0] / medians[0][0]:.2f}; without the scan {medians[-1][1] / medians[0][1]:.2f}")
+
+
+if __name__ == "__main__":
+    main(tuple(int(size) for size in sys.argv[1:]) or SIZES)

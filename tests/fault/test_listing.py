@@ -1,0 +1,133 @@
+"""What cannot be listed or read is an error, never a deletion."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distilld import lake as partitions
+from distilld.lake import ListingError, scan
+from distilld.model import OnDelete, Options, Trigger
+from tests.crash.deaths import in_child
+from tests.crash.histories import APPEND, B, History, Lake
+from tests.crash.invariants import committed_and_whole, outcome
+
+Prepare = Callable[[History], Lake]
+
+
+@pytest.fixture(params=list(OnDelete))
+def lake(prepare: Prepare, request: pytest.FixtureRequest) -> Lake:
+    """A lake after its first pass, with and without ``on_delete = "withdraw"``."""
+    made = prepare(APPEND)
+    made.options = Options(source_files_root="/", on_delete=request.param)
+    with made.opened() as engine:
+        engine.run_pass(Trigger.ONCE)
+    return made
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, code: int, *endings: str) -> None:
+    """Let the system refuse to list folders whose paths end so."""
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith(endings):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("folder", ["scored-runs", "evidence", "scored-runs/2026", "2026/04", "2026/04/28"])
+def test_a_folder_that_cannot_be_listed_withdraws_nothing(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, folder: str, code: int
+) -> None:
+    """The pass ends with an error that names the folder, whatever ``on_delete`` says, and no byte is written."""
+    before = outcome(lake.root)
+    with lake.opened() as engine:
+        with monkeypatch.context() as patch:
+            refuse(patch, code, folder)
+            with pytest.raises(ListingError, match="cannot list data/") as raised:
+                engine.run_pass(Trigger.RESCAN)
+        assert os.strerror(code) in str(raised.value)
+        assert outcome(lake.root) == before
+        assert not engine.run_pass(Trigger.RESCAN).changed
+
+
+def test_a_tree_that_is_gone_although_files_of_it_are_known_withdraws_nothing(lake: Lake) -> None:
+    """A mount that is missing is a listing error, not ten thousand deletions."""
+    before = outcome(lake.root)
+    for tree in ("scored-runs", "evidence"):
+        folder = lake.root / "data" / tree
+        folder.rename(folder.with_name("elsewhere"))
+        with lake.opened() as engine, pytest.raises(ListingError, match="the folder is missing"):
+            engine.run_pass(Trigger.RESCAN)
+        assert outcome(lake.root) == before
+        folder.with_name("elsewhere").rename(folder)
+
+
+def test_a_tree_that_is_empty_is_what_it_is(lake: Lake) -> None:
+    """An empty folder was listed: its partitions are absent, and kept, or withdrawn where the operator said so."""
+    before = outcome(lake.root)
+    shutil.rmtree(lake.root / "data" / "scored-runs" / "2026")
+    with lake.opened() as engine:
+        engine.run_pass(Trigger.RESCAN)
+    after = outcome(lake.root)
+    assert after["sft"] == (before["sft"] if lake.options.on_delete is OnDelete.KEEP else [])
+    committed_and_whole(lake.root)
+
+
+def test_no_descriptor_left_is_no_empty_folder(lake: Lake) -> None:
+    """With no descriptor left a scan raises; ``os.walk`` and ``glob`` would have found nothing and said nothing."""
+
+    def look() -> None:
+        free = os.dup(0)
+        os.close(free)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        with pytest.raises(ListingError, match="Too many open files"):
+            scan(lake.root)
+
+    assert in_child(look) == 0
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Names of files that the system refuses to open; the tests may run as root, whom no mode binds."""
+    names: set[str] = set()
+    real = os.open
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> int:
+        if path in names:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(partitions.os, "open", refusing)
+    yield names
+
+
+def test_a_partition_that_cannot_be_read_keeps_its_rows_and_stops_nothing(
+    prepare: Prepare, refused: set[str]
+) -> None:
+    """Its rows stay as they are, it is named as a problem, the other partitions go on, and later it is read."""
+    lake = prepare(APPEND)
+    with lake.opened() as engine:
+        before = outcome(lake.root)
+        refused.add(Path(B).name)
+        passed = engine.run_pass(Trigger.RESCAN)
+        assert [str(problem) for problem in passed.indexed.problems] == [
+            f"cannot read data/evidence/{B}: Permission denied",
+            f"cannot read data/scored-runs/{B}: Permission denied",
+        ]
+        assert outcome(lake.root) == before
+        refused.clear()
+        assert engine.run_pass(Trigger.RESCAN).changed
+        assert outcome(lake.root) != before
+        committed_and_whole(lake.root)

@@ -1,0 +1,209 @@
+"""The commands that only look: status, quarantine, receipts, schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from distilld.model import EXPORT_PATHS
+from distilld.sample_lake import SampleLake, append_rows
+from tests.system.command import (
+    distilld,
+    once,
+    phase4,
+    put,
+    rows,
+    snapshot,
+)
+
+# looking
+
+
+def test_status_of_a_lake_at_rest(done: Path) -> None:
+    """status gives the datasets' figures and committed lengths, the quarantine, the input, and no problem."""
+    shown = distilld("status", "--root", done, "--json", cwd=done).json
+    exports = {each["name"]: each for each in shown["exports"]}
+    for name, path in EXPORT_PATHS.items():
+        content = (done / path).read_bytes() if (done / path).exists() else b""
+        assert (exports[name]["path"], exports[name]["bytes"]) == (path, len(content))
+        assert exports[name]["rows"] == content.count(b"\n")
+    assert shown["writer"]["running"] is False
+    assert shown["lag"] == {"new_files": 0, "changed_files": 0, "gone_files": 0, "unread_bytes": 0}
+    assert [(tree["kind"], tree["present"], tree["lines"]) for tree in shown["trees"]] == [
+        ("scored", 45, 1052),
+        ("evidence", 45, 1052),
+    ]
+    assert (shown["problems"], shown["notes"], shown["pending_tails"]) == ([], [], [])
+    text = distilld("status", "--root", done, cwd=done).out
+    assert "behind       nothing: every file is read as it stands\n" in text
+    assert text.endswith("no problem is known\n")
+
+
+def test_status_of_a_lake_that_was_never_run(tmp_path: Path) -> None:
+    """status works without a store, counts what is to be read, names the command, and makes nothing."""
+    root = phase4(tmp_path)
+    before = snapshot(tmp_path)
+    text = distilld("status", "--root", root, cwd=tmp_path).out
+    assert re.search(r"^behind       90 new, 0 changed and 0 missing files, [\d,]+ bytes", text, flags=re.MULTILINE)
+    assert f"problem: there is no state store at {root}/state/distilld.db; to put it right: distilld run --once" in text
+    assert snapshot(tmp_path) == before
+
+
+def test_status_tells_what_is_behind_and_what_waits(sample: SampleLake) -> None:
+    """New, grown and missing files are counted with their bytes; a last line that is not finished is named."""
+    scored = sample.scored_path(sample.partitions[0])
+    with scored.open("ab") as file:
+        file.write(b'{"evidence_run_id": "half')
+    assert once(sample.root).code == 0
+    with sample.evidence_path(sample.partitions[0]).open("ab") as file:
+        file.write(b"\n" * 10)
+    shutil.copy(scored, scored.with_name("new.jsonl"))
+    sample.evidence_path(sample.partitions[1]).unlink()
+    shown = distilld("status", "--root", sample.root, "--json", cwd=sample.root).json
+    assert shown["lag"] == {
+        "new_files": 1, "changed_files": 1, "gone_files": 1, "unread_bytes": 10 + scored.stat().st_size
+    }  # fmt: skip
+    assert shown["pending_tails"] == [{"path": str(scored.relative_to(sample.root)), "bytes": 25}]
+
+
+def test_status_tells_each_problem_with_its_remedy(worked: Path) -> None:
+    """An export that was cut, one that was touched and a set-aside file are problems; other settings are a note."""
+    with (worked / EXPORT_PATHS["sft"]).open("ab") as file:
+        file.write(b"{}\n")
+    os.utime(worked / EXPORT_PATHS["rag"])
+    (worked / EXPORT_PATHS["preference"]).unlink()
+    put(worked / "exports" / ".set-aside" / "rag-1", "x")
+    ran = distilld("status", "--root", worked, "--json", cwd=worked, env={"DISTILLD_INCLUDE_PARTIAL": "true"})
+    assert ran.code == 0
+    told = [(each["name"], each["text"].split(" ")[0]) for each in ran.json["problems"]]
+    assert told == [
+        ("export_changed", "exports/rag/playbooks.jsonl"),
+        ("export_changed", "exports/sft/instruction_response.jsonl"),
+        ("export_changed", "exports/preference/chosen_rejected.jsonl"),
+        ("set_aside", "exports/.set-aside"),
+    ]
+    assert all(each["remedy"] for each in ran.json["problems"])
+    assert ran.json["notes"] == [
+        (
+            "the settings are not those of the last batch (include_partial False to True);"
+            " the next run judges every row anew"
+        )
+    ]
+
+
+def test_quarantine_counts_what_the_files_hold(done: Path) -> None:
+    """quarantine's figures are those of the quarantine files, by dataset and reason, and the flags narrow them."""
+    shown = distilld("quarantine", "--root", done, "--json", cwd=done).json
+    counts = {(each["dataset"], each["reason"]): each["rows"] for each in shown["by_reason"]}
+    files = {name: rows(done / EXPORT_PATHS[f"quarantine_{name}"]) for name in ("rag", "sft", "preference")}
+    assert counts == Counter((name, row["reason"]) for name, held in files.items() for row in held)
+    assert shown["rows"] == []
+
+    arguments = ("quarantine", "--root", done, "--dataset", "sft", "--reason", "missing_source_run_id", "--limit", "5")
+    shown = distilld(*arguments, "--json", cwd=done).json
+    assert shown["by_reason"] == [{"dataset": "sft", "reason": "missing_source_run_id", "rows": 33}]
+    expected = [row for row in files["sft"] if row["reason"] == "missing_source_run_id"][:5]
+    assert shown["rows"] == [
+        {
+            "dataset": "sft",
+            "reason": row["reason"],
+            "partition": row["location"]["partition"],
+            "line": row["location"]["line_offset"],
+            "errors": row["errors"],
+        }
+        for row in expected
+    ]
+    text = distilld(*arguments, cwd=done).out
+    assert f"{expected[0]['location']['partition']}:{expected[0]['location']['line_offset']}" in text
+    none = distilld("quarantine", "--root", done, "--reason", "self_pairing", cwd=done)
+    assert (none.code, none.out) == (0, "nothing is held back for this\n")
+
+
+def test_what_comes_from_data_cannot_steer_a_terminal(sample: SampleLake) -> None:
+    """Control characters of a row's values are escaped in tables and in JSON."""
+    evil = "\x1b[2J\x07\u202e"
+    row = rows(sample.scored_path(sample.partitions[0]))[0]
+    row |= {"evidence_run_id": evil, "category": "accepted"}
+    with sample.scored_path(sample.partitions[0]).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert once(sample.root).code == 0
+    arguments = ("quarantine", "--reason", "missing_source_run_id", "--limit", "9", "--root", sample.root)
+    for more in ((), ("--json",)):
+        out = distilld(*arguments, *more, cwd=sample.root).out
+        assert "not found" in out
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", out)
+
+
+def test_commands_that_look_need_a_store(tmp_path: Path) -> None:
+    """Without a store, quarantine and receipts end with 1 and name the command that makes one."""
+    for name in ("quarantine", "receipts"):
+        ran = distilld(name, "--root", tmp_path, cwd=tmp_path)
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.errors == [
+            f"distilld: there is no state store at {tmp_path}/state/distilld.db (run 'distilld run --once' first)"
+        ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_store_that_is_no_database_is_told_to_those_who_look(tmp_path: Path) -> None:
+    """A file that is no store gives one line and 1, and stays as it is."""
+    put(tmp_path / "state" / "distilld.db", "no database " * 100)
+    for name in ("status", "quarantine", "receipts"):
+        ran = distilld(name, "--root", tmp_path, cwd=tmp_path)
+        assert (ran.code, len(ran.errors)) == (1, 1)
+        assert "is corrupt" in ran.err
+    assert (tmp_path / "state" / "distilld.db").read_text() == "no database " * 100
+
+
+def test_receipts_follow_the_chain(sample: SampleLake) -> None:
+    """Each batch is listed, newest first; a receipt that is edited or missing is named, and the exit code is 1."""
+    append_rows(sample)
+    assert once(sample.root).code == 0
+    shown = distilld("receipts", "--root", sample.root, "--json", cwd=sample.root)
+    assert shown.code == 0
+    assert shown.json["chain"] == "whole"
+    newest, first = shown.json["receipts"]
+    assert [each["sequence"] for each in (newest, first)] == [2, 1]
+    reports = sample.root / "reports" / "distillation"
+    assert {path.name for path in reports.iterdir()} == {newest["batch_id"], first["batch_id"], "latest.md"}
+    text = distilld("receipts", "--root", sample.root, "--limit", "1", cwd=sample.root).out
+    assert newest["batch_id"] in text
+    assert first["batch_id"] not in text
+    assert text.endswith("the chain is whole over these 1 receipts\n")
+
+    receipt = reports / newest["batch_id"] / "receipt.json"
+    receipt.write_bytes(receipt.read_bytes().replace(b'"once"', b'"ONCE"'))
+    (reports / first["batch_id"] / "receipt.json").unlink()
+    ran = distilld("receipts", "--root", sample.root, "--json", cwd=sample.root)
+    assert ran.code == 1
+    assert [each["state"] for each in ran.json["receipts"]] == ["changed", "missing"]
+    ran = distilld("receipts", "--root", sample.root, cwd=sample.root)
+    assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 2 of these 2 receipts")
+
+
+@pytest.mark.parametrize("name", ["rag", "sft", "preference"])
+def test_schema_describes_the_rows(done: Path, name: str) -> None:
+    """The schema of a dataset names exactly the keys of its rows, in their order, and allows no other."""
+    schema = distilld("schema", name, cwd=done).json
+    row = rows(done / EXPORT_PATHS[name])[0]
+    assert list(schema["properties"]) == list(row) == schema["required"]
+    assert schema["additionalProperties"] is False
+    provenance = schema["$defs"]["Provenance"]
+    assert list(provenance["properties"]) == list(row["provenance"]) == provenance["required"]
+
+
+def test_schemas_hold_the_second_wall(tmp_path: Path) -> None:
+    """The SFT schema knows accepted and partially_accepted alone; the RAG schema does not know rejected."""
+    sft = distilld("schema", "sft", cwd=tmp_path).json
+    assert sft["properties"]["quality_score"]["enum"] == ["accepted", "partially_accepted"]
+    rag = distilld("schema", "rag", cwd=tmp_path).json
+    assert "rejected" not in rag["properties"]["source_category"]["enum"]
+    quarantine = distilld("schema", "quarantine", cwd=tmp_path).json
+    assert "source_provenance" not in quarantine["required"]
+    assert distilld("schema", "nothing", cwd=tmp_path).code == 2

@@ -1,0 +1,38 @@
+"""The commented config file with some keys set."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from distilld.config import ConfigError, commented_toml, load
+from distilld.config_file import config_text
+
+
+def test_nothing_given_is_the_commented_file() -> None:
+    """Without values it is the file in which every key is commented out."""
+    assert config_text({}, source="test") == commented_toml()
+
+
+@pytest.mark.parametrize("value", ["/srv/lake", 'a"b\\c', "ünï/日", "x = 'y' # z"])
+def test_given_values_are_read_back(tmp_path: Path, value: str) -> None:
+    """A path with any sign that is allowed in one comes back as it was given, and nothing else is set."""
+    text = config_text({"root": value, "check_source_files": True}, source="test")
+    assert tomllib.loads(text) == {"root": value, "check_source_files": True}
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    settings = load(flags={}, environ={}, config_file=path, cwd=tmp_path)
+    assert (settings.root, settings.check_source_files) == (tmp_path / value, True)
+
+
+def test_wrong_values_are_all_told() -> None:
+    """A value that is not allowed is a fault that names its key and who gave it."""
+    with pytest.raises(ConfigError) as caught:
+        config_text({"root": "", "state": "a\x00b"}, source="the command line")
+    assert [(fault.key, fault.source) for fault in caught.value.faults] == [
+        ("root", "the command line"),
+        ("state", "the command line"),
+    ]
+    assert all(str(fault).isprintable() for fault in caught.value.faults)

@@ -1,0 +1,31 @@
+"""Tables as plain text."""
+
+from __future__ import annotations
+
+from distilld.tables import Table, plain_text, text_of
+
+
+def test_numbers_stand_to_the_right_and_text_to_the_left() -> None:
+    """A column of numbers is aligned to the right under its name, others to the left; nothing trails."""
+    table = Table("Title", ("name", "rows", "note"), [("a", 5, "x"), ("long name", 12_345, None)])
+    assert plain_text(table) == (
+        "Title\n"
+        "  name         rows  note\n"
+        "  a               5  x\n"
+        "  long name  12,345  -"
+    )  # fmt: skip
+
+
+def test_column_without_any_number_is_text() -> None:
+    """A column that holds text beside numbers, or nothing, is aligned to the left."""
+    table = Table("T", ("a", "b"), [(1, None), ("x", None)])
+    assert (table.is_number(0), table.is_number(1)) == (False, False)
+    assert Table("T", ("a",), [(1,), (None,)]).is_number(0)
+    assert plain_text(Table("T", ("a", "b"), [])) == "T\n  a  b"
+
+
+def test_cells_cannot_steer_a_terminal() -> None:
+    """What does not print is escaped, so a cell stays on its line."""
+    assert text_of("a\x1b[2J\nb") == "a\\x1b[2J\\nb"
+    assert text_of("ä日") == "ä日"
+    assert "\x1b" not in plain_text(Table("\x1b", ("a",), [("\x1b",)]))
