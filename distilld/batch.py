@@ -13,8 +13,8 @@ One code path serves the first full pass, the daemon's smallest batch and the re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,21 +22,21 @@ import structlog
 
 from distilld import lake
 from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committer
-from distilld.decisions import Decisions, empty_decisions
+from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
 from distilld.index import Indexed, Indexer
 from distilld.plan import FileKey
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Oddity, Scan, SourceFiles
-from distilld.model import Dataset, InputChanged, OperatorError, Options, Trigger, UnreadableError
+from distilld.model import Cause, Dataset, InputChanged, OperatorError, Options, Trigger, UnreadableError
 from distilld.receipt import GitState, git_state
 from distilld.restore import Restorer
 from distilld.store import Store
-from distilld.store.frozen import Frozen
+from distilld.store.frozen import EVIDENCE_PRUNED, Frozen
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
-from distilld.store.work import Work
+from distilld.store.work import Work, WorkRow
 from distilld.texts import Texts
 
 BATCH_BYTES: Final = 32 << 20
@@ -170,8 +170,9 @@ class Engine:
         result.scan = scan = lake.scan(self.root)
         self._log_odd_folders(scan)
         options_changed = self._take_options(anew=trigger is Trigger.REBUILD)
-        result.indexed = indexed = self._index(scan, read_anew=options_changed == "lines" or trigger is Trigger.REBUILD)
+        result.indexed = self._index(scan, read_anew=options_changed == "lines" or trigger is Trigger.REBUILD)
         self._log_unreadable(result.unreadable)
+        self._thaw()
         self._trip()
         self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
@@ -259,12 +260,14 @@ class Engine:
         rows.take_departures(self.work.departures(DEPARTURES_PER_BATCH))
         forced_only = not fits and self.work.has_forced()
         most = 1 << 62 if forced_only else self.batch_rows
+        pruned: set[int | None] = set()
         last = rows.judge(
-            self.work.rows(forced_only=forced_only),
+            _noting_pruned(self.work.rows(forced_only=forced_only), pruned),
             max_rows=most,
             max_bytes=most if forced_only else BATCH_BYTES,
         )
         rows.finish()
+        decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
         done = last is None and not forced_only
         if not forced_only:
             decisions.judged_to = (1 << 62) if last is None else last
@@ -297,7 +300,7 @@ class Engine:
             except BaseException:
                 log.error("batch_undone", sequence=identity.sequence)
                 raise
-            _log_committed(self.committer.committed_event, committed)
+            _log_committed(committed, written=self.committer.writes)
         return committed
 
     # parts of a pass
@@ -308,6 +311,11 @@ class Engine:
             now_ns = time.time_ns()
             self.restorer.take_over(now_ns)
             self.restorer.check(now_ns)
+
+    def _thaw(self) -> None:
+        """What was frozen with a partition that returned is live again, pairs too."""
+        with self.store.transaction():
+            self.frozen.thaw()
 
     def _trip(self) -> None:
         """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
@@ -413,6 +421,20 @@ def _as_oddity(problem: OperatorError) -> Oddity:
     return Oddity("", str(problem))
 
 
+def _noting_pruned(rows: Iterator[WorkRow], pruned: set[int | None]) -> Iterator[WorkRow]:
+    """The same rows; the ids of those whose evidence an operator gave up are noted on the way."""
+    for row in rows:
+        if row.evidence_changed == EVIDENCE_PRUNED:
+            pruned.add(row.sample_key)
+        yield row
+
+
+def _as_pruned(withdrawal: Withdrawal) -> Withdrawal:
+    if withdrawal.cause is Cause.EVIDENCE_CHANGED and not withdrawal.replaced:
+        return replace(withdrawal, cause=Cause.PRUNED)
+    return withdrawal
+
+
 def _changes_exports(decisions: Decisions) -> bool:
     return bool(decisions.withdrawals) or any(
         change.shipped.rows or change.held.rows or change.removed_keys or change.removed_held
@@ -420,12 +442,11 @@ def _changes_exports(decisions: Decisions) -> bool:
     )
 
 
-def _log_committed(event: str, committed: CommittedBatch) -> None:
+def _log_committed(committed: CommittedBatch, *, written: bool) -> None:
     receipt: dict[str, Any] = committed.receipt
     counts = receipt["record_counts"]
     per = counts["per_exporter"]
-    log.info(
-        event,
+    figures = dict(
         sequence=receipt["sequence"],
         trigger=receipt["trigger"],
         duration_ms=receipt["duration_ms"],
@@ -434,3 +455,7 @@ def _log_committed(event: str, committed: CommittedBatch) -> None:
         **{f"{name}_{key}": per[name][key] for name in per for key in ("appended", "withdrawn", "shipped", "held")},
         validation_pass=receipt["validation_pass"],
     )
+    if written:
+        log.info("batch_committed", **figures)
+    else:
+        log.info("dry_run", **figures)

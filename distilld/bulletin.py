@@ -50,9 +50,10 @@ class Bulletin:
         self._metrics: Metrics | None = None
         self._metrics_problem = ""
         self._trouble = False
-        self._told = Vitals()
+        self._stored = Vitals()
         with self._store_faults():
-            self._told = read_vitals(engine.store)
+            self._stored = read_vitals(engine.store)
+        self._told = self._stored
         self._started_at = iso_time(clock())
         self.take(settings)
 
@@ -60,6 +61,12 @@ class Bulletin:
     def overdue_since(self) -> str | None:
         """Since when rows wait to leave that a failure keeps in a dataset."""
         return self._told.overdue_since
+
+    @property
+    def overdue_seconds(self) -> float:
+        """For how long that has been so; 0 where none wait."""
+        since = self._told.overdue_since
+        return max(0.0, self._clock() / 1e9 - _seconds(since)) if since else 0.0
 
     @property
     def failure(self) -> Failure | None:
@@ -82,7 +89,7 @@ class Bulletin:
 
     def started(self) -> None:
         """The daemon is up."""
-        self._note(replace(self._told, started_at=self._started_at, watching=None))
+        self._note(replace(self._told, pid=os.getpid(), started_at=self._started_at, watching=None))
         self._notifier.status("started; the first pass is under way")
 
     def progress(self, progress: Progress) -> None:
@@ -99,6 +106,7 @@ class Bulletin:
         due = noted is None or not 0 <= now / 1e9 - _seconds(noted) < period
         self._note(
             Vitals(
+                pid=os.getpid(),
                 started_at=self._started_at,
                 last_scan_at=iso_time(now) if due else noted,
                 unreadable=self._unreadable(result),
@@ -136,13 +144,12 @@ class Bulletin:
 
     def _note(self, vitals: Vitals) -> None:
         """Write it to the store; where that cannot be, what fails stands in the lock file."""
+        self._told, trouble = vitals, None
         try:
-            write_vitals(self._engine.store, vitals, self._told)
-            trouble = None
+            write_vitals(self._engine.store, vitals, self._stored)
+            self._stored = vitals
         except (OperatorError, sqlite3.Error) as error:
             trouble = vitals.failure.text if vitals.failure else str(error)
-        # In memory it is told either way; what the store lacks is written with the next change.
-        self._told = vitals if trouble is None else replace(self._told, failure=vitals.failure)
         if trouble is not None or self._trouble:
             tell_trouble(self._settings.root, self._settings.state, trouble)
             self._trouble = trouble is not None
@@ -189,8 +196,7 @@ class Bulletin:
         metrics.set("distilld_pending_tails", len(ledger.pending_tails()))
 
     def _measure_overdue(self, metrics: Metrics) -> None:
-        since = self._told.overdue_since
-        metrics.set("distilld_overdue_withdrawal_seconds", self._clock() / 1e9 - _seconds(since) if since else 0)
+        metrics.set("distilld_overdue_withdrawal_seconds", self.overdue_seconds)
 
     def _write(self, metrics: Metrics) -> None:
         size = 0

@@ -80,8 +80,6 @@ def batch_id_of(recorded_at: str) -> str:
 class Committer:
     """Owns the order of durable writes for one lake."""
 
-    committed_event: ClassVar[str] = "batch_committed"
-    """What the log calls a batch that this one committed."""
     writes: ClassVar[bool] = True
     """Whether anything below the root is written at all."""
 

@@ -28,7 +28,6 @@ _ATTEMPTS: Final = 5
 class DryCommitter(Committer):
     """Applies decisions to the store alone; the store must be a copy."""
 
-    committed_event: ClassVar[str] = "dry_run"
     writes: ClassVar[bool] = False
 
     def __init__(self, root: Path, store: Store) -> None:

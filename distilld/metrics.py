@@ -1,4 +1,4 @@
-"""What a monitor can plot: a Prometheus text file that is replaced after every pass (``metrics_file``; docs/operations.md).
+"""What a monitor can plot: a Prometheus text file, replaced after every pass (``metrics_file``; docs/operations.md).
 
 ``METRICS`` is the closed list of names. A registry of our own: nothing about this process is in the file but what the
 list names.

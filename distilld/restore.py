@@ -11,22 +11,26 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 import orjson
 import structlog
 
 from distilld.commit import Committer, NewVersion, iso_time
-from distilld.decisions import key_of
+from distilld.decisions import PublishedWithdrawal, key_of
 from distilld.durable import FILE_MODE, make_folder, sync_folder
-from distilld.exports import Exports, ExportTamperedError, ExportWriteError
+from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError
 from distilld.json_text import parse_object
-from distilld.model import EXPORT_PATHS, Category, Dataset, OperatorError, Options
+from distilld.lake import TREES, tree_path
+from distilld.model import EXPORT_PATHS, SFT_NEVER, Category, Dataset, InputKind, OperatorError, Options, RowRef
 from distilld.receipt import REPORTS, receipt_path, sha256_of
+from distilld.records import category_of
 from distilld.store import Store
 from distilld.store.frozen import Frozen, Orphan
-from distilld.store.ledger import Ledger
+from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.schema import LINES_END
 from distilld.tail import digest_of
 
 SET_ASIDE: Final = "exports/.set-aside"
@@ -65,7 +69,7 @@ class Restorer:
         damaged: dict[str, ExportTamperedError] = {}
         for name, record in self._ledger.exports().items():
             try:
-                if not self._looks_as_recorded(name):
+                if not self._looks_as_recorded(name, record):
                     facts = self._exports.check(name, record.committed)
                     if facts is not None:
                         with self._store.transaction():
@@ -79,30 +83,27 @@ class Restorer:
             self.restore(name, now_ns)
         return len(damaged)
 
-    def _looks_as_recorded(self, name: str) -> bool:
-        record = self._ledger.exports()[name]
+    def _looks_as_recorded(self, name: str, record: ExportRecord) -> bool:
         try:
             status = os.lstat(self._root / EXPORT_PATHS[name])
         except FileNotFoundError:
             return record.committed.size == 0
+        except OSError:
+            return False  # opening it will say why
         facts = record.facts
         return facts is not None and (
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         ) == facts[:5]  # fmt: skip
 
     def _count_tampering(self, damaged: dict[str, ExportTamperedError], now_ns: int) -> None:
-        """Count what one look found as one time; what a crash kept from being restored was counted before."""
+        """Count what one look found as one time. What was counted and is yet to be restored is not counted again."""
         recent = [each for each in self.recent_tamperings() if now_ns - each < _HOUR_NS]
-        restoring = self._restoring()
-        if set(damaged) <= restoring:
-            return
-        if len(recent) < TAMPERINGS_AN_HOUR:
+        if not set(damaged) <= self._restoring() and len(recent) < TAMPERINGS_AN_HOUR:
             recent.append(now_ns)
-        stops = len(recent) >= TAMPERINGS_AN_HOUR
         with self._store.transaction():
             self._store.remember("tamperings", orjson.dumps(recent).decode())
-            self._store.remember("restoring", None if stops else orjson.dumps(sorted({*restoring, *damaged})).decode())
-        if stops:
+            self._store.remember("restoring", orjson.dumps(sorted(damaged)).decode())
+        if len(recent) >= TAMPERINGS_AN_HOUR:
             error = next(iter(damaged.values()))
             raise AnotherWriterError(
                 f"another writer: {error.path} {error.problem}, the third time within an hour",
@@ -128,12 +129,12 @@ class Restorer:
             self._restore_log(name)
         else:
             self._restore_rows(name, aside)
-        log.info("export_restored", path=EXPORT_PATHS[name])
 
     def _restore_log(self, name: str) -> None:
         dataset = Dataset(name.removeprefix("withdrawals_"))
         lines = [each.line() for each in self._ledger.withdrawals(dataset)]
         self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], lambda: self._restored(name))
+        log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=len(lines), rows_missing=0)
 
     def _restore_rows(self, name: str, aside: Path | None) -> None:
         kept = 0
@@ -164,6 +165,8 @@ class Restorer:
             status = os.lstat(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ExportWriteError(EXPORT_PATHS[name], error) from error
         try:
             make_folder(folder)
             if stat.S_ISREG(status.st_mode):
@@ -189,111 +192,127 @@ class Restorer:
 
     def take_over(self, now_ns: int) -> bool:
         """Take in the exports that stand where no store knows of any; returns whether there were some."""
-        self._remove_old_quarantines()
         if self._store.recall("taken_over") is not None or self._ledger.last_batch() is not None:
             return False
         there = [name for name, path in EXPORT_PATHS.items() if os.path.lexists(self._root / path)]
         anchor = self._last_receipt()
         if there or anchor:
             log.info("takeover_started", files=len(there))
-        orphans = sum(self._adopt_dataset(dataset, now_ns) for dataset in Dataset if dataset.value in there)
-        forbidden = [
-            each for name in there if name.startswith("quarantine_") for each in _forbidding(self._exports, name)
-        ]
+        self._remove_leftovers()
+        rows = removed = 0
         for name in there:
-            if name.startswith("withdrawals_"):
-                self._adopt_log(name)
-            elif name.startswith("quarantine_"):
-                self._set_aside(name, now_ns)
-        with self._store.transaction():
-            for run_id, category in forbidden:
-                self._frozen.forbid_orphans(run_id, category)
-            if anchor is not None:
-                sequence, batch_id, sha256, recorded_at = anchor
-                self._ledger.anchor(sequence, batch_id, sha256, recorded_at)
-            self._store.remember("taken_over", iso_time(now_ns))
-            old = [name for name in there if name.startswith("quarantine_")]
-            self._store.remember("old_quarantines", orjson.dumps(old).decode() if old else None)
-        self._remove_old_quarantines()
+            if not name.startswith("quarantine_") and not self._ledger.exports()[name].generation:  # else: before a crash
+                good, bad = self._adopt(name, now_ns)
+                rows, removed = rows + good, removed + bad
+        self._leave_quarantines([name for name in there if name.startswith("quarantine_")], anchor, now_ns)
         if there:
-            log.info("takeover_finished", rows=orphans)
+            log.info("takeover_finished", rows=rows, rows_removed=removed)
         return bool(there)
 
-    def _remove_old_quarantines(self) -> None:
-        """They are set aside and what they forbid is noted; a crash may have come between that and this."""
-        old = orjson.loads(self._store.recall("old_quarantines") or "[]")
-        for name in old:
-            path = self._root / EXPORT_PATHS[name]
-            try:
-                path.unlink(missing_ok=True)
-                sync_folder(path.parent)
-            except OSError as error:
-                raise ExportWriteError(EXPORT_PATHS[name], error) from error
-        if old:
-            with self._store.transaction():
-                self._store.remember("old_quarantines", None)
+    def _remove_leftovers(self) -> None:
+        """Temporary files of a batch that was cut off, and that nobody remembers."""
+        for path in map(Path, EXPORT_PATHS.values()):
+            for left in (self._root / path.parent).glob(f".{path.name}.*.tmp"):
+                try:
+                    left.unlink()
+                except OSError as error:
+                    raise ExportWriteError(str(path.parent / left.name), error) from error
 
-    def _adopt_dataset(self, dataset: Dataset, now_ns: int) -> int:
-        """Take a dataset's rows in as orphans; torn, unreadable and doubled rows are removed and reported."""
-        name = dataset.value
-        if self._ledger.exports()[name].generation:
-            return self._ledger.exports()[name].committed.rows  # done before a crash
+    def _adopt(self, name: str, now_ns: int) -> tuple[int, int]:
+        """Take the rows of a file in: a dataset's as orphans, a log's as history. Returns how many, and how many not.
+
+        Torn, unreadable and doubled rows are removed; the file as it was is set aside then.
+        """
         path = self._root / EXPORT_PATHS[name]
         if not stat.S_ISREG(os.lstat(path).st_mode):
             self._set_aside(name, now_ns)
-            return 0
-        orphans: dict[int, Orphan] = {}
-        bad = 0
+            return 0, 0
+        good = bad = 0
+        take = self._take_withdrawal if name.startswith("withdrawals_") else self._take_orphan
+        dataset = Dataset(name.removeprefix("withdrawals_"))
 
         def good_lines() -> Iterator[bytes]:
-            nonlocal bad
+            nonlocal good, bad
             for line in _lines_of(path):
-                orphan = _orphan_of(dataset, line)
-                if orphan is None or orphan.key in orphans:
-                    bad += 1
+                if take(dataset, line):
+                    good += 1
+                    yield line
                 else:
-                    orphans[orphan.key] = orphan
-                    yield line
+                    bad += 1
 
-        self._committer.replace(
-            [NewVersion(name, good_lines(), lambda: len(orphans))],
-            lambda: self._add_orphans(dataset, orphans),
-        )
-        if bad:
-            log.warning("orphan_kept", path=EXPORT_PATHS[name], rows_removed=bad)
-        return len(orphans)
+        def settle() -> None:
+            if bad:
+                self._set_aside(name, now_ns)
+            if name == dataset:
+                self._frozen.add_orphans(dataset)
+            else:
+                self._frozen.add_history(dataset)
 
-    def _add_orphans(self, dataset: Dataset, orphans: dict[int, Orphan]) -> None:
-        self._frozen.add_orphans(dataset, orphans.values())
+        self._frozen.stage_arrivals()
+        self._committer.replace([NewVersion(name, good_lines(), lambda: good)], settle)
+        return good, bad
 
-    def _adopt_log(self, name: str) -> None:
-        path = self._root / EXPORT_PATHS[name]
-        if self._ledger.exports()[name].generation:
-            return
-        rows = 0
+    def _take_orphan(self, dataset: Dataset, line: bytes) -> bool:
+        orphan = _orphan_of(dataset, line)
+        return orphan is not None and self._frozen.stage_orphan(orphan)
 
-        def whole_lines() -> Iterator[bytes]:
-            nonlocal rows
-            for line in _lines_of(path):
-                if line.endswith(b"\n"):
-                    rows += 1
-                    yield line
+    def _take_withdrawal(self, dataset: Dataset, line: bytes) -> bool:
+        withdrawal = _withdrawal_of(dataset, line)
+        if withdrawal is not None:
+            self._frozen.stage_history(withdrawal)
+        return withdrawal is not None
 
-        self._committer.replace([NewVersion(name, whole_lines(), lambda: rows)], lambda: None)
+    def _leave_quarantines(self, names: list[str], anchor: tuple[int, str, str, str] | None, now_ns: int) -> None:
+        """Old quarantine files are set aside, and what they forbid is noted; with that the take-over is done."""
+        copies = {name: self._set_aside(name, now_ns) for name in names}
+
+        def settle() -> None:
+            for copy in copies.values():
+                self._note_forbidden(copy)
+            if anchor is not None:
+                self._ledger.anchor(*anchor)
+            self._store.remember("taken_over", iso_time(now_ns))
+
+        empty = [NewVersion(name, (), lambda: 0) for name, copy in copies.items() if copy is not None]
+        self._committer.replace(empty, settle)
+
+    def _note_forbidden(self, quarantine: Path | None) -> None:
+        """What a quarantine file says of runs that were rejected or never reviewed.
+
+        No orphan of theirs may stay. Where the row's own partition is gone, its verdict is an absent one, and still
+        forbids: a lost store does not bring a run back whose rejection was deleted (SPEC 3).
+        """
+        gone: dict[str, bool] = {}
+        mounted = (self._root / TREES[InputKind.SCORED]).is_dir()
+        for line in _lines_of(quarantine):
+            verdict = _forbidding(line)
+            if verdict is None:
+                continue
+            run_id, category, at = verdict
+            self._frozen.forbid_orphans(run_id, category)
+            if at is not None and mounted:
+                if at.partition not in gone:
+                    gone[at.partition] = not os.path.lexists(
+                        self._root / tree_path(InputKind.SCORED, at.partition)
+                    )
+                if gone[at.partition]:
+                    self._frozen.recall_absent(at, run_id, category)
 
     def _last_receipt(self) -> tuple[int, str, str, str] | None:
         """The newest receipt on disk: its number, id, sha256 and time; the chain goes on from it."""
         folder = self._root / REPORTS
         try:
             ids = sorted((each.name for each in folder.iterdir() if (each / "receipt.json").is_file()), reverse=True)
+            for batch_id in ids:
+                content = (self._root / receipt_path(batch_id)).read_bytes()
+                facts = parse_object(content).value or {}
+                sequence, recorded_at = facts.get("sequence"), facts.get("recorded_at")
+                if facts.get("stage") == "distill" and type(sequence) is int and _is_time(recorded_at):
+                    return sequence, batch_id, sha256_of(content), recorded_at
         except FileNotFoundError:
             return None
-        for batch_id in ids:
-            content = (self._root / receipt_path(batch_id)).read_bytes()
-            facts = parse_object(content).value or {}
-            sequence, recorded_at = facts.get("sequence"), facts.get("recorded_at")
-            if facts.get("stage") == "distill" and isinstance(sequence, int) and isinstance(recorded_at, str):
-                return sequence, batch_id, sha256_of(content), recorded_at
+        except OSError as error:
+            raise ExportReadError(REPORTS, error) from error
         return None
 
     def settle_orphans(self, options: Options) -> int:
@@ -357,9 +376,9 @@ def _orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
     if not line.endswith(b"\n"):
         return None
     row = parse_object(line[:-1]).value
-    if row is None or not line.startswith(b'{"schema_version":1,"id":"'):
+    if row is None or not line.startswith(f'{{"schema_version":1,"id":"{row.get("id")}",'.encode()):
         return None
-    prefix, _, digits = str(row.get("id")).rpartition("-")
+    prefix, _, digits = str(row["id"]).rpartition("-")
     provenance = row.get("provenance")
     stamps = (row.get("created_at"), provenance.get("recorded_at") if isinstance(provenance, dict) else None)
     runs = (
@@ -380,12 +399,44 @@ def _orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
     )  # fmt: skip
 
 
-def _forbidding(exports: Exports, name: str) -> Iterator[tuple[str, Category]]:
-    """The runs that rows of an old quarantine file call rejected, or never reviewed."""
-    for line in exports.read_lines(name):
-        row = parse_object(line.rstrip(b"\n")).value or {}
-        record = row.get("source_record")
-        if isinstance(record, dict) and isinstance(record.get("evidence_run_id"), str):
-            category = record.get("category")
-            if category in (Category.REJECTED, Category.NEEDS_HUMAN_REVIEW):
-                yield record["evidence_run_id"], Category(category)
+def _withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:
+    """A line of an older log of withdrawals, or None for one that is torn or no such line."""
+    row = parse_object(line[:-1]).value if line.endswith(b"\n") else None
+    if row is None or set(row) != {*PublishedWithdrawal._fields} - {"dataset"}:
+        return None
+    found = PublishedWithdrawal(dataset, **row)
+    texts = (found.id, found.cause, found.withdrawn_batch, found.withdrawn_at)
+    may_miss = (found.source_run_id, found.chosen_run_id, found.rejected_run_id, found.shipped_batch)
+    whole = all(isinstance(text, str) for text in texts) and all(
+        text is None or isinstance(text, str) for text in may_miss
+    )
+    return found if whole and type(found.replaced) is bool and found.line() == line else None
+
+
+def _forbidding(line: bytes) -> tuple[str, Category, RowRef | None] | None:
+    """The run that a row of a quarantine file calls rejected, or never reviewed; and where the row stood, if it says so."""
+    row = parse_object(line.rstrip(b"\n")).value or {}
+    record, location = row.get("source_record"), row.get("location")
+    if not isinstance(record, dict) or not isinstance(record.get("evidence_run_id"), str):
+        return None
+    category = category_of(record.get("category"))
+    if category not in SFT_NEVER or not record["evidence_run_id"]:
+        return None
+    at = None
+    if isinstance(location, dict):
+        partition, number = location.get("partition"), location.get("line_offset")
+        if isinstance(partition, str) and _is_partition(partition) and type(number) is int and 0 <= number < LINES_END:
+            at = RowRef(partition, number)
+    return record["evidence_run_id"], category, at
+
+
+def _is_partition(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 4 and path.endswith(".jsonl") and path.isprintable() and not {"", ".", ".."} & set(parts)
+
+
+def _is_time(text: object) -> TypeGuard[str]:
+    try:
+        return isinstance(text, str) and iso_time(round(datetime.fromisoformat(text).timestamp() * 1000) * 10**6) == text
+    except ValueError:
+        return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.views import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.work import Waiting, Work
+from distilld.vitals import Vitals, read_vitals
 
 HOUR_NS: Final = 3600 * 10**9
 _RUN: Final = "distilld run --once"
@@ -94,8 +97,14 @@ class Status:
     lag: Lag | None = None
     waiting: Waiting = field(default_factory=lambda: Waiting(0, 0, 0, 0))
     pending_tails: list[PendingTail] = field(default_factory=list)
+    vitals: Vitals = field(default_factory=Vitals)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def daemon_runs(self) -> bool:
+        """Whether the writer that runs is a daemon, not a command that will end."""
+        return self.writer.running and self.writer.pid is not None and self.writer.pid == self.vitals.pid
 
 
 def look(settings: Settings) -> Status:
@@ -117,10 +126,42 @@ def look(settings: Settings) -> Status:
     else:
         found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
     _compare_inputs(found, settings.root, files)
+    found.problems += _set_aside(found)
+    found.problems += _of_daemon(found)
+    return found
+
+
+def _set_aside(found: Status) -> Iterator[Problem]:
     if found.sizes.set_aside:
         text = f"{SET_ASIDE} holds what was found in the place of exports ({found.sizes.set_aside} bytes)"
-        found.problems.append(Problem("set_aside", text, "look at it, then take it away"))
-    return found
+        yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
+    corrupt = sorted(found.state.parent.glob(f"{glob.escape(found.state.name)}.corrupt-*"))
+    if corrupt:
+        names = " ".join(shlex.quote(str(each)) for each in corrupt)
+        yield Problem(
+            "store_set_aside",
+            f"the state store was corrupt and was rebuilt; what was found is kept in {len(corrupt)} files",
+            f"have the disk checked, then rm {names}",
+        )
+
+
+def _of_daemon(found: Status) -> Iterator[Problem]:
+    """What the daemon left word of: a failure that lasts, rows that must leave and cannot, inputs it cannot read."""
+    failure, trouble = found.vitals.failure, found.writer.trouble
+    if failure is not None:
+        text = f"the last batch failed, {failure.tries} times since {failure.since}: {failure.text}"
+        yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} (it is tried again)")
+    elif trouble is not None:
+        text = f"the daemon cannot write to its store: {trouble}"
+        yield Problem("last_batch_failed", text, "make room or mend the disk (it is tried again)")
+    if found.vitals.overdue_since is not None:
+        text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
+        yield Problem("withdrawal_overdue", text, "put right what the last batch failed of; until then, do not train")
+    told = " ".join(problem.text for problem in found.problems if problem.name == "not_read")
+    for each in found.vitals.unreadable:
+        if found.daemon_runs and each.path not in told:
+            text = f"{each.path} {each.problem}, since {each.since}".strip()
+            yield Problem("not_read", text, "make it readable for distilld's user, or take it away")
 
 
 # what the store says
@@ -128,6 +169,7 @@ def look(settings: Settings) -> Status:
 
 def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     views, ledger = Views(store), Ledger(store)
+    found.vitals = read_vitals(store)
     found.last_batch = next(iter(views.last_batches(1)), None)
     found.quarantine = views.quarantine()
     found.trees = views.trees()

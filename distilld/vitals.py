@@ -7,11 +7,12 @@ costs no write.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from distilld.store import Store
 
+PID: Final = "daemon_pid"
 STARTED: Final = "daemon_started_at"
 SCANNED: Final = "last_scan_at"
 FAILURE: Final = "last_failure"
@@ -44,6 +45,7 @@ class Unreadable:
 class Vitals:
     """The daemon's last words. Times are UTC with milliseconds; ``watching`` is 'events', or why there are none."""
 
+    pid: int | None = None
     started_at: str | None = None
     last_scan_at: str | None = None
     failure: Failure | None = None
@@ -56,8 +58,10 @@ def read_vitals(store: Store) -> Vitals:
     """What was written last. What another version wrote in another form is left out."""
     failure = _parsed(store.recall(FAILURE))
     unreadable = _parsed(store.recall(UNREADABLE))
+    pid = store.recall(PID) or ""
     try:
         return Vitals(
+            pid=int(pid) if pid.isdecimal() else None,
             started_at=store.recall(STARTED),
             last_scan_at=store.recall(SCANNED),
             failure=Failure(**failure) if failure else None,
@@ -86,11 +90,12 @@ def write_vitals(store: Store, vitals: Vitals, before: Vitals) -> None:
 def forget_failure(store: Store) -> None:
     """A writer that is no daemon brought the lake up to date: what a daemon said of its failure is over."""
     vitals = read_vitals(store)
-    write_vitals(store, Vitals(vitals.started_at, vitals.last_scan_at, watching=vitals.watching), vitals)
+    write_vitals(store, replace(vitals, failure=None, unreadable=(), overdue_since=None), vitals)
 
 
 def _as_facts(vitals: Vitals) -> dict[str, str | None]:
     return {
+        PID: None if vitals.pid is None else str(vitals.pid),
         STARTED: vitals.started_at,
         SCANNED: vitals.last_scan_at,
         FAILURE: json.dumps(asdict(vitals.failure)) if vitals.failure else None,

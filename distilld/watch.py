@@ -90,7 +90,7 @@ class Watcher:
             return
         try:
             # The arguments: no debug output, no polling (it compares whole seconds), not the folders below.
-            self._events = RustNotify(list(folders), False, False, 1000, False, False)  # noqa: FBT003  it has no names
+            self._events = RustNotify(list(folders), False, False, 1000, False, False)
         except FileNotFoundError as error:
             raise FolderGoneError from error
         except (OSError, WatchfilesRustInternalError) as error:
@@ -155,7 +155,7 @@ def folder_identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def file_system_without_events(path: Path, mounts: str | None = None) -> str | None:
+def file_system_without_events(path: str, mounts: str | None = None) -> str | None:
     """The kind of the file system that ``path`` stands on, if one machine's change is no event on another; or None.
 
     ``mounts`` is what /proc/self/mountinfo says; where that cannot be read nothing is known against it.

@@ -1,4 +1,4 @@
-"""``distilld run --once``, and the older exporters' names for it."""
+"""``distilld run``, once or as the daemon, and the older exporters' names for it."""
 
 from __future__ import annotations
 
@@ -70,20 +70,25 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
     return function
 
 
-@click.command(short_help="Bring the datasets up to date.")
+@click.command(short_help="Keep the datasets up to date, or bring them up to date once.")
 @click.option("--once", is_flag=True, help="Do it once and exit.")
+@click.option("--check", is_flag=True, help="Prove the configuration good and exit; nothing is changed.")
 @_run_options
-def run(common: Common, once: bool, **flags: bool) -> ExitCode:
-    """Bring the datasets up to date with what stands in data/.
+def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
+    """Keep the datasets up to date with what stands in data/, until SIGTERM or Ctrl-C.
 
-    Reads what changed since the last run, ships and withdraws rows, and writes a receipt. Run again over the same
-    input it changes nothing. Exits with 1 if an input could not be read; the rest is done all the same.
+    Watches the two trees, ships and withdraws rows as files change, and writes a receipt of every batch. SIGHUP reads
+    the configuration anew. What goes wrong is logged and tried again.
+
+    With --once: reads what changed since the last run, does the same, and exits; with 1 if an input could not be read.
+    Run again over the same input it changes nothing.
     """
-    if not once:
-        raise UsageError(
-            "the daemon is not part of this version yet", hint="use 'distilld run --once', from a timer for example"
-        )
-    return _bring(common, (), _Flags(**flags))
+    given = _Flags(**flags)
+    if check:
+        return _check(common)
+    if once:
+        return _bring(common, (), given)
+    return _serve(common, given)
 
 
 @click.command("export-rag", short_help="The same, ending with the RAG exporter's summary.")
@@ -123,16 +128,53 @@ def export_all(common: Common, **flags: bool) -> ExitCode:
     return _bring(common, tuple(Dataset), _Flags(**flags))
 
 
+def _check(common: Common) -> ExitCode:
+    from distilld.cli.output import say
+    from distilld.cli.settings import load_settings
+
+    settings = load_settings(common)
+    say(f"the configuration is good: root {settings.root}, state {settings.state}")
+    return ExitCode.DONE
+
+
+def _serve(common: Common, flags: _Flags) -> ExitCode:
+    for given, name in ((flags.dry_run, "--dry-run"), (flags.as_json, "--json")):
+        if given:
+            raise UsageError(f"{name} needs --once", hint="without --once this is the daemon, which never ends")
+    import faulthandler
+
+    from distilld import logs
+    from distilld.cli.settings import load_settings
+    from distilld.daemon import serve
+    from distilld.notify import Notifier
+
+    notifier = Notifier.from_environ(os.environ)
+
+    def read_settings() -> Settings:
+        return _with_flags(load_settings(common), flags)
+
+    settings = read_settings()
+    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+    # Where a watchdog or an operator sends SIGABRT to a daemon that hangs, the log says where it hung.
+    faulthandler.enable()
+    serve(settings, read_settings=read_settings, environ=os.environ, notifier=notifier, take_over=flags.take_over)
+    return ExitCode.DONE
+
+
+def _with_flags(settings: Settings, flags: _Flags) -> Settings:
+    return replace(
+        settings,
+        include_partial=settings.include_partial or flags.include_partial,
+        include_review=settings.include_review or flags.include_review,
+    )
+
+
 def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> ExitCode:
     from distilld.cli.settings import load_settings
 
     settings = load_settings(common)
     by_flag = {each for each in _INCLUSIONS if getattr(flags, each.option) and not getattr(settings, each.option)}
-    settings = replace(
-        settings,
-        include_partial=settings.include_partial or flags.include_partial,
-        include_review=settings.include_review or flags.include_review,
-    )
+    settings = _with_flags(settings, flags)
     report = _report(settings, flags)
     if flags.as_json:
         _print_json(report, flags)

@@ -81,7 +81,12 @@ def _print(found: Status) -> None:
 def _writer(found: Status) -> str:
     if not found.writer.running:
         return "none is running"
-    return "running" if found.writer.pid is None else f"running, pid {found.writer.pid}"
+    said = "running" if found.writer.pid is None else f"running, pid {found.writer.pid}"
+    if not found.daemon_runs:
+        return said
+    vitals = found.vitals
+    how = {None: "", "events": ", watching"}.get(vitals.watching, f", scanning only ({vitals.watching})")
+    return f"{said}, the daemon since {vitals.started_at}, last scan {vitals.last_scan_at or 'under way'}{how}"
 
 
 def _lag(found: Status) -> str:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from distilld.model import Category, Dataset, Options
+import orjson
+
+from distilld.decisions import PublishedWithdrawal
+from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFacts
 from distilld.store import Store
-from distilld.store.inputs import Inputs
-from distilld.store.schema import CATEGORY_CODES, DUPLICATE, SHIPPED
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.schema import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
 
 _VANISHED: Final = (
     "d.outcome = {shipped} AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
-    " AND d.cause IN ('row_removed', 'rescored')"
+    " AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
 ).format(shipped=SHIPPED)
 _EVIDENCE_GONE: Final = (
     "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {shipped} AND s.evidence_found = 0"
-    " AND s.kept & {bit} = 0 AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
+    " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned} AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
     " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent')"
 )
+EVIDENCE_PRUNED: Final = 2
+"""In ``rejudge_rows.evidence_changed``: the row stood on evidence that an operator gave up, and is published as pruned."""
 _PAIR_GONE: Final = (
     "FROM rejudge_tasks t CROSS JOIN pairs p USING (task_id) WHERE p.outcome = {shipped} AND p.frozen IS NULL AND ("
     " NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.chosen_run_id AND s.evidence_found = 1)"
@@ -28,6 +33,13 @@ _PAIR_GONE: Final = (
 )
 KEPT_BITS: Final = {Dataset.RAG: 1, Dataset.SFT: 2}
 KEPT_FOR_GOOD: Final = 4
+_ABSENT_FILE: Final = (
+    "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AND f.partition_id IN (chosen_partition, rejected_partition))"
+)
+
+
+def _evidence_gone(dataset: Dataset) -> str:
+    return _EVIDENCE_GONE.format(dataset=dataset, shipped=SHIPPED, bit=KEPT_BITS[dataset], pruned=EVIDENCE_PRUNED)
 
 
 class Orphan(NamedTuple):
@@ -58,8 +70,7 @@ class Frozen:
         if dataset is Dataset.PREFERENCE:
             return self._count(f"SELECT count(*) {_PAIR_GONE.format(shipped=SHIPPED)}")
         departed = self._count(f"SELECT count(*) FROM departures d WHERE d.dataset = ? AND {_VANISHED}", dataset.value)
-        gone = _EVIDENCE_GONE.format(dataset=dataset, shipped=SHIPPED, bit=KEPT_BITS[dataset])
-        return departed + self._count(f"SELECT count(*) {gone}")
+        return departed + self._count(f"SELECT count(*) {_evidence_gone(dataset)}")
 
     def _count(self, query: str, *values: object) -> int:
         return int(self._run(query, values).fetchone()[0])
@@ -90,8 +101,57 @@ class Frozen:
             f" ON s.sample_key = f.sample_key AND s.{dataset} = {DUPLICATE} WHERE f.kind = 'vanished'"
             f" AND f.{dataset} = {SHIPPED} GROUP BY s.sample_key"
         )
-        gone = _EVIDENCE_GONE.format(dataset=dataset, shipped=SHIPPED, bit=KEPT_BITS[dataset])
-        self._run(f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk {gone})")
+        self._run(
+            f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk {_evidence_gone(dataset)})"
+        )
+
+    def thaw(self) -> None:
+        """What returned, or is gone for good, is as live as before (SPEC 3, 'A path that returns')."""
+        self._thaw_pairs()
+        for dataset, other in ((Dataset.RAG, Dataset.SFT), (Dataset.SFT, Dataset.RAG)):
+            self._thaw_half(dataset, other)
+
+    def _thaw_half(self, dataset: Dataset, other: Dataset) -> None:
+        """Rows that returned and have an outcome in one dataset alone, because a present row took their other id over.
+
+        They count as never judged. The line that they have goes back to them when they are judged, if they still ship it.
+        """
+        half = (
+            "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
+            f" WHERE s.{dataset} IS NOT NULL AND s.{other} IS NULL"
+        )
+        counts = self._run(
+            f"SELECT {dataset}, count(*) FROM scored_rows WHERE walk IN ({half}) GROUP BY 1"
+        ).fetchall()
+        if not counts:
+            return
+        for outcome, rows in counts:
+            self._inputs.add_total(dataset.value, "live", outcome, -rows)
+            self._inputs.add_total(dataset.value, "departing", outcome, rows)
+        self._run(
+            "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
+            f" partition_id, row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch,"
+            " run_id, task_id, category, 'displaced', partition_id, line, digest"
+            f" FROM row_places WHERE walk IN ({half})"
+        )
+        rows = self._run(
+            f"UPDATE scored_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE walk IN ({half})"
+        ).rowcount
+        if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged already
+            self._run("UPDATE counters SET value = value + ? WHERE name = 'unjudged_rows'", (rows,))
+
+    def _thaw_pairs(self) -> None:
+        """Frozen pairs of which no file is absent any more are formed anew.
+
+        Their tasks wait in the queue already: the rows that returned, or are gone for good, have put them there.
+        """
+        where = f"frozen = 'absent' AND task_id IN (SELECT task_id FROM rejudge_tasks) AND NOT {_ABSENT_FILE}"
+        counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1").fetchall()
+        for outcome, rows in counts:
+            self._inputs.add_total(Dataset.PREFERENCE.value, "frozen", outcome, -rows)
+            self._inputs.add_total(Dataset.PREFERENCE.value, "live", outcome, rows)
+        if counts:
+            self._run(f"UPDATE pairs SET frozen = NULL WHERE {where}")
 
     def _shift(self, dataset: Dataset, source: str, target: str, rows: int) -> None:
         self._inputs.add_total(dataset.value, source, SHIPPED, -rows)
@@ -154,8 +214,9 @@ class Frozen:
             )
         ]
         before = [self._inputs.in_force(run_id, options) for run_id in runs]
-        pruned = self._count(f"SELECT count(*) FROM frozen_rows WHERE {where}", *values)
+        pruned = 0
         for dataset in KEPT_BITS:
+            pruned += self._count(f"SELECT count(*) FROM frozen_rows WHERE {dataset} = {SHIPPED} AND {where}", *values)
             self._depart_rows(dataset, where, values)
         self._run(
             f"DELETE FROM rejudge_frozen WHERE frozen_id IN (SELECT frozen_id FROM frozen_rows WHERE {where})", values
@@ -168,7 +229,9 @@ class Frozen:
             self._inputs.queue_verdict_change(run_id, old, self._inputs.in_force(run_id, options), options)
         return pruned
 
-    def _depart_rows(self, dataset: Dataset, where: str, values: tuple[object, ...]) -> None:
+    def _depart_rows(
+        self, dataset: Dataset, where: str, values: tuple[object, ...], cause: str = "'pruned'"
+    ) -> None:
         counts = self._run(
             f"SELECT {dataset}, count(*) FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
         ).fetchall()
@@ -178,7 +241,7 @@ class Frozen:
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause, partition_id,"
             f" row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch, run_id, task_id,"
-            f" category, 'pruned', partition_id, line, digest FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where}",
+            f" category, {cause}, partition_id, line, digest FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where}",
             values,
         )
 
@@ -210,61 +273,120 @@ class Frozen:
         return sum(rows for _, rows in counts)
 
     def _forget_absent_files(self, partition_glob: str | None) -> int:
-        """Absent evidence is gone for good: what was built on it is judged without it."""
-        forgotten = 0
-        for record in self._inputs.files().values():
-            if record.state != "absent" or not self._matches(record.path, partition_glob):
+        """Evidence that is absent, or vanished and was missed, is gone for good: what was built on it is judged without."""
+        self._inputs.forget_files()
+        for record in list(self._inputs.files().values()):
+            if record.present or not self._matches(record.path, partition_glob):
                 continue
             if record.kind.value == "evidence":
-                self._run(
-                    "UPDATE scored_rows SET kept = 0 WHERE walk >= ? AND walk < ?",
-                    (record.walk_base, record.walk_base + (1 << 26)),
-                )
-                forgotten += self._count(
-                    "SELECT count(*) FROM scored_rows WHERE walk >= ? AND walk < ? AND (rag = 0 OR sft = 0) AND evidence_found = 0",
-                    record.walk_base, record.walk_base + (1 << 26),
-                )  # fmt: skip
                 self._inputs.stage_evidence()
                 self._inputs.apply_evidence(record, whole_file=True)
+                self._give_up(
+                    "walk >= ?1 AND walk < ?2 AND evidence_found = 0",
+                    (record.walk_base, record.walk_base + LINES_END),
+                )
             self._inputs.forget_file(record)
-        forgotten += self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows s WHERE kept <> 0 AND"
-            " (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.walk_base = (s.walk >> 26) << 26 AND p.path GLOB ?1))",
-            (partition_glob,),
-        ).rowcount
-        self._run(
-            "UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
+        self._give_up(
+            "kept <> 0 AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
             " WHERE p.walk_base = (scored_rows.walk >> 26) << 26 AND p.path GLOB ?1))",
             (partition_glob,),
         )
-        return forgotten
+        self._inputs.forget_files()
+        return self._count(
+            "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
+            f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"
+        )
+
+    def _give_up(self, where: str, values: tuple[object, ...]) -> None:
+        """Rows that stand without their evidence are judged without it, and count as pruned where they leave."""
+        self._run(
+            f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows WHERE rag IS NOT NULL AND {where}"
+            f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}",
+            values,
+        )
+        self._run(f"UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND {where}", values)
 
     def _matches(self, path: str, partition_glob: str | None) -> bool:
         return partition_glob is None or bool(self._count("SELECT ? GLOB ?", path, partition_glob))
 
     # taking over
 
-    def add_orphans(self, dataset: Dataset, orphans: Iterable[Orphan]) -> int:
-        """Take rows of an export in that no store knows; returns how many."""
-        rows = list(orphans)
-        if dataset is Dataset.PREFERENCE:
-            self._many(
-                "INSERT INTO pairs (task_id, slot, frozen, chosen_run_id, rejected_run_id, rejected_category, sample_key,"
-                f" outcome, line, batch) VALUES (?, 0, 'orphan', ?, ?, 0, ?, {SHIPPED}, ?, 0)",
-                [(row.task_id or "", row.run_id, row.other_run_id or "", row.key, row.digest) for row in rows],
-            )
-        else:
-            self._many(
-                f"INSERT INTO frozen_rows (kind, start_byte, length_bytes, digest, run_id, sample_key, {dataset},"
-                f" {dataset}_line, {dataset}_batch) VALUES ('orphan', 0, 0, x'', ?, ?, {SHIPPED}, ?, 0)",
-                [(row.run_id, row.key, row.digest) for row in rows],
-            )
-        self._many(
-            "INSERT INTO adopted_rows VALUES (?, ?, ?, ?)",
-            [(dataset.value, row.key, row.created_at, row.recorded_at) for row in rows],
+    def stage_arrivals(self) -> None:
+        """Begin to take a file in that no store knows."""
+        self._run("DROP TABLE IF EXISTS temp.arrivals")
+        self._run(
+            "CREATE TEMP TABLE arrivals (sample_key INTEGER PRIMARY KEY, line BLOB, run_id TEXT, other_run_id TEXT,"
+            " task_id TEXT, created_at TEXT, recorded_at TEXT)"
         )
-        self._inputs.add_total(dataset.value, "frozen", SHIPPED, len(rows))
-        return len(rows)
+        self._run("DROP TABLE IF EXISTS temp.history")
+        self._run(
+            "CREATE TEMP TABLE history (nth INTEGER PRIMARY KEY, id TEXT, source_run_id TEXT, chosen_run_id TEXT,"
+            " rejected_run_id TEXT, cause TEXT, replaced INTEGER, verdict TEXT, shipped_batch TEXT, withdrawn_batch TEXT,"
+            " withdrawn_at TEXT)"
+        )
+
+    def stage_orphan(self, orphan: Orphan) -> bool:
+        """Take in a row of an export; False for one whose id was taken in before."""
+        return bool(self._run("INSERT OR IGNORE INTO arrivals VALUES (?, ?, ?, ?, ?, ?, ?)", orphan).rowcount)
+
+    def stage_history(self, withdrawal: PublishedWithdrawal) -> None:
+        """Take in a line of an older log of withdrawals."""
+        verdict = orjson.dumps(withdrawal.verdict).decode() if withdrawal.verdict is not None else None
+        self._run(
+            "INSERT INTO history (id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict,"
+            " shipped_batch, withdrawn_batch, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*withdrawal[1:7], verdict, *withdrawal[8:]),
+        )
+
+    def add_orphans(self, dataset: Dataset) -> None:
+        """The staged rows are orphans of this dataset."""
+        if dataset is Dataset.PREFERENCE:
+            rows = self._run(
+                "INSERT INTO pairs (task_id, slot, frozen, chosen_run_id, rejected_run_id, rejected_category, sample_key,"
+                f" outcome, line, batch) SELECT coalesce(task_id, ''), 0, 'orphan', run_id, coalesce(other_run_id, ''), 0,"
+                f" sample_key, {SHIPPED}, line, 0 FROM arrivals"
+            ).rowcount
+        else:
+            rows = self._run(
+                f"INSERT INTO frozen_rows (kind, start_byte, length_bytes, digest, run_id, sample_key, {dataset},"
+                f" {dataset}_line, {dataset}_batch) SELECT 'orphan', 0, 0, x'', run_id, sample_key, {SHIPPED}, line, 0"
+                " FROM arrivals"
+            ).rowcount
+        self._run(
+            "INSERT INTO adopted_rows SELECT ?, sample_key, created_at, recorded_at FROM arrivals", (dataset.value,)
+        )
+        self._inputs.add_total(dataset.value, "frozen", SHIPPED, rows)
+        self._run("DROP TABLE temp.arrivals")
+
+    def add_history(self, dataset: Dataset) -> None:
+        """The staged lines are withdrawals from before this store: numbered up to 0, so that they count as no news."""
+        self._run(
+            "INSERT INTO withdrawals SELECT (SELECT min(coalesce(min(withdrawal_id), 1), 1) FROM withdrawals) - n.down, ?1,"
+            " id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch, withdrawn_batch,"
+            " withdrawn_at FROM (SELECT *, row_number() OVER (ORDER BY nth DESC) AS down FROM history) AS n",
+            (dataset.value,),
+        )
+        self._run("DROP TABLE temp.history")
+
+    def recall_absent(self, at: RowRef, run_id: str, category: Category) -> None:
+        """A lost store knew this verdict, whose partition is absent: it forbids again, until the partition returns.
+
+        Nothing else of the row is known. Its file counts as absent; when it returns, it is read as a rewritten one.
+        """
+        partition_id, walk_base = self._inputs.place_partitions([at.partition])[at.partition]
+        if (InputKind.SCORED, at.partition) not in self._inputs.files():
+            nothing = StatFacts(0, 0, 0, 0, 0, 0)
+            self._inputs.write_file(
+                FileRecord(
+                    partition_id, walk_base, at.partition, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None
+                )
+            )
+        self._run(
+            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category)"
+            " SELECT 'absent', ?1, ?2, 0, 0, x'', ?3, ?4 WHERE NOT EXISTS"
+            " (SELECT 1 FROM frozen_rows WHERE partition_id = ?1 AND line = ?2)",
+            (partition_id, at.line, run_id, CATEGORY_CODES[category]),
+        )
 
     def forbid_orphans(self, run_id: str, category: Category) -> None:
         """A row of an old quarantine file says that a run was rejected, or never reviewed."""
@@ -296,8 +418,7 @@ class Frozen:
                 f" WHERE s.run_id = frozen_rows.run_id) OR category IN ({codes}))"
             )
             gone += self._count(f"SELECT count(*) FROM frozen_rows WHERE {where}")
-            self._depart_rows(dataset, where, ())
-            self._run(f"UPDATE departures SET cause = 'row_removed' WHERE cause = 'pruned' AND dataset = '{dataset}'")
+            self._depart_rows(dataset, where, (), f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END")
             self._run(
                 f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
             )
@@ -352,10 +473,7 @@ class Frozen:
             )
         else:
             where = f"{dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
-            self._depart_rows(Dataset(dataset), where, ())
-            self._run(
-                f"UPDATE departures SET cause = 'lost' WHERE cause = 'pruned' AND dataset = '{dataset}' AND line IN {lines}"
-            )
+            self._depart_rows(Dataset(dataset), where, (), "'lost'")
             self._run(
                 f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
             )

@@ -94,16 +94,6 @@ def test_empty_root_is_an_empty_lake(tmp_path: Path) -> None:
     ]
 
 
-def test_run_without_once_is_refused(tmp_path: Path) -> None:
-    """The daemon is not there yet, and the command says so instead of doing something else."""
-    ran = distilld("run", "--root", tmp_path, cwd=tmp_path)
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err == (
-        "distilld: the daemon is not part of this version yet (use 'distilld run --once', from a timer for example)\n"
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_rejected_run_leaves_and_is_waited_for(sample: SampleLake) -> None:
     """A file that was re-scored in place is waited for, ten times settle_seconds at most, and the run then leaves."""
     path = rescore_in_place(sample, sample.rescored_run_id)

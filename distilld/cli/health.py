@@ -1,0 +1,34 @@
+"""``distilld health``: one answer for a monitor."""
+
+from __future__ import annotations
+
+import click
+
+from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.exit_codes import ExitCode
+
+
+@click.command(short_help="Say whether somebody must act; exits with 1 if so.")
+@click.option("--no-daemon", is_flag=True, help="Leave out whether a daemon runs, and when it scanned last.")
+@common_options
+@json_option
+def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
+    """Say whether the lake is healthy, for a monitor: exit code 0 if it is, else 1 and each reason on a line.
+
+    Unhealthy: no writer runs; the last batch failed; a recovery is pending; the tripwire holds rows; something was set
+    aside; rows that must leave a dataset cannot; an input cannot be read; the last scan is older than three rescan
+    periods. Each reason says which command resolves it. Changes nothing.
+    """
+    from distilld.cli.output import print_json, say
+    from distilld.cli.settings import load_settings
+    from distilld.health import diagnose
+
+    problems = diagnose(load_settings(common), daemon=not no_daemon)
+    if as_json:
+        print_json({"healthy": not problems, "problems": problems})
+    elif problems:
+        for problem in problems:
+            say(f"unhealthy: {problem.text}; to put it right: {problem.remedy}")
+    else:
+        say("healthy")
+    return ExitCode.FAILED if problems else ExitCode.DONE

@@ -1,0 +1,46 @@
+"""``distilld stage``: a receipt around an outside stage."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from distilld.cli.commands import Common, common_options
+
+
+@click.command(short_help="Run an outside stage and write a receipt of it.")
+@click.argument("name")
+@click.option("--input", "inputs", metavar="GLOB", multiple=True, help="What it reads, from the root. May be repeated.")
+@click.option(
+    "--output", "outputs", metavar="GLOB", multiple=True, help="What it writes, from the root. May be repeated."
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@common_options
+def stage(
+    common: Common, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], command: tuple[str, ...]
+) -> int:
+    """Run COMMAND, which is stage NAME of the pipeline, and write a receipt of what it read and wrote.
+
+    Put '--' before the command. NAME is of a to z, digits, '_' and '-'. A glob may hold '*', '?', '[...]' and '**'. The
+    receipt has the form of a batch's, in a chain per stage; the command line stands in it. Needs no store and no lock,
+    and exits with the command's own exit code.
+    """
+    from distilld import logs
+    from distilld.cli.exit_codes import ExitCode
+    from distilld.cli.settings import load_settings
+    from distilld.stage import run_stage
+
+    settings = load_settings(common)
+    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+    ran = run_stage(
+        settings.root,
+        name,
+        inputs=inputs,
+        outputs=outputs,
+        command=command,
+        receipts_keep=settings.receipts_keep,
+    )
+    for problem in ran.problems:
+        click.echo(f"distilld: {logs.printable(problem)}", err=True)
+    return ran.exit_code or ExitCode.DONE

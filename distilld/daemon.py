@@ -1,0 +1,439 @@
+"""``distilld run``: the loop around passes (SPEC 5, 6).
+
+File events are hints, every pass is a whole scan, and everything that may be due is asked in one place, ``_due``. What
+goes wrong is told and tried again with growing pauses; the only ``except Exception`` of the program stands here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Final
+
+import structlog
+
+from distilld import __version__, logs
+from distilld.batch import Engine, PassResult
+from distilld.bulletin import EVENTS_ARRIVE, Bulletin
+from distilld.config import Settings
+from distilld.lake import TREES, ListingError, tree_path
+from distilld.model import DistilldError, OperatorError, Trigger, UsageError
+from distilld.notify import Notifier
+from distilld.once import recover, writer
+from distilld.store import StoreCorruptError
+from distilld.watch import (
+    FolderGoneError,
+    Folders,
+    Wake,
+    WatchBrokenError,
+    Watcher,
+    file_system_without_events,
+    folder_identity,
+)
+
+log = structlog.get_logger()
+
+TICK_SECONDS: Final = 0.25
+"""How long a wait lasts at most: so late a replaced folder is noticed, or a signal that comes without a file event."""
+FIRST_RETRY_SECONDS: Final = 1.0
+LONGEST_RETRY_SECONDS: Final = 60.0
+LEAST_PAUSE_SECONDS: Final = 0.1
+STOP_PATIENCE_SECONDS: Final = 5.0
+"""How long a pass has to come to a place where it can end, before it is cut off wherever it is."""
+CHECKPOINT_AFTER_SECONDS: Final = 5.0
+POLL_SHARE: Final = 50
+"""Without file events a scan follows after so many times its own duration: it costs two hundredths of a core."""
+LEAST_POLL_SECONDS: Final = 1.0
+BROKEN_AGAIN_SECONDS: Final = 60.0
+"""A watch that breaks twice within this time is left alone for as long."""
+SQL_STEPS_A_PULSE: Final = 500_000
+
+
+class PassEnded(BaseException):
+    """The process is to end, and the pass in hand with it."""
+
+
+def serve(
+    settings: Settings,
+    *,
+    read_settings: Callable[[], Settings],
+    environ: Mapping[str, str],
+    notifier: Notifier,
+    take_over: bool = False,
+) -> None:
+    """Be the lake's daemon until SIGTERM or SIGINT. ``read_settings`` is asked at SIGHUP.
+
+    Raises:
+        WriterBusy: Another process is the writer.
+        UsageError: The store belongs to another root, or the lake to another store.
+        OperatorError: A lock or the store cannot be had at the start, or the store turned out to be corrupt.
+    """
+    daemon = Daemon(settings, read_settings=read_settings, environ=environ, notifier=notifier)
+    with (
+        suppress(PassEnded),
+        daemon.signals(),
+        writer(settings, take_over=take_over, pulse=daemon.pulse) as engine,
+    ):
+        daemon.run(engine)
+
+
+class Daemon:
+    """One run of the daemon."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        read_settings: Callable[[], Settings],
+        environ: Mapping[str, str],
+        notifier: Notifier,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self._read_settings = read_settings
+        self._environ = environ
+        self._notifier = notifier
+        self._clock = clock
+        self._stop = self._reload = self._give_up = self._in_pass = False
+        # what may be due
+        self._next: Trigger | None = Trigger.STARTUP
+        self._hinted = False
+        self._again_at: float | None = None
+        self._rescan_at = self._retry_at = self._checkpoint_at = float("inf")
+        # watching
+        self._watcher = self._new_watcher()
+        self._blind: str | None = None
+        """Why there are no file events, where there are none."""
+        self._arm_at = 0.0
+        self._broken_at = float("-inf")
+        self._listened = False
+        self._gone: Folders = {}
+        self._roots: tuple[tuple[int, int] | None, ...] = ()
+        self._pass_seconds = 0.0
+        self._failures = 0
+        self._settling: tuple[str, ...] = ()
+
+    def run(self, engine: Engine) -> None:
+        """Pass after pass, until a signal says stop. Nothing is half done when this returns."""
+        self._engine = engine
+        self._bulletin = Bulletin(self.settings, engine, self._notifier)
+        engine.store.connection.set_progress_handler(self._pulse_of_sql, SQL_STEPS_A_PULSE)
+        try:
+            self._start()
+            with suppress(PassEnded):
+                while not self._stop:
+                    self._step()
+            log.info("daemon_stopping", cut_off=self._in_pass)
+        finally:
+            self._end()
+
+    def _step(self) -> None:
+        if self._reload:
+            self._take_settings()
+        elif (trigger := self._due()) is not None:
+            self._pass(trigger)
+        else:
+            self._rest()
+
+    def _start(self) -> None:
+        log.info(
+            "daemon_started",
+            version=__version__,
+            pid=os.getpid(),
+            root=str(self.settings.root),
+            state=str(self.settings.state),
+            options=self._engine.options.as_json(),
+        )
+        self._bulletin.started()
+        self._notifier.ready()
+
+    def _end(self) -> None:
+        self._in_pass = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._notifier.stopping()
+        self._watcher.disarm()
+        connection = self._engine.store.connection
+        connection.set_progress_handler(None, 0)
+        with suppress(DistilldError, sqlite3.Error):
+            connection.rollback()
+            # What cannot be undone now is undone at the next start.
+            recover(self._engine)
+        log.info("daemon_stopped")
+
+    # signals, and signs of life
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within it, SIGTERM and SIGINT stop the daemon and SIGHUP reloads it."""
+        handlers = {
+            signal.SIGTERM: self._on_stop,
+            signal.SIGINT: self._on_stop,
+            signal.SIGHUP: self._on_reload,
+            signal.SIGALRM: self._on_alarm,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._stop:
+            self._stop = True
+            signal.setitimer(signal.ITIMER_REAL, STOP_PATIENCE_SECONDS)
+
+    def _on_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self._reload = True
+
+    def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
+        self._give_up = True
+        if self._in_pass:
+            raise PassEnded
+
+    def pulse(self) -> None:
+        """The work goes on; called from within passes. Ends them when the daemon is to stop."""
+        self._notifier.alive()
+        if self._stop and self._in_pass:
+            raise PassEnded
+
+    def _pulse_of_sql(self) -> bool:
+        """The same from within a statement: one that takes too long when the daemon is to stop is interrupted."""
+        self._notifier.alive()
+        return self._give_up and self._in_pass
+
+    # what is due, and waiting until something is
+
+    def _due(self) -> Trigger | None:
+        now = self._clock()
+        moved = self._roots_moved()
+        if self._failures:
+            return Trigger.RECOVERY if now >= self._retry_at or moved else None
+        if self._next is not None:
+            return self._next
+        if self._hinted or (self._again_at is not None and now >= self._again_at):
+            return Trigger.WATCH
+        return Trigger.RESCAN if moved or now >= self._rescan_at else None
+
+    def _rest(self) -> None:
+        """Wait for the next thing that may be due; with nothing to do this is all that happens."""
+        self._notifier.alive()
+        now = self._clock()
+        if now >= self._checkpoint_at:
+            self._checkpoint_at = float("inf")
+            with suppress(OperatorError):
+                self._engine.store.checkpoint()
+        times = (self._retry_at, self._rescan_at, self._checkpoint_at, self._again_at or float("inf"))
+        try:
+            wake = self._watcher.wait(max(min(TICK_SECONDS, *(each - now for each in times)), 0.001))
+        except WatchBrokenError as error:
+            self._watch_broke(error)
+        else:
+            self._hinted = self._hinted or wake is Wake.CHANGED
+
+    def _roots_moved(self) -> bool:
+        """Whether one of the two trees came, went or was replaced since the last time that this was asked."""
+        before, self._roots = self._roots, tuple(folder_identity(path) for path in self._tree_roots())
+        return bool(before) and before != self._roots
+
+    def _tree_roots(self) -> tuple[str, ...]:
+        return tuple(str(self.settings.root / tree) for tree in TREES.values())
+
+    # passes
+
+    def _pass(self, trigger: Trigger) -> None:
+        self._hinted, self._again_at = False, None
+        self._engine.progress = self._bulletin.progress if trigger in _LONG else None
+        began = self._clock()
+        self._in_pass = True
+        try:
+            if self._failures or trigger is Trigger.STARTUP:
+                self._engine.store.connection.rollback()
+                recover(self._engine)
+            result = self._engine.run_pass(trigger)
+        except StoreCorruptError:
+            # It is set aside and rebuilt at the next start.
+            raise
+        except Exception as error:
+            # The one place: whatever it is, the next try may work.
+            if self._stop:
+                raise PassEnded from error
+            self._in_pass = False
+            self._failed(error)
+        else:
+            self._in_pass = False
+            self._passed(result, self._clock() - began, trigger)
+
+    def _passed(self, result: PassResult, seconds: float, trigger: Trigger) -> None:
+        if not result.changed:
+            self._pass_seconds = seconds
+        if self._failures:
+            log.info("failure_over", failures=self._failures, since=_since(self._bulletin))
+        self._next, self._failures, self._retry_at = None, 0, float("inf")
+        now = self._clock()
+        if result.changed:
+            self._checkpoint_at = now + CHECKPOINT_AFTER_SECONDS
+        if result.unfinished:
+            self._again_at = now + max(self.settings.settle_seconds, LEAST_PAUSE_SECONDS)
+        self._tell_settling(result)
+        self._cover(result)
+        self._rescan_at = now + (self._poll_seconds if self._blind else self.settings.rescan_seconds)
+        level = log.info if trigger in _LONG else log.debug
+        level("scan_finished", trigger=trigger.value, batches=len(result.batches), files=result.indexed.files_seen)
+        self._bulletin.passed(result, watching=self._blind or EVENTS_ARRIVE, folders=len(self._watcher.armed))
+
+    def _tell_settling(self, result: PassResult) -> None:
+        files = tuple(sorted(tree_path(*key) for key in result.indexed.unsettled))
+        if files and files != self._settling:
+            log.info("settling", files=files)
+        self._settling = files
+
+    def _failed(self, error: Exception) -> None:
+        event = "scan_failed" if isinstance(error, ListingError) else "batch_failed"
+        if isinstance(error, OperatorError):
+            text, hint = str(error), error.hint
+            log.error(event, problem=text, hint=hint)
+        else:
+            text, hint = f"an unexpected {type(error).__name__}", "see the log; it is tried again, and please report it"
+            log.error(event, exc_info=error)
+        with suppress(DistilldError, sqlite3.Error):
+            self._engine.store.connection.rollback()
+            # Readers should not meet half a row until the next try.
+            recover(self._engine)
+        self._failures += 1
+        pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 16))
+        pause *= random.uniform(0.5, 1.0)
+        self._retry_at = self._clock() + pause
+        self._bulletin.failed(text, hint, overdue=self._withdrawals_wait())
+        if since := self._bulletin.overdue_since:
+            log.error("withdrawal_overdue", since=since, age_seconds=round(self._bulletin.overdue_seconds))
+        log.warning("retry_scheduled", seconds=round(pause, 1), failures=self._failures)
+
+    def _withdrawals_wait(self) -> bool:
+        """Whether the store knows of rows that must leave a dataset and still stand there."""
+        with suppress(OperatorError, sqlite3.Error), self._engine.store.faults():
+            return self._engine.work.has_forced() or self._engine.work.waiting().departures > 0
+        return self._bulletin.overdue_since is not None
+
+    # file events
+
+    def _new_watcher(self) -> Watcher:
+        return Watcher(debounce_ms=self.settings.debounce_ms, stopped=lambda: self._stop or self._reload)
+
+    @property
+    def _poll_seconds(self) -> float:
+        return min(self.settings.rescan_seconds, max(LEAST_POLL_SECONDS, POLL_SHARE * self._pass_seconds))
+
+    def _cover(self, result: PassResult) -> None:
+        """Watch exactly the folders that the scan saw. A pass follows, for what happened before they were watched."""
+        now = self._clock()
+        if result.scan is None or result.scan.folders == self._watcher.armed or now < self._arm_at:
+            return
+        folders, before = result.scan.folders, self._watcher.armed
+        try:
+            _refuse_silent_file_systems(folders)
+            self._watcher.arm(folders)
+        except FolderGoneError:
+            if folders == self._gone:
+                self._fall_back("a folder can be listed and not watched", self.settings.rescan_seconds)
+            self._gone, self._again_at = folders, now
+        except WatchBrokenError as error:
+            self._watcher.disarm()
+            self._fall_back(error.reason, self.settings.rescan_seconds)
+        else:
+            self._again_at = now
+            self._tell_watching(before, folders)
+            self._blind, self._gone = None, {}
+
+    def _tell_watching(self, before: Folders, folders: Folders) -> None:
+        if not self._listened:
+            self._listened = True
+            log.info("watch_started", folders=len(folders))
+        else:
+            # A folder more or less is everyday life; another tree in the place of one, or the end of scanning, is not.
+            usual = before and all(before.get(tree) == folders.get(tree) for tree in self._tree_roots())
+            level = log.debug if usual else log.info
+            level("watch_rearmed", folders=len(folders))
+
+    def _watch_broke(self, error: WatchBrokenError) -> None:
+        now = self._clock()
+        if now - self._broken_at < BROKEN_AGAIN_SECONDS:
+            self._fall_back(error.reason, BROKEN_AGAIN_SECONDS)
+        # Else the next pass arms it again.
+        self._broken_at = now
+        self._hinted = True
+
+    def _fall_back(self, reason: str, seconds: float) -> None:
+        """Go on by scanning alone, and try to listen again after ``seconds``."""
+        if self._blind != reason:
+            log.warning("watch_fallback", reason=reason, scan_every_seconds=round(self._poll_seconds, 1))
+        self._blind = reason
+        self._arm_at = self._clock() + seconds
+
+    # SIGHUP
+
+    def _take_settings(self) -> None:
+        self._reload = False
+        self._notifier.reloading()
+        log.info("reload_started")
+        try:
+            settings = self._read_settings()
+            _refuse_to_move(self.settings, settings)
+        except DistilldError as error:
+            log.error("reload_refused", faults=str(error).splitlines(), in_force="the settings as they were")
+        else:
+            self._reconfigure(settings)
+        self._notifier.ready()
+
+    def _reconfigure(self, settings: Settings) -> None:
+        before, self.settings = self.settings, settings
+        logs.configure(level=settings.log_level, fmt=settings.log_format, environ=self._environ)
+        self._engine.reconfigure(
+            settings.options(),
+            batch_rows=settings.batch_rows,
+            settle_seconds=settings.settle_seconds,
+            tripwire_rows=settings.tripwire_rows,
+            tripwire_share=settings.tripwire_share,
+            receipts_keep=settings.receipts_keep,
+        )
+        self._bulletin.take(settings)
+        if settings.debounce_ms != before.debounce_ms:
+            self._watcher.disarm()
+            self._watcher = self._new_watcher()
+        changed = [name for name in before.__slots__ if getattr(before, name) != getattr(settings, name)]
+        log.info("reload_finished", changed=changed)
+        # Also the operator's way to say: try again now.
+        self._next, self._retry_at, self._arm_at = Trigger.RELOAD, self._clock(), 0.0
+
+
+_LONG: Final = (Trigger.STARTUP, Trigger.RELOAD)
+"""The passes that may take long, and tell of their progress."""
+
+
+def _refuse_to_move(before: Settings, after: Settings) -> None:
+    for name in ("root", "state"):
+        if getattr(before, name) != getattr(after, name):
+            raise UsageError(
+                f"{name} = {str(getattr(after, name))!r} cannot take the place of {str(getattr(before, name))!r}"
+                " while the daemon runs",
+                hint="restart it",
+            )
+
+
+def _refuse_silent_file_systems(folders: Folders) -> None:
+    """Raise WatchBrokenError where a folder stands on a file system that has no events for others' changes."""
+    for folder in {device: folder for folder, (device, _) in folders.items()}.values():
+        kind = file_system_without_events(folder)
+        if kind is not None:
+            raise WatchBrokenError(f"{kind} tells nothing of what other machines write")
+
+
+def _since(bulletin: Bulletin) -> str | None:
+    return bulletin.failure.since if bulletin.failure else None

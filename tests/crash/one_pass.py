@@ -1,0 +1,26 @@
+"""One start and one pass, in a process that strace can kill: ``python -m tests.crash.one_pass ROOT``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import structlog
+
+from distilld.batch import Engine
+from distilld.model import Options, Trigger
+from distilld.store import Store
+
+
+def main(root: Path) -> None:
+    """What a start of the program does."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    store = Store.open(root / "state" / "distilld.db", root)
+    engine = Engine(root, store, Options(source_files_root="/"), batch_rows=50_000, settle_seconds=0)
+    engine.committer.recover()
+    engine.run_pass(Trigger.ONCE)
+    store.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
