@@ -309,7 +309,8 @@ class Engine:
         """Make exports and store agree before anything is judged: take older exports in, restore damaged ones."""
         if self.committer.writes:
             now_ns = time.time_ns()
-            self.restorer.take_over(now_ns)
+            if self.restorer.take_over(now_ns):
+                self.inputs.forget_files()
             self.restorer.check(now_ns)
 
     def _thaw(self) -> None:

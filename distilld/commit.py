@@ -252,7 +252,7 @@ class Committer:
         for name in RENAME_ORDER:
             record = records[name]
             if record.pending_temp is not None and record.inode is not None:
-                facts = self._exports.install(name, record.pending_temp, record.inode)
+                facts = self._exports.install(name, record.pending_temp, record.committed, record.inode)
                 with self._store.transaction():
                     self._ledger.set_installed(name, facts)
         for sequence, batch_id, text in self._ledger.unwritten_receipts():

@@ -221,26 +221,26 @@ class Exports:
         self._hashes[name] = (sha, facts)
         return Written(size, sha.hexdigest(), facts)
 
-    def install(self, name: str, temp: str, inode: int) -> StatFacts:
+    def install(self, name: str, temp: str, committed: Committed, inode: int) -> StatFacts | None:
         """Put the finished temporary file in the live one's place; does nothing where that was done before.
 
-        Raises:
-            ExportTamperedError: Neither file is the one that was committed.
+        A file is the finished one if it has the recorded inode, or else, as in a copy of the root, the recorded bytes.
+        Returns None where neither file is: somebody removed it, and the live one is to be restored.
         """
         path = self._root / EXPORT_PATHS[name]
         source = path.with_name(temp)
         with _writing(EXPORT_PATHS[name]):
-            try:
-                status = os.lstat(source)
-            except FileNotFoundError:
-                status = None
-            if status is not None and status.st_ino == inode:
+            if _is_version(source, committed, inode):
                 os.rename(source, path)
-            live = _lstat(path)
-            if live is None or live.st_ino != inode:
-                raise ExportTamperedError(EXPORT_PATHS[name], "was replaced while its new version waited")
+            source.unlink(missing_ok=True)
+            found = _is_version(path, committed, inode)
             # Even where it was renamed before: a kill may have come between the rename and this.
-            sync_folder(path.parent)
+            if path.parent.is_dir():
+                sync_folder(path.parent)
+            live = _lstat(path)
+        if not found or live is None:
+            self._hashes.pop(name, None)
+            return None
         facts = StatFacts.of(live, time.time_ns())
         held = self._hashes.get(name)
         if held is not None:
@@ -341,6 +341,23 @@ def _lstat(path: Path) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
+
+
+def _is_version(path: Path, committed: Committed, inode: int) -> bool:
+    """Whether a file is a committed version: by its inode, or by its bytes."""
+    status = _lstat(path)
+    if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != committed.size:
+        return False
+    if status.st_ino == inode:
+        return True
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        sha = hashlib.sha256()
+        for block in _blocks(descriptor, committed.size):
+            sha.update(block)
+    finally:
+        os.close(descriptor)
+    return sha.hexdigest() == committed.sha256
 
 
 def _open_live(path: Path, shown: str, known: Committed) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeGuard
@@ -350,7 +350,7 @@ class Restorer:
             start += len(line)
 
 
-def _pick(path: Path, order: list[tuple[int, int]]) -> Iterator[bytes]:
+def _pick(path: Path, order: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     with open(path, "rb", buffering=0) as file:
         for start, length in order:
             yield os.pread(file.fileno(), length, start)

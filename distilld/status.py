@@ -293,7 +293,6 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     ]
 
 
-
 def _sizes(settings: Settings) -> Sizes:
     state = settings.state
     return Sizes(

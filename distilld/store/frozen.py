@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import orjson
@@ -40,6 +40,19 @@ _ABSENT_FILE: Final = (
 
 def _evidence_gone(dataset: Dataset) -> str:
     return _EVIDENCE_GONE.format(dataset=dataset, shipped=SHIPPED, bit=KEPT_BITS[dataset], pruned=EVIDENCE_PRUNED)
+
+
+def _overruled() -> str:
+    """Whether the last present verdict about a side of a pair is not the one that the pair was formed with."""
+    last = (
+        "coalesce((SELECT v.category FROM scored_rows v WHERE v.run_id = pairs.{side}_run_id AND v.category IS NOT NULL"
+        " ORDER BY v.walk DESC LIMIT 1), {expected}) NOT IN ({allowed})"
+    )
+    accepted, partial, rejected = (
+        CATEGORY_CODES[category] for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    )
+    chosen = last.format(side="chosen", expected=accepted, allowed=accepted)
+    return f"{chosen} OR {last.format(side='rejected', expected=rejected, allowed=f'{partial}, {rejected}')}"
 
 
 class Orphan(NamedTuple):
@@ -255,7 +268,7 @@ class Frozen:
                 " AND p.path GLOB ?1)"
             )
             values = (partition_glob,)  # type: ignore[assignment]
-        return self.depart_pairs(where, values, "pruned")
+        return self.depart_pairs(where, values, "'pruned'")
 
     def depart_pairs(self, where: str, values: tuple[object, ...], cause: str) -> int:
         """Let frozen pairs depart; returns how many."""
@@ -265,7 +278,7 @@ class Frozen:
             self._inputs.add_total(Dataset.PREFERENCE.value, "departing", outcome, rows)
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, other_run_id, task_id, cause)"
-            f" SELECT 'preference', outcome, sample_key, line, batch, chosen_run_id, rejected_run_id, task_id, '{cause}'"
+            f" SELECT 'preference', outcome, sample_key, line, batch, chosen_run_id, rejected_run_id, task_id, {cause}"
             f" FROM pairs WHERE {where}",
             values,
         )
@@ -373,19 +386,17 @@ class Frozen:
 
         Nothing else of the row is known. Its file counts as absent; when it returns, it is read as a rewritten one.
         """
-        partition_id, walk_base = self._inputs.place_partitions([at.partition])[at.partition]
-        if (InputKind.SCORED, at.partition) not in self._inputs.files():
+        record = self._inputs.files().get((InputKind.SCORED, at.partition))
+        if record is None:
+            place = self._inputs.place_partitions([at.partition])[at.partition]
             nothing = StatFacts(0, 0, 0, 0, 0, 0)
-            self._inputs.write_file(
-                FileRecord(
-                    partition_id, walk_base, at.partition, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None
-                )
-            )
+            record = FileRecord(*place, at.partition, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None)
+            self._inputs.write_file(record)
         self._run(
             "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category)"
             " SELECT 'absent', ?1, ?2, 0, 0, x'', ?3, ?4 WHERE NOT EXISTS"
             " (SELECT 1 FROM frozen_rows WHERE partition_id = ?1 AND line = ?2)",
-            (partition_id, at.line, run_id, CATEGORY_CODES[category]),
+            (record.partition_id, at.line, run_id, CATEGORY_CODES[category]),
         )
 
     def forbid_orphans(self, run_id: str, category: Category) -> None:
@@ -428,7 +439,7 @@ class Frozen:
             " WHERE s.run_id = pairs.chosen_run_id) OR EXISTS (SELECT 1 FROM scored_rows s"
             " WHERE s.run_id = pairs.rejected_run_id))",
             (),
-            "row_removed",
+            f"CASE WHEN rejected_category = -1 OR {_overruled()} THEN 'revoked' ELSE 'rescored' END",
         )
         self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'orphan'")
         self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'orphan'")
@@ -467,7 +478,7 @@ class Frozen:
         dataset = name.removeprefix("quarantine_")
         sign = "=" if dataset == name else "<>"
         if dataset == Dataset.PREFERENCE:
-            self.depart_pairs(f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "lost")
+            self.depart_pairs(f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "'lost'")
             self._run(
                 f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE line IN {lines}"
             )
@@ -485,35 +496,40 @@ class Frozen:
 
     # canonical order
 
-    def order_lines(self, name: str, lines: Iterable[tuple[int, int, object]]) -> list[tuple[int, int]]:
-        """The (offset, length) of an export's lines in canonical walk order; frozen rows come last.
+    def order_lines(self, name: str, lines: Iterable[tuple[int, int, object]]) -> Iterator[tuple[int, int]]:
+        """The (offset, length) of an export's lines in canonical walk order.
 
-        ``lines`` gives offset, length and key of each line: the sample key in a dataset, the digest in a quarantine.
+        Rows of absent partitions stand where they stood; pairs that are frozen, and orphans, come last. ``lines`` gives
+        offset, length and key of each line: the sample key in a dataset, the digest in a quarantine.
         """
         self._run("DROP TABLE IF EXISTS temp.lines")
-        self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key, nth INTEGER)")
-        self._many("INSERT INTO lines (start, length, key) VALUES (?, ?, ?)", lines)
+        self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key)")
+        self._many("INSERT INTO lines VALUES (?, ?, ?)", lines)
         dataset = name.removeprefix("quarantine_")
-        if dataset == Dataset.PREFERENCE:
-            places = "SELECT {key} AS key, {walk} AS place FROM pairs r WHERE frozen IS NULL AND outcome {sign} 0"
-            walk = "(SELECT min(f.walk) FROM scored_rows f WHERE f.task_id = r.task_id AND f.evidence_found = 1) * 8 + r.slot"
-            key = "sample_key" if dataset == name else "line"
-        else:
-            places = "SELECT {key} AS key, {walk} AS place FROM scored_rows r WHERE {dataset} {sign} 0"
-            walk, key = "walk", "sample_key" if dataset == name else f"{dataset}_line"
         sign = "=" if dataset == name else "<>"
+        if dataset == Dataset.PREFERENCE:
+            key = "sample_key" if dataset == name else "line"
+            places = (
+                f"SELECT {key} AS key, (SELECT min(f.walk) FROM scored_rows f WHERE f.task_id = r.task_id"
+                f" AND f.evidence_found = 1) AS place, slot FROM pairs r WHERE frozen IS NULL AND outcome {sign} {SHIPPED}"
+            )
+        else:
+            key = "sample_key" if dataset == name else f"{dataset}_line"
+            places = (
+                f"SELECT {key} AS key, walk AS place, 0 AS slot FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
+                f" UNION ALL SELECT {key}, p.walk_base + f.line, 1 FROM frozen_rows f CROSS JOIN partitions p"
+                f" USING (partition_id) WHERE f.kind = 'absent' AND {dataset} {sign} {SHIPPED}"
+            )
         self._run("DROP TABLE IF EXISTS temp.places")
         self._run(
-            "CREATE TEMP TABLE places AS SELECT key, place, row_number() OVER (PARTITION BY key ORDER BY place) AS nth FROM ("
-            + places.format(key=key, walk=walk, dataset=dataset, sign=sign)
-            + ")"
+            "CREATE TEMP TABLE places AS SELECT *, row_number() OVER (PARTITION BY key ORDER BY place, slot) AS nth"
+            f" FROM ({places})"
         )
         self._run("CREATE INDEX temp.places_by_key ON places (key, nth)")
-        found = self._run(
-            "SELECT l.start, l.length FROM (SELECT start, length, key, row_number() OVER (PARTITION BY key ORDER BY start)"
-            " AS nth FROM lines) l LEFT JOIN places p ON p.key = l.key AND p.nth = l.nth"
-            " ORDER BY p.place IS NULL, p.place, l.start"
-        ).fetchall()
+        yield from self._run(
+            "SELECT l.start, l.length FROM (SELECT *, row_number() OVER (PARTITION BY key ORDER BY start) AS nth"
+            " FROM lines) l LEFT JOIN places p ON p.key = l.key AND p.nth = l.nth"
+            " ORDER BY p.place IS NULL, p.place, p.slot, l.start"
+        )
         self._run("DROP TABLE temp.lines")
         self._run("DROP TABLE temp.places")
-        return found

@@ -247,8 +247,11 @@ class Ledger:
              facts.mtime_ns, facts.ctime_ns, facts.looked_ns, temp),
         )  # fmt: skip
 
-    def set_installed(self, name: str, facts: StatFacts) -> None:
-        """The temporary file stands in the live one's place now."""
+    def set_installed(self, name: str, facts: StatFacts | None) -> None:
+        """The temporary file stands in the live one's place now; None: it is lost, and the live one to be restored."""
+        if facts is None:
+            self._run("UPDATE export_files SET pending_temp = NULL, mtime_ns = NULL WHERE name = ?", (name,))
+            return
         self._run(
             "UPDATE export_files SET pending_temp = NULL, device = ?, inode = ?, mtime_ns = ?, ctime_ns = ?, looked_ns = ?"
             " WHERE name = ?",

@@ -92,6 +92,7 @@ CREATE TABLE scored_rows (
     kept            INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX scored_rows_by_run ON scored_rows (run_id) WHERE run_id IS NOT NULL;
+CREATE INDEX nameless_rows ON scored_rows (digest) WHERE run_id IS NULL;
 CREATE INDEX scored_rows_by_task ON scored_rows (task_id, category)
     WHERE task_id IS NOT NULL AND evidence_found = 1;
 CREATE UNIQUE INDEX rag_ids ON scored_rows (sample_key) WHERE rag = {SHIPPED};
