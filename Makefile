@@ -10,9 +10,29 @@ DEVELOPMENT := $(VENV)/.installed-development
 # -qq still shows errors.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
+# Where 'make install' puts things. DESTDIR is put before every path that is written to, and stands in none of the files.
+DESTDIR ?=
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+DOCDIR ?= $(PREFIX)/share/doc/distilld
+# The lakehouse that the service keeps, and the user that it runs as.
+LAKE ?= /srv/lakehouse
+SERVICE_USER ?= distilld
+STATE ?= /var/lib/distilld/distilld.db
+
+INSTALLED := $(DESTDIR)$(PREFIX)/lib/distilld
+CONFIG := $(SYSCONFDIR)/distilld/distilld.toml
+RENDER := sed -e 's|/usr/local/share/doc/distilld|$(DOCDIR)|g' -e 's|/usr/local/bin|$(PREFIX)/bin|g' \
+	-e 's|/etc/distilld|$(SYSCONFDIR)/distilld|g' -e 's|/srv/lakehouse|$(LAKE)|g' \
+	-e 's|^User=distilld$$|User=$(SERVICE_USER)|' -e 's|^Group=distilld$$|Group=$(SERVICE_USER)|' \
+	-e 's| distilld distilld -$$| $(SERVICE_USER) $(SERVICE_USER) -|'
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow coverage lint bench clean
+.PHONY: help demo test test-slow coverage lint bench clean install install-program install-units uninstall
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +57,40 @@ lint: $(DEVELOPMENT) ## Check style, format, types and layers
 
 bench: $(DEVELOPMENT) ## Measure; see docs for what the figures mean
 	@$(BIN)/python -m tests.bench
+
+install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
+	@test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
+		'$(INSTALLED)/bin/python' -m distilld.cli --config '$(DESTDIR)$(CONFIG)' --root '$(LAKE)' --state '$(STATE)' \
+			init >/dev/null && echo 'wrote $(CONFIG)'; }
+	@echo 'Installed. Next, as docs/operations.md tells:'
+	@echo '  systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload'
+	@echo '  systemctl enable --now distilld'
+
+install-program: # The program in a virtual environment of its own, and the command that starts it
+	@$(PYTHON) -m venv --clear '$(INSTALLED)'
+	@echo 'Installing distilld into $(INSTALLED) ...'
+	@'$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt .
+	@# The service cannot write compiled files; and neither they nor the scripts may name DESTDIR.
+	@'$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
+	@grep -rlIF '$(INSTALLED)' '$(INSTALLED)/bin' '$(INSTALLED)/pyvenv.cfg' | xargs -r sed -i 's|$(INSTALLED)|$(PREFIX)/lib/distilld|g'
+	@install -d '$(DESTDIR)$(PREFIX)/bin'
+	@printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -m distilld.cli "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
+	@chmod 0755 '$(DESTDIR)$(PREFIX)/bin/distilld'
+	@install -d '$(DESTDIR)$(DOCDIR)'
+	@install -m 0644 README.md CHANGELOG.md docs/*.md '$(DESTDIR)$(DOCDIR)'
+
+install-units: # The service's unit, its user and its folders
+	@install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
+	@$(RENDER) systemd/distilld.service >'$(DESTDIR)$(UNITDIR)/distilld.service'
+	@$(RENDER) systemd/distilld.tmpfiles >'$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
+	@# Another user is there already.
+	@test '$(SERVICE_USER)' != distilld || install -m 0644 systemd/distilld.sysusers '$(DESTDIR)$(SYSUSERSDIR)/distilld.conf'
+	@chmod 0644 '$(DESTDIR)$(UNITDIR)/distilld.service' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
+
+uninstall: ## Remove what 'make install' put there; the config, the state and the lake stay
+	rm -rf '$(INSTALLED)' '$(DESTDIR)$(DOCDIR)'
+	rm -f '$(DESTDIR)$(PREFIX)/bin/distilld' '$(DESTDIR)$(UNITDIR)/distilld.service' \
+		'$(DESTDIR)$(SYSUSERSDIR)/distilld.conf' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

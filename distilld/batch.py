@@ -25,11 +25,11 @@ from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committ
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
 from distilld.index import Indexed, Indexer
-from distilld.plan import FileKey
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Oddity, Scan, SourceFiles
 from distilld.model import Cause, Dataset, InputChanged, OperatorError, Options, Trigger, UnreadableError
+from distilld.plan import FileKey
 from distilld.receipt import GitState, git_state
 from distilld.restore import Restorer
 from distilld.store import Store
@@ -42,6 +42,7 @@ from distilld.texts import Texts
 BATCH_BYTES: Final = 32 << 20
 """A batch is cut when its rows' texts come to this much."""
 TASKS_PER_BATCH: Final = 10_000
+NO_LIMIT: Final = 1 << 62
 DEPARTURES_PER_BATCH: Final = 200_000
 
 log = structlog.get_logger()
@@ -161,8 +162,13 @@ class Engine:
             ListingError: An input folder could not be listed; nothing was changed.
             OperatorError: A write failed, or an export was tampered with; what was committed stands.
         """
+        if trigger is Trigger.REBUILD:
+            log.info("rebuild_started")
         with self.store.faults():
-            return self._run_pass(trigger)
+            result = self._run_pass(trigger)
+        if trigger is Trigger.REBUILD:
+            log.info("rebuild_finished", batches=len(result.batches))
+        return result
 
     def _run_pass(self, trigger: Trigger) -> PassResult:
         result = PassResult()
@@ -211,44 +217,46 @@ class Engine:
 
     def rebuild(self) -> PassResult:
         """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
-        log.info("rebuild_started")
-        result = self.run_pass(Trigger.REBUILD)
-        log.info("rebuild_finished", batches=len(result.batches))
-        return result
+        return self.run_pass(Trigger.REBUILD)
 
     def prune(self, partition_glob: str | None, *, orphans_only: bool) -> tuple[int, PassResult]:
         """Withdraw frozen rows and forget the absent verdicts behind them; returns how many, and what followed."""
+        pruned = self.give_up(partition_glob, orphans_only=orphans_only)
+        return pruned, self.run_pass(Trigger.PRUNE)
+
+    def give_up(self, partition_glob: str | None, *, orphans_only: bool) -> int:
+        """Let frozen rows go: the next pass withdraws them. Returns how many shipped rows and pairs."""
         with self.store.faults(), self.store.transaction():
             pruned = self.frozen.prune(partition_glob, orphans_only=orphans_only, options=self.options)
         self.inputs.forget_files()
-        log.info("pruned", rows=pruned)
-        return pruned, self.run_pass(Trigger.PRUNE)
+        log.info("pruned", rows=pruned, accepted=False)
+        return pruned
 
     def accept_vanished(self) -> int:
         """Keep for good what the tripwire kept; returns how many rows and pairs."""
         with self.store.faults(), self.store.transaction():
-            return self.frozen.accept()
+            accepted = self.frozen.accept()
+        log.info("pruned", rows=accepted, accepted=True)
+        return accepted
 
     def run_batch(self, trigger: Trigger, indexed: Indexed, *, options_changed: bool) -> CommittedBatch | None:
         """Judge what fits into one batch and commit it; None where it changed nothing.
 
-        What a verdict in force now forbids is judged first, whatever the batch's size: no committed batch leaves such
-        a row in the files.
+        What a verdict in force may now forbid is judged in it, whatever its size: no committed batch leaves such a row
+        in the files.
         """
         identity = self.committer.next_identity()
-        waiting = self.work.waiting()
-        fits = waiting.rows <= self.batch_rows and waiting.tasks <= TASKS_PER_BATCH
         decisions = empty_decisions(identity.sequence, identity.recorded_at, self._spool(), self.work.missing_lines())
         texts = Texts(self.root, self.work)
         try:
-            self._judge(decisions, texts, fits=fits, options_changed=options_changed)
+            self._judge(decisions, texts, options_changed=options_changed)
             decisions.bytes_read = texts.bytes_read
             return self._commit(identity, decisions, trigger, indexed)
         finally:
             texts.close()
             decisions.close()
 
-    def _judge(self, decisions: Decisions, texts: Texts, *, fits: bool, options_changed: bool) -> None:
+    def _judge(self, decisions: Decisions, texts: Texts, *, options_changed: bool) -> None:
         missing = SourceFiles(Path(self.options.source_files_root)).missing if self.options.check_source_files else None
         rows = RowJudge(
             self.work, texts, self.options, decisions, missing_files=missing, options_changed=options_changed
@@ -258,25 +266,20 @@ class Engine:
         )
         rows.take_frozen(self.work.frozen_queue())
         rows.take_departures(self.work.departures(DEPARTURES_PER_BATCH))
-        forced_only = not fits and self.work.has_forced()
-        most = 1 << 62 if forced_only else self.batch_rows
         pruned: set[int | None] = set()
         last = rows.judge(
-            _noting_pruned(self.work.rows(forced_only=forced_only), pruned),
-            max_rows=most,
-            max_bytes=most if forced_only else BATCH_BYTES,
+            _noting_pruned(self.work.rows(forced_only=False), pruned), max_rows=self.batch_rows, max_bytes=BATCH_BYTES
         )
+        if last is not None:
+            rows.judge(
+                _noting_pruned(self.work.rows(forced_only=True), pruned), max_rows=NO_LIMIT, max_bytes=NO_LIMIT
+            )
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
-        done = last is None and not forced_only
-        if not forced_only:
-            decisions.judged_to = (1 << 62) if last is None else last
-        if done or forced_only:
-            limit = 1 << 62 if forced_only else TASKS_PER_BATCH
-            pairs.judge(self.work.tasks(limit, forced_only=forced_only, with_unjudged=done))
-        if not forced_only:
-            touched = self.work.tasks_of_unjudged(decisions.judged_to or 0)
-            decisions.tasks_to_queue = sorted(touched - set(decisions.tasks))
+        decisions.judged_to = NO_LIMIT if last is None else last
+        pairs.judge(self.work.tasks(0 if last is not None else TASKS_PER_BATCH))
+        touched = self.work.tasks_of_unjudged(decisions.judged_to)
+        decisions.tasks_to_queue = sorted(touched - set(decisions.tasks))
 
     def _commit(
         self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed
@@ -388,18 +391,21 @@ class Engine:
     def _take_options(self, *, anew: bool) -> str | None:
         """Queue everything where the options are not those that the store was judged with; returns what changed."""
         recorded = self.store.recall("options_sha256")
-        if recorded == self.options.sha256:
+        in_hand = self.store.recall("options_in_hand")
+        if recorded == self.options.sha256 and in_hand is None:
             if anew:
                 with self.store.transaction():
                     self.inputs.queue_everything(self.options)
             return None
-        in_hand = self.store.recall("options_in_hand")
         lines = f"{self.options.max_line_bytes}/{self.options.rules_version}"
-        other_lines = self.store.recall("options_lines") not in (None, lines)
+        read_with = self.store.recall("options_lines")
+        other_lines = read_with not in (None, lines)
         if in_hand != self.options.sha256 or anew:
             with self.store.transaction():
                 self.inputs.queue_everything(self.options)
                 self.store.remember("options_in_hand", self.options.sha256)
+                # Until all is judged, no line counts as read with these options only.
+                self.store.remember("options_lines", "unsettled" if other_lines else lines)
             if recorded is not None:
                 log.info("options_changed", options_sha256=self.options.sha256)
         return "lines" if other_lines else "rules"

@@ -195,7 +195,7 @@ class Committer:
     def _checks(
         self, decisions: Decisions, context: BatchContext, totals: Totals, exports: dict[str, ExportRecord]
     ) -> dict[str, bool]:
-        """The named checks behind ``validation_pass``: the accounting by counters, and a second look at the firewall."""
+        """The named checks behind ``validation_pass``: accounting by counters, a second look at the firewall."""
         judged = self._ledger.counter("scored_rows") - self._ledger.counter("unjudged_rows")
         checks = {
             "rag_rows_accounted": totals.live(Dataset.RAG) == judged,

@@ -25,8 +25,9 @@ from distilld.config import Settings
 from distilld.lake import TREES, ListingError, tree_path
 from distilld.model import DistilldError, OperatorError, Trigger, UsageError
 from distilld.notify import Notifier
-from distilld.once import recover, writer
+from distilld.once import on_whole_store, recover, writer
 from distilld.store import StoreCorruptError
+from distilld.store.views import Views
 from distilld.watch import (
     FolderGoneError,
     Folders,
@@ -72,15 +73,19 @@ def serve(
     Raises:
         WriterBusy: Another process is the writer.
         UsageError: The store belongs to another root, or the lake to another store.
-        OperatorError: A lock or the store cannot be had at the start, or the store turned out to be corrupt.
+        OperatorError: A lock or the store cannot be had at the start, or the store was found corrupt twice.
     """
-    daemon = Daemon(settings, read_settings=read_settings, environ=environ, notifier=notifier)
-    with (
-        suppress(PassEnded),
-        daemon.signals(),
-        writer(settings, take_over=take_over, pulse=daemon.pulse) as engine,
-    ):
-        daemon.run(engine)
+
+    def once() -> None:
+        daemon = Daemon(settings, read_settings=read_settings, environ=environ, notifier=notifier)
+        with (
+            suppress(PassEnded),
+            daemon.signals(),
+            writer(settings, take_over=take_over, pulse=daemon.pulse) as engine,
+        ):
+            daemon.run(engine)
+
+    on_whole_store(once)
 
 
 class Daemon:
@@ -117,6 +122,7 @@ class Daemon:
         self._roots: tuple[tuple[int, int] | None, ...] = ()
         self._pass_seconds = 0.0
         self._failures = 0
+        self._overdue_rows = 0
         self._settling: tuple[str, ...] = ()
 
     def run(self, engine: Engine) -> None:
@@ -258,8 +264,10 @@ class Daemon:
                 self._engine.store.connection.rollback()
                 recover(self._engine)
             result = self._engine.run_pass(trigger)
-        except StoreCorruptError:
-            # It is set aside and rebuilt at the next start.
+        except StoreCorruptError as error:
+            if self._stop:
+                raise PassEnded from error
+            # It is set aside, and another is begun.
             raise
         except Exception as error:
             # The one place: whatever it is, the next try may work.
@@ -276,7 +284,7 @@ class Daemon:
             self._pass_seconds = seconds
         if self._failures:
             log.info("failure_over", failures=self._failures, since=_since(self._bulletin))
-        self._next, self._failures, self._retry_at = None, 0, float("inf")
+        self._next, self._failures, self._overdue_rows, self._retry_at = None, 0, 0, float("inf")
         now = self._clock()
         if result.changed:
             self._checkpoint_at = now + CHECKPOINT_AFTER_SECONDS
@@ -311,16 +319,18 @@ class Daemon:
         pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 16))
         pause *= random.uniform(0.5, 1.0)
         self._retry_at = self._clock() + pause
-        self._bulletin.failed(text, hint, overdue=self._withdrawals_wait())
+        rows = self._waiting_to_leave()
+        self._bulletin.failed(text, hint, overdue=rows > 0)
         if since := self._bulletin.overdue_since:
-            log.error("withdrawal_overdue", since=since, age_seconds=round(self._bulletin.overdue_seconds))
+            age = round(self._bulletin.overdue_seconds)
+            log.error("withdrawal_overdue", rows=rows, since=since, age_seconds=age)
         log.warning("retry_scheduled", seconds=round(pause, 1), failures=self._failures)
 
-    def _withdrawals_wait(self) -> bool:
-        """Whether the store knows of rows that must leave a dataset and still stand there."""
+    def _waiting_to_leave(self) -> int:
+        """How many rows must leave a dataset and still stand there; as before where the store does not say."""
         with suppress(OperatorError, sqlite3.Error), self._engine.store.faults():
-            return self._engine.work.has_forced() or self._engine.work.waiting().departures > 0
-        return self._bulletin.overdue_since is not None
+            self._overdue_rows = Views(self._engine.store).waiting_to_leave()
+        return self._overdue_rows
 
     # file events
 
@@ -343,7 +353,8 @@ class Daemon:
         except FolderGoneError:
             if folders == self._gone:
                 self._fall_back("a folder can be listed and not watched", self.settings.rescan_seconds)
-            self._gone, self._again_at = folders, now
+            else:
+                self._gone, self._again_at = folders, now
         except WatchBrokenError as error:
             self._watcher.disarm()
             self._fall_back(error.reason, self.settings.rescan_seconds)

@@ -172,6 +172,8 @@ class Decisions:
     shipped_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows of which this batch wrote a line into a dataset, for the firewall's second look."""
     bytes_read: int = 0
+    rows_to_queue: list[int] = field(default_factory=list)
+    """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)
     """Tasks that this batch touched and leaves to a later one."""
     judged_to: int | None = None

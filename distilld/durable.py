@@ -40,7 +40,7 @@ def sync_folder(folder: Path) -> None:
 def sync_up(folder: Path, root: Path) -> None:
     """fsync a folder and those above it, up to ``root``: a kill may have come between making one and its fsync."""
     sync_folder(folder)
-    while folder != root and folder.parent != folder:
+    while folder not in {root, folder.parent}:
         folder = folder.parent
         sync_folder(folder)
 

@@ -242,12 +242,14 @@ class Indexer:
         staged = record.kind is InputKind.EVIDENCE and self._inputs.has_scored_rows(record)
         if staged:
             self._inputs.stage_evidence()
+        known_tail = (record.tail, record.tail_digest, record.tail_bytes)
         lines, malformed, new_lines = record.indexed_lines - (provisional is not None), 0, 0
         for block in reader.blocks():
             if provisional is not None:
                 if not block or block[0].digest != provisional:
                     return False
                 block, lines, provisional = block[1:], lines + 1, None  # noqa: PLW2901  the first line is known
+                record.tail, record.tail_digest, record.tail_bytes = None, None, 0
             _refuse_too_many(record, lines + len(block))
             malformed += self._add(record, block, lines, staged=staged)
             lines, new_lines = lines + len(block), new_lines + len(block)
@@ -262,7 +264,6 @@ class Indexer:
         tail = reader.tail
         if provisional is not None and (tail is None or tail.digest != provisional):
             return False
-        known_tail = (record.tail, record.tail_digest, record.tail_bytes)
         added = self._take_tail(record, tail, lines, staged=staged, known=provisional is not None)
         _record_reading(record, reader, facts)
         record.indexed_lines = lines + (record.tail == "provisional")

@@ -141,7 +141,7 @@ class PairJudge:
         case = PairCase(chosen.side, rejected.side, taken, self._options, self._missing_files)
         outcome = preference.judge(case, self._work.at(chosen.row.walk))
         if isinstance(outcome, Ship):
-            code, line, batch = self._ship(task_id, key, outcome, unmatched, others, touched, run_ids)
+            code, line, batch = self._ship(task_id, key, outcome, unmatched, others, touched)
         else:
             code, line, batch = self._hold(outcome, run_ids, unmatched)
         return PairRow(
@@ -151,7 +151,7 @@ class PairJudge:
         )  # fmt: skip
 
     def _held_earlier(self, task_id: str, others: list[WorkPair]) -> bool:
-        """Whether a pair of another task that comes first ships this id (two tasks can share one only by '|' in ids)."""
+        """Whether a pair of an earlier task ships this id (two tasks can share one only by '|' in ids)."""
         mine = self._work.first_walk(task_id)
         gone = set(self._out.dropped_pairs)
         return any(
@@ -170,7 +170,6 @@ class PairJudge:
         unmatched: dict[int, WorkPair],
         others: list[WorkPair],
         touched: set[str],
-        run_ids: tuple[str, str],
     ) -> tuple[int, bytes, int]:
         self._shipped[key] = task_id
         self._out.totals[_PREFERENCE, "live", SHIPPED] += 1

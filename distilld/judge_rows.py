@@ -20,6 +20,8 @@ from distilld.store.work import Departure, FrozenRow, Standing, Work, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts
 
+_WAITS_FOR_ID: Final = frozenset({"duplicate", "shape", "source_files", "schema"})
+"""The gates whose word may change with who ships the id: the one for ids, and those behind it."""
 _NEEDS_EVIDENCE: Final = frozenset({"evidence", "content", "shape", "schema"})
 _END: Final = 1 << 62
 
@@ -269,8 +271,11 @@ class _Lane:
         """Who holds an id as of now, where this batch decided it; None where the id is free."""
         self._shipped_now: set[int] = set()
         self._freed: dict[int, _Freed] = {}
+        self._held_now: dict[int, list[int]] = {}
+        """Rows that this batch held at the gate for ids or behind it, by id."""
+        self._any_behind = judge.work.has_behind(dataset)
         self._vacant: dict[tuple[int | None, int | None], Departure] = {}
-        """Quarantine lines whose rows are gone, by partition and line: the row that stands there now may come to the same."""
+        """Quarantine lines whose rows are gone, by partition and line: the row there now may come to the same."""
 
     def judge(self, row: WorkRow, recorded: Recorded, case: RowCase, at: RowRef) -> Recorded:
         """Judge a row that parses, and settle what follows."""
@@ -316,6 +321,8 @@ class _Lane:
         holder = self._holder(row)
         if holder is not None and holder > row.walk:
             self._judge.join(holder)
+        if holder != row.walk:
+            self._let_wait(key, row.walk)
         standing = self._standing(row, recorded, key, holder)
         if recorded.code is not None and recorded.code != SHIPPED:
             self._changes.drop_held(recorded.line)
@@ -339,6 +346,18 @@ class _Lane:
         self._changes.shipped.add(line)
         self._shipped_walks.append(row.walk)
         return Recorded(SHIPPED, digest_of(line), self._out.sequence)
+
+    def _let_wait(self, key: int, walk: int) -> None:
+        """An id goes to the row at ``walk``: rows behind it that a later gate holds are duplicates from now on."""
+        if self._any_behind:
+            for waiter in self._judge.work.behind(self._dataset, key, walk):
+                self._judge.join(waiter)
+        self._look_again(key, walk)
+
+    def _look_again(self, key: int, after: int) -> None:
+        """Rows behind ``after`` that this batch has judged already are judged again in the next one."""
+        if key in self._held_now:
+            self._out.rows_to_queue += [walk for walk in self._held_now[key] if walk > after]
 
     def _standing(self, row: WorkRow, recorded: Recorded, key: int, holder: int | None) -> Recorded | None:
         """The line that this id has now, whoever's it was; it passes to the row."""
@@ -374,6 +393,8 @@ class _Lane:
     def _hold(self, row: WorkRow, recorded: Recorded, hold: Hold) -> Recorded:
         code = REASON_CODES[hold.reason]
         key = row.sample_key
+        if key is not None and hold.gate in _WAITS_FOR_ID:
+            self._held_now.setdefault(key, []).append(row.walk)
         if recorded.code is not None and recorded.code != SHIPPED:
             if recorded.code == DUPLICATE and key is not None and self._holder(row) is None:
                 self._judge.wake(self._dataset, key, row.walk)
@@ -436,6 +457,7 @@ class _Lane:
         self._taken[key] = None
         self._freed[key] = _Freed(recorded.line, recorded.batch, withdrawal)
         self._judge.wake(self._dataset, key, -1)
+        self._look_again(key, -1)
 
     def finish(self) -> None:
         """What is still free leaves."""

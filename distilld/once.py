@@ -6,23 +6,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from distilld.batch import Engine, PassResult, Progress
-from distilld.commit import CommittedBatch, iso_time
+from distilld.commit import CommittedBatch
 from distilld.config import Settings
 from distilld.lake import tree_path
 from distilld.lock import writer_lock
 from distilld.model import DATASET_PATHS, EXPORT_PATHS, Cause, Dataset, OperatorError, Options, Reason, Trigger
 from distilld.receipt import receipt_path
 from distilld.store import Store, StoreCorruptError
-from distilld.store.copy import set_store_aside
+from distilld.store.opening import opened_store
 from distilld.store.views import Pairing, Views, Withdrawn, by_reason
 from distilld.vitals import forget_failure
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 LEAST_PAUSE_SECONDS: Final = 0.1
 GRACE_SECONDS: Final = 30.0
@@ -42,15 +44,14 @@ def writer(
     Raises:
         WriterBusy: Another process is the writer.
         UsageError: The store belongs to another root, or the lake to another store.
+        StoreCorruptError: The store turned out to be corrupt while it was used; it is set aside, and the next writer
+            begins another.
         OperatorError: A lock or the store cannot be had.
     """
     with writer_lock(settings.root, settings.state, take_over=take_over):
         log.info("lock_taken", state=str(settings.state))
-        store = _open(settings)
-        try:
+        with opened_store(settings.state, settings.root) as store:
             yield engine_for(settings, store, progress=progress, pulse=pulse)
-        finally:
-            store.close()
 
 
 def engine_for(
@@ -75,14 +76,12 @@ def engine_for(
     )
 
 
-def _open(settings: Settings) -> Store:
-    """Open the store; one that is corrupt is set aside and begun anew from the inputs and the exports (SPEC 6)."""
+def on_whole_store(task: Callable[[], T]) -> T:
+    """Do something that opens a :func:`writer`; once more where the store was corrupt and was set aside."""
     try:
-        return Store.open(settings.state, settings.root)
-    except StoreCorruptError as error:
-        kept = set_store_aside(settings.state, iso_time(time.time_ns()).replace(":", ""))
-        log.error("store_set_aside", problem=str(error), copy=str(kept))
-        return Store.open(settings.state, settings.root)
+        return task()
+    except StoreCorruptError:
+        return task()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from distilld import lake
-from distilld.datasets import Hold, Outcome, Ship, hold_malformed, preference, rag, sft
+from distilld.datasets import Outcome, Ship, hold_malformed, preference, rag, sft
 from distilld.firewall import MissingFiles, PairCase, PairSide, RowCase
 from distilld.json_text import Malformed, parse_object
 from distilld.lake import tree_path, walk_key
@@ -107,7 +107,7 @@ class _Row(NamedTuple):
 
 
 def export(lines: Lake, options: Options, *, missing_files: MissingFiles | None = None) -> FullPass:
-    """Judge every line of the lake in walk order; ``missing_files`` is the path check (SPEC 3.5), None where it is off."""
+    """Judge every line of the lake in walk order; ``missing_files`` is the path check (SPEC 3.5), or None."""
     rows = _all_rows(lines, options)
     verdicts = _last_verdicts(rows)
     result = FullPass(len(rows))

@@ -180,9 +180,14 @@ def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> Exi
         _print_json(report, flags)
     else:
         _print(report, settings, summed_up, flags, by_flag)
-    for problem in report.not_read:
-        from distilld.logs import printable
+    return say_not_read(report)
 
+
+def say_not_read(report: RunReport) -> ExitCode:
+    """Name the inputs that could not be read on standard error; returns the exit code that follows from them."""
+    from distilld.logs import printable
+
+    for problem in report.not_read:
         click.echo(f"distilld: not read: {printable(problem)}", err=True)
     return ExitCode.FAILED if report.not_read else ExitCode.DONE
 
@@ -191,7 +196,7 @@ def _report(settings: Settings, flags: _Flags) -> RunReport:
     from distilld import logs
     from distilld.cli.progress import progress_bar
     from distilld.dry_run import rehearsal
-    from distilld.once import bring_up_to_date, writer
+    from distilld.once import bring_up_to_date, on_whole_store, writer
 
     with progress_bar() as progress:
         # Inside, so that on a terminal the lines of the log stand above the bar.
@@ -200,8 +205,12 @@ def _report(settings: Settings, flags: _Flags) -> RunReport:
             listed = None if flags.as_json else WITHDRAWN_SHOWN
             with rehearsal(settings, take_over=flags.take_over, progress=progress) as engine:
                 return bring_up_to_date(engine, withdrawals_listed=listed)
-        with writer(settings, take_over=flags.take_over, progress=progress) as engine:
-            return bring_up_to_date(engine)
+
+        def bring() -> RunReport:
+            with writer(settings, take_over=flags.take_over, progress=progress) as engine:
+                return bring_up_to_date(engine)
+
+        return on_whole_store(bring)
 
 
 # what is printed
@@ -240,7 +249,7 @@ def _print(
     elif flags.dry_run:
         _print_dry_run(report)
     elif not summed_up:
-        _print_changes(report)
+        print_changes(report)
     for dataset in summed_up:
         for line in _summary(dataset, report, dry_run=flags.dry_run):
             say(f"[export_{dataset}] {line}")
@@ -252,7 +261,8 @@ def _totals(report: RunReport) -> str:
     return ", ".join(f"{each.dataset} {each.rows:,} ({each.held:,} held back)" for each in report.datasets.values())
 
 
-def _print_changes(report: RunReport) -> None:
+def print_changes(report: RunReport) -> None:
+    """Print what a run did, and what stands in the datasets now."""
     from distilld.cli.output import say, show
     from distilld.tables import Table
 

@@ -47,6 +47,10 @@ class StoreOfOtherRootError(UsageError):
     """A store belongs to one root."""
 
 
+class NotAStoreError(UsageError):
+    """The file is a database of something else; it is left as it is."""
+
+
 class StoreFaultError(OperatorError):
     """The system refused to read or write the store: a full disk, a missing permission, a lock, EIO."""
 
@@ -87,6 +91,7 @@ class Store:
         Raises:
             StoreTooNewError: A newer distilld wrote it.
             StoreOfOtherRootError: It belongs to another root.
+            NotAStoreError: It is a database of something else.
             StoreCorruptError: It is no usable database.
             StoreFaultError: The system refused.
         """
@@ -141,16 +146,24 @@ class Store:
             "journal_size_limit = 67108864",
         )
         self._refuse_newer()
+        self._refuse_others(root)
         for pragma in pragmas:
             self.connection.execute(f"PRAGMA {pragma}")
         if migrations.pending(self.db):
             migrations.apply(self.db)
-        if self.recall("distilld_version") != __version__:
-            self.remember("distilld_version", __version__)
+        for name, value in (("distilld_version", __version__), ("root", str(root))):
+            if self.recall(name) != value:
+                self.remember(name, value)
+
+    def _refuse_others(self, root: Path) -> None:
+        if not migrations.applied(self.db):
+            if set(self.db.table_names()) - {migrations.migrations_table}:
+                raise NotAStoreError(
+                    f"{self.path} is a database of something else", hint="give --state a file of its own"
+                )
+            return
         known = self.recall("root")
-        if known is None:
-            self.remember("root", str(root))
-        elif known != str(root):
+        if known not in (None, str(root)):
             raise StoreOfOtherRootError(
                 f"the state store {self.path} belongs to the root {known}, not to {root}",
                 hint="give each root its own --state",

@@ -14,9 +14,9 @@ from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.schema import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
 
 _VANISHED: Final = (
-    "d.outcome = {shipped} AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
+    f"d.outcome = {SHIPPED} AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
     " AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
-).format(shipped=SHIPPED)
+)
 _EVIDENCE_GONE: Final = (
     "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {shipped} AND s.evidence_found = 0"
     " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned} AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"

@@ -18,6 +18,7 @@ from distilld.store import Store
 from distilld.store.schema import (
     BASE_END,
     BASE_STEP,
+    BEHIND_ID,
     CATEGORIES,
     CATEGORY_CODES,
     DUPLICATE,
@@ -432,6 +433,11 @@ class Inputs:
             " FROM incoming i CROSS JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
             (low,),
         )
+        self._run("DROP TABLE IF EXISTS temp.waiting")
+        self._run(
+            "CREATE TEMP TABLE waiting AS SELECT m.walk, q.forced, q.evidence_changed FROM moving m JOIN rejudge_rows q"
+            " ON q.walk = m.old_walk"
+        )
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT old_walk FROM moving)")
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT old_walk FROM moving)")
         facts = _FACTS.replace("start_byte", "new_start")
@@ -439,6 +445,8 @@ class Inputs:
             f"INSERT INTO scored_rows (walk, {_FACTS}, {_OUTCOMES}, evidence_found, kept)"
             f" SELECT walk, {facts}, {_OUTCOMES}, evidence_found, kept FROM moving"
         )
+        self._run("INSERT INTO rejudge_rows SELECT walk, forced, evidence_changed FROM waiting")
+        self._run("DROP TABLE temp.waiting")
         self._run(
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM moving"
             f" WHERE rag IS NULL OR rag <> {SHIPPED} OR sft IS NULL OR sft <> {SHIPPED}"
@@ -449,8 +457,18 @@ class Inputs:
                 f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"
                 f" WHERE m.{dataset} = {SHIPPED} AND d.walk < m.walk"
             )
+            self._queue_behind(dataset, "moving m", "1")
         self._touch_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")
         self._run("DROP TABLE temp.moving")
+
+    def _queue_behind(self, dataset: str, source: str, where: str) -> None:
+        """Rows that a later gate holds are duplicates now, if a row of ``source`` ships their id from an earlier place."""
+        held = BEHIND_ID[dataset].replace(f"{dataset} IN", f"b.{dataset} IN")
+        held = held.replace("sample_key", "b.sample_key").replace("evidence_found", "b.evidence_found")
+        self._run(
+            f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT b.walk, 0 FROM {source} CROSS JOIN scored_rows b"
+            f" ON b.sample_key = m.sample_key WHERE {where} AND m.{dataset} = {SHIPPED} AND b.walk > m.walk AND {held}"
+        )
 
     def _insert_new(self, record: FileRecord, low: int) -> None:
         found = self._evidence_found(record.partition_id, "incoming.run_id")
@@ -629,6 +647,8 @@ class Inputs:
         self._run(f"DELETE FROM frozen_rows WHERE {where}")
         self._run("INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE walk >= ? AND walk < ?",
                   (low, low + LINES_END))  # fmt: skip
+        for dataset in ("rag", "sft"):
+            self._queue_behind(dataset, "scored_rows m", f"m.walk >= {low} AND m.walk < {low + LINES_END}")
         self._touch_tasks("scored_rows", f"task_id IS NOT NULL AND walk >= {low} AND walk < {low + LINES_END}")
         for run_id, old in zip(runs, before, strict=True):
             self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)

@@ -27,6 +27,13 @@ CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category
 CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
 MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
 MALFORMED: Final = {code: kind for kind, code in MALFORMED_CODES.items()}
+BEHIND_ID: Final = {
+    "rag": f"rag IN ({REASON_CODES[Reason.HALLUCINATED_FILE_PATH]}, {REASON_CODES[Reason.SCHEMA_VIOLATION]})"
+    " AND sample_key IS NOT NULL",
+    "sft": f"sft IN ({REASON_CODES[Reason.HALLUCINATED_FILE_PATH]}, {REASON_CODES[Reason.SCHEMA_VIOLATION]},"
+    f" {REASON_CODES[Reason.MISSING_SOURCE_RUN_ID]}) AND sample_key IS NOT NULL AND evidence_found = 1",
+}
+"""Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
 
 migrations = Migrations("distilld")
 
@@ -99,6 +106,8 @@ CREATE UNIQUE INDEX rag_ids ON scored_rows (sample_key) WHERE rag = {SHIPPED};
 CREATE UNIQUE INDEX sft_ids ON scored_rows (sample_key) WHERE sft = {SHIPPED};
 CREATE INDEX rag_waiting ON scored_rows (sample_key) WHERE rag = {DUPLICATE};
 CREATE INDEX sft_waiting ON scored_rows (sample_key) WHERE sft = {DUPLICATE};
+CREATE INDEX rag_behind ON scored_rows (sample_key) WHERE {BEHIND_ID["rag"]};
+CREATE INDEX sft_behind ON scored_rows (sample_key) WHERE {BEHIND_ID["sft"]};
 
 CREATE TABLE evidence_rows (
     partition_id  INTEGER NOT NULL,

@@ -153,6 +153,20 @@ class Views:
             if (of, why) in found and dataset in (None, of) and reason in (None, why)
         ]
 
+    def waiting_to_leave(self) -> int:
+        """Rows that stand in a dataset although a verdict may now forbid them, or their scored row is gone.
+
+        A pair whose task waits counts as well. What is still to be judged may turn out to stay.
+        """
+        return int(
+            self._run(
+                "SELECT (SELECT count(*) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE q.forced = 1"
+                f" AND (s.rag = {SHIPPED} OR s.sft = {SHIPPED}))"
+                " + (SELECT count(*) FROM rejudge_tasks q CROSS JOIN pairs p USING (task_id) WHERE q.forced = 1"
+                f" AND p.outcome = {SHIPPED}) + (SELECT count(*) FROM departures WHERE outcome = {SHIPPED})"
+            ).fetchone()[0]
+        )
+
     # batches
 
     def last_batches(self, limit: int) -> list[BatchLine]:

@@ -11,6 +11,7 @@ from distilld.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store import Store
 from distilld.store.inputs import Inputs, can_pair
 from distilld.store.schema import (
+    BEHIND_ID,
     CATEGORIES,
     CATEGORY_CODES,
     DUPLICATE,
@@ -242,6 +243,22 @@ class Work:
         ).fetchone()
         return found[0] if found else None
 
+    def has_behind(self, dataset: Dataset) -> bool:
+        """Whether any row is held by a gate behind the one for ids."""
+        found = self._run(
+            f"SELECT EXISTS (SELECT 1 FROM scored_rows INDEXED BY {dataset}_behind WHERE {BEHIND_ID[dataset.value]})"
+        )
+        return bool(found.fetchone()[0])
+
+    def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
+        """The rows behind ``walk`` that a gate behind the one for ids holds, and that are duplicates if ``walk`` ships."""
+        found = self._run(
+            f"SELECT walk FROM scored_rows INDEXED BY {dataset}_behind WHERE sample_key = ? AND walk > ?"
+            f" AND {BEHIND_ID[dataset.value]}",
+            (sample_key, walk),
+        )
+        return [each for (each,) in found]
+
     def frozen_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
         """The line of this id that belongs to no present row: a departed one's, or a frozen one's."""
         found = self._run(
@@ -320,28 +337,20 @@ class Work:
 
     # tasks
 
-    def tasks(self, limit: int, *, forced_only: bool, with_unjudged: bool) -> list[str]:
-        """Tasks whose pairs are to be formed anew, in the order of their first rows."""
-        sources = [f"SELECT task_id FROM rejudge_tasks{' WHERE forced = 1' if forced_only else ''}"]
-        if with_unjudged:
-            sources += [
-                f"SELECT task_id FROM scored_rows s WHERE {can_pair(low, high)}"
-                for low, high in self._unjudged_spans()
-            ]
-        found: set[str] = set()
-        for source in sources:
-            found.update(task_id for (task_id,) in self._run(source))
-        ordered = sorted(found, key=lambda task_id: (self.first_walk(task_id), task_id))
-        return ordered[:limit]
+    def tasks(self, limit: int) -> list[str]:
+        """Tasks whose pairs are to be formed anew, in the order of their first rows.
 
-    def has_forced(self) -> bool:
-        """Whether anything waits that a verdict may now forbid."""
-        return bool(
-            self._run(
-                "SELECT EXISTS (SELECT 1 FROM rejudge_rows WHERE forced = 1)"
-                " OR EXISTS (SELECT 1 FROM rejudge_tasks WHERE forced = 1)"
-            ).fetchone()[0]
-        )
+        All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
+        same batch count as well.
+        """
+        forced = {task_id for (task_id,) in self._run("SELECT task_id FROM rejudge_tasks WHERE forced = 1")}
+        others: set[str] = set()
+        if limit:
+            others.update(task_id for (task_id,) in self._run("SELECT task_id FROM rejudge_tasks WHERE forced = 0"))
+            others |= self.tasks_of_unjudged(1 << 62)
+        first = {task_id: (self.first_walk(task_id), task_id) for task_id in forced | others}
+        chosen = forced | set(sorted(others - forced, key=first.__getitem__)[:limit])
+        return sorted(chosen, key=first.__getitem__)
 
     def tasks_of_unjudged(self, up_to: int) -> set[str]:
         """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""

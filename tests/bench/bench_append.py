@@ -57,11 +57,12 @@ def main(sizes: tuple[int, ...] = SIZES) -> None:
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
             seconds, scans, judged = append_seconds(Path(name), rows)
-        work = [whole - scan for whole, scan in zip(seconds, scans, strict=True)]
-        medians.append((statistics.median(seconds), statistics.median(work)))
+        rest = [whole - scan for whole, scan in zip(seconds, scans, strict=True)]
+        medians.append((statistics.median(seconds), statistics.median(rest)))
         print(f"  {rows:>7} rows: {spread([each * 1e3 for each in seconds], 'ms', 1)}, {judged} rows judged;")
-        print(f"               without the scan {spread([each * 1e3 for each in work], 'ms', 1)}")
-    print(f"  largest / smallest: {medians[-1][0] / medians[0][0]:.2f}; without the scan {medians[-1][1] / medians[0][1]:.2f}")
+        print(f"               without the scan {spread([each * 1e3 for each in rest], 'ms', 1)}")
+    whole, work = (medians[-1][which] / medians[0][which] for which in (0, 1))
+    print(f"  largest / smallest: {whole:.2f}; without the scan {work:.2f}")
 
 
 if __name__ == "__main__":

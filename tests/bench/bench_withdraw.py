@@ -42,8 +42,9 @@ path = root / "data/scored-runs/2099/01/01/rejections.jsonl"
 path.parent.mkdir(parents=True, exist_ok=True)
 with path.open("a") as file:
     for run in runs:
+        provenance = {"source_file": "x", "line_offset": 0, "sig_hash": run}
         file.write(json.dumps({"evidence_run_id": run, "evidence_task_id": "again", "category": "rejected",
-                               "reasons": [], "provenance": {"source_file": "x", "line_offset": 0, "sig_hash": run}}) + "\\n")
+                               "reasons": [], "provenance": provenance}) + "\\n")
 start = time.perf_counter()
 result = engine.run_pass(Trigger.WATCH)
 seconds = time.perf_counter() - start

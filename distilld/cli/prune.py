@@ -1,0 +1,132 @@
+"""``distilld prune``: let go of rows that stand in the datasets although no present input gives them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.exit_codes import ExitCode
+from distilld.model import UsageError
+
+if TYPE_CHECKING:
+    from distilld.config import Settings
+    from distilld.once import RunReport
+    from distilld.store.story import FrozenCount
+
+
+@click.command(short_help="Withdraw rows that are frozen, or accept them.")
+@click.option(
+    "--partition",
+    metavar="GLOB",
+    help="Only what came from partitions whose path (YYYY/MM/DD/name.jsonl) matches; * matches / too.",
+)
+@click.option("--orphans", is_flag=True, help="Only orphans: rows from before this store that no input produces.")
+@click.option("--accept", is_flag=True, help="Keep what the tripwire kept for good, and withdraw nothing.")
+@click.option("--yes", is_flag=True, help="Do it. Without it, prune only says what it would do.")
+@common_options
+@json_option
+def prune(common: Common, partition: str | None, orphans: bool, accept: bool, yes: bool, as_json: bool) -> ExitCode:
+    """Withdraw the rows that are frozen: those of absent partitions, those that the tripwire kept, and orphans.
+
+    The verdicts of absent partitions are forgotten with them: what only they forbade ships again. Without --yes nothing
+    is changed; what would be done is told, and the exit code is 2 if there is anything to do.
+    """
+    from distilld.cli.settings import load_settings
+
+    if partition is not None and (orphans or accept):
+        raise UsageError(
+            f"--partition does not go with {'--orphans' if orphans else '--accept'}",
+            hint="orphans have no partition" if orphans else "what the tripwire kept is accepted as a whole",
+        )
+    if orphans and accept:
+        raise UsageError("--orphans does not go with --accept", hint="the tripwire keeps no orphans")
+    settings = load_settings(common)
+    if not yes:
+        return _preview(settings, partition, orphans=orphans, accept=accept, as_json=as_json)
+    if accept:
+        return _accept(settings, as_json=as_json)
+    return _prune(settings, partition, orphans=orphans, as_json=as_json)
+
+
+def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept: bool, as_json: bool) -> ExitCode:
+    from distilld.cli.output import print_json, say, show
+    from distilld.store.frozen import Frozen
+    from distilld.store.story import Stories
+    from distilld.store.views import reading
+    from distilld.tables import Table
+
+    with reading(settings.state, settings.root) as store:
+        held = Frozen(store).held_by_tripwire() if accept else {}
+        frozen: list[FrozenCount] = [] if accept else Stories(store).frozen(partition, orphans_only=orphans)
+        files = 0 if accept or orphans else Stories(store).absent_files(partition)
+    due = bool(held or frozen or files)
+    if as_json:
+        print_json({"done": False, "accept": held, "withdraw": frozen, "forget_absent_files": files})
+        return ExitCode.WRONG_USAGE if due else ExitCode.DONE
+    if held:
+        show(Table("What would be kept for good", ("dataset", "rows"), list(held.items())))
+    if frozen:
+        rows = [(str(each.dataset), each.kind, each.rows) for each in frozen]
+        show(Table("What would be withdrawn", ("dataset", "why it stands there", "rows"), rows))
+    if files:
+        say(f"{files:,} absent files would be forgotten, with the verdicts that stood in them")
+    say("nothing was changed; add --yes to do it" if due else "there is nothing to prune")
+    return ExitCode.WRONG_USAGE if due else ExitCode.DONE
+
+
+def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
+    from distilld import logs
+    from distilld.cli.output import print_json, say
+    from distilld.once import on_whole_store, recover, writer
+
+    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+
+    def accepted() -> dict[str, int]:
+        with writer(settings) as engine:
+            recover(engine)
+            held = engine.frozen.held_by_tripwire()
+            if held:
+                engine.accept_vanished()
+            return held
+
+    held = on_whole_store(accepted)
+    if as_json:
+        print_json({"done": True, "accepted": held})
+    elif held:
+        say("kept for good: " + ", ".join(f"{dataset} {rows:,}" for dataset, rows in held.items()))
+    else:
+        say("the tripwire keeps nothing")
+    return ExitCode.DONE
+
+
+def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json: bool) -> ExitCode:
+    from distilld import logs
+    from distilld.cli.output import plain, print_json, say
+    from distilld.cli.progress import progress_bar
+    from distilld.cli.run import print_changes, say_not_read
+    from distilld.model import Trigger
+    from distilld.once import bring_up_to_date, on_whole_store, recover, writer
+
+    with progress_bar() as progress:
+        logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+
+        def pruned() -> tuple[int, RunReport]:
+            with writer(settings, progress=progress) as engine:
+                recover(engine)
+                # Before a look at the inputs: what vanishes only now, nobody has agreed to.
+                rows = engine.give_up(partition, orphans_only=orphans)
+                return rows, bring_up_to_date(engine, Trigger.PRUNE)
+
+        rows, report = on_whole_store(pruned)
+    if as_json:
+        shown = plain(report)
+        del shown["withdrawn"]
+        print_json({"done": True, "pruned": rows, **shown, "receipt": report.receipt})
+    else:
+        say(f"{rows:,} frozen rows and pairs were let go" if rows else "there was nothing to prune")
+        if report.changed:
+            print_changes(report)
+    return say_not_read(report)

@@ -1,0 +1,59 @@
+"""A store for the one writer; one that is corrupt is set aside and begun anew (SPEC 6, 'the state store is corrupt').
+
+Nothing is lost with it: the first pass on the new store takes the exports over and reads the inputs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from distilld.store import Store, StoreCorruptError
+from distilld.store.copy import set_store_aside
+
+log = structlog.get_logger()
+
+
+def open_store(path: Path, root: Path) -> Store:
+    """Open the store; one that is found to be corrupt is set aside beside itself, and a new one stands in its place.
+
+    Raises:
+        StoreTooNewError: A newer distilld wrote it; it is left as it is.
+        StoreOfOtherRootError: It belongs to another root.
+        OperatorError: The system refused.
+    """
+    try:
+        return Store.open(path, root)
+    except StoreCorruptError as error:
+        _set_aside(path, error)
+        return Store.open(path, root)
+
+
+@contextmanager
+def opened_store(path: Path, root: Path) -> Iterator[Store]:
+    """The store, closed at the end. One that turns out to be corrupt meanwhile is set aside for the next to open it.
+
+    Raises:
+        StoreCorruptError: It turned out to be corrupt, and is set aside: what was to be done can be done again.
+        OperatorError: The system refused.
+    """
+    store = open_store(path, root)
+    try:
+        with store.faults():
+            yield store
+    except StoreCorruptError as error:
+        store.close()
+        _set_aside(path, error)
+        raise
+    finally:
+        store.close()
+
+
+def _set_aside(path: Path, error: StoreCorruptError) -> None:
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
+    kept = set_store_aside(path, stamp)
+    log.error("store_set_aside", problem=str(error), copy=str(kept))

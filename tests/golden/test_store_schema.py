@@ -1,0 +1,20 @@
+"""The state store has the form that was agreed upon; people and their scripts read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distilld.store.schema import migrations
+from tests.golden.store_schema import schema_sql
+
+GOLDEN = Path(__file__).with_name("store_schema.sql")
+
+
+def test_the_form_of_the_store_is_the_agreed_one() -> None:
+    """A change of a table, an index or a view is meant: it comes with a migration once a version is out, and here."""
+    assert schema_sql() == GOLDEN.read_text(), "if it is meant: python -m tests.golden.store_schema > " + str(GOLDEN)
+
+
+def test_migrations_are_only_ever_added() -> None:
+    """Their names, in order; a store that was made by an older version has the first of them."""
+    assert [migration.name for migration in migrations._migrations] == ["m001_first_version"]

@@ -1,0 +1,738 @@
+"""Exports that are not what their last commit left: damaged ones, older ones, and those of a lost store (SPEC 3.11, 6)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from structlog.testing import capture_logs
+
+from distilld import batch
+from distilld.model import EXPORT_PATHS, Dataset, Trigger
+from distilld.restore import COPIES_KEPT, SET_ASIDE, AnotherWriterError
+from distilld.store import StoreCorruptError, StoreTooNewError
+from distilld.store.opening import open_store, opened_store
+from tests.unit.history_lake import A, B, MINUTE_NS, HistoryLake, given, history_lake, rag_id, run
+
+PHASE4 = Path(__file__).parents[1] / "data" / "phase4"
+STAMP = "2026-01-01T00:00:00.000Z"
+TASK = "one-task"
+ROW_FILES = [name for name in EXPORT_PATHS if not name.startswith("withdrawals_")]
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake with nothing in it."""
+    with history_lake(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def full(lake: HistoryLake) -> HistoryLake:
+    """A lake in which each of the nine exports has several rows."""
+    rows = [run(f"a{n}", ("accepted", "rejected")[n % 2], f"t{n // 2}") for n in range(8)]
+    lake.both(A, *rows, run("same1", task_id="same"), run("same2", "rejected", "same"))
+    lake.evidence(A, *(given(row["evidence_run_id"]) for row in rows), given("same1", "x"), given("same2", "x"))
+    lake.both(B, run("b1"), run("b2"), run("b3", task_id="t"), run("b4", "rejected", "t"))
+    lake.go()
+    lake.scored(B, run("b1", "rejected"), run("b2"), run("b3", "rejected", "t"), run("b4", "rejected", "t"))
+    lake.go()
+    assert all(len(lake.rows(name)) > 0 for name in EXPORT_PATHS)
+    return lake
+
+
+@pytest.fixture
+def phase4(lake: HistoryLake) -> HistoryLake:
+    """The phase4 lake with the older exporters' files in place, and no state."""
+    shutil.rmtree(lake.root / "data")
+    shutil.copytree(PHASE4 / "data", lake.root / "data")
+    shutil.copytree(PHASE4 / "expected", lake.root / "exports")
+    return lake
+
+
+def path_of(lake: HistoryLake, name: str) -> Path:
+    """Where an export stands."""
+    return lake.root / EXPORT_PATHS[name]
+
+
+def set_aside(lake: HistoryLake, name: str = "") -> list[str]:
+    """What was set aside, of one export or of all."""
+    folder = lake.root / SET_ASIDE
+    return sorted(each.name for each in folder.iterdir() if each.name.startswith(name)) if folder.exists() else []
+
+
+# damaged files
+
+
+def truncate(path: Path) -> None:
+    """Cut in the middle of a line."""
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def edit(path: Path) -> None:
+    """Change a byte in the middle and nothing else, size included."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"recorded_at", len(content) // 3) if b"recorded_at" in content else len(content) // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def delete(path: Path) -> None:
+    """Remove the file."""
+    path.unlink()
+
+
+def link(path: Path) -> None:
+    """Put a link to a copy in the file's place."""
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def folder(path: Path) -> None:
+    """Put a folder in the file's place, with something in it."""
+    path.unlink()
+    path.mkdir()
+    (path / "something").touch()
+
+
+def append_junk(path: Path) -> None:
+    """Append half a row."""
+    with path.open("ab") as file:
+        file.write(b'{"schema_version":1,"id":"rag-00000000000000')
+
+
+def empty(path: Path) -> None:
+    """Leave nothing."""
+    path.write_bytes(b"")
+
+
+def double(path: Path) -> None:
+    """Append a second copy of the first row."""
+    content = path.read_bytes()
+    path.write_bytes(content + content.splitlines(keepends=True)[0])
+
+
+DAMAGES = [truncate, edit, delete, link, folder, append_junk, empty, double]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (name, damage)
+        for number, name in enumerate(EXPORT_PATHS)
+        for damage in (DAMAGES if name in ("rag", "quarantine_rag", "withdrawals_rag") else DAMAGES[number % 4 :: 4])
+    ],
+)
+def test_damaged_export_is_restored(full: HistoryLake, name: str, damage: Callable[[Path], None]) -> None:
+    """Whatever is done to an export, the next pass restores its rows as they were, and keeps what it found aside."""
+    before = {each: full.lines(each) for each in EXPORT_PATHS}
+    damage(path_of(full, name))
+    with capture_logs() as logs:
+        result = full.go()
+    told = [each["event"] for each in logs]
+    assert told.count("export_tampered") == told.count("export_restored") == 1
+    assert [each["log_level"] for each in logs if each["event"] == "export_tampered"] == ["error"]
+    assert {each: full.lines(each) for each in EXPORT_PATHS} == before
+    assert path_of(full, name).is_file()
+    assert not path_of(full, name).is_symlink()
+    assert len(set_aside(full, name)) == (damage is not delete)
+    outputs = [each["path"] for batch_ in result.batches for each in batch_.receipt["outputs"] if each["rewritten"]]
+    assert EXPORT_PATHS[name] in outputs
+    assert not full.go().changed
+
+
+@pytest.mark.parametrize("name", EXPORT_PATHS)
+def test_damage_is_restored_after_a_restart(full: HistoryLake, name: str) -> None:
+    """Damage done while no writer runs is found at the start, by stat facts alone where the file was touched."""
+    before = full.lines(name)
+    full.stop()
+    edit(path_of(full, name))
+    full.go()
+    assert full.lines(name) == before
+
+
+def test_touched_export_is_no_damage(full: HistoryLake) -> None:
+    """A file whose times changed and whose bytes did not is left as it is."""
+    for name in EXPORT_PATHS:
+        os.utime(path_of(full, name))
+    with capture_logs() as logs:
+        assert not full.go().changed
+    assert logs == []
+    assert set_aside(full) == []
+
+
+def test_damage_and_new_rows_at_once(full: HistoryLake) -> None:
+    """A damaged export is restored and appended to in the same pass."""
+    before = full.stamps("rag")
+    truncate(path_of(full, "rag"))
+    full.both("2026/05/01/new.jsonl", run("new"))
+    full.go()
+    assert full.shipped("rag") == {"a0", "a2", "a4", "a6", "same1", "b2", "new"}
+    assert {key: stamp for key, stamp in full.stamps("rag").items() if key != rag_id("new")} == before
+
+
+def test_damage_and_withdrawal_at_once(full: HistoryLake) -> None:
+    """A row that is to leave need not be found in a damaged file; it is published all the same."""
+    gone = len(full.rows("withdrawals_rag"))
+    empty(path_of(full, "rag"))
+    full.scored(A, run("a0", "rejected", "t0"))
+    full.go()
+    assert full.shipped("rag") == {"b2"}
+    assert "a0" in {row["source_run_id"] for row in full.withdrawn("rag")[gone:]}
+
+
+def test_whole_exports_folder_deleted(full: HistoryLake) -> None:
+    """All nine files gone at once are one time, not nine, and all are restored.
+
+    Nine damaged files counted as nine times once, and the third of them stopped the writing.
+    """
+    before = {name: full.lines(name) for name in EXPORT_PATHS}
+    shutil.rmtree(full.root / "exports")
+    full.go()
+    assert {name: full.lines(name) for name in EXPORT_PATHS} == before
+    assert len(full.engine.restorer.recent_tamperings()) == 1
+
+
+def test_export_restored_in_a_batch(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage that is done after the first look of a pass is found when the file is written, and restored then."""
+    real = full.engine._index
+
+    def damaging(*args: object, **kwargs: object) -> object:
+        truncate(path_of(full, "rag"))
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(full.engine, "_index", damaging)
+    full.both("2026/05/01/new.jsonl", run("new"))
+    before = full.lines("rag")
+    full.go()
+    assert full.lines("rag") > before
+    assert "new" in full.shipped("rag")
+
+
+def test_third_time_within_an_hour_stops_writing(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third damage within an hour stops all writing; an hour after the first, it is restored like the others."""
+    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    before = full.lines("rag")
+    for _ in range(2):
+        truncate(path_of(full, "rag"))
+        full.go()
+        assert full.lines("rag") == before
+    truncate(path_of(full, "rag"))
+    damaged = full.content("rag")
+    full.both("2026/05/01/new.jsonl", run("new"))
+    for _ in range(3):
+        with pytest.raises(AnotherWriterError, match="another writer"):
+            full.go()
+        full.restart()
+    assert full.content("rag") == damaged
+    assert "new" not in full.shipped("sft")
+    full.now_ns += 56 * MINUTE_NS
+    full.go()
+    assert "new" in full.shipped("rag")
+    assert full.lines("rag") > before
+
+
+def test_fourth_damage_is_counted_anew(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damages that lie more than an hour apart never stop the writing, and at most five copies of a file are kept."""
+    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    before = full.lines("rag")
+    for _ in range(COPIES_KEPT + 2):
+        truncate(path_of(full, "rag"))
+        full.now_ns += 40 * MINUTE_NS
+        full.go()
+        assert full.lines("rag") == before
+    assert len(set_aside(full, "rag")) == COPIES_KEPT
+    assert not any(name.endswith(".jsonl") for name in set_aside(full))
+
+
+def test_set_aside_copy_is_what_was_found(full: HistoryLake) -> None:
+    """What is set aside is the damaged file, byte for byte."""
+    append_junk(path_of(full, "sft"))
+    found = full.content("sft")
+    full.go()
+    (copy,) = set_aside(full, "sft")
+    assert (full.root / SET_ASIDE / copy).read_bytes() == found
+
+
+def test_mode_survives_a_restoration(full: HistoryLake) -> None:
+    """A restored file has the mode of the damaged one."""
+    path_of(full, "rag").chmod(0o604)
+    truncate(path_of(full, "rag"))
+    full.go()
+    assert path_of(full, "rag").stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.parametrize("name", ["rag", "sft", "preference"])
+def test_frozen_rows_come_back_from_the_copy(full: HistoryLake, name: str) -> None:
+    """Rows of absent partitions that still stand in the damaged file are kept, byte for byte."""
+    before = full.lines(name)
+    full.move_away(full.scored_path(A), full.evidence_path(A))
+    full.go()
+    append_junk(path_of(full, name))
+    full.go()
+    assert full.lines(name) == before
+    assert "lost" not in full.causes(name)
+
+
+@pytest.mark.parametrize("tree", ["scored", "evidence", "both"])
+@pytest.mark.parametrize("name", ROW_FILES)
+def test_frozen_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: str, tree: str) -> None:
+    """Rows of absent partitions that a damaged file lost cannot be made again: they leave, published as lost."""
+    before = {each: full.shipped(each) for each in Dataset}
+    gone = {each: len(full.withdrawn(each)) for each in Dataset}
+    for kind, path in (("scored", full.scored_path(A)), ("evidence", full.evidence_path(A))):
+        if tree in (kind, "both"):
+            full.move_away(path)
+    full.go()
+    empty(path_of(full, name))
+    full.go()
+    lost = {"rag": {"a0", "a2", "a4", "a6", "same1"}, "sft": {"a0", "a2", "a4", "a6", "same1"}}
+    for each in Dataset:
+        new = full.withdrawn(each)[gone[each] :]
+        if each != name:
+            assert full.shipped(each) == before[each]
+            assert new == []
+        elif each != "preference":
+            assert full.shipped(each) == before[each] - lost[each.value]
+            assert {row["source_run_id"] for row in new} == lost[each.value]
+            assert {row["cause"] for row in new} == {"lost"}
+        else:
+            assert full.shipped(each) == set()
+            assert {row["cause"] for row in new} == {"lost"}
+    assert not full.go().changed
+
+
+def test_lost_row_ships_again_when_its_partition_returns(full: HistoryLake) -> None:
+    """A lost row is made again as soon as its partition is back."""
+    full.move_away(full.scored_path(A))
+    full.go()
+    empty(path_of(full, "rag"))
+    full.go()
+    assert full.shipped("rag") == {"b2"}
+    full.bring_back(full.scored_path(A))
+    full.go()
+    assert full.shipped("rag") == {"a0", "a2", "a4", "a6", "same1", "b2"}
+
+
+def test_log_of_withdrawals_survives_damage_after_a_lost_store(full: HistoryLake) -> None:
+    """History from before a lost store is restored as well, when the log is damaged later.
+
+    It was lost once: the store that was begun anew knew nothing of what the log held.
+    """
+    before = full.content("withdrawals_rag")
+    assert before
+    full.lose_store()
+    full.go()
+    assert full.content("withdrawals_rag") == before
+    full.scored(A, run("a0", "rejected", "t0"))
+    full.go()
+    grown = full.content("withdrawals_rag")
+    assert grown.startswith(before)
+    assert grown != before
+    empty(path_of(full, "withdrawals_rag"))
+    full.go()
+    assert full.content("withdrawals_rag") == grown
+
+
+# taking over
+
+
+def test_exports_of_the_older_exporters_are_adopted(phase4: HistoryLake) -> None:
+    """The older exporters' rows are adopted as they stand: no byte of the datasets changes, nothing is withdrawn."""
+    result = phase4.go()
+    for dataset in Dataset:
+        name = EXPORT_PATHS[dataset].removeprefix("exports/")
+        assert phase4.content(dataset) == (PHASE4 / "expected" / name).read_bytes()
+        assert set(phase4.stamps(dataset).values()) == {STAMP}
+        assert phase4.withdrawn(dataset) == []
+    (committed,) = result.batches
+    adopted = {each["path"]: each["adopted"] for each in committed.receipt["outputs"]}
+    assert [adopted[EXPORT_PATHS[dataset]] for dataset in Dataset] == [446, 351, 83]
+    assert phase4.engine.frozen.frozen_counts() == {}
+    assert not phase4.go().changed
+
+
+def test_old_quarantine_is_set_aside_and_written_anew(phase4: HistoryLake) -> None:
+    """Old quarantine files are set aside as they were; new ones hold the same rows, with their locations."""
+    before = {name: phase4.content(name) for name in ROW_FILES if name.startswith("quarantine_")}
+    phase4.go()
+    for name, content in before.items():
+        (copy,) = set_aside(phase4, name)
+        assert (phase4.root / SET_ASIDE / copy).read_bytes() == content
+        assert len(phase4.rows(name)) == len(content.splitlines())
+        assert all("location" in row and row["recorded_at"] != STAMP for row in phase4.rows(name))
+
+
+def test_row_with_other_content_is_replaced(phase4: HistoryLake) -> None:
+    """An old row whose content is not what the inputs give is replaced and published, others stay as they are."""
+    path = path_of(phase4, "rag")
+    lines = path.read_bytes().splitlines(keepends=True)
+    row = json.loads(lines[3])
+    row["title"] = "Another title"
+    lines[3] = json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    path.write_bytes(b"".join(lines))
+    phase4.go()
+    (gone,) = phase4.withdrawn("rag")
+    assert (gone["id"], gone["replaced"], gone["shipped_batch"]) == (row["id"], True, None)
+    assert "Another title" not in {each["title"] for each in phase4.rows("rag")}
+    assert len([stamp for stamp in phase4.stamps("rag").values() if stamp == STAMP]) == 445
+
+
+def orphan_lines(lake: HistoryLake, run_id: str = "unknown") -> None:
+    """Append a row to RAG and to SFT, and a pair, whose run no input names."""
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        path = path_of(lake, dataset)
+        row = json.loads(path.read_bytes().splitlines()[0])
+        row["id"] = f"{dataset}-0123456789abcdef"
+        row["source_run_id"] = run_id
+        with path.open("ab") as file:
+            file.write(json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+    path = path_of(lake, "preference")
+    row = json.loads(path.read_bytes().splitlines()[0])
+    row |= {"id": "pref-0123456789abcdef", "chosen_run_id": run_id, "rejected_run_id": f"not-{run_id}"}
+    with path.open("ab") as file:
+        file.write(json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+
+
+def test_orphan_is_kept(phase4: HistoryLake) -> None:
+    """A row whose run no present scored row names is kept, frozen and reported, through restart and rebuild."""
+    orphan_lines(phase4)
+    before = {dataset: phase4.lines(dataset) for dataset in Dataset}
+    with capture_logs() as logs:
+        phase4.go()
+    assert [each["rows"] for each in logs if each["event"] == "orphan_kept"] == [3]
+    assert phase4.engine.frozen.frozen_counts() == {"orphan": 3}
+    phase4.restart()
+    phase4.go()
+    phase4.go(Trigger.REBUILD)
+    assert {dataset: phase4.lines(dataset) for dataset in Dataset} == before
+
+
+def test_orphan_leaves_by_prune(phase4: HistoryLake) -> None:
+    """Prune of orphans takes them out and nothing else, published as pruned with shipped_batch null."""
+    orphan_lines(phase4)
+    phase4.go()
+    phase4.move_away(phase4.scored_path("2026/03/03/audits.jsonl"))
+    phase4.go()
+    phase4.prune(orphans_only=True)
+    for dataset in Dataset:
+        (gone,) = phase4.withdrawn(dataset)
+        assert gone["id"].endswith("-0123456789abcdef")
+        assert (gone["cause"], gone["shipped_batch"], gone["verdict"]) == ("pruned", None, None)
+    assert phase4.engine.frozen.frozen_counts().get("orphan") is None
+    assert phase4.engine.frozen.frozen_counts()["absent"] > 0
+
+
+def test_orphan_of_a_run_that_is_named_leaves(phase4: HistoryLake) -> None:
+    """A row that no input produces, but whose run a present scored row names, leaves: the inputs decide.
+
+    The tripwire does not hold it back.
+    """
+    named = json.loads(path_of(phase4, "rag").read_bytes().splitlines()[0])["source_run_id"]
+    phase4.restart(tripwire_rows=0, tripwire_share=0.0)
+    orphan_lines(phase4, named)
+    phase4.go()
+    for dataset in Dataset:
+        assert [row["id"].rpartition("-")[2] for row in phase4.withdrawn(dataset)] == ["0123456789abcdef"]
+        assert phase4.causes(dataset) == ["rescored"]
+    assert phase4.engine.frozen.frozen_counts() == {}
+
+
+def test_orphan_that_the_old_quarantine_forbids_leaves(phase4: HistoryLake) -> None:
+    """A row whose run an old quarantine file calls rejected leaves, although no present scored row names it."""
+    with path_of(phase4, "quarantine_sft").open("ab") as file:
+        record = {"evidence_run_id": "unknown", "category": "rejected"}
+        file.write(json.dumps({"exporter": "sft", "reason": "unsafe_sft_category", "source_record": record}).encode() + b"\n")
+    phase4.restart(tripwire_rows=0, tripwire_share=0.0)
+    orphan_lines(phase4)
+    phase4.go()
+    for dataset in Dataset:
+        assert phase4.causes(dataset) == ["revoked"]
+        assert "unknown" not in "".join(phase4.shipped(dataset))
+
+
+def test_torn_and_unreadable_rows_are_removed_and_reported(phase4: HistoryLake) -> None:
+    """A torn last line, unreadable rows and second copies go; the file as it was is set aside, and the log says so."""
+    path = path_of(phase4, "rag")
+    content = path.read_bytes()
+    first = content.splitlines(keepends=True)[0]
+    bad = [b"no JSON\n", b'{"id":"rag-0000000000000000"}\n', b"\n", first, b'{"schema_version":1,"id":"rag-', b"[1]\n"]
+    found = b"".join([bad[0], content, *bad[1:4], bad[5], bad[4]])
+    path.write_bytes(found)
+    with capture_logs() as logs:
+        phase4.go()
+    assert phase4.content("rag") == content
+    assert [each["rows_removed"] for each in logs if each["event"] == "takeover_finished"] == [6]
+    (copy,) = set_aside(phase4, "rag-")
+    assert (phase4.root / SET_ASIDE / copy).read_bytes() == found
+
+
+@pytest.mark.parametrize("name", EXPORT_PATHS)
+@pytest.mark.parametrize("damage", [link, folder])
+def test_takeover_of_what_is_no_file(full: HistoryLake, name: str, damage: Callable[[Path], None]) -> None:
+    """A link or a folder in the place of an older export is set aside; what the inputs give is written anew."""
+    before = {each: full.shipped(each) for each in Dataset}
+    full.lose_store()
+    damage(path_of(full, name))
+    full.go()
+    assert {each: full.shipped(each) for each in Dataset} == before
+    assert not path_of(full, name).is_symlink()
+    assert path_of(full, name).is_file() or name.startswith("withdrawals_")
+    assert len(set_aside(full, name)) == 1
+
+
+def test_takeover_leaves_no_temporary_file(phase4: HistoryLake) -> None:
+    """Temporary files of a batch that nobody remembers are removed; other files are left alone."""
+    left = path_of(phase4, "rag").with_name(".playbooks.jsonl.20260101T000000.000Z.tmp")
+    other = path_of(phase4, "rag").with_name(".notes")
+    for path in (left, other):
+        path.write_text("x")
+    phase4.go()
+    assert not left.exists()
+    assert other.exists()
+
+
+def test_nothing_ships_twice_after_a_lost_batch(full: HistoryLake) -> None:
+    """A store is lost while rows are appended that no receipt knows: each id stands once, a torn one is made again."""
+    before = full.lines("rag")
+    extra = full.content("rag").splitlines(keepends=True)[0]
+    full.stop()
+    with path_of(full, "rag").open("ab") as file:
+        file.write(extra + extra[: len(extra) // 2])
+    full.lose_store()
+    full.go()
+    assert full.lines("rag") == before
+
+
+# a lost store
+
+
+def test_lost_store_after_a_history(full: HistoryLake) -> None:
+    """A store is lost: nothing ships twice, created_at is kept, what was withdrawn stays out, and its log is history."""
+    before = full.files()
+    for _ in range(2):
+        full.lose_store()
+        full.go()
+        for name in EXPORT_PATHS:
+            if not name.startswith("quarantine_"):
+                assert full.content(name) == before[name]
+    assert "b1" not in full.shipped("rag") | full.shipped("sft")
+    assert not full.go().changed
+
+
+def test_receipt_chain_goes_on_from_the_last_on_disk(full: HistoryLake) -> None:
+    """The first receipt after a lost store names the last one before it, and its number and id go on."""
+    folder = full.root / "reports" / "distillation"
+    last = max(each.name for each in folder.iterdir() if each.is_dir())
+    content = (folder / last / "receipt.json").read_bytes()
+    full.lose_store()
+    full.now_ns = 1  # the clock stepped back, too
+    (committed,) = full.go().batches
+    assert committed.receipt["previous_receipt_sha256"] == hashlib.sha256(content).hexdigest()
+    assert committed.receipt["sequence"] == json.loads(content)["sequence"] + 1
+    assert committed.identity.batch_id > last
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"stage":"distill","sequence":7,"recorded_at":"yesterday"}'])
+def test_unusable_last_receipt_is_passed_over(full: HistoryLake, content: bytes) -> None:
+    """A last receipt that cannot be read as one stops nothing: the chain goes on from the one before it."""
+    folder = full.root / "reports" / "distillation"
+    names = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    (folder / names[-1] / "receipt.json").write_bytes(content)
+    before = (folder / names[-2] / "receipt.json").read_bytes()
+    full.lose_store()
+    (committed,) = full.go().batches
+    assert committed.receipt["previous_receipt_sha256"] == hashlib.sha256(before).hexdigest()
+
+
+def test_frozen_rows_survive_a_lost_store(full: HistoryLake) -> None:
+    """Rows of absent partitions are orphans after a lost store: kept, and adopted again when the partition returns."""
+    before = {dataset: full.content(dataset) for dataset in Dataset}
+    full.move_away(full.scored_path(A), full.evidence_path(A))
+    full.go()
+    full.lose_store()
+    full.go()
+    assert {dataset: full.content(dataset) for dataset in Dataset} == before
+    full.bring_back(full.scored_path(A), full.evidence_path(A))
+    full.go()
+    assert {dataset: full.content(dataset) for dataset in Dataset} == before
+    assert full.engine.frozen.frozen_counts() == {}
+
+
+def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
+    """The partition that rejected a run is deleted, then the store is lost: the run stays out.
+
+    It came back once: absent verdicts stood in the store alone. The old quarantine file names them.
+    """
+    lake.both(A, run("r1"))
+    lake.scored(B, run("r0", "rejected"), run("r1", "needs_human_review"))
+    lake.go()
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    lake.lose_store()
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == set()
+    assert lake.held("sft") == {"r1": "unsafe_sft_category"}
+    lake.bring_back(lake.scored_path(B))
+    lake.go()
+    assert lake.shipped("sft") == set()
+    assert [row["reason"] for row in lake.rows("quarantine_rag")].count("category_disallowed") == 2
+    lake.scored(B, run("r0", "rejected"))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+
+
+def test_recalled_rejection_is_forgotten_by_prune(lake: HistoryLake) -> None:
+    """Prune forgets an absent verdict that was recalled after a lost store."""
+    lake.both(A, run("r1"))
+    lake.scored(B, run("r1", "rejected"))
+    lake.go()
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    lake.lose_store()
+    lake.go()
+    lake.prune("2026/04/28/*")
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.ask("SELECT count(*) FROM files WHERE state = 'absent'") == [(0,)]
+
+
+@pytest.mark.parametrize("again", ["recovery", "restart", "rebuild", "lost store", "damage"])
+def test_withdrawn_stays_withdrawn(full: HistoryLake, again: str) -> None:
+    """A row that left, by a verdict, by prune or with its line, comes back through none of these."""
+    full.move_away(full.scored_path(A), full.evidence_path(A))
+    full.go()
+    full.prune()
+    left = {dataset: full.shipped(dataset) for dataset in Dataset}
+    assert left == {"rag": {"b2"}, "sft": {"b2"}, "preference": set()}
+    if again == "recovery":
+        full.engine.committer.recover()
+    elif again == "restart":
+        full.restart()
+    elif again == "lost store":
+        full.lose_store()
+    elif again == "damage":
+        empty(path_of(full, "rag"))
+    full.go(Trigger.REBUILD if again == "rebuild" else Trigger.ONCE)
+    assert {dataset: full.shipped(dataset) for dataset in Dataset} == left
+
+
+# rebuild
+
+
+def test_rebuild_puts_files_in_walk_order(lake: HistoryLake) -> None:
+    """Rows that were appended in the order of their coming stand in walk order after a rebuild, created_at kept."""
+    for partition, number in ((B, 2), (A, 1), ("2026/04/26/first.jsonl", 0)):
+        task = f"t{number}"
+        lake.both(partition, run(f"x{number}", task_id=task), run(f"y{number}", "rejected", task), run(f"z{number}", "partially_accepted", task))
+        lake.go()
+    stamps = {dataset: lake.stamps(dataset) for dataset in Dataset}
+    assert [row["source_run_id"] for row in lake.rows("rag")] == ["x2", "z2", "x1", "z1", "x0", "z0"]
+    lake.go(Trigger.REBUILD)
+    assert [row["source_run_id"] for row in lake.rows("rag")] == ["x0", "z0", "x1", "z1", "x2", "z2"]
+    assert [row["source_run_id"] for row in lake.rows("sft")] == ["x0", "x1", "x2"]
+    assert [row["chosen_run_id"] for row in lake.rows("preference")] == ["x0", "x1", "x2"]
+    places = [row["location"]["partition"] for row in lake.rows("quarantine_sft")]
+    assert places == sorted(places)
+    assert {dataset: lake.stamps(dataset) for dataset in Dataset} == stamps
+    assert [lake.causes(dataset) for dataset in Dataset] == [[], [], []]
+
+
+def test_rebuild_equals_a_first_pass(phase4: HistoryLake) -> None:
+    """After any order of coming, a rebuild leaves the same bytes as one pass over everything, timestamps aside."""
+    shutil.rmtree(phase4.root / "exports")
+    paths = sorted((phase4.root / "data").rglob("*.jsonl"), key=lambda path: hashlib.sha256(bytes(path.relative_to(phase4.root))).digest())
+    phase4.move_away(*paths)
+    for start in range(0, len(paths), 30):
+        phase4.bring_back(*paths[start : start + 30])
+        phase4.go()
+    phase4.go(Trigger.REBUILD)
+    for dataset in Dataset:
+        expected = (PHASE4 / "expected" / EXPORT_PATHS[dataset].removeprefix("exports/")).read_bytes()
+        assert [json.loads(line)["id"] for line in expected.splitlines()] == [row["id"] for row in phase4.rows(dataset)]
+
+
+@pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
+def test_rebuild_keeps_frozen_rows_and_history(full: HistoryLake, trees: str) -> None:
+    """A rebuild beside absent partitions keeps their rows where they stood, and the log of withdrawals as it was."""
+    full.go(Trigger.REBUILD)
+    before = full.files()
+    for kind, path in (("scored", full.scored_path(A)), ("evidence", full.evidence_path(A))):
+        if trees in (kind, "both"):
+            full.move_away(path)
+    full.go()
+    full.go(Trigger.REBUILD)
+    for name, content in before.items():
+        assert full.lines(name) == Counter(content.splitlines())
+        if name not in ("preference", "quarantine_preference"):  # frozen pairs come last
+            assert full.content(name) == content
+
+
+def test_rebuild_twice_changes_nothing(full: HistoryLake) -> None:
+    """A second rebuild finds everything in its place: no row is judged otherwise, and no byte changes."""
+    full.go(Trigger.REBUILD)
+    before = full.files()
+    full.go(Trigger.REBUILD)
+    assert full.files() == before
+
+
+# a corrupt store
+
+
+def test_corrupt_store_is_set_aside_at_the_start(full: HistoryLake) -> None:
+    """A file that is no database is set aside beside itself, and a new store takes the exports over."""
+    before = {dataset: full.content(dataset) for dataset in Dataset}
+    full.stop()
+    full.state.write_bytes(b"no database at all" * 1000)
+    with capture_logs() as logs:
+        store = open_store(full.state, full.root)
+    store.close()
+    assert [each["log_level"] for each in logs if each["event"] == "store_set_aside"] == ["error"]
+    (copy,) = full.state.parent.glob("distilld.db.corrupt-*Z")
+    assert copy.read_bytes() == b"no database at all" * 1000
+    full.go()
+    assert {dataset: full.content(dataset) for dataset in Dataset} == before
+
+
+def test_store_that_turns_out_to_be_corrupt_is_set_aside(full: HistoryLake) -> None:
+    """A store that opens, and proves broken when a pass reads it, is set aside with its log; the next one is whole."""
+    before = {dataset: full.content(dataset) for dataset in Dataset}
+    (page,) = full.ask("SELECT rootpage FROM sqlite_master WHERE name = 'files'")[0]
+    full.stop()
+    with full.state.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(StoreCorruptError), opened_store(full.state, full.root) as store:
+        engine = batch.Engine(full.root, store, full.options, batch_rows=100, settle_seconds=0)
+        engine.run_pass(Trigger.ONCE)
+    assert len(list(full.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
+    full.go()
+    assert {dataset: full.content(dataset) for dataset in Dataset} == before
+
+
+def test_few_corrupt_stores_are_kept(full: HistoryLake) -> None:
+    """Of the stores that were set aside the newest five stay."""
+    full.stop()
+    for number in range(8):
+        full.state.write_bytes(b"broken %d" % number * 200)
+        open_store(full.state, full.root).close()
+    kept = sorted(full.state.parent.glob("distilld.db.corrupt-*Z"))
+    assert [each.read_bytes()[:8] for each in kept] == [b"broken %d" % number for number in range(3, 8)]
+
+
+def test_newer_store_is_refused_and_left_alone(full: HistoryLake) -> None:
+    """A store that a newer release wrote is no corrupt one: it is refused, and stays as it is."""
+    full.stop()
+    with closing(sqlite3.connect(full.state)) as store, store:
+        store.execute("INSERT INTO _sqlite_migrations VALUES ((SELECT max(id) + 1 FROM _sqlite_migrations), 'distilld', 'm999_later', 'now')")
+    with pytest.raises(StoreTooNewError, match="m999_later"):
+        open_store(full.state, full.root)
+    assert list(full.state.parent.glob("distilld.db.corrupt-*")) == []
