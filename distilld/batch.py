@@ -12,6 +12,7 @@ One code path serves the first full pass, the daemon's smallest batch and the re
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -225,9 +226,16 @@ class Engine:
         return pruned, self.run_pass(Trigger.PRUNE)
 
     def give_up(self, partition_glob: str | None, *, orphans_only: bool) -> int:
-        """Let frozen rows go: the next pass withdraws them. Returns how many shipped rows and pairs."""
+        """Let frozen rows go: the next pass withdraws them. Returns how many shipped rows and pairs.
+
+        Absent files that stand there again keep theirs: nobody has looked at them yet.
+        """
         with self.store.faults(), self.store.transaction():
-            pruned = self.frozen.prune(partition_glob, orphans_only=orphans_only, options=self.options)
+            absent = [record for record in self.inputs.files().values() if not record.present]
+            returned = [each for each in absent if os.path.lexists(self.root / lake.tree_path(each.kind, each.path))]
+            pruned = self.frozen.prune(
+                partition_glob, orphans_only=orphans_only, options=self.options, returned=returned
+            )
         self.inputs.forget_files()
         log.info("pruned", rows=pruned, accepted=False)
         return pruned

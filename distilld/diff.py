@@ -7,8 +7,11 @@ once from its start, so it may be a pipe.
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -22,6 +25,8 @@ from distilld.store.views import reading
 
 TIMES: Final = frozenset({"created_at", "provenance.recorded_at"})
 _GUESS_WITHIN: Final = 100
+_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,21 +189,34 @@ class _Ours:
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self._settings = settings
         self._dataset = dataset
+        self._file: BinaryIO | None = None
         self.places: dict[str, int] = {}
 
     def __enter__(self) -> None:
-        # The file first: it may be replaced by a newer one, but never by one that is older than what the store says.
-        path = self._settings.root / DATASET_PATHS[self._dataset]
-        self._file = path.open("rb") if path.exists() else None
-        with reading(self._settings.state, self._settings.root) as store:
-            length = Ledger(store).exports()[self._dataset.value].committed.size
-        start = 0
+        start, length = 0, self._open()
         for line in self._file or ():
             if start + len(line) > length:
                 break
             row = parse_object(line.rstrip(b"\n")).value or {}
             self.places[str(row.get("id"))] = start
             start += len(line)
+
+    def _open(self) -> int:
+        """Open the file that the store speaks of; returns its committed length.
+
+        A writer may put another file in its place between the two looks, so they are compared.
+        """
+        path = self._settings.root / DATASET_PATHS[self._dataset]
+        for attempt in range(_ATTEMPTS):
+            with reading(self._settings.state, self._settings.root) as store:
+                record = Ledger(store).exports()[self._dataset.value]
+            with suppress(FileNotFoundError):
+                self._file = path.open("rb")
+                if os.fstat(self._file.fileno()).st_ino == record.inode or attempt == _ATTEMPTS - 1:
+                    break
+                self._file.close()
+            time.sleep(_PAUSE_SECONDS if record.committed.size else 0)
+        return record.committed.size
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:

@@ -9,12 +9,13 @@ from collections.abc import MutableMapping
 from typing import Final
 
 _NAMES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_PATIENCE_SECONDS: Final = 2.0
 _SIGNS_PER_PERIOD: Final = 4
 """How often within the watchdog's patience a sign of life is sent."""
 
 
 class Notifier:
-    """Sends datagrams to the service manager. One that is lost stops nothing."""
+    """Sends datagrams to the service manager. One that cannot be sent stops nothing."""
 
     def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
         self._address = address
@@ -60,7 +61,8 @@ class Notifier:
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                channel.setblocking(False)
+                # A queue that is full for a moment must not swallow READY.
+                channel.settimeout(_PATIENCE_SECONDS)
                 channel.sendto(message.encode(errors="backslashreplace"), address)
         except OSError:
             return

@@ -201,7 +201,9 @@ class Restorer:
         self._remove_leftovers()
         rows = removed = 0
         for name in there:
-            if not name.startswith("quarantine_") and not self._ledger.exports()[name].generation:  # else: before a crash
+            if (
+                not name.startswith("quarantine_") and not self._ledger.exports()[name].generation
+            ):  # else: before a crash
                 good, bad = self._adopt(name, now_ns)
                 rows, removed = rows + good, removed + bad
         self._leave_quarantines([name for name in there if name.startswith("quarantine_")], anchor, now_ns)
@@ -292,9 +294,7 @@ class Restorer:
             self._frozen.forbid_orphans(run_id, category)
             if at is not None and mounted:
                 if at.partition not in gone:
-                    gone[at.partition] = not os.path.lexists(
-                        self._root / tree_path(InputKind.SCORED, at.partition)
-                    )
+                    gone[at.partition] = not os.path.lexists(self._root / tree_path(InputKind.SCORED, at.partition))
                 if gone[at.partition]:
                     self._frozen.recall_absent(at, run_id, category)
 
@@ -437,6 +437,8 @@ def _is_partition(path: str) -> bool:
 
 def _is_time(text: object) -> TypeGuard[str]:
     try:
-        return isinstance(text, str) and iso_time(round(datetime.fromisoformat(text).timestamp() * 1000) * 10**6) == text
+        return (
+            isinstance(text, str) and iso_time(round(datetime.fromisoformat(text).timestamp() * 1000) * 10**6) == text
+        )
     except ValueError:
         return False

@@ -35,14 +35,14 @@ def diff(common: Common, file: Path, dataset: str | None, limit: int, as_json: b
     order. Exits with 0 if both hold the same rows, with 1 if they differ. Changes nothing. With --json and --limit 0
     all rows are listed.
     """
-    from distilld.cli.output import print_json
+    from distilld.cli.output import plain, print_json
     from distilld.cli.settings import load_settings
     from distilld.diff import compare
 
     listed = None if as_json and not limit else limit
     found = compare(load_settings(common), file, Dataset(dataset) if dataset else None, listed)
     if as_json:
-        print_json({"equal": found.equal, **{name: getattr(found, name) for name in found.__slots__}})
+        print_json({"equal": found.equal, **plain(found)})
     else:
         _print(found)
     return ExitCode.DONE if found.equal else ExitCode.FAILED

@@ -21,7 +21,7 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
     read; the rest is done all the same.
     """
     from distilld import logs
-    from distilld.cli.output import print_json
+    from distilld.cli.output import print_json, say
     from distilld.cli.progress import progress_bar
     from distilld.cli.run import print_changes, say_not_read
     from distilld.cli.settings import load_settings
@@ -41,6 +41,7 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
         print_json({**_plain(report), "receipt": report.receipt})
     else:
         print_changes(report)
+        say("every input was read anew and every row judged anew; the files stand in walk order")
     return say_not_read(report)
 
 

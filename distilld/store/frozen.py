@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import orjson
 
 from distilld.decisions import PublishedWithdrawal
 from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFacts
+from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.schema import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
@@ -208,18 +209,30 @@ class Frozen:
         ).rowcount
         return int(done)
 
-    def prune(self, partition_glob: str | None, *, orphans_only: bool, options: Options) -> int:
-        """Let frozen rows depart, and forget the absent verdicts behind them; returns how many rows and pairs.
+    def prune(
+        self, partition_glob: str | None, *, orphans_only: bool, options: Options, returned: Iterable[FileRecord] = ()
+    ) -> int:
+        """Let frozen rows depart, and forget the absent verdicts behind them; returns how many shipped rows and pairs.
 
-        What they hold leaves the files with the next batch, and is published as pruned.
+        What they hold leaves the files with the next batch, and is published as pruned. What belongs to absent files that
+        have ``returned`` is left alone: the next look finds it.
         """
+        spared = {(record.kind, record.path): record for record in returned}
+        self._run("DROP TABLE IF EXISTS temp.spared")
+        self._run("CREATE TEMP TABLE spared (partition_id INTEGER, kind TEXT)")
+        self._many(
+            "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
+        )
         matches = "1"
         values: tuple[object, ...] = ()
         if partition_glob is not None:
             matches = "EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id = {column} AND p.path GLOB ?1)"
             values = (partition_glob,)
-        kinds = " AND kind = 'orphan'" if orphans_only else ""
-        where = matches.format(column="frozen_rows.partition_id") + kinds
+        where = (
+            matches.format(column="frozen_rows.partition_id")
+            + (" AND kind = 'orphan'" if orphans_only else "")
+            + " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = frozen_rows.partition_id AND x.kind = 'scored')"
+        )
         runs = [
             run_id
             for (run_id,) in self._run(
@@ -237,9 +250,10 @@ class Frozen:
         self._run(f"DELETE FROM frozen_rows WHERE {where}", values)
         pruned += self._depart_pairs(partition_glob, orphans_only=orphans_only)
         if not orphans_only:
-            pruned += self._forget_absent_files(partition_glob)
+            pruned += self._forget_absent_files(partition_glob, spared)
         for run_id, old in zip(runs, before, strict=True):
             self._inputs.queue_verdict_change(run_id, old, self._inputs.in_force(run_id, options), options)
+        self._run("DROP TABLE temp.spared")
         return pruned
 
     def _depart_rows(
@@ -260,6 +274,9 @@ class Frozen:
 
     def _depart_pairs(self, partition_glob: str | None, *, orphans_only: bool) -> int:
         where, values = "frozen IS NOT NULL", ()
+        where += (
+            " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))"
+        )
         if orphans_only:
             where += " AND frozen = 'orphan'"
         if partition_glob is not None:
@@ -285,11 +302,11 @@ class Frozen:
         self._run(f"DELETE FROM pairs WHERE {where}", values)
         return sum(rows for _, rows in counts)
 
-    def _forget_absent_files(self, partition_glob: str | None) -> int:
+    def _forget_absent_files(self, partition_glob: str | None, spared: Mapping[FileKey, FileRecord]) -> int:
         """Evidence that is absent, or vanished and was missed, is gone for good: what was built on it is judged without."""
         self._inputs.forget_files()
-        for record in list(self._inputs.files().values()):
-            if record.present or not self._matches(record.path, partition_glob):
+        for key, record in list(self._inputs.files().items()):
+            if record.present or key in spared or not self._matches(record.path, partition_glob):
                 continue
             if record.kind.value == "evidence":
                 self._inputs.stage_evidence()

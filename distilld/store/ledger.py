@@ -111,6 +111,10 @@ class Ledger:
         row = self._run("SELECT receipt_sha256 FROM receipts ORDER BY batch DESC LIMIT 1").fetchone()
         return row[0] if row else self._store.recall("receipt_anchor_sha256")
 
+    def chain_anchor(self) -> str | None:
+        """The digest that the oldest kept receipt names: of the last one that was removed, or taken over from."""
+        return self._store.recall("receipt_anchor_sha256")
+
     def add_batch(
         self,
         sequence: int,

@@ -217,3 +217,47 @@ class Views:
 def by_reason(counts: Iterable[HeldCount], dataset: Dataset) -> dict[Reason, int]:
     """One dataset's counts."""
     return {count.reason: count.rows for count in counts if count.dataset is dataset}
+
+
+class Exceptions:
+    """What stands in the exports, or is missing from them, by way of exception (SPEC 3): for the deep verify."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+        self.rows = int(
+            self._run(
+                "SELECT (SELECT count(*) FROM frozen_rows) + (SELECT count(*) FROM pairs WHERE frozen IS NOT NULL)"
+                " + (SELECT count(*) FROM scored_rows WHERE kept <> 0)"
+                " + (SELECT count(*) FROM files WHERE state = 'absent')"
+            ).fetchone()[0]
+        )
+        self.any = self.rows > 0
+
+    def keeps(self, dataset: Dataset, digest: bytes) -> bool:
+        """Whether a dataset line is frozen: its row's partition or evidence is absent, it vanished, or is an orphan."""
+        return self.any and self._is_frozen(dataset, digest, f"= {SHIPPED}")
+
+    def keeps_held(self, dataset: Dataset, digest: bytes) -> bool:
+        """Whether a quarantine line is frozen."""
+        return self.any and self._is_frozen(dataset, digest, f"<> {SHIPPED}")
+
+    def _is_frozen(self, dataset: Dataset, digest: bytes, outcome: str) -> bool:
+        if dataset is Dataset.PREFERENCE:
+            query = f"SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen IS NOT NULL AND outcome {outcome} AND line = ?1)"
+        else:
+            query = (
+                f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE {dataset} {outcome} AND {dataset}_line = ?1)"
+                f" OR EXISTS (SELECT 1 FROM scored_rows WHERE {dataset} {outcome} AND {dataset}_line = ?1"
+                " AND evidence_found = 0)"
+            )
+        return bool(self._run(query, (digest,)).fetchone()[0])
+
+    def forbids(self, dataset: Dataset, row: dict[str, Any]) -> bool:
+        """Whether an absent verdict explains that a row of the full pass does not stand in its dataset."""
+        runs = [row.get(key) for key in ("source_run_id", "chosen_run_id", "rejected_run_id") if row.get(key)]
+        return self.any and any(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE run_id = ? AND kind = 'absent' AND category >= 3)", (run,)
+            ).fetchone()[0]
+            for run in runs
+        )

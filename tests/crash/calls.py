@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import IO, Any, Final, NamedTuple
 
 import distilld
@@ -64,20 +65,21 @@ def calls(act: Act, *, reads: bool = False, watcher: Watcher | None = None) -> I
     ``reads`` counts calls too that open, list or read an existing file.
     """
     counter = _Counter(act, watcher or Watcher())
-    saved = [(os, name, getattr(os, name)) for name in (*_CHANGES, *_READS, "open", "write")]
-    saved += [(sqlite3, "connect", sqlite3.connect), (tempfile, "TemporaryFile", tempfile.TemporaryFile)]
-    real = {name: value for _, name, value in saved}
+    ours: list[tuple[ModuleType, str, Callable[..., Any]]] = [
+        *((os, name, counter.counted(name, getattr(os, name))) for name in (*_CHANGES, *(_READS if reads else ()))),
+        (os, "open", counter.open(os.open, reads=reads)),
+        (os, "write", counter.write(os.write)),
+        (tempfile, "TemporaryFile", counter.temporary_file(tempfile.TemporaryFile)),
+        (sqlite3, "connect", counter.connect(sqlite3.connect)),
+    ]
+    real = [(owner, name, getattr(owner, name)) for owner, name, _ in ours]
     try:
-        for name in (*_CHANGES, *(_READS if reads else ())):
-            setattr(os, name, counter.counted(name, real[name]))
-        setattr(os, "open", counter.open(real["open"], reads=reads))
-        setattr(os, "write", counter.write(real["write"]))
-        setattr(tempfile, "TemporaryFile", counter.temporary_file(real["TemporaryFile"]))
-        setattr(sqlite3, "connect", counter.connect(real["connect"]))
+        for owner, name, value in ours:
+            setattr(owner, name, value)
         yield
     finally:
         counter.stop()
-        for owner, name, value in saved:
+        for owner, name, value in real:
             setattr(owner, name, value)
 
 
@@ -212,12 +214,12 @@ class _TemporaryFile:
 def _place() -> str | None:
     """The two innermost functions of distilld on the stack, the inner one last; None where there is none."""
     found: list[str] = []
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and len(found) < 2:
         if frame.f_code.co_filename.startswith(PACKAGE):
             module = frame.f_code.co_filename.removeprefix(PACKAGE).removesuffix(".py").removesuffix("/__init__")
             found.insert(0, f"{module}.{frame.f_code.co_qualname}")
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return " > ".join(found) or None
 
 

@@ -149,8 +149,8 @@ class History:
     mishap: Callable[[Path], None] = nothing
     """What was done to the root; if anything, its exports are not what its store says until the work has begun."""
     work: Callable[[Engine], PassResult] = run_once
-    begun: bool = True
-    """Whether a first pass was done before the change."""
+    before: Callable[[Inputs], None] | None = write_first
+    """What a first pass found before the change; None where there was none."""
     batch_rows: int = BATCH_ROWS
     limits: dict[str, int] = field(default_factory=dict)
     """Constants of the program, by their dotted names, that are made small."""
@@ -164,7 +164,7 @@ SMALL: Final = {
     "distilld.store.CACHE_KIB": 4,
 }
 
-FIRST: Final = History("first", write_first, begun=False)
+FIRST: Final = History("first", write_first, before=None)
 APPEND: Final = History("append", append_rows)
 NINE: Final = History("nine", touch_all_nine)
 HISTORIES: Final = (
@@ -172,7 +172,7 @@ HISTORIES: Final = (
     APPEND,
     History("rescore", rescore),
     NINE,
-    History("first in small steps", write_first, begun=False, batch_rows=2, limits=SMALL),
+    History("first in small steps", write_first, before=None, batch_rows=2, limits=SMALL),
     History("nine in small steps", touch_all_nine, batch_rows=2, limits=SMALL),
     History("rebuild", append_rows, work=Engine.rebuild),
     History("take over", rescore, mishap=lose_the_store),
@@ -191,8 +191,8 @@ class Lake:
         inputs = Inputs(folder / "inputs")
         self.root.mkdir()
         (self.root / "data").symlink_to(inputs.folder)
-        if history.begun:
-            write_first(inputs)
+        if history.before is not None:
+            history.before(inputs)
             with self.opened() as engine:
                 engine.run_pass(Trigger.ONCE)
         history.change(inputs)

@@ -113,7 +113,7 @@ def _rows_stand_once(root: Path, store: sqlite3.Connection) -> None:
         rows = rows_of(root, dataset) or []
         ids = [row["id"] for row in rows]
         assert len(set(ids)) == len(ids), f"{dataset} has an id twice"
-        seen = [id for (id,) in store.execute("SELECT id FROM seen_ids WHERE dataset = ?", (dataset,))]
+        seen = [seen for (seen,) in store.execute("SELECT id FROM seen_ids WHERE dataset = ?", (dataset,))]
         leaving = {_departing_id(dataset, key) for key, reason in departing if reason is None}
         assert sorted(ids) == sorted({*seen, *leaving}), f"{dataset} is not what the store says it ships"
         assert {row["created_at"] for row in rows} <= stamps | adopted, f"{dataset} has rows of a batch that never was"
@@ -123,7 +123,9 @@ def _rows_stand_once(root: Path, store: sqlite3.Connection) -> None:
         assert reasons == Counter(dict(by_reason.fetchall())) + Counter(reason for _, reason in departing if reason)
         assert {row["recorded_at"] for row in held} <= stamps
         gone = rows_of(root, f"withdrawals_{dataset}") or []
-        assert len(gone) == store.execute("SELECT count(*) FROM withdrawals WHERE dataset = ?", (dataset,)).fetchone()[0]
+        assert (
+            len(gone) == store.execute("SELECT count(*) FROM withdrawals WHERE dataset = ?", (dataset,)).fetchone()[0]
+        )
 
 
 def _receipts_are_whole(root: Path, store: sqlite3.Connection) -> None:
@@ -154,11 +156,11 @@ def _nothing_is_left(root: Path) -> None:
     for folder in (root / "exports", root / "reports"):
         for path in folder.rglob("*"):
             if path.is_file() and path not in expected and path.parent.name != ".set-aside":
-                assert path.name in ("receipt.json", "latest.md"), f"{path} is left over"
+                assert path.name in ("receipt.json", "latest.md", ".distilld.lock"), f"{path} is left over"
 
 
 def accounted(root: Path) -> None:
-    """Each non-empty line of the inputs came to one row of RAG and to one of SFT, shipped or held; frozen ones stand by."""
+    """Each non-empty line of the inputs came to one row of RAG and one of SFT, shipped or held, beside frozen ones."""
     lines = sum(
         sum(1 for line in path.read_bytes().split(b"\n") if line)
         for path in (root / "data" / "scored-runs").rglob("*.jsonl")

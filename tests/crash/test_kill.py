@@ -83,7 +83,7 @@ def passes_until_killed(lake: Lake) -> None:
 
 
 def kill_many_times(lake: Lake, folder: Path, kills: int) -> None:
-    """Kill the program again and again while a producer writes; then everything is as in a lake that never knew of it."""
+    """Kill the program again and again while a producer writes; then all is as in a lake that never knew of it."""
     rng = random.Random(20260427)
     producer = Producer(Inputs(folder / "inputs"), rng)
     for number in range(kills):
@@ -122,7 +122,7 @@ def still_inputs() -> None:
     """Here the inputs are not still, and must not seem to be."""
 
 
-LIVE = History("live", nothing, begun=False, batch_rows=40)
+LIVE = History("live", nothing, before=None, batch_rows=40)
 
 
 def test_a_few_kills_at_random_moments_lose_nothing(prepare: Prepare, quick_folder: Path) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from distilld.batch import Engine
+from distilld.batch import Engine, PassResult
 from distilld.model import DATASET_PATHS, Dataset, Options, Trigger
 from tests.crash.calls import Call, calls
-from tests.crash.deaths import breaks_off_at, dies_at
+from tests.crash.deaths import dies_at
 from tests.crash.histories import (
-    APPEND,
     NINE,
     SMALL,
     A,
@@ -26,8 +25,10 @@ from tests.crash.histories import (
     nothing,
     run,
     touch_all_nine,
+    write_first,
 )
 from tests.crash.invariants import accounted, at_rest, committed_and_whole, outcome, rows_of
+from tests.unit.builders import jsonl
 
 Prepare = Callable[[History], Lake]
 
@@ -64,7 +65,7 @@ def test_a_file_that_was_indexed_in_part_is_read_to_its_end(prepare: Prepare) ->
     kill between two of them, and a file that was at rest: the next scan found its size and times as recorded, took it
     for unchanged, and all rows behind the first 20,000 were never read, with no sign of it anywhere.
     """
-    lake = prepare(History("first", append_rows, begun=False, limits=SMALL))
+    lake = prepare(History("first", append_rows, before=None, limits=SMALL))
     made = calls_of(lake)
     expected = outcome(lake.root)
     lake.reset()
@@ -81,28 +82,197 @@ def test_a_copy_of_the_line_that_was_provisional_is_not_taken_for_it(prepare: Pr
     followed, and the process died between the two. The mark of the provisional line was still set, the copy had its
     digest, and so the copy was taken for the line that was known already; one row too few, all later ones misplaced.
     """
-    row = run("twin", "t", "accepted")
+    twin, other = run("twin", "t", "accepted"), run("other", "t", "rejected")
 
-    def complete(inputs: Inputs) -> None:
-        content = inputs.scored(A).read_bytes()
-        line = content[content.rindex(b"\n") + 1 :]
+    def begin(inputs: Inputs) -> None:
+        write_first(inputs)
         with inputs.scored(A).open("ab") as file:
-            file.write(b"\n" + line + b"\n" + line + b"\n")
+            file.write(jsonl([twin])[:-1])
 
-    history = History("twins", complete, limits={**SMALL, "distilld.index.ROWS_PER_TRANSACTION": 1})
-    lake = prepare(History("first", nothing, begun=False))
-    del lake
-    lake = _with_provisional_line(prepare, history, row)
+    def go_on(inputs: Inputs) -> None:
+        with inputs.scored(A).open("ab") as file:
+            file.write(b"\n" + jsonl([other, twin]))
+
+    one_read = len(jsonl([twin, other])) + 10
+    limits = {"distilld.index.ROWS_PER_TRANSACTION": 1, "distilld.tail.BLOCK_BYTES": one_read}
+    lake = prepare(History("twins", go_on, before=begin, limits=limits))
     made = calls_of(lake)
     expected = outcome(lake.root)
-    for call in made:
-        if call.name == "sql COMMIT done":
-            lake.reset()
-            assert dies_at(call.number, lake.start)
-            lake.start()
-            assert outcome(lake.root) == expected
-            accounted(lake.root)
+    deaths = [call for call in made if call.name == "sql COMMIT done" and "_breathe" in call.place]
+    assert deaths
+    for call in deaths:
+        lake.reset()
+        assert dies_at(call.number, lake.start)
+        lake.start()
+        assert outcome(lake.root) == expected
+        accounted(lake.root)
 
 
-def _with_provisional_line(prepare: Prepare, history: History, row: dict[str, object]) -> Lake:
-    raise NotImplementedError
+def test_receipts_that_are_kept_no_longer_go_whatever_happens(prepare: Prepare) -> None:
+    """The store and the folder keep the same receipts, wherever the process died while the oldest were removed.
+
+    The story: the store forgot old receipts first and removed their files then. A kill in between left files that
+    nothing knew of any more, for good; a disk fills that way.
+    """
+
+    def keep_one(engine: Engine) -> PassResult:
+        engine.committer.receipts_keep = 1
+        engine.committer.recover()
+        return engine.run_pass(Trigger.ONCE)
+
+    lake = prepare(History("retire", touch_all_nine, work=keep_one))
+    made = calls_of(lake)
+    retiring = [call for call in made if "_retire_receipts" in call.place or "remove_receipts" in call.place]
+    assert {call.name for call in retiring} >= {"os.unlink", "os.rmdir", "os.fsync", "sql COMMIT"}
+    for call in retiring:
+        lake.reset()
+        assert dies_at(call.number, lake.start)
+        lake.start()
+        committed_and_whole(lake.root)
+        assert len([path for path in (lake.root / "reports/distillation").iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.parametrize("how", ["copied", "swept"])
+def test_a_version_that_waits_may_be_copied_or_swept_away(prepare: Prepare, how: str) -> None:
+    """A root that is copied after a kill recovers like the original; a waiting file that is deleted is made good.
+
+    The story: a waiting version was known by its inode alone. A box died behind a COMMIT, its disk was copied to a new
+    one, and each start ended with 'was replaced while its new version waited'. A job that deletes *.tmp files did the
+    same, and rows that were rejected stood in the datasets until somebody looked.
+    """
+    lake = prepare(NINE)
+    made = calls_of(lake)
+    expected, expected_rest = outcome(lake.root), at_rest(lake.root)
+    lake.reset()
+    assert dies_at(at(made, "os.rename", "install").number, lake.start)
+    if how == "copied":
+        copy = lake.root.with_name("copy")
+        shutil.copytree(lake.root, copy, symlinks=True)
+        shutil.rmtree(lake.root)
+        copy.rename(lake.root)
+    else:
+        for waiting in lake.root.rglob(".*.tmp"):
+            waiting.unlink()
+    lake.start()
+    committed_and_whole(lake.root)
+    accounted(lake.root)
+    assert at_rest(lake.root) == expected_rest
+    if how == "copied":
+        assert outcome(lake.root) == expected
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["back to the old options", "on with the new ones"])
+def test_a_change_of_options_that_was_cut_off_leaves_nothing_half_judged(prepare: Prepare, back: bool) -> None:
+    """Whichever options come next, every row is judged by them.
+
+    The story: a run with ``include_partial`` was killed behind the first of its batches. The next run, without, saw
+    that its options were those of the last finished run and judged nothing anew: partial rows stayed in the SFT file.
+    """
+    small = History("options", nothing, batch_rows=2)
+    lake = prepare(small)
+    old, new = lake.options, Options(source_files_root="/", include_partial=True, include_review=True)
+    lake.options = new
+    lake.reset()
+    made = calls_of(lake)
+    first_batch = at(made, "os.rename", "receipt._replace")
+    lake.reset()
+    assert dies_at(first_batch.number, lake.start)
+    lake.options = old if back else new
+    lake.start()
+    is_as_read_at_once(lake)
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["back to the old limit", "on with the new one"])
+def test_a_change_of_the_line_limit_that_was_cut_off_reads_all_lines_anew(prepare: Prepare, back: bool) -> None:
+    """Lines that were read with one limit are read again with the other, even if the first reading was cut off.
+
+    The story: as above; and lines that were too long for the limit of a run that never ended stayed malformed.
+    """
+    lake = prepare(History("limit", nothing, limits=SMALL))
+    old, new = lake.options, Options(source_files_root="/", max_line_bytes=350)
+    lake.options = new
+    made = calls_of(lake)
+    deaths = [call for call in made if call.name == "sql COMMIT done" and "index" in call.place]
+    assert deaths
+    for call in [*deaths, at(made, "os.rename", "receipt._replace")]:
+        lake.options = new
+        lake.reset()
+        assert dies_at(call.number, lake.start)
+        lake.options = old if back else new
+        lake.start()
+        is_as_read_at_once(lake)
+
+
+def test_a_rewritten_partition_forms_the_pairs_of_its_new_rows(prepare: Prepare) -> None:
+    """New rows of a partition that is not only appended to find their task.
+
+    The story: rows that came with a rewrite were judged one by one, but nobody asked for their tasks; a pair of two
+    such rows was never formed. Found by a rebuild with new rows, which lacked a pair that a plain run gave.
+    """
+
+    def rewrite(inputs: Inputs) -> None:
+        inputs.append(inputs.evidence(A), given("n1", "new"), given("n2", "new"))
+        content = inputs.scored(A).read_bytes()
+        inputs.scored(A).write_bytes(jsonl([run("n1", "new", "accepted"), run("n2", "new", "rejected")]) + content)
+
+    lake = prepare(History("head", rewrite))
+    lake.reset()
+    lake.start()
+    pairs = rows_of(lake.root, Dataset.PREFERENCE) or []
+    assert [row["chosen_run_id"] for row in pairs].count("n1") == 1
+    is_as_read_at_once(lake)
+
+
+def test_a_pair_of_an_older_exporter_whose_run_was_rejected_leaves(prepare: Prepare) -> None:
+    """Without a store nobody knows which category a pair's rejected side had; the verdict in force decides.
+
+    The story: the take-over of a preference file ended with a KeyError where a chosen run had been rejected since.
+    """
+
+    def lose_the_store(root: Path) -> None:
+        shutil.rmtree(root / "state")
+
+    def reject(inputs: Inputs) -> None:
+        inputs.append(inputs.scored(B), run("a1", "one", "rejected"))
+
+    lake = prepare(History("orphans", reject, mishap=lose_the_store))
+    lake.reset()
+    assert b'"chosen_run_id":"a1"' in (lake.root / DATASET_PATHS[Dataset.PREFERENCE]).read_bytes()
+    lake.start()
+    assert b'"chosen_run_id":"a1"' not in (lake.root / DATASET_PATHS[Dataset.PREFERENCE]).read_bytes()
+    gone = rows_of(lake.root, "withdrawals_preference") or []
+    assert [(row["chosen_run_id"], row["cause"]) for row in gone] == [("a1", "revoked")]
+
+
+def test_a_restoration_that_is_cut_off_is_no_second_tampering(prepare: Prepare) -> None:
+    """However often a restoration is killed, what one look found counts once.
+
+    The story: each damaged file, and each try, counted as one more time; a kill while two files were restored made it
+    the third time within the hour, and nothing was written any more. So did a deleted ``exports`` folder at once.
+    """
+    lake = prepare(History("restore", append_rows, mishap=_empty_the_exports))
+    made = calls_of(lake)
+    expected = outcome(lake.root)
+    counting = at(made, "sql COMMIT done", "_count_tampering")
+    lake.reset()
+    for _ in range(4):
+        assert dies_at(counting.number + 3, lake.start)
+    lake.start()
+    assert outcome(lake.root) == expected
+    with lake.opened() as engine:
+        assert len(engine.restorer.recent_tamperings()) == 1
+
+
+def _empty_the_exports(root: Path) -> None:
+    shutil.rmtree(root / "exports")
+
+
+def test_a_batch_that_was_undone_leaves_no_empty_file(prepare: Prepare) -> None:
+    """No file before the first row (SPEC 3.10), for a loader takes an empty one for a dataset."""
+    lake = prepare(History("first", append_rows, before=None))
+    made = calls_of(lake)
+    lake.reset()
+    assert dies_at(at(made, "sql COMMIT", "Committer.commit", nth=1).number, lake.start)
+    assert list((lake.root / "exports").rglob("*.jsonl"))
+    lake.recover()
+    assert not list((lake.root / "exports").rglob("*.jsonl"))

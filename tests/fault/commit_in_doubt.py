@@ -27,7 +27,11 @@ def main(root: Path) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     try:
         store = Store.open(root / "state" / "distilld.db", root)
-        engine = Engine(root, store, Options(source_files_root="/"), batch_rows=50_000, settle_seconds=0)
+    except OperatorError:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise
+    engine = Engine(root, store, Options(source_files_root="/"), batch_rows=50_000, settle_seconds=0)
+    try:
         engine.committer.recover()
         engine.run_pass(Trigger.ONCE)
     except OperatorError as error:
@@ -40,7 +44,7 @@ def main(root: Path) -> None:
         print("undone", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Ledger.drop_intents = die  # type: ignore[method-assign]
+    Ledger.drop_intents = die  # type: ignore[assignment,method-assign]
     engine.committer.recover()
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -63,12 +63,12 @@ def test_the_store_is_written_once_more_before_an_export_is_undone(prepare: Prep
 @pytest.mark.skipif(not strace_works(), reason="strace is missing, or may not trace here")
 @pytest.mark.parametrize("history", [APPEND, NINE], ids=lambda history: history.name)
 def test_no_commit_in_doubt_loses_rows(prepare: Prepare, history: History) -> None:
-    """Each sync of the store fails in turn, the process undoes its batch and is killed: the next start sees the truth."""
+    """Each sync of the store fails in turn, the process undoes its batch and is killed: the next start sees to it."""
     lake = prepare(history)
     lake.reset()
     lake.start()
     expected = outcome(lake.root)
-    said = set()
+    said: set[str] = set()
     for number in range(1, 60):
         lake.reset()
         run = subprocess.run(

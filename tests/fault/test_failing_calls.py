@@ -12,6 +12,7 @@ from itertools import count
 import pytest
 
 from distilld.batch import Engine
+from distilld.commit import Committer
 from distilld.model import OperatorError, Trigger
 from tests.crash.calls import Call, calls, one_of_each
 from tests.crash.histories import FIRST, HISTORIES, NINE, History, Lake, nothing
@@ -19,6 +20,7 @@ from tests.crash.invariants import accounted, at_rest, committed_and_whole
 
 Prepare = Callable[[History], Lake]
 Fault = Callable[[], Exception]
+
 
 def system(code: int) -> Fault:
     """An error of the system, by its number."""
@@ -95,17 +97,25 @@ def all_calls(lake: Lake) -> list[Call]:
 
 def attempt(lake: Lake, held: ExitStack) -> Engine | None:
     """A start and a pass, then recovery, as a daemon tries them; each may fail, and says what to do. None: no store."""
-    try:
+    engine = None
+    with errors_are_for_operators():
         engine = held.enter_context(lake.opened())
-    except OperatorError as error:
-        assert error.hint
-        return None
-    for step in (engine.committer.recover, lambda: lake.history.work(engine), engine.committer.recover):
-        try:
-            step()
-        except OperatorError as error:
-            assert error.hint, f"{error} does not say what to do"
+    if engine is not None:
+        for step in (Committer.recover, lambda _: lake.history.work(engine), Committer.recover):
+            with errors_are_for_operators():
+                step(engine.committer)
     return engine
+
+
+@contextmanager
+def errors_are_for_operators() -> Iterator[None]:
+    """Whatever goes wrong in here is an error for operators, and says what to do."""
+    told: list[OperatorError] = []
+    try:
+        yield
+    except OperatorError as error:
+        told.append(error)
+    assert all(error.hint for error in told), f"{told} does not say what to do"
 
 
 def survives(lake: Lake, call: Call, fault: Fault, expected: dict[str, object], *, lasting: bool) -> None:

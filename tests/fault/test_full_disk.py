@@ -25,7 +25,7 @@ def namespace() -> list[str] | None:
 
 
 def test_a_disk_that_is_full_costs_nothing_but_time(tmp_path: Path) -> None:
-    """With every amount of room from none to enough, a pass fails cleanly or is done, and recovers when there is room."""
+    """With any amount of room from none to enough, a pass fails cleanly or is done, and recovers with more room."""
     command = namespace()
     if command is None:
         pytest.skip("this machine permits no mount")

@@ -6,13 +6,12 @@ import errno
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distilld import lake as partitions
 from distilld.lake import ListingError, scan
 from distilld.model import OnDelete, Options, Trigger
 from tests.crash.deaths import in_child
@@ -99,7 +98,7 @@ def test_no_descriptor_left_is_no_empty_folder(lake: Lake) -> None:
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+def refused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of files that the system refuses to open; the tests may run as root, whom no mode binds."""
     names: set[str] = set()
     real = os.open
@@ -109,13 +108,11 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return real(path, *arguments, **named)
 
-    monkeypatch.setattr(partitions.os, "open", refusing)
-    yield names
+    monkeypatch.setattr(os, "open", refusing)
+    return names
 
 
-def test_a_partition_that_cannot_be_read_keeps_its_rows_and_stops_nothing(
-    prepare: Prepare, refused: set[str]
-) -> None:
+def test_a_partition_that_cannot_be_read_keeps_its_rows_and_stops_nothing(prepare: Prepare, refused: set[str]) -> None:
     """Its rows stay as they are, it is named as a problem, the other partitions go on, and later it is read."""
     lake = prepare(APPEND)
     with lake.opened() as engine:

@@ -24,6 +24,8 @@ CREATE INDEX pairs_by_rejected_run ON pairs (rejected_run_id);
 
 CREATE INDEX pairs_by_task ON pairs (task_id, slot);
 
+CREATE INDEX rag_behind ON scored_rows (sample_key) WHERE rag IN (8, 4) AND sample_key IS NOT NULL;
+
 CREATE UNIQUE INDEX rag_ids ON scored_rows (sample_key) WHERE rag = 0;
 
 CREATE INDEX rag_waiting ON scored_rows (sample_key) WHERE rag = 9;
@@ -32,6 +34,8 @@ CREATE INDEX scored_rows_by_run ON scored_rows (run_id) WHERE run_id IS NOT NULL
 
 CREATE INDEX scored_rows_by_task ON scored_rows (task_id, category)
     WHERE task_id IS NOT NULL AND evidence_found = 1;
+
+CREATE INDEX sft_behind ON scored_rows (sample_key) WHERE sft IN (8, 4, 2) AND sample_key IS NOT NULL AND evidence_found = 1;
 
 CREATE UNIQUE INDEX sft_ids ON scored_rows (sample_key) WHERE sft = 0;
 

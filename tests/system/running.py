@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,27 +33,17 @@ def until(condition: Callable[[], T], what: str, *, seconds: float = PATIENCE_SE
 
 
 class Running:
-    """A daemon that runs. Its log goes to a file, its notifications to a socket; both are read when asked for."""
+    """A daemon that runs. Its log goes to a file; what it tells the service manager is ``notified``, line by line."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, channel: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, notified: list[str]) -> None:
         self.process = process
         self.log = log
-        self._channel = channel
-        self._notified: list[str] = []
+        self.notified = notified
 
     @property
     def pid(self) -> int:
         """The daemon's process id."""
         return self.process.pid
-
-    @property
-    def notified(self) -> list[str]:
-        """Every line that the service manager was told so far."""
-        while True:
-            try:
-                self._notified += self._channel.recv(65536).decode().splitlines()
-            except BlockingIOError:
-                return self._notified
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """The log so far, or its lines of one name; a line that is still being written is left out."""
@@ -107,6 +98,12 @@ class Running:
         return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def _listen(channel: socket.socket, notified: list[str]) -> None:
+    """Take up every datagram at once, as systemd does: the queue of such a socket is short."""
+    while message := channel.recv(65536):
+        notified.extend(message.decode().splitlines())
+
+
 @contextmanager
 def daemon(
     root: Path, *arguments: str, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
@@ -115,8 +112,10 @@ def daemon(
     with tempfile.TemporaryDirectory(prefix="distilld-run-") as name:
         folder = Path(name)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, (folder / "log").open("wb") as log:
-            channel.setblocking(False)
             channel.bind(str(folder / "notify"))
+            notified: list[str] = []
+            listener = threading.Thread(target=_listen, args=(channel, notified))
+            listener.start()
             process = subprocess.Popen(
                 [*prefix, *command("run", "--root", str(root), *arguments)],
                 cwd=root.parent,
@@ -126,7 +125,11 @@ def daemon(
                 stderr=log,
             )
             try:
-                yield Running(process, folder / "log", channel)
+                yield Running(process, folder / "log", notified)
             finally:
                 process.kill()
                 process.wait()
+                # An empty datagram ends the listener.
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                    sender.sendto(b"", str(folder / "notify"))
+                listener.join()

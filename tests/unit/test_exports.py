@@ -1,4 +1,4 @@
-"""The only writer of exports: appends where the file ends, rewrites beside it, and refuses what somebody else changed."""
+"""The only writer of exports: appends where the file ends, rewrites beside it, refuses what somebody else changed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from distilld import durable
 from distilld import exports as module
 from distilld.exports import (
     RENAME_ORDER,
@@ -150,11 +151,12 @@ class TestAppend:
                 path.mkdir()
             case "fifo":
                 os.mkfifo(path)
+        write: Callable[[], object] = {
+            "append": lambda: exports.append(NAME, known, [row(4)]),
+            "rewrite": lambda: exports.rewrite(NAME, known, TEMP, keep_all, [row(4)]),
+        }[method]
         with pytest.raises(ExportTamperedError, match=problem):
-            if method == "append":
-                exports.append(NAME, known, [row(4)])
-            else:
-                exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+            write()
         assert elsewhere.read_bytes() == rows(1, 2, 3)
         assert not path.with_name(TEMP).exists()
 
@@ -162,7 +164,7 @@ class TestAppend:
         self, exports: Exports, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A file of somebody else's where there was none is not opened: O_EXCL."""
-        real = module.make_folder
+        real = durable.make_folder
 
         def make_and_intrude(folder: Path) -> None:
             real(folder)
@@ -454,11 +456,12 @@ def test_no_descriptor_is_left_open(exports: Exports, known: Committed, path: Pa
     """Whatever is refused, everything is closed again."""
     before = len(os.listdir("/proc/self/fd"))
     path.write_bytes(rows(1, 2, 4))
-    for method in (
+    methods: list[Callable[[], object]] = [
         lambda: exports.append(NAME, known, [row(4)]),
         lambda: exports.rewrite(NAME, known, TEMP, keep_all, []),
         lambda: exports.rewrite(NAME, known, TEMP, keep_all, []),
-    ):
+    ]
+    for method in methods:
         with pytest.raises((ExportTamperedError, ExportWriteError)):
             method()
     assert len(os.listdir("/proc/self/fd")) == before

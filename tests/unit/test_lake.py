@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,7 +40,13 @@ def problems(found: Scan) -> dict[str, str]:
 
 def test_walk_order_compares_components_not_strings(tmp_path: Path) -> None:
     """The folder ``a`` stands before ``a-b``, though as strings ``a-b/…`` comes before ``a/…``."""
-    wanted = ["2026/a/01/x.jsonl", "2026/a/02/x.jsonl", "2026/a-b/01/x.jsonl", "2026/a.b/01/x.jsonl", "2027/0/0/x.jsonl"]
+    wanted = [
+        "2026/a/01/x.jsonl",
+        "2026/a/02/x.jsonl",
+        "2026/a-b/01/x.jsonl",
+        "2026/a.b/01/x.jsonl",
+        "2027/0/0/x.jsonl",
+    ]
     for path in reversed(wanted):
         put(tmp_path, path)
     assert paths(scan(tmp_path)) == wanted
@@ -151,9 +158,15 @@ def test_what_is_no_regular_file_is_reported_and_blocks_nothing(
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="this system has no such names")
 def test_hostile_names_are_reported_in_a_form_that_harms_nobody(tmp_path: Path) -> None:
-    """A name that is not UTF-8 or holds control characters is told with those escaped, and not read; nor is a folder's."""
+    """A name that is not UTF-8 or holds control characters is told with those escaped, and not read; a folder's too."""
     folder = put(tmp_path, "2026/04/27/real.jsonl").parent
-    for name in (b"\xff\xfe.jsonl", b"line\nfeed.jsonl", b"esc\x1b[31m.jsonl", "sep\u2028.jsonl".encode(), b"del\x7f.jsonl"):
+    for name in (
+        b"\xff\xfe.jsonl",
+        b"line\nfeed.jsonl",
+        b"esc\x1b[31m.jsonl",
+        "sep\u2028.jsonl".encode(),
+        b"del\x7f.jsonl",
+    ):
         (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(b"{}\n")
     hostile = Path(os.fsdecode(os.fsencode(folder.parent) + b"/\x80\n"))
     hostile.mkdir()
@@ -210,10 +223,10 @@ def test_a_root_that_may_not_be_searched_is_an_error(tmp_path: Path, monkeypatch
     """The story: a look at the tree that failed with EACCES escaped as an error of another kind, or meant 'missing'."""
     real = os.stat
 
-    def refused(path: object, **named: bool) -> os.stat_result:
+    def refused(path: Any, **named: Any) -> os.stat_result:
         if str(path).endswith("scored-runs"):
             raise PermissionError(13, "Permission denied")
-        return real(path, **named)  # type: ignore[call-overload,no-any-return]
+        return real(path, **named)
 
     put(tmp_path, "2026/04/27/x.jsonl")
     monkeypatch.setattr(os, "stat", refused)
@@ -273,7 +286,7 @@ def test_open_refuses_what_is_no_partition_any_more(tmp_path: Path, what: str) -
 
     def attempt() -> None:
         with (
-            pytest.raises((InputChanged, UnreadableError), match="2026/04/27/x.jsonl"),
+            pytest.raises((InputChanged, UnreadableError), match=r"2026/04/27/x\.jsonl"),
             open_partition(tmp_path, SCORED, "2026/04/27/x.jsonl"),
         ):
             pass

@@ -83,14 +83,13 @@ class TestWriting:
         (tmp_path / REPORTS / ".latest.md.tmp").write_text("half a pa")
         write_receipt(tmp_path, BATCH, receipt_bytes(facts()))
         assert (tmp_path / "victim").read_text() == "precious"
-        assert [path for path in tmp_path.rglob(".*.tmp")] == []
+        assert list(tmp_path.rglob(".*.tmp")) == []
 
     def test_each_folder_that_is_made_is_made_to_last(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The story: the folder of the first receipt was synced, those above it were not; a power cut took all of
         ``reports`` away after the store had noted the receipt as written."""
         synced: list[Path] = []
-        real = durable.sync_folder
-        monkeypatch.setattr(durable, "sync_folder", lambda folder: (synced.append(folder), real(folder)))
+        monkeypatch.setattr(durable, "sync_folder", synced.append)
         write_receipt(tmp_path, BATCH, receipt_bytes(facts()))
         below = [tmp_path, *(tmp_path / part for part in ("reports", REPORTS, f"{REPORTS}/{BATCH}"))]
         assert set(synced) == set(below)
@@ -103,7 +102,7 @@ class TestWriting:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, name, refuse)
-        with pytest.raises(ReceiptWriteError, match="cannot write reports/.*: No space left on device") as raised:
+        with pytest.raises(ReceiptWriteError, match=r"cannot write reports/.*: No space left on device") as raised:
             write_receipt(tmp_path, BATCH, receipt_bytes(facts()))
         assert raised.value.errno == 28
         assert raised.value.hint

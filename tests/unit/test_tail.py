@@ -128,7 +128,7 @@ def test_every_cut_of_two_lines(monkeypatch: pytest.MonkeyPatch, block_bytes: in
     ],
 )
 def test_only_a_line_feed_ends_a_line(content: bytes, lines: list[bytes], rest: bytes | None) -> None:
-    """Empty lines are passed over, white space is a line, a carriage return belongs to its line, NUL bytes are a tail."""
+    """Empty lines are passed over, white space is a line, a carriage return belongs to its line, NULs are a tail."""
     with reading(content) as reader:
         assert [line.raw for block in reader.blocks() for line in block] == lines
         assert (reader.tail.raw if reader.tail else None) == rest

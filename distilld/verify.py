@@ -1,0 +1,318 @@
+"""The independent check: does everything on disk agree, and is it what a full pass would give? Repairs nothing.
+
+It reads one committed batch beside a running writer. Where a batch was committed meanwhile it begins anew; what still
+cannot be pinned is told as changed, not as a fault. The plain check takes the store at its word and holds the files
+against it; the deep one takes nobody's word and holds the files against :mod:`distilld.oracle`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Final
+
+from distilld import lake, oracle
+from distilld.json_text import parse_object
+from distilld.lake import SourceFiles, tree_path
+from distilld.model import EXPORT_PATHS, Committed, Dataset, OnDelete, Options
+from distilld.receipt import receipt_path, sha256_of
+from distilld.samples import faults_of
+from distilld.store import Store
+from distilld.store.inputs import Inputs
+from distilld.store.ledger import Ledger
+from distilld.store.views import Exceptions, reading
+from distilld.tail import digest_of
+
+ATTEMPTS: Final = 5
+SHOWN: Final = 20
+"""How many rows of one kind are named; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, and what is wrong with it; nothing if ``faults`` is 0."""
+
+    name: str
+    faults: int = 0
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Report:
+    """What verify found, of the batch that it was pinned on."""
+
+    batch_id: str | None
+    deep: bool
+    checks: list[Check] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    """Files that changed since that batch, so that nothing can be said of them yet."""
+    kept: int = 0
+    """Rows that stand by way of exception: absent partitions, the tripwire, orphans."""
+
+    @property
+    def faults(self) -> int:
+        """How many faults there are in all."""
+        return sum(check.faults for check in self.checks)
+
+
+class _Moved(Exception):
+    """A batch was committed while its predecessor was being read."""
+
+
+def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> Report:
+    """Check one committed batch.
+
+    Raises:
+        OperatorError: There is no store, or something cannot be read.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _verify_once(root, state, options, deep=deep, last=False)
+        except _Moved:
+            continue
+    return _verify_once(root, state, options, deep=deep, last=True)
+
+
+def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last: bool) -> Report:
+    with reading(state, root) as store:
+        ledger = Ledger(store)
+        batch = ledger.last_batch()
+        report = Report(batch.batch_id if batch else None, deep)
+        options = _options_of(ledger, options)
+        found = {name: _read_export(root, name, record.committed) for name, record in ledger.exports().items()}
+        torn = [name for name, content in found.items() if content is None]
+        if torn and not last and _is_newer(root, state, batch.batch if batch else 0):
+            raise _Moved
+        report.checks.append(_receipts(root, ledger))
+        report.checks.append(_hashes(ledger, torn))
+        report.checks.append(_accounting(ledger))
+        report.checks.append(_schemas(found))
+        report.checks.append(_firewall(store, options, found))
+        if deep:
+            _deep(root, store, options, found, report)
+    return report
+
+
+def _options_of(ledger: Ledger, otherwise: Options) -> Options:
+    """The options that the newest batch was judged with: flags may have held for one run."""
+    newest = ledger.receipts(1)
+    if not newest:
+        return otherwise
+    told = (parse_object(newest[0][1].encode().replace(b"\n", b" ")).value or {}).get("options", {})
+    known = {key: value for key, value in told.items() if key in {each.name for each in fields(Options)}}
+    return Options(**{**known, "on_delete": OnDelete(known.get("on_delete", OnDelete.KEEP))})
+
+
+def _is_newer(root: Path, state: Path, batch: int) -> bool:
+    with reading(state, root) as now:
+        newest = Ledger(now).last_batch()
+        pending = any(record.pending_temp for record in Ledger(now).exports().values())
+        return pending or (newest is not None and newest.batch != batch)
+
+
+def _read_export(root: Path, name: str, committed: Committed) -> bytes | None:
+    """The committed part of an export; None where it is not what was committed."""
+    try:
+        descriptor = os.open(root / EXPORT_PATHS[name], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b"" if committed.size == 0 else None
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(committed.size)
+        grown = file.read(1)
+    if hashlib.sha256(content).hexdigest() != committed.sha256 or (grown and committed.rows == 0 and not committed.size):
+        return None
+    return content
+
+
+def _lines(content: bytes | None) -> Iterator[bytes]:
+    for line in (content or b"").split(b"\n")[:-1]:
+        yield line + b"\n"
+
+
+def _receipts(root: Path, ledger: Ledger) -> Check:
+    """The chain of receipts, and their files."""
+    faults = []
+    kept = list(reversed(ledger.receipts(1 << 31)))
+    previous: str | None = ledger.chain_anchor()
+    for batch_id, text, sha256 in kept:
+        facts = parse_object(text.encode().replace(b"\n", b" ")).value or {}
+        if sha256_of(text.encode()) != sha256:
+            faults.append(f"{batch_id}: its text in the store is not what its sha256 says")
+        if facts.get("previous_receipt_sha256") != previous:
+            faults.append(f"{batch_id}: does not follow the receipt before it")
+        try:
+            if (root / receipt_path(batch_id)).read_bytes() != text.encode():
+                faults.append(f"{receipt_path(batch_id)}: is not as it was written")
+        except FileNotFoundError:
+            faults.append(f"{receipt_path(batch_id)}: is gone")
+        if facts.get("validation_pass") is not True:
+            faults.append(f"{batch_id}: failed its validation")
+        previous = sha256
+    return _check("receipt chain", faults)
+
+
+def _hashes(ledger: Ledger, torn: list[str]) -> Check:
+    records = ledger.exports()
+    return _check(
+        "hashes of exports",
+        [f"{EXPORT_PATHS[name]}: is not what batch {records[name].generation} of it left" for name in torn],
+    )
+
+
+def _accounting(ledger: Ledger) -> Check:
+    """No silent drops: every judged line ships or is held, and the files hold as many rows."""
+    faults = []
+    totals, records = ledger.totals(), ledger.exports()
+    judged = ledger.counter("scored_rows") - ledger.counter("unjudged_rows")
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        if totals.live(dataset) != judged:
+            faults.append(f"{dataset}: {judged} rows were judged, {totals.live(dataset)} have an outcome")
+    for dataset in Dataset:
+        for name, rows in ((dataset.value, totals.shipped(dataset)), (f"quarantine_{dataset}", totals.held(dataset))):
+            stands = records[name].committed.rows + ledger.missing_rows(name)
+            if stands != rows:
+                faults.append(f"{EXPORT_PATHS[name]}: {stands} rows stand, {rows} are accounted for")
+    return _check("accounting", faults)
+
+
+def _schemas(found: dict[str, bytes | None]) -> Check:
+    """Every dataset row passes its schema, and no id stands twice."""
+    faults = []
+    for dataset in Dataset:
+        seen: set[str] = set()
+        for number, line in enumerate(_lines(found[dataset.value])):
+            row = parse_object(line[:-1]).value
+            wrong = faults_of(dataset, row) if row is not None else ("is no JSON object",)
+            if wrong:
+                faults.append(f"{EXPORT_PATHS[dataset.value]}, row {number}: {'; '.join(wrong)}")
+            elif row is not None:
+                if row["id"] in seen:
+                    faults.append(f"{EXPORT_PATHS[dataset.value]}: {row['id']} stands twice")
+                seen.add(row["id"])
+    return _check("rows and their schemas", faults)
+
+
+def _firewall(store: Store, options: Options, found: dict[str, bytes | None]) -> Check:
+    """No shipped row's run has a forbidden verdict in force, by the verdicts that the store has indexed."""
+    if not options.revoke:
+        return Check("firewall (revoke is off)")
+    inputs = Inputs(store)
+    faults = []
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        for line in _lines(found[dataset.value]):
+            row = parse_object(line[:-1]).value or {}
+            in_force = inputs.in_force(str(row.get("source_run_id")), options)
+            verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
+            if verdict is not None and options.forbids(dataset, verdict):
+                faults.append(f"{row.get('id')}: the verdict in force of its run is {verdict}")
+    for line in _lines(found[Dataset.PREFERENCE.value]):
+        row = parse_object(line[:-1]).value or {}
+        verdict = inputs.in_force(str(row.get("chosen_run_id")), options).sft
+        if verdict is not None and options.forbids(Dataset.SFT, verdict):
+            faults.append(f"{row.get('id')}: the verdict in force of its chosen run is {verdict}")
+    return _check("firewall", faults)
+
+
+def _deep(root: Path, store: Store, options: Options, found: dict[str, bytes | None], report: Report) -> None:
+    """Hold the exports against a naive full pass over the inputs as they are now."""
+    report.changed = _changed_inputs(root, store)
+    missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
+    full = oracle.export(oracle.read_lake(root, options), options, missing_files=missing_files)
+    exceptions = Exceptions(store)
+    for dataset in Dataset:
+        faults, kept = _compare_dataset(dataset, full, found[dataset.value], exceptions)
+        report.kept += kept
+        report.checks.append(_deep_check(f"deep: {dataset}", faults, report))
+        name = f"quarantine_{dataset}"
+        faults, kept = _compare_quarantine(dataset, full, found[name], exceptions)
+        report.kept += kept
+        report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
+
+
+def _deep_check(name: str, faults: list[str], report: Report) -> Check:
+    if report.changed and faults:
+        # Inputs that were not judged yet explain a difference; the next batch tells.
+        report.changed.append(f"{name}: {len(faults)} rows differ, inputs changed meanwhile")
+        return Check(f"{name} (inputs changed meanwhile)")
+    return _check(name, faults)
+
+
+def _changed_inputs(root: Path, store: Store) -> list[str]:
+    """Inputs that differ from what the store has judged."""
+    files = Inputs(store).files()
+    seen = {(file.kind, file.path): file.stat for file in lake.scan(root).files}
+    changed = [
+        tree_path(kind, path)
+        for (kind, path), facts in seen.items()
+        if (kind, path) not in files or not files[kind, path].facts.same_file_state(facts)
+    ]
+    changed += [
+        tree_path(kind, path)
+        for (kind, path), record in files.items()
+        if record.present and (kind, path) not in seen
+    ]
+    return sorted(changed)
+
+
+def _compare_dataset(
+    dataset: Dataset, full: oracle.FullPass, content: bytes | None, exceptions: Exceptions
+) -> tuple[list[str], int]:
+    expected = dict(full.shipped[dataset])
+    faults, kept = [], 0
+    for line in _lines(content):
+        row = parse_object(line[:-1]).value or {}
+        id_ = str(row.get("id"))
+        wanted = expected.pop(id_, None)
+        if wanted == oracle.unstamped_sample(line):
+            continue
+        if exceptions.keeps(dataset, digest_of(line)):
+            kept += 1
+        elif wanted is None:
+            faults.append(f"extra: {id_}")
+        else:
+            faults.append(f"different: {id_}")
+    for id_, line in expected.items():
+        if exceptions.forbids(dataset, parse_object(line[:-1]).value or {}):
+            kept += 1
+        else:
+            faults.append(f"missing: {id_}")
+    return faults, kept
+
+
+def _compare_quarantine(
+    dataset: Dataset, full: oracle.FullPass, content: bytes | None, exceptions: Exceptions
+) -> tuple[list[str], int]:
+    expected = full.quarantine(dataset)
+    left: Counter[bytes] = Counter()
+    faults, kept = [], 0
+    for line in _lines(content):
+        plain = oracle.unstamped_hold(line)
+        if expected[plain] > 0:
+            expected[plain] -= 1
+        elif exceptions.keeps_held(dataset, digest_of(line)):
+            kept += 1
+        else:
+            left[plain] += 1
+    missing = +expected
+    if exceptions.any and len(missing) <= kept + left.total() + exceptions.rows:
+        # A row on absent evidence, or one that an absent verdict revokes, is held otherwise than a full pass would.
+        return [], kept + left.total()
+    faults += [f"extra: {_place(line)}" for line in left.elements()]
+    faults += [f"missing: {_place(line)}" for line in missing.elements()]
+    return faults, kept
+
+
+def _place(line: bytes) -> str:
+    row = parse_object(line[:-1]).value or {}
+    at = row.get("location") or {}
+    return f"{row.get('reason')} at {at.get('partition')} line {at.get('line_offset')}"
+
+
+def _check(name: str, faults: list[str]) -> Check:
+    return Check(name, len(faults), tuple(faults[:SHOWN]))

@@ -1,0 +1,116 @@
+"""The service's files: what systemd thinks of them, and that 'make install' puts this machine's paths into them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system.command import REPOSITORY, environment
+
+SYSTEMD = REPOSITORY / "systemd"
+EXPOSURE_MOST = 1.0
+
+
+def make(target: str, folder: Path, **variables: str) -> None:
+    """Run a target of the Makefile with everything below a folder."""
+    given = [f"{name}={value}" for name, value in {"PREFIX": str(folder / "prefix"), **variables}.items()]
+    subprocess.run(
+        ["make", "-s", "-C", str(REPOSITORY), target, *given], env=environment(), check=True, capture_output=True
+    )
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit as it is installed for a lake below a folder of the test."""
+    make("install-units", tmp_path, LAKE=str(tmp_path / "lake"), SYSCONFDIR=str(tmp_path / "etc"))
+    program = tmp_path / "prefix/bin/distilld"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return tmp_path / "prefix/lib/systemd/system/distilld.service"
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run systemd-analyze; skips where there is none."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze here")
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_unit_is_without_fault(unit: Path) -> None:
+    """systemd-analyze verify finds nothing to say of the unit."""
+    done = analyze("verify", "--man=no", "--recursive-errors=one", str(unit))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_exposure_is_low(unit: Path) -> None:
+    """systemd-analyze security scores the unit 1.0 or lower."""
+    done = analyze("security", "--offline=true", "--no-pager", str(unit))
+    found = re.search(r"Overall exposure level for distilld.service: ([0-9.]+)", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    assert float(found[1]) <= EXPOSURE_MOST
+
+
+def test_every_setting_that_hardens_says_what_it_protects() -> None:
+    """Below the first heading, no setting stands without a comment right above it or above its neighbour of one topic."""
+    text = (SYSTEMD / "distilld.service").read_text()
+    hardening = text.partition("# ---- What it can write ----")[2].partition("[Install]")[0]
+    for block in re.split(r"(?m)^# .*\n(?:# .*\n)*", hardening)[1:]:
+        settings = [line for line in block.splitlines() if line]
+        assert len(settings) <= 2, f"no comment says what these protect: {settings}"
+
+
+def test_installed_files_name_this_machine(unit: Path, tmp_path: Path) -> None:
+    """No path of the templates is left where another was asked for, and DESTDIR is in none of the files."""
+    make("install-units", tmp_path, LAKE="/lake", SERVICE_USER="somebody", PREFIX="/opt/x", DESTDIR=str(tmp_path / "d"))
+    for path in (tmp_path / "d").rglob("*.*"):
+        if path.is_file():
+            text = "".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("#"))
+            assert not re.search(r"/usr/local|/srv/lakehouse|=distilld$", text, re.MULTILINE), path
+            assert str(tmp_path) not in path.read_text()
+    installed = (tmp_path / "d/opt/x/lib/systemd/system/distilld.service").read_text()
+    assert "User=somebody\nGroup=somebody\n" in installed
+    assert "ExecStart=/opt/x/bin/distilld --config /etc/distilld/distilld.toml run\n" in installed
+    assert "ReadWritePaths=-/lake/exports -/lake/reports\n" in installed
+    folders = (tmp_path / "d/opt/x/lib/tmpfiles.d/distilld.conf").read_text()
+    assert "d /lake/exports 0750 somebody somebody -\n" in folders
+    # The user is there already.
+    assert not (tmp_path / "d/opt/x/lib/sysusers.d").joinpath("distilld.conf").exists()
+    assert (unit.parents[2] / "sysusers.d/distilld.conf").exists()
+
+
+def test_uninstall_takes_away_what_install_put(unit: Path, tmp_path: Path) -> None:
+    """Nothing is left below the prefix."""
+    make("uninstall", tmp_path)
+    assert [path for path in (tmp_path / "prefix").rglob("*") if path.is_file()] == []
+    assert not unit.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
+    """'make install' with DESTDIR leaves a program that runs, a config that is proved good, and no trace of DESTDIR."""
+    source = tmp_path / "source"
+    shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests"))
+    done = subprocess.run(
+        ["make", "-s", "-C", str(source), "install", f"DESTDIR={tmp_path / 'd'}", "PREFIX=/opt/x",
+         f"LAKE={tmp_path / 'lake'}"],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode and "No matching distribution" in done.stderr + done.stdout:
+        pytest.skip("there is no package index here to install from")
+    assert done.returncode == 0, done.stderr
+    program = tmp_path / "d/opt/x/lib/distilld/bin/python"
+    config = tmp_path / "d/etc/distilld/distilld.toml"
+    (tmp_path / "lake").mkdir()
+    check = [str(program), "-m", "distilld.cli", "--config", str(config), "run", "--check"]
+    plain = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    said = subprocess.run(check, env=plain, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert f"root {tmp_path / 'lake'}, state /var/lib/distilld/distilld.db" in said
+    traces = [path for path in (tmp_path / "d").rglob("*") if path.is_file() and b"/d/opt/x" in path.read_bytes()]
+    assert traces == []
+    assert "exec /opt/x/lib/distilld/bin/python -m distilld.cli" in (tmp_path / "d/opt/x/bin/distilld").read_text()

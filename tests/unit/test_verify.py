@@ -1,0 +1,131 @@
+"""verify: it agrees with what is right, and finds each kind of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from distilld.batch import Engine
+from distilld.model import DATASET_PATHS, EXPORT_PATHS, Dataset, Options, Trigger
+from distilld.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
+from distilld.store import Store
+from distilld.verify import Report, verify
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[tuple[SampleLake, Engine]]:
+    """A lake after a pass, an append and a re-score."""
+    sample = write_sample_lake(tmp_path / "lake", days=1)
+    store = Store.open(sample.root / "state/distilld.db", sample.root)
+    engine = Engine(sample.root, store, Options(), batch_rows=40, settle_seconds=0)
+    engine.run_pass(Trigger.ONCE)
+    append_rows(sample)
+    rescore_in_place(sample, sample.rescored_run_id)
+    engine.run_pass(Trigger.ONCE)
+    yield sample, engine
+    store.close()
+
+
+def report_of(sample: SampleLake, *, deep: bool = True) -> Report:
+    """What verify says."""
+    return verify(sample.root, sample.root / "state/distilld.db", Options(), deep=deep)
+
+
+def faulty(report: Report) -> set[str]:
+    """The names of the checks that found something."""
+    return {check.name for check in report.checks if check.faults}
+
+
+def test_agrees_with_what_the_engine_did(lake: tuple[SampleLake, Engine]) -> None:
+    """After any pass nothing is wrong, in depth too, while the writer has the store open."""
+    report = report_of(lake[0])
+    assert not faulty(report)
+    assert len(report.checks) == 11
+
+
+def edit_row(path: Path) -> None:
+    """Change one letter of a row, the size kept."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+
+
+@pytest.mark.parametrize("name", [dataset.value for dataset in Dataset] + ["quarantine_rag", "withdrawals_sft"])
+@pytest.mark.parametrize("damage", [edit_row, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_finds_a_damaged_export(
+    lake: tuple[SampleLake, Engine], name: str, damage: Callable[[Path], object]
+) -> None:
+    """An export that was edited, deleted or cut is told by its hash."""
+    damage(lake[0].root / EXPORT_PATHS[name])
+    assert "hashes of exports" in faulty(report_of(lake[0], deep=False))
+
+
+def test_finds_an_edited_receipt(lake: tuple[SampleLake, Engine]) -> None:
+    """A receipt on disk that is not as it was written is told."""
+    receipt = sorted((lake[0].root / "reports/distillation").glob("*/receipt.json"))[0]
+    receipt.write_bytes(receipt.read_bytes().replace(b'"trigger": "once"', b'"trigger": "twice"'))
+    assert faulty(report_of(lake[0], deep=False)) == {"receipt chain"}
+
+
+def test_finds_a_lost_receipt(lake: tuple[SampleLake, Engine]) -> None:
+    """A receipt that is gone is told."""
+    shutil.rmtree(sorted((lake[0].root / "reports/distillation").glob("*/receipt.json"))[0].parent)
+    assert faulty(report_of(lake[0], deep=False)) == {"receipt chain"}
+
+
+def test_finds_a_broken_chain(lake: tuple[SampleLake, Engine]) -> None:
+    """A receipt that the store lost breaks the chain."""
+    lake[1].store.connection.execute("DELETE FROM receipts WHERE batch = 2")
+    assert "receipt chain" in faulty(report_of(lake[0], deep=False))
+
+
+def test_finds_a_miscount(lake: tuple[SampleLake, Engine]) -> None:
+    """Totals that do not add up are told."""
+    lake[1].store.connection.execute("UPDATE totals SET rows = rows + 1 WHERE dataset = 'sft' AND outcome = 0")
+    assert "accounting" in faulty(report_of(lake[0], deep=False))
+
+
+def test_finds_a_leak(lake: tuple[SampleLake, Engine]) -> None:
+    """A shipped row whose run has a forbidden verdict in force is told by the firewall's check."""
+    sample, engine = lake
+    shipped = json.loads((sample.root / DATASET_PATHS[Dataset.SFT]).read_bytes().splitlines()[0])
+    engine.store.connection.execute(
+        "UPDATE scored_rows SET category = 3 WHERE run_id = ?", (shipped["source_run_id"],)
+    )
+    assert "firewall" in faulty(report_of(sample, deep=False))
+
+
+def test_deep_finds_what_a_full_pass_would_not_give(lake: tuple[SampleLake, Engine]) -> None:
+    """Exports that agree with the store but not with the inputs are told by the deep check alone."""
+    sample, _ = lake
+    original = Options.rag_allowed
+    try:
+        Options.rag_allowed = property(lambda _: ())  # type: ignore[assignment, method-assign]
+        report = report_of(sample)
+    finally:
+        Options.rag_allowed = original  # type: ignore[method-assign]
+    assert "deep: rag" in faulty(report)
+    assert "hashes of exports" not in faulty(report)
+
+
+def test_input_that_changed_meanwhile_is_no_fault(lake: tuple[SampleLake, Engine]) -> None:
+    """Rows that came since the last batch are named as changed inputs, not as faults."""
+    append_rows(lake[0])
+    report = report_of(lake[0])
+    assert not faulty(report)
+    assert report.changed
+
+
+def test_kept_rows_are_no_fault(lake: tuple[SampleLake, Engine], tmp_path: Path) -> None:
+    """What absent partitions keep is counted as an exception, not told as a fault."""
+    sample, engine = lake
+    away = sample.root / "data/scored-runs"
+    partition = sorted(away.rglob("scrum_reviews.jsonl"))[0]
+    partition.rename(tmp_path / "away.jsonl")
+    engine.run_pass(Trigger.RESCAN)
+    report = report_of(sample)
+    assert not faulty(report)
+    assert report.kept
