@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 CREATED := $(VENV)/.created
 RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
+INSPECTION := $(VENV)/.installed-inspection
 # -qq still shows errors.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
@@ -30,9 +31,13 @@ RENDER := sed -e 's|/usr/local/share/doc/distilld|$(DOCDIR)|g' -e 's|/usr/local/
 	-e 's|^User=distilld$$|User=$(SERVICE_USER)|' -e 's|^Group=distilld$$|Group=$(SERVICE_USER)|' \
 	-e 's| distilld distilld -$$| $(SERVICE_USER) $(SERVICE_USER) -|'
 
+# What 'make inspect' opens, and where it can be seen.
+STORE ?= state/distilld.db
+PORT ?= 8001
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow coverage lint bench clean install install-program install-units uninstall
+.PHONY: help demo test test-slow coverage lint bench inspect clean install install-program install-units uninstall
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +62,10 @@ lint: $(DEVELOPMENT) ## Check style, format, types and layers
 
 bench: $(DEVELOPMENT) ## Measure; see docs for what the figures mean
 	@$(BIN)/python -m tests.bench
+
+inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=state/distilld.db PORT=8001
+	@test -f '$(STORE)' || { echo "there is no state store at $(STORE): try 'make inspect STORE=/path/to/distilld.db'" >&2; exit 1; }
+	@$(BIN)/datasette serve '$(STORE)' --metadata inspect/metadata.yaml --host 127.0.0.1 --port $(PORT)
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
 	@test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
@@ -108,6 +117,11 @@ $(RUNTIME): pyproject.toml constraints.txt $(CREATED)
 	@echo "Installing distilld into $(VENV) ..."
 	@$(PIP_INSTALL) -e .
 	@touch $@
+
+$(INSPECTION): pyproject.toml constraints.txt $(CREATED)
+	@echo "Installing distilld and Datasette into $(VENV) ..."
+	@$(PIP_INSTALL) -e '.[inspect]'
+	@touch $(RUNTIME) $@
 
 $(DEVELOPMENT): pyproject.toml constraints.txt $(CREATED)
 	@echo "Installing distilld and its development tools into $(VENV) ..."

@@ -279,9 +279,7 @@ class Engine:
             _noting_pruned(self.work.rows(forced_only=False), pruned), max_rows=self.batch_rows, max_bytes=BATCH_BYTES
         )
         if last is not None:
-            rows.judge(
-                _noting_pruned(self.work.rows(forced_only=True), pruned), max_rows=NO_LIMIT, max_bytes=NO_LIMIT
-            )
+            rows.judge(_noting_pruned(self.work.rows(forced_only=True), pruned), max_rows=NO_LIMIT, max_bytes=NO_LIMIT)
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
         decisions.judged_to = NO_LIMIT if last is None else last
@@ -319,6 +317,8 @@ class Engine:
     def _mend_exports(self) -> None:
         """Make exports and store agree before anything is judged: take older exports in, restore damaged ones."""
         if self.committer.writes:
+            if self.committer.needs_recovery():
+                self.committer.recover()
             now_ns = time.time_ns()
             if self.restorer.take_over(now_ns):
                 self.inputs.forget_files()

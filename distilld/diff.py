@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -20,7 +19,7 @@ from distilld.config import Settings
 from distilld.decisions import ID_PREFIX
 from distilld.json_text import parse_object
 from distilld.model import DATASET_PATHS, Dataset, OperatorError, UsageError
-from distilld.store.ledger import Ledger
+from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.views import reading
 
 TIMES: Final = frozenset({"created_at", "provenance.recorded_at"})
@@ -81,8 +80,8 @@ def compare(settings: Settings, theirs: Path, dataset: Dataset | None, limit: in
             dataset = dataset or rows.guess()
             if dataset is None:
                 raise UsageError(
-                    f"{theirs} does not tell which dataset it is: none of its first {_GUESS_WITHIN} lines has an id that"
-                    f" begins with {', '.join(ID_PREFIX.values())}",
+                    f"{theirs} does not tell which dataset it is: none of its first {_GUESS_WITHIN} lines has an id"
+                    f" that begins with {', '.join(ID_PREFIX.values())}",
                     hint=f"give --dataset {'|'.join(Dataset)}",
                 )
             return _compare(settings, dataset, rows, theirs, limit)
@@ -207,16 +206,23 @@ class _Ours:
         A writer may put another file in its place between the two looks, so they are compared.
         """
         path = self._settings.root / DATASET_PATHS[self._dataset]
-        for attempt in range(_ATTEMPTS):
-            with reading(self._settings.state, self._settings.root) as store:
-                record = Ledger(store).exports()[self._dataset.value]
-            with suppress(FileNotFoundError):
-                self._file = path.open("rb")
-                if os.fstat(self._file.fileno()).st_ino == record.inode or attempt == _ATTEMPTS - 1:
-                    break
+        record = self._record()
+        for _ in range(_ATTEMPTS):
+            self._file = path.open("rb") if path.exists() else None
+            if record.committed.size == 0 or (self._file and os.fstat(self._file.fileno()).st_ino == record.inode):
+                break
+            if self._file is not None:
                 self._file.close()
-            time.sleep(_PAUSE_SECONDS if record.committed.size else 0)
+                self._file = None
+            time.sleep(_PAUSE_SECONDS)
+            record = self._record()
+        else:
+            raise OperatorError(f"{path} is not the file that distilld committed", hint="see 'distilld status'")
         return record.committed.size
+
+    def _record(self) -> ExportRecord:
+        with reading(self._settings.state, self._settings.root) as store:
+            return Ledger(store).exports()[self._dataset.value]
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:

@@ -114,9 +114,7 @@ class Indexer:
                 self._progress(len(self._out.changes), self._out.bytes_read)
         return self._out
 
-    def _place(
-        self, reads: list[tuple[FileKey, Look]], known: dict[FileKey, FileRecord]
-    ) -> dict[str, tuple[int, int]]:
+    def _place(self, reads: list[tuple[FileKey, Look]], known: dict[FileKey, FileRecord]) -> dict[str, tuple[int, int]]:
         """Places in walk order for the partitions of new files; known ones have theirs, and may have to move."""
         new = [path for (kind, path), _ in reads if (kind, path) not in known]
         if not new:

@@ -404,17 +404,17 @@ def _withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:
     row = parse_object(line[:-1]).value if line.endswith(b"\n") else None
     if row is None or set(row) != {*PublishedWithdrawal._fields} - {"dataset"}:
         return None
+    texts = ("id", "cause", "withdrawn_batch", "withdrawn_at")
+    may_miss = ("source_run_id", "chosen_run_id", "rejected_run_id", "shipped_batch")
+    whole = type(row["replaced"]) is bool and all(isinstance(row[name], str) for name in texts)
+    if not whole or not all(row[name] is None or isinstance(row[name], str) for name in may_miss):
+        return None
     found = PublishedWithdrawal(dataset, **row)
-    texts = (found.id, found.cause, found.withdrawn_batch, found.withdrawn_at)
-    may_miss = (found.source_run_id, found.chosen_run_id, found.rejected_run_id, found.shipped_batch)
-    whole = all(isinstance(text, str) for text in texts) and all(
-        text is None or isinstance(text, str) for text in may_miss
-    )
-    return found if whole and type(found.replaced) is bool and found.line() == line else None
+    return found if found.line() == line else None
 
 
 def _forbidding(line: bytes) -> tuple[str, Category, RowRef | None] | None:
-    """The run that a row of a quarantine file calls rejected, or never reviewed; and where the row stood, if it says so."""
+    """The run that a quarantine row calls rejected or never reviewed, and where the row says that it stood."""
     row = parse_object(line.rstrip(b"\n")).value or {}
     record, location = row.get("source_record"), row.get("location")
     if not isinstance(record, dict) or not isinstance(record.get("evidence_run_id"), str):

@@ -73,8 +73,7 @@ def _print(story: RunStory) -> None:
             (each.task_id, each.chosen_run_id, each.rejected_run_id, each.state, *_cells(each.fate)[1:])
             for each in story.pairs[:SHOWN]
         ]
-        columns = ("task", "chosen", "rejected", "state", "outcome", "why, or its id", "batch")
-        show(Table("Pairs", columns, pairs))
+        show(Table("Pairs", ("task", "chosen", "rejected", "state", "outcome", "why, or its id", "batch"), pairs))
         _say_more(len(story.pairs))
     elif story.rows:
         say("it is in no pair")

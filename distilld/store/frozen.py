@@ -34,9 +34,7 @@ _PAIR_GONE: Final = (
 )
 KEPT_BITS: Final = {Dataset.RAG: 1, Dataset.SFT: 2}
 KEPT_FOR_GOOD: Final = 4
-_ABSENT_FILE: Final = (
-    "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AND f.partition_id IN (chosen_partition, rejected_partition))"
-)
+_ABSENT_FILE: Final = "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AND f.partition_id IN (chosen_partition, rejected_partition))"
 
 
 def _evidence_gone(dataset: Dataset) -> str:
@@ -134,9 +132,7 @@ class Frozen:
             "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE s.{dataset} IS NOT NULL AND s.{other} IS NULL"
         )
-        counts = self._run(
-            f"SELECT {dataset}, count(*) FROM scored_rows WHERE walk IN ({half}) GROUP BY 1"
-        ).fetchall()
+        counts = self._run(f"SELECT {dataset}, count(*) FROM scored_rows WHERE walk IN ({half}) GROUP BY 1").fetchall()
         if not counts:
             return
         for outcome, rows in counts:
@@ -256,9 +252,7 @@ class Frozen:
         self._run("DROP TABLE temp.spared")
         return pruned
 
-    def _depart_rows(
-        self, dataset: Dataset, where: str, values: tuple[object, ...], cause: str = "'pruned'"
-    ) -> None:
+    def _depart_rows(self, dataset: Dataset, where: str, values: tuple[object, ...], cause: str = "'pruned'") -> None:
         counts = self._run(
             f"SELECT {dataset}, count(*) FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
         ).fetchall()
@@ -274,9 +268,7 @@ class Frozen:
 
     def _depart_pairs(self, partition_glob: str | None, *, orphans_only: bool) -> int:
         where, values = "frozen IS NOT NULL", ()
-        where += (
-            " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))"
-        )
+        where += " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))"
         if orphans_only:
             where += " AND frozen = 'orphan'"
         if partition_glob is not None:

@@ -320,7 +320,8 @@ class Ledger:
         if self._run("SELECT EXISTS (SELECT 1 FROM rejudge_rows)").fetchone()[0]:
             self._many("DELETE FROM rejudge_rows WHERE walk = ?", [(walk,) for walk in decisions.judged_walks])
         self._many(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)", [(walk,) for walk in decisions.rows_to_queue]
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)",
+            [(walk,) for walk in decisions.rows_to_queue],
         )
         self._run("UPDATE counters SET value = value - ? WHERE name = 'unjudged_rows'", (decisions.newly_judged,))
         if decisions.judged_to is not None:

@@ -83,7 +83,8 @@ _OUTCOMES: Final = ", ".join(
     for dataset in ("rag", "sft")
 )
 _BATCHES: Final = " ".join(
-    f"LEFT JOIN batches {dataset}_batch ON {dataset}_batch.batch = {{alias}}.{dataset}_batch" for dataset in ("rag", "sft")
+    f"LEFT JOIN batches {dataset}_batch ON {dataset}_batch.batch = {{alias}}.{dataset}_batch"
+    for dataset in ("rag", "sft")
 )
 
 
@@ -168,9 +169,7 @@ class Stories:
         for key, task_id, slot, state, chosen, rejected, *outcome in rows:
             recorded = self._recorded(Dataset.PREFERENCE, key, *outcome)
             assert recorded is not None  # noqa: S101  a pair always has an outcome
-            found.append(
-                RunPair(id_of(Dataset.PREFERENCE, key), task_id, slot, state, chosen, rejected, recorded)
-            )
+            found.append(RunPair(id_of(Dataset.PREFERENCE, key), task_id, slot, state, chosen, rejected, recorded))
         return found
 
     def withdrawals(self, run_id: str) -> list[RunWithdrawal]:
@@ -183,12 +182,13 @@ class Stories:
             "  AND (chosen_run_id = ?1 OR rejected_run_id = ?1)) ORDER BY withdrawal_id",
             (run_id,),
         )
-        return [RunWithdrawal(*row[:3], bool(row[3]), *row[4:]) for row in rows]
+        return [RunWithdrawal._make(row)._replace(replaced=bool(row[3])) for row in rows]
 
     def leaving(self, run_id: str) -> list[tuple[str, str]]:
         """Shipped lines of it whose rows are gone and that the next batch takes out: dataset and cause."""
         return self._run(
-            f"SELECT dataset, cause FROM departures WHERE outcome = {SHIPPED} AND ? IN (run_id, other_run_id)", (run_id,)
+            f"SELECT dataset, cause FROM departures WHERE outcome = {SHIPPED} AND ? IN (run_id, other_run_id)",
+            (run_id,),
         ).fetchall()
 
     # what is frozen

@@ -252,12 +252,13 @@ class Exceptions:
             )
         return bool(self._run(query, (digest,)).fetchone()[0])
 
-    def forbids(self, dataset: Dataset, row: dict[str, Any]) -> bool:
-        """Whether an absent verdict explains that a row of the full pass does not stand in its dataset."""
+    def forbids(self, row: dict[str, Any]) -> bool:
+        """Whether an absent verdict explains that a row of the full pass does not stand in the exports."""
         runs = [row.get(key) for key in ("source_run_id", "chosen_run_id", "rejected_run_id") if row.get(key)]
         return self.any and any(
             self._run(
-                "SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE run_id = ? AND kind = 'absent' AND category >= 3)", (run,)
+                "SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE run_id = ? AND kind = 'absent' AND category >= 3)",
+                (run,),
             ).fetchone()[0]
             for run in runs
         )

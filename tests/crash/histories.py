@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from distilld.batch import Engine, PassResult
-from distilld.model import DATASET_PATHS, Dataset, Options, Trigger
+from distilld.model import DATASET_PATHS, Dataset, OnDelete, Options, Trigger
 from distilld.store import Store
 from tests.unit.builders import evidence, jsonl, scored
 
@@ -114,6 +114,21 @@ def touch_all_nine(inputs: Inputs) -> None:
     append_rows(inputs)
 
 
+def lose_partitions(inputs: Inputs) -> None:
+    """A scored file and another one's evidence disappear."""
+    inputs.scored(A).unlink()
+    inputs.evidence(B).unlink()
+
+
+def rename_and_shuffle(inputs: Inputs) -> None:
+    """A partition goes by another name, and the lines of the other one stand in another order."""
+    other = "2026/04/26/before.jsonl"
+    for file_of in (inputs.scored, inputs.evidence):
+        file_of(A).rename(file_of(other))
+    lines = inputs.scored(B).read_bytes().splitlines(keepends=True)
+    inputs.scored(B).write_bytes(b"".join(reversed(lines)))
+
+
 def nothing(_: Any) -> None:
     """No change."""
 
@@ -140,20 +155,32 @@ def run_once(engine: Engine) -> PassResult:
     return engine.run_pass(Trigger.ONCE)
 
 
+def pass_and_prune(engine: Engine) -> PassResult:
+    """A pass that freezes, and what an operator does then."""
+    engine.run_pass(Trigger.ONCE)
+    return engine.prune(None, orphans_only=False)[1]
+
+
 @dataclass(frozen=True)
 class History:
     """What a lake has gone through when the work under test begins, and what that work is."""
 
     name: str
     change: Callable[[Inputs], None] = nothing
+    """What happened to the inputs since the first pass."""
     mishap: Callable[[Path], None] = nothing
     """What was done to the root; if anything, its exports are not what its store says until the work has begun."""
     work: Callable[[Engine], PassResult] = run_once
     before: Callable[[Inputs], None] | None = write_first
     """What a first pass found before the change; None where there was none."""
     batch_rows: int = BATCH_ROWS
+    options: Options = field(default_factory=lambda: Options(source_files_root="/"))
+    """Those of the work; the pass before it had the usual ones."""
     limits: dict[str, int] = field(default_factory=dict)
     """Constants of the program, by their dotted names, that are made small."""
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
 
 
 SMALL: Final = {
@@ -178,6 +205,15 @@ HISTORIES: Final = (
     History("take over", rescore, mishap=lose_the_store),
     History("restore", append_rows, mishap=damage_the_exports),
 )
+MORE_HISTORIES: Final = (
+    History("absent", lose_partitions),
+    History("withdraw", lose_partitions, options=Options(source_files_root="/", on_delete=OnDelete.WITHDRAW)),
+    History("prune", lose_partitions, work=pass_and_prune),
+    History("rename", rename_and_shuffle),
+    History("options", options=Options(source_files_root="/", include_partial=True, include_review=True)),
+    History("line limit", options=Options(source_files_root="/", max_line_bytes=350), batch_rows=3, limits=SMALL),
+)
+"""For those who have more time."""
 
 
 class Lake:
@@ -195,6 +231,7 @@ class Lake:
             history.before(inputs)
             with self.opened() as engine:
                 engine.run_pass(Trigger.ONCE)
+        self.options = history.options
         history.change(inputs)
         history.mishap(self.root)
         shutil.copytree(self.root, self._base, symlinks=True)

@@ -9,12 +9,12 @@ import pytest
 from distilld.model import Trigger
 from tests.crash.calls import Call, calls, one_of_each
 from tests.crash.deaths import dies_at
-from tests.crash.histories import FIRST, HISTORIES, NINE, History, Lake, damage_the_exports, nothing
+from tests.crash.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, damage_the_exports, nothing
 from tests.crash.invariants import Outcome, committed_and_whole, outcome, settled
 
 Prepare = Callable[[History], Lake]
 
-each_history = pytest.mark.parametrize("history", HISTORIES, ids=lambda history: history.name.replace(" ", "-"))
+each_history = pytest.mark.parametrize("history", HISTORIES, ids=History.__str__)
 
 
 def undisturbed(lake: Lake) -> tuple[list[Call], Outcome]:
@@ -63,7 +63,7 @@ def test_a_kill_at_one_of_each_call_loses_nothing(prepare: Prepare, history: His
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@each_history
+@pytest.mark.parametrize("history", [*HISTORIES, *MORE_HISTORIES], ids=History.__str__)
 def test_a_kill_at_every_call_loses_nothing(prepare: Prepare, history: History) -> None:
     """A kill at every call, statements inside transactions included, is made good by the next start."""
     lake = prepare(history)
@@ -103,7 +103,7 @@ def test_a_kill_in_the_recovery_loses_nothing(prepare: Prepare) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("history", [FIRST, NINE], ids=lambda history: history.name)
+@pytest.mark.parametrize("history", [FIRST, NINE], ids=History.__str__)
 def test_a_kill_at_every_call_of_every_recovery_loses_nothing(prepare: Prepare, history: History) -> None:
     """Killed at every call, and again at every call of the recovery that follows: the next start makes it good."""
     lake = prepare(history)

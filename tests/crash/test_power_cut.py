@@ -8,7 +8,7 @@ import pytest
 
 from tests.crash.calls import Call, one_of_each
 from tests.crash.deaths import breaks_off_at, dies_at
-from tests.crash.histories import APPEND, FIRST, HISTORIES, NINE, History, Lake
+from tests.crash.histories import APPEND, FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake
 from tests.crash.invariants import Outcome
 from tests.crash.power import Disk
 from tests.crash.test_die_at_each_call import Prepare, start_comes_to, undisturbed
@@ -53,7 +53,7 @@ def test_a_power_cut_at_one_of_each_call_loses_nothing(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @both_kinds
-@pytest.mark.parametrize("history", HISTORIES, ids=lambda history: history.name.replace(" ", "-"))
+@pytest.mark.parametrize("history", [*HISTORIES, *MORE_HISTORIES], ids=History.__str__)
 def test_a_power_cut_at_every_call_loses_nothing(
     prepare: Prepare, stash: Path, history: History, names_last: bool
 ) -> None:
@@ -89,7 +89,7 @@ def cut_in_each_recovery(lake: Lake, chosen: list[Call], expected: Outcome, stas
     return cuts
 
 
-@pytest.mark.parametrize("history", [APPEND, NINE], ids=lambda history: history.name)
+@pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
 def test_a_power_cut_in_the_recovery_loses_nothing(prepare: Prepare, stash: Path, history: History) -> None:
     """What a killed process left unsynced, recovery makes to last before it takes it for granted."""
     lake = prepare(history)
@@ -102,7 +102,7 @@ def test_a_power_cut_in_the_recovery_loses_nothing(prepare: Prepare, stash: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("history", [FIRST, NINE], ids=lambda history: history.name)
+@pytest.mark.parametrize("history", [FIRST, NINE], ids=History.__str__)
 def test_a_power_cut_in_every_recovery_loses_nothing(prepare: Prepare, stash: Path, history: History) -> None:
     """The same after a kill at every call."""
     lake = prepare(history)

@@ -33,7 +33,7 @@ def strace_works() -> bool:
     return shutil.which("strace") is not None and subprocess.run(probe, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("history", [APPEND, NINE], ids=lambda history: history.name)
+@pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
 def test_the_store_is_written_once_more_before_an_export_is_undone(prepare: Prepare, history: History) -> None:
     """After a COMMIT that failed, another one succeeds before any file is cut back or removed."""
     lake = prepare(history)
@@ -61,7 +61,7 @@ def test_the_store_is_written_once_more_before_an_export_is_undone(prepare: Prep
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not strace_works(), reason="strace is missing, or may not trace here")
-@pytest.mark.parametrize("history", [APPEND, NINE], ids=lambda history: history.name)
+@pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
 def test_no_commit_in_doubt_loses_rows(prepare: Prepare, history: History) -> None:
     """Each sync of the store fails in turn, the process undoes its batch and is killed: the next start sees to it."""
     lake = prepare(history)

@@ -15,7 +15,7 @@ from distilld.batch import Engine
 from distilld.commit import Committer
 from distilld.model import OperatorError, Trigger
 from tests.crash.calls import Call, calls, one_of_each
-from tests.crash.histories import FIRST, HISTORIES, NINE, History, Lake, nothing
+from tests.crash.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, nothing
 from tests.crash.invariants import accounted, at_rest, committed_and_whole
 
 Prepare = Callable[[History], Lake]
@@ -150,7 +150,7 @@ def sweep(lake: Lake, chosen: Iterable[tuple[Call, Fault, bool]]) -> int:
     return tried
 
 
-@pytest.mark.parametrize("history", [FIRST, NINE], ids=lambda history: history.name)
+@pytest.mark.parametrize("history", [FIRST, NINE], ids=History.__str__)
 def test_a_fault_at_one_of_each_call_is_survived(prepare: Prepare, history: History) -> None:
     """Each kind of call at each place fails, in one of the ways it can: nothing is lost, nothing needs a restart."""
     lake = prepare(history)
@@ -166,7 +166,7 @@ def test_a_fault_at_one_of_each_call_is_survived(prepare: Prepare, history: Hist
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("history", HISTORIES, ids=lambda history: history.name.replace(" ", "-"))
+@pytest.mark.parametrize("history", [*HISTORIES, *MORE_HISTORIES], ids=History.__str__)
 def test_a_fault_at_every_call_is_survived(prepare: Prepare, history: History) -> None:
     """Every call fails in every way that it can, once and for a while."""
     lake = prepare(history)

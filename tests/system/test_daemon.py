@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,11 @@ def root(tmp_path: Path) -> Path:
     lake = tmp_path / "lake"
     write_bench_lake(lake, rows=50, partitions=2, text_bytes=200)
     return lake
+
+
+def is_past(moment: float) -> bool:
+    """Whether a moment of the monotonic clock has come."""
+    return time.monotonic() >= moment
 
 
 def accepted(first: int) -> int:
@@ -382,7 +388,7 @@ def kill_again_and_again(root: Path, kills: int, rows: int, folder: Path) -> Non
             with daemon(root, env=RARELY) as running:
                 running.wait_for("daemon_started")
                 until_then = time.monotonic() + dice.uniform(0, 0.6)
-                until(lambda moment=until_then: time.monotonic() >= moment, "the moment of the kill")
+                until(partial(is_past, until_then), "the moment of the kill")
                 assert running.process.poll() is None, f"it ended by itself before kill {number}"
                 running.kill()
         with daemon(root, env=RARELY) as running:

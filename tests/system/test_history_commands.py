@@ -64,7 +64,13 @@ def test_explain_tells_of_a_run(cli: Cli, done: Path) -> None:
     run_id = run_id_of(done)
     ran = cli("explain", run_id, "--root", done)
     assert ran.code == 0
-    for text in (f"run {run_id}", "verdict in force: ", "evidence: 2026/", "Scored rows and what became of them", "shipped"):
+    for text in (
+        f"run {run_id}",
+        "verdict in force: ",
+        "evidence: 2026/",
+        "Scored rows and what became of them",
+        "shipped",
+    ):
         assert text in ran.out
     story = cli("explain", run_id, "--root", done, "--json").json
     assert story["run_id"] == run_id
@@ -252,7 +258,10 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
     ran = cli("rebuild", "--root", root)
     assert ran.code == 0
     assert "the files stand in walk order" in ran.out
-    assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == ["rebuild_started", "rebuild_finished"]
+    assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == [
+        "rebuild_started",
+        "rebuild_finished",
+    ]
     after = files(root)
     for dataset in Dataset:
         assert after[dataset] != before[dataset]
@@ -269,7 +278,7 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("whole_page", [False, True], ids=["no database", "a broken page"])
 def test_run_rebuilds_a_corrupt_store(cli: Cli, worked: Path, whole_page: bool) -> None:
-    """run --once sets a corrupt store aside, whether it shows at the start or later, takes the exports over, exits with 0."""
+    """run --once sets a corrupt store aside, whether it shows at the start or later, and goes on with a new one."""
     before = files(worked)
     state = worked / "state/distilld.db"
     if whole_page:

@@ -81,6 +81,11 @@ class HistoryLake:
         """The file of an evidence partition."""
         return self.root / "data" / "evidence" / partition
 
+    def paths(self, partition: str, trees: str) -> list[Path]:
+        """The files of a partition in the 'scored' tree, the 'evidence' tree, or 'both'."""
+        both = {"scored": self.scored_path(partition), "evidence": self.evidence_path(partition)}
+        return [path for tree, path in both.items() if trees in (tree, "both")]
+
     def scored(self, partition: str, *rows: dict[str, Any] | bytes) -> None:
         """Write a scored partition anew."""
         _write(self.scored_path(partition), jsonl(rows))

@@ -14,7 +14,7 @@ import pytest
 
 from distilld import config
 from distilld.config import Settings
-from distilld.diff import DifferentRow, Difference, compare, differing_keys
+from distilld.diff import Difference, DifferentRow, compare, differing_keys
 from distilld.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
 from tests.unit.history_lake import A, B, HistoryLake, history_lake, rag_id, run
 
@@ -49,7 +49,7 @@ def diff(lake: HistoryLake, rows: list[Any], dataset: Dataset | None = None, lim
 
 @pytest.mark.parametrize("dataset", Dataset)
 def test_older_exporters_files_are_equal(lake: HistoryLake, dataset: Dataset) -> None:
-    """The older exporters' files equal ours on their own lake, whatever their timestamps; their ids tell the dataset."""
+    """The older exporters' files equal ours on their own lake; their ids tell the dataset."""
     shutil.rmtree(lake.root / "data")
     shutil.copytree(PHASE4 / "data", lake.root / "data")
     lake.go()
@@ -148,7 +148,7 @@ def test_missing_file_and_missing_store_are_errors(lake: HistoryLake) -> None:
 
 
 def test_ours_ends_at_its_committed_length(lake: HistoryLake) -> None:
-    """What a writer has appended and not committed is not compared, and a file that was replaced meanwhile is no fault."""
+    """What a writer has appended and not committed is not compared."""
     rows = lake.rows("rag")
     with (lake.root / EXPORT_PATHS["rag"]).open("ab") as file:
         file.write(lake.content("rag")[:500])
@@ -157,7 +157,7 @@ def test_ours_ends_at_its_committed_length(lake: HistoryLake) -> None:
     lake.both(B, run("r5"))
     lake.scored(A, run("r1", task_id="t"))
     lake.go()
-    assert diff(lake, [row for row in lake.rows("rag")]).equal
+    assert diff(lake, lake.rows("rag")).equal
 
 
 @pytest.mark.parametrize(

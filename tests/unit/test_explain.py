@@ -56,7 +56,9 @@ def test_shipped_run(lake: HistoryLake) -> None:
         Fate(Dataset.RAG, "shipped", rag_id("r1"), None, (), None, *stamp),
         Fate(Dataset.SFT, "shipped", sft_id("r1"), None, (), None, *stamp),
     )
-    assert [(each.dataset, each.category, each.partition, each.line, each.absent, each.forbids) for each in story.verdicts] == [
+    assert [
+        (each.dataset, each.category, each.partition, each.line, each.absent, each.forbids) for each in story.verdicts
+    ] == [
         (Dataset.RAG, "accepted", A, 1, False, False),
         (Dataset.SFT, "accepted", A, 1, False, False),
     ]
@@ -65,7 +67,8 @@ def test_shipped_run(lake: HistoryLake) -> None:
     assert (pair.task_id, pair.state, pair.chosen_run_id, pair.rejected_run_id) == (TASK, "live", "r1", "r2")
     assert (pair.fate.outcome, pair.fate.batch_id) == ("shipped", batch.identity.batch_id)
     assert pair.fate.id == lake.rows("preference")[0]["id"]
-    assert story.withdrawals == story.leaving == ()
+    assert not story.withdrawals
+    assert not story.leaving
     assert story_of(lake, "r2").pairs == story.pairs
 
 
@@ -95,7 +98,9 @@ def test_revoked_run_tells_where_the_verdict_stands(lake: HistoryLake) -> None:
     (second,) = lake.go().batches
     story = story_of(lake, "r1")
     assert [(row.partition, row.line, row.category) for row in story.rows] == [(A, 0, "accepted"), (B, 1, "rejected")]
-    assert {(each.category, each.partition, each.line, each.forbids) for each in story.verdicts} == {("rejected", B, 1, True)}
+    assert {(each.category, each.partition, each.line, each.forbids) for each in story.verdicts} == {
+        ("rejected", B, 1, True)
+    }
     assert story.rows[0].fates[1].errors == ("run revoked: the verdict in force is rejected",)
     assert [(each.dataset, each.cause, each.shipped_batch, each.withdrawn_batch) for each in story.withdrawals] == [
         (dataset, "revoked", first.identity.batch_id, second.identity.batch_id) for dataset in ("rag", "sft")
@@ -163,7 +168,11 @@ def test_orphan_and_adopted_row_are_told(lake: HistoryLake) -> None:
     lake.move_away(lake.scored_path(B))
     lake.go()
     (adopted, _) = fates(story_of(lake, "r1"))[0]
-    assert (adopted.outcome, adopted.batch_id, adopted.note) == ("shipped", None, "stood in the file before its store knew of it")
+    assert (adopted.outcome, adopted.batch_id, adopted.note) == (
+        "shipped",
+        None,
+        "stood in the file before its store knew of it",
+    )
     orphan = story_of(lake, "r2")
     assert [(row.partition, row.state) for row in orphan.rows] == [(None, "orphan")] * 2
     assert {fate.id for row in fates(orphan) for fate in row} == {rag_id("r2"), sft_id("r2"), None}
@@ -206,7 +215,9 @@ def test_run_with_evidence_alone_is_known(lake: HistoryLake) -> None:
     lake.evidence(A, given("r1"), given("lonely"))
     lake.go()
     story = story_of(lake, "lonely")
-    assert story.rows == story.pairs == story.verdicts == ()
+    assert not story.rows
+    assert not story.pairs
+    assert not story.verdicts
     assert [each.partition for each in story.evidence] == [A]
     lake.move_away(lake.scored_path(A), lake.evidence_path(A))
     lake.go()
@@ -249,7 +260,7 @@ def test_explain_changes_nothing_beside_a_writer(lake: HistoryLake) -> None:
     lake.both(A, run("r1"))
     lake.go()
     before = MappingProxyType(lake.files())
-    assert lake.engine.store.connection.execute("BEGIN IMMEDIATE")
+    lake.engine.store.connection.execute("BEGIN IMMEDIATE")
     lake.engine.store.connection.execute("DELETE FROM scored_rows")
     assert len(story_of(lake, "r1").rows) == 1
     lake.engine.store.connection.execute("ROLLBACK")

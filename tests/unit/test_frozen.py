@@ -41,7 +41,7 @@ def two_partitions(lake: HistoryLake) -> dict[str, bytes]:
 def test_absent_partition_changes_no_byte(lake: HistoryLake, trees: str) -> None:
     """A partition whose scored file, evidence file, or both are gone leaves every file as it is, byte for byte."""
     before = two_partitions(lake)
-    gone = [path for kind, path in (("scored", lake.scored_path(A)), ("evidence", lake.evidence_path(A))) if trees in (kind, "both")]
+    gone = lake.paths(A, trees)
     lake.move_away(*gone)
     lake.go()
     assert lake.files() == before
@@ -55,7 +55,7 @@ def test_absent_partition_changes_no_byte(lake: HistoryLake, trees: str) -> None
 def test_returned_partition_changes_no_byte(lake: HistoryLake, trees: str) -> None:
     """A partition that returns as it was leaves every file as it is, and nothing is frozen any more."""
     before = two_partitions(lake)
-    gone = [path for kind, path in (("scored", lake.scored_path(A)), ("evidence", lake.evidence_path(A))) if trees in (kind, "both")]
+    gone = lake.paths(A, trees)
     lake.move_away(*gone)
     lake.go()
     lake.bring_back(*gone)
@@ -159,7 +159,9 @@ def test_row_appended_while_evidence_is_absent_waits(lake: HistoryLake) -> None:
     two_partitions(lake)
     lake.move_away(lake.evidence_path(A))
     lake.go()
-    lake.scored(A, run("a1", task_id=TASK), run("a2", "rejected", TASK), run("a3", "partially_accepted"), run("a4"), run("a5"))
+    lake.scored(
+        A, run("a1", task_id=TASK), run("a2", "rejected", TASK), run("a3", "partially_accepted"), run("a4"), run("a5")
+    )
     lake.go()
     assert lake.held("rag")["a5"] == "missing_source_run_id"
     assert {"a1", "a3", "a4"} <= lake.shipped("rag")
@@ -173,7 +175,7 @@ def test_row_appended_while_evidence_is_absent_waits(lake: HistoryLake) -> None:
 
 @pytest.mark.parametrize(("home", "later"), [(A, B), (B, A)])
 def test_frozen_row_leaves_when_a_present_verdict_revokes_its_run(lake: HistoryLake, home: str, later: str) -> None:
-    """A present rejection takes a frozen row out, behind it in walk order or before it: absent verdicts clear nothing."""
+    """A present rejection takes a frozen row out, wherever it stands: absent verdicts clear nothing."""
     lake.both(home, run("r1", task_id=TASK), run("r2", "rejected", TASK))
     lake.go()
     lake.move_away(lake.scored_path(home))
@@ -404,7 +406,7 @@ def test_on_delete_withdraw_takes_absent_for_gone(tmp_path: Path, trees: str) ->
     with history_lake(tmp_path) as lake:
         lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
         two_partitions(lake)
-        gone = [path for kind, path in (("scored", lake.scored_path(A)), ("evidence", lake.evidence_path(A))) if trees in (kind, "both")]
+        gone = lake.paths(A, trees)
         lake.move_away(*gone)
         lake.go()
         assert lake.shipped("rag") == {"b1", "b3"}
@@ -425,7 +427,7 @@ def test_change_to_withdraw_lets_frozen_rows_and_pairs_go(lake: HistoryLake, tre
     Frozen pairs stayed once: a frozen pair was let go for a verdict alone.
     """
     two_partitions(lake)
-    gone = [path for kind, path in (("scored", lake.scored_path(A)), ("evidence", lake.evidence_path(A))) if trees in (kind, "both")]
+    gone = lake.paths(A, trees)
     lake.move_away(*gone)
     lake.go()
     lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
@@ -476,7 +478,7 @@ def test_tripwire_needs_both_limits_passed(lake: HistoryLake, rows: int, share: 
 
 @pytest.mark.parametrize("how", ["truncated", "rewritten", "evidence"])
 def test_tripwire_keeps_what_vanished(lake: HistoryLake, how: str) -> None:
-    """Six of eight rows vanish, more than five and more than 70 %: they stay, byte for byte, through all that follows."""
+    """Six of eight rows vanish, more than five and more than 70 %: they stay, byte for byte, through what follows."""
     many_rows(lake)
     before = {dataset: lake.content(dataset) for dataset in Dataset}
     lake.restart(tripwire_rows=3, tripwire_share=0.7)
@@ -593,7 +595,7 @@ def test_prune_withdraws_absent_rows(lake: HistoryLake, trees: str) -> None:
     Rows whose evidence file was absent were published as 'evidence_changed' once.
     """
     two_partitions(lake)
-    gone = [path for kind, path in (("scored", lake.scored_path(A)), ("evidence", lake.evidence_path(A))) if trees in (kind, "both")]
+    gone = lake.paths(A, trees)
     lake.move_away(*gone)
     lake.go()
     lake.prune()
@@ -626,8 +628,9 @@ def test_pruned_row_stays_away(lake: HistoryLake) -> None:
     lake.move_away(lake.scored_path(A), lake.evidence_path(A))
     lake.go()
     lake.prune()
-    for again in (lambda: None, lake.restart, lake.lose_store):
-        again()
+    for again in ("", "restart", "lose_store"):
+        if again:
+            getattr(lake, again)()
         lake.go()
         lake.go(Trigger.REBUILD)
         assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
@@ -645,7 +648,7 @@ def test_prune_with_nothing_frozen_does_nothing(lake: HistoryLake) -> None:
 
 
 def test_rescored_row_names_its_batch_and_verdict(lake: HistoryLake) -> None:
-    """A row that is rewritten as rejected is published as revoked, with the verdict's place and the batch that shipped it."""
+    """A row that is rewritten as rejected is published with the verdict's place and the batch that shipped it."""
     lake.both(A, run("r1"))
     (first,) = lake.go().batches
     lake.scored(A, run("r1", "rejected"))
@@ -686,7 +689,7 @@ def test_removed_line(lake: HistoryLake) -> None:
 
 
 def test_changed_evidence(lake: HistoryLake) -> None:
-    """Evidence that changes replaces the row; evidence that goes takes it out; both are published as evidence_changed."""
+    """Evidence that changes replaces the row, evidence that goes takes it out: both are evidence_changed."""
     lake.both(A, run("r1"))
     lake.go()
     lake.evidence(A, given("r1", "# Other words"))

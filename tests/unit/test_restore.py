@@ -1,4 +1,4 @@
-"""Exports that are not what their last commit left: damaged ones, older ones, and those of a lost store (SPEC 3.11, 6)."""
+"""Exports that are not what their last commit left: damaged, older, or those of a lost store (SPEC 3.11, 6)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distilld.model import EXPORT_PATHS, Dataset, Trigger
 from distilld.restore import COPIES_KEPT, SET_ASIDE, AnotherWriterError
 from distilld.store import StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
-from tests.unit.history_lake import A, B, MINUTE_NS, HistoryLake, given, history_lake, rag_id, run
+from tests.unit.history_lake import MINUTE_NS, A, B, HistoryLake, given, history_lake, rag_id, run
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"
 STAMP = "2026-01-01T00:00:00.000Z"
@@ -289,9 +289,7 @@ def test_frozen_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: s
     """Rows of absent partitions that a damaged file lost cannot be made again: they leave, published as lost."""
     before = {each: full.shipped(each) for each in Dataset}
     gone = {each: len(full.withdrawn(each)) for each in Dataset}
-    for kind, path in (("scored", full.scored_path(A)), ("evidence", full.evidence_path(A))):
-        if tree in (kind, "both"):
-            full.move_away(path)
+    full.move_away(*full.paths(A, tree))
     full.go()
     empty(path_of(full, name))
     full.go()
@@ -451,7 +449,9 @@ def test_orphan_that_the_old_quarantine_forbids_leaves(phase4: HistoryLake) -> N
     """A row whose run an old quarantine file calls rejected leaves, although no present scored row names it."""
     with path_of(phase4, "quarantine_sft").open("ab") as file:
         record = {"evidence_run_id": "unknown", "category": "rejected"}
-        file.write(json.dumps({"exporter": "sft", "reason": "unsafe_sft_category", "source_record": record}).encode() + b"\n")
+        file.write(
+            json.dumps({"exporter": "sft", "reason": "unsafe_sft_category", "source_record": record}).encode() + b"\n"
+        )
     phase4.restart(tripwire_rows=0, tripwire_share=0.0)
     orphan_lines(phase4)
     phase4.go()
@@ -517,7 +517,7 @@ def test_nothing_ships_twice_after_a_lost_batch(full: HistoryLake) -> None:
 
 
 def test_lost_store_after_a_history(full: HistoryLake) -> None:
-    """A store is lost: nothing ships twice, created_at is kept, what was withdrawn stays out, and its log is history."""
+    """A store is lost: nothing ships twice, created_at and the log stay, and what was withdrawn stays out."""
     before = full.files()
     for _ in range(2):
         full.lose_store()
@@ -632,7 +632,12 @@ def test_rebuild_puts_files_in_walk_order(lake: HistoryLake) -> None:
     """Rows that were appended in the order of their coming stand in walk order after a rebuild, created_at kept."""
     for partition, number in ((B, 2), (A, 1), ("2026/04/26/first.jsonl", 0)):
         task = f"t{number}"
-        lake.both(partition, run(f"x{number}", task_id=task), run(f"y{number}", "rejected", task), run(f"z{number}", "partially_accepted", task))
+        lake.both(
+            partition,
+            run(f"x{number}", task_id=task),
+            run(f"y{number}", "rejected", task),
+            run(f"z{number}", "partially_accepted", task),
+        )
         lake.go()
     stamps = {dataset: lake.stamps(dataset) for dataset in Dataset}
     assert [row["source_run_id"] for row in lake.rows("rag")] == ["x2", "z2", "x1", "z1", "x0", "z0"]
@@ -649,7 +654,10 @@ def test_rebuild_puts_files_in_walk_order(lake: HistoryLake) -> None:
 def test_rebuild_equals_a_first_pass(phase4: HistoryLake) -> None:
     """After any order of coming, a rebuild leaves the same bytes as one pass over everything, timestamps aside."""
     shutil.rmtree(phase4.root / "exports")
-    paths = sorted((phase4.root / "data").rglob("*.jsonl"), key=lambda path: hashlib.sha256(bytes(path.relative_to(phase4.root))).digest())
+    paths = sorted(
+        (phase4.root / "data").rglob("*.jsonl"),
+        key=lambda path: hashlib.sha256(bytes(path.relative_to(phase4.root))).digest(),
+    )
     phase4.move_away(*paths)
     for start in range(0, len(paths), 30):
         phase4.bring_back(*paths[start : start + 30])
@@ -665,9 +673,7 @@ def test_rebuild_keeps_frozen_rows_and_history(full: HistoryLake, trees: str) ->
     """A rebuild beside absent partitions keeps their rows where they stood, and the log of withdrawals as it was."""
     full.go(Trigger.REBUILD)
     before = full.files()
-    for kind, path in (("scored", full.scored_path(A)), ("evidence", full.evidence_path(A))):
-        if trees in (kind, "both"):
-            full.move_away(path)
+    full.move_away(*full.paths(A, trees))
     full.go()
     full.go(Trigger.REBUILD)
     for name, content in before.items():
@@ -711,8 +717,7 @@ def test_store_that_turns_out_to_be_corrupt_is_set_aside(full: HistoryLake) -> N
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
     with pytest.raises(StoreCorruptError), opened_store(full.state, full.root) as store:
-        engine = batch.Engine(full.root, store, full.options, batch_rows=100, settle_seconds=0)
-        engine.run_pass(Trigger.ONCE)
+        batch.Engine(full.root, store, full.options, batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
     assert len(list(full.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
     full.go()
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
@@ -732,7 +737,9 @@ def test_newer_store_is_refused_and_left_alone(full: HistoryLake) -> None:
     """A store that a newer release wrote is no corrupt one: it is refused, and stays as it is."""
     full.stop()
     with closing(sqlite3.connect(full.state)) as store, store:
-        store.execute("INSERT INTO _sqlite_migrations VALUES ((SELECT max(id) + 1 FROM _sqlite_migrations), 'distilld', 'm999_later', 'now')")
+        store.execute(
+            "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('distilld', 'm999_later', '')"
+        )
     with pytest.raises(StoreTooNewError, match="m999_later"):
         open_store(full.state, full.root)
     assert list(full.state.parent.glob("distilld.db.corrupt-*")) == []

@@ -55,9 +55,7 @@ def edit_row(path: Path) -> None:
 
 @pytest.mark.parametrize("name", [dataset.value for dataset in Dataset] + ["quarantine_rag", "withdrawals_sft"])
 @pytest.mark.parametrize("damage", [edit_row, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
-def test_finds_a_damaged_export(
-    lake: tuple[SampleLake, Engine], name: str, damage: Callable[[Path], object]
-) -> None:
+def test_finds_a_damaged_export(lake: tuple[SampleLake, Engine], name: str, damage: Callable[[Path], object]) -> None:
     """An export that was edited, deleted or cut is told by its hash."""
     damage(lake[0].root / EXPORT_PATHS[name])
     assert "hashes of exports" in faulty(report_of(lake[0], deep=False))
@@ -92,9 +90,7 @@ def test_finds_a_leak(lake: tuple[SampleLake, Engine]) -> None:
     """A shipped row whose run has a forbidden verdict in force is told by the firewall's check."""
     sample, engine = lake
     shipped = json.loads((sample.root / DATASET_PATHS[Dataset.SFT]).read_bytes().splitlines()[0])
-    engine.store.connection.execute(
-        "UPDATE scored_rows SET category = 3 WHERE run_id = ?", (shipped["source_run_id"],)
-    )
+    engine.store.connection.execute("UPDATE scored_rows SET category = 3 WHERE run_id = ?", (shipped["source_run_id"],))
     assert "firewall" in faulty(report_of(sample, deep=False))
 
 

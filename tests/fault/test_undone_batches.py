@@ -1,0 +1,66 @@
+"""A batch that fails before its COMMIT is undone, whatever the reason, and nothing else starts meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from distilld.commit import Committer
+from distilld.exports import ExportWriteError
+from distilld.model import ProgramError, Trigger
+from tests.crash.calls import Call, calls
+from tests.crash.histories import APPEND, NINE, History, Lake
+from tests.crash.invariants import committed_and_whole, outcome
+from tests.fault.test_failing_calls import ENOSPC
+
+Prepare = Callable[[History], Lake]
+
+
+@pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
+def test_a_batch_that_fails_a_check_is_undone(
+    prepare: Prepare, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accounting is checked inside the transaction: what does not add up is never committed, and never stands."""
+    lake = prepare(history)
+    before = outcome(lake.root)
+    real = Committer._checks
+    monkeypatch.setattr(Committer, "_checks", lambda *given: {**real(*given), "rag_rows_accounted": False})
+    with lake.opened() as engine:
+        batch = engine.ledger.last_batch()
+        with pytest.raises(ProgramError, match="fails its checks: rag_rows_accounted"):
+            engine.run_pass(Trigger.ONCE)
+        assert engine.committer.recover()
+        assert engine.ledger.last_batch() == batch
+        assert outcome(lake.root) == before
+        committed_and_whole(lake.root)
+        monkeypatch.undo()
+        assert engine.run_pass(Trigger.ONCE).changed
+        committed_and_whole(lake.root)
+
+
+@pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
+def test_a_pass_recovers_before_it_does_anything_else(prepare: Prepare, history: History) -> None:
+    """A caller who goes on after a failure without recovering harms nobody.
+
+    The story: the intents of the failed batch were still there, the next batch's could not be recorded beside them,
+    and what was raised was an IntegrityError of SQLite's.
+    """
+    lake = prepare(history)
+    failing = True
+
+    def fail(call: Call) -> None:
+        if failing and call.name == "os.fsync" and "exports" in call.place:
+            raise ENOSPC()
+
+    with calls(fail), lake.opened() as engine:
+        for _ in range(2):
+            with pytest.raises(ExportWriteError, match="No space left on device"):
+                engine.run_pass(Trigger.ONCE)
+        failing = False
+        engine.run_pass(Trigger.ONCE)
+    committed_and_whole(lake.root)
+    found = outcome(lake.root)
+    lake.reset()
+    lake.start()
+    assert found == outcome(lake.root)

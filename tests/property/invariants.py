@@ -1,0 +1,181 @@
+"""What must hold of the exports and receipts after every pass, whatever the history was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from distilld import oracle
+from distilld.firewall import MissingFiles
+from distilld.lake import SourceFiles
+from distilld.model import EXPORT_PATHS, Dataset, Options, Reason
+from distilld.samples import SAMPLES, SCHEMA_VERSION
+
+KEYS: Final[dict[Dataset, dict[str, Any]]] = {
+    Dataset.RAG: {
+        "schema_version": int, "id": str, "title": str, "content": str, "tags": list, "source_run_id": str,
+        "success_score": str, "source_category": str, "embedding_text": str, "created_at": str, "provenance": dict,
+    },
+    Dataset.SFT: {
+        "schema_version": int, "id": str, "instruction": str, "context": str, "response": str, "source_run_id": str,
+        "quality_score": str, "created_at": str, "provenance": dict,
+    },
+    Dataset.PREFERENCE: {
+        "schema_version": int, "id": str, "prompt": str, "chosen": str, "rejected": str, "reason": str,
+        "chosen_run_id": str, "rejected_run_id": str, "created_at": str, "provenance": dict,
+    },
+}  # fmt: skip
+"""Every row of a dataset has these keys, in this order, with values of these types."""
+PROVENANCE: Final = {"source_file": str, "line_offset": int | None, "sig_hash": str, "recorded_at": str}
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What stands in the nine files: the lines as they are, and with their timestamps taken out."""
+
+    shipped: dict[Dataset, dict[str, bytes]]
+    held: dict[Dataset, list[bytes]]
+    withdrawn: dict[Dataset, list[dict[str, Any]]]
+    whole: dict[str, bytes] = field(repr=False)
+
+    @classmethod
+    def read(cls, root: Path) -> Exports:
+        """Read them; no line is torn and no id stands twice."""
+        whole = {
+            name: (root / path).read_bytes() if (root / path).exists() else b"" for name, path in EXPORT_PATHS.items()
+        }
+        lines = {name: content.splitlines(keepends=True) for name, content in whole.items()}
+        assert all(content.endswith(b"\n") for content in whole.values() if content)
+        shipped = {}
+        for dataset in Dataset:
+            ids = [json.loads(line)["id"] for line in lines[dataset.value]]
+            assert len(set(ids)) == len(ids), f"{dataset}: an id stands twice"
+            shipped[dataset] = dict(zip(ids, lines[dataset.value], strict=True))
+        return cls(
+            shipped,
+            {dataset: lines[f"quarantine_{dataset}"] for dataset in Dataset},
+            {dataset: [json.loads(line) for line in lines[f"withdrawals_{dataset}"]] for dataset in Dataset},
+            whole,
+        )
+
+
+def path_check(options: Options) -> MissingFiles | None:
+    """The path check that the options ask for."""
+    return SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
+
+
+def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
+    """At rest the datasets, keyed by id, and the quarantines, as multisets, are those of the full pass (SPEC 3)."""
+    for dataset in Dataset:
+        found = {key: oracle.unstamped_sample(line) for key, line in exports.shipped[dataset].items()}
+        assert found == expected.shipped[dataset], f"{dataset} is not what a full pass gives"
+        held = Counter(map(oracle.unstamped_hold, exports.held[dataset]))
+        assert held == expected.quarantine(dataset), (
+            f"{dataset}'s quarantine is not what a full pass gives:"
+            f" missing {expected.quarantine(dataset) - held}, extra {held - expected.quarantine(dataset)}"
+        )
+
+
+def account_for_every_line(exports: Exports, lines: int) -> None:
+    """Every scored line is shipped or held, once, in RAG and in SFT alike, with one of the eleven reasons (SPEC 3.7)."""
+    for dataset in Dataset:
+        rows = [json.loads(line) for line in exports.held[dataset]]
+        assert {row["reason"] for row in rows} <= set(Reason)
+        assert all(row["exporter"] == dataset for row in rows)
+        if dataset is not Dataset.PREFERENCE:
+            assert len(exports.shipped[dataset]) + len(rows) == lines
+
+
+def have_the_keys_of_their_dataset(exports: Exports) -> None:
+    """Every row has the keys and types of its dataset, in order, and passes its schema (SPEC 3.6, 3.10)."""
+    for dataset in Dataset:
+        for line in exports.shipped[dataset].values():
+            row = json.loads(line)
+            assert list(row) == list(KEYS[dataset])
+            assert all(isinstance(row[key], kind) for key, kind in KEYS[dataset].items())
+            assert list(row["provenance"]) == list(PROVENANCE)
+            assert all(isinstance(row["provenance"][key], kind) for key, kind in PROVENANCE.items())
+            assert row["schema_version"] == SCHEMA_VERSION
+            SAMPLES[dataset].model_validate(row)
+
+
+def ship_no_forbidden_run(exports: Exports, verdicts: Mapping[str, Any], options: Options) -> None:
+    """No row stands in a dataset whose run's verdict in force forbids it there; of a pair, the chosen run (SPEC 3.4)."""
+    if not options.revoke:
+        return
+    for dataset in Dataset:
+        named = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
+        for line in exports.shipped[dataset].values():
+            verdict = verdicts.get(json.loads(line)[named])
+            assert verdict is None or not options.forbids(dataset, verdict), f"{dataset} ships a run that is {verdict}"
+
+
+def keep_what_did_not_change(before: Exports, after: Exports, stayed: Set[tuple[str, int]]) -> None:
+    """A row whose content, timestamps aside, is as it was, is not rewritten (SPEC 3).
+
+    ``stayed`` are the places whose scored lines are those that stood there before: rows that are held from there.
+    """
+    for dataset in Dataset:
+        for key, line in after.shipped[dataset].items():
+            old = before.shipped[dataset].get(key)
+            if old is not None and oracle.unstamped_sample(old) == oracle.unstamped_sample(line):
+                assert old == line, f"{dataset} rewrote {key}, which did not change"
+        old_lines, new_lines = (
+            [line for line in exports.held[dataset] if _place_of(line) in stayed] for exports in (before, after)
+        )
+        same = Counter(map(oracle.unstamped_hold, old_lines)) & Counter(map(oracle.unstamped_hold, new_lines))
+        kept = Counter(old_lines) & Counter(new_lines)
+        assert kept.total() == same.total(), f"{dataset}'s quarantine rewrote rows that did not change"
+
+
+def _place_of(held: bytes) -> tuple[str, int]:
+    location = json.loads(held)["location"]
+    return location["partition"], location["line_offset"]
+
+
+def publish_what_left(before: Exports, after: Exports) -> None:
+    """Every id that left a dataset, or got new content, stands in the new lines of the withdrawals file (SPEC 3.9)."""
+    for dataset in Dataset:
+        known = len(before.withdrawn[dataset])
+        assert after.whole[f"withdrawals_{dataset}"].startswith(before.whole[f"withdrawals_{dataset}"])
+        last = {row["id"]: row["replaced"] for row in after.withdrawn[dataset][known:]}
+        told = set(last)
+        old, new = before.shipped[dataset], after.shipped[dataset]
+        assert {key for key in old if key not in new} <= told, f"{dataset}: a row left and nobody was told"
+        assert {key for key in old if key in new and old[key] != new[key]} <= told
+        assert not [key for key in told if key in new and old.get(key) == new[key]], (
+            f"{dataset}: told of a row that stayed"
+        )
+        assert not [key for key, replaced in last.items() if replaced and key not in new]
+
+
+def chain(root: Path, receipts: list[tuple[str, str]]) -> None:
+    """The receipts on disk are those of the store, and each names the one before it (SPEC 4)."""
+    previous = None
+    for batch_id, text in receipts:
+        content = (root / "reports/distillation" / batch_id / "receipt.json").read_bytes()
+        assert content == text.encode()
+        receipt = json.loads(content)
+        assert receipt["previous_receipt_sha256"] == previous
+        assert receipt["validation_pass"]
+        previous = hashlib.sha256(content).hexdigest()
+    assert sorted(batch_id for batch_id, _ in receipts) == [batch_id for batch_id, _ in receipts]
+
+
+def agree_with_the_receipt(root: Path, exports: Exports, receipt: dict[str, Any]) -> None:
+    """The counts and digests of the newest receipt are those of the files."""
+    for dataset in Dataset:
+        per = receipt["record_counts"]["per_exporter"][dataset]
+        assert per["shipped"] == len(exports.shipped[dataset])
+        assert per["held"] == len(exports.held[dataset])
+        reasons = Counter(json.loads(line)["reason"] for line in exports.held[dataset])
+        assert per["by_reason"] == dict(reasons)
+    for output in receipt["outputs"]:
+        content = (root / output["path"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == output["sha256"]
+        assert (len(content), content.count(b"\n")) == (output["bytes"], output["rows"])

@@ -1,0 +1,282 @@
+"""Whatever happens to a lake, the exports are what one full pass over it gives (SPEC 3)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from distilld import batch, oracle
+from distilld.batch import Engine
+from distilld.commit import CommittedBatch
+from distilld.model import InputKind, Options, Trigger
+from distilld.store import Store
+from distilld.store.ledger import Ledger
+from tests.property import invariants
+from tests.property.invariants import Exports
+from tests.property.model import History, Row, evidence_rows, joined_rows, scored_rows, whole_options
+
+QUICK_FOLDER: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""What is tested here is no power cut: nothing has to reach a disk."""
+
+number = st.integers(0, 7)
+small = st.integers(0, 3)
+kinds = st.sampled_from(InputKind)
+some_scored = st.lists(scored_rows(), min_size=1, max_size=6)
+some_evidence = st.lists(evidence_rows(), min_size=1, max_size=6)
+torn = st.sampled_from((None, None, 0, 1, 50, 200, 300))
+maybe = st.booleans()
+then = st.sampled_from((True, True, False))
+"""Whether a pass follows; several changes between two passes are as common as one."""
+
+
+class WatchedEngine(Engine):
+    """An engine whose batches are looked at one by one, not only at the end of a pass."""
+
+    def run_batch(self, *args: Any, **named: Any) -> CommittedBatch | None:
+        """One batch; afterwards, what must hold after every single one."""
+        committed = super().run_batch(*args, **named)
+        exports = Exports.read(self.root)
+        verdicts = oracle.verdicts_in_force(oracle.read_lake(self.root, self.options), self.options)
+        invariants.ship_no_forbidden_run(exports, verdicts, self.options)
+        if committed is not None:
+            invariants.agree_with_the_receipt(self.root, exports, committed.receipt)
+        return committed
+
+
+class Histories(RuleBasedStateMachine):
+    """One lake, changed step by step; passes between the steps, and after each a comparison with the oracle."""
+
+    steps = passes = rows_judged = rows_present = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir=QUICK_FOLDER))
+        self.history = History(self.folder)
+        self.options = Options()
+        self.batch_rows = 50_000
+        self.store: Store | None = None
+        self.engine: WatchedEngine | None = None
+        self.lake: oracle.Lake = {}
+        self.before = Exports.read(self.folder)
+        """The lake and the exports as the last pass left them."""
+
+    def teardown(self) -> None:
+        vars(batch)["BATCH_BYTES"] = 32 << 20
+        if self.store is not None:
+            self.store.close()
+        shutil.rmtree(self.folder)
+
+    # what happens to the engine
+
+    @initialize(
+        options=whole_options(),
+        rows=st.sampled_from((50_000, 1, 2, 3, 7)),
+        size=st.sampled_from((32 << 20, 700)),
+        files=st.lists(joined_rows(), max_size=4),
+    )
+    def start(self, options: Options, rows: int, size: int, files: list[tuple[list[Row], list[Row]]]) -> None:
+        self.options = self.here(options)
+        self.batch_rows = rows
+        vars(batch)["BATCH_BYTES"] = size
+        self.restart()
+        for partition, (scored, given) in enumerate(files):
+            self.history.append(InputKind.SCORED, partition, scored)
+            self.history.append(InputKind.EVIDENCE, partition, given)
+
+    def here(self, options: Options) -> Options:
+        return replace(options, source_files_root=str(self.folder / "sources"))
+
+    @rule()
+    def restart(self) -> None:
+        if self.store is not None:
+            self.store.close()
+        self.store = Store.open(self.folder / "state" / "distilld.db", self.folder)
+        self.engine = WatchedEngine(self.folder, self.store, self.options, batch_rows=self.batch_rows, settle_seconds=0)
+        self.engine.committer.recover()
+
+    @rule(options=whole_options(), then=then)
+    def other_options(self, options: Options, then: bool) -> None:
+        self.options = self.here(options)
+        assert self.engine is not None
+        self.engine.options = self.options
+        self.after(then)
+
+    # what happens to the lake
+
+    @rule(partition=number, both=joined_rows(), torn=torn, then=then)
+    def append_both(self, partition: int, both: tuple[list[Row], list[Row]], torn: int | None, then: bool) -> None:
+        self.history.append(InputKind.SCORED, partition, both[0], torn)
+        self.history.append(InputKind.EVIDENCE, partition, both[1])
+        self.after(then)
+
+    @rule(partition=number, rows=some_scored, torn=torn, then=then)
+    def append_scored(self, partition: int, rows: list[Row], torn: int | None, then: bool) -> None:
+        self.history.append(InputKind.SCORED, partition, rows, torn)
+        self.after(then)
+
+    @rule(partition=number, rows=some_evidence, torn=torn, then=then)
+    def append_evidence(self, partition: int, rows: list[Row], torn: int | None, then: bool) -> None:
+        self.history.append(InputKind.EVIDENCE, partition, rows, torn)
+        self.after(then)
+
+    @rule(number=number, then=then)
+    def complete(self, number: int, then: bool) -> None:
+        self.history.complete(number)
+        self.after(then)
+
+    @rule(partition=number, row=scored_rows(), then=then)
+    def leave_scored_open(self, partition: int, row: Row, then: bool) -> None:
+        self.history.leave_open(InputKind.SCORED, partition, row)
+        self.after(then)
+
+    @rule(partition=number, row=evidence_rows(), then=then)
+    def leave_evidence_open(self, partition: int, row: Row, then: bool) -> None:
+        self.history.leave_open(InputKind.EVIDENCE, partition, row)
+        self.after(then)
+
+    @rule(number=number, at=number, rows=some_scored, in_place=maybe, then=then)
+    def insert_scored(self, number: int, at: int, rows: list[Row], in_place: bool, then: bool) -> None:
+        self.history.insert(InputKind.SCORED, number, at, rows, in_place=in_place)
+        self.after(then)
+
+    @rule(number=number, at=number, rows=some_evidence, in_place=maybe, then=then)
+    def insert_evidence(self, number: int, at: int, rows: list[Row], in_place: bool, then: bool) -> None:
+        self.history.insert(InputKind.EVIDENCE, number, at, rows, in_place=in_place)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, seed=number, in_place=maybe, then=then)
+    def shuffle(self, kind: InputKind, number: int, seed: int, in_place: bool, then: bool) -> None:
+        self.history.shuffle(kind, number, seed, in_place=in_place)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, at=number, count=small, in_place=maybe, then=then)
+    def drop(self, kind: InputKind, number: int, at: int, count: int, in_place: bool, then: bool) -> None:
+        self.history.drop(kind, number, at, count, in_place=in_place)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, size=st.integers(0, 2000), then=then)
+    def truncate(self, kind: InputKind, number: int, size: int, then: bool) -> None:
+        self.history.truncate(kind, number, size)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, at=number, count=small, to=number, then=then)
+    def duplicate(self, kind: InputKind, number: int, at: int, count: int, to: int, then: bool) -> None:
+        self.history.duplicate(kind, number, at, count, to)
+        self.after(then)
+
+    @rule(number=number, at=number, row=scored_rows(), in_place=maybe, then=then)
+    def change_scored(self, number: int, at: int, row: Row, in_place: bool, then: bool) -> None:
+        self.history.change_line(InputKind.SCORED, number, at, row, in_place=in_place)
+        self.after(then)
+
+    @rule(number=number, at=number, row=evidence_rows(), in_place=maybe, then=then)
+    def change_evidence(self, number: int, at: int, row: Row, in_place: bool, then: bool) -> None:
+        self.history.change_line(InputKind.EVIDENCE, number, at, row, in_place=in_place)
+        self.after(then)
+
+    @rule(number=number, at=number, then=then)
+    def rescore(self, number: int, at: int, then: bool) -> None:
+        self.history.rescore(number, at)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, then=then)
+    def delete(self, kind: InputKind, number: int, then: bool) -> None:
+        self.history.delete(kind, number)
+        self.after(then)
+
+    @rule(number=number, then=then)
+    def bring_back(self, number: int, then: bool) -> None:
+        self.history.bring_back(number)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, to=number, then=then)
+    def move(self, kind: InputKind, number: int, to: int, then: bool) -> None:
+        self.history.move(kind, number, to)
+        self.after(then)
+
+    @rule(number=number, to=number, then=then)
+    def move_both(self, number: int, to: int, then: bool) -> None:
+        self.history.move_both(number, to)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, other=number, then=then)
+    def swap(self, kind: InputKind, number: int, other: int, then: bool) -> None:
+        self.history.swap(kind, number, other)
+        self.after(then)
+
+    # what must hold
+
+    def after(self, then: bool) -> None:
+        """A change is done; a pass may follow."""
+        type(self).steps += 1
+        if then:
+            self.check_pass()
+
+    def check_pass(self) -> None:
+        """One pass brings the exports to what the oracle says, and a second one finds nothing to do."""
+        assert self.engine is not None
+        assert self.store is not None
+        result = self.engine.run_pass(Trigger.WATCH)
+        assert not result.indexed.problems
+        assert not result.indexed.unsettled
+        exports = Exports.read(self.folder)
+        lake = oracle.read_lake(self.folder, self.options)
+        expected = oracle.export(lake, self.options, missing_files=invariants.path_check(self.options))
+        invariants.equal_the_full_pass(exports, expected)
+        invariants.account_for_every_line(exports, expected.lines)
+        invariants.have_the_keys_of_their_dataset(exports)
+        if len(result.batches) <= 1:
+            stayed = places_of(self.lake) & places_of(lake)
+            invariants.keep_what_did_not_change(self.before, exports, {place for place, _ in stayed})
+            invariants.publish_what_left(self.before, exports)
+        receipts = [(batch_id, text) for batch_id, text, _ in Ledger(self.store).receipts(1 << 30)]
+        invariants.chain(self.folder, receipts[::-1])
+        assert not self.engine.work.waiting().anything
+        again = self.engine.run_pass(Trigger.RESCAN)
+        assert not again.batches
+        assert Exports.read(self.folder) == exports
+        self.before, self.lake = exports, lake
+        cls = type(self)
+        cls.passes += 1
+        cls.rows_present += expected.lines
+        cls.rows_judged += sum(each.receipt["work"]["rows_judged"] for each in result.batches)
+
+
+def places_of(lake: oracle.Lake) -> set[tuple[tuple[str, int], bytes]]:
+    """Where each scored line stands."""
+    return {((path, at), line) for path, partition in lake.items() for at, line in enumerate(partition.scored)}
+
+
+def run(examples: int, steps: int, **more: Any) -> None:
+    """Run histories; says how much was done."""
+    Histories.steps = Histories.passes = Histories.rows_judged = Histories.rows_present = 0
+    with structlog.testing.capture_logs():
+        run_state_machine_as_test(
+            Histories,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+                **more,
+            ),
+        )
+    print(
+        f"{Histories.steps} steps, {Histories.passes} passes,"
+        f" {Histories.rows_judged} rows judged where {Histories.rows_present} stood"
+    )
+
+
+def test_exports_equal_the_full_pass_after_every_step() -> None:
+    """After every step of many histories the exports equal the oracle's full pass, and most rows were not judged again."""
+    run(examples=60, steps=40, derandomize=True)

@@ -1,0 +1,159 @@
+"""The unit under a real systemd: it starts, reloads, is restarted after a hang and a kill, is shut in, and stops."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distilld.model import Category
+from tests.bench.lake_by_formula import append_bench_rows, category_of, run_of
+from tests.system.box import SITE, SOURCE, Box, booted, wait_state
+from tests.system.running import until
+from tests.system.test_units import make
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+LAKE = "/srv/lakehouse"
+CONFIG = "/etc/distilld/distilld.toml"
+RAG = "exports/rag/playbooks.jsonl"
+QUICK = """\
+[Service]
+WatchdogSec=2s
+TimeoutAbortSec=1s
+RestartSec=0
+"""
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A machine with distilld installed as docs/operations.md tells, the program itself apart."""
+    with booted(tmp_path_factory.mktemp("systemd")) as made:
+        program = made.root / "usr/local/bin/distilld"
+        program.write_text(
+            f'#!/bin/sh\nPYTHONPATH={SOURCE}:{SITE} exec {Path(sys.executable).resolve()} -m distilld.cli "$@"\n'
+        )
+        program.chmod(0o755)
+        make("install-units", made.root, DESTDIR=str(made.root), PREFIX="/usr/local")
+        made.run("mkdir", "-p", LAKE)
+        made.run("systemd-sysusers")
+        made.run("systemd-tmpfiles", "--create", "--prefix", LAKE)
+        made.run("distilld", "--config", CONFIG, "--root", LAKE, "--state", "/var/lib/distilld/distilld.db", "init")
+        made.run("mkdir", "-p", "/etc/systemd/system/distilld.service.d")
+        (made.root / "etc/systemd/system/distilld.service.d/quick.conf").write_text(QUICK)
+        made.run("systemctl", "daemon-reload")
+        yield made
+
+
+@pytest.fixture
+def running(box: Box) -> Iterator[Box]:
+    """The service, up; and what the journal holds of it if the test fails."""
+    box.run("systemctl", "reset-failed", "distilld", check=False)
+    box.run("systemctl", "start", "distilld")
+    yield box
+    box.run("systemctl", "stop", "distilld", check=False)
+
+
+def append(box: Box, row: int) -> str:
+    """A row that ships, written as a producer of the machine does."""
+    row = next(each for each in range(row, row + 1000) if category_of(each) is Category.ACCEPTED)
+    append_bench_rows(box.root / LAKE.lstrip("/"), partition_index=0, first_row=row, rows=1, text_bytes=200)
+    return run_of(row)
+
+
+def wait_shipped(box: Box, run: str) -> None:
+    """Wait until the run stands in the export."""
+    path = box.root / LAKE.lstrip("/") / RAG
+    until(lambda: path.exists() and f'"{run}"' in path.read_text(), run)
+
+
+def events(box: Box, name: str) -> list[dict[str, Any]]:
+    """The journal's lines of one event, read as docs/operations.md tells."""
+    lines = box.run("journalctl", "-u", "distilld", "-o", "cat").splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{") and f'"event":"{name}"' in line]
+    return [line for line in found if line["event"] == name]
+
+
+def in_sandbox(box: Box, script: str) -> str:
+    """What a shell in the service's own mounts says."""
+    return box.run("nsenter", "-t", box.property("MainPID"), "-m", "sh", "-c", script, check=False)
+
+
+def test_starts_ships_and_stops(running: Box) -> None:
+    """'systemctl start' returns when it is up; a row that comes ships; 'systemctl stop' ends it in order."""
+    assert running.property("ActiveState") == "active"
+    wait_shipped(running, append(running, 0))
+    until(lambda: running.property("StatusText").startswith("up to date"), "the status line")
+    running.run("systemctl", "stop", "distilld")
+    assert running.property("Result") == "success"
+    assert running.property("ExecMainStatus") == "0"
+    assert running.property("ActiveState") == "inactive"
+    # Whoever may read the folder can read the store of a service that is down.
+    assert "healthy" in running.run("distilld", "--config", CONFIG, "health", "--no-daemon")
+
+
+def test_reload_good_and_bad(running: Box) -> None:
+    """'systemctl reload' takes a good file and refuses a bad one, and the service stays up."""
+    path = running.root / CONFIG.lstrip("/")
+    good = path.read_text()
+    before = len(events(running, "reload_finished"))
+    path.write_text(good + "rescan_seconds = 60\n")
+    running.run("systemctl", "reload", "distilld")
+    until(lambda: len(events(running, "reload_finished")) == before + 1, "the reload")
+    path.write_text(good + "rescan_seconds = 'often'\n")
+    running.run("systemctl", "reload", "distilld")
+    refused = until(lambda: events(running, "reload_refused"), "the refusal")
+    assert "rescan_seconds" in refused[-1]["faults"][0]
+    wait_state(running, "ActiveState", "active")
+    # With such a file it would not start: ExecStartPre tells why.
+    running.run("systemctl", "restart", "distilld", check=False)
+    wait_state(running, "ActiveState", "failed")
+    assert "rescan_seconds = 'often'" in running.run("journalctl", "-u", "distilld", "-o", "cat", "-n", "20")
+    path.write_text(good)
+
+
+def test_kill_is_followed_by_a_restart(running: Box) -> None:
+    """After kill -9 it is up again, with another process, and goes on."""
+    pid = running.property("MainPID")
+    running.run("kill", "-9", pid)
+    until(lambda: running.property("MainPID") not in ("0", pid), "another process")
+    wait_state(running, "ActiveState", "active")
+    wait_shipped(running, append(running, 10_000))
+
+
+def test_hang_is_noticed(running: Box) -> None:
+    """A process that stands still is taken for dead by the watchdog, and another takes its place."""
+    pid = running.property("MainPID")
+    running.run("kill", "-STOP", pid)
+    until(lambda: running.property("MainPID") not in ("0", pid), "another process", seconds=60)
+    wait_state(running, "ActiveState", "active")
+    assert "watchdog" in running.run("journalctl", "-u", "distilld", "-u", "init.scope", "-b").lower()
+    wait_shipped(running, append(running, 20_000))
+
+
+def test_no_watchdog_bites_a_daemon_at_rest(running: Box) -> None:
+    """With nothing to do, it is alive for longer than the watchdog's patience."""
+    pid, start = running.property("MainPID"), running.property("NRestarts")
+    since = events(running, "daemon_started")
+    until(lambda: running.run("cat", "/proc/uptime") and _age(running) > 6, "three times the patience", seconds=30)
+    assert (running.property("MainPID"), running.property("NRestarts")) == (pid, start)
+    assert events(running, "daemon_started") == since
+
+
+def _age(box: Box) -> float:
+    now = float(box.run("cat", "/proc/uptime").split()[0])
+    return now - int(box.property("ExecMainStartTimestampMonotonic")) / 1e6
+
+
+def test_sandbox_holds(running: Box) -> None:
+    """From within the service, inputs cannot be written, exports can, and there is no network."""
+    wait_shipped(running, append(running, 30_000))
+    assert "Read-only" in in_sandbox(running, f"touch {LAKE}/data/x 2>&1")
+    assert "Read-only" in in_sandbox(running, "touch /etc/x 2>&1")
+    assert in_sandbox(running, f"touch {LAKE}/exports/.x && rm {LAKE}/exports/.x && echo done") == "done\n"
+    pid = running.property("MainPID")
+    assert running.run("nsenter", "-t", pid, "-n", "ls", "/sys/class/net").split() in (["lo"], [])
