@@ -20,6 +20,7 @@ from distilld import __version__
 from distilld.batch import Engine, PassResult, Progress
 from distilld.commit import CommittedBatch, iso_time
 from distilld.config import Settings
+from distilld.listening import EVENTS_ARRIVE
 from distilld.lock import tell_trouble
 from distilld.model import Dataset, OperatorError
 from distilld.notify import Notifier
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-EVENTS_ARRIVE: Final = "events"
 SCANS_NOTED_A_PERIOD: Final = 4
 """How often within a rescan period the time of the last scan is written to the store, where nothing else is."""
 

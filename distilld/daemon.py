@@ -20,23 +20,16 @@ import structlog
 
 from distilld import __version__, logs
 from distilld.batch import Engine, PassResult
-from distilld.bulletin import EVENTS_ARRIVE, Bulletin
+from distilld.bulletin import Bulletin
 from distilld.config import Settings
 from distilld.lake import TREES, ListingError, tree_path
+from distilld.listening import Listener
 from distilld.model import DistilldError, OperatorError, Trigger, UsageError
 from distilld.notify import Notifier
 from distilld.once import on_whole_store, recover, writer
 from distilld.store import StoreCorruptError
 from distilld.store.views import Views
-from distilld.watch import (
-    FolderGoneError,
-    Folders,
-    Wake,
-    WatchBrokenError,
-    Watcher,
-    file_system_without_events,
-    folder_identity,
-)
+from distilld.watch import Watcher
 
 log = structlog.get_logger()
 
@@ -45,14 +38,10 @@ TICK_SECONDS: Final = 0.25
 FIRST_RETRY_SECONDS: Final = 1.0
 LONGEST_RETRY_SECONDS: Final = 60.0
 LEAST_PAUSE_SECONDS: Final = 0.1
+LEAST_WAIT_SECONDS: Final = 0.001
 STOP_PATIENCE_SECONDS: Final = 5.0
 """How long a pass has to come to a place where it can end, before it is cut off wherever it is."""
 CHECKPOINT_AFTER_SECONDS: Final = 5.0
-POLL_SHARE: Final = 50
-"""Without file events a scan follows after so many times its own duration: it costs two hundredths of a core."""
-LEAST_POLL_SECONDS: Final = 1.0
-BROKEN_AGAIN_SECONDS: Final = 60.0
-"""A watch that breaks twice within this time is left alone for as long."""
 SQL_STEPS_A_PULSE: Final = 500_000
 
 
@@ -111,16 +100,12 @@ class Daemon:
         self._hinted = False
         self._again_at: float | None = None
         self._rescan_at = self._retry_at = self._checkpoint_at = float("inf")
-        # watching
-        self._watcher = self._new_watcher()
-        self._blind: str | None = None
-        """Why there are no file events, where there are none."""
-        self._arm_at = 0.0
-        self._broken_at = float("-inf")
-        self._listened = False
-        self._gone: Folders = {}
-        self._roots: tuple[tuple[int, int] | None, ...] = ()
-        self._pass_seconds = 0.0
+        self._listener = Listener(
+            [str(settings.root / tree) for tree in TREES.values()],
+            self._new_watcher(),
+            rescan_seconds=settings.rescan_seconds,
+            clock=clock,
+        )
         self._failures = 0
         self._overdue_rows = 0
         self._settling: tuple[str, ...] = ()
@@ -163,7 +148,7 @@ class Daemon:
         self._in_pass = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._notifier.stopping()
-        self._watcher.disarm()
+        self._listener.close()
         connection = self._engine.store.connection
         connection.set_progress_handler(None, 0)
         with suppress(DistilldError, sqlite3.Error):
@@ -171,6 +156,9 @@ class Daemon:
             # What cannot be undone now is undone at the next start.
             recover(self._engine)
         log.info("daemon_stopped")
+
+    def _new_watcher(self) -> Watcher:
+        return Watcher(debounce_ms=self.settings.debounce_ms, stopped=lambda: self._stop or self._reload)
 
     # signals, and signs of life
 
@@ -219,7 +207,7 @@ class Daemon:
 
     def _due(self) -> Trigger | None:
         now = self._clock()
-        moved = self._roots_moved()
+        moved = self._listener.tops_moved()
         if self._failures:
             return Trigger.RECOVERY if now >= self._retry_at or moved else None
         if self._next is not None:
@@ -237,20 +225,8 @@ class Daemon:
             with suppress(OperatorError):
                 self._engine.store.checkpoint()
         times = (self._retry_at, self._rescan_at, self._checkpoint_at, self._again_at or float("inf"))
-        try:
-            wake = self._watcher.wait(max(min(TICK_SECONDS, *(each - now for each in times)), 0.001))
-        except WatchBrokenError as error:
-            self._watch_broke(error)
-        else:
-            self._hinted = self._hinted or wake is Wake.CHANGED
-
-    def _roots_moved(self) -> bool:
-        """Whether one of the two trees came, went or was replaced since the last time that this was asked."""
-        before, self._roots = self._roots, tuple(folder_identity(path) for path in self._tree_roots())
-        return bool(before) and before != self._roots
-
-    def _tree_roots(self) -> tuple[str, ...]:
-        return tuple(str(self.settings.root / tree) for tree in TREES.values())
+        seconds = max(min(TICK_SECONDS, *(each - now for each in times)), LEAST_WAIT_SECONDS)
+        self._hinted = self._listener.wait(seconds) or self._hinted
 
     # passes
 
@@ -281,7 +257,7 @@ class Daemon:
 
     def _passed(self, result: PassResult, seconds: float, trigger: Trigger) -> None:
         if not result.changed:
-            self._pass_seconds = seconds
+            self._listener.note_scan(seconds)
         if self._failures:
             log.info("failure_over", failures=self._failures, since=_since(self._bulletin))
         self._next, self._failures, self._overdue_rows, self._retry_at = None, 0, 0, float("inf")
@@ -291,11 +267,14 @@ class Daemon:
         if result.unfinished:
             self._again_at = now + max(self.settings.settle_seconds, LEAST_PAUSE_SECONDS)
         self._tell_settling(result)
-        self._cover(result)
-        self._rescan_at = now + (self._poll_seconds if self._blind else self.settings.rescan_seconds)
-        level = log.info if trigger in _LONG else log.debug
-        level("scan_finished", trigger=trigger.value, batches=len(result.batches), files=result.indexed.files_seen)
-        self._bulletin.passed(result, watching=self._blind or EVENTS_ARRIVE, folders=len(self._watcher.armed))
+        if result.scan is not None and self._listener.cover(result.scan.folders):
+            self._again_at = now
+        self._rescan_at = now + self._listener.period_seconds
+        if trigger in _LONG:
+            log.info(
+                "scan_finished", trigger=trigger.value, batches=len(result.batches), files=result.indexed.files_seen
+            )
+        self._bulletin.passed(result, watching=self._listener.watching, folders=self._listener.folders)
 
     def _tell_settling(self, result: PassResult) -> None:
         files = tuple(sorted(tree_path(*key) for key in result.indexed.unsettled))
@@ -304,13 +283,15 @@ class Daemon:
         self._settling = files
 
     def _failed(self, error: Exception) -> None:
-        event = "scan_failed" if isinstance(error, ListingError) else "batch_failed"
-        if isinstance(error, OperatorError):
-            text, hint = str(error), error.hint
-            log.error(event, problem=text, hint=hint)
+        text, hint = str(error), getattr(error, "hint", "")
+        if isinstance(error, ListingError):
+            log.error("scan_failed", problem=text, hint=hint)
+        elif isinstance(error, OperatorError):
+            log.error("batch_failed", problem=text, hint=hint)
         else:
+            # Its message may hold the value of a row.
             text, hint = f"an unexpected {type(error).__name__}", "see the log; it is tried again, and please report it"
-            log.error(event, exc_info=error)
+            log.error("batch_failed", exc_info=error)
         with suppress(DistilldError, sqlite3.Error):
             self._engine.store.connection.rollback()
             # Readers should not meet half a row until the next try.
@@ -331,62 +312,6 @@ class Daemon:
         with suppress(OperatorError, sqlite3.Error), self._engine.store.faults():
             self._overdue_rows = Views(self._engine.store).waiting_to_leave()
         return self._overdue_rows
-
-    # file events
-
-    def _new_watcher(self) -> Watcher:
-        return Watcher(debounce_ms=self.settings.debounce_ms, stopped=lambda: self._stop or self._reload)
-
-    @property
-    def _poll_seconds(self) -> float:
-        return min(self.settings.rescan_seconds, max(LEAST_POLL_SECONDS, POLL_SHARE * self._pass_seconds))
-
-    def _cover(self, result: PassResult) -> None:
-        """Watch exactly the folders that the scan saw. A pass follows, for what happened before they were watched."""
-        now = self._clock()
-        if result.scan is None or result.scan.folders == self._watcher.armed or now < self._arm_at:
-            return
-        folders, before = result.scan.folders, self._watcher.armed
-        try:
-            _refuse_silent_file_systems(folders)
-            self._watcher.arm(folders)
-        except FolderGoneError:
-            if folders == self._gone:
-                self._fall_back("a folder can be listed and not watched", self.settings.rescan_seconds)
-            else:
-                self._gone, self._again_at = folders, now
-        except WatchBrokenError as error:
-            self._watcher.disarm()
-            self._fall_back(error.reason, self.settings.rescan_seconds)
-        else:
-            self._again_at = now
-            self._tell_watching(before, folders)
-            self._blind, self._gone = None, {}
-
-    def _tell_watching(self, before: Folders, folders: Folders) -> None:
-        if not self._listened:
-            self._listened = True
-            log.info("watch_started", folders=len(folders))
-        else:
-            # A folder more or less is everyday life; another tree in the place of one, or the end of scanning, is not.
-            usual = before and all(before.get(tree) == folders.get(tree) for tree in self._tree_roots())
-            level = log.debug if usual else log.info
-            level("watch_rearmed", folders=len(folders))
-
-    def _watch_broke(self, error: WatchBrokenError) -> None:
-        now = self._clock()
-        if now - self._broken_at < BROKEN_AGAIN_SECONDS:
-            self._fall_back(error.reason, BROKEN_AGAIN_SECONDS)
-        # Else the next pass arms it again.
-        self._broken_at = now
-        self._hinted = True
-
-    def _fall_back(self, reason: str, seconds: float) -> None:
-        """Go on by scanning alone, and try to listen again after ``seconds``."""
-        if self._blind != reason:
-            log.warning("watch_fallback", reason=reason, scan_every_seconds=round(self._poll_seconds, 1))
-        self._blind = reason
-        self._arm_at = self._clock() + seconds
 
     # SIGHUP
 
@@ -415,13 +340,12 @@ class Daemon:
             receipts_keep=settings.receipts_keep,
         )
         self._bulletin.take(settings)
-        if settings.debounce_ms != before.debounce_ms:
-            self._watcher.disarm()
-            self._watcher = self._new_watcher()
+        new_watcher = self._new_watcher() if settings.debounce_ms != before.debounce_ms else None
+        self._listener.take(new_watcher, rescan_seconds=settings.rescan_seconds)
         changed = [name for name in before.__slots__ if getattr(before, name) != getattr(settings, name)]
         log.info("reload_finished", changed=changed)
         # Also the operator's way to say: try again now.
-        self._next, self._retry_at, self._arm_at = Trigger.RELOAD, self._clock(), 0.0
+        self._next, self._retry_at = Trigger.RELOAD, self._clock()
 
 
 _LONG: Final = (Trigger.STARTUP, Trigger.RELOAD)
@@ -436,14 +360,6 @@ def _refuse_to_move(before: Settings, after: Settings) -> None:
                 " while the daemon runs",
                 hint="restart it",
             )
-
-
-def _refuse_silent_file_systems(folders: Folders) -> None:
-    """Raise WatchBrokenError where a folder stands on a file system that has no events for others' changes."""
-    for folder in {device: folder for folder, (device, _) in folders.items()}.values():
-        kind = file_system_without_events(folder)
-        if kind is not None:
-            raise WatchBrokenError(f"{kind} tells nothing of what other machines write")
 
 
 def _since(bulletin: Bulletin) -> str | None:

@@ -113,8 +113,11 @@ def run_stage(
     except OperatorError as error:
         log.error("stage_finished", stage=name, exit_code=exit_code, receipt=None, problem=str(error))
         return StageRun(exit_code or 1, None, (str(error),))
-    level = log.info if exit_code == 0 else log.error
-    level("stage_finished", stage=name, exit_code=exit_code, receipt=path, duration_ms=facts["duration_ms"])
+    said = {"stage": name, "exit_code": exit_code, "receipt": path, "duration_ms": facts["duration_ms"]}
+    if exit_code == 0:
+        log.info("stage_finished", **said)
+    else:
+        log.error("stage_finished", **said)
     return StageRun(exit_code, path, (*facts["errors"], *facts["warnings"]))
 
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+from distilld.decisions import id_of
 from distilld.model import EXPORT_PATHS, Dataset
 
 _TIMES: Final = ("created_at", "recorded_at", "withdrawn_at", "withdrawn_batch", "shipped_batch")
@@ -101,10 +102,6 @@ _DEPARTING: Final = (
 """Lines that still stand although their rows were found gone: the next batch takes them out."""
 
 
-def _departing_id(dataset: Dataset, key: int) -> str:
-    return f"{dataset}-{key & (1 << 64) - 1:016x}"
-
-
 def _rows_stand_once(root: Path, store: sqlite3.Connection) -> None:
     stamps = {stamp for (stamp,) in store.execute("SELECT recorded_at FROM batches")}
     adopted = {stamp for (stamp,) in store.execute("SELECT created_at FROM adopted_rows")}
@@ -114,7 +111,7 @@ def _rows_stand_once(root: Path, store: sqlite3.Connection) -> None:
         ids = [row["id"] for row in rows]
         assert len(set(ids)) == len(ids), f"{dataset} has an id twice"
         seen = [seen for (seen,) in store.execute("SELECT id FROM seen_ids WHERE dataset = ?", (dataset,))]
-        leaving = {_departing_id(dataset, key) for key, reason in departing if reason is None}
+        leaving = {id_of(dataset, key) for key, reason in departing if reason is None}
         assert sorted(ids) == sorted({*seen, *leaving}), f"{dataset} is not what the store says it ships"
         assert {row["created_at"] for row in rows} <= stamps | adopted, f"{dataset} has rows of a batch that never was"
         held = rows_of(root, f"quarantine_{dataset}") or []

@@ -82,7 +82,7 @@ def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
 
 
 def account_for_every_line(exports: Exports, lines: int) -> None:
-    """Every scored line is shipped or held, once, in RAG and in SFT alike, with one of the eleven reasons (SPEC 3.7)."""
+    """Every scored line is shipped or held, once, in RAG and in SFT alike, for one of eleven reasons (SPEC 3.7)."""
     for dataset in Dataset:
         rows = [json.loads(line) for line in exports.held[dataset]]
         assert {row["reason"] for row in rows} <= set(Reason)
@@ -105,7 +105,7 @@ def have_the_keys_of_their_dataset(exports: Exports) -> None:
 
 
 def ship_no_forbidden_run(exports: Exports, verdicts: Mapping[str, Any], options: Options) -> None:
-    """No row stands in a dataset whose run's verdict in force forbids it there; of a pair, the chosen run (SPEC 3.4)."""
+    """No row stands in a dataset whose run (of a pair, the chosen one) has a verdict in force against it (SPEC 3.4)."""
     if not options.revoke:
         return
     for dataset in Dataset:

@@ -31,7 +31,7 @@ PARTITIONS: Final = (
 RUNS: Final = ("a", "b", "a|b", "b|c", "d", "e", "f")
 TASKS: Final = ("t", "t", "c|t", "u")
 CATEGORIES: Final = ("accepted",) * 4 + ("rejected",) * 3 + ("partially_accepted",) * 2 + ("needs_human_review", "?")
-"""``a|b`` with the task ``t`` and ``a`` with ``b|t`` have one id: the signs between the parts of an id may be in them."""
+"""Ids are made of these with ``|`` between, so rows of two runs, or pairs of two tasks, can share one."""
 SIGNATURES: Final = ("s", "s", "b|s")
 TEXTS: Final = ("one", " two \n", "three", "four", "five", "  ", "")
 
@@ -179,7 +179,7 @@ def joined_rows(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
 
 
 def whole_options() -> st.SearchStrategy[Options]:
-    """Settings of the target state; with ``on_delete = "withdraw"``, under which the oracle needs to know no history."""
+    """Settings of the target state; with ``on_delete = "withdraw"``, so that the oracle needs to know no history."""
     return st.builds(
         Options,
         include_partial=st.booleans(),

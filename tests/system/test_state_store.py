@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -15,12 +14,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import pytest
 
-from distilld.model import EXPORT_PATHS, Dataset
-from tests.system.command import REPOSITORY, another_writer, bring, rows
+from distilld.model import EXPORT_PATHS
+from tests.system.command import REPOSITORY, another_writer, bring, phase4, rows
 
 DOCS = REPOSITORY / "docs" / "state.md"
 METADATA = REPOSITORY / "inspect" / "metadata.yaml"
@@ -59,28 +58,15 @@ def test_page_describes_the_schema(done: Path) -> None:
 
 def test_page_names_every_fact_of_the_lake() -> None:
     """docs/state.md names every fact that the program keeps in the table lake."""
-    kept = set()
+    kept: set[str] = set()
     for path in (REPOSITORY / "distilld").rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        constants = {
-            node.target.id: node.value.value
-            for node in tree.body
-            if isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and isinstance(node.value, ast.Constant)
-        }
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in ("remember", "recall")
-            ):
-                match node.args[0] if node.args else None:
-                    case ast.Constant(value=name) | ast.Name(id=name):
-                        kept.add(constants.get(name, name))
-    assert {"options_sha256", "tamperings", "last_scan_at"} <= kept
-    text = DOCS.read_text().split("### `lake`")[1].split("### ")[0]
-    assert {name for name in kept if name.islower() and f"`{name}`" not in text} - {"name"} == set()
+        text = path.read_text()
+        constants = dict(re.findall(r'^([A-Z_]+): Final = "(\w+)"', text, flags=re.MULTILINE))
+        kept |= set(re.findall(r'(?:remember|recall)\(\s*"(\w+)"', text))
+        kept |= {constants[name] for name in re.findall(r"(?:remember|recall)\(([A-Z_]+)", text) if name in constants}
+    assert {"options_in_hand", "tamperings", "last_scan_at"} <= kept
+    described_here = DOCS.read_text().split("### `lake`")[1].split("### ")[0]
+    assert {name for name in kept if f"`{name}`" not in described_here} == set()
 
 
 def test_there_are_ten_questions() -> None:
@@ -92,16 +78,17 @@ def test_there_are_ten_questions() -> None:
     assert METADATA.read_text().count("sql: |-") == 10
 
 
-@pytest.fixture
-def lake_of_all(worked: Path) -> Path:
+@pytest.fixture(scope="module")
+def lake_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake in which every question but the last has an answer."""
-    gone = next((worked / "data/scored-runs/2026/03/03").iterdir())
-    gone.unlink()
-    some = worked / "data/scored-runs/2026/03/01/audits.jsonl"
+    root = phase4(tmp_path_factory.mktemp("all"))
+    bring(root)
+    (root / "data/scored-runs/2026/03/03/audits.jsonl").unlink()
+    some = root / "data/scored-runs/2026/03/01/audits.jsonl"
     some.write_bytes(some.read_bytes().replace(b'"category":"accepted"', b'"category":"rejected"', 3) + b'{"torn":')
     os.utime(some, (1, 1))
-    bring(worked)
-    return worked
+    bring(root)
+    return root
 
 
 def values(root: Path) -> dict[str, str]:
@@ -112,12 +99,12 @@ def values(root: Path) -> dict[str, str]:
     return {"RUN_ID": row["source_run_id"], "ID": row["id"], "BATCH_ID": batch_id}
 
 
-@pytest.mark.parametrize(("number", "words", "command"), questions(), ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("number", "words", "command"), questions(), ids=[number for number, _, _ in questions()])
 def test_question_works_in_sqlite_utils(lake_of_all: Path, number: str, words: str, command: str) -> None:
     """Each question, typed as it stands, has an answer from sqlite-utils, beside a running writer."""
     assert words.endswith("?")
     for word, value in values(lake_of_all).items():
-        command = re.sub(rf"(-p \w+) {word} ", lambda found, value=value: f"{found[1]} '{value}' ", command)
+        command = command.replace(f" {word} ", f" '{value}' ")
     with another_writer(lake_of_all):
         ran = subprocess.run(
             ["bash", "-c", command.replace(" -t ", " ")],
@@ -145,20 +132,9 @@ def test_question_works_in_sqlite_utils(lake_of_all: Path, number: str, words: s
 @contextmanager
 def datasette(store: Path) -> Iterator[str]:
     """Datasette on the store as ``make inspect`` starts it, on a free port; gives its address."""
+    options = ["--metadata", str(METADATA), "--plugins-dir", str(METADATA.parent / "plugins")]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "datasette",
-            "serve",
-            str(store),
-            "--metadata",
-            str(METADATA),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-        ],
+        [sys.executable, "-m", "datasette", "serve", str(store), *options, "--host", "127.0.0.1", "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -181,32 +157,34 @@ def fetched(address: str, path: str) -> str:
         return str(response.read().decode())
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("datasette") is None, reason="datasette (the extra 'inspect') is not installed"
-)
+HAS_DATASETTE = importlib.util.find_spec("datasette") is not None
+
+
+@pytest.mark.skipif(not HAS_DATASETTE, reason="datasette (the extra 'inspect') is not installed")
 def test_datasette_shows_the_store_beside_a_writer(lake_of_all: Path) -> None:
     """Datasette opens the store read-only beside a running writer: every table, the questions, and what is new."""
     store = lake_of_all / "state/distilld.db"
-    parameters = {"run_id": "RUN_ID", "batch_id": "BATCH_ID", "id": "ID"}
-    before = store.stat().st_mtime_ns
+    asked = values(lake_of_all)
+    parameters = {
+        "run_id": asked["RUN_ID"],
+        "batch_id": asked["BATCH_ID"],
+        "id": asked["ID"],
+        "reason": "empty_content",
+    }
+    before = store.read_bytes()
     with datasette(store) as address:
         with another_writer(lake_of_all):
             assert "What became of a run?" in fetched(address, "/distilld")
             assert "The time that it stamped on its rows" in fetched(address, "/distilld/batches")
             for name in described():
                 fetched(address, f"/distilld/{name}")
-            asked = values(lake_of_all)
             for name in re.findall(r"^      (\w+):\n        title:", METADATA.read_text(), flags=re.MULTILINE):
-                query = "&".join(f"{key}={quote(asked[word])}" for key, word in parameters.items())
-                found = json.loads(fetched(address, f"/distilld/{name}.json?_shape=array&reason=empty_content&{query}"))
-                assert found, name
-        assert store.stat().st_mtime_ns == before
-        batches = json.loads(fetched(address, "/distilld/batches.json?_shape=array&_nl=off"))
+                assert json.loads(fetched(address, f"/distilld/{name}.json?_shape=array&{urlencode(parameters)}")), name
+        assert store.read_bytes() == before
+        batches = json.loads(fetched(address, "/distilld/batches.json?_shape=array"))
         with (lake_of_all / "data/scored-runs/2026/03/02/audits.jsonl").open("ab") as file:
             file.write(b"no JSON\n")
         bring(lake_of_all)
         newer = json.loads(fetched(address, "/distilld/batches.json?_shape=array"))
         assert len(newer) == len(batches) + 1
         assert newer[0]["batch"] > batches[0]["batch"]
-    assert len(rows(lake_of_all / EXPORT_PATHS["rag"])) > 0
-    assert Dataset.RAG in EXPORT_PATHS

@@ -15,7 +15,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from distilld import bulletin, daemon, logs, vitals
+from distilld import bulletin, daemon, listening, logs, vitals
 from distilld.batch import Engine, PassResult
 from distilld.config import Settings, load
 from distilld.daemon import Daemon, PassEnded
@@ -467,7 +467,7 @@ def read(stage: Stage) -> Vitals:
 
 def test_file_system_without_events_is_scanned(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a network file system others' writes give no event, so nothing is watched and scans follow one another."""
-    monkeypatch.setattr(daemon, "file_system_without_events", lambda _: "nfs4")
+    monkeypatch.setattr(listening, "file_system_without_events", lambda _: "nfs4")
     stage.wait(10)
     stage.run()
     (fallback,) = stage.events("watch_fallback")
@@ -487,7 +487,7 @@ def test_watch_that_breaks_is_armed_again_at_once(stage: Stage) -> None:
     stage.then(break_it, lambda: armed.append(bool(stage.script.armed)))
     stage.wait(5)
     stage.then(break_it, lambda: armed.append(bool(stage.script.armed)))
-    stage.wait(daemon.BROKEN_AGAIN_SECONDS * 1.2)
+    stage.wait(listening.BROKEN_AGAIN_SECONDS * 1.2)
     stage.then(lambda: armed.append(bool(stage.script.armed)))
     stage.run()
     assert armed == [True, False, True]
