@@ -1,0 +1,170 @@
+"""Histories that once went wrong, each cut down to its last few steps, and proofs that work follows the change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from distilld import batch
+from distilld.model import InputKind, OnDelete, Options
+from tests.property.invariants import Exports
+from tests.property.model import Row, bad, evidence, scored
+from tests.property.test_histories import Histories
+
+SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE
+WITHDRAW = Options(on_delete=OnDelete.WITHDRAW, max_line_bytes=600)
+
+
+@pytest.fixture
+def lake() -> Iterator[Histories]:
+    """A lake without rows and an engine on it; ``check_pass`` holds every pass against the oracle."""
+    with structlog.testing.capture_logs():
+        machine = Histories()
+        machine.options = machine.here(WITHDRAW)
+        machine.restart()
+        yield machine
+        machine.teardown()
+
+
+def restart(lake: Histories, options: Options, **limits: int) -> None:
+    """Go on with another engine."""
+    lake.options = lake.here(options)
+    lake.batch_rows = limits.get("batch_rows", lake.batch_rows)
+    lake.restart()
+
+
+def put(lake: Histories, partition: int, rows: list[Row], given: list[Row] | None = None) -> None:
+    """Append scored rows, and evidence."""
+    lake.history.append(SCORED, partition, rows)
+    lake.history.append(EVIDENCE, partition, given or [])
+
+
+def judged(lake: Histories) -> int:
+    """How many rows the next pass judges; it is held against the oracle."""
+    before = lake.rows_judged
+    lake.check_pass()
+    return type(lake).rows_judged - before
+
+
+def test_batch_that_changes_nothing_does_not_end_the_pass(lake: Histories) -> None:
+    """A batch whose rows come to what they were is followed by the next one; the pass once ended there."""
+    restart(lake, WITHDRAW, batch_rows=1)
+    put(lake, 0, [scored("a", "accepted")])
+    lake.check_pass()
+    put(lake, 0, [scored("a", "accepted")] * 4 + [scored("a", "rejected"), scored("b", "accepted")])
+    lake.check_pass()
+
+
+def test_another_line_limit_changes_what_a_known_line_is(lake: Histories) -> None:
+    """A line that was too deep is too long under a smaller limit; it once kept its old fault, having the same bytes."""
+    put(lake, 0, [scored("a", "accepted"), bad(10)])
+    lake.check_pass()
+    restart(lake, replace(WITHDRAW, max_line_bytes=215))
+    lake.check_pass()
+
+
+def test_one_of_equal_lines_stays_where_it_is(lake: Histories) -> None:
+    """Where a line's twin comes in before it, the line that stayed is not written anew; they once changed places."""
+    put(lake, 0, [bad(0), scored("a", "accepted")])
+    lake.check_pass()
+    lake.history.change_line(SCORED, 0, 0, scored("a", "accepted"), in_place=False)
+    lake.check_pass()
+
+
+def test_reformatted_row_keeps_its_quarantine_line(lake: Histories) -> None:
+    """A row written with other white space is held in the same words, so its line is kept, with the time it had."""
+    put(lake, 0, [scored("a", "accepted")])
+    lake.check_pass()
+    before = Exports.read(lake.folder)
+    spaced = Row(scored("a", "accepted").replace(b'":', b'": '))
+    lake.history.rewrite(SCORED, 0, [spaced], in_place=True)
+    lake.check_pass()
+    assert Exports.read(lake.folder).held == before.held
+
+
+def test_rows_that_a_rewrite_brings_form_pairs(lake: Histories) -> None:
+    """A task is formed anew for rows that came in with a rewrite, too; once only appended rows counted."""
+    put(lake, 0, [bad(0)], [evidence("a"), evidence("b", "two")])
+    lake.check_pass()
+    lake.history.insert(SCORED, 0, 0, [scored("a", "accepted"), scored("b", "rejected")], in_place=False)
+    lake.check_pass()
+
+
+def test_row_that_moves_takes_what_it_waits_for_along(lake: Histories) -> None:
+    """A row moves within its file as its evidence goes; it once stayed shipped, its turn forgotten."""
+    put(lake, 0, [scored("a", "accepted")], [evidence("a")])
+    lake.check_pass()
+    lake.history.move(EVIDENCE, 0, 1)
+    lake.history.insert(SCORED, 0, 0, [scored("b", "accepted")], in_place=False)
+    lake.check_pass()
+
+
+def test_batch_cut_by_bytes_judges_what_a_verdict_forbids(lake: Histories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch judges all rows that a verdict may forbid now; one that was cut by bytes once left some for later."""
+    restart(lake, replace(WITHDRAW, revoke=False))
+    put(lake, 0, [scored("a", "accepted")] * 6, [evidence("a")])
+    put(lake, 1, [scored("b", "accepted")], [evidence("b")])
+    put(lake, 2, [scored("b", "rejected")], [])
+    lake.check_pass()
+    monkeypatch.setattr(batch, "BATCH_BYTES", 1)
+    restart(lake, WITHDRAW)
+    lake.check_pass()
+
+
+def test_row_that_a_later_gate_holds_becomes_a_duplicate(lake: Histories) -> None:
+    """A row without shape is a duplicate once an earlier row ships its id, and has no shape again once that row goes.
+
+    The gate for ids comes before the one for shape. Rows were once looked at again only if they were duplicates before.
+    """
+    early, late = 1, 0
+    put(lake, late, [scored("a", "accepted")], [evidence("a", "  ")])
+    lake.check_pass()
+    put(lake, early, [scored("a", "accepted")], [evidence("a")])
+    lake.check_pass()
+    lake.history.rewrite(SCORED, lake.history.files(SCORED).index(lake.history.path(SCORED, early)), [], in_place=True)
+    lake.check_pass()
+
+
+# work follows the change
+
+
+def test_late_evidence_judges_the_rows_that_wait_for_it(lake: Histories) -> None:
+    """Evidence that comes late judges the rows of its runs, not its partition."""
+    runs = [f"run-{number}" for number in range(200)]
+    put(lake, 0, [scored(run, "accepted", task=run) for run in runs], [evidence(run) for run in runs[10:]])
+    assert judged(lake) == 200
+    lake.history.append(EVIDENCE, 0, [evidence(run) for run in runs[:3]])
+    assert judged(lake) == 3
+
+
+def test_appended_rows_alone_are_judged(lake: Histories) -> None:
+    """A hundred appended rows of new runs are all that is judged."""
+    runs = [f"run-{number}" for number in range(300)]
+    put(lake, 0, [scored(run, "accepted", task=run) for run in runs[:200]], [evidence(run) for run in runs])
+    lake.check_pass()
+    put(lake, 0, [scored(run, "accepted", task=run) for run in runs[200:]])
+    assert judged(lake) == 100
+
+
+def test_row_inserted_at_the_head_judges_no_shipped_row(lake: Histories) -> None:
+    """Rows that ship and only move are not judged; held ones are, because their quarantine row names their place."""
+    runs = [f"run-{number}" for number in range(200)]
+    lake.options = lake.here(replace(WITHDRAW, include_partial=True))
+    restart(lake, lake.options)
+    put(lake, 0, [scored(run, "accepted", task=run) for run in runs], [evidence(run, f"by {run}") for run in runs])
+    put(lake, 0, [scored("held", "accepted")])
+    lake.check_pass()
+    lake.history.insert(SCORED, 0, 0, [scored("new", "accepted")], in_place=False)
+    assert judged(lake) == 2
+
+
+def test_verdict_judges_the_rows_of_its_run(lake: Histories) -> None:
+    """A rejection judges its own row and the earlier rows of the run."""
+    runs = [f"run-{number}" for number in range(200)]
+    put(lake, 0, [scored(run, "accepted", task=run) for run in runs], [evidence(run) for run in runs])
+    lake.check_pass()
+    put(lake, 3, [scored("run-7", "rejected", task="run-7")])
+    assert judged(lake) == 2
