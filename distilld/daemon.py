@@ -94,7 +94,9 @@ class Daemon:
         self._environ = environ
         self._notifier = notifier
         self._clock = clock
-        self._stop = self._reload = self._give_up = self._in_pass = False
+        self._stop = self._reload = self._give_up = False
+        self._cuttable = False
+        """Whether what is going on may be cut off where it is, when the process is to end."""
         # what may be due
         self._next: Trigger | None = Trigger.STARTUP
         self._hinted = False
@@ -112,6 +114,7 @@ class Daemon:
 
     def run(self, engine: Engine) -> None:
         """Pass after pass, until a signal says stop. Nothing is half done when this returns."""
+        self._cuttable = False
         self._engine = engine
         self._bulletin = Bulletin(self.settings, engine, self._notifier)
         engine.store.connection.set_progress_handler(self._pulse_of_sql, SQL_STEPS_A_PULSE)
@@ -120,7 +123,7 @@ class Daemon:
             with suppress(PassEnded):
                 while not self._stop:
                     self._step()
-            log.info("daemon_stopping", cut_off=self._in_pass)
+            log.info("daemon_stopping", cut_off=self._cuttable)
         finally:
             self._end()
 
@@ -145,7 +148,7 @@ class Daemon:
         self._notifier.ready()
 
     def _end(self) -> None:
-        self._in_pass = False
+        self._cuttable = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._notifier.stopping()
         self._listener.close()
@@ -172,6 +175,8 @@ class Daemon:
             signal.SIGALRM: self._on_alarm,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        # Also what comes before the first pass may take long.
+        self._cuttable = True
         try:
             yield
         finally:
@@ -189,19 +194,19 @@ class Daemon:
 
     def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
         self._give_up = True
-        if self._in_pass:
+        if self._cuttable:
             raise PassEnded
 
     def pulse(self) -> None:
         """The work goes on; called from within passes. Ends them when the daemon is to stop."""
         self._notifier.alive()
-        if self._stop and self._in_pass:
+        if self._stop and self._cuttable:
             raise PassEnded
 
     def _pulse_of_sql(self) -> bool:
         """The same from within a statement: one that takes too long when the daemon is to stop is interrupted."""
         self._notifier.alive()
-        return self._give_up and self._in_pass
+        return self._give_up and self._cuttable
 
     # what is due, and waiting until something is
 
@@ -234,7 +239,7 @@ class Daemon:
         self._hinted, self._again_at = False, None
         self._engine.progress = self._bulletin.progress if trigger in _LONG else None
         began = self._clock()
-        self._in_pass = True
+        self._cuttable = True
         try:
             if self._failures or trigger is Trigger.STARTUP:
                 self._engine.store.connection.rollback()
@@ -249,10 +254,10 @@ class Daemon:
             # The one place: whatever it is, the next try may work.
             if self._stop:
                 raise PassEnded from error
-            self._in_pass = False
+            self._cuttable = False
             self._failed(error)
         else:
-            self._in_pass = False
+            self._cuttable = False
             self._passed(result, self._clock() - began, trigger)
 
     def _passed(self, result: PassResult, seconds: float, trigger: Trigger) -> None:
@@ -316,7 +321,7 @@ class Daemon:
     # SIGHUP
 
     def _take_settings(self) -> None:
-        self._reload = False
+        self._reload, self._cuttable = False, True
         self._notifier.reloading()
         log.info("reload_started")
         try:
@@ -326,6 +331,7 @@ class Daemon:
             log.error("reload_refused", faults=str(error).splitlines(), in_force="the settings as they were")
         else:
             self._reconfigure(settings)
+        self._cuttable = False
         self._notifier.ready()
 
     def _reconfigure(self, settings: Settings) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 
 from distilld.store import Store
@@ -62,11 +63,11 @@ def read_vitals(store: Store) -> Vitals:
     try:
         return Vitals(
             pid=int(pid) if pid.isdecimal() else None,
-            started_at=store.recall(STARTED),
-            last_scan_at=store.recall(SCANNED),
+            started_at=_moment(store.recall(STARTED)),
+            last_scan_at=_moment(store.recall(SCANNED)),
             failure=Failure(**failure) if failure else None,
             unreadable=tuple(Unreadable(**each) for each in unreadable or ()),
-            overdue_since=store.recall(OVERDUE),
+            overdue_since=_moment(store.recall(OVERDUE)),
             watching=store.recall(WATCHING),
         )
     except TypeError:
@@ -103,6 +104,14 @@ def _as_facts(vitals: Vitals) -> dict[str, str | None]:
         OVERDUE: vitals.overdue_since,
         WATCHING: vitals.watching,
     }
+
+
+def _moment(text: str | None) -> str | None:
+    try:
+        datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return text
 
 
 def _parsed(text: str | None) -> Any:

@@ -119,6 +119,10 @@ class Frozen:
 
     def thaw(self) -> None:
         """What returned, or is gone for good, is as live as before (SPEC 3, 'A path that returns')."""
+        self._run(
+            "DELETE FROM rejudge_frozen WHERE NOT EXISTS"
+            " (SELECT 1 FROM frozen_rows f WHERE f.frozen_id = rejudge_frozen.frozen_id)"
+        )
         self._thaw_pairs()
         for dataset, other in ((Dataset.RAG, Dataset.SFT), (Dataset.SFT, Dataset.RAG)):
             self._thaw_half(dataset, other)

@@ -637,6 +637,23 @@ def test_statement_that_takes_long_is_interrupted(stage: Stage, monkeypatch: pyt
     assert stage.events("daemon_stopped")
 
 
+def test_stop_before_the_first_pass(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that hangs, in git for example, is cut off as well."""
+    monkeypatch.setattr(daemon, "STOP_PATIENCE_SECONDS", 0.05)
+
+    def hang(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            pass
+        raise AssertionError("nobody cut it off")
+
+    monkeypatch.setattr(daemon, "writer", hang)
+    notifier = Heard(stage.notified)
+    daemon.serve(stage.settings, read_settings=stage.read, environ={}, notifier=notifier)
+    assert stage.notified == []
+
+
 def test_signal_handlers_are_given_back(stage: Stage) -> None:
     """What handled the signals before does so again afterwards."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)]

@@ -437,6 +437,20 @@ def test_change_to_withdraw_lets_frozen_rows_and_pairs_go(lake: HistoryLake, tre
     assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
 
 
+def test_change_of_on_delete_leaves_nothing_waiting(lake: HistoryLake) -> None:
+    """After a change of on_delete nothing waits to be judged, and the new options count as those judged with.
+
+    Frozen rows waited to be judged that were no more, so the pass never counted as done: a rebuild left out the order.
+    """
+    two_partitions(lake)
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
+    lake.go()
+    assert not lake.engine.work.waiting().anything
+    assert lake.engine.store.recall("options_sha256") == lake.options.sha256
+
+
 def test_change_of_on_delete_passes_the_tripwire(lake: HistoryLake) -> None:
     """on_delete changes to withdraw while many rows are frozen: the tripwire keeps them, rows and pairs."""
     many_rows(lake)

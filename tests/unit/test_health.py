@@ -1,0 +1,218 @@
+"""Health: what is unhealthy, that each reason says what to do, and that the documents know every reason."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from distilld.batch import Engine
+from distilld.commit import iso_time
+from distilld.config import Settings, load
+from distilld.health import diagnose
+from distilld.lock import tell_trouble
+from distilld.once import bring_up_to_date, writer
+from distilld.vitals import Failure, Unreadable, Vitals, read_vitals, write_vitals
+from tests.bench.lake_by_formula import partition_of, write_bench_lake
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A lake of 21 rows that saw one run."""
+    write_bench_lake(tmp_path / "lake", rows=21, partitions=2, text_bytes=100)
+    made = load(flags={"root": tmp_path / "lake"}, environ={}, config_file=None, cwd=tmp_path)
+    with capture_logs(), writer(made) as engine:
+        bring_up_to_date(engine)
+    return made
+
+
+@pytest.fixture
+def running(settings: Settings) -> Iterator[Engine]:
+    """A daemon's writer on the lake, with what a daemon leaves in the store."""
+    with capture_logs(), writer(settings) as engine:
+        leave(engine, alive())
+        yield engine
+
+
+def alive(**changes: object) -> Vitals:
+    """The vitals of a daemon in this process that scanned just now."""
+    now = iso_time(time.time_ns())
+    return replace(Vitals(pid=os.getpid(), started_at=now, last_scan_at=now, watching="events"), **changes)  # type: ignore[arg-type]
+
+
+def leave(engine: Engine, vitals: Vitals) -> None:
+    """Write them."""
+    write_vitals(engine.store, vitals, read_vitals(engine.store))
+
+
+def names(settings: Settings, *, daemon: bool = True) -> list[str]:
+    """The reasons, by name."""
+    return [each.name for each in diagnose(settings, daemon=daemon)]
+
+
+def ago(seconds: float) -> str:
+    """A moment in the past, as it is stored."""
+    return iso_time(time.time_ns() - round(seconds * 1e9))
+
+
+def test_healthy_while_a_daemon_runs(settings: Settings, running: Engine) -> None:
+    """A daemon that scanned a moment ago, and nothing else to tell: no reason."""
+    assert names(settings) == []
+
+
+def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> None:
+    """Without a daemon the lake is unhealthy, but not where a timer keeps it."""
+    assert names(settings) == ["no_writer"]
+    assert names(settings, daemon=False) == []
+
+
+def test_command_that_writes_is_a_writer(settings: Settings) -> None:
+    """While 'run --once' or 'rebuild' holds the lake, nobody misses the daemon, nor its scans."""
+    with capture_logs(), writer(settings) as engine:
+        leave(engine, alive(pid=1, started_at=ago(1e6), last_scan_at=ago(1e6)))
+        assert names(settings) == []
+
+
+def test_scan_that_is_overdue(settings: Settings, running: Engine) -> None:
+    """Three rescan periods without a scan are a reason; a daemon that just started has time."""
+    late = settings.rescan_seconds * 3 + 10
+    leave(running, alive(started_at=ago(late * 2), last_scan_at=ago(late)))
+    assert names(settings) == ["scan_overdue"]
+    assert names(settings, daemon=False) == []
+    leave(running, alive(started_at=ago(1), last_scan_at=ago(late)))
+    assert names(settings) == []
+
+
+def test_failure_and_overdue_withdrawal(settings: Settings, running: Engine) -> None:
+    """A failure that lasts says since when and what of; rows that must leave are a reason of their own."""
+    leave(running, alive(failure=Failure(ago(60), ago(1), 7, "no room", "make some"), overdue_since=ago(60)))
+    failed, overdue = diagnose(settings)
+    assert (failed.name, overdue.name) == ("last_batch_failed", "withdrawal_overdue")
+    assert "7 times since" in failed.text
+    assert "no room" in failed.text
+    assert failed.remedy.startswith("make some")
+    assert "do not train" in overdue.remedy
+
+
+def test_failure_outlives_the_daemon(settings: Settings, running: Engine) -> None:
+    """A daemon that died failing is told as such, until somebody brings the lake up to date."""
+    leave(running, alive(failure=Failure(ago(60), ago(1), 7, "no room", "make some")))
+    running.store.connection.commit()
+    assert "last_batch_failed" in names(settings, daemon=False)
+
+
+def test_trouble_in_the_lock_file(settings: Settings, running: Engine) -> None:
+    """What could not be said in the store is read from the lock file; a writer that is gone has no trouble."""
+    tell_trouble(settings.root, settings.state, "the disk is full")
+    (problem,) = diagnose(settings)
+    assert (problem.name, "the disk is full" in problem.text) == ("last_batch_failed", True)
+    tell_trouble(settings.root, settings.state, None)
+    assert names(settings) == []
+
+
+def test_unreadable_inputs_are_named_once(settings: Settings, running: Engine) -> None:
+    """What the daemon cannot read and this command can see are told once each, the daemon's with its time."""
+    folder = settings.root / "data/scored-runs" / Path(partition_of(0)).parent
+    (folder / "link.jsonl").symlink_to("elsewhere")
+    link = f"data/scored-runs/{Path(partition_of(0)).parent}/link.jsonl"
+    since = ago(60)
+    seen = (
+        Unreadable(link, "is a link and is not followed", since),
+        Unreadable("data/evidence/2026/01/01/eio.jsonl", "cannot be read: Input/output error", since),
+    )
+    leave(running, alive(unreadable=seen))
+    found = [each for each in diagnose(settings) if each.name == "not_read"]
+    assert len(found) == 2
+    assert any("Input/output error" in each.text and since in each.text for each in found)
+
+
+def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None:
+    """A corrupt store that was put aside is a reason until its files are removed, and the command names them."""
+    kept = settings.state.with_name(f"{settings.state.name}.corrupt-2026")
+    kept.touch()
+    (problem,) = diagnose(settings)
+    assert problem.name == "store_set_aside"
+    assert str(kept) in problem.remedy
+    kept.unlink()
+    assert names(settings) == []
+
+
+def test_cut_off_batch_is_pending(settings: Settings) -> None:
+    """A batch that was cut off is a reason when nobody is at work on it."""
+    with capture_logs(), writer(settings) as engine:
+        engine.store.connection.execute("INSERT INTO intents VALUES ('rag', 2, 0, NULL)")
+    assert "recovery_pending" in names(settings, daemon=False)
+
+
+def test_never_run(tmp_path: Path) -> None:
+    """A lake that nothing was ever done to is unhealthy, whoever is to do it."""
+    settings = load(flags={"root": tmp_path}, environ={}, config_file=None, cwd=tmp_path)
+    assert names(settings, daemon=False) == ["never_run"]
+
+
+def test_looking_changes_nothing(settings: Settings) -> None:
+    """Health leaves no trace, so it may be asked every few seconds."""
+
+    def facts() -> dict[Path, int]:
+        # SQLite's own memory of who reads is no trace.
+        return {path: path.stat().st_mtime_ns for path in settings.root.rglob("*") if path.suffix != ".db-shm"}
+
+    before = facts()
+    diagnose(settings)
+    assert facts() == before
+
+
+def test_vitals_of_another_form_are_left_out(settings: Settings, running: Engine) -> None:
+    """What another version left, or somebody edited, is no reason to fail."""
+    odd = {"last_failure": '{"odd": 1}', "unreadable_inputs": "no json", "daemon_pid": "x", "last_scan_at": "then"}
+    for name, value in odd.items():
+        running.store.remember(name, value)
+    assert read_vitals(running.store) == Vitals()
+    assert diagnose(settings) == []
+    running.store.remember("last_failure", None)
+    assert read_vitals(running.store).last_scan_at is None
+    assert diagnose(settings) == []
+
+
+def every_problem() -> set[str]:
+    """The names of all problems in the source."""
+    found = set()
+    for module in ("status", "health"):
+        tree = ast.parse((REPOSITORY / "distilld" / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Name(id="Problem"), args=[ast.Constant(value=str(name)), *_]):
+                    found.add(name)
+    return found
+
+
+def test_docs_say_what_to_do_about_every_reason() -> None:
+    """The table of docs/operations.md has a line for each problem that status and health can name, and no other."""
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## What health says")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", table, flags=re.MULTILINE)) == every_problem()
+
+
+def test_docs_say_what_to_do_on_every_error_event() -> None:
+    """Each event that the source logs as an error or a warning is in the table of docs/operations.md, and no other."""
+    logged: dict[str, str] = {}
+    for path in (REPOSITORY / "distilld").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="error" | "warning" as level),
+                    args=[ast.Constant(value=str(name))],
+                ):
+                    logged[name] = "error" if "error" in (level, logged.get(name)) else "warning"
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## What to do on an event")[2].partition("\n## ")[0]
+    assert dict(re.findall(r"^\| `([a-z_]+)` \| (\w+) \|", table, flags=re.MULTILINE)) == logged
