@@ -415,12 +415,16 @@ class Work:
         return not found[0]
 
     def side_is_absent(self, partition_id: int, run_id: str) -> bool:
-        """Whether a pair's side stands in an absent scored file, or on an absent evidence file."""
+        """Whether a pair's side stands in an absent scored file, or on an absent evidence file.
+
+        A line that also stands in a present partition counts only there (SPEC 3).
+        """
         states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
         if states.get("scored") == "absent":
             return bool(
                 self._run(
-                    "SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE run_id = ? AND partition_id = ?)",
+                    "SELECT EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = ?1 AND f.partition_id = ?2 AND NOT EXISTS"
+                    " (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND s.digest = f.digest))",
                     (run_id, partition_id),
                 ).fetchone()[0]
             )

@@ -128,6 +128,15 @@ def test_row_that_a_later_gate_holds_becomes_a_duplicate(lake: Histories) -> Non
     lake.check_pass()
 
 
+def test_held_pair_of_a_renamed_partition_stands_once(lake: Histories) -> None:
+    """Rows that moved to another partition are not absent; their held pair once stayed beside the one formed anew."""
+    restart(lake, replace(WITHDRAW, on_delete=OnDelete.KEEP))
+    put(lake, 0, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b")])
+    lake.check_pass()
+    lake.history.move_both(0, 3)
+    lake.check_pass()
+
+
 # work follows the change
 
 

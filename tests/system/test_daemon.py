@@ -11,11 +11,12 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def wait_shipped(root: Path, *runs: str) -> None:
     until(lambda: set(runs) <= shipped(root), f"{len(runs)} runs in the export")
 
 
+def wait_judged(root: Path, rows: int, *, seconds: float = 60) -> None:
+    """Wait until the store says of so many rows that they are judged; what only stands in an export may be undone."""
+
+    def judged() -> bool:
+        with closing(sqlite3.connect(f"file:{root / 'state/distilld.db'}?mode=ro", uri=True)) as store:
+            counters = dict(store.execute("SELECT name, value FROM counters"))
+        return (counters["scored_rows"], counters["unjudged_rows"]) == (rows, 0)
+
+    until(judged, f"{rows} rows judged", seconds=seconds)
+
+
 def full_pass(root: Path, folder: Path) -> dict[str, object]:
     """What one pass by a lake of its own makes of the same inputs."""
     again = folder / "again"
@@ -102,6 +114,7 @@ def test_row_appears_without_anybody_asking(root: Path, tmp_path: Path) -> None:
         running.wait_ready()
         wait_shipped(root, *(run_of(row) for row in range(50) if category_of(row) is Category.ACCEPTED))
         wait_shipped(root, append(root, accepted(1000)))
+        wait_judged(root, 51)
         stop(running)
     committed_and_whole(root)
     assert at_rest(root) == full_pass(root, tmp_path)
@@ -319,7 +332,8 @@ def burst(root: Path, partitions: int, seconds: float) -> None:
         first = accepted(1_000_000)
         # What a row comes to repeats itself every CYCLE rows.
         made = {append(root, first + index * CYCLE, partition=100 + index) for index in range(partitions)}
-        until(lambda: made <= shipped(root), "the whole burst", seconds=seconds)
+        wait_judged(root, 50 + partitions, seconds=seconds)
+        assert made <= shipped(root)
         stop(running)
     found = Counter(row["id"] for row in rows(root / RAG))
     assert set(found.values()) == {1}
@@ -392,9 +406,7 @@ def kill_again_and_again(root: Path, kills: int, rows: int, folder: Path) -> Non
                 assert running.process.poll() is None, f"it ended by itself before kill {number}"
                 running.kill()
         with daemon(root, env=RARELY) as running:
-            written = writing.end()
-            wanted = {run_of(row) for row in range(written) if category_of(row) is Category.ACCEPTED}
-            until(lambda: wanted <= shipped(root), f"{len(wanted)} rows", seconds=60)
+            wait_judged(root, 50 + writing.end())
             stop(running)
     finally:
         writing.kill()
