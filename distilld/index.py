@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from distilld.json_text import Malformed, ParsedLine, parse_object
+from distilld.facts import LINES_END, TOO_LONG, EvidenceFacts, RowFacts, row_facts, run_of_evidence
+from distilld.json_text import parse_object
 from distilld.lake import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
 from distilld.plan import FileKey, Look, compare
-from distilld.records import category_of
 from distilld.store import Store
-from distilld.store.inputs import EvidenceFacts, FileRecord, Inputs, RowFacts
-from distilld.store.schema import CATEGORY_CODES, LINES_END, MALFORMED_CODES
+from distilld.store.inputs import FileRecord, Inputs
 from distilld.tail import Line, PartitionReader
 
 ROWS_PER_TRANSACTION: Final = 20_000
@@ -285,7 +284,7 @@ class Indexer:
     def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
         """Insert a block's facts; returns how many lines are malformed."""
         if record.kind is InputKind.SCORED:
-            rows = [row_facts(line, number) for number, line in enumerate(block, first_line)]
+            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
             self._inputs.add_scored(record, rows)
             self._out.rows_indexed += len(rows)
             return sum(row.malformed is not None for row in rows)
@@ -344,7 +343,7 @@ class Indexer:
     def _stage(self, record: FileRecord, block: list[Line], first_line: int) -> int:
         self._out.rows_indexed += len(block)
         if record.kind is InputKind.SCORED:
-            rows = [row_facts(line, number) for number, line in enumerate(block, first_line)]
+            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
             self._inputs.add_staged(rows)
             return sum(row.malformed is not None for row in rows)
         found, malformed = evidence_facts(block, first_line)
@@ -361,34 +360,10 @@ def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFact
     record.facts = facts
 
 
-def row_facts(line: Line, number: int) -> RowFacts:
+def scored_facts(line: Line, number: int) -> RowFacts:
     """The facts of one scored line."""
-    parsed = ParsedLine(None, False, Malformed.TOO_LONG) if line.raw is None else parse_object(line.raw)
-    if parsed.value is None:
-        code = MALFORMED_CODES[parsed.malformed or Malformed.NOT_JSON]
-        return RowFacts(number, line.start, line.length, line.digest, None, None, None, code, None)
-    get: Callable[[str], Any] = parsed.value.get
-    run_id, task_id, provenance = get("evidence_run_id"), get("evidence_task_id"), get("provenance")
-    run_id = run_id if type(run_id) is str and run_id else None
-    category = category_of(get("category"))
-    signature = provenance.get("sig_hash") if type(provenance) is dict else None
-    key = sample_key(run_id, signature) if run_id and type(signature) is str and signature else None
-    return RowFacts(
-        number,
-        line.start,
-        line.length,
-        line.digest,
-        run_id,
-        task_id if type(task_id) is str and task_id else None,
-        CATEGORY_CODES[category] if category else None,
-        None,
-        key,
-    )
-
-
-def sample_key(run_id: str, signature: str) -> int:
-    """The 16 hex digits of a row's ids as the signed integer that the store keeps."""
-    return int.from_bytes(hashlib.sha256(f"{run_id}|{signature}".encode()).digest()[:8], "big", signed=True)
+    parsed = TOO_LONG if line.raw is None else parse_object(line.raw)
+    return row_facts(number, line.start, line.length, line.digest, parsed)
 
 
 def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
@@ -400,8 +375,8 @@ def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFac
         if value is None:
             malformed += 1
             continue
-        run_id = value.get("run_id")
-        if type(run_id) is str and run_id:
+        run_id = run_of_evidence(value)
+        if run_id is not None:
             found.append(EvidenceFacts(run_id, number, line.start, line.length, line.digest))
     return found, malformed
 

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 from distilld.datasets import Hold, Ship, preference
 from distilld.decisions import Decisions, PairRow, Withdrawal, key_of
+from distilld.facts import CATEGORIES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, PairCase, PairSide
 from distilld.model import Category, Cause, Dataset, Options
-from distilld.store.schema import CATEGORIES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.store.work import Work, WorkPair, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts

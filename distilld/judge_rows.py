@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 from distilld.datasets import Hold, Outcome, Ship, hold_malformed, rag, sft
 from distilld.decisions import Decisions, RowUpdate, Withdrawal
+from distilld.facts import CATEGORIES, DUPLICATE, MALFORMED, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, RowCase
 from distilld.lake import tree_path
 from distilld.model import Category, Cause, Dataset, InputKind, Options, RowRef, Verdict
-from distilld.store.schema import CATEGORIES, DUPLICATE, MALFORMED, REASON_CODES, SHIPPED
 from distilld.store.work import Departure, FrozenRow, Standing, Work, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts

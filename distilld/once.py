@@ -73,6 +73,7 @@ def engine_for(
         receipts_keep=settings.receipts_keep,
         progress=progress,
         pulse=pulse,
+        workers=settings.workers,
     )
 
 

@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 import orjson
 
 from distilld.decisions import PublishedWithdrawal
+from distilld.facts import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
 from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.schema import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
 
 _VANISHED: Final = (
     f"d.outcome = {SHIPPED} AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"

@@ -12,19 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED, EvidenceFacts, RowFacts
 from distilld.model import Category, Dataset, InputKind, Options, ProgramError, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
-from distilld.store.schema import (
-    BASE_END,
-    BASE_STEP,
-    BEHIND_ID,
-    CATEGORIES,
-    CATEGORY_CODES,
-    DUPLICATE,
-    LINES_END,
-    SHIPPED,
-)
+from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID
 
 _MASK = LINES_END - 1
 _FACTS = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
@@ -53,30 +45,6 @@ class FileRecord:
     def present(self) -> bool:
         """Whether the file stood in its tree when it was last looked for."""
         return self.state == "present"
-
-
-class RowFacts(NamedTuple):
-    """The facts of one scored row, in the order of the table's columns."""
-
-    line: int
-    start: int
-    length: int
-    digest: bytes
-    run_id: str | None
-    task_id: str | None
-    category: int | None
-    malformed: int | None
-    sample_key: int | None
-
-
-class EvidenceFacts(NamedTuple):
-    """The facts of one evidence row."""
-
-    run_id: str
-    line: int
-    start: int
-    length: int
-    digest: bytes
 
 
 class InForce(NamedTuple):
@@ -217,7 +185,7 @@ class Inputs:
             f" VALUES (?1 + {base}, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, {found})",
             rows,
         )
-        self._count(len(rows), len(rows))
+        self.count_rows(len(rows), len(rows))
 
     def _evidence_found(self, partition_id: int, run: str) -> str:
         """SQL for whether a run has evidence in the mirrored partition; an absent evidence file has none to give."""
@@ -229,7 +197,8 @@ class Inputs:
             return "0"
         return f"EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = {partition_id} AND e.run_id = {run})"
 
-    def _count(self, rows: int, unjudged: int) -> None:
+    def count_rows(self, rows: int, unjudged: int) -> None:
+        """Count scored rows in, or with negative numbers out; ``unjudged`` of them were never judged."""
         self._many(
             "UPDATE counters SET value = value + ? WHERE name = ?", [(rows, "scored_rows"), (unjudged, "unjudged_rows")]
         )
@@ -402,7 +371,7 @@ class Inputs:
             self._shift_totals(dataset, "departing", "live", "departing")
         self._touch_tasks("departing", "task_id IS NOT NULL AND evidence_found = 1")
         removed, unjudged = self._run("SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM departing").fetchone()
-        self._count(-removed, -unjudged)
+        self.count_rows(-removed, -unjudged)
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT walk FROM departing)")
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT walk FROM departing)")
 
@@ -478,7 +447,7 @@ class Inputs:
             (low,),
         )
         added = self._run("SELECT count(*) FROM incoming WHERE old_walk IS NULL").fetchone()[0]
-        self._count(added, added)
+        self.count_rows(added, added)
         self._run(
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT line + ?1, 0 FROM incoming WHERE old_walk IS NULL",
             (low,),
@@ -609,7 +578,7 @@ class Inputs:
             "SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM scored_rows WHERE walk >= ? AND walk < ?",
             (low, high),
         ).fetchone()
-        self._count(-removed, -unjudged)
+        self.count_rows(-removed, -unjudged)
         self._run("DELETE FROM scored_rows WHERE walk >= ? AND walk < ?", (low, high))
         self._run("DELETE FROM rejudge_rows WHERE walk >= ? AND walk < ?", (low, high))
 
@@ -639,7 +608,7 @@ class Inputs:
         rows, unjudged = self._run(
             f"SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM frozen_rows WHERE {where}"
         ).fetchone()
-        self._count(rows, unjudged)
+        self.count_rows(rows, unjudged)
         self._run(
             f"INSERT INTO scored_rows (walk, {_FACTS}, {_OUTCOMES}, evidence_found)"
             f" SELECT line + {low}, {_FACTS}, {_OUTCOMES}, {found} FROM frozen_rows WHERE {where}"
@@ -671,18 +640,33 @@ class Inputs:
     # queues
 
     def queue_everything(self, options: Options) -> None:
-        """Every row and every task is to be judged anew; shipped rows that a verdict now forbids come first."""
+        """Every row and every task is to be judged anew; what ships and a verdict may now forbid comes first."""
         codes = ",".join(
             str(code)
             for code, category in CATEGORIES.items()
             if any(options.forbids(dataset, category) for dataset in (Dataset.RAG, Dataset.SFT))
         )
+        last = (
+            "(SELECT v.category FROM scored_rows v WHERE v.run_id = {run} AND v.category IS NOT NULL"
+            " ORDER BY v.walk DESC LIMIT 1)"
+        )
+        absent = "EXISTS (SELECT 1 FROM frozen_rows f WHERE f.kind = 'absent' AND f.run_id = {run} AND f.category IN ({codes}))"
         self._run(
             f"INSERT INTO rejudge_rows (walk, forced) SELECT walk, CASE WHEN rag = {SHIPPED} OR sft = {SHIPPED} THEN"
-            " coalesce((SELECT v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
-            f" ORDER BY v.walk DESC LIMIT 1) IN ({codes}), 0) ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
+            f" coalesce({last.format(run='s.run_id')} IN ({codes}), 0) OR {absent.format(run='s.run_id', codes=codes)}"
+            " ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
             " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
         )
+        if options.revoke:
+            accepted = CATEGORY_CODES[Category.ACCEPTED]
+            every = ",".join(map(str, CATEGORIES))
+            self._run(
+                f"INSERT OR REPLACE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs s WHERE outcome = {SHIPPED} AND ("
+                f"{last.format(run='s.chosen_run_id')} IS NOT {accepted}"
+                f" OR {last.format(run='s.rejected_run_id')} IS NOT s.rejected_category"
+                f" OR {absent.format(run='s.chosen_run_id', codes=every)}"
+                f" OR {absent.format(run='s.rejected_run_id', codes=every)})"
+            )
         self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM pairs")
         self._run(
             "INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM scored_rows"

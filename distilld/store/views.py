@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distilld.facts import SHIPPED
 from distilld.model import Cause, Dataset, InputKind, Reason
 from distilld.store import Store, StoreOfOtherRootError
-from distilld.store.schema import SHIPPED
 
 
 class Pairing(NamedTuple):

@@ -7,17 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED
 from distilld.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store import Store
 from distilld.store.inputs import Inputs, can_pair
-from distilld.store.schema import (
-    BEHIND_ID,
-    CATEGORIES,
-    CATEGORY_CODES,
-    DUPLICATE,
-    LINE_BITS,
-    SHIPPED,
-)
+from distilld.store.schema import BEHIND_ID
 
 _VERDICT: Final = (
     "(SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
