@@ -659,7 +659,10 @@ class Inputs:
         self.replace_scored(record, options)
 
     def lose_evidence(self, record: FileRecord) -> None:
-        """An evidence file became absent: what was built on it stays, and no pair is formed from it any more."""
+        """An evidence file became absent: what was built on it stays, unless a present row waits to ship the same id.
+
+        No pair is formed from it any more.
+        """
         low, high = record.walk_base, record.walk_base + LINES_END
         self._touch_tasks(
             "scored_rows", f"task_id IS NOT NULL AND evidence_found = 1 AND walk >= {low} AND walk < {high}"
@@ -667,6 +670,7 @@ class Inputs:
         self._run(
             "UPDATE scored_rows SET evidence_found = 0 WHERE walk >= ? AND walk < ? AND evidence_found = 1", (low, high)
         )
+        self._wake_waiters(f"FROM scored_rows g WHERE g.walk >= {low} AND g.walk < {high} AND g.evidence_found = 0")
 
     # queues
 

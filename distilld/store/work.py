@@ -23,7 +23,10 @@ _VERDICT: Final = (
     "(SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
     " ORDER BY v.walk DESC LIMIT 1)"
 )
-_HOLDER: Final = "(SELECT h.walk FROM scored_rows h WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+_HOLDER: Final = (
+    "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
+    " WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+)
 _FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
     f" e.start_byte, e.length_bytes, e.digest, {_VERDICT},"
@@ -50,7 +53,8 @@ class WorkRow(NamedTuple):
     """A scored row that is to be judged: its facts, what it depends on, its outcomes so far.
 
     Evidence columns without ``evidence_found`` mean that the evidence file is absent. ``verdict`` packs the last present
-    verdict of the run: its walk times 8 plus its category code. A row that was never judged has no outcomes.
+    verdict of the run: its walk times 8 plus its category code. A holder is who ships the row's id now, below zero where
+    it stands without its evidence: it is kept, or about to go. A row that was never judged has no outcomes.
     """
 
     walk: int
