@@ -285,12 +285,21 @@ class Work:
         )
 
     def departures(self, limit: int) -> list[Departure]:
-        """Lines whose rows are gone."""
-        rows = self._run(
+        """Lines whose rows are gone: up to ``limit``, and all those of whose runs a verdict speaks, for it may forbid them."""
+        columns = (
             "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
-            " partition_id, row_line FROM departures ORDER BY departure_id LIMIT ?",
-            (limit,),
+            " partition_id, row_line FROM departures"
         )
+        rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
+        if len(rows) == limit:
+            rows += self._run(
+                f"{columns} d WHERE departure_id > ? AND outcome = {SHIPPED} AND ("
+                " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
+                " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
+                " OR EXISTS (SELECT 1 FROM frozen_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
+                "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
+                (rows[-1][0],),
+            )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
     def frozen_queue(self) -> list[FrozenRow]:

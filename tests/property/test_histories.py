@@ -85,15 +85,23 @@ class Histories(RuleBasedStateMachine):
         rows=st.sampled_from((50_000, 1, 2, 3, 7)),
         size=st.sampled_from((batch.BATCH_BYTES, 700)),
         tasks=st.sampled_from((batch.TASKS_PER_BATCH, 1, 2)),
+        departures=st.sampled_from((batch.DEPARTURES_PER_BATCH, 1, 2)),
         files=st.lists(joined_rows(), max_size=4),
     )
     def start(
-        self, options: Options, rows: int, size: int, tasks: int, files: list[tuple[list[Row], list[Row]]]
+        self,
+        options: Options,
+        rows: int,
+        size: int,
+        tasks: int,
+        departures: int,
+        files: list[tuple[list[Row], list[Row]]],
     ) -> None:
         self.options = self.here(options)
         self.batch_rows = rows
         self.limits.setattr(batch, "BATCH_BYTES", size)
         self.limits.setattr(batch, "TASKS_PER_BATCH", tasks)
+        self.limits.setattr(batch, "DEPARTURES_PER_BATCH", departures)
         self.restart()
         for partition, (scored, given) in enumerate(files):
             self.history.append(InputKind.SCORED, partition, scored)

@@ -114,6 +114,18 @@ def test_batch_cut_by_bytes_judges_what_a_verdict_forbids(lake: Histories, monke
     lake.check_pass()
 
 
+def test_batch_full_of_departures_takes_out_what_a_verdict_forbids(
+    lake: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more lines that go than one batch takes, it takes all those that a verdict forbids; they once had to queue up."""
+    runs = ["a", "b", "d", "e"]
+    put(lake, 0, [scored(run, "accepted", task=run) for run in runs], [evidence(run) for run in runs])
+    lake.check_pass()
+    monkeypatch.setattr(batch, "DEPARTURES_PER_BATCH", 1)
+    lake.history.rewrite(SCORED, 0, [bad(0), bad(0), bad(0), scored("e", "rejected")], in_place=True)
+    lake.check_pass()
+
+
 def test_row_that_a_later_gate_holds_becomes_a_duplicate(lake: Histories) -> None:
     """A row without shape is a duplicate once an earlier row ships its id, and has no shape again once that row goes.
 
