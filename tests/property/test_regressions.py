@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import structlog
 
-from distilld import batch
-from distilld.model import InputKind, OnDelete, Options
+from distilld import batch, index
+from distilld.model import InputKind, OnDelete, Options, Trigger, UnreadableError
 from tests.property.invariants import Exports
 from tests.property.model import Row, bad, evidence, scored
 from tests.property.test_histories import Histories
@@ -63,6 +65,43 @@ def test_another_line_limit_changes_what_a_known_line_is(lake: Histories) -> Non
     put(lake, 0, [scored("a", "accepted"), bad(10)])
     lake.check_pass()
     restart(lake, replace(WITHDRAW, max_line_bytes=215))
+    lake.check_pass()
+
+
+def test_unreadable_file_is_read_with_the_new_line_limit_later(
+    lake: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be read as the line limit changes is read anew once it can; its lines once kept the old limit."""
+    put(lake, 0, [], [evidence("a", "long" * 100)])
+    lake.check_pass()
+    restart(lake, replace(WITHDRAW, max_line_bytes=300))
+
+    def refuse(root: Path, kind: InputKind, path: str) -> NoReturn:
+        raise UnreadableError(path, PermissionError(13, "Permission denied"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "open_partition", refuse)
+        for _ in range(2):
+            assert lake.engine is not None
+            assert lake.engine.run_pass(Trigger.RESCAN).unreadable
+    restart(lake, lake.options)
+    put(lake, 0, [scored("a", "accepted")])
+    lake.check_pass()
+    assert lake.store is not None
+    assert lake.store.recall("files_to_read_anew") == "[]"
+
+
+def test_absent_file_is_read_with_the_new_line_limit_later(lake: Histories) -> None:
+    """A scored file that is absent as the line limit changes is read anew when it returns, too."""
+    keep = replace(WITHDRAW, on_delete=OnDelete.KEEP)
+    restart(lake, keep)
+    put(lake, 0, [scored("a", "accepted"), scored("b", "accepted", reason="long" * 50)], [evidence("a")])
+    lake.check_pass()
+    lake.history.delete(SCORED, 0)
+    restart(lake, replace(keep, max_line_bytes=300))
+    assert lake.engine is not None
+    lake.engine.run_pass(Trigger.RESCAN)
+    lake.history.bring_back(0)
     lake.check_pass()
 
 
