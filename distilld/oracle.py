@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -86,6 +86,11 @@ class Frozen:
     rows: tuple[FrozenRow, ...] = ()
     pairs: tuple[FrozenPair, ...] = ()
     kept: Mapping[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """Whether any line of an absent partition is remembered."""
+        return bool(self.verdicts or self.rows)
 
 
 NOTHING_FROZEN: Final = Frozen()
@@ -180,7 +185,7 @@ def export(
     ``missing_files`` is the path check (SPEC 3.5), None where it is off.
     """
     rows = _all_rows(lines, options)
-    verdicts = _Verdicts(rows, frozen, options)
+    verdicts = Verdicts(rows, frozen, options)
     result = FullPass(len(rows))
     without_evidence: list[tuple[Dataset, _Row, Hold]] = []
     for row in rows:
@@ -214,9 +219,9 @@ def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, _Row, Hold
         result.rows[dataset, row.at] = _put(result, dataset, placed)
 
 
-def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: _Verdicts, options: Options) -> None:
+def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
     for row in frozen.rows:
-        stands_elsewhere = row.digest in verdicts.present_lines
+        stands_elsewhere = verdicts.line_stands(row.run_id, row.digest)
         won = row.placed.id in result.shipped[row.dataset]
         verdict = verdicts.of(row.dataset, row.run_id)
         revoked = row.placed.id is not None and revoking(row.dataset, verdict, options)
@@ -225,40 +230,40 @@ def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: _Verdicts, opti
             result.frozen_rows.append(row)
 
 
-def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: _Verdicts, options: Options) -> None:
-    formed = Counter(result.held[Dataset.PREFERENCE])
+def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
     for pair in frozen.pairs:
         overruled = options.revoke and any(
             said is not None and said not in categories
             for run_id, categories in pair.sides
             for said in verdicts.of_run(run_id)
         )
-        if pair.placed.id is None:
-            formed[pair.placed.line] -= 1
-            gone = formed[pair.placed.line] >= 0  # it is formed again, just as it was
-        else:
-            gone = overruled or pair.placed.id in result.shipped[Dataset.PREFERENCE]
-        if not gone:
+        won = pair.placed.id in result.shipped[Dataset.PREFERENCE]
+        if pair.placed.id is None or not (overruled or won):
             _put(result, Dataset.PREFERENCE, pair.placed)
             result.frozen_pairs.append(pair)
 
 
-class _Verdicts:
+class Verdicts:
     """The verdicts in force (SPEC 3.4): the last present one, or a later absent one that forbids."""
 
-    def __init__(self, rows: Iterable[_Row], frozen: Frozen, options: Options) -> None:
+    def __init__(self, rows: Collection[_Row], frozen: Frozen, options: Options) -> None:
         self._options = options
         self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
         for row in rows:
             if row.run and row.run.run_id and row.run.category:
                 self._present[row.run.run_id] = _place(row.at), row.run.category
-        self.present_lines = (
-            frozenset(digest_of(row.raw) for row in rows) if frozen is not NOTHING_FROZEN else frozenset()
+        self._lines = (
+            {(row.run.run_id if row.run else None, digest_of(row.raw)) for row in rows} if frozen.any else set()
         )
         self._absent: dict[str, list[AbsentVerdict]] = {}
         for each in sorted(frozen.verdicts, key=lambda each: _place(each.at)):
-            if each.digest not in self.present_lines:
+            # A line that is too long to be read now clears nothing.
+            if (each.run_id, each.digest) not in self._lines:
                 self._absent.setdefault(each.run_id, []).append(each)
+
+    def line_stands(self, run_id: str | None, digest: bytes) -> bool:
+        """Whether a line also stands in a present partition, where it may be too long now to say its run."""
+        return not self._lines.isdisjoint({(run_id, digest), (None, digest)})
 
     def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
         """The category in force for a run in a dataset."""
@@ -284,10 +289,9 @@ def _place(at: RowRef) -> tuple[tuple[str, ...], int]:
     return walk_key(at.partition), at.line
 
 
-def verdicts_in_force(lines: Lake, options: Options) -> dict[str, Category]:
-    """The category of the last verdict of each run, over all present partitions (SPEC 3.4)."""
-    rows = _all_rows(lines, options)
-    return {row.run.run_id: row.run.category for row in rows if row.run and row.run.run_id and row.run.category}
+def verdicts_in_force(lines: Lake, options: Options, frozen: Frozen = NOTHING_FROZEN) -> Verdicts:
+    """The verdict in force of each run, over all partitions (SPEC 3.4)."""
+    return Verdicts(_all_rows(lines, options), frozen, options)
 
 
 def _all_rows(lines: Lake, options: Options) -> list[_Row]:
@@ -329,7 +333,7 @@ def _row_outcome(
     result: FullPass,
     dataset: Dataset,
     row: _Row,
-    verdicts: _Verdicts,
+    verdicts: Verdicts,
     options: Options,
     missing_files: MissingFiles | None,
 ) -> Outcome:
@@ -352,7 +356,7 @@ def _pair_outcome(
     result: FullPass,
     chosen: _Row,
     rejected: _Row,
-    verdicts: _Verdicts,
+    verdicts: Verdicts,
     options: Options,
     missing_files: MissingFiles | None,
 ) -> Outcome:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
@@ -228,7 +228,7 @@ def _deep(root: Path, store: Store, options: Options, found: dict[str, bytes | N
     """Hold the exports against a naive full pass over the inputs as they are now."""
     report.changed = _changed_inputs(root, store)
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
-    frozen = _frozen(Exceptions(store), found)
+    frozen = frozen_of(Exceptions(store), found)
     full = oracle.export(oracle.read_lake(root, options), options, missing_files=missing_files, frozen=frozen)
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
     for dataset in Dataset:
@@ -238,7 +238,7 @@ def _deep(root: Path, store: Store, options: Options, found: dict[str, bytes | N
         report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
 
 
-def _frozen(exceptions: Exceptions, found: dict[str, bytes | None]) -> oracle.Frozen:
+def frozen_of(exceptions: Exceptions, found: Mapping[str, bytes | None]) -> oracle.Frozen:
     """What may stand by way of exception: its lines are known by their digests and read from the exports.
 
     The store alone knows of these rows; whether they may still stand is for the full pass to say.

@@ -311,15 +311,12 @@ class Work:
         return [FrozenRow._make(row) for row in rows]
 
     def stands_elsewhere(self, digest: bytes, run_id: str | None) -> bool:
-        """Whether a present scored row has these very bytes."""
-        if run_id is not None:
-            found = self._run(
-                "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND digest = ?)", (run_id, digest)
-            )
-        else:
-            found = self._run(
-                "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?)", (digest,)
-            )
+        """Whether a present scored row has these very bytes; one that is too long now says no run."""
+        found = self._run(
+            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?1 AND digest = ?2)"
+            " OR EXISTS (SELECT 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?2)",
+            (run_id, digest),
+        )
         return bool(found.fetchone()[0])
 
     def has_frozen_verdicts(self) -> bool:
@@ -427,21 +424,26 @@ class Work:
         ).fetchone()
         return not found[0]
 
-    def side_is_absent(self, partition_id: int, run_id: str) -> bool:
+    def side_is_absent(self, partition_id: int, run_id: str, task_id: str, category: int) -> bool:
         """Whether a pair's side stands in an absent scored file, or on an absent evidence file.
 
         A line that also stands in a present partition counts only there (SPEC 3).
         """
         states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
         if states.get("scored") == "absent":
-            return bool(
-                self._run(
-                    "SELECT EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = ?1 AND f.partition_id = ?2 AND NOT EXISTS"
-                    " (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND s.digest = f.digest))",
-                    (run_id, partition_id),
-                ).fetchone()[0]
+            absent = self._run(
+                "SELECT digest FROM frozen_rows WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
+                (run_id, partition_id, task_id, category),
             )
-        return states.get("evidence") == "absent" and self.names_run(run_id)
+            return any(not self.stands_elsewhere(digest, run_id) for (digest,) in absent)
+        if states.get("evidence") != "absent":
+            return False
+        found = self._run(
+            "SELECT EXISTS (SELECT 1 FROM row_places r CROSS JOIN evidence_rows e USING (partition_id, run_id)"
+            " WHERE r.run_id = ? AND r.partition_id = ? AND r.task_id = ? AND r.category = ?)",
+            (run_id, partition_id, task_id, category),
+        )
+        return bool(found.fetchone()[0])
 
     def missing_lines(self) -> dict[str, Counter[bytes]]:
         """Lines that a damaged export lost and that are yet to be written again, by export."""
