@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import orjson
 import structlog
 
 from distilld import lake
@@ -31,7 +32,7 @@ from distilld.intake import LEAST_BYTES, Intake
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Oddity, Scan, SourceFiles
-from distilld.model import Cause, Dataset, InputChanged, OperatorError, Options, Trigger, UnreadableError
+from distilld.model import Cause, Dataset, InputChanged, InputKind, OperatorError, Options, Trigger, UnreadableError
 from distilld.plan import FileKey, compare
 from distilld.receipt import GitState, git_state
 from distilld.restore import Restorer
@@ -424,12 +425,29 @@ class Engine:
             overdue=self._overdue,
             progress=self._reading(scan),
         )
-        indexed = indexer.take(scan, read_anew=read_anew)
+        owed = self._owed_readings()
+        indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
         indexed.files_seen = len(scan.files)
+        self._owe_readings(scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
         now = time.time_ns()
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
         return indexed
+
+    def _owed_readings(self) -> set[FileKey]:
+        """Known files that were absent or could not be read when every line was to be read with other options."""
+        owed = orjson.loads(self.store.recall("files_to_read_anew") or "[]")
+        return {(InputKind(kind), path) for kind, path in owed}
+
+    def _owe_readings(self, scan: Scan, indexed: Indexed, owed: set[FileKey], *, read_anew: bool) -> None:
+        """Remember whose lines are still known as they were read with other options."""
+        if not (owed or read_anew):
+            return
+        read = {(file.kind, file.path) for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
+        left = ((set(self.inputs.files()) if read_anew else owed) - read).intersection(self.inputs.files())
+        if left != owed:
+            with self.store.transaction():
+                self.store.remember("files_to_read_anew", orjson.dumps(sorted(left)).decode())
 
     def _log_odd_folders(self, scan: Scan) -> None:
         for folder in sorted(set(scan.odd_folders) - self._odd_folders):

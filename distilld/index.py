@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ class Indexed:
     unsettled: list[FileKey] = field(default_factory=list)
     """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
     problems: list[OperatorError] = field(default_factory=list)
+    unreadable: list[FileKey] = field(default_factory=list)
+    """The files behind the problems."""
     files_seen: int = 0
     rows_indexed: int = 0
     bytes_read: int = 0
@@ -74,11 +76,13 @@ class Indexer:
         self._rows_in_transaction = 0
         self._fresh = True
         self._read_anew = False
+        self._owed: Set[FileKey] = frozenset()
 
-    def take(self, scan: Scan, *, read_anew: bool = False) -> Indexed:
+    def take(self, scan: Scan, *, read_anew: bool = False, owed: Set[FileKey] = frozenset()) -> Indexed:
         """Compare the scan with what is recorded and index what changed.
 
-        ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit).
+        ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
+        that are ``owed`` such a reading get it alone.
 
         Raises:
             ListingError: A tree is missing although files of it are known.
@@ -86,16 +90,17 @@ class Indexer:
         known = self._inputs.files()
         _refuse_missing_trees(scan, known)
         self._read_anew = read_anew
+        self._owed = owed
         seen = {(file.kind, file.path): file for file in scan.files}
         plan = compare(
             {key: file.stat for key, file in seen.items()},
             known,
         )
         reads: list[tuple[FileKey, Look]] = list(plan.to_read)
-        if read_anew:
+        if read_anew or owed:
             planned = {key for key, _ in reads}
             reads = sorted(
-                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned)],
+                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
         purge = [record for record in known.values() if not record.present] if self._withdraws else []
@@ -122,6 +127,9 @@ class Indexer:
         for record in known.values():
             record.walk_base = places[record.path][1]
         return places
+
+    def _is_read_anew(self, key: FileKey) -> bool:
+        return self._read_anew or key in self._owed
 
     @property
     def _withdraws(self) -> bool:
@@ -198,6 +206,7 @@ class Indexer:
         except OperatorError as error:
             self._inputs.forget_files()
             self._out.problems.append(error)
+            self._out.unreadable.append((file.kind, file.path))
 
     def _take_open(
         self,
@@ -221,7 +230,7 @@ class Indexer:
             if file.kind is InputKind.SCORED:
                 self._inputs.thaw_scored(known, self._options)
             self._inputs.write_file(known)
-        whole = self._read_anew or (look is Look.RETURNED and file.kind is InputKind.EVIDENCE)
+        whole = self._is_read_anew(key) or (look is Look.RETURNED and file.kind is InputKind.EVIDENCE)
         change = look.value if look is Look.RETURNED else "appended"
         if not proven or whole or not self._append(reader, facts, known, change):
             reader.rewind()
@@ -336,7 +345,7 @@ class Indexer:
         else:
             self._inputs.apply_evidence(record, whole_file=True, returned=look is Look.RETURNED)
         self._inputs.write_file(record, judged=True)
-        if not (same and self._read_anew and look is Look.CHANGED):
+        if not (same and self._is_read_anew((record.kind, record.path)) and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)
 
