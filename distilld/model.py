@@ -198,6 +198,12 @@ DATASET_PATHS: Final = {
     Dataset.SFT: "exports/sft/instruction_response.jsonl",
     Dataset.PREFERENCE: "exports/preference/chosen_rejected.jsonl",
 }
+SET_ASIDE: Final = "exports/.set-aside"
+"""Where a file goes that was found in the place of an export."""
+TAMPERINGS_AN_HOUR: Final = 3
+"""Changed from outside so often within an hour, exports are somebody else's too: writing stops."""
+REPORTS: Final = "reports/distillation"
+
 EXPORT_PATHS: Final[dict[str, str]] = {
     **{dataset.value: path for dataset, path in DATASET_PATHS.items()},
     **{f"quarantine_{dataset}": f"exports/quarantine/{dataset}.jsonl" for dataset in Dataset},
