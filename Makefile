@@ -126,5 +126,6 @@ $(INSPECTION): pyproject.toml constraints.txt $(CREATED)
 
 $(DEVELOPMENT): pyproject.toml constraints.txt $(CREATED)
 	@echo "Installing distilld and its development tools into $(VENV) ..."
-	@$(PIP_INSTALL) -e '.[test,dev]'
-	@touch $(RUNTIME) $@
+	@# Datasette too: its pages are tested.
+	@$(PIP_INSTALL) -e '.[test,dev,inspect]'
+	@touch $(RUNTIME) $(INSPECTION) $@

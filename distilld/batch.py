@@ -470,19 +470,23 @@ class Engine:
         """What tells of files and bytes that were read; what is yet to be read is asked for only if somebody waits."""
         if self.progress is None:
             return lambda _files, _bytes: self.pulse()
+        whole = -1
+        before = self.ledger.counter("scored_rows")
+
+        def tell(files: int, done: int) -> None:
+            nonlocal whole
+            whole = self._bytes_to_read(scan) if whole < 0 else whole
+            self._tell(Progress("read", done, max(whole, done), files, self.ledger.counter("scored_rows") - before))
+
+        return tell
+
+    def _bytes_to_read(self, scan: Scan) -> int:
         known = {key: (record.facts.size, record.facts.mtime_ns) for key, record in self.inputs.files().items()}
-        whole = sum(
+        return sum(
             file.stat.size
             for file in scan.files
             if known.get((file.kind, file.path)) != (file.stat.size, file.stat.mtime_ns)
         )
-        before = self.ledger.counter("scored_rows")
-
-        def tell(files: int, done: int) -> None:
-            self._tell(Progress("read", done, max(whole, done), files, self.ledger.counter("scored_rows") - before))
-
-        tell(0, 0)
-        return tell
 
     def _overdue(self, key: FileKey) -> bool:
         """Whether a file never came to rest for ten times the settling time: then it is read as it is."""

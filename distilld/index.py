@@ -87,6 +87,8 @@ class Indexer:
         Raises:
             ListingError: A tree is missing although files of it are known.
         """
+        if not (read_anew or self._withdraws or scan.missing) and self._inputs.all_as_recorded(scan.files):
+            return self._out
         known = self._inputs.files()
         _refuse_missing_trees(scan, known)
         self._read_anew = read_anew
@@ -106,6 +108,7 @@ class Indexer:
         purge = [record for record in known.values() if not record.present] if self._withdraws else []
         if not (reads or plan.gone or purge):
             return self._out
+        self._progress(0, 0)
         self._fresh = self._inputs.is_fresh()
         with self._transactions():
             self._take_gone(

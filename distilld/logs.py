@@ -21,12 +21,13 @@ from enum import Enum
 from itertools import islice
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import Any, Final, Literal, TextIO
-
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 from distilld.model import DistilldError, ProgramError
+
+if TYPE_CHECKING:
+    # Commands that log nothing do without it.
+    from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
@@ -114,6 +115,8 @@ def configure(
     ``stream`` is standard error if not given. ``fmt`` auto is console on a terminal and json elsewhere. Where
     ``environ``'s JOURNAL_STREAM says that ``stream`` leads to the journal, json lines begin with their priority.
     """
+    import structlog
+
     out = sys.stderr if stream is None else stream
     console = fmt == "console" or (fmt == "auto" and out.isatty())
     render = _ConsoleLine() if console else _JsonLine(priority=_leads_to_journal(out, environ))
@@ -135,6 +138,8 @@ def configure(
 
 def get_logger() -> FilteringBoundLogger:
     """The logger. It writes as ``configure`` said last; before that, to standard error all the same."""
+    import structlog
+
     if not structlog.is_configured():
         configure(level="info", fmt="auto")
     logger: FilteringBoundLogger = structlog.get_logger()
@@ -143,6 +148,8 @@ def get_logger() -> FilteringBoundLogger:
 
 def lines_of_batch(batch_id: str) -> AbstractContextManager[None]:
     """Every line written inside carries ``batch_id``, whoever writes it."""
+    import structlog
+
     return structlog.contextvars.bound_contextvars(batch_id=batch_id)
 
 

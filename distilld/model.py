@@ -169,6 +169,10 @@ class Options:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+SETTLED_AFTER_NS: Final = 2_000_000_000
+"""A change that is older than this when a file is looked at cannot be followed by one that leaves the same times."""
+
+
 class StatFacts(NamedTuple):
     """What a stat says of a file, and when it was asked; times in nanoseconds since the epoch."""
 
@@ -188,9 +192,10 @@ class StatFacts(NamedTuple):
         """Whether both looks saw the same inode, size and times."""
         return self[:5] == other[:5]
 
-    def is_settled(self, within_ns: int = 2_000_000_000) -> bool:
+    def is_settled(self, within_ns: int = SETTLED_AFTER_NS) -> bool:
         """Whether the last change was long enough before the look that a later one would show in the times."""
-        return max(self.mtime_ns, self.ctime_ns) < self.looked_ns - within_ns
+        latest_ns = self.looked_ns - within_ns
+        return self.mtime_ns < latest_ns and self.ctime_ns < latest_ns
 
 
 DATASET_PATHS: Final = {
@@ -198,6 +203,12 @@ DATASET_PATHS: Final = {
     Dataset.SFT: "exports/sft/instruction_response.jsonl",
     Dataset.PREFERENCE: "exports/preference/chosen_rejected.jsonl",
 }
+SET_ASIDE: Final = "exports/.set-aside"
+"""Where a file goes that was found in the place of an export."""
+TAMPERINGS_AN_HOUR: Final = 3
+"""Changed from outside so often within an hour, exports are somebody else's too: writing stops."""
+REPORTS: Final = "reports/distillation"
+
 EXPORT_PATHS: Final[dict[str, str]] = {
     **{dataset.value: path for dataset, path in DATASET_PATHS.items()},
     **{f"quarantine_{dataset}": f"exports/quarantine/{dataset}.jsonl" for dataset in Dataset},

@@ -8,17 +8,30 @@ import time
 from collections.abc import MutableMapping
 from typing import Final
 
+PATIENCE_SECONDS: Final = 2.0
+"""How long a message waits for room in the manager's queue, which on Linux holds ten or so."""
 _NAMES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-_PATIENCE_SECONDS: Final = 2.0
+_REST_PER_PATIENCE: Final = 5
+"""Nothing but a sign of life is tried for so many times the patience after it ended: most of the time is the work's."""
 _SIGNS_PER_PERIOD: Final = 4
 """How often within the watchdog's patience a sign of life is sent."""
 
 
 class Notifier:
-    """Sends datagrams to the service manager. One that cannot be sent stops nothing."""
+    """Sends datagrams to the service manager, in order.
 
-    def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
+    A message waits for a queue that is full, but not for long: a manager that hears nothing does not stop the work.
+    Where the patience ends, a change of state (READY, say, without which the start counts as failed) is kept and sent
+    ahead of the next message; a status or a sign of life is left out, for another one follows.
+    """
+
+    def __init__(
+        self, address: str | None, watchdog_seconds: float | None = None, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
         self._address = address
+        self._patience_seconds = patience_seconds
+        self._owed: list[str] = []
+        self._try_again_at = 0.0
         self._pause = None if watchdog_seconds is None else watchdog_seconds / _SIGNS_PER_PERIOD
         self._last_sign = 0.0
         self._status = ""
@@ -32,37 +45,53 @@ class Notifier:
 
     def ready(self) -> None:
         """Startup, or a reload, is done."""
-        self._send("READY=1")
+        self._owe("READY=1")
 
     def reloading(self) -> None:
         """A reload begins; ``ready`` ends it."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._owe(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """The end begins."""
-        self._send("STOPPING=1")
+        self._owe("STOPPING=1")
 
     def status(self, text: str) -> None:
         """One line for ``systemctl status``."""
-        if text != self._status:
+        if text == self._status or time.monotonic() < self._try_again_at:
+            return
+        if self._settle() and self._send("STATUS=" + text.replace("\n", " ")):
             self._status = text
-            self._send("STATUS=" + text.replace("\n", " "))
 
     def alive(self) -> None:
         """The work goes on. May be called at every step: it is sent no more often than the watchdog needs it."""
         now = time.monotonic()
+        if self._owed and now >= self._try_again_at:
+            self._settle()
         if self._pause is not None and now - self._last_sign >= self._pause:
             self._last_sign = now
             self._send("WATCHDOG=1")
 
-    def _send(self, message: str) -> None:
+    def _owe(self, message: str) -> None:
+        self._owed.append(message)
+        self._settle()
+
+    def _settle(self) -> bool:
+        """Send what is owed; returns whether nothing is owed any more."""
+        while self._owed and self._send(self._owed[0]):
+            del self._owed[0]
+        return not self._owed
+
+    def _send(self, message: str) -> bool:
+        """Send a datagram; returns whether there is nobody to hear it, or it was taken up."""
         if not self._address:
-            return
+            return True
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                # A queue that is full for a moment must not swallow READY.
-                channel.settimeout(_PATIENCE_SECONDS)
+                # Not without an end: a manager that stands still must not stop the work.
+                channel.settimeout(self._patience_seconds)
                 channel.sendto(message.encode(errors="backslashreplace"), address)
         except OSError:
-            return
+            self._try_again_at = time.monotonic() + _REST_PER_PATIENCE * self._patience_seconds
+            return False
+        return True

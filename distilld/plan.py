@@ -15,7 +15,9 @@ FileKey = tuple[InputKind, str]
 class Known(Protocol):
     """What is recorded of a file: its facts as of the last reading, and whether it is there."""
 
-    facts: StatFacts
+    @property
+    def facts(self) -> StatFacts:
+        """What the stat said when it was last read."""
 
     @property
     def present(self) -> bool:
@@ -44,13 +46,19 @@ def compare(seen: Mapping[FileKey, StatFacts], known: Mapping[FileKey, Known]) -
     unchanged when they were recorded (SPEC 4, 'A change is never trusted to be an append').
     """
     to_read: list[tuple[FileKey, Look]] = []
+    new = 0
     for key, facts in seen.items():
         record = known.get(key)
         if record is None:
             to_read.append((key, Look.NEW))
+            new += 1
         elif not record.present:
             to_read.append((key, Look.RETURNED))
-        elif not (record.facts.same_file_state(facts) and record.facts.is_settled()):
-            to_read.append((key, Look.CHANGED))
+        else:
+            recorded = record.facts
+            if not (recorded[:5] == facts[:5] and recorded.is_settled()):
+                to_read.append((key, Look.CHANGED))
+    if len(seen) - new == len(known):
+        return Plan(tuple(to_read), ())  # all that is known was seen
     gone = tuple(key for key, record in known.items() if record.present and key not in seen)
     return Plan(tuple(to_read), gone)

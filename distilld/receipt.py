@@ -15,10 +15,9 @@ import orjson
 
 from distilld import __version__
 from distilld.durable import make_folder, replace_file, sync_folder
-from distilld.model import OperatorError
+from distilld.model import REPORTS, OperatorError
 
 RECEIPT_VERSION: Final = 1
-REPORTS: Final = "reports/distillation"
 
 
 class ReceiptWriteError(OperatorError):

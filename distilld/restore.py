@@ -25,17 +25,27 @@ from distilld.exports import ExportReadError, Exports, ExportTamperedError, Expo
 from distilld.facts import LINES_END
 from distilld.json_text import parse_object
 from distilld.lake import TREES, tree_path
-from distilld.model import EXPORT_PATHS, SFT_NEVER, Category, Dataset, InputKind, OperatorError, Options, RowRef
-from distilld.receipt import REPORTS, receipt_path, sha256_of
+from distilld.model import (
+    EXPORT_PATHS,
+    REPORTS,
+    SET_ASIDE,
+    SFT_NEVER,
+    TAMPERINGS_AN_HOUR,
+    Category,
+    Dataset,
+    InputKind,
+    OperatorError,
+    Options,
+    RowRef,
+)
+from distilld.receipt import receipt_path, sha256_of
 from distilld.records import category_of
 from distilld.store import Store
 from distilld.store.frozen import Frozen, Orphan
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.tail import digest_of
 
-SET_ASIDE: Final = "exports/.set-aside"
 COPIES_KEPT: Final = 5
-TAMPERINGS_AN_HOUR: Final = 3
 _HOUR_NS: Final = 3600 * 10**9
 
 log = structlog.get_logger()

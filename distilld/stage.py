@@ -30,9 +30,8 @@ import structlog
 
 from distilld.commit import batch_id_of, iso_time
 from distilld.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
-from distilld.model import OperatorError, UsageError
+from distilld.model import REPORTS, OperatorError, UsageError
 from distilld.receipt import (
-    REPORTS,
     ReceiptWriteError,
     git_state,
     receipt_bytes,

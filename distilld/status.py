@@ -16,9 +16,7 @@ from distilld import lake
 from distilld.config import Settings
 from distilld.lake import ListingError, tree_path
 from distilld.lock import Holder, holder
-from distilld.model import EXPORT_PATHS, Dataset, InputKind, StatFacts
-from distilld.receipt import REPORTS
-from distilld.restore import SET_ASIDE, TAMPERINGS_AN_HOUR
+from distilld.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, Dataset, InputKind, StatFacts
 from distilld.store import Store
 from distilld.store.frozen import Frozen
 from distilld.store.inputs import FileRecord, Inputs

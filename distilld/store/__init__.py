@@ -10,16 +10,19 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Final
-
-from sqlite_utils import Database
+from typing import TYPE_CHECKING, Final
 
 from distilld import __version__
 from distilld.durable import make_folder
 from distilld.model import OperatorError, UsageError
-from distilld.store.schema import migrations
+from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+_OURS: Final = {each.__name__ for each in MIGRATIONS}
 CACHE_KIB: Final = 12_000
 _PATIENCE_MS: Final = 5000
 _CHECKPOINT_PATIENCE_MS: Final = 100
@@ -82,7 +85,13 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
-        self.db = Database(connection, execute_plugins=False, strict=True)
+
+    @cached_property
+    def db(self) -> Database:
+        """The same connection in the hands of sqlite-utils; only a writer needs it, and only then is it imported."""
+        from sqlite_utils import Database
+
+        return Database(self.connection, execute_plugins=False, strict=True)
 
     @classmethod
     def open(cls, path: Path, root: Path) -> Store:
@@ -128,7 +137,7 @@ class Store:
             try:
                 store = cls(path, connection)
                 store._refuse_newer()
-                if migrations.pending(store.db):
+                if not store._is_current():
                     raise OperatorError(
                         f"the state store {path} is of an older version", hint="run 'distilld run --once'"
                     )
@@ -149,15 +158,15 @@ class Store:
         self._refuse_others(root)
         for pragma in pragmas:
             self.connection.execute(f"PRAGMA {pragma}")
-        if migrations.pending(self.db):
-            migrations.apply(self.db)
+        if not self._is_current():
+            migrations().apply(self.db)
         for name, value in (("distilld_version", __version__), ("root", str(root))):
             if self.recall(name) != value:
                 self.remember(name, value)
 
     def _refuse_others(self, root: Path) -> None:
-        if not migrations.applied(self.db):
-            if set(self.db.table_names()) - {migrations.migrations_table}:
+        if not self._applied():
+            if self._tables() - {MIGRATIONS_TABLE}:
                 raise NotAStoreError(
                     f"{self.path} is a database of something else", hint="give --state a file of its own"
                 )
@@ -170,10 +179,7 @@ class Store:
             )
 
     def _refuse_newer(self) -> None:
-        ours = {migration.name for migration in migrations.pending(self.db)}
-        applied = {migration.name for migration in migrations.applied(self.db)}
-        known = ours | {migration.name for migration in migrations._migrations}
-        newer = sorted(applied - known)
+        newer = sorted(self._applied() - _OURS)
         if newer:
             version = self.recall("distilld_version")
             raise StoreTooNewError(
@@ -181,6 +187,19 @@ class Store:
                 f"this is distilld {__version__}",
                 hint="install the newer distilld again, or give another --state",
             )
+
+    def _tables(self) -> set[str]:
+        return {name for (name,) in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def _is_current(self) -> bool:
+        return self._applied() >= _OURS
+
+    def _applied(self) -> set[str]:
+        """The names of the migrations that the store has; none where it is no store."""
+        if MIGRATIONS_TABLE not in self._tables():
+            return set()
+        asked = f"SELECT name FROM {MIGRATIONS_TABLE} WHERE migration_set = ?"
+        return {name for (name,) in self.connection.execute(asked, (MIGRATION_SET,))}
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
-from distilld.decisions import PublishedWithdrawal
 from distilld.facts import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
 from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
+
+if TYPE_CHECKING:
+    # Those who only look at the store do without it.
+    from distilld.decisions import PublishedWithdrawal
 
 _VANISHED: Final = (
     f"d.outcome = {SHIPPED} AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"

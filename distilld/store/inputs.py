@@ -8,12 +8,12 @@ transaction, so that a crash between indexing and judging loses nothing.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED, EvidenceFacts, RowFacts
-from distilld.model import Category, Dataset, InputKind, Options, ProgramError, StatFacts
+from distilld.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID
@@ -80,13 +80,34 @@ class Inputs:
                 " f.ctime_ns, f.looked_ns, f.indexed_bytes, f.indexed_sha256, f.indexed_lines, f.malformed_lines, f.tail,"
                 " f.tail_bytes, f.tail_digest FROM files f CROSS JOIN partitions p USING (partition_id)"
             )
+            kinds = {kind.value: kind for kind in InputKind}
             self._files = {
-                (InputKind(row[3]), row[2]): FileRecord(
-                    row[0], row[1], row[2], InputKind(row[3]), row[4], StatFacts._make(row[5:11]), *row[11:]
+                (kinds[row[3]], row[2]): FileRecord(
+                    row[0], row[1], row[2], kinds[row[3]], row[4], StatFacts._make(row[5:11]), *row[11:]
                 )
                 for row in rows
             }
         return self._files
+
+    def all_as_recorded(self, files: Collection[tuple[InputKind, str, StatFacts]]) -> bool:
+        """Whether these files are all that are known and present, each as when it was read, and at rest then.
+
+        The same as that :func:`distilld.plan.compare` finds nothing in them, at a third of the price at a start: no
+        record is made of what mostly did not change. Where the records are at hand it says False, for them to be asked.
+        """
+        if self._files is not None:
+            return False
+        (present,) = self._run("SELECT count(*) FROM files WHERE state = 'present'").fetchone()
+        if len(files) != present:
+            return False
+        seen = {(kind, path, *facts[:5]) for kind, path, facts in files}
+        recorded = self._run(
+            "SELECT f.kind, p.path, f.device, f.inode, f.size_bytes, f.mtime_ns, f.ctime_ns"
+            " FROM files f CROSS JOIN partitions p USING (partition_id)"
+            " WHERE f.state = 'present' AND max(f.mtime_ns, f.ctime_ns) < f.looked_ns - ?",
+            (SETTLED_AFTER_NS,),
+        )
+        return sum(map(seen.__contains__, recorded)) == len(files)
 
     def forget_files(self) -> None:
         """Read the files anew at the next call."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from distilld.decisions import Decisions, PublishedWithdrawal
 from distilld.facts import REASONS, SHIPPED
 from distilld.model import EXPORT_PATHS, Committed, Dataset, InputKind, StatFacts
 from distilld.store import Store
@@ -17,6 +16,10 @@ _LAST_VERDICT = (
     "(SELECT v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
     " ORDER BY v.walk DESC LIMIT 1)"
 )
+
+if TYPE_CHECKING:
+    # Those who only look at the store do without it.
+    from distilld.decisions import Decisions, PublishedWithdrawal
 
 
 class Intent(NamedTuple):
@@ -363,6 +366,8 @@ class Ledger:
 
     def withdrawals(self, dataset: Dataset) -> Iterator[PublishedWithdrawal]:
         """All withdrawals from a dataset, in the order in which they were published."""
+        from distilld.decisions import PublishedWithdrawal
+
         rows = self._run(
             "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch,"
             " withdrawn_batch, withdrawn_at FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id",

@@ -6,13 +6,17 @@ walk order of the paths and leave gaps, so that a new partition finds a place be
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-from sqlite_utils import Database, Migrations
+from typing import TYPE_CHECKING, Any, Final
 
 from distilld.facts import CATEGORIES, DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, REASONS, SHIPPED
 from distilld.model import Dataset, Reason
 
+if TYPE_CHECKING:
+    # It takes a tenth of a second, and those who only read do without it.
+    from sqlite_utils import Database, Migrations
+
+MIGRATION_SET: Final = "distilld"
+MIGRATIONS_TABLE: Final = "_sqlite_migrations"
 BASE_STEP: Final = LINES_END << 17
 BASE_END: Final = 1 << 60
 
@@ -23,8 +27,6 @@ BEHIND_ID: Final = {
     f" {REASON_CODES[Reason.MISSING_SOURCE_RUN_ID]}) AND sample_key IS NOT NULL AND evidence_found = 1",
 }
 """Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
-
-migrations = Migrations("distilld")
 
 _ROW_COLUMNS = """
     start_byte    INTEGER NOT NULL,
@@ -340,7 +342,6 @@ def _run_script(db: Database, script: str) -> None:
             db.conn.execute(statement)
 
 
-@migrations()
 def m001_first_version(db: Database) -> None:
     """Everything that version 0.1 keeps."""
     _run_script(db, _TABLES)
@@ -361,3 +362,17 @@ def m001_first_version(db: Database) -> None:
 
 
 _STATES: Final = ("live", "frozen", "departing")
+
+
+MIGRATIONS: Final = (m001_first_version,)
+"""All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
+
+
+def migrations() -> Migrations:
+    """The same as sqlite-utils applies them: each in one transaction with the record that it was applied."""
+    from sqlite_utils import Migrations
+
+    named = Migrations(MIGRATION_SET)
+    for migration in MIGRATIONS:
+        named()(migration)
+    return named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distilld.store.schema import migrations
+from distilld.store.schema import MIGRATIONS
 from tests.golden.store_schema import schema_sql
 
 GOLDEN = Path(__file__).with_name("store_schema.sql")
@@ -17,4 +17,4 @@ def test_the_form_of_the_store_is_the_agreed_one() -> None:
 
 def test_migrations_are_only_ever_added() -> None:
     """Their names, in order; a store that was made by an older version has the first of them."""
-    assert [migration.name for migration in migrations._migrations] == ["m001_first_version"]
+    assert [migration.__name__ for migration in MIGRATIONS] == ["m001_first_version"]

@@ -74,15 +74,31 @@ def test_readme_names_only_commands_that_exist() -> None:
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_start_imports_nothing_slow(argument: str, tmp_path: Path) -> None:
     """--help and --version answer without pydantic, structlog, sqlite-utils, rich or orjson."""
+    loaded = loaded_by([argument], tmp_path)
+    assert "distilld.cli.commands" in loaded
+    assert not loaded & {*SLOW, "orjson"}
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["health", "--no-daemon"]])
+def test_a_look_at_the_lake_imports_nothing_slow(arguments: list[str], done: Path) -> None:
+    """status and health, which a monitor asks for again and again, read the store without what writers need."""
+    loaded = loaded_by([*arguments, "--root", str(done)], done)
+    assert "distilld.store.views" in loaded
+    assert not loaded & {*SLOW, "distilld.commit", "distilld.decisions"}
+
+
+SLOW = {"pydantic", "structlog", "sqlite_utils", "rich", "watchfiles", "prometheus_client"}
+
+
+def loaded_by(arguments: list[str], folder: Path) -> set[str]:
+    """The modules that a command, which must succeed, has imported at its end."""
     code = (
-        f"import sys\nfrom distilld.cli import execute\nassert execute([{argument!r}]) == 0\nprint(sorted(sys.modules))"
+        f"import sys\nfrom distilld.cli import execute\nassert execute({arguments!r}) == 0\nprint(sorted(sys.modules))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True, check=True
     )
-    loaded = set(ast.literal_eval(ran.stdout.splitlines()[-1]))
-    assert "distilld.cli.commands" in loaded
-    assert not loaded & {"pydantic", "structlog", "sqlite_utils", "rich", "orjson", "watchfiles", "prometheus_client"}
+    return set(ast.literal_eval(ran.stdout.splitlines()[-1]))
 
 
 def test_unknown_command_and_option_are_wrong_usage(tmp_path: Path) -> None:

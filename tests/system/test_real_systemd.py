@@ -51,9 +51,10 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 
 @pytest.fixture
 def running(box: Box) -> Iterator[Box]:
-    """The service, up; and what the journal holds of it if the test fails."""
+    """The service, up; what the journal holds of it is shown if it does not come up."""
     box.run("systemctl", "reset-failed", "distilld", check=False)
-    box.run("systemctl", "start", "distilld")
+    box.run("systemctl", "start", "distilld", check=False)
+    assert box.property("ActiveState") == "active", box.run("journalctl", "-u", "distilld", "-o", "cat", "-n", "30")
     yield box
     box.run("systemctl", "stop", "distilld", check=False)
 

@@ -10,16 +10,20 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
 from distilld.model import EXPORT_PATHS
-from tests.system.command import REPOSITORY, another_writer, bring, phase4, rows
+from tests.bench.lake_by_formula import append_bench_rows
+from tests.system.command import REPOSITORY, bring, phase4, rows
+from tests.system.running import daemon, until
 
 DOCS = REPOSITORY / "docs" / "state.md"
 METADATA = REPOSITORY / "inspect" / "metadata.yaml"
@@ -78,10 +82,9 @@ def test_there_are_ten_questions() -> None:
     assert METADATA.read_text().count("sql: |-") == 10
 
 
-@pytest.fixture(scope="module")
-def lake_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lake_with_answers(folder: Path) -> Path:
     """A lake in which every question but the last has an answer."""
-    root = phase4(tmp_path_factory.mktemp("all"))
+    root = phase4(folder)
     bring(root)
     (root / "data/scored-runs/2026/03/03/audits.jsonl").unlink()
     some = root / "data/scored-runs/2026/03/01/audits.jsonl"
@@ -89,6 +92,12 @@ def lake_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.utime(some, (1, 1))
     bring(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def lake_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a lake, at rest; tests only look at it."""
+    return lake_with_answers(tmp_path_factory.mktemp("all"))
 
 
 def values(root: Path) -> dict[str, str]:
@@ -99,24 +108,78 @@ def values(root: Path) -> dict[str, str]:
     return {"RUN_ID": row["source_run_id"], "ID": row["id"], "BATCH_ID": batch_id}
 
 
-@pytest.mark.parametrize(("number", "words", "command"), questions(), ids=[number for number, _, _ in questions()])
-def test_question_works_in_sqlite_utils(lake_of_all: Path, number: str, words: str, command: str) -> None:
-    """Each question, typed as it stands, has an answer from sqlite-utils, beside a running writer."""
-    assert words.endswith("?")
-    for word, value in values(lake_of_all).items():
+class Shift:
+    """A daemon that writes as long as this lasts: a producer gives it a row every hundredth of a second."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._over = threading.Event()
+        self._producer = threading.Thread(target=self._produce)
+
+    def _produce(self) -> None:
+        row = 0
+        while not self._over.wait(0.01):
+            append_bench_rows(self._root, partition_index=0, first_row=row, rows=1, text_bytes=200)
+            row += 1
+
+    def __enter__(self) -> Shift:
+        self._producer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._producer.join()
+
+
+def batches(root: Path) -> int:
+    """How many batches the store has."""
+    with closing(sqlite3.connect(f"file:{root / 'state/distilld.db'}?mode=ro", uri=True)) as store:
+        return int(store.execute("SELECT count(*) FROM batches").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Another such lake, beside a daemon that commits one batch after the other."""
+    root = lake_with_answers(tmp_path_factory.mktemp("writing"))
+    with daemon(root) as running:
+        running.wait_for("scan_finished")
+        before = batches(root)
+        with Shift(root):
+            until(lambda: batches(root) > before, "a batch")
+            yield root
+            between = batches(root)
+            until(lambda: batches(root) > between, "another batch")
+        assert running.stop() == 0
+
+
+def answer(root: Path, command: str) -> list[dict[str, Any]]:
+    """What a command of the page prints, typed as it stands, as JSON in the place of a table."""
+    for word, value in values(root).items():
         command = command.replace(f" {word} ", f" '{value}' ")
-    with another_writer(lake_of_all):
-        ran = subprocess.run(
-            ["bash", "-c", command.replace(" -t ", " ")],
-            cwd=lake_of_all,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+    ran = subprocess.run(
+        ["bash", "-c", command.replace(" -t ", " ")],
+        cwd=root,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    found: list[dict[str, Any]] = json.loads(ran.stdout)
+    return found
+
+
+QUESTIONS = pytest.mark.parametrize(
+    ("number", "words", "command"), questions(), ids=[number for number, _, _ in questions()]
+)
+
+
+@QUESTIONS
+def test_question_works_at_rest(lake_of_all: Path, number: str, words: str, command: str) -> None:
+    """Each question has the answer from sqlite-utils that the lake's history gives."""
+    assert words.endswith("?")
+    found = answer(lake_of_all, command)
     assert found
     if number == "10":
         assert {row["how_many"] for row in found} == {0}
@@ -126,18 +189,23 @@ def test_question_works_in_sqlite_utils(lake_of_all: Path, number: str, words: s
         assert {row["cause"] for row in found} == {"revoked"}
 
 
+@QUESTIONS
+def test_question_works_beside_a_writer(writing: Path, number: str, words: str, command: str) -> None:
+    """Each question has an answer from sqlite-utils while the daemon commits batches."""
+    assert answer(writing, command), words
+
+
 # Datasette
 
 
 @contextmanager
 def datasette(store: Path) -> Iterator[str]:
-    """Datasette on the store as ``make inspect`` starts it, on a free port; gives its address."""
-    options = ["--metadata", str(METADATA), "--plugins-dir", str(METADATA.parent / "plugins")]
+    """``make inspect`` on the store, on a free port, with the packages of this interpreter; gives its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "datasette", "serve", str(store), *options, "--host", "127.0.0.1", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        ["make", "-s", "-C", str(REPOSITORY), "-o", ".venv/.installed-inspection", "inspect",
+         f"BIN={Path(sys.executable).parent}", f"STORE={store}", "PORT=0"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         assert process.stderr is not None
         for line in process.stderr:
@@ -157,34 +225,55 @@ def fetched(address: str, path: str) -> str:
         return str(response.read().decode())
 
 
-HAS_DATASETTE = importlib.util.find_spec("datasette") is not None
+needs_datasette = pytest.mark.skipif(
+    importlib.util.find_spec("datasette") is None, reason="datasette (the extra 'inspect') is not installed"
+)
 
 
-@pytest.mark.skipif(not HAS_DATASETTE, reason="datasette (the extra 'inspect') is not installed")
-def test_datasette_shows_the_store_beside_a_writer(lake_of_all: Path) -> None:
-    """Datasette opens the store read-only beside a running writer: every table, the questions, and what is new."""
+@needs_datasette
+def test_datasette_changes_nothing(lake_of_all: Path) -> None:
+    """'make inspect' opens the store read-only: pages are fetched, and no byte of it is another."""
     store = lake_of_all / "state/distilld.db"
-    asked = values(lake_of_all)
+    before = store.read_bytes()
+    with datasette(store) as address:
+        assert "batch_id" in fetched(address, "/distilld/batches")
+    assert store.read_bytes() == before
+
+
+@needs_datasette
+def test_datasette_shows_the_store_beside_a_writer(writing: Path) -> None:
+    """Beside a daemon that writes, every table, view and question has its page, and what is new is seen."""
+    asked = values(writing)
     parameters = {
         "run_id": asked["RUN_ID"],
         "batch_id": asked["BATCH_ID"],
         "id": asked["ID"],
         "reason": "empty_content",
     }
-    before = store.read_bytes()
-    with datasette(store) as address:
-        with another_writer(lake_of_all):
-            assert "What became of a run?" in fetched(address, "/distilld")
-            assert "The time that it stamped on its rows" in fetched(address, "/distilld/batches")
-            for name in described():
-                fetched(address, f"/distilld/{name}")
-            for name in re.findall(r"^      (\w+):\n        title:", METADATA.read_text(), flags=re.MULTILINE):
-                assert json.loads(fetched(address, f"/distilld/{name}.json?_shape=array&{urlencode(parameters)}")), name
-        assert store.read_bytes() == before
-        batches = json.loads(fetched(address, "/distilld/batches.json?_shape=array"))
-        with (lake_of_all / "data/scored-runs/2026/03/02/audits.jsonl").open("ab") as file:
-            file.write(b"no JSON\n")
-        bring(lake_of_all)
-        newer = json.loads(fetched(address, "/distilld/batches.json?_shape=array"))
-        assert len(newer) == len(batches) + 1
-        assert newer[0]["batch"] > batches[0]["batch"]
+    with datasette(writing / "state/distilld.db") as address:
+        assert "What became of a run?" in fetched(address, "/distilld")
+        assert "The time that it stamped on its rows" in fetched(address, "/distilld/batches")
+        for name in described():
+            fetched(address, f"/distilld/{name}")
+        named = re.findall(r"^      (\w+):\n        title:", METADATA.read_text(), flags=re.MULTILINE)
+        assert len(named) == 10
+        for name in named:
+            assert json.loads(fetched(address, f"/distilld/{name}.json?_shape=array&{urlencode(parameters)}")), name
+
+        def newest() -> int:
+            found = json.loads(fetched(address, "/distilld/batches.json?_shape=array"))
+            return int(found[0]["batch"])
+
+        before = newest()
+        until(lambda: newest() > before, "a batch that is new")
+
+
+def test_inspect_names_a_store_that_is_not_there(tmp_path: Path) -> None:
+    """'make inspect' without a store says where it looked and how to name another."""
+    done = subprocess.run(
+        ["make", "-s", "-C", str(REPOSITORY), "-o", ".venv/.installed-inspection", "inspect",
+         f"STORE={tmp_path / 'none.db'}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert f"there is no state store at {tmp_path / 'none.db'}: try 'make inspect STORE=" in done.stderr

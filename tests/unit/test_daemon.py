@@ -80,8 +80,9 @@ class Heard(Notifier):
         super().__init__(None)
         self._notified = notified
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str) -> bool:
         self._notified.append(message)
+        return True
 
 
 class Scripted(Daemon):

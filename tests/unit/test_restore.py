@@ -17,8 +17,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from distilld import batch
-from distilld.model import EXPORT_PATHS, Dataset, Trigger
-from distilld.restore import COPIES_KEPT, SET_ASIDE, AnotherWriterError
+from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, Trigger
+from distilld.restore import COPIES_KEPT, AnotherWriterError
 from distilld.store import StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
 from tests.unit.history_lake import MINUTE_NS, A, B, HistoryLake, given, history_lake, rag_id, run

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from distilld.model import OperatorError, UsageError
-from distilld.receipt import REPORTS
+from distilld.model import REPORTS, OperatorError, UsageError
 from distilld.stage import StageRun, run_stage
 from tests.system.command import command, distilld, environment, once, phase4
 from tests.system.running import until

@@ -63,7 +63,7 @@ class TestOpening:
     def test_a_new_store_is_made_with_its_folders(self, path: Path, tmp_path: Path) -> None:
         """All migrations are applied; it knows its root and the version that wrote it."""
         with closing(Store.open(path, tmp_path)) as store:
-            assert migrations.pending(store.db) == []
+            assert migrations().pending(store.db) == []
             assert (store.recall("root"), store.recall("distilld_version")) == (str(tmp_path), __version__)
 
     def test_it_is_opened_as_it_was_left(self, path: Path, tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def placing() -> Iterator[Placing]:
     """A store in memory."""
     with closing(Store(Path("memory"), sqlite3.connect(":memory:", isolation_level=None))) as store:
         store.db = Database(store.connection, execute_plugins=False, strict=True)
-        migrations.apply(store.db)
+        migrations().apply(store.db)
         yield Placing(store)
 
 
