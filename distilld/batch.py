@@ -342,6 +342,8 @@ class Engine:
 
     def _take_arrivals(self, scan: Scan, trigger: Trigger, result: PassResult) -> None:
         """Take new partitions in and judge them in one go, where that is all there is to do."""
+        if len(scan.files) <= self.inputs.count_files():
+            return
         if self.work.waiting().anything or self.ledger.has_news() or self.work.missing_lines():
             return
         known = self.inputs.files()
@@ -370,9 +372,13 @@ class Engine:
                 self._tell(
                     Progress("read", min(done, intake.whole_bytes), intake.whole_bytes, len(scan.files), intake.rows)
                 )
-        except (InputChanged, UnreadableError) as error:
+        except InputChanged as error:
             log.warning("input_changed", path=error.path)
+        except UnreadableError:
+            pass  # whoever reads the rest of the files tells of it
+        except ExportTamperedError:
             self.committer.recover()
+            self._mend_exports()
         result.arrived_lines = intake.lines
         self.work.forget_places()
 
