@@ -28,7 +28,7 @@ from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committ
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
 from distilld.index import Indexed, Indexer
-from distilld.intake import LEAST_BYTES, Intake
+from distilld.intake import Intake
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Oddity, Scan, SourceFiles
@@ -115,11 +115,8 @@ class Engine:
         committer: Committer | None = None,
         spool_folder: Path | None = None,
         workers: int = 0,
-        arrival_bytes: int = LEAST_BYTES,
     ) -> None:
         """``workers`` are the processes that judge many new partitions; 0: as many as there are cores.
-
-        ``arrival_bytes`` is from how much on new partitions are taken in and judged in one go.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
 
@@ -144,7 +141,6 @@ class Engine:
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
         self.workers = workers
-        self.arrival_bytes = arrival_bytes
         self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
@@ -359,7 +355,6 @@ class Engine:
             batch_rows=self.batch_rows,
             workers=self.workers,
             spool_folder=self._spool(),
-            least_bytes=self.arrival_bytes,
             pulse=self.pulse,
         )
         if not intake.begin(scan, plan):

@@ -88,7 +88,6 @@ class Intake:
         batch_rows: int,
         workers: int,
         spool_folder: Path,
-        least_bytes: int = LEAST_BYTES,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = root
@@ -100,7 +99,6 @@ class Intake:
         self._batch_rows = batch_rows
         self._wanted_workers = workers
         self._folder = spool_folder
-        self._least_bytes = least_bytes
         self._pulse = pulse
         self._newcomers: list[_Newcomer] = []
         self._taken: dict[Dataset, set[int]] = {Dataset.RAG: set(), Dataset.SFT: set()}
@@ -132,7 +130,7 @@ class Intake:
             return False
         self._newcomers = list(found.values())
         self.whole_bytes = sum(newcomer.size for newcomer in self._newcomers)
-        if self.whole_bytes < self._least_bytes:
+        if self.whole_bytes < LEAST_BYTES:
             return False
         suits = False
         try:
