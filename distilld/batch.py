@@ -27,6 +27,7 @@ from distilld import lake
 from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committer
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
+from distilld.facts import MalformedEvidence
 from distilld.index import Indexed, Indexer
 from distilld.intake import Intake
 from distilld.judge_pairs import PairJudge
@@ -192,6 +193,7 @@ class Engine:
         if not read_anew:
             self._take_arrivals(scan, trigger, result)
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
+        _log_malformed(result.indexed.malformed_evidence)
         self._log_unreadable(result.unreadable)
         self._thaw()
         self._trip()
@@ -374,6 +376,7 @@ class Engine:
         except ExportTamperedError:
             self.committer.recover()
             self._mend_exports()
+        _log_malformed(intake.malformed_evidence)
         result.arrived_lines = intake.lines
         self.work.forget_places()
 
@@ -526,6 +529,12 @@ class Engine:
     def _spool(self) -> Path:
         folder = self._spool_folder or self.root / "exports"
         return folder if folder.is_dir() else self.root
+
+
+def _log_malformed(found: list[MalformedEvidence]) -> None:
+    for each in found:
+        path = lake.tree_path(InputKind.EVIDENCE, each.path)
+        log.warning("malformed_evidence", path=path, lines=each.lines, first_line=each.first_line)
 
 
 def _as_oddity(problem: OperatorError) -> Oddity:

@@ -297,3 +297,17 @@ def test_worker_ends_when_its_starter_is_gone(tmp_path: Path) -> None:
     worker.socket.close()
     assert worker.process.wait(60) == 0
     crew.close()
+
+
+@pytest.mark.parametrize("least_bytes", [0, NEVER], ids=["in one go", "the other way"])
+def test_malformed_evidence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_bytes: int) -> None:
+    """Evidence lines that are no JSON object are told of, with how many came and where the first one stands."""
+    monkeypatch.setattr(intake, "LEAST_BYTES", least_bytes)
+    lake = HistoryLake(tmp_path)
+    lake.scored(A, run("one"))
+    lake.evidence(A, given("one"), b"{torn", given("two"), b"null")
+    with capture_logs() as logs:
+        lake.go()
+    told = [each for each in logs if each["event"] == "malformed_evidence"]
+    assert [(each["path"], each["lines"], each["first_line"]) for each in told] == [(f"data/evidence/{A}", 2, 1)]
+    lake.stop()
