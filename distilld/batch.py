@@ -156,6 +156,7 @@ class Engine:
         tripwire_rows: int,
         tripwire_share: float,
         receipts_keep: int,
+        workers: int,
     ) -> None:
         """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
         self.options = options
@@ -164,6 +165,7 @@ class Engine:
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
         self.committer.receipts_keep = receipts_keep
+        self.workers = workers
         self.git = git_state(self.root)
 
     # one pass
