@@ -1,13 +1,14 @@
 """The table of contents: how a change of the inputs becomes a change of the datasets.
 
     scan    lake.scan          what stands in the two trees
-    plan    plan.compare       what of it is new, changed, gone
+    intake  intake.Intake      many new partitions at once: read, judged and committed in one go
+    plan    plan.compare       what of the rest is new, changed, gone
     index   index.Indexer      its facts into the store, and what they touch into the queues
     judge   judge_rows, _pairs what becomes of each queued row and task
     commit  commit.Committer   intent, exports, one transaction, finish
     tell    receipt, log       what was done
 
-One code path serves the first full pass, the daemon's smallest batch and the rebuild.
+One code path serves the daemon's smallest batch and the rebuild; a large first pass takes the intake.
 """
 
 from __future__ import annotations
