@@ -379,6 +379,8 @@ class Engine:
         except ExportTamperedError:
             self.committer.recover()
             self._mend_exports()
+        finally:
+            intake.close()
         _log_malformed(intake.malformed_evidence)
         result.arrived_lines = intake.lines
         self.work.forget_places()
