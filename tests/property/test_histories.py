@@ -25,7 +25,8 @@ from distilld.commit import CommittedBatch
 from distilld.model import InputKind, OnDelete, Options, Trigger
 from distilld.store import Store
 from distilld.store.ledger import Ledger
-from distilld.verify import verify
+from distilld.store.views import Exceptions
+from distilld.verify import frozen_of, verify
 from tests.property import invariants
 from tests.property.absence import Absence
 from tests.property.invariants import Exports
@@ -337,6 +338,53 @@ class KeepHistories(Histories):
         assert not report.faults, [check for check in report.checks if check.faults]
 
 
+class TripwireHistories(KeepHistories):
+    """The same with a tripwire that a few rows pass. What it keeps is known from the store; the oracle says the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tripwire_rows, self.tripwire_share = 0, 0.0
+
+    def full_pass(self, now: oracle.Lake) -> oracle.FullPass:
+        return oracle.export(
+            now, self.options, missing_files=invariants.path_check(self.options), frozen=self.exceptions()
+        )
+
+    def verdicts(self) -> oracle.Verdicts:
+        return oracle.verdicts_in_force(oracle.read_lake(self.folder, self.options), self.options, self.exceptions())
+
+    def exceptions(self) -> oracle.Frozen:
+        """What the store says of rows that no present input gives."""
+        assert self.store is not None
+        return frozen_of(Exceptions(self.store), Exports.read(self.folder).whole)
+
+    @rule(rows=st.sampled_from((0, 0, 1)), share=st.sampled_from((0.0, 0.3)))
+    def another_tripwire(self, rows: int, share: float) -> None:
+        self.tripwire_rows, self.tripwire_share = rows, share
+        self.restart()
+
+    @rule()
+    def accept(self) -> None:
+        """An operator keeps what the tripwire kept for good."""
+        assert self.engine is not None
+        self.engine.accept_vanished()
+        assert not self.engine.frozen.held_by_tripwire()
+
+    @rule()
+    def prune(self) -> None:
+        assert self.engine is not None
+        self.check_pass()
+        self.engine.prune(None, orphans_only=False)
+        self.check_pass()
+        assert self.exceptions() == oracle.NOTHING_FROZEN
+
+    def check_pass(self) -> None:
+        before = self.before
+        super().check_pass()
+        now = oracle.read_lake(self.folder, self.options)
+        invariants.let_no_mass_vanish(before, self.before, now, self.tripwire_rows, self.tripwire_share)
+
+
 def places_of(now: oracle.Lake) -> set[tuple[tuple[str, int], bytes]]:
     """Where each scored line stands."""
     return {((path, at), line) for path, partition in now.items() for at, line in enumerate(partition.scored)}
@@ -384,17 +432,24 @@ def test_exports_equal_the_full_pass_after_every_step() -> None:
 @pytest.mark.timeout(600)
 def test_absent_partitions_are_frozen_after_every_step() -> None:
     """The same where files that disappear are kept: beside the full pass stands what SPEC 3 freezes, byte for byte."""
-    run(KeepHistories, steps=30, max_examples=30, derandomize=True)
+    run(KeepHistories, steps=30, max_examples=25, derandomize=True)
+
+
+@pytest.mark.timeout(600)
+def test_tripwire_holds_what_vanishes_after_every_step() -> None:
+    """The same where a tripwire of a row or two keeps what vanishes; operators accept it, or give it up."""
+    run(TripwireHistories, steps=30, max_examples=25, derandomize=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7_200)
-def test_ten_thousand_steps() -> None:
+@pytest.mark.parametrize("histories", [Histories, KeepHistories, TripwireHistories])
+def test_ten_thousand_steps(histories: type[Histories]) -> None:
     """The same for 10,000 steps, drawn from the seed in HISTORIES_SEED or a new one, which is printed."""
     seed_of_run = int(os.environ.get("HISTORIES_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"HISTORIES_SEED={seed_of_run}")
     steps = 0
     while steps < 10_000:
         # A class of its own each time: hypothesis keeps the seed on it.
-        steps += run(seed(seed_of_run + steps)(type("Histories", (Histories,), {})), steps=40, max_examples=100).steps
+        steps += run(seed(seed_of_run + steps)(type("Histories", (histories,), {})), steps=40, max_examples=100).steps
     print(f"{steps} steps in all")
