@@ -135,6 +135,8 @@ class Engine:
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
         self._told: frozenset[tuple[str, str]] = frozenset()
+        self._unreadable: dict[str, OperatorError] = {}
+        """What the pass could not read so far, by its words."""
 
     def reconfigure(
         self,
@@ -179,10 +181,14 @@ class Engine:
         self._log_odd_folders(scan)
         options_changed = self._take_options(anew=trigger is Trigger.REBUILD)
         result.indexed = self._index(scan, read_anew=options_changed == "lines" or trigger is Trigger.REBUILD)
-        self._log_unreadable(result.unreadable)
         self._thaw()
         self._trip()
-        self._work_off(trigger, result, options_changed=bool(options_changed))
+        self._unreadable = {str(problem): problem for problem in result.indexed.problems}
+        try:
+            self._work_off(trigger, result, options_changed=bool(options_changed))
+        finally:
+            result.indexed.problems = list(self._unreadable.values())
+            self._log_unreadable(result.unreadable)
         if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
@@ -286,7 +292,8 @@ class Engine:
         decisions.judged_to = NO_LIMIT if last is None else last
         pairs.judge(self.work.tasks(0 if last is not None else TASKS_PER_BATCH))
         touched = self.work.tasks_of_unjudged(decisions.judged_to)
-        decisions.tasks_to_queue = sorted(touched - set(decisions.tasks))
+        decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
+        self._unreadable.update((str(error), error) for error in decisions.unreadable)
 
     def _commit(
         self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed
@@ -302,7 +309,7 @@ class Engine:
             self.git,
             indexed.rows_indexed,
             indexed.bytes_read,
-            tuple(str(problem) for problem in indexed.problems),
+            tuple(dict.fromkeys(str(problem) for problem in (*indexed.problems, *decisions.unreadable))),
         )
         with structlog.contextvars.bound_contextvars(batch_id=identity.batch_id):
             try:
