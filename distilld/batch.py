@@ -293,7 +293,7 @@ class Engine:
         pairs.judge(self.work.tasks(0 if last is not None else TASKS_PER_BATCH))
         touched = self.work.tasks_of_unjudged(decisions.judged_to)
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
-        self._unreadable.update((str(error), error) for error in decisions.unreadable)
+        self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
 
     def _commit(
         self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed
@@ -309,7 +309,7 @@ class Engine:
             self.git,
             indexed.rows_indexed,
             indexed.bytes_read,
-            tuple(dict.fromkeys(str(problem) for problem in (*indexed.problems, *decisions.unreadable))),
+            tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
         )
         with structlog.contextvars.bound_contextvars(batch_id=identity.batch_id):
             try:
@@ -459,6 +459,10 @@ def _as_oddity(problem: OperatorError) -> Oddity:
     if isinstance(problem, UnreadableError):
         return Oddity(problem.path, f"cannot be read: {problem.why}")
     return Oddity("", str(problem))
+
+
+def _problems_of(decisions: Decisions) -> list[UnreadableError]:
+    return [UnreadableError(path, OSError(why)) for path, why in decisions.unreadable.items()]
 
 
 def _noting_pruned(rows: Iterator[WorkRow], pruned: set[int | None]) -> Iterator[WorkRow]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from distilld.model import Category, Cause, Dataset, UnreadableError, Verdict
+from distilld.model import Category, Cause, Dataset, Verdict
 from distilld.spool import LineSpool
 
 ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
@@ -175,8 +175,8 @@ class Decisions:
     shipped_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows of which this batch wrote a line into a dataset, for the firewall's second look."""
     bytes_read: int = 0
-    unreadable: list[UnreadableError] = field(default_factory=list)
-    """Why rows or tasks were left for a later batch."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Files that could not be read, and why, so that rows or tasks were left for a later batch."""
     rows_to_queue: list[int] = field(default_factory=list)
     """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)

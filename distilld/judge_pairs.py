@@ -67,7 +67,7 @@ class PairJudge:
             try:
                 touched = self._judge_task(task_id)
             except UnreadableError as error:
-                self._out.unreadable.append(error)
+                self._out.unreadable[error.path] = error.why
                 self.left.add(task_id)
                 touched = self._let_forbidden_go(task_id)
             for other in sorted(touched - known):

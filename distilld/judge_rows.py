@@ -223,7 +223,7 @@ class RowJudge:
         Then the row counts as never judged: its quarantine row needs its text.
         """
         out = self.out
-        out.unreadable.append(error)
+        out.unreadable[error.path] = error.why
         out.rows_to_queue.append(row.walk)
         outcomes = (
             (self._rag, Recorded(row.rag, row.rag_line or b"", row.rag_batch or 0)),

@@ -27,7 +27,7 @@ class Texts:
         self._open: dict[tuple[InputKind, int], tuple[ExitStack, SpanReader]] = {}
         self._read_and_closed = 0
         self._near: dict[InputKind, tuple[int, SpanReader]] = {}
-        self._refused: dict[tuple[InputKind, int], UnreadableError] = {}
+        self._refused: dict[tuple[InputKind, int], tuple[str, str]] = {}
 
     @property
     def bytes_read(self) -> int:
@@ -72,7 +72,8 @@ class Texts:
         if near is not None and near[0] == base:
             return near[1]
         if (kind, base) in self._refused:
-            raise self._refused[kind, base]
+            path, why = self._refused[kind, base]
+            raise UnreadableError(path, OSError(why))
         found = self._open.pop((kind, base), None)
         if found is None:
             if len(self._open) >= _OPEN_AT_MOST:
@@ -82,7 +83,8 @@ class Texts:
             try:
                 descriptor, _ = stack.enter_context(open_partition(self._root, kind, path))
             except UnreadableError as error:
-                self._refused[kind, base] = error
+                # Not the error itself: its traceback would keep what its callers iterate over.
+                self._refused[kind, base] = error.path, error.why
                 raise
             found = (stack, SpanReader(descriptor, tree_path(kind, path)))
         self._open[kind, base] = found  # put behind the others: the oldest is closed first

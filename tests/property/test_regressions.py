@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import structlog
 
-from distilld import batch, index, texts
-from distilld import lake as lake_module
-from distilld.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
+from distilld import batch
+from distilld.model import Dataset, InputKind, OnDelete, Options, Trigger
 from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
-from tests.property.test_histories import Histories, KeepHistories
+from tests.property.test_histories import Histories, KeepHistories, TripwireHistories, refused
 
 SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE
 KEEP = Options(max_line_bytes=600)
@@ -45,22 +42,6 @@ def put(lake: Histories, partition: int, rows: list[Row], given: list[Row] | Non
     """Append scored rows, and evidence."""
     lake.history.append(SCORED, partition, rows)
     lake.history.append(EVIDENCE, partition, given or [])
-
-
-@contextmanager
-def refused(*kinds: InputKind) -> Iterator[None]:
-    """Files of the first partition cannot be read."""
-    real = lake_module.open_partition
-
-    def refusing(root: Path, kind: InputKind, path: str) -> AbstractContextManager[tuple[int, StatFacts]]:
-        if kind in kinds and path == PARTITIONS[0]:
-            raise UnreadableError(path, PermissionError(13, "Permission denied"))
-        return real(root, kind, path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (index, texts):
-            patch.setattr(module, "open_partition", refusing)
-        yield
 
 
 def judged(lake: Histories) -> int:
@@ -111,7 +92,7 @@ def test_unreadable_file_is_read_with_the_new_line_limit_later(lake: Histories) 
     lake.check_pass()
     restart(lake, replace(WITHDRAW, max_line_bytes=300))
 
-    with refused(SCORED, EVIDENCE):
+    with refused(PARTITIONS[0], SCORED, EVIDENCE):
         for _ in range(2):
             assert lake.engine is not None
             assert lake.engine.run_pass(Trigger.RESCAN).unreadable
@@ -132,7 +113,7 @@ def test_unreadable_file_stops_nothing(lake: Histories, kind: InputKind) -> None
     put(lake, 1, [scored("d", "rejected", task="u")])
     put(lake, 2, [scored("e", "accepted")], [evidence("e")])
     assert lake.engine is not None
-    with refused(kind):
+    with refused(PARTITIONS[0], kind):
         for _ in range(2):
             (told,) = lake.engine.run_pass(Trigger.RESCAN).unreadable
             assert told.path == PARTITIONS[0]
@@ -152,7 +133,7 @@ def test_unreadable_row_that_a_verdict_forbids_leaves(lake: Histories, kind: Inp
     lake.check_pass()
     put(lake, 3, [scored("a", "rejected"), scored("d", "accepted")], [evidence("d", "three")])
     assert lake.engine is not None
-    with refused(kind):
+    with refused(PARTITIONS[0], kind):
         for _ in range(2):
             assert lake.engine.run_pass(Trigger.RESCAN).unreadable
     exports = Exports.read(lake.folder)
@@ -360,6 +341,19 @@ def test_renamed_line_that_is_too_long_now_counts_where_it_stands(keep: KeepHist
     keep.history.move_both(1, 3)
     restart(keep, replace(KEEP, max_line_bytes=300))
     keep.check_pass()
+
+
+def test_tripwire_holds_a_pair_one_side_of_which_moved() -> None:
+    """A pair leaves because one side vanished, while the file of the other is absent: it once passed the tripwire."""
+    with structlog.testing.capture_logs():
+        machine = TripwireHistories()
+        restart(machine, replace(KEEP, revoke=False))
+        put(machine, 1, [scored("e", "accepted")], [evidence("e")])
+        put(machine, 0, [scored("b", "rejected")], [evidence("b", "two")])
+        machine.check_pass()
+        machine.history.move_both(1, 0)
+        machine.check_pass()
+        machine.teardown()
 
 
 # work follows the change
