@@ -16,9 +16,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import orjson
 import structlog
 
 from distilld import lake
@@ -26,11 +28,12 @@ from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committ
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
 from distilld.index import Indexed, Indexer
+from distilld.intake import LEAST_BYTES, Intake
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Oddity, Scan, SourceFiles
-from distilld.model import Cause, Dataset, InputChanged, OperatorError, Options, Trigger, UnreadableError
-from distilld.plan import FileKey
+from distilld.model import Cause, Dataset, InputChanged, InputKind, OperatorError, Options, Trigger, UnreadableError
+from distilld.plan import FileKey, compare
 from distilld.receipt import GitState, git_state
 from distilld.restore import Restorer
 from distilld.store import Store
@@ -68,6 +71,10 @@ class PassResult:
     batches: list[CommittedBatch] = field(default_factory=list)
     scan: Scan | None = None
     indexed: Indexed = field(default_factory=Indexed)
+    untold: Indexed = field(default_factory=Indexed)
+    """What was indexed and stands in no receipt yet."""
+    arrived_lines: int = 0
+    """Lines that were taken in and judged in one go; ``indexed`` does not count them."""
     input_changed: str | None = None
     """A file that changed while its rows were judged: that batch was not begun, and the next pass plans it anew."""
 
@@ -107,8 +114,14 @@ class Engine:
         pulse: Callable[[], None] = lambda: None,
         committer: Committer | None = None,
         spool_folder: Path | None = None,
+        workers: int = 0,
+        arrival_bytes: int = LEAST_BYTES,
     ) -> None:
-        """``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
+        """``workers`` are the processes that judge many new partitions; 0: as many as there are cores.
+
+        ``arrival_bytes`` is from how much on new partitions are taken in and judged in one go.
+
+        ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
 
         ``pulse`` is called as the work goes on: at every file, batch, and block of an export that is read or rewritten.
         What it raises ends the pass, as a kill would; :meth:`Committer.recover` then undoes the batch in hand.
@@ -130,6 +143,8 @@ class Engine:
         self.restorer = Restorer(root, store, self.exports, self.committer)
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
+        self.workers = workers
+        self.arrival_bytes = arrival_bytes
         self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
@@ -177,7 +192,10 @@ class Engine:
         result.scan = scan = lake.scan(self.root)
         self._log_odd_folders(scan)
         options_changed = self._take_options(anew=trigger is Trigger.REBUILD)
-        result.indexed = self._index(scan, read_anew=options_changed == "lines" or trigger is Trigger.REBUILD)
+        read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
+        if not read_anew:
+            self._take_arrivals(scan, trigger, result)
+        result.indexed = result.untold = self._index(scan, read_anew=read_anew)
         self._log_unreadable(result.unreadable)
         self._thaw()
         self._trip()
@@ -193,12 +211,11 @@ class Engine:
 
     def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
         """Batches, one after the other, until nothing waits."""
-        indexed = result.indexed if not result.batches else Indexed()
         judged, whole = 0, self.work.waiting().rows if self.progress else 0
         self._tell(Progress("judge", 0, whole, result.indexed.files_seen, 0))
         while (waiting := self.work.waiting()).anything or self.ledger.has_news():
             try:
-                committed = self.run_batch(trigger, indexed, options_changed=options_changed)
+                committed = self.run_batch(trigger, result.untold, options_changed=options_changed)
             except InputChanged as error:
                 log.warning("input_changed", path=error.path)
                 result.input_changed = error.path
@@ -208,7 +225,7 @@ class Engine:
                 self.committer.recover()
                 self._mend_exports()
                 continue
-            indexed = Indexed()
+            result.untold = Indexed()
             if committed is not None:
                 result.batches.append(committed)
                 judged += committed.receipt["work"]["rows_judged"]
@@ -303,14 +320,73 @@ class Engine:
             indexed.bytes_read,
             tuple(str(problem) for problem in indexed.problems),
         )
+        return self._made_durable(identity, decisions, context)
+
+    def _made_durable(
+        self,
+        identity: BatchIdentity,
+        decisions: Decisions,
+        context: BatchContext,
+        also: Callable[[], None] = lambda: None,
+    ) -> CommittedBatch:
         with structlog.contextvars.bound_contextvars(batch_id=identity.batch_id):
             try:
-                committed = self.committer.commit(identity, decisions, context)
+                committed = self.committer.commit(identity, decisions, context, also)
             except BaseException:
                 log.error("batch_undone", sequence=identity.sequence)
                 raise
             _log_committed(committed, written=self.committer.writes)
         return committed
+
+    # many new partitions
+
+    def _take_arrivals(self, scan: Scan, trigger: Trigger, result: PassResult) -> None:
+        """Take new partitions in and judge them in one go, where that is all there is to do."""
+        if self.work.waiting().anything or self.ledger.has_news() or self.work.missing_lines():
+            return
+        known = self.inputs.files()
+        plan = compare({(file.kind, file.path): file.stat for file in scan.files}, known)
+        if not all(record.present for record in known.values()):
+            return
+        intake = Intake(
+            self.root,
+            self.store,
+            self.inputs,
+            self.committer,
+            self.options,
+            batch_rows=self.batch_rows,
+            workers=self.workers,
+            spool_folder=self._spool(),
+            least_bytes=self.arrival_bytes,
+            pulse=self.pulse,
+        )
+        if not intake.begin(scan, plan):
+            return
+        done = 0
+        try:
+            for committed in intake.batches(partial(self._commit_arrivals, trigger)):
+                result.batches.append(committed)
+                done += committed.receipt["work"]["bytes_read"]
+                self._tell(
+                    Progress("read", min(done, intake.whole_bytes), intake.whole_bytes, len(scan.files), intake.rows)
+                )
+        except (InputChanged, UnreadableError) as error:
+            log.warning("input_changed", path=error.path)
+            self.committer.recover()
+        result.arrived_lines = intake.lines
+        self.work.forget_places()
+
+    def _commit_arrivals(
+        self,
+        trigger: Trigger,
+        identity: BatchIdentity,
+        decisions: Decisions,
+        lines: int,
+        size: int,
+        also: Callable[[], None],
+    ) -> CommittedBatch:
+        context = BatchContext(trigger, self.options, self.git, lines, size, ())
+        return self._made_durable(identity, decisions, context, also)
 
     # parts of a pass
 
@@ -349,12 +425,29 @@ class Engine:
             overdue=self._overdue,
             progress=self._reading(scan),
         )
-        indexed = indexer.take(scan, read_anew=read_anew)
+        owed = self._owed_readings()
+        indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
         indexed.files_seen = len(scan.files)
+        self._owe_readings(scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
         now = time.time_ns()
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
         return indexed
+
+    def _owed_readings(self) -> set[FileKey]:
+        """Known files that were absent or could not be read when every line was to be read with other options."""
+        owed = orjson.loads(self.store.recall("files_to_read_anew") or "[]")
+        return {(InputKind(kind), path) for kind, path in owed}
+
+    def _owe_readings(self, scan: Scan, indexed: Indexed, owed: set[FileKey], *, read_anew: bool) -> None:
+        """Remember whose lines are still known as they were read with other options."""
+        if not (owed or read_anew):
+            return
+        read = {(file.kind, file.path) for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
+        left = ((set(self.inputs.files()) if read_anew else owed) - read).intersection(self.inputs.files())
+        if left != owed:
+            with self.store.transaction():
+                self.store.remember("files_to_read_anew", orjson.dumps(sorted(left)).decode())
 
     def _log_odd_folders(self, scan: Scan) -> None:
         for folder in sorted(set(scan.odd_folders) - self._odd_folders):

@@ -168,7 +168,7 @@ class Bulletin:
         metrics.set("distilld_watched_folders", folders)
         metrics.set("distilld_unsettled_files", len(result.indexed.unsettled))
         metrics.set("distilld_unreadable_inputs", len(result.unreadable))
-        metrics.add("distilld_rows_indexed_total", result.indexed.rows_indexed)
+        metrics.add("distilld_rows_indexed_total", result.indexed.rows_indexed + result.arrived_lines)
         for batch in result.batches:
             _count(metrics, batch)
         if result.batches:

@@ -23,11 +23,11 @@ import orjson
 from distilld import receipt as receipts
 from distilld.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
 from distilld.exports import RENAME_ORDER, Drop, Exports, Written, drop_digests, drop_ids
+from distilld.facts import CATEGORY_CODES
 from distilld.lake import tree_path
 from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError, Trigger
 from distilld.store import Store
 from distilld.store.ledger import ExportRecord, InputNote, Intent, Ledger, Totals
-from distilld.store.schema import CATEGORY_CODES
 from distilld.tail import digest_of
 
 _MS: Final = 1_000_000
@@ -99,21 +99,31 @@ class Committer:
         self._clock = clock
         self.receipts_keep = receipts_keep
 
-    def next_identity(self) -> BatchIdentity:
-        """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back."""
-        last = self._ledger.last_batch()
+    def next_identity(self, after: BatchIdentity | None = None) -> BatchIdentity:
+        """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back.
+
+        ``after`` is a batch that is not yet committed, and will be before this one.
+        """
+        last = self._ledger.last_batch() if after is None else None
+        sequence = after.sequence if after is not None else last.batch if last is not None else 0
         now_ns = self._clock() // _MS * _MS
-        floor = self._store.recall("last_recorded_at")
+        floor = after.recorded_at if after is not None else self._store.recall("last_recorded_at")
         stamp = iso_time(now_ns)
         if floor is not None and stamp <= floor:
             before = datetime.fromisoformat(floor.replace("Z", "+00:00"))
             stamp = iso_time(round(before.timestamp() * 1000) * _MS + _MS)
-        return BatchIdentity(last.batch + 1 if last else 1, batch_id_of(stamp), stamp, now_ns)
+        return BatchIdentity(sequence + 1, batch_id_of(stamp), stamp, now_ns)
 
     # one batch
 
-    def commit(self, identity: BatchIdentity, decisions: Decisions, context: BatchContext) -> CommittedBatch:
-        """Make the batch durable.
+    def commit(
+        self,
+        identity: BatchIdentity,
+        decisions: Decisions,
+        context: BatchContext,
+        also: Callable[[], None] = lambda: None,
+    ) -> CommittedBatch:
+        """Make the batch durable; ``also`` runs in its transaction, before the decisions are recorded.
 
         Raises:
             ExportTamperedError: An export is not what its last commit left.
@@ -131,6 +141,7 @@ class Committer:
                 self._ledger.intend(intents)
         written = {write.name: self._write(write, records[write.name].committed) for write in writes}
         with self._store.transaction():
+            also()
             receipt = self._transact(identity, decisions, published, context, records, writes, written)
         self._finish()
         return CommittedBatch(
@@ -213,11 +224,17 @@ class Committer:
     def _second_look(self, decisions: Decisions, options: Options) -> bool:
         if not options.revoke:
             return True
-        for dataset in (Dataset.RAG, Dataset.SFT):
-            forbidden = tuple(CATEGORY_CODES[category] for category in Category if options.forbids(dataset, category))
-            if self._ledger.forbidden_among(decisions.shipped_walks[dataset], forbidden):
-                return False
-        return True
+        codes = {
+            dataset: tuple(CATEGORY_CODES[category] for category in Category if options.forbids(dataset, category))
+            for dataset in (Dataset.RAG, Dataset.SFT)
+        }
+        return not any(
+            self._ledger.forbidden_among(decisions.shipped_walks[dataset], forbidden)
+            for dataset, forbidden in codes.items()
+        ) and not any(
+            self._ledger.forbidden_among_arrived(span, codes[Dataset.RAG], codes[Dataset.SFT])
+            for span in decisions.arrived_spans
+        )
 
     # whole files
 
@@ -445,7 +462,7 @@ def _receipt(
         ],
         "outputs": _outputs(decisions, writes, written, exports, replaced),
         "record_counts": {
-            "in": len(decisions.judged_walks),
+            "in": decisions.rows_judged,
             "out": sum(change.shipped.rows for change in decisions.changes.values()),
             "quarantined": sum(change.held.rows for change in decisions.changes.values()),
             "withdrawn": len(decisions.withdrawals),
@@ -467,7 +484,7 @@ def _receipt(
         },
         "work": {
             "rows_indexed": context.rows_indexed,
-            "rows_judged": len(decisions.judged_walks),
+            "rows_judged": decisions.rows_judged,
             "bytes_read": context.index_bytes + decisions.bytes_read,
         },
         "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from distilld.model import Category, Cause, Dataset, Verdict
-from distilld.spool import LineSpool
+from distilld.spool import LineSpool, SpooledParts
 
 ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
 
@@ -105,8 +105,8 @@ class DatasetChanges:
     dropped, and one that is to stay must be written again.
     """
 
-    shipped: LineSpool
-    held: LineSpool
+    shipped: LineSpool | SpooledParts
+    held: LineSpool | SpooledParts
     missing_shipped: Counter[bytes] = field(default_factory=Counter)
     missing_held: Counter[bytes] = field(default_factory=Counter)
     removed_keys: dict[int, bytes] = field(default_factory=dict)
@@ -155,6 +155,10 @@ class Decisions:
     changes: dict[Dataset, DatasetChanges]
     rows: list[RowUpdate] = field(default_factory=list)
     judged_walks: list[int] = field(default_factory=list)
+    arrived_rows: int = 0
+    """Rows of new partitions, which were judged as they came in."""
+    arrived_spans: list[tuple[int, int]] = field(default_factory=list)
+    """Where they stand in walk order, partition by partition: from, up to but not including."""
     newly_judged: int = 0
     released: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows that give up an id in this batch, so that another row may take it in the same transaction."""
@@ -179,11 +183,23 @@ class Decisions:
     judged_to: int | None = None
     """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
 
+    @property
+    def rows_judged(self) -> int:
+        """How many scored rows this batch judged."""
+        return len(self.judged_walks) + self.arrived_rows
+
     def close(self) -> None:
         """Drop the spooled lines."""
         for change in self.changes.values():
             change.shipped.close()
             change.held.close()
+
+
+def arriving_decisions(
+    sequence: int, recorded_at: str, lines: Mapping[Dataset, tuple[SpooledParts, SpooledParts]]
+) -> Decisions:
+    """A batch of new partitions: it takes nothing from any dataset. ``lines`` are what ships, and what is held."""
+    return Decisions(sequence, recorded_at, {dataset: DatasetChanges(*lines[dataset]) for dataset in Dataset})
 
 
 def empty_decisions(

@@ -80,6 +80,7 @@ def rehearsal(
                 progress=progress,
                 committer=DryCommitter(settings.root, store),
                 spool_folder=folder,
+                workers=settings.workers,
             )
         finally:
             store.close()

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from distilld.json_text import Malformed, ParsedLine, parse_object
+from distilld.facts import LINES_END, TOO_LONG, EvidenceFacts, RowFacts, row_facts, run_of_evidence
+from distilld.json_text import parse_object
 from distilld.lake import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
 from distilld.plan import FileKey, Look, compare
-from distilld.records import category_of
 from distilld.store import Store
-from distilld.store.inputs import EvidenceFacts, FileRecord, Inputs, RowFacts
-from distilld.store.schema import CATEGORY_CODES, LINES_END, MALFORMED_CODES
+from distilld.store.inputs import FileRecord, Inputs
 from distilld.tail import Line, PartitionReader
 
 ROWS_PER_TRANSACTION: Final = 20_000
@@ -45,6 +44,8 @@ class Indexed:
     unsettled: list[FileKey] = field(default_factory=list)
     """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
     problems: list[OperatorError] = field(default_factory=list)
+    unreadable: list[FileKey] = field(default_factory=list)
+    """The files behind the problems."""
     files_seen: int = 0
     rows_indexed: int = 0
     bytes_read: int = 0
@@ -75,11 +76,13 @@ class Indexer:
         self._rows_in_transaction = 0
         self._fresh = True
         self._read_anew = False
+        self._owed: Set[FileKey] = frozenset()
 
-    def take(self, scan: Scan, *, read_anew: bool = False) -> Indexed:
+    def take(self, scan: Scan, *, read_anew: bool = False, owed: Set[FileKey] = frozenset()) -> Indexed:
         """Compare the scan with what is recorded and index what changed.
 
-        ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit).
+        ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
+        that are ``owed`` such a reading get it alone.
 
         Raises:
             ListingError: A tree is missing although files of it are known.
@@ -89,16 +92,17 @@ class Indexer:
         known = self._inputs.files()
         _refuse_missing_trees(scan, known)
         self._read_anew = read_anew
+        self._owed = owed
         seen = {(file.kind, file.path): file for file in scan.files}
         plan = compare(
             {key: file.stat for key, file in seen.items()},
             known,
         )
         reads: list[tuple[FileKey, Look]] = list(plan.to_read)
-        if read_anew:
+        if read_anew or owed:
             planned = {key for key, _ in reads}
             reads = sorted(
-                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned)],
+                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
         purge = [record for record in known.values() if not record.present] if self._withdraws else []
@@ -126,6 +130,9 @@ class Indexer:
         for record in known.values():
             record.walk_base = places[record.path][1]
         return places
+
+    def _is_read_anew(self, key: FileKey) -> bool:
+        return self._read_anew or key in self._owed
 
     @property
     def _withdraws(self) -> bool:
@@ -202,6 +209,7 @@ class Indexer:
         except OperatorError as error:
             self._inputs.forget_files()
             self._out.problems.append(error)
+            self._out.unreadable.append((file.kind, file.path))
 
     def _take_open(
         self,
@@ -225,7 +233,7 @@ class Indexer:
             if file.kind is InputKind.SCORED:
                 self._inputs.thaw_scored(known, self._options)
             self._inputs.write_file(known)
-        whole = self._read_anew or (look is Look.RETURNED and file.kind is InputKind.EVIDENCE)
+        whole = self._is_read_anew(key) or (look is Look.RETURNED and file.kind is InputKind.EVIDENCE)
         change = look.value if look is Look.RETURNED else "appended"
         if not proven or whole or not self._append(reader, facts, known, change):
             reader.rewind()
@@ -288,7 +296,7 @@ class Indexer:
     def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
         """Insert a block's facts; returns how many lines are malformed."""
         if record.kind is InputKind.SCORED:
-            rows = [row_facts(line, number) for number, line in enumerate(block, first_line)]
+            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
             self._inputs.add_scored(record, rows)
             self._out.rows_indexed += len(rows)
             return sum(row.malformed is not None for row in rows)
@@ -340,14 +348,14 @@ class Indexer:
         else:
             self._inputs.apply_evidence(record, whole_file=True, returned=look is Look.RETURNED)
         self._inputs.write_file(record, judged=True)
-        if not (same and self._read_anew and look is Look.CHANGED):
+        if not (same and self._is_read_anew((record.kind, record.path)) and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)
 
     def _stage(self, record: FileRecord, block: list[Line], first_line: int) -> int:
         self._out.rows_indexed += len(block)
         if record.kind is InputKind.SCORED:
-            rows = [row_facts(line, number) for number, line in enumerate(block, first_line)]
+            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
             self._inputs.add_staged(rows)
             return sum(row.malformed is not None for row in rows)
         found, malformed = evidence_facts(block, first_line)
@@ -364,34 +372,10 @@ def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFact
     record.facts = facts
 
 
-def row_facts(line: Line, number: int) -> RowFacts:
+def scored_facts(line: Line, number: int) -> RowFacts:
     """The facts of one scored line."""
-    parsed = ParsedLine(None, False, Malformed.TOO_LONG) if line.raw is None else parse_object(line.raw)
-    if parsed.value is None:
-        code = MALFORMED_CODES[parsed.malformed or Malformed.NOT_JSON]
-        return RowFacts(number, line.start, line.length, line.digest, None, None, None, code, None)
-    get: Callable[[str], Any] = parsed.value.get
-    run_id, task_id, provenance = get("evidence_run_id"), get("evidence_task_id"), get("provenance")
-    run_id = run_id if type(run_id) is str and run_id else None
-    category = category_of(get("category"))
-    signature = provenance.get("sig_hash") if type(provenance) is dict else None
-    key = sample_key(run_id, signature) if run_id and type(signature) is str and signature else None
-    return RowFacts(
-        number,
-        line.start,
-        line.length,
-        line.digest,
-        run_id,
-        task_id if type(task_id) is str and task_id else None,
-        CATEGORY_CODES[category] if category else None,
-        None,
-        key,
-    )
-
-
-def sample_key(run_id: str, signature: str) -> int:
-    """The 16 hex digits of a row's ids as the signed integer that the store keeps."""
-    return int.from_bytes(hashlib.sha256(f"{run_id}|{signature}".encode()).digest()[:8], "big", signed=True)
+    parsed = TOO_LONG if line.raw is None else parse_object(line.raw)
+    return row_facts(number, line.start, line.length, line.digest, parsed)
 
 
 def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
@@ -403,8 +387,8 @@ def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFac
         if value is None:
             malformed += 1
             continue
-        run_id = value.get("run_id")
-        if type(run_id) is str and run_id:
+        run_id = run_of_evidence(value)
+        if run_id is not None:
             found.append(EvidenceFacts(run_id, number, line.start, line.length, line.digest))
     return found, malformed
 

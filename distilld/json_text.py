@@ -141,18 +141,31 @@ def stringify(value: Any) -> bytes:
 
 def _prints_alike(value: Any) -> bool:
     """Whether orjson and JavaScript print a value alike: no float, no integer beyond 2^53, no integer-like key."""
-    kind = type(value)
-    if kind is dict:
-        for key, item in value.items():
-            inner = type(item)
-            if key[:1].isdigit() or (inner is not str and item is not None and not _prints_alike(item)):
+    inside = [value]
+    for each in inside:
+        kind = type(each)
+        if kind is dict:
+            for key in each:
+                # Compared as text, a key that begins with a digit stands between these two.
+                if "0" <= key < ":":
+                    return False
+            items = each.values()
+        elif kind is list:
+            items = each
+        else:
+            items = (each,)
+        for item in items:
+            kind = type(item)
+            if kind is str or item is None or kind is bool:
+                continue
+            if kind is int:
+                if not -_MAX_SAFE <= item <= _MAX_SAFE:
+                    return False
+            elif kind is float:
                 return False
-        return True
-    if kind is list:
-        return all(type(item) is str or _prints_alike(item) for item in value)
-    if kind is int:
-        return bool(-_MAX_SAFE <= value <= _MAX_SAFE)
-    return kind is not float
+            else:
+                inside.append(item)
+    return True
 
 
 def _as_javascript(value: Any) -> Any:

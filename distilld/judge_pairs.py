@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 from distilld.datasets import Hold, Ship, preference
 from distilld.decisions import Decisions, PairRow, Withdrawal, key_of
+from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, PairCase, PairSide
 from distilld.model import Category, Cause, Dataset, Options
-from distilld.store.schema import CATEGORIES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.store.work import Work, WorkPair, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts
@@ -219,7 +219,8 @@ class PairJudge:
         for pair in unmatched.values():
             same = (pair.chosen_run_id, pair.rejected_run_id, pair.outcome) == (*run_ids, code)
             stamped = hold.line(self._stamp(pair.batch)) if same else b""
-            if same and digest_of(stamped) == pair.line:
+            # One with an absent side is another pair, whatever its line says: it stays.
+            if same and digest_of(stamped) == pair.line and not self._is_absent(pair):
                 self._out.changes[_PREFERENCE].keep_held(pair.line, stamped)
                 del unmatched[pair.pair_id]
                 self._leave_totals(pair)
@@ -240,15 +241,15 @@ class PairJudge:
         if pair.pair_id in self._moved_on:
             return
         overruled = self._overruled(pair)
-        if pair.frozen is not None:
-            if pair.outcome != SHIPPED or not overruled:
-                return
-            self._out.dropped_pairs.append(pair.pair_id)
-        elif not overruled and self._is_absent(pair):
-            self._out.frozen_pairs.append(pair.pair_id)
-            self._out.totals[_PREFERENCE, "live", pair.outcome] -= 1
-            self._out.totals[_PREFERENCE, "frozen", pair.outcome] += 1
+        kept = pair.frozen in ("vanished", "orphan") or self._is_absent(pair)
+        if kept and (pair.outcome != SHIPPED or not overruled):
+            if pair.frozen is None:
+                self._out.frozen_pairs.append(pair.pair_id)
+                self._out.totals[_PREFERENCE, "live", pair.outcome] -= 1
+                self._out.totals[_PREFERENCE, "frozen", pair.outcome] += 1
             return
+        if pair.frozen is not None:
+            self._out.dropped_pairs.append(pair.pair_id)
         self._leave_totals(pair)
         if pair.outcome != SHIPPED:
             self._out.changes[_PREFERENCE].drop_held(pair.line)
@@ -259,10 +260,12 @@ class PairJudge:
         )
 
     def _is_absent(self, pair: WorkPair) -> bool:
-        sides = ((pair.chosen_partition, pair.chosen_run_id), (pair.rejected_partition, pair.rejected_run_id))
         return any(
-            partition in self._absent and self._work.side_is_absent(partition or 0, run_id)
-            for partition, run_id in sides
+            partition in self._absent and self._work.side_is_absent(partition, run_id, pair.task_id, category)
+            for partition, run_id, category in (
+                (pair.chosen_partition or 0, pair.chosen_run_id, CATEGORY_CODES[Category.ACCEPTED]),
+                (pair.rejected_partition or 0, pair.rejected_run_id, pair.rejected_category),
+            )
         )
 
     def _overruled(self, pair: WorkPair) -> bool:

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 from distilld.datasets import Hold, Outcome, Ship, hold_malformed, rag, sft
 from distilld.decisions import Decisions, RowUpdate, Withdrawal
+from distilld.facts import CATEGORIES, DUPLICATE, MALFORMED, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, RowCase
 from distilld.lake import tree_path
 from distilld.model import Category, Cause, Dataset, InputKind, Options, RowRef, Verdict
-from distilld.store.schema import CATEGORIES, DUPLICATE, MALFORMED, REASON_CODES, SHIPPED
 from distilld.store.work import Departure, FrozenRow, Standing, Work, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts
@@ -104,6 +104,10 @@ class RowJudge:
         if row.walk not in self._done:
             self._done.add(row.walk)
             self._judge_row(row)
+
+    def is_done(self, walk: int | None) -> bool:
+        """Whether this batch judged the row already."""
+        return walk in self._done
 
     def join(self, walk: int) -> None:
         """Let a row join the batch."""
@@ -282,6 +286,10 @@ class _Lane:
         holder = self._holder(row)
         if holder is not None and holder < row.walk:
             case = case._replace(id_taken=True)
+        elif holder is None and self._judge.is_done(self._kept_holder(row)):
+            # Who is kept with this id was judged before, in this batch: it gives the id up in the next one.
+            case = case._replace(id_taken=True)
+            self._out.rows_to_queue.append(row.walk)
         return self.settle(row, recorded, self._rules(case, at))
 
     def settle(self, row: WorkRow, recorded: Recorded, outcome: Outcome) -> Recorded:
@@ -290,7 +298,8 @@ class _Lane:
             settled = self._ship(row, recorded, outcome)
         else:
             assert type(outcome) is Hold  # noqa: S101  an outcome is one of two
-            if recorded.code is not None and self._is_frozen(row, outcome) and not self._is_missing(recorded):
+            if self._stays_as_it_is(row, recorded, outcome):
+                self._pass_on(row, recorded)
                 return recorded
             settled = self._hold(row, recorded, outcome)
         if recorded.code != settled.code:
@@ -301,10 +310,30 @@ class _Lane:
         return settled
 
     def _holder(self, row: WorkRow) -> int | None:
+        """The row that ships the id, on evidence that is there; None where the id is free for any present row."""
         key = row.sample_key
         if key in self._taken:
             return self._taken[key]
-        return row.rag_holder if self._dataset is Dataset.RAG else row.sft_holder
+        holder = row.rag_holder if self._dataset is Dataset.RAG else row.sft_holder
+        return holder if holder is not None and holder > 0 else None
+
+    def _kept_holder(self, row: WorkRow) -> int | None:
+        """The row that ships the id without its evidence, absent, vanished or gone: any other may take it."""
+        if row.sample_key in self._taken:
+            return None
+        holder = row.rag_holder if self._dataset is Dataset.RAG else row.sft_holder
+        return -holder if holder is not None and holder < 0 and -holder != row.walk else None
+
+    def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Hold) -> bool:
+        """Whether the row stands on absent evidence and keeps its outcome: a shipped one until another ships its id."""
+        if recorded.code is None or not self._is_frozen(row, outcome) or self._is_missing(recorded):
+            return False
+        return recorded.code != SHIPPED or self._holder(row) is None
+
+    def _pass_on(self, row: WorkRow, recorded: Recorded) -> None:
+        """A row that waited for an id and does not take it, or has it but is only kept: the next one may take it."""
+        if recorded.code in (DUPLICATE, SHIPPED) and row.sample_key is not None and self._holder(row) is None:
+            self._judge.wake(self._dataset, row.sample_key, row.walk if recorded.code == DUPLICATE else -1)
 
     def _is_frozen(self, row: WorkRow, outcome: Hold) -> bool:
         """Whether the evidence is absent, not gone: then what became of the row stays as it is (SPEC 3)."""
@@ -321,9 +350,12 @@ class _Lane:
         holder = self._holder(row)
         if holder is not None and holder > row.walk:
             self._judge.join(holder)
+        kept = self._kept_holder(row) if holder is None else None
+        if kept is not None:
+            self._judge.join(kept)
         if holder != row.walk:
             self._let_wait(key, row.walk)
-        standing = self._standing(row, recorded, key, holder)
+        standing = self._standing(row, recorded, key, holder if kept is None else kept)
         if recorded.code is not None and recorded.code != SHIPPED:
             self._changes.drop_held(recorded.line)
         self._taken[key] = row.walk
@@ -396,8 +428,7 @@ class _Lane:
         if key is not None and hold.gate in _WAITS_FOR_ID:
             self._held_now.setdefault(key, []).append(row.walk)
         if recorded.code is not None and recorded.code != SHIPPED:
-            if recorded.code == DUPLICATE and key is not None and self._holder(row) is None:
-                self._judge.wake(self._dataset, key, row.walk)
+            self._pass_on(row, recorded)
             stamped = hold.line(self._stamp(recorded.batch))
             if digest_of(stamped) == recorded.line:
                 self._changes.keep_held(recorded.line, stamped)

@@ -265,6 +265,7 @@ class UnreadableError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         self.why = cause.strerror or str(cause)
+        self.errno = cause.errno
         super().__init__(f"cannot read {path}: {self.why}", hint="make the file readable")
         self.path = path
 

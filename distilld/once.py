@@ -86,6 +86,7 @@ def engine_for(
         receipts_keep=settings.receipts_keep,
         progress=progress,
         pulse=pulse,
+        workers=settings.workers,
     )
 
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from distilld import lake
-from distilld.datasets import Outcome, Ship, hold_malformed, preference, rag, sft
-from distilld.firewall import MissingFiles, PairCase, PairSide, RowCase
+from distilld.datasets import Hold, Outcome, Ship, hold_malformed, preference, rag, sft
+from distilld.firewall import MissingFiles, PairCase, PairSide, RowCase, revoking
 from distilld.json_text import Malformed, parse_object
 from distilld.lake import tree_path, walk_key
 from distilld.model import Category, Dataset, InputKind, Options, RowRef
 from distilld.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
+from distilld.tail import digest_of
 
 STAMP: Final = "-"
 """Stands for every timestamp that a batch gives, so that lines of different batches can be compared."""
@@ -41,6 +42,68 @@ Lake = Mapping[str, Partition]
 """Partitions by their path below the input trees."""
 
 
+class Placed(NamedTuple):
+    """What became of a row or a pair: the dataset line that it has by its id, or a quarantine line (``id`` is None)."""
+
+    id: str | None
+    line: bytes
+
+
+class AbsentVerdict(NamedTuple):
+    """A verdict in an absent partition: it still forbids, and never clears (SPEC 3)."""
+
+    at: RowRef
+    run_id: str
+    category: Category
+    digest: bytes
+
+
+class FrozenRow(NamedTuple):
+    """What became, in one dataset, of a row that no present input gives: absent, vanished, or an orphan."""
+
+    dataset: Dataset
+    placed: Placed
+    run_id: str | None
+    digest: bytes
+
+
+class FrozenPair(NamedTuple):
+    """What became of a pair one side of which is so; its runs, with the categories that they may have had in it."""
+
+    placed: Placed
+    sides: tuple[tuple[str, tuple[Category, ...]], tuple[str, tuple[Category, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What stands in the exports by way of exception (SPEC 3): of absent partitions, by the tripwire, of orphans.
+
+    ``kept`` is what became of present rows whose evidence is absent or vanished, by dataset and place. Which of them
+    all may still stand is for the full pass to say.
+    """
+
+    verdicts: tuple[AbsentVerdict, ...] = ()
+    rows: tuple[FrozenRow, ...] = ()
+    pairs: tuple[FrozenPair, ...] = ()
+    kept: Mapping[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """Whether any line of an absent partition is remembered."""
+        return bool(self.verdicts or self.rows)
+
+
+NOTHING_FROZEN: Final = Frozen()
+
+
+class Pair(NamedTuple):
+    """A pair that was tried: where its two rows stand, and what became of it."""
+
+    chosen: RowRef
+    rejected: RowRef
+    placed: Placed
+
+
 @dataclass(slots=True)
 class FullPass:
     """What the exports must hold, in canonical walk order; lines carry :data:`STAMP` where a batch puts its time."""
@@ -51,6 +114,14 @@ class FullPass:
     """Dataset lines by id."""
     held: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
     """Quarantine lines; two may be equal."""
+    rows: dict[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
+    """What became of each scored line."""
+    pairs: list[Pair] = field(default_factory=list)
+    frozen_rows: list[FrozenRow] = field(default_factory=list)
+    """Of the frozen rows, those that stay."""
+    frozen_pairs: list[FrozenPair] = field(default_factory=list)
+    kept: int = 0
+    """How many outcomes stay although the evidence is not there."""
 
     def quarantine(self, dataset: Dataset) -> Counter[bytes]:
         """The quarantine lines as a multiset, which is how SPEC 3 compares them."""
@@ -106,30 +177,121 @@ class _Row(NamedTuple):
     evidence: EvidenceRecord | None
 
 
-def export(lines: Lake, options: Options, *, missing_files: MissingFiles | None = None) -> FullPass:
-    """Judge every line of the lake in walk order; ``missing_files`` is the path check (SPEC 3.5), or None."""
+def export(
+    lines: Lake, options: Options, *, missing_files: MissingFiles | None = None, frozen: Frozen = NOTHING_FROZEN
+) -> FullPass:
+    """Judge every line of the lake in walk order, then add what is frozen and stays.
+
+    ``missing_files`` is the path check (SPEC 3.5), None where it is off.
+    """
     rows = _all_rows(lines, options)
-    verdicts = _last_verdicts(rows)
+    verdicts = Verdicts(rows, frozen, options)
     result = FullPass(len(rows))
+    without_evidence: list[tuple[Dataset, _Row, Hold]] = []
     for row in rows:
         for dataset in (Dataset.RAG, Dataset.SFT):
-            _put(result, dataset, _row_outcome(result, dataset, row, verdicts, options, missing_files))
+            outcome = _row_outcome(result, dataset, row, verdicts, options, missing_files)
+            if isinstance(outcome, Hold) and outcome.gate == "evidence" and (dataset, row.at) in frozen.kept:
+                without_evidence.append((dataset, row, outcome))
+            else:
+                result.rows[dataset, row.at] = _put(result, dataset, _placed(outcome))
     for task_rows in _tasks_of(rows).values():
         of = {category: [row for row in task_rows if row.run and row.run.category is category] for category in Category}
         pairs = preference.pair_up(of[Category.ACCEPTED], of[Category.REJECTED], of[Category.PARTIALLY_ACCEPTED])
         for chosen, rejected in pairs:
             outcome = _pair_outcome(result, chosen, rejected, verdicts, options, missing_files)
-            _put(result, Dataset.PREFERENCE, outcome)
+            placed = _put(result, Dataset.PREFERENCE, _placed(outcome))
+            result.pairs.append(Pair(chosen.at, rejected.at, placed))
+    _add_kept(result, without_evidence, frozen)
+    _add_frozen_rows(result, frozen, verdicts, options)
+    _add_frozen_pairs(result, frozen, verdicts, options)
     return result
 
 
-def verdicts_in_force(lines: Lake, options: Options) -> dict[str, Category]:
-    """The category of the last verdict of each run, over all partitions (SPEC 3.4)."""
-    return _last_verdicts(_all_rows(lines, options))
+def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, _Row, Hold]], frozen: Frozen) -> None:
+    """Rows on absent evidence stay what they were, but a present row that ships the same id wins wherever it stands."""
+    for dataset, row, outcome in without_evidence:
+        placed = frozen.kept[dataset, row.at]
+        if placed.id in result.shipped[dataset]:
+            placed = _placed(outcome)
+        else:
+            result.kept += 1
+        result.rows[dataset, row.at] = _put(result, dataset, placed)
 
 
-def _last_verdicts(rows: Iterable[_Row]) -> dict[str, Category]:
-    return {row.run.run_id: row.run.category for row in rows if row.run and row.run.run_id and row.run.category}
+def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
+    for row in frozen.rows:
+        stands_elsewhere = verdicts.line_stands(row.run_id, row.digest)
+        won = row.placed.id in result.shipped[row.dataset]
+        verdict = verdicts.of(row.dataset, row.run_id)
+        revoked = row.placed.id is not None and revoking(row.dataset, verdict, options)
+        if not (stands_elsewhere or won or revoked):
+            _put(result, row.dataset, row.placed)
+            result.frozen_rows.append(row)
+
+
+def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
+    for pair in frozen.pairs:
+        overruled = options.revoke and any(
+            said is not None and said not in categories
+            for run_id, categories in pair.sides
+            for said in verdicts.of_run(run_id)
+        )
+        won = pair.placed.id in result.shipped[Dataset.PREFERENCE]
+        if pair.placed.id is None or not (overruled or won):
+            _put(result, Dataset.PREFERENCE, pair.placed)
+            result.frozen_pairs.append(pair)
+
+
+class Verdicts:
+    """The verdicts in force (SPEC 3.4): the last present one, or a later absent one that forbids."""
+
+    def __init__(self, rows: Collection[_Row], frozen: Frozen, options: Options) -> None:
+        self._options = options
+        self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
+        for row in rows:
+            if row.run and row.run.run_id and row.run.category:
+                self._present[row.run.run_id] = _place(row.at), row.run.category
+        self._lines = (
+            {(row.run.run_id if row.run else None, digest_of(row.raw)) for row in rows} if frozen.any else set()
+        )
+        self._absent: dict[str, list[AbsentVerdict]] = {}
+        for each in sorted(frozen.verdicts, key=lambda each: _place(each.at)):
+            # A line that is too long to be read now clears nothing.
+            if (each.run_id, each.digest) not in self._lines:
+                self._absent.setdefault(each.run_id, []).append(each)
+
+    def line_stands(self, run_id: str | None, digest: bytes) -> bool:
+        """Whether a line also stands in a present partition, where it may be too long now to say its run."""
+        return not self._lines.isdisjoint({(run_id, digest), (None, digest)})
+
+    def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
+        """The category in force for a run in a dataset."""
+        place, category = self._present.get(run_id or "", (None, None))
+        for each in self._absent.get(run_id or "", ()):
+            later = place is None or _place(each.at) > place
+            if later and self._options.forbids(dataset, each.category):
+                category = each.category
+        return category
+
+    def of_run(self, run_id: str | None) -> tuple[Category | None, Category | None]:
+        """What a side of a pair must agree with: the last present verdict, and an absent one that forbids as well."""
+        _, present = self._present.get(run_id or "", (None, None))
+        return present, self.of(Dataset.PREFERENCE, run_id)
+
+    def of_side(self, run: ScoredRun) -> Category | None:
+        """That of the two which a present row does not agree with, if there is one."""
+        present, in_force = self.of_run(run.run_id)
+        return in_force if present is run.category else present
+
+
+def _place(at: RowRef) -> tuple[tuple[str, ...], int]:
+    return walk_key(at.partition), at.line
+
+
+def verdicts_in_force(lines: Lake, options: Options, frozen: Frozen = NOTHING_FROZEN) -> Verdicts:
+    """The verdict in force of each run, over all partitions (SPEC 3.4)."""
+    return Verdicts(_all_rows(lines, options), frozen, options)
 
 
 def _all_rows(lines: Lake, options: Options) -> list[_Row]:
@@ -171,7 +333,7 @@ def _row_outcome(
     result: FullPass,
     dataset: Dataset,
     row: _Row,
-    verdicts: Mapping[str, Category],
+    verdicts: Verdicts,
     options: Options,
     missing_files: MissingFiles | None,
 ) -> Outcome:
@@ -186,7 +348,7 @@ def _row_outcome(
         )
     run_id, signature = row.run.run_id or "", row.run.sig_hash or ""
     taken = f"{dataset}-{id_digits(run_id, signature)}" in result.shipped[dataset]
-    case = RowCase(row.run, row.evidence, verdicts.get(run_id), taken, options, missing_files)
+    case = RowCase(row.run, row.evidence, verdicts.of(dataset, run_id), taken, options, missing_files)
     return rag.judge(case, row.at) if dataset is Dataset.RAG else sft.judge(case, row.at)
 
 
@@ -194,14 +356,14 @@ def _pair_outcome(
     result: FullPass,
     chosen: _Row,
     rejected: _Row,
-    verdicts: Mapping[str, Category],
+    verdicts: Verdicts,
     options: Options,
     missing_files: MissingFiles | None,
 ) -> Outcome:
     sides = []
     for row in (chosen, rejected):
         assert row.run is not None and row.evidence is not None  # noqa: S101, PT018  _tasks_of() gives no others
-        sides.append(PairSide(row.run, row.evidence, verdicts.get(row.run.run_id or "")))
+        sides.append(PairSide(row.run, row.evidence, verdicts.of_side(row.run)))
     better, worse = sides
     task_id = better.scored.task_id or ""
     digits = preference.id_digits(better.scored.run_id or "", worse.scored.run_id or "", task_id)
@@ -209,11 +371,16 @@ def _pair_outcome(
     return preference.judge(PairCase(better, worse, taken, options, missing_files), chosen.at)
 
 
-def _put(result: FullPass, dataset: Dataset, outcome: Outcome) -> None:
-    if isinstance(outcome, Ship):
-        result.shipped[dataset][outcome.sample["id"]] = outcome.line(STAMP)
+def _placed(outcome: Outcome) -> Placed:
+    return Placed(outcome.sample["id"] if isinstance(outcome, Ship) else None, outcome.line(STAMP))
+
+
+def _put(result: FullPass, dataset: Dataset, placed: Placed) -> Placed:
+    if placed.id is None:
+        result.held[dataset].append(placed.line)
     else:
-        result.held[dataset].append(outcome.line(STAMP))
+        result.shipped[dataset][placed.id] = placed.line
+    return placed
 
 
 # Lines of the exports, to be compared

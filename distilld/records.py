@@ -86,10 +86,6 @@ class EvidenceRecord(NamedTuple):
         return self.source_files[0] if self.source_files else None
 
 
-def _string(value: Any) -> str | None:
-    return value if type(value) is str and value else None
-
-
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return type(value) is int or type(value) is float
 
@@ -110,19 +106,24 @@ def _line_offset(value: Any) -> int | None:
 
 def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
     """Read a scored row from its JSON object."""
-    provenance = value.get("provenance")
-    if type(provenance) is not dict:
-        provenance = {}
-    reasons = value.get("reasons")
+    get = value.get
+    run_id, task_id, category, provenance, reasons = (
+        get("evidence_run_id"), get("evidence_task_id"), get("category"), get("provenance"), get("reasons")
+    )  # fmt: skip
+    sig_hash = source_file = line_offset = None
+    if type(provenance) is dict:
+        get = provenance.get
+        sig_hash, source_file, line_offset = get("sig_hash"), get("source_file"), get("line_offset")
+    first = reasons[0] if type(reasons) is list and reasons else None
     return ScoredRun(
         value,
-        _string(value.get("evidence_run_id")),
-        _string(value.get("evidence_task_id")),
-        category_of(value.get("category")),
-        _string(provenance.get("sig_hash")),
-        _string(provenance.get("source_file")),
-        _line_offset(provenance.get("line_offset")),
-        _string(reasons[0]) if type(reasons) is list and reasons else None,
+        run_id if type(run_id) is str and run_id else None,
+        task_id if type(task_id) is str and task_id else None,
+        _CATEGORIES.get(category) if type(category) is str else None,
+        sig_hash if type(sig_hash) is str and sig_hash else None,
+        source_file if type(source_file) is str and source_file else None,
+        _line_offset(line_offset),
+        first if type(first) is str and first else None,
         marked,
         RowJson(value),
     )
@@ -131,24 +132,29 @@ def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
 def evidence_record(value: dict[str, Any], *, marked: bool = False) -> EvidenceRecord:
     """Read an evidence row from its JSON object."""
     get = value.get
-    run_id, task_id, text, files = get("run_id"), get("task_id"), get("text"), get("source_files")
+    run_id, task_id, role, model, text, files = (
+        get("run_id"), get("task_id"), get("model_role"), get("model_name"), get("text"), get("source_files")
+    )  # fmt: skip
     retrieved, metadata, provenance = get("retrieved_context"), get("metadata"), get("provenance")
-    corpora = fingerprints = None
+    corpora = fingerprints = contractor = source_file = None
     if type(retrieved) is dict:
         corpora = _joined(retrieved.get("matrix_corpora"))
         seen = retrieved.get("pathway_fingerprints_seen")
         fingerprints = number_text(seen) if _is_number(seen) else None
-    source_file = provenance.get("source_file") if type(provenance) is dict else None
+    if type(metadata) is dict:
+        contractor = metadata.get("contractor")
+    if type(provenance) is dict:
+        source_file = provenance.get("source_file")
     return EvidenceRecord(
-        _string(run_id),
+        run_id if type(run_id) is str and run_id else None,
         task_id if type(task_id) is str else None,
-        _string(get("model_role")),
-        _string(get("model_name")),
+        role if type(role) is str and role else None,
+        model if type(model) is str and model else None,
         text if type(text) is str else None,
-        tuple(files) if type(files) is list and files and _string(files[0]) else None,
+        tuple(files) if type(files) is list and files and type(files[0]) is str and files[0] else None,
         corpora,
         fingerprints,
-        _string(metadata.get("contractor")) if type(metadata) is dict else None,
+        contractor if type(contractor) is str and contractor else None,
         source_file if type(source_file) is str else None,
         marked,
     )
@@ -157,6 +163,8 @@ def evidence_record(value: dict[str, Any], *, marked: bool = False) -> EvidenceR
 def _joined(corpora: Any) -> str | None:
     if type(corpora) is not list:
         return None
+    if len(corpora) == 1 and type(corpora[0]) is str:
+        return str(corpora[0])
     wanted = (item for item in corpora if isinstance(item, str) or _is_number(item))
     parts = [item if isinstance(item, str) else number_text(item) for item in wanted]
     return ",".join(parts) if parts else None

@@ -22,6 +22,7 @@ from distilld.commit import Committer, NewVersion, iso_time
 from distilld.decisions import PublishedWithdrawal, key_of
 from distilld.durable import FILE_MODE, make_folder, sync_folder
 from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError
+from distilld.facts import LINES_END
 from distilld.json_text import parse_object
 from distilld.lake import TREES, tree_path
 from distilld.model import (
@@ -42,7 +43,6 @@ from distilld.records import category_of
 from distilld.store import Store
 from distilld.store.frozen import Frozen, Orphan
 from distilld.store.ledger import ExportRecord, Ledger
-from distilld.store.schema import LINES_END
 from distilld.tail import digest_of
 
 COPIES_KEPT: Final = 5

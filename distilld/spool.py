@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,3 +89,54 @@ class LineSpool:
             self._file.close()
             self._file = None
         self._lines = []
+
+
+class SpooledParts:
+    """Finished lines that stand, in parts, in files that somebody else holds open; single lines between them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts: list[tuple[int, int, int] | bytes] = []
+        self.rows = 0
+        self.bytes = 0
+
+    def add(self, line: bytes) -> None:
+        """Take one line, line feed included."""
+        self._parts.append(line)
+        self.rows += 1
+        self.bytes += len(line)
+
+    def add_part(self, descriptor: int, offset: int, length: int, rows: int) -> None:
+        """Take ``rows`` lines that stand at ``offset`` behind ``descriptor``; they are read when they are asked for."""
+        self._parts.append((descriptor, offset, length))
+        self.rows += rows
+        self.bytes += length
+
+    def blocks(self) -> Iterator[bytes]:
+        """Everything in order, in blocks of some size.
+
+        Raises:
+            SpoolError: The system refused, or a part is not there.
+        """
+        for part in self._parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            descriptor, offset, length = part
+            while length:
+                block = self._read(descriptor, min(length, _BLOCK), offset)
+                offset, length = offset + len(block), length - len(block)
+                yield block
+
+    def _read(self, descriptor: int, length: int, offset: int) -> bytes:
+        try:
+            block = os.pread(descriptor, length, offset)
+            if not block:
+                raise OSError(errno.EIO, "lines of the batch are missing")
+        except OSError as error:
+            raise SpoolError(self._folder, error) from error
+        return block
+
+    def close(self) -> None:
+        """Forget the parts; whoever opened their files closes them."""
+        self._parts = []

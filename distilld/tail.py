@@ -19,13 +19,16 @@ HEAD_BYTES: Final = 1024
 DIGEST_BYTES: Final = 16
 
 
+_sha256: Final = hashlib.sha256
+
+
 def digest_of(raw: bytes) -> bytes:
     """The digest that a line is known by: the first 16 bytes of its sha256."""
-    return hashlib.sha256(raw).digest()[:DIGEST_BYTES]
+    return _sha256(raw).digest()[:DIGEST_BYTES]
 
 
 class Line(NamedTuple):
-    """A non-empty line without its line feed. ``raw`` is None where it was longer than allowed; ``head`` begins it."""
+    """A non-empty line without its line feed. ``raw`` is None where it was longer than allowed: ``head`` begins it."""
 
     start: int
     length: int
@@ -112,8 +115,10 @@ class PartitionReader:
         self.tail = long.line() if long is not None else self._line(start, rest) if rest else None
 
     def _line(self, start: int, raw: bytes) -> Line:
-        kept = raw if len(raw) <= self._max else None
-        return Line(start, len(raw), kept, raw[:HEAD_BYTES], hashlib.sha256(raw).digest()[:DIGEST_BYTES])
+        digest = _sha256(raw).digest()[:DIGEST_BYTES]
+        if len(raw) > self._max:
+            return Line(start, len(raw), None, raw[:HEAD_BYTES], digest)
+        return Line(start, len(raw), raw, b"", digest)
 
     def _consume_long(self, long: _LongLine, end: int) -> None:
         self._sha = long.file_sha
@@ -121,14 +126,33 @@ class PartitionReader:
         self.consumed = end
 
     def _read(self, position: int, length: int) -> bytes:
-        try:
-            block = os.pread(self._descriptor, length, position)
-        except OSError as error:
-            raise UnreadableError(self._shown, error) from error
-        if not block:
-            raise InputChanged(self._shown)
+        block = _read_block(self._descriptor, position, length, self._shown)
         self.bytes_read += len(block)
         return block
+
+
+def read_span(descriptor: int, start: int, length: int, shown: str) -> bytes:
+    """``length`` bytes from ``start`` on, as one piece.
+
+    Raises:
+        InputChanged: The file is shorter.
+        UnreadableError: The system refuses.
+    """
+    blocks = []
+    while length:
+        blocks.append(_read_block(descriptor, start, min(length, BLOCK_BYTES), shown))
+        start, length = start + len(blocks[-1]), length - len(blocks[-1])
+    return b"".join(blocks)
+
+
+def _read_block(descriptor: int, start: int, length: int, shown: str) -> bytes:
+    try:
+        block = os.pread(descriptor, length, start)
+    except OSError as error:
+        raise UnreadableError(shown, error) from error
+    if not block:
+        raise InputChanged(shown)
+    return block
 
 
 class _LongLine:

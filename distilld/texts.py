@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from distilld.facts import LINE_BITS, MALFORMED_CODES
 from distilld.json_text import Malformed, parse_object
 from distilld.lake import open_partition, tree_path
 from distilld.model import InputChanged, InputKind
 from distilld.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
-from distilld.store.schema import LINE_BITS, MALFORMED_CODES
 from distilld.store.work import Work, WorkRow
 from distilld.tail import SpanReader
 

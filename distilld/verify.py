@@ -8,28 +8,33 @@ against it; the deep one takes nobody's word and holds the files against :mod:`d
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
 from distilld import lake, oracle
+from distilld.decisions import id_of
+from distilld.facts import REASONS, SHIPPED
 from distilld.json_text import parse_object
 from distilld.lake import SourceFiles, tree_path
-from distilld.model import EXPORT_PATHS, Committed, Dataset, OnDelete, Options
+from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, OnDelete, Options, RowRef
 from distilld.receipt import receipt_path, sha256_of
 from distilld.samples import faults_of
 from distilld.store import Store
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.views import Exceptions, reading
+from distilld.store.work import Work
 from distilld.tail import digest_of
 
 ATTEMPTS: Final = 5
 SHOWN: Final = 20
 """How many rows of one kind are named; all are counted."""
+_LESS_THAN_ACCEPTED: Final = (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +228,59 @@ def _deep(root: Path, store: Store, options: Options, found: dict[str, bytes | N
     """Hold the exports against a naive full pass over the inputs as they are now."""
     report.changed = _changed_inputs(root, store)
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
-    full = oracle.export(oracle.read_lake(root, options), options, missing_files=missing_files)
-    exceptions = Exceptions(store)
+    frozen = frozen_of(Exceptions(store), found)
+    full = oracle.export(oracle.read_lake(root, options), options, missing_files=missing_files, frozen=frozen)
+    report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
     for dataset in Dataset:
-        faults, kept = _compare_dataset(dataset, full, found[dataset.value], exceptions)
-        report.kept += kept
+        faults = _compare_dataset(full.shipped[dataset], found[dataset.value])
         report.checks.append(_deep_check(f"deep: {dataset}", faults, report))
-        name = f"quarantine_{dataset}"
-        faults, kept = _compare_quarantine(dataset, full, found[name], exceptions)
-        report.kept += kept
+        faults = _compare_quarantine(full.quarantine(dataset), found[f"quarantine_{dataset}"])
         report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
+
+
+def frozen_of(exceptions: Exceptions, found: Mapping[str, bytes | None]) -> oracle.Frozen:
+    """What may stand by way of exception: its lines are known by their digests and read from the exports.
+
+    The store alone knows of these rows; whether they may still stand is for the full pass to say.
+    """
+    digests: dict[str, dict[bytes, bytes]] = {}
+
+    def placed(dataset: Dataset, outcome: int, digest: bytes, key: int | None, at: RowRef | None) -> oracle.Placed:
+        name = dataset.value if outcome == SHIPPED else f"quarantine_{dataset}"
+        if name not in digests:
+            digests[name] = {digest_of(line): line for line in _lines(found[name])}
+        line = digests[name].get(digest)
+        if outcome == SHIPPED:
+            return oracle.Placed(id_of(dataset, key or 0), oracle.unstamped_sample(line) if line else b"lost")
+        if line is None:
+            place = {"partition": at.partition, "line_offset": at.line} if at else None
+            line = json.dumps({"reason": REASONS[outcome], "location": place}).encode()
+        return oracle.Placed(None, oracle.unstamped_hold(line))
+
+    rows = tuple(
+        oracle.FrozenRow(
+            row.dataset, placed(row.dataset, row.outcome, row.line, row.sample_key, row.at), row.run_id, row.row
+        )
+        for row in exceptions.rows()
+    )
+    kept = {
+        (row.dataset, row.at): placed(row.dataset, row.outcome, row.line, row.sample_key, row.at)
+        for row in exceptions.rows_without_evidence()
+        if row.at is not None
+    }
+    pairs = tuple(
+        oracle.FrozenPair(
+            placed(Dataset.PREFERENCE, pair.outcome, pair.line, pair.sample_key, None),
+            (
+                (pair.chosen_run_id, (Category.ACCEPTED,)),
+                # Of a pair from an older exporter nobody knows which of the two the rejected side was.
+                (pair.rejected_run_id, (pair.rejected,) if pair.rejected else _LESS_THAN_ACCEPTED),
+            ),
+        )
+        for pair in exceptions.pairs()
+    )
+    verdicts = tuple(oracle.AbsentVerdict(*verdict) for verdict in exceptions.verdicts())
+    return oracle.Frozen(verdicts, rows, pairs, kept)
 
 
 def _deep_check(name: str, faults: list[str], report: Report) -> Check:
@@ -244,64 +292,38 @@ def _deep_check(name: str, faults: list[str], report: Report) -> Check:
 
 
 def _changed_inputs(root: Path, store: Store) -> list[str]:
-    """Inputs that differ from what the store has judged."""
+    """Inputs that differ from what the store has judged; an absent file that stands there again does."""
     files = Inputs(store).files()
     seen = {(file.kind, file.path): file.stat for file in lake.scan(root).files}
     changed = [
         tree_path(kind, path)
         for (kind, path), facts in seen.items()
-        if (kind, path) not in files or not files[kind, path].facts.same_file_state(facts)
+        if (known := files.get((kind, path))) is None or not (known.present and known.facts.same_file_state(facts))
     ]
     changed += [
         tree_path(kind, path) for (kind, path), record in files.items() if record.present and (kind, path) not in seen
     ]
+    if Work(store).waiting().anything:
+        changed.append("rows that a batch under way has yet to judge")
     return sorted(changed)
 
 
-def _compare_dataset(
-    dataset: Dataset, full: oracle.FullPass, content: bytes | None, exceptions: Exceptions
-) -> tuple[list[str], int]:
-    expected = dict(full.shipped[dataset])
-    faults, kept = [], 0
+def _compare_dataset(wanted: dict[str, bytes], content: bytes | None) -> list[str]:
+    missing = dict(wanted)
+    faults = []
     for line in _lines(content):
-        row = parse_object(line[:-1]).value or {}
-        id_ = str(row.get("id"))
-        wanted = expected.pop(id_, None)
-        if wanted == oracle.unstamped_sample(line):
-            continue
-        if exceptions.keeps(dataset, digest_of(line)):
-            kept += 1
-        elif wanted is None:
-            faults.append(f"extra: {id_}")
-        else:
-            faults.append(f"different: {id_}")
-    missing = [id_ for id_, line in expected.items() if not exceptions.forbids(parse_object(line[:-1]).value or {})]
-    kept += len(expected) - len(missing)
-    faults += [f"missing: {id_}" for id_ in missing]
-    return faults, kept
+        id_ = str((parse_object(line[:-1]).value or {}).get("id"))
+        expected = missing.pop(id_, None)
+        if expected != oracle.unstamped_sample(line):
+            faults.append(f"{'extra' if expected is None else 'different'}: {id_}")
+    return faults + [f"missing: {id_}" for id_ in missing]
 
 
-def _compare_quarantine(
-    dataset: Dataset, full: oracle.FullPass, content: bytes | None, exceptions: Exceptions
-) -> tuple[list[str], int]:
-    expected = full.quarantine(dataset)
-    left: Counter[bytes] = Counter()
-    faults, kept = [], 0
-    for line in _lines(content):
-        plain = oracle.unstamped_hold(line)
-        if expected[plain] > 0:
-            expected[plain] -= 1
-        elif exceptions.keeps_held(dataset, digest_of(line)):
-            kept += 1
-        else:
-            left[plain] += 1
-    missing = +expected
-    if exceptions.any and len(missing) <= kept + left.total() + exceptions.rows:
-        # A row on absent evidence, or one that an absent verdict revokes, is held otherwise than a full pass would.
-        return [], kept + left.total()
-    faults += [f"extra: {_place(line)}" for line in left.elements()]
-    faults += [f"missing: {_place(line)}" for line in missing.elements()]
-    return faults, kept
+def _compare_quarantine(wanted: Counter[bytes], content: bytes | None) -> list[str]:
+    found = Counter(map(oracle.unstamped_hold, _lines(content)))
+    return [f"extra: {_place(line)}" for line in (found - wanted).elements()] + [
+        f"missing: {_place(line)}" for line in (wanted - found).elements()
+    ]
 
 
 def _place(line: bytes) -> str:

@@ -53,4 +53,5 @@ def _first_line(text: str) -> str:
     if blank == len(text):
         return ""
     start = text.rfind("\n", 0, blank) + 1
-    return text[start:].partition("\n")[0]
+    end = text.find("\n", start)
+    return text[start:] if end < 0 else text[start:end]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
+from distilld.facts import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
 from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.schema import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.

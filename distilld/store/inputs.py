@@ -12,22 +12,16 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED, EvidenceFacts, RowFacts
 from distilld.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
-from distilld.store.schema import (
-    BASE_END,
-    BASE_STEP,
-    BEHIND_ID,
-    CATEGORIES,
-    CATEGORY_CODES,
-    DUPLICATE,
-    LINES_END,
-    SHIPPED,
-)
+from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID
 
 _MASK = LINES_END - 1
 _FACTS = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
+_CAN_HAVE_PAIRS = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
+"""Rows whose task may have pairs: of one whose evidence is absent, pairs can be frozen."""
 _OUTCOMES = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
 
 
@@ -53,30 +47,6 @@ class FileRecord:
     def present(self) -> bool:
         """Whether the file stood in its tree when it was last looked for."""
         return self.state == "present"
-
-
-class RowFacts(NamedTuple):
-    """The facts of one scored row, in the order of the table's columns."""
-
-    line: int
-    start: int
-    length: int
-    digest: bytes
-    run_id: str | None
-    task_id: str | None
-    category: int | None
-    malformed: int | None
-    sample_key: int | None
-
-
-class EvidenceFacts(NamedTuple):
-    """The facts of one evidence row."""
-
-    run_id: str
-    line: int
-    start: int
-    length: int
-    digest: bytes
 
 
 class InForce(NamedTuple):
@@ -238,7 +208,7 @@ class Inputs:
             f" VALUES (?1 + {base}, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, {found})",
             rows,
         )
-        self._count(len(rows), len(rows))
+        self.count_rows(len(rows), len(rows))
 
     def _evidence_found(self, partition_id: int, run: str) -> str:
         """SQL for whether a run has evidence in the mirrored partition; an absent evidence file has none to give."""
@@ -250,7 +220,8 @@ class Inputs:
             return "0"
         return f"EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = {partition_id} AND e.run_id = {run})"
 
-    def _count(self, rows: int, unjudged: int) -> None:
+    def count_rows(self, rows: int, unjudged: int) -> None:
+        """Count scored rows in, or with negative numbers out; ``unjudged`` of them were never judged."""
         self._many(
             "UPDATE counters SET value = value + ? WHERE name = ?", [(rows, "scored_rows"), (unjudged, "unjudged_rows")]
         )
@@ -279,11 +250,20 @@ class Inputs:
         for (run_id,) in runs:
             before = self.in_force(run_id, options, without=(low, high))
             self.queue_verdict_change(run_id, before, self.in_force(run_id, options), options)
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM scored_rows n CROSS JOIN frozen_rows f"
-            " ON f.digest = n.digest WHERE n.walk >= ? AND n.walk < ? AND f.kind <> 'orphan'",
-            (low, high),
+        self._queue_copied(
+            f"scored_rows n CROSS JOIN frozen_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {high}"
         )
+
+    def _queue_copied(self, source: str) -> None:
+        """Frozen rows ``f`` whose very lines stand in a present partition count only there, and so do pairs of them."""
+        if not self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows)").fetchone()[0]:
+            return
+        self._run(f"INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM {source} WHERE f.kind <> 'orphan'")
+        for side in ("chosen", "rejected"):
+            self._run(
+                f"INSERT OR IGNORE INTO rejudge_tasks SELECT p.task_id, 0 FROM {source} CROSS JOIN pairs p"
+                f" ON p.{side}_run_id = f.run_id WHERE f.kind <> 'orphan' AND p.frozen = 'absent'"
+            )
 
     def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
         """The verdicts in force of a run (SPEC 3.4; absent ones forbid and never clear)."""
@@ -366,10 +346,7 @@ class Inputs:
         self._insert_new(record, low)
         self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
                   " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM incoming i CROSS JOIN frozen_rows f"
-            " ON f.digest = i.digest WHERE f.kind <> 'orphan'"
-        )
+        self._queue_copied("incoming n CROSS JOIN frozen_rows f ON f.digest = n.digest")
         for run_id, old in zip(runs, before, strict=True):
             self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
         self._run(
@@ -421,9 +398,9 @@ class Inputs:
                 (partition_id, low),
             )
             self._shift_totals(dataset, "departing", "live", "departing")
-        self._touch_tasks("departing", "task_id IS NOT NULL AND evidence_found = 1")
+        self._touch_tasks("departing", _CAN_HAVE_PAIRS.format("departing"))
         removed, unjudged = self._run("SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM departing").fetchone()
-        self._count(-removed, -unjudged)
+        self.count_rows(-removed, -unjudged)
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT walk FROM departing)")
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT walk FROM departing)")
 
@@ -499,7 +476,7 @@ class Inputs:
             (low,),
         )
         added = self._run("SELECT count(*) FROM incoming WHERE old_walk IS NULL").fetchone()[0]
-        self._count(added, added)
+        self.count_rows(added, added)
         self._run(
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT line + ?1, 0 FROM incoming WHERE old_walk IS NULL",
             (low,),
@@ -600,9 +577,7 @@ class Inputs:
         span = "walk >= ?1 AND walk < ?2"
         runs = self._runs_of(low, high)
         before = [self.in_force(run_id, options) for run_id in runs]
-        self._touch_tasks(
-            "scored_rows", f"task_id IS NOT NULL AND evidence_found = 1 AND walk >= {low} AND walk < {high}"
-        )
+        self._touch_tasks("scored_rows", f"{_CAN_HAVE_PAIRS.format('scored_rows')} AND walk >= {low} AND walk < {high}")
         self._run(
             f"INSERT INTO frozen_rows (kind, partition_id, line, {_FACTS}, {_OUTCOMES})"
             f" SELECT 'absent', ?3, walk - ?1, {_FACTS}, {_OUTCOMES} FROM scored_rows WHERE {span}",
@@ -630,7 +605,7 @@ class Inputs:
             "SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM scored_rows WHERE walk >= ? AND walk < ?",
             (low, high),
         ).fetchone()
-        self._count(-removed, -unjudged)
+        self.count_rows(-removed, -unjudged)
         self._run("DELETE FROM scored_rows WHERE walk >= ? AND walk < ?", (low, high))
         self._run("DELETE FROM rejudge_rows WHERE walk >= ? AND walk < ?", (low, high))
 
@@ -660,7 +635,7 @@ class Inputs:
         rows, unjudged = self._run(
             f"SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM frozen_rows WHERE {where}"
         ).fetchone()
-        self._count(rows, unjudged)
+        self.count_rows(rows, unjudged)
         self._run(
             f"INSERT INTO scored_rows (walk, {_FACTS}, {_OUTCOMES}, evidence_found)"
             f" SELECT line + {low}, {_FACTS}, {_OUTCOMES}, {found} FROM frozen_rows WHERE {where}"
@@ -671,6 +646,9 @@ class Inputs:
         for dataset in ("rag", "sft"):
             self._queue_behind(dataset, "scored_rows m", f"m.walk >= {low} AND m.walk < {low + LINES_END}")
         self._touch_tasks("scored_rows", f"task_id IS NOT NULL AND walk >= {low} AND walk < {low + LINES_END}")
+        self._queue_copied(
+            f"scored_rows n CROSS JOIN frozen_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {low + LINES_END}"
+        )
         for run_id, old in zip(runs, before, strict=True):
             self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
 
@@ -680,7 +658,10 @@ class Inputs:
         self.replace_scored(record, options)
 
     def lose_evidence(self, record: FileRecord) -> None:
-        """An evidence file became absent: what was built on it stays, and no pair is formed from it any more."""
+        """An evidence file became absent: what was built on it stays, unless a present row waits to ship the same id.
+
+        No pair is formed from it any more.
+        """
         low, high = record.walk_base, record.walk_base + LINES_END
         self._touch_tasks(
             "scored_rows", f"task_id IS NOT NULL AND evidence_found = 1 AND walk >= {low} AND walk < {high}"
@@ -688,21 +669,22 @@ class Inputs:
         self._run(
             "UPDATE scored_rows SET evidence_found = 0 WHERE walk >= ? AND walk < ? AND evidence_found = 1", (low, high)
         )
+        self._wake_waiters(f"FROM scored_rows g WHERE g.walk >= {low} AND g.walk < {high} AND g.evidence_found = 0")
 
     # queues
 
     def queue_everything(self, options: Options) -> None:
-        """Every row and every task is to be judged anew; shipped rows that a verdict now forbids come first."""
-        codes = ",".join(
-            str(code)
-            for code, category in CATEGORIES.items()
-            if any(options.forbids(dataset, category) for dataset in (Dataset.RAG, Dataset.SFT))
+        """Every row and every task is to be judged anew; what ships and a verdict may now forbid comes first."""
+        self._run(
+            "INSERT INTO rejudge_rows (walk, forced) SELECT walk, "
+            f"CASE WHEN rag = {SHIPPED} OR sft = {SHIPPED} THEN {_forbids('s.run_id', options, Dataset.RAG, Dataset.SFT)}"
+            " ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
+            " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
         )
         self._run(
-            f"INSERT INTO rejudge_rows (walk, forced) SELECT walk, CASE WHEN rag = {SHIPPED} OR sft = {SHIPPED} THEN"
-            " coalesce((SELECT v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
-            f" ORDER BY v.walk DESC LIMIT 1) IN ({codes}), 0) ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
-            " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
+            f"INSERT INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE outcome = {SHIPPED}"
+            f" AND {_forbids('pairs.chosen_run_id', options, Dataset.PREFERENCE)}"
+            " ON CONFLICT (task_id) DO UPDATE SET forced = 1"
         )
         self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM pairs")
         self._run(
@@ -738,6 +720,20 @@ def _last(
         if options.forbids(dataset, CATEGORIES[code]):
             return CATEGORIES[code]
     return CATEGORIES[present[1]] if present else None
+
+
+def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
+    """SQL for whether the last present verdict of a run, or any absent one, forbids it in one of the datasets."""
+    codes = ",".join(
+        str(code)
+        for code, category in CATEGORIES.items()
+        if any(options.forbids(dataset, category) for dataset in datasets)
+    )
+    return (
+        f"(coalesce((SELECT v.category FROM scored_rows v WHERE v.run_id = {run} AND v.category IS NOT NULL"
+        f" ORDER BY v.walk DESC LIMIT 1) IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
+        f" AND f.kind = 'absent' AND f.category IN ({codes})))"
+    )
 
 
 def can_pair(low: int, high: int) -> str:

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from distilld.facts import REASONS, SHIPPED
 from distilld.model import EXPORT_PATHS, Committed, Dataset, InputKind, StatFacts
 from distilld.store import Store
-from distilld.store.schema import REASONS, SHIPPED
+
+_LAST_VERDICT = (
+    "(SELECT v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
+    " ORDER BY v.walk DESC LIMIT 1)"
+)
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
@@ -134,7 +139,7 @@ class Ledger:
                 sequence, batch_id, trigger, recorded_at,
                 sum(change.shipped.rows for change in decisions.changes.values()),
                 sum(change.held.rows for change in decisions.changes.values()),
-                len(decisions.withdrawals), len(decisions.judged_walks), decisions.bytes_read, duration_ms,
+                len(decisions.withdrawals), decisions.rows_judged, decisions.bytes_read, duration_ms,
             ),
         )  # fmt: skip
 
@@ -395,10 +400,20 @@ class Ledger:
         """How many of these rows' runs have a last present verdict of a forbidden category: the firewall's second look."""
         marks = ",".join(map(str, forbidden))
         found = self._run(
-            "SELECT count(*) FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value WHERE (SELECT v.category"
-            " FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1)"
-            f" IN ({marks})",
+            "SELECT count(*) FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value"
+            f" WHERE {_LAST_VERDICT} IN ({marks})",
             (f"[{','.join(map(str, walks))}]",),
+        )
+        return int(found.fetchone()[0])
+
+    def forbidden_among_arrived(self, span: tuple[int, int], rag: tuple[int, ...], sft: tuple[int, ...]) -> int:
+        """The same for all shipped rows of a span in walk order, with the categories that RAG and SFT forbid."""
+        found = self._run(
+            f"SELECT count(*) FROM (SELECT rag, sft, {_LAST_VERDICT} AS last FROM scored_rows s"
+            f" WHERE walk >= ? AND walk < ? AND (rag = {SHIPPED} OR sft = {SHIPPED}))"
+            f" WHERE rag = {SHIPPED} AND last IN ({','.join(map(str, rag))})"
+            f" OR sft = {SHIPPED} AND last IN ({','.join(map(str, sft))})",
+            span,
         )
         return int(found.fetchone()[0])
 

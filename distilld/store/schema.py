@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from distilld.json_text import Malformed
-from distilld.model import Category, Dataset, Reason
+from distilld.facts import CATEGORIES, DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, REASONS, SHIPPED
+from distilld.model import Dataset, Reason
 
 if TYPE_CHECKING:
     # It takes a tenth of a second, and those who only read do without it.
@@ -17,20 +17,9 @@ if TYPE_CHECKING:
 
 MIGRATION_SET: Final = "distilld"
 MIGRATIONS_TABLE: Final = "_sqlite_migrations"
-LINE_BITS: Final = 26
-"""A partition holds fewer than 2^26 lines; the bits above them are its place among the partitions."""
-LINES_END: Final = 1 << LINE_BITS
 BASE_STEP: Final = LINES_END << 17
 BASE_END: Final = 1 << 60
 
-SHIPPED: Final = 0
-REASON_CODES: Final = {reason: code for code, reason in enumerate(Reason, 1)}
-REASONS: Final = {code: reason for reason, code in REASON_CODES.items()}
-DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
-CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category, 1)}
-CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
-MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
-MALFORMED: Final = {code: kind for kind, code in MALFORMED_CODES.items()}
 BEHIND_ID: Final = {
     "rag": f"rag IN ({REASON_CODES[Reason.HALLUCINATED_FILE_PATH]}, {REASON_CODES[Reason.SCHEMA_VIOLATION]})"
     " AND sample_key IS NOT NULL",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from distilld.decisions import id_of
+from distilld.facts import CATEGORIES, DUPLICATE, LINE_BITS, REASONS, SHIPPED
 from distilld.model import Category, Dataset, Reason, RowRef
 from distilld.store import Store
-from distilld.store.schema import CATEGORIES, DUPLICATE, LINE_BITS, REASONS, SHIPPED
 
 
 class Recorded(NamedTuple):

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilld.model import Cause, Dataset, InputKind, Reason
+from distilld.facts import CATEGORIES, SHIPPED
+from distilld.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store import Store, StoreOfOtherRootError
-from distilld.store.schema import SHIPPED
+from distilld.store.frozen import KEPT_BITS
 
 
 class Pairing(NamedTuple):
@@ -219,46 +220,77 @@ def by_reason(counts: Iterable[HeldCount], dataset: Dataset) -> dict[Reason, int
     return {count.reason: count.rows for count in counts if count.dataset is dataset}
 
 
+class KeptVerdict(NamedTuple):
+    """A verdict of an absent partition."""
+
+    at: RowRef
+    run_id: str
+    category: Category
+    digest: bytes
+
+
+class KeptLine(NamedTuple):
+    """A line of a row that stands by way of exception; ``row`` is the digest of the scored line behind it."""
+
+    dataset: Dataset
+    outcome: int
+    line: bytes
+    sample_key: int | None
+    at: RowRef | None
+    run_id: str | None
+    row: bytes
+
+
+class KeptPair(NamedTuple):
+    """A pair that stands by way of exception."""
+
+    outcome: int
+    line: bytes
+    sample_key: int
+    chosen_run_id: str
+    rejected_run_id: str
+    rejected: Category | None
+
+
 class Exceptions:
-    """What stands in the exports, or is missing from them, by way of exception (SPEC 3): for the deep verify."""
+    """What the store says of the lines that stand by way of exception (SPEC 3), for the deep verify."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
-        self.rows = int(
-            self._run(
-                "SELECT (SELECT count(*) FROM frozen_rows) + (SELECT count(*) FROM pairs WHERE frozen IS NOT NULL)"
-                " + (SELECT count(*) FROM scored_rows WHERE kept <> 0)"
-                " + (SELECT count(*) FROM files WHERE state = 'absent')"
-            ).fetchone()[0]
+
+    def verdicts(self) -> Iterator[KeptVerdict]:
+        """The verdicts of absent partitions."""
+        for path, line, run_id, category, digest in self._run(
+            "SELECT p.path, f.line, f.run_id, f.category, f.digest FROM frozen_rows f CROSS JOIN partitions p"
+            " USING (partition_id) WHERE f.kind = 'absent' AND f.run_id IS NOT NULL AND f.category IS NOT NULL"
+        ):
+            yield KeptVerdict(RowRef(path, line), run_id, CATEGORIES[category], digest)
+
+    def rows(self) -> Iterator[KeptLine]:
+        """The lines of rows that no present partition holds."""
+        return self._lines(
+            "SELECT f.{0}, f.{0}_line, f.sample_key, p.path, f.line, f.run_id, f.digest FROM frozen_rows f"
+            " LEFT JOIN partitions p USING (partition_id) WHERE f.{0} IS NOT NULL"
         )
-        self.any = self.rows > 0
 
-    def keeps(self, dataset: Dataset, digest: bytes) -> bool:
-        """Whether a dataset line is frozen: its row's partition or evidence is absent, it vanished, or is an orphan."""
-        return self.any and self._is_frozen(dataset, digest, f"= {SHIPPED}")
-
-    def keeps_held(self, dataset: Dataset, digest: bytes) -> bool:
-        """Whether a quarantine line is frozen."""
-        return self.any and self._is_frozen(dataset, digest, f"<> {SHIPPED}")
-
-    def _is_frozen(self, dataset: Dataset, digest: bytes, outcome: str) -> bool:
-        if dataset is Dataset.PREFERENCE:
-            query = f"SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen IS NOT NULL AND outcome {outcome} AND line = ?1)"
-        else:
-            query = (
-                f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE {dataset} {outcome} AND {dataset}_line = ?1)"
-                f" OR EXISTS (SELECT 1 FROM scored_rows WHERE {dataset} {outcome} AND {dataset}_line = ?1"
-                " AND evidence_found = 0)"
-            )
-        return bool(self._run(query, (digest,)).fetchone()[0])
-
-    def forbids(self, row: dict[str, Any]) -> bool:
-        """Whether an absent verdict explains that a row of the full pass does not stand in the exports."""
-        runs = [row.get(key) for key in ("source_run_id", "chosen_run_id", "rejected_run_id") if row.get(key)]
-        return self.any and any(
-            self._run(
-                "SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE run_id = ? AND kind = 'absent' AND category >= 3)",
-                (run,),
-            ).fetchone()[0]
-            for run in runs
+    def rows_without_evidence(self) -> Iterator[KeptLine]:
+        """The lines of present rows whose evidence is absent, or vanished and was missed."""
+        return self._lines(
+            "SELECT r.{0}, r.{0}_line, r.sample_key, r.partition, r.line, r.run_id, r.digest FROM row_places r"
+            " WHERE r.{0} IS NOT NULL AND r.evidence_found = 0 AND (r.kept & {1} OR EXISTS (SELECT 1 FROM evidence_rows e"
+            " WHERE e.partition_id = r.partition_id AND e.run_id = r.run_id))"
         )
+
+    def _lines(self, query: str) -> Iterator[KeptLine]:
+        for dataset, bit in KEPT_BITS.items():
+            for outcome, line, key, path, number, run_id, digest in self._run(query.format(dataset, bit)):
+                at = RowRef(path, number) if path is not None else None
+                yield KeptLine(dataset, outcome, line, key, at, run_id, digest)
+
+    def pairs(self) -> Iterator[KeptPair]:
+        """The lines of frozen pairs."""
+        for outcome, line, key, chosen, rejected, category in self._run(
+            "SELECT outcome, line, sample_key, chosen_run_id, rejected_run_id, rejected_category FROM pairs"
+            " WHERE frozen IS NOT NULL"
+        ):
+            yield KeptPair(outcome, line, key, chosen, rejected, CATEGORIES.get(category))

@@ -7,23 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED
 from distilld.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store import Store
 from distilld.store.inputs import Inputs, can_pair
-from distilld.store.schema import (
-    BEHIND_ID,
-    CATEGORIES,
-    CATEGORY_CODES,
-    DUPLICATE,
-    LINE_BITS,
-    SHIPPED,
-)
+from distilld.store.schema import BEHIND_ID
 
 _VERDICT: Final = (
     "(SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
     " ORDER BY v.walk DESC LIMIT 1)"
 )
-_HOLDER: Final = "(SELECT h.walk FROM scored_rows h WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+_HOLDER: Final = (
+    "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
+    " WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+)
 _FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
     f" e.start_byte, e.length_bytes, e.digest, {_VERDICT},"
@@ -50,7 +47,8 @@ class WorkRow(NamedTuple):
     """A scored row that is to be judged: its facts, what it depends on, its outcomes so far.
 
     Evidence columns without ``evidence_found`` mean that the evidence file is absent. ``verdict`` packs the last present
-    verdict of the run: its walk times 8 plus its category code. A row that was never judged has no outcomes.
+    verdict of the run: its walk times 8 plus its category code. A holder is who ships the row's id now, below zero where
+    it stands without its evidence: it is kept, or about to go. A row that was never judged has no outcomes.
     """
 
     walk: int
@@ -281,12 +279,21 @@ class Work:
         )
 
     def departures(self, limit: int) -> list[Departure]:
-        """Lines whose rows are gone."""
-        rows = self._run(
+        """Lines whose rows are gone: up to ``limit``, and all those of whose runs a verdict speaks, for it may forbid them."""
+        columns = (
             "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
-            " partition_id, row_line FROM departures ORDER BY departure_id LIMIT ?",
-            (limit,),
+            " partition_id, row_line FROM departures"
         )
+        rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
+        if len(rows) == limit:
+            rows += self._run(
+                f"{columns} d WHERE departure_id > ? AND outcome = {SHIPPED} AND ("
+                " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
+                " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
+                " OR EXISTS (SELECT 1 FROM frozen_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
+                "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
+                (rows[-1][0],),
+            )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
     def frozen_queue(self) -> list[FrozenRow]:
@@ -298,15 +305,12 @@ class Work:
         return [FrozenRow._make(row) for row in rows]
 
     def stands_elsewhere(self, digest: bytes, run_id: str | None) -> bool:
-        """Whether a present scored row has these very bytes."""
-        if run_id is not None:
-            found = self._run(
-                "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND digest = ?)", (run_id, digest)
-            )
-        else:
-            found = self._run(
-                "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?)", (digest,)
-            )
+        """Whether a present scored row has these very bytes; one that is too long now says no run."""
+        found = self._run(
+            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?1 AND digest = ?2)"
+            " OR EXISTS (SELECT 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?2)",
+            (run_id, digest),
+        )
         return bool(found.fetchone()[0])
 
     def has_frozen_verdicts(self) -> bool:
@@ -414,21 +418,26 @@ class Work:
         ).fetchone()
         return not found[0]
 
-    def side_is_absent(self, partition_id: int, run_id: str) -> bool:
+    def side_is_absent(self, partition_id: int, run_id: str, task_id: str, category: int) -> bool:
         """Whether a pair's side stands in an absent scored file, or on an absent evidence file.
 
         A line that also stands in a present partition counts only there (SPEC 3).
         """
         states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
         if states.get("scored") == "absent":
-            return bool(
-                self._run(
-                    "SELECT EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = ?1 AND f.partition_id = ?2 AND NOT EXISTS"
-                    " (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND s.digest = f.digest))",
-                    (run_id, partition_id),
-                ).fetchone()[0]
+            absent = self._run(
+                "SELECT digest FROM frozen_rows WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
+                (run_id, partition_id, task_id, category),
             )
-        return states.get("evidence") == "absent" and self.names_run(run_id)
+            return any(not self.stands_elsewhere(digest, run_id) for (digest,) in absent)
+        if states.get("evidence") != "absent":
+            return False
+        found = self._run(
+            "SELECT EXISTS (SELECT 1 FROM row_places r CROSS JOIN evidence_rows e USING (partition_id, run_id)"
+            " WHERE r.run_id = ? AND r.partition_id = ? AND r.task_id = ? AND r.category = ?)",
+            (run_id, partition_id, task_id, category),
+        )
+        return bool(found.fetchone()[0])
 
     def missing_lines(self) -> dict[str, Counter[bytes]]:
         """Lines that a damaged export lost and that are yet to be written again, by export."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from distilld import oracle
 from distilld.firewall import MissingFiles
+from distilld.json_text import parse_object
 from distilld.lake import SourceFiles
 from distilld.model import EXPORT_PATHS, Dataset, Options, Reason
 from distilld.samples import SAMPLES, SCHEMA_VERSION
@@ -81,14 +82,15 @@ def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
         )
 
 
-def account_for_every_line(exports: Exports, lines: int) -> None:
+def account_for_every_line(exports: Exports, expected: oracle.FullPass) -> None:
     """Every scored line is shipped or held, once, in RAG and in SFT alike, for one of eleven reasons (SPEC 3.7)."""
     for dataset in Dataset:
         rows = [json.loads(line) for line in exports.held[dataset]]
         assert {row["reason"] for row in rows} <= set(Reason)
         assert all(row["exporter"] == dataset for row in rows)
         if dataset is not Dataset.PREFERENCE:
-            assert len(exports.shipped[dataset]) + len(rows) == lines
+            frozen = sum(row.dataset is dataset for row in expected.frozen_rows)
+            assert len(exports.shipped[dataset]) + len(rows) == expected.lines + frozen
 
 
 def have_the_keys_of_their_dataset(exports: Exports) -> None:
@@ -104,14 +106,14 @@ def have_the_keys_of_their_dataset(exports: Exports) -> None:
             SAMPLES[dataset].model_validate(row)
 
 
-def ship_no_forbidden_run(exports: Exports, verdicts: Mapping[str, Any], options: Options) -> None:
+def ship_no_forbidden_run(exports: Exports, verdicts: oracle.Verdicts, options: Options) -> None:
     """No row stands in a dataset whose run (of a pair, the chosen one) has a verdict in force against it (SPEC 3.4)."""
     if not options.revoke:
         return
     for dataset in Dataset:
         named = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
         for line in exports.shipped[dataset].values():
-            verdict = verdicts.get(json.loads(line)[named])
+            verdict = verdicts.of(dataset, json.loads(line)[named])
             assert verdict is None or not options.forbids(dataset, verdict), f"{dataset} ships a run that is {verdict}"
 
 
@@ -133,6 +135,12 @@ def keep_what_did_not_change(before: Exports, after: Exports, stayed: Set[tuple[
         assert kept.total() == same.total(), f"{dataset}'s quarantine rewrote rows that did not change"
 
 
+def places_of_frozen(expected: oracle.FullPass) -> set[tuple[str, int]]:
+    """Where the held rows stood that are frozen."""
+    frozen = [row.placed for row in expected.frozen_rows] + [pair.placed for pair in expected.frozen_pairs]
+    return {_place_of(placed.line) for placed in frozen if placed.id is None}
+
+
 def _place_of(held: bytes) -> tuple[str, int]:
     location = json.loads(held)["location"]
     return location["partition"], location["line_offset"]
@@ -152,6 +160,21 @@ def publish_what_left(before: Exports, after: Exports) -> None:
             f"{dataset}: told of a row that stayed"
         )
         assert not [key for key, replaced in last.items() if replaced and key not in new]
+
+
+def let_no_mass_vanish(before: Exports, after: Exports, lake: oracle.Lake, rows: int, share: float) -> None:
+    """No more rows left than the tripwire lets pass only because no scored row names their runs any more (SPEC 3)."""
+    named = {json.loads(line).get("evidence_run_id") for line in _objects(lake)}
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        told = after.withdrawn[dataset][len(before.withdrawn[dataset]) :]
+        gone = [row["id"] for row in told if row["cause"] == "row_removed" and row["source_run_id"] not in named]
+        stood = len(before.shipped[dataset])
+        assert not (len(gone) > rows and len(gone) > share * stood), f"{dataset}: {len(gone)} of {stood} rows vanished"
+
+
+def _objects(lake: oracle.Lake) -> list[bytes]:
+    lines = (line for partition in lake.values() for line in partition.scored)
+    return [line for line in lines if parse_object(line).value is not None]
 
 
 def chain(root: Path, receipts: list[tuple[str, str]]) -> None:

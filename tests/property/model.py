@@ -179,13 +179,13 @@ def joined_rows(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
 
 
 def whole_options() -> st.SearchStrategy[Options]:
-    """Settings of the target state; with ``on_delete = "withdraw"``, so that the oracle needs to know no history."""
+    """Settings of the target state; where files may be kept when they disappear, they mostly are."""
     return st.builds(
         Options,
         include_partial=st.booleans(),
         include_review=st.booleans(),
         revoke=st.sampled_from((True, True, False)),
-        on_delete=st.just(OnDelete.WITHDRAW),
+        on_delete=st.sampled_from((OnDelete.KEEP,) * 5 + (OnDelete.WITHDRAW,)),
         check_source_files=st.sampled_from((False, False, True)),
         missing_source_file=st.sampled_from(("", "none")),
         max_line_bytes=st.sampled_from((MAX_LINE_BYTES, MAX_LINE_BYTES, 10_000, 215)),

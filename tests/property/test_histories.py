@@ -6,8 +6,11 @@ import os
 import random
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -16,13 +19,15 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from distilld import batch, oracle
+from distilld import batch, lake, oracle
 from distilld.batch import Engine
 from distilld.commit import CommittedBatch
-from distilld.model import InputKind, Options, Trigger
+from distilld.model import InputKind, OnDelete, Options, Trigger
 from distilld.store import Store
 from distilld.store.ledger import Ledger
+from distilld.verify import verify
 from tests.property import invariants
+from tests.property.absence import Absence
 from tests.property.invariants import Exports
 from tests.property.model import History, Row, evidence_rows, joined_rows, scored_rows, whole_options
 
@@ -43,19 +48,23 @@ then = st.sampled_from((True, True, False))
 class WatchedEngine(Engine):
     """An engine whose batches are looked at one by one, not only at the end of a pass."""
 
+    verdicts: Callable[[], oracle.Verdicts]
+
     def run_batch(self, *args: Any, **named: Any) -> CommittedBatch | None:
         """One batch; afterwards, what must hold after every single one."""
         committed = super().run_batch(*args, **named)
         exports = Exports.read(self.root)
-        verdicts = oracle.verdicts_in_force(oracle.read_lake(self.root, self.options), self.options)
-        invariants.ship_no_forbidden_run(exports, verdicts, self.options)
+        invariants.ship_no_forbidden_run(exports, self.verdicts(), self.options)
         if committed is not None:
             invariants.agree_with_the_receipt(self.root, exports, committed.receipt)
         return committed
 
 
 class Histories(RuleBasedStateMachine):
-    """One lake, changed step by step; passes between the steps, and after each a comparison with the oracle."""
+    """One lake, changed step by step; passes between the steps, and after each a comparison with the oracle.
+
+    Files that disappear are gone, so that the oracle needs to know no history.
+    """
 
     steps = passes = rows_judged = rows_present = 0
 
@@ -65,6 +74,7 @@ class Histories(RuleBasedStateMachine):
         self.history = History(self.folder)
         self.options = Options()
         self.batch_rows = 50_000
+        self.tripwire_rows, self.tripwire_share = 1_000, 0.5
         self.limits = pytest.MonkeyPatch()
         self.store: Store | None = None
         self.engine: WatchedEngine | None = None
@@ -85,29 +95,55 @@ class Histories(RuleBasedStateMachine):
         rows=st.sampled_from((50_000, 1, 2, 3, 7)),
         size=st.sampled_from((batch.BATCH_BYTES, 700)),
         tasks=st.sampled_from((batch.TASKS_PER_BATCH, 1, 2)),
+        departures=st.sampled_from((batch.DEPARTURES_PER_BATCH, 1, 2)),
+        settled=maybe,
         files=st.lists(joined_rows(), max_size=4),
     )
     def start(
-        self, options: Options, rows: int, size: int, tasks: int, files: list[tuple[list[Row], list[Row]]]
+        self,
+        options: Options,
+        rows: int,
+        size: int,
+        tasks: int,
+        departures: int,
+        settled: bool,
+        files: list[tuple[list[Row], list[Row]]],
     ) -> None:
         self.options = self.here(options)
         self.batch_rows = rows
         self.limits.setattr(batch, "BATCH_BYTES", size)
         self.limits.setattr(batch, "TASKS_PER_BATCH", tasks)
+        self.limits.setattr(batch, "DEPARTURES_PER_BATCH", departures)
+        if settled:
+            self.let_settle()
         self.restart()
         for partition, (scored, given) in enumerate(files):
             self.history.append(InputKind.SCORED, partition, scored)
             self.history.append(InputKind.EVIDENCE, partition, given)
 
+    def let_settle(self) -> None:
+        """From now on files count as looked at long after they changed: those whose facts stay the same are not read."""
+        later = SimpleNamespace(time_ns=lambda: time.time_ns() + 10**10)
+        self.limits.setattr(lake, "time", later)
+
     def here(self, options: Options) -> Options:
-        return replace(options, source_files_root=str(self.folder / "sources"))
+        return replace(options, on_delete=OnDelete.WITHDRAW, source_files_root=str(self.folder / "sources"))
 
     @rule()
     def restart(self) -> None:
         if self.store is not None:
             self.store.close()
         self.store = Store.open(self.folder / "state" / "distilld.db", self.folder)
-        self.engine = WatchedEngine(self.folder, self.store, self.options, batch_rows=self.batch_rows, settle_seconds=0)
+        self.engine = WatchedEngine(
+            self.folder,
+            self.store,
+            self.options,
+            batch_rows=self.batch_rows,
+            settle_seconds=0,
+            tripwire_rows=self.tripwire_rows,
+            tripwire_share=self.tripwire_share,
+        )
+        self.engine.verdicts = self.verdicts
         self.engine.committer.recover()
 
     @rule(options=whole_options(), then=then)
@@ -228,6 +264,14 @@ class Histories(RuleBasedStateMachine):
         if then:
             self.check_pass()
 
+    def full_pass(self, now: oracle.Lake) -> oracle.FullPass:
+        """What the oracle says of the lake."""
+        return oracle.export(now, self.options, missing_files=invariants.path_check(self.options))
+
+    def verdicts(self) -> oracle.Verdicts:
+        """The verdicts in force as of now."""
+        return oracle.verdicts_in_force(oracle.read_lake(self.folder, self.options), self.options)
+
     def check_pass(self) -> None:
         """One pass brings the exports to what the oracle says, and a second one finds nothing to do."""
         assert self.engine is not None
@@ -236,14 +280,15 @@ class Histories(RuleBasedStateMachine):
         assert not result.indexed.problems
         assert not result.indexed.unsettled
         exports = Exports.read(self.folder)
-        lake = oracle.read_lake(self.folder, self.options)
-        expected = oracle.export(lake, self.options, missing_files=invariants.path_check(self.options))
+        now = oracle.read_lake(self.folder, self.options)
+        expected = self.full_pass(now)
         invariants.equal_the_full_pass(exports, expected)
-        invariants.account_for_every_line(exports, expected.lines)
+        invariants.account_for_every_line(exports, expected)
         invariants.have_the_keys_of_their_dataset(exports)
         if len(result.batches) <= 1:
-            stayed = places_of(self.lake) & places_of(lake)
-            invariants.keep_what_did_not_change(self.before, exports, {place for place, _ in stayed})
+            stayed = {place for place, _ in places_of(self.lake) & places_of(now)}
+            stayed |= invariants.places_of_frozen(expected)
+            invariants.keep_what_did_not_change(self.before, exports, stayed)
             invariants.publish_what_left(self.before, exports)
         receipts = [(batch_id, text) for batch_id, text, _ in Ledger(self.store).receipts(1 << 30)]
         invariants.chain(self.folder, receipts[::-1])
@@ -251,16 +296,50 @@ class Histories(RuleBasedStateMachine):
         again = self.engine.run_pass(Trigger.RESCAN)
         assert not again.batches
         assert Exports.read(self.folder) == exports
-        self.before, self.lake = exports, lake
+        self.before, self.lake = exports, now
         cls = type(self)
         cls.passes += 1
         cls.rows_present += expected.lines
         cls.rows_judged += sum(each.receipt["work"]["rows_judged"] for each in result.batches)
 
 
-def places_of(lake: oracle.Lake) -> set[tuple[tuple[str, int], bytes]]:
+class KeepHistories(Histories):
+    """The same where files that disappear are mostly kept, the default: what they held is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.absence = Absence()
+
+    def here(self, options: Options) -> Options:
+        return replace(super().here(options), on_delete=options.on_delete)
+
+    def full_pass(self, now: oracle.Lake) -> oracle.FullPass:
+        return self.absence.full_pass(self.folder, self.options, invariants.path_check(self.options))
+
+    def verdicts(self) -> oracle.Verdicts:
+        look = self.absence.look(self.folder, self.options)
+        return oracle.verdicts_in_force(look.now, self.options, look.frozen)
+
+    @rule()
+    def prune(self) -> None:
+        """An operator gives up what is frozen."""
+        assert self.engine is not None
+        self.check_pass()
+        self.absence.prune(self.folder)
+        self.engine.prune(None, orphans_only=False)
+        self.check_pass()
+        assert not self.engine.frozen.frozen_counts()
+
+    def check_pass(self) -> None:
+        super().check_pass()
+        report = verify(self.folder, self.folder / "state" / "distilld.db", self.options, deep=True)
+        assert not report.changed
+        assert not report.faults, [check for check in report.checks if check.faults]
+
+
+def places_of(now: oracle.Lake) -> set[tuple[tuple[str, int], bytes]]:
     """Where each scored line stands."""
-    return {((path, at), line) for path, partition in lake.items() for at, line in enumerate(partition.scored)}
+    return {((path, at), line) for path, partition in now.items() for at, line in enumerate(partition.scored)}
 
 
 class Done(NamedTuple):
@@ -300,6 +379,12 @@ def test_exports_equal_the_full_pass_after_every_step() -> None:
     done = run(Histories, steps=30, max_examples=100, derandomize=True)
     assert done.passes > 1_000
     assert done.rows_judged < done.rows_present / 3
+
+
+@pytest.mark.timeout(600)
+def test_absent_partitions_are_frozen_after_every_step() -> None:
+    """The same where files that disappear are kept: beside the full pass stands what SPEC 3 freezes, byte for byte."""
+    run(KeepHistories, steps=30, max_examples=30, derandomize=True)
 
 
 @pytest.mark.slow

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import structlog
 
-from distilld import batch
-from distilld.model import InputKind, OnDelete, Options
+from distilld import batch, index
+from distilld.model import InputKind, OnDelete, Options, Trigger, UnreadableError
 from tests.property.invariants import Exports
 from tests.property.model import Row, bad, evidence, scored
-from tests.property.test_histories import Histories
+from tests.property.test_histories import Histories, KeepHistories
 
 SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE
+KEEP = Options(max_line_bytes=600)
 WITHDRAW = Options(on_delete=OnDelete.WITHDRAW, max_line_bytes=600)
 
 
@@ -66,6 +69,47 @@ def test_another_line_limit_changes_what_a_known_line_is(lake: Histories) -> Non
     lake.check_pass()
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_first_batch_of_other_options_takes_out_what_a_verdict_forbids(keep: KeepHistories, absent: bool) -> None:
+    """Where verdicts revoke from now on, the first batch takes out all that they forbid, pairs and absent verdicts too.
+
+    Pairs once waited for their turn, and so did rows that only an absent verdict forbids.
+    """
+    restart(keep, replace(KEEP, revoke=False), batch_rows=1)
+    put(keep, 1, [scored("d", "accepted", task="u")], [evidence("d")])
+    put(keep, 0, [scored("b", "accepted"), scored("a", "rejected")], [evidence("a"), evidence("b", "two")])
+    put(keep, 3, [scored("b", "needs_human_review", task="u")])
+    keep.check_pass()
+    if absent:
+        keep.history.delete(SCORED, 2)
+        keep.check_pass()
+    restart(keep, KEEP)
+    keep.check_pass()
+
+
+def test_unreadable_file_is_read_with_the_new_line_limit_later(
+    lake: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be read as the line limit changes is read anew once it can; its lines once kept the old limit."""
+    put(lake, 0, [], [evidence("a", "long" * 100)])
+    lake.check_pass()
+    restart(lake, replace(WITHDRAW, max_line_bytes=300))
+
+    def refuse(root: Path, kind: InputKind, path: str) -> NoReturn:
+        raise UnreadableError(path, PermissionError(13, "Permission denied"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "open_partition", refuse)
+        for _ in range(2):
+            assert lake.engine is not None
+            assert lake.engine.run_pass(Trigger.RESCAN).unreadable
+    restart(lake, lake.options)
+    put(lake, 0, [scored("a", "accepted")])
+    lake.check_pass()
+    assert lake.store is not None
+    assert lake.store.recall("files_to_read_anew") == "[]"
+
+
 def test_one_of_equal_lines_stays_where_it_is(lake: Histories) -> None:
     """Where a line's twin comes in before it, the line that stayed is not written anew; they once changed places."""
     put(lake, 0, [bad(0), scored("a", "accepted")])
@@ -114,6 +158,18 @@ def test_batch_cut_by_bytes_judges_what_a_verdict_forbids(lake: Histories, monke
     lake.check_pass()
 
 
+def test_batch_full_of_departures_takes_out_what_a_verdict_forbids(
+    lake: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more lines that go than one batch takes, it takes all those that a verdict forbids; they once had to queue up."""
+    runs = ["a", "b", "d", "e"]
+    put(lake, 0, [scored(run, "accepted", task=run) for run in runs], [evidence(run) for run in runs])
+    lake.check_pass()
+    monkeypatch.setattr(batch, "DEPARTURES_PER_BATCH", 1)
+    lake.history.rewrite(SCORED, 0, [bad(0), bad(0), bad(0), scored("e", "rejected")], in_place=True)
+    lake.check_pass()
+
+
 def test_row_that_a_later_gate_holds_becomes_a_duplicate(lake: Histories) -> None:
     """A row without shape is a duplicate once an earlier row ships its id, and has no shape again once that row goes.
 
@@ -128,13 +184,126 @@ def test_row_that_a_later_gate_holds_becomes_a_duplicate(lake: Histories) -> Non
     lake.check_pass()
 
 
-def test_held_pair_of_a_renamed_partition_stands_once(lake: Histories) -> None:
+# what is frozen
+
+
+@pytest.fixture
+def keep() -> Iterator[KeepHistories]:
+    """The same with files that are kept when they disappear."""
+    with structlog.testing.capture_logs():
+        machine = KeepHistories()
+        machine.options = machine.here(KEEP)
+        machine.restart()
+        yield machine
+        machine.teardown()
+
+
+def test_held_pair_of_a_renamed_partition_stands_once(keep: KeepHistories) -> None:
     """Rows that moved to another partition are not absent; their held pair once stayed beside the one formed anew."""
-    restart(lake, replace(WITHDRAW, on_delete=OnDelete.KEEP))
-    put(lake, 0, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b")])
-    lake.check_pass()
-    lake.history.move_both(0, 3)
-    lake.check_pass()
+    put(keep, 0, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b")])
+    keep.check_pass()
+    keep.history.move_both(0, 3)
+    keep.check_pass()
+
+
+def test_held_pair_stays_when_its_partition_and_a_verdict_change_its_side(keep: KeepHistories) -> None:
+    """A held pair is frozen whatever is said of its sides; it once left, for an absent verdict overruled it."""
+    put(keep, 0, [scored("a", "accepted"), scored("a", "rejected")], [evidence("a")])
+    keep.check_pass()
+    keep.history.delete(SCORED, 0)
+    keep.check_pass()
+
+
+def test_frozen_pair_goes_when_its_line_stands_elsewhere(keep: KeepHistories) -> None:
+    """A line that stands in a present partition counts only there, and so do pairs of it; one once stood twice."""
+    put(keep, 2, [scored("b", "partially_accepted"), scored("b", "accepted")], [evidence("b")])
+    keep.check_pass()
+    keep.history.move_both(0, 0)
+    keep.history.drop(SCORED, 0, 1, 1, in_place=True)
+    keep.check_pass()
+    keep.history.insert(SCORED, 0, 1, [scored("b", "accepted")], in_place=False)
+    keep.check_pass()
+
+
+def test_frozen_pair_goes_with_its_line_where_no_evidence_is(keep: KeepHistories) -> None:
+    """The same where the line stands without evidence, and forms no pair."""
+    restart(keep, replace(KEEP, revoke=False))
+    rows = [scored("a", "accepted"), scored("b", "rejected")]
+    put(keep, 2, rows, [evidence("a"), evidence("b", "two")])
+    keep.check_pass()
+    keep.history.delete(SCORED, 0)
+    keep.check_pass()
+    put(keep, 0, rows)
+    keep.check_pass()
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_held_pair_with_an_absent_side_stays_beside_its_like(keep: KeepHistories, first: int) -> None:
+    """Of two pairs held in the same words the one whose side is absent stays, and the other is not taken for it."""
+    put(keep, 2, [scored("a", "accepted"), scored("a", "rejected")], [evidence("a")])
+    put(keep, first, [scored("a", "rejected", reason="again")], [evidence("a")])
+    keep.check_pass()
+    keep.history.delete(SCORED, keep.history.files(SCORED).index(keep.history.path(SCORED, first)))
+    keep.check_pass()
+    keep.history.append(EVIDENCE, 2, [evidence("a", "two")])
+    keep.check_pass()
+
+
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_frozen_pair_goes_with_its_row(keep: KeepHistories, how: str) -> None:
+    """A pair on absent evidence goes when its scored row does, or when its file goes and the line stands elsewhere too.
+
+    Its task was once left alone, for a row without evidence forms no pair.
+    """
+    restart(keep, replace(KEEP, revoke=False))
+    put(keep, 0, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b", "two")])
+    put(keep, 3, [scored("a", "accepted")])
+    keep.check_pass()
+    keep.history.delete(EVIDENCE, 0)
+    keep.check_pass()
+    if how == "changed":
+        keep.history.change_line(SCORED, 0, 0, scored("d", "accepted"), in_place=True)
+    else:
+        put(keep, 3, [scored("b", "rejected")])
+        keep.check_pass()
+        keep.history.delete(SCORED, 0)
+    keep.check_pass()
+
+
+def test_renamed_partition_returns_to_its_old_name(keep: KeepHistories) -> None:
+    """Lines that return count there alone; those under the other name once stayed beside them."""
+    restart(keep, replace(KEEP, revoke=False))
+    put(keep, 2, [scored("b", "accepted")])
+    keep.check_pass()
+    keep.history.move(SCORED, 0, 3)
+    keep.check_pass()
+    keep.history.move(SCORED, 0, 2)
+    keep.check_pass()
+
+
+def test_absent_file_is_read_with_the_new_line_limit_later(keep: KeepHistories) -> None:
+    """A scored file that is absent as the line limit changes is read anew when it returns, too."""
+    put(keep, 0, [scored("a", "accepted"), scored("b", "accepted", reason="long" * 50)], [evidence("a")])
+    keep.check_pass()
+    keep.history.delete(SCORED, 0)
+    restart(keep, replace(KEEP, max_line_bytes=300))
+    keep.check_pass()
+    keep.history.bring_back(0)
+    keep.check_pass()
+
+
+@pytest.mark.parametrize("category", ["accepted", "rejected"])
+def test_renamed_line_that_is_too_long_now_counts_where_it_stands(keep: KeepHistories, category: str) -> None:
+    """A line that moved and is too long under a smaller limit stands once, as malformed; what it forbade stays forbidden.
+
+    It was once not found under its new name, where it says no run any more.
+    """
+    put(keep, 0, [scored("a", category, reason="long" * 50)], [evidence("a")])
+    put(keep, 1, [scored("a", "accepted")], [evidence("a")])
+    keep.check_pass()
+    keep.history.move_both(1, 3)
+    restart(keep, replace(KEEP, max_line_bytes=300))
+    keep.check_pass()
 
 
 # work follows the change

@@ -173,6 +173,53 @@ def test_row_appended_while_evidence_is_absent_waits(lake: HistoryLake) -> None:
 # how a frozen row leaves
 
 
+@pytest.mark.parametrize(("home", "newer"), [(A, B), (B, A)])
+@pytest.mark.parametrize("text", ["# Answer of r1", "# Other words"])
+def test_row_on_absent_evidence_gives_way_to_a_present_row(lake: HistoryLake, home: str, newer: str, text: str) -> None:
+    """A row whose evidence is absent loses its id to a present row, wherever it stands, and has no evidence from then on.
+
+    A row behind it was once held as a duplicate, and one before it failed the accounting.
+    """
+    lake.both(home, run("r1", task_id=TASK), run("r2", "rejected", TASK))
+    lake.go()
+    lake.move_away(lake.evidence_path(home))
+    lake.go()
+    before = lake.stamps("rag")
+    lake.scored(newer, run("r1", reasons=["written anew"], evidence_task_id=TASK))
+    lake.evidence(newer, given("r1", text))
+    lake.go()
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        assert lake.held(dataset)["r1"] == "missing_source_run_id"
+        assert lake.causes(dataset) == ([] if text == "# Answer of r1" else ["displaced+"])
+        assert lake.ask(f"SELECT count(*) FROM scored_rows WHERE {dataset} = 0") == [(1,)]
+    assert [row["content"] for row in lake.rows("rag")] == [text]
+    assert (lake.stamps("rag") == before) == (text == "# Answer of r1")
+    lake.bring_back(lake.evidence_path(home))
+    lake.go()
+    assert [row["content"] for row in lake.rows("rag")] == [text if newer == A else "# Answer of r1"]
+    assert lake.held("rag")["r1"] == "duplicate_id"
+
+
+def test_duplicate_ships_when_the_evidence_of_its_holder_goes(lake: HistoryLake) -> None:
+    """A row that is held because an earlier one has its id ships once the earlier one stands on absent evidence.
+
+    Between the two waits a row on the same absent evidence: what became of it stays, and the turn passes on.
+    """
+    lake.scored(A, run("r1"), run("r1", reasons=["once more"]))
+    lake.evidence(A, given("r1"))
+    lake.both(B, run("r1", reasons=["elsewhere"]))
+    lake.go()
+    held = lake.lines("quarantine_rag")
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    assert lake.ask("SELECT sum(rag = 0), sum(sft = 0) FROM row_places WHERE partition = ?", B) == [(1, 1)]
+    assert len(lake.lines("quarantine_rag") & held) == 1
+    lake.scored(B)
+    lake.go()
+    assert lake.rows("rag") == []
+    assert lake.causes("rag") == lake.causes("sft") == ["row_removed"]
+
+
 @pytest.mark.parametrize(("home", "later"), [(A, B), (B, A)])
 def test_frozen_row_leaves_when_a_present_verdict_revokes_its_run(lake: HistoryLake, home: str, later: str) -> None:
     """A present rejection takes a frozen row out, wherever it stands: absent verdicts clear nothing."""

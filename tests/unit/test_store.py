@@ -20,6 +20,7 @@ from sqlite_utils import Database
 
 from distilld import __version__
 from distilld import store as module
+from distilld.facts import LINES_END, RowFacts
 from distilld.model import InputKind, OperatorError, StatFacts, Trigger
 from distilld.receipt import GitState
 from distilld.store import (
@@ -31,8 +32,8 @@ from distilld.store import (
     StoreTooNewError,
     inputs,
 )
-from distilld.store.inputs import FileRecord, Inputs, RowFacts
-from distilld.store.schema import BASE_STEP, LINES_END, migrations
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.schema import BASE_STEP, migrations
 from tests.crash.deaths import Killed, in_child
 from tests.crash.histories import NINE, Lake, run
 from tests.crash.histories import Inputs as Producer

@@ -1,0 +1,203 @@
+"""What is frozen after a history, by the words of SPEC 3 ('Absent partitions') and from the files alone.
+
+From pass to pass it remembers what each file held and what became of its rows; the oracle says what of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from distilld import lake, oracle
+from distilld.firewall import MissingFiles
+from distilld.json_text import parse_object
+from distilld.model import Category, Dataset, InputKind, OnDelete, Options, RowRef
+from distilld.oracle import AbsentVerdict, Frozen, FrozenPair, FrozenRow, FullPass, Placed
+from distilld.records import evidence_record, scored_run
+from distilld.tail import digest_of
+
+
+class Line(NamedTuple):
+    """A scored line as it was read."""
+
+    raw: bytes
+    readable: bool
+    run_id: str | None
+    task_id: str | None
+    category: Category | None
+
+
+class Side(NamedTuple):
+    """A row of a pair: its partition, and what it said."""
+
+    path: str
+    run_id: str
+    task_id: str
+    category: Category
+
+
+@dataclass
+class Remembered:
+    """The lines of a scored file as of the last pass that saw it, and what became of each, None where that left."""
+
+    lines: list[Line]
+    placed: list[dict[Dataset, Placed | None]]
+
+
+@dataclass
+class Look:
+    """The lake as it is now, and what may be frozen in the exports because of what is not there."""
+
+    now: oracle.Lake
+    present: set[tuple[InputKind, str]]
+    lines: dict[str, list[Line]]
+    absent: list[str]
+    """Scored partitions that were there once."""
+    without: set[str]
+    """Partitions whose evidence was there once."""
+    rows: dict[tuple[str, int, Dataset], FrozenRow] = field(default_factory=dict)
+    pairs: list[tuple[tuple[Side, Side], FrozenPair]] = field(default_factory=list)
+    frozen: Frozen = oracle.NOTHING_FROZEN
+
+
+class Absence:
+    """The memory of one history."""
+
+    def __init__(self) -> None:
+        self._scored: dict[str, Remembered] = {}
+        self._evidence: dict[str, set[str]] = {}
+        """The runs of each evidence file as of the last pass that saw it."""
+        self._pairs: list[tuple[tuple[Side, Side], Placed]] = []
+
+    def look(self, root: Path, options: Options) -> Look:
+        """Look at the lake; nothing is remembered yet."""
+        present = {(file.kind, file.path) for file in lake.scan(root).files}
+        now = oracle.read_lake(root, options)
+        lines = {path: [line_of(raw, options) for raw in partition.scored] for path, partition in now.items()}
+        look = Look(now, present, lines, [], set())
+        if options.on_delete is OnDelete.WITHDRAW:
+            return look
+        look.absent = [path for path in self._scored if (InputKind.SCORED, path) not in present]
+        look.without = {path for path in self._evidence if (InputKind.EVIDENCE, path) not in present}
+        look.rows = {
+            (path, number, dataset): FrozenRow(dataset, placed, line.run_id, digest_of(line.raw))
+            for path in look.absent
+            for number, (line, by_dataset) in enumerate(
+                zip(self._scored[path].lines, self._scored[path].placed, strict=True)
+            )
+            for dataset, placed in by_dataset.items()
+            if placed is not None
+        }
+        look.pairs = [
+            (sides, FrozenPair(placed, ((chosen.run_id, (chosen.category,)), (rejected.run_id, (rejected.category,)))))
+            for sides, placed in self._pairs
+            for chosen, rejected in [sides]
+            if self._is_absent(chosen, look) or self._is_absent(rejected, look)
+        ]
+        look.frozen = Frozen(
+            tuple(self._verdicts(look.absent)),
+            tuple(look.rows.values()),
+            tuple(pair for _, pair in look.pairs),
+            dict(self._kept(look)),
+        )
+        return look
+
+    def full_pass(self, root: Path, options: Options, missing_files: MissingFiles | None) -> FullPass:
+        """What the exports must hold after a pass over the lake as it is now; it is remembered."""
+        look = self.look(root, options)
+        result = oracle.export(look.now, options, missing_files=missing_files, frozen=look.frozen)
+        stayed = {id(row) for row in result.frozen_rows}
+        for (path, number, dataset), row in look.rows.items():
+            if id(row) not in stayed:
+                self._scored[path].placed[number][dataset] = None
+        self._scored = {path: self._scored[path] for path in look.absent}
+        self._evidence = {path: self._evidence[path] for path in look.without}
+        for kind, path in look.present:
+            if kind is InputKind.EVIDENCE:
+                self._evidence[path] = set(runs_of(look.now[path].evidence, options))
+            else:
+                placed: list[dict[Dataset, Placed | None]] = [
+                    {each: result.rows[each, RowRef(path, number)] for each in (Dataset.RAG, Dataset.SFT)}
+                    for number in range(len(look.lines[path]))
+                ]
+                self._scored[path] = Remembered(look.lines[path], placed)
+        stayed = {id(pair) for pair in result.frozen_pairs}
+        self._pairs = [(sides, pair.placed) for sides, pair in look.pairs if id(pair) in stayed]
+        self._pairs += [
+            ((side_at(look.lines, pair.chosen), side_at(look.lines, pair.rejected)), pair.placed)
+            for pair in result.pairs
+        ]
+        return result
+
+    def prune(self, root: Path) -> None:
+        """An operator gave up what is not there."""
+        present = {(file.kind, file.path) for file in lake.scan(root).files}
+        self._scored = {path: each for path, each in self._scored.items() if (InputKind.SCORED, path) in present}
+        self._evidence = {path: each for path, each in self._evidence.items() if (InputKind.EVIDENCE, path) in present}
+
+    def _is_absent(self, side: Side, look: Look) -> bool:
+        """Whether a pair's side stands in an absent file alone, or on absent evidence."""
+        if side.path in look.absent:
+            standing = {line.raw for each in look.lines.values() for line in each}
+            return any(line[2:] == side[1:] and line.raw not in standing for line in self._scored[side.path].lines)
+        stands = any(line[2:] == side[1:] for line in look.lines.get(side.path, ()))
+        return side.path in look.without and side.run_id in self._evidence[side.path] and stands
+
+    def _verdicts(self, absent: list[str]) -> Iterator[AbsentVerdict]:
+        for path in absent:
+            for number, line in enumerate(self._scored[path].lines):
+                if line.run_id and line.category:
+                    yield AbsentVerdict(RowRef(path, number), line.run_id, line.category, digest_of(line.raw))
+
+    def _kept(self, look: Look) -> Iterator[tuple[tuple[Dataset, RowRef], Placed]]:
+        """What became of lines that stood there when their evidence went, and still stand in their file."""
+        for path in look.without & look.lines.keys() & self._scored.keys():
+            before = self._scored[path]
+            for number, old in match(before.lines, look.lines[path]):
+                if look.lines[path][number].run_id in self._evidence[path]:
+                    for dataset, placed in before.placed[old].items():
+                        if placed is not None:
+                            yield (dataset, RowRef(path, number)), placed
+
+
+def match(before: list[Line], now: list[Line]) -> Iterator[tuple[int, int]]:
+    """Which line was which: one that stands where it stood, or else the next of the same bytes."""
+    pairs = {
+        number: number for number, line in enumerate(now) if number < len(before) and before[number][:2] == line[:2]
+    }
+    left = [number for number in range(len(before)) if number not in pairs]
+    for number, line in enumerate(now):
+        if number not in pairs:
+            found = next((old for old in left if before[old][:2] == line[:2]), None)
+            if found is not None:
+                pairs[number] = found
+                left.remove(found)
+    yield from pairs.items()
+
+
+def line_of(raw: bytes, options: Options) -> Line:
+    """A scored line and what it says."""
+    value = parse_object(raw).value if len(raw) <= options.max_line_bytes else None
+    if value is None:
+        return Line(raw, False, None, None, None)
+    run = scored_run(value)
+    return Line(raw, True, run.run_id, run.task_id, run.category)
+
+
+def runs_of(lines: tuple[bytes, ...], options: Options) -> Iterator[str]:
+    """The runs that evidence lines speak of."""
+    for raw in lines:
+        value = parse_object(raw).value if len(raw) <= options.max_line_bytes else None
+        run_id = evidence_record(value).run_id if value is not None else None
+        if run_id:
+            yield run_id
+
+
+def side_at(lines: dict[str, list[Line]], at: RowRef) -> Side:
+    """The row of a pair that stands there."""
+    line = lines[at.partition][at.line]
+    assert line.run_id and line.task_id  # noqa: PT018
+    assert line.category
+    return Side(at.partition, line.run_id, line.task_id, line.category)

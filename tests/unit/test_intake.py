@@ -1,0 +1,296 @@
+"""New partitions taken in in one go come to what they come to the other way, whatever stands in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from distilld import intake, workers
+from distilld.arrivals import Order
+from distilld.intake import Intake
+from distilld.model import EXPORT_PATHS, Dataset, Options, StatFacts, Trigger
+from distilld.workers import ProcessCrew, WorkerDied
+from tests.unit.builders import jsonl
+from tests.unit.history_lake import A, B, C, HistoryLake, given, rag_id, run
+
+D = "2026/04/30/delta.jsonl"
+NEVER = 1 << 60
+
+Fill = Callable[[HistoryLake], None]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """No log lines."""
+    with capture_logs():
+        yield
+
+
+def fill(lake: HistoryLake) -> None:
+    """Partitions with all that is special: runs with several rows, ids that two runs share, lines of every kind."""
+    lake.scored(
+        A,
+        run("plain"),
+        run("again"),
+        run("overruled"),
+        b"not json",
+        b"",
+        run("partial", "partially_accepted", "task-plain"),
+        run("review", "needs_human_review"),
+        run("no-evidence"),
+        run("rejected", "rejected", "task-plain"),
+        run("a|b", provenance__sig_hash="c"),
+        run("nameless", evidence_run_id=None),
+        run("no-category", category="odd"),
+        run("again"),
+        run("blank"),
+    )
+    lake.evidence(
+        A,
+        given("plain"),
+        given("again", "first"),
+        b"[]",
+        given("overruled"),
+        given("partial"),
+        given("review"),
+        given("rejected"),
+        given("a|b"),
+        given("again", "second"),
+        given("blank", " \n"),
+        given("nobody asks"),
+    )
+    lake.both(B, run("clears", "rejected"), run("a", provenance__sig_hash="b|c"), run("again"), run("b"))
+    lake.both(
+        C, run("overruled", "rejected"), run("clears"), run("c", "accepted", "task-b"), run("d", "rejected", "task-b")
+    )
+    with lake.scored_path(C).open("ab") as file:
+        file.write(jsonl([run("provisional")])[:-1])
+    with lake.evidence_path(C).open("ab") as file:
+        file.write(jsonl([given("provisional")]) + b'{"run_id":"torn')
+    lake.evidence(D, given("only evidence"))
+    lake.scored("2026/05/01/only-scored.jsonl", run("waits"), b'{"x":' + b"9" * 700 + b"}")
+
+
+def taken_in(root: Path, *, fill: Fill = fill, **limits: Any) -> HistoryLake:
+    """A lake after one pass."""
+    lake = HistoryLake(root, Options(source_files_root="/", max_line_bytes=600), **limits)
+    fill(lake)
+    lake.go()
+    return lake
+
+
+def unstamped(content: bytes) -> list[bytes]:
+    """The lines of a file without their times."""
+    return re.sub(rb'"(created_at|recorded_at)":"[^"]*"', b"", content).splitlines()
+
+
+def state(lake: HistoryLake) -> dict[str, list[tuple[Any, ...]]]:
+    """What the store knows of the inputs, batch numbers and line digests, which depend on stamps, apart."""
+    queries = {
+        "scored": "SELECT walk, start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key, rag, sft,"
+        " evidence_found, kept FROM scored_rows ORDER BY walk",
+        "evidence": "SELECT * FROM evidence_rows ORDER BY 1, 2",
+        "files": "SELECT p.path, p.walk_base, kind, state, indexed_bytes, indexed_sha256, indexed_lines, judged_lines,"
+        " malformed_lines, tail, tail_bytes, tail_digest FROM files JOIN partitions p USING (partition_id) ORDER BY 1, 3",
+        "pairs": "SELECT task_id, slot, chosen_run_id, rejected_run_id, outcome FROM pairs ORDER BY 1, 2",
+        "totals": "SELECT * FROM totals ORDER BY 1, 2, 3",
+        "counters": "SELECT * FROM counters ORDER BY 1",
+        "queues": "SELECT walk FROM rejudge_rows UNION ALL SELECT task_id FROM rejudge_tasks",
+    }
+    return {name: lake.ask(query) for name, query in queries.items()}
+
+
+@pytest.mark.parametrize(
+    ("limits", "from_bytes"),
+    [({}, NEVER), ({"batch_rows": 14}, NEVER), ({"workers": 1}, 0), ({"workers": 3, "batch_rows": 14}, 0)],
+    ids=["inline", "small batches", "one worker", "three workers"],
+)
+def test_result_is_that_of_the_other_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], from_bytes: int
+) -> None:
+    """Files, their order, facts and outcomes are the same, in this process or in others, in one batch or in several."""
+    expected = taken_in(tmp_path / "other", arrival_bytes=NEVER)
+    monkeypatch.setattr(intake, "PROCESSES_FROM", from_bytes)
+    monkeypatch.setattr(intake, "ORDER_PARTITIONS", 2)
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    with noted(monkeypatch) as used:
+        actual = taken_in(tmp_path / "lake", arrival_bytes=0, **limits)
+    assert used == [True]
+    for name in EXPORT_PATHS:
+        assert unstamped(actual.content(name)) == unstamped(expected.content(name)), name
+    assert state(actual) == state(expected)
+    actual.go()
+    assert actual.engine.work.waiting().rows == 0
+    for lake in (expected, actual):
+        lake.stop()
+
+
+@contextmanager
+def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Notes whether new partitions were taken in in one go."""
+    used: list[bool] = []
+    begin = Intake.begin
+
+    def noting(self: Intake, *arguments: Any) -> bool:
+        used.append(begin(self, *arguments))
+        return used[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Intake, "begin", noting)
+        yield used
+
+
+def test_ids_that_two_runs_share_go_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """'a|b' with 'c' and 'a' with 'b|c' have one id: the first in walk order ships, the other is a duplicate."""
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    lake = taken_in(tmp_path, arrival_bytes=0)
+    shared = rag_id("a|b", "c")
+    assert shared == rag_id("a", "b|c")
+    assert [row["source_run_id"] for row in lake.rows(Dataset.RAG) if row["id"] == shared] == ["a|b"]
+    assert lake.held(Dataset.RAG)["a"] == "duplicate_id"
+    lake.stop()
+
+
+def test_many_special_rows_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where most runs have several rows, judging them twice does not pay."""
+    with noted(monkeypatch) as used:
+        lake = taken_in(tmp_path, arrival_bytes=0)
+    assert used == [False]
+    lake.stop()
+
+
+@pytest.mark.parametrize("known", ["row", "absent"])
+def test_known_runs_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+    """A new partition that speaks of a run that the store knows, present or absent, is not taken in in one go."""
+    lake = HistoryLake(tmp_path, arrival_bytes=0)
+    lake.both(A, run("one"), run("two"))
+    lake.go()
+    if known == "absent":
+        lake.move_away(lake.scored_path(A))
+        lake.go()
+    with noted(monkeypatch) as used:
+        lake.both(B, run("one", "rejected"), run("three"))
+        lake.go()
+    assert used in ([False], [])
+    assert lake.shipped(Dataset.SFT) == {"two", "three"}
+    lake.stop()
+
+
+def test_unknown_runs_are_taken_in_beside_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New partitions with runs of their own are taken in in one go, whatever is there, and form pairs with it."""
+    lake = HistoryLake(tmp_path, arrival_bytes=0)
+    lake.both(B, run("one"), run("two"))
+    lake.go()
+    # As if the first files had been written long ago: a file that was looked at a moment later is looked at again.
+    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    with noted(monkeypatch) as used:
+        lake.both(A, run("three"), run("four", "rejected", "task-one"))
+        lake.go()
+    assert used == [True]
+    assert lake.shipped(Dataset.SFT) == {"one", "two", "three"}
+    assert lake.shipped(Dataset.PREFERENCE) == {"one>four"}
+    lake.stop()
+
+
+def test_file_that_changes_in_between_is_taken_in_the_other_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scored file that is rewritten behind the first look is read anew; what was in it before ships nowhere."""
+    lake = HistoryLake(tmp_path, arrival_bytes=0, batch_rows=3)
+    lake.both(A, run("one"), run("two"))
+    lake.both(B, run("three"), run("four"))
+    crew = Intake._crew
+
+    def rewriting(self: Intake) -> workers.Crew:
+        lake.both(B, run("three", "rejected"), run("four"))
+        return crew(self)
+
+    monkeypatch.setattr(Intake, "_crew", rewriting)
+    lake.go()
+    assert lake.shipped(Dataset.SFT) == {"one", "two", "four"}
+    lake.stop()
+
+
+def test_file_that_grows_in_between_is_read_to_its_end_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are appended behind the first look come with the next pass, and are not taken for known."""
+    lake = HistoryLake(tmp_path, arrival_bytes=0)
+    lake.both(A, run("one"))
+    crew = Intake._crew
+
+    def growing(self: Intake) -> workers.Crew:
+        with lake.scored_path(A).open("ab") as file:
+            file.write(jsonl([run("one", "rejected"), run("two")]))
+        return crew(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Intake, "_crew", growing)
+        lake.go()
+    lake.go()
+    assert lake.shipped(Dataset.SFT) == set()
+    assert lake.held(Dataset.SFT) == {"one": "unsafe_sft_category", "two": "missing_source_run_id"}
+    lake.stop()
+
+
+def test_special_row_is_judged_again_when_its_other_row_never_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that was held for a verdict in a file that is gone before it was taken in ships."""
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    lake = HistoryLake(tmp_path, arrival_bytes=0, batch_rows=3)
+    lake.both(A, run("one"), run("two"))
+    lake.both(B, run("one", "rejected"), run("three"))
+    crew = Intake._crew
+
+    def removing(self: Intake) -> workers.Crew:
+        for path in lake.paths(B, "both"):
+            path.unlink()
+        return crew(self)
+
+    monkeypatch.setattr(Intake, "_crew", removing)
+    lake.go()
+    lake.go()
+    assert lake.shipped(Dataset.SFT) == {"one", "two"}
+    lake.stop()
+
+
+def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the batch is committed, nothing hangs, and the next pass does it."""
+    monkeypatch.setattr(intake, "PROCESSES_FROM", 0)
+    lake = HistoryLake(tmp_path, arrival_bytes=0, workers=2)
+    lake.both(A, run("one"), run("two"))
+    give = ProcessCrew.give
+
+    def killing(self: ProcessCrew, order: Order) -> None:
+        for worker in self._workers:
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.wait()
+        give(self, order)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessCrew, "give", killing)
+        with pytest.raises(WorkerDied, match="killed by signal 9"):
+            lake.engine.run_pass(Trigger.ONCE)
+    assert not any(lake.files().values())
+    assert lake.ask("SELECT count(*) FROM batches") == [(0,)]
+    lake.go()
+    assert lake.shipped(Dataset.SFT) == {"one", "two"}
+    lake.stop()
+
+
+def test_worker_ends_when_its_starter_is_gone(tmp_path: Path) -> None:
+    """A worker whose channel is closed ends by itself."""
+    crew = ProcessCrew(tmp_path, Options(), tmp_path, 1)
+    (worker,) = crew._workers
+    worker.socket.close()
+    assert worker.process.wait(60) == 0
+    crew.close()
