@@ -61,6 +61,7 @@ class Reading(NamedTuple):
     sha256: str
     lines: int
     malformed: int
+    first_malformed: int | None
     tail: str | None
     tail_bytes: int
     tail_digest: bytes | None
@@ -386,9 +387,12 @@ def read_lines(
             descriptor, facts.size if size is None else size, max_line_bytes, tree_path(kind, path)
         )
         lines = malformed = 0
+        first_malformed = None
         for block in reader.blocks():
             for number, line in enumerate(block, lines):
-                malformed += not take(line, number)
+                if not take(line, number):
+                    first_malformed = number if malformed == 0 else first_malformed
+                    malformed += 1
             lines += len(block)
         tail = reader.tail
         state: str | None = None
@@ -406,6 +410,7 @@ def read_lines(
             reader.sha256,
             lines,
             malformed,
+            first_malformed,
             state,
             tail.length if tail is not None else 0,
             digest,

@@ -1,13 +1,14 @@
 """The table of contents: how a change of the inputs becomes a change of the datasets.
 
     scan    lake.scan          what stands in the two trees
-    plan    plan.compare       what of it is new, changed, gone
+    intake  intake.Intake      many new partitions at once: read, judged and committed in one go
+    plan    plan.compare       what of the rest is new, changed, gone
     index   index.Indexer      its facts into the store, and what they touch into the queues
     judge   judge_rows, _pairs what becomes of each queued row and task
     commit  commit.Committer   intent, exports, one transaction, finish
     tell    receipt, log       what was done
 
-One code path serves the first full pass, the daemon's smallest batch and the rebuild.
+One code path serves the daemon's smallest batch and the rebuild; a large first pass takes the intake.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from distilld import lake
 from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committer
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
+from distilld.facts import MalformedEvidence
 from distilld.index import Indexed, Indexer
-from distilld.intake import LEAST_BYTES, Intake
+from distilld.intake import Intake
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Oddity, Scan, SourceFiles
@@ -127,11 +129,8 @@ class Engine:
         committer: Committer | None = None,
         spool_folder: Path | None = None,
         workers: int = 0,
-        arrival_bytes: int = LEAST_BYTES,
     ) -> None:
         """``workers`` are the processes that judge many new partitions; 0: as many as there are cores.
-
-        ``arrival_bytes`` is from how much on new partitions are taken in and judged in one go.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
 
@@ -156,7 +155,6 @@ class Engine:
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
         self.workers = workers
-        self.arrival_bytes = arrival_bytes
         self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
@@ -172,6 +170,7 @@ class Engine:
         tripwire_rows: int,
         tripwire_share: float,
         receipts_keep: int,
+        workers: int,
     ) -> None:
         """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
         self.options = options
@@ -180,6 +179,7 @@ class Engine:
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
         self.committer.receipts_keep = receipts_keep
+        self.workers = workers
         self.git = git_state(self.root)
 
     # one pass
@@ -209,6 +209,7 @@ class Engine:
         if not read_anew:
             self._take_arrivals(scan, trigger, result)
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
+        _log_malformed(result.indexed.malformed_evidence)
         self._log_unreadable(result.unreadable)
         self._thaw()
         self._trip()
@@ -358,6 +359,8 @@ class Engine:
 
     def _take_arrivals(self, scan: Scan, trigger: Trigger, result: PassResult) -> None:
         """Take new partitions in and judge them in one go, where that is all there is to do."""
+        if len(scan.files) <= self.inputs.count_files():
+            return
         if self.work.waiting().anything or self.ledger.has_news() or self.work.missing_lines():
             return
         known = self.inputs.files()
@@ -373,7 +376,6 @@ class Engine:
             batch_rows=self.batch_rows,
             workers=self.workers,
             spool_folder=self._spool(),
-            least_bytes=self.arrival_bytes,
             pulse=self.pulse,
         )
         if not intake.begin(scan, plan):
@@ -386,9 +388,14 @@ class Engine:
                 self._tell(
                     Progress("read", min(done, intake.whole_bytes), intake.whole_bytes, len(scan.files), intake.rows)
                 )
-        except (InputChanged, UnreadableError) as error:
+        except InputChanged as error:
             log.warning("input_changed", path=error.path)
+        except UnreadableError:
+            pass  # whoever reads the rest of the files tells of it
+        except ExportTamperedError:
             self.committer.recover()
+            self._mend_exports()
+        _log_malformed(intake.malformed_evidence)
         result.arrived_lines = intake.lines
         self.work.forget_places()
 
@@ -550,6 +557,12 @@ class Engine:
         return folder if folder.is_dir() else self.root
 
 
+def _log_malformed(found: list[MalformedEvidence]) -> None:
+    for each in found:
+        path = lake.tree_path(InputKind.EVIDENCE, each.path)
+        log.warning("malformed_evidence", path=path, lines=each.lines, first_line=each.first_line)
+
+
 def _as_oddity(problem: OperatorError) -> Oddity:
     if isinstance(problem, UnreadableError):
         return Oddity(problem.path, f"cannot be read: {problem.why}")
@@ -588,13 +601,6 @@ def _log_inputs(inputs: list[dict[str, Any]], *, kept: bool) -> None:
         log.info("partition_returned", files=len(returned), paths=returned[:PATHS_LOGGED])
     if rewritten := paths.get("rewritten"):
         log.info("partition_rewritten", files=len(rewritten), paths=rewritten[:PATHS_LOGGED])
-    malformed = {
-        each["path"]: each["malformed_lines"]
-        for each in inputs
-        if each["kind"] == InputKind.EVIDENCE.value and each["malformed_lines"]
-    }
-    if malformed:
-        log.warning("malformed_evidence", lines=sum(malformed.values()), paths=list(malformed)[:PATHS_LOGGED])
 
 
 def _log_committed(committed: CommittedBatch, *, written: bool) -> None:

@@ -263,7 +263,11 @@ class Settings:
     batch_rows: int = _key(
         Whole(1, 10_000_000), 50_000, "The most rows in one batch. A batch is also cut at 32 MiB of input."
     )
-    workers: int = _key(Whole(0, 1024), 0, "Processes that read and judge. 0: as many as there are cores.")
+    workers: int = _key(
+        Whole(0, 1024),
+        0,
+        "Processes that judge new partitions where there are many, beside the one that commits. 0: one a core in all.",
+    )
 
     receipts_keep: int = _key(
         Whole(0, _COUNT_MOST),

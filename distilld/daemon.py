@@ -344,6 +344,7 @@ class Daemon:
             tripwire_rows=settings.tripwire_rows,
             tripwire_share=settings.tripwire_share,
             receipts_keep=settings.receipts_keep,
+            workers=settings.workers,
         )
         self._bulletin.take(settings)
         new_watcher = self._new_watcher() if settings.debounce_ms != before.debounce_ms else None

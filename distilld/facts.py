@@ -53,6 +53,14 @@ class EvidenceFacts(NamedTuple):
     digest: bytes
 
 
+class MalformedEvidence(NamedTuple):
+    """Lines of an evidence file that hold no run: how many came, and the number of the first (SPEC 2)."""
+
+    path: str
+    lines: int
+    first_line: int
+
+
 def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedLine) -> RowFacts:
     """The facts of the scored line with number ``line`` at ``start``."""
     value = parsed.value

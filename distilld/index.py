@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from distilld.facts import LINES_END, TOO_LONG, EvidenceFacts, RowFacts, row_facts, run_of_evidence
+from distilld.facts import LINES_END, TOO_LONG, EvidenceFacts, MalformedEvidence, RowFacts, row_facts, run_of_evidence
 from distilld.json_text import parse_object
 from distilld.lake import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
@@ -44,6 +44,7 @@ class Indexed:
     unsettled: list[FileKey] = field(default_factory=list)
     """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
     problems: list[OperatorError] = field(default_factory=list)
+    malformed_evidence: list[MalformedEvidence] = field(default_factory=list)
     unreadable: list[FileKey] = field(default_factory=list)
     """The files behind the problems."""
     files_seen: int = 0
@@ -76,6 +77,7 @@ class Indexer:
         self._rows_in_transaction = 0
         self._fresh = True
         self._read_anew = False
+        self._first_malformed: int | None = None
         self._owed: Set[FileKey] = frozenset()
 
     def take(self, scan: Scan, *, read_anew: bool = False, owed: Set[FileKey] = frozenset()) -> Indexed:
@@ -196,6 +198,7 @@ class Indexer:
 
     def _take_file(self, file: PartitionFile, known: FileRecord | None, look: Look, place: tuple[int, int]) -> None:
         shown = tree_path(file.kind, file.path)
+        self._first_malformed = None
         try:
             with open_partition(self._root, file.kind, file.path) as (descriptor, facts):
                 reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, shown)
@@ -300,7 +303,7 @@ class Indexer:
             self._inputs.add_scored(record, rows)
             self._out.rows_indexed += len(rows)
             return sum(row.malformed is not None for row in rows)
-        found, malformed = evidence_facts(block, first_line)
+        found, malformed = self._evidence_facts(block, first_line)
         self._out.rows_indexed += len(block)
         (self._inputs.add_staged_evidence if staged else lambda rows: self._inputs.add_evidence(record, rows))(found)
         return malformed
@@ -358,12 +361,20 @@ class Indexer:
             rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
             self._inputs.add_staged(rows)
             return sum(row.malformed is not None for row in rows)
-        found, malformed = evidence_facts(block, first_line)
+        found, malformed = self._evidence_facts(block, first_line)
         self._inputs.add_staged_evidence(found)
         return malformed
 
+    def _evidence_facts(self, block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
+        found, malformed = evidence_facts(block, first_line)
+        if malformed and self._first_malformed is None:
+            self._first_malformed = malformed[0]
+        return found, len(malformed)
+
     def _note(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
         self._inputs.note_input(record, change, from_offset, lines, malformed)
+        if self._first_malformed is not None:
+            self._out.malformed_evidence.append(MalformedEvidence(record.path, malformed, self._first_malformed))
         self._out.changes.append(FileChange(record.kind, record.path, change, lines))
 
 
@@ -378,14 +389,14 @@ def scored_facts(line: Line, number: int) -> RowFacts:
     return row_facts(number, line.start, line.length, line.digest, parsed)
 
 
-def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
-    """The facts of some evidence lines, and how many of them are malformed."""
+def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
+    """The facts of some evidence lines, and the numbers of those that are malformed."""
     found = []
-    malformed = 0
+    malformed = []
     for number, line in enumerate(block, first_line):
         value = parse_object(line.raw).value if line.raw is not None else None
         if value is None:
-            malformed += 1
+            malformed.append(number)
             continue
         run_id = run_of_evidence(value)
         if run_id is not None:

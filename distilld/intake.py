@@ -22,7 +22,7 @@ from distilld import arrivals
 from distilld.arrivals import Arrival, Glance, Order, SpecialRow, TakenIn, glance_at
 from distilld.commit import BatchIdentity, CommittedBatch, Committer
 from distilld.decisions import Decisions, arriving_decisions
-from distilld.facts import CATEGORIES, CODES_BY_TEXT, LINES_END, SHIPPED
+from distilld.facts import CATEGORIES, CODES_BY_TEXT, LINES_END, SHIPPED, MalformedEvidence
 from distilld.json_text import parse_object
 from distilld.lake import PartitionFile, Scan
 from distilld.model import Dataset, InputChanged, InputKind, OperatorError, Options, UnreadableError
@@ -88,7 +88,6 @@ class Intake:
         batch_rows: int,
         workers: int,
         spool_folder: Path,
-        least_bytes: int = LEAST_BYTES,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = root
@@ -100,7 +99,6 @@ class Intake:
         self._batch_rows = batch_rows
         self._wanted_workers = workers
         self._folder = spool_folder
-        self._least_bytes = least_bytes
         self._pulse = pulse
         self._newcomers: list[_Newcomer] = []
         self._taken: dict[Dataset, set[int]] = {Dataset.RAG: set(), Dataset.SFT: set()}
@@ -109,6 +107,7 @@ class Intake:
         self.rows = 0
         self.lines = 0
         """Lines that were taken in, of both trees."""
+        self.malformed_evidence: list[MalformedEvidence] = []
 
     # whether it is of this kind
 
@@ -132,7 +131,7 @@ class Intake:
             return False
         self._newcomers = list(found.values())
         self.whole_bytes = sum(newcomer.size for newcomer in self._newcomers)
-        if self.whole_bytes < self._least_bytes:
+        if self.whole_bytes < LEAST_BYTES:
             return False
         suits = False
         try:
@@ -289,6 +288,10 @@ class Intake:
                 if each.scored is not None:
                     base = newcomer.place[1]
                     decisions.arrived_spans.append((base, base + each.scored.lines))
+                if each.evidence is not None and each.evidence.first_malformed is not None:
+                    self.malformed_evidence.append(
+                        MalformedEvidence(each.path, each.evidence.malformed, each.evidence.first_malformed)
+                    )
                 decisions.arrived_rows += each.rows
 
             def record() -> None:

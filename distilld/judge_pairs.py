@@ -55,9 +55,9 @@ class PairJudge:
         # Pairs whose line another task took over before their own task was formed anew.
         self._moved_on: set[int] = set()
 
-    def judge(self, tasks: Iterable[str]) -> None:
-        """Form the pairs of these tasks anew, in the order of the tasks' first rows."""
-        waiting = [(self._work.first_walk(task_id), task_id) for task_id in tasks]
+    def judge(self, tasks: Iterable[tuple[int, str]]) -> None:
+        """Form the pairs of these tasks anew, in the order of the tasks' first rows, whose places are given."""
+        waiting = list(tasks)
         heapq.heapify(waiting)
         known = {task_id for _, task_id in waiting}
         while waiting:
@@ -100,9 +100,7 @@ class PairJudge:
 
     def _pairs_of(self, task_id: str) -> list[tuple[_Candidate, _Candidate]]:
         """The task's pairs; only rows that stand in one of them are read."""
-        accepted, rejected, partial = (
-            self._work.task_rows(task_id, category, preference.PAIRS_PER_TASK) for category in _PAIRED
-        )
+        accepted, rejected, partial = self._work.task_rows(task_id, _PAIRED, preference.PAIRS_PER_TASK)
         sides: dict[int, _Candidate] = {}
         for row in {row.walk: row for pair in preference.pair_up(accepted, rejected, partial) for row in pair}.values():
             sides[row.walk] = _Candidate(row, self._side(row))
@@ -152,6 +150,8 @@ class PairJudge:
 
     def _held_earlier(self, task_id: str, others: list[WorkPair]) -> bool:
         """Whether a pair of an earlier task ships this id (two tasks can share one only by '|' in ids)."""
+        if not others:
+            return False
         mine = self._work.first_walk(task_id)
         gone = set(self._out.dropped_pairs)
         return any(

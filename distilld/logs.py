@@ -51,7 +51,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
         "odd_partition_name": "A partition's folders are no date YYYY/MM/DD; it is read all the same.",
         "pending_tail": "The last line of a partition is not finished yet; it waits.",
-        "malformed_evidence": "Evidence lines that hold no run, being no JSON object; how many, and in which files.",
+        "malformed_evidence": "Evidence lines that hold no run; how many, and where the first one stands.",
         "input_changed": "A file changed while it was read; the batch is planned anew.",
         "settling": "A file shrank, changed in place or returned; it is read once it has been still.",
         "partition_absent": "Partition files disappeared: which, and whether their rows are kept.",

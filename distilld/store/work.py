@@ -21,10 +21,12 @@ _HOLDER: Final = (
     "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
     " WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
 )
-_FACTS: Final = (
+_OWN_FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
     f" e.start_byte, e.length_bytes, e.digest, {_VERDICT},"
-    f" {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)},"
+)
+_FACTS: Final = (
+    f"{_OWN_FACTS} {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)},"
 )
 _RECORDED: Final = " s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
 _QUEUED: Final = " coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
@@ -33,6 +35,13 @@ _EVIDENCE: Final = (
     " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
 )
 _ROW: Final = f"SELECT {_FACTS}{_RECORDED}{_QUEUED} FROM scored_rows s{_EVIDENCE}"
+
+_FIRST_WALKS: Final = ", ".join(
+    "(SELECT f.walk FROM scored_rows f WHERE f.task_id = t.task_id AND f.evidence_found = 1"
+    f" AND f.category IS {category} ORDER BY f.walk LIMIT 1)"
+    for category in ("NULL", *CATEGORIES)
+)
+"""Where the first rows of task ``t`` stand whose evidence is found, one of each category."""
 
 
 class Place(NamedTuple):
@@ -341,20 +350,23 @@ class Work:
 
     # tasks
 
-    def tasks(self, limit: int) -> list[str]:
-        """Tasks whose pairs are to be formed anew, in the order of their first rows.
+    def tasks(self, limit: int) -> list[tuple[int, str]]:
+        """Tasks whose pairs are to be formed anew, each behind the place of its first row, in that order.
 
         All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
         same batch count as well.
         """
-        forced = {task_id for (task_id,) in self._run("SELECT task_id FROM rejudge_tasks WHERE forced = 1")}
-        others: set[str] = set()
+        chosen = self._queued_tasks(forced=True)
         if limit:
-            others.update(task_id for (task_id,) in self._run("SELECT task_id FROM rejudge_tasks WHERE forced = 0"))
-            others |= self.tasks_of_unjudged(1 << 62)
-        first = {task_id: (self.first_walk(task_id), task_id) for task_id in forced | others}
-        chosen = forced | set(sorted(others - forced, key=first.__getitem__)[:limit])
-        return sorted(chosen, key=first.__getitem__)
+            others = self._queued_tasks(forced=False)
+            known = {task_id for _, task_id in (*chosen, *others)}
+            others += [(self.first_walk(task_id), task_id) for task_id in self.tasks_of_unjudged(1 << 62) - known]
+            chosen += sorted(others)[:limit]
+        return sorted(chosen)
+
+    def _queued_tasks(self, *, forced: bool) -> list[tuple[int, str]]:
+        rows = self._run(f"SELECT task_id, {_FIRST_WALKS} FROM rejudge_tasks t WHERE forced = ?", (int(forced),))
+        return [(_least(walks), task_id) for task_id, *walks in rows]
 
     def tasks_of_unjudged(self, up_to: int) -> set[str]:
         """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""
@@ -371,25 +383,24 @@ class Work:
 
     def first_walk(self, task_id: str) -> int:
         """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""
-        found = self._run(
-            "SELECT min(walk) FROM ("
-            + " UNION ALL ".join(
-                "SELECT * FROM (SELECT walk FROM scored_rows WHERE task_id = ?1 AND evidence_found = 1"
-                f" AND category IS {category} ORDER BY walk LIMIT 1)"
-                for category in ("NULL", *CATEGORIES)
-            )
-            + ")",
-            (task_id,),
-        ).fetchone()
-        return 1 << 62 if found[0] is None else int(found[0])
+        return _least(self._run(f"SELECT {_FIRST_WALKS} FROM (SELECT ? AS task_id) t", (task_id,)).fetchone())
 
-    def task_rows(self, task_id: str, category: Category, limit: int) -> list[WorkRow]:
-        """The first rows of a task with this category whose evidence is found."""
-        rows = self._run(
-            f"{_ROW} WHERE s.task_id = ? AND s.evidence_found = 1 AND s.category = ? ORDER BY s.walk LIMIT ?",
-            (task_id, CATEGORY_CODES[category], limit),
+    def task_rows(self, task_id: str, categories: Iterable[Category], limit: int) -> list[list[WorkRow]]:
+        """The first rows of a task whose evidence is found, up to ``limit`` of each category; who holds ids is left out."""
+        found: dict[int, list[WorkRow]] = {CATEGORY_CODES[category]: [] for category in categories}
+        first = " UNION ALL ".join(
+            "SELECT * FROM (SELECT walk FROM scored_rows WHERE task_id = ?1 AND evidence_found = 1"
+            f" AND category = {code} ORDER BY walk LIMIT {limit})"
+            for code in found
         )
-        return [WorkRow._make(row) for row in rows]
+        rows = self._run(
+            f"SELECT {_OWN_FACTS} NULL, NULL FROM ({first}) q CROSS JOIN scored_rows s USING (walk){_EVIDENCE}"
+            " ORDER BY s.walk",
+            (task_id,),
+        )
+        for row in (WorkRow(*columns) for columns in rows):
+            found[row.category or 0].append(row)
+        return list(found.values())
 
     def pairs_of(self, task_id: str) -> list[WorkPair]:
         """The recorded pairs of a task, frozen ones included."""
@@ -463,3 +474,7 @@ class Work:
             (dataset.value, sample_key),
         ).fetchone()
         return (found[0], found[1]) if found else None
+
+
+def _least(walks: Iterable[int | None]) -> int:
+    return min((walk for walk in walks if walk is not None), default=1 << 62)

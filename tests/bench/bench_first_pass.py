@@ -1,8 +1,8 @@
 """The first full pass: 100,000 rows with 1.5 KB of text in 270 partitions, everything written, beside its floor.
 
 The floor is what no pass can do without: reading, sha256 and ``pydantic_core.from_json`` of the same bytes, in one
-process. Pass and floor take turns, so that a machine whose speed drifts does not tilt the ratio. Memory is the peak of
-the process that passes.
+process. Passes and floor take turns, so that a machine whose speed drifts does not tilt the ratio. Memory is that of
+the process that commits and of its workers together, pages that they share counted once.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import pydantic_core
 
 from tests.bench.lake_by_formula import write_bench_lake
-from tests.bench.machine import describe_machine, spread
+from tests.bench.machine import describe_machine, peak_memory, spread
 
-ROWS = 100_000
-PARTITIONS = 270
-TURNS = 5
+ROWS: Final = 100_000
+PARTITIONS: Final = 270
+TURNS: Final = 5
 
-_PASS = """
-import resource, sys, time
+_PASS: Final = """
+import sys, time
 from pathlib import Path
 from distilld import logs
 from distilld.batch import Engine
@@ -35,11 +36,18 @@ from distilld.store import Store
 logs.configure(level="error", fmt="json")
 root = Path(sys.argv[1])
 store = Store.open(root / "state/distilld.db", root)
-engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
+engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0, workers=int(sys.argv[2]))
 start = time.perf_counter()
 engine.run_pass(Trigger.ONCE)
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.perf_counter() - start)
 """
+
+
+class Pass(NamedTuple):
+    """One full pass: seconds, and the peak of its memory in MiB."""
+
+    seconds: float
+    memory: float
 
 
 def floor_seconds(root: Path) -> float:
@@ -54,13 +62,17 @@ def floor_seconds(root: Path) -> float:
     return time.perf_counter() - start
 
 
-def pass_figures(root: Path) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of one full pass into an empty root."""
+def full_pass(root: Path, workers: int) -> Pass:
+    """One full pass into an empty root, in a process of its own."""
     for name in ("exports", "state", "reports"):
         shutil.rmtree(root / name, ignore_errors=True)
-    done = subprocess.run([sys.executable, "-c", _PASS, str(root)], check=True, capture_output=True, text=True)
-    seconds, memory = done.stdout.split()
-    return float(seconds), float(memory)
+    command = [sys.executable, "-c", _PASS, str(root), str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        memory = peak_memory(process)
+        told = process.communicate()[0]
+    if process.returncode:
+        raise RuntimeError(f"the pass ended with {process.returncode}")
+    return Pass(float(told), memory)
 
 
 def main() -> None:
@@ -70,21 +82,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
         root = Path(name)
         size = write_bench_lake(root, rows=ROWS, partitions=PARTITIONS)
-        floors, passes, memory = [], [], []
+        floors: list[float] = []
+        passes: dict[int, list[Pass]] = {1: [], 0: []}
         floor_seconds(root)
         for _ in range(TURNS):
             floors.append(floor_seconds(root))
-            seconds, peak = pass_figures(root)
-            passes.append(seconds)
-            memory.append(peak)
+            for workers, done in passes.items():
+                done.append(full_pass(root, workers))
         store = (root / "state/distilld.db").stat().st_size
-        ratios = [one / other for one, other in zip(passes, floors, strict=True)]
-        print(f"  inputs        {size / 1e6:.0f} MB")
-        print(f"  floor         {spread(floors, 's')}")
-        print(f"  pass          {spread(passes, 's')}, {ROWS / statistics.median(passes):.0f} rows/s")
-        print(f"  pass / floor  {spread(ratios, 'times')}")
-        print(f"  peak memory   {spread(memory, 'MiB', 0)}")
-        print(f"  state store   {store / ROWS:.0f} bytes a row")
+        print(f"  inputs          {size / 1e6:.0f} MB")
+        print(f"  floor           {spread(floors, 's')}")
+        for workers, done in passes.items():
+            seconds = [each.seconds for each in done]
+            ratios = [one / other for one, other in zip(seconds, floors, strict=True)]
+            print(f"  workers = {workers}")
+            print(f"    pass          {spread(seconds, 's')}, {ROWS / statistics.median(seconds):.0f} rows/s")
+            print(f"    pass / floor  {spread(ratios, 'times')}")
+            print(f"    peak memory   {spread([each.memory for each in done], 'MiB', 0)}")
+        print(f"  state store     {store / ROWS:.0f} bytes a row")
 
 
 if __name__ == "__main__":

@@ -191,6 +191,9 @@ SMALL: Final = {
     "distilld.store.CACHE_KIB": 4,
 }
 
+ONE_GO: Final = {**SMALL, "distilld.intake.LEAST_BYTES": 0, "distilld.intake.SPECIAL_SHARE": 1}
+"""New partitions are taken in and judged in one go, few as they are."""
+
 FIRST: Final = History("first", write_first, before=None)
 APPEND: Final = History("append", append_rows)
 NINE: Final = History("nine", touch_all_nine)
@@ -200,6 +203,7 @@ HISTORIES: Final = (
     History("rescore", rescore),
     NINE,
     History("first in small steps", write_first, before=None, batch_rows=2, limits=SMALL),
+    History("first in one go", write_first, before=None, batch_rows=7, limits=ONE_GO),
     History("nine in small steps", touch_all_nine, batch_rows=2, limits=SMALL),
     History("rebuild", append_rows, work=Engine.rebuild),
     History("take over", rescore, mishap=lose_the_store),

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from distilld import batch, lake, oracle
+from distilld import batch, intake, lake, oracle
 from distilld.batch import Engine
 from distilld.commit import CommittedBatch
 from distilld.model import InputKind, OnDelete, Options, Trigger
@@ -97,6 +97,7 @@ class Histories(RuleBasedStateMachine):
         tasks=st.sampled_from((batch.TASKS_PER_BATCH, 1, 2)),
         departures=st.sampled_from((batch.DEPARTURES_PER_BATCH, 1, 2)),
         settled=maybe,
+        in_one_go=maybe,
         files=st.lists(joined_rows(), max_size=4),
     )
     def start(
@@ -107,6 +108,7 @@ class Histories(RuleBasedStateMachine):
         tasks: int,
         departures: int,
         settled: bool,
+        in_one_go: bool,
         files: list[tuple[list[Row], list[Row]]],
     ) -> None:
         self.options = self.here(options)
@@ -116,6 +118,9 @@ class Histories(RuleBasedStateMachine):
         self.limits.setattr(batch, "DEPARTURES_PER_BATCH", departures)
         if settled:
             self.let_settle()
+        if in_one_go:
+            self.limits.setattr(intake, "LEAST_BYTES", 0)
+            self.limits.setattr(intake, "SPECIAL_SHARE", 1)
         self.restart()
         for partition, (scored, given) in enumerate(files):
             self.history.append(InputKind.SCORED, partition, scored)

@@ -67,10 +67,11 @@ def test_partition_that_is_rewritten(lake: HistoryLake) -> None:
 
 
 def test_malformed_evidence(lake: HistoryLake) -> None:
-    """Evidence lines that hold no run are counted and their files named, when they come; nothing of their text is."""
-    lake.evidence(A, b"secret, no JSON", b"[]", given("c"))
+    """Evidence lines that hold no run are counted when they come, and the first is named; nothing of their text is."""
+    lake.evidence(A, given("c"), b"secret, no JSON", b"[]")
     (line,) = told(lake, "malformed_evidence")
-    assert (line["log_level"], line["lines"], line["paths"]) == ("warning", 2, [f"data/evidence/{A}"])
+    assert (line["log_level"], line["lines"]) == ("warning", 2)
+    assert (line["path"], line["first_line"]) == (f"data/evidence/{A}", 1)
     assert "secret" not in str(line)
     lake.evidence(A, given("d"))
     assert told(lake, "malformed_evidence") == []

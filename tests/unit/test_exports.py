@@ -323,11 +323,13 @@ class TestInstall:
         self, exports: Exports, finished: Written, path: Path, live: bytes | None
     ) -> None:
         """Where somebody removed the waiting file, the live one is not the committed one, and None says so."""
-        path.with_name(TEMP).unlink()
-        path.unlink()
-        if live is not None:
-            path.write_bytes(live)
-        assert exports.install(NAME, TEMP, committed(finished), finished.facts.inode) is None
+        # Held open, so that the live file does not get its inode.
+        with path.with_name(TEMP).open("rb"):
+            path.with_name(TEMP).unlink()
+            path.unlink()
+            if live is not None:
+                path.write_bytes(live)
+            assert exports.install(NAME, TEMP, committed(finished), finished.facts.inode) is None
 
     def test_a_waiting_file_that_was_edited_is_not_installed(
         self, exports: Exports, finished: Written, path: Path

@@ -28,8 +28,9 @@ Fill = Callable[[HistoryLake], None]
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """No log lines."""
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No log lines, and no partition too small for this way."""
+    monkeypatch.setattr(intake, "LEAST_BYTES", 0)
     with capture_logs():
         yield
 
@@ -117,12 +118,14 @@ def test_result_is_that_of_the_other_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], from_bytes: int
 ) -> None:
     """Files, their order, facts and outcomes are the same, in this process or in others, in one batch or in several."""
-    expected = taken_in(tmp_path / "other", arrival_bytes=NEVER)
+    with monkeypatch.context() as patch:
+        patch.setattr(intake, "LEAST_BYTES", NEVER)
+        expected = taken_in(tmp_path / "other")
     monkeypatch.setattr(intake, "PROCESSES_FROM", from_bytes)
     monkeypatch.setattr(intake, "ORDER_PARTITIONS", 2)
     monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
     with noted(monkeypatch) as used:
-        actual = taken_in(tmp_path / "lake", arrival_bytes=0, **limits)
+        actual = taken_in(tmp_path / "lake", **limits)
     assert used == [True]
     for name in EXPORT_PATHS:
         assert unstamped(actual.content(name)) == unstamped(expected.content(name)), name
@@ -151,7 +154,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 def test_ids_that_two_runs_share_go_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """'a|b' with 'c' and 'a' with 'b|c' have one id: the first in walk order ships, the other is a duplicate."""
     monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
-    lake = taken_in(tmp_path, arrival_bytes=0)
+    lake = taken_in(tmp_path)
     shared = rag_id("a|b", "c")
     assert shared == rag_id("a", "b|c")
     assert [row["source_run_id"] for row in lake.rows(Dataset.RAG) if row["id"] == shared] == ["a|b"]
@@ -162,7 +165,7 @@ def test_ids_that_two_runs_share_go_to_the_first(tmp_path: Path, monkeypatch: py
 def test_many_special_rows_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where most runs have several rows, judging them twice does not pay."""
     with noted(monkeypatch) as used:
-        lake = taken_in(tmp_path, arrival_bytes=0)
+        lake = taken_in(tmp_path)
     assert used == [False]
     lake.stop()
 
@@ -170,7 +173,7 @@ def test_many_special_rows_go_the_other_way(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("known", ["row", "absent"])
 def test_known_runs_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
     """A new partition that speaks of a run that the store knows, present or absent, is not taken in in one go."""
-    lake = HistoryLake(tmp_path, arrival_bytes=0)
+    lake = HistoryLake(tmp_path)
     lake.both(A, run("one"), run("two"))
     lake.go()
     if known == "absent":
@@ -186,7 +189,7 @@ def test_known_runs_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_unknown_runs_are_taken_in_beside_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """New partitions with runs of their own are taken in in one go, whatever is there, and form pairs with it."""
-    lake = HistoryLake(tmp_path, arrival_bytes=0)
+    lake = HistoryLake(tmp_path)
     lake.both(B, run("one"), run("two"))
     lake.go()
     # As if the first files had been written long ago: a file that was looked at a moment later is looked at again.
@@ -204,7 +207,7 @@ def test_file_that_changes_in_between_is_taken_in_the_other_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scored file that is rewritten behind the first look is read anew; what was in it before ships nowhere."""
-    lake = HistoryLake(tmp_path, arrival_bytes=0, batch_rows=3)
+    lake = HistoryLake(tmp_path, batch_rows=3)
     lake.both(A, run("one"), run("two"))
     lake.both(B, run("three"), run("four"))
     crew = Intake._crew
@@ -223,7 +226,7 @@ def test_file_that_grows_in_between_is_read_to_its_end_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are appended behind the first look come with the next pass, and are not taken for known."""
-    lake = HistoryLake(tmp_path, arrival_bytes=0)
+    lake = HistoryLake(tmp_path)
     lake.both(A, run("one"))
     crew = Intake._crew
 
@@ -246,7 +249,7 @@ def test_special_row_is_judged_again_when_its_other_row_never_came(
 ) -> None:
     """A row that was held for a verdict in a file that is gone before it was taken in ships."""
     monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
-    lake = HistoryLake(tmp_path, arrival_bytes=0, batch_rows=3)
+    lake = HistoryLake(tmp_path, batch_rows=3)
     lake.both(A, run("one"), run("two"))
     lake.both(B, run("one", "rejected"), run("three"))
     crew = Intake._crew
@@ -266,7 +269,7 @@ def test_special_row_is_judged_again_when_its_other_row_never_came(
 def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the batch is committed, nothing hangs, and the next pass does it."""
     monkeypatch.setattr(intake, "PROCESSES_FROM", 0)
-    lake = HistoryLake(tmp_path, arrival_bytes=0, workers=2)
+    lake = HistoryLake(tmp_path, workers=2)
     lake.both(A, run("one"), run("two"))
     give = ProcessCrew.give
 
@@ -294,3 +297,17 @@ def test_worker_ends_when_its_starter_is_gone(tmp_path: Path) -> None:
     worker.socket.close()
     assert worker.process.wait(60) == 0
     crew.close()
+
+
+@pytest.mark.parametrize("least_bytes", [0, NEVER], ids=["in one go", "the other way"])
+def test_malformed_evidence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_bytes: int) -> None:
+    """Evidence lines that are no JSON object are told of, with how many came and where the first one stands."""
+    monkeypatch.setattr(intake, "LEAST_BYTES", least_bytes)
+    lake = HistoryLake(tmp_path)
+    lake.scored(A, run("one"))
+    lake.evidence(A, given("one"), b"{torn", given("two"), b"null")
+    with capture_logs() as logs:
+        lake.go()
+    told = [each for each in logs if each["event"] == "malformed_evidence"]
+    assert [(each["path"], each["lines"], each["first_line"]) for each in told] == [(f"data/evidence/{A}", 2, 1)]
+    lake.stop()
