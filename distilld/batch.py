@@ -34,7 +34,17 @@ from distilld.intake import Intake
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.lake import Oddity, Scan, SourceFiles
-from distilld.model import Cause, Dataset, InputChanged, InputKind, OperatorError, Options, Trigger, UnreadableError
+from distilld.model import (
+    Cause,
+    Dataset,
+    InputChanged,
+    InputKind,
+    OnDelete,
+    OperatorError,
+    Options,
+    Trigger,
+    UnreadableError,
+)
 from distilld.plan import FileKey, compare
 from distilld.receipt import GitState, git_state
 from distilld.restore import Restorer
@@ -49,6 +59,8 @@ BATCH_BYTES: Final = 32 << 20
 """A batch is cut when its rows' texts come to this much."""
 TASKS_PER_BATCH: Final = 10_000
 NO_LIMIT: Final = 1 << 62
+PATHS_LOGGED: Final = 20
+"""How many paths a line of the log names; its count says how many there are."""
 DEPARTURES_PER_BATCH: Final = 200_000
 
 log = structlog.get_logger()
@@ -149,6 +161,7 @@ class Engine:
         self._told: frozenset[tuple[str, str]] = frozenset()
         self._unreadable: dict[str, OperatorError] = {}
         """What the pass could not read so far, by its words."""
+        self._told_tails: frozenset[str] = frozenset()
 
     def reconfigure(
         self,
@@ -338,11 +351,14 @@ class Engine:
         also: Callable[[], None] = lambda: None,
     ) -> CommittedBatch:
         with structlog.contextvars.bound_contextvars(batch_id=identity.batch_id):
+            log.debug("batch_started", sequence=identity.sequence, trigger=context.trigger.value)
             try:
                 committed = self.committer.commit(identity, decisions, context, also)
             except BaseException:
                 log.error("batch_undone", sequence=identity.sequence)
                 raise
+            _log_inputs(committed.receipt["inputs"], kept=self.options.on_delete is OnDelete.KEEP)
+            self._log_tails(committed.receipt["pending_tails"])
             _log_committed(committed, written=self.committer.writes)
         return committed
 
@@ -477,6 +493,13 @@ class Engine:
                 log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
         self._told = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
 
+    def _log_tails(self, tails: list[dict[str, Any]]) -> None:
+        """Once each, for as long as it stands."""
+        for tail in tails:
+            if tail["path"] not in self._told_tails:
+                log.info("pending_tail", path=tail["path"], bytes=tail["bytes"])
+        self._told_tails = frozenset(tail["path"] for tail in tails)
+
     def _tell(self, progress: Progress) -> None:
         self.pulse()
         if self.progress is not None:
@@ -578,6 +601,19 @@ def _changes_exports(decisions: Decisions) -> bool:
         change.shipped.rows or change.held.rows or change.removed_keys or change.removed_held
         for change in decisions.changes.values()
     )
+
+
+def _log_inputs(inputs: list[dict[str, Any]], *, kept: bool) -> None:
+    """What is out of the ordinary among a batch's inputs, a line for each kind of it."""
+    paths: dict[str, list[str]] = {}
+    for each in inputs:
+        paths.setdefault(each["change"], []).append(each["path"])
+    if absent := paths.get("absent"):
+        log.warning("partition_absent", files=len(absent), paths=absent[:PATHS_LOGGED], rows_kept=kept)
+    if returned := paths.get("returned"):
+        log.info("partition_returned", files=len(returned), paths=returned[:PATHS_LOGGED])
+    if rewritten := paths.get("rewritten"):
+        log.info("partition_rewritten", files=len(rewritten), paths=rewritten[:PATHS_LOGGED])
 
 
 def _log_committed(committed: CommittedBatch, *, written: bool) -> None:

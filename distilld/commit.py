@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import orjson
+import structlog
 
 from distilld import receipt as receipts
 from distilld.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
@@ -31,6 +32,8 @@ from distilld.store.ledger import ExportRecord, InputNote, Intent, Ledger, Total
 from distilld.tail import digest_of
 
 _MS: Final = 1_000_000
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,7 @@ class Committer:
 
     # after COMMIT, and after a crash
 
-    def _finish(self) -> None:
+    def _finish(self, *, cut_off: bool = False) -> None:
         """What follows a commit, from the store alone: renames first, those that lose rows before all others."""
         records = self._ledger.exports()
         for name in RENAME_ORDER:
@@ -276,6 +279,10 @@ class Committer:
             receipts.write_receipt(self._root, batch_id, text.encode())
             with self._store.transaction():
                 self._ledger.mark_written(sequence)
+            if cut_off:
+                log.info("receipt_repaired", batch_id=batch_id, path=receipts.receipt_path(batch_id))
+            else:
+                log.debug("receipt_written", batch_id=batch_id, path=receipts.receipt_path(batch_id))
         self._retire_receipts()
 
     def _retire_receipts(self) -> None:
@@ -311,7 +318,7 @@ class Committer:
         intents = self._ledger.intents()
         if intents:
             self._settle_doubt()
-        self._finish()
+        self._finish(cut_off=True)
         records = self._ledger.exports()
         for intent in intents:
             if intent.temp is None:

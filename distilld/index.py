@@ -89,7 +89,7 @@ class Indexer:
         Raises:
             ListingError: A tree is missing although files of it are known.
         """
-        if not (read_anew or self._withdraws or scan.missing) and self._inputs.all_as_recorded(scan.files):
+        if not (read_anew or owed or self._withdraws or scan.missing) and self._inputs.all_as_recorded(scan.files):
             return self._out
         known = self._inputs.files()
         _refuse_missing_trees(scan, known)

@@ -57,6 +57,8 @@ class Lag:
     changed_files: int = 0
     gone_files: int = 0
     unread_bytes: int = 0
+    seconds: float = 0.0
+    """How long ago the file that waits longest was last changed, by the file system's own clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,7 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     except ListingError as error:
         found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
         return
-    new = changed = unread = 0
+    new = changed = unread = waiting_ns = 0
     seen = set()
     for file in scan.files:
         key = (file.kind, file.path)
@@ -280,11 +282,12 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         new += record is None
         changed += record is not None
         unread += max(0, file.stat.size - (record.indexed_bytes if record else 0))
+        waiting_ns = max(waiting_ns, file.stat.looked_ns - file.stat.ctime_ns)
         path = tree_path(file.kind, file.path)
         if not os.access(root / path, os.R_OK):
             found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))
     gone = sum(record.state == "present" and key not in seen for key, record in files.items())
-    found.lag = Lag(new, changed, gone, unread)
+    found.lag = Lag(new, changed, gone, unread, waiting_ns / 1e9)
     found.problems += [
         Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
         for oddity in scan.oddities

@@ -28,7 +28,7 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 
 _SHORTEST_STEP_MS: Final = 10
 _LONGEST_STEP_MS: Final = 50
-_STEPS_PER_DEBOUNCE: Final = 5
+_STEPS_PER_DEBOUNCE: Final = 4
 _BLIND_STEP_SECONDS: Final = 0.05
 
 _WITHOUT_EVENTS: Final = frozenset(
@@ -62,8 +62,8 @@ class FolderGoneError(Exception):
 class Watcher:
     """Waits for events in a list of folders, in the thread that calls it.
 
-    A hint comes when there was no event for a fifth of ``debounce_ms`` (10 to 50 ms), and after ``debounce_ms`` in any
-    case. ``stopped`` ends a wait at once.
+    A hint comes when there was no event for a quarter of ``debounce_ms`` (10 to 50 ms), and in any case after
+    ``debounce_ms``. ``stopped`` ends a wait at once.
     """
 
     def __init__(self, *, debounce_ms: int, stopped: Callable[[], bool]) -> None:

@@ -93,7 +93,8 @@ def _lag(found: Status) -> str:
     lag = found.lag
     if lag is None or not (lag.new_files or lag.changed_files or lag.gone_files):
         return "nothing: every file is read as it stands"
-    return (
+    text = (
         f"{lag.new_files:,} new, {lag.changed_files:,} changed and {lag.gone_files:,} missing files,"
         f" {lag.unread_bytes:,} bytes not read yet"
     )
+    return f"{text}, for {lag.seconds:,.0f} s" if lag.new_files or lag.changed_files else text

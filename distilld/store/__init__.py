@@ -85,6 +85,8 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
+        self.was_older = False
+        """Whether it was brought to this version's form when it was opened."""
 
     @cached_property
     def db(self) -> Database:
@@ -159,6 +161,7 @@ class Store:
         for pragma in pragmas:
             self.connection.execute(f"PRAGMA {pragma}")
         if not self._is_current():
+            self.was_older = bool(self._applied())
             migrations().apply(self.db)
         for name, value in (("distilld_version", __version__), ("root", str(root))):
             if self.recall(name) != value:

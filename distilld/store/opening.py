@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from distilld import __version__
 from distilld.store import Store, StoreCorruptError
 from distilld.store.copy import set_store_aside
 
@@ -27,10 +28,13 @@ def open_store(path: Path, root: Path) -> Store:
         OperatorError: The system refused.
     """
     try:
-        return Store.open(path, root)
+        store = Store.open(path, root)
     except StoreCorruptError as error:
         _set_aside(path, error)
         return Store.open(path, root)
+    if store.was_older:
+        log.info("store_migrated", path=str(path), version=__version__)
+    return store
 
 
 @contextmanager

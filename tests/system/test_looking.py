@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from tests.system.command import (
     snapshot,
 )
 
+CLOCK_TICK_SECONDS = 0.02
+"""How far a file's times may be behind the clock."""
+
 # looking
 
 
@@ -34,7 +38,7 @@ def test_status_of_a_lake_at_rest(done: Path) -> None:
         assert (exports[name]["path"], exports[name]["bytes"]) == (path, len(content))
         assert exports[name]["rows"] == content.count(b"\n")
     assert shown["writer"]["running"] is False
-    assert shown["lag"] == {"new_files": 0, "changed_files": 0, "gone_files": 0, "unread_bytes": 0}
+    assert shown["lag"] == {"new_files": 0, "changed_files": 0, "gone_files": 0, "unread_bytes": 0, "seconds": 0.0}
     assert [(tree["kind"], tree["present"], tree["lines"]) for tree in shown["trees"]] == [
         ("scored", 45, 1052),
         ("evidence", 45, 1052),
@@ -50,22 +54,30 @@ def test_status_of_a_lake_that_was_never_run(tmp_path: Path) -> None:
     root = phase4(tmp_path)
     before = snapshot(tmp_path)
     text = distilld("status", "--root", root, cwd=tmp_path).out
-    assert re.search(r"^behind       90 new, 0 changed and 0 missing files, [\d,]+ bytes", text, flags=re.MULTILINE)
+    assert re.search(
+        r"^behind       90 new, 0 changed and 0 missing files, [\d,]+ bytes not read yet, for \d+ s$",
+        text,
+        flags=re.MULTILINE,
+    )
     assert f"problem: there is no state store at {root}/state/distilld.db; to put it right: distilld run --once" in text
     assert snapshot(tmp_path) == before
 
 
 def test_status_tells_what_is_behind_and_what_waits(sample: SampleLake) -> None:
-    """New, grown and missing files are counted with their bytes; a last line that is not finished is named."""
+    """New, grown and missing files are counted with their bytes, and since when they wait; an unfinished line is named."""
     scored = sample.scored_path(sample.partitions[0])
     with scored.open("ab") as file:
         file.write(b'{"evidence_run_id": "half')
     assert once(sample.root).code == 0
+    began = time.time() - CLOCK_TICK_SECONDS
     with sample.evidence_path(sample.partitions[0]).open("ab") as file:
         file.write(b"\n" * 10)
     shutil.copy(scored, scored.with_name("new.jsonl"))
+    # What a producer says of the time does not count, but since when it stands there.
+    os.utime(scored.with_name("new.jsonl"), (1, 1))
     sample.evidence_path(sample.partitions[1]).unlink()
     shown = distilld("status", "--root", sample.root, "--json", cwd=sample.root).json
+    assert 0 < shown["lag"].pop("seconds") < time.time() - began
     assert shown["lag"] == {
         "new_files": 1, "changed_files": 1, "gone_files": 1, "unread_bytes": 10 + scored.stat().st_size
     }  # fmt: skip

@@ -102,8 +102,9 @@ def test_rejected_run_leaves_and_is_waited_for(sample: SampleLake) -> None:
     ran = once(sample.root, DISTILLD_SETTLE_SECONDS="0.1")
     assert ran.code == 0
     first, *waits, last = [event["event"] for event in ran.events]
-    assert (first, set(waits), last) == ("lock_taken", {"settling"}, "batch_committed")
-    assert 5 <= len(waits) <= 11
+    assert (first, set(waits), last) == ("lock_taken", {"settling", "partition_rewritten"}, "batch_committed")
+    # On a busy machine a wait takes longer, and there are fewer.
+    assert 1 <= waits.count("settling") <= 11
     assert ran.out.count("withdrawn from ") == 3
     assert "withdrawn from sft: revoked 1\n" in ran.out
     for dataset in ("rag", "sft", "preference"):
@@ -168,7 +169,11 @@ def test_run_that_was_cut_off_is_completed_by_the_next(tmp_path: Path) -> None:
     ran = once(root)
     assert ran.code == 0
     assert ran.out.startswith("an earlier batch was cut off; it was completed or undone first\nup to date: rag 446 ")
-    assert [event["event"] for event in ran.events][1:3] == ["recovery_started", "recovery_finished"]
+    assert [event["event"] for event in ran.events][1:4] == [
+        "recovery_started",
+        "receipt_repaired",
+        "recovery_finished",
+    ]
     assert distilld("receipts", "--root", root, cwd=tmp_path).code == 0
     assert once(root).out.startswith("up to date")
 

@@ -102,8 +102,9 @@ def test_every_event_has_a_stable_name_and_a_meaning() -> None:
     assert all(meaning and meaning.isprintable() and "|" not in meaning for meaning in logs.EVENTS.values())
 
 
-def test_source_logs_only_registered_events() -> None:
-    """Every event that the program's source names is registered, and named by a literal."""
+def test_source_logs_exactly_the_registered_events() -> None:
+    """Every event that the program's source names is registered, and named by a literal; and none stands there idly."""
+    logged = set()
     levels = {"debug", "info", "warning", "error", "critical", "exception"}
     for path in sorted((REPOSITORY / "distilld").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -112,6 +113,8 @@ def test_source_logs_only_registered_events() -> None:
                     if attr in levels:
                         assert isinstance(name, ast.Constant), f"{path}:{node.lineno}"
                         assert name.value in logs.EVENTS, f"{path}:{node.lineno}"
+                        logged.add(name.value)
+    assert logged == set(logs.EVENTS)
 
 
 def test_docs_list_every_event() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from distilld.model import SETTLED_AFTER_NS, InputKind, StatFacts
+from distilld import index
+from distilld.model import SETTLED_AFTER_NS, Dataset, InputKind, StatFacts, UnreadableError
 from distilld.plan import FileKey, compare
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
+from tests.unit.history_lake import A, given, history_lake, run
 
 Facts = dict[FileKey, StatFacts]
 LOOKED_NS = 10 * SETTLED_AFTER_NS
@@ -95,3 +99,27 @@ def test_records_at_hand_are_asked(store: Store) -> None:
     inputs = Inputs(store)
     inputs.files()
     assert not inputs.all_as_recorded([(kind, path, facts) for (kind, path), facts in RECORDED.items()])
+
+
+def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be read when the line limit changed is read at the next start, whatever its facts say."""
+    with history_lake(tmp_path) as lake:
+        lake.scored(A, run("a"))
+        lake.evidence(A, given("a", "long" * 1000))
+        lake.go()
+        assert lake.shipped(Dataset.RAG) == {"a"}
+        # As after a look that was long after the last change.
+        lake.engine.store.connection.execute("UPDATE files SET looked_ns = looked_ns + 3600000000000")
+        lake.restart(replace(lake.options, max_line_bytes=2000))
+
+        def refuse(_root: Path, _kind: InputKind, path: str) -> NoReturn:
+            raise UnreadableError(path, OSError(5, "Input/output error"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "open_partition", refuse)
+            lake.go()
+        lake.restart(lake.options)
+        lake.go()
+        assert lake.held(Dataset.RAG) == {"a": "missing_source_run_id"}
