@@ -309,7 +309,15 @@ class Inputs:
                 " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)",
                 (run_id, int(any(flips))),
             )
-        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE run_id = ?", (run_id,))
+        # What was taken over leaves for a verdict that forbids it, for no other: a first pass would queue it all.
+        forbids = any(
+            new is not None and options.forbids(dataset, new)
+            for dataset, new in ((Dataset.RAG, after.rag), (Dataset.SFT, after.sft))
+        )
+        some = "" if forbids else " AND kind <> 'orphan'"
+        self._run(
+            f"INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE run_id = ?{some}", (run_id,)
+        )
         self._run(
             "INSERT OR REPLACE INTO rejudge_tasks SELECT task_id, 1 FROM pairs WHERE chosen_run_id = ?1"
             " UNION SELECT task_id, 1 FROM pairs WHERE rejected_run_id = ?1",

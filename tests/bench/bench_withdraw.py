@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Final
 
 from distilld.model import DATASET_PATHS
 from tests.bench.lake_by_formula import write_bench_lake
@@ -24,9 +25,10 @@ PARTITIONS = 135
 RESCORED = 100
 TURNS = 5
 
-_RESCORE = """
+RESCORE: Final = """
 import json, resource, sys, time
 from pathlib import Path
+from typing import Final
 from distilld import logs
 from distilld.batch import Engine
 from distilld.model import Options, Trigger
@@ -78,7 +80,7 @@ def main() -> None:
         write_bench_lake(root, rows=ROWS, partitions=PARTITIONS)
         copies, passes, memory, gone = [], [], [], 0
         for turn in range(TURNS + 1):
-            words = [sys.executable, "-c", _RESCORE, str(root), str(RESCORED)]
+            words = [sys.executable, "-c", RESCORE, str(root), str(RESCORED)]
             seconds, left, peak = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
             if turn:  # the first one reads the whole lake
                 passes.append(float(seconds))
