@@ -184,6 +184,11 @@ class Decisions:
     judged_to: int | None = None
     """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
 
+    @property
+    def took_any(self) -> bool:
+        """Whether anything that waited was judged, be it that nothing followed from it."""
+        return bool(self.judged_walks or self.tasks or self.departures or self.frozen_seen)
+
     def close(self) -> None:
         """Drop the spooled lines."""
         for change in self.changes.values():
