@@ -367,7 +367,8 @@ def test_tripwire_holds_a_pair_one_side_of_which_moved(tripwire: TripwireHistori
 def test_row_that_takes_an_id_over_in_the_next_batch_is_not_forgotten(tripwire: TripwireHistories) -> None:
     """A batch that takes one row from the queue and puts another one in does not end the pass, as it once did."""
     restart(tripwire, KEEP, batch_rows=1)
-    put(tripwire, 1, [scored("b", "accepted"), scored("b", "accepted", signature="b|s")], [evidence("b")])
+    rows = [scored("a", "accepted"), scored("b", "accepted"), scored("b", "rejected", signature="b|s")]
+    put(tripwire, 1, rows, [evidence("a"), evidence("b")])
     put(tripwire, 0, [scored("b", "accepted")], [evidence("b", "two")])
     tripwire.check_pass()
     tripwire.history.rewrite(EVIDENCE, 1, [], in_place=True)
