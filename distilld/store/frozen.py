@@ -243,6 +243,9 @@ class Frozen:
         """Keep what the tripwire kept for good; returns how many rows and pairs."""
         done = self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
         done += self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'vanished' AND accepted = 0").rowcount
+        self._run(
+            f"UPDATE frozen_rows SET accepted = accepted | {KEPT_FOR_GOOD} WHERE kind = 'absent' AND accepted <> 0"
+        )
         done += self._run(
             f"UPDATE scored_rows SET kept = kept | {KEPT_FOR_GOOD} WHERE kept <> 0 AND kept & {KEPT_FOR_GOOD} = 0"
         ).rowcount
