@@ -159,6 +159,8 @@ class Engine:
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
         self._told: frozenset[tuple[str, str]] = frozenset()
+        self._took_any = False
+        """Whether the last batch took anything out of the queues; what it put in may be as much."""
         self._unreadable: dict[str, OperatorError] = {}
         """What the pass could not read so far, by its words."""
         self._told_tails: frozenset[str] = frozenset()
@@ -233,7 +235,7 @@ class Engine:
         """Batches, one after the other, until nothing waits."""
         judged, whole = 0, self.work.waiting().rows if self.progress else 0
         self._tell(Progress("judge", 0, whole, result.indexed.files_seen, 0))
-        while (waiting := self.work.waiting()).anything or self.ledger.has_news():
+        while self.work.waiting().anything or self.ledger.has_news():
             try:
                 committed = self.run_batch(trigger, result.untold, options_changed=options_changed)
             except InputChanged as error:
@@ -249,7 +251,7 @@ class Engine:
             if committed is not None:
                 result.batches.append(committed)
                 judged += committed.receipt["work"]["rows_judged"]
-            elif self.work.waiting() == waiting:
+            elif not self._took_any:
                 return
             self._tell(Progress("judge", judged, whole, result.indexed.files_seen, judged))
 
@@ -328,6 +330,7 @@ class Engine:
     def _commit(
         self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed
     ) -> CommittedBatch | None:
+        self._took_any = decisions.took_any
         news = self.ledger.has_news() or decisions.rows or decisions.pairs or decisions.dropped_pairs
         if not (news or _changes_exports(decisions)):
             with self.store.transaction():

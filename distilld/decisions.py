@@ -193,6 +193,11 @@ class Decisions:
         """How many scored rows this batch judged."""
         return len(self.judged_walks) + self.arrived_rows
 
+    @property
+    def took_any(self) -> bool:
+        """Whether anything that waited was judged, be it that nothing followed from it."""
+        return bool(self.judged_walks or self.tasks or self.departures or self.frozen_seen)
+
     def close(self) -> None:
         """Drop the spooled lines."""
         for change in self.changes.values():

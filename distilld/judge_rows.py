@@ -182,10 +182,10 @@ class RowJudge:
         )
 
     def take_frozen(self, frozen: Iterable[FrozenRow]) -> None:
-        """Frozen rows leave when their run is revoked, or when their very line stands in a present partition."""
+        """Frozen rows leave when their run is revoked; absent ones also where their line stands once more."""
         for row in frozen:
             self.out.frozen_seen.append(row.frozen_id)
-            copied = row.kind != "orphan" and self.work.stands_elsewhere(row.digest, row.run_id)
+            copied = row.kind == "absent" and self.work.stands_elsewhere(row.digest, row.run_id)
             for dataset, code, line, batch in (
                 (Dataset.RAG, row.rag, row.rag_line, row.rag_batch),
                 (Dataset.SFT, row.sft, row.sft_line, row.sft_batch),

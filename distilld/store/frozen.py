@@ -27,6 +27,14 @@ _EVIDENCE_GONE: Final = (
     " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned} AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
     " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent')"
 )
+_MOVED_ALONE: Final = (
+    "SELECT f.* FROM rejudge_frozen q CROSS JOIN frozen_rows f USING (frozen_id)"
+    f" WHERE f.kind = 'absent' AND f.{{dataset}} = {SHIPPED}"
+    " AND (EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest)"
+    "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
+    " AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.evidence_found = 1)"
+)
+"""Absent rows whose very lines stand in a present partition now, but without their evidence."""
 EVIDENCE_PRUNED: Final = 2
 """In ``rejudge_rows.evidence_changed``: the row stood on evidence that an operator gave up, and is published as pruned."""
 _PAIR_GONE: Final = (
@@ -87,7 +95,8 @@ class Frozen:
         if dataset is Dataset.PREFERENCE:
             return len(self._pairs_gone())
         departed = self._count(f"SELECT count(*) FROM departures d WHERE d.dataset = ? AND {_VANISHED}", dataset.value)
-        return departed + self._count(f"SELECT count(*) {_evidence_gone(dataset)}")
+        moved = self._count(f"SELECT count(*) FROM ({_MOVED_ALONE.format(dataset=dataset)})")
+        return departed + moved + self._count(f"SELECT count(*) {_evidence_gone(dataset)}")
 
     def _pairs_gone(self) -> list[tuple[int]]:
         """Pairs a side of which vanished, and none is absent, for then they are frozen anyway."""
@@ -122,6 +131,7 @@ class Frozen:
         )
         self._run(f"DELETE FROM departures AS d WHERE {where}")
         self._shift(dataset, "departing", "frozen", count)
+        self._keep_moved(dataset)
         self._run(
             "INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0"
         )
@@ -133,6 +143,21 @@ class Frozen:
         self._run(
             f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk {_evidence_gone(dataset)})"
         )
+
+    def _keep_moved(self, dataset: Dataset) -> None:
+        """The lines of absent rows go to rows that vanished; what the absent ones say of their runs stays."""
+        self._run("DROP TABLE IF EXISTS temp.moved")
+        self._run(f"CREATE TEMP TABLE moved AS {_MOVED_ALONE.format(dataset=dataset)}")
+        self._run(
+            f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL"
+            " WHERE frozen_id IN (SELECT frozen_id FROM moved)"
+        )
+        columns = (
+            "partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category, sample_key,"
+            f" {dataset}, {dataset}_line, {dataset}_batch"
+        )
+        self._run(f"INSERT INTO frozen_rows (kind, {columns}) SELECT 'vanished', {columns} FROM moved")
+        self._run("DROP TABLE temp.moved")
 
     def thaw(self) -> None:
         """What returned, or is gone for good, is as live as before (SPEC 3, 'A path that returns')."""
@@ -221,6 +246,9 @@ class Frozen:
         """Keep what the tripwire kept for good; returns how many rows and pairs."""
         done = self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
         done += self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'vanished' AND accepted = 0").rowcount
+        self._run(
+            f"UPDATE frozen_rows SET accepted = accepted | {KEPT_FOR_GOOD} WHERE kind = 'absent' AND accepted <> 0"
+        )
         done += self._run(
             f"UPDATE scored_rows SET kept = kept | {KEPT_FOR_GOOD} WHERE kept <> 0 AND kept & {KEPT_FOR_GOOD} = 0"
         ).rowcount

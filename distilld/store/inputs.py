@@ -593,8 +593,8 @@ class Inputs:
         before = [self.in_force(run_id, options) for run_id in runs]
         self._touch_tasks("scored_rows", f"{_CAN_HAVE_PAIRS.format('scored_rows')} AND walk >= {low} AND walk < {high}")
         self._run(
-            f"INSERT INTO frozen_rows (kind, partition_id, line, {_FACTS}, {_OUTCOMES})"
-            f" SELECT 'absent', ?3, walk - ?1, {_FACTS}, {_OUTCOMES} FROM scored_rows WHERE {span}",
+            f"INSERT INTO frozen_rows (kind, accepted, partition_id, line, {_FACTS}, {_OUTCOMES})"
+            f" SELECT 'absent', kept, ?3, walk - ?1, {_FACTS}, {_OUTCOMES} FROM scored_rows WHERE {span}",
             (low, high, record.partition_id),
         )
         for dataset in ("rag", "sft"):
@@ -651,8 +651,9 @@ class Inputs:
         ).fetchone()
         self.count_rows(rows, unjudged)
         self._run(
-            f"INSERT INTO scored_rows (walk, {_FACTS}, {_OUTCOMES}, evidence_found)"
-            f" SELECT line + {low}, {_FACTS}, {_OUTCOMES}, {found} FROM frozen_rows WHERE {where}"
+            f"INSERT INTO scored_rows (walk, {_FACTS}, {_OUTCOMES}, evidence_found, kept)"
+            f" SELECT line + {low}, {_FACTS}, {_OUTCOMES}, {found}, CASE {found} WHEN 1 THEN 0 ELSE accepted END"
+            f" FROM frozen_rows WHERE {where}"
         )
         self._run(f"DELETE FROM frozen_rows WHERE {where}")
         self._run("INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE walk >= ? AND walk < ?",

@@ -230,7 +230,10 @@ class KeptVerdict(NamedTuple):
 
 
 class KeptLine(NamedTuple):
-    """A line of a row that stands by way of exception; ``row`` is the digest of the scored line behind it."""
+    """A line of a row that stands by way of exception.
+
+    ``row`` is the digest of the scored line behind it if that is absent: should it stand elsewhere, it counts there.
+    """
 
     dataset: Dataset
     outcome: int
@@ -269,7 +272,8 @@ class Exceptions:
     def rows(self) -> Iterator[KeptLine]:
         """The lines of rows that no present partition holds."""
         return self._lines(
-            "SELECT f.{0}, f.{0}_line, f.sample_key, p.path, f.line, f.run_id, f.digest FROM frozen_rows f"
+            "SELECT f.{0}, f.{0}_line, f.sample_key, p.path, f.line, f.run_id,"
+            " CASE f.kind WHEN 'absent' THEN f.digest ELSE x'' END FROM frozen_rows f"
             " LEFT JOIN partitions p USING (partition_id) WHERE f.{0} IS NOT NULL"
         )
 

@@ -177,8 +177,7 @@ def let_no_mass_vanish(before: Exports, after: Exports, lake: oracle.Lake, rows:
         vanished = []
         for row in after.withdrawn[dataset][len(before.withdrawn[dataset]) :]:
             runs = {row["source_run_id"] or row["chosen_run_id"], row["source_run_id"] or row["rejected_run_id"]}
-            # A pair whose lines moved away from their evidence counts where they stand.
-            alone = row["cause"] == "evidence_changed" and dataset is not Dataset.PREFERENCE and not runs <= joined
+            alone = row["cause"] in ("evidence_changed", "displaced") and not runs <= joined
             if not row["replaced"] and ((row["cause"] == "row_removed" and not runs <= named) or alone):
                 vanished.append(row["id"])
         stood = len(before.shipped[dataset])

@@ -343,17 +343,51 @@ def test_renamed_line_that_is_too_long_now_counts_where_it_stands(keep: KeepHist
     keep.check_pass()
 
 
-def test_tripwire_holds_a_pair_one_side_of_which_moved() -> None:
-    """A pair leaves because one side vanished, while the file of the other is absent: it once passed the tripwire."""
+@pytest.fixture
+def tripwire() -> Iterator[TripwireHistories]:
+    """The same with a tripwire that every row passes."""
     with structlog.testing.capture_logs():
         machine = TripwireHistories()
-        restart(machine, replace(KEEP, revoke=False))
-        put(machine, 1, [scored("e", "accepted")], [evidence("e")])
-        put(machine, 0, [scored("b", "rejected")], [evidence("b", "two")])
-        machine.check_pass()
-        machine.history.move_both(1, 0)
-        machine.check_pass()
+        machine.options = machine.here(KEEP)
+        machine.restart()
+        yield machine
         machine.teardown()
+
+
+def test_tripwire_holds_a_pair_one_side_of_which_moved(tripwire: TripwireHistories) -> None:
+    """A pair leaves because one side vanished, while the file of the other is absent: it once passed the tripwire."""
+    restart(tripwire, replace(KEEP, revoke=False))
+    put(tripwire, 1, [scored("e", "accepted")], [evidence("e")])
+    put(tripwire, 0, [scored("b", "rejected")], [evidence("b", "two")])
+    tripwire.check_pass()
+    tripwire.history.move_both(1, 0)
+    tripwire.check_pass()
+
+
+def test_row_that_takes_an_id_over_in_the_next_batch_is_not_forgotten(tripwire: TripwireHistories) -> None:
+    """A batch that takes one row from the queue and puts another one in does not end the pass, as it once did."""
+    restart(tripwire, KEEP, batch_rows=1)
+    rows = [scored("a", "accepted"), scored("b", "accepted"), scored("b", "rejected", signature="b|s")]
+    put(tripwire, 1, rows, [evidence("a"), evidence("b")])
+    put(tripwire, 0, [scored("b", "accepted")], [evidence("b", "two")])
+    tripwire.check_pass()
+    tripwire.history.rewrite(EVIDENCE, 1, [], in_place=True)
+    tripwire.check_pass()
+
+
+def test_tripwire_holds_rows_that_move_away_from_their_evidence(tripwire: TripwireHistories) -> None:
+    """A scored partition is renamed, and its evidence after the next scan: nothing leaves, and no byte changes."""
+    put(tripwire, 1, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b", "two")])
+    tripwire.check_pass()
+    before = Exports.read(tripwire.folder).shipped
+    tripwire.history.move(SCORED, 0, 3)
+    tripwire.check_pass()
+    assert Exports.read(tripwire.folder).shipped == before
+    tripwire.history.move(EVIDENCE, 0, 3)
+    tripwire.check_pass()
+    assert Exports.read(tripwire.folder).shipped == before
+    assert tripwire.engine is not None
+    assert not tripwire.engine.frozen.held_by_tripwire()
 
 
 # work follows the change

@@ -597,6 +597,27 @@ def test_accept_keeps_for_good(lake: HistoryLake, how: str) -> None:
     assert lake.engine.frozen.held_by_tripwire() == {}
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_accepted_row_stays_when_its_partition_goes_and_returns(lake: HistoryLake, when: str) -> None:
+    """What stands on evidence that vanished stays though its scored file was away; it was forgotten there once."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.evidence(A)
+    lake.go()
+    if when == "before":
+        lake.engine.accept_vanished()
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.engine.accept_vanished()
+    lake.restart(tripwire_rows=1000)
+    lake.bring_back(lake.scored_path(A))
+    lake.go()
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {}
+
+
 def test_rescore_is_never_held_back(lake: HistoryLake) -> None:
     """Every row of a partition is rejected at once: all leave, whatever the tripwire says."""
     many_rows(lake)
