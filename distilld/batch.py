@@ -159,6 +159,8 @@ class Engine:
         self._unsettled_since: dict[FileKey, int] = {}
         self._odd_folders: set[str] = set()
         self._told: frozenset[tuple[str, str]] = frozenset()
+        self._unreadable: dict[str, OperatorError] = {}
+        """What the pass could not read so far, by its words."""
         self._told_tails: frozenset[str] = frozenset()
 
     def reconfigure(
@@ -210,10 +212,14 @@ class Engine:
             self._take_arrivals(scan, trigger, result)
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
         _log_malformed(result.indexed.malformed_evidence)
-        self._log_unreadable(result.unreadable)
         self._thaw()
         self._trip()
-        self._work_off(trigger, result, options_changed=bool(options_changed))
+        self._unreadable = {str(problem): problem for problem in result.indexed.problems}
+        try:
+            self._work_off(trigger, result, options_changed=bool(options_changed))
+        finally:
+            result.indexed.problems = list(self._unreadable.values())
+            self._log_unreadable(result.unreadable)
         if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
@@ -316,7 +322,8 @@ class Engine:
         decisions.judged_to = NO_LIMIT if last is None else last
         pairs.judge(self.work.tasks(0 if last is not None else TASKS_PER_BATCH))
         touched = self.work.tasks_of_unjudged(decisions.judged_to)
-        decisions.tasks_to_queue = sorted(touched - set(decisions.tasks))
+        decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
+        self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
 
     def _commit(
         self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed
@@ -332,7 +339,7 @@ class Engine:
             self.git,
             indexed.rows_indexed,
             indexed.bytes_read,
-            tuple(str(problem) for problem in indexed.problems),
+            tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
         )
         return self._made_durable(identity, decisions, context)
 
@@ -395,6 +402,8 @@ class Engine:
         except ExportTamperedError:
             self.committer.recover()
             self._mend_exports()
+        finally:
+            intake.close()
         _log_malformed(intake.malformed_evidence)
         result.arrived_lines = intake.lines
         self.work.forget_places()
@@ -567,6 +576,10 @@ def _as_oddity(problem: OperatorError) -> Oddity:
     if isinstance(problem, UnreadableError):
         return Oddity(problem.path, f"cannot be read: {problem.why}")
     return Oddity("", str(problem))
+
+
+def _problems_of(decisions: Decisions) -> list[UnreadableError]:
+    return [UnreadableError(path, OSError(why)) for path, why in decisions.unreadable.items()]
 
 
 def _noting_pruned(rows: Iterator[WorkRow], pruned: set[int | None]) -> Iterator[WorkRow]:

@@ -33,14 +33,17 @@ def id_of(dataset: Dataset, key: int) -> str:
 
 
 class RowUpdate(NamedTuple):
-    """The outcomes of one scored row from now on; codes, line digests and batches of RAG, then of SFT."""
+    """The outcomes of one scored row from now on; codes, line digests and batches of RAG, then of SFT.
 
-    rag: int
-    rag_line: bytes
-    rag_batch: int
-    sft: int
-    sft_line: bytes
-    sft_batch: int
+    All are None where it counts as never judged.
+    """
+
+    rag: int | None
+    rag_line: bytes | None
+    rag_batch: int | None
+    sft: int | None
+    sft_line: bytes | None
+    sft_batch: int | None
     walk: int
 
 
@@ -176,6 +179,8 @@ class Decisions:
     shipped_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows of which this batch wrote a line into a dataset, for the firewall's second look."""
     bytes_read: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Files that could not be read, and why, so that rows or tasks were left for a later batch."""
     rows_to_queue: list[int] = field(default_factory=list)
     """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)

@@ -8,6 +8,7 @@ needed, so the tables are read at every call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from distilld.json_text import is_blank, template_text, trim
@@ -82,7 +83,8 @@ def _category_text(case: RowCase) -> str:
     return template_text(value["category"]) if "category" in value else template_text()
 
 
-def _allowed_text(allowed: Sequence[Category]) -> str:
+@lru_cache(maxsize=8)
+def _allowed_text(allowed: tuple[Category, ...]) -> str:
     return ",".join(allowed)
 
 

@@ -101,6 +101,7 @@ class Intake:
         self._folder = spool_folder
         self._pulse = pulse
         self._newcomers: list[_Newcomer] = []
+        self._crew: Crew | None = None
         self._taken: dict[Dataset, set[int]] = {Dataset.RAG: set(), Dataset.SFT: set()}
         """Ids that special rows ship."""
         self.whole_bytes = 0
@@ -134,14 +135,24 @@ class Intake:
         if self.whole_bytes < LEAST_BYTES:
             return False
         suits = False
+        # Its processes start while this one looks.
+        self._crew = self._new_crew()
         try:
             with self._store.transaction():
                 suits = self._look()
         except (InputChanged, UnreadableError):
             pass  # the other way tells of it, and takes in what can be read
-        if not suits:
-            self._arrivals.end()
+        finally:
+            if not suits:
+                self.close()
         return suits
+
+    def close(self) -> None:
+        """End the workers, forget the runs; before anything was begun, it does nothing."""
+        if self._crew is not None:
+            self._crew.close()
+            self._crew = None
+            self._arrivals.end()
 
     def _look(self) -> bool:
         """The first look at all scored files: which runs have several rows, and which of their verdicts is in force."""
@@ -201,7 +212,8 @@ class Intake:
             newcomer.place = places[newcomer.path]
         for record in self._inputs.files().values():
             record.walk_base = places[record.path][1]
-        crew = self._crew()
+        crew = self._crew
+        assert crew is not None  # noqa: S101  begin() said that this is the way
         try:
             coming = self._cut()
             ahead: deque[_Batch] = deque()
@@ -218,10 +230,9 @@ class Intake:
                 if ahead:
                     yield self._finish(crew, ahead.popleft(), commit)
         finally:
-            crew.close()
-            self._arrivals.end()
+            self.close()
 
-    def _crew(self) -> Crew:
+    def _new_crew(self) -> Crew:
         if self.whole_bytes < PROCESSES_FROM:
             return InlineCrew(self._root, self._options, self._folder)
         # This process commits, and judges where it would wait: of as many as there are cores, it is one.

@@ -26,6 +26,8 @@ WHITESPACE: Final = (
 """What JavaScript's trim() removes; Python's own idea of white space differs in six characters."""
 
 _MAX_SAFE: Final = 2**53
+_make: Final = tuple.__new__
+"""What a NamedTuple's own constructor does, without its price, where there is one for each line."""
 # The closing quote may be missing: were it not so, a torn line would be searched anew from each of its quotes.
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NO_BRACKET: Final = bytes(set(range(256)) - set(b"[{]}"))
@@ -69,7 +71,7 @@ def parse_object(raw: bytes) -> ParsedLine:
     except orjson.JSONDecodeError:
         return _parse_slowly(raw)
     if type(value) is dict:
-        return ParsedLine(value, False, None)
+        return _make(ParsedLine, (value, False, None))
     return ParsedLine(None, False, Malformed.NOT_AN_OBJECT)
 
 

@@ -14,7 +14,7 @@ from distilld.datasets import Hold, Ship, preference
 from distilld.decisions import Decisions, PairRow, Withdrawal, key_of
 from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, PairCase, PairSide
-from distilld.model import Category, Cause, Dataset, Options
+from distilld.model import Category, Cause, Dataset, Options, UnreadableError
 from distilld.store.work import Work, WorkPair, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts
@@ -52,6 +52,8 @@ class PairJudge:
         self._absent = work.absent_files()
         self._absent_verdicts = work.has_frozen_verdicts()
         self._stamps: dict[int, str] = {}
+        self.left: set[str] = set()
+        """Tasks that cannot be formed, for a file of theirs cannot be read."""
         # Pairs whose line another task took over before their own task was formed anew.
         self._moved_on: set[int] = set()
 
@@ -62,10 +64,16 @@ class PairJudge:
         known = {task_id for _, task_id in waiting}
         while waiting:
             _, task_id = heapq.heappop(waiting)
-            for other in sorted(self._judge_task(task_id) - known):
+            try:
+                touched = self._judge_task(task_id)
+            except UnreadableError as error:
+                self._out.unreadable[error.path] = error.why
+                self.left.add(task_id)
+                touched = self._let_forbidden_go(task_id)
+            for other in sorted(touched - known):
                 known.add(other)
                 heapq.heappush(waiting, (self._work.first_walk(other), other))
-        self._out.tasks.extend(known)
+        self._out.tasks.extend(known - self.left)
         for pair, cause in self._freed.values():
             self._withdraw(pair, cause)
 
@@ -84,6 +92,16 @@ class PairJudge:
         for pair in unmatched.values():
             self._let_go(pair, touched)
         self._record(live, formed)
+        return touched - {task_id}
+
+    def _let_forbidden_go(self, task_id: str) -> set[str]:
+        """Of a task that cannot be formed anew, pairs that a verdict overrules leave; returns as for a whole task."""
+        touched: set[str] = set()
+        for pair in self._work.pairs_of(task_id):
+            if pair.outcome == SHIPPED and self._overruled(pair):
+                if pair.frozen is None:
+                    self._out.dropped_pairs.append(pair.pair_id)
+                self._let_go(pair, touched)
         return touched - {task_id}
 
     def _record(self, live: list[WorkPair], formed: list[PairRow]) -> None:

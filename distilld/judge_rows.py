@@ -15,7 +15,8 @@ from distilld.decisions import Decisions, RowUpdate, Withdrawal
 from distilld.facts import CATEGORIES, DUPLICATE, MALFORMED, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, RowCase
 from distilld.lake import tree_path
-from distilld.model import Category, Cause, Dataset, InputKind, Options, RowRef, Verdict
+from distilld.model import Category, Cause, Dataset, InputKind, Options, RowRef, UnreadableError, Verdict
+from distilld.records import EvidenceRecord, ScoredRun
 from distilld.store.work import Departure, FrozenRow, Standing, Work, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts
@@ -35,6 +36,14 @@ class Recorded(NamedTuple):
 
 
 _NEVER: Final = Recorded(None, b"", 0)
+
+
+class _Text(NamedTuple):
+    """What a row is judged by: the head of a malformed line, or what the row and its evidence say."""
+
+    head: str
+    scored: ScoredRun | None
+    evidence: EvidenceRecord | None
 
 
 class _Freed(NamedTuple):
@@ -67,6 +76,7 @@ class RowJudge:
         self._missing_files = missing_files
         self._joined: list[int] = []
         self._done: set[int] = set()
+        self._displaced: set[int] = set()
         self._absent_verdicts = work.has_frozen_verdicts()
         self._readable = (*options.rag_allowed, *options.sft_allowed)
         self._rag = _Lane(self, Dataset.RAG, rag.judge, kept_bit=1)
@@ -101,9 +111,17 @@ class RowJudge:
                 self._judge_once(self.work.row(walk))
 
     def _judge_once(self, row: WorkRow) -> None:
-        if row.walk not in self._done:
-            self._done.add(row.walk)
-            self._judge_row(row)
+        if row.walk in self._done:
+            return
+        try:
+            text = self._read(row)
+        except UnreadableError as error:
+            if row.walk in self._displaced:
+                raise  # its id is another row's already
+            self._out_of_reach(row, error)
+            return
+        self._done.add(row.walk)
+        self._judge_row(row, text)
 
     def is_done(self, walk: int | None) -> bool:
         """Whether this batch judged the row already."""
@@ -112,6 +130,11 @@ class RowJudge:
     def join(self, walk: int) -> None:
         """Let a row join the batch."""
         heapq.heappush(self._joined, walk)
+
+    def displace(self, walk: int) -> None:
+        """Let a row join the batch that another one took the id from: it cannot be left for later."""
+        self._displaced.add(walk)
+        self.join(walk)
 
     def wake(self, dataset: Dataset, key: int, after: int) -> None:
         """Let the first row behind ``after`` join the batch that is held because an earlier one had this id."""
@@ -187,7 +210,34 @@ class RowJudge:
 
     # one row
 
-    def _judge_row(self, row: WorkRow) -> None:
+    def _read(self, row: WorkRow) -> _Text:
+        """The texts that a row is judged by; nothing is decided before all of them are read."""
+        if row.malformed is not None:
+            return _Text(self._texts.malformed_head(row), None, None)
+        scored = self._texts.scored(row)
+        return _Text("", scored, self._texts.evidence(row) if scored.category in self._readable else None)
+
+    def _out_of_reach(self, row: WorkRow, error: UnreadableError) -> None:
+        """A row whose file cannot be read waits for it as it is; what a verdict forbids leaves all the same.
+
+        Then the row counts as never judged: its quarantine row needs its text.
+        """
+        out = self.out
+        out.unreadable[error.path] = error.why
+        out.rows_to_queue.append(row.walk)
+        outcomes = (
+            (self._rag, Recorded(row.rag, row.rag_line or b"", row.rag_batch or 0)),
+            (self._sft, Recorded(row.sft, row.sft_line or b"", row.sft_batch or 0)),
+        )
+        if not any(each.code == SHIPPED and self._forbidden(lane.dataset, row.run_id) for lane, each in outcomes):
+            return
+        self._done.add(row.walk)
+        for lane, each in outcomes:
+            lane.give_up(row, each)
+        out.newly_judged -= 1
+        out.rows.append(RowUpdate(None, None, None, None, None, None, row.walk))
+
+    def _judge_row(self, row: WorkRow, text: _Text) -> None:
         out = self.out
         out.judged_walks.append(row.walk)
         at = self.work.at(row.walk)
@@ -197,14 +247,13 @@ class RowJudge:
         else:
             in_rag = Recorded(row.rag, row.rag_line or b"", row.rag_batch or 0)
             in_sft = Recorded(row.sft, row.sft_line or b"", row.sft_batch or 0)
-        if row.malformed is not None:
-            now_rag = self._rag.settle(row, in_rag, self._malformed(Dataset.RAG, row, at))
-            now_sft = self._sft.settle(row, in_sft, self._malformed(Dataset.SFT, row, at))
+        scored, evidence = text.scored, text.evidence
+        if scored is None:
+            now_rag = self._rag.settle(row, in_rag, self._malformed(Dataset.RAG, row, text.head, at))
+            now_sft = self._sft.settle(row, in_sft, self._malformed(Dataset.SFT, row, text.head, at))
         else:
-            scored = self._texts.scored(row)
             if scored.category is not None:
                 out.by_category[scored.category] += 1
-            evidence = self._texts.evidence(row) if scored.category in self._readable else None
             rag_verdict, sft_verdict = self._verdicts(row)
             now_rag = self._rag.judge(
                 row, in_rag, RowCase(scored, evidence, rag_verdict, False, self.options, self._missing_files), at
@@ -225,10 +274,10 @@ class RowJudge:
                 )
             )
 
-    def _malformed(self, dataset: Dataset, row: WorkRow, at: RowRef) -> Hold:
+    def _malformed(self, dataset: Dataset, row: WorkRow, head: str, at: RowRef) -> Hold:
         return hold_malformed(
             dataset,
-            self._texts.malformed_head(row),
+            head,
             MALFORMED[row.malformed or 0],
             at,
             source_file=tree_path(InputKind.SCORED, at.partition),
@@ -264,7 +313,7 @@ class _Lane:
         self, judge: RowJudge, dataset: Dataset, rules: Callable[[RowCase, RowRef], Outcome], *, kept_bit: int
     ) -> None:
         self._judge = judge
-        self._dataset = dataset
+        self.dataset = self._dataset = dataset
         self._rules = rules
         self._kept_bit = kept_bit
         self._out = judge.out
@@ -349,10 +398,10 @@ class _Lane:
         key = row.sample_key or 0
         holder = self._holder(row)
         if holder is not None and holder > row.walk:
-            self._judge.join(holder)
+            self._judge.displace(holder)
         kept = self._kept_holder(row) if holder is None else None
         if kept is not None:
-            self._judge.join(kept)
+            self._judge.displace(kept)
         if holder != row.walk:
             self._let_wait(key, row.walk)
         standing = self._standing(row, recorded, key, holder if kept is None else kept)
@@ -469,6 +518,19 @@ class _Lane:
         if key not in self._shipped_now:
             lost = self._is_missing(recorded) and self._is_frozen(row, hold)
             self.free(key, recorded, row.run_id, Cause.LOST if lost else self._cause_of_hold(row, hold))
+
+    def give_up(self, row: WorkRow, recorded: Recorded) -> None:
+        """What became of a row is taken back, as if it had never been judged."""
+        if recorded.code is None:
+            return
+        self._out.totals[self._dataset, "live", recorded.code] -= 1
+        if recorded.code != SHIPPED:
+            self._changes.drop_held(recorded.line)
+            return
+        self._out.released[self._dataset].append(row.walk)
+        revoked = self._judge.verdict_in(self._dataset, row.run_id or "")
+        forbidden = revoked is not None and self._judge.options.forbids(self._dataset, revoked)
+        self.free(row.sample_key or 0, recorded, row.run_id, Cause.REVOKED if forbidden else Cause.UNDONE)
 
     def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause) -> None:
         """A line is without its row: it leaves unless another row ships the id, and who waits for the id joins."""

@@ -14,6 +14,8 @@ from distilld.model import Category
 
 _CATEGORIES: Final = {category.value: category for category in Category}
 _INT64_END: Final = 2**63
+_make: Final = tuple.__new__
+"""What a NamedTuple's own constructor does, without its price, where there is one for each row."""
 
 
 def category_of(value: Any) -> Category | None:
@@ -115,17 +117,20 @@ def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
         get = provenance.get
         sig_hash, source_file, line_offset = get("sig_hash"), get("source_file"), get("line_offset")
     first = reasons[0] if type(reasons) is list and reasons else None
-    return ScoredRun(
-        value,
-        run_id if type(run_id) is str and run_id else None,
-        task_id if type(task_id) is str and task_id else None,
-        _CATEGORIES.get(category) if type(category) is str else None,
-        sig_hash if type(sig_hash) is str and sig_hash else None,
-        source_file if type(source_file) is str and source_file else None,
-        _line_offset(line_offset),
-        first if type(first) is str and first else None,
-        marked,
-        RowJson(value),
+    return _make(
+        ScoredRun,
+        (
+            value,
+            run_id if type(run_id) is str and run_id else None,
+            task_id if type(task_id) is str and task_id else None,
+            _CATEGORIES.get(category) if type(category) is str else None,
+            sig_hash if type(sig_hash) is str and sig_hash else None,
+            source_file if type(source_file) is str and source_file else None,
+            _line_offset(line_offset),
+            first if type(first) is str and first else None,
+            marked,
+            RowJson(value),
+        ),
     )
 
 
@@ -145,18 +150,21 @@ def evidence_record(value: dict[str, Any], *, marked: bool = False) -> EvidenceR
         contractor = metadata.get("contractor")
     if type(provenance) is dict:
         source_file = provenance.get("source_file")
-    return EvidenceRecord(
-        run_id if type(run_id) is str and run_id else None,
-        task_id if type(task_id) is str else None,
-        role if type(role) is str and role else None,
-        model if type(model) is str and model else None,
-        text if type(text) is str else None,
-        tuple(files) if type(files) is list and files and type(files[0]) is str and files[0] else None,
-        corpora,
-        fingerprints,
-        contractor if type(contractor) is str and contractor else None,
-        source_file if type(source_file) is str else None,
-        marked,
+    return _make(
+        EvidenceRecord,
+        (
+            run_id if type(run_id) is str and run_id else None,
+            task_id if type(task_id) is str else None,
+            role if type(role) is str and role else None,
+            model if type(model) is str and model else None,
+            text if type(text) is str else None,
+            tuple(files) if type(files) is list and files and type(files[0]) is str and files[0] else None,
+            corpora,
+            fingerprints,
+            contractor if type(contractor) is str and contractor else None,
+            source_file if type(source_file) is str else None,
+            marked,
+        ),
     )
 
 

@@ -159,8 +159,8 @@ def quarantine_line(
 ) -> bytes:
     """The bytes of a quarantine row; ``record`` and ``provenance`` are finished JSON."""
     row: dict[str, Any] = {
-        "exporter": dataset.value,
-        "reason": reason.value,
+        "exporter": dataset.text,
+        "reason": reason.text,
         "source_record": orjson.Fragment(record),
         "errors": list(errors),
         "recorded_at": recorded_at,

@@ -20,6 +20,8 @@ DIGEST_BYTES: Final = 16
 
 
 _sha256: Final = hashlib.sha256
+_make: Final = tuple.__new__
+"""What a NamedTuple's own constructor does, without its price, where there is one for each line."""
 
 
 def digest_of(raw: bytes) -> bytes:
@@ -118,7 +120,7 @@ class PartitionReader:
         digest = _sha256(raw).digest()[:DIGEST_BYTES]
         if len(raw) > self._max:
             return Line(start, len(raw), None, raw[:HEAD_BYTES], digest)
-        return Line(start, len(raw), raw, b"", digest)
+        return _make(Line, (start, len(raw), raw, b"", digest))
 
     def _consume_long(self, long: _LongLine, end: int) -> None:
         self._sha = long.file_sha

@@ -9,7 +9,7 @@ from typing import Final
 from distilld.facts import LINE_BITS, MALFORMED_CODES
 from distilld.json_text import Malformed, parse_object
 from distilld.lake import open_partition, tree_path
-from distilld.model import InputChanged, InputKind
+from distilld.model import InputChanged, InputKind, UnreadableError
 from distilld.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.store.work import Work, WorkRow
 from distilld.tail import SpanReader
@@ -27,6 +27,7 @@ class Texts:
         self._open: dict[tuple[InputKind, int], tuple[ExitStack, SpanReader]] = {}
         self._read_and_closed = 0
         self._near: dict[InputKind, tuple[int, SpanReader]] = {}
+        self._refused: dict[tuple[InputKind, int], tuple[str, str]] = {}
 
     @property
     def bytes_read(self) -> int:
@@ -70,13 +71,21 @@ class Texts:
         near = self._near.get(kind)
         if near is not None and near[0] == base:
             return near[1]
+        if (kind, base) in self._refused:
+            path, why = self._refused[kind, base]
+            raise UnreadableError(path, OSError(why))
         found = self._open.pop((kind, base), None)
         if found is None:
             if len(self._open) >= _OPEN_AT_MOST:
                 self._close_oldest()
             path = self._work.place(walk).path
             stack = ExitStack()
-            descriptor, _ = stack.enter_context(open_partition(self._root, kind, path))
+            try:
+                descriptor, _ = stack.enter_context(open_partition(self._root, kind, path))
+            except UnreadableError as error:
+                # Not the error itself: its traceback would keep what its callers iterate over.
+                self._refused[kind, base] = error.path, error.why
+                raise
             found = (stack, SpanReader(descriptor, tree_path(kind, path)))
         self._open[kind, base] = found  # put behind the others: the oldest is closed first
         self._near[kind] = (base, found[1])

@@ -24,14 +24,14 @@ def _sample(case: RowCase, digits: str) -> dict[str, Any] | str:
     if evidence is None or evidence.task_id is None:
         return "task_id"
     text = evidence.text or ""
-    tags = [f"task:{evidence.task_id.partition(':')[0]}", f"category:{scored.category}"]
+    category = scored.category and scored.category.text
+    tags = [f"task:{evidence.task_id.partition(':')[0]}", f"category:{category}"]
     if evidence.model_role:
         tags.append(f"role:{evidence.model_role}")
     if evidence.model_name:
         tags.append(f"model:{evidence.model_name}")
     if evidence.source_files:
         tags.append(f"file:{evidence.first_source_file}")
-    category = scored.category and scored.category.value
     return {
         "schema_version": SCHEMA_VERSION,
         "id": f"rag-{digits}",

@@ -30,7 +30,7 @@ def _sample(case: RowCase, digits: str) -> dict[str, Any] | str:
         "context": _context(evidence),
         "response": evidence.text,
         "source_run_id": scored.run_id,
-        "quality_score": scored.category and scored.category.value,
+        "quality_score": scored.category and scored.category.text,
         "created_at": UNSTAMPED,
         "provenance": rows.provenance_of(case),
     }

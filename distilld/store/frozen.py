@@ -12,6 +12,7 @@ from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFa
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.work import Work
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
@@ -29,11 +30,12 @@ _EVIDENCE_GONE: Final = (
 EVIDENCE_PRUNED: Final = 2
 """In ``rejudge_rows.evidence_changed``: the row stood on evidence that an operator gave up, and is published as pruned."""
 _PAIR_GONE: Final = (
-    "FROM rejudge_tasks t CROSS JOIN pairs p USING (task_id) WHERE p.outcome = {shipped} AND p.frozen IS NULL AND ("
+    "SELECT p.pair_id, p.task_id, p.chosen_partition, p.chosen_run_id, p.rejected_partition, p.rejected_run_id,"
+    " p.rejected_category, EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
+    "  AND f.partition_id IN (p.chosen_partition, p.rejected_partition)) FROM rejudge_tasks t CROSS JOIN pairs p"
+    f" USING (task_id) WHERE p.outcome = {SHIPPED} AND p.frozen IS NULL AND ("
     " NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.chosen_run_id AND s.evidence_found = 1)"
     " OR NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.rejected_run_id AND s.evidence_found = 1))"
-    " AND NOT EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
-    "  AND f.partition_id IN (p.chosen_partition, p.rejected_partition))"
 )
 KEPT_BITS: Final = {Dataset.RAG: 1, Dataset.SFT: 2}
 KEPT_FOR_GOOD: Final = 4
@@ -83,9 +85,22 @@ class Frozen:
     def vanishing(self, dataset: Dataset) -> int:
         """How many rows of a dataset are about to leave only because they vanished from the inputs."""
         if dataset is Dataset.PREFERENCE:
-            return self._count(f"SELECT count(*) {_PAIR_GONE.format(shipped=SHIPPED)}")
+            return len(self._pairs_gone())
         departed = self._count(f"SELECT count(*) FROM departures d WHERE d.dataset = ? AND {_VANISHED}", dataset.value)
         return departed + self._count(f"SELECT count(*) {_evidence_gone(dataset)}")
+
+    def _pairs_gone(self) -> list[tuple[int]]:
+        """Pairs a side of which vanished, and none is absent, for then they are frozen anyway."""
+        work, accepted = Work(self._store), CATEGORY_CODES[Category.ACCEPTED]
+        return [
+            (pair_id,)
+            for pair_id, task_id, chosen_in, chosen, rejected_in, rejected, category, near in self._run(_PAIR_GONE)
+            if not near
+            or not (
+                work.side_is_absent(chosen_in, chosen, task_id, accepted)
+                or work.side_is_absent(rejected_in, rejected, task_id, category)
+            )
+        ]
 
     def _count(self, query: str, *values: object) -> int:
         return int(self._run(query, values).fetchone()[0])
@@ -93,10 +108,9 @@ class Frozen:
     def keep_vanishing(self, dataset: Dataset) -> None:
         """Freeze them instead: they stay until somebody says what is to become of them."""
         if dataset is Dataset.PREFERENCE:
-            kept = f"SELECT p.pair_id {_PAIR_GONE.format(shipped=SHIPPED)}"
-            count = self._count(f"SELECT count(*) FROM ({kept})")
-            self._run(f"UPDATE pairs SET frozen = 'vanished' WHERE pair_id IN ({kept})")
-            self._shift(dataset, "live", "frozen", count)
+            gone = self._pairs_gone()
+            self._many("UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ?", gone)
+            self._shift(dataset, "live", "frozen", len(gone))
             return
         where = f"d.dataset = '{dataset}' AND {_VANISHED}"
         count = self._count(f"SELECT count(*) FROM departures d WHERE {where}")

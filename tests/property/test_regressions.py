@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import structlog
 
-from distilld import batch, index
-from distilld.model import InputKind, OnDelete, Options, Trigger, UnreadableError
+from distilld import batch
+from distilld.model import Dataset, InputKind, OnDelete, Options, Trigger
 from tests.property.invariants import Exports
-from tests.property.model import Row, bad, evidence, scored
-from tests.property.test_histories import Histories, KeepHistories
+from tests.property.model import PARTITIONS, Row, bad, evidence, scored
+from tests.property.test_histories import Histories, KeepHistories, TripwireHistories, refused
 
 SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE
 KEEP = Options(max_line_bytes=600)
@@ -87,19 +86,13 @@ def test_first_batch_of_other_options_takes_out_what_a_verdict_forbids(keep: Kee
     keep.check_pass()
 
 
-def test_unreadable_file_is_read_with_the_new_line_limit_later(
-    lake: Histories, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_file_is_read_with_the_new_line_limit_later(lake: Histories) -> None:
     """A file that cannot be read as the line limit changes is read anew once it can; its lines once kept the old limit."""
     put(lake, 0, [], [evidence("a", "long" * 100)])
     lake.check_pass()
     restart(lake, replace(WITHDRAW, max_line_bytes=300))
 
-    def refuse(root: Path, kind: InputKind, path: str) -> NoReturn:
-        raise UnreadableError(path, PermissionError(13, "Permission denied"))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(index, "open_partition", refuse)
+    with refused(PARTITIONS[0], SCORED, EVIDENCE):
         for _ in range(2):
             assert lake.engine is not None
             assert lake.engine.run_pass(Trigger.RESCAN).unreadable
@@ -108,6 +101,50 @@ def test_unreadable_file_is_read_with_the_new_line_limit_later(
     lake.check_pass()
     assert lake.store is not None
     assert lake.store.recall("files_to_read_anew") == "[]"
+
+
+@pytest.mark.parametrize("kind", [SCORED, EVIDENCE])
+def test_unreadable_file_stops_nothing(lake: Histories, kind: InputKind) -> None:
+    """Rows that wait for a file which cannot be read wait alone; they once kept every other row from being judged."""
+    put(lake, 0, [scored("a", "accepted")], [evidence("a")])
+    put(lake, 1, [scored("b", "rejected"), scored("d", "accepted", task="u")], [evidence("b", "two"), evidence("d")])
+    lake.check_pass()
+    restart(lake, replace(WITHDRAW, missing_source_file="none"), batch_rows=1)
+    put(lake, 1, [scored("d", "rejected", task="u")])
+    put(lake, 2, [scored("e", "accepted")], [evidence("e")])
+    assert lake.engine is not None
+    with refused(PARTITIONS[0], kind):
+        for _ in range(2):
+            (told,) = lake.engine.run_pass(Trigger.RESCAN).unreadable
+            assert told.path == PARTITIONS[0]
+    shipped = Exports.read(lake.folder).shipped
+    assert [json.loads(line)["source_run_id"] for line in shipped[Dataset.RAG].values()] == ["a", "e"]
+    assert len(shipped[Dataset.PREFERENCE]) == 1
+    lake.check_pass()
+
+
+@pytest.mark.parametrize("batch_rows", [1, 100])
+@pytest.mark.parametrize("kind", [SCORED, EVIDENCE])
+def test_unreadable_row_that_a_verdict_forbids_leaves(lake: Histories, kind: InputKind, batch_rows: int) -> None:
+    """It leaves, and so does its pair, though its quarantine row has to wait until its text can be read again."""
+    restart(lake, WITHDRAW, batch_rows=batch_rows)
+    put(lake, 0, [scored("a", "accepted"), scored("f", "accepted")], [evidence("a"), evidence("f")])
+    put(lake, 1, [scored("b", "rejected"), scored("a", "accepted", reason="again")], [evidence("b", "two")])
+    lake.check_pass()
+    put(lake, 3, [scored("a", "rejected"), scored("d", "accepted")], [evidence("d", "three")])
+    assert lake.engine is not None
+    with refused(PARTITIONS[0], kind):
+        for _ in range(2):
+            assert lake.engine.run_pass(Trigger.RESCAN).unreadable
+    exports = Exports.read(lake.folder)
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        runs = [json.loads(line)["source_run_id"] for line in exports.shipped[dataset].values()]
+        assert runs == ["f", "d"]
+        assert [row["cause"] for row in exports.withdrawn[dataset]] == ["revoked"]
+    assert not [
+        line for line in exports.shipped[Dataset.PREFERENCE].values() if json.loads(line)["chosen_run_id"] == "a"
+    ]
+    lake.check_pass()
 
 
 def test_one_of_equal_lines_stays_where_it_is(lake: Histories) -> None:
@@ -304,6 +341,19 @@ def test_renamed_line_that_is_too_long_now_counts_where_it_stands(keep: KeepHist
     keep.history.move_both(1, 3)
     restart(keep, replace(KEEP, max_line_bytes=300))
     keep.check_pass()
+
+
+def test_tripwire_holds_a_pair_one_side_of_which_moved() -> None:
+    """A pair leaves because one side vanished, while the file of the other is absent: it once passed the tripwire."""
+    with structlog.testing.capture_logs():
+        machine = TripwireHistories()
+        restart(machine, replace(KEEP, revoke=False))
+        put(machine, 1, [scored("e", "accepted")], [evidence("e")])
+        put(machine, 0, [scored("b", "rejected")], [evidence("b", "two")])
+        machine.check_pass()
+        machine.history.move_both(1, 0)
+        machine.check_pass()
+        machine.teardown()
 
 
 # work follows the change

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import intake, workers
+from distilld import intake
 from distilld.arrivals import Order
 from distilld.intake import Intake
 from distilld.model import EXPORT_PATHS, Dataset, Options, StatFacts, Trigger
@@ -210,13 +210,13 @@ def test_file_that_changes_in_between_is_taken_in_the_other_way(
     lake = HistoryLake(tmp_path, batch_rows=3)
     lake.both(A, run("one"), run("two"))
     lake.both(B, run("three"), run("four"))
-    crew = Intake._crew
+    cut = Intake._cut
 
-    def rewriting(self: Intake) -> workers.Crew:
+    def rewriting(self: Intake) -> Iterator[Any]:
         lake.both(B, run("three", "rejected"), run("four"))
-        return crew(self)
+        return cut(self)
 
-    monkeypatch.setattr(Intake, "_crew", rewriting)
+    monkeypatch.setattr(Intake, "_cut", rewriting)
     lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two", "four"}
     lake.stop()
@@ -228,15 +228,15 @@ def test_file_that_grows_in_between_is_read_to_its_end_next_time(
     """Rows that are appended behind the first look come with the next pass, and are not taken for known."""
     lake = HistoryLake(tmp_path)
     lake.both(A, run("one"))
-    crew = Intake._crew
+    cut = Intake._cut
 
-    def growing(self: Intake) -> workers.Crew:
+    def growing(self: Intake) -> Iterator[Any]:
         with lake.scored_path(A).open("ab") as file:
             file.write(jsonl([run("one", "rejected"), run("two")]))
-        return crew(self)
+        return cut(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Intake, "_crew", growing)
+        patch.setattr(Intake, "_cut", growing)
         lake.go()
     lake.go()
     assert lake.shipped(Dataset.SFT) == set()
@@ -252,14 +252,14 @@ def test_special_row_is_judged_again_when_its_other_row_never_came(
     lake = HistoryLake(tmp_path, batch_rows=3)
     lake.both(A, run("one"), run("two"))
     lake.both(B, run("one", "rejected"), run("three"))
-    crew = Intake._crew
+    cut = Intake._cut
 
-    def removing(self: Intake) -> workers.Crew:
+    def removing(self: Intake) -> Iterator[Any]:
         for path in lake.paths(B, "both"):
             path.unlink()
-        return crew(self)
+        return cut(self)
 
-    monkeypatch.setattr(Intake, "_crew", removing)
+    monkeypatch.setattr(Intake, "_cut", removing)
     lake.go()
     lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two"}
