@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from distilld.intake import PROCESSES_FROM
 from distilld.model import Category
 from tests.bench.lake_by_formula import append_bench_rows, category_of, run_of
 from tests.system.box import SITE, SOURCE, Box, booted, wait_state
@@ -19,6 +20,7 @@ from tests.system.test_units import make
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 LAKE = "/srv/lakehouse"
+WORKED_PARTITIONS = 10
 CONFIG = "/etc/distilld/distilld.toml"
 RAG = "exports/rag/playbooks.jsonl"
 QUICK = """\
@@ -95,6 +97,22 @@ def test_starts_ships_and_stops(running: Box) -> None:
     assert running.property("ActiveState") == "inactive"
     # Whoever may read the folder can read the store of a service that is down.
     assert "healthy" in running.run("distilld", "--config", CONFIG, "health", "--no-daemon")
+
+
+def test_workers_work_in_the_sandbox(running: Box) -> None:
+    """Many new partitions are judged in processes of their own, shut in as the service is, which end with the work."""
+    running.run("systemctl", "stop", "distilld")
+    root = running.root / LAKE.lstrip("/")
+    for number in range(WORKED_PARTITIONS):
+        append_bench_rows(root, partition_index=100 + number, first_row=40_000 + number * 1000, rows=1000)
+    assert sum(path.stat().st_size for path in (root / "data").rglob("*.jsonl")) > PROCESSES_FROM
+    running.run("systemctl", "start", "distilld")
+    pid = running.property("MainPID")
+    until(lambda: running.run("sh", "-c", f"cat /proc/{pid}/task/*/children").strip(), "a worker")
+    until(lambda: events(running, "scan_finished")[-1]["files"] >= 2 * WORKED_PARTITIONS, "the first pass", seconds=120)
+    assert not running.run("sh", "-c", f"cat /proc/{pid}/task/*/children").strip()
+    assert events(running, "batch_failed") == []
+    assert "everything agrees" in running.run("distilld", "--config", CONFIG, "verify", "--deep")
 
 
 def test_reload_good_and_bad(running: Box) -> None:
