@@ -25,7 +25,8 @@ import orjson
 import structlog
 
 from distilld import lake
-from distilld.commit import BatchContext, BatchIdentity, CommittedBatch, Committer
+from distilld.account import BatchContext, BatchIdentity
+from distilld.commit import CommittedBatch, Committer
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
 from distilld.facts import MalformedEvidence

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from distilld import __version__
+from distilld.account import iso_time
 from distilld.batch import Engine, PassResult, Progress
-from distilld.commit import CommittedBatch, iso_time
+from distilld.commit import CommittedBatch
 from distilld.config import Settings
 from distilld.listening import EVENTS_ARRIVE
 from distilld.lock import tell_trouble

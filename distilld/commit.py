@@ -14,49 +14,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import orjson
 import structlog
 
 from distilld import receipt as receipts
+from distilld.account import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of
 from distilld.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
 from distilld.exports import RENAME_ORDER, Drop, Exports, Written, drop_digests, drop_ids
 from distilld.facts import CATEGORY_CODES
-from distilld.lake import tree_path
-from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError, Trigger
+from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError
 from distilld.store import Store
-from distilld.store.ledger import ExportRecord, InputNote, Intent, Ledger, Totals
+from distilld.store.ledger import ExportRecord, Intent, Ledger, Totals
 from distilld.tail import digest_of
 
-_MS: Final = 1_000_000
-
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class BatchIdentity:
-    """A batch's number, its id, which sorts by time, and the time that it stamps on its rows."""
-
-    sequence: int
-    batch_id: str
-    recorded_at: str
-    started_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class BatchContext:
-    """What a receipt tells beside the batch's own facts."""
-
-    trigger: Trigger
-    options: Options
-    git: receipts.GitState
-    rows_indexed: int
-    index_bytes: int
-    warnings: tuple[str, ...]
-    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +42,6 @@ class CommittedBatch:
     receipt: dict[str, Any]
     appended: dict[str, int]
     removed: dict[str, int]
-
-
-def iso_time(now_ns: int) -> str:
-    """UTC with milliseconds, as JavaScript's toISOString() prints it."""
-    moment = datetime.fromtimestamp(now_ns // _MS / 1000, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now_ns // _MS % 1000:03d}Z"
-
-
-def batch_id_of(recorded_at: str) -> str:
-    """A batch's id: its time without what a folder name should not hold."""
-    return recorded_at.replace("-", "").replace(":", "")
 
 
 class Committer:
@@ -109,12 +73,12 @@ class Committer:
         """
         last = self._ledger.last_batch() if after is None else None
         sequence = after.sequence if after is not None else last.batch if last is not None else 0
-        now_ns = self._clock() // _MS * _MS
+        now_ns = self._clock() // MS * MS
         floor = after.recorded_at if after is not None else self._store.recall("last_recorded_at")
         stamp = iso_time(now_ns)
         if floor is not None and stamp <= floor:
             before = datetime.fromisoformat(floor.replace("Z", "+00:00"))
-            stamp = iso_time(round(before.timestamp() * 1000) * _MS + _MS)
+            stamp = iso_time(round(before.timestamp() * 1000) * MS + MS)
         return BatchIdentity(sequence + 1, batch_id_of(stamp), stamp, now_ns)
 
     # one batch
@@ -184,7 +148,7 @@ class Committer:
         ended_ns = max(self._clock(), identity.started_ns)
         ledger.add_batch(
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at, decisions,
-            (ended_ns - identity.started_ns) // _MS,
+            (ended_ns - identity.started_ns) // MS,
         )  # fmt: skip
         self._store.remember("last_recorded_at", identity.recorded_at)
         ledger.add_withdrawals(published)
@@ -194,8 +158,8 @@ class Committer:
         failed = sorted(name for name, passed in checks.items() if not passed)
         if failed:
             raise ProgramError(f"batch {identity.batch_id} fails its checks: {', '.join(failed)}")
-        receipt = _receipt(
-            identity, iso_time(ended_ns), (ended_ns - identity.started_ns) // _MS, decisions, context, totals,
+        receipt = receipt_of(
+            identity, iso_time(ended_ns), (ended_ns - identity.started_ns) // MS, decisions, context, totals,
             checks, ledger.unreported_inputs(), ledger.pending_tails(), writes, written, exports,
             ledger.replaced_files(), ledger.last_receipt_sha256(),
         )  # fmt: skip
@@ -349,18 +313,6 @@ class NewVersion:
     rows: Callable[[], int]
 
 
-@dataclass(frozen=True, slots=True)
-class ExportWrite:
-    """What one export gains and loses."""
-
-    name: str
-    blocks: Iterable[bytes]
-    rows: int
-    temp: str | None
-    drop: Drop | None
-    drops: int
-
-
 def _writes_of(
     identity: BatchIdentity, decisions: Decisions, published: list[PublishedWithdrawal]
 ) -> list[ExportWrite]:
@@ -422,122 +374,3 @@ def _published(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) -> Pub
         identity.batch_id,
         identity.recorded_at,
     )
-
-
-def _receipt(
-    identity: BatchIdentity,
-    ended_at: str,
-    duration_ms: int,
-    decisions: Decisions,
-    context: BatchContext,
-    totals: Totals,
-    checks: dict[str, bool],
-    inputs: list[InputNote],
-    tails: list[tuple[str, Any, int]],
-    writes: list[ExportWrite],
-    written: dict[str, Written],
-    exports: dict[str, ExportRecord],
-    replaced: list[str],
-    previous: str | None,
-) -> dict[str, Any]:
-    gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
-    return {
-        "stage": "distill",
-        "batch_id": identity.batch_id,
-        "sequence": identity.sequence,
-        "trigger": context.trigger.value,
-        "started_at": iso_time(identity.started_ns),
-        "ended_at": ended_at,
-        "duration_ms": duration_ms,
-        "recorded_at": identity.recorded_at,
-        "options": context.options.as_json(),
-        "options_sha256": context.options.sha256,
-        "git": {"sha": context.git.sha, "branch": context.git.branch, "dirty": context.git.dirty},
-        "inputs": [
-            {
-                "path": tree_path(each.kind, each.path),
-                "kind": each.kind.value,
-                "change": each.change,
-                "sha256": each.sha256,
-                "bytes": each.size,
-                "from_offset": each.from_offset,
-                "to_offset": each.to_offset,
-                "lines": each.lines,
-                "malformed_lines": each.malformed_lines,
-            }
-            for each in inputs
-        ],
-        "outputs": _outputs(decisions, writes, written, exports, replaced),
-        "record_counts": {
-            "in": decisions.rows_judged,
-            "out": sum(change.shipped.rows for change in decisions.changes.values()),
-            "quarantined": sum(change.held.rows for change in decisions.changes.values()),
-            "withdrawn": len(decisions.withdrawals),
-            "by_category": {category.value: decisions.by_category[category] for category in Category},
-            "by_reason": _by_reason(totals),
-            "per_exporter": {
-                dataset.value: {
-                    "shipped": totals.shipped(dataset),
-                    "held": totals.held(dataset),
-                    "frozen": totals.frozen(dataset),
-                    "appended": decisions.changes[dataset].shipped.rows,
-                    "withdrawn": sum(not each.replaced for each in gone[dataset]),
-                    "replaced": sum(each.replaced for each in gone[dataset]),
-                    "quarantined": decisions.changes[dataset].held.rows,
-                    "by_reason": totals.by_reason(dataset),
-                }
-                for dataset in Dataset
-            },
-        },
-        "work": {
-            "rows_indexed": context.rows_indexed,
-            "rows_judged": decisions.rows_judged,
-            "bytes_read": context.index_bytes + decisions.bytes_read,
-        },
-        "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
-        "validation_pass": all(checks.values()),
-        "checks": checks,
-        "warnings": list(context.warnings),
-        "errors": list(context.errors),
-        "previous_receipt_sha256": previous,
-    }
-
-
-def _by_reason(totals: Totals) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for dataset in Dataset:
-        for reason, rows in totals.by_reason(dataset).items():
-            found[reason] = found.get(reason, 0) + rows
-    return found
-
-
-def _outputs(
-    decisions: Decisions,
-    writes: list[ExportWrite],
-    written: dict[str, Written],
-    exports: dict[str, ExportRecord],
-    replaced: list[str],
-) -> list[dict[str, Any]]:
-    by_name = {write.name: write for write in writes}
-    outputs = []
-    for name in EXPORT_PATHS:
-        write = by_name.get(name)
-        if write is None and name not in replaced:
-            continue
-        adopted = decisions.changes[Dataset(name)].adopted if name in _DATASET_NAMES else 0
-        outputs.append(
-            {
-                "path": EXPORT_PATHS[name],
-                "sha256": exports[name].committed.sha256,
-                "bytes": exports[name].committed.size,
-                "rows": exports[name].committed.rows,
-                "appended": write.rows if write else 0,
-                "withdrawn": written[name].dropped if write else 0,
-                "adopted": adopted,
-                "rewritten": name in replaced or (write is not None and write.temp is not None),
-            }
-        )
-    return outputs
-
-
-_DATASET_NAMES: Final = frozenset(dataset.value for dataset in Dataset)

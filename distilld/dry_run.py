@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
+from distilld.account import ExportWrite
 from distilld.batch import Engine, Progress
-from distilld.commit import Committer, ExportWrite
+from distilld.commit import Committer
 from distilld.config import Settings
 from distilld.exports import Exports, Written
 from distilld.lock import holder, refuse_other_store

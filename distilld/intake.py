@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from distilld import arrivals
+from distilld.account import BatchIdentity
 from distilld.arrivals import Arrival, Glance, Order, SpecialRow, TakenIn, glance_at
-from distilld.commit import BatchIdentity, CommittedBatch, Committer
+from distilld.commit import CommittedBatch, Committer
 from distilld.decisions import Decisions, arriving_decisions
 from distilld.facts import CATEGORIES, CODES_BY_TEXT, LINES_END, SHIPPED, MalformedEvidence
 from distilld.json_text import parse_object

@@ -18,7 +18,8 @@ from typing import Final, TypeGuard
 import orjson
 import structlog
 
-from distilld.commit import Committer, NewVersion, iso_time
+from distilld.account import iso_time
+from distilld.commit import Committer, NewVersion
 from distilld.decisions import PublishedWithdrawal, key_of
 from distilld.durable import FILE_MODE, make_folder, sync_folder
 from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError

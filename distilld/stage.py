@@ -28,7 +28,7 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from distilld.commit import batch_id_of, iso_time
+from distilld.account import batch_id_of, iso_time
 from distilld.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
 from distilld.model import REPORTS, OperatorError, UsageError
 from distilld.receipt import (

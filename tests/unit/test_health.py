@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from distilld.account import iso_time
 from distilld.batch import Engine
-from distilld.commit import iso_time
 from distilld.config import Settings, load
 from distilld.health import diagnose
 from distilld.lock import tell_trouble
