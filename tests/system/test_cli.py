@@ -267,6 +267,8 @@ def test_interrupted_run_is_exit_130(sample: SampleLake) -> None:
     """Ctrl-C while a run waits ends it with 130 and one line, and the next run does the rest."""
     rescore_in_place(sample, sample.rescored_run_id)
     arguments = command("run", "--once", "--root", str(sample.root))
+    # A shell has its background jobs ignore it, and so would theirs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         arguments, env=environment({"DISTILLD_SETTLE_SECONDS": "600"}), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -276,6 +278,7 @@ def test_interrupted_run_is_exit_130(sample: SampleLake) -> None:
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
+    signal.signal(signal.SIGINT, before)
     assert process.returncode == 130
     assert rest.strip() == "distilld: interrupted; what was committed stands, and the next run goes on from there"
     assert "withdrawn from sft" in once(sample.root, DISTILLD_SETTLE_SECONDS="0").out
