@@ -739,6 +739,8 @@ def _last(
 
 def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
     """SQL for whether the last present verdict of a run, or any absent one, forbids it in one of the datasets."""
+    if not options.revoke:
+        return "0"
     codes = ",".join(
         str(code)
         for code, category in CATEGORIES.items()
