@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-import orjson
 import structlog
 
 from distilld import lake
@@ -29,17 +28,16 @@ from distilld.account import BatchContext, BatchIdentity
 from distilld.commit import CommittedBatch, Committer
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
-from distilld.facts import MalformedEvidence
 from distilld.index import Indexed, Indexer
 from distilld.intake import Intake
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
+from distilld.judged_with import JudgedWith
 from distilld.lake import Oddity, Scan, SourceFiles
 from distilld.model import (
     Cause,
     Dataset,
     InputChanged,
-    InputKind,
     OnDelete,
     OperatorError,
     Options,
@@ -54,14 +52,13 @@ from distilld.store.frozen import EVIDENCE_PRUNED, Frozen
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.work import Work, WorkRow
+from distilld.telling import Teller
 from distilld.texts import Texts
 
 BATCH_BYTES: Final = 32 << 20
 """A batch is cut when its rows' texts come to this much."""
 TASKS_PER_BATCH: Final = 10_000
 NO_LIMIT: Final = 1 << 62
-PATHS_LOGGED: Final = 20
-"""How many paths a line of the log names; its count says how many there are."""
 DEPARTURES_PER_BATCH: Final = 200_000
 
 log = structlog.get_logger()
@@ -152,19 +149,18 @@ class Engine:
         self.inputs = Inputs(store)
         self.committer = committer or Committer(root, store, self.exports, clock=clock, receipts_keep=receipts_keep)
         self.frozen = Frozen(store)
+        self.judged_with = JudgedWith(store, self.inputs)
+        self.teller = Teller()
         self.restorer = Restorer(root, store, self.exports, self.committer)
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
         self.workers = workers
         self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
-        self._odd_folders: set[str] = set()
-        self._told: frozenset[tuple[str, str]] = frozenset()
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
         self._unreadable: dict[str, OperatorError] = {}
         """What the pass could not read so far, by its words."""
-        self._told_tails: frozenset[str] = frozenset()
 
     def reconfigure(
         self,
@@ -208,13 +204,13 @@ class Engine:
         result = PassResult()
         self._mend_exports()
         result.scan = scan = lake.scan(self.root)
-        self._log_odd_folders(scan)
-        options_changed = self._take_options(anew=trigger is Trigger.REBUILD)
+        self.teller.odd_folders(scan)
+        options_changed = self.judged_with.take(self.options, anew=trigger is Trigger.REBUILD)
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
         if not read_anew:
             self._take_arrivals(scan, trigger, result)
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
-        _log_malformed(result.indexed.malformed_evidence)
+        self.teller.malformed(result.indexed.malformed_evidence)
         self._thaw()
         self._trip()
         self._unreadable = {str(problem): problem for problem in result.indexed.problems}
@@ -222,11 +218,11 @@ class Engine:
             self._work_off(trigger, result, options_changed=bool(options_changed))
         finally:
             result.indexed.problems = list(self._unreadable.values())
-            self._log_unreadable(result.unreadable)
+            self.teller.unreadable(result.unreadable)
         if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
-            self._settle_options()
+            self.judged_with.settle(self.options)
             if trigger is Trigger.REBUILD:
                 self.restorer.reorder()
                 self._work_off(trigger, result, options_changed=False)
@@ -361,9 +357,8 @@ class Engine:
             except BaseException:
                 log.error("batch_undone", sequence=identity.sequence)
                 raise
-            _log_inputs(committed.receipt["inputs"], kept=self.options.on_delete is OnDelete.KEEP)
-            self._log_tails(committed.receipt["pending_tails"])
-            _log_committed(committed, written=self.committer.writes)
+            kept = self.options.on_delete is OnDelete.KEEP
+            self.teller.committed(committed, kept=kept, written=self.committer.writes)
         return committed
 
     # many new partitions
@@ -408,7 +403,7 @@ class Engine:
             self._mend_exports()
         finally:
             intake.close()
-        _log_malformed(intake.malformed_evidence)
+        self.teller.malformed(intake.malformed_evidence)
         result.arrived_lines = intake.lines
         self.work.forget_places()
 
@@ -461,48 +456,14 @@ class Engine:
             overdue=self._overdue,
             progress=self._reading(scan),
         )
-        owed = self._owed_readings()
+        owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
         indexed.files_seen = len(scan.files)
-        self._owe_readings(scan, indexed, owed, read_anew=read_anew)
+        self.judged_with.owe_readings(scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
         now = time.time_ns()
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
         return indexed
-
-    def _owed_readings(self) -> set[FileKey]:
-        """Known files that were absent or could not be read when every line was to be read with other options."""
-        owed = orjson.loads(self.store.recall("files_to_read_anew") or "[]")
-        return {(InputKind(kind), path) for kind, path in owed}
-
-    def _owe_readings(self, scan: Scan, indexed: Indexed, owed: set[FileKey], *, read_anew: bool) -> None:
-        """Remember whose lines are still known as they were read with other options."""
-        if not (owed or read_anew):
-            return
-        read = {(file.kind, file.path) for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
-        left = ((set(self.inputs.files()) if read_anew else owed) - read).intersection(self.inputs.files())
-        if left != owed:
-            with self.store.transaction():
-                self.store.remember("files_to_read_anew", orjson.dumps(sorted(left)).decode())
-
-    def _log_odd_folders(self, scan: Scan) -> None:
-        for folder in sorted(set(scan.odd_folders) - self._odd_folders):
-            log.warning("odd_partition_name", path=folder)
-        self._odd_folders.update(scan.odd_folders)
-
-    def _log_unreadable(self, unreadable: tuple[Oddity, ...]) -> None:
-        """Once each, for as long as it stands."""
-        for oddity in unreadable:
-            if (oddity.path, oddity.problem) not in self._told:
-                log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
-        self._told = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
-
-    def _log_tails(self, tails: list[dict[str, Any]]) -> None:
-        """Once each, for as long as it stands."""
-        for tail in tails:
-            if tail["path"] not in self._told_tails:
-                log.info("pending_tail", path=tail["path"], bytes=tail["bytes"])
-        self._told_tails = frozenset(tail["path"] for tail in tails)
 
     def _tell(self, progress: Progress) -> None:
         self.pulse()
@@ -536,44 +497,9 @@ class Engine:
         since = self._unsettled_since.get(key)
         return since is not None and time.time_ns() - since >= 10 * self.settle_ns
 
-    def _take_options(self, *, anew: bool) -> str | None:
-        """Queue everything where the options are not those that the store was judged with; returns what changed."""
-        recorded = self.store.recall("options_sha256")
-        in_hand = self.store.recall("options_in_hand")
-        if recorded == self.options.sha256 and in_hand is None:
-            if anew:
-                with self.store.transaction():
-                    self.inputs.queue_everything(self.options)
-            return None
-        lines = f"{self.options.max_line_bytes}/{self.options.rules_version}"
-        read_with = self.store.recall("options_lines")
-        other_lines = read_with not in (None, lines)
-        if in_hand != self.options.sha256 or anew:
-            with self.store.transaction():
-                self.inputs.queue_everything(self.options)
-                self.store.remember("options_in_hand", self.options.sha256)
-                # Until all is judged, no line counts as read with these options only.
-                self.store.remember("options_lines", "unsettled" if other_lines else lines)
-            if recorded is not None:
-                log.info("options_changed", options_sha256=self.options.sha256)
-        return "lines" if other_lines else "rules"
-
-    def _settle_options(self) -> None:
-        if self.store.recall("options_sha256") != self.options.sha256:
-            with self.store.transaction():
-                self.store.remember("options_sha256", self.options.sha256)
-                self.store.remember("options_in_hand", None)
-                self.store.remember("options_lines", f"{self.options.max_line_bytes}/{self.options.rules_version}")
-
     def _spool(self) -> Path:
         folder = self._spool_folder or self.root / "exports"
         return folder if folder.is_dir() else self.root
-
-
-def _log_malformed(found: list[MalformedEvidence]) -> None:
-    for each in found:
-        path = lake.tree_path(InputKind.EVIDENCE, each.path)
-        log.warning("malformed_evidence", path=path, lines=each.lines, first_line=each.first_line)
 
 
 def _as_oddity(problem: OperatorError) -> Oddity:
@@ -605,35 +531,3 @@ def _changes_exports(decisions: Decisions) -> bool:
         change.shipped.rows or change.held.rows or change.removed_keys or change.removed_held
         for change in decisions.changes.values()
     )
-
-
-def _log_inputs(inputs: list[dict[str, Any]], *, kept: bool) -> None:
-    """What is out of the ordinary among a batch's inputs, a line for each kind of it."""
-    paths: dict[str, list[str]] = {}
-    for each in inputs:
-        paths.setdefault(each["change"], []).append(each["path"])
-    if absent := paths.get("absent"):
-        log.warning("partition_absent", files=len(absent), paths=absent[:PATHS_LOGGED], rows_kept=kept)
-    if returned := paths.get("returned"):
-        log.info("partition_returned", files=len(returned), paths=returned[:PATHS_LOGGED])
-    if rewritten := paths.get("rewritten"):
-        log.info("partition_rewritten", files=len(rewritten), paths=rewritten[:PATHS_LOGGED])
-
-
-def _log_committed(committed: CommittedBatch, *, written: bool) -> None:
-    receipt: dict[str, Any] = committed.receipt
-    counts = receipt["record_counts"]
-    per = counts["per_exporter"]
-    figures = dict(
-        sequence=receipt["sequence"],
-        trigger=receipt["trigger"],
-        duration_ms=receipt["duration_ms"],
-        inputs=len(receipt["inputs"]),
-        **receipt["work"],
-        **{f"{name}_{key}": per[name][key] for name in per for key in ("appended", "withdrawn", "shipped", "held")},
-        validation_pass=receipt["validation_pass"],
-    )
-    if written:
-        log.info("batch_committed", **figures)
-    else:
-        log.info("dry_run", **figures)
