@@ -20,7 +20,8 @@ from tests.system.test_units import make
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 LAKE = "/srv/lakehouse"
-WORKED_PARTITIONS = 10
+WORKED_PARTITIONS = 25
+"""Of 1,000 rows each: a pass of some seconds, so that its workers are seen by one who asks now and then."""
 CONFIG = "/etc/distilld/distilld.toml"
 RAG = "exports/rag/playbooks.jsonl"
 QUICK = """\
@@ -102,6 +103,10 @@ def test_starts_ships_and_stops(running: Box) -> None:
 def test_workers_work_in_the_sandbox(running: Box) -> None:
     """Many new partitions are judged in processes of their own, shut in as the service is, which end with the work."""
     running.run("systemctl", "stop", "distilld")
+    # All is new: a file that was written a moment ago is read once more, and then rows are taken in one by one.
+    running.run(
+        "sh", "-c", f"rm -rf {LAKE}/data {LAKE}/exports/* {LAKE}/exports/.d* {LAKE}/reports/* /var/lib/distilld/*"
+    )
     root = running.root / LAKE.lstrip("/")
     for number in range(WORKED_PARTITIONS):
         append_bench_rows(root, partition_index=100 + number, first_row=40_000 + number * 1000, rows=1000)
