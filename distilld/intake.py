@@ -44,7 +44,7 @@ PROCESSES_FROM: Final = 12 << 20
 BATCH_BYTES: Final = 32 << 20
 ORDER_BYTES: Final = 3 << 20
 ORDER_PARTITIONS: Final = 48
-BATCHES_AHEAD: Final = 2
+BATCHES_AHEAD: Final = 3
 SPECIAL_SHARE: Final = 0.2
 """Rows whose runs have several rows are judged again at the end; where they are more than this, it does not pay."""
 

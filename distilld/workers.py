@@ -25,7 +25,7 @@ from distilld.arrivals import Judge, Order, TakenIn
 from distilld.model import InputChanged, OperatorError, Options, UnreadableError
 from distilld.spool import SpoolError
 
-ORDERS_AHEAD: Final = 4
+ORDERS_AHEAD: Final = 8
 """Orders that a worker holds unanswered; few and small enough to fit into the socket's buffer."""
 _LENGTH_BYTES: Final = 8
 _ENDING_SECONDS: Final = 5.0

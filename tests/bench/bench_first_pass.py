@@ -30,16 +30,17 @@ _PASS: Final = """
 import sys, time
 from pathlib import Path
 from distilld import logs
-from distilld.batch import Engine
-from distilld.model import Options, Trigger
-from distilld.store import Store
+from distilld.config import load
+from distilld.model import Trigger
+from distilld.once import writer
 logs.configure(level="error", fmt="json")
 root = Path(sys.argv[1])
-store = Store.open(root / "state/distilld.db", root)
-engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0, workers=int(sys.argv[2]))
-start = time.perf_counter()
-engine.run_pass(Trigger.ONCE)
-print(time.perf_counter() - start)
+environ = {"DISTILLD_ROOT": sys.argv[1], "DISTILLD_WORKERS": sys.argv[2]}
+settings = load(flags={}, environ=environ, config_file=None, cwd=root)
+with writer(settings) as engine:
+    start = time.perf_counter()
+    engine.run_pass(Trigger.ONCE)
+    print(time.perf_counter() - start)
 """
 
 
