@@ -101,6 +101,8 @@ class Order(NamedTuple):
     """What one worker does in one go; ``stamp`` is the time of the batch that the lines will belong to."""
 
     arrivals: tuple[Arrival, ...]
+    size: int
+    """Bytes of its files."""
     stamp: str
     max_line_bytes: int
 

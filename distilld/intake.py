@@ -260,7 +260,7 @@ class Intake:
         size = 0
 
         def give() -> None:
-            crew.give(Order(tuple(order), identity.recorded_at, self._options.max_line_bytes))
+            crew.give(Order(tuple(order), size, identity.recorded_at, self._options.max_line_bytes))
             batch.orders += 1
             order.clear()
 

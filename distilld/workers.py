@@ -27,6 +27,8 @@ from distilld.spool import SpoolError
 
 ORDERS_AHEAD: Final = 8
 """Orders that a worker holds unanswered; few and small enough to fit into the socket's buffer."""
+BYTES_AHEAD: Final = 20 << 20
+"""And of no more input than this, the last one apart: enough while a batch is committed, and some is left to others."""
 _LENGTH_BYTES: Final = 8
 _ENDING_SECONDS: Final = 5.0
 _PROGRAM: Final = "import sys; sys.path[:] = sys.argv[1:]; from distilld.workers import serve; serve()"
@@ -107,7 +109,8 @@ class _Worker:
                 process_group=0,
             )
         self.socket = ours
-        self.orders = 0
+        self.orders: deque[int] = deque()
+        """The sizes of those that it has not answered."""
         self._say((root, options))
 
     def _say(self, message: object) -> None:
@@ -123,7 +126,7 @@ class _Worker:
         except OSError:
             raise self._death() from None
         self._say(order)
-        self.orders += 1
+        self.orders.append(order.size)
 
     def answer(self) -> Any:
         """Wait for the answer to the oldest order."""
@@ -133,8 +136,13 @@ class _Worker:
             content = None
         if content is None:
             raise self._death()
-        self.orders -= 1
+        self.orders.popleft()
         return pickle.loads(content)  # noqa: S301  our own worker wrote it
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether another order would lie waiting."""
+        return len(self.orders) >= ORDERS_AHEAD or sum(self.orders) >= BYTES_AHEAD
 
     def has_answered(self) -> bool:
         """Whether the answer to the oldest order has come; also where the process is gone."""
@@ -188,8 +196,8 @@ class ProcessCrew:
 
     def _hand_out(self) -> None:
         while self._waiting:
-            worker = min(self._workers, key=lambda each: each.orders)
-            if worker.orders >= ORDERS_AHEAD:
+            worker = min(self._workers, key=lambda each: sum(each.orders))
+            if worker.has_enough:
                 return
             given = _Given(worker, _shared_file(self._folder))
             self._given.append(given)
