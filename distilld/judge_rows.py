@@ -335,11 +335,12 @@ class _Lane:
         holder = self._holder(row)
         if holder is not None and holder < row.walk:
             case = case._replace(id_taken=True)
-        elif holder is None and self._judge.is_done(self._kept_holder(row)):
+        outcome = self._rules(case, at)
+        if type(outcome) is Ship and holder is None and self._judge.is_done(self._kept_holder(row)):
             # Who is kept with this id was judged before, in this batch: it gives the id up in the next one.
-            case = case._replace(id_taken=True)
             self._out.rows_to_queue.append(row.walk)
-        return self.settle(row, recorded, self._rules(case, at))
+            outcome = self._rules(case._replace(id_taken=True), at)
+        return self.settle(row, recorded, outcome)
 
     def settle(self, row: WorkRow, recorded: Recorded, outcome: Outcome) -> Recorded:
         """Turn an outcome into changes; returns what is recorded of the row from now on."""

@@ -830,3 +830,23 @@ def test_adopted_row_has_no_batch_that_shipped_it(lake: HistoryLake) -> None:
     lake.go()
     assert lake.withdrawn("rag")[0]["shipped_batch"] is None
     assert lake.causes("rag") == ["revoked"]
+
+
+def test_held_row_keeps_its_bytes_beside_a_kept_one(lake: HistoryLake) -> None:
+    """A row that a later gate holds, while its id is kept for a row on absent evidence, is not written anew.
+
+    The story: a rebuild judged the kept row first, held the other one as its duplicate for the length of one batch, and
+    wrote the line that it had before with another time.
+    """
+    lake.both(A, run("one"))
+    lake.scored(B, run("one"))
+    lake.evidence(B, given("one", model_role="extractor"))
+    lake.go()
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    before = lake.lines("quarantine_sft")
+    assert [row["errors"] for row in lake.rows("quarantine_sft")] == [
+        ["evidence has no instruction→response shape (extraction-class or empty text)"]
+    ]
+    lake.go(Trigger.REBUILD)
+    assert lake.lines("quarantine_sft") == before
