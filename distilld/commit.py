@@ -240,7 +240,7 @@ class Committer:
                 with self._store.transaction():
                     self._ledger.set_installed(name, facts)
         for sequence, batch_id, text in self._ledger.unwritten_receipts():
-            receipts.write_receipt(self._root, batch_id, text.encode())
+            receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
             with self._store.transaction():
                 self._ledger.mark_written(sequence)
             if cut_off:

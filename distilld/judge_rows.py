@@ -403,7 +403,8 @@ class _Lane:
         kept = self._kept_holder(row) if holder is None else None
         if kept is not None:
             self._judge.displace(kept)
-        if holder != row.walk:
+        # Who has it again on evidence that came back was passed by in the meantime.
+        if holder != row.walk or row.evidence_changed:
             self._let_wait(key, row.walk)
         standing = self._standing(row, recorded, key, holder if kept is None else kept)
         if recorded.code is not None and recorded.code != SHIPPED:

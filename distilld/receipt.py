@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from distilld import __version__
-from distilld.durable import make_folder, replace_file, sync_folder
+from distilld.durable import make_folder, replace_file, sync_folder, sync_up
 from distilld.model import REPORTS, OperatorError
 
 RECEIPT_VERSION: Final = 1
@@ -78,14 +78,21 @@ def receipt_path(batch_id: str) -> str:
     return f"{REPORTS}/{batch_id}/receipt.json"
 
 
-def write_receipt(root: Path, batch_id: str, receipt: bytes) -> None:
+def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> None:
     """Write a receipt and the page; writing it again gives the same.
+
+    ``cut_off`` says that a kill may have come between making one of its folders and the fsync of that one's entry.
 
     Raises:
         ReceiptWriteError: The system refused.
     """
     _replace(root, receipt_path(batch_id), receipt)
     _replace(root, f"{REPORTS}/latest.md", latest_page(orjson.loads(receipt)).encode())
+    if cut_off:
+        try:
+            sync_up((root / receipt_path(batch_id)).parent, root)
+        except OSError as error:
+            raise ReceiptWriteError(receipt_path(batch_id), error) from error
 
 
 def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:

@@ -850,3 +850,18 @@ def test_held_row_keeps_its_bytes_beside_a_kept_one(lake: HistoryLake) -> None:
     ]
     lake.go(Trigger.REBUILD)
     assert lake.lines("quarantine_sft") == before
+
+
+def test_returned_evidence_makes_a_held_row_a_duplicate_again(lake: HistoryLake) -> None:
+    """A row that a later gate held while the evidence of the row before it was away waits for the id again."""
+    lake.both(A, run("one"))
+    lake.scored(B, run("one"))
+    lake.evidence(B, given("one", model_role="extractor"))
+    lake.go()
+    before = lake.held(Dataset.SFT)
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    lake.go(Trigger.REBUILD)
+    lake.bring_back(lake.evidence_path(A))
+    lake.go()
+    assert lake.held(Dataset.SFT) == before == {"one": "duplicate_id"}
