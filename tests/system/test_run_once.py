@@ -151,7 +151,7 @@ def test_input_that_cannot_be_read_is_named_and_stops_nothing(
 CUT_OFF = """
 import os, sys
 from distilld import commit
-commit.receipts.write_receipt = lambda *_: os._exit(9)
+commit.receipts.write_receipt = lambda *_, **__: os._exit(9)
 from distilld.cli import execute
 execute(["run", "--once", "--root", sys.argv[1]])
 """
