@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from distilld.datasets import Hold, Outcome, Ship, hold_malformed, rag, sft
+from distilld.datasets import Outcome, Ship, hold_malformed, rag, sft
 from distilld.durable import write_all
 from distilld.facts import (
     CATEGORIES,
@@ -25,7 +25,6 @@ from distilld.facts import (
     MALFORMED_CODES,
     REASON_CODES,
     SHIPPED,
-    TOO_LONG,
     EvidenceFacts,
     run_of_evidence,
     sample_key,
@@ -35,7 +34,7 @@ from distilld.json_text import Malformed, parse_object
 from distilld.lake import SourceFiles, open_partition, tree_path
 from distilld.model import Dataset, InputChanged, InputKind, Options, RowRef, StatFacts
 from distilld.records import EvidenceRecord, evidence_record, scored_run
-from distilld.tail import Line, PartitionReader, digest_of, read_span
+from distilld.tail import Line, PartitionReader, digest_of, end_of, parse_line, read_span
 
 FLUSH_BYTES: Final = 1 << 19
 """A stream is written to the shared file when it has gathered this much."""
@@ -118,9 +117,7 @@ class SpecialRow(NamedTuple):
     """A special row: the columns of its facts, whether it has evidence, its outcomes with the id free and taken."""
 
     facts: tuple[Any, ...]
-    sample_key: int | None
-    found: int
-    category: int | None
+    found: bool
     free: tuple[Judged, Judged]
     taken: tuple[Judged, Judged]
 
@@ -180,7 +177,7 @@ class Judge:
         found: dict[str, EvidenceFacts] = {}
 
         def take(line: Line, number: int) -> bool:
-            value, marked, _ = TOO_LONG if line.raw is None else parse_object(line.raw)
+            value, marked, _ = parse_line(line)
             if value is None:
                 return False
             run_id = run_of_evidence(value)
@@ -203,7 +200,7 @@ class Judge:
         reading = read_lines(
             self._root, InputKind.SCORED, arrival.path, order.max_line_bytes, rows.take, size=arrival.scored.size
         )
-        rows.end()
+        rows.end_facts()
         if not arrival.scored.saw(reading):
             raise InputChanged(tree_path(InputKind.SCORED, arrival.path))
         return reading
@@ -239,7 +236,7 @@ class _Rows:
     def take(self, line: Line, number: int) -> bool:
         """Judge one line; whether it is well-formed."""
         self._taken.rows += 1
-        value, marked, malformed = TOO_LONG if line.raw is None else parse_object(line.raw)
+        value, marked, malformed = parse_line(line)
         if value is None:
             self._take_malformed(line, number, malformed or Malformed.NOT_JSON)
             return False
@@ -263,8 +260,8 @@ class _Rows:
             again = case._replace(id_taken=True)
             free = self._judged(rag.judge(case, at)), self._judged(sft.judge(case, at))
             taken = self._judged(rag.judge(again, at)), self._judged(sft.judge(again, at))
-            self._taken.specials.append(SpecialRow(facts, key, int(found), code, free, taken))
-            self._end_facts()
+            self._taken.specials.append(SpecialRow(facts, found, free, taken))
+            self.end_facts()
             self._out.mark(SPECIAL, len(self._taken.specials) - 1)
             return True
         case = RowCase(row, evidence, category, False, self._options, self._missing)
@@ -292,30 +289,27 @@ class _Rows:
     def _add(self, facts: tuple[Any, ...], found: bool, in_rag: Outcome, in_sft: Outcome) -> None:
         stamp = self._stamp
         rag_line, sft_line = in_rag.line(stamp), in_sft.line(stamp)
-        rag_code = SHIPPED if isinstance(in_rag, Ship) else REASON_CODES[in_rag.reason]
-        sft_code = SHIPPED if isinstance(in_sft, Ship) else REASON_CODES[in_sft.reason]
+        rag_code, sft_code = _code_of(in_rag), _code_of(in_sft)
         self._out.add(RAG_HELD if rag_code else RAG_SHIPPED, rag_line)
         self._out.add(SFT_HELD if sft_code else SFT_SHIPPED, sft_line)
         self._in_rag[rag_code] += 1
         self._in_sft[sft_code] += 1
         self._facts.append((*facts, found, rag_code, digest_of(rag_line), sft_code, digest_of(sft_line)))
         if len(self._facts) >= FLUSH_ROWS:
-            self._end_facts()
+            self.end_facts()
 
     def _judged(self, outcome: Outcome) -> Judged:
-        if type(outcome) is Ship:
-            return Judged(SHIPPED, outcome.line(self._stamp))
-        assert type(outcome) is Hold  # noqa: S101  an outcome is one of two
-        return Judged(REASON_CODES[outcome.reason], outcome.line(self._stamp))
+        return Judged(_code_of(outcome), outcome.line(self._stamp))
 
-    def _end_facts(self) -> None:
+    def end_facts(self) -> None:
+        """Hand over the facts that were gathered so far."""
         if self._facts:
             self._out.add_facts(ROWS, self._facts)
             self._facts = []
 
-    def end(self) -> None:
-        """Hand over what is left."""
-        self._end_facts()
+
+def _code_of(outcome: Outcome) -> int:
+    return SHIPPED if isinstance(outcome, Ship) else REASON_CODES[outcome.reason]
 
 
 class _Streams:
@@ -396,16 +390,10 @@ def read_lines(
                     first_malformed = number if malformed == 0 else first_malformed
                     malformed += 1
             lines += len(block)
-        tail = reader.tail
-        state: str | None = None
-        digest: bytes | None = None
-        if tail is not None:
-            complete = tail.raw is not None and parse_object(tail.raw).value is not None
-            state = "provisional" if complete else "pending"
-            if complete:
-                digest = tail.digest
-                take(tail, lines)
-                lines += 1
+        end = end_of(reader.tail)
+        if reader.tail is not None and end.digest is not None:
+            take(reader.tail, lines)
+            lines += 1
         return Reading(
             facts,
             reader.consumed,
@@ -413,9 +401,9 @@ def read_lines(
             lines,
             malformed,
             first_malformed,
-            state,
-            tail.length if tail is not None else 0,
-            digest,
+            end.state,
+            end.length,
+            end.digest,
             reader.bytes_read,
         )
 

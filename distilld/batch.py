@@ -128,7 +128,7 @@ class Engine:
         spool_folder: Path | None = None,
         workers: int = 0,
     ) -> None:
-        """``workers`` are the processes that judge many new partitions; 0: as many as there are cores.
+        """``workers`` are the processes that judge many new partitions; 0: one a core in all.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
 

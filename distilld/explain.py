@@ -7,13 +7,13 @@ is read from there, up to what was committed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from distilld.config import Settings
+from distilld.exports import committed_lines
 from distilld.json_text import parse_object, stringify
 from distilld.model import EXPORT_PATHS, Dataset, OperatorError, Options
 from distilld.store.ledger import Ledger
@@ -195,22 +195,13 @@ def _errors(root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_i
     if wanted:
         named = stringify(run_id)[1:-1]
         with suppress(FileNotFoundError):
-            for line in _committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
+            for line in committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
                 if named in line and (digest := digest_of(line)) in wanted:
                     errors = (parse_object(line.rstrip(b"\n")).value or {}).get("errors")
                     found[digest] = tuple(map(str, errors)) if isinstance(errors, list) else ()
                     if len(found) == len(wanted):
                         break
     return found
-
-
-def _committed_lines(path: Path, length: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        for line in file:
-            length -= len(line)
-            if length < 0:
-                return
-            yield line
 
 
 # from facts to the story

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from distilld.facts import LINES_END, TOO_LONG, EvidenceFacts, MalformedEvidence, RowFacts, row_facts, run_of_evidence
-from distilld.json_text import parse_object
+from distilld.facts import LINES_END, EvidenceFacts, MalformedEvidence, RowFacts, row_facts, run_of_evidence
 from distilld.lake import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
 from distilld.plan import FileKey, Look, compare
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.tail import Line, PartitionReader
+from distilld.tail import Line, PartitionReader, end_of, parse_line
 
 ROWS_PER_TRANSACTION: Final = 20_000
 
@@ -310,16 +309,8 @@ class Indexer:
 
     def _take_tail(self, record: FileRecord, tail: Line | None, line: int, *, staged: bool, known: bool) -> int:
         """Judge the unterminated end of a file (SPEC 2): a complete object counts, anything else is pending."""
-        record.tail, record.tail_bytes, record.tail_digest = None, 0, None
-        if tail is None:
-            return 0
-        record.tail_bytes = tail.length
-        complete = tail.raw is not None and parse_object(tail.raw).value is not None
-        record.tail = "provisional" if complete else "pending"
-        if not complete:
-            return 0
-        record.tail_digest = tail.digest
-        if known:
+        record.tail, record.tail_bytes, record.tail_digest = end_of(tail)
+        if tail is None or record.tail_digest is None or known:
             return 0
         self._add(record, [tail], line, staged=staged)
         return 1
@@ -334,15 +325,10 @@ class Indexer:
             lines += len(block)
             _refuse_too_many(record, lines)
         tail = reader.tail
-        record.tail, record.tail_bytes, record.tail_digest = None, 0, None
-        if tail is not None:
-            record.tail_bytes = tail.length
-            complete = tail.raw is not None and parse_object(tail.raw).value is not None
-            record.tail = "provisional" if complete else "pending"
-            if complete:
-                record.tail_digest = tail.digest
-                self._stage(record, [tail], lines)
-                lines += 1
+        record.tail, record.tail_bytes, record.tail_digest = end_of(tail)
+        if tail is not None and record.tail_digest is not None:
+            self._stage(record, [tail], lines)
+            lines += 1
         same = record.indexed_sha256 == reader.sha256 and record.indexed_bytes == reader.consumed
         _record_reading(record, reader, facts)
         record.indexed_lines, record.malformed_lines = lines, malformed
@@ -385,8 +371,7 @@ def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFact
 
 def scored_facts(line: Line, number: int) -> RowFacts:
     """The facts of one scored line."""
-    parsed = TOO_LONG if line.raw is None else parse_object(line.raw)
-    return row_facts(number, line.start, line.length, line.digest, parsed)
+    return row_facts(number, line.start, line.length, line.digest, parse_line(line))
 
 
 def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
@@ -394,7 +379,7 @@ def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFac
     found = []
     malformed = []
     for number, line in enumerate(block, first_line):
-        value = parse_object(line.raw).value if line.raw is not None else None
+        value = parse_line(line).value
         if value is None:
             malformed.append(number)
             continue

@@ -352,13 +352,14 @@ class Intake:
     def _settle(self, row: SpecialRow, decisions: Decisions) -> tuple[Any, ...]:
         """Decide on a special row, now that all rows before it are decided on: whether its ids are taken."""
         columns: list[Any] = [*row.facts, row.found]
+        key: int | None = row.facts[-1]
         for dataset, free, taken in zip(_DATASETS, row.free, row.taken, strict=True):
             holders = self._taken[dataset]
-            judged = taken if row.sample_key in holders else free
+            judged = taken if key in holders else free
             change = decisions.changes[dataset]
             if judged.code == SHIPPED:
-                assert row.sample_key is not None  # noqa: S101  what ships has an id
-                holders.add(row.sample_key)
+                assert key is not None  # noqa: S101  what ships has an id
+                holders.add(key)
                 change.shipped.add(judged.line)
             else:
                 change.held.add(judged.line)

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from distilld.facts import TOO_LONG
+from distilld.json_text import ParsedLine, parse_object
 from distilld.model import InputChanged, UnreadableError
 
 BLOCK_BYTES: Final = 1 << 17
@@ -37,6 +39,32 @@ class Line(NamedTuple):
     raw: bytes | None
     head: bytes
     digest: bytes
+
+
+class End(NamedTuple):
+    """What a file ends in behind its last line feed (SPEC 2), as the store keeps it; three times nothing if nothing.
+
+    ``state`` is 'provisional' where it is a complete JSON object, and so counts as a line, else 'pending'. Only what
+    counts has a ``digest``.
+    """
+
+    state: str | None
+    length: int
+    digest: bytes | None
+
+
+def parse_line(line: Line) -> ParsedLine:
+    """What a line says, or why it says nothing; one that was not read because of its length is too long."""
+    return TOO_LONG if line.raw is None else parse_object(line.raw)
+
+
+def end_of(tail: Line | None) -> End:
+    """Judge the unterminated end of a file: a complete object counts, anything else is pending."""
+    if tail is None:
+        return End(None, 0, None)
+    if parse_line(tail).value is None:
+        return End("pending", tail.length, None)
+    return End("provisional", tail.length, tail.digest)
 
 
 class PartitionReader:

@@ -183,7 +183,8 @@ class ProcessCrew:
         except OSError as error:
             self.close()
             raise OperatorError(
-                f"cannot start a worker process: {error.strerror or error}", hint="set workers to 1"
+                f"cannot start a worker process: {error.strerror or error}",
+                hint="let it start processes: look at its limits and at the memory that is left",
             ) from error
         except BaseException:
             self.close()

@@ -88,17 +88,15 @@ def _rows(root: Path, counts: list[HeldCount], lengths: dict[Dataset, int], reas
 def _read(path: Path, length: int) -> Iterator[HeldRow]:
     import orjson
 
-    with path.open("rb") as file:
-        for line in file:
-            length -= len(line)
-            if length < 0:
-                return
-            try:
-                found = orjson.loads(line)
-                place = found["location"]
-                yield HeldRow(
-                    str(found["exporter"]), str(found["reason"]), str(place["partition"]), int(place["line_offset"]),
-                    tuple(map(str, found["errors"])),
-                )  # fmt: skip
-            except (ValueError, TypeError, KeyError):
-                continue  # somebody edited the file; 'status' and 'verify' say so
+    from distilld.exports import committed_lines
+
+    for line in committed_lines(path, length):
+        try:
+            found = orjson.loads(line)
+            place = found["location"]
+            yield HeldRow(
+                str(found["exporter"]), str(found["reason"]), str(place["partition"]), int(place["line_offset"]),
+                tuple(map(str, found["errors"])),
+            )  # fmt: skip
+        except (ValueError, TypeError, KeyError):
+            continue  # somebody edited the file; 'status' and 'verify' say so

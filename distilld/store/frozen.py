@@ -12,6 +12,7 @@ from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFa
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.schema import last_verdict
 from distilld.store.work import Work
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ def _evidence_gone(dataset: Dataset) -> str:
 
 def _overruled() -> str:
     """Whether the last present verdict about a side of a pair is not the one that the pair was formed with."""
-    last = (
-        "coalesce((SELECT v.category FROM scored_rows v WHERE v.run_id = pairs.{side}_run_id AND v.category IS NOT NULL"
-        " ORDER BY v.walk DESC LIMIT 1), {expected}) NOT IN ({allowed})"
-    )
+    last = f"coalesce({last_verdict('pairs.{side}_run_id')}, {{expected}}) NOT IN ({{allowed}})"
     accepted, partial, rejected = (
         CATEGORY_CODES[category] for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
     )

@@ -16,7 +16,7 @@ from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, SHI
 from distilld.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
-from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID
+from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID, last_verdict
 
 _MASK = LINES_END - 1
 _FACTS = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
@@ -747,8 +747,7 @@ def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
         if any(options.forbids(dataset, category) for dataset in datasets)
     )
     return (
-        f"(coalesce((SELECT v.category FROM scored_rows v WHERE v.run_id = {run} AND v.category IS NOT NULL"
-        f" ORDER BY v.walk DESC LIMIT 1) IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
+        f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
         f" AND f.kind = 'absent' AND f.category IN ({codes})))"
     )
 

@@ -11,11 +11,7 @@ import orjson
 from distilld.facts import REASONS, SHIPPED
 from distilld.model import EXPORT_PATHS, Committed, Dataset, InputKind, StatFacts
 from distilld.store import Store
-
-_LAST_VERDICT = (
-    "(SELECT v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
-    " ORDER BY v.walk DESC LIMIT 1)"
-)
+from distilld.store.schema import last_verdict
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
@@ -401,7 +397,7 @@ class Ledger:
         marks = ",".join(map(str, forbidden))
         found = self._run(
             "SELECT count(*) FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value"
-            f" WHERE {_LAST_VERDICT} IN ({marks})",
+            f" WHERE {last_verdict('s.run_id')} IN ({marks})",
             (f"[{','.join(map(str, walks))}]",),
         )
         return int(found.fetchone()[0])
@@ -409,7 +405,7 @@ class Ledger:
     def forbidden_among_arrived(self, span: tuple[int, int], rag: tuple[int, ...], sft: tuple[int, ...]) -> int:
         """The same for all shipped rows of a span in walk order, with the categories that RAG and SFT forbid."""
         found = self._run(
-            f"SELECT count(*) FROM (SELECT rag, sft, {_LAST_VERDICT} AS last FROM scored_rows s"
+            f"SELECT count(*) FROM (SELECT rag, sft, {last_verdict('s.run_id')} AS last FROM scored_rows s"
             f" WHERE walk >= ? AND walk < ? AND (rag = {SHIPPED} OR sft = {SHIPPED}))"
             f" WHERE rag = {SHIPPED} AND last IN ({','.join(map(str, rag))})"
             f" OR sft = {SHIPPED} AND last IN ({','.join(map(str, sft))})",

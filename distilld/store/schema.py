@@ -28,6 +28,15 @@ BEHIND_ID: Final = {
 }
 """Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
 
+
+def last_verdict(run: str) -> str:
+    """SQL for the category code of a run's last present verdict; NULL where it has none. ``run`` is an expression."""
+    return (
+        f"(SELECT v.category FROM scored_rows v WHERE v.run_id = {run} AND v.category IS NOT NULL"
+        " ORDER BY v.walk DESC LIMIT 1)"
+    )
+
+
 _ROW_COLUMNS = """
     start_byte    INTEGER NOT NULL,
     length_bytes  INTEGER NOT NULL,
