@@ -218,7 +218,8 @@ class Frozen:
                 f"SELECT count(*) FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0 AND {dataset} = {SHIPPED}"
             )
             + self._count(
-                f"SELECT count(*) FROM scored_rows WHERE kept & {bit | KEPT_FOR_GOOD} = {bit} AND {dataset} = {SHIPPED}"
+                f"SELECT count(*) FROM scored_rows INDEXED BY kept_rows WHERE kept <> 0"
+                f" AND kept & {bit | KEPT_FOR_GOOD} = {bit} AND {dataset} = {SHIPPED}"
             )
             for dataset, bit in KEPT_BITS.items()
         }

@@ -2,6 +2,8 @@ CREATE INDEX absent_files ON files (partition_id) WHERE state = 'absent';
 
 CREATE UNIQUE INDEX departed_ids ON departures (dataset, sample_key) WHERE outcome = 0;
 
+CREATE INDEX frozen_pairs ON pairs (frozen, accepted, outcome) WHERE frozen IS NOT NULL;
+
 CREATE UNIQUE INDEX frozen_rag_ids ON frozen_rows (sample_key) WHERE rag = 0;
 
 CREATE INDEX frozen_rows_by_digest ON frozen_rows (digest);
@@ -11,6 +13,8 @@ CREATE INDEX frozen_rows_by_partition ON frozen_rows (partition_id, line);
 CREATE INDEX frozen_rows_by_run ON frozen_rows (run_id);
 
 CREATE UNIQUE INDEX frozen_sft_ids ON frozen_rows (sample_key) WHERE sft = 0;
+
+CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;
 
 CREATE INDEX nameless_rows ON scored_rows (digest) WHERE run_id IS NULL;
 

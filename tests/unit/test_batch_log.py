@@ -110,14 +110,14 @@ def test_receipt_that_a_crash_left_unwritten(lake: HistoryLake) -> None:
 def test_store_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is brought to this version's form says so, once; a new one does not."""
 
-    def m002_later(_: object) -> None:
+    def m999_later(_: object) -> None:
         """Changes nothing."""
 
     path = tmp_path / "distilld.db"
     with capture_logs() as lines:
         open_store(path, tmp_path).close()
         assert lines == []
-        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, m002_later))
+        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, m999_later))
         monkeypatch.setattr(stores, "_OURS", {each.__name__ for each in schema.MIGRATIONS})
         open_store(path, tmp_path).close()
         Store.open(path, tmp_path).close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from distilld.config import Settings, load
 from distilld.health import diagnose
 from distilld.lock import tell_trouble
 from distilld.once import bring_up_to_date, writer
+from distilld.store import Store
 from distilld.vitals import Failure, Unreadable, Vitals, read_vitals, write_vitals
 from tests.bench.lake_by_formula import partition_of, write_bench_lake
 
@@ -67,6 +70,30 @@ def ago(seconds: float) -> str:
 def test_healthy_while_a_daemon_runs(settings: Settings, running: Engine) -> None:
     """A daemon that scanned a moment ago, and nothing else to tell: no reason."""
     assert names(settings) == []
+
+
+def test_it_looks_at_no_table_of_rows_as_a_whole(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: two counts read every scored row, so that a monitor's question took a second on a large lake."""
+    asked: list[str] = []
+    opened = Store.open_readonly
+
+    def traced(path: Path) -> Store:
+        store = opened(path)
+        store.connection.set_trace_callback(asked.append)
+        return store
+
+    monkeypatch.setattr(Store, "open_readonly", traced)
+    names(settings)
+    assert any("FROM scored_rows" in statement for statement in asked)
+    with closing(sqlite3.connect(settings.state)) as store:
+        steps = [
+            detail
+            for statement in asked
+            if statement.startswith("SELECT")
+            for _, _, _, detail in store.execute(f"EXPLAIN QUERY PLAN {statement}")
+        ]
+    whole = re.compile(r"SCAN (scored_rows|evidence_rows|pairs)\b(?!.* (kept_rows|frozen_pairs))")
+    assert [detail for detail in steps if whole.match(detail)] == []
 
 
 def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> None:
