@@ -11,6 +11,12 @@ INSPECTION := $(VENV)/.installed-inspection
 # -qq still shows errors.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
+# Every test that runs a command would compile the program anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Tests run in as many processes as there are cores, eight at most; one that is done early takes over from another.
+SPREAD := -n auto --maxprocesses 8 --dist worksteal
+
 # Where 'make install' puts things. DESTDIR is put before every path that is written to, and stands in none of the files.
 DESTDIR ?=
 PREFIX ?= /usr/local
@@ -46,10 +52,10 @@ demo: $(RUNTIME) ## Show distilld at work on a small lakehouse of its own
 	@$(BIN)/distilld demo
 
 test: $(DEVELOPMENT) ## Run the tests but the slow ones
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest $(SPREAD) -m 'not slow'
 
 test-slow: $(DEVELOPMENT) ## Run the slow tests
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest $(SPREAD) -m slow
 
 coverage: $(DEVELOPMENT) ## Run the tests and show which branches of the pure core they miss
 	@$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term-missing

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib
 import sys
 from pathlib import Path
+
+import distilld
 
 
 def names() -> list[str]:
@@ -18,6 +21,8 @@ def main(wanted: list[str]) -> int:
     if unknown:
         print(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(names())}", file=sys.stderr)
         return 2
+    # As 'make install' does it; workers and commands would else be compiled at each of their starts.
+    compileall.compile_dir(Path(distilld.__file__).parent, quiet=1)
     for name in wanted or names():
         importlib.import_module(f"tests.bench.bench_{name}").main()
         print()

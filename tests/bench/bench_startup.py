@@ -1,13 +1,11 @@
 """How long the commands take that people type: their start is most of it.
 
 The measure is ``python -c "import pydantic"`` with the same interpreter. Commands and measure take turns, so that a
-machine whose speed drifts does not tilt the ratios. The lake is the sample lake of one day after one run. The program is
-compiled beforehand, as 'make install' does it.
+machine whose speed drifts does not tilt the ratios. The lake is the sample lake of one day after one run.
 """
 
 from __future__ import annotations
 
-import compileall
 import statistics
 import subprocess
 import sys
@@ -17,7 +15,7 @@ from pathlib import Path
 
 from distilld.sample_lake import write_sample_lake
 from tests.bench.machine import describe_machine, spread
-from tests.system.command import REPOSITORY, bring, command, environment
+from tests.system.command import bring, command, environment
 
 TURNS = 15
 GOAL = 2.0
@@ -34,7 +32,6 @@ def main(turns: int = TURNS) -> None:
     """Print the figures."""
     print(f"start of commands, {turns} turns")
     print(describe_machine())
-    compileall.compile_dir(REPOSITORY / "distilld", quiet=1)
     with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
         folder = Path(name)
         lake = write_sample_lake(folder / "lake", days=1)

@@ -21,7 +21,14 @@ from distilld.records import EvidenceRecord, ScoredRun, evidence_record, id_digi
 
 AT: Final = RowRef("2026/04/27/scrum_reviews.jsonl", 7)
 STAMP: Final = "2026-04-27T03:57:40.123Z"
-ABSENT: Final = object()
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Final = _Absent()
 """As the value of a change: the key is left out."""
 
 PROPERTY: Final = settings(derandomize=True, deadline=None, database=None, max_examples=200)
