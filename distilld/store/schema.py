@@ -371,11 +371,13 @@ def m001_first_version(db: Database) -> None:
 
 
 def m002_indexes_of_exceptions(db: Database) -> None:
-    """What is kept by way of exception is counted at every status and health: without a look at every row."""
+    """What is kept by way of exception is asked for at every pass, status and health: without a look at every row."""
     _run_script(
         db,
         "CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;\n"
-        "CREATE INDEX frozen_pairs ON pairs (frozen, accepted, outcome) WHERE frozen IS NOT NULL;\n",
+        "CREATE INDEX frozen_pairs ON pairs (frozen, accepted, outcome) WHERE frozen IS NOT NULL;\n"
+        "CREATE INDEX frozen_rows_by_kind ON frozen_rows (kind, accepted, rag, sft);\n"
+        "CREATE INDEX emptied_rows ON frozen_rows (kind) WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL;\n",
     )
 
 

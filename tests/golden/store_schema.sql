@@ -2,11 +2,15 @@ CREATE INDEX absent_files ON files (partition_id) WHERE state = 'absent';
 
 CREATE UNIQUE INDEX departed_ids ON departures (dataset, sample_key) WHERE outcome = 0;
 
+CREATE INDEX emptied_rows ON frozen_rows (kind) WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL;
+
 CREATE INDEX frozen_pairs ON pairs (frozen, accepted, outcome) WHERE frozen IS NOT NULL;
 
 CREATE UNIQUE INDEX frozen_rag_ids ON frozen_rows (sample_key) WHERE rag = 0;
 
 CREATE INDEX frozen_rows_by_digest ON frozen_rows (digest);
+
+CREATE INDEX frozen_rows_by_kind ON frozen_rows (kind, accepted, rag, sft);
 
 CREATE INDEX frozen_rows_by_partition ON frozen_rows (partition_id, line);
 

@@ -10,6 +10,7 @@ import pytest
 
 from distilld.model import Dataset, OnDelete, Options, Trigger
 from tests.unit.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
+from tests.unit.query_plans import whole_scans
 
 TASK = "one-task"
 
@@ -865,3 +866,21 @@ def test_returned_evidence_makes_a_held_row_a_duplicate_again(lake: HistoryLake)
     lake.bring_back(lake.evidence_path(A))
     lake.go()
     assert lake.held(Dataset.SFT) == before == {"one": "duplicate_id"}
+
+
+def test_a_pass_looks_at_no_table_of_rows_as_a_whole(lake: HistoryLake) -> None:
+    """The story: two questions of each pass read all frozen rows, and where producers delete what is old they are many."""
+    two_partitions(lake)
+    lake.move_away(*lake.paths(A, "both"))
+    lake.go()
+    asked: list[str] = []
+    connection = lake.engine.store.connection
+    rows = run("b1"), run("b2", "needs_human_review"), run("b3", task_id="t"), run("b4", "rejected", "t"), run("b5")
+    lake.both(B, *rows)
+    connection.set_trace_callback(asked.append)
+    done = lake.engine.run_pass(Trigger.ONCE)
+    connection.set_trace_callback(None)
+    lake.check()
+    assert [batch.receipt["work"]["rows_judged"] for batch in done.batches] == [1]
+    assert any("frozen_rows" in statement for statement in asked)
+    assert whole_scans(connection, asked) == []

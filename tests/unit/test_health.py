@@ -24,6 +24,7 @@ from distilld.once import bring_up_to_date, writer
 from distilld.store import Store
 from distilld.vitals import Failure, Unreadable, Vitals, read_vitals, write_vitals
 from tests.bench.lake_by_formula import partition_of, write_bench_lake
+from tests.unit.query_plans import whole_scans
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -86,14 +87,7 @@ def test_it_looks_at_no_table_of_rows_as_a_whole(settings: Settings, monkeypatch
     names(settings)
     assert any("FROM scored_rows" in statement for statement in asked)
     with closing(sqlite3.connect(settings.state)) as store:
-        steps = [
-            detail
-            for statement in asked
-            if statement.startswith("SELECT")
-            for _, _, _, detail in store.execute(f"EXPLAIN QUERY PLAN {statement}")
-        ]
-    whole = re.compile(r"SCAN (scored_rows|evidence_rows|pairs)\b(?!.* (kept_rows|frozen_pairs))")
-    assert [detail for detail in steps if whole.match(detail)] == []
+        assert whole_scans(store, asked) == []
 
 
 def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> None:

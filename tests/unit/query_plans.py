@@ -1,0 +1,34 @@
+"""How SQLite goes about what it was asked: for tests that work follows what changed, not what there is."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable
+
+_EXCEPTIONS = "kept_rows|frozen_pairs"
+"""Indexes that hold only what is kept by way of exception."""
+
+_WHOLE = re.compile(rf"SCAN (scored_rows|evidence_rows|pairs|s|e)\b(?!.* ({_EXCEPTIONS})\b)|SCAN frozen_rows$")
+"""``s`` and ``e`` are how every query calls the scored rows and the evidence rows."""
+
+
+def whole_scans(connection: sqlite3.Connection, statements: Iterable[str]) -> list[str]:
+    """The steps of these statements that read a table of rows from its beginning to its end."""
+    return [
+        f"{step}: {statement}"
+        for statement in statements
+        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
+        for step in _plan(connection, statement)
+        if _WHOLE.match(step)
+    ]
+
+
+def _plan(connection: sqlite3.Connection, statement: str) -> list[str]:
+    try:
+        return [step for _, _, _, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
+        # A temporary table of the pass: it held what changed, and is gone.
+        return []
