@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeGuard
@@ -225,7 +226,11 @@ class Restorer:
     def _remove_leftovers(self) -> None:
         """Temporary files of a batch that was cut off, and that nobody remembers."""
         for path in map(Path, EXPORT_PATHS.values()):
-            for left in (self._root / path.parent).glob(f".{path.name}.*.tmp"):
+            try:
+                leftovers = list((self._root / path.parent).glob(f".{path.name}.*.tmp"))
+            except OSError as error:
+                raise ExportReadError(str(path.parent), error) from error
+            for left in leftovers:
                 try:
                     left.unlink()
                 except OSError as error:
@@ -344,12 +349,13 @@ class Restorer:
         for name, record in self._ledger.exports().items():
             if name.startswith("withdrawals_") or not record.committed.rows:
                 continue
-            order = self._frozen.order_lines(name, self._line_keys(name))
             rows = record.committed.rows
-            self._committer.replace(
-                [NewVersion(name, _pick(self._root / EXPORT_PATHS[name], order), lambda rows=rows: rows)],  # type: ignore[misc]
-                lambda: None,
-            )
+            # A question that is left half answered, by a fault in the middle, would lock the tables that it reads.
+            with closing(self._frozen.order_lines(name, self._line_keys(name))) as order:
+                self._committer.replace(
+                    [NewVersion(name, _pick(self._root / EXPORT_PATHS[name], order), lambda rows=rows: rows)],  # type: ignore[misc]
+                    lambda: None,
+                )
 
     def _line_keys(self, name: str) -> Iterator[tuple[int, int, object]]:
         start = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
@@ -553,8 +553,10 @@ class Frozen:
 
     # canonical order
 
-    def order_lines(self, name: str, lines: Iterable[tuple[int, int, object]]) -> Iterator[tuple[int, int]]:
-        """The (offset, length) of an export's lines in canonical walk order.
+    def order_lines(
+        self, name: str, lines: Iterable[tuple[int, int, object]]
+    ) -> Generator[tuple[int, int], None, None]:
+        """The (offset, length) of an export's lines in canonical walk order; to be closed if it is not read to its end.
 
         Rows of absent partitions stand where they stood; pairs that are frozen, and orphans, come last. ``lines`` gives
         offset, length and key of each line: the sample key in a dataset, the digest in a quarantine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,8 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import batch
+from distilld import batch, restore
+from distilld.exports import ExportReadError, ExportWriteError
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, Trigger
 from distilld.restore import COPIES_KEPT, AnotherWriterError
 from distilld.store import StoreCorruptError, StoreTooNewError
@@ -666,6 +668,38 @@ def test_rebuild_equals_a_first_pass(phase4: HistoryLake) -> None:
     for dataset in Dataset:
         expected = (PHASE4 / "expected" / EXPORT_PATHS[dataset].removeprefix("exports/")).read_bytes()
         assert [json.loads(line)["id"] for line in expected.splitlines()] == [row["id"] for row in phase4.rows(dataset)]
+
+
+def test_rebuild_that_failed_half_way_can_be_run_again(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: the question for the order of the lines stayed open, so that the next rebuild found its tables locked."""
+    before = full.files()
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(restore, "_pick", lambda _, order: map(refuse, order))
+    with pytest.raises(ExportWriteError, match="Input/output error") as kept:
+        full.engine.rebuild()
+    monkeypatch.undo()
+    full.engine.committer.recover()
+    full.go(Trigger.REBUILD)
+    assert kept.tb is not None  # as where somebody still holds the error
+    assert full.files().keys() == before.keys()
+
+
+def test_take_over_where_a_folder_cannot_be_listed(phase4: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no descriptor left it is an error for operators; the next pass takes the files over."""
+
+    def refuse(*_: object) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    engine = phase4.engine
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(ExportReadError, match="Too many open files"):
+            engine.run_pass(Trigger.ONCE)
+    phase4.go()
+    assert len(phase4.shipped(Dataset.RAG)) == 446
 
 
 @pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
