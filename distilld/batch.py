@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -308,14 +309,16 @@ class Engine:
         pairs = PairJudge(
             self.work, texts, self.options, decisions, missing_files=missing, options_changed=options_changed
         )
-        rows.take_frozen(self.work.frozen_queue())
+        # Queues are closed even where a fault ends the batch: one that is left half read locks the tables of the pass.
+        with closing(self.work.frozen_queue()) as frozen:
+            rows.take_frozen(frozen)
         rows.take_departures(self.work.departures(DEPARTURES_PER_BATCH))
         pruned: set[int | None] = set()
-        last = rows.judge(
-            _noting_pruned(self.work.rows(forced_only=False), pruned), max_rows=self.batch_rows, max_bytes=BATCH_BYTES
-        )
+        with closing(_noting_pruned(self.work.rows(forced_only=False), pruned)) as queued:
+            last = rows.judge(queued, max_rows=self.batch_rows, max_bytes=BATCH_BYTES)
         if last is not None:
-            rows.judge(_noting_pruned(self.work.rows(forced_only=True), pruned), max_rows=NO_LIMIT, max_bytes=NO_LIMIT)
+            with closing(_noting_pruned(self.work.rows(forced_only=True), pruned)) as queued:
+                rows.judge(queued, max_rows=NO_LIMIT, max_bytes=NO_LIMIT)
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
         decisions.judged_to = NO_LIMIT if last is None else last
@@ -512,7 +515,7 @@ def _problems_of(decisions: Decisions) -> list[UnreadableError]:
     return [UnreadableError(path, OSError(why)) for path, why in decisions.unreadable.items()]
 
 
-def _noting_pruned(rows: Iterator[WorkRow], pruned: set[int | None]) -> Iterator[WorkRow]:
+def _noting_pruned(rows: Iterator[WorkRow], pruned: set[int | None]) -> Generator[WorkRow, None, None]:
     """The same rows; the ids of those whose evidence an operator gave up are noted on the way."""
     for row in rows:
         if row.evidence_changed == EVIDENCE_PRUNED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED
@@ -305,13 +305,13 @@ class Work:
             )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
-    def frozen_queue(self) -> Iterator[FrozenRow]:
+    def frozen_queue(self) -> Generator[FrozenRow, None, None]:
         """Frozen rows whose reason to stay may be gone."""
         rows = self._run(
             "SELECT f.frozen_id, kind, partition_id, line, digest, run_id, category, sample_key, rag, rag_line, rag_batch,"
             " sft, sft_line, sft_batch FROM rejudge_frozen CROSS JOIN frozen_rows f USING (frozen_id)"
         )
-        return map(FrozenRow._make, rows)
+        yield from map(FrozenRow._make, rows)
 
     def stands_elsewhere(self, digest: bytes, run_id: str | None) -> bool:
         """Whether a present scored row has these very bytes; one that is too long now says no run."""

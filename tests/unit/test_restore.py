@@ -19,10 +19,11 @@ from structlog.testing import capture_logs
 
 from distilld import batch, restore
 from distilld.exports import ExportReadError, ExportWriteError
-from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, Trigger
+from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, OperatorError, Trigger
 from distilld.restore import COPIES_KEPT, AnotherWriterError
 from distilld.store import StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
+from distilld.texts import Texts
 from tests.unit.history_lake import MINUTE_NS, A, B, HistoryLake, given, history_lake, rag_id, run
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"
@@ -685,6 +686,26 @@ def test_rebuild_that_failed_half_way_can_be_run_again(full: HistoryLake, monkey
     full.go(Trigger.REBUILD)
     assert kept.tb is not None  # as where somebody still holds the error
     assert {name: full.lines(name) for name in EXPORT_PATHS} == before
+
+
+def test_pass_that_failed_half_way_can_be_run_again(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of the queue of the rows to be judged, though somebody still holds the error."""
+    lake.both(A, *(run(f"run-{n}") for n in range(30)))
+    lake.go()
+    lake.both(A, *(run(f"run-{n}", "rejected") for n in range(30)))
+
+    def refuse(*_: object) -> object:
+        raise OperatorError("no", hint="try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Texts, "scored", refuse)
+        with pytest.raises(OperatorError, match="no") as kept:
+            lake.engine.run_pass(Trigger.ONCE)
+    lake.engine.committer.recover()
+    lake.both(A, *(run(f"run-{n}", "rejected") for n in range(29)))
+    lake.go()
+    assert kept.tb is not None
+    assert lake.rows("rag") == []
 
 
 def test_take_over_where_a_folder_cannot_be_listed(phase4: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
