@@ -214,6 +214,7 @@ class Engine:
         self.teller.malformed(result.indexed.malformed_evidence)
         self._thaw()
         self._trip()
+        self._lose_missing()
         self._unreadable = {str(problem): problem for problem in result.indexed.problems}
         try:
             self._work_off(trigger, result, options_changed=bool(options_changed))
@@ -438,6 +439,12 @@ class Engine:
         """What was frozen with a partition that returned is live again, pairs too."""
         with self.store.transaction():
             self.frozen.thaw()
+
+    def _lose_missing(self) -> None:
+        """What a damaged export lost is written again from its inputs; where these went as well, it is lost."""
+        if self.work.missing_lines():
+            with self.store.transaction():
+                self.frozen.lose_missing()
 
     def _trip(self) -> None:
         """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""

@@ -260,7 +260,8 @@ class PairJudge:
             return
         overruled = self._overruled(pair)
         kept = pair.frozen in ("vanished", "orphan") or self._is_absent(pair)
-        if kept and (pair.outcome != SHIPPED or not overruled):
+        lost = kept and self._is_missing(pair)
+        if kept and not lost and (pair.outcome != SHIPPED or not overruled):
             if pair.frozen is None:
                 self._out.frozen_pairs.append(pair.pair_id)
                 self._out.totals[_PREFERENCE, "live", pair.outcome] -= 1
@@ -272,7 +273,8 @@ class PairJudge:
         if pair.outcome != SHIPPED:
             self._out.changes[_PREFERENCE].drop_held(pair.line)
             return
-        self._freed[pair.sample_key] = (pair, self._cause(pair, overruled=overruled))
+        cause = Cause.LOST if lost and not overruled else self._cause(pair, overruled=overruled)
+        self._freed[pair.sample_key] = (pair, cause)
         touched.update(
             other.task_id for other in self._work.pairs_with_key(pair.sample_key) if other.outcome == DUPLICATE
         )
@@ -285,6 +287,12 @@ class PairJudge:
                 (pair.rejected_partition or 0, pair.rejected_run_id, pair.rejected_category),
             )
         )
+
+    def _is_missing(self, pair: WorkPair) -> bool:
+        """Whether a damaged file lost the pair's line; without its rows it cannot be written again."""
+        changes = self._out.changes[_PREFERENCE]
+        missing = changes.missing_shipped if pair.outcome == SHIPPED else changes.missing_held
+        return bool(missing) and missing[pair.line] > 0
 
     def _overruled(self, pair: WorkPair) -> bool:
         """Whether a verdict in force says otherwise than the pair about one of its sides."""

@@ -534,22 +534,36 @@ class Frozen:
         lines = "(SELECT digest FROM expected WHERE copies > 0)"
         dataset = name.removeprefix("quarantine_")
         sign = "=" if dataset == name else "<>"
+        self._lose(name, lines)
         if dataset == Dataset.PREFERENCE:
-            self.depart_pairs(f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "'lost'")
             self._run(
                 f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE line IN {lines}"
             )
         else:
-            where = f"{dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
-            self._depart_rows(Dataset(dataset), where, (), "'lost'")
             self._run(
-                f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
-            )
-            self._run(
-                f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {where}"
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
+                f" WHERE {dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
             )
         self._run("DROP TABLE temp.expected")
         return missing
+
+    def lose_missing(self) -> None:
+        """Lines that a damaged export lost and whose rows were frozen since cannot be written again: they are lost."""
+        for (name,) in self._run("SELECT DISTINCT name FROM missing_lines").fetchall():
+            self._lose(name, f"(SELECT digest FROM missing_lines WHERE name = '{name}')")
+
+    def _lose(self, name: str, lines: str) -> None:
+        """Frozen rows and pairs whose lines an export lost, by their digests, leave."""
+        dataset = name.removeprefix("quarantine_")
+        sign = "=" if dataset == name else "<>"
+        if dataset == Dataset.PREFERENCE:
+            self.depart_pairs(f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "'lost'")
+            return
+        where = f"{dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
+        self._depart_rows(Dataset(dataset), where, (), "'lost'")
+        self._run(
+            f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
+        )
 
     # canonical order
 

@@ -312,6 +312,33 @@ def test_frozen_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: s
     assert not full.go().changed
 
 
+@pytest.mark.parametrize("gone", ["scored", "evidence", "both", "vanished"])
+def test_damage_and_a_partition_that_is_gone_at_once(lake: HistoryLake, gone: str) -> None:
+    """Exports are emptied and a partition goes before the next pass: nothing can write its lines again, they are lost.
+
+    The story: they were to be written again from their rows, these were frozen, and the lines were owed for ever.
+    """
+    lake.restart(tripwire_rows=0, tripwire_share=0.1)
+    lake.both(A, run("r1"))
+    lake.both(B, run("r2", task_id="t"), run("r3", "rejected", "t"))
+    lake.go()
+    lake.stop()
+    for name in ROW_FILES:
+        if path_of(lake, name).exists():
+            empty(path_of(lake, name))
+    if gone == "vanished":
+        lake.both(B)
+    else:
+        lake.move_away(*lake.paths(B, gone))
+    lake.go()
+    for dataset in Dataset:
+        assert lake.causes(dataset) == ["lost"], dataset
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.ask("SELECT count(*) FROM missing_lines") == [(0,)]
+    assert not lake.go().changed
+    assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
+
+
 def test_lost_row_ships_again_when_its_partition_returns(full: HistoryLake) -> None:
     """A lost row is made again as soon as its partition is back."""
     full.move_away(full.scored_path(A))
