@@ -590,4 +590,5 @@ class _Lane:
     def _stamp(self, batch: int) -> str:
         if batch not in self._stamps:
             self._stamps |= self._judge.work.stamps([batch])
-        return self._stamps[batch]
+        # A line that stood before this store was: its time is not known, and it is not taken for another's.
+        return self._stamps.get(batch, "")

@@ -203,6 +203,13 @@ def tree_path(kind: InputKind, path: str) -> str:
     return f"{TREES[kind]}/{path}"
 
 
+def is_partition(path: str) -> bool:
+    """Whether a scan would read a file at this path below a tree."""
+    parts = path.split("/")
+    names = len(parts) == len(_FOLDER_NAMES) + 1 and not {"", ".", ".."}.intersection(parts)
+    return names and path.endswith(SUFFIX) and not any(map(_name_problem, parts))
+
+
 @contextmanager
 def open_partition(root: Path, kind: InputKind, path: str) -> Iterator[tuple[int, StatFacts]]:
     """Open a partition for reading: no link followed below the tree, never blocking, regular files only.

@@ -59,12 +59,17 @@ class AbsentVerdict(NamedTuple):
 
 
 class FrozenRow(NamedTuple):
-    """What became, in one dataset, of a row that no present input gives: absent, vanished, or an orphan."""
+    """What became, in one dataset, of a row that no present input gives: absent, vanished, or an orphan.
+
+    Of an orphan, ``told`` is what an old quarantine file says of its run.
+    """
 
     dataset: Dataset
     placed: Placed
     run_id: str | None
     digest: bytes
+    is_orphan: bool = False
+    told: Category | None = None
 
 
 class FrozenPair(NamedTuple):
@@ -72,6 +77,7 @@ class FrozenPair(NamedTuple):
 
     placed: Placed
     sides: tuple[tuple[str, tuple[Category, ...]], tuple[str, tuple[Category, ...]]]
+    is_orphan: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,9 @@ def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: Verdicts, optio
         won = row.placed.id in result.shipped[row.dataset]
         verdict = verdicts.of(row.dataset, row.run_id)
         revoked = row.placed.id is not None and revoking(row.dataset, verdict, options)
-        if not (stands_elsewhere or won or revoked):
+        forbidden = row.told is not None and options.forbids(row.dataset, row.told)
+        decided = row.is_orphan and (forbidden or verdicts.names(row.run_id))
+        if not (stands_elsewhere or won or revoked or decided):
             _put(result, row.dataset, row.placed)
             result.frozen_rows.append(row)
 
@@ -238,7 +246,8 @@ def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: Verdicts, opti
             for said in verdicts.of_run(run_id)
         )
         won = pair.placed.id in result.shipped[Dataset.PREFERENCE]
-        if pair.placed.id is None or not (overruled or won):
+        decided = pair.is_orphan and any(verdicts.names(run_id) for run_id, _ in pair.sides)
+        if pair.placed.id is None or not (overruled or won or decided):
             _put(result, Dataset.PREFERENCE, pair.placed)
             result.frozen_pairs.append(pair)
 
@@ -249,6 +258,7 @@ class Verdicts:
     def __init__(self, rows: Collection[_Row], frozen: Frozen, options: Options) -> None:
         self._options = options
         self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
+        self._named = {row.run.run_id for row in rows if row.run}
         for row in rows:
             if row.run and row.run.run_id and row.run.category:
                 self._present[row.run.run_id] = _place(row.at), row.run.category
@@ -264,6 +274,10 @@ class Verdicts:
     def line_stands(self, run_id: str | None, digest: bytes) -> bool:
         """Whether a line also stands in a present partition, where it may be too long now to say its run."""
         return not self._lines.isdisjoint({(run_id, digest), (None, digest)})
+
+    def names(self, run_id: str | None) -> bool:
+        """Whether a present scored row names the run: then no orphan of it stays (SPEC 3.11)."""
+        return run_id is not None and run_id in self._named
 
     def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
         """The category in force for a run in a dataset."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeGuard
 
@@ -26,29 +28,32 @@ from distilld.durable import FILE_MODE, make_folder, sync_folder
 from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError
 from distilld.facts import LINES_END
 from distilld.json_text import parse_object
-from distilld.lake import TREES, tree_path
+from distilld.lake import is_partition, open_partition
 from distilld.model import (
     EXPORT_PATHS,
     REPORTS,
     SET_ASIDE,
     SFT_NEVER,
     TAMPERINGS_AN_HOUR,
-    Category,
     Dataset,
+    InputChanged,
     InputKind,
     OperatorError,
     Options,
+    Reason,
     RowRef,
+    UnreadableError,
 )
 from distilld.receipt import receipt_path, sha256_of
 from distilld.records import category_of
 from distilld.store import Store
-from distilld.store.frozen import Frozen, Orphan
+from distilld.store.frozen import Frozen, Orphan, ToldVerdict
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.tail import digest_of
 
 COPIES_KEPT: Final = 5
 _HOUR_NS: Final = 3600 * 10**9
+_REASONS: Final = {reason.value: reason for reason in Reason}
 
 log = structlog.get_logger()
 
@@ -281,38 +286,52 @@ class Restorer:
         return withdrawal is not None
 
     def _leave_quarantines(self, names: list[str], anchor: tuple[int, str, str, str] | None, now_ns: int) -> None:
-        """Old quarantine files are set aside, and what they forbid is noted; with that the take-over is done."""
+        """Old quarantine files are set aside and written anew; with that the take-over is done.
+
+        What they say of runs that were rejected or never reviewed is known again: no orphan of such a run may stay, and
+        until the row's own partition is read its verdict is an absent one and forbids. A lost store does not bring a
+        run back whose rejection was deleted (SPEC 3). Where that partition is gone the row's line stays, as that of any
+        held row of an absent partition, and says it again when this store is lost, too.
+        """
         copies = {name: self._set_aside(name, now_ns) for name in names}
+        kept: Counter[str] = Counter()
+        self._frozen.stage_verdicts()
+
+        def lines_that_stay(name: str, copy: Path) -> Iterator[bytes]:
+            gone: dict[str, bool] = {}
+            for line in _lines_of(copy):
+                verdict = _forbidding(line)
+                if verdict is None:
+                    continue
+                stays = verdict.at is not None and self._is_gone(verdict.at.partition, gone) and line.endswith(b"\n")
+                digest = digest_of(line) if stays else None
+                is_first = self._frozen.stage_verdict(Dataset(name.removeprefix("quarantine_")), verdict, digest)
+                if stays and is_first:
+                    kept[name] += 1
+                    yield line
 
         def settle() -> None:
-            for copy in copies.values():
-                self._note_forbidden(copy)
+            self._frozen.add_verdicts()
             if anchor is not None:
                 self._ledger.anchor(*anchor)
             self._store.remember("taken_over", iso_time(now_ns))
 
-        empty = [NewVersion(name, (), lambda: 0) for name, copy in copies.items() if copy is not None]
-        self._committer.replace(empty, settle)
+        versions = [
+            NewVersion(name, lines_that_stay(name, copy), partial(kept.__getitem__, name))
+            for name, copy in copies.items()
+            if copy is not None
+        ]
+        self._committer.replace(versions, settle)
 
-    def _note_forbidden(self, quarantine: Path | None) -> None:
-        """What a quarantine file says of runs that were rejected or never reviewed.
-
-        No orphan of theirs may stay. Where the row's own partition is gone, its verdict is an absent one, and still
-        forbids: a lost store does not bring a run back whose rejection was deleted (SPEC 3).
-        """
-        gone: dict[str, bool] = {}
-        mounted = (self._root / TREES[InputKind.SCORED]).is_dir()
-        for line in _lines_of(quarantine):
-            verdict = _forbidding(line)
-            if verdict is None:
-                continue
-            run_id, category, at = verdict
-            self._frozen.forbid_orphans(run_id, category)
-            if at is not None and mounted:
-                if at.partition not in gone:
-                    gone[at.partition] = not os.path.lexists(self._root / tree_path(InputKind.SCORED, at.partition))
-                if gone[at.partition]:
-                    self._frozen.recall_absent(at, run_id, category)
+    def _is_gone(self, partition: str, known: dict[str, bool]) -> bool:
+        """Whether no file of a scored partition can be opened; each is looked for once."""
+        if partition not in known:
+            try:
+                with open_partition(self._root, InputKind.SCORED, partition):
+                    known[partition] = False
+            except (InputChanged, UnreadableError):
+                known[partition] = True
+        return known[partition]
 
     def _last_receipt(self) -> tuple[int, str, str, str] | None:
         """The newest receipt on disk: its number, id, sha256 and time; the chain goes on from it."""
@@ -430,8 +449,8 @@ def _withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:
     return found if found.line() == line else None
 
 
-def _forbidding(line: bytes) -> tuple[str, Category, RowRef | None] | None:
-    """The run that a quarantine row calls rejected or never reviewed, and where the row says that it stood."""
+def _forbidding(line: bytes) -> ToldVerdict | None:
+    """What a quarantine row tells of a run that was rejected or never reviewed; None for any other row."""
     row = parse_object(line.rstrip(b"\n")).value or {}
     record, location = row.get("source_record"), row.get("location")
     if not isinstance(record, dict) or not isinstance(record.get("evidence_run_id"), str):
@@ -439,17 +458,13 @@ def _forbidding(line: bytes) -> tuple[str, Category, RowRef | None] | None:
     category = category_of(record.get("category"))
     if category not in SFT_NEVER or not record["evidence_run_id"]:
         return None
+    reason = _REASONS.get(row["reason"]) if isinstance(row.get("reason"), str) else None
     at = None
-    if isinstance(location, dict):
+    if isinstance(location, dict) and reason is not None:
         partition, number = location.get("partition"), location.get("line_offset")
-        if isinstance(partition, str) and _is_partition(partition) and type(number) is int and 0 <= number < LINES_END:
+        if isinstance(partition, str) and is_partition(partition) and type(number) is int and 0 <= number < LINES_END:
             at = RowRef(partition, number)
-    return record["evidence_run_id"], category, at
-
-
-def _is_partition(path: str) -> bool:
-    parts = path.split("/")
-    return len(parts) == 4 and path.endswith(".jsonl") and path.isprintable() and not {"", ".", ".."} & set(parts)
+    return ToldVerdict(record["evidence_run_id"], category, at, reason)
 
 
 def _is_time(text: object) -> TypeGuard[str]:

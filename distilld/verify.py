@@ -259,7 +259,12 @@ def frozen_of(exceptions: Exceptions, found: Mapping[str, bytes | None]) -> orac
 
     rows = tuple(
         oracle.FrozenRow(
-            row.dataset, placed(row.dataset, row.outcome, row.line, row.sample_key, row.at), row.run_id, row.row
+            row.dataset,
+            placed(row.dataset, row.outcome, row.line, row.sample_key, row.at),
+            row.run_id,
+            row.row,
+            row.is_orphan,
+            row.told,
         )
         for row in exceptions.rows()
     )
@@ -276,6 +281,7 @@ def frozen_of(exceptions: Exceptions, found: Mapping[str, bytes | None]) -> orac
                 # Of a pair from an older exporter nobody knows which of the two the rejected side was.
                 (pair.rejected_run_id, (pair.rejected,) if pair.rejected else _LESS_THAN_ACCEPTED),
             ),
+            pair.is_orphan,
         )
         for pair in exceptions.pairs()
     )

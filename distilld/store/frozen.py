@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
-from distilld.facts import CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED
-from distilld.model import Category, Dataset, InputKind, Options, RowRef, StatFacts
+from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, REASON_CODES, SHIPPED
+from distilld.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
@@ -75,6 +75,15 @@ class Orphan(NamedTuple):
     task_id: str | None
     created_at: str
     recorded_at: str
+
+
+class ToldVerdict(NamedTuple):
+    """What a row of an old quarantine file says of a run, and where and why the row was held, if it says so."""
+
+    run_id: str
+    category: Category
+    at: RowRef | None
+    reason: Reason | None
 
 
 class Frozen:
@@ -438,25 +447,58 @@ class Frozen:
         )
         self._run("DROP TABLE temp.history")
 
-    def recall_absent(self, at: RowRef, run_id: str, category: Category) -> None:
-        """A lost store knew this verdict, whose partition is absent: it forbids again, until the partition returns.
-
-        Nothing else of the row is known. Its file counts as absent; when it returns, it is read as a rewritten one.
-        """
-        record = self._inputs.files().get((InputKind.SCORED, at.partition))
-        if record is None:
-            place = self._inputs.place_partitions([at.partition])[at.partition]
-            nothing = StatFacts(0, 0, 0, 0, 0, 0)
-            record = FileRecord(*place, at.partition, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None)
-            self._inputs.write_file(record)
+    def stage_verdicts(self) -> None:
+        """Begin to take in what old quarantine files say of runs."""
+        self._run("DROP TABLE IF EXISTS temp.told")
         self._run(
-            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category)"
-            " SELECT 'absent', ?1, ?2, 0, 0, x'', ?3, ?4 WHERE NOT EXISTS"
-            " (SELECT 1 FROM frozen_rows WHERE partition_id = ?1 AND line = ?2)",
-            (record.partition_id, at.line, run_id, CATEGORY_CODES[category]),
+            "CREATE TEMP TABLE told (dataset TEXT, path TEXT, line INTEGER, run_id TEXT, category INTEGER, outcome INTEGER,"
+            " digest BLOB, UNIQUE (dataset, path, line))"
         )
 
-    def forbid_orphans(self, run_id: str, category: Category) -> None:
+    def stage_verdict(self, dataset: Dataset, verdict: ToldVerdict, line: bytes | None) -> bool:
+        """Take one in, with the digest of its line if that is to stay; False where another told of the same row."""
+        partition, number = verdict.at or (None, None)
+        outcome = REASON_CODES[verdict.reason] if verdict.reason is not None else None
+        return bool(
+            self._run(
+                "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (dataset.value, partition, number, verdict.run_id, CATEGORY_CODES[verdict.category], outcome, line),
+            ).rowcount
+        )
+
+    def add_verdicts(self) -> None:
+        """The staged verdicts forbid: orphans at once, and all rows of their runs until their partitions are read.
+
+        A partition counts as absent until then; nothing of the row but its line is known. When it is read it is taken in
+        as one that was rewritten meanwhile.
+        """
+        for run_id, code in self._run("SELECT DISTINCT run_id, category FROM told").fetchall():
+            self._forbid_orphans(run_id, CATEGORIES[code])
+        paths = [path for (path,) in self._run("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")]
+        for path, place in self._inputs.place_partitions(paths).items():
+            nothing = StatFacts(0, 0, 0, 0, 0, 0)
+            self._inputs.write_file(
+                FileRecord(*place, path, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None)
+            )
+        line = "max(t.digest) FILTER (WHERE t.dataset = '{0}')"
+        outcome = "max(t.outcome) FILTER (WHERE t.dataset = '{0}' AND t.digest IS NOT NULL)"
+        self._run(
+            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category,"
+            " rag, rag_line, rag_batch, sft, sft_line, sft_batch)"
+            " SELECT 'absent', p.partition_id, t.line, 0, 0, x'', min(t.run_id), min(t.category),"
+            f" {outcome.format('rag')}, {line.format('rag')}, iif({line.format('rag')} IS NULL, NULL, 0),"
+            f" {outcome.format('sft')}, {line.format('sft')}, iif({line.format('sft')} IS NULL, NULL, 0)"
+            " FROM told t CROSS JOIN partitions p ON p.path = t.path GROUP BY p.partition_id, t.line"
+        )
+        for dataset in KEPT_BITS:
+            for code, rows in self._run(
+                "SELECT outcome, count(*) FROM told WHERE dataset = ? AND digest IS NOT NULL GROUP BY 1",
+                (dataset.value,),
+            ).fetchall():
+                self._inputs.add_total(dataset.value, "frozen", code, rows)
+        self._run("DROP TABLE temp.told")
+
+    def _forbid_orphans(self, run_id: str, category: Category) -> None:
         """A row of an old quarantine file says that a run was rejected, or never reviewed."""
         self._run(
             "UPDATE frozen_rows SET category = ? WHERE run_id = ? AND kind = 'orphan' AND coalesce(category, 0) <> ?",

@@ -259,6 +259,22 @@ class Inputs:
         self._queue_copied(
             f"scored_rows n CROSS JOIN frozen_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {high}"
         )
+        self._doubt_orphans(f"scored_rows WHERE walk >= {low} AND walk < {high}")
+
+    def _doubt_orphans(self, source: str) -> None:
+        """Orphans of runs that new rows name are to be decided on anew: the inputs speak of them now (SPEC 3.11)."""
+        named = f"(SELECT run_id FROM {source})"
+        if self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'orphan' AND accepted = 1)").fetchone()[0]:
+            self._run(
+                "UPDATE frozen_rows INDEXED BY frozen_rows_by_run SET accepted = 0"
+                f" WHERE kind = 'orphan' AND run_id IN {named}"
+            )
+        if self._run("SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen = 'orphan' AND accepted = 1)").fetchone()[0]:
+            for side in ("chosen", "rejected"):
+                self._run(
+                    f"UPDATE pairs INDEXED BY pairs_by_{side}_run SET accepted = 0"
+                    f" WHERE frozen = 'orphan' AND {side}_run_id IN {named}"
+                )
 
     def _queue_copied(self, source: str) -> None:
         """Frozen rows ``f`` whose very lines stand in a present partition count only there, and so do pairs of them."""
@@ -361,6 +377,7 @@ class Inputs:
         self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
                   " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
         self._queue_copied("incoming n CROSS JOIN frozen_rows f ON f.digest = n.digest")
+        self._doubt_orphans("incoming")
         for run_id, old in zip(runs, before, strict=True):
             self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
         self._run(
@@ -707,6 +724,8 @@ class Inputs:
             " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL"
         )
         self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind <> 'orphan'")
+        self._run("UPDATE frozen_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
+        self._run("UPDATE pairs SET accepted = 0 WHERE frozen = 'orphan' AND accepted = 1")
 
     def note_input(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
         """Remember an input's change for the next receipt."""

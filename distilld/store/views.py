@@ -233,6 +233,7 @@ class KeptLine(NamedTuple):
     """A line of a row that stands by way of exception.
 
     ``row`` is the digest of the scored line behind it if that is absent: should it stand elsewhere, it counts there.
+    Of an orphan, ``told`` is the category that an old quarantine file gives its run.
     """
 
     dataset: Dataset
@@ -242,6 +243,8 @@ class KeptLine(NamedTuple):
     at: RowRef | None
     run_id: str | None
     row: bytes
+    is_orphan: bool
+    told: Category | None
 
 
 class KeptPair(NamedTuple):
@@ -253,6 +256,7 @@ class KeptPair(NamedTuple):
     chosen_run_id: str
     rejected_run_id: str
     rejected: Category | None
+    is_orphan: bool
 
 
 class Exceptions:
@@ -273,28 +277,30 @@ class Exceptions:
         """The lines of rows that no present partition holds."""
         return self._lines(
             "SELECT f.{0}, f.{0}_line, f.sample_key, p.path, f.line, f.run_id,"
-            " CASE f.kind WHEN 'absent' THEN f.digest ELSE x'' END FROM frozen_rows f"
+            " CASE f.kind WHEN 'absent' THEN f.digest ELSE x'' END, f.kind = 'orphan',"
+            " CASE f.kind WHEN 'orphan' THEN f.category END FROM frozen_rows f"
             " LEFT JOIN partitions p USING (partition_id) WHERE f.{0} IS NOT NULL"
         )
 
     def rows_without_evidence(self) -> Iterator[KeptLine]:
         """The lines of present rows whose evidence is absent, or vanished and was missed."""
         return self._lines(
-            "SELECT r.{0}, r.{0}_line, r.sample_key, r.partition, r.line, r.run_id, r.digest FROM row_places r"
+            "SELECT r.{0}, r.{0}_line, r.sample_key, r.partition, r.line, r.run_id, r.digest, 0, NULL"
+            " FROM row_places r"
             " WHERE r.{0} IS NOT NULL AND r.evidence_found = 0 AND (r.kept & {1} OR EXISTS (SELECT 1 FROM evidence_rows e"
             " WHERE e.partition_id = r.partition_id AND e.run_id = r.run_id))"
         )
 
     def _lines(self, query: str) -> Iterator[KeptLine]:
         for dataset, bit in KEPT_BITS.items():
-            for outcome, line, key, path, number, run_id, digest in self._run(query.format(dataset, bit)):
+            for outcome, line, key, path, number, run_id, digest, orphan, told in self._run(query.format(dataset, bit)):
                 at = RowRef(path, number) if path is not None else None
-                yield KeptLine(dataset, outcome, line, key, at, run_id, digest)
+                yield KeptLine(dataset, outcome, line, key, at, run_id, digest, bool(orphan), CATEGORIES.get(told))
 
     def pairs(self) -> Iterator[KeptPair]:
         """The lines of frozen pairs."""
-        for outcome, line, key, chosen, rejected, category in self._run(
-            "SELECT outcome, line, sample_key, chosen_run_id, rejected_run_id, rejected_category FROM pairs"
+        for outcome, line, key, chosen, rejected, category, frozen in self._run(
+            "SELECT outcome, line, sample_key, chosen_run_id, rejected_run_id, rejected_category, frozen FROM pairs"
             " WHERE frozen IS NOT NULL"
         ):
-            yield KeptPair(outcome, line, key, chosen, rejected, CATEGORIES.get(category))
+            yield KeptPair(outcome, line, key, chosen, rejected, CATEGORIES.get(category), frozen == "orphan")

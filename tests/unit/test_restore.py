@@ -11,20 +11,24 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import batch, restore
+from distilld import arrivals, batch, index, restore, texts
 from distilld.exports import ExportReadError, ExportWriteError
-from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, OperatorError, Trigger
+from distilld.lake import ListingError, open_partition
+from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
 from distilld.restore import COPIES_KEPT, AnotherWriterError
 from distilld.store import StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
 from distilld.texts import Texts
-from tests.unit.history_lake import MINUTE_NS, A, B, HistoryLake, given, history_lake, rag_id, run
+from distilld.verify import verify
+from tests.unit.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"
 STAMP = "2026-01-01T00:00:00.000Z"
@@ -475,6 +479,70 @@ def test_orphan_of_a_run_that_is_named_leaves(phase4: HistoryLake) -> None:
     assert phase4.engine.frozen.frozen_counts() == {}
 
 
+def test_orphan_leaves_when_an_input_names_its_run(lake: HistoryLake) -> None:
+    """An orphan that was kept leaves as soon as a present scored row names its run, whatever that row comes to.
+
+    The story: the first start after a lost store found no inputs. What it kept stayed for good, beside the quarantine
+    row of the very same run.
+    """
+    lake.restart(replace(lake.options, include_partial=True))
+    lake.both(A, run("r1", "partially_accepted", "t"), run("r2", task_id="t"))
+    lake.go()
+    lake.lose_store()
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    lake.restart(replace(lake.options, include_partial=False))
+    lake.go()
+    assert lake.engine.frozen.frozen_counts() == {"orphan": 5}
+    lake.bring_back(lake.scored_path(A), lake.evidence_path(A))
+    lake.go()
+    assert (lake.shipped("rag"), lake.shipped("sft")) == ({"r1", "r2"}, {"r2"})
+    assert lake.causes("sft") == ["rescored"]
+    assert lake.engine.frozen.frozen_counts() == {}
+    assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
+
+
+@pytest.mark.parametrize(
+    ("lenient", "category"), [({"revoke": False}, "rejected"), ({"include_review": True}, "needs_human_review")]
+)
+def test_orphan_is_looked_at_again_under_other_options(
+    lake: HistoryLake, lenient: dict[str, Any], category: str
+) -> None:
+    """A verdict came that the options of its time let pass: it takes the orphan of its run out all the same."""
+    strict = lake.options
+    lake.both(A, run("x"), run("q"))
+    lake.go()
+    lake.lose_store()
+    lake.both(A, run("q"))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"x", "q"}
+    lake.restart(replace(strict, **lenient))
+    lake.go()
+    lake.scored(B, run("x", category))
+    lake.go()
+    lake.restart(strict)
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"q"}
+
+
+def test_orphan_that_the_old_quarantine_forbids_leaves_once_it_may_not_stay(lake: HistoryLake) -> None:
+    """An old quarantine row that nobody reviewed forbids its run in RAG from the day that include_review is off."""
+    strict = lake.options
+    lake.both(A, run("x"))
+    lake.go()
+    lake.lose_store()
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    record = {"evidence_run_id": "x", "category": "needs_human_review"}
+    line = {"exporter": "rag", "reason": "category_disallowed", "source_record": record}
+    path_of(lake, "quarantine_rag").parent.mkdir()
+    path_of(lake, "quarantine_rag").write_text(json.dumps(line) + "\n")
+    lake.restart(replace(strict, include_review=True))
+    lake.go()
+    assert (lake.shipped("rag"), lake.shipped("sft")) == ({"x"}, set())
+    lake.restart(strict)
+    lake.go()
+    assert lake.shipped("rag") == set()
+
+
 def test_orphan_that_the_old_quarantine_forbids_leaves(phase4: HistoryLake) -> None:
     """A row whose run an old quarantine file calls rejected leaves, although no present scored row names it."""
     with path_of(phase4, "quarantine_sft").open("ab") as file:
@@ -599,19 +667,23 @@ def test_frozen_rows_survive_a_lost_store(full: HistoryLake) -> None:
 
 
 def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
-    """The partition that rejected a run is deleted, then the store is lost: the run stays out.
+    """The partition that rejected a run is deleted, then the store is lost, twice: the run stays out.
 
-    It came back once: absent verdicts stood in the store alone. The old quarantine file names them.
+    It came back once, for absent verdicts stood in the store alone, and once after the second loss. The old quarantine
+    file names them, and their lines stay in the new one.
     """
     lake.both(A, run("r1"))
     lake.scored(B, run("r0", "rejected"), run("r1", "needs_human_review"))
     lake.go()
     lake.move_away(lake.scored_path(B))
     lake.go()
-    lake.lose_store()
-    lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == set()
-    assert lake.held("sft") == {"r1": "unsafe_sft_category"}
+    held = [line for line in lake.lines("quarantine_sft") if B.encode() in line]
+    for _ in range(2):
+        lake.lose_store()
+        lake.go()
+        assert lake.shipped("rag") == lake.shipped("sft") == set()
+        assert [line for line in lake.lines("quarantine_sft") if B.encode() in line] == held
+        assert len(lake.lines("quarantine_rag")) == len(lake.lines("quarantine_sft")) == 3
     lake.bring_back(lake.scored_path(B))
     lake.go()
     assert lake.shipped("sft") == set()
@@ -619,6 +691,78 @@ def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
     lake.scored(B, run("r0", "rejected"))
     lake.go()
     assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+
+
+def out_of_reach(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """The scored file of B gives an I/O error; returns what ends that."""
+
+    def refusing(root: Path, kind: InputKind, path: str) -> Any:
+        if (kind, path) == (InputKind.SCORED, B):
+            raise UnreadableError(path, OSError(errno.EIO, os.strerror(errno.EIO)))
+        return open_partition(root, kind, path)
+
+    for module in (arrivals, index, restore, texts):
+        monkeypatch.setattr(module, "open_partition", refusing)
+    return monkeypatch.undo
+
+
+def linked(lake: HistoryLake, _: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A link stands in the place of the scored file of B; returns what ends that."""
+    path, other = lake.scored_path(B), lake.root / "archived.jsonl"
+    path.rename(other)
+    path.symlink_to(other)
+    return lambda: os.replace(other, path)
+
+
+@pytest.mark.parametrize("hide", [out_of_reach, linked])
+def test_rejection_that_cannot_be_read_forbids_after_a_lost_store(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, hide: Callable[..., Callable[[], None]]
+) -> None:
+    """The store is lost while the partition that rejected a run cannot be read: the run stays out, now and later."""
+    lake.both(A, run("r1"))
+    lake.scored(B, run("r1", "rejected"))
+    lake.go()
+    show = hide(lake, monkeypatch)
+    for _ in range(2):
+        lake.lose_store()
+        lake.engine.run_pass(Trigger.ONCE)
+        assert lake.shipped("rag") == lake.shipped("sft") == set()
+    show()
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == set()
+    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+
+
+def test_rejection_in_a_partition_with_an_odd_name_forbids_after_a_lost_store(lake: HistoryLake) -> None:
+    """Any name that a scan reads may stand in the old quarantine file, one with a no-break space too."""
+    odd = "2026/04/28/no\u00a0break.jsonl"
+    lake.both(A, run("r1"))
+    lake.scored(odd, run("r1", "rejected"))
+    lake.go()
+    lake.move_away(lake.scored_path(odd))
+    lake.go()
+    lake.lose_store()
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == set()
+
+
+def test_store_lost_while_the_inputs_are_away(lake: HistoryLake) -> None:
+    """The first start after a lost store finds no inputs: it waits for them, and what was deleted before still forbids."""
+    lake.both(A, run("r1"))
+    lake.both(C, run("r2"))
+    lake.scored(B, run("r1", "rejected"))
+    lake.go()
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    lake.lose_store()
+    data, away = lake.root / "data", lake.root / "away"
+    data.rename(away)
+    with pytest.raises(ListingError, match="the folder is missing, and files of it are known"):
+        lake.engine.run_pass(Trigger.ONCE)
+    lake.stop()
+    away.rename(data)
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r2"}
 
 
 def test_recalled_rejection_is_forgotten_by_prune(lake: HistoryLake) -> None:
