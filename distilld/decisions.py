@@ -149,6 +149,17 @@ class DatasetChanges:
         return True
 
 
+class ArrivedSpan(NamedTuple):
+    """Where the rows of a new partition stand in walk order: from ``low``, up to but not including ``high``.
+
+    ``file`` is its number in the first look at all that arrives.
+    """
+
+    file: int
+    low: int
+    high: int
+
+
 @dataclass(slots=True)
 class Decisions:
     """A batch's finished list of changes."""
@@ -160,8 +171,8 @@ class Decisions:
     judged_walks: list[int] = field(default_factory=list)
     arrived_rows: int = 0
     """Rows of new partitions, which were judged as they came in."""
-    arrived_spans: list[tuple[int, int]] = field(default_factory=list)
-    """Where they stand in walk order, partition by partition: from, up to but not including."""
+    arrived_spans: list[ArrivedSpan] = field(default_factory=list)
+    """Where they stand, partition by partition."""
     newly_judged: int = 0
     released: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows that give up an id in this batch, so that another row may take it in the same transaction."""

@@ -22,7 +22,7 @@ from distilld import arrivals
 from distilld.account import BatchIdentity
 from distilld.arrivals import Arrival, Glance, Order, SpecialRow, TakenIn, glance_at
 from distilld.commit import CommittedBatch, Committer
-from distilld.decisions import Decisions, arriving_decisions
+from distilld.decisions import ArrivedSpan, Decisions, arriving_decisions
 from distilld.facts import CATEGORIES, CODES_BY_TEXT, LINES_END, SHIPPED, MalformedEvidence
 from distilld.json_text import parse_object
 from distilld.lake import PartitionFile, Scan
@@ -54,6 +54,7 @@ class _Newcomer:
     """A new partition: its files as the scan saw them, and what the first look saw of the scored one."""
 
     path: str
+    number: int
     scored: PartitionFile | None = None
     evidence: PartitionFile | None = None
     glance: Glance | None = None
@@ -121,7 +122,7 @@ class Intake:
         found: dict[str, _Newcomer] = {}
         for file in scan.files:
             if (file.kind, file.path) in new:
-                newcomer = found.setdefault(file.path, _Newcomer(file.path))
+                newcomer = found.setdefault(file.path, _Newcomer(file.path, len(found)))
                 if file.kind is InputKind.SCORED:
                     newcomer.scored = file
                 else:
@@ -159,9 +160,9 @@ class Intake:
         """The first look at all scored files: which runs have several rows, and which of their verdicts is in force."""
         self._arrivals.begin()
         rows = 0
-        for number, newcomer in enumerate(self._newcomers):
+        for newcomer in self._newcomers:
             if newcomer.scored is not None:
-                newcomer.glance = self._look_into(number, newcomer.path)
+                newcomer.glance = self._look_into(newcomer.number, newcomer.path)
                 rows += newcomer.glance.lines
                 if newcomer.glance.lines > min(self._batch_rows, LINES_END - 1):
                     return False
@@ -240,22 +241,22 @@ class Intake:
         workers = self._wanted_workers or max(1, len(os.sched_getaffinity(0)) - 1)
         return ProcessCrew(self._root, self._options, self._folder, workers)
 
-    def _cut(self) -> Iterator[list[tuple[int, _Newcomer]]]:
+    def _cut(self) -> Iterator[list[_Newcomer]]:
         """The newcomers in walk order, as many as fit into one batch at a time."""
-        batch: list[tuple[int, _Newcomer]] = []
+        batch: list[_Newcomer] = []
         rows = size = 0
-        for number, newcomer in enumerate(self._newcomers):
+        for newcomer in self._newcomers:
             lines = newcomer.glance.lines if newcomer.glance else 0
             if batch and (rows + lines > self._batch_rows or size + newcomer.size > BATCH_BYTES):
                 yield batch
                 batch, rows, size = [], 0, 0
-            batch.append((number, newcomer))
+            batch.append(newcomer)
             rows, size = rows + lines, size + newcomer.size
         if batch:
             yield batch
 
-    def _order(self, crew: Crew, identity: BatchIdentity, newcomers: list[tuple[int, _Newcomer]]) -> _Batch:
-        batch = _Batch(identity, [newcomer for _, newcomer in newcomers])
+    def _order(self, crew: Crew, identity: BatchIdentity, newcomers: list[_Newcomer]) -> _Batch:
+        batch = _Batch(identity, newcomers)
         order: list[Arrival] = []
         size = 0
 
@@ -264,11 +265,11 @@ class Intake:
             batch.orders += 1
             order.clear()
 
-        for number, newcomer in newcomers:
+        for newcomer in newcomers:
             if order and (size + newcomer.size > ORDER_BYTES or len(order) >= ORDER_PARTITIONS):
                 give()
                 size = 0
-            specials = self._arrivals.specials(number) if newcomer.glance is not None else {}
+            specials = self._arrivals.specials(newcomer.number) if newcomer.glance is not None else {}
             base = newcomer.place[1]
             order.append(Arrival(newcomer.path, base, newcomer.glance, newcomer.evidence is not None, specials))
             size += newcomer.size
@@ -299,7 +300,7 @@ class Intake:
                 lines += sum(reading.lines for reading in (each.scored, each.evidence) if reading)
                 if each.scored is not None:
                     base = newcomer.place[1]
-                    decisions.arrived_spans.append((base, base + each.scored.lines))
+                    decisions.arrived_spans.append(ArrivedSpan(newcomer.number, base, base + each.scored.lines))
                 if each.evidence is not None and each.evidence.first_malformed is not None:
                     self.malformed_evidence.append(
                         MalformedEvidence(each.path, each.evidence.malformed, each.evidence.first_malformed)

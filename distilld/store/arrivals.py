@@ -34,6 +34,7 @@ class Arrivals:
         self._run("CREATE TEMP TABLE arriving_runs (run_id TEXT NOT NULL, place INTEGER NOT NULL)")
         self._run(
             "CREATE TEMP TABLE special_rows (file INTEGER, line INTEGER, verdict INTEGER, PRIMARY KEY (file, line))"
+            " WITHOUT ROWID"
         )
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ from distilld.store.schema import last_verdict
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
-    from distilld.decisions import Decisions, PublishedWithdrawal
+    from distilld.decisions import ArrivedSpan, Decisions, PublishedWithdrawal
 
 
 class Intent(NamedTuple):
@@ -402,11 +402,16 @@ class Ledger:
         )
         return int(found.fetchone()[0])
 
-    def forbidden_among_arrived(self, span: tuple[int, int], rag: tuple[int, ...], sft: tuple[int, ...]) -> int:
-        """The same for all shipped rows of a span in walk order, with the categories that RAG and SFT forbid."""
+    def forbidden_among_arrived(self, span: ArrivedSpan, rag: tuple[int, ...], sft: tuple[int, ...]) -> int:
+        """The same for all shipped rows of a new partition, with the categories that RAG and SFT forbid.
+
+        A verdict that comes with a later batch counts, too: of a special row the one that the first look found.
+        """
         found = self._run(
-            f"SELECT count(*) FROM (SELECT rag, sft, {last_verdict('s.run_id')} AS last FROM scored_rows s"
-            f" WHERE walk >= ? AND walk < ? AND (rag = {SHIPPED} OR sft = {SHIPPED}))"
+            "SELECT count(*) FROM (SELECT s.rag, s.sft,"
+            f" CASE WHEN f.line IS NULL THEN {last_verdict('s.run_id')} ELSE f.verdict END AS last"
+            " FROM scored_rows s LEFT JOIN temp.special_rows f ON f.file = ?1 AND f.line = s.walk - ?2"
+            f" WHERE s.walk >= ?2 AND s.walk < ?3 AND (s.rag = {SHIPPED} OR s.sft = {SHIPPED}))"
             f" WHERE rag = {SHIPPED} AND last IN ({','.join(map(str, rag))})"
             f" OR sft = {SHIPPED} AND last IN ({','.join(map(str, sft))})",
             span,

@@ -7,17 +7,24 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import intake
+from distilld import intake, oracle
 from distilld.arrivals import Order
+from distilld.commit import CommittedBatch, Committer
+from distilld.datasets import rag
+from distilld.firewall import RAG_GATES
 from distilld.intake import Intake
-from distilld.model import EXPORT_PATHS, Dataset, Options, StatFacts, Trigger
+from distilld.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, StatFacts, Trigger
+from distilld.store.views import Exceptions
+from distilld.verify import frozen_of
 from distilld.workers import ProcessCrew, WorkerDied
+from tests.property import invariants
 from tests.unit.builders import jsonl
 from tests.unit.history_lake import A, B, C, HistoryLake, given, rag_id, run
 
@@ -263,6 +270,80 @@ def test_special_row_is_judged_again_when_its_other_row_never_came(
     lake.go()
     lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two"}
+    lake.stop()
+
+
+def equal_the_full_pass(lake: HistoryLake) -> None:
+    """Hold the exports against a full pass over the inputs as they are."""
+    exports = invariants.Exports.read(lake.root)
+    frozen = frozen_of(Exceptions(lake.engine.store), exports.whole)
+    expected = oracle.export(oracle.read_lake(lake.root, lake.options), lake.options, frozen=frozen)
+    invariants.equal_the_full_pass(exports, expected)
+
+
+@contextmanager
+def watched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """After every batch, no row stands whose run has a forbidden verdict in the files; notes the batches."""
+    batches: list[int] = []
+    commit = Committer.commit
+
+    def watching(self: Committer, *arguments: Any) -> CommittedBatch:
+        committed = commit(self, *arguments)
+        batches.append(committed.identity.sequence)
+        verdicts = oracle.verdicts_in_force(oracle.read_lake(lake.root, lake.options), lake.options)
+        invariants.ship_no_forbidden_run(invariants.Exports.read(lake.root), verdicts, lake.options)
+        return committed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Committer, "commit", watching)
+        yield batches
+
+
+@pytest.mark.parametrize("include_review", [False, True])
+def test_last_verdict_decides_wherever_a_batch_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, include_review: bool
+) -> None:
+    """A run's verdicts may come in any order, in one batch or in several: the last of all is in force from the first on.
+
+    The story: a run that was accepted and rejected in one batch, and accepted again in a later one, shipped as it
+    should; the second look knew of the rejection alone, refused the batch, and did so at every retry.
+    """
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    histories = [(f"run{number}", each) for number, each in enumerate(product([*Category, "odd"], repeat=3))]
+    options = Options(source_files_root="/", include_review=include_review)
+    lake = HistoryLake(tmp_path, options, batch_rows=2 * len(histories))
+    for number, partition in enumerate((A, B, C)):
+        lake.both(partition, *(run(run_id, categories[number]) for run_id, categories in histories))
+    with noted(monkeypatch) as used, watched(lake, monkeypatch) as batches:
+        lake.go()
+    assert used == [True]
+    assert len(batches) >= 2
+    assert {run_id for run_id, categories in histories if categories == ("accepted", "rejected", "accepted")} <= (
+        lake.shipped(Dataset.SFT)
+    )
+    equal_the_full_pass(lake)
+    lake.stop()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[("one", "accepted"), ("one", "needs_human_review")], [("one", "needs_human_review"), ("two", "accepted")]],
+    ids=["verdict of a later batch", "own verdict"],
+)
+def test_second_look_refuses_what_the_gates_let_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str]]
+) -> None:
+    """With the gates that look at categories switched off, no batch ships a run against its verdict in force."""
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    monkeypatch.setattr(Options, "rag_allowed", property(lambda _: tuple(Category)))
+    monkeypatch.setattr(rag, "RAG_GATES", tuple(gate for gate in RAG_GATES if gate.name != "revoked"))
+    lake = HistoryLake(tmp_path, batch_rows=1)
+    for partition, (run_id, category) in zip((A, B), rows, strict=True):
+        lake.both(partition, run(run_id, category))
+    with noted(monkeypatch) as used, pytest.raises(ProgramError, match="fails its checks: no_forbidden_verdict"):
+        lake.go()
+    assert used == [True]
+    assert lake.ask("SELECT count(*) FROM batches") == [(0,)]
     lake.stop()
 
 
