@@ -231,6 +231,8 @@ class Intake:
                     ahead.append(self._order(crew, last, newcomers))
                 if ahead:
                     yield self._finish(crew, ahead.popleft(), commit)
+            with self._store.transaction():
+                self._arrivals.all_are_in()
         finally:
             self.close()
 
@@ -310,6 +312,7 @@ class Intake:
             def record() -> None:
                 for newcomer, (each, descriptor), special in zip(batch.newcomers, taken, specials, strict=True):
                     self._record(newcomer, each, descriptor, special, batch.identity.sequence)
+                self._arrivals.queue_again((row[0] for special in specials for row in special), self._options)
 
             committed = commit(batch.identity, decisions, lines, size, record)
         except BaseException:
@@ -379,7 +382,6 @@ class Intake:
             elif kind == arrivals.EVIDENCE:
                 self._arrivals.add_evidence(partition_id, _read(descriptor, length, offset))
         self._arrivals.insert_rows(special, batch)
-        self._arrivals.queue_again(row[0] for row in special)
         for tree, reading, rows in (
             (InputKind.EVIDENCE, taken.evidence, 0),
             (InputKind.SCORED, taken.scored, taken.rows),

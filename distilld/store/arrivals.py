@@ -9,7 +9,8 @@ import pickle
 from collections.abc import Iterable
 from typing import Any, Final
 
-from distilld.model import InputKind
+from distilld.facts import CATEGORIES, SHIPPED
+from distilld.model import Dataset, InputKind, Options
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs, can_pair
 
@@ -106,9 +107,31 @@ class Arrivals:
             pickle.loads(packed),  # noqa: S301  our own worker wrote it
         )
 
-    def queue_again(self, walks: Iterable[int]) -> None:
-        """Have special rows judged once more when everything is in: what they were judged with may not have come."""
-        self._many("INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)", [(walk,) for walk in walks])
+    def queue_again(self, walks: Iterable[int], options: Options) -> None:
+        """Have the special rows of a batch judged once more when everything is in.
+
+        What they were judged with may never come. Rows that ship although the last verdict so far forbids it come first.
+        """
+        rows = [(walk,) for walk in walks]
+        self._many("INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)", rows)
+        if not options.revoke:
+            return
+        forbidding = ",".join(
+            str(code)
+            for code, category in CATEGORIES.items()
+            if options.forbids(Dataset.RAG, category) or options.forbids(Dataset.SFT, category)
+        )
+        self._many(
+            "UPDATE rejudge_rows SET forced = 1 WHERE walk IN (SELECT s.walk FROM scored_rows v CROSS JOIN scored_rows s"
+            f" ON s.run_id = v.run_id WHERE v.walk = ? AND v.category IN ({forbidding}) AND NOT EXISTS"
+            " (SELECT 1 FROM scored_rows n WHERE n.run_id = v.run_id AND n.category IS NOT NULL AND n.walk > v.walk)"
+            f" AND (s.rag = {SHIPPED} OR s.sft = {SHIPPED}))",
+            rows,
+        )
+
+    def all_are_in(self) -> None:
+        """All that the first look saw is in, every verdict with it: nothing that ships has to come first."""
+        self._run("UPDATE rejudge_rows SET forced = 0 WHERE forced = 1")
 
     def close_partition(self, record: FileRecord, rows: int) -> None:
         """Record a file whose rows are all in and judged, and queue the tasks that may form pairs now."""

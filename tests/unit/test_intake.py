@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from distilld import intake, oracle
 from distilld.arrivals import Order
+from distilld.batch import Engine
 from distilld.commit import CommittedBatch, Committer
 from distilld.datasets import rag
 from distilld.firewall import RAG_GATES
@@ -322,6 +323,67 @@ def test_last_verdict_decides_wherever_a_batch_ends(
         lake.shipped(Dataset.SFT)
     )
     equal_the_full_pass(lake)
+    lake.stop()
+
+
+@pytest.mark.parametrize(("how", "batches"), [("killed", 1), ("killed", 2), ("killed", 3), ("changed", 3)])
+def test_row_that_ships_by_a_verdict_that_never_comes_leaves_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, batches: int
+) -> None:
+    """A row that shipped since a later verdict clears its run leaves with the next batch, if that verdict is gone.
+
+    The story: it waited for its turn, behind what was new in earlier partitions, and batch after batch let it stand.
+    """
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    orders = list(product(("accepted", "needs_human_review", "rejected"), repeat=4))
+    lake = HistoryLake(tmp_path, batch_rows=len(orders))
+    for number, partition in enumerate((A, B, C, D)):
+        lake.both(partition, *(run(f"run{place}", order[number]) for place, order in enumerate(orders)))
+    finish = Intake._finish
+    left = batches
+
+    def ending(self: Intake, *arguments: Any) -> CommittedBatch:
+        nonlocal left
+        if how == "killed" and not left:
+            raise KeyboardInterrupt
+        committed = finish(self, *arguments)
+        left -= 1
+        if how == "changed" and not left:
+            lake.both(D, run("other"))
+        return committed
+
+    with watched(lake, monkeypatch) as done, monkeypatch.context() as patch:
+        patch.setattr(Intake, "_finish", ending)
+        with pytest.raises(KeyboardInterrupt) if how == "killed" else nullcontext():
+            lake.go()
+        assert len(done) >= batches
+        if how == "killed":
+            lake.stop()
+            lake.both(D, run("other"))
+            lake.both("2026/04/01/earlier.jsonl", *(run(f"new{number}") for number in range(len(orders))))
+            lake.go()
+    assert len(done) > batches + 1
+    equal_the_full_pass(lake)
+    lake.stop()
+
+
+def test_special_rows_wait_for_their_turn_when_all_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships by a verdict of a later batch is judged again in batches of the usual size, once that verdict came."""
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    lake = HistoryLake(tmp_path, batch_rows=2)
+    for partition, category in ((A, "accepted"), (B, "rejected"), (C, "accepted")):
+        lake.both(partition, run("one", category), run("two", category))
+    waiting: list[tuple[int, int]] = []
+    run_batch = Engine.run_batch
+
+    def looking(self: Engine, *arguments: Any, **named: Any) -> CommittedBatch | None:
+        waiting.extend(lake.ask("SELECT count(*), sum(forced) FROM rejudge_rows"))
+        return run_batch(self, *arguments, **named)
+
+    monkeypatch.setattr(Engine, "run_batch", looking)
+    lake.go()
+    assert waiting[0] == (6, 0)
+    assert lake.shipped(Dataset.SFT) == {"one", "two"}
     lake.stop()
 
 
