@@ -23,7 +23,7 @@ from distilld.account import BatchIdentity
 from distilld.arrivals import Arrival, Glance, Order, SpecialRow, TakenIn, glance_at
 from distilld.commit import CommittedBatch, Committer
 from distilld.decisions import ArrivedSpan, Decisions, arriving_decisions
-from distilld.facts import CATEGORIES, CODES_BY_TEXT, LINES_END, SHIPPED, MalformedEvidence
+from distilld.facts import CATEGORIES, CODES_BY_TEXT, LINES_END, SHIPPED, MalformedEvidence, sample_key
 from distilld.json_text import parse_object
 from distilld.lake import PartitionFile, Scan
 from distilld.model import Dataset, InputChanged, InputKind, OperatorError, Options, UnreadableError
@@ -160,18 +160,25 @@ class Intake:
         """The first look at all scored files: which runs have several rows, and which of their verdicts is in force."""
         self._arrivals.begin()
         rows = 0
+        # Of rows without '|' only those of an older export may have an id that is another run's, too.
+        all_ids = self._arrivals.has_orphans()
         for newcomer in self._newcomers:
             if newcomer.scored is not None:
-                newcomer.glance = self._look_into(newcomer.number, newcomer.path)
+                newcomer.glance = self._look_into(newcomer.number, newcomer.path, all_ids=all_ids)
                 rows += newcomer.glance.lines
                 if newcomer.glance.lines > min(self._batch_rows, LINES_END - 1):
                     return False
             self._pulse()
-        return not self._arrivals.knows_any() and self._arrivals.find_special() <= SPECIAL_SHARE * rows
+        return (
+            not self._arrivals.knows_any_run()
+            and self._arrivals.find_special() <= SPECIAL_SHARE * rows
+            and not self._arrivals.knows_any_id()
+        )
 
-    def _look_into(self, number: int, path: str) -> Glance:
+    def _look_into(self, number: int, path: str, *, all_ids: bool) -> Glance:
         runs: list[tuple[str, int]] = []
         special: list[tuple[int, int | None]] = []
+        ids: list[int] = []
 
         def take(raw: bytes, place: int) -> None:
             value = parse_object(raw).value
@@ -183,14 +190,19 @@ class Intake:
             code = CODES_BY_TEXT.get(category, 0) if type(category) is str else 0
             runs.append((run_id, place << 3 | code))
             signature = provenance.get("sig_hash") if type(provenance) is dict else None
-            if "|" in run_id or (type(signature) is str and "|" in signature):
+            signature = signature if type(signature) is str else ""
+            shared = "|" in run_id or "|" in signature
+            if shared:
                 # Where the run ends and the signature begins is not seen in an id: two runs may share one.
                 special.append((place, code or None))
+            if signature and (shared or all_ids):
+                ids.append(sample_key(run_id, signature))
 
         glance = glance_at(self._root, path, self._options.max_line_bytes, take)
         self._arrivals.add_runs(number, runs)
         if special:
             self._arrivals.add_special(number, special)
+        self._arrivals.add_ids(ids)
         return glance
 
     # batches

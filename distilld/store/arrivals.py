@@ -13,9 +13,19 @@ from distilld.facts import CATEGORIES, SHIPPED
 from distilld.model import Dataset, InputKind, Options
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs, can_pair
+from distilld.store.schema import BEHIND_ID
 
 _PLACE_BITS: Final = 29
 """Of a place in walk order: 26 bits for the line, 3 for the category of the row."""
+_IDS: Final = (
+    ("scored_rows", "rag_ids", f"rag = {SHIPPED}"),
+    ("scored_rows", "sft_ids", f"sft = {SHIPPED}"),
+    ("scored_rows", "rag_behind", BEHIND_ID["rag"]),
+    ("scored_rows", "sft_behind", BEHIND_ID["sft"]),
+    ("frozen_rows", "frozen_rag_ids", f"rag = {SHIPPED}"),
+    ("frozen_rows", "frozen_sft_ids", f"sft = {SHIPPED}"),
+)
+"""The known rows that another row with their id must be judged with: who has it, and who waits behind the gate for ids."""
 
 
 class Arrivals:
@@ -37,11 +47,13 @@ class Arrivals:
             "CREATE TEMP TABLE special_rows (file INTEGER, line INTEGER, verdict INTEGER, PRIMARY KEY (file, line))"
             " WITHOUT ROWID"
         )
+        self._run("CREATE TEMP TABLE arriving_ids (key INTEGER NOT NULL)")
 
     def end(self) -> None:
         """Forget the runs."""
         self._run("DROP TABLE IF EXISTS temp.arriving_runs")
         self._run("DROP TABLE IF EXISTS temp.special_rows")
+        self._run("DROP TABLE IF EXISTS temp.arriving_ids")
 
     def add_runs(self, file: int, runs: Iterable[tuple[str, int]]) -> None:
         """Note the runs that a scored file names: the run, and 8 times the line plus the code of the category."""
@@ -52,7 +64,25 @@ class Arrivals:
         """Note lines whose ids others may share; the verdict is that of their own run, as far as it stands alone."""
         self._many(f"INSERT OR IGNORE INTO special_rows VALUES ({file}, ?, ?)", lines)
 
-    def knows_any(self) -> bool:
+    def add_ids(self, keys: Iterable[int]) -> None:
+        """Note ids that known rows of other runs may have."""
+        self._many("INSERT INTO arriving_ids VALUES (?)", [(key,) for key in keys])
+
+    def has_orphans(self) -> bool:
+        """Whether rows of an older export are kept: their ids need not be made of the runs that they name."""
+        return bool(self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'orphan')").fetchone()[0])
+
+    def knows_any_id(self) -> bool:
+        """Whether a known row, present or frozen, has one of the ids that were noted. Nothing may be departing."""
+        return any(
+            self._run(
+                f"SELECT EXISTS (SELECT 1 FROM temp.arriving_ids a CROSS JOIN {table} INDEXED BY {index}"
+                f" ON sample_key = a.key WHERE {has_it})"
+            ).fetchone()[0]
+            for table, index, has_it in _IDS
+        )
+
+    def knows_any_run(self) -> bool:
         """Whether the store knows one of the runs already, present or frozen."""
         for table, column in (
             ("scored_rows", "run_id"),

@@ -278,7 +278,12 @@ def equal_the_full_pass(lake: HistoryLake) -> None:
     """Hold the exports against a full pass over the inputs as they are."""
     exports = invariants.Exports.read(lake.root)
     frozen = frozen_of(Exceptions(lake.engine.store), exports.whole)
-    expected = oracle.export(oracle.read_lake(lake.root, lake.options), lake.options, frozen=frozen)
+    expected = oracle.export(
+        oracle.read_lake(lake.root, lake.options),
+        lake.options,
+        missing_files=invariants.path_check(lake.options),
+        frozen=frozen,
+    )
     invariants.equal_the_full_pass(exports, expected)
 
 
@@ -322,6 +327,79 @@ def test_last_verdict_decides_wherever_a_batch_ends(
     assert {run_id for run_id, categories in histories if categories == ("accepted", "rejected", "accepted")} <= (
         lake.shipped(Dataset.SFT)
     )
+    equal_the_full_pass(lake)
+    lake.stop()
+
+
+@pytest.mark.parametrize("known", ["ships", "held behind the gate for ids", "vanished"])
+@pytest.mark.parametrize("burst", [A, C])
+def test_ids_of_known_rows_go_the_other_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, burst: str
+) -> None:
+    """A new partition with an id that a known row of another run has, live or frozen, is not taken in in one go.
+
+    The story: 'a|b' with 'c' stood there, and 'a' with 'b|c' came. A live row made the batch fail at every retry, and
+    beside a frozen one the id stood twice.
+    """
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    options = Options(source_files_root=str(tmp_path), check_source_files=True)
+    lake = HistoryLake(tmp_path, options, tripwire_rows=0, tripwire_share=0.0)
+    (tmp_path / "there").touch()
+    lake.scored(B, run("a|b", provenance__sig_hash="c"), run("x"))
+    lake.evidence(B, given("a|b", source_files=["gone" if known.startswith("held") else "there"]))
+    lake.go()
+    if known == "vanished":
+        lake.scored(B, run("x"))
+        lake.go()
+        assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1}
+    lake.scored(burst, run("a", provenance__sig_hash="b|c"))
+    lake.evidence(burst, given("a", source_files=["there"]))
+    with noted(monkeypatch) as used:
+        lake.go()
+    assert used == [False]
+    equal_the_full_pass(lake)
+    lake.stop()
+
+
+@pytest.mark.parametrize("known", [run("c|d"), run("other", provenance__sig_hash="x|y")], ids=["run", "signature"])
+def test_ids_of_their_own_are_taken_in_beside_known_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any]
+) -> None:
+    """That there is a '|' in a row, known or new, is no reason to go the other way."""
+    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    lake = HistoryLake(tmp_path)
+    lake.both(B, known, run("x"))
+    lake.go()
+    lake.both(A, run("a|b"), run("a", provenance__sig_hash="b|c"), run("y"))
+    with noted(monkeypatch) as used:
+        lake.go()
+    assert used == [True]
+    equal_the_full_pass(lake)
+    lake.stop()
+
+
+@pytest.mark.parametrize("named", ["ghost", "elsewhere"])
+def test_ids_of_orphans_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    """A row of an older export may have an id that is not made of its run: a new row with it takes its place.
+
+    The story: both stood in the file.
+    """
+    before = HistoryLake(tmp_path / "before")
+    before.both(A, run("one" if named == "ghost" else "elsewhere"))
+    before.go()
+    before.stop()
+    lake = HistoryLake(tmp_path / "lake")
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        path = lake.root / EXPORT_PATHS[dataset]
+        path.parent.mkdir(parents=True)
+        path.write_bytes(before.content(dataset).replace(b'"source_run_id":"one"', b'"source_run_id":"ghost"'))
+    lake.both(A, run("one"), run("two"))
+    with noted(monkeypatch) as used:
+        lake.go()
+    assert used == [named == "elsewhere"]
+    assert lake.shipped(Dataset.RAG) == {"one", "two"} | {"elsewhere"} & {named}
     equal_the_full_pass(lake)
     lake.stop()
 
