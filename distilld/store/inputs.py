@@ -380,11 +380,7 @@ class Inputs:
         self._doubt_orphans("incoming")
         for run_id, old in zip(runs, before, strict=True):
             self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
-            " WHERE walk >= ? AND walk < ? AND rag IS NULL",
-            (low, high),
-        )
+        self._queue_unjudged(low, high)
         self._run("DROP TABLE temp.incoming")
         self._run("DROP TABLE temp.departing")
 
@@ -450,8 +446,8 @@ class Inputs:
             (rows, dataset, state, outcome),
         )
 
-    def _touch_tasks(self, table: str, where: str, task: str = "task_id") -> None:
-        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT {task}, 0 FROM {table} WHERE {where}")
+    def _touch_tasks(self, table: str, where: str) -> None:
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
 
     def _move(self, low: int) -> None:
         """Lines whose bytes stood elsewhere in the file take their outcomes along."""
@@ -508,21 +504,15 @@ class Inputs:
         )
         added = self._run("SELECT count(*) FROM incoming WHERE old_walk IS NULL").fetchone()[0]
         self.count_rows(added, added)
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT line + ?1, 0 FROM incoming WHERE old_walk IS NULL",
-            (low,),
-        )
-        # They do not count as unjudged, so nobody else would ask for their tasks.
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 FROM incoming i JOIN scored_rows s"
-            " ON s.walk = i.line + ?1 WHERE i.old_walk IS NULL AND s.task_id IS NOT NULL AND s.evidence_found = 1",
-            (low,),
-        )
-        self._touch_tasks(
-            f"scored_rows s JOIN incoming i ON s.walk = i.line + {low}",
-            f"i.old_walk IS NULL AND {can_pair(low, low + LINES_END)}",
-            task="s.task_id",
-        )
+
+    def _queue_unjudged(self, low: int, high: int) -> None:
+        """Rows that were never judged, new ones and those that a pass did not get to, wait in the queues with their tasks.
+
+        No mark stands before them any more (:meth:`write_file`), so nobody else would ask for them.
+        """
+        never = f"walk >= {low} AND walk < {high} AND rag IS NULL"
+        self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {never}")
+        self._touch_tasks("scored_rows", f"{never} AND task_id IS NOT NULL AND evidence_found = 1")
 
     # evidence rows
 

@@ -174,6 +174,43 @@ def test_rows_that_a_rewrite_brings_form_pairs(lake: Histories) -> None:
     lake.check_pass()
 
 
+@pytest.mark.parametrize("then", ["a row goes", "a row comes", "a last line changes"])
+def test_rows_that_wait_form_pairs_though_their_file_is_rewritten(lake: Histories, then: str) -> None:
+    """Rows are indexed, the process dies before it judges them, and their file changes before the next one reads it.
+
+    They stand where they stood, so they were judged one by one; but nobody asked for their tasks any more.
+    """
+    put(lake, 1, [scored("d", "accepted", "u")], [evidence("d")])
+    lake.check_pass()
+    put(lake, 0, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b", "two")])
+    if then == "a last line changes":
+        lake.history.leave_open(SCORED, 0, scored("e", "accepted", "u"))
+    else:
+        put(lake, 0, [scored("e", "accepted", "u")])
+    dies_before_it_judges(lake)
+    if then == "a row goes":
+        lake.history.drop(SCORED, 0, 2, 1, in_place=True)
+    elif then == "a row comes":
+        lake.history.insert(SCORED, 0, 2, [bad(0)], in_place=True)
+    else:
+        lake.history.leave_open(SCORED, 0, b" ")
+    lake.check_pass()
+    assert len(Exports.read(lake.folder).shipped[Dataset.PREFERENCE]) == 1
+
+
+def dies_before_it_judges(lake: Histories) -> None:
+    """A pass that indexes what changed and comes no further; then another engine."""
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    assert lake.engine is not None
+    lake.engine.run_batch = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        lake.engine.run_pass(Trigger.WATCH)
+    lake.restart()
+
+
 def test_row_that_moves_takes_what_it_waits_for_along(lake: Histories) -> None:
     """A row moves within its file as its evidence goes; it once stayed shipped, its turn forgotten."""
     put(lake, 0, [scored("a", "accepted")], [evidence("a")])
