@@ -14,13 +14,14 @@ from distilld.datasets import Hold, Ship, preference
 from distilld.decisions import Decisions, PairRow, Withdrawal, key_of
 from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, PairCase, PairSide
-from distilld.model import Category, Cause, Dataset, Options, UnreadableError
+from distilld.model import Category, Cause, Dataset, Options, Reason, UnreadableError
 from distilld.store.work import Work, WorkPair, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts
 
 _PAIRED: Final = (Category.ACCEPTED, Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 _PREFERENCE: Final = Dataset.PREFERENCE
+_SCHEMA_VIOLATION: Final = REASON_CODES[Reason.SCHEMA_VIOLATION]
 
 
 class _Candidate(NamedTuple):
@@ -53,26 +54,33 @@ class PairJudge:
         self._absent_verdicts = work.has_frozen_verdicts()
         self._stamps: dict[int, str] = {}
         self.left: set[str] = set()
-        """Tasks that cannot be formed, for a file of theirs cannot be read."""
+        """Tasks for a later batch: a file of theirs cannot be read, or their turn was over when they were touched."""
         # Pairs whose line another task took over before their own task was formed anew.
         self._moved_on: set[int] = set()
 
     def judge(self, tasks: Iterable[tuple[int, str]]) -> None:
-        """Form the pairs of these tasks anew, in the order of the tasks' first rows, whose places are given."""
+        """Form the pairs of these tasks anew, in the order of the tasks' first rows, whose places are given.
+
+        Only in this order is it known whether an earlier pair ships an id, so a task whose turn is over is left.
+        """
         waiting = list(tasks)
         heapq.heapify(waiting)
         known = {task_id for _, task_id in waiting}
         while waiting:
-            _, task_id = heapq.heappop(waiting)
+            turn = heapq.heappop(waiting)
+            task_id = turn[1]
             try:
                 touched = self._judge_task(task_id)
             except UnreadableError as error:
                 self._out.unreadable[error.path] = error.why
                 self.left.add(task_id)
                 touched = self._let_forbidden_go(task_id)
-            for other in sorted(touched - known):
-                known.add(other)
-                heapq.heappush(waiting, (self._work.first_walk(other), other))
+            for at in sorted((self._work.first_walk(other), other) for other in touched - known):
+                if at < turn:
+                    self.left.add(at[1])
+                else:
+                    known.add(at[1])
+                    heapq.heappush(waiting, at)
         self._out.tasks.extend(known - self.left)
         for pair, cause in self._freed.values():
             self._withdraw(pair, cause)
@@ -152,7 +160,7 @@ class PairJudge:
     ) -> PairRow:
         run_ids = chosen.row.run_id or "", rejected.row.run_id or ""
         key = key_of(preference.id_digits(*run_ids, task_id))
-        others = [pair for pair in self._work.pairs_with_key(key) if pair.task_id != task_id]
+        others = self._others(task_id, key)
         taken = key in self._shipped or self._held_earlier(task_id, others)
         case = PairCase(chosen.side, rejected.side, taken, self._options, self._missing_files)
         outcome = preference.judge(case, self._work.at(chosen.row.walk))
@@ -166,19 +174,23 @@ class PairJudge:
             key, code, line, batch,
         )  # fmt: skip
 
+    def _others(self, task_id: str, key: int) -> list[WorkPair]:
+        """The recorded pairs of other tasks with this id (shared by '|' in ids), as this batch leaves them."""
+        return [
+            pair._replace(frozen="absent") if pair.pair_id in self._out.frozen_pairs else pair
+            for pair in self._work.pairs_with_key(key)
+            if pair.task_id != task_id and pair.pair_id not in self._out.dropped_pairs
+        ]
+
     def _held_earlier(self, task_id: str, others: list[WorkPair]) -> bool:
-        """Whether a pair of an earlier task ships this id (two tasks can share one only by '|' in ids)."""
-        if not others:
-            return False
-        mine = self._work.first_walk(task_id)
-        gone = set(self._out.dropped_pairs)
+        """Whether a pair of an earlier task ships this id; a frozen one gives it up to any present one."""
         return any(
-            pair.outcome == SHIPPED
-            and pair.frozen is None
-            and pair.pair_id not in gone
-            and (self._work.first_walk(pair.task_id), pair.task_id) < (mine, task_id)
+            pair.outcome == SHIPPED and pair.frozen is None and self._is_earlier(pair.task_id, task_id)
             for pair in others
         )
+
+    def _is_earlier(self, one: str, other: str) -> bool:
+        return (self._work.first_walk(one), one) < (self._work.first_walk(other), other)
 
     def _ship(
         self,
@@ -193,6 +205,7 @@ class PairJudge:
         self._out.totals[_PREFERENCE, "live", SHIPPED] += 1
         changes = self._out.changes[_PREFERENCE]
         standing, cause = self._standing(key, unmatched, others, touched)
+        touched.update(pair.task_id for pair in others if self._is_out_of_turn(pair, task_id))
         if standing is not None:
             stamped = self._stamped(key, ship, standing.batch)
             if digest_of(stamped) == standing.line:
@@ -205,6 +218,15 @@ class PairJudge:
         line = ship.line(self._out.recorded_at)
         changes.shipped.add(line)
         return SHIPPED, digest_of(line), self._out.sequence
+
+    def _is_out_of_turn(self, pair: WorkPair, task_id: str) -> bool:
+        """Whether a pair was judged when its task and this one, which ships its id, stood the other way round.
+
+        An earlier one may not wait; a later one is a duplicate before its schema counts.
+        """
+        if pair.frozen is not None or pair.outcome not in (DUPLICATE, _SCHEMA_VIOLATION):
+            return False
+        return self._is_earlier(pair.task_id, task_id) == (pair.outcome == DUPLICATE)
 
     def _standing(
         self, key: int, unmatched: dict[int, WorkPair], others: list[WorkPair], touched: set[str]
@@ -222,7 +244,7 @@ class PairJudge:
         if freed is not None:
             return freed[0], Cause.DISPLACED
         for pair in others:
-            if pair.outcome == SHIPPED and pair.pair_id not in self._out.dropped_pairs:
+            if pair.outcome == SHIPPED:
                 self._leave_totals(pair)
                 self._out.dropped_pairs.append(pair.pair_id)
                 if pair.frozen is None:
@@ -266,6 +288,8 @@ class PairJudge:
                 self._out.frozen_pairs.append(pair.pair_id)
                 self._out.totals[_PREFERENCE, "live", pair.outcome] -= 1
                 self._out.totals[_PREFERENCE, "frozen", pair.outcome] += 1
+            if pair.outcome == SHIPPED:
+                touched.update(self._waiting_for(pair.sample_key))
             return
         if pair.frozen is not None:
             self._out.dropped_pairs.append(pair.pair_id)
@@ -275,9 +299,13 @@ class PairJudge:
             return
         cause = Cause.LOST if lost and not overruled else self._cause(pair, overruled=overruled)
         self._freed[pair.sample_key] = (pair, cause)
-        touched.update(
-            other.task_id for other in self._work.pairs_with_key(pair.sample_key) if other.outcome == DUPLICATE
-        )
+        touched.update(self._waiting_for(pair.sample_key))
+
+    def _waiting_for(self, key: int) -> set[str]:
+        """The tasks with a pair that was held because an earlier one has this id."""
+        return {
+            pair.task_id for pair in self._work.pairs_with_key(key) if pair.outcome == DUPLICATE and pair.frozen is None
+        }
 
     def _is_absent(self, pair: WorkPair) -> bool:
         return any(

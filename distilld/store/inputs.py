@@ -10,10 +10,19 @@ from __future__ import annotations
 import bisect
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, SHIPPED, EvidenceFacts, RowFacts
-from distilld.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, StatFacts
+from distilld.facts import (
+    CATEGORIES,
+    CATEGORY_CODES,
+    DUPLICATE,
+    LINES_END,
+    REASON_CODES,
+    SHIPPED,
+    EvidenceFacts,
+    RowFacts,
+)
+from distilld.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, Reason, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
 from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID, last_verdict
@@ -22,6 +31,11 @@ _MASK = LINES_END - 1
 _FACTS = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
 _CAN_HAVE_PAIRS = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
 """Rows whose task may have pairs: of one whose evidence is absent, pairs can be frozen."""
+ORDER_MATTERS: Final = (
+    "EXISTS (SELECT 1 FROM totals WHERE dataset = 'preference' AND state = 'live' AND rows > 0"
+    f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
+)
+"""SQL for whether any pair could have another outcome if its task came earlier or later; answered once a statement."""
 _OUTCOMES = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
 
 
@@ -762,13 +776,21 @@ def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
 
 
 def can_pair(low: int, high: int) -> str:
-    """Rows of a span that may form a pair: their task has an accepted row and another one to set it against."""
+    """Rows of a span that may change pairs: their task has an accepted row and another one to set it against.
+
+    A row of any category may be the first of its task. That matters where pairs of two tasks have one id.
+    """
     other = "SELECT 1 FROM scored_rows o WHERE o.task_id = s.task_id AND o.evidence_found = 1 AND o.category = {}"
     accepted, partial, rejected = (
         other.format(CATEGORY_CODES[category])
         for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
     )
+    shares = (
+        "SELECT 1 FROM pairs p CROSS JOIN pairs q ON q.sample_key = p.sample_key AND q.task_id <> p.task_id"
+        " WHERE p.task_id = s.task_id"
+    )
     return (
-        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1 AND s.category <= 3"
-        f" AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
+        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1"
+        f" AND (s.category <= 3 AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
+        f" OR {ORDER_MATTERS} AND EXISTS ({shares}))"
     )

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED
 from distilld.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store import Store
-from distilld.store.inputs import Inputs, can_pair
+from distilld.store.inputs import ORDER_MATTERS, Inputs, can_pair
 from distilld.store.schema import BEHIND_ID
 
 _VERDICT: Final = (
@@ -354,7 +354,7 @@ class Work:
         """Tasks whose pairs are to be formed anew, each behind the place of its first row, in that order.
 
         All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
-        same batch count as well.
+        same batch count as well. Tasks that wait for an id of theirs and come first now are among them.
         """
         chosen = self._queued_tasks(forced=True)
         if limit:
@@ -362,11 +362,25 @@ class Work:
             known = {task_id for _, task_id in (*chosen, *others)}
             others += [(self.first_walk(task_id), task_id) for task_id in self.tasks_of_unjudged(1 << 62) - known]
             chosen += sorted(others)[:limit]
-        return sorted(chosen)
+        return sorted({*chosen, *self._passed_over(chosen)})
 
     def _queued_tasks(self, *, forced: bool) -> list[tuple[int, str]]:
         rows = self._run(f"SELECT task_id, {_FIRST_WALKS} FROM rejudge_tasks t WHERE forced = ?", (int(forced),))
         return [(_least(walks), task_id) for task_id, *walks in rows]
+
+    def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+        """Tasks with a pair that is held because a pair of one of these ships its id, which stand before that one now."""
+        if not self._run(f"SELECT {ORDER_MATTERS}").fetchone()[0]:
+            return
+        waiting = (
+            "SELECT w.task_id FROM pairs h CROSS JOIN pairs w ON w.sample_key = h.sample_key AND w.task_id <> h.task_id"
+            f" WHERE h.task_id = ? AND h.outcome = {SHIPPED} AND w.outcome = {DUPLICATE} AND w.frozen IS NULL"
+        )
+        for place in chosen:
+            for (task_id,) in self._run(waiting, (place[1],)).fetchall():
+                other = self.first_walk(task_id), task_id
+                if other < place:
+                    yield other
 
     def tasks_of_unjudged(self, up_to: int) -> set[str]:
         """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from distilld import batch
+from distilld import batch, intake
 from distilld.model import Dataset, InputKind, OnDelete, Options, Trigger
 from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
@@ -258,6 +258,95 @@ def test_row_that_a_later_gate_holds_becomes_a_duplicate(lake: Histories) -> Non
     lake.check_pass()
 
 
+# tasks that share an id
+
+
+HOLDER = [scored("a", "accepted", "t"), scored("b|d|c", "rejected", "t")]
+WAITS = [scored("a", "accepted", "c|t"), scored("b|d", "rejected", "c|t")]
+ALSO_WAITS = [scored("a", "accepted", "d|c|t"), scored("b", "rejected", "d|c|t")]
+"""Rows of three tasks whose pairs have one id: where the runs end and the task begins is not seen in it."""
+GIVEN = [evidence("a"), *(evidence(run, "two") for run in ("b|d|c", "b|d", "b"))]
+FIRST = scored("e", "needs_human_review", "t")
+
+
+def task_that_ships(lake: Histories) -> str:
+    """Whose pair has the one id."""
+    (line,) = Exports.read(lake.folder).shipped[Dataset.PREFERENCE].values()
+    return str(json.loads(line)["prompt"]).partition(" · ")[0].removeprefix("Task: ")
+
+
+@pytest.mark.parametrize("how", ["goes", "loses its evidence", "moves"])
+def test_pair_that_waits_ships_when_its_task_comes_first(lake: Histories, how: str) -> None:
+    """The holder's task had its first row before all others, and still ships; now the task that waits is the first.
+
+    The holder kept its line, and nobody asked for the task that waits. So that one was a duplicate of a later pair.
+    """
+    put(lake, 1, [FIRST], [evidence("e")])
+    put(lake, 0, [*WAITS, *HOLDER], GIVEN)
+    lake.check_pass()
+    assert task_that_ships(lake) == "t"
+    early = lake.history.files(SCORED).index(lake.history.path(SCORED, 1))
+    if how == "loses its evidence":
+        lake.history.rewrite(EVIDENCE, early, [], in_place=True)
+    elif how == "moves":
+        lake.history.move_both(early, 3)
+    else:
+        lake.history.rewrite(SCORED, early, [], in_place=True)
+    lake.check_pass()
+    assert task_that_ships(lake) == "c|t"
+
+
+@pytest.mark.parametrize("category", ["needs_human_review", "?"])
+@pytest.mark.parametrize("in_one_go", [False, True])
+def test_pair_that_waits_ships_when_a_row_that_forms_no_pair_comes_first(
+    lake: Histories, category: str, in_one_go: bool
+) -> None:
+    """The place of a task is that of its first row with evidence, whatever its category.
+
+    A row that can stand in no pair was once no reason to ask for its task.
+    """
+    if in_one_go:
+        lake.limits.setattr(intake, "LEAST_BYTES", 0)
+    put(lake, 0, [*HOLDER, *WAITS], GIVEN)
+    lake.check_pass()
+    assert task_that_ships(lake) == "t"
+    put(lake, 1, [scored("e", category, "c|t")], [evidence("e")])
+    lake.check_pass()
+    assert task_that_ships(lake) == "c|t"
+
+
+def test_pair_is_a_duplicate_before_its_schema_counts(lake: Histories) -> None:
+    """A pair that fails its schema is a duplicate where it comes behind a pair with its id, and only there.
+
+    The order of the two tasks changes, back and forth; once the outcome stayed what it was.
+    """
+    put(lake, 0, [scored("a", "accepted", "t", flaw="bad text"), HOLDER[1], *WAITS], GIVEN)
+    lake.check_pass()
+    put(lake, 1, [scored("e", "?", "c|t")], [evidence("e")])
+    lake.check_pass()
+    lake.history.rewrite(SCORED, lake.history.files(SCORED).index(lake.history.path(SCORED, 1)), [], in_place=True)
+    lake.check_pass()
+
+
+def test_task_whose_turn_is_over_is_formed_in_the_next_batch(lake: Histories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tasks share an id; the holder moves to the end, another one comes, and the batch takes no more than one.
+
+    The new one takes the id from the last, and the first has to take it from the new one.
+    """
+    put(lake, 1, [FIRST], [evidence("e")])
+    put(lake, 0, [*ALSO_WAITS, bad(0), bad(0), *HOLDER], GIVEN)
+    lake.check_pass()
+    assert task_that_ships(lake) == "t"
+    monkeypatch.setattr(batch, "TASKS_PER_BATCH", 1)
+    lake.history.rewrite(SCORED, lake.history.files(SCORED).index(lake.history.path(SCORED, 1)), [], in_place=True)
+    lake.history.rewrite(
+        SCORED, lake.history.files(SCORED).index(lake.history.path(SCORED, 0)), [*ALSO_WAITS, *WAITS, *HOLDER],
+        in_place=True,
+    )  # fmt: skip
+    lake.check_pass()
+    assert task_that_ships(lake) == "d|c|t"
+
+
 # what is frozen
 
 
@@ -389,6 +478,22 @@ def tripwire() -> Iterator[TripwireHistories]:
         machine.restart()
         yield machine
         machine.teardown()
+
+
+@pytest.mark.parametrize("first", ["", "holder"])
+def test_pair_that_waits_ships_when_the_one_that_holds_its_id_is_frozen(keep: KeepHistories, first: str) -> None:
+    """A present pair ships the id of a frozen one, wherever it stands; a pair that waited once went on waiting."""
+    put(keep, 1, [FIRST] if first else [], [evidence("e")])
+    put(keep, 0, HOLDER, GIVEN)
+    put(keep, 3, WAITS, GIVEN)
+    keep.check_pass()
+    assert task_that_ships(keep) == "t"
+    keep.history.delete(SCORED, keep.history.files(SCORED).index(keep.history.path(SCORED, 0)))
+    keep.check_pass()
+    assert task_that_ships(keep) == "c|t"
+    keep.history.bring_back(0)
+    keep.check_pass()
+    assert task_that_ships(keep) == "t"
 
 
 def test_tripwire_holds_a_pair_one_side_of_which_moved(tripwire: TripwireHistories) -> None:
