@@ -257,7 +257,7 @@ class SourceFiles:
         self._root = os.path.realpath(root)
 
     def missing(self, names: Sequence[Any]) -> tuple[str, ...]:
-        """Those of ``names`` that are no string, impossible as a name, lead out of the root, or do not exist.
+        """Those of ``names`` that are no string, impossible as a name, not below the root, or do not exist.
 
         Raises:
             UnreadableError: The system would not say (EACCES, EIO).
@@ -267,15 +267,18 @@ class SourceFiles:
     def _exists(self, name: Any) -> bool:
         if not isinstance(name, str):
             return False
+        path = os.path.join(self._root, name)
         try:
-            real = os.path.realpath(os.path.join(self._root, name), strict=True)
+            # It knows what a path in words does not: that nothing stands below a file, and none is called ``name/``.
+            os.stat(path)
+            real = os.path.realpath(path, strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return False
         except OSError as error:
             if error.errno in _IMPOSSIBLE:
                 return False
             raise UnreadableError("a source file of the path check", error) from error
-        return real == self._root or real.startswith(self._root.rstrip("/") + "/")
+        return real != self._root and real.startswith(self._root.rstrip("/") + "/")
 
 
 _IMPOSSIBLE: Final = frozenset({36, 40})  # ENAMETOOLONG, ELOOP

@@ -330,7 +330,7 @@ class TestSourceFiles:
         (root / "circle").symlink_to("circle")
         return SourceFiles(root)
 
-    @pytest.mark.parametrize("name", ["src/lib.rs", "alias.rs", "./src/../src/lib.rs", "src"])
+    @pytest.mark.parametrize("name", ["src/lib.rs", "alias.rs", "./src/../src/lib.rs", "src", "src/"])
     def test_what_exists_below_the_root(self, check: SourceFiles, name: str) -> None:
         """It is found by its real path, folders too."""
         assert check.missing([name]) == ()
@@ -341,6 +341,23 @@ class TestSourceFiles:
     def test_what_does_not(self, check: SourceFiles, name: str) -> None:
         """What is not there, leads out, or is impossible as a name does not exist."""
         assert check.missing([name]) == (name,)
+
+    @pytest.mark.parametrize("name", ["", ".", "/", "src/..", "../root", "{root}", "{root}/"])
+    def test_the_root_is_not_below_itself(self, tmp_path: Path, check: SourceFiles, name: str) -> None:
+        """The story: an empty entry, or '.', counted as a file that exists, and the row shipped."""
+        entry = name.format(root=tmp_path / "root")
+        assert check.missing([entry]) == (entry,)
+
+    @pytest.mark.parametrize(
+        "name", ["src/lib.rs/", "src/lib.rs/.", "src/lib.rs/..", "src/lib.rs/../lib.rs", "alias.rs/"]
+    )
+    def test_nothing_stands_below_a_file(self, check: SourceFiles, name: str) -> None:
+        """The story: what the system refuses as 'not a directory' counted as the file, for its real path is that."""
+        assert check.missing([name]) == (name,)
+
+    def test_below_the_root_of_all(self) -> None:
+        """Where sources are looked for below '/', everything but '/' is below it."""
+        assert SourceFiles(Path("/")).missing(["/", "tmp", "/tmp/."]) == ("/",)
 
     @pytest.mark.parametrize("entry", [None, 1, [], {}])
     def test_an_entry_that_is_no_string_does_not_exist(self, check: SourceFiles, entry: object) -> None:
