@@ -22,7 +22,9 @@ TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/
 SUFFIX: Final = ".jsonl"
 
 _FOLDER_NAMES: Final = (re.compile(r"[0-9]{4}"), re.compile(r"0[1-9]|1[0-2]"), re.compile(r"0[1-9]|[12][0-9]|3[01]"))
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters, and the two separators at which some readers end a line."""
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -74,7 +76,7 @@ def walk_key(path: str) -> tuple[str, ...]:
 def printable(path: str) -> str:
     """A path with what could harm a terminal or a log escaped."""
     text = os.fsencode(path).decode(errors="backslashreplace")
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
 def scan(root: Path) -> Scan:
