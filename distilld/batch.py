@@ -226,9 +226,21 @@ class Engine:
         if not self.work.waiting().anything:
             self.judged_with.settle(self.options)
             if trigger is Trigger.REBUILD:
-                self.restorer.reorder()
-                self._work_off(trigger, result, options_changed=False)
+                self._put_in_order(trigger, result)
         return result
+
+    def _put_in_order(self, trigger: Trigger, result: PassResult) -> None:
+        """Canonical walk order; where an export was damaged meanwhile, it is mended, and all are put in order again."""
+        while not self.work.waiting().anything:
+            try:
+                self.restorer.reorder()
+            except ExportTamperedError:
+                self.committer.recover()
+                self._mend_exports()
+                self._work_off(trigger, result, options_changed=False)
+            else:
+                self._work_off(trigger, result, options_changed=False)
+                return
 
     def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
         """Batches, one after the other, until nothing waits."""

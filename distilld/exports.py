@@ -276,23 +276,72 @@ class Exports:
             if path.parent.is_dir():
                 sync_folder(path.parent)
 
-    def read_lines(self, name: str) -> Iterator[bytes]:
-        """The lines of a live file, line feeds included; nothing where there is no file.
+    @contextmanager
+    def reading(self, name: str, known: Committed) -> Iterator[CommittedFile]:
+        """Have a file of committed rows open for reading.
 
         Raises:
+            ExportTamperedError: It is gone, no regular file, or of another length.
             ExportReadError: The system refused.
         """
-        with _reading(EXPORT_PATHS[name]):
-            try:
-                descriptor = os.open(
-                    self._root / EXPORT_PATHS[name], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                )
-            except FileNotFoundError:
-                return
-            try:
-                yield from _lines(_blocks(descriptor, os.fstat(descriptor).st_size))
-            finally:
-                os.close(descriptor)
+        shown = EXPORT_PATHS[name]
+        with _reading(shown):
+            descriptor = _open_live(self._root / shown, shown, known)
+        if descriptor is None:
+            raise ExportTamperedError(shown, "is gone")
+        try:
+            yield CommittedFile(descriptor, shown, known, self._pulse)
+        finally:
+            os.close(descriptor)
+
+
+class CommittedFile:
+    """An export that is open for reading: what it gives is what was committed, or the end of it says otherwise."""
+
+    def __init__(self, descriptor: int, shown: str, known: Committed, pulse: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._shown = shown
+        self._known = known
+        self._pulse = pulse
+        self._facts = self._look()
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines, line feeds included.
+
+        Raises:
+            ExportTamperedError: At the end: they are not the committed ones.
+            ExportReadError: The system refused.
+        """
+        sha = hashlib.sha256()
+
+        def blocks() -> Iterator[bytes]:
+            for block in _blocks(self._descriptor, self._known.size):
+                self._pulse()
+                sha.update(block)
+                yield block
+
+        with _reading(self._shown):
+            yield from _lines(blocks())
+        if sha.hexdigest() != self._known.sha256:
+            raise ExportTamperedError(self._shown, "has other bytes than its last commit")
+
+    def pick(self, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes at each (offset, length); asked for behind :meth:`lines`.
+
+        Raises:
+            ExportTamperedError: At the end: somebody touched the file since it was opened.
+            ExportReadError: The system refused.
+        """
+        for start, length in spans:
+            with _reading(self._shown):
+                block = os.pread(self._descriptor, length, start)
+            yield block
+        if not self._look().same_file_state(self._facts):
+            raise ExportTamperedError(self._shown, "was changed while it was read")
+
+    def _look(self) -> StatFacts:
+        with _reading(self._shown):
+            return StatFacts.of(os.fstat(self._descriptor), time.time_ns())
 
 
 def committed_lines(path: Path, length: int) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ taken in as orphans: the first pass adopts each row that it would write alike, a
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections import Counter
@@ -35,6 +36,7 @@ from distilld.model import (
     SET_ASIDE,
     SFT_NEVER,
     TAMPERINGS_AN_HOUR,
+    Committed,
     Dataset,
     InputChanged,
     InputKind,
@@ -54,6 +56,7 @@ from distilld.tail import digest_of
 COPIES_KEPT: Final = 5
 _HOUR_NS: Final = 3600 * 10**9
 _REASONS: Final = {reason.value: reason for reason in Reason}
+_ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
 log = structlog.get_logger()
 
@@ -364,32 +367,47 @@ class Restorer:
     # canonical order
 
     def reorder(self) -> None:
-        """Put every dataset and quarantine file into canonical walk order; the bytes of their lines stay."""
+        """Put every dataset and quarantine file into canonical walk order; the bytes of their lines stay.
+
+        Raises:
+            ExportTamperedError: A file is not what its last commit left; :meth:`check` restores it.
+        """
         for name, record in self._ledger.exports().items():
             if name.startswith("withdrawals_") or not record.committed.rows:
                 continue
-            rows = record.committed.rows
+            try:
+                self._reorder(name, record.committed)
+            except ExportTamperedError:
+                # Its stat facts may be as recorded all the same; without them the next look goes by the content.
+                with self._store.transaction():
+                    self._ledger.set_installed(name, None)
+                raise
+
+    def _reorder(self, name: str, committed: Committed) -> None:
+        keys = _digests if name.startswith("quarantine_") else _sample_keys
+        with (
+            self._exports.reading(name, committed) as file,
             # A question that is left half answered, by a fault in the middle, would lock the tables that it reads.
-            with closing(self._frozen.order_lines(name, self._line_keys(name))) as order:
-                self._committer.replace(
-                    [NewVersion(name, _pick(self._root / EXPORT_PATHS[name], order), lambda rows=rows: rows)],  # type: ignore[misc]
-                    lambda: None,
-                )
-
-    def _line_keys(self, name: str) -> Iterator[tuple[int, int, object]]:
-        start = 0
-        for line in self._exports.read_lines(name):
-            key: object = digest_of(line)
-            if not name.startswith("quarantine_"):
-                key = key_of(line.split(b'"id":"', 1)[1].split(b'"', 1)[0].rpartition(b"-")[2].decode())
-            yield start, len(line), key
-            start += len(line)
+            closing(self._frozen.order_lines(name, keys(file.lines()))) as order,
+        ):
+            self._committer.replace([NewVersion(name, file.pick(order), lambda: committed.rows)], lambda: None)
 
 
-def _pick(path: Path, order: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
-        for start, length in order:
-            yield os.pread(file.fileno(), length, start)
+def _digests(lines: Iterable[bytes]) -> Iterator[tuple[int, int, object]]:
+    """Offset, length and digest of each line."""
+    start = 0
+    for line in lines:
+        yield start, len(line), digest_of(line)
+        start += len(line)
+
+
+def _sample_keys(lines: Iterable[bytes]) -> Iterator[tuple[int, int, object]]:
+    """Offset, length and sample key of each line; no key where it is no row of a dataset, as after an outside edit."""
+    start = 0
+    for line in lines:
+        found = _ROW_ID.match(line)
+        yield start, len(line), key_of(found[1].decode()) if found else None
+        start += len(line)
 
 
 def _copy(source: Path, target: Path) -> None:

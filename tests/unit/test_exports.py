@@ -437,21 +437,46 @@ def test_a_read_that_fails_is_an_error_for_operators(
     looks: list[Callable[[], object]] = [
         lambda: fresh.check(NAME, known),
         lambda: fresh.append(NAME, known, [row(4)]),
-        lambda: list(fresh.read_lines(NAME)),
+        lambda: _lines_of(fresh, known),
     ]
     for look in looks:
         with pytest.raises(ExportReadError, match=r"cannot read exports/rag/playbooks\.jsonl: Input/output error"):
             look()
 
 
-def test_read_lines_gives_whole_lines(exports: Exports, known: Committed, path: Path) -> None:
-    """A torn last line comes as it is, without a line feed; no file gives no lines."""
-    assert list(exports.read_lines(NAME)) == [row(1), row(2), row(3)]
-    with path.open("ab") as file:
-        file.write(b"torn")
-    assert list(exports.read_lines(NAME))[-1] == b"torn"
-    assert list(exports.read_lines("sft")) == []
-    assert known.size == len(rows(1, 2, 3))
+class TestReading:
+    """What is read of an export is what was committed, or the reader is told."""
+
+    def test_lines_and_spans_of_them(self, exports: Exports, known: Committed) -> None:
+        """All lines in their order, then any of them in any order."""
+        with exports.reading(NAME, known) as file:
+            assert list(file.lines()) == [row(1), row(2), row(3)]
+            length = len(row(1))
+            assert list(file.pick([(2 * length, length), (0, length)])) == [row(3), row(1)]
+
+    @pytest.mark.parametrize("content", [rows(1, 2, 4), rows(1, 2), rows(1, 2, 3, 4), None])
+    def test_a_file_that_was_edited_is_refused(
+        self, exports: Exports, known: Committed, path: Path, content: bytes | None
+    ) -> None:
+        """Other bytes, another length, or no file at all."""
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ExportTamperedError):
+            _lines_of(exports, known)
+
+    @pytest.mark.parametrize("content", [rows(1, 2, 4), rows(1, 2), rows(1, 2, 3, 4)])
+    def test_an_edit_behind_the_lines_is_noticed(
+        self, exports: Exports, known: Committed, path: Path, content: bytes
+    ) -> None:
+        """The spans come from the file whose lines were read, or the reader is told."""
+        os.utime(path, (1, 1))  # so that the edit shows in the times, however soon it comes
+        with exports.reading(NAME, known) as file:
+            length = len(row(1))
+            assert len(list(file.lines())) == 3
+            path.write_bytes(content)
+            with pytest.raises(ExportTamperedError, match="was changed while it was read"):
+                list(file.pick([(0, length)]))
 
 
 def test_no_descriptor_is_left_open(exports: Exports, known: Committed, path: Path) -> None:
@@ -462,11 +487,17 @@ def test_no_descriptor_is_left_open(exports: Exports, known: Committed, path: Pa
         lambda: exports.append(NAME, known, [row(4)]),
         lambda: exports.rewrite(NAME, known, TEMP, keep_all, []),
         lambda: exports.rewrite(NAME, known, TEMP, keep_all, []),
+        lambda: _lines_of(exports, known),
     ]
     for method in methods:
         with pytest.raises((ExportTamperedError, ExportWriteError)):
             method()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _lines_of(exports: Exports, known: Committed) -> list[bytes]:
+    with exports.reading(NAME, known) as file:
+        return list(file.lines())
 
 
 def _umask() -> int:

@@ -20,10 +20,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from distilld import arrivals, batch, index, restore, texts
-from distilld.exports import ExportReadError, ExportWriteError
+from distilld.exports import CommittedFile, ExportReadError, ExportWriteError
 from distilld.lake import ListingError, open_partition
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
-from distilld.restore import COPIES_KEPT, AnotherWriterError
+from distilld.restore import COPIES_KEPT, AnotherWriterError, Restorer
 from distilld.store import StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
 from distilld.texts import Texts
@@ -849,7 +849,7 @@ def test_rebuild_that_failed_half_way_can_be_run_again(full: HistoryLake, monkey
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(restore, "_pick", lambda _, order: map(refuse, order))
+    monkeypatch.setattr(CommittedFile, "pick", lambda _, order: map(refuse, order))
     with pytest.raises(ExportWriteError, match="Input/output error") as kept:
         full.engine.rebuild()
     monkeypatch.undo()
@@ -857,6 +857,86 @@ def test_rebuild_that_failed_half_way_can_be_run_again(full: HistoryLake, monkey
     full.go(Trigger.REBUILD)
     assert kept.tb is not None  # as where somebody still holds the error
     assert {name: full.lines(name) for name in EXPORT_PATHS} == before
+
+
+def while_it_judges(full: HistoryLake, monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], None]) -> None:
+    """A rebuild in which something is done to the exports each time before their lines are put in order."""
+    real = Restorer.reorder
+
+    def reorder(self: Restorer) -> None:
+        meddle()
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Restorer, "reorder", reorder)
+        full.go(Trigger.REBUILD)
+
+
+def once(meddle: Callable[[], None]) -> Callable[[], None]:
+    """Do it the first time only."""
+    left = [meddle]
+    return lambda: left.pop()() if left else None
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("sft", damage) for damage in DAMAGES]
+    + [("quarantine_rag", damage) for damage in (edit, delete)]
+    + [(name, "foreign") for name in ROW_FILES],
+)
+def test_damage_while_a_rebuild_judges_is_restored(
+    full: HistoryLake, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None] | str
+) -> None:
+    """The story: a rebuild put in order what it found, and committed it: a row that somebody had appended meanwhile, one
+    that was withdrawn for example, stood in the dataset for good, and one that somebody had deleted was gone for good.
+    """
+    before = {each: full.lines(each) for each in EXPORT_PATHS}
+    full.both("2026/05/01/new.jsonl", run("new"), run("new2", "rejected"))
+    full.go()
+    foreign = b"".join(full.content(name).splitlines(keepends=True)[-1:])
+    full.move_away(*full.paths("2026/05/01/new.jsonl", "both"))
+    full.go()
+    full.prune()
+    with_foreign = {each: full.lines(each) for each in EXPORT_PATHS}
+    assert {each: with_foreign[each] for each in ROW_FILES} == {each: before[each] for each in ROW_FILES}
+
+    def meddle() -> None:
+        if callable(damage):
+            damage(path_of(full, name))
+        else:
+            with path_of(full, name).open("ab") as file:
+                file.write(foreign)
+
+    while_it_judges(full, monkeypatch, once(meddle))
+    assert {each: full.lines(each) for each in EXPORT_PATHS} == with_foreign
+    assert len(full.engine.restorer.recent_tamperings()) == 1
+    whole = full.files()
+    full.go(Trigger.REBUILD)
+    assert full.files() == whole
+
+
+def test_damage_that_stat_does_not_show_is_restored_by_a_rebuild(
+    full: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that changed under recorded stat facts, as on a failing disk, are found where they are read."""
+    before = full.lines("rag")
+
+    def meddle() -> None:
+        edit(path_of(full, "rag"))
+        now = path_of(full, "rag").stat()
+        full.ask(
+            "UPDATE export_files SET mtime_ns = ?, ctime_ns = ? WHERE name = 'rag'", now.st_mtime_ns, now.st_ctime_ns
+        )
+
+    while_it_judges(full, monkeypatch, once(meddle))
+    assert full.lines("rag") == before
+
+
+def test_rebuild_beside_another_writer_ends(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage that comes again and again is no endless rebuild; what was found stays as it is."""
+    with pytest.raises(AnotherWriterError, match="third time"):
+        while_it_judges(full, monkeypatch, lambda: append_junk(path_of(full, "sft")))
+    assert full.content("sft").endswith(b"00000000000000")
 
 
 def test_pass_that_failed_half_way_can_be_run_again(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
