@@ -64,21 +64,18 @@ def serve(
         UsageError: The store belongs to another root, or the lake to another store.
         OperatorError: A lock or the store cannot be had at the start, or the store was found corrupt twice.
     """
+    daemon = Daemon(settings, read_settings=read_settings, environ=environ, notifier=notifier)
 
     def once() -> None:
-        daemon = Daemon(settings, read_settings=read_settings, environ=environ, notifier=notifier)
-        with (
-            suppress(PassEnded),
-            daemon.signals(),
-            writer(settings, take_over=take_over, pulse=daemon.pulse) as engine,
-        ):
+        with writer(daemon.settings, take_over=take_over, pulse=daemon.pulse) as engine:
             daemon.run(engine)
 
-    on_whole_store(once)
+    with suppress(PassEnded), daemon.signals():
+        on_whole_store(once)
 
 
 class Daemon:
-    """One run of the daemon."""
+    """The daemon: what signals asked for and the settings in force outlast a store, all else begins with its run."""
 
     def __init__(
         self,
@@ -97,26 +94,13 @@ class Daemon:
         self._stop = self._reload = self._give_up = False
         self._cuttable = False
         """Whether what is going on may be cut off where it is, when the process is to end."""
-        # what may be due
-        self._next: Trigger | None = Trigger.STARTUP
-        self._hinted = False
-        self._again_at: float | None = None
-        self._rescan_at = self._retry_at = self._checkpoint_at = float("inf")
-        self._listener = Listener(
-            [str(settings.root / tree) for tree in TREES.values()],
-            self._new_watcher(),
-            rescan_seconds=settings.rescan_seconds,
-            clock=clock,
-        )
-        self._failures = 0
-        self._overdue_rows = 0
-        self._settling: tuple[str, ...] = ()
 
     def run(self, engine: Engine) -> None:
         """Pass after pass, until a signal says stop. Nothing is half done when this returns."""
         self._cuttable = False
         self._engine = engine
         self._bulletin = Bulletin(self.settings, engine, self._notifier)
+        self._await_everything()
         engine.store.connection.set_progress_handler(self._pulse_of_sql, SQL_STEPS_A_PULSE)
         try:
             self._start()
@@ -126,6 +110,23 @@ class Daemon:
             log.info("daemon_stopping", cut_off=self._cuttable)
         finally:
             self._end()
+
+    def _await_everything(self) -> None:
+        """Nothing has been looked at yet."""
+        # what may be due
+        self._next: Trigger | None = Trigger.STARTUP
+        self._hinted = False
+        self._again_at: float | None = None
+        self._rescan_at = self._retry_at = self._checkpoint_at = float("inf")
+        self._listener = Listener(
+            [str(self.settings.root / tree) for tree in TREES.values()],
+            self._new_watcher(),
+            rescan_seconds=self.settings.rescan_seconds,
+            clock=self._clock,
+        )
+        self._failures = 0
+        self._overdue_rows = 0
+        self._settling: tuple[str, ...] = ()
 
     def _step(self) -> None:
         if self._reload:
@@ -159,6 +160,8 @@ class Daemon:
             # What cannot be undone now is undone at the next start.
             recover(self._engine)
         log.info("daemon_stopped")
+        # Where another store is begun, what comes before its first pass may take long.
+        self._cuttable = True
 
     def _new_watcher(self) -> Watcher:
         return Watcher(debounce_ms=self.settings.debounce_ms, stopped=lambda: self._stop or self._reload)
