@@ -45,8 +45,8 @@ class JudgedWith:
         return "lines" if other_lines else "rules"
 
     def settle(self, options: Options) -> None:
-        """Everything is judged with these options now."""
-        if self._store.recall("options_sha256") != options.sha256:
+        """Everything is judged with these options now, and none are being taken up any more."""
+        if self._store.recall("options_sha256") != options.sha256 or self._store.recall("options_in_hand") is not None:
             with self._store.transaction():
                 self._store.remember("options_sha256", options.sha256)
                 self._store.remember("options_in_hand", None)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
 from distilld import index
-from distilld.model import SETTLED_AFTER_NS, Dataset, InputKind, StatFacts, UnreadableError
+from distilld.batch import Engine
+from distilld.model import SETTLED_AFTER_NS, Dataset, InputKind, OperatorError, StatFacts, UnreadableError
 from distilld.plan import FileKey, compare
 from distilld.store import Store
 from distilld.store.inputs import FileRecord, Inputs
@@ -123,3 +125,38 @@ def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
         lake.restart(lake.options)
         lake.go()
         assert lake.held(Dataset.RAG) == {"a": "missing_source_run_id"}
+
+
+@pytest.mark.parametrize("change", [{"include_partial": True}, {"max_line_bytes": 5000}])
+def test_options_that_were_taken_back_are_no_change_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Other options, cut off before their first batch, and then the old ones again: one pass over all settles that.
+
+    The story: they were being taken up for ever, and where the line limit was another one each pass read the whole lake.
+    """
+    with history_lake(tmp_path) as lake:
+        before = lake.options
+        lake.both(A, run("a"), run("b", "partially_accepted"))
+        lake.go()
+        exports = lake.files()
+        lake.restart(replace(before, **change))
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "_index", refuse_to_write)
+            with pytest.raises(OperatorError, match="no room"):
+                lake.go()
+        lake.restart(before)
+        lake.go()
+        # As after a look that was long after the last change.
+        lake.engine.store.connection.execute("UPDATE files SET looked_ns = looked_ns + 3600000000000")
+        lake.restart()
+        with capture_logs() as logs:
+            assert lake.go().indexed.bytes_read == 0
+        assert logs == []
+        assert lake.engine.store.recall("options_in_hand") is None
+        assert lake.files() == exports
+
+
+def refuse_to_write(*_: object, **__: object) -> NoReturn:
+    """What a full disk does."""
+    raise OperatorError("no room")
