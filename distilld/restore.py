@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,9 +22,9 @@ import orjson
 import structlog
 
 from distilld.account import iso_time
+from distilld.aside import copy_aside, move_aside
 from distilld.commit import Committer, NewVersion
 from distilld.decisions import PublishedWithdrawal, key_of
-from distilld.durable import FILE_MODE, make_folder, sync_folder
 from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError
 from distilld.facts import LINES_END
 from distilld.json_text import parse_object
@@ -53,7 +52,6 @@ from distilld.store.frozen import Frozen, Orphan, ToldVerdict
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.tail import digest_of
 
-COPIES_KEPT: Final = 5
 _HOUR_NS: Final = 3600 * 10**9
 _REASONS: Final = {reason.value: reason for reason in Reason}
 _ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
@@ -179,34 +177,20 @@ class Restorer:
     def _set_aside(self, name: str, now_ns: int) -> Path | None:
         """Move what stands in an export's place, or copy it where readers may have it open; None where it is gone."""
         path = self._root / EXPORT_PATHS[name]
-        folder = self._root / SET_ASIDE
-        target = folder / f"{name}-{iso_time(now_ns).replace(':', '')}"
         try:
-            status = os.lstat(path)
+            regular = stat.S_ISREG(os.lstat(path).st_mode)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ExportWriteError(EXPORT_PATHS[name], error) from error
+        put_aside = copy_aside if regular else move_aside
         try:
-            make_folder(folder)
-            if stat.S_ISREG(status.st_mode):
-                _copy(path, target)
-            else:
-                os.rename(path, target)
-            sync_folder(folder)
-            self._thin_out(folder, name)
+            kept = put_aside(path, self._root / SET_ASIDE, name, iso_time(now_ns).replace(":", ""))
         except OSError as error:
             raise ExportWriteError(SET_ASIDE, error) from error
-        log.warning("export_set_aside", path=EXPORT_PATHS[name], copy=f"{SET_ASIDE}/{target.name}")
-        return target if stat.S_ISREG(status.st_mode) else None
-
-    def _thin_out(self, folder: Path, name: str) -> None:
-        copies = sorted(each for each in folder.iterdir() if each.name.startswith(f"{name}-"))
-        for old in copies[:-COPIES_KEPT]:
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old)
-            else:
-                old.unlink()
+        shown = f"{SET_ASIDE}/{kept.name}" if kept is not None else None
+        log.warning("export_set_aside", path=EXPORT_PATHS[name], copy=shown)
+        return kept if regular else None
 
     # taking over
 
@@ -408,15 +392,6 @@ def _sample_keys(lines: Iterable[bytes]) -> Iterator[tuple[int, int, object]]:
         found = _ROW_ID.match(line)
         yield start, len(line), key_of(found[1].decode()) if found else None
         start += len(line)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as old:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-        with open(descriptor, "wb") as new:
-            shutil.copyfileobj(old, new, 1 << 20)
-            new.flush()
-            os.fsync(new.fileno())
 
 
 def _lines_of(path: Path | None) -> Iterator[bytes]:

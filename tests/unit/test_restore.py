@@ -14,16 +14,17 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
 from distilld import arrivals, batch, index, restore, texts
-from distilld.exports import CommittedFile, ExportReadError, ExportWriteError
+from distilld.aside import COPIES_KEPT
+from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError
 from distilld.lake import ListingError, open_partition
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
-from distilld.restore import COPIES_KEPT, AnotherWriterError, Restorer
+from distilld.restore import AnotherWriterError, Restorer
 from distilld.store import StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
 from distilld.texts import Texts
@@ -109,6 +110,12 @@ def folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
     (path / "something").touch()
+
+
+def pipe(path: Path) -> None:
+    """Put a pipe in the file's place."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 def append_junk(path: Path) -> None:
@@ -252,8 +259,8 @@ def test_fourth_damage_is_counted_anew(full: HistoryLake, monkeypatch: pytest.Mo
     """Damages that lie more than an hour apart never stop the writing, and at most five copies of a file are kept."""
     monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
     before = full.lines("rag")
-    for _ in range(COPIES_KEPT + 2):
-        truncate(path_of(full, "rag"))
+    for number in range(COPIES_KEPT + 2):
+        os.truncate(path_of(full, "rag"), 100 * number)
         full.now_ns += 40 * MINUTE_NS
         full.go()
         assert full.lines("rag") == before
@@ -268,6 +275,78 @@ def test_set_aside_copy_is_what_was_found(full: HistoryLake) -> None:
     full.go()
     (copy,) = set_aside(full, "sft")
     assert (full.root / SET_ASIDE / copy).read_bytes() == found
+
+
+def test_full_disk_leaves_no_copies(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: each try to set a damaged export aside on a full disk left half a copy, and took what room came free."""
+    before = full.lines("rag")
+    truncate(path_of(full, "rag"))
+
+    def run_out(_: object, new: BinaryIO, *_rest: object) -> NoReturn:
+        new.write(b"x" * 1000)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", run_out)
+        for _ in range(3):
+            with pytest.raises(ExportWriteError, match="No space left"):
+                full.go()
+            assert set_aside(full) == []
+    full.go()
+    assert full.lines("rag") == before
+    assert len(set_aside(full, "rag")) == 1
+
+
+def test_disk_that_is_full_behind_the_copy_is_given_no_second_one(
+    full: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the restored file finds no room, each further try goes on from the copy that is there."""
+    before = full.lines("rag")
+    truncate(path_of(full, "rag"))
+    found = full.content("rag")
+    with monkeypatch.context() as patch:
+        patch.setattr(Exports, "compose", refuse_to_write)
+        for _ in range(3):
+            with pytest.raises(ExportWriteError, match="No space left"):
+                full.go()
+    full.go()
+    assert full.lines("rag") == before
+    (copy,) = set_aside(full)
+    assert (full.root / SET_ASIDE / copy).read_bytes() == found
+
+
+def refuse_to_write(*_: object) -> NoReturn:
+    """What a full disk does."""
+    raise ExportWriteError(EXPORT_PATHS["rag"], OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+@pytest.mark.parametrize("put", [link, folder, pipe])
+def test_what_is_no_file_leaves_another_file_system(
+    full: HistoryLake, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], None]
+) -> None:
+    """A link or a folder is made anew in the folder for it, all else has no content to keep; the export is restored.
+
+    The story: where a dataset's folder was a mount of its own, each pass failed with 'Invalid cross-device link'.
+    """
+    before = full.lines("sft")
+    put(path_of(full, "sft"))
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if source.parent != target.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    full.go()
+    assert full.lines("sft") == before
+    copies = [full.root / SET_ASIDE / each for each in set_aside(full)]
+    if put is link:
+        assert [os.readlink(each) for each in copies] == [str(full.root / "exports" / "elsewhere")]
+    elif put is folder:
+        assert [os.listdir(each) for each in copies] == [["something"]]
+    else:
+        assert copies == []
 
 
 def test_mode_survives_a_restoration(full: HistoryLake) -> None:
