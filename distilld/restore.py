@@ -114,8 +114,11 @@ class Restorer:
         ) == facts[:5]  # fmt: skip
 
     def _count_tampering(self, damaged: dict[str, ExportTamperedError], now_ns: int) -> None:
-        """Count what one look found as one time. What was counted and is yet to be restored is not counted again."""
-        recent = [each for each in self.recent_tamperings() if now_ns - each < _HOUR_NS]
+        """Count what one look found as one time. What was counted and is yet to be restored is not counted again.
+
+        Times that lie ahead of the clock are those of one that went wrong, and count no more.
+        """
+        recent = [each for each in self.recent_tamperings() if 0 <= now_ns - each < _HOUR_NS]
         if not set(damaged) <= self._restoring() and len(recent) < TAMPERINGS_AN_HOUR:
             recent.append(now_ns)
         with self._store.transaction():

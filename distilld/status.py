@@ -224,7 +224,7 @@ def _frozen_notes(found: Status) -> Iterator[str]:
 
 def _another_writer(store: Store) -> Problem | None:
     now_ns = time.time_ns()
-    recent = [each for each in json.loads(store.recall("tamperings") or "[]") if now_ns - int(each) < HOUR_NS]
+    recent = [each for each in json.loads(store.recall("tamperings") or "[]") if 0 <= now_ns - int(each) < HOUR_NS]
     if len(recent) < TAMPERINGS_AN_HOUR:
         return None
     text = (

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import arrivals, batch, index, restore, texts
+from distilld import arrivals, batch, index, restore, status, texts
 from distilld.aside import COPIES_KEPT
 from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError
 from distilld.lake import ListingError, open_partition
@@ -253,6 +253,25 @@ def test_third_time_within_an_hour_stops_writing(full: HistoryLake, monkeypatch:
     full.go()
     assert "new" in full.shipped("rag")
     assert full.lines("rag") > before
+
+
+def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: two damages were counted a year ahead of time, and each one for a year to come was the third."""
+    clock_ns = 365 * 24 * 60 * MINUTE_NS
+    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
+    monkeypatch.setattr(status, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
+    before = full.lines("rag")
+    for times in range(1, 4):
+        truncate(path_of(full, "rag"))
+        with pytest.raises(AnotherWriterError) if times == 3 else nullcontext():
+            full.go()
+    assert status._another_writer(full.engine.store) is not None
+    clock_ns = 0
+    assert status._another_writer(full.engine.store) is None
+    full.go()
+    truncate(path_of(full, "rag"))
+    full.go()
+    assert full.lines("rag") == before
 
 
 def test_fourth_damage_is_counted_anew(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
