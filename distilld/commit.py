@@ -286,8 +286,8 @@ class Committer:
         records = self._ledger.exports()
         for intent in intents:
             if intent.temp is None:
-                existed = records[intent.name].generation > 0
-                self._exports.cut_back(intent.name, intent.base_bytes, existed=existed)
+                record = records[intent.name]
+                self._exports.cut_back(intent.name, record.committed, existed=record.generation > 0)
             else:
                 self._exports.discard(intent.name, intent.temp)
         with self._store.transaction():

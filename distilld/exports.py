@@ -247,8 +247,12 @@ class Exports:
             self._hashes[name] = (held[0], facts)
         return facts
 
-    def cut_back(self, name: str, base: int, *, existed: bool) -> None:
-        """Undo an append: cut the file back to its committed length, or remove it where there was none before."""
+    def cut_back(self, name: str, known: Committed, *, existed: bool) -> None:
+        """Undo an append: cut the file back to its committed length, or remove it where there was none before.
+
+        A file that does not begin with the committed bytes is not the one that was appended to. Somebody put it there,
+        and what is in it may be needed: it is left whole for :meth:`check` to find.
+        """
         path = self._root / EXPORT_PATHS[name]
         self._hashes.pop(name, None)
         with _writing(EXPORT_PATHS[name]):
@@ -259,13 +263,23 @@ class Exports:
                 path.unlink(missing_ok=True)
                 if path.parent.is_dir():
                     sync_folder(path.parent)
-            elif live is not None and live.st_size >= base:
-                descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    os.ftruncate(descriptor, base)
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            elif live is not None and live.st_size >= known.size:
+                self._cut(name, known)
+
+    def _cut(self, name: str, known: Committed) -> None:
+        descriptor = os.open(self._root / EXPORT_PATHS[name], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            sha = hashlib.sha256()
+            for block in _blocks(descriptor, known.size):
+                self._pulse()
+                sha.update(block)
+            if sha.hexdigest() != known.sha256:
+                return
+            os.ftruncate(descriptor, known.size)
+            os.fsync(descriptor)
+            self._hashes[name] = (sha, StatFacts.of(os.fstat(descriptor), time.time_ns()))
+        finally:
+            os.close(descriptor)
 
     def discard(self, name: str, temp: str) -> None:
         """Undo a rewrite: remove the temporary file."""

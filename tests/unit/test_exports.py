@@ -354,9 +354,34 @@ class TestUndo:
         """Whole rows and torn ones."""
         exports.append(NAME, known, [row(4), row(5)[:7]])
         for _ in range(2):
-            exports.cut_back(NAME, known.size, existed=True)
+            exports.cut_back(NAME, known, existed=True)
             assert path.read_bytes() == rows(1, 2, 3)
         assert exports.check(NAME, known) is not None
+
+    def test_what_was_proven_for_the_cut_is_not_read_again(
+        self, exports: Exports, known: Committed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The look that follows, and the next append, go on from its digest."""
+        exports.append(NAME, known, [row(4)])
+        fresh = Exports(exports._root)
+        fresh.cut_back(NAME, known, existed=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", None)
+            assert fresh.check(NAME, known) is not None
+            written = fresh.append(NAME, known, [row(5)])
+        assert written.sha256 == hashlib.sha256(rows(1, 2, 3, 5)).hexdigest()
+
+    @pytest.mark.parametrize("content", [rows(4, 1, 2, 3), rows(1, 2, 4, 3), rows(1, 2, 4)])
+    def test_a_file_of_somebody_else_is_left_whole(
+        self, exports: Exports, known: Committed, path: Path, content: bytes
+    ) -> None:
+        """One that does not begin with the committed bytes was not appended to; what is in it may be needed."""
+        exports.append(NAME, known, [row(4)])
+        path.write_bytes(content)
+        exports.cut_back(NAME, known, existed=True)
+        assert path.read_bytes() == content
+        with pytest.raises(ExportTamperedError):
+            exports.check(NAME, known)
 
     @pytest.mark.parametrize("size", [0, 5])
     def test_a_file_that_was_not_there_before_is_removed(self, exports: Exports, path: Path, size: int) -> None:
@@ -366,14 +391,14 @@ class TestUndo:
         """
         exports.append(NAME, EMPTY, [row(1)[:size]])
         for _ in range(2):
-            exports.cut_back(NAME, 0, existed=False)
+            exports.cut_back(NAME, EMPTY, existed=False)
             assert not path.exists()
 
     def test_a_file_that_lost_all_its_rows_stays(self, exports: Exports, path: Path) -> None:
         """It was empty before the append, and is empty after it is undone."""
         exports.append(NAME, EMPTY, [])
         exports.append(NAME, EMPTY, [row(1)])
-        exports.cut_back(NAME, 0, existed=True)
+        exports.cut_back(NAME, EMPTY, existed=True)
         assert path.read_bytes() == b""
 
     def test_what_is_shorter_or_no_file_is_left_for_others_to_judge(
@@ -381,13 +406,14 @@ class TestUndo:
     ) -> None:
         """A cut never makes a file longer, and follows no link."""
         path.write_bytes(row(1))
-        exports.cut_back(NAME, known.size, existed=True)
+        exports.cut_back(NAME, known, existed=True)
         assert path.read_bytes() == row(1)
+        path.write_bytes(rows(1, 2, 3, 4))
         path.rename(path.with_name("elsewhere"))
         path.symlink_to(path.with_name("elsewhere"))
-        exports.cut_back(NAME, 3, existed=True)
-        exports.cut_back(NAME, 0, existed=False)
-        assert path.read_bytes() == row(1)
+        exports.cut_back(NAME, known, existed=True)
+        exports.cut_back(NAME, EMPTY, existed=False)
+        assert path.read_bytes() == rows(1, 2, 3, 4)
 
     def test_a_rewrite_is_discarded(self, exports: Exports, known: Committed, path: Path) -> None:
         """The temporary file goes, and only it."""
@@ -398,7 +424,7 @@ class TestUndo:
 
     def test_undo_before_anything_was_made(self, exports: Exports, tmp_path: Path) -> None:
         """A kill may have come right behind the intent, when not even the folder stood."""
-        exports.cut_back(NAME, 0, existed=False)
+        exports.cut_back(NAME, EMPTY, existed=False)
         exports.discard(NAME, TEMP)
         assert list(tmp_path.iterdir()) == []
 

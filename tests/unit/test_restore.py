@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from distilld import arrivals, batch, index, restore, status, texts
 from distilld.aside import COPIES_KEPT
-from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError
+from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError, Written
 from distilld.lake import ListingError, open_partition
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
 from distilld.restore import AnotherWriterError, Restorer
@@ -366,6 +366,42 @@ def test_what_is_no_file_leaves_another_file_system(
         assert [os.listdir(each) for each in copies] == [["something"]]
     else:
         assert copies == []
+
+
+def test_file_that_was_put_back_after_a_kill_in_an_append(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older file in the place of one that was being appended to is set aside whole, and frozen rows come from it.
+
+    The story: recovery cut it to the length of the newer one first; a row of an absent partition, which stood behind
+    that in the older file, was published as lost.
+    """
+    lake.both(A, run("a1"), run("a2"))
+    lake.both(B, run("frozen"))
+    lake.go()
+    older = lake.content("sft")
+    lake.move_away(*lake.paths(B, "both"))
+    lake.scored(A)
+    lake.go()
+    assert lake.shipped("sft") == {"frozen"}
+    lake.both("2026/05/01/new.jsonl", run("new"))
+    real = Exports.append
+
+    def die(self: Exports, name: str, *rest: Any) -> Written:
+        written = real(self, name, *rest)
+        if name == "sft":
+            raise KeyboardInterrupt
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Exports, "append", die)
+        with pytest.raises(KeyboardInterrupt):
+            lake.go()
+    lake.stop()
+    path_of(lake, "sft").write_bytes(older)
+    lake.go()
+    assert lake.shipped("sft") == {"frozen", "new"}
+    assert lake.causes("sft") == ["row_removed", "row_removed"]
+    (copy,) = set_aside(lake)
+    assert (lake.root / SET_ASIDE / copy).read_bytes() == older
 
 
 def test_mode_survives_a_restoration(full: HistoryLake) -> None:
