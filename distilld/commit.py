@@ -230,8 +230,13 @@ class Committer:
 
     # after COMMIT, and after a crash
 
-    def _finish(self, *, cut_off: bool = False) -> None:
-        """What follows a commit, from the store alone: renames first, those that lose rows before all others."""
+    def _finish(self) -> None:
+        """What follows a commit, from the store alone."""
+        self._install()
+        self._report()
+
+    def _install(self) -> None:
+        """Put what was committed in place: files that lose rows before all others."""
         records = self._ledger.exports()
         for name in RENAME_ORDER:
             record = records[name]
@@ -239,6 +244,9 @@ class Committer:
                 facts = self._exports.install(name, record.pending_temp, record.committed, record.inode)
                 with self._store.transaction():
                     self._ledger.set_installed(name, facts)
+
+    def _report(self, *, cut_off: bool = False) -> None:
+        """Write the receipts of what was committed, and remove those that are kept no longer."""
         for sequence, batch_id, text in self._ledger.unwritten_receipts():
             receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
             with self._store.transaction():
@@ -282,7 +290,8 @@ class Committer:
         intents = self._ledger.intents()
         if intents:
             self._settle_doubt()
-        self._finish(cut_off=True)
+        # The exports first: whatever is wrong with the reports, no row stands in them that was not committed.
+        self._install()
         records = self._ledger.exports()
         for intent in intents:
             if intent.temp is None:
@@ -292,6 +301,7 @@ class Committer:
                 self._exports.discard(intent.name, intent.temp)
         with self._store.transaction():
             self._ledger.drop_intents()
+        self._report(cut_off=True)
         return True
 
     def _settle_doubt(self) -> None:

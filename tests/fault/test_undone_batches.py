@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
 from distilld.commit import Committer
 from distilld.exports import ExportWriteError
-from distilld.model import ProgramError, Trigger
+from distilld.model import EXPORT_PATHS, OperatorError, ProgramError, Trigger
+from distilld.receipt import ReceiptWriteError
 from tests.crash.calls import Call, calls
-from tests.crash.histories import APPEND, NINE, History, Lake
+from tests.crash.histories import APPEND, NINE, History, Inputs, Lake, run
 from tests.crash.invariants import committed_and_whole, outcome
 from tests.fault.test_failing_calls import ENOSPC
 
@@ -37,6 +39,55 @@ def test_a_batch_that_fails_a_check_is_undone(
         monkeypatch.undo()
         assert engine.run_pass(Trigger.ONCE).changed
         committed_and_whole(lake.root)
+
+
+@pytest.mark.parametrize("owed", ["a receipt that is not written", "receipts that are kept no longer"])
+def test_the_exports_are_whole_whatever_is_wrong_with_the_reports(
+    prepare: Prepare, owed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recovery undoes what was half written before it turns to receipts.
+
+    The story: it turned to receipts first, and where ``reports`` could not be written to, rows that were never
+    committed stood in the datasets until somebody mended that.
+    """
+    lake = prepare(APPEND)
+    lake.start()
+    before = {name: read(lake, name) for name in EXPORT_PATHS}
+    inputs = Inputs(lake.root / "data")
+    inputs.append(inputs.scored("2027/01/01/x.jsonl"), run("x", "x", "accepted"))
+    reports, away = lake.root / "reports", lake.root / "reports-away"
+    with lake.opened() as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(Committer, "_transact", refuse)
+            with pytest.raises(OperatorError, match="no room"):
+                engine.run_pass(Trigger.ONCE)
+        assert {name: read(lake, name) for name in EXPORT_PATHS} != before
+        if owed == "a receipt that is not written":
+            engine.store.connection.execute("UPDATE receipts SET written = 0")
+        else:
+            engine.committer.receipts_keep = 1
+        reports.rename(away)
+        reports.write_text("in the place of the folder")
+        with pytest.raises(ReceiptWriteError):
+            engine.committer.recover()
+        assert {name: read(lake, name) for name in EXPORT_PATHS} == before
+        assert engine.ledger.intents() == []
+        assert engine.committer.needs_recovery()
+        reports.unlink()
+        away.rename(reports)
+        engine.run_pass(Trigger.ONCE)
+    committed_and_whole(lake.root)
+
+
+def read(lake: Lake, name: str) -> bytes | None:
+    """The bytes of an export."""
+    path = lake.root / EXPORT_PATHS[name]
+    return path.read_bytes() if path.exists() else None
+
+
+def refuse(*_: object) -> NoReturn:
+    """What a full disk does."""
+    raise OperatorError("no room")
 
 
 @pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
