@@ -300,6 +300,9 @@ class Committer:
             else:
                 self._exports.discard(intent.name, intent.temp)
         with self._store.transaction():
+            for intent in intents:
+                # The file itself may be why it was not written, whatever stat says; the next look goes by its content.
+                self._ledger.set_installed(intent.name, None)
             self._ledger.drop_intents()
         self._report(cut_off=True)
         return True
