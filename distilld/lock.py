@@ -2,7 +2,8 @@
 
 A writer holds two locks (flock) for as long as it lives: ``exports/.distilld.lock`` below the root, and the store's
 path with ``.lock`` behind it. The kernel lets go of both when the process ends, however it ends. The files stay behind;
-the lake's one says which store the lake is kept with, so that nobody goes on with another one by mistake.
+the lake's one says which store the lake is kept with, so that nobody goes on with another one by mistake. It says so of
+a store that was opened and is this lake's: a writer that is refused its store leaves the record as it was.
 """
 
 from __future__ import annotations
@@ -45,14 +46,37 @@ class Holder:
     trouble: str | None = None
 
 
+class WriterLock:
+    """Both locks in the hands of the writer. ``kept`` says that one of them named the store before, so it is one."""
+
+    def __init__(self, store: Path, descriptors: tuple[int, int]) -> None:
+        self._store = store
+        self._descriptors = descriptors
+        last = [_read(descriptor).state for descriptor in descriptors]
+        self.kept = store in last
+        for descriptor, state in zip(descriptors, last, strict=True):
+            _write(descriptor, state)
+
+    def bind(self) -> None:
+        """From now on the lake is kept with this store, which was opened and found to be the lake's.
+
+        Raises:
+            OperatorError: The record cannot be written.
+        """
+        for descriptor in self._descriptors:
+            _write(descriptor, self._store)
+
+
 def lock_of_store(state: Path) -> Path:
     """Where the lock of a state store stands."""
     return state.with_name(state.name + ".lock")
 
 
 @contextmanager
-def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator[None]:
+def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator[WriterLock]:
     """Be the one writer of a lake and of a store. ``take_over`` goes on with another store than the last writer's.
+
+    Which store the lake is kept with stays as it was until the writer says :meth:`WriterLock.bind`.
 
     Raises:
         WriterBusy: Another process holds the lake, or the store.
@@ -64,9 +88,7 @@ def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator
         if not take_over:
             refuse_other_store(_read(lake_lock), root, store)
         with _held(lock_of_store(store), f"the state store {store}") as store_lock:
-            for descriptor in (lake_lock, store_lock):
-                _write(descriptor, store)
-            yield
+            yield WriterLock(store, (lake_lock, store_lock))
 
 
 def holder(root: Path) -> Holder:
@@ -177,8 +199,8 @@ def _stands_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _write(descriptor: int, state: Path, trouble: str | None = None) -> None:
-    record = {"pid": os.getpid(), "state": str(state)}
+def _write(descriptor: int, state: Path | None, trouble: str | None = None) -> None:
+    record = {"pid": os.getpid(), "state": None if state is None else str(state)}
     if trouble is not None:
         record["trouble"] = trouble[:_MOST_TROUBLE]
     content = json.dumps(record).encode() + b"\n"

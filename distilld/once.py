@@ -51,9 +51,10 @@ def writer(
             begins another.
         OperatorError: A lock or the store cannot be had.
     """
-    with writer_lock(settings.root, settings.state, take_over=take_over), _seldom_collecting():
+    with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
         log.info("lock_taken", state=str(settings.state))
         with opened_store(settings.state, settings.root) as store:
+            lock.bind()
             yield engine_for(settings, store, progress=progress, pulse=pulse)
 
 

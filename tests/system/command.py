@@ -95,7 +95,8 @@ HOLD_LOCK = """
 import sys
 from pathlib import Path
 from distilld.lock import writer_lock
-with writer_lock(Path(sys.argv[1]), Path(sys.argv[2])):
+with writer_lock(Path(sys.argv[1]), Path(sys.argv[2])) as held:
+    held.bind()
     print("held", flush=True)
     sys.stdin.read()
 """

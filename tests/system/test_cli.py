@@ -214,6 +214,17 @@ def test_every_fault_of_a_config_is_told_at_once(tmp_path: Path) -> None:
     assert ran.err.count("distilld init") == 1
 
 
+def test_store_of_another_root_does_not_bind_the_lake(done: Path, tmp_path: Path) -> None:
+    """A command that is refused its store leaves the lake as it was: the right command works, and health agrees."""
+    state = done / "state" / "distilld.db"
+    assert once(tmp_path, "--state", str(state)).code == 2
+    problems = distilld("status", "--json", cwd=tmp_path).json["problems"]
+    assert {each["name"] for each in problems} == {"never_run"}
+    assert once(tmp_path).code == 0
+    problems = distilld("status", "--json", cwd=tmp_path).json["problems"]
+    assert problems == []
+
+
 def test_store_of_another_root_is_refused(done: Path, tmp_path: Path) -> None:
     """A store belongs to one root: each command that opens it for another one ends with 2 and changes nothing."""
     state = done / "state" / "distilld.db"

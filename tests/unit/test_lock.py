@@ -39,6 +39,12 @@ def put_store(path: Path) -> Path:
     return path
 
 
+def keep(root: Path, state: Path, *, take_over: bool = False) -> None:
+    """A writer that opened its store, and is gone."""
+    with writer_lock(root, state, take_over=take_over) as lock:
+        lock.bind()
+
+
 def test_second_writer_of_a_lake_is_refused_and_told_the_pid(root: Path, state: Path) -> None:
     """While a process holds the lake, another one gets WriterBusy with its pid, and the lake is free when it ends."""
     with another_writer(root, state) as process:
@@ -46,8 +52,7 @@ def test_second_writer_of_a_lake_is_refused_and_told_the_pid(root: Path, state: 
         with pytest.raises(WriterBusy, match=told) as caught, writer_lock(root, state):
             pytest.fail("two writers")
         assert caught.value.pid == process.pid
-    with writer_lock(root, state):
-        pass
+    keep(root, state)
 
 
 def test_second_writer_of_a_store_is_refused(tmp_path: Path, root: Path, state: Path) -> None:
@@ -96,8 +101,7 @@ def test_lock_file_names_pid_and_store_and_stays(root: Path, state: Path) -> Non
     """The file holds one line of JSON with the pid and the absolute path of the store, mode 0640 under the umask."""
     old = os.umask(0o022)
     try:
-        with writer_lock(root, state):
-            pass
+        keep(root, state)
     finally:
         os.umask(old)
     for path in (root / LOCK_FILE, lock_of_store(state)):
@@ -107,18 +111,15 @@ def test_lock_file_names_pid_and_store_and_stays(root: Path, state: Path) -> Non
 
 def test_shorter_record_leaves_nothing_of_a_longer_one(tmp_path: Path, root: Path) -> None:
     """A new record replaces the old one, however long that was."""
-    with writer_lock(root, tmp_path / ("x" * 100) / "a.db"):
-        pass
-    with writer_lock(root, tmp_path / "b.db"):
-        pass
+    keep(root, tmp_path / ("x" * 100) / "a.db")
+    keep(root, tmp_path / "b.db")
     assert json.loads((root / LOCK_FILE).read_text())["state"] == str(tmp_path / "b.db")
 
 
 def test_lake_of_another_store_is_refused(root: Path, state: Path, tmp_path: Path) -> None:
     """A lake that is kept with a store which still exists is not written with another; the message names --state."""
     put_store(state)
-    with writer_lock(root, state):
-        pass
+    keep(root, state)
     before = (root / LOCK_FILE).read_bytes()
     with pytest.raises(UsageError) as caught, writer_lock(root, tmp_path / "new.db"):
         pytest.fail("two stores")
@@ -131,11 +132,9 @@ def test_lake_of_another_store_is_refused(root: Path, state: Path, tmp_path: Pat
 def test_take_over_goes_on_with_another_store(root: Path, state: Path, tmp_path: Path) -> None:
     """With take_over the other store is recorded, and the first one is the other from then on."""
     put_store(state)
-    with writer_lock(root, state):
-        pass
+    keep(root, state)
     other = put_store(tmp_path / "new.db")
-    with writer_lock(root, other, take_over=True):
-        pass
+    keep(root, other, take_over=True)
     assert holder(root).state == other
     with pytest.raises(UsageError), writer_lock(root, state):
         pytest.fail("two stores")
@@ -143,24 +142,46 @@ def test_take_over_goes_on_with_another_store(root: Path, state: Path, tmp_path:
 
 def test_store_that_is_gone_binds_nobody(root: Path, state: Path, tmp_path: Path) -> None:
     """Once the recorded store no longer exists, any store may be used."""
-    with writer_lock(root, state):
-        pass
+    keep(root, state)
     assert not state.exists()
-    with writer_lock(root, tmp_path / "new.db"):
-        pass
+    keep(root, tmp_path / "new.db")
+
+
+def test_writer_that_is_refused_its_store_binds_nobody(root: Path, state: Path, tmp_path: Path) -> None:
+    """What the lake is kept with stays as it was until the store was opened; the pid is told meanwhile.
+
+    The story: a store of another root was given by mistake and refused, and the lake was bound to it all the same: the
+    right store was refused from then on, and the store that the message named as well.
+    """
+    other = put_store(tmp_path / "other.db")
+    with writer_lock(root, other) as lock:
+        assert not lock.kept
+        assert holder(root) == Holder(running=True, pid=os.getpid())
+    keep(root, put_store(state))
+    with writer_lock(root, other, take_over=True):
+        assert holder(root) == Holder(running=True, pid=os.getpid(), state=state)
+    with writer_lock(root, state) as lock:
+        assert lock.kept
+
+
+def test_store_that_another_lake_kept_is_known_as_one(root: Path, state: Path, tmp_path: Path) -> None:
+    """The lock beside a store names it too, so it is known as a store where the lake says nothing."""
+    keep(root, put_store(state))
+    (root / LOCK_FILE).unlink()
+    with writer_lock(root, state) as lock:
+        assert lock.kept
 
 
 def test_store_by_another_name_is_the_same_store(root: Path, state: Path, tmp_path: Path) -> None:
     """A store that is reached through a link, or has a second name, is not another one."""
     put_store(state)
-    with writer_lock(root, state):
-        pass
+    keep(root, state)
     (tmp_path / "link.db").symlink_to(state)
-    with writer_lock(root, tmp_path / "link.db"):
+    with writer_lock(root, tmp_path / "link.db") as lock:
+        lock.bind()
         assert holder(root).state == state
     (tmp_path / "hard.db").hardlink_to(state)
-    with writer_lock(root, tmp_path / "hard.db"):
-        pass
+    keep(root, tmp_path / "hard.db")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +225,10 @@ def test_torn_record_binds_nobody(root: Path, state: Path, content: bytes) -> No
     (root / "exports").mkdir()
     (root / LOCK_FILE).write_bytes(content)
     assert holder(root) == Holder(running=False)
-    with writer_lock(root, state):
+    with writer_lock(root, state) as lock:
+        assert not lock.kept
+        assert holder(root) == Holder(running=True, pid=os.getpid())
+        lock.bind()
         assert holder(root) == Holder(running=True, pid=os.getpid(), state=state)
 
 
@@ -267,7 +291,8 @@ def once(descriptor, kind):
     os.unlink(sys.argv[1] + "/" + lock.LOCK_FILE)
     return take(descriptor, kind)
 lock._take = once
-with lock.writer_lock(Path(sys.argv[1]), Path(sys.argv[2])):
+with lock.writer_lock(Path(sys.argv[1]), Path(sys.argv[2])) as held:
+    held.bind()
     print("held", flush=True)
     sys.stdin.read()
 """
