@@ -53,6 +53,8 @@ class StoreOfOtherRootError(UsageError):
 class NotAStoreError(UsageError):
     """The file is a database of something else; it is left as it is."""
 
+    hint = "give --state a file of its own"
+
 
 class StoreFaultError(OperatorError):
     """The system refused to read or write the store: a full disk, a missing permission, a lock, EIO."""
@@ -127,8 +129,9 @@ class Store:
         """Open for reading beside a running writer; it must exist and be of this version.
 
         Raises:
-            OperatorError: There is none, or it cannot be read.
+            OperatorError: There is none, or it cannot be read, or a writer must finish or migrate it first.
             StoreTooNewError: A newer distilld wrote it.
+            NotAStoreError: It is a database of something else.
         """
         if not path.exists():
             raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
@@ -138,11 +141,7 @@ class Store:
             )
             try:
                 store = cls(path, connection)
-                store._refuse_newer()
-                if not store._is_current():
-                    raise OperatorError(
-                        f"the state store {path} is of an older version", hint="run 'distilld run --once'"
-                    )
+                store._refuse_unready()
             except BaseException:
                 connection.close()
                 raise
@@ -167,12 +166,27 @@ class Store:
             if self.recall(name) != value:
                 self.remember(name, value)
 
+    def _refuse_unready(self) -> None:
+        """Refuse a reader what only a writer can bring to the form that is read."""
+        self._refuse_newer()
+        self._refuse_foreign()
+        if self._is_current():
+            return
+        if not self._tables():
+            problem = "is empty"
+        elif not self._applied() or self.recall("root") is None:
+            problem = "was cut off while it was made"
+        else:
+            problem = "is of an older version"
+        raise OperatorError(f"the state store {self.path} {problem}", hint="run 'distilld run --once'")
+
+    def _refuse_foreign(self) -> None:
+        if not self._applied() and self._tables() - {MIGRATIONS_TABLE}:
+            raise NotAStoreError(f"{self.path} is a database of something else")
+
     def _refuse_others(self, root: Path) -> None:
+        self._refuse_foreign()
         if not self._applied():
-            if self._tables() - {MIGRATIONS_TABLE}:
-                raise NotAStoreError(
-                    f"{self.path} is a database of something else", hint="give --state a file of its own"
-                )
             return
         known = self.recall("root")
         if known not in (None, str(root)):

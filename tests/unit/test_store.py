@@ -175,11 +175,38 @@ class TestOpening:
             Store.open_readonly(path)
         assert not path.parent.exists()
 
-    def test_reading_an_unfinished_store_says_so(self, path: Path) -> None:
-        """One that was killed before its first migration is of an older version."""
+    def test_reading_says_why_a_store_cannot_be_read_yet(self, path: Path, tmp_path: Path) -> None:
+        """An empty file, a store that was cut off while it was made, and one of an older version are told apart.
+
+        The story: all of them, and another program's database as well, were called a store of an older version.
+        """
+
+        def told() -> str:
+            with pytest.raises(OperatorError) as raised:
+                Store.open_readonly(path)
+            assert raised.value.hint == "run 'distilld run --once'"
+            return str(raised.value)
+
         path.parent.mkdir()
         path.touch()
-        with pytest.raises(OperatorError, match="of an older version"):
+        assert told() == f"the state store {path} is empty"
+        with closing(sqlite3.connect(path)) as plain:
+            migrations().ensure_migrations_table(Database(plain))
+        assert told() == f"the state store {path} was cut off while it was made"
+        Store.open(path, tmp_path).close()
+        with closing(sqlite3.connect(path)) as plain, plain:
+            plain.execute("DELETE FROM _sqlite_migrations WHERE name = 'm002_indexes_of_exceptions'")
+        assert told() == f"the state store {path} is of an older version"
+        with closing(sqlite3.connect(path)) as plain, plain:
+            plain.execute("DELETE FROM lake WHERE name = 'root'")
+        assert told() == f"the state store {path} was cut off while it was made"
+
+    def test_reading_a_database_of_something_else(self, path: Path) -> None:
+        """A reader is told the same of it as a writer."""
+        path.parent.mkdir()
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE invoices (number INTEGER)")
+        with pytest.raises(NotAStoreError, match="is a database of something else"):
             Store.open_readonly(path)
 
     def test_a_reader_cannot_write(self, path: Path, tmp_path: Path) -> None:
