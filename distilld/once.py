@@ -46,14 +46,14 @@ def writer(
 
     Raises:
         WriterBusy: Another process is the writer.
-        UsageError: The store belongs to another root, or the lake to another store.
+        UsageError: The store belongs to another root, or the lake to another store, or the file is no store.
         StoreCorruptError: The store turned out to be corrupt while it was used; it is set aside, and the next writer
             begins another.
         OperatorError: A lock or the store cannot be had.
     """
     with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
         log.info("lock_taken", state=str(settings.state))
-        with opened_store(settings.state, settings.root) as store:
+        with opened_store(settings.state, settings.root, kept=lock.kept) as store:
             lock.bind()
             yield engine_for(settings, store, progress=progress, pulse=pulse)
 

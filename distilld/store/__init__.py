@@ -7,7 +7,9 @@ own a group of tables: ``inputs`` (files and the facts of their rows), ``work`` 
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cached_property
@@ -26,6 +28,7 @@ _OURS: Final = {each.__name__ for each in MIGRATIONS}
 CACHE_KIB: Final = 12_000
 _PATIENCE_MS: Final = 5000
 _CHECKPOINT_PATIENCE_MS: Final = 100
+_HEADER: Final = b"SQLite format 3\0"
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _REFUSED: Final = frozenset(
     {
@@ -41,9 +44,12 @@ class StoreTooNewError(UsageError):
 
 
 class StoreCorruptError(OperatorError):
-    """The file is no usable SQLite database; it is to be set aside and rebuilt."""
+    """The file is no usable SQLite database. If it was a store, it is to be set aside and rebuilt."""
 
-    hint = "set it aside, its -wal and -shm with it; the next run builds it anew from the inputs and the exports"
+    hint = (
+        "if it is this lake's store, the next run sets it aside and builds it anew from the inputs and the exports; "
+        "if it is another file, correct --state"
+    )
 
 
 class StoreOfOtherRootError(UsageError):
@@ -51,7 +57,7 @@ class StoreOfOtherRootError(UsageError):
 
 
 class NotAStoreError(UsageError):
-    """The file is a database of something else; it is left as it is."""
+    """What stands there is something else than a store; it is left as it is."""
 
     hint = "give --state a file of its own"
 
@@ -81,6 +87,33 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
         raise
 
 
+def refuse_what_is_no_file(path: Path) -> None:
+    """Raise before SQLite opens what it would wait for, or write into: a FIFO, a device, a folder, a single byte.
+
+    Raises:
+        NotAStoreError: It is no regular file.
+        StoreCorruptError: It is a file of one byte, which SQLite takes for an empty one.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return  # there is none yet, or opening it says why
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAStoreError(f"the state store {path} is no regular file")
+    if status.st_size == 1:
+        raise StoreCorruptError(f"the state store {path} is corrupt: file is not a database")
+
+
+def begins_as_database(path: Path) -> bool:
+    """Whether a file has SQLite's first bytes: then it was a database, whatever became of the rest.
+
+    Not to be asked while this process has the file open as a database: closing it here would end SQLite's locks.
+    """
+    with suppress(OSError), open(path, "rb", buffering=0) as file:
+        return file.read(len(_HEADER)) == _HEADER
+    return False
+
+
 class Store:
     """An open state store."""
 
@@ -104,10 +137,11 @@ class Store:
         Raises:
             StoreTooNewError: A newer distilld wrote it.
             StoreOfOtherRootError: It belongs to another root.
-            NotAStoreError: It is a database of something else.
+            NotAStoreError: It is a database of something else, or no regular file.
             StoreCorruptError: It is no usable database.
             StoreFaultError: The system refused.
         """
+        refuse_what_is_no_file(path)
         try:
             make_folder(path.parent)
         except OSError as error:
@@ -131,10 +165,11 @@ class Store:
         Raises:
             OperatorError: There is none, or it cannot be read, or a writer must finish or migrate it first.
             StoreTooNewError: A newer distilld wrote it.
-            NotAStoreError: It is a database of something else.
+            NotAStoreError: It is a database of something else, or no regular file.
         """
         if not path.exists():
             raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
+        refuse_what_is_no_file(path)
         with store_faults(path, "read"):
             connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5

@@ -157,10 +157,16 @@ def test_json_is_all_that_is_printed(done: Path, arguments: tuple[str, ...]) -> 
         ((), "root = ", {}, 2, "config/distilld.toml: is not TOML"),
         ((), "", {"DISTILLD_WORKER": "5"}, 2, "DISTILLD_WORKER is not a known key; the nearest one is"),
         ((), "", {"DISTILLD_REVOKE": "maybe"}, 2, "DISTILLD_REVOKE: revoke = 'maybe'; allowed: true or false"),
+        (("--state", "data/scored-runs/2026/03/02/a.jsonl"), "", {}, 2, "a.jsonl' lies below data of the root; allowed"),
+        ((), "state = 'exports/rag/x.db'", {}, 2, "/exports/rag/x.db' lies below exports of the root; allowed: a file "),
+        ((), "", {"DISTILLD_STATE": "exports/.distilld.lock"}, 2, "/.distilld.lock' lies below exports of the root"),
+        (("--state", "reports"), "", {}, 2, "state = '{cwd}/reports' lies below reports of the root; allowed: "),
+        (("--state", "config"), "", {}, 2, "state = '{cwd}/config' is no regular file; allowed: "),
+        (("--state", "/dev/null"), "", {}, 2, "state = '/dev/null' is no regular file; allowed: "),
         (("--root", "\x1b[2J\n"), "", {}, 2, "--root: root = '\\x1b[2J\\n'; allowed: a path"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("command_line", [("run", "--once"), ("status",)], ids=" ".join)
+@pytest.mark.parametrize("command_line", [("run", "--once"), ("run", "--check"), ("status",)], ids=" ".join)
 def test_wrong_path_key_or_value_is_one_clear_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -194,7 +200,7 @@ def test_wrong_usage_as_a_process(tmp_path: Path) -> None:
     for arguments, code, told in (
         (("run", "--once", "--root", "nowhere"), 2, f"root = '{tmp_path}/nowhere' does not exist"),
         (("run", "--once", "--state", "/dev/null/x.db"), 1, "cannot lock the state store /dev/null/x.db: "),
-        (("run", "--once", "--state", "."), 1, f"cannot open the state store {tmp_path}: "),
+        (("run", "--once", "--state", "."), 2, f"state = '{tmp_path}' is no regular file; allowed: "),
         (("status", "--config", "no.toml"), 2, "no.toml: cannot be read (No such file or directory)"),
     ):
         ran = distilld(*arguments, cwd=tmp_path)
@@ -212,6 +218,35 @@ def test_every_fault_of_a_config_is_told_at_once(tmp_path: Path) -> None:
         "distilld: config/distilld.toml: workers",
     ]
     assert ran.err.count("distilld init") == 1
+
+
+def test_state_below_a_mounted_tree_is_refused(tmp_path: Path) -> None:
+    """Also where an input tree is a link to another folder, which the path names."""
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "evidence").symlink_to(tmp_path / "mounted")
+    ran = distilld("run", "--check", "--state", "mounted/x.db", cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert "lies below data/evidence of the root" in ran.err
+
+
+def test_fifo_in_the_place_of_the_state_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    """The story: status, health, verify and receipts hung until somebody wrote into it."""
+    os.mkfifo(tmp_path / "fifo")
+    for arguments in (("status",), ("health",), ("verify",), ("receipts",), ("run", "--once"), ("run", "--check")):
+        ran = distilld(*arguments, "--state", "fifo", cwd=tmp_path)
+        assert (ran.code, len(ran.errors)) == (2, 1)
+        assert f"state = '{tmp_path}/fifo' is no regular file" in ran.err
+
+
+def test_file_of_something_else_is_no_state(tmp_path: Path) -> None:
+    """A state that names another file by mistake is refused in one line, and the file stays as it is."""
+    config = put(tmp_path / "config" / "distilld.toml", "state = 'config/distilld.toml'\n")
+    ran = distilld("run", "--once", cwd=tmp_path)
+    assert (ran.code, len(ran.errors)) == (2, 1)
+    assert f"{config} is no state store, and no SQLite database (correct --state; " in ran.err
+    assert config.read_text() == "state = 'config/distilld.toml'\n"
+    assert distilld("run", "--once", "--state", "own.db", cwd=tmp_path).code == 0
 
 
 def test_store_of_another_root_does_not_bind_the_lake(done: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWrit
 from distilld.lake import ListingError, open_partition
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
 from distilld.restore import AnotherWriterError, Restorer
-from distilld.store import StoreCorruptError, StoreTooNewError
+from distilld.store import NotAStoreError, StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
 from distilld.texts import Texts
 from distilld.verify import verify
@@ -1157,12 +1157,12 @@ def test_rebuild_twice_changes_nothing(full: HistoryLake) -> None:
 
 
 def test_corrupt_store_is_set_aside_at_the_start(full: HistoryLake) -> None:
-    """A file that is no database is set aside beside itself, and a new store takes the exports over."""
+    """A store that is no database any more is set aside beside itself, and a new store takes the exports over."""
     before = {dataset: full.content(dataset) for dataset in Dataset}
     full.stop()
     full.state.write_bytes(b"no database at all" * 1000)
     with capture_logs() as logs:
-        store = open_store(full.state, full.root)
+        store = open_store(full.state, full.root, kept=True)
     store.close()
     assert [each["log_level"] for each in logs if each["event"] == "store_set_aside"] == ["error"]
     (copy,) = full.state.parent.glob("distilld.db.corrupt-*Z")
@@ -1186,12 +1186,33 @@ def test_store_that_turns_out_to_be_corrupt_is_set_aside(full: HistoryLake) -> N
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
 
 
+def test_store_with_a_broken_schema_is_known_by_its_first_bytes(full: HistoryLake) -> None:
+    """Where no lock names it, what begins as a database is set aside as a store that is corrupt."""
+    full.stop()
+    with full.state.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 3000)
+    open_store(full.state, full.root).close()
+    assert len(list(full.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
+
+
+@pytest.mark.parametrize("content", [b"no database at all\n" * 1000, b"root = '.'\n", b"\n", b"\0" * 8192])
+def test_file_of_something_else_is_not_set_aside(full: HistoryLake, content: bytes) -> None:
+    """The story: ``--state`` named a partition, or the configuration; it was renamed, and a store took its place."""
+    other = full.root / "other"
+    other.write_bytes(content)
+    with pytest.raises(NotAStoreError, match="is no state store"):
+        open_store(other, full.root)
+    assert other.read_bytes() == content
+    assert [each.name for each in full.root.glob("other*")] == ["other"]
+
+
 def test_few_corrupt_stores_are_kept(full: HistoryLake) -> None:
     """Of the stores that were set aside the newest five stay."""
     full.stop()
     for number in range(8):
         full.state.write_bytes(b"broken %d" % number * 200)
-        open_store(full.state, full.root).close()
+        open_store(full.state, full.root, kept=True).close()
     kept = sorted(full.state.parent.glob("distilld.db.corrupt-*Z"))
     assert [each.read_bytes()[:8] for each in kept] == [b"broken %d" % number for number in range(3, 8)]
 

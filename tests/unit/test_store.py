@@ -158,16 +158,38 @@ class TestOpening:
         with closing(Store.open(path, tmp_path)) as store:
             assert store.recall("root") == str(tmp_path)
 
-    @pytest.mark.parametrize("what", ["folder", "file in the way"])
-    def test_what_the_system_refuses_is_told(self, path: Path, tmp_path: Path, what: str) -> None:
+    def test_what_the_system_refuses_is_told(self, path: Path, tmp_path: Path) -> None:
         """A path that cannot be a store's names itself and says what to do."""
-        if what == "folder":
-            path.mkdir(parents=True)
-        else:
-            path.parent.write_text("")
+        path.parent.write_text("")
         with pytest.raises(StoreFaultError, match=r"cannot open the state store .*distilld\.db") as raised:
             Store.open(path, tmp_path)
         assert raised.value.hint
+
+    @pytest.mark.parametrize(
+        "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/null")], ids=["fifo", "folder", "device"]
+    )
+    def test_what_is_no_regular_file_is_refused_at_once(
+        self, path: Path, tmp_path: Path, make: Callable[[Path], None]
+    ) -> None:
+        """By writers and readers, and it is left as it is. The story: readers waited for ever for a FIFO."""
+        path.parent.mkdir()
+        make(path)
+        before = path.lstat()
+        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.open_readonly(path)]
+        for opening in opens:
+            with pytest.raises(NotAStoreError, match="is no regular file"):
+                opening()
+        assert path.lstat() == before
+
+    def test_a_file_of_one_byte_is_no_empty_store(self, path: Path, tmp_path: Path) -> None:
+        """The story: SQLite takes one byte for an empty database, and wrote a store over it."""
+        path.parent.mkdir()
+        path.write_bytes(b"\n")
+        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.open_readonly(path)]
+        for opening in opens:
+            with pytest.raises(StoreCorruptError):
+                opening()
+        assert path.read_bytes() == b"\n"
 
     def test_reading_needs_a_store(self, path: Path) -> None:
         """A reader makes none."""
