@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
@@ -16,9 +17,20 @@ from distilld.commit import CommittedBatch
 from distilld.config import Settings
 from distilld.lake import tree_path
 from distilld.lock import writer_lock
-from distilld.model import DATASET_PATHS, EXPORT_PATHS, Cause, Dataset, OperatorError, Options, Reason, Trigger
-from distilld.receipt import receipt_path
-from distilld.store import Store, StoreCorruptError
+from distilld.model import (
+    DATASET_PATHS,
+    EXPORT_PATHS,
+    REPORTS,
+    Cause,
+    Dataset,
+    OperatorError,
+    Options,
+    Reason,
+    Trigger,
+)
+from distilld.receipt import newest_receipt, receipt_path
+from distilld.store import Store, StoreCorruptError, StoreOutdatedError
+from distilld.store.ledger import Ledger
 from distilld.store.opening import opened_store
 from distilld.store.views import Pairing, Views, Withdrawn, by_reason
 from distilld.vitals import forget_failure
@@ -47,15 +59,33 @@ def writer(
     Raises:
         WriterBusy: Another process is the writer.
         UsageError: The store belongs to another root, or the lake to another store, or the file is no store.
-        StoreCorruptError: The store turned out to be corrupt while it was used; it is set aside, and the next writer
-            begins another.
+        StoreCorruptError: The store turned out to be corrupt while it was used, or is older than the exports; it is set
+            aside, and the next writer begins another.
         OperatorError: A lock or the store cannot be had.
     """
     with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
         log.info("lock_taken", state=str(settings.state))
         with opened_store(settings.state, settings.root, kept=lock.kept) as store:
+            _refuse_outdated(store, settings.root)
             lock.bind()
             yield engine_for(settings, store, progress=progress, pulse=pulse)
+
+
+def _refuse_outdated(store: Store, root: Path) -> None:
+    """Refuse a store that was restored from before the newest batch, or that the lake was not kept with at the time.
+
+    It would take back what was done since: withdrawn rows would ship again, and published history would be lost.
+
+    Raises:
+        StoreOutdatedError: It does not know the newest batch of which a receipt stands on disk.
+        ReceiptReadError: The receipts cannot be read.
+    """
+    newest = newest_receipt(root)
+    if newest is not None and Ledger(store).lacks(newest.sequence, newest.batch_id):
+        raise StoreOutdatedError(
+            f"the state store {store.path} is older than the exports: it does not know batch {newest.batch_id}, whose"
+            f" receipt stands in {REPORTS}"
+        )
 
 
 @contextmanager

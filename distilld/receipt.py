@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from distilld import __version__
 from distilld.durable import make_folder, replace_file, sync_folder, sync_up
+from distilld.json_text import parse_object
 from distilld.model import REPORTS, OperatorError
 
 RECEIPT_VERSION: Final = 1
+_BATCH_ID: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2}T[0-9]{2})([0-9]{2})([0-9]{2}\.[0-9]{3}Z)")
+_MOST_BATCHES: Final = 1 << 62
 
 
 class ReceiptWriteError(OperatorError):
@@ -27,6 +32,23 @@ class ReceiptWriteError(OperatorError):
         super().__init__(f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk")
         self.path = path
         self.errno = cause.errno
+
+
+class ReceiptReadError(OperatorError):
+    """The receipts on disk cannot be listed or read, so what they say is unknown."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint="mend the disk or the permissions")
+        self.path = path
+
+
+class Link(NamedTuple):
+    """A batch's receipt on disk, as a link of the chain; ``recorded_at`` is UTC with milliseconds."""
+
+    sequence: int
+    batch_id: str
+    sha256: str
+    recorded_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +98,45 @@ def sha256_of(receipt: bytes) -> str:
 def receipt_path(batch_id: str) -> str:
     """Where a batch's receipt stands below the root."""
     return f"{REPORTS}/{batch_id}/receipt.json"
+
+
+def newest_receipt(root: Path) -> Link | None:
+    """The newest receipt of a batch that stands on disk; None where there is none.
+
+    What is no receipt of the batch that its folder names (damaged, copied, of another stage) is passed over.
+
+    Raises:
+        ReceiptReadError: The system refused.
+    """
+    try:
+        names = os.listdir(root / REPORTS)
+        for batch_id in sorted(filter(_BATCH_ID.fullmatch, names), reverse=True):
+            path = root / receipt_path(batch_id)
+            if path.is_file() and (link := _link(batch_id, path.read_bytes())) is not None:
+                return link
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ReceiptReadError(REPORTS, error) from error
+    return None
+
+
+def _link(batch_id: str, content: bytes) -> Link | None:
+    facts = parse_object(content).value or {}
+    sequence, recorded_at = facts.get("sequence"), _BATCH_ID.sub(r"\1-\2-\3:\4:\5", batch_id)
+    if facts.get("stage") != "distill" or facts.get("recorded_at") != recorded_at or not _is_moment(recorded_at):
+        return None
+    if type(sequence) is not int or not 0 <= sequence < _MOST_BATCHES:
+        return None
+    return Link(sequence, batch_id, sha256_of(content), recorded_at)
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> None:

@@ -13,10 +13,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeGuard
+from typing import Final
 
 import orjson
 import structlog
@@ -31,7 +30,6 @@ from distilld.json_text import parse_object
 from distilld.lake import is_partition, open_partition
 from distilld.model import (
     EXPORT_PATHS,
-    REPORTS,
     SET_ASIDE,
     SFT_NEVER,
     TAMPERINGS_AN_HOUR,
@@ -45,7 +43,7 @@ from distilld.model import (
     RowRef,
     UnreadableError,
 )
-from distilld.receipt import receipt_path, sha256_of
+from distilld.receipt import Link, newest_receipt
 from distilld.records import category_of
 from distilld.store import Store
 from distilld.store.frozen import Frozen, Orphan, ToldVerdict
@@ -202,7 +200,7 @@ class Restorer:
         if self._store.recall("taken_over") is not None or self._ledger.last_batch() is not None:
             return False
         there = [name for name, path in EXPORT_PATHS.items() if os.path.lexists(self._root / path)]
-        anchor = self._last_receipt()
+        anchor = newest_receipt(self._root)
         if there or anchor:
             log.info("takeover_started", files=len(there))
         self._remove_leftovers()
@@ -275,7 +273,7 @@ class Restorer:
             self._frozen.stage_history(withdrawal)
         return withdrawal is not None
 
-    def _leave_quarantines(self, names: list[str], anchor: tuple[int, str, str, str] | None, now_ns: int) -> None:
+    def _leave_quarantines(self, names: list[str], anchor: Link | None, now_ns: int) -> None:
         """Old quarantine files are set aside and written anew; with that the take-over is done.
 
         What they say of runs that were rejected or never reviewed is known again: no orphan of such a run may stay, and
@@ -322,23 +320,6 @@ class Restorer:
             except (InputChanged, UnreadableError):
                 known[partition] = True
         return known[partition]
-
-    def _last_receipt(self) -> tuple[int, str, str, str] | None:
-        """The newest receipt on disk: its number, id, sha256 and time; the chain goes on from it."""
-        folder = self._root / REPORTS
-        try:
-            ids = sorted((each.name for each in folder.iterdir() if (each / "receipt.json").is_file()), reverse=True)
-            for batch_id in ids:
-                content = (self._root / receipt_path(batch_id)).read_bytes()
-                facts = parse_object(content).value or {}
-                sequence, recorded_at = facts.get("sequence"), facts.get("recorded_at")
-                if facts.get("stage") == "distill" and type(sequence) is int and _is_time(recorded_at):
-                    return sequence, batch_id, sha256_of(content), recorded_at
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ExportReadError(REPORTS, error) from error
-        return None
 
     def settle_orphans(self, options: Options) -> int:
         """Decide on the orphans once every input was judged; returns how many are to leave."""
@@ -455,12 +436,3 @@ def _forbidding(line: bytes) -> ToldVerdict | None:
         if isinstance(partition, str) and is_partition(partition) and type(number) is int and 0 <= number < LINES_END:
             at = RowRef(partition, number)
     return ToldVerdict(record["evidence_run_id"], category, at, reason)
-
-
-def _is_time(text: object) -> TypeGuard[str]:
-    try:
-        return (
-            isinstance(text, str) and iso_time(round(datetime.fromisoformat(text).timestamp() * 1000) * 10**6) == text
-        )
-    except ValueError:
-        return False

@@ -140,8 +140,9 @@ def _set_aside(found: Status) -> Iterator[Problem]:
         names = " ".join(shlex.quote(str(each)) for each in corrupt)
         yield Problem(
             "store_set_aside",
-            f"the state store was corrupt and was rebuilt; what was found is kept in {len(corrupt)} files",
-            f"have the disk checked, then rm {names}",
+            "the state store was corrupt, or older than the exports, and was rebuilt;"
+            f" what was found is kept in {len(corrupt)} files",
+            f"see store_set_aside in the log, have the disk checked if it was corrupt, then rm {names}",
         )
 
 

@@ -52,6 +52,12 @@ class StoreCorruptError(OperatorError):
     )
 
 
+class StoreOutdatedError(StoreCorruptError):
+    """The exports went on without this store; it is to be set aside and rebuilt, as one that is corrupt."""
+
+    hint = "the next run sets it aside and builds it anew from the inputs and the exports"
+
+
 class StoreOfOtherRootError(UsageError):
     """A store belongs to one root."""
 

@@ -110,6 +110,20 @@ class Ledger:
         ).fetchone()
         return BatchRecord._make(row) if row else None
 
+    def lacks(self, sequence: int, batch_id: str) -> bool:
+        """Whether the store should know a batch and does not: it is from before it, or went another way.
+
+        A new store knows none yet, and one that began at a receipt need not know those before it.
+        """
+        first, known = self._run(
+            "SELECT (SELECT batch FROM batches ORDER BY batch LIMIT 1),"
+            " EXISTS (SELECT 1 FROM batches WHERE batch_id = ?)",
+            (batch_id,),
+        ).fetchone()
+        if first is None:
+            return self._store.recall("taken_over") is not None
+        return not known and sequence >= first
+
     def last_receipt_sha256(self) -> str | None:
         """The digest that the next receipt names: of the newest receipt, or of the chain's anchor."""
         row = self._run("SELECT receipt_sha256 FROM receipts ORDER BY batch DESC LIMIT 1").fetchone()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from distilld.batch import Engine, Progress
-from distilld.model import Dataset, OperatorError, Options, Trigger
-from distilld.once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date
+from distilld.config import load
+from distilld.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
+from distilld.once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
 from distilld.sample_lake import SampleLake, rescore_in_place, write_sample_lake
 from distilld.store import Store
+from tests.unit.history_lake import A, B, HistoryLake, history_lake, run
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +145,205 @@ def test_progress_tells_how_far_a_pass_is(lake: SampleLake) -> None:
         assert (steps[-1].done, steps[-1].rows) == (whole, rows)
         assert steps[-1].files == 2 * len(lake.partitions)
         assert len(steps) > 5
+
+
+# a store that is older than the exports
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake of one accepted run, with a copy of its store as it was then."""
+    with history_lake(tmp_path) as made:
+        made.both(A, run("r1"))
+        made.go()
+        made.stop()
+        shutil.copytree(made.state.parent, made.root / "backup")
+        yield made
+
+
+def restore_store(lake: HistoryLake) -> None:
+    """Put the copy in the place of the store."""
+    lake.lose_store()
+    shutil.copytree(lake.root / "backup", lake.state.parent)
+
+
+def start(lake: HistoryLake) -> list[str]:
+    """Start a writer, which does nothing else; returns why a store was set aside. The lake's own one goes on with it."""
+    lake.stop()
+    settings = load(flags={"root": str(lake.root)}, environ={}, config_file=None, cwd=lake.root)
+
+    def opened() -> None:
+        with writer(settings):
+            pass
+
+    with capture_logs() as logs:
+        on_whole_store(opened)
+    return [each["problem"] for each in logs if each["event"] == "store_set_aside"]
+
+
+def newest(lake: HistoryLake) -> Path:
+    """The folder of the newest receipt."""
+    return max(each for each in (lake.root / REPORTS).iterdir() if each.is_dir())
+
+
+def histories(lake: HistoryLake) -> dict[str, bytes]:
+    """The published withdrawals."""
+    return {name: lake.content(name) for name in EXPORT_PATHS if name.startswith("withdrawals_")}
+
+
+def test_store_from_before_a_rejection_that_is_gone(kept: HistoryLake) -> None:
+    """A run whose rejection came and went stays out, and what was published stays so, when an older store is restored.
+
+    The story: the older store knew the run as accepted and nothing of the rejection. The row shipped again, and the
+    log of withdrawals was 'restored' to what that store knew.
+    """
+    kept.scored(B, run("r1", "rejected"))
+    kept.go()
+    kept.move_away(kept.scored_path(B))
+    kept.go()
+    before = histories(kept)
+    assert all(kept.causes(dataset) == ["revoked"] for dataset in (Dataset.RAG, Dataset.SFT))
+    unknown = newest(kept).name
+    restore_store(kept)
+    (problem,) = start(kept)
+    assert f"is older than the exports: it does not know batch {unknown}, whose receipt" in problem
+    for _ in range(2):
+        kept.go()
+        assert kept.shipped("rag") == kept.shipped("sft") == set()
+        assert histories(kept) == before
+        assert start(kept) == []
+    assert len(list(kept.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
+
+
+def test_store_from_before_a_partition_that_is_gone(kept: HistoryLake) -> None:
+    """Rows of a partition that an older store never knew, and that is absent now, stay where they are."""
+    kept.both(B, run("r2"))
+    kept.go()
+    kept.move_away(kept.scored_path(B), kept.evidence_path(B))
+    kept.go()
+    before = {name: kept.content(name) for name in ("rag", "sft")}
+    restore_store(kept)
+    assert len(start(kept)) == 1
+    kept.go()
+    assert {name: kept.content(name) for name in ("rag", "sft")} == before
+    assert set(histories(kept).values()) == {b""}
+
+
+@pytest.mark.parametrize("batches_there", [1, 2])
+def test_store_that_the_lake_was_not_kept_with(kept: HistoryLake, batches_there: int) -> None:
+    """Going on with another store and back is noticed, also where the first store had gone as far by itself."""
+    kept.scored(A, run("r1", "rejected"))
+    kept.go()
+    kept.stop()
+    shutil.move(kept.state.parent, kept.root / "first")
+    shutil.rmtree(kept.root / "backup")
+    shutil.rmtree(newest(kept))  # as if the second store had gone on from the first batch
+    for number in range(batches_there):
+        kept.scored(A, run("r1", "rejected"), run(f"other{number}", "rejected"))
+        kept.go()
+    before = histories(kept)
+    kept.stop()
+    shutil.rmtree(kept.state.parent)
+    shutil.move(kept.root / "first", kept.state.parent)
+    assert len(start(kept)) == 1
+    kept.go()
+    assert histories(kept) == before
+    assert start(kept) == []
+
+
+def test_store_that_began_empty_is_older_too(tmp_path: Path) -> None:
+    """A store that was copied before its first batch knows nothing of any batch that came later."""
+    with history_lake(tmp_path) as lake:
+        lake.go()
+        lake.stop()
+        shutil.copytree(lake.state.parent, lake.root / "backup")
+        assert start(lake) == []
+        lake.both(A, run("r1"))
+        lake.go()
+        restore_store(lake)
+        assert len(start(lake)) == 1
+        lake.go()
+        assert start(lake) == []
+
+
+def lose_receipt(lake: HistoryLake) -> None:
+    """A crash came before the newest receipt was written, or somebody removed it."""
+    shutil.rmtree(newest(lake))
+
+
+def lose_receipts(lake: HistoryLake) -> None:
+    """All receipts are gone."""
+    shutil.rmtree(lake.root / REPORTS)
+
+
+def damage_receipt(lake: HistoryLake) -> None:
+    """The newest receipt is no receipt any more."""
+    (newest(lake) / "receipt.json").write_bytes(b"{")
+
+
+def edit_receipt(lake: HistoryLake) -> None:
+    """The newest receipt has another number than its batch."""
+    change_receipt(newest(lake), newest(lake), sequence=7)
+
+
+def copy_receipt(lake: HistoryLake) -> None:
+    """Somebody copied a receipt beside itself, and another one into a folder of a later time."""
+    shutil.copytree(newest(lake), newest(lake).with_name(newest(lake).name + "-copy"))
+    shutil.copytree(newest(lake), newest(lake).with_name("20991231T235959.999Z"))
+
+
+def put_stage(lake: HistoryLake) -> None:
+    """Another stage left a receipt; its number is its own."""
+    change_receipt(newest(lake), newest(lake).with_name("20991231T235959.999Z-score"), stage="score", sequence=99)
+
+
+def overflow_receipt(lake: HistoryLake) -> None:
+    """A receipt with a number that the store cannot hold."""
+    later = {"batch_id": "20991231T235959.999Z", "recorded_at": "2099-12-31T23:59:59.999Z"}
+    change_receipt(newest(lake), newest(lake).with_name(later["batch_id"]), **later, sequence=1 << 63)
+
+
+def change_receipt(source: Path, target: Path, **changes: object) -> None:
+    """Write a receipt like another one, with some facts changed."""
+    facts = json.loads((source / "receipt.json").read_bytes())
+    target.mkdir(exist_ok=True)
+    (target / "receipt.json").write_text(json.dumps({**facts, **changes}))
+
+
+@pytest.mark.parametrize(
+    "happen",
+    [
+        lose_receipt,
+        lose_receipts,
+        damage_receipt,
+        edit_receipt,
+        copy_receipt,
+        put_stage,
+        overflow_receipt,
+        HistoryLake.lose_store,
+    ],
+)
+def test_store_is_kept_that_knows_what_there_is(kept: HistoryLake, happen: Callable[[HistoryLake], None]) -> None:
+    """A store that is ahead of the receipts stays, whatever became of these; so does one that is to take over."""
+    kept.scored(A, run("r1", "rejected"))
+    kept.go()
+    kept.stop()
+    happen(kept)
+    assert start(kept) == []
+    kept.both(B, run("r2"))
+    kept.go()
+    assert start(kept) == []
+    assert kept.shipped("rag") == {"r2"}
+
+
+def test_receipt_of_another_lake_gives_the_store_up_once(kept: HistoryLake) -> None:
+    """A whole receipt that is not this lake's cannot be told from one that is; the new store goes on from it."""
+    strange = {"batch_id": "20991231T235959.999Z", "recorded_at": "2099-12-31T23:59:59.999Z", "sequence": (1 << 62) - 9}
+    change_receipt(newest(kept), newest(kept).with_name(str(strange["batch_id"])), **strange)
+    before = kept.content("rag")
+    assert len(start(kept)) == 1
+    for _ in range(2):
+        assert start(kept) == []
+        kept.both(B, run("r2"))
+        kept.go()
+    assert kept.content("rag").startswith(before)
