@@ -373,8 +373,12 @@ class Engine:
             except BaseException:
                 log.error("batch_undone", sequence=identity.sequence)
                 raise
-            kept = self.options.on_delete is OnDelete.KEEP
-            self.teller.committed(committed, kept=kept, written=self.committer.writes)
+            try:
+                self.committer.finish()
+            finally:
+                # The batch stands, also where the rest is left to recovery.
+                kept = self.options.on_delete is OnDelete.KEEP
+                self.teller.committed(committed, kept=kept, written=self.committer.writes)
         return committed
 
     # many new partitions

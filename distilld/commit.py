@@ -90,7 +90,9 @@ class Committer:
         context: BatchContext,
         also: Callable[[], None] = lambda: None,
     ) -> CommittedBatch:
-        """Make the batch durable; ``also`` runs in its transaction, before the decisions are recorded.
+        """Write and commit the batch; ``also`` runs in its transaction, before the decisions are recorded.
+
+        What it raises leaves nothing committed. :meth:`finish` follows, or :meth:`recover` after a failure.
 
         Raises:
             ExportTamperedError: An export is not what its last commit left.
@@ -110,7 +112,6 @@ class Committer:
         with self._store.transaction():
             also()
             receipt = self._transact(identity, decisions, published, context, records, writes, written)
-        self._finish()
         return CommittedBatch(
             identity,
             receipt,
@@ -226,12 +227,16 @@ class Committer:
                 self._ledger.set_export(file.name, committed, result.facts, intent.temp)
             self._ledger.note_replaced([file.name for file in files])
             self._ledger.drop_intents()
-        self._finish()
+        self.finish()
 
     # after COMMIT, and after a crash
 
-    def _finish(self) -> None:
-        """What follows a commit, from the store alone."""
+    def finish(self) -> None:
+        """Put the temporary files of the committed batch in place, and write its receipt.
+
+        Raises:
+            OperatorError: The system refused; the batch stands, and :meth:`recover` does what is left.
+        """
         self._install()
         self._report()
 

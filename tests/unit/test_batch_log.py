@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import logs
+from distilld import logs, receipt
 from distilld import store as stores
+from distilld.exports import Exports
+from distilld.model import OperatorError
+from distilld.receipt import ReceiptWriteError
 from distilld.store import Store, schema
 from distilld.store.opening import open_store
 from tests.unit.builders import jsonl
@@ -105,6 +110,54 @@ def test_receipt_that_a_crash_left_unwritten(lake: HistoryLake) -> None:
         assert lake.engine.ledger.unwritten_receipts() == []
     (line,) = [line for line in lines if line["event"] == "receipt_repaired"]
     assert (lake.root / line["path"]).exists()
+
+
+def failing(lake: HistoryLake) -> list[dict[str, Any]]:
+    """What a pass that fails, and the recovery after it, tell of batches and receipts."""
+    with capture_logs() as lines:
+        with pytest.raises(OperatorError):
+            lake.go()
+        lake.engine.committer.recover()
+    return [dict(line) for line in lines if line["event"].startswith(("batch_", "receipt_"))]
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    """A full disk."""
+    raise ReceiptWriteError("a file", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+def test_batch_whose_receipt_cannot_be_written(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is committed is told as one, whatever follows; recovery tells that it wrote the receipt.
+
+    The story: reports/ was full, and the log said that the batch was undone, which stood in datasets and store.
+    """
+    lake.both(A, run("c"))
+    written = receipt.write_receipt
+
+    def refuse_once(*_: object, **__: object) -> None:
+        monkeypatch.setattr(receipt, "write_receipt", written)
+        refuse()
+
+    monkeypatch.setattr(receipt, "write_receipt", refuse_once)
+    begun, told, repaired = failing(lake)
+    assert [begun["event"], told["event"], repaired["event"]] == [
+        "batch_started",
+        "batch_committed",
+        "receipt_repaired",
+    ]
+    assert begun["sequence"] == told["sequence"] == 2
+    assert repaired["batch_id"] == lake.engine.ledger.last_batch().batch_id  # type: ignore[union-attr]
+    assert lake.shipped("rag") == {"b", "c"}
+
+
+def test_batch_that_is_undone(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that fails before its commit is told as undone, and as nothing else."""
+    lake.both(A, run("c"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Exports, "rewrite", refuse)
+        lines = failing(lake)
+    assert [line["event"] for line in lines] == ["batch_started", "batch_undone"]
+    assert lake.shipped("rag") == {"a", "b"}
 
 
 def test_store_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
