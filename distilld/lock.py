@@ -28,6 +28,7 @@ _PATIENCE_SECONDS: Final = 0.25
 """``holder`` holds the lock for a moment to see whether a writer does; a writer that starts then waits this long."""
 _RETRY_SECONDS: Final = 0.01
 _MOST_BYTES: Final = 65_536
+_BEGINNING: Final = b'{"pid": '
 _MOST_TROUBLE: Final = 1000
 """Characters; with them the file still fits the one block that it has."""
 
@@ -80,7 +81,8 @@ def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator
 
     Raises:
         WriterBusy: Another process holds the lake, or the store.
-        UsageError: The lake is kept with another store, which still exists.
+        UsageError: The lake is kept with another store, which still exists; or another program's file stands where the
+            store's lock is to be.
         OperatorError: A lock file cannot be made or written.
     """
     store = Path(os.path.realpath(state))
@@ -88,6 +90,7 @@ def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator
         if not take_over:
             refuse_other_store(_read(lake_lock), root, store)
         with _held(lock_of_store(store), f"the state store {store}") as store_lock:
+            _refuse_foreign(store_lock, lock_of_store(store))
             yield WriterLock(store, (lake_lock, store_lock))
 
 
@@ -182,6 +185,14 @@ def _open(path: Path, what: str) -> int:
 
 def _open_existing(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _refuse_foreign(descriptor: int, path: Path) -> None:
+    """Refuse to write a record over what is none, nor the beginning of one that was cut off."""
+    if not _BEGINNING.startswith(os.pread(descriptor, len(_BEGINNING), 0).rstrip(b"\0")):
+        raise UsageError(
+            f"{path}, the lock of the state store, is a file of something else", hint="give another --state"
+        )
 
 
 def _take(descriptor: int, kind: int) -> bool:

@@ -232,6 +232,18 @@ def test_torn_record_binds_nobody(root: Path, state: Path, content: bytes) -> No
         assert holder(root) == Holder(running=True, pid=os.getpid(), state=state)
 
 
+def test_lock_of_another_program_is_not_written_over(root: Path, tmp_path: Path) -> None:
+    """A store that is to be called 'poetry' would have its lock in a file that is somebody else's."""
+    other = lock_of_store(tmp_path / "poetry")
+    other.write_text("# This file is made by Poetry\n")
+    with pytest.raises(UsageError, match=r"poetry\.lock, the lock of the state store, is a file of something else"):
+        keep(root, tmp_path / "poetry")
+    assert other.read_text() == "# This file is made by Poetry\n"
+    for torn in (b"", b"\0" * 60, b'{"pi'):
+        other.write_bytes(torn)
+        keep(root, tmp_path / "poetry")
+
+
 def test_holder_of_a_lake_that_nobody_wrote(root: Path) -> None:
     """A look at a lake without a lock file finds no writer, and makes nothing."""
     assert holder(root) == Holder(running=False)
