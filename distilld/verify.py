@@ -88,17 +88,17 @@ def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last:
         batch = ledger.last_batch()
         report = Report(batch.batch_id if batch else None, deep)
         options = _options_of(ledger, options)
-        found = {name: _read_export(root, name, record.committed) for name, record in ledger.exports().items()}
-        torn = [name for name, content in found.items() if content is None]
-        if torn and not last and _is_newer(root, state, batch.batch if batch else 0):
-            raise _Moved
+        exports = {name: _read_export(root, name, record.committed) for name, record in ledger.exports().items()}
+        found = {name: export.content for name, export in exports.items()}
+        unfinished = _unfinished(root, state, _Writing.of(store), exports, last=last)
         report.checks.append(_receipts(root, ledger))
-        report.checks.append(_hashes(ledger, torn))
+        report.checks.append(_hashes(ledger, exports, unfinished))
         report.checks.append(_accounting(ledger))
         report.checks.append(_schemas(found))
         report.checks.append(_firewall(store, options, found))
         if deep:
             _deep(root, store, options, found, report)
+        report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
     return report
 
 
@@ -112,26 +112,85 @@ def _options_of(ledger: Ledger, otherwise: Options) -> Options:
     return Options(**{**known, "on_delete": OnDelete(known.get("on_delete", OnDelete.KEEP))})
 
 
-def _is_newer(root: Path, state: Path, batch: int) -> bool:
-    with reading(state, root) as now:
-        newest = Ledger(now).last_batch()
-        pending = any(record.pending_temp for record in Ledger(now).exports().values())
-        return pending or (newest is not None and newest.batch != batch)
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """An export as it was found: its committed part, None where it is not what was committed; the bytes behind that."""
+
+    content: bytes | None
+    behind: int = 0
 
 
-def _read_export(root: Path, name: str, committed: Committed) -> bytes | None:
-    """The committed part of an export; None where it is not what was committed."""
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """How far the writer is with the exports, at one moment."""
+
+    batch: int
+    undone_at: str | None
+    versions: Mapping[str, tuple[int, Committed]]
+    appending: frozenset[str]
+    """The exports that an append which no transaction has committed may have made longer."""
+    renaming: bool
+
+    @classmethod
+    def of(cls, store: Store) -> _Writing:
+        """What the store says of it."""
+        ledger = Ledger(store)
+        newest, records = ledger.last_batch(), ledger.exports()
+        return cls(
+            newest.batch if newest else 0,
+            store.recall("batch_undone_at"),
+            {name: (record.generation, record.committed) for name, record in records.items()},
+            frozenset(intent.name for intent in ledger.intents() if intent.temp is None),
+            any(record.pending_temp for record in records.values()),
+        )
+
+    def moved_on(self, before: _Writing) -> bool:
+        """Whether an export may have been committed, put in place or cut back since ``before``."""
+        return self.renaming or (self.batch, self.undone_at, self.versions) != (
+            before.batch, before.undone_at, before.versions
+        )  # fmt: skip
+
+
+def _unfinished(
+    root: Path, state: Path, pinned: _Writing, exports: Mapping[str, _Export], *, last: bool
+) -> frozenset[str]:
+    """Those exports that are longer than they should be on account of the writer, running or cut off.
+
+    The writer commits its intent before the first byte, and what ends an intent shows in the store: so a second look at
+    the store, after the one at the files, tells its bytes from anybody else's.
+
+    Raises:
+        _Moved: The exports are not those of the pinned batch any more; not in the last attempt.
+    """
+    grown = frozenset(name for name, export in exports.items() if export.behind)
+    if not grown and all(export.content is not None for export in exports.values()):
+        return grown
+    with reading(state, root) as store:
+        now = _Writing.of(store)
+    if now.moved_on(pinned):
+        if not last:
+            raise _Moved
+        return grown
+    return grown & (pinned.appending | now.appending)
+
+
+def _read_export(root: Path, name: str, committed: Committed) -> _Export:
     try:
         descriptor = os.open(root / EXPORT_PATHS[name], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return b"" if committed.size == 0 else None
+        return _Export(b"" if committed.size == 0 else None)
     except OSError:
-        return None
+        return _Export(None)
     with os.fdopen(descriptor, "rb") as file:
         content = file.read(committed.size)
-        grown = file.read(1)
-    foreign = grown and not committed.size
-    return None if foreign or hashlib.sha256(content).hexdigest() != committed.sha256 else content
+        behind = os.fstat(descriptor).st_size - committed.size
+    if hashlib.sha256(content).hexdigest() != committed.sha256:
+        return _Export(None)
+    return _Export(content, max(behind, 0))
+
+
+def _of_a_batch(behind: int) -> str:
+    return f"{behind} bytes of a batch that is under way, or was cut off and is undone at the next start"
 
 
 def _lines(content: bytes | None) -> Iterator[bytes]:
@@ -161,12 +220,16 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
     return _check("receipt chain", faults)
 
 
-def _hashes(ledger: Ledger, torn: list[str]) -> Check:
+def _hashes(ledger: Ledger, exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check:
+    """Every export is what its last commit left, and nothing stands behind that but what a batch is about to commit."""
     records = ledger.exports()
-    return _check(
-        "hashes of exports",
-        [f"{EXPORT_PATHS[name]}: is not what batch {records[name].generation} of it left" for name in torn],
-    )
+    faults = []
+    for name, export in exports.items():
+        if export.content is None:
+            faults.append(f"{EXPORT_PATHS[name]}: is not what batch {records[name].generation} of it left")
+        elif export.behind and name not in unfinished:
+            faults.append(f"{EXPORT_PATHS[name]}: {export.behind} bytes stand behind its committed length")
+    return _check("hashes of exports", faults)
 
 
 def _accounting(ledger: Ledger) -> Check:

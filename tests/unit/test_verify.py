@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from distilld import verify as verify_module
 from distilld.batch import Engine
-from distilld.model import DATASET_PATHS, EXPORT_PATHS, Dataset, Options, Trigger
+from distilld.decisions import Decisions
+from distilld.model import DATASET_PATHS, EXPORT_PATHS, Committed, Dataset, Options, Trigger
 from distilld.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
 from distilld.store import Store
+from distilld.store.ledger import Ledger
 from distilld.verify import Report, verify
 
 
@@ -59,6 +64,92 @@ def test_finds_a_damaged_export(lake: tuple[SampleLake, Engine], name: str, dama
     """An export that was edited, deleted or cut is told by its hash."""
     damage(lake[0].root / EXPORT_PATHS[name])
     assert "hashes of exports" in faulty(report_of(lake[0], deep=False))
+
+
+SFT = EXPORT_PATHS["sft"]
+A_ROW = b'{"schema_version":1,"id":"sft-0123456789abcdef"}\n'
+
+
+def append_from_outside(root: Path) -> None:
+    """Put a row behind the committed length of a dataset."""
+    with (root / SFT).open("ab") as file:
+        file.write(A_ROW)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_finds_rows_behind_the_committed_length(lake: tuple[SampleLake, Engine], deep: bool) -> None:
+    """A row that nobody committed is told while no batch is under way: a loader reads it like any other."""
+    append_from_outside(lake[0].root)
+    (check,) = [each for each in report_of(lake[0], deep=deep).checks if each.faults]
+    assert check.shown == (f"{SFT}: {len(A_ROW)} bytes stand behind its committed length",)
+
+
+def test_finds_rows_in_an_export_that_was_never_written(tmp_path: Path) -> None:
+    """Nor may a file stand there that no batch has made."""
+    (tmp_path / "state").mkdir()
+    Store.open(tmp_path / "state/distilld.db", tmp_path).close()
+    (tmp_path / SFT).parent.mkdir(parents=True)
+    append_from_outside(tmp_path)
+    assert faulty(verify(tmp_path, tmp_path / "state/distilld.db", Options())) == {"hashes of exports"}
+
+
+def test_append_that_was_cut_off_is_no_fault(lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a batch that died before its commit wait for recovery; once they are undone, others would be a fault."""
+    sample, engine = lake
+    append_rows(sample)
+    monkeypatch.setattr(Ledger, "apply", _die)
+    with pytest.raises(_Killed):
+        engine.run_pass(Trigger.ONCE)
+    report = report_of(sample, deep=False)
+    assert not faulty(report)
+    assert [each for each in report.changed if each.startswith(f"{SFT}: ")]
+    engine.committer.recover()
+    assert not report_of(sample, deep=False).changed
+    append_from_outside(sample.root)
+    assert faulty(report_of(sample, deep=False)) == {"hashes of exports"}
+
+
+@pytest.mark.parametrize("end", ["under way", "committed", "undone"])
+def test_batch_that_begins_after_the_look_at_the_store_is_no_fault(
+    lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The rows of a batch that verify's snapshot does not know yet are not taken for somebody else's."""
+    sample, engine = lake
+    append_rows(sample)
+    read_export, apply = verify_module._read_export, Ledger.apply
+    looks: list[verify_module._Export] = []
+
+    def read(root: Path, name: str, committed: Committed) -> verify_module._Export:
+        """Look at the first export that there is while the writer has appended to it, but has not committed."""
+        if looks or name != "sft":
+            return read_export(root, name, committed)
+
+        def look(ledger: Ledger, decisions: Decisions) -> None:
+            looks.append(read_export(root, name, committed))
+            if end != "committed":
+                raise _Killed
+            apply(ledger, decisions)
+
+        monkeypatch.setattr(Ledger, "apply", look)
+        with suppress(_Killed):
+            engine.run_pass(Trigger.ONCE)
+        if end == "undone":
+            engine.committer.recover()
+        return looks[0]
+
+    monkeypatch.setattr(verify_module, "_read_export", read)
+    report = report_of(sample, deep=False)
+    assert looks[0].behind
+    assert not faulty(report)
+    assert bool(report.changed) == (end == "under way")
+
+
+class _Killed(Exception):
+    """The writer stops where it is."""
+
+
+def _die(*_: object) -> NoReturn:
+    raise _Killed
 
 
 def test_finds_an_edited_receipt(lake: tuple[SampleLake, Engine]) -> None:
