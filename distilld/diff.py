@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -19,6 +20,7 @@ from distilld.config import Settings
 from distilld.decisions import ID_PREFIX
 from distilld.json_text import parse_object
 from distilld.model import DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.regular_file import open_regular
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.views import reading
 
@@ -208,7 +210,8 @@ class _Ours:
         path = self._settings.root / DATASET_PATHS[self._dataset]
         record = self._record()
         for _ in range(_ATTEMPTS):
-            self._file = path.open("rb") if path.exists() else None
+            with suppress(FileNotFoundError):
+                self._file = open_regular(path)
             if record.committed.size == 0 or (self._file and os.fstat(self._file.fileno()).st_ino == record.inode):
                 break
             if self._file is not None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from distilld.config import Settings
-from distilld.exports import committed_lines
 from distilld.json_text import parse_object, stringify
 from distilld.model import EXPORT_PATHS, Dataset, OperatorError, Options
+from distilld.regular_file import committed_lines
 from distilld.store.ledger import Ledger
 from distilld.store.story import Recorded, RunPair, RunRow, Stories
 from distilld.store.views import reading

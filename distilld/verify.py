@@ -23,6 +23,7 @@ from distilld.json_text import parse_object
 from distilld.lake import SourceFiles, tree_path
 from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, OnDelete, Options, RowRef
 from distilld.receipt import receipt_path, sha256_of
+from distilld.regular_file import open_regular, read_regular
 from distilld.samples import faults_of
 from distilld.store import Store
 from distilld.store.inputs import Inputs
@@ -114,10 +115,14 @@ def _options_of(ledger: Ledger, otherwise: Options) -> Options:
 
 @dataclass(frozen=True, slots=True)
 class _Export:
-    """An export as it was found: its committed part, None where it is not what was committed; the bytes behind that."""
+    """An export as it was found: its committed part, None where it is not what was committed; the bytes behind that.
+
+    ``problem`` is why it could not be read, if so.
+    """
 
     content: bytes | None
     behind: int = 0
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +181,13 @@ def _unfinished(
 
 def _read_export(root: Path, name: str, committed: Committed) -> _Export:
     try:
-        descriptor = os.open(root / EXPORT_PATHS[name], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open_regular(root / EXPORT_PATHS[name]) as file:
+            content = file.read(committed.size)
+            behind = os.fstat(file.fileno()).st_size - committed.size
     except FileNotFoundError:
         return _Export(b"" if committed.size == 0 else None)
-    except OSError:
-        return _Export(None)
-    with os.fdopen(descriptor, "rb") as file:
-        content = file.read(committed.size)
-        behind = os.fstat(descriptor).st_size - committed.size
+    except OSError as error:
+        return _Export(None, problem=f"cannot be read: {error.strerror}")
     if hashlib.sha256(content).hexdigest() != committed.sha256:
         return _Export(None)
     return _Export(content, max(behind, 0))
@@ -210,10 +214,12 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
         if facts.get("previous_receipt_sha256") != previous:
             faults.append(f"{batch_id}: does not follow the receipt before it")
         try:
-            if (root / receipt_path(batch_id)).read_bytes() != text.encode():
+            if read_regular(root / receipt_path(batch_id)) != text.encode():
                 faults.append(f"{receipt_path(batch_id)}: is not as it was written")
         except FileNotFoundError:
             faults.append(f"{receipt_path(batch_id)}: is gone")
+        except OSError as error:
+            faults.append(f"{receipt_path(batch_id)}: cannot be read: {error.strerror}")
         if facts.get("validation_pass") is not True:
             faults.append(f"{batch_id}: failed its validation")
         previous = sha256
@@ -226,7 +232,8 @@ def _hashes(ledger: Ledger, exports: Mapping[str, _Export], unfinished: frozense
     faults = []
     for name, export in exports.items():
         if export.content is None:
-            faults.append(f"{EXPORT_PATHS[name]}: is not what batch {records[name].generation} of it left")
+            problem = export.problem or f"is not what batch {records[name].generation} of it left"
+            faults.append(f"{EXPORT_PATHS[name]}: {problem}")
         elif export.behind and name not in unfinished:
             faults.append(f"{EXPORT_PATHS[name]}: {export.behind} bytes stand behind its committed length")
     return _check("hashes of exports", faults)

@@ -88,7 +88,7 @@ def _rows(root: Path, counts: list[HeldCount], lengths: dict[Dataset, int], reas
 def _read(path: Path, length: int) -> Iterator[HeldRow]:
     import orjson
 
-    from distilld.exports import committed_lines
+    from distilld.regular_file import committed_lines
 
     for line in committed_lines(path, length):
         try:

@@ -96,14 +96,17 @@ def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, writte
     import orjson
 
     from distilld.receipt import receipt_path, sha256_of
+    from distilld.regular_file import read_regular
 
     facts: dict[str, Any] = orjson.loads(text)
     if sha256_of(text.encode()) != sha256:
         return facts, "changed in the store"
     try:
-        content = (root / receipt_path(batch_id)).read_bytes()
+        content = read_regular(root / receipt_path(batch_id))
     except FileNotFoundError:
         return facts, "missing" if written else "not written yet"
+    except OSError as error:
+        return facts, f"cannot be read: {error.strerror}"
     return facts, WHOLE if sha256_of(content) == sha256 else "changed"
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,23 @@ def test_store_that_is_no_database_is_told_to_those_who_look(tmp_path: Path) -> 
         assert (ran.code, len(ran.errors)) == (1, 1)
         assert "is corrupt" in ran.err
     assert (tmp_path / "state" / "distilld.db").read_text() == "no database " * 100
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_no_file_holds_nobody_up(sample: SampleLake, make: Callable[[Path], None]) -> None:
+    """A FIFO or a folder in the place of an export or a receipt is named, and no command waits for it."""
+    receipt = next((sample.root / "reports/distillation").glob("*/receipt.json"))
+    held = sample.root / EXPORT_PATHS["quarantine_rag"]
+    for path in (receipt, held):
+        path.unlink()
+        make(path)
+    ran = distilld("receipts", "--root", sample.root, "--json", cwd=sample.root)
+    assert ran.code == 1
+    assert [each["state"] for each in ran.json["receipts"]] == ["cannot be read: is no regular file"]
+    ran = distilld("quarantine", "--limit", "1", "--root", sample.root, cwd=sample.root)
+    assert (ran.code, ran.errors) == (1, [f"distilld: {held}: is no regular file"])
+    ran = distilld("verify", "--root", sample.root, "--json", cwd=sample.root)
+    assert (ran.code, ran.json["faults"]) == (1, 2)
 
 
 def test_receipts_follow_the_chain(sample: SampleLake) -> None:

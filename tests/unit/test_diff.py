@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,17 @@ def test_older_exporters_files_are_equal(lake: HistoryLake, dataset: Dataset) ->
     assert found.dataset is dataset
     assert found.equal
     assert found.same == found.rows_here == found.rows_there > 0
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_dataset_that_is_no_file_is_an_error(lake: HistoryLake, make: Callable[[Path], None]) -> None:
+    """What stands in our file's place and is no file is named; nothing waits for it."""
+    rows = lake.rows("rag")
+    ours = lake.root / EXPORT_PATHS["rag"]
+    ours.unlink()
+    make(ours)
+    with pytest.raises(OperatorError, match=f"cannot read {ours}: is no regular file"):
+        diff(lake, rows)
 
 
 def test_order_of_rows_and_keys_does_not_count(lake: HistoryLake) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -58,10 +59,24 @@ def edit_row(path: Path) -> None:
     path.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
 
 
+def put_fifo(path: Path) -> None:
+    """Put a FIFO in a file's place."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_folder(path: Path) -> None:
+    """Put a folder in a file's place."""
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize("name", [dataset.value for dataset in Dataset] + ["quarantine_rag", "withdrawals_sft"])
-@pytest.mark.parametrize("damage", [edit_row, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+@pytest.mark.parametrize(
+    "damage", [edit_row, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9]), put_fifo, put_folder]
+)
 def test_finds_a_damaged_export(lake: tuple[SampleLake, Engine], name: str, damage: Callable[[Path], object]) -> None:
-    """An export that was edited, deleted or cut is told by its hash."""
+    """An export that was edited, deleted or cut, or that is no file any more, is told by its hash."""
     damage(lake[0].root / EXPORT_PATHS[name])
     assert "hashes of exports" in faulty(report_of(lake[0], deep=False))
 
@@ -163,6 +178,15 @@ def test_finds_a_lost_receipt(lake: tuple[SampleLake, Engine]) -> None:
     """A receipt that is gone is told."""
     shutil.rmtree(sorted((lake[0].root / "reports/distillation").glob("*/receipt.json"))[0].parent)
     assert faulty(report_of(lake[0], deep=False)) == {"receipt chain"}
+
+
+@pytest.mark.parametrize("put", [put_fifo, put_folder])
+def test_finds_a_receipt_that_is_no_file(lake: tuple[SampleLake, Engine], put: Callable[[Path], None]) -> None:
+    """What stands in a receipt's place and is no file is told, and stops nothing."""
+    receipt = sorted((lake[0].root / "reports/distillation").glob("*/receipt.json"))[0]
+    put(receipt)
+    (check,) = [each for each in report_of(lake[0], deep=False).checks if each.faults]
+    assert check.shown == (f"{receipt.relative_to(lake[0].root)}: cannot be read: is no regular file",)
 
 
 def test_finds_a_broken_chain(lake: tuple[SampleLake, Engine]) -> None:

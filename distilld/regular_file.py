@@ -1,0 +1,54 @@
+"""Files opened by those who only look: a link is not followed, a FIFO is not waited for, and both are named errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: There is none, it is something else, or the system refuses; the error holds the path.
+    """
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(errno.ELOOP, "is a link and is not followed", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """All that stands in a regular file.
+
+    Raises:
+        OSError: As :func:`open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def committed_lines(path: Path, length: int) -> Iterator[bytes]:
+    """The lines of an export up to its committed length, for who reads beside a writer.
+
+    Raises:
+        OSError: As :func:`open_regular`.
+    """
+    with open_regular(path) as file:
+        for line in file:
+            length -= len(line)
+            if length < 0:
+                return
+            yield line

@@ -1,0 +1,39 @@
+"""Files opened by those who only look."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distilld.regular_file import committed_lines, open_regular, read_regular
+
+KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a FIFO": (os.mkfifo, "is no regular file"),
+    "a folder": (Path.mkdir, "is no regular file"),
+    "a link": (lambda path: path.symlink_to(path.with_name("file")), "is a link and is not followed"),
+    "nothing": (lambda _: None, "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_is_an_error_with_a_name(tmp_path: Path, kind: str) -> None:
+    """Nothing blocks, and nothing is read through a link."""
+    (tmp_path / "file").write_bytes(b"x\n")
+    path = tmp_path / "there"
+    make, why = KINDS[kind]
+    make(path)
+    with pytest.raises(OSError, match=why) as error:
+        open_regular(path)
+    assert Path(error.value.filename) == path
+
+
+def test_file_is_read_whole_or_up_to_what_was_committed(tmp_path: Path) -> None:
+    """Of the lines, none that ends behind the committed length is given."""
+    path = tmp_path / "file"
+    path.write_bytes(b"a\nbc\nd")
+    assert read_regular(path) == b"a\nbc\nd"
+    assert list(committed_lines(path, 5)) == [b"a\n", b"bc\n"]
+    assert list(committed_lines(path, 4)) == [b"a\n"]
