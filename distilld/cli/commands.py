@@ -76,6 +76,9 @@ class _Commands(click.Group):
         return command
 
 
+COUNT: Final = click.IntRange(0, 1 << 31)
+"""How many rows to list: as many as any list can have."""
+
 R = TypeVar("R")
 
 _OPTIONS: Final = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 from distilld.model import Dataset
 
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     type=click.Choice([each.value for each in Dataset]),
     help="Which dataset FILE is; without it, its ids tell.",
 )
-@click.option(
-    "--limit", type=click.IntRange(min=0), metavar="N", default=20, show_default=True, help="List N rows of each kind."
-)
+@click.option("--limit", type=COUNT, metavar="N", default=20, show_default=True, help="List N rows of each kind.")
 @common_options
 @json_option
 def diff(common: Common, file: Path, dataset: str | None, limit: int, as_json: bool) -> ExitCode:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 from distilld.model import EXPORT_PATHS, Dataset, Reason
 
@@ -32,9 +32,7 @@ class HeldRow(NamedTuple):
 @click.option(
     "--reason", type=click.Choice([each.value for each in Reason]), metavar="REASON", help="Only rows with this reason."
 )
-@click.option(
-    "--limit", type=click.IntRange(min=0), metavar="N", default=0, help="List so many rows too, with place and errors."
-)
+@click.option("--limit", type=COUNT, metavar="N", default=0, help="List so many rows too, with place and errors.")
 @common_options
 @json_option
 def quarantine(common: Common, dataset: str | None, reason: str | None, limit: int, as_json: bool) -> ExitCode:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ class ReceiptLine(NamedTuple):
 
 
 @click.command(short_help="List the batches and check the chain of their receipts.")
-@click.option(
-    "--limit", type=click.IntRange(min=0), metavar="N", default=20, show_default=True, help="The newest N; 0: all."
-)
+@click.option("--limit", type=COUNT, metavar="N", default=20, show_default=True, help="The newest N; 0: all.")
 @common_options
 @json_option
 def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:

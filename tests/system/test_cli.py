@@ -413,6 +413,16 @@ def test_reader_that_goes_away_gets_no_traceback(done: Path) -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
+@pytest.mark.parametrize("name", ["receipts", "quarantine", "diff"])
+@pytest.mark.parametrize("limit", ["9223372036854775808", "99999999999999999999999", "-1"])
+def test_limit_that_no_list_can_have_is_exit_2(done: Path, name: str, limit: str) -> None:
+    """A number of rows that is out of all bounds is told with what is allowed."""
+    file = [done / EXPORT_PATHS["rag"]] if name == "diff" else []
+    ran = distilld(name, *file, "--limit", limit, "--root", done, cwd=done)
+    assert ran.code == 2
+    assert f"{limit} is not in the range 0<=x<=2147483648" in ran.err
+
+
 def test_paths_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
     """Where the output's encoding does not hold a path, the path is escaped, and stops nothing."""
     root = phase4(tmp_path / "日")
