@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -19,14 +19,30 @@ from distilld.cli.commands import distilld
 from distilld.cli.exit_codes import ExitCode
 from distilld.model import DistilldError, ProgramError, UsageError, WriterBusy
 
+_STANDARD_ERROR: Final = 2
+
 
 def main() -> NoReturn:
-    """The console script."""
+    """The command line of this process."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # A path that the terminal's encoding cannot show is escaped, and stops nothing.
             stream.reconfigure(errors="backslashreplace")
     sys.exit(execute(sys.argv[1:]))
+
+
+def _open_closed_streams() -> None:
+    """Put the null device in the place of each standard stream that is closed: what is written there is dropped.
+
+    A file that is opened later would take its number otherwise, and a child's output would go there.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def execute(arguments: Sequence[str]) -> int:

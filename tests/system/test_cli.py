@@ -16,7 +16,7 @@ import pytest
 from distilld.cli import execute
 from distilld.config import commented_toml, load
 from distilld.model import EXPORT_PATHS
-from distilld.sample_lake import SampleLake, rescore_in_place
+from distilld.sample_lake import SampleLake, append_rows, rescore_in_place
 from tests.system.command import (
     REPOSITORY,
     another_writer,
@@ -411,6 +411,28 @@ def test_reader_that_goes_away_gets_no_traceback(done: Path) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+def closed(descriptor: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command that is started with one of its standard streams closed."""
+    start = ["sh", "-c", f'exec "$@" {descriptor}>&-', "sh", *command(*map(str, arguments))]
+    return subprocess.run(start, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["status", "receipts", "quarantine", "verify"])
+def test_closed_output_drops_what_is_printed(done: Path, name: str) -> None:
+    """A command whose standard output is closed ends as it would otherwise."""
+    ran = closed(1, name, "--root", done)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_closed_log_stops_no_work(sample: SampleLake) -> None:
+    """A run whose standard error is closed does its work; only the log's lines are lost."""
+    append_rows(sample)
+    ran = closed(2, "run", "--once", "--root", sample.root)
+    assert ran.returncode == 0
+    assert "12 rows judged" in ran.stdout
+    assert distilld("status", "--root", sample.root, "--json", cwd=sample.root).json["lag"]["unread_bytes"] == 0
 
 
 @pytest.mark.parametrize("name", ["receipts", "quarantine", "diff"])
