@@ -90,7 +90,7 @@ install-program: # The program in a virtual environment of its own, and the comm
 	@'$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
 	@grep -rlIF '$(INSTALLED)' '$(INSTALLED)/bin' '$(INSTALLED)/pyvenv.cfg' | xargs -r sed -i 's|$(INSTALLED)|$(PREFIX)/lib/distilld|g'
 	@install -d '$(DESTDIR)$(PREFIX)/bin'
-	@printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -m distilld.cli "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
+	@printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
 	@chmod 0755 '$(DESTDIR)$(PREFIX)/bin/distilld'
 	@install -d '$(DESTDIR)$(DOCDIR)'
 	@install -m 0644 README.md CHANGELOG.md docs/*.md '$(DESTDIR)$(DOCDIR)'

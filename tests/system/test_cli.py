@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -328,6 +329,26 @@ def test_interrupted_run_is_exit_130(sample: SampleLake) -> None:
     assert process.returncode == 130
     assert rest.strip() == "distilld: interrupted; what was committed stands, and the next run goes on from there"
     assert "withdrawn from sft" in once(sample.root, DISTILLD_SETTLE_SECONDS="0").out
+
+
+_INTERRUPTED_IMPORT = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("distilld", run_name="__main__")
+"""
+
+
+def test_interrupted_start_is_exit_130() -> None:
+    """Ctrl-C while the program is still being imported ends it with 130 and without a traceback."""
+    arguments = [sys.executable, "-c", _INTERRUPTED_IMPORT]
+    ran = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"distilld": "distilld.__main__:main"}
 
 
 # init

@@ -107,10 +107,10 @@ def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
     program = tmp_path / "d/opt/x/lib/distilld/bin/python"
     config = tmp_path / "d/etc/distilld/distilld.toml"
     (tmp_path / "lake").mkdir()
-    check = [str(program), "-m", "distilld.cli", "--config", str(config), "run", "--check"]
+    check = [str(program), "-m", "distilld", "--config", str(config), "run", "--check"]
     plain = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
     said = subprocess.run(check, env=plain, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert f"root {tmp_path / 'lake'}, state /var/lib/distilld/distilld.db" in said
     traces = [path for path in (tmp_path / "d").rglob("*") if path.is_file() and b"/d/opt/x" in path.read_bytes()]
     assert traces == []
-    assert "exec /opt/x/lib/distilld/bin/python -m distilld.cli" in (tmp_path / "d/opt/x/bin/distilld").read_text()
+    assert 'exec /opt/x/lib/distilld/bin/python -m distilld "$@"' in (tmp_path / "d/opt/x/bin/distilld").read_text()
