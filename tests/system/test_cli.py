@@ -6,6 +6,7 @@ import ast
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,22 @@ def test_readme_names_only_commands_that_exist() -> None:
         assert path in text or re.sub(r"/[a-z]+\.jsonl", "/{rag,sft,preference}.jsonl", path) in text
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (REPOSITORY / link).exists()
+
+
+def test_readme_leads_to_a_lake_that_is_up_to_date(tmp_path: Path) -> None:
+    """The README's commands, given one after the other in a checkout, bring a lake up to date; the checkout is none."""
+    root = phase4(tmp_path)
+    (tmp_path / "config").mkdir()
+    shutil.copy(REPOSITORY / "config" / "distilld.toml", tmp_path / "config")
+    section = (REPOSITORY / "README.md").read_text().split("## Use it on a real lakehouse")[1].partition("\n## ")[0]
+    steps = re.findall(r"^\.venv/bin/distilld (.*?) +#", section, flags=re.MULTILINE)
+    assert len(steps) == 4
+    for step in steps:
+        ran = distilld(*step.replace("/srv/lakehouse", str(root)).split(), cwd=tmp_path)
+        assert (ran.code, ran.errors) == (0, [])
+    assert distilld("health", "--no-daemon", "--root", root, cwd=tmp_path).code == 0
+    assert (root / EXPORT_PATHS["rag"]).exists()
+    assert not (tmp_path / "exports").exists()
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
