@@ -106,7 +106,7 @@ def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json:
     from distilld import logs
     from distilld.cli.output import plain, print_json, say
     from distilld.cli.progress import progress_bar
-    from distilld.cli.run import print_changes, say_not_read
+    from distilld.cli.run import print_changes, say_not_read, say_work
     from distilld.model import Trigger
     from distilld.once import bring_up_to_date, on_whole_store, recover, writer
 
@@ -129,4 +129,5 @@ def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json:
         say(f"{rows:,} frozen rows and pairs were let go" if rows else "there was nothing to prune")
         if report.changed:
             print_changes(report)
+            say_work(report)
     return say_not_read(report)

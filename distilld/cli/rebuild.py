@@ -41,7 +41,9 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
         print_json({**_plain(report), "receipt": report.receipt})
     else:
         print_changes(report)
-        say("every input was read anew and every row judged anew; the files stand in walk order")
+        # No counts: a batch that changed nothing leaves no receipt, and what it read and judged is not in the report.
+        at = f"; receipt: {report.receipt}" if report.receipt else ""
+        say(f"every input was read anew and every row judged anew; the files stand in walk order{at}")
     return say_not_read(report)
 
 

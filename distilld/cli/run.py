@@ -250,6 +250,7 @@ def _print(
         _print_dry_run(report)
     elif not summed_up:
         print_changes(report)
+        say_work(report)
     for dataset in summed_up:
         for line in _summary(dataset, report, dry_run=flags.dry_run):
             say(f"[export_{dataset}] {line}")
@@ -262,7 +263,7 @@ def _totals(report: RunReport) -> str:
 
 
 def print_changes(report: RunReport) -> None:
-    """Print what a run did, and what stands in the datasets now."""
+    """Print what a run did to the datasets, and what stands in them now."""
     from distilld.cli.output import say, show
     from distilld.tables import Table
 
@@ -277,6 +278,12 @@ def print_changes(report: RunReport) -> None:
             say(f"adopted in {each.dataset}: {each.adopted:,} rows, as they stood")
         if each.causes:
             say(f"withdrawn from {each.dataset}: {_listed(each.causes.items())}")
+
+
+def say_work(report: RunReport) -> None:
+    """Say how much the batches of a run took, and where the last one's receipt is."""
+    from distilld.cli.output import say
+
     say(f"{report.rows_judged:,} rows judged, {report.bytes_read:,} bytes read; receipt: {report.receipt}")
 
 

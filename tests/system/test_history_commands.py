@@ -257,7 +257,8 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
     before = files(root)
     ran = cli("rebuild", "--root", root)
     assert ran.code == 0
-    assert "the files stand in walk order" in ran.out
+    assert "every row judged anew; the files stand in walk order; receipt: reports/distillation/" in ran.out
+    assert "rows judged" not in ran.out
     assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == [
         "rebuild_started",
         "rebuild_finished",
