@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from distilld import __version__
 from distilld.durable import make_folder, replace_file, sync_folder, sync_up
 from distilld.json_text import parse_object
 from distilld.model import REPORTS, OperatorError
+from distilld.regular_file import read_regular
 
 RECEIPT_VERSION: Final = 1
 _BATCH_ID: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2}T[0-9]{2})([0-9]{2})([0-9]{2}\.[0-9]{3}Z)")
@@ -178,6 +179,51 @@ def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
             sync_folder(folder)
     except OSError as error:
         raise ReceiptWriteError(REPORTS, error) from error
+
+
+def broken_stage_chains(root: Path) -> Iterator[str]:
+    """What is wrong with the receipts of other stages (SPEC 4): those that were edited, and those that are gone.
+
+    The chains alone tell it, for no store knows these receipts: each names one before it, and the oldest one that is
+    kept no longer. The newest is named by none yet, so only its form is looked at.
+
+    Raises:
+        OSError: The folder of the receipts cannot be listed.
+    """
+    chains: dict[str, list[str]] = {}
+    for batch_id in sorted(os.listdir(root / REPORTS)) if (root / REPORTS).exists() else ():
+        if stage := batch_id.partition("Z-")[2]:
+            chains.setdefault(stage, []).append(batch_id)
+    for batch_ids in chains.values():
+        yield from _broken_links(root, batch_ids)
+
+
+def _broken_links(root: Path, batch_ids: Sequence[str]) -> Iterator[str]:
+    before: set[str] = set()
+    for path in map(receipt_path, batch_ids):
+        try:
+            content = read_regular(root / path)
+        except FileNotFoundError:
+            continue  # its stage is about to write it, or was killed
+        except OSError as error:
+            yield f"{path}: cannot be read: {error.strerror}"
+            continue
+        facts = _facts_in(content)
+        if facts is None:
+            yield f"{path}: is not as it was written"
+        # Two runs of a stage at one time may follow the same receipt.
+        elif before and facts.get("previous_receipt_sha256") not in before:
+            yield f"{path}: the receipt before it is gone, or is not as it was written"
+        before.add(sha256_of(content))
+
+
+def _facts_in(content: bytes) -> dict[str, Any] | None:
+    """What a receipt says; None where these are not the bytes that say it."""
+    try:
+        facts = orjson.loads(content)
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) and receipt_bytes(facts) == content else None
 
 
 def _replace(root: Path, below: str, content: bytes) -> None:

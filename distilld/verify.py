@@ -22,7 +22,7 @@ from distilld.facts import REASONS, SHIPPED
 from distilld.json_text import parse_object
 from distilld.lake import SourceFiles, tree_path
 from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, OnDelete, Options, RowRef
-from distilld.receipt import receipt_path, sha256_of
+from distilld.receipt import broken_stage_chains, receipt_path, sha256_of
 from distilld.regular_file import open_regular, read_regular
 from distilld.samples import faults_of
 from distilld.store import Store
@@ -203,7 +203,7 @@ def _lines(content: bytes | None) -> Iterator[bytes]:
 
 
 def _receipts(root: Path, ledger: Ledger) -> Check:
-    """The chain of receipts, and their files."""
+    """The chain of receipts and their files, and the chains of other stages."""
     faults = []
     kept = list(reversed(ledger.receipts(1 << 31)))
     previous: str | None = ledger.chain_anchor()
@@ -223,7 +223,7 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
         if facts.get("validation_pass") is not True:
             faults.append(f"{batch_id}: failed its validation")
         previous = sha256
-    return _check("receipt chain", faults)
+    return _check("receipt chain", [*faults, *broken_stage_chains(root)])
 
 
 def _hashes(ledger: Ledger, exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check:

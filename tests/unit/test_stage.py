@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from distilld.model import REPORTS, OperatorError, UsageError
+from distilld.receipt import broken_stage_chains
 from distilld.stage import StageRun, run_stage
 from tests.system.command import command, distilld, environment, once, phase4
 from tests.system.running import until
@@ -313,3 +314,51 @@ def test_distilld_goes_on_beside_it(root: Path, tmp_path: Path) -> None:
         newest = json.loads((lake / REPORTS / batches[-1] / "receipt.json").read_bytes())
         assert (newest["stage"], newest["sequence"]) == ("distill", 2)
     assert distilld("stage", "score_runs", "--root", lake, "--", "false", cwd=tmp_path).code == 1
+
+
+def test_whole_chains_have_no_broken_link(root: Path) -> None:
+    """Each stage's chain is looked at by itself, whatever was removed as too old, and beside a stage that still runs."""
+    assert list(broken_stage_chains(root)) == []
+    for number in range(3):
+        ran(root, keep=2)
+        ran(root, name="other", inputs=(f"data/in/{number}/*.jsonl",))
+    (root / REPORTS / "99991231T235959.999Z-score_runs").mkdir()
+    assert list(broken_stage_chains(root)) == []
+
+
+def _edit(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"exit_code": 0', b'"exit_code": 1'))
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x\n")
+
+
+def _put_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+NO_LINK = "the receipt before it is gone, or is not as it was written"
+NOT_AS_WRITTEN = "is not as it was written"
+NO_FILE = "cannot be read: is no regular file"
+
+
+@pytest.mark.parametrize(
+    ("which", "damage", "told"),
+    [
+        (0, _edit, {1: NO_LINK}),
+        (1, _edit, {2: NO_LINK}),
+        (0, _lengthen, {0: NOT_AS_WRITTEN, 1: NO_LINK}),
+        (2, _lengthen, {2: NOT_AS_WRITTEN}),
+        (1, Path.unlink, {2: NO_LINK}),
+        (1, _put_fifo, {1: NO_FILE, 2: NO_LINK}),
+    ],
+)
+def test_edited_or_lost_receipt_breaks_its_chain(
+    root: Path, which: int, damage: Callable[[Path], None], told: dict[int, str]
+) -> None:
+    """The receipt after it names another digest; one that is no receipt any more is told by itself."""
+    receipts = [run.receipt or "" for run in (ran(root), ran(root), ran(root))]
+    damage(root / receipts[which])
+    assert list(broken_stage_chains(root)) == [f"{receipts[number]}: {what}" for number, what in told.items()]

@@ -17,6 +17,7 @@ from distilld.batch import Engine
 from distilld.decisions import Decisions
 from distilld.model import DATASET_PATHS, EXPORT_PATHS, Committed, Dataset, Options, Trigger
 from distilld.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
+from distilld.stage import run_stage
 from distilld.store import Store
 from distilld.store.ledger import Ledger
 from distilld.verify import Report, verify
@@ -187,6 +188,16 @@ def test_finds_a_receipt_that_is_no_file(lake: tuple[SampleLake, Engine], put: C
     put(receipt)
     (check,) = [each for each in report_of(lake[0], deep=False).checks if each.faults]
     assert check.shown == (f"{receipt.relative_to(lake[0].root)}: cannot be read: is no regular file",)
+
+
+def test_finds_an_edited_receipt_of_another_stage(lake: tuple[SampleLake, Engine]) -> None:
+    """The chains of other stages are walked as well."""
+    sample, _ = lake
+    run = run_stage(sample.root, "score_runs", inputs=(), outputs=(), command=("true",), receipts_keep=0)
+    assert not faulty(report_of(sample, deep=False))
+    with (sample.root / str(run.receipt)).open("ab") as file:
+        file.write(b"x\n")
+    assert faulty(report_of(sample, deep=False)) == {"receipt chain"}
 
 
 def test_finds_a_broken_chain(lake: tuple[SampleLake, Engine]) -> None:
