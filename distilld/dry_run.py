@@ -1,7 +1,8 @@
 """``--dry-run``: the same pass as any other, on a copy of the state store that is thrown away (SPEC 5).
 
 Nothing below the root is written, and nothing in the store: inputs are only read, what is decided is applied to the
-copy, and the committer leaves out the exports, the receipts and the recovery.
+copy, and the committer leaves out the exports, the receipts and the recovery. Neither a take-over nor a restoration is
+rehearsed: the figures are those of exports that are as the store knows them, which is none where it knows nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from distilld.account import ExportWrite
 from distilld.batch import Engine, Progress
 from distilld.commit import Committer
 from distilld.config import Settings
-from distilld.exports import Exports, Written
+from distilld.exports import Exports, ExportTamperedError, Written
 from distilld.lock import holder, refuse_other_store
 from distilld.model import Committed, DistilldError, OperatorError, StatFacts, UsageError
 from distilld.store import Store
@@ -85,6 +86,25 @@ def rehearsal(
             )
         finally:
             store.close()
+
+
+def damaged_exports(engine: Engine) -> Iterator[str]:
+    """What the next run restores first, and a rehearsal does not: each export with what is wrong with it.
+
+    ``engine`` is that of a rehearsal that has not begun. Beside a running writer nothing is told: it looks for itself.
+
+    Raises:
+        OperatorError: An export cannot be read.
+    """
+    if holder(engine.root).running or engine.ledger.last_batch() is None:
+        return
+    cut_off = {intent.name for intent in engine.ledger.intents()}
+    for name, record in engine.ledger.exports().items():
+        if name not in cut_off and record.pending_temp is None:
+            try:
+                engine.exports.check(name, record.committed)
+            except ExportTamperedError as error:
+                yield f"{error.path} {error.problem}"
 
 
 def _open_copy(settings: Settings, copy: Path) -> Store:

@@ -14,6 +14,7 @@ from distilld.cli.exit_codes import ExitCode
 from distilld.model import Category, Dataset, UsageError
 
 if TYPE_CHECKING:
+    from distilld.batch import Engine
     from distilld.config import Settings
     from distilld.once import DatasetReport, RunReport
 
@@ -183,6 +184,15 @@ def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> Exi
     return say_not_read(report)
 
 
+def _say_damaged(engine: Engine) -> None:
+    """Name on standard error the exports that the next run restores first."""
+    from distilld.dry_run import damaged_exports
+
+    for export in damaged_exports(engine):
+        note = "the next run restores it first; the figures here count it as whole"
+        click.echo(f"distilld: damaged: {export}: {note}", err=True)
+
+
 def say_not_read(report: RunReport) -> ExitCode:
     """Name the inputs that could not be read on standard error; returns the exit code that follows from them."""
     from distilld.logs import printable
@@ -204,6 +214,7 @@ def _report(settings: Settings, flags: _Flags) -> RunReport:
         if flags.dry_run:
             listed = None if flags.as_json else WITHDRAWN_SHOWN
             with rehearsal(settings, take_over=flags.take_over, progress=progress) as engine:
+                _say_damaged(engine)
                 return bring_up_to_date(engine, withdrawals_listed=listed)
 
         def bring() -> RunReport:
@@ -240,7 +251,8 @@ def _print(
         say(f"an earlier batch was cut off; {done}")
     if report.taken_over:
         say(
-            "exports stand there from before this store; the next run takes them over first, and keeps what is alike"
+            "exports stand there from before this store; the next run takes them over first, and keeps what is alike;"
+            " the figures here count as if they were empty"
             if flags.dry_run
             else "exports stood there from before this store; they were taken over"
         )

@@ -368,11 +368,27 @@ def test_dry_run_refuses_to_work_below_the_root(worked: Path) -> None:
     assert list((worked / "tmp").iterdir()) == []
 
 
+def test_dry_run_names_exports_that_would_be_restored(worked: Path) -> None:
+    """Where an export was edited, a dry run says that the run restores it, and restores nothing itself."""
+    edited = worked / EXPORT_PATHS["sft"]
+    edited.write_bytes(edited.read_bytes()[:-1])
+    before = snapshot(worked)
+    size = edited.stat().st_size
+    problem = f"{EXPORT_PATHS['sft']} has {size} bytes and should have {size + 1}"
+    note = "the next run restores it first; the figures here count it as whole"
+    assert once(worked, "--dry-run").errors == [f"distilld: damaged: {problem}: {note}"]
+    assert snapshot(worked) == before
+    assert once(worked).code == 0
+    assert once(worked, "--dry-run").errors == []
+
+
 def test_dry_run_says_that_exports_would_be_taken_over(worked: Path) -> None:
     """Where exports stand that no store knows, a dry run and the run after it say so, and the rows are adopted."""
     shutil.rmtree(worked / "state")
     note = "exports stand there from before this store; the next run takes them over first"
-    assert note in once(worked, "--dry-run").out
+    told = once(worked, "--dry-run").out
+    assert note in told
+    assert "the figures here count as if they were empty\n" in told
     assert not (worked / "state").exists()
     ran = once(worked)
     assert "exports stood there from before this store; they were taken over\n" in ran.out
