@@ -100,6 +100,7 @@ def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last:
         if deep:
             _deep(root, store, options, found, report)
         report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
+        report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in ledger.unwritten_receipts()]
     return report
 
 
@@ -203,8 +204,12 @@ def _lines(content: bytes | None) -> Iterator[bytes]:
 
 
 def _receipts(root: Path, ledger: Ledger) -> Check:
-    """The chain of receipts and their files, and the chains of other stages."""
+    """The chain of receipts and their files, and the chains of other stages.
+
+    A batch is committed before its receipt's file is written.
+    """
     faults = []
+    unwritten = {batch_id for _, batch_id, _ in ledger.unwritten_receipts()}
     kept = list(reversed(ledger.receipts(1 << 31)))
     previous: str | None = ledger.chain_anchor()
     for batch_id, text, sha256 in kept:
@@ -217,7 +222,8 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
             if read_regular(root / receipt_path(batch_id)) != text.encode():
                 faults.append(f"{receipt_path(batch_id)}: is not as it was written")
         except FileNotFoundError:
-            faults.append(f"{receipt_path(batch_id)}: is gone")
+            if batch_id not in unwritten:
+                faults.append(f"{receipt_path(batch_id)}: is gone")
         except OSError as error:
             faults.append(f"{receipt_path(batch_id)}: cannot be read: {error.strerror}")
         if facts.get("validation_pass") is not True:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from distilld import receipt as receipt_module
 from distilld import verify as verify_module
 from distilld.batch import Engine
 from distilld.decisions import Decisions
@@ -164,7 +165,7 @@ class _Killed(Exception):
     """The writer stops where it is."""
 
 
-def _die(*_: object) -> NoReturn:
+def _die(*_: object, **__: object) -> NoReturn:
     raise _Killed
 
 
@@ -179,6 +180,20 @@ def test_finds_a_lost_receipt(lake: tuple[SampleLake, Engine]) -> None:
     """A receipt that is gone is told."""
     shutil.rmtree(sorted((lake[0].root / "reports/distillation").glob("*/receipt.json"))[0].parent)
     assert faulty(report_of(lake[0], deep=False)) == {"receipt chain"}
+
+
+def test_receipt_that_is_yet_to_be_written_is_no_fault(
+    lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a batch's commit and the end of it its receipt is in the store alone, as it is after a kill."""
+    sample, engine = lake
+    append_rows(sample)
+    monkeypatch.setattr(receipt_module, "write_receipt", _die)
+    with pytest.raises(_Killed):
+        engine.run_pass(Trigger.ONCE)
+    report = report_of(sample, deep=False)
+    assert not faulty(report)
+    assert [each for each in report.changed if each.endswith("/receipt.json: is yet to be written")]
 
 
 @pytest.mark.parametrize("put", [put_fifo, put_folder])
