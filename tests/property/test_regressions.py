@@ -307,6 +307,7 @@ def test_pair_that_waits_ships_when_a_row_that_forms_no_pair_comes_first(
     """
     if in_one_go:
         lake.limits.setattr(intake, "LEAST_BYTES", 0)
+        lake.let_settle()
     put(lake, 0, [*HOLDER, *WAITS], GIVEN)
     lake.check_pass()
     assert task_that_ships(lake) == "t"
