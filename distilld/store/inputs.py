@@ -442,8 +442,10 @@ class Inputs:
         self._touch_tasks("departing", _CAN_HAVE_PAIRS.format("departing"))
         removed, unjudged = self._run("SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM departing").fetchone()
         self.count_rows(-removed, -unjudged)
+        woken = self._woken("departing")
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT walk FROM departing)")
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT walk FROM departing)")
+        self._wake_next(woken)
 
     def _shift_totals(self, dataset: str, table: str, source: str, target: str, where: str = "1") -> None:
         counts = self._run(
@@ -641,8 +643,30 @@ class Inputs:
             (low, high),
         ).fetchone()
         self.count_rows(-removed, -unjudged)
+        woken = self._woken(f"(SELECT * FROM scored_rows WHERE walk >= {low} AND walk < {high})")
         self._run("DELETE FROM scored_rows WHERE walk >= ? AND walk < ?", (low, high))
         self._run("DELETE FROM rejudge_rows WHERE walk >= ? AND walk < ?", (low, high))
+        self._wake_next(woken)
+
+    def _woken(self, rows: str) -> list[tuple[str, int]]:
+        """The ids, by dataset, that queued ones of these rows wait for: nobody else may have been woken for them."""
+        return [
+            (dataset, key)
+            for dataset in ("rag", "sft")
+            for (key,) in self._run(
+                f"SELECT DISTINCT d.sample_key FROM {rows} d CROSS JOIN rejudge_rows q ON q.walk = d.walk"
+                f" WHERE d.{dataset} = {DUPLICATE}"
+            )
+        ]
+
+    def _wake_next(self, woken: list[tuple[str, int]]) -> None:
+        """Rows that were woken for these ids are gone: the next that waits is judged in their place."""
+        for dataset, key in woken:
+            self._run(
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
+                f" WHERE sample_key = ? AND {dataset} = {DUPLICATE} ORDER BY walk LIMIT 1",
+                (key,),
+            )
 
     def _wake_waiters(self, source: str) -> None:
         for dataset in ("rag", "sft"):

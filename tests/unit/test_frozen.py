@@ -884,3 +884,23 @@ def test_a_pass_looks_at_no_table_of_rows_as_a_whole(lake: HistoryLake) -> None:
     assert [batch.receipt["work"]["rows_judged"] for batch in done.batches] == [1]
     assert any("frozen_rows" in statement for statement in asked)
     assert whole_scans(connection, asked) == []
+
+
+@pytest.mark.parametrize("goes", ["row", "partition"])
+def test_next_row_takes_an_id_where_the_one_that_was_woken_goes(lake: HistoryLake, goes: str) -> None:
+    """A row is kept on absent evidence, the first that waits for its id goes in the same pass: the next one ships it.
+
+    The story: the first one was woken, was gone when it was to be judged, and nobody woke the next.
+    """
+    for partition in (A, B, C):
+        lake.scored(partition, run("one"))
+        lake.evidence(partition, given("one", f"as {partition} has it"))
+    lake.go()
+    lake.move_away(lake.evidence_path(A))
+    if goes == "row":
+        lake.scored(B, run("two"))
+    else:
+        lake.move_away(lake.scored_path(B))
+    lake.go()
+    for dataset, text in (("rag", "content"), ("sft", "response")):
+        assert [row[text] for row in lake.rows(dataset)] == [f"as {C} has it"]
