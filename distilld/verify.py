@@ -28,13 +28,14 @@ from distilld.samples import faults_of
 from distilld.store import Store
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
-from distilld.store.views import Exceptions, reading
+from distilld.store.views import Exceptions, Views, reading
 from distilld.store.work import Work
 from distilld.tail import digest_of
 
 ATTEMPTS: Final = 5
 SHOWN: Final = 20
 """How many rows of one kind are named; all are counted."""
+_SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
 _LESS_THAN_ACCEPTED: Final = (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 
 
@@ -96,7 +97,7 @@ def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last:
         report.checks.append(_hashes(ledger, exports, unfinished))
         report.checks.append(_accounting(ledger))
         report.checks.append(_schemas(found))
-        report.checks.append(_firewall(store, options, found))
+        report.checks.append(_firewall(store, options, found, report))
         if deep:
             _deep(root, store, options, found, report)
         report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
@@ -279,30 +280,36 @@ def _schemas(found: dict[str, bytes | None]) -> Check:
     return _check("rows and their schemas", faults)
 
 
-def _firewall(store: Store, options: Options, found: dict[str, bytes | None]) -> Check:
-    """No shipped row's run has a forbidden verdict in force, by the verdicts that the store has indexed."""
+def _firewall(store: Store, options: Options, found: dict[str, bytes | None], report: Report) -> Check:
+    """No shipped row's run has a forbidden verdict in force, by the verdicts that the store has indexed.
+
+    Verdicts are indexed before the batch that follows from them: what it is to take out is no fault yet.
+    """
     if not options.revoke:
         return Check("firewall (revoke is off)")
-    inputs = Inputs(store)
+    inputs, views = Inputs(store), Views(store)
     faults = []
-    for dataset in (Dataset.RAG, Dataset.SFT):
+    leaving = 0
+    for dataset in Dataset:
+        run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
         for line in _lines(found[dataset.value]):
             row = parse_object(line[:-1]).value or {}
-            in_force = inputs.in_force(str(row.get("source_run_id")), options)
+            in_force = inputs.in_force(str(row.get(run)), options)
             verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
-            if verdict is not None and options.forbids(dataset, verdict):
-                faults.append(f"{row.get('id')}: the verdict in force of its run is {verdict}")
-    for line in _lines(found[Dataset.PREFERENCE.value]):
-        row = parse_object(line[:-1]).value or {}
-        verdict = inputs.in_force(str(row.get("chosen_run_id")), options).sft
-        if verdict is not None and options.forbids(Dataset.SFT, verdict):
-            faults.append(f"{row.get('id')}: the verdict in force of its chosen run is {verdict}")
+            if verdict is None or not options.forbids(dataset, verdict):
+                continue
+            if views.is_to_leave(str(row.get(run))):
+                leaving += 1
+            else:
+                faults.append(f"{row.get('id')}: the verdict in force of its {_SIDES.get(dataset, 'run')} is {verdict}")
+    if leaving:
+        report.changed.append(f"firewall: {leaving} rows are to leave with the batch that is due")
     return _check("firewall", faults)
 
 
 def _deep(root: Path, store: Store, options: Options, found: dict[str, bytes | None], report: Report) -> None:
     """Hold the exports against a naive full pass over the inputs as they are now."""
-    report.changed = _changed_inputs(root, store)
+    report.changed += _changed_inputs(root, store)
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
     frozen = frozen_of(Exceptions(store), found)
     full = oracle.export(oracle.read_lake(root, options), options, missing_files=missing_files, frozen=frozen)

@@ -168,6 +168,20 @@ class Views:
             ).fetchone()[0]
         )
 
+    def is_to_leave(self, run_id: str) -> bool:
+        """Whether the batch that is due judges first what ships of a run: a verdict came that may forbid it."""
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM scored_rows s CROSS JOIN rejudge_rows q USING (walk)"
+                " WHERE s.run_id = ?1 AND q.forced = 1)"
+                " OR EXISTS (SELECT 1 FROM frozen_rows f CROSS JOIN rejudge_frozen q USING (frozen_id) WHERE f.run_id = ?1)"
+                " OR EXISTS (SELECT 1 FROM pairs p CROSS JOIN rejudge_tasks q USING (task_id)"
+                "  WHERE p.chosen_run_id = ?1 AND q.forced = 1)"
+                " OR EXISTS (SELECT 1 FROM departures WHERE ?1 IN (run_id, other_run_id))",
+                (run_id,),
+            ).fetchone()[0]
+        )
+
     # batches
 
     def last_batches(self, limit: int) -> list[BatchLine]:

@@ -22,6 +22,7 @@ from distilld.stage import run_stage
 from distilld.store import Store
 from distilld.store.ledger import Ledger
 from distilld.verify import Report, verify
+from tests.unit.history_lake import A, B, history_lake, run
 
 
 @pytest.fixture
@@ -233,6 +234,28 @@ def test_finds_a_leak(lake: tuple[SampleLake, Engine]) -> None:
     shipped = json.loads((sample.root / DATASET_PATHS[Dataset.SFT]).read_bytes().splitlines()[0])
     engine.store.connection.execute("UPDATE scored_rows SET category = 3 WHERE run_id = ?", (shipped["source_run_id"],))
     assert "firewall" in faulty(report_of(sample, deep=False))
+
+
+def test_rows_that_are_to_leave_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict was indexed, and the batch that takes its run out has not come: told as changed, gone after it."""
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("r1"))
+        lake.go()
+        lake.scored(B, run("r1", "rejected"))
+        with monkeypatch.context() as patch:
+            patch.setattr(lake.engine, "run_batch", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                lake.engine.run_pass(Trigger.ONCE)
+        report = verify(lake.root, lake.state, lake.options)
+        assert (report.faults, report.changed) == (0, ["firewall: 2 rows are to leave with the batch that is due"])
+        lake.go()
+        report = verify(lake.root, lake.state, lake.options)
+        assert (report.faults, report.changed) == (0, [])
+
+
+def interrupted(*_: object, **__: object) -> NoReturn:
+    """The process is interrupted here."""
+    raise KeyboardInterrupt
 
 
 def test_deep_finds_what_a_full_pass_would_not_give(lake: tuple[SampleLake, Engine]) -> None:
