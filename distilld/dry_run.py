@@ -39,7 +39,7 @@ class DryCommitter(Committer):
         """Say that the file was written; its rows are counted, its bytes are not."""
         return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0, 0), write.drops)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Nothing was written, so nothing waits to be put in place."""
 
     def recover(self) -> bool:

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from distilld import intake, oracle
 from distilld.arrivals import Order
 from distilld.batch import Engine
-from distilld.commit import CommittedBatch, Committer
+from distilld.commit import CommittedBatch
 from distilld.datasets import rag
 from distilld.firewall import RAG_GATES
 from distilld.intake import Intake
@@ -291,17 +291,17 @@ def equal_the_full_pass(lake: HistoryLake) -> None:
 def watched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """After every batch, no row stands whose run has a forbidden verdict in the files; notes the batches."""
     batches: list[int] = []
-    commit = Committer.commit
+    made_durable = Engine._made_durable
 
-    def watching(self: Committer, *arguments: Any) -> CommittedBatch:
-        committed = commit(self, *arguments)
+    def watching(self: Engine, *arguments: Any) -> CommittedBatch:
+        committed = made_durable(self, *arguments)
         batches.append(committed.identity.sequence)
         verdicts = oracle.verdicts_in_force(oracle.read_lake(lake.root, lake.options), lake.options)
         invariants.ship_no_forbidden_run(invariants.Exports.read(lake.root), verdicts, lake.options)
         return committed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Committer, "commit", watching)
+        patch.setattr(Engine, "_made_durable", watching)
         yield batches
 
 
