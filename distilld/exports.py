@@ -358,20 +358,6 @@ class CommittedFile:
             return StatFacts.of(os.fstat(self._descriptor), time.time_ns())
 
 
-def committed_lines(path: Path, length: int) -> Iterator[bytes]:
-    """The lines of an export up to its committed length, for who reads beside a writer.
-
-    Raises:
-        OSError: There is no such file, or it cannot be read.
-    """
-    with path.open("rb") as file:
-        for line in file:
-            length -= len(line)
-            if length < 0:
-                return
-            yield line
-
-
 def drop_ids(lines: dict[bytes, bytes]) -> Drop:
     """Drop dataset lines by id; every row of ours begins with its schema version and its id."""
     prefix = b'{"schema_version":1,"id":"'

@@ -65,7 +65,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "orphan_kept": "Rows that no present input produces were found in an export and are kept, frozen.",
         "takeover_started": "An export layer without a store is taken over.",
         "takeover_finished": "The take-over is done: rows adopted, replaced, kept and removed.",
-        "store_set_aside": "The state store was corrupt; it was put aside and is rebuilt.",
+        "store_set_aside": "The state store was corrupt, or older than the exports; it was put aside and is rebuilt.",
         "store_migrated": "The state store was brought to this version's form.",
         "recovery_started": "A batch was cut off; it is completed or undone now.",
         "recovery_finished": "The batch that was cut off is completed or undone.",
