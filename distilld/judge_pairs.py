@@ -247,9 +247,9 @@ class PairJudge:
             if pair.outcome == SHIPPED:
                 self._leave_totals(pair)
                 self._out.dropped_pairs.append(pair.pair_id)
+                self._moved_on.add(pair.pair_id)
                 if pair.frozen is None:
                     touched.add(pair.task_id)
-                    self._moved_on.add(pair.pair_id)
                 return pair, Cause.DISPLACED
         return None, change
 

@@ -497,6 +497,22 @@ def test_pair_that_waits_ships_when_the_one_that_holds_its_id_is_frozen(keep: Ke
     assert task_that_ships(keep) == "t"
 
 
+def test_frozen_and_live_pairs_of_a_task_give_their_ids_up_together(keep: KeepHistories) -> None:
+    """An earlier task comes whose pairs have the ids of a later one's, of which one is live and one is frozen.
+
+    The frozen one was counted out twice, once for the task that took its id and once for its own; no batch that holds its
+    accounting could be committed any more.
+    """
+    put(keep, 2, WAITS, GIVEN)
+    put(keep, 3, [scored("m", "accepted", "c|t")], [evidence("m", "three")])
+    keep.check_pass()
+    keep.history.delete(EVIDENCE, keep.history.files(EVIDENCE).index(keep.history.path(EVIDENCE, 3)))
+    keep.check_pass()
+    keep.history.rewrite(SCORED, keep.history.files(SCORED).index(keep.history.path(SCORED, 3)), [], in_place=True)
+    put(keep, 0, [*HOLDER, scored("m", "accepted", "t")], [*GIVEN, evidence("m", "three")])
+    keep.check_pass()
+
+
 def test_tripwire_holds_a_pair_one_side_of_which_moved(tripwire: TripwireHistories) -> None:
     """A pair leaves because one side vanished, while the file of the other is absent: it once passed the tripwire."""
     restart(tripwire, replace(KEEP, revoke=False))
