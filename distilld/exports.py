@@ -45,7 +45,7 @@ class ExportWriteError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk; it is retried"
+            f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk; the next run goes on"
         )
         self.path = path
         self.errno = cause.errno
@@ -55,7 +55,9 @@ class ExportReadError(OperatorError):
     """An export could not be read: a missing permission, no descriptor left, EIO."""
 
     def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint="make it readable; it is retried")
+        super().__init__(
+            f"cannot read {path}: {cause.strerror or cause}", hint="make it readable; the next run goes on"
+        )
         self.path = path
         self.errno = cause.errno
 

@@ -419,5 +419,5 @@ _DATASETS: Final = (Dataset.RAG, Dataset.SFT)
 def _read(descriptor: int, length: int, offset: int) -> bytes:
     content = os.pread(descriptor, length, offset)
     if len(content) != length:
-        raise OperatorError("the facts of a batch are missing", hint="make room; it is retried")
+        raise OperatorError("the facts of a batch are missing", hint="make room; the next run goes on")
     return content

@@ -22,7 +22,7 @@ class SpoolError(OperatorError):
     def __init__(self, folder: Path, cause: OSError) -> None:
         super().__init__(
             f"cannot keep a temporary file in {folder}: {cause.strerror or cause}",
-            hint="make room or mend the disk; it is retried",
+            hint="make room or mend the disk; the next run goes on",
         )
         self.errno = cause.errno
 

@@ -39,7 +39,7 @@ class WorkerDied(OperatorError):
 
     def __init__(self, status: int) -> None:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        super().__init__(f"a worker process {how}", hint="it is tried again; look for a lack of memory")
+        super().__init__(f"a worker process {how}", hint="look for a lack of memory; the next run goes on")
 
 
 class Done(NamedTuple):
