@@ -258,8 +258,8 @@ class Engine:
                 self.committer.recover()
                 self._mend_exports()
                 continue
-            result.untold = Indexed()
             if committed is not None:
+                result.untold = Indexed()
                 result.batches.append(committed)
                 judged += committed.receipt["work"]["rows_judged"]
             elif not self._took_any:

@@ -949,7 +949,9 @@ def test_rebuild_puts_files_in_walk_order(lake: HistoryLake) -> None:
         lake.go()
     stamps = {dataset: lake.stamps(dataset) for dataset in Dataset}
     assert [row["source_run_id"] for row in lake.rows("rag")] == ["x2", "z2", "x1", "z1", "x0", "z0"]
-    lake.go(Trigger.REBUILD)
+    (committed,) = lake.go(Trigger.REBUILD).batches
+    assert committed.receipt["work"]["rows_indexed"] == 18, "all lines of both trees were read anew"
+    assert committed.receipt["work"]["bytes_read"] > 0
     assert [row["source_run_id"] for row in lake.rows("rag")] == ["x0", "z0", "x1", "z1", "x2", "z2"]
     assert [row["source_run_id"] for row in lake.rows("sft")] == ["x0", "x1", "x2"]
     assert [row["chosen_run_id"] for row in lake.rows("preference")] == ["x0", "x1", "x2"]
