@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from distilld.facts import SHIPPED
 from distilld.model import Category, Cause, Dataset, Verdict
 from distilld.spool import LineSpool, SpooledParts
 
@@ -140,6 +141,11 @@ class DatasetChanges:
         if self.missing_held and self._was_missing(self.missing_held, digest):
             self.held.add(line)
             self.restored += 1
+
+    def is_missing(self, outcome: int | None, line: bytes) -> bool:
+        """Whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
+        missing = self.missing_shipped if outcome == SHIPPED else self.missing_held
+        return bool(missing) and missing[line] > 0
 
     @staticmethod
     def _was_missing(missing: Counter[bytes], digest: bytes) -> bool:

@@ -17,7 +17,7 @@ from distilld.account import ExportWrite
 from distilld.batch import Engine, Progress
 from distilld.commit import Committer
 from distilld.config import Settings
-from distilld.exports import Exports, ExportTamperedError, Written
+from distilld.exports import Exports, Written
 from distilld.lock import holder, refuse_other_store
 from distilld.model import Committed, DistilldError, OperatorError, StatFacts, UsageError
 from distilld.store import Store
@@ -99,12 +99,9 @@ def damaged_exports(engine: Engine) -> Iterator[str]:
     if holder(engine.root).running or engine.ledger.last_batch() is None:
         return
     cut_off = {intent.name for intent in engine.ledger.intents()}
-    for name, record in engine.ledger.exports().items():
-        if name not in cut_off and record.pending_temp is None:
-            try:
-                engine.exports.check(name, record.committed)
-            except ExportTamperedError as error:
-                yield f"{error.path} {error.problem}"
+    cut_off.update(name for name, record in engine.ledger.exports().items() if record.pending_temp is not None)
+    for error in engine.restorer.damaged(apart_from=cut_off).values():
+        yield f"{error.path} {error.problem}"
 
 
 def _open_copy(settings: Settings, copy: Path) -> Store:

@@ -112,10 +112,7 @@ class Exports:
         if held is not None and held[1].same_file_state(facts):
             return facts
         self._hashes.pop(name, None)
-        sha = hashlib.sha256()
-        for block in _blocks(descriptor, known.size):
-            self._pulse()
-            sha.update(block)
+        sha = _sha_of(descriptor, known.size, self._pulse)
         if sha.hexdigest() != known.sha256:
             raise ExportTamperedError(EXPORT_PATHS[name], "has other bytes than its last commit")
         self._hashes[name] = (sha, facts)
@@ -271,10 +268,7 @@ class Exports:
     def _cut(self, name: str, known: Committed) -> None:
         descriptor = os.open(self._root / EXPORT_PATHS[name], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            sha = hashlib.sha256()
-            for block in _blocks(descriptor, known.size):
-                self._pulse()
-                sha.update(block)
+            sha = _sha_of(descriptor, known.size, self._pulse)
             if sha.hexdigest() != known.sha256:
                 return
             os.ftruncate(descriptor, known.size)
@@ -417,12 +411,9 @@ def _is_version(path: Path, committed: Committed, inode: int) -> bool:
         return True
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        sha = hashlib.sha256()
-        for block in _blocks(descriptor, committed.size):
-            sha.update(block)
+        return _sha_of(descriptor, committed.size).hexdigest() == committed.sha256
     finally:
         os.close(descriptor)
-    return sha.hexdigest() == committed.sha256
 
 
 def _open_live(path: Path, shown: str, known: Committed) -> int | None:
@@ -508,6 +499,15 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield from _split(data[:end])
     if rest:
         yield rest
+
+
+def _sha_of(descriptor: int, size: int, pulse: Callable[[], None] = lambda: None) -> hashlib._Hash:
+    """The running sha256 of the first ``size`` bytes."""
+    sha = hashlib.sha256()
+    for block in _blocks(descriptor, size):
+        pulse()
+        sha.update(block)
+    return sha
 
 
 def _blocks(descriptor: int, size: int) -> Iterator[bytes]:

@@ -282,7 +282,8 @@ class PairJudge:
             return
         overruled = self._overruled(pair)
         kept = pair.frozen in ("vanished", "orphan") or self._is_absent(pair)
-        lost = kept and self._is_missing(pair)
+        # Without its rows a line that a damaged file lost cannot be written again.
+        lost = kept and self._out.changes[_PREFERENCE].is_missing(pair.outcome, pair.line)
         if kept and not lost and (pair.outcome != SHIPPED or not overruled):
             if pair.frozen is None:
                 self._out.frozen_pairs.append(pair.pair_id)
@@ -315,12 +316,6 @@ class PairJudge:
                 (pair.rejected_partition or 0, pair.rejected_run_id, pair.rejected_category),
             )
         )
-
-    def _is_missing(self, pair: WorkPair) -> bool:
-        """Whether a damaged file lost the pair's line; without its rows it cannot be written again."""
-        changes = self._out.changes[_PREFERENCE]
-        missing = changes.missing_shipped if pair.outcome == SHIPPED else changes.missing_held
-        return bool(missing) and missing[pair.line] > 0
 
     def _overruled(self, pair: WorkPair) -> bool:
         """Whether a verdict in force says otherwise than the pair about one of its sides."""

@@ -376,7 +376,9 @@ class _Lane:
 
     def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Hold) -> bool:
         """Whether the row stands on absent evidence and keeps its outcome: a shipped one until another ships its id."""
-        if recorded.code is None or not self._is_frozen(row, outcome) or self._is_missing(recorded):
+        if recorded.code is None or not self._is_frozen(row, outcome):
+            return False
+        if self._changes.is_missing(recorded.code, recorded.line):
             return False
         return recorded.code != SHIPPED or self._holder(row) is None
 
@@ -389,11 +391,6 @@ class _Lane:
         """Whether the evidence is absent, not gone: then what became of the row stays as it is (SPEC 3)."""
         absent = row.evidence_digest is not None and not row.evidence_found
         return outcome.gate == "evidence" and (absent or bool(row.kept & self._kept_bit))
-
-    def _is_missing(self, recorded: Recorded) -> bool:
-        """Whether a damaged file lost the row's line."""
-        missing = self._changes.missing_shipped if recorded.code == SHIPPED else self._changes.missing_held
-        return bool(missing) and missing[recorded.line] > 0
 
     def _ship(self, row: WorkRow, recorded: Recorded, ship: Ship) -> Recorded:
         key = row.sample_key or 0
@@ -518,7 +515,7 @@ class _Lane:
         """A row that shipped ships no more; if no other row took its id in this batch, the line is free."""
         self._out.released[self._dataset].append(row.walk)
         if key not in self._shipped_now:
-            lost = self._is_missing(recorded) and self._is_frozen(row, hold)
+            lost = self._changes.is_missing(SHIPPED, recorded.line) and self._is_frozen(row, hold)
             self.free(key, recorded, row.run_id, Cause.LOST if lost else self._cause_of_hold(row, hold))
 
     def give_up(self, row: WorkRow, recorded: Recorded) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,6 @@ from distilld.store.frozen import Frozen, Orphan, ToldVerdict
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.tail import digest_of
 
-_HOUR_NS: Final = 3600 * 10**9
 _REASONS: Final = {reason.value: reason for reason in Reason}
 _ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
@@ -82,22 +81,30 @@ class Restorer:
         Raises:
             AnotherWriterError: It is the third time within an hour.
         """
-        damaged: dict[str, ExportTamperedError] = {}
-        for name, record in self._ledger.exports().items():
-            try:
-                if not self._looks_as_recorded(name, record):
-                    facts = self._exports.check(name, record.committed)
-                    if facts is not None:
-                        with self._store.transaction():
-                            self._ledger.set_installed(name, facts)
-            except ExportTamperedError as error:
-                log.error("export_tampered", path=error.path, problem=error.problem)
-                damaged[name] = error
+        damaged = self.damaged()
+        for error in damaged.values():
+            log.error("export_tampered", path=error.path, problem=error.problem)
         if damaged:
             self._count_tampering(damaged, now_ns)
         for name in damaged:
             self.restore(name, now_ns)
         return len(damaged)
+
+    def damaged(self, *, apart_from: Collection[str] = ()) -> dict[str, ExportTamperedError]:
+        """The exports that :meth:`check` would restore; the facts of those that are whole are noted."""
+        found: dict[str, ExportTamperedError] = {}
+        for name, record in self._ledger.exports().items():
+            if name in apart_from or self._looks_as_recorded(name, record):
+                continue
+            try:
+                facts = self._exports.check(name, record.committed)
+            except ExportTamperedError as error:
+                found[name] = error
+                continue
+            if facts is not None:
+                with self._store.transaction():
+                    self._ledger.set_installed(name, facts)
+        return found
 
     def _looks_as_recorded(self, name: str, record: ExportRecord) -> bool:
         try:
@@ -112,11 +119,8 @@ class Restorer:
         ) == facts[:5]  # fmt: skip
 
     def _count_tampering(self, damaged: dict[str, ExportTamperedError], now_ns: int) -> None:
-        """Count what one look found as one time. What was counted and is yet to be restored is not counted again.
-
-        Times that lie ahead of the clock are those of one that went wrong, and count no more.
-        """
-        recent = [each for each in self.recent_tamperings() if 0 <= now_ns - each < _HOUR_NS]
+        """Count what one look found as one time. What was counted and is yet to be restored is not counted again."""
+        recent = self._ledger.recent_tamperings(now_ns)
         if not set(damaged) <= self._restoring() and len(recent) < TAMPERINGS_AN_HOUR:
             recent.append(now_ns)
         with self._store.transaction():
@@ -136,10 +140,6 @@ class Restorer:
     def _restored(self, name: str) -> None:
         left = sorted(self._restoring() - {name})
         self._store.remember("restoring", orjson.dumps(left).decode() if left else None)
-
-    def recent_tamperings(self) -> list[int]:
-        """When exports were found damaged, in nanoseconds since the epoch."""
-        return [int(each) for each in orjson.loads(self._store.recall("tamperings") or "[]")]
 
     def restore(self, name: str, now_ns: int) -> None:
         """Set a damaged export aside and put what is left of it in its place; the rest is queued."""

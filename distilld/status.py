@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import shlex
 import time
@@ -25,7 +24,6 @@ from distilld.store.views import BatchLine, HeldCount, TreeSummary, Views, readi
 from distilld.store.work import Waiting, Work
 from distilld.vitals import Vitals, read_vitals
 
-HOUR_NS: Final = 3600 * 10**9
 _RUN: Final = "distilld run --once"
 
 
@@ -196,7 +194,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
                 "distilld prune --yes withdraws them, distilld prune --accept --yes keeps them",
             )
         )
-    if another := _another_writer(store):
+    if another := _another_writer(ledger):
         found.problems.append(another)
     if found.writer.running:
         return  # what is under way is no fault
@@ -223,9 +221,8 @@ def _frozen_notes(found: Status) -> Iterator[str]:
         )
 
 
-def _another_writer(store: Store) -> Problem | None:
-    now_ns = time.time_ns()
-    recent = [each for each in json.loads(store.recall("tamperings") or "[]") if 0 <= now_ns - int(each) < HOUR_NS]
+def _another_writer(ledger: Ledger) -> Problem | None:
+    recent = ledger.recent_tamperings(time.time_ns())
     if len(recent) < TAMPERINGS_AN_HOUR:
         return None
     text = (

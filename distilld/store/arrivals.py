@@ -9,10 +9,10 @@ import pickle
 from collections.abc import Iterable
 from typing import Any, Final
 
-from distilld.facts import CATEGORIES, SHIPPED
+from distilld.facts import SHIPPED
 from distilld.model import Dataset, InputKind, Options
 from distilld.store import Store
-from distilld.store.inputs import FileRecord, Inputs, can_pair
+from distilld.store.inputs import FileRecord, Inputs, can_pair, forbidding_codes
 from distilld.store.schema import BEHIND_ID
 
 _PLACE_BITS: Final = 29
@@ -146,11 +146,7 @@ class Arrivals:
         self._many("INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)", rows)
         if not options.revoke:
             return
-        forbidding = ",".join(
-            str(code)
-            for code, category in CATEGORIES.items()
-            if options.forbids(Dataset.RAG, category) or options.forbids(Dataset.SFT, category)
-        )
+        forbidding = forbidding_codes(options, Dataset.RAG, Dataset.SFT)
         self._many(
             "UPDATE rejudge_rows SET forced = 1 WHERE walk IN (SELECT s.walk FROM scored_rows v CROSS JOIN scored_rows s"
             f" ON s.run_id = v.run_id WHERE v.walk = ? AND v.category IN ({forbidding}) AND NOT EXISTS"

@@ -11,7 +11,7 @@ from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, REA
 from distilld.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.plan import FileKey
 from distilld.store import Store
-from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.inputs import FileRecord, Inputs, forbidding_codes
 from distilld.store.schema import last_verdict
 from distilld.store.work import Work
 
@@ -63,6 +63,12 @@ def _overruled() -> str:
     )
     chosen = last.format(side="chosen", expected=accepted, allowed=accepted)
     return f"{chosen} OR {last.format(side='rejected', expected=rejected, allowed=f'{partial}, {rejected}')}"
+
+
+def _lines_in(export: str) -> tuple[str, str]:
+    """Whose lines stand in an export: the dataset, and how their outcomes compare with SHIPPED."""
+    dataset = export.removeprefix("quarantine_")
+    return dataset, "=" if dataset == export else "<>"
 
 
 class Orphan(NamedTuple):
@@ -155,10 +161,7 @@ class Frozen:
         """The lines of absent rows go to rows that vanished; what the absent ones say of their runs stays."""
         self._run("DROP TABLE IF EXISTS temp.moved")
         self._run(f"CREATE TEMP TABLE moved AS {_MOVED_ALONE.format(dataset=dataset)}")
-        self._run(
-            f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL"
-            " WHERE frozen_id IN (SELECT frozen_id FROM moved)"
-        )
+        self._empty_rows(dataset, "frozen_id IN (SELECT frozen_id FROM moved)")
         columns = (
             "partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category, sample_key,"
             f" {dataset}, {dataset}_line, {dataset}_batch"
@@ -321,6 +324,12 @@ class Frozen:
             f" row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch, run_id, task_id,"
             f" category, {cause}, partition_id, line, digest FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where}",
             values,
+        )
+
+    def _empty_rows(self, dataset: Dataset, where: str) -> None:
+        """Frozen rows have no outcome in a dataset any more."""
+        self._run(
+            f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
         )
 
     def _depart_pairs(self, partition_glob: str | None, *, orphans_only: bool) -> int:
@@ -490,12 +499,9 @@ class Frozen:
             f" {outcome.format('sft')}, {line.format('sft')}, iif({line.format('sft')} IS NULL, NULL, 0)"
             " FROM told t CROSS JOIN partitions p ON p.path = t.path GROUP BY p.partition_id, t.line"
         )
-        for dataset in KEPT_BITS:
-            for code, rows in self._run(
-                "SELECT outcome, count(*) FROM told WHERE dataset = ? AND digest IS NOT NULL GROUP BY 1",
-                (dataset.value,),
-            ).fetchall():
-                self._inputs.add_total(dataset.value, "frozen", code, rows)
+        staying = "SELECT dataset, outcome, count(*) FROM told WHERE digest IS NOT NULL GROUP BY 1, 2"
+        for dataset, code, rows in self._run(staying).fetchall():
+            self._inputs.add_total(dataset, "frozen", code, rows)
         self._run("DROP TABLE temp.told")
 
     def _forbid_orphans(self, run_id: str, category: Category) -> None:
@@ -520,18 +526,14 @@ class Frozen:
         """
         gone = 0
         for dataset in KEPT_BITS:
-            codes = ",".join(
-                str(code) for category, code in CATEGORY_CODES.items() if options.forbids(dataset, category)
-            )
+            codes = forbidding_codes(options, dataset)
             where = (
                 f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"
                 f" WHERE s.run_id = frozen_rows.run_id) OR category IN ({codes}))"
             )
             gone += self._count(f"SELECT count(*) FROM frozen_rows WHERE {where}")
             self._depart_rows(dataset, where, (), f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END")
-            self._run(
-                f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
-            )
+            self._empty_rows(dataset, where)
         self._run("DELETE FROM frozen_rows WHERE kind = 'orphan' AND rag IS NULL AND sft IS NULL")
         gone += self.depart_pairs(
             "frozen = 'orphan' AND accepted = 0 AND (rejected_category = -1 OR EXISTS (SELECT 1 FROM scored_rows s"
@@ -550,8 +552,7 @@ class Frozen:
         """Collect the digests of the lines that an export is to hold, in ``temp.expected``."""
         self._run("DROP TABLE IF EXISTS temp.expected")
         self._run("CREATE TEMP TABLE expected (digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
-        dataset = name.removeprefix("quarantine_")
-        sign = "=" if dataset == name else "<>"
+        dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
             lines = f"SELECT line FROM pairs WHERE outcome {sign} {SHIPPED}"
         else:
@@ -574,8 +575,7 @@ class Frozen:
         self._run("INSERT INTO missing_lines SELECT ?, digest, copies FROM expected WHERE copies > 0", (name,))
         missing = self._count("SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?", name)
         lines = "(SELECT digest FROM expected WHERE copies > 0)"
-        dataset = name.removeprefix("quarantine_")
-        sign = "=" if dataset == name else "<>"
+        dataset, sign = _lines_in(name)
         self._lose(name, lines)
         if dataset == Dataset.PREFERENCE:
             self._run(
@@ -596,16 +596,13 @@ class Frozen:
 
     def _lose(self, name: str, lines: str) -> None:
         """Frozen rows and pairs whose lines an export lost, by their digests, leave."""
-        dataset = name.removeprefix("quarantine_")
-        sign = "=" if dataset == name else "<>"
+        dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
             self.depart_pairs(f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "'lost'")
             return
         where = f"{dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
         self._depart_rows(Dataset(dataset), where, (), "'lost'")
-        self._run(
-            f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
-        )
+        self._empty_rows(Dataset(dataset), where)
 
     # canonical order
 
@@ -620,8 +617,7 @@ class Frozen:
         self._run("DROP TABLE IF EXISTS temp.lines")
         self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key)")
         self._many("INSERT INTO lines VALUES (?, ?, ?)", lines)
-        dataset = name.removeprefix("quarantine_")
-        sign = "=" if dataset == name else "<>"
+        dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
             key = "sample_key" if dataset == name else "line"
             places = (

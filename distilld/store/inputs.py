@@ -784,15 +784,20 @@ def _last(
     return CATEGORIES[present[1]] if present else None
 
 
-def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
-    """SQL for whether the last present verdict of a run, or any absent one, forbids it in one of the datasets."""
-    if not options.revoke:
-        return "0"
-    codes = ",".join(
+def forbidding_codes(options: Options, *datasets: Dataset) -> str:
+    """SQL for a list of the categories that revoke a run in one of the datasets."""
+    return ",".join(
         str(code)
         for code, category in CATEGORIES.items()
         if any(options.forbids(dataset, category) for dataset in datasets)
     )
+
+
+def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
+    """SQL for whether the last present verdict of a run, or any absent one, forbids it in one of the datasets."""
+    if not options.revoke:
+        return "0"
+    codes = forbidding_codes(options, *datasets)
     return (
         f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
         f" AND f.kind = 'absent' AND f.category IN ({codes})))"

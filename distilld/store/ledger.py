@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
@@ -16,6 +16,9 @@ from distilld.store.schema import last_verdict
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
     from distilld.decisions import ArrivedSpan, Decisions, PublishedWithdrawal
+
+
+_HOUR_NS: Final = 3600 * 10**9
 
 
 class Intent(NamedTuple):
@@ -109,6 +112,14 @@ class Ledger:
             "SELECT batch, batch_id, trigger, recorded_at FROM batches ORDER BY batch DESC LIMIT 1"
         ).fetchone()
         return BatchRecord._make(row) if row else None
+
+    def tamperings(self) -> list[int]:
+        """When exports were found damaged, in nanoseconds since the epoch."""
+        return [int(each) for each in orjson.loads(self._store.recall("tamperings") or "[]")]
+
+    def recent_tamperings(self, now_ns: int) -> list[int]:
+        """Those of the last hour. One that lies ahead of the clock is of a clock that went wrong, and does not count."""
+        return [each for each in self.tamperings() if 0 <= now_ns - each < _HOUR_NS]
 
     def lacks(self, sequence: int, batch_id: str) -> bool:
         """Whether the store should know a batch and does not: it is from before it, or went another way.

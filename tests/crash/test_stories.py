@@ -260,7 +260,7 @@ def test_a_restoration_that_is_cut_off_is_no_second_tampering(prepare: Prepare) 
     lake.start()
     assert outcome(lake.root) == expected
     with lake.opened() as engine:
-        assert len(engine.restorer.recent_tamperings()) == 1
+        assert len(engine.ledger.tamperings()) == 1
 
 
 def _empty_the_exports(root: Path) -> None:

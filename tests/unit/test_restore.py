@@ -213,7 +213,7 @@ def test_whole_exports_folder_deleted(full: HistoryLake) -> None:
     shutil.rmtree(full.root / "exports")
     full.go()
     assert {name: full.lines(name) for name in EXPORT_PATHS} == before
-    assert len(full.engine.restorer.recent_tamperings()) == 1
+    assert len(full.engine.ledger.tamperings()) == 1
 
 
 def test_export_restored_in_a_batch(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,9 +265,9 @@ def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monke
         truncate(path_of(full, "rag"))
         with pytest.raises(AnotherWriterError) if times == 3 else nullcontext():
             full.go()
-    assert status._another_writer(full.engine.store) is not None
+    assert status._another_writer(full.engine.ledger) is not None
     clock_ns = 0
-    assert status._another_writer(full.engine.store) is None
+    assert status._another_writer(full.engine.ledger) is None
     full.go()
     truncate(path_of(full, "rag"))
     full.go()
@@ -1045,7 +1045,7 @@ def test_damage_while_a_rebuild_judges_is_restored(
 
     while_it_judges(full, monkeypatch, once(meddle))
     assert {each: full.lines(each) for each in EXPORT_PATHS} == with_foreign
-    assert len(full.engine.restorer.recent_tamperings()) == 1
+    assert len(full.engine.ledger.tamperings()) == 1
     whole = full.files()
     full.go(Trigger.REBUILD)
     assert full.files() == whole
