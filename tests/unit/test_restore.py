@@ -635,6 +635,20 @@ def test_orphan_leaves_when_an_input_names_its_run(lake: HistoryLake) -> None:
     assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
 
 
+def test_orphan_leaves_when_a_rewritten_file_names_its_run(lake: HistoryLake) -> None:
+    """The row that names an orphan's run may stand in a partition that is known, in another line's place."""
+    lake.both(A, run("x"), run("q"))
+    lake.go()
+    lake.lose_store()
+    lake.both(A, run("q"))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"x", "q"}
+    lake.scored(A, run("x"), run("q"))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"q"}
+    assert lake.causes("rag") == lake.causes("sft") == ["rescored"]
+
+
 @pytest.mark.parametrize(
     ("lenient", "category"), [({"revoke": False}, "rejected"), ({"include_review": True}, "needs_human_review")]
 )
