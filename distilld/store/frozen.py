@@ -42,7 +42,7 @@ _PAIR_GONE: Final = (
     "SELECT p.pair_id, p.task_id, p.chosen_partition, p.chosen_run_id, p.rejected_partition, p.rejected_run_id,"
     " p.rejected_category, EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
     "  AND f.partition_id IN (p.chosen_partition, p.rejected_partition)) FROM rejudge_tasks t CROSS JOIN pairs p"
-    f" USING (task_id) WHERE p.outcome = {SHIPPED} AND p.frozen IS NULL AND ("
+    f" USING (task_id) WHERE p.outcome = {SHIPPED} AND (p.frozen IS NULL OR p.frozen = 'absent') AND ("
     " NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.chosen_run_id AND s.evidence_found = 1)"
     " OR NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.rejected_run_id AND s.evidence_found = 1))"
 )
@@ -112,7 +112,7 @@ class Frozen:
         return departed + moved + self._count(f"SELECT count(*) {_evidence_gone(dataset)}")
 
     def _pairs_gone(self) -> list[tuple[int]]:
-        """Pairs a side of which vanished, and none is absent, for then they are frozen anyway."""
+        """Pairs a side of which vanished, and none is absent any more, for then they are frozen anyway."""
         work, accepted = Work(self._store), CATEGORY_CODES[Category.ACCEPTED]
         return [
             (pair_id,)
@@ -131,8 +131,9 @@ class Frozen:
         """Freeze them instead: they stay until somebody says what is to become of them."""
         if dataset is Dataset.PREFERENCE:
             gone = self._pairs_gone()
+            live = self._many("UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ? AND frozen IS NULL", gone).rowcount
             self._many("UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ?", gone)
-            self._shift(dataset, "live", "frozen", len(gone))
+            self._shift(dataset, "live", "frozen", live)
             return
         where = f"d.dataset = '{dataset}' AND {_VANISHED}"
         count = self._count(f"SELECT count(*) FROM departures d WHERE {where}")

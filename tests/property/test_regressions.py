@@ -523,6 +523,23 @@ def test_tripwire_holds_a_pair_one_side_of_which_moved(tripwire: TripwireHistori
     tripwire.check_pass()
 
 
+def test_tripwire_holds_a_pair_that_was_absent_and_is_no_more(tripwire: TripwireHistories) -> None:
+    """A pair was frozen for its absent side while its other side vanished; then a present line counts for the absent one.
+
+    It once left then, for what vanished in the scan before.
+    """
+    put(tripwire, 0, [scored("a", "accepted")], [evidence("a", "one")])
+    rows = [scored("a", "accepted"), scored("b", "accepted"), scored("c", "rejected")]
+    put(tripwire, 1, rows, [evidence("b", "one"), evidence("c", "two")])
+    tripwire.check_pass()
+    tripwire.history.move(EVIDENCE, 0, 1)
+    tripwire.check_pass()
+    tripwire.history.delete(SCORED, 0)
+    tripwire.check_pass()
+    assert tripwire.engine is not None
+    assert tripwire.engine.frozen.held_by_tripwire()["preference"] == 2
+
+
 def test_row_that_takes_an_id_over_in_the_next_batch_is_not_forgotten(tripwire: TripwireHistories) -> None:
     """A batch that takes one row from the queue and puts another one in does not end the pass, as it once did."""
     restart(tripwire, KEEP, batch_rows=1)
