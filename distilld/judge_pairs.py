@@ -70,11 +70,13 @@ class PairJudge:
             turn = heapq.heappop(waiting)
             task_id = turn[1]
             try:
-                touched = self._judge_task(task_id)
+                pairs = self._pairs_of(task_id)
             except UnreadableError as error:
                 self._out.unreadable[error.path] = error.why
                 self.left.add(task_id)
                 touched = self._let_forbidden_go(task_id)
+            else:
+                touched = self._judge_task(task_id, pairs)
             for at in sorted((self._work.first_walk(other), other) for other in touched - known):
                 if at < turn:
                     self.left.add(at[1])
@@ -87,11 +89,10 @@ class PairJudge:
 
     # one task
 
-    def _judge_task(self, task_id: str) -> set[str]:
-        """Form one task's pairs; returns the tasks whose ids that may change."""
+    def _judge_task(self, task_id: str, pairs: list[tuple[_Candidate, _Candidate]]) -> set[str]:
+        """Judge one task's pairs; returns the tasks whose ids that may change."""
         recorded = self._work.pairs_of(task_id)
         live = [pair for pair in recorded if pair.frozen is None]
-        pairs = self._pairs_of(task_id)
         touched: set[str] = set()
         unmatched = {pair.pair_id: pair for pair in recorded}
         formed: list[PairRow] = []

@@ -116,12 +116,19 @@ class RowJudge:
         try:
             text = self._read(row)
         except UnreadableError as error:
-            if row.walk in self._displaced:
-                raise  # its id is another row's already
+            self._out_of_reach(row, error)
+            return
+        outcomes = self._outcomes(row, text)
+        try:
+            # Who loses the id to this row gets a quarantine row instead, which quotes its text.
+            for walk in (self._rag.displaced_by(row, outcomes[0]), self._sft.displaced_by(row, outcomes[1])):
+                if walk is not None:
+                    self._read(self.work.row(walk))
+        except UnreadableError as error:
             self._out_of_reach(row, error)
             return
         self._done.add(row.walk)
-        self._judge_row(row, text)
+        self._judge_row(row, text, outcomes)
 
     def is_done(self, walk: int | None) -> bool:
         """Whether this batch judged the row already."""
@@ -218,10 +225,12 @@ class RowJudge:
         return _Text("", scored, self._texts.evidence(row) if scored.category in self._readable else None)
 
     def _out_of_reach(self, row: WorkRow, error: UnreadableError) -> None:
-        """A row whose file cannot be read waits for it as it is; what a verdict forbids leaves all the same.
+        """A row that needs a file that cannot be read waits as it is; what a verdict forbids leaves all the same.
 
         Then the row counts as never judged: its quarantine row needs its text.
         """
+        if row.walk in self._displaced:
+            raise error  # its id is another row's already
         out = self.out
         out.unreadable[error.path] = error.why
         out.rows_to_queue.append(row.walk)
@@ -237,30 +246,29 @@ class RowJudge:
         out.newly_judged -= 1
         out.rows.append(RowUpdate(None, None, None, None, None, None, row.walk))
 
-    def _judge_row(self, row: WorkRow, text: _Text) -> None:
+    def _outcomes(self, row: WorkRow, text: _Text) -> tuple[Outcome, Outcome]:
+        """What becomes of a row in RAG and in SFT; nothing follows from it yet."""
+        at = self.work.at(row.walk)
+        scored, evidence = text.scored, text.evidence
+        if scored is None:
+            return self._malformed(Dataset.RAG, row, text.head, at), self._malformed(Dataset.SFT, row, text.head, at)
+        rag_verdict, sft_verdict = self._verdicts(row)
+        case = RowCase(scored, evidence, rag_verdict, False, self.options, self._missing_files)
+        return self._rag.outcome(row, case, at), self._sft.outcome(row, case._replace(verdict=sft_verdict), at)
+
+    def _judge_row(self, row: WorkRow, text: _Text, outcomes: tuple[Outcome, Outcome]) -> None:
         out = self.out
         out.judged_walks.append(row.walk)
-        at = self.work.at(row.walk)
         if row.rag is None:
             out.newly_judged += 1
             in_rag = in_sft = _NEVER
         else:
             in_rag = Recorded(row.rag, row.rag_line or b"", row.rag_batch or 0)
             in_sft = Recorded(row.sft, row.sft_line or b"", row.sft_batch or 0)
-        scored, evidence = text.scored, text.evidence
-        if scored is None:
-            now_rag = self._rag.settle(row, in_rag, self._malformed(Dataset.RAG, row, text.head, at))
-            now_sft = self._sft.settle(row, in_sft, self._malformed(Dataset.SFT, row, text.head, at))
-        else:
-            if scored.category is not None:
-                out.by_category[scored.category] += 1
-            rag_verdict, sft_verdict = self._verdicts(row)
-            now_rag = self._rag.judge(
-                row, in_rag, RowCase(scored, evidence, rag_verdict, False, self.options, self._missing_files), at
-            )
-            now_sft = self._sft.judge(
-                row, in_sft, RowCase(scored, evidence, sft_verdict, False, self.options, self._missing_files), at
-            )
+        if text.scored is not None and text.scored.category is not None:
+            out.by_category[text.scored.category] += 1
+        now_rag = self._rag.settle(row, in_rag, outcomes[0])
+        now_sft = self._sft.settle(row, in_sft, outcomes[1])
         if now_rag is not in_rag or now_sft is not in_sft:
             out.rows.append(
                 RowUpdate(
@@ -330,8 +338,8 @@ class _Lane:
         self._vacant: dict[tuple[int | None, int | None], Departure] = {}
         """Quarantine lines whose rows are gone, by partition and line: the row there now may come to the same."""
 
-    def judge(self, row: WorkRow, recorded: Recorded, case: RowCase, at: RowRef) -> Recorded:
-        """Judge a row that parses, and settle what follows."""
+    def outcome(self, row: WorkRow, case: RowCase, at: RowRef) -> Outcome:
+        """What becomes of a row that parses."""
         holder = self._holder(row)
         if holder is not None and holder < row.walk:
             case = case._replace(id_taken=True)
@@ -340,7 +348,16 @@ class _Lane:
             # Who is kept with this id was judged before, in this batch: it gives the id up in the next one.
             self._out.rows_to_queue.append(row.walk)
             outcome = self._rules(case._replace(id_taken=True), at)
-        return self.settle(row, recorded, outcome)
+        return outcome
+
+    def displaced_by(self, row: WorkRow, outcome: Outcome) -> int | None:
+        """The row that loses its id to this one."""
+        if type(outcome) is not Ship:
+            return None
+        holder = self._holder(row)
+        if holder is None:
+            return self._kept_holder(row)
+        return holder if holder > row.walk else None
 
     def settle(self, row: WorkRow, recorded: Recorded, outcome: Outcome) -> Recorded:
         """Turn an outcome into changes; returns what is recorded of the row from now on."""
@@ -395,11 +412,10 @@ class _Lane:
     def _ship(self, row: WorkRow, recorded: Recorded, ship: Ship) -> Recorded:
         key = row.sample_key or 0
         holder = self._holder(row)
-        if holder is not None and holder > row.walk:
-            self._judge.displace(holder)
         kept = self._kept_holder(row) if holder is None else None
-        if kept is not None:
-            self._judge.displace(kept)
+        displaced = self.displaced_by(row, ship)
+        if displaced is not None:
+            self._judge.displace(displaced)
         # Who has it again on evidence that came back was passed by in the meantime.
         if holder != row.walk or row.evidence_changed:
             self._let_wait(key, row.walk)

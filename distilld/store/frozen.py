@@ -131,7 +131,9 @@ class Frozen:
         """Freeze them instead: they stay until somebody says what is to become of them."""
         if dataset is Dataset.PREFERENCE:
             gone = self._pairs_gone()
-            live = self._many("UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ? AND frozen IS NULL", gone).rowcount
+            live = self._many(
+                "UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ? AND frozen IS NULL", gone
+            ).rowcount
             self._many("UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ?", gone)
             self._shift(dataset, "live", "frozen", live)
             return

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import structlog
 
-from distilld import batch, intake
-from distilld.model import Dataset, InputKind, OnDelete, Options, Trigger
+from distilld import batch, intake, oracle
+from distilld.model import Dataset, InputKind, OnDelete, Options, Trigger, UnreadableError
 from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
 from tests.property.test_histories import Histories, KeepHistories, TripwireHistories, refused
@@ -564,6 +566,44 @@ def test_tripwire_holds_rows_that_move_away_from_their_evidence(tripwire: Tripwi
     assert Exports.read(tripwire.folder).shipped == before
     assert tripwire.engine is not None
     assert not tripwire.engine.frozen.held_by_tripwire()
+
+
+def test_row_waits_that_would_take_an_id_from_one_that_cannot_be_read(lake: Histories) -> None:
+    """Who loses an id needs a new quarantine row, and so its text; the whole pass once failed as long as it had none."""
+    assert lake.engine is not None
+    put(lake, 0, [scored("a", "accepted"), scored("b", "accepted")], [evidence("a"), evidence("b")])
+    put(lake, 3, [scored("c", "accepted")], [evidence("c")])
+    lake.check_pass()
+    put(lake, 1, [scored("a", "accepted")], [evidence("a", "two")])  # stands before the one that has the id
+    put(lake, 3, [scored("c", "rejected"), scored("d", "accepted")], [evidence("d")])
+    with refused(PARTITIONS[0], *InputKind):
+        result = lake.engine.run_pass(Trigger.WATCH)
+    assert [PARTITIONS[0] in str(problem) for problem in result.indexed.problems] == [True]
+    shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
+    assert {row["source_run_id"]: row["response"] for row in shipped} == {"a": "one", "b": "one", "d": "one"}
+    lake.before, lake.lake = Exports.read(lake.folder), oracle.read_lake(lake.folder, lake.options)
+    lake.check_pass()
+
+
+def test_path_check_that_is_refused_writes_no_pair(lake: Histories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error of the batch (SPEC 3.5); the pairs before it once went into the file, in batch after batch."""
+    real = os.stat
+
+    def refusing(path: Any, **named: Any) -> os.stat_result:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **named)
+
+    restart(lake, replace(WITHDRAW, check_source_files=True))
+    assert lake.engine is not None
+    rows = [scored("c", "accepted"), scored("r", "rejected"), scored("s", "rejected")]
+    put(lake, 0, rows, [evidence("c"), evidence("r", "two"), evidence("s", "three", files="secret")])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refusing)
+        with pytest.raises(UnreadableError, match="path check"):
+            lake.engine.run_pass(Trigger.WATCH)
+    assert not Exports.read(lake.folder).shipped[Dataset.PREFERENCE]
+    lake.check_pass()
 
 
 # work follows the change
