@@ -128,10 +128,12 @@ class Engine:
         committer: Committer | None = None,
         spool_folder: Path | None = None,
         workers: int = 0,
+        keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
         """``workers`` are the processes that judge many new partitions; 0: one a core in all.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
+        ``keep_lock`` is called before anything is written there, and raises where this is not the one writer.
 
         ``pulse`` is called as the work goes on: at every file, batch, and block of an export that is read or rewritten.
         What it raises ends the pass, as a kill would; :meth:`Committer.recover` then undoes the batch in hand.
@@ -148,7 +150,9 @@ class Engine:
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
-        self.committer = committer or Committer(root, store, self.exports, clock=clock, receipts_keep=receipts_keep)
+        self.committer = committer or Committer(
+            root, store, self.exports, clock=clock, receipts_keep=receipts_keep, keep_lock=keep_lock
+        )
         self.frozen = Frozen(store)
         self.judged_with = JudgedWith(store, self.inputs)
         self.teller = Teller()
@@ -191,6 +195,7 @@ class Engine:
 
         Raises:
             ListingError: An input folder could not be listed; nothing was changed.
+            WriterBusy: Another writer took the lake, whose lock file had been removed; nothing is written beside it.
             OperatorError: A write failed, or an export was tampered with; what was committed stands.
         """
         if trigger is Trigger.REBUILD:
@@ -444,6 +449,7 @@ class Engine:
     def _mend_exports(self) -> None:
         """Make exports and store agree before anything is judged: take older exports in, restore damaged ones."""
         if self.committer.writes:
+            self.committer.keep_lock()
             if self.committer.needs_recovery():
                 self.committer.recover()
             now_ns = time.time_ns()

@@ -58,13 +58,16 @@ class Committer:
         *,
         clock: Callable[[], int] = time.time_ns,
         receipts_keep: int = 0,
+        keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
+        """``keep_lock`` is called before anything is written, and raises where this is not the lake's one writer."""
         self._root = root
         self._store = store
         self._ledger = Ledger(store)
         self._exports = exports
         self._clock = clock
         self.receipts_keep = receipts_keep
+        self.keep_lock = keep_lock
 
     def next_identity(self, after: BatchIdentity | None = None) -> BatchIdentity:
         """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back.
@@ -95,10 +98,12 @@ class Committer:
         What it raises leaves nothing committed. :meth:`finish` follows, or :meth:`recover` after a failure.
 
         Raises:
+            WriterBusy: Another writer took the lake.
             ExportTamperedError: An export is not what its last commit left.
             ExportWriteError: A write failed; :meth:`recover` undoes the batch.
             ProgramError: The accounting does not hold; nothing is committed.
         """
+        self.keep_lock()
         records = self._ledger.exports()
         published = [_published(each, identity, self._ledger) for each in decisions.withdrawals]
         writes = _writes_of(identity, decisions, published)
@@ -211,6 +216,7 @@ class Committer:
 
         Used where a file's lines are as recorded but must be written anew: a damaged file, another order, a takeover.
         """
+        self.keep_lock()
         stamp = self.next_identity()
         intents = [Intent(file.name, stamp.sequence, 0, _temp_name(file.name, stamp.batch_id)) for file in files]
         if intents:
@@ -285,6 +291,7 @@ class Committer:
         Raises:
             OperatorError: The cause of the failure is still there; what is done is done, and it may be tried again.
         """
+        self.keep_lock()
         with self._store.faults():
             return self._recover()
 

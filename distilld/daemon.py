@@ -24,7 +24,7 @@ from distilld.bulletin import Bulletin
 from distilld.config import Settings
 from distilld.lake import TREES, ListingError, tree_path
 from distilld.listening import Listener
-from distilld.model import DistilldError, OperatorError, Trigger, UsageError
+from distilld.model import DistilldError, OperatorError, Trigger, UsageError, WriterBusy
 from distilld.notify import Notifier
 from distilld.once import on_whole_store, recover, writer
 from distilld.store import StoreCorruptError
@@ -248,10 +248,10 @@ class Daemon:
                 self._engine.store.connection.rollback()
                 recover(self._engine)
             result = self._engine.run_pass(trigger)
-        except StoreCorruptError as error:
+        except (StoreCorruptError, UsageError, WriterBusy) as error:
             if self._stop:
                 raise PassEnded from error
-            # It is set aside, and another is begun.
+            # A corrupt store is set aside, and another is begun; a lake that another writer took is left to it.
             raise
         except Exception as error:
             # The one place: whatever it is, the next try may work.

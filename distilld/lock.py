@@ -4,6 +4,9 @@ A writer holds two locks (flock) for as long as it lives: ``exports/.distilld.lo
 path with ``.lock`` behind it. The kernel lets go of both when the process ends, however it ends. The files stay behind;
 the lake's one says which store the lake is kept with, so that nobody goes on with another one by mistake. It says so of
 a store that was opened and is this lake's: a writer that is refused its store leaves the record as it was.
+
+A lock file that is removed or moved away, with all of ``exports`` say, is locked by its writer but found by nobody. So
+the writer asks before it writes (:meth:`WriterLock.keep`), and locks the one that stands there then.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,8 @@ from distilld.model import OperatorError, UsageError, WriterBusy
 LOCK_FILE: Final = "exports/.distilld.lock"
 _PATIENCE_SECONDS: Final = 0.25
 """``holder`` holds the lock for a moment to see whether a writer does; a writer that starts then waits this long."""
+_LONGER_PATIENCE_SECONDS: Final = 4 * _PATIENCE_SECONDS
+"""A second writer holds the lake's lock for as long as it waits for the store's, and is then turned away."""
 _RETRY_SECONDS: Final = 0.01
 _MOST_BYTES: Final = 65_536
 _BEGINNING: Final = b'{"pid": '
@@ -47,16 +52,27 @@ class Holder:
     trouble: str | None = None
 
 
+@dataclass(slots=True)
+class _Held:
+    """A lock file that this process holds."""
+
+    path: Path
+    what: str
+    refuse: Callable[[int], None]
+    """Raises UsageError where the file of this descriptor is not for this writer to lock."""
+    descriptor: int
+
+
 class WriterLock:
     """Both locks in the hands of the writer. ``kept`` says that one of them named the store before, so it is one."""
 
-    def __init__(self, store: Path, descriptors: tuple[int, int]) -> None:
+    def __init__(self, store: Path, held: tuple[_Held, _Held]) -> None:
         self._store = store
-        self._descriptors = descriptors
-        last = [_read(descriptor).state for descriptor in descriptors]
+        self._held = held
+        last = [_read(each.descriptor).state for each in held]
         self.kept = store in last
-        for descriptor, state in zip(descriptors, last, strict=True):
-            _write(descriptor, state)
+        for each, state in zip(held, last, strict=True):
+            _write(each.descriptor, state)
 
     def bind(self) -> None:
         """From now on the lake is kept with this store, which was opened and found to be the lake's.
@@ -64,8 +80,30 @@ class WriterLock:
         Raises:
             OperatorError: The record cannot be written.
         """
-        for descriptor in self._descriptors:
+        for each in self._held:
+            _write(each.descriptor, self._store)
+
+    def keep(self) -> tuple[Path, ...]:
+        """Make sure that others still find the locks; returns the files that were gone and are locked anew.
+
+        Raises:
+            WriterBusy: Another process was quicker.
+            UsageError: Another one was, and is gone: the lake is kept with its store now.
+            OperatorError: A lock file cannot be made or written.
+        """
+        lost = [each for each in self._held if not _stands_at(each.descriptor, each.path)]
+        for each in lost:
+            self._take_again(each)
+        return tuple(each.path for each in lost)
+
+    def _take_again(self, held: _Held) -> None:
+        def claim(descriptor: int) -> None:
+            held.refuse(descriptor)
             _write(descriptor, self._store)
+
+        found = _take_file(held.path, held.what, claim, patience_seconds=_LONGER_PATIENCE_SECONDS)
+        lost, held.descriptor = held.descriptor, found
+        _let_go(lost)
 
 
 def lock_of_store(state: Path) -> Path:
@@ -86,12 +124,18 @@ def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator
         OperatorError: A lock file cannot be made or written.
     """
     store = Path(os.path.realpath(state))
-    with _held(root / LOCK_FILE, f"the lake {root}") as lake_lock:
-        if not take_over:
-            refuse_other_store(_read(lake_lock), root, store)
-        with _held(lock_of_store(store), f"the state store {store}") as store_lock:
-            _refuse_foreign(store_lock, lock_of_store(store))
-            yield WriterLock(store, (lake_lock, store_lock))
+
+    def refuse_other(descriptor: int) -> None:
+        refuse_other_store(_read(descriptor), root, store)
+
+    def refuse_foreign(descriptor: int) -> None:
+        _refuse_foreign(descriptor, lock_of_store(store))
+
+    with (
+        _held(root / LOCK_FILE, f"the lake {root}", refuse_other, at_first=not take_over) as lake_lock,
+        _held(lock_of_store(store), f"the state store {store}", refuse_foreign) as store_lock,
+    ):
+        yield WriterLock(store, (lake_lock, store_lock))
 
 
 def holder(root: Path) -> Holder:
@@ -119,12 +163,14 @@ def holder(root: Path) -> Holder:
 def tell_trouble(root: Path, state: Path, trouble: str | None) -> None:
     """Say in the lake's lock file, which this process holds, what cannot be said in the store; None takes it back.
 
-    The file is written in place, which works on a full disk. Where even that does not, nothing is said.
+    The file is written in place, which works on a full disk. Where even that does not, or another process's record
+    stands there, nothing is said.
     """
     with suppress(OSError, OperatorError):
         descriptor = os.open(root / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            _write(descriptor, Path(os.path.realpath(state)), trouble)
+            if _read(descriptor).pid == os.getpid():
+                _write(descriptor, Path(os.path.realpath(state)), trouble)
         finally:
             os.close(descriptor)
 
@@ -140,24 +186,35 @@ def refuse_other_store(last: Holder, root: Path, state: Path) -> None:
 
 
 @contextmanager
-def _held(path: Path, what: str) -> Iterator[int]:
-    descriptor = _take_file(path, what)
+def _held(path: Path, what: str, refuse: Callable[[int], None], *, at_first: bool = True) -> Iterator[_Held]:
+    descriptor = _take_file(path, what, refuse if at_first else lambda _: None)
+    held = _Held(path, what, refuse, descriptor)
     try:
-        yield descriptor
+        yield held
     finally:
-        # Said aloud: a process that was forked meanwhile has the same open file, and would keep the lock.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        _let_go(held.descriptor)
 
 
-def _take_file(path: Path, what: str) -> int:
-    """Open and lock the file that stands at ``path``, not one that was just removed from there."""
-    until = time.monotonic() + _PATIENCE_SECONDS
+def _let_go(descriptor: int) -> None:
+    # Said aloud: a process that was forked meanwhile has the same open file, and would keep the lock.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def _take_file(
+    path: Path, what: str, claim: Callable[[int], None], *, patience_seconds: float = _PATIENCE_SECONDS
+) -> int:
+    """Open and lock the file that stands at ``path``, not one that was just removed from there.
+
+    It is let go again where ``claim``, called with the descriptor of the locked file, raises.
+    """
+    until = time.monotonic() + patience_seconds
     while True:
         descriptor = _open(path, what)
         try:
             if _take(descriptor, fcntl.LOCK_EX):
                 if _stands_at(descriptor, path):
+                    claim(descriptor)
                     kept, descriptor = descriptor, -1
                     return kept
             elif time.monotonic() >= until:
@@ -206,7 +263,7 @@ def _take(descriptor: int, kind: int) -> bool:
 def _stands_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

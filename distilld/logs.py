@@ -80,6 +80,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "daemon_stopping": "The daemon was told to stop; the batch in hand is finished or undone.",
         "daemon_stopped": "The daemon is down.",
         "lock_taken": "This process is the one writer of the lakehouse.",
+        "lock_taken_anew": "A lock file was gone beside its writer; another was made, and is held now.",
         "options_changed": "An option that changes the target state changed; every row is judged anew.",
         "reload_started": "The configuration is read again.",
         "reload_refused": "The new configuration is wrong; the old one stays in force.",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -16,7 +17,7 @@ from distilld.batch import Engine, PassResult, Progress
 from distilld.commit import CommittedBatch
 from distilld.config import Settings
 from distilld.lake import tree_path
-from distilld.lock import writer_lock
+from distilld.lock import WriterLock, writer_lock
 from distilld.model import (
     DATASET_PATHS,
     EXPORT_PATHS,
@@ -68,7 +69,12 @@ def writer(
         with opened_store(settings.state, settings.root, kept=lock.kept) as store:
             _refuse_outdated(store, settings.root)
             lock.bind()
-            yield engine_for(settings, store, progress=progress, pulse=pulse)
+            yield engine_for(settings, store, progress=progress, pulse=pulse, keep_lock=partial(_keep, lock))
+
+
+def _keep(lock: WriterLock) -> None:
+    for path in lock.keep():
+        log.warning("lock_taken_anew", path=str(path))
 
 
 def _refuse_outdated(store: Store, root: Path) -> None:
@@ -104,6 +110,7 @@ def engine_for(
     *,
     progress: Callable[[Progress], None] | None = None,
     pulse: Callable[[], None] = lambda: None,
+    keep_lock: Callable[[], None] = lambda: None,
 ) -> Engine:
     """The engine that these settings ask for, on an open store."""
     return Engine(
@@ -118,6 +125,7 @@ def engine_for(
         progress=progress,
         pulse=pulse,
         workers=settings.workers,
+        keep_lock=keep_lock,
     )
 
 

@@ -32,7 +32,7 @@ from tests.bench.lake_by_formula import (
     write_bench_lake,
 )
 from tests.crash.invariants import at_rest, committed_and_whole
-from tests.system.command import REPOSITORY, bring, command, distilld, environment, once, rows
+from tests.system.command import REPOSITORY, another_writer, bring, command, distilld, environment, once, rows
 from tests.system.running import Running, daemon, until
 
 RAG = "exports/rag/playbooks.jsonl"
@@ -154,6 +154,23 @@ def test_second_instance_is_turned_away(root: Path) -> None:
             assert f"pid {running.pid}" in second.errors[-1]
         assert distilld("health", "--root", root, cwd=root.parent).out == "healthy\n"
         stop(running)
+
+
+def test_removed_exports_let_no_second_writer_in(root: Path, tmp_path: Path) -> None:
+    """A daemon that restores its exports holds the lake again; one whose lake was taken before that ends with 75."""
+    with daemon(root, env=RARELY) as running:
+        running.wait_ready()
+        wait_judged(root, 50)
+        shutil.rmtree(root / "exports")
+        wait_shipped(root, append(root, accepted(1000)))
+        assert distilld("health", "--root", root, cwd=root.parent).out == "healthy\n"
+        second = distilld("run", "--once", "--root", root, "--state", tmp_path / "other.db", cwd=root.parent)
+        assert second.code == 75
+        shutil.rmtree(root / "exports")
+        with another_writer(root, tmp_path / "other.db"):
+            append(root, accepted(2000))
+            assert running.process.wait(STOP_SECONDS) == 75
+        assert os.listdir(root / "exports") == [".distilld.lock"]
 
 
 def test_reload_good_and_bad(root: Path) -> None:

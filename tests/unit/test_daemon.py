@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from distilld.daemon import Daemon, PassEnded
 from distilld.exports import Exports, ExportWriteError
 from distilld.health import diagnose
 from distilld.lock import holder
-from distilld.model import OperatorError, Trigger, UsageError
+from distilld.model import OperatorError, Trigger, UsageError, WriterBusy
 from distilld.notify import Notifier
 from distilld.once import writer
 from distilld.store import Store, StoreCorruptError, StoreFaultError
@@ -30,6 +32,7 @@ from distilld.store.views import Views
 from distilld.vitals import Vitals, read_vitals
 from distilld.watch import FolderGoneError, Folders, Wake, WatchBrokenError
 from tests.bench.lake_by_formula import append_bench_rows, partition_of
+from tests.system.command import another_writer
 
 EXPORT = "exports/rag/playbooks.jsonl"
 ACCEPTED = 0
@@ -366,6 +369,57 @@ def test_corrupt_store_ends_the_run(stage: Stage) -> None:
     stage.failures = [StoreCorruptError("corrupt")]
     with pytest.raises(StoreCorruptError):
         stage.run()
+
+
+def test_lake_is_still_held_when_its_exports_were_removed(stage: Stage) -> None:
+    """The folder that a pass restores has the lock in it again; that it was gone is told."""
+
+    def remove() -> Wake:
+        shutil.rmtree(stage.root / "exports")
+        return Wake.CHANGED
+
+    def look() -> None:
+        assert holder(stage.root).pid == os.getpid()
+
+    stage.then(remove, look)
+    stage.run()
+    assert stage.shipped() == 1
+    (told,) = stage.events("lock_taken_anew")
+    assert told["path"].endswith("exports/.distilld.lock")
+
+
+def test_nothing_is_written_beside_a_writer_that_took_the_lake(stage: Stage, tmp_path: Path) -> None:
+    """A daemon that finds another one in its place ends as a second writer does, and touches nothing."""
+    with ExitStack() as running:
+
+        def take() -> Wake:
+            shutil.rmtree(stage.root / "exports")
+            running.enter_context(another_writer(stage.root, tmp_path / "other.db"))
+            return Wake.CHANGED
+
+        stage.then(take)
+        with pytest.raises(WriterBusy):
+            stage.run()
+        assert [path.name for path in (stage.root / "exports").rglob("*")] == [".distilld.lock"]
+        assert holder(stage.root).state == tmp_path / "other.db"
+
+
+def test_nothing_is_written_where_the_lake_was_taken_within_a_batch(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch whose lake is taken before its first write is not written, nor is what a failure would undo."""
+    real = Engine._judge
+    with ExitStack() as running:
+
+        def judge(self: Engine, *given: Any, **named: Any) -> None:
+            real(self, *given, **named)
+            shutil.rmtree(stage.root / "exports")
+            running.enter_context(another_writer(stage.root, tmp_path / "other.db"))
+
+        monkeypatch.setattr(Engine, "_judge", judge)
+        with pytest.raises(WriterBusy):
+            stage.run()
+        assert [path.name for path in (stage.root / "exports").rglob("*")] == [".distilld.lock"]
 
 
 def test_withdrawal_that_waits_is_named_with_its_age(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.lock import LOCK_FILE, Holder, holder, lock_of_store, refuse_other_store, writer_lock
+from distilld.lock import LOCK_FILE, Holder, holder, lock_of_store, refuse_other_store, tell_trouble, writer_lock
 from distilld.model import OperatorError, UsageError, WriterBusy
 from tests.system.command import another_writer, python
 
@@ -291,6 +292,59 @@ def test_removed_lock_file_does_not_let_a_second_writer_in(root: Path, state: Pa
         (root / LOCK_FILE).unlink()
         with pytest.raises(WriterBusy, match=f"pid {process.pid}"), writer_lock(root, state):
             pytest.fail("two writers")
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda root: (root / LOCK_FILE).unlink(),
+        lambda root: shutil.rmtree(root / "exports"),
+        lambda root: (root / "exports").rename(root / "exports.old"),
+        lambda root: ((root / LOCK_FILE).unlink(), (root / LOCK_FILE).touch()),
+        lambda root: lock_of_store(root / "state" / "distilld.db").unlink(),
+    ],
+    ids=["removed", "folder removed", "folder moved", "replaced", "the store's"],
+)
+def test_lost_lock_is_taken_anew(root: Path, state: Path, lose: Callable[[Path], object]) -> None:
+    """A writer whose lock file is no longer where others look makes one there; one that stands is left alone.
+
+    The story: exports/ was removed beside a daemon, which restored it without the lock file; health said that no
+    distilld runs, and a second writer took the lake.
+    """
+    with writer_lock(root, put_store(state)) as lock:
+        lock.bind()
+        assert lock.keep() == ()
+        lose(root)
+        assert len(lock.keep()) == 1
+        assert lock.keep() == ()
+        assert holder(root) == Holder(running=True, pid=os.getpid(), state=state)
+        for path in (root / LOCK_FILE, lock_of_store(state)):
+            assert json.loads(path.read_text()) == {"pid": os.getpid(), "state": str(state)}
+            with path.open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not holder(root).running
+
+
+def test_lost_lock_that_another_writer_took(root: Path, state: Path, tmp_path: Path) -> None:
+    """Who comes with another store than ours takes a lake whose lock file is gone; its record is not touched then.
+
+    As long as it runs, and when it is gone, too, this process is not the writer: the lake is kept with another store.
+    """
+    other = put_store(tmp_path / "other.db")
+    with writer_lock(root, put_store(state)) as lock:
+        lock.bind()
+        (root / LOCK_FILE).unlink()
+        with another_writer(root, other) as process:
+            theirs = Holder(running=True, pid=process.pid, state=other)
+            for _ in range(2):
+                with pytest.raises(WriterBusy, match=f"pid {process.pid}"):
+                    lock.keep()
+            tell_trouble(root, state, "the disk is full")
+            assert holder(root) == theirs
+        for _ in range(2):
+            with pytest.raises(UsageError, match="is kept with the state store"):
+                lock.keep()
+    assert holder(root) == Holder(running=False, state=other)
 
 
 REPLACE_THEN_HOLD = """
