@@ -71,6 +71,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "recovery_finished": "The batch that was cut off is completed or undone.",
         "receipt_written": "A batch's receipt is on disk.",
         "receipt_repaired": "A receipt that was not written when its batch was cut off was written from the store.",
+        "page_not_written": "Something stands in the way of latest.md; the receipt is written.",
         "withdrawal_overdue": "Rows that must leave a dataset are still there; since when.",
         "rebuild_started": "Everything is read and judged anew.",
         "rebuild_finished": "The files stand in walk order.",

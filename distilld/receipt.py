@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import orjson
+import structlog
 
 from distilld import __version__
 from distilld.durable import make_folder, replace_file, sync_folder, sync_up
@@ -21,9 +23,14 @@ from distilld.json_text import parse_object
 from distilld.model import REPORTS, OperatorError
 from distilld.regular_file import read_regular
 
+log = structlog.get_logger()
+
 RECEIPT_VERSION: Final = 1
+LATEST: Final = f"{REPORTS}/latest.md"
 _BATCH_ID: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2}T[0-9]{2})([0-9]{2})([0-9]{2}\.[0-9]{3}Z)")
 _MOST_BATCHES: Final = 1 << 62
+_OF_SOMEBODY_ELSE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
+"""What the system says of a folder, a file or a link that is none of ours."""
 
 
 class ReceiptWriteError(OperatorError):
@@ -141,7 +148,7 @@ def _is_moment(text: str) -> bool:
 
 
 def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> None:
-    """Write a receipt and the page; writing it again gives the same.
+    """Write a receipt and the page; writing it again gives the same. A folder in the page's place is left as it is.
 
     ``cut_off`` says that a kill may have come between making one of its folders and the fsync of that one's entry.
 
@@ -149,7 +156,7 @@ def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = 
         ReceiptWriteError: The system refused.
     """
     _replace(root, receipt_path(batch_id), receipt)
-    _replace(root, f"{REPORTS}/latest.md", latest_page(orjson.loads(receipt)).encode())
+    _write_page(root, orjson.loads(receipt))
     if cut_off:
         try:
             sync_up((root / receipt_path(batch_id)).parent, root)
@@ -158,27 +165,36 @@ def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = 
 
 
 def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
-    """Remove receipts that are kept no longer. A folder into which somebody else put a file stays, with that file.
+    """Remove receipts that are kept no longer.
+
+    A folder into which somebody else put a file stays, with that file; so does what took the place of a receipt or its
+    folder. No link is followed: what a receipt's folder was moved to is an archive.
 
     Raises:
         ReceiptWriteError: The system refused.
     """
     for batch_id in batch_ids:
-        path = root / receipt_path(batch_id)
         try:
-            path.unlink(missing_ok=True)
-            path.parent.rmdir()
-        except FileNotFoundError:
-            continue
+            with suppress(FileNotFoundError):
+                _remove(root / REPORTS / batch_id)
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
+            if error.errno not in _OF_SOMEBODY_ELSE:
                 raise ReceiptWriteError(receipt_path(batch_id), error) from error
-    folder = root / REPORTS
     try:
-        if folder.is_dir():
-            sync_folder(folder)
+        with suppress(FileNotFoundError):
+            sync_folder(root / REPORTS)
     except OSError as error:
         raise ReceiptWriteError(REPORTS, error) from error
+
+
+def _remove(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink("receipt.json", dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    folder.rmdir()
 
 
 def broken_stage_chains(root: Path) -> Iterator[str]:
@@ -233,6 +249,15 @@ def _replace(root: Path, below: str, content: bytes) -> None:
         replace_file(path, content)
     except OSError as error:
         raise ReceiptWriteError(below, error) from error
+
+
+def _write_page(root: Path, receipt: Mapping[str, Any]) -> None:
+    try:
+        _replace(root, LATEST, latest_page(receipt).encode())
+    except ReceiptWriteError as error:
+        if error.errno != errno.EISDIR:
+            raise
+        log.warning("page_not_written", path=LATEST, problem="a folder stands in its place")
 
 
 def latest_page(receipt: Mapping[str, Any]) -> str:

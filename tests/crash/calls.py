@@ -83,6 +83,13 @@ def calls(act: Act, *, reads: bool = False, watcher: Watcher | None = None) -> I
             setattr(owner, name, value)
 
 
+def _below_its_folder(arguments: tuple[Any, ...], folder: int | None) -> tuple[Any, ...]:
+    """The same arguments, their path made whole where it starts at an open folder."""
+    if folder is None:
+        return arguments
+    return (Path(f"/proc/self/fd/{folder}").readlink() / arguments[0], *arguments[1:])
+
+
 class _Counter:
     def __init__(self, act: Act, watcher: Watcher) -> None:
         self._act = act
@@ -124,11 +131,12 @@ class _Counter:
     def counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             ours = self.reached(f"os.{name}")
+            told = _below_its_folder(arguments, named.get("dir_fd"))
             if ours:
-                self._before(name, *arguments)
+                self._before(name, *told)
             result = real(*arguments, **named)
             if ours:
-                self._after(name, *arguments)
+                self._after(name, *told)
             return result
 
         return call

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from distilld import durable
 from distilld.model import Dataset, Trigger
@@ -94,6 +95,21 @@ class TestWriting:
         below = [tmp_path, *(tmp_path / part for part in ("reports", REPORTS, f"{REPORTS}/{BATCH}"))]
         assert set(synced) == set(below)
 
+    @pytest.mark.parametrize("name", ["latest.md", ".latest.md.tmp"])
+    def test_a_folder_in_the_place_of_the_page_stops_nothing(self, tmp_path: Path, name: str) -> None:
+        """The receipt is written; the page is not, and that is told. The folder stays, for it is not ours.
+
+        The story: the page could not be written, so no later batch was done, nor any row withdrawn.
+        """
+        in_the_way = tmp_path / REPORTS / name
+        in_the_way.mkdir(parents=True)
+        (in_the_way / "note.txt").touch()
+        with capture_logs() as lines:
+            write_receipt(tmp_path, BATCH, receipt_bytes(facts()))
+        assert (tmp_path / receipt_path(BATCH)).exists()
+        assert [line["event"] for line in lines] == ["page_not_written"]
+        assert (in_the_way / "note.txt").exists()
+
     @pytest.mark.parametrize("name", ["mkdir", "open", "write", "fsync", "rename"])
     def test_what_the_system_refuses_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         """Each call that fails names the file, with its number."""
@@ -137,6 +153,23 @@ class TestRemoving:
         note.write_text("looked odd")
         remove_receipts(tmp_path, [BATCH])
         assert list(note.parent.iterdir()) == [note]
+
+    def test_what_took_its_place_stays(self, tmp_path: Path) -> None:
+        """The story: an operator moved an old receipt to an archive and left a link. It was removed from the archive, the
+        link could not be, and no later batch was done, nor any row withdrawn."""
+        archive = tmp_path / "archive"
+        archive.mkdir()
+        (archive / "receipt.json").write_text("{}")
+        reports = tmp_path / REPORTS
+        reports.mkdir(parents=True)
+        (reports / "1").symlink_to(archive)
+        (reports / "2").write_text("of somebody else")
+        (reports / "3" / "receipt.json").mkdir(parents=True)
+        write_receipt(tmp_path, BATCH, receipt_bytes(facts()))
+        before = sorted(tmp_path.rglob("*"))
+        remove_receipts(tmp_path, ["1", "2", "3", BATCH])
+        gone = {reports / BATCH, reports / BATCH / "receipt.json"}
+        assert sorted(tmp_path.rglob("*")) == [path for path in before if path not in gone]
 
     def test_what_the_system_refuses_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A receipt that cannot be removed is an error for operators."""
