@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import MAXYEAR, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -111,7 +111,8 @@ def receipt_path(batch_id: str) -> str:
 def newest_receipt(root: Path) -> Link | None:
     """The newest receipt of a batch that stands on disk; None where there is none.
 
-    What is no receipt of the batch that its folder names (damaged, copied, of another stage) is passed over.
+    What is no receipt of the batch that its folder names (damaged, copied, of another stage), or is of a time that no
+    other can follow, is passed over.
 
     Raises:
         ReceiptReadError: The system refused.
@@ -131,20 +132,22 @@ def newest_receipt(root: Path) -> Link | None:
 
 def _link(batch_id: str, content: bytes) -> Link | None:
     facts = parse_object(content).value or {}
-    sequence, recorded_at = facts.get("sequence"), _BATCH_ID.sub(r"\1-\2-\3:\4:\5", batch_id)
-    if facts.get("stage") != "distill" or facts.get("recorded_at") != recorded_at or not _is_moment(recorded_at):
+    sequence, recorded_at = facts.get("sequence"), _moment_of(batch_id)
+    if facts.get("stage") != "distill" or recorded_at is None or facts.get("recorded_at") != recorded_at:
         return None
     if type(sequence) is not int or not 0 <= sequence < _MOST_BATCHES:
         return None
     return Link(sequence, batch_id, sha256_of(content), recorded_at)
 
 
-def _is_moment(text: str) -> bool:
+def _moment_of(batch_id: str) -> str | None:
+    """When a batch of this id was recorded; None where there is no such time, or none that others can follow."""
+    text = _BATCH_ID.sub(r"\1-\2-\3:\4:\5", batch_id)
     try:
-        datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return text if moment.year < MAXYEAR else None
 
 
 def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> None:

@@ -303,6 +303,12 @@ def overflow_receipt(lake: HistoryLake) -> None:
     change_receipt(newest(lake), newest(lake).with_name(later["batch_id"]), **later, sequence=1 << 63)
 
 
+def date_receipt(lake: HistoryLake) -> None:
+    """A receipt of the last moment that there is, which no batch can follow."""
+    last = {"batch_id": "99991231T235959.999Z", "recorded_at": "9999-12-31T23:59:59.999Z"}
+    change_receipt(newest(lake), newest(lake).with_name(last["batch_id"]), **last, sequence=99)
+
+
 def change_receipt(source: Path, target: Path, **changes: object) -> None:
     """Write a receipt like another one, with some facts changed."""
     facts = json.loads((source / "receipt.json").read_bytes())
@@ -320,6 +326,7 @@ def change_receipt(source: Path, target: Path, **changes: object) -> None:
         copy_receipt,
         put_stage,
         overflow_receipt,
+        date_receipt,
         HistoryLake.lose_store,
     ],
 )
