@@ -108,6 +108,12 @@ def receipt_path(batch_id: str) -> str:
     return f"{REPORTS}/{batch_id}/receipt.json"
 
 
+def stage_of(folder: str) -> str | None:
+    """The stage whose receipt a folder of this name holds; None where it is a batch's, or no receipt's."""
+    batch_id, _, stage = folder.partition("-")
+    return stage if _BATCH_ID.fullmatch(batch_id) and _moment_of(batch_id) else None
+
+
 def newest_receipt(root: Path) -> Link | None:
     """The newest receipt of a batch that stands on disk; None where there is none.
 
@@ -211,7 +217,7 @@ def broken_stage_chains(root: Path) -> Iterator[str]:
     """
     chains: dict[str, list[str]] = {}
     for batch_id in sorted(os.listdir(root / REPORTS)) if (root / REPORTS).exists() else ():
-        if stage := batch_id.partition("Z-")[2]:
+        if stage := stage_of(batch_id):
             chains.setdefault(stage, []).append(batch_id)
     for batch_ids in chains.values():
         yield from _broken_links(root, batch_ids)

@@ -38,6 +38,7 @@ from distilld.receipt import (
     receipt_path,
     remove_receipts,
     sha256_of,
+    stage_of,
 )
 
 log = structlog.get_logger()
@@ -365,7 +366,7 @@ def _own_ids(root: Path, name: str) -> list[str]:
         return []
     except OSError as error:
         raise OperatorError(f"cannot list {REPORTS}: {error.strerror}", hint="make the folder readable") from error
-    return sorted(each for each in names if each.partition("Z-")[2] == name)
+    return sorted(each for each in names if stage_of(each) == name)
 
 
 def _claim(root: Path, name: str, ended_ns: int) -> str:

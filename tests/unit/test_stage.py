@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,6 +285,19 @@ def test_receipt_that_was_cut_off_is_passed_over(root: Path) -> None:
     assert second["sequence"] == 2
     assert first.receipt is not None
     assert second["previous_receipt_sha256"] == hashlib.sha256((root / first.receipt).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["old-{}", "99999999T999999.999Z-score_runs", "99991231T235959.999Z-score_runs"])
+def test_folder_that_only_looks_like_a_receipts_is_passed_over(root: Path, name: str) -> None:
+    """Neither the name that somebody gave an old one, nor one that names no time or the last there is, is in the chain.
+
+    The story: each of them ended every run of the stage with a traceback, after its command had run.
+    """
+    first = ran(root)
+    folder = (root / str(first.receipt)).parent
+    shutil.copytree(folder, folder.with_name(name.format(folder.name)))
+    assert receipt(root, ran(root))["sequence"] == 2
+    assert list(broken_stage_chains(root)) == []
 
 
 def test_damaged_receipt_is_told(root: Path) -> None:
