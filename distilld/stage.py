@@ -40,6 +40,7 @@ from distilld.receipt import (
     sha256_of,
     stage_of,
 )
+from distilld.regular_file import read_regular
 
 log = structlog.get_logger()
 
@@ -390,11 +391,13 @@ def _claim(root: Path, name: str, ended_ns: int) -> str:
 def _receipt_before(root: Path, name: str, batch_id: str) -> _Link | None:
     for each in reversed(_own_ids(root, name)):
         try:
-            content = (root / receipt_path(each)).read_bytes() if each < batch_id else None
+            content = read_regular(root / receipt_path(each)) if each < batch_id else None
         except FileNotFoundError:
             content = None  # its writer was killed
         except OSError as error:
-            raise OperatorError(f"cannot read {receipt_path(each)}: {error.strerror}") from error
+            raise OperatorError(
+                f"cannot read {receipt_path(each)}: {error.strerror}", hint="put it right or take its folder away"
+            ) from error
         if content is None:
             continue
         try:

@@ -312,6 +312,15 @@ def test_damaged_receipt_is_told(root: Path) -> None:
     assert shell(root, "exit 9").exit_code == 9
 
 
+def test_fifo_in_the_place_of_a_receipt_is_told(root: Path) -> None:
+    """It is not waited for: nobody may ever write to it."""
+    first = ran(root)
+    _put_fifo(root / str(first.receipt))
+    run = ran(root)
+    assert (run.exit_code, run.receipt) == (1, None)
+    assert run.problems == (f"cannot read {first.receipt}: is no regular file",)
+
+
 def test_distilld_goes_on_beside_it(root: Path, tmp_path: Path) -> None:
     """Receipts of stages are no batches: a lake with a lost store takes over its own chain, and latest.md stays its own."""
     lake = phase4(tmp_path / "phase4")
