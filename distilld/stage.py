@@ -109,8 +109,9 @@ def run_stage(
     done = _Done(exit_code, errors, started_ns, max(time.time_ns(), started_ns), read, before)
     try:
         facts = _facts(root, name, inputs, outputs, command, done)
-        path = _write(root, str(facts["batch_id"]), facts)
-        _retire(root, name, receipts_keep)
+        batch_id = str(facts["batch_id"])
+        path = _write(root, batch_id, facts)
+        _retire(root, name, batch_id, receipts_keep)
     except OperatorError as error:
         log.error("stage_finished", stage=name, exit_code=exit_code, receipt=None, problem=str(error))
         return StageRun(exit_code or 1, None, (str(error),))
@@ -422,11 +423,14 @@ def _write(root: Path, batch_id: str, facts: Mapping[str, Any]) -> str:
     return receipt_path(batch_id)
 
 
-def _retire(root: Path, name: str, keep: int) -> None:
-    """Remove the oldest receipts beyond ``keep`` (0: none); the oldest that stays names the last one removed."""
-    ids = _own_ids(root, name)
-    if keep and len(ids) > keep:
-        remove_receipts(root, ids[:-keep])
+def _retire(root: Path, name: str, own: str, keep: int) -> None:
+    """Remove the oldest receipts beyond ``keep`` (0: none); the oldest that stays names the last one removed.
+
+    A folder without a receipt is that of a run which goes on; one behind ``own`` is of a run that began later.
+    """
+    written = [each for each in _own_ids(root, name) if os.path.lexists(root / receipt_path(each))]
+    if keep:
+        remove_receipts(root, [each for each in written[:-keep] if each < own])
 
 
 def _moment_of(batch_id: str) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from distilld import stage
 from distilld.model import REPORTS, OperatorError, UsageError
 from distilld.receipt import broken_stage_chains
 from distilld.stage import StageRun, run_stage
@@ -275,6 +276,33 @@ def test_newest_receipts_stay(root: Path) -> None:
     oldest = receipt(root, runs[2])
     assert oldest["sequence"] == 3
     assert oldest["previous_receipt_sha256"] is not None
+
+
+def beside(monkeypatch: pytest.MonkeyPatch, go: Callable[[], StageRun]) -> list[StageRun]:
+    """Let another run of the stage come and go just before the next one writes its receipt; returns that run."""
+    real, found = stage._write, []
+
+    def write(*given: Any) -> str:
+        monkeypatch.setattr(stage, "_write", real)
+        found.append(go())
+        return real(*given)
+
+    monkeypatch.setattr(stage, "_write", write)
+    return found
+
+
+def test_run_that_ends_first_leaves_the_others_receipt_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runs of a stage at one time each has its receipt when it ends, even where one is kept.
+
+    The story: the first to end removed the other's folder, which was empty yet, as too old.
+    """
+    ran(root, keep=1)
+    others = beside(monkeypatch, lambda: ran(root, keep=1))
+    run = ran(root, keep=1)
+    assert (run.exit_code, run.problems) == (0, ())
+    assert receipt(root, run)["batch_id"] < receipt(root, others[0])["batch_id"]
+    last = ran(root, keep=1)
+    assert [each.name for each in (root / REPORTS).iterdir()] == [receipt(root, last)["batch_id"]]
 
 
 def test_receipt_that_was_cut_off_is_passed_over(root: Path) -> None:
