@@ -224,7 +224,7 @@ def broken_stage_chains(root: Path) -> Iterator[str]:
 
 
 def _broken_links(root: Path, batch_ids: Sequence[str]) -> Iterator[str]:
-    before: set[str] = set()
+    before: set[str | None] = set()
     for path in map(receipt_path, batch_ids):
         try:
             content = read_regular(root / path)
@@ -236,8 +236,10 @@ def _broken_links(root: Path, batch_ids: Sequence[str]) -> Iterator[str]:
         facts = _facts_in(content)
         if facts is None:
             yield f"{path}: is not as it was written"
-        # Two runs of a stage at one time may follow the same receipt.
-        elif before and facts.get("previous_receipt_sha256") not in before:
+        # Two runs of a stage at one time may follow the same receipt, even one that is kept no longer.
+        elif not before:
+            before.add(facts.get("previous_receipt_sha256"))
+        elif facts.get("previous_receipt_sha256") not in before:
             yield f"{path}: the receipt before it is gone, or is not as it was written"
         before.add(sha256_of(content))
 

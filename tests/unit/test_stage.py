@@ -377,6 +377,20 @@ def test_whole_chains_have_no_broken_link(root: Path) -> None:
     assert list(broken_stage_chains(root)) == []
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_runs_at_one_time_break_no_chain(root: Path, monkeypatch: pytest.MonkeyPatch, earlier: int) -> None:
+    """Both name the receipt before them, be it kept, or removed as too old, or none."""
+    for _ in range(earlier):
+        ran(root, keep=2)
+    others = beside(monkeypatch, lambda: ran(root, keep=2))
+    first, second = receipt(root, ran(root, keep=3)), receipt(root, others[0])
+    assert first["previous_receipt_sha256"] == second["previous_receipt_sha256"]
+    assert list(broken_stage_chains(root)) == []
+    ran(root, keep=3)
+    assert len(list((root / REPORTS).iterdir())) == 3
+    assert list(broken_stage_chains(root)) == []
+
+
 def _edit(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"exit_code": 0', b'"exit_code": 1'))
 
