@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, get_args
 
 from distilld.model import OnDelete, Options, ProgramError, UsageError
+from distilld.regular_file import read_regular
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
@@ -406,7 +407,7 @@ def _from_file(config_file: Path | None, cwd: Path, faults: list[ConfigFault]) -
 
 def _parsed_file(path: Path, source: str, faults: list[ConfigFault], *, may_be_missing: bool) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(read_regular(path, follow_link=True).decode())
     except OSError as error:
         if may_be_missing and isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}

@@ -1,4 +1,7 @@
-"""Files opened by those who only look: a link is not followed, a FIFO is not waited for, and both are named errors."""
+"""Files opened by those who only look: a link is not followed, a FIFO is not waited for, and both are named errors.
+
+The configuration may be reached by a link: it is the operator's own.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, *, follow_link: bool = False) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
         OSError: There is none, it is something else, or the system refuses; the error holds the path.
     """
     try:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = os.open(path, _FLAGS if follow_link else _FLAGS | os.O_NOFOLLOW)
     except OSError as error:
-        if error.errno == errno.ELOOP and path.is_symlink():
+        if error.errno == errno.ELOOP and not follow_link and path.is_symlink():
             raise OSError(errno.ELOOP, "is a link and is not followed", str(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -30,13 +33,13 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path, *, follow_link: bool = False) -> bytes:
     """All that stands in a regular file.
 
     Raises:
         OSError: As :func:`open_regular`.
     """
-    with open_regular(path) as file:
+    with open_regular(path, follow_link=follow_link) as file:
         return file.read()
 
 

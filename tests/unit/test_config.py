@@ -359,7 +359,25 @@ def test_file_that_cannot_be_read_is_a_fault_even_by_default(tmp_path: Path) -> 
     """A default file that is there and cannot be read is told, not passed over."""
     (tmp_path / "config" / "distilld.toml").mkdir(parents=True)
     (fault,) = faults(tmp_path)
-    assert str(fault).startswith("config/distilld.toml: cannot be read (Is a directory)")
+    assert str(fault).startswith("config/distilld.toml: cannot be read (is no regular file)")
+
+
+@pytest.mark.timeout(10)
+def test_fifo_in_the_files_place_is_a_fault(tmp_path: Path) -> None:
+    """It is not waited for: a start hung on it, and a daemon at SIGHUP, which then heard no signal any more."""
+    os.mkfifo(tmp_path / "my.toml")
+    with pytest.raises(ConfigError, match=r"my\.toml: cannot be read \(is no regular file\)"):
+        load(flags={}, environ={}, config_file=Path("my.toml"), cwd=tmp_path)
+
+
+def test_file_may_be_reached_by_a_link(tmp_path: Path) -> None:
+    """An operator may keep the file elsewhere; a link to nothing is no file."""
+    (tmp_path / "kept.toml").write_text("workers = 3\n")
+    (tmp_path / "my.toml").symlink_to("kept.toml")
+    assert load(flags={}, environ={}, config_file=Path("my.toml"), cwd=tmp_path).workers == 3
+    (tmp_path / "kept.toml").unlink()
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        load(flags={}, environ={}, config_file=Path("my.toml"), cwd=tmp_path)
 
 
 def test_named_file_is_found_from_the_working_directory(tmp_path: Path) -> None:
