@@ -89,7 +89,7 @@ class WriterLock:
         Raises:
             WriterBusy: Another process was quicker.
             UsageError: Another one was, and is gone: the lake is kept with its store now.
-            OperatorError: A lock file cannot be made or written.
+            OperatorError: A lock file cannot be looked at, made or written.
         """
         lost = [each for each in self._held if not _stands_at(each.descriptor, each.path)]
         for each in lost:
@@ -142,7 +142,7 @@ def holder(root: Path) -> Holder:
     """Whether a writer is running on the lake, its pid, and the store that the lake is kept with. Changes nothing.
 
     Raises:
-        OperatorError: The lock file cannot be read.
+        OperatorError: The lock file cannot be read, or the system refuses to lock it.
     """
     path = root / LOCK_FILE
     try:
@@ -153,7 +153,7 @@ def holder(root: Path) -> Holder:
         raise OperatorError(f"cannot read {path}: {_why(error)}") from error
     try:
         record = _read(descriptor)
-        if _take(descriptor, fcntl.LOCK_SH):
+        if _take(descriptor, fcntl.LOCK_SH, path):
             return Holder(running=False, state=record.state)
         return record
     finally:
@@ -212,7 +212,7 @@ def _take_file(
     while True:
         descriptor = _open(path, what)
         try:
-            if _take(descriptor, fcntl.LOCK_EX):
+            if _take(descriptor, fcntl.LOCK_EX, path):
                 if _stands_at(descriptor, path):
                     claim(descriptor)
                     kept, descriptor = descriptor, -1
@@ -252,11 +252,15 @@ def _refuse_foreign(descriptor: int, path: Path) -> None:
         )
 
 
-def _take(descriptor: int, kind: int) -> bool:
+def _take(descriptor: int, kind: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise OperatorError(
+            f"cannot lock {path}: {_why(error)}", hint="it must stand on a file system that can lock files (flock)"
+        ) from error
     return True
 
 
@@ -265,6 +269,8 @@ def _stands_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise OperatorError(f"cannot look at {path}: {_why(error)}") from error
 
 
 def _write(descriptor: int, state: Path | None, trouble: str | None = None) -> None:

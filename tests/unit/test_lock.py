@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -218,6 +219,37 @@ def test_lock_that_cannot_be_made_is_the_operators_matter(root: Path, tmp_path: 
         pytest.fail("locked below a file")
 
 
+def test_lock_that_the_system_refuses_is_the_operators_matter(
+    root: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where files cannot be locked, as on some network file systems, a writer and a look name the file and the reason."""
+    keep(root, state)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    told = re.escape(f"cannot lock {root / LOCK_FILE}: No locks available")
+    with pytest.raises(OperatorError, match=told):
+        holder(root)
+    with pytest.raises(OperatorError, match=told):
+        keep(root, state)
+
+
+def test_lock_that_cannot_be_looked_at_is_the_operators_matter(
+    root: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folder of the lock may not be entered any more, nobody knows whether the lock is lost."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with writer_lock(root, state) as lock:
+        monkeypatch.setattr(os, "lstat", refuse)
+        with pytest.raises(OperatorError, match=re.escape(f"cannot look at {root / LOCK_FILE}: Permission denied")):
+            lock.keep()
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"null", b"[1]\n", b'{"pid": "1"}\n', b'{"pid": 1, "state": 5}\n', b"\xff"]
 )
@@ -352,10 +384,10 @@ import os, sys
 from pathlib import Path
 from distilld import lock
 take = lock._take
-def once(descriptor, kind):
+def once(descriptor, kind, path):
     lock._take = take
-    os.unlink(sys.argv[1] + "/" + lock.LOCK_FILE)
-    return take(descriptor, kind)
+    os.unlink(path)
+    return take(descriptor, kind, path)
 lock._take = once
 with lock.writer_lock(Path(sys.argv[1]), Path(sys.argv[2])) as held:
     held.bind()
