@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic_ns
 from typing import Final, Literal
 
 import structlog
@@ -493,7 +494,7 @@ class Engine:
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
-        now = time.time_ns()
+        now = monotonic_ns()
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
         return indexed
 
@@ -525,9 +526,12 @@ class Engine:
         )
 
     def _overdue(self, key: FileKey) -> bool:
-        """Whether a file never came to rest for ten times the settling time: then it is read as it is."""
+        """Whether a file never came to rest for ten times the settling time: then it is read as it is.
+
+        Its times may lie ahead of a wall clock that stepped back.
+        """
         since = self._unsettled_since.get(key)
-        return since is not None and time.time_ns() - since >= 10 * self.settle_ns
+        return since is not None and monotonic_ns() - since >= 10 * self.settle_ns
 
     def _spool(self) -> Path:
         folder = self._spool_folder or self.root / "exports"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
+from distilld import batch, index
 from distilld.batch import Engine, Progress
 from distilld.config import load
 from distilld.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
@@ -59,9 +62,9 @@ class Time:
 
 def test_run_does_not_wait_for_new_files(engine: Engine) -> None:
     """A first run takes every file as it is, and pauses never."""
-    time = Time()
-    report = bring_up_to_date(engine, pause=time.pause, clock=time.clock)
-    assert time.pauses == []
+    waited = Time()
+    report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
+    assert waited.pauses == []
     assert report.changed
     assert report.not_read == ()
 
@@ -70,13 +73,34 @@ def test_run_waits_and_in_the_end_says_what_never_held_still(engine: Engine, lak
     """A rewritten file is waited for in steps of settle_seconds, ten times and some grace, and then named."""
     bring_up_to_date(engine)
     path = rescore_in_place(lake, lake.rescored_run_id)
-    time = Time()
-    report = bring_up_to_date(engine, pause=time.pause, clock=time.clock)
-    assert set(time.pauses) == {3600.0}
-    assert len(time.pauses) == 11
-    assert time.now >= 10 * 3600 + GRACE_SECONDS
+    waited = Time()
+    report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
+    assert set(waited.pauses) == {3600.0}
+    assert len(waited.pauses) == 11
+    assert waited.now >= 10 * 3600 + GRACE_SECONDS
     assert report.not_read == (f"{path.relative_to(lake.root)} is still being written",)
     assert report.datasets[Dataset.SFT].withdrawn == 0
+
+
+def test_file_from_the_future_is_waited_for_no_longer(
+    engine: Engine, lake: SampleLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times settle_seconds after it was first seen a rewritten file is read, whatever the wall clock says.
+
+    The story: the wall clock stepped back by a day, and for a day nothing that such a file revoked was withdrawn.
+    """
+    bring_up_to_date(engine)
+    rescore_in_place(lake, lake.rescored_run_id)
+    passed, stepped_back = 0, 0
+    start = time.time_ns()
+    wall = SimpleNamespace(time_ns=lambda: start + passed - stepped_back)
+    monkeypatch.setattr(batch, "time", wall)
+    monkeypatch.setattr(index, "time", wall)
+    monkeypatch.setattr(batch, "monotonic_ns", lambda: passed)
+    for settlings, unsettled in ((0, True), (9, True), (10, False)):
+        passed = settlings * engine.settle_ns
+        stepped_back = 86_400 * 10**9 if passed else 0
+        assert bool(engine.run_pass(Trigger.WATCH).indexed.unsettled) is unsettled
 
 
 def test_file_that_changes_while_it_is_judged_is_planned_anew(lake: SampleLake) -> None:
@@ -91,10 +115,10 @@ def test_file_that_changes_while_it_is_judged_is_planned_anew(lake: SampleLake) 
             path.write_bytes(path.read_bytes().replace(b"the", b"THE"))
 
     engine = Engine(lake.root, store, Options(), batch_rows=50_000, settle_seconds=0, progress=change_once)
-    time = Time()
-    report = bring_up_to_date(engine, pause=time.pause, clock=time.clock)
+    waited = Time()
+    report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
     store.close()
-    assert time.pauses == [LEAST_PAUSE_SECONDS]
+    assert waited.pauses == [LEAST_PAUSE_SECONDS]
     assert report.not_read == ()
     assert report.datasets[Dataset.RAG].rows > 0
     assert b"THE" in (lake.root / report.datasets[Dataset.RAG].path).read_bytes()
