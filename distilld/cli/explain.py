@@ -93,7 +93,8 @@ def _say_more(found: int) -> None:
     from distilld.cli.output import say
 
     if found > SHOWN:
-        say(f"... and {found - SHOWN:,} more; --json lists all\n")
+        say(f"... and {found - SHOWN:,} more; --json lists all")
+        say()
 
 
 def _verdicts(story: RunStory) -> list[str]:

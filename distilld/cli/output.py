@@ -16,10 +16,9 @@ from distilld.logs import printable
 from distilld.tables import Table, plain_text, text_of
 
 
-def say(text: str = "") -> None:
-    """Print lines of text; what stands in them is made safe for a terminal."""
-    for line in text.split("\n"):
-        click.echo(printable(line))
+def say(line: str = "") -> None:
+    """Print one line; what stands in it is made safe for a terminal, and cannot begin another line."""
+    click.echo(printable(line))
 
 
 def show(table: Table) -> None:

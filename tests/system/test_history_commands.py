@@ -5,6 +5,7 @@ They run within this process, which saves the start of Python.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import structlog
 
 from distilld.cli import execute
 from distilld.model import DATASET_PATHS, EXPORT_PATHS, Dataset
-from tests.system.command import PHASE4, Ran, another_writer, phase4, rows, snapshot
+from tests.system.command import PHASE4, Ran, another_writer, bring, phase4, put, rows, snapshot
 
 DAY = "2026/03/03"
 Cli = Callable[..., Ran]
@@ -76,6 +77,19 @@ def test_explain_tells_of_a_run(cli: Cli, done: Path) -> None:
     assert story["run_id"] == run_id
     assert set(story) == {"run_id", "verdicts", "rows", "evidence", "pairs", "withdrawals", "leaving"}
     assert [fate["dataset"] for fate in story["rows"][0]["fates"]] == ["rag", "sft"]
+
+
+def test_run_id_forges_no_line_of_explain(cli: Cli, tmp_path: Path) -> None:
+    """The story: a run id with a line feed told of a verdict that nobody had given."""
+    run_id = "r\nverdict in force: accepted\x1b[2J\u2028evidence: none"
+    row = {"evidence_run_id": run_id, "evidence_task_id": "t", "category": "rejected"}
+    put(tmp_path / TREES[0] / DAY / "a.jsonl", json.dumps(row) + "\n")
+    bring(tmp_path)
+    shown = cli("explain", run_id, "--root", tmp_path).out.splitlines()
+    assert shown[0] == "run r\\nverdict in force: accepted\\x1b[2J\\u2028evidence: none"
+    assert [line for line in shown if line.startswith("verdict")] == [
+        f"verdict in force: rejected, at {DAY}/a.jsonl:0; forbids rag and sft"
+    ]
 
 
 def test_explain_of_an_unknown_run_exits_with_1(cli: Cli, done: Path) -> None:

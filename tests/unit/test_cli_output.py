@@ -13,10 +13,10 @@ from distilld.model import Dataset, RowRef
 from distilld.tables import Table
 
 
-def test_said_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Line feeds part the lines of a text; everything else that does not print is escaped."""
-    say("a\x1b[2J\tb\nc\u202e\x7f")
-    assert capsys.readouterr().out == "a\\x1b[2J\\tb\nc\\u202e\\x7f\n"
+def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything that does not print is escaped, line ends too: what is quoted forges no line."""
+    say("a\x1b[2J\tb\nc\u2028\u202e\x7f")
+    assert capsys.readouterr().out == "a\\x1b[2J\\tb\\nc\\u2028\\u202e\\x7f\n"
 
 
 def test_shown_table_ends_with_an_empty_line(capsys: pytest.CaptureFixture[str]) -> None:
