@@ -35,6 +35,7 @@ def prune(common: Common, partition: str | None, orphans: bool, accept: bool, ye
     is changed; what would be done is told, and the exit code is 2 if there is anything to do.
     """
     from distilld.cli.settings import load_settings
+    from distilld.store import refuse_missing
 
     if partition is not None and (orphans or accept):
         raise UsageError(
@@ -46,6 +47,8 @@ def prune(common: Common, partition: str | None, orphans: bool, accept: bool, ye
     settings = load_settings(common)
     if not yes:
         return _preview(settings, partition, orphans=orphans, accept=accept, as_json=as_json)
+    # A writer would begin one, and do a whole first pass that nobody asked for.
+    refuse_missing(settings.state)
     if accept:
         return _accept(settings, as_json=as_json)
     return _prune(settings, partition, orphans=orphans, as_json=as_json)

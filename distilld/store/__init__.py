@@ -93,6 +93,12 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
         raise
 
 
+def refuse_missing(path: Path) -> None:
+    """Raise OperatorError where there is no store yet, for what asks about one and must not begin it."""
+    if not path.exists():
+        raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
+
+
 def refuse_what_is_no_file(path: Path) -> None:
     """Raise before SQLite opens what it would wait for, or write into: a FIFO, a device, a folder, a single byte.
 
@@ -173,8 +179,7 @@ class Store:
             StoreTooNewError: A newer distilld wrote it.
             NotAStoreError: It is a database of something else, or no regular file.
         """
-        if not path.exists():
-            raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
+        refuse_missing(path)
         refuse_what_is_no_file(path)
         with store_faults(path, "read"):
             connection = sqlite3.connect(

@@ -166,6 +166,17 @@ def test_prune_asks_first(cli: Cli, worked: Path) -> None:
     assert files(worked) == before
 
 
+@pytest.mark.parametrize("flags", [[], ["--yes"], ["--accept", "--yes"]], ids=" ".join)
+def test_prune_without_a_store_is_refused(cli: Cli, tmp_path: Path, flags: list[str]) -> None:
+    """The story: prune --yes on a lake that no run had seen did a whole first pass, which nobody had asked for."""
+    root = phase4(tmp_path)
+    before = snapshot(root)
+    ran = cli("prune", *flags, "--root", root)
+    told = f"distilld: there is no state store at {root}/state/distilld.db (run 'distilld run --once' first)"
+    assert (ran.code, ran.out, ran.errors) == (1, "", [told])
+    assert snapshot(root) == before
+
+
 def test_prune_withdraws_what_it_said(cli: Cli, worked: Path) -> None:
     """prune --yes withdraws the rows that it named before, publishes them as pruned, and leaves the rest alone."""
     take_day(worked)
