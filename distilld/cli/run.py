@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -86,6 +86,7 @@ def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
     """
     given = _Flags(**flags)
     if check:
+        _refuse_with_check({"--once": once, "--dry-run": given.dry_run, "--json": given.as_json})
         return _check(common)
     if once:
         return _bring(common, (), given)
@@ -127,6 +128,13 @@ def export_preference(common: Common, **flags: bool) -> ExitCode:
 def export_all(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up all three as the older exporters did."""
     return _bring(common, tuple(Dataset), _Flags(**flags))
+
+
+def _refuse_with_check(others: Mapping[str, bool]) -> None:
+    for name, given in others.items():
+        if given:
+            hint = "it proves the configuration good and does no work"
+            raise UsageError(f"--check does not go with {name}", hint=hint)
 
 
 def _check(common: Common) -> ExitCode:

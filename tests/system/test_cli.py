@@ -238,6 +238,16 @@ def test_every_fault_of_a_config_is_told_at_once(tmp_path: Path) -> None:
     assert ran.err.count("distilld init") == 1
 
 
+@pytest.mark.parametrize("flag", ["--once", "--dry-run", "--json"])
+def test_check_goes_with_no_work(tmp_path: Path, flag: str) -> None:
+    """The story: --check with --json printed plain text, and --once was passed over without a word."""
+    ran = distilld("run", "--check", flag, cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.errors == [
+        f"distilld: --check does not go with {flag} (it proves the configuration good and does no work)"
+    ]
+
+
 def test_state_below_a_mounted_tree_is_refused(tmp_path: Path) -> None:
     """Also where an input tree is a link to another folder, which the path names."""
     (tmp_path / "mounted").mkdir()
