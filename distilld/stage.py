@@ -180,7 +180,7 @@ def _run(command: Sequence[str]) -> tuple[int, list[str]]:
         process = subprocess.Popen(command)
     except OSError as error:
         code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
-        return code, [f"the command cannot be run: {error.strerror}"]
+        return code, [f"{command[0]} cannot be run: {error.strerror}"]
     with _passing_signals_on(process):
         code = process.wait()
     if code < 0:

@@ -156,7 +156,9 @@ def test_exit_code_is_the_commands_own(root: Path, code: int) -> None:
 
 def test_command_that_cannot_be_run(root: Path) -> None:
     """A command that is not there, or not executable, exits as a shell says it, and leaves a receipt too."""
-    assert ran(root, "no-such-command-anywhere").exit_code == 127
+    run = ran(root, "no-such-command-anywhere")
+    assert run.exit_code == 127
+    assert run.problems == ("no-such-command-anywhere cannot be run: No such file or directory",)
     run = ran(root, str(root / "data/in/1/a.jsonl"))
     assert run.exit_code == 126
     assert "cannot be run" in receipt(root, run)["errors"][0]
