@@ -20,6 +20,7 @@ def init(common: Common) -> ExitCode:
     It is written to config/distilld.toml, or to the file that --config names, and never over a file that is there.
     --root and --state are set in it.
     """
+    from distilld.cli.output import say
     from distilld.config import DEFAULT_CONFIG_FILE
     from distilld.config_file import config_text
 
@@ -32,9 +33,9 @@ def init(common: Common) -> ExitCode:
         given["state"] = common.state
     text = config_text(given, source="the command line")
     _create(path, text)
-    click.echo(f"wrote {path}")
+    say(f"wrote {path}")
     if common.config is not None:
-        click.echo(f"use it with --config {path}")
+        say(f"use it with --config {path}")
     return ExitCode.DONE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
@@ -13,12 +14,17 @@ from typing import Any
 import click
 
 from distilld.logs import printable
+from distilld.model import OperatorError
 from distilld.tables import Table, plain_text, text_of
+
+
+class OutputError(OperatorError):
+    """Standard output takes nothing more."""
 
 
 def say(line: str = "") -> None:
     """Print one line; what stands in it is made safe for a terminal, and cannot begin another line."""
-    click.echo(printable(line))
+    _print(printable(line))
 
 
 def show(table: Table) -> None:
@@ -26,13 +32,13 @@ def show(table: Table) -> None:
     if sys.stdout.isatty():
         _show_on_terminal(table)
     else:
-        click.echo(plain_text(table))
-    click.echo()
+        _print(plain_text(table))
+    _print()
 
 
 def print_json(value: object) -> None:
     """Print a value as indented JSON in ASCII, so that nothing in it can steer a terminal."""
-    click.echo(json.dumps(plain(value), indent=2))
+    _print(json.dumps(plain(value), indent=2))
 
 
 def plain(value: object) -> Any:
@@ -51,6 +57,19 @@ def plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     return value
+
+
+def _print(text: str = "") -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise  # the reader has gone, and click ends the command
+    except OSError as error:
+        with suppress(OSError):
+            sys.stdout.close()  # or Python would try once more at its end
+        raise OutputError(
+            f"cannot write to standard output: {error.strerror}", hint="what was committed stands; mend the cause"
+        ) from error
 
 
 def _show_on_terminal(table: Table) -> None:

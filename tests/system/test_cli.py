@@ -21,6 +21,7 @@ from distilld.model import EXPORT_PATHS
 from distilld.sample_lake import SampleLake, append_rows, rescore_in_place
 from tests.system.command import (
     REPOSITORY,
+    Ran,
     another_writer,
     command,
     distilld,
@@ -459,6 +460,27 @@ def test_reader_that_goes_away_gets_no_traceback(done: Path) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("run", "--once"), ("status", "--json")], ids=" ".join)
+def test_full_output_is_named(worked: Path, arguments: tuple[str, ...], unbuffered: str) -> None:
+    """The story: 'No space left on device' was all that was said, of a run that had done its work."""
+    (worked / "data/scored-runs/2026/03/03/new.jsonl").write_text("{}\n")
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            command(*arguments, "--root", str(worked)),
+            env=environment({"PYTHONUNBUFFERED": unbuffered}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 1
+    assert Ran(1, "", ran.stderr).errors == [
+        "distilld: cannot write to standard output: No space left on device (what was committed stands; mend the cause)"
+    ]
+    assert once(worked).out.startswith("up to date") == (arguments[0] == "run")
 
 
 def closed(descriptor: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
