@@ -94,7 +94,7 @@ def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last:
         found = {name: export.content for name, export in exports.items()}
         unfinished = _unfinished(root, state, _Writing.of(store), exports, last=last)
         report.checks.append(_receipts(root, ledger))
-        report.checks.append(_hashes(ledger, exports, unfinished))
+        report.checks.append(_hashes(exports, unfinished))
         report.checks.append(_accounting(ledger))
         report.checks.append(_schemas(found))
         report.checks.append(_firewall(store, options, found, report))
@@ -233,13 +233,12 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
 
 
-def _hashes(ledger: Ledger, exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check:
+def _hashes(exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check:
     """Every export is what its last commit left, and nothing stands behind that but what a batch is about to commit."""
-    records = ledger.exports()
     faults = []
     for name, export in exports.items():
         if export.content is None:
-            problem = export.problem or f"is not what batch {records[name].generation} of it left"
+            problem = export.problem or "is not what the last commit left"
             faults.append(f"{EXPORT_PATHS[name]}: {problem}")
         elif export.behind and name not in unfinished:
             faults.append(f"{EXPORT_PATHS[name]}: {export.behind} bytes stand behind its committed length")

@@ -81,7 +81,11 @@ def put_folder(path: Path) -> None:
 def test_finds_a_damaged_export(lake: tuple[SampleLake, Engine], name: str, damage: Callable[[Path], object]) -> None:
     """An export that was edited, deleted or cut, or that is no file any more, is told by its hash."""
     damage(lake[0].root / EXPORT_PATHS[name])
-    assert "hashes of exports" in faulty(report_of(lake[0], deep=False))
+    report = report_of(lake[0], deep=False)
+    assert "hashes of exports" in faulty(report)
+    if damage in (edit_row, Path.unlink):
+        (told,) = next(check.shown for check in report.checks if check.name == "hashes of exports")
+        assert told == f"{EXPORT_PATHS[name]}: is not what the last commit left"
 
 
 SFT = EXPORT_PATHS["sft"]
