@@ -22,6 +22,7 @@ from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.views import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.work import Waiting, Work
+from distilld.tables import counted
 from distilld.vitals import Vitals, read_vitals
 
 _RUN: Final = "distilld run --once"
@@ -139,7 +140,7 @@ def _set_aside(found: Status) -> Iterator[Problem]:
         yield Problem(
             "store_set_aside",
             "the state store was corrupt, or older than the exports, and was rebuilt;"
-            f" what was found is kept in {len(corrupt)} files",
+            f" what was found is kept in {counted(len(corrupt), 'file')}",
             f"see store_set_aside in the log, have the disk checked if it was corrupt, then rm {names}",
         )
 
@@ -204,21 +205,17 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     else:
         found.problems += _changed_exports(settings.root, records)
     if found.waiting.anything:
-        text = f"{found.waiting.rows} rows and {found.waiting.tasks} tasks wait to be judged"
+        text = f"{counted(found.waiting.rows, 'row')} and {counted(found.waiting.tasks, 'task')} wait to be judged"
         found.problems.append(Problem("work_waiting", text, _RUN))
 
 
 def _frozen_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
-        yield (
-            f"{absent} partition files are absent, and {found.frozen.get('absent', 0)} shipped rows of theirs stay as"
-            " they are; distilld prune --yes takes them out"
-        )
+        rows = counted(found.frozen.get("absent", 0), "shipped row")
+        yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune --yes takes them out"
     if orphans := found.frozen.get("orphan"):
-        yield (
-            f"{orphans} shipped rows come from no scored row that is there;"
-            " distilld prune --orphans --yes takes them out"
-        )
+        rows = counted(orphans, "shipped row")
+        yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
 
 
 def _another_writer(ledger: Ledger) -> Problem | None:

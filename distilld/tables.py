@@ -1,4 +1,4 @@
-"""Tables for people, as values; and as aligned plain text for whatever is no terminal."""
+"""Tables and counts for people: as values, and as aligned plain text for whatever is no terminal."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class Table:
         """Whether a column holds numbers alone."""
         cells = [row[column] for row in self.rows if row[column] is not None]
         return bool(cells) and all(isinstance(cell, int) for cell in cells)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, in the plural but of one."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def text_of(cell: Cell) -> str:

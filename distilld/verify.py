@@ -28,6 +28,7 @@ from distilld.samples import faults_of
 from distilld.store import Store
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
+from distilld.store.story import FrozenCount, Stories
 from distilld.store.views import Exceptions, Views, reading
 from distilld.store.work import Work
 from distilld.tail import digest_of
@@ -59,6 +60,8 @@ class Report:
     """Files that changed since that batch, so that nothing can be said of them yet."""
     kept: int = 0
     """Rows that stand by way of exception: absent partitions, the tripwire, orphans."""
+    kept_shipped: list[FrozenCount] = field(default_factory=list)
+    """How many of them ship, by dataset and kind."""
 
     @property
     def faults(self) -> int:
@@ -312,6 +315,7 @@ def _deep(root: Path, store: Store, options: Options, found: dict[str, bytes | N
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
     frozen = frozen_of(Exceptions(store), found)
     full = oracle.export(oracle.read_lake(root, options), options, missing_files=missing_files, frozen=frozen)
+    report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
     for dataset in Dataset:
         faults = _compare_dataset(full.shipped[dataset], found[dataset.value])

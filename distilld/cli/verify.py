@@ -20,14 +20,15 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
-    from distilld.tables import Table
+    from distilld.tables import Table, counted
     from distilld.verify import verify as check
 
     settings = load_settings(common)
     report = check(settings.root, settings.state, settings.options(), deep=deep)
     if as_json:
         print_json({"batch_id": report.batch_id, "deep": deep, "faults": report.faults, "kept": report.kept,
-                    "changed": report.changed, "checks": report.checks})  # fmt: skip
+                    "kept_shipped": report.kept_shipped, "changed": report.changed,
+                    "checks": report.checks})  # fmt: skip
         return ExitCode.DONE if report.faults == 0 else ExitCode.FAILED
     say(f"batch {report.batch_id}" if report.batch_id else "no batch was committed yet")
     show(Table("", ("check", "faults"), tuple((check.name, check.faults) for check in report.checks)))
@@ -37,8 +38,10 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
         if each.faults > len(each.shown):
             say(f"  {each.name}: ... and {each.faults - len(each.shown)} more")
     if report.kept:
-        say(f"{report.kept} rows stand by way of exception: 'distilld status' says which, 'distilld prune' decides")
+        shipped = ", ".join(f"{each.dataset} {each.rows} {each.kind}" for each in report.kept_shipped)
+        say(f"{counted(report.kept, 'row')} by way of exception, shipped or held back; shipped: {shipped or 'none'}")
+        say("question 9 in docs/state.md lists them by partition, 'distilld prune' decides about the shipped ones")
     for changed in report.changed:
         say(f"changed meanwhile: {changed}")
-    say("everything agrees" if report.faults == 0 else f"{report.faults} faults")
+    say("everything agrees" if report.faults == 0 else counted(report.faults, "fault"))
     return ExitCode.DONE if report.faults == 0 else ExitCode.FAILED

@@ -244,14 +244,15 @@ class Frozen:
         return {dataset: rows for dataset, rows in found.items() if rows}
 
     def frozen_counts(self) -> dict[str, int]:
-        """Frozen shipped rows and pairs by kind."""
+        """Frozen shipped rows and pairs by kind, over all datasets: what ships in two of them counts twice."""
         rows = self._run(
-            f"SELECT kind, count(*) FROM frozen_rows WHERE rag = {SHIPPED} OR sft = {SHIPPED} GROUP BY kind"
+            f"SELECT kind, sum((rag IS {SHIPPED}) + (sft IS {SHIPPED})) FROM frozen_rows GROUP BY kind"
             f" UNION ALL SELECT frozen, count(*) FROM pairs WHERE frozen IS NOT NULL AND outcome = {SHIPPED} GROUP BY frozen"
         )
         found: dict[str, int] = {}
         for kind, count in rows:
-            found[kind] = found.get(kind, 0) + count
+            if count:
+                found[kind] = found.get(kind, 0) + count
         return found
 
     # prune

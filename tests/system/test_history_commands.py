@@ -177,6 +177,21 @@ def test_prune_without_a_store_is_refused(cli: Cli, tmp_path: Path, flags: list[
     assert snapshot(root) == before
 
 
+def test_what_is_kept_is_counted_alike(cli: Cli, worked: Path) -> None:
+    """status counts what prune would withdraw, line by line; verify --deep tells it by dataset and kind.
+
+    The story: a row that ships to two datasets was one row to status, and verify named status for more.
+    """
+    for path in (worked / "data/scored-runs" / DAY).glob("*.jsonl"):
+        path.unlink()
+    assert cli("run", "--once", "--root", worked).code == 0
+    frozen = cli("prune", "--root", worked, "--json").json["withdraw"]
+    assert cli("status", "--root", worked, "--json").json["frozen"] == {"absent": sum(each["rows"] for each in frozen)}
+    ran = cli("verify", "--deep", "--root", worked)
+    assert ", ".join(f"{each['dataset']} {each['rows']} {each['kind']}" for each in frozen) in ran.out
+    assert "question 9 in docs/state.md" in ran.out
+
+
 def test_prune_withdraws_what_it_said(cli: Cli, worked: Path) -> None:
     """prune --yes withdraws the rows that it named before, publishes them as pruned, and leaves the rest alone."""
     take_day(worked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilld.tables import Table, plain_text, text_of
+from distilld.tables import Table, counted, plain_text, text_of
 
 
 def test_numbers_stand_to_the_right_and_text_to_the_left() -> None:
@@ -29,3 +29,8 @@ def test_cells_cannot_steer_a_terminal() -> None:
     assert text_of("a\x1b[2J\nb") == "a\\x1b[2J\\nb"
     assert text_of("ä日") == "ä日"
     assert "\x1b" not in plain_text(Table("\x1b", ("a",), [("\x1b",)]))
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    """What is counted stands in the plural but of one."""
+    assert [counted(number, "fault") for number in (0, 1, 1_000)] == ["0 faults", "1 fault", "1,000 faults"]
