@@ -40,6 +40,10 @@ class BatchContext:
     warnings: tuple[str, ...]
     errors: tuple[str, ...] = ()
 
+    def bytes_read(self, decisions: Decisions) -> int:
+        """What was read of the inputs for a batch: to learn what stands there, and to judge it."""
+        return self.index_bytes + decisions.bytes_read
+
 
 def iso_time(now_ns: int) -> str:
     """UTC with milliseconds, as JavaScript's toISOString() prints it."""
@@ -133,7 +137,7 @@ def receipt_of(
         "work": {
             "rows_indexed": context.rows_indexed,
             "rows_judged": decisions.rows_judged,
-            "bytes_read": context.index_bytes + decisions.bytes_read,
+            "bytes_read": context.bytes_read(decisions),
         },
         "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
         "validation_pass": all(checks.values()),

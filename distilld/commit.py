@@ -154,7 +154,7 @@ class Committer:
         ended_ns = max(self._clock(), identity.started_ns)
         ledger.add_batch(
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at, decisions,
-            (ended_ns - identity.started_ns) // MS,
+            context.bytes_read(decisions), (ended_ns - identity.started_ns) // MS,
         )  # fmt: skip
         self._store.remember("last_recorded_at", identity.recorded_at)
         ledger.add_withdrawals(published)

@@ -151,6 +151,7 @@ class Ledger:
         trigger: str,
         recorded_at: str,
         decisions: Decisions,
+        bytes_read: int,
         duration_ms: int,
     ) -> None:
         """Record the batch; its number stands for its time in every row that it wrote."""
@@ -160,7 +161,7 @@ class Ledger:
                 sequence, batch_id, trigger, recorded_at,
                 sum(change.shipped.rows for change in decisions.changes.values()),
                 sum(change.held.rows for change in decisions.changes.values()),
-                len(decisions.withdrawals), decisions.rows_judged, decisions.bytes_read, duration_ms,
+                len(decisions.withdrawals), decisions.rows_judged, bytes_read, duration_ms,
             ),
         )  # fmt: skip
 

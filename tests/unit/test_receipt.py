@@ -268,6 +268,15 @@ class TestChain:
         assert named == [None, *map(sha256_of, found[:-1])]
         assert [json.loads(content)["sequence"] for content in found] == [1, 2, 3, 4, 5]
 
+    def test_the_store_says_the_same_of_the_work(self, lake: Lake) -> None:
+        """A batch's line in the store has its receipt's figures; it once left out what was read to index the lines."""
+        self.grow(lake, 2)
+        work = [json.loads(content)["work"] for content in self.on_disk(lake)]
+        with lake.opened() as engine:
+            kept = list(engine.store.connection.execute("SELECT rows_judged, bytes_read FROM batches ORDER BY batch"))
+        assert kept == [(each["rows_judged"], each["bytes_read"]) for each in work]
+        assert all(each["bytes_read"] for each in work)
+
     def test_only_the_newest_stay_and_the_chain_has_an_anchor(self, lake: Lake) -> None:
         """The last one removed leaves its id and its sha256 in the store."""
         self.grow(lake, 5)
