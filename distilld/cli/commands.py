@@ -84,10 +84,11 @@ R = TypeVar("R")
 _OPTIONS: Final = (
     click.option(
         "--config",
+        metavar="FILE",
         type=click.Path(path_type=Path),
         help="The config file. Default: config/distilld.toml, if it is there.",
     ),
-    click.option("--root", metavar="DIR", help="The lakehouse: the folder that holds data/ and exports/."),
+    click.option("--root", metavar="DIR", help="The lakehouse: the folder that holds data/, exports/ and reports/."),
     click.option("--state", metavar="FILE", help="The state store. A relative path is taken from the root."),
 )
 
@@ -117,7 +118,8 @@ def json_option(function: Callable[..., R]) -> Callable[..., R]:
     name="distilld",
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed or unhealthy, 2 wrong usage or config, 75 another distilld is the writer.",
+    epilog="Exit codes: 0 done, 1 failed or unhealthy, 2 wrong usage or config, 75 another distilld is the writer,"
+    " 130 interrupted.",
 )
 @click.version_option(version=__version__, prog_name="distilld", message="%(prog)s %(version)s")
 @_with_options

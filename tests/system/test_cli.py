@@ -55,11 +55,13 @@ def test_docs_name_the_commands_and_their_options() -> None:
 
 
 def test_docs_name_the_exit_codes() -> None:
-    """docs/cli.md has one line for each exit code, and no other."""
+    """docs/cli.md has one line for each exit code, and no other; --help names the same."""
     from distilld.cli.exit_codes import ExitCode
 
     text = (REPOSITORY / "docs" / "cli.md").read_text()
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE)] == [*map(int, ExitCode)]
+    told = distilld("--help", cwd=REPOSITORY).out.partition("Exit codes:")[2]
+    assert [int(code) for code in re.findall(r"\d+", told)] == [*map(int, ExitCode)]
 
 
 def test_readme_names_only_commands_that_exist() -> None:
