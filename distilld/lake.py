@@ -56,8 +56,9 @@ class Oddity:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One look at both trees: files in walk order, what is not read, folder names that are no date.
+    """One look at both trees: files in walk order, what is not read, partition folders whose names are no date.
 
+    ``odd_folders`` hold files, and are relative to their tree (``a/b/c``): one that stands in both trees counts once.
     ``folders`` are all that were listed, by absolute path, with their st_dev and st_ino: what is to be watched.
     """
 
@@ -106,7 +107,7 @@ class _Walker:
         self.root = root
         self.files: dict[InputKind, list[PartitionFile]] = {kind: [] for kind in InputKind}
         self.oddities: list[Oddity] = []
-        self.odd_folders: list[str] = []
+        self.odd_folders: dict[str, None] = {}
         self.missing: list[InputKind] = []
         self.folders: dict[str, tuple[int, int]] = {}
 
@@ -152,12 +153,12 @@ class _Walker:
                 if problem:
                     self._report(kind, path, problem)
                     return
-                self.odd_folders.append(f"{TREES[kind]}/{path}")
             self._walk_folder(kind, entry.path, path + "/", depth + 1)
 
     def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str, looked_ns: int) -> None:
         """Take a partition folder's files; the one loop whose every step counts, for a lake has many files."""
         take, make = self.files[kind].append, tuple.__new__
+        taken_before = len(self.files[kind])
         for entry in found:
             name = entry.name
             if not name.endswith(SUFFIX):
@@ -177,9 +178,15 @@ class _Walker:
                 take(make(PartitionFile, (kind, below + name, facts)))
             else:
                 self._report(kind, below + name, problem)
+        if len(self.files[kind]) > taken_before and not _is_date(below):
+            self.odd_folders[below.rstrip("/")] = None
 
     def _report(self, kind: InputKind, path: str, problem: str) -> None:
         self.oddities.append(Oddity(printable(f"{TREES[kind]}/{path}"), problem))
+
+
+def _is_date(below: str) -> bool:
+    return all(pattern.fullmatch(name) for pattern, name in zip(_FOLDER_NAMES, below.split("/"), strict=False))
 
 
 def _name_of(entry: os.DirEntry[str]) -> str:

@@ -49,7 +49,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "scan_finished": "All partitions were listed and compared with the store.",
         "scan_failed": "The partitions could not be listed; nothing was judged or withdrawn.",
         "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
-        "odd_partition_name": "A partition's folders are no date YYYY/MM/DD; it is read all the same.",
+        "odd_partition_name": "A partition folder, told once for both trees, is no date YYYY/MM/DD; it is read.",
         "pending_tail": "The last line of a partition is not finished yet; it waits.",
         "malformed_evidence": "Evidence lines that hold no run; how many, and where the first one stands.",
         "input_changed": "A file changed while it was read; the batch is planned anew.",

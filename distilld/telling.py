@@ -26,7 +26,7 @@ class Teller:
         self._tails: frozenset[str] = frozenset()
 
     def odd_folders(self, scan: Scan) -> None:
-        """Folders whose names are no date; they are read all the same."""
+        """Partition folders whose names are no date; they are read all the same."""
         for folder in sorted(set(scan.odd_folders) - self._odd_folders):
             log.warning("odd_partition_name", path=folder)
         self._odd_folders.update(scan.odd_folders)

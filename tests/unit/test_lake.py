@@ -112,12 +112,19 @@ def test_both_trees_are_walked_side_by_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["26/04/27", "2026/13/27", "2026/00/27", "2026/04/32", "2026/04/00", "2026/4/27"])
 def test_odd_folder_names_are_read_and_told(tmp_path: Path, folder: str) -> None:
-    """A folder that is no date is read all the same, and named."""
+    """A folder that is no date is read all the same, and named once, though it stands in both trees."""
     put(tmp_path, f"{folder}/x.jsonl")
+    put(tmp_path, f"{folder}/x.jsonl", tree="evidence")
     found = scan(tmp_path)
     assert paths(found) == [f"{folder}/x.jsonl"]
-    assert len(found.odd_folders) == 1
-    assert f"data/scored-runs/{folder}".startswith(found.odd_folders[0])
+    assert found.odd_folders == (folder,)
+
+
+def test_folder_without_partitions_draws_no_warning(tmp_path: Path) -> None:
+    """Folders that hold no partition are nobody's concern, whatever their names; 'tmp' was warned of once."""
+    put(tmp_path, "tmp/x/y/notes.txt")
+    (tmp_path / "data/scored-runs/2026/lost+found").mkdir(parents=True)
+    assert scan(tmp_path).odd_folders == ()
 
 
 def test_dates_are_not_odd(tmp_path: Path) -> None:
