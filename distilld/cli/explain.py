@@ -68,6 +68,7 @@ def _print(story: RunStory) -> None:
         _say_more(len(story.rows))
     else:
         say("no scored row names it")
+        say()
     if story.pairs:
         pairs: list[tuple[Cell, ...]] = [
             (each.task_id, each.chosen_run_id, each.rejected_run_id, each.state, *_cells(each.fate)[1:])
@@ -77,6 +78,7 @@ def _print(story: RunStory) -> None:
         _say_more(len(story.pairs))
     elif story.rows:
         say("it is in no pair")
+        say()
     if story.withdrawals:
         gone: list[tuple[Cell, ...]] = [
             (

@@ -59,7 +59,7 @@ def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept
     from distilld.store.frozen import Frozen
     from distilld.store.story import Stories
     from distilld.store.views import reading
-    from distilld.tables import Table
+    from distilld.tables import Table, counted
 
     with reading(settings.state, settings.root) as store:
         held = Frozen(store).held_by_tripwire() if accept else {}
@@ -75,7 +75,7 @@ def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept
         rows = [(str(each.dataset), each.kind, each.rows) for each in frozen]
         show(Table("What would be withdrawn", ("dataset", "why it stands there", "rows"), rows))
     if files:
-        say(f"{files:,} absent files would be forgotten, with the verdicts that stood in them")
+        say(f"{counted(files, 'absent file')} would be forgotten, with the verdicts that stood there")
     say("nothing was changed; add --yes to do it" if due else "there is nothing to prune")
     return ExitCode.WRONG_USAGE if due else ExitCode.DONE
 
@@ -129,7 +129,7 @@ def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json:
         del shown["withdrawn"]
         print_json({"done": True, "pruned": rows, **shown, "receipt": report.receipt})
     else:
-        say(f"{rows:,} frozen rows and pairs were let go" if rows else "there was nothing to prune")
+        say(f"frozen rows and pairs that were let go: {rows:,}" if rows else "there was nothing to prune")
         if report.changed:
             print_changes(report)
             say_work(report)

@@ -46,7 +46,7 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
     from distilld.store.views import Views, reading
-    from distilld.tables import Table
+    from distilld.tables import Table, counted
 
     settings = load_settings(common)
     with reading(settings.state, settings.root) as store:
@@ -67,11 +67,10 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     ]  # fmt: skip
     show(Table("Batches, newest first", columns, rows))
     if broken:
-        say(f"the chain is broken in {len(broken)} of these {len(lines)} receipts")
+        say(f"the chain is broken in {len(broken)} of {counted(len(lines), 'receipt')}")
         return ExitCode.FAILED
-    say(
-        f"the chain is whole over these {len(lines)} receipts" + (f"; older ones ended with {anchor}" if anchor else "")
-    )
+    older = f"; older ones ended with {anchor}" if anchor else ""
+    say(f"the chain is whole over {counted(len(lines), 'receipt')}{older}")
     return ExitCode.DONE
 
 

@@ -209,7 +209,7 @@ def test_prune_withdraws_what_it_said(cli: Cli, worked: Path) -> None:
         assert len(left) == len(before[each["dataset"]].splitlines()) - each["rows"]
         assert left < set(before[each["dataset"]].splitlines())
     assert cli("prune", "--root", worked).code == 0
-    assert "Withdrawn" in cli("explain", gone_run(worked), "--root", worked).out
+    assert "\n\nWithdrawn\n" in cli("explain", gone_run(worked), "--root", worked).out
 
 
 def gone_run(root: Path) -> str:

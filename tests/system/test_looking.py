@@ -205,7 +205,7 @@ def test_receipts_follow_the_chain(sample: SampleLake) -> None:
     text = distilld("receipts", "--root", sample.root, "--limit", "1", cwd=sample.root).out
     assert newest["batch_id"] in text
     assert first["batch_id"] not in text
-    assert text.endswith("the chain is whole over these 1 receipts\n")
+    assert text.endswith("the chain is whole over 1 receipt\n")
 
     receipt = reports / newest["batch_id"] / "receipt.json"
     receipt.write_bytes(receipt.read_bytes().replace(b'"once"', b'"ONCE"'))
@@ -214,7 +214,7 @@ def test_receipts_follow_the_chain(sample: SampleLake) -> None:
     assert ran.code == 1
     assert [each["state"] for each in ran.json["receipts"]] == ["changed", "missing"]
     ran = distilld("receipts", "--root", sample.root, cwd=sample.root)
-    assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 2 of these 2 receipts")
+    assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 2 of 2 receipts")
 
 
 @pytest.mark.parametrize("name", ["rag", "sft", "preference"])
