@@ -76,7 +76,7 @@ inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=st
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
 	@test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
-		'$(INSTALLED)/bin/python' -m distilld.cli --config '$(DESTDIR)$(CONFIG)' --root '$(LAKE)' --state '$(STATE)' \
+		'$(INSTALLED)/bin/python' -m distilld --config '$(DESTDIR)$(CONFIG)' --root '$(LAKE)' --state '$(STATE)' \
 			init >/dev/null && echo 'wrote $(CONFIG)'; }
 	@echo 'Installed. Next, as docs/operations.md tells:'
 	@echo '  systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload'

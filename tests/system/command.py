@@ -55,7 +55,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def command(*arguments: str) -> list[str]:
     """The command line that starts distilld."""
-    return [sys.executable, "-m", "distilld.cli", *arguments]
+    return [sys.executable, "-m", "distilld", *arguments]
 
 
 def distilld(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:

@@ -38,7 +38,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     with booted(tmp_path_factory.mktemp("systemd")) as made:
         program = made.root / "usr/local/bin/distilld"
         program.write_text(
-            f'#!/bin/sh\nPYTHONPATH={SOURCE}:{SITE} exec {Path(sys.executable).resolve()} -m distilld.cli "$@"\n'
+            f'#!/bin/sh\nPYTHONPATH={SOURCE}:{SITE} exec {Path(sys.executable).resolve()} -m distilld "$@"\n'
         )
         program.chmod(0o755)
         make("install-units", made.root, DESTDIR=str(made.root), PREFIX="/usr/local")
