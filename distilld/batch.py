@@ -4,6 +4,7 @@
     intake  intake.Intake      many new partitions at once: read, judged and committed in one go
     plan    plan.compare       what of the rest is new, changed, gone
     index   index.Indexer      its facts into the store, and what they touch into the queues
+    trip    _trip              rows that vanish in masses are frozen
     judge   judge_rows, _pairs what becomes of each queued row and task
     commit  commit.Committer   intent, exports, one transaction, finish
     tell    receipt, log       what was done
@@ -36,6 +37,7 @@ from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
 from distilld.judged_with import JudgedWith
 from distilld.lake import Oddity, Scan, SourceFiles
+from distilld.logs import lines_of_batch
 from distilld.model import (
     Cause,
     Dataset,
@@ -372,7 +374,7 @@ class Engine:
         context: BatchContext,
         also: Callable[[], None] = lambda: None,
     ) -> CommittedBatch:
-        with structlog.contextvars.bound_contextvars(batch_id=identity.batch_id):
+        with lines_of_batch(identity.batch_id):
             log.debug("batch_started", sequence=identity.sequence, trigger=context.trigger.value)
             try:
                 committed = self.committer.commit(identity, decisions, context, also)

@@ -216,10 +216,6 @@ class Work:
                 ),
             )
 
-    def every_row(self) -> Iterator[WorkRow]:
-        """All present rows in walk order."""
-        return map(WorkRow._make, self._run(f"{_ROW} ORDER BY s.walk"))
-
     def row(self, walk: int) -> WorkRow:
         """One row by its place."""
         return WorkRow._make(self._run(f"{_ROW} WHERE s.walk = ?", (walk,)).fetchone())
