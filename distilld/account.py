@@ -85,7 +85,6 @@ def receipt_of(
     previous: str | None,
 ) -> dict[str, Any]:
     """The receipt of a batch, its keys in their order (SPEC 4)."""
-    gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
     return {
         "stage": "distill",
         "batch_id": identity.batch_id,
@@ -98,42 +97,9 @@ def receipt_of(
         "options": context.options.as_json(),
         "options_sha256": context.options.sha256,
         "git": {"sha": context.git.sha, "branch": context.git.branch, "dirty": context.git.dirty},
-        "inputs": [
-            {
-                "path": tree_path(each.kind, each.path),
-                "kind": each.kind.value,
-                "change": each.change,
-                "sha256": each.sha256,
-                "bytes": each.size,
-                "from_offset": each.from_offset,
-                "to_offset": each.to_offset,
-                "lines": each.lines,
-                "malformed_lines": each.malformed_lines,
-            }
-            for each in inputs
-        ],
+        "inputs": [_input(each) for each in inputs],
         "outputs": _outputs(decisions, writes, written, exports, replaced),
-        "record_counts": {
-            "in": decisions.rows_judged,
-            "out": sum(change.shipped.rows for change in decisions.changes.values()),
-            "quarantined": sum(change.held.rows for change in decisions.changes.values()),
-            "withdrawn": len(decisions.withdrawals),
-            "by_category": {category.value: decisions.by_category[category] for category in Category},
-            "by_reason": _by_reason(totals),
-            "per_exporter": {
-                dataset.value: {
-                    "shipped": totals.shipped(dataset),
-                    "held": totals.held(dataset),
-                    "frozen": totals.frozen(dataset),
-                    "appended": decisions.changes[dataset].shipped.rows,
-                    "withdrawn": sum(not each.replaced for each in gone[dataset]),
-                    "replaced": sum(each.replaced for each in gone[dataset]),
-                    "quarantined": decisions.changes[dataset].held.rows,
-                    "by_reason": totals.by_reason(dataset),
-                }
-                for dataset in Dataset
-            },
-        },
+        "record_counts": _record_counts(decisions, totals),
         "work": {
             "rows_indexed": context.rows_indexed,
             "rows_judged": decisions.rows_judged,
@@ -145,6 +111,45 @@ def receipt_of(
         "warnings": list(context.warnings),
         "errors": list(context.errors),
         "previous_receipt_sha256": previous,
+    }
+
+
+def _input(note: InputNote) -> dict[str, Any]:
+    return {
+        "path": tree_path(note.kind, note.path),
+        "kind": note.kind.value,
+        "change": note.change,
+        "sha256": note.sha256,
+        "bytes": note.size,
+        "from_offset": note.from_offset,
+        "to_offset": note.to_offset,
+        "lines": note.lines,
+        "malformed_lines": note.malformed_lines,
+    }
+
+
+def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:
+    gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
+    return {
+        "in": decisions.rows_judged,
+        "out": sum(change.shipped.rows for change in decisions.changes.values()),
+        "quarantined": sum(change.held.rows for change in decisions.changes.values()),
+        "withdrawn": len(decisions.withdrawals),
+        "by_category": {category.value: decisions.by_category[category] for category in Category},
+        "by_reason": _by_reason(totals),
+        "per_exporter": {
+            dataset.value: {
+                "shipped": totals.shipped(dataset),
+                "held": totals.held(dataset),
+                "frozen": totals.frozen(dataset),
+                "appended": decisions.changes[dataset].shipped.rows,
+                "withdrawn": sum(not each.replaced for each in gone[dataset]),
+                "replaced": sum(each.replaced for each in gone[dataset]),
+                "quarantined": decisions.changes[dataset].held.rows,
+                "by_reason": totals.by_reason(dataset),
+            }
+            for dataset in Dataset
+        },
     }
 
 

@@ -75,6 +75,7 @@ def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: da
             for _ in range(TASKS_A_DAY):
                 _add_task(box, pages, source, day, box.rng.choice(_USUAL_WORK))
     _add_odd_rows(box, pages, calendar[0], calendar[-1])
+    _add_invented_files(box, pages, calendar[0])
 
     lake = SampleLake(
         root=root,
@@ -337,7 +338,9 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
     pages.add(bad)
     pages.add(good)
 
-    # Answers about files that do not exist, a pair among them.
+
+def _add_invented_files(box: _Box, pages: _Pages, day: date) -> None:
+    """Answers about files that do not exist, a pair among them."""
     scrum_file, mode_file, observer_file = (code.path for code in _INVENTED_FILES)
     for source, category, path in (
         (_SCRUM, Category.REJECTED, scrum_file),
@@ -345,7 +348,7 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
         (_MODE, Category.ACCEPTED, mode_file),
         (_OBSERVER, Category.ACCEPTED, observer_file),
     ):
-        pages.add(run_of(source, category, path))
+        pages.add(box.run(source, day, path, category))
 
 
 def _append_pages(lake: SampleLake, pages: _Pages) -> tuple[Path, ...]:
