@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -269,7 +270,7 @@ class SourceFiles:
         """Those of ``names`` that are no string, impossible as a name, not below the root, or do not exist.
 
         Raises:
-            UnreadableError: The system would not say (EACCES, EIO).
+            UnreadableError: The system would not say (EACCES, EIO), and not on account of what stands outside the root.
         """
         return tuple(_shown(name) for name in names if not self._exists(name))
 
@@ -284,10 +285,24 @@ class SourceFiles:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return False
         except OSError as error:
-            if error.errno in _IMPOSSIBLE:
+            if error.errno in _IMPOSSIBLE or self._is_refused_outside(path):
                 return False
             raise UnreadableError("a source file of the path check", error) from error
-        return real != self._root and real.startswith(self._root.rstrip("/") + "/")
+        return real != self._root and self._holds(real)
+
+    def _holds(self, real: str) -> bool:
+        return real == self._root or real.startswith(self._root.rstrip("/") + "/")
+
+    def _is_refused_outside(self, path: str) -> bool:
+        """Whether a path that the system refuses has led out of the root where it does so."""
+        for step in (self._root, *accumulate(path.split("/"), "{}/{}".format)):
+            try:
+                os.stat(step)
+            except FileNotFoundError:
+                continue  # the empty step before the first slash
+            except OSError:
+                return not self._holds(os.path.realpath(step))
+        return False
 
 
 _IMPOSSIBLE: Final = frozenset({36, 40})  # ENAMETOOLONG, ELOOP

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +405,42 @@ class TestSourceFiles:
         monkeypatch.setattr(os.path, "realpath", refused)
         with pytest.raises(UnreadableError, match="a source file of the path check: Permission denied"):
             check.missing(["src/lib.rs"])
+
+    @pytest.mark.parametrize(
+        "name", ["../private/x", "{out}/private/x", "{out}/private/../root/src", "led/x", "led/.."]
+    )
+    def test_what_is_refused_outside_the_root_leads_out(
+        self, tmp_path: Path, check: SourceFiles, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """It does not exist, whether the entry itself or a link leads there, and even if it would come back.
+
+        The story: one evidence row that named a file in another user's folder made every pass fail.
+        """
+        (tmp_path / "private").mkdir()
+        (tmp_path / "root/led").symlink_to("../private")
+        refuse_search(monkeypatch, tmp_path / "private")
+        entry = name.format(out=tmp_path)
+        assert check.missing([entry]) == (entry,)
+
+    @pytest.mark.parametrize("refused", [".", "root", "root/src"])
+    @pytest.mark.parametrize("name", ["src/lib.rs", "src/../alias.rs", "{out}/root/src/none.rs"])
+    def test_what_is_refused_inside_the_root_is_an_error(
+        self, tmp_path: Path, check: SourceFiles, monkeypatch: pytest.MonkeyPatch, refused: str, name: str
+    ) -> None:
+        """On the way to the root as well: nothing can be said of any entry then."""
+        refuse_search(monkeypatch, tmp_path / refused)
+        with pytest.raises(UnreadableError, match="Permission denied"):
+            check.missing([name.format(out=tmp_path)])
+
+
+def refuse_search(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The system refuses every path that leads through a folder."""
+    real = os.stat
+
+    def refusing(path: Any, **named: Any) -> os.stat_result:
+        *passed, _ = accumulate(os.fspath(path).split("/"), "{}/{}".format)
+        if str(folder) in map(os.path.realpath, filter(None, passed)):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
