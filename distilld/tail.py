@@ -168,11 +168,14 @@ def read_span(descriptor: int, start: int, length: int, shown: str) -> bytes:
         InputChanged: The file is shorter.
         UnreadableError: The system refuses.
     """
-    blocks = []
+    return b"".join(_span_blocks(descriptor, start, length, shown))
+
+
+def _span_blocks(descriptor: int, start: int, length: int, shown: str) -> Iterator[bytes]:
     while length:
-        blocks.append(_read_block(descriptor, start, min(length, BLOCK_BYTES), shown))
-        start, length = start + len(blocks[-1]), length - len(blocks[-1])
-    return b"".join(blocks)
+        block = _read_block(descriptor, start, min(length, BLOCK_BYTES), shown)
+        yield block
+        start, length = start + len(block), length - len(block)
 
 
 def _read_block(descriptor: int, start: int, length: int, shown: str) -> bytes:
@@ -208,7 +211,7 @@ class _LongLine:
 class SpanReader:
     """Reads lines again by their byte spans, checked by digest; neighbours share one read.
 
-    Raises (from :meth:`read`):
+    Raises (from both ways to read):
         InputChanged: The bytes are no longer those that were indexed.
         UnreadableError: The system refuses.
     """
@@ -238,10 +241,15 @@ class SpanReader:
             raise InputChanged(self._shown)
         return raw
 
-    def read_head(self, start: int, length: int) -> bytes:
-        """The first bytes of an over-long line; its digest was taken when it was indexed."""
-        head = self._pread(min(length, HEAD_BYTES), start)
-        self.bytes_read += len(head)
+    def read_head(self, start: int, length: int, digest: bytes) -> bytes:
+        """The first bytes of an over-long line, all of which is read, block by block, for the sake of its digest."""
+        head, sha = b"", hashlib.sha256()
+        for block in _span_blocks(self._descriptor, start, length, self._shown):
+            self.bytes_read += len(block)
+            sha.update(block)
+            head += block[: HEAD_BYTES - len(head)]
+        if sha.digest()[:DIGEST_BYTES] != digest:
+            raise InputChanged(self._shown)
         return head
 
     def _pread(self, length: int, start: int) -> bytes:

@@ -58,10 +58,14 @@ class Texts:
         return evidence_record(value, marked=marked)
 
     def malformed_head(self, row: WorkRow) -> str:
-        """The text of a malformed line, or the beginning of an over-long one; bad text replaced by U+FFFD."""
+        """The text of a malformed line, or the beginning of an over-long one; bad text replaced by U+FFFD.
+
+        Raises:
+            InputChanged: The file no longer holds it there.
+        """
         reader = self._reader(InputKind.SCORED, row.walk)
         if row.malformed == _TOO_LONG:
-            raw = reader.read_head(row.start, row.length)
+            raw = reader.read_head(row.start, row.length, row.digest)
         else:
             raw = reader.read(row.start, row.length, row.digest)
         return raw.decode(errors="replace")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distilld import tail
 from distilld.model import InputChanged, UnreadableError
-from distilld.tail import HEAD_BYTES, Line, PartitionReader, SpanReader, digest_of
+from distilld.tail import BLOCK_BYTES, HEAD_BYTES, Line, PartitionReader, SpanReader, digest_of
 from tests.crash.deaths import in_child
 from tests.unit.builders import PROPERTY
 
@@ -226,7 +226,7 @@ def test_a_read_that_fails_names_the_file(monkeypatch: pytest.MonkeyPatch) -> No
             lambda: list(reader.blocks()),
             lambda: reader.prove_prefix(3, ""),
             lambda: spans.read(0, 2, b""),
-            lambda: spans.read_head(0, 2),
+            lambda: spans.read_head(0, 2, b""),
         ]
         for read in reads:
             with pytest.raises(UnreadableError, match=r"cannot read data/x\.jsonl: Input/output error"):
@@ -295,9 +295,24 @@ class TestSpans:
         with reading(now) as reader, pytest.raises(InputChanged):
             SpanReader(reader._descriptor, "x").read(line.start, line.length, line.digest)
 
-    def test_the_head_of_an_over_long_line(self) -> None:
+    @pytest.mark.parametrize("block_bytes", [700, BLOCK_BYTES])
+    def test_the_head_of_an_over_long_line(self, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
         """Its first bytes, and no more than there are."""
+        monkeypatch.setattr(tail, "BLOCK_BYTES", block_bytes)
         with reading(self.CONTENT) as reader:
             spans = SpanReader(reader._descriptor, "x")
-            assert spans.read_head(0, 5000) == self.CONTENT[:HEAD_BYTES]
-            assert spans.read_head(0, 3) == self.CONTENT[:3]
+            for length in (5000, 3):
+                line = self.CONTENT[:length]
+                assert spans.read_head(0, length, digest_of(line)) == line[:HEAD_BYTES]
+
+    LONG = CONTENT[:5000]
+
+    @pytest.mark.parametrize("now", [LONG[1:] + b"x", LONG[:-1] + b"x", LONG[:-1], b""])
+    def test_the_head_of_another_line_is_not_given_out(self, now: bytes) -> None:
+        """Shifted, cut, or edited behind its head: it is not the line that was indexed.
+
+        The story: the head was read without proof, and where the file changed between indexing and judging, quarantine
+        showed text that began no line.
+        """
+        with reading(now) as reader, pytest.raises(InputChanged):
+            SpanReader(reader._descriptor, "x").read_head(0, len(self.LONG), digest_of(self.LONG))
