@@ -230,16 +230,22 @@ class Indexer:
         if (look is Look.RETURNED or not proven) and not self._is_still(facts, key):
             self._out.unsettled.append(key)
             return
-        if look is Look.RETURNED:
-            known.state = "present"
-            if file.kind is InputKind.SCORED:
-                self._inputs.thaw_scored(known, self._options)
-            self._inputs.write_file(known)
         whole = self._is_read_anew(key) or (look is Look.RETURNED and file.kind is InputKind.EVIDENCE)
-        change = look.value if look is Look.RETURNED else "appended"
-        if not proven or whole or not self._append(reader, facts, known, change):
-            reader.rewind()
-            self._rewrite(reader, facts, known, look)
+        if proven and not whole:
+            self._set_present(known)
+            if self._append(reader, facts, known, look.value if look is Look.RETURNED else "appended"):
+                return
+        reader.rewind()
+        self._rewrite(reader, facts, known, look)
+
+    def _set_present(self, record: FileRecord) -> None:
+        """An absent file is there again, and has been read: nothing else would see that its rows are to come back."""
+        if record.present:
+            return
+        record.state = "present"
+        if record.kind is InputKind.SCORED:
+            self._inputs.thaw_scored(record, self._options)
+        self._inputs.write_file(record)
 
     def _is_still(self, facts: StatFacts, key: FileKey) -> bool:
         if self._settle_ns == 0:
@@ -329,6 +335,7 @@ class Indexer:
         if tail is not None and record.tail_digest is not None:
             self._stage(record, [tail], lines)
             lines += 1
+        self._set_present(record)
         same = record.indexed_sha256 == reader.sha256 and record.indexed_bytes == reader.consumed
         _record_reading(record, reader, facts)
         record.indexed_lines, record.malformed_lines = lines, malformed

@@ -13,6 +13,7 @@ import structlog
 
 from distilld import batch, intake, oracle
 from distilld.model import Dataset, InputKind, OnDelete, Options, Trigger, UnreadableError
+from distilld.tail import Line, PartitionReader
 from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
 from tests.property.test_histories import Histories, KeepHistories, TripwireHistories, refused
@@ -456,6 +457,33 @@ def test_absent_file_is_read_with_the_new_line_limit_later(keep: KeepHistories) 
     keep.check_pass()
     keep.history.bring_back(0)
     keep.check_pass()
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+@pytest.mark.parametrize("kind", [SCORED, EVIDENCE])
+def test_file_that_returns_counts_once_it_is_read(
+    keep: KeepHistories, monkeypatch: pytest.MonkeyPatch, kind: InputKind, rewritten: bool
+) -> None:
+    """An absent file that returns and cannot be read to its end stays absent; its rows once never got their evidence."""
+    put(keep, 0, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b", "two")])
+    keep.check_pass()
+    keep.history.delete(kind, 0)
+    keep.check_pass()
+    keep.history.bring_back(0)
+    if rewritten:
+        keep.history.drop(kind, 0, 0, 1, in_place=False)
+    assert keep.engine is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(PartitionReader, "blocks", cannot_be_read)
+        assert keep.engine.run_pass(Trigger.RESCAN).unreadable
+    keep.check_pass()
+    put(keep, 0, [scored("a", "accepted", signature="another")])
+    keep.check_pass()
+
+
+def cannot_be_read(reader: PartitionReader) -> Iterator[list[Line]]:
+    """What stands where a file's lines are read, and the disk fails."""
+    raise UnreadableError(reader._shown, OSError(5, "Input/output error"))
 
 
 @pytest.mark.parametrize("category", ["accepted", "rejected"])
