@@ -106,6 +106,21 @@ def test_unreadable_file_is_read_with_the_new_line_limit_later(lake: Histories) 
     assert lake.store.recall("files_to_read_anew") == "[]"
 
 
+def test_lines_are_read_with_another_limit_once(lake: Histories) -> None:
+    """A row that waits for a file which cannot be read once made every pass read all files anew, after such a change."""
+    put(lake, 0, [scored("a", "accepted")], [evidence("a")])
+    put(lake, 1, [scored("b", "accepted")], [evidence("b")])
+    lake.check_pass()
+    restart(lake, replace(WITHDRAW, max_line_bytes=700))
+    with refused(PARTITIONS[0], EVIDENCE):
+        for read in (True, False):
+            restart(lake, lake.options)
+            assert lake.engine is not None
+            assert bool(lake.engine.run_pass(Trigger.RESCAN).indexed.rows_indexed) is read
+            assert lake.engine.work.waiting().anything
+    lake.check_pass()
+
+
 @pytest.mark.parametrize("kind", [SCORED, EVIDENCE])
 def test_unreadable_file_stops_nothing(lake: Histories, kind: InputKind) -> None:
     """Rows that wait for a file which cannot be read wait alone; they once kept every other row from being judged."""
