@@ -360,7 +360,7 @@ def drop_ids(lines: dict[bytes, bytes]) -> Drop:
     start = len(prefix)
 
     def drop(line: bytes) -> bool:
-        return line.startswith(prefix) and line[start : line.index(b'"', start)] in lines
+        return line.startswith(prefix) and line[start : line.find(b'"', start)] in lines
 
     return drop
 

@@ -282,6 +282,12 @@ class TestRewrite:
             exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
         assert path.read_bytes() == content
 
+    def test_an_id_that_ends_nowhere_is_an_edit(self, exports: Exports, known: Committed, path: Path) -> None:
+        """The story: the line was taken apart before the digest was compared, and the run ended with a ValueError."""
+        path.write_bytes(rows(1, 2, 3)[:40].ljust(known.size - 1, b"x") + b"\n")
+        with pytest.raises(ExportTamperedError, match="other bytes"):
+            exports.rewrite(NAME, known, TEMP, drop_ids({b"rag-1": b""}), [])
+
 
 class TestInstall:
     """The last step, which may be done twice."""
