@@ -8,13 +8,14 @@ off and run again. Nothing here decides which: :mod:`distilld.commit` does.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,9 @@ BLOCK_BYTES: Final = 1 << 17
 
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
 """Rows that must leave are gone from the datasets before anything else is renamed."""
+
+_NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What says that an owner or a mode cannot be had here: EINVAL, that the user namespace has no number for the owner."""
 
 Drop = Callable[[bytes], bool]
 """Whether a line (line feed included) is left out of a rewritten file."""
@@ -453,12 +457,25 @@ def _create(target: Path, like: int | None) -> int:
 
 def _take_after(descriptor: int, status: os.stat_result) -> None:
     """Give a file the owner, the group and the mode of another, each where permitted (SPEC 3.10)."""
-    for owner, group in ((status.st_uid, -1), (-1, status.st_gid)):
-        with suppress(PermissionError):
-            os.fchown(descriptor, owner, group)
+    new = os.fstat(descriptor)
+    if new.st_uid != status.st_uid:
+        with _where_permitted():
+            os.fchown(descriptor, status.st_uid, -1)
+    if new.st_gid != status.st_gid:
+        with _where_permitted():
+            os.fchown(descriptor, -1, status.st_gid)
     # Last, because a change of owner clears some bits.
-    with suppress(PermissionError):
+    with _where_permitted():
         os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+
+
+@contextmanager
+def _where_permitted() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_PERMITTED:
+            raise
 
 
 def _stream(

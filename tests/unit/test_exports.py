@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -238,24 +239,47 @@ class TestRewrite:
         assert after.st_ino != before.st_ino
         assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
+    @pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS])
     @pytest.mark.parametrize("refused", ["fchown", "fchmod"])
     def test_what_may_not_be_kept_stops_nothing(
-        self, exports: Exports, known: Committed, path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+        self, exports: Exports, known: Committed, path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, number: int
     ) -> None:
         """Where the system permits no change of owner, the mode is kept all the same.
 
-        The story: one refused call skipped all others, and a failing one left its descriptor open.
+        The story: one refused call skipped all others, and a failing one left its descriptor open. Later, an owner
+        that has no number in the user namespace of a container, which is EINVAL, let no rewrite succeed.
         """
         path.chmod(0o600)
+        if os.geteuid() == 0:
+            os.chown(path, 1234, 2345)
 
         def refuse(*_: object) -> None:
-            raise PermissionError(1, "Operation not permitted")
+            raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr(os, refused, refuse)
         written = exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
         mode = stat.S_IMODE(path.with_name(TEMP).stat().st_mode)
         assert mode == (0o600 if refused == "fchown" else 0o640 & ~_umask())
         assert written.dropped == 0
+
+    def test_an_owner_that_is_right_is_not_changed(
+        self, exports: Exports, known: Committed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The call is not made, so that no system need allow it."""
+        monkeypatch.setattr(os, "fchown", None)
+        exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+
+    def test_a_disk_that_fails_is_told(
+        self, exports: Exports, known: Committed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is no missing permission."""
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "fchmod", fail)
+        with pytest.raises(ExportWriteError, match="Input/output"):
+            exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
 
     @pytest.mark.parametrize("what", ["file", "link"])
     def test_the_temporary_file_is_always_a_new_one(
