@@ -251,8 +251,8 @@ class Committer:
         records = self._ledger.exports()
         for name in RENAME_ORDER:
             record = records[name]
-            if record.pending_temp is not None and record.inode is not None:
-                facts = self._exports.install(name, record.pending_temp, record.committed, record.inode)
+            if record.pending_temp is not None:
+                facts = self._exports.install(name, record.pending_temp, record.committed)
                 with self._store.transaction():
                     self._ledger.set_installed(name, facts)
 

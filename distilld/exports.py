@@ -224,19 +224,21 @@ class Exports:
         self._hashes[name] = (sha, facts)
         return Written(size, sha.hexdigest(), facts)
 
-    def install(self, name: str, temp: str, committed: Committed, inode: int) -> StatFacts | None:
+    def install(self, name: str, temp: str, committed: Committed) -> StatFacts | None:
         """Put the finished temporary file in the live one's place; does nothing where that was done before.
 
-        A file is the finished one if it has the recorded inode, or else, as in a copy of the root, the recorded bytes.
-        Returns None where neither file is: somebody removed it, and the live one is to be restored.
+        Returns None where neither file is what was committed: somebody changed or removed it, and the live one is to be
+        restored.
         """
         path = self._root / EXPORT_PATHS[name]
         source = path.with_name(temp)
         with _writing(EXPORT_PATHS[name]):
-            if _is_version(source, committed, inode):
+            found = self._is_version(source, name, committed)
+            if found:
                 os.rename(source, path)
-            source.unlink(missing_ok=True)
-            found = _is_version(path, committed, inode)
+            else:
+                source.unlink(missing_ok=True)
+                found = self._is_version(path, name, committed)
             # Even where it was renamed before: a kill may have come between the rename and this.
             if path.parent.is_dir():
                 sync_folder(path.parent)
@@ -249,6 +251,20 @@ class Exports:
         if held is not None:
             self._hashes[name] = (held[0], facts)
         return facts
+
+    def _is_version(self, path: Path, name: str, committed: Committed) -> bool:
+        """Whether a file holds a committed version; it is read, unless this process wrote it and left it so."""
+        status = _lstat(path)
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != committed.size:
+            return False
+        held = self._hashes.get(name)
+        if held is not None and held[1].same_file_state(StatFacts.of(status, 0)):
+            return held[0].hexdigest() == committed.sha256
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return _sha_of(descriptor, committed.size, self._pulse).hexdigest() == committed.sha256
+        finally:
+            os.close(descriptor)
 
     def cut_back(self, name: str, known: Committed, *, existed: bool) -> None:
         """Undo an append: cut the file back to its committed length, or remove it where there was none before.
@@ -404,20 +420,6 @@ def _lstat(path: Path) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
-
-
-def _is_version(path: Path, committed: Committed, inode: int) -> bool:
-    """Whether a file is a committed version: by its inode, or by its bytes."""
-    status = _lstat(path)
-    if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != committed.size:
-        return False
-    if status.st_ino == inode:
-        return True
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return _sha_of(descriptor, committed.size).hexdigest() == committed.sha256
-    finally:
-        os.close(descriptor)
 
 
 def _open_live(path: Path, shown: str, known: Committed) -> int | None:

@@ -23,6 +23,7 @@ from tests.crash.histories import (
     append_rows,
     given,
     nothing,
+    rescore,
     run,
     touch_all_nine,
     write_first,
@@ -261,6 +262,30 @@ def test_a_restoration_that_is_cut_off_is_no_second_tampering(prepare: Prepare) 
     assert outcome(lake.root) == expected
     with lake.opened() as engine:
         assert len(engine.ledger.tamperings()) == 1
+
+
+@pytest.mark.parametrize("place", ["install", "_install"], ids=["before the rename", "behind it"])
+def test_an_edit_that_is_made_after_a_kill_is_undone(prepare: Prepare, place: str) -> None:
+    """A version that waits, or was just put in place, and is edited at the same length while nothing runs.
+
+    The story: recovery knew its file by inode and length, and recorded the facts of the edited one as those of the
+    whole one; no later look read it again.
+    """
+    lake = prepare(History("rescore", rescore))
+    made = calls_of(lake)
+    expected = at_rest(lake.root)
+    lake.reset()
+    name = "os.rename" if place == "install" else "sql BEGIN"
+    assert dies_at(at(made, name, f".{place}").number, lake.start)
+    sft = lake.root / DATASET_PATHS[Dataset.SFT]
+    edited = next(sft.parent.glob(".*.tmp")) if place == "install" else sft
+    with edited.open("r+b") as file:
+        content = file.read().replace(b"some words", b"SOME WORDS")
+        file.seek(0)
+        file.write(content)
+    lake.start()
+    committed_and_whole(lake.root)
+    assert at_rest(lake.root) == expected
 
 
 def _empty_the_exports(root: Path) -> None:

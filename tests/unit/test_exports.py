@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable
@@ -192,7 +193,7 @@ class TestAppend:
     def test_an_empty_file_may_be_gone(self, exports: Exports, known: Committed, path: Path) -> None:
         """Nothing is lost with it."""
         emptied = exports.rewrite(NAME, known, TEMP, lambda _: True, [])
-        exports.install(NAME, TEMP, committed(emptied), emptied.facts.inode)
+        exports.install(NAME, TEMP, committed(emptied))
         assert path.read_bytes() == b""
         path.unlink()
         assert exports.check(NAME, committed(emptied)) is None
@@ -210,7 +211,7 @@ class TestRewrite:
         assert path.with_name(TEMP).read_bytes() == rows(1, 3, 4)
         assert (written.size, written.dropped) == (len(rows(1, 3, 4)), 1)
         assert written.sha256 == hashlib.sha256(rows(1, 3, 4)).hexdigest()
-        facts = exports.install(NAME, TEMP, committed(written), written.facts.inode)
+        facts = exports.install(NAME, TEMP, committed(written))
         assert facts is not None
         assert path.read_bytes() == rows(1, 3, 4)
         assert not path.with_name(TEMP).exists()
@@ -234,7 +235,7 @@ class TestRewrite:
             os.chown(path, 1234, 2345)
         before = path.stat()
         written = exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
-        exports.install(NAME, TEMP, committed(written), written.facts.inode)
+        exports.install(NAME, TEMP, committed(written))
         after = path.stat()
         assert after.st_ino != before.st_ino
         assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
@@ -324,7 +325,7 @@ class TestInstall:
     def test_twice_is_as_good_as_once(self, exports: Exports, finished: Written, path: Path) -> None:
         """A kill may have come behind the rename."""
         for _ in range(2):
-            facts = exports.install(NAME, TEMP, committed(finished), finished.facts.inode)
+            facts = exports.install(NAME, TEMP, committed(finished))
             assert facts is not None
             assert facts.inode == finished.facts.inode
         assert path.read_bytes() == rows(1, 2, 3, 4)
@@ -334,19 +335,40 @@ class TestInstall:
     ) -> None:
         """The story: a process was killed between the rename and the fsync of the folder, recovery saw the new file in
         place, cleared the mark and synced nothing; a power cut then brought the old file back, unnoticed."""
-        exports.install(NAME, TEMP, committed(finished), finished.facts.inode)
+        exports.install(NAME, TEMP, committed(finished))
         synced: list[Path] = []
         monkeypatch.setattr(module, "sync_folder", synced.append)
-        exports.install(NAME, TEMP, committed(finished), finished.facts.inode)
+        exports.install(NAME, TEMP, committed(finished))
         assert synced == [exports._root / "exports/rag"]
 
     def test_a_copy_of_the_root_is_finished_too(self, exports: Exports, finished: Written, path: Path) -> None:
         """The story: a box died between COMMIT and rename, its disk was copied, the inodes of the copy were others, and
-        recovery ended each start with 'was replaced'. The bytes tell as well."""
-        facts = exports.install(NAME, TEMP, committed(finished), finished.facts.inode + 1)
-        assert facts is not None
-        assert path.read_bytes() == rows(1, 2, 3, 4)
-        assert exports.install(NAME, TEMP, committed(finished), finished.facts.inode + 1) is not None
+        recovery ended each start with 'was replaced'. The bytes tell."""
+        waiting = path.with_name(TEMP)
+        shutil.copy(waiting, path.with_name("copy"))
+        path.with_name("copy").rename(waiting)
+        for _ in range(2):
+            assert Exports(exports._root).install(NAME, TEMP, committed(finished)) is not None
+            assert path.read_bytes() == rows(1, 2, 3, 4)
+
+    @pytest.mark.parametrize("where", ["waiting", "in place"])
+    def test_an_edit_in_place_is_noticed_by_another_process(
+        self, exports: Exports, finished: Written, path: Path, where: str
+    ) -> None:
+        """The story: after a kill a version was known by its inode and its length. One that was edited meanwhile, and
+        kept both, was recorded as whole, and the next run said 'up to date'."""
+        if where == "in place":
+            exports.install(NAME, TEMP, committed(finished))
+        with (path if where == "in place" else path.with_name(TEMP)).open("r+b") as file:
+            file.write(rows(9))
+        assert Exports(exports._root).install(NAME, TEMP, committed(finished)) is None
+
+    def test_what_this_process_wrote_is_not_read_again(
+        self, exports: Exports, finished: Written, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its digest is held since."""
+        monkeypatch.setattr(os, "pread", None)
+        assert exports.install(NAME, TEMP, committed(finished)) is not None
 
     @pytest.mark.parametrize("live", [None, rows(1, 2, 3), rows(1, 2, 3, 5)])
     def test_a_version_that_is_lost_is_told(
@@ -359,7 +381,7 @@ class TestInstall:
             path.unlink()
             if live is not None:
                 path.write_bytes(live)
-            assert exports.install(NAME, TEMP, committed(finished), finished.facts.inode) is None
+            assert exports.install(NAME, TEMP, committed(finished)) is None
 
     def test_a_waiting_file_that_was_edited_is_not_installed(
         self, exports: Exports, finished: Written, path: Path
@@ -367,7 +389,7 @@ class TestInstall:
         """It is removed, and the live file stays."""
         path.with_name(TEMP).unlink()
         path.with_name(TEMP).write_bytes(rows(1, 2, 3, 5))
-        assert exports.install(NAME, TEMP, committed(finished), 1) is None
+        assert exports.install(NAME, TEMP, committed(finished)) is None
         assert path.read_bytes() == rows(1, 2, 3)
         assert not path.with_name(TEMP).exists()
 
