@@ -37,10 +37,10 @@ def copy_aside(path: Path, folder: Path, name: str, stamp: str) -> Path:
 
 
 def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
-    """Move what is no file to ``name-stamp`` in ``folder``; returns where it is now.
+    """Move what nobody reads to ``name-stamp`` in ``folder``; returns where it is now.
 
-    From another file system only a link and a folder can be moved, by making them anew. All else has no content that
-    could be kept: it is removed, and None returned.
+    From another file system only a file, a link and a folder can be moved, by making them anew. All else has no content
+    that could be kept: it is removed, and None returned.
 
     Raises:
         OSError: The system refused.
@@ -54,7 +54,7 @@ def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
         if error.errno != errno.EXDEV:
             raise
         mode = os.lstat(path).st_mode
-        kept = stat.S_ISLNK(mode) or stat.S_ISDIR(mode)
+        kept = stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)
         if kept:
             _make(path, target, name)
         _remove(path)

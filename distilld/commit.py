@@ -4,13 +4,15 @@
 |---|---|
 | before the intent | nothing |
 | before COMMIT | cuts appended files back, removes temporary files, drops the intents |
-| after COMMIT | puts temporary files in place, writes receipts |
+| after COMMIT | puts temporary files in place, what is no file there aside; writes receipts |
 
 Recovery decides from the store alone, may itself be killed, and is what a running process does after any failure.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,10 +25,11 @@ import structlog
 
 from distilld import receipt as receipts
 from distilld.account import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of
+from distilld.aside import copy_aside, move_aside
 from distilld.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
-from distilld.exports import RENAME_ORDER, Drop, Exports, Written, drop_digests, drop_ids
+from distilld.exports import RENAME_ORDER, Drop, Exports, ExportWriteError, Written, drop_digests, drop_ids
 from distilld.facts import CATEGORY_CODES
-from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError
+from distilld.model import EXPORT_PATHS, SET_ASIDE, Category, Committed, Dataset, Options, ProgramError
 from distilld.store import Store
 from distilld.store.ledger import ExportRecord, Intent, Ledger, Totals
 from distilld.tail import digest_of
@@ -251,10 +254,50 @@ class Committer:
         records = self._ledger.exports()
         for name in RENAME_ORDER:
             record = records[name]
-            if record.pending_temp is not None:
-                facts = self._exports.install(name, record.pending_temp, record.committed)
-                with self._store.transaction():
-                    self._ledger.set_installed(name, facts)
+            if record.pending_temp is None:
+                continue
+            tampered = self._make_room(name, record.pending_temp)
+            facts = self._exports.install(name, record.pending_temp, record.committed)
+            if facts is None:
+                self.set_aside(name, self._clock(), temp=record.pending_temp)
+            with self._store.transaction():
+                self._ledger.set_installed(name, facts)
+                if tampered:
+                    self._ledger.count_tampering(self._clock())
+
+    def _make_room(self, name: str, temp: str) -> bool:
+        """Set aside what somebody put where a finished file is to go; returns whether there was anything."""
+        error = self._exports.in_the_way(name, temp)
+        if error is None:
+            return False
+        log.error("export_tampered", path=error.path, problem=error.problem)
+        self.set_aside(name, self._clock())
+        return True
+
+    def set_aside(self, name: str, now_ns: int, *, temp: str | None = None) -> Path | None:
+        """Move what stands in an export's place, or copy it where readers may have it open; None where it is gone.
+
+        With ``temp`` it is the export's temporary file that is moved.
+
+        Raises:
+            ExportWriteError: The system refused.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        path = path.with_name(temp) if temp else path
+        try:
+            regular = stat.S_ISREG(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ExportWriteError(EXPORT_PATHS[name], error) from error
+        put_aside = copy_aside if regular and not temp else move_aside
+        try:
+            kept = put_aside(path, self._root / SET_ASIDE, name, iso_time(now_ns).replace(":", ""))
+        except OSError as error:
+            raise ExportWriteError(SET_ASIDE, error) from error
+        shown = f"{SET_ASIDE}/{kept.name}" if kept is not None else None
+        log.warning("export_set_aside", path=str(path.relative_to(self._root)), copy=shown)
+        return kept if regular else None
 
     def _report(self, *, cut_off: bool = False) -> None:
         """Write the receipts of what was committed, and remove those that are kept no longer."""

@@ -224,11 +224,22 @@ class Exports:
         self._hashes[name] = (sha, facts)
         return Written(size, sha.hexdigest(), facts)
 
+    def in_the_way(self, name: str, temp: str) -> ExportTamperedError | None:
+        """What is wrong with the place of the live file, if a temporary one is to go there: it holds no file."""
+        path = self._root / EXPORT_PATHS[name]
+        with _writing(EXPORT_PATHS[name]):
+            live = _lstat(path)
+            if live is None or stat.S_ISREG(live.st_mode) or _lstat(path.with_name(temp)) is None:
+                return None
+        return ExportTamperedError(
+            EXPORT_PATHS[name], "is a link" if stat.S_ISLNK(live.st_mode) else "is no regular file"
+        )
+
     def install(self, name: str, temp: str, committed: Committed) -> StatFacts | None:
         """Put the finished temporary file in the live one's place; does nothing where that was done before.
 
         Returns None where neither file is what was committed: somebody changed or removed it, and the live one is to be
-        restored.
+        restored. A temporary file that was changed is left as it is.
         """
         path = self._root / EXPORT_PATHS[name]
         source = path.with_name(temp)
@@ -237,7 +248,6 @@ class Exports:
             if found:
                 os.rename(source, path)
             else:
-                source.unlink(missing_ok=True)
                 found = self._is_version(path, name, committed)
             # Even where it was renamed before: a kill may have come between the rename and this.
             if path.parent.is_dir():

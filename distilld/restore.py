@@ -21,7 +21,6 @@ import orjson
 import structlog
 
 from distilld.account import iso_time
-from distilld.aside import copy_aside, move_aside
 from distilld.commit import Committer, NewVersion
 from distilld.decisions import PublishedWithdrawal, key_of
 from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError
@@ -30,7 +29,6 @@ from distilld.json_text import parse_object
 from distilld.lake import is_partition, open_partition
 from distilld.model import (
     EXPORT_PATHS,
-    SET_ASIDE,
     SFT_NEVER,
     TAMPERINGS_AN_HOUR,
     Committed,
@@ -120,13 +118,11 @@ class Restorer:
 
     def _count_tampering(self, damaged: dict[str, ExportTamperedError], now_ns: int) -> None:
         """Count what one look found as one time. What was counted and is yet to be restored is not counted again."""
-        recent = self._ledger.recent_tamperings(now_ns)
-        if not set(damaged) <= self._restoring() and len(recent) < TAMPERINGS_AN_HOUR:
-            recent.append(now_ns)
         with self._store.transaction():
-            self._store.remember("tamperings", orjson.dumps(recent).decode())
+            if not set(damaged) <= self._restoring():
+                self._ledger.count_tampering(now_ns)
             self._store.remember("restoring", orjson.dumps(sorted(damaged)).decode())
-        if len(recent) >= TAMPERINGS_AN_HOUR:
+        if len(self._ledger.recent_tamperings(now_ns)) >= TAMPERINGS_AN_HOUR:
             error = next(iter(damaged.values()))
             raise AnotherWriterError(
                 f"another writer: {error.path} {error.problem}, the third time within an hour",
@@ -143,7 +139,7 @@ class Restorer:
 
     def restore(self, name: str, now_ns: int) -> None:
         """Set a damaged export aside and put what is left of it in its place; the rest is queued."""
-        aside = self._set_aside(name, now_ns)
+        aside = self._committer.set_aside(name, now_ns)
         if name.startswith("withdrawals_"):
             self._restore_log(name)
         else:
@@ -174,24 +170,6 @@ class Restorer:
         self._frozen.expect(name)
         self._committer.replace([NewVersion(name, good_lines(), lambda: kept)], queue)
         log.warning("export_restored", path=EXPORT_PATHS[name], rows_kept=kept, rows_missing=missing)
-
-    def _set_aside(self, name: str, now_ns: int) -> Path | None:
-        """Move what stands in an export's place, or copy it where readers may have it open; None where it is gone."""
-        path = self._root / EXPORT_PATHS[name]
-        try:
-            regular = stat.S_ISREG(os.lstat(path).st_mode)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ExportWriteError(EXPORT_PATHS[name], error) from error
-        put_aside = copy_aside if regular else move_aside
-        try:
-            kept = put_aside(path, self._root / SET_ASIDE, name, iso_time(now_ns).replace(":", ""))
-        except OSError as error:
-            raise ExportWriteError(SET_ASIDE, error) from error
-        shown = f"{SET_ASIDE}/{kept.name}" if kept is not None else None
-        log.warning("export_set_aside", path=EXPORT_PATHS[name], copy=shown)
-        return kept if regular else None
 
     # taking over
 
@@ -236,7 +214,7 @@ class Restorer:
         """
         path = self._root / EXPORT_PATHS[name]
         if not stat.S_ISREG(os.lstat(path).st_mode):
-            self._set_aside(name, now_ns)
+            self._committer.set_aside(name, now_ns)
             return 0, 0
         good = bad = 0
         take = self._take_withdrawal if name.startswith("withdrawals_") else self._take_orphan
@@ -253,7 +231,7 @@ class Restorer:
 
         def settle() -> None:
             if bad:
-                self._set_aside(name, now_ns)
+                self._committer.set_aside(name, now_ns)
             if name == dataset:
                 self._frozen.add_orphans(dataset)
             else:
@@ -281,7 +259,7 @@ class Restorer:
         run back whose rejection was deleted (SPEC 3). Where that partition is gone the row's line stays, as that of any
         held row of an absent partition, and says it again when this store is lost, too.
         """
-        copies = {name: self._set_aside(name, now_ns) for name in names}
+        copies = {name: self._committer.set_aside(name, now_ns) for name in names}
         kept: Counter[str] = Counter()
         self._frozen.stage_verdicts()
 

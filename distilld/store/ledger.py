@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from distilld.facts import REASONS, SHIPPED
-from distilld.model import EXPORT_PATHS, Committed, Dataset, InputKind, StatFacts
+from distilld.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, InputKind, StatFacts
 from distilld.store import Store
 from distilld.store.schema import last_verdict
 
@@ -120,6 +120,11 @@ class Ledger:
     def recent_tamperings(self, now_ns: int) -> list[int]:
         """Those of the last hour. One that lies ahead of the clock is of a clock that went wrong, and does not count."""
         return [each for each in self.tamperings() if 0 <= now_ns - each < _HOUR_NS]
+
+    def count_tampering(self, now_ns: int) -> None:
+        """Exports were found changed from outside; more times than stop the writing are not counted within an hour."""
+        times = [*self.recent_tamperings(now_ns), now_ns][:TAMPERINGS_AN_HOUR]
+        self._store.remember("tamperings", orjson.dumps(times).decode())
 
     def lacks(self, sequence: int, batch_id: str) -> bool:
         """Whether the store should know a batch and does not: it is from before it, or went another way.

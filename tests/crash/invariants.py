@@ -152,7 +152,7 @@ def _nothing_is_left(root: Path) -> None:
     expected = {root / path for path in EXPORT_PATHS.values()}
     for folder in (root / "exports", root / "reports"):
         for path in folder.rglob("*"):
-            if path.is_file() and path not in expected and path.parent.name != ".set-aside":
+            if path.is_file() and path not in expected and ".set-aside" not in path.parts:
                 assert path.name in ("receipt.json", "latest.md", ".distilld.lock"), f"{path} is left over"
 
 

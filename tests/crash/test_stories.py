@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from distilld.batch import Engine, PassResult
-from distilld.model import DATASET_PATHS, Dataset, Options, Trigger
+from distilld.model import DATASET_PATHS, SET_ASIDE, Dataset, Options, Trigger
 from tests.crash.calls import Call, calls
 from tests.crash.deaths import dies_at
 from tests.crash.histories import (
@@ -286,6 +289,42 @@ def test_an_edit_that_is_made_after_a_kill_is_undone(prepare: Prepare, place: st
     lake.start()
     committed_and_whole(lake.root)
     assert at_rest(lake.root) == expected
+    assert any(b"SOME WORDS" in copy.read_bytes() for copy in (lake.root / SET_ASIDE).iterdir())
+
+
+@pytest.mark.parametrize("what", ["folder", "link", "fifo"])
+def test_what_is_no_file_makes_room_for_a_version_that_waits(prepare: Prepare, what: str) -> None:
+    """It is set aside, counted once, and the version that waits is not lost for it.
+
+    The story: recovery could not rename a file over a folder and said 'Is a directory' at every start, while a row that
+    was rejected went on to ship. A link or a FIFO was replaced without a word.
+    """
+    lake = prepare(History("rescore", rescore))
+    made = calls_of(lake)
+    expected = outcome(lake.root)
+    lake.reset()
+    assert dies_at(at(made, "os.rename", ".install").number, lake.start)
+    sft = lake.root / DATASET_PATHS[Dataset.SFT]
+    sft.unlink()
+    match what:
+        case "folder":
+            sft.mkdir()
+            (sft / "note").write_bytes(b"of an operator")
+        case "link":
+            sft.symlink_to("elsewhere")
+        case "fifo":
+            os.mkfifo(sft)
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        lake.start()
+    told = [each["event"] for each in logs if each["event"].startswith("export")]
+    assert told == ["export_tampered", "export_set_aside"]
+    assert outcome(lake.root) == expected
+    committed_and_whole(lake.root)
+    (aside,) = (lake.root / SET_ASIDE).iterdir()
+    assert (aside.is_dir(), aside.is_symlink(), aside.is_fifo()) == (what == "folder", what == "link", what == "fifo")
+    with lake.opened() as engine:
+        assert len(engine.ledger.tamperings()) == 1
 
 
 def _empty_the_exports(root: Path) -> None:

@@ -386,12 +386,12 @@ class TestInstall:
     def test_a_waiting_file_that_was_edited_is_not_installed(
         self, exports: Exports, finished: Written, path: Path
     ) -> None:
-        """It is removed, and the live file stays."""
+        """Both files stay as they are, for others to judge."""
         path.with_name(TEMP).unlink()
         path.with_name(TEMP).write_bytes(rows(1, 2, 3, 5))
         assert exports.install(NAME, TEMP, committed(finished)) is None
         assert path.read_bytes() == rows(1, 2, 3)
-        assert not path.with_name(TEMP).exists()
+        assert path.with_name(TEMP).read_bytes() == rows(1, 2, 3, 5)
 
     def test_rows_that_leave_are_gone_before_anything_else(self) -> None:
         """SFT first, then the other datasets, then the rest; each of the nine once."""
