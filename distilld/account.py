@@ -184,7 +184,7 @@ def _outputs(
                 "appended": write.rows if write else 0,
                 "withdrawn": written[name].dropped if write else 0,
                 "adopted": adopted,
-                "rewritten": name in replaced or (write is not None and write.temp is not None),
+                "rewritten": name in replaced or (write is not None and write.drops > 0),
             }
         )
     return outputs

@@ -4,7 +4,7 @@
 |---|---|
 | before the intent | nothing |
 | before COMMIT | cuts appended files back, removes temporary files, drops the intents |
-| after COMMIT | puts temporary files in place, what is no file there aside; writes receipts |
+| after COMMIT | puts temporary files in place, what somebody else put there aside; writes receipts |
 
 Recovery decides from the store alone, may itself be killed, and is what a running process does after any failure.
 """
@@ -15,10 +15,10 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import orjson
 import structlog
@@ -33,6 +33,9 @@ from distilld.model import EXPORT_PATHS, SET_ASIDE, Category, Committed, Dataset
 from distilld.store import Store
 from distilld.store.ledger import ExportRecord, Intent, Ledger, Totals
 from distilld.tail import digest_of
+
+FIRST: Final = ".first"
+"""Marks the temporary file of an export without rows: a file that has some is not to be replaced by it unseen."""
 
 log = structlog.get_logger()
 
@@ -109,7 +112,7 @@ class Committer:
         self.keep_lock()
         records = self._ledger.exports()
         published = [_published(each, identity, self._ledger) for each in decisions.withdrawals]
-        writes = _writes_of(identity, decisions, published)
+        writes = _writes_of(identity, decisions, published, records)
         intents = [
             Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp) for write in writes
         ]
@@ -267,7 +270,7 @@ class Committer:
 
     def _make_room(self, name: str, temp: str) -> bool:
         """Set aside what somebody put where a finished file is to go; returns whether there was anything."""
-        error = self._exports.in_the_way(name, temp)
+        error = self._exports.in_the_way(name, temp, is_first=temp.endswith(f"{FIRST}.tmp"))
         if error is None:
             return False
         log.error("export_tampered", path=error.path, problem=error.problem)
@@ -350,8 +353,7 @@ class Committer:
         records = self._ledger.exports()
         for intent in intents:
             if intent.temp is None:
-                record = records[intent.name]
-                self._exports.cut_back(intent.name, record.committed, existed=record.generation > 0)
+                self._exports.cut_back(intent.name, records[intent.name].committed)
             else:
                 self._exports.discard(intent.name, intent.temp)
         with self._store.transaction():
@@ -382,7 +384,10 @@ class NewVersion:
 
 
 def _writes_of(
-    identity: BatchIdentity, decisions: Decisions, published: list[PublishedWithdrawal]
+    identity: BatchIdentity,
+    decisions: Decisions,
+    published: list[PublishedWithdrawal],
+    records: dict[str, ExportRecord],
 ) -> list[ExportWrite]:
     writes = []
     for dataset, change in decisions.changes.items():
@@ -391,7 +396,12 @@ def _writes_of(
         if gone:
             lines = b"".join(each.line() for each in gone)
             writes.append(ExportWrite(f"withdrawals_{dataset}", (lines,), len(gone), None, None, 0))
-    return writes
+    return [write if records[write.name].committed.size else _as_first(write, identity) for write in writes]
+
+
+def _as_first(write: ExportWrite, identity: BatchIdentity) -> ExportWrite:
+    """A write to an export without rows, made beside it: what another program puts there is never taken for ours."""
+    return replace(write, temp=_temp_name(write.name, identity.batch_id + FIRST), drop=drop_ids({}))
 
 
 def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetChanges) -> list[ExportWrite]:

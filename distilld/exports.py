@@ -125,21 +125,17 @@ class Exports:
     # writing
 
     def append(self, name: str, known: Committed, blocks: Iterable[bytes]) -> Written:
-        """Append behind the committed length, fsync; the caller has committed an intent.
+        """Append behind the committed length, fsync; there is a file, and the caller has committed an intent.
 
         Raises:
             ExportTamperedError: The file is not what its last commit left.
             ExportWriteError: The system refused.
         """
-        exists = self.check(name, known) is not None
-        path = self._root / EXPORT_PATHS[name]
+        self.check(name, known)
         with _writing(EXPORT_PATHS[name]):
-            if not exists:
-                make_folder(path.parent)
-            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if exists else os.O_CREAT | os.O_EXCL)
-            descriptor = os.open(path, flags, FILE_MODE)
+            descriptor = os.open(self._root / EXPORT_PATHS[name], os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                sha = self._hashes[name][0].copy() if name in self._hashes else hashlib.sha256()
+                sha = self._hashes[name][0].copy()
                 size = known.size
                 os.lseek(descriptor, size, os.SEEK_SET)
                 for block in blocks:
@@ -150,8 +146,6 @@ class Exports:
                 facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
             finally:
                 os.close(descriptor)
-            if not exists:
-                sync_up(path.parent, self._root)
         if facts.size != size:
             raise ExportTamperedError(EXPORT_PATHS[name], f"grew to {facts.size} bytes while it was written")
         self._hashes[name] = (sha, facts)
@@ -187,7 +181,7 @@ class Exports:
             finally:
                 if old is not None:
                     os.close(old)
-            sync_folder(path.parent)
+            sync_up(path.parent, self._root)
         self._hashes[name] = (sha, facts)
         return Written(size, sha.hexdigest(), facts, dropped)
 
@@ -224,16 +218,21 @@ class Exports:
         self._hashes[name] = (sha, facts)
         return Written(size, sha.hexdigest(), facts)
 
-    def in_the_way(self, name: str, temp: str) -> ExportTamperedError | None:
-        """What is wrong with the place of the live file, if a temporary one is to go there: it holds no file."""
+    def in_the_way(self, name: str, temp: str, *, is_first: bool) -> ExportTamperedError | None:
+        """What is wrong with the place of the live file, if a temporary one is to go there.
+
+        It may hold what is no file; or a file with something in it, where there was none before.
+        """
         path = self._root / EXPORT_PATHS[name]
         with _writing(EXPORT_PATHS[name]):
             live = _lstat(path)
-            if live is None or stat.S_ISREG(live.st_mode) or _lstat(path.with_name(temp)) is None:
+            if live is None or _lstat(path.with_name(temp)) is None:
                 return None
-        return ExportTamperedError(
-            EXPORT_PATHS[name], "is a link" if stat.S_ISLNK(live.st_mode) else "is no regular file"
-        )
+        if stat.S_ISREG(live.st_mode):
+            problem = "appeared while it was written" if is_first and live.st_size else None
+        else:
+            problem = "is a link" if stat.S_ISLNK(live.st_mode) else "is no regular file"
+        return ExportTamperedError(EXPORT_PATHS[name], problem) if problem else None
 
     def install(self, name: str, temp: str, committed: Committed) -> StatFacts | None:
         """Put the finished temporary file in the live one's place; does nothing where that was done before.
@@ -276,23 +275,16 @@ class Exports:
         finally:
             os.close(descriptor)
 
-    def cut_back(self, name: str, known: Committed, *, existed: bool) -> None:
-        """Undo an append: cut the file back to its committed length, or remove it where there was none before.
+    def cut_back(self, name: str, known: Committed) -> None:
+        """Undo an append: cut the file back to its committed length.
 
         A file that does not begin with the committed bytes is not the one that was appended to. Somebody put it there,
         and what is in it may be needed: it is left whole for :meth:`check` to find.
         """
-        path = self._root / EXPORT_PATHS[name]
         self._hashes.pop(name, None)
         with _writing(EXPORT_PATHS[name]):
-            live = _lstat(path)
-            if live is not None and not stat.S_ISREG(live.st_mode):
-                return
-            if not existed:
-                path.unlink(missing_ok=True)
-                if path.parent.is_dir():
-                    sync_folder(path.parent)
-            elif live is not None and live.st_size >= known.size:
+            live = _lstat(self._root / EXPORT_PATHS[name])
+            if live is not None and stat.S_ISREG(live.st_mode) and live.st_size >= known.size:
                 self._cut(name, known)
 
     def _cut(self, name: str, known: Committed) -> None:

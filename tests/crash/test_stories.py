@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
 from distilld.batch import Engine, PassResult
+from distilld.exports import Exports, Written
 from distilld.model import DATASET_PATHS, SET_ASIDE, Dataset, Options, Trigger
 from tests.crash.calls import Call, calls
 from tests.crash.deaths import dies_at
@@ -337,6 +339,51 @@ def test_a_batch_that_was_undone_leaves_no_empty_file(prepare: Prepare) -> None:
     made = calls_of(lake)
     lake.reset()
     assert dies_at(at(made, "sql COMMIT", "Committer.commit", nth=1).number, lake.start)
-    assert list((lake.root / "exports").rglob("*.jsonl"))
-    lake.recover()
+    assert list((lake.root / "exports").rglob("*.tmp"))
     assert not list((lake.root / "exports").rglob("*.jsonl"))
+    lake.recover()
+    assert not [path for path in (lake.root / "exports").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("when", ["before COMMIT", "behind it", "while it runs"])
+def test_a_file_that_appears_during_the_first_pass_is_kept(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Another program makes an export before we do, while nothing runs after a kill, or at the same time.
+
+    The story: to undo the first append to an export its file was deleted, whoever had made it and whatever was in it.
+    """
+    lake = prepare(History("first", write_first, before=None))
+    made = calls_of(lake)
+    expected = outcome(lake.root)
+    lake.reset()
+    rag = lake.root / DATASET_PATHS[Dataset.RAG]
+
+    def make_theirs(*_: object) -> None:
+        rag.parent.mkdir(parents=True, exist_ok=True)
+        rag.write_bytes(b"the only copy\n")
+
+    if when == "while it runs":
+        real = Exports.rewrite
+
+        def rewrite(self: Exports, name: str, *rest: Any) -> Written:
+            if not rag.exists():
+                make_theirs()
+            return real(self, name, *rest)
+
+        monkeypatch.setattr(Exports, "rewrite", rewrite)
+    else:
+        call = (
+            at(made, "sql COMMIT", "Committer.commit", nth=1)
+            if when == "before COMMIT"
+            else at(made, "os.rename", ".install")
+        )
+        assert dies_at(call.number, lake.start)
+        make_theirs()
+    lake.start()
+    committed_and_whole(lake.root)
+    assert outcome(lake.root) == expected
+    (copy,) = (lake.root / SET_ASIDE).iterdir()
+    assert copy.read_bytes() == b"the only copy\n"
+    with lake.opened() as engine:
+        assert len(engine.ledger.tamperings()) == 1

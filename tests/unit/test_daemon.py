@@ -683,16 +683,16 @@ def test_settings_outlast_a_corrupt_store(stage: Stage, monkeypatch: pytest.Monk
 
 def test_stop_within_a_pass_undoes_the_batch_in_hand(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM in the middle of a write ends at the next block; the batch is undone, and the next start does it."""
-    real = Exports.append
+    real = Exports.rewrite
 
-    def append(self: Exports, name: str, *rest: Any) -> Any:
+    def rewrite(self: Exports, name: str, *rest: Any) -> Any:
         written = real(self, name, *rest)
         if name == "rag":
             os.kill(os.getpid(), signal.SIGTERM)
             self._pulse()
         return written
 
-    monkeypatch.setattr(Exports, "append", append)
+    monkeypatch.setattr(Exports, "rewrite", rewrite)
     stage.run()
     assert stage.shipped() == 0
     assert not stage.events("batch_failed")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from distilld import durable
 from distilld import exports as module
 from distilld.exports import (
     RENAME_ORDER,
@@ -54,6 +53,13 @@ def keep_all(_: bytes) -> bool:
     return False
 
 
+def first(exports: Exports, *blocks: bytes) -> Committed:
+    """Make the first version of an export."""
+    made = committed(exports.rewrite(NAME, EMPTY, TEMP, keep_all, blocks))
+    assert exports.install(NAME, TEMP, made) is not None
+    return made
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where the export stands."""
@@ -69,7 +75,7 @@ def exports(tmp_path: Path) -> Exports:
 @pytest.fixture
 def known(exports: Exports) -> Committed:
     """An export of three rows."""
-    return committed(exports.append(NAME, EMPTY, [rows(1, 2, 3)]))
+    return first(exports, rows(1, 2, 3))
 
 
 class TestAppend:
@@ -77,7 +83,9 @@ class TestAppend:
 
     def test_the_first_rows_make_the_file(self, exports: Exports, path: Path) -> None:
         """Size, digest and facts are those of the file, and its folders stand."""
-        written = exports.append(NAME, EMPTY, [row(1), row(2)])
+        written = exports.rewrite(NAME, EMPTY, TEMP, keep_all, [row(1), row(2)])
+        assert not path.exists()
+        assert exports.install(NAME, TEMP, committed(written)) is not None
         assert path.read_bytes() == rows(1, 2)
         assert written.size == len(rows(1, 2))
         assert written.sha256 == hashlib.sha256(rows(1, 2)).hexdigest()
@@ -95,7 +103,7 @@ class TestAppend:
         """Nobody else may write, and others not even read."""
         before = os.umask(umask)
         try:
-            exports.append(NAME, EMPTY, [row(1)])
+            first(exports, row(1))
         finally:
             os.umask(before)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640 & ~umask
@@ -162,21 +170,6 @@ class TestAppend:
         assert elsewhere.read_bytes() == rows(1, 2, 3)
         assert not path.with_name(TEMP).exists()
 
-    def test_a_file_that_appears_meanwhile_is_not_written_to(
-        self, exports: Exports, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A file of somebody else's where there was none is not opened: O_EXCL."""
-        real = durable.make_folder
-
-        def make_and_intrude(folder: Path) -> None:
-            real(folder)
-            path.write_bytes(b"theirs")
-
-        monkeypatch.setattr(module, "make_folder", make_and_intrude)
-        with pytest.raises(ExportWriteError, match="File exists"):
-            exports.append(NAME, EMPTY, [row(1)])
-        assert path.read_bytes() == b"theirs"
-
     def test_somebody_who_writes_at_the_same_time_is_noticed(
         self, exports: Exports, known: Committed, path: Path
     ) -> None:
@@ -197,7 +190,7 @@ class TestAppend:
         assert path.read_bytes() == b""
         path.unlink()
         assert exports.check(NAME, committed(emptied)) is None
-        exports.append(NAME, committed(emptied), [row(1)])
+        first(exports, row(1))
         assert path.read_bytes() == row(1)
 
 
@@ -370,6 +363,36 @@ class TestInstall:
         monkeypatch.setattr(os, "pread", None)
         assert exports.install(NAME, TEMP, committed(finished)) is not None
 
+    @pytest.mark.parametrize(
+        ("content", "is_first", "problem"),
+        [
+            (None, True, None),
+            (b"", True, None),
+            (b"theirs", True, "appeared"),
+            (b"theirs", False, None),
+            ("link", False, "is a link"),
+            ("folder", True, "no regular file"),
+        ],
+    )
+    def test_what_must_not_be_replaced_unseen(
+        self, exports: Exports, path: Path, content: bytes | str | None, is_first: bool, problem: str | None
+    ) -> None:
+        """What is no file, and a file where none stood; only as long as there is something to put there."""
+        written = exports.rewrite(NAME, EMPTY, TEMP, keep_all, [row(1)])
+        if content == "link":
+            path.symlink_to("nowhere")
+        elif content == "folder":
+            path.mkdir()
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        found = exports.in_the_way(NAME, TEMP, is_first=is_first)
+        assert problem in str(found) if problem else found is None
+        if problem is None:
+            exports.install(NAME, TEMP, committed(written))
+        else:
+            path.with_name(TEMP).unlink()
+        assert exports.in_the_way(NAME, TEMP, is_first=is_first) is None
+
     @pytest.mark.parametrize("live", [None, rows(1, 2, 3), rows(1, 2, 3, 5)])
     def test_a_version_that_is_lost_is_told(
         self, exports: Exports, finished: Written, path: Path, live: bytes | None
@@ -406,7 +429,7 @@ class TestUndo:
         """Whole rows and torn ones."""
         exports.append(NAME, known, [row(4), row(5)[:7]])
         for _ in range(2):
-            exports.cut_back(NAME, known, existed=True)
+            exports.cut_back(NAME, known)
             assert path.read_bytes() == rows(1, 2, 3)
         assert exports.check(NAME, known) is not None
 
@@ -416,7 +439,7 @@ class TestUndo:
         """The look that follows, and the next append, go on from its digest."""
         exports.append(NAME, known, [row(4)])
         fresh = Exports(exports._root)
-        fresh.cut_back(NAME, known, existed=True)
+        fresh.cut_back(NAME, known)
         with monkeypatch.context() as patch:
             patch.setattr(os, "pread", None)
             assert fresh.check(NAME, known) is not None
@@ -430,41 +453,22 @@ class TestUndo:
         """One that does not begin with the committed bytes was not appended to; what is in it may be needed."""
         exports.append(NAME, known, [row(4)])
         path.write_bytes(content)
-        exports.cut_back(NAME, known, existed=True)
+        exports.cut_back(NAME, known)
         assert path.read_bytes() == content
         with pytest.raises(ExportTamperedError):
             exports.check(NAME, known)
-
-    @pytest.mark.parametrize("size", [0, 5])
-    def test_a_file_that_was_not_there_before_is_removed(self, exports: Exports, path: Path, size: int) -> None:
-        """No file before the first row (SPEC 3.10).
-
-        The story: a first batch that was undone left empty files, which loaders took for empty datasets.
-        """
-        exports.append(NAME, EMPTY, [row(1)[:size]])
-        for _ in range(2):
-            exports.cut_back(NAME, EMPTY, existed=False)
-            assert not path.exists()
-
-    def test_a_file_that_lost_all_its_rows_stays(self, exports: Exports, path: Path) -> None:
-        """It was empty before the append, and is empty after it is undone."""
-        exports.append(NAME, EMPTY, [])
-        exports.append(NAME, EMPTY, [row(1)])
-        exports.cut_back(NAME, EMPTY, existed=True)
-        assert path.read_bytes() == b""
 
     def test_what_is_shorter_or_no_file_is_left_for_others_to_judge(
         self, exports: Exports, known: Committed, path: Path
     ) -> None:
         """A cut never makes a file longer, and follows no link."""
         path.write_bytes(row(1))
-        exports.cut_back(NAME, known, existed=True)
+        exports.cut_back(NAME, known)
         assert path.read_bytes() == row(1)
         path.write_bytes(rows(1, 2, 3, 4))
         path.rename(path.with_name("elsewhere"))
         path.symlink_to(path.with_name("elsewhere"))
-        exports.cut_back(NAME, known, existed=True)
-        exports.cut_back(NAME, EMPTY, existed=False)
+        exports.cut_back(NAME, known)
         assert path.read_bytes() == rows(1, 2, 3, 4)
 
     def test_a_rewrite_is_discarded(self, exports: Exports, known: Committed, path: Path) -> None:
@@ -476,7 +480,7 @@ class TestUndo:
 
     def test_undo_before_anything_was_made(self, exports: Exports, tmp_path: Path) -> None:
         """A kill may have come right behind the intent, when not even the folder stood."""
-        exports.cut_back(NAME, EMPTY, existed=False)
+        exports.cut_back(NAME, EMPTY)
         exports.discard(NAME, TEMP)
         assert list(tmp_path.iterdir()) == []
 
