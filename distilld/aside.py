@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 from contextlib import suppress
@@ -18,6 +19,8 @@ from distilld.durable import FILE_MODE, FOLDER_MODE, make_folder, sync_folder
 
 COPIES_KEPT: Final = 5
 BLOCK_BYTES: Final = 1 << 20
+_STAMP: Final = re.compile(r"[0-9][0-9TZ.-]*")
+"""What stands behind ``name-``; whatever else stands in the folder is somebody's own."""
 
 
 def copy_aside(path: Path, folder: Path, name: str, stamp: str) -> Path:
@@ -31,7 +34,7 @@ def copy_aside(path: Path, folder: Path, name: str, stamp: str) -> Path:
     if newest and _same_bytes(newest[0], path):
         return newest[0]
     _thin_out(folder, name)
-    target = folder / f"{name}-{stamp}"
+    target = _free(folder, name, stamp)
     _make(path, target, name)
     return target
 
@@ -47,7 +50,7 @@ def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
     """
     make_folder(folder)
     _thin_out(folder, name)
-    target = folder / f"{name}-{stamp}"
+    target = _free(folder, name, stamp)
     try:
         os.rename(path, target)
     except OSError as error:
@@ -66,13 +69,29 @@ def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
 
 def _copies(folder: Path, name: str) -> list[Path]:
     """The copies of one export, the newest last."""
-    return sorted(each for each in folder.iterdir() if each.name.startswith(f"{name}-"))
+    start = f"{name}-"
+    return sorted(
+        each for each in folder.iterdir() if each.name.startswith(start) and _STAMP.fullmatch(each.name[len(start) :])
+    )
+
+
+def _free(folder: Path, name: str, stamp: str) -> Path:
+    """A name that nothing has yet: an export may be set aside twice within a millisecond."""
+    target, number = folder / f"{name}-{stamp}", 1
+    while os.path.lexists(target):
+        number += 1
+        target = folder / f"{name}-{stamp}-{number}"
+    return target
 
 
 def _thin_out(folder: Path, name: str) -> None:
-    """Make room for one more copy; the newest ones stay, for nobody knows yet whether there will be another."""
+    """Make room for one more copy; the newest ones stay, for nobody knows yet whether there will be another.
+
+    So does one that cannot be removed: a copy too many is no reason to restore nothing.
+    """
     for old in _copies(folder, name)[: 1 - COPIES_KEPT]:
-        _remove(old)
+        with suppress(OSError):
+            _remove(old)
 
 
 def _make(source: Path, target: Path, name: str) -> None:

@@ -131,3 +131,26 @@ def test_a_refusal_that_is_no_border_is_told(tmp_path: Path, folder: Path, monke
     with pytest.raises(OSError, match="Read-only"):
         move_aside(stood, folder, "rag", "00")
     assert stood.is_symlink()
+
+
+def test_what_is_no_copy_stays(export: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's notes on the copies, and a copy that the system does not let go."""
+    (folder / "rag-notes.txt").write_bytes(b"looked at on Monday")
+    (folder / "rag-00").mkdir()
+
+    def refuse(path: Path) -> NoReturn:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    for number in range(1, COPIES_KEPT + 3):
+        export.write_bytes(b"found %d" % number)
+        copy_aside(export, folder, "rag", f"{number:02}")
+    assert names(folder) == ["rag-00", *(f"rag-{number:02}" for number in range(3, COPIES_KEPT + 3)), "rag-notes.txt"]
+
+
+def test_two_copies_of_one_moment_are_two(export: Path, folder: Path) -> None:
+    """A version that waited and the live one, each of them edited."""
+    copy_aside(export, folder, "rag", "00")
+    export.write_bytes(b"and this")
+    assert move_aside(export, folder, "rag", "00") == folder / "rag-00-2"
+    assert (folder / "rag-00").read_bytes() == b"what was found"
