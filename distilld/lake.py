@@ -124,9 +124,9 @@ class _Walker:
             return
         except OSError as error:
             raise ListingError(TREES[kind], error) from error
-        self._walk_folder(kind, str(tree), "", 0)
+        self._walk_folder(kind, str(tree), "", 0, odd=False)
 
-    def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int) -> None:
+    def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int, *, odd: bool) -> None:
         try:
             # Before it is listed: a folder that takes its place in between is another one, and is noticed.
             status = os.stat(folder)
@@ -137,14 +137,17 @@ class _Walker:
                 found = sorted(entries, key=_name_of)
             self.folders[folder] = (status.st_dev, status.st_ino)
             if depth == len(_FOLDER_NAMES):
+                taken_before = len(self.files[kind])
                 self._take_files(kind, found, below, looked_ns)
+                if odd and len(self.files[kind]) > taken_before:
+                    self.odd_folders[below.rstrip("/")] = None
             else:
                 for entry in found:
-                    self._enter(kind, entry, below, depth)
+                    self._enter(kind, entry, below, depth, odd=odd)
         except OSError as error:
             raise ListingError(printable(f"{TREES[kind]}/{below}"), error) from error
 
-    def _enter(self, kind: InputKind, entry: os.DirEntry[str], below: str, depth: int) -> None:
+    def _enter(self, kind: InputKind, entry: os.DirEntry[str], below: str, depth: int, *, odd: bool) -> None:
         path = f"{below}{entry.name}"
         if entry.is_symlink():
             self._report(kind, path, "is a link and is not followed")
@@ -154,12 +157,12 @@ class _Walker:
                 if problem:
                     self._report(kind, path, problem)
                     return
-            self._walk_folder(kind, entry.path, path + "/", depth + 1)
+                odd = True
+            self._walk_folder(kind, entry.path, path + "/", depth + 1, odd=odd)
 
     def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str, looked_ns: int) -> None:
         """Take a partition folder's files; the one loop whose every step counts, for a lake has many files."""
         take, make = self.files[kind].append, tuple.__new__
-        taken_before = len(self.files[kind])
         for entry in found:
             name = entry.name
             if not name.endswith(SUFFIX):
@@ -179,15 +182,9 @@ class _Walker:
                 take(make(PartitionFile, (kind, below + name, facts)))
             else:
                 self._report(kind, below + name, problem)
-        if len(self.files[kind]) > taken_before and not _is_date(below):
-            self.odd_folders[below.rstrip("/")] = None
 
     def _report(self, kind: InputKind, path: str, problem: str) -> None:
         self.oddities.append(Oddity(printable(f"{TREES[kind]}/{path}"), problem))
-
-
-def _is_date(below: str) -> bool:
-    return all(pattern.fullmatch(name) for pattern, name in zip(_FOLDER_NAMES, below.split("/"), strict=False))
 
 
 def _name_of(entry: os.DirEntry[str]) -> str:
