@@ -428,8 +428,8 @@ def _retire(root: Path, name: str, own: str, keep: int) -> None:
 
     A folder without a receipt is that of a run which goes on; one behind ``own`` is of a run that began later.
     """
-    written = [each for each in _own_ids(root, name) if os.path.lexists(root / receipt_path(each))]
     if keep:
+        written = [each for each in _own_ids(root, name) if os.path.lexists(root / receipt_path(each))]
         remove_receipts(root, [each for each in written[:-keep] if each < own])
 
 
