@@ -411,15 +411,13 @@ class _Lane:
 
     def _ship(self, row: WorkRow, recorded: Recorded, ship: Ship) -> Recorded:
         key = row.sample_key or 0
-        holder = self._holder(row)
-        kept = self._kept_holder(row) if holder is None else None
-        displaced = self.displaced_by(row, ship)
+        holder, displaced = self._holder(row), self.displaced_by(row, ship)
         if displaced is not None:
             self._judge.displace(displaced)
         # Who has it again on evidence that came back was passed by in the meantime.
         if holder != row.walk or row.evidence_changed:
             self._let_wait(key, row.walk)
-        standing = self._standing(row, recorded, key, holder if kept is None else kept)
+        standing = self._standing(row, recorded, key, displaced if holder is None else holder)
         if recorded.code is not None and recorded.code != SHIPPED:
             self._changes.drop_held(recorded.line)
         self._taken[key] = row.walk
