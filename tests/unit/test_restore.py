@@ -635,14 +635,19 @@ def test_orphan_leaves_when_an_input_names_its_run(lake: HistoryLake) -> None:
     assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
 
 
-def test_orphan_leaves_when_a_rewritten_file_names_its_run(lake: HistoryLake) -> None:
-    """The row that names an orphan's run may stand in a partition that is known, in another line's place."""
+def orphan_x(lake: HistoryLake) -> None:
+    """The row of run x is an orphan beside that of run q."""
     lake.both(A, run("x"), run("q"))
     lake.go()
     lake.lose_store()
     lake.both(A, run("q"))
     lake.go()
     assert lake.shipped("rag") == lake.shipped("sft") == {"x", "q"}
+
+
+def test_orphan_leaves_when_a_rewritten_file_names_its_run(lake: HistoryLake) -> None:
+    """The row that names an orphan's run may stand in a partition that is known, in another line's place."""
+    orphan_x(lake)
     lake.scored(A, run("x"), run("q"))
     lake.go()
     assert lake.shipped("rag") == lake.shipped("sft") == {"q"}
@@ -657,12 +662,7 @@ def test_orphan_is_looked_at_again_under_other_options(
 ) -> None:
     """A verdict came that the options of its time let pass: it takes the orphan of its run out all the same."""
     strict = lake.options
-    lake.both(A, run("x"), run("q"))
-    lake.go()
-    lake.lose_store()
-    lake.both(A, run("q"))
-    lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"x", "q"}
+    orphan_x(lake)
     lake.restart(replace(strict, **lenient))
     lake.go()
     lake.scored(B, run("x", category))
