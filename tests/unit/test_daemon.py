@@ -24,7 +24,7 @@ from distilld.daemon import Daemon, PassEnded
 from distilld.exports import Exports, ExportWriteError
 from distilld.health import diagnose
 from distilld.lock import holder
-from distilld.model import OperatorError, Trigger, UsageError, WriterBusy
+from distilld.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
 from distilld.notify import Notifier
 from distilld.once import writer
 from distilld.store import Store, StoreCorruptError, StoreFaultError
@@ -402,6 +402,26 @@ def test_nothing_is_written_beside_a_writer_that_took_the_lake(stage: Stage, tmp
             stage.run()
         assert [path.name for path in (stage.root / "exports").rglob("*")] == [".distilld.lock"]
         assert holder(stage.root).state == tmp_path / "other.db"
+
+
+def test_what_a_writer_that_took_the_lake_wrote_is_not_set_aside(stage: Stage, tmp_path: Path) -> None:
+    """To the daemon whose lake it was, they are exports that somebody changed; they are not the daemon's to mend."""
+    exports = [stage.root / path for path in DATASET_PATHS.values()]
+    with ExitStack() as running:
+
+        def take() -> Wake:
+            shutil.rmtree(stage.root / "exports")
+            running.enter_context(another_writer(stage.root, tmp_path / "other.db"))
+            for export in exports:
+                export.parent.mkdir()
+                export.write_bytes(b"a row of theirs\n")
+            return Wake.CHANGED
+
+        stage.then(take)
+        with pytest.raises(WriterBusy):
+            stage.run()
+        assert {export.read_bytes() for export in exports} == {b"a row of theirs\n"}
+        assert not (stage.root / SET_ASIDE).exists()
 
 
 def test_nothing_is_written_where_the_lake_was_taken_within_a_batch(
