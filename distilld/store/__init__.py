@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from distilld import __version__
 from distilld.durable import make_folder
 from distilld.model import OperatorError, UsageError
+from distilld.store.import_alone import without_pandas
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class Store:
     @cached_property
     def db(self) -> Database:
         """The same connection in the hands of sqlite-utils; only a writer needs it, and only then is it imported."""
-        from sqlite_utils import Database
+        with without_pandas():
+            from sqlite_utils import Database
 
         return Database(self.connection, execute_plugins=False, strict=True)
 

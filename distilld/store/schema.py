@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from distilld.facts import CATEGORIES, DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, REASONS, SHIPPED
 from distilld.model import Dataset, Reason
+from distilld.store.import_alone import without_pandas
 
 if TYPE_CHECKING:
     # It takes a tenth of a second, and those who only read do without it.
@@ -390,7 +391,8 @@ MIGRATIONS: Final = (m001_first_version, m002_indexes_of_exceptions)
 
 def migrations() -> Migrations:
     """The same as sqlite-utils applies them: each in one transaction with the record that it was applied."""
-    from sqlite_utils import Migrations
+    with without_pandas():
+        from sqlite_utils import Migrations
 
     named = Migrations(MIGRATION_SET)
     for migration in MIGRATIONS:

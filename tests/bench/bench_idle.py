@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from tests.bench.lake_by_formula import write_bench_lake
-from tests.bench.machine import describe_machine, spread, without_pandas
+from tests.bench.machine import describe_machine, spread
 from tests.system.running import Running, daemon
 
 PARTITIONS = 5_000
@@ -39,7 +39,7 @@ def main(seconds: int = 60) -> None:
     with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
         root = Path(name) / "lake"
         write_bench_lake(root, rows=PARTITIONS, partitions=PARTITIONS)
-        with daemon(root, env={"DISTILLD_RESCAN_SECONDS": "86400", **without_pandas(Path(name))}) as running:
+        with daemon(root, env={"DISTILLD_RESCAN_SECONDS": "86400"}) as running:
             running.wait_for("scan_finished", seconds=300)
             time.sleep(10)  # the second pass, and the checkpoint
             percents = []

@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.system.command import REPOSITORY
-
 
 def describe_machine() -> str:
     """One line about where the figures come from."""
@@ -35,14 +33,6 @@ def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
         f"{statistics.median(values):.{digits}f} {unit} "
         f"(of {len(values)}: {min(values):.{digits}f} to {max(values):.{digits}f})"
     )
-
-
-def without_pandas(folder: Path) -> dict[str, str]:
-    """An environment for processes whose memory counts: sqlite-utils imports pandas where the tests' tools brought it."""
-    stub = folder / "as-installed"
-    stub.mkdir()
-    (stub / "pandas.py").write_text('raise ImportError("not where distilld alone is installed")\n')
-    return {"PYTHONPATH": f"{stub}:{REPOSITORY}"}
 
 
 def peak_memory(process: subprocess.Popen[str], *, every_seconds: float = 0.05) -> float:

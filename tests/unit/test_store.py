@@ -66,6 +66,19 @@ class TestOpening:
             assert migrations().pending(store.db) == []
             assert (store.recall("root"), store.recall("distilld_version")) == (str(tmp_path), __version__)
 
+    def test_a_writer_goes_without_pandas(self, path: Path, tmp_path: Path) -> None:
+        """Where pandas is installed, it is not imported along with sqlite-utils; whoever wants it still gets it."""
+        code = (
+            "import sys; from pathlib import Path; from distilld.store import Store\n"
+            "with Store.open(Path(sys.argv[1]), Path(sys.argv[2])).transaction(): pass\n"
+            "print('sqlite_utils' in sys.modules, 'pandas' in sys.modules, 'numpy' in sys.modules)\n"
+            "import pandas"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(path), str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert (run.returncode, run.stdout, run.stderr) == (0, "True False False\n", "")
+
     def test_it_is_opened_as_it_was_left(self, path: Path, tmp_path: Path) -> None:
         """A second opening changes nothing in it."""
         Store.open(path, tmp_path).close()
