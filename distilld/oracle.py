@@ -5,7 +5,8 @@ It reads every input anew and remembers nothing, so it can say whether the incre
 it, what a row looks like) and the walk over the partitions with the engine; how lines are found, joined, ordered and
 remembered is written here a second time, in the plainest way.
 
-It holds all inputs and all outputs in memory at once: some four times the size of the inputs.
+It goes over the lake up to three times, a partition at a time: for the verdicts, for the rows, and for the rows that
+stand in pairs. In memory it holds what it says of each row, which may be as short as a digest, and the rows of pairs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -121,8 +123,9 @@ class FullPass:
     held: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
     """Quarantine lines; two may be equal."""
     rows: dict[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
-    """What became of each scored line."""
+    """What became of each scored line, where it was asked for."""
     pairs: list[Pair] = field(default_factory=list)
+    """The pairs that were tried, where they were asked for."""
     frozen_rows: list[FrozenRow] = field(default_factory=list)
     """Of the frozen rows, those that stay."""
     frozen_pairs: list[FrozenPair] = field(default_factory=list)
@@ -137,22 +140,40 @@ class FullPass:
 # The inputs
 
 
-def read_lake(root: Path, options: Options) -> dict[str, Partition]:
-    """All partitions below ``root`` as they are on disk now.
+class LakeOnDisk(Mapping[str, Partition]):
+    """All partitions below ``root``: found by one look, and each read anew when it is asked for.
 
     Raises:
         ListingError: A folder could not be listed.
         UnreadableError: A file could not be read.
         InputChanged: A file went away meanwhile.
     """
-    found: dict[str, dict[InputKind, tuple[bytes, ...]]] = {}
-    for file in lake.scan(root).files:
-        content = read_file(root, file.kind, file.path)
-        found.setdefault(file.path, {})[file.kind] = lines_of(content, options.max_line_bytes)
-    return {
-        path: Partition(kinds.get(InputKind.SCORED, ()), kinds.get(InputKind.EVIDENCE, ()))
-        for path, kinds in found.items()
-    }
+
+    def __init__(self, root: Path, options: Options) -> None:
+        self._root = root
+        self._max_line_bytes = options.max_line_bytes
+        self._kinds: dict[str, set[InputKind]] = {}
+        for file in lake.scan(root).files:
+            self._kinds.setdefault(file.path, set()).add(file.kind)
+
+    def __getitem__(self, path: str) -> Partition:
+        return Partition(self._lines(InputKind.SCORED, path), self._lines(InputKind.EVIDENCE, path))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def _lines(self, kind: InputKind, path: str) -> tuple[bytes, ...]:
+        if kind not in self._kinds[path]:
+            return ()
+        return lines_of(read_file(self._root, kind, path), self._max_line_bytes)
+
+
+def read_lake(root: Path, options: Options) -> dict[str, Partition]:
+    """The same, all of it read now."""
+    return dict(LakeOnDisk(root, options))
 
 
 def read_file(root: Path, kind: InputKind, path: str) -> bytes:
@@ -184,45 +205,61 @@ class _Row(NamedTuple):
 
 
 def export(
-    lines: Lake, options: Options, *, missing_files: MissingFiles | None = None, frozen: Frozen = NOTHING_FROZEN
+    lines: Lake,
+    options: Options,
+    *,
+    missing_files: MissingFiles | None = None,
+    frozen: Frozen = NOTHING_FROZEN,
+    keep: Callable[[Placed], Placed] = lambda placed: placed,
+    places: bool = False,
 ) -> FullPass:
     """Judge every line of the lake in walk order, then add what is frozen and stays.
 
-    ``missing_files`` is the path check (SPEC 3.5), None where it is off.
+    ``missing_files`` is the path check (SPEC 3.5), None where it is off. ``keep`` makes of what became of a row what is
+    remembered of it; with ``places`` it is also told by the places of rows and pairs.
     """
-    rows = _all_rows(lines, options)
-    verdicts = Verdicts(rows, frozen, options)
-    result = FullPass(len(rows))
-    without_evidence: list[tuple[Dataset, _Row, Hold]] = []
-    for row in rows:
+    verdicts = Verdicts(_all_rows(lines, options), frozen, options)
+    result = FullPass()
+    without_evidence: list[tuple[Dataset, _Row, Placed]] = []
+    tasks = _Tasks()
+    for row in _all_rows(lines, options):
+        result.lines += 1
+        tasks.add(row)
         for dataset in (Dataset.RAG, Dataset.SFT):
             outcome = _row_outcome(result, dataset, row, verdicts, options, missing_files)
+            placed = keep(_placed(outcome))
             if isinstance(outcome, Hold) and outcome.gate == "evidence" and (dataset, row.at) in frozen.kept:
-                without_evidence.append((dataset, row, outcome))
-            else:
-                result.rows[dataset, row.at] = _put(result, dataset, _placed(outcome))
-    for task_rows in _tasks_of(rows).values():
-        of = {category: [row for row in task_rows if row.run and row.run.category is category] for category in Category}
-        pairs = preference.pair_up(of[Category.ACCEPTED], of[Category.REJECTED], of[Category.PARTIALLY_ACCEPTED])
-        for chosen, rejected in pairs:
-            outcome = _pair_outcome(result, chosen, rejected, verdicts, options, missing_files)
-            placed = _put(result, Dataset.PREFERENCE, _placed(outcome))
-            result.pairs.append(Pair(chosen.at, rejected.at, placed))
-    _add_kept(result, without_evidence, frozen)
+                without_evidence.append((dataset, row, placed))
+                continue
+            _put(result, dataset, placed)
+            if places:
+                result.rows[dataset, row.at] = placed
+    pairs = tasks.pairs()
+    sides = _rows_at({at for pair in pairs for at in pair}, lines, options)
+    for chosen, rejected in pairs:
+        outcome = _pair_outcome(result, sides[chosen], sides[rejected], verdicts, options, missing_files)
+        placed = _put(result, Dataset.PREFERENCE, keep(_placed(outcome)))
+        if places:
+            result.pairs.append(Pair(chosen, rejected, placed))
+    _add_kept(result, without_evidence, frozen, places=places)
     _add_frozen_rows(result, frozen, verdicts, options)
     _add_frozen_pairs(result, frozen, verdicts, options)
     return result
 
 
-def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, _Row, Hold]], frozen: Frozen) -> None:
+def _add_kept(
+    result: FullPass, without_evidence: list[tuple[Dataset, _Row, Placed]], frozen: Frozen, *, places: bool
+) -> None:
     """Rows on absent evidence stay what they were, but a present row that ships the same id wins wherever it stands."""
-    for dataset, row, outcome in without_evidence:
+    for dataset, row, held in without_evidence:
         placed = frozen.kept[dataset, row.at]
         if placed.id in result.shipped[dataset]:
-            placed = _placed(outcome)
+            placed = held
         else:
             result.kept += 1
-        result.rows[dataset, row.at] = _put(result, dataset, placed)
+        _put(result, dataset, placed)
+        if places:
+            result.rows[dataset, row.at] = placed
 
 
 def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
@@ -255,16 +292,18 @@ def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: Verdicts, opti
 class Verdicts:
     """The verdicts in force (SPEC 3.4): the last present one, or a later absent one that forbids."""
 
-    def __init__(self, rows: Collection[_Row], frozen: Frozen, options: Options) -> None:
+    def __init__(self, rows: Iterable[_Row], frozen: Frozen, options: Options) -> None:
         self._options = options
         self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
-        self._named = {row.run.run_id for row in rows if row.run}
+        self._named: set[str | None] = set()
+        self._lines: set[tuple[str | None, bytes]] = set()
         for row in rows:
-            if row.run and row.run.run_id and row.run.category:
-                self._present[row.run.run_id] = _place(row.at), row.run.category
-        self._lines = (
-            {(row.run.run_id if row.run else None, digest_of(row.raw)) for row in rows} if frozen.any else set()
-        )
+            if row.run:
+                self._named.add(row.run.run_id)
+                if row.run.run_id and row.run.category:
+                    self._present[row.run.run_id] = _place(row.at), row.run.category
+            if frozen.any:
+                self._lines.add((row.run.run_id if row.run else None, digest_of(row.raw)))
         self._absent: dict[str, list[AbsentVerdict]] = {}
         for each in sorted(frozen.verdicts, key=lambda each: _place(each.at)):
             # A line that is too long to be read now clears nothing.
@@ -300,7 +339,11 @@ class Verdicts:
 
 
 def _place(at: RowRef) -> tuple[tuple[str, ...], int]:
-    return walk_key(at.partition), at.line
+    return _walk_key(at.partition), at.line
+
+
+_walk_key: Final = lru_cache(maxsize=8)(walk_key)
+"""One key for all the rows of a partition."""
 
 
 def verdicts_in_force(lines: Lake, options: Options, frozen: Frozen = NOTHING_FROZEN) -> Verdicts:
@@ -308,8 +351,18 @@ def verdicts_in_force(lines: Lake, options: Options, frozen: Frozen = NOTHING_FR
     return Verdicts(_all_rows(lines, options), frozen, options)
 
 
-def _all_rows(lines: Lake, options: Options) -> list[_Row]:
-    return [row for path in sorted(lines, key=walk_key) for row in _rows_of(path, lines[path], options)]
+def _all_rows(lines: Lake, options: Options) -> Iterator[_Row]:
+    for path in sorted(lines, key=walk_key):
+        yield from _rows_of(path, lines[path], options)
+
+
+def _rows_at(places: set[RowRef], lines: Lake, options: Options) -> dict[RowRef, _Row]:
+    return {
+        row.at: row
+        for path in sorted({at.partition for at in places})
+        for row in _rows_of(path, lines[path], options)
+        if row.at in places
+    }
 
 
 def _rows_of(path: str, partition: Partition, options: Options) -> list[_Row]:
@@ -334,13 +387,28 @@ def _rows_of(path: str, partition: Partition, options: Options) -> list[_Row]:
     return rows
 
 
-def _tasks_of(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+class _Tasks:
     """The rows that can be paired, by task; tasks in the order of their first rows (SPEC 3.3)."""
-    tasks: dict[str, list[_Row]] = {}
-    for row in rows:
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, dict[Category, list[RowRef]]] = {}
+
+    def add(self, row: _Row) -> None:
+        """Take a row of the lake. Those behind the first few of a task and a category stand in no pair."""
         if row.run and row.run.task_id and row.evidence:
-            tasks.setdefault(row.run.task_id, []).append(row)
-    return tasks
+            of = self._tasks.setdefault(row.run.task_id, {})
+            if row.run.category and len(of.setdefault(row.run.category, [])) < preference.PAIRS_PER_TASK:
+                of[row.run.category].append(row.at)
+
+    def pairs(self) -> list[tuple[RowRef, RowRef]]:
+        """The pairs that are tried: the chosen and the rejected row of each."""
+        return [
+            pair
+            for of in self._tasks.values()
+            for pair in preference.pair_up(
+                of.get(Category.ACCEPTED, []), of.get(Category.REJECTED, []), of.get(Category.PARTIALLY_ACCEPTED, [])
+            )
+        ]
 
 
 def _row_outcome(

@@ -11,17 +11,28 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from distilld import lake, oracle
 from distilld.decisions import id_of
 from distilld.facts import REASONS, SHIPPED
 from distilld.json_text import parse_object
 from distilld.lake import SourceFiles, tree_path
-from distilld.model import EXPORT_PATHS, Category, Committed, Dataset, OnDelete, Options, RowRef
+from distilld.model import (
+    EXPORT_PATHS,
+    Category,
+    Committed,
+    Dataset,
+    InputChanged,
+    OnDelete,
+    OperatorError,
+    Options,
+    RowRef,
+)
 from distilld.receipt import broken_stage_chains, receipt_path, sha256_of
 from distilld.regular_file import open_regular, read_regular
 from distilld.samples import faults_of
@@ -31,9 +42,10 @@ from distilld.store.ledger import Ledger
 from distilld.store.story import FrozenCount, Stories
 from distilld.store.views import Exceptions, Views, reading
 from distilld.store.work import Work
-from distilld.tail import digest_of
+from distilld.tail import DIGEST_BYTES, digest_of
 
 ATTEMPTS: Final = 5
+BLOCK_BYTES: Final = 1 << 20
 SHOWN: Final = 20
 """How many rows of one kind are named; all are counted."""
 _SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
@@ -88,21 +100,23 @@ def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> 
 
 
 def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last: bool) -> Report:
-    with reading(state, root) as store:
+    with reading(state, root) as store, ExitStack() as opened:
         ledger = Ledger(store)
         batch = ledger.last_batch()
         report = Report(batch.batch_id if batch else None, deep)
         options = _options_of(ledger, options)
-        exports = {name: _read_export(root, name, record.committed) for name, record in ledger.exports().items()}
-        found = {name: export.content for name, export in exports.items()}
+        exports = {
+            name: opened.enter_context(_read_export(root, name, record.committed))
+            for name, record in ledger.exports().items()
+        }
         unfinished = _unfinished(root, state, _Writing.of(store), exports, last=last)
         report.checks.append(_receipts(root, ledger))
         report.checks.append(_hashes(exports, unfinished))
         report.checks.append(_accounting(ledger))
-        report.checks.append(_schemas(found))
-        report.checks.append(_firewall(store, options, found, report))
+        report.checks.append(_schemas(exports))
+        report.checks.append(_firewall(store, options, exports, report))
         if deep:
-            _deep(root, store, options, found, report)
+            _deep(root, store, options, exports, report)
         report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
         report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in ledger.unwritten_receipts()]
     return report
@@ -120,14 +134,44 @@ def _options_of(ledger: Ledger, otherwise: Options) -> Options:
 
 @dataclass(frozen=True, slots=True)
 class _Export:
-    """An export as it was found: its committed part, None where it is not what was committed; the bytes behind that.
+    """An export as it was found: whether its committed part is what was committed, and the bytes behind that.
 
+    The file is held open until all is looked at: a rewrite puts another one in its place, and an append goes behind.
     ``problem`` is why it could not be read, if so.
     """
 
-    content: bytes | None
+    shown: str
+    intact: bool
     behind: int = 0
     problem: str | None = None
+    file: BinaryIO | None = None
+    size: int = 0
+
+    def lines(self) -> Iterator[bytes]:
+        """The committed lines, line feeds included; none where the committed part is not what was committed.
+
+        Raises:
+            OperatorError: The system refuses to read them.
+        """
+        left = self.size
+        if self.file is None:
+            return
+        try:
+            self.file.seek(0)
+            for line in self.file:
+                left -= len(line)
+                if left < 0:
+                    return
+                yield line
+        except OSError as error:
+            raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
+
+    def __enter__(self) -> _Export:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +217,7 @@ def _unfinished(
         _Moved: The exports are not those of the pinned batch any more; not in the last attempt.
     """
     grown = frozenset(name for name, export in exports.items() if export.behind)
-    if not grown and all(export.content is not None for export in exports.values()):
+    if not grown and all(export.intact for export in exports.values()):
         return grown
     with reading(state, root) as store:
         now = _Writing.of(store)
@@ -185,26 +229,30 @@ def _unfinished(
 
 
 def _read_export(root: Path, name: str, committed: Committed) -> _Export:
+    shown = EXPORT_PATHS[name]
+    sha, left = hashlib.sha256(), committed.size
     try:
-        with open_regular(root / EXPORT_PATHS[name]) as file:
-            content = file.read(committed.size)
-            behind = os.fstat(file.fileno()).st_size - committed.size
+        file = open_regular(root / shown)
     except FileNotFoundError:
-        return _Export(b"" if committed.size == 0 else None)
+        return _Export(shown, committed.size == 0)
     except OSError as error:
-        return _Export(None, problem=f"cannot be read: {error.strerror}")
-    if hashlib.sha256(content).hexdigest() != committed.sha256:
-        return _Export(None)
-    return _Export(content, max(behind, 0))
+        return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
+    try:
+        while left and (block := file.read(min(left, BLOCK_BYTES))):
+            sha.update(block)
+            left -= len(block)
+        behind = os.fstat(file.fileno()).st_size - committed.size
+    except OSError as error:
+        file.close()
+        return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
+    if sha.hexdigest() != committed.sha256:
+        file.close()
+        return _Export(shown, False)
+    return _Export(shown, True, max(behind, 0), None, file, committed.size)
 
 
 def _of_a_batch(behind: int) -> str:
     return f"{behind} bytes of a batch that is under way, or was cut off and is undone at the next start"
-
-
-def _lines(content: bytes | None) -> Iterator[bytes]:
-    for line in (content or b"").split(b"\n")[:-1]:
-        yield line + b"\n"
 
 
 def _receipts(root: Path, ledger: Ledger) -> Check:
@@ -240,7 +288,7 @@ def _hashes(exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check
     """Every export is what its last commit left, and nothing stands behind that but what a batch is about to commit."""
     faults = []
     for name, export in exports.items():
-        if export.content is None:
+        if not export.intact:
             problem = export.problem or "is not what the last commit left"
             faults.append(f"{EXPORT_PATHS[name]}: {problem}")
         elif export.behind and name not in unfinished:
@@ -265,12 +313,12 @@ def _accounting(ledger: Ledger) -> Check:
     return _check("accounting", faults)
 
 
-def _schemas(found: dict[str, bytes | None]) -> Check:
+def _schemas(exports: Mapping[str, _Export]) -> Check:
     """Every dataset row passes its schema, and no id stands twice."""
     faults = []
     for dataset in Dataset:
         seen: set[str] = set()
-        for number, line in enumerate(_lines(found[dataset.value])):
+        for number, line in enumerate(exports[dataset.value].lines()):
             row = parse_object(line[:-1]).value
             wrong = faults_of(dataset, row) if row is not None else ("is no JSON object",)
             if wrong:
@@ -282,7 +330,7 @@ def _schemas(found: dict[str, bytes | None]) -> Check:
     return _check("rows and their schemas", faults)
 
 
-def _firewall(store: Store, options: Options, found: dict[str, bytes | None], report: Report) -> Check:
+def _firewall(store: Store, options: Options, exports: Mapping[str, _Export], report: Report) -> Check:
     """No shipped row's run has a forbidden verdict in force, by the verdicts that the store has indexed.
 
     Verdicts are indexed before the batch that follows from them: what it is to take out is no fault yet.
@@ -294,7 +342,7 @@ def _firewall(store: Store, options: Options, found: dict[str, bytes | None], re
     leaving = 0
     for dataset in Dataset:
         run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
-        for line in _lines(found[dataset.value]):
+        for line in exports[dataset.value].lines():
             row = parse_object(line[:-1]).value or {}
             in_force = inputs.in_force(str(row.get(run)), options)
             verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
@@ -309,39 +357,67 @@ def _firewall(store: Store, options: Options, found: dict[str, bytes | None], re
     return _check("firewall", faults)
 
 
-def _deep(root: Path, store: Store, options: Options, found: dict[str, bytes | None], report: Report) -> None:
-    """Hold the exports against a naive full pass over the inputs as they are now."""
+def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, _Export], report: Report) -> None:
+    """Hold the exports against a naive full pass over the inputs as they are now.
+
+    Its lines are remembered by their digests: what is compared may be larger than the memory.
+    """
     report.changed += _changed_inputs(root, store)
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
-    frozen = frozen_of(Exceptions(store), found)
-    full = oracle.export(oracle.read_lake(root, options), options, missing_files=missing_files, frozen=frozen)
+    frozen = frozen_of(Exceptions(store), lambda name: exports[name].lines(), keep=_brief)
+    try:
+        full = oracle.export(
+            oracle.LakeOnDisk(root, options), options, missing_files=missing_files, frozen=frozen, keep=_brief
+        )
+    except InputChanged as error:
+        report.changed.append(error.path)
+        full = oracle.FullPass()
+    report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
     report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
     for dataset in Dataset:
-        faults = _compare_dataset(full.shipped[dataset], found[dataset.value])
+        faults = _compare_dataset(full.shipped[dataset], exports[dataset.value].lines())
         report.checks.append(_deep_check(f"deep: {dataset}", faults, report))
-        faults = _compare_quarantine(full.quarantine(dataset), found[f"quarantine_{dataset}"])
+        faults = _compare_quarantine(full.quarantine(dataset), exports[f"quarantine_{dataset}"].lines())
         report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
 
 
-def frozen_of(exceptions: Exceptions, found: Mapping[str, bytes | None]) -> oracle.Frozen:
+def _brief(placed: oracle.Placed) -> oracle.Placed:
+    """The same, its line known by its digest; of a quarantine line, what people are told of it stands behind that."""
+    digest = digest_of(placed.line)
+    return placed._replace(line=digest if placed.id is not None else digest + _place(placed.line).encode())
+
+
+def frozen_of(
+    exceptions: Exceptions,
+    lines: Callable[[str], Iterable[bytes]],
+    *,
+    keep: Callable[[oracle.Placed], oracle.Placed] = lambda placed: placed,
+) -> oracle.Frozen:
     """What may stand by way of exception: its lines are known by their digests and read from the exports.
 
-    The store alone knows of these rows; whether they may still stand is for the full pass to say.
+    The store alone knows of these rows; whether they may still stand is for the full pass to say. ``lines`` are those
+    of an export by its name, ``keep`` is as for :func:`distilld.oracle.export`.
     """
     digests: dict[str, dict[bytes, bytes]] = {}
 
-    def placed(dataset: Dataset, outcome: int, digest: bytes, key: int | None, at: RowRef | None) -> oracle.Placed:
-        name = dataset.value if outcome == SHIPPED else f"quarantine_{dataset}"
+    def line_of(dataset: Dataset, digest: bytes, *, shipped: bool) -> bytes | None:
+        name = dataset.value if shipped else f"quarantine_{dataset}"
         if name not in digests:
-            digests[name] = {digest_of(line): line for line in _lines(found[name])}
-        line = digests[name].get(digest)
+            unstamped = oracle.unstamped_sample if shipped else oracle.unstamped_hold
+            id_ = dataset.value if shipped else None
+            digests[name] = {digest_of(line): keep(oracle.Placed(id_, unstamped(line))).line for line in lines(name)}
+        return digests[name].get(digest)
+
+    def placed(dataset: Dataset, outcome: int, digest: bytes, key: int | None, at: RowRef | None) -> oracle.Placed:
+        line = line_of(dataset, digest, shipped=outcome == SHIPPED)
         if outcome == SHIPPED:
-            return oracle.Placed(id_of(dataset, key or 0), oracle.unstamped_sample(line) if line else b"lost")
+            return oracle.Placed(id_of(dataset, key or 0), line or b"lost")
         if line is None:
             place = {"partition": at.partition, "line_offset": at.line} if at else None
             line = json.dumps({"reason": REASONS[outcome], "location": place}).encode()
-        return oracle.Placed(None, oracle.unstamped_hold(line))
+            return keep(oracle.Placed(None, line))
+        return oracle.Placed(None, line)
 
     rows = tuple(
         oracle.FrozenRow(
@@ -400,22 +476,26 @@ def _changed_inputs(root: Path, store: Store) -> list[str]:
     return sorted(changed)
 
 
-def _compare_dataset(wanted: dict[str, bytes], content: bytes | None) -> list[str]:
+def _compare_dataset(wanted: dict[str, bytes], lines: Iterable[bytes]) -> list[str]:
     missing = dict(wanted)
     faults = []
-    for line in _lines(content):
+    for line in lines:
         id_ = str((parse_object(line[:-1]).value or {}).get("id"))
         expected = missing.pop(id_, None)
-        if expected != oracle.unstamped_sample(line):
+        if expected != _brief(oracle.Placed(id_, oracle.unstamped_sample(line))).line:
             faults.append(f"{'extra' if expected is None else 'different'}: {id_}")
     return faults + [f"missing: {id_}" for id_ in missing]
 
 
-def _compare_quarantine(wanted: Counter[bytes], content: bytes | None) -> list[str]:
-    found = Counter(map(oracle.unstamped_hold, _lines(content)))
-    return [f"extra: {_place(line)}" for line in (found - wanted).elements()] + [
-        f"missing: {_place(line)}" for line in (wanted - found).elements()
+def _compare_quarantine(wanted: Counter[bytes], lines: Iterable[bytes]) -> list[str]:
+    found = Counter(_brief(oracle.Placed(None, oracle.unstamped_hold(line))).line for line in lines)
+    return [f"extra: {_told(line)}" for line in (found - wanted).elements()] + [
+        f"missing: {_told(line)}" for line in (wanted - found).elements()
     ]
+
+
+def _told(brief: bytes) -> str:
+    return brief[DIGEST_BYTES:].decode()
 
 
 def _place(line: bytes) -> str:

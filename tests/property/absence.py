@@ -107,7 +107,7 @@ class Absence:
     def full_pass(self, root: Path, options: Options, missing_files: MissingFiles | None) -> FullPass:
         """What the exports must hold after a pass over the lake as it is now; it is remembered."""
         look = self.look(root, options)
-        result = oracle.export(look.now, options, missing_files=missing_files, frozen=look.frozen)
+        result = oracle.export(look.now, options, missing_files=missing_files, frozen=look.frozen, places=True)
         stayed = {id(row) for row in result.frozen_rows}
         for (path, number, dataset), row in look.rows.items():
             if id(row) not in stayed:

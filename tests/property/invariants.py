@@ -64,6 +64,10 @@ class Exports:
             whole,
         )
 
+    def lines(self, name: str) -> list[bytes]:
+        """The lines of one of them, line feeds included."""
+        return self.whole[name].splitlines(keepends=True)
+
 
 def path_check(options: Options) -> MissingFiles | None:
     """The path check that the options ask for."""

@@ -419,7 +419,7 @@ class TripwireHistories(KeepHistories):
     def exceptions(self) -> oracle.Frozen:
         """What the store says of rows that no present input gives."""
         assert self.store is not None
-        return frozen_of(Exceptions(self.store), Exports.read(self.folder).whole)
+        return frozen_of(Exceptions(self.store), Exports.read(self.folder).lines)
 
     @rule(rows=st.sampled_from((0, 0, 1)), share=st.sampled_from((0.0, 0.3)))
     def another_tripwire(self, rows: int, share: float) -> None:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from distilld import oracle
 from distilld import receipt as receipt_module
 from distilld import verify as verify_module
 from distilld.batch import Engine
 from distilld.decisions import Decisions
-from distilld.model import DATASET_PATHS, EXPORT_PATHS, Committed, Dataset, Options, Trigger
+from distilld.model import DATASET_PATHS, EXPORT_PATHS, Committed, Dataset, InputKind, Options, Trigger
 from distilld.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
 from distilld.stage import run_stage
 from distilld.store import Store
 from distilld.store.ledger import Ledger
 from distilld.verify import Report, verify
+from tests.bench.lake_by_formula import write_bench_lake
 from tests.unit.history_lake import A, B, history_lake, run
 
 
@@ -172,6 +175,40 @@ class _Killed(Exception):
 
 def _die(*_: object, **__: object) -> NoReturn:
     raise _Killed
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_memory_does_not_grow_with_the_exports(tmp_path: Path, deep: bool) -> None:
+    """What is compared may be larger than the memory: lines are read one by one, and remembered by their digests."""
+    write_bench_lake(tmp_path, rows=300, partitions=30, text_bytes=100_000)
+    with closing(Store.open(tmp_path / "state/distilld.db", tmp_path)) as store:
+        Engine(tmp_path, store, Options(), batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
+    size = sum((tmp_path / path).stat().st_size for path in EXPORT_PATHS.values() if (tmp_path / path).exists())
+    tracemalloc.start()
+    report = verify(tmp_path, tmp_path / "state/distilld.db", Options(), deep=deep)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not faulty(report)
+    # A partition at a time, and the tenth of the rows that stand in pairs, whose texts take four bytes a character.
+    assert peak < size
+
+
+def test_input_that_goes_away_meanwhile_is_no_fault(
+    lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deep check reads the lake as it is now: where a partition goes while it does, nothing can be said yet."""
+    sample, _ = lake
+    gone = sorted((sample.root / "data/evidence").rglob("*.jsonl"))[-1]
+    read_file = oracle.read_file
+
+    def read(root: Path, kind: InputKind, path: str) -> bytes:
+        gone.unlink(missing_ok=True)
+        return read_file(root, kind, path)
+
+    monkeypatch.setattr(oracle, "read_file", read)
+    report = report_of(sample)
+    assert not faulty(report)
+    assert gone.relative_to(sample.root).as_posix() in report.changed
 
 
 def test_finds_an_edited_receipt(lake: tuple[SampleLake, Engine]) -> None:
