@@ -31,7 +31,7 @@ from distilld.account import BatchContext, BatchIdentity
 from distilld.commit import CommittedBatch, Committer
 from distilld.decisions import Decisions, Withdrawal, empty_decisions
 from distilld.exports import Exports, ExportTamperedError
-from distilld.index import Indexed, Indexer
+from distilld.index import Indexed, Indexer, refuse_missing_trees
 from distilld.intake import Intake
 from distilld.judge_pairs import PairJudge
 from distilld.judge_rows import RowJudge
@@ -42,6 +42,7 @@ from distilld.model import (
     Cause,
     Dataset,
     InputChanged,
+    InputKind,
     OnDelete,
     OperatorError,
     Options,
@@ -211,6 +212,7 @@ class Engine:
 
     def _run_pass(self, trigger: Trigger) -> PassResult:
         result = PassResult()
+        self.refuse_missing_lake()
         self._mend_exports()
         result.scan = scan = lake.scan(self.root)
         self.teller.odd_folders(scan)
@@ -236,6 +238,14 @@ class Engine:
             if trigger is Trigger.REBUILD:
                 self._put_in_order(trigger, result)
         return result
+
+    def refuse_missing_lake(self) -> None:
+        """Refuse to work where the lake is away: exports that went with it are not damaged, nor to be made anew.
+
+        Raises:
+            ListingError: A tree with known files is not there.
+        """
+        refuse_missing_trees((kind for kind in InputKind if lake.is_missing(self.root, kind)), self.inputs.files())
 
     def _put_in_order(self, trigger: Trigger, result: PassResult) -> None:
         """Canonical walk order; where an export was damaged meanwhile, it is mended, and all are put in order again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,7 @@ class Indexer:
         if not (read_anew or owed or self._withdraws or scan.missing) and self._inputs.all_as_recorded(scan.files):
             return self._out
         known = self._inputs.files()
-        _refuse_missing_trees(scan, known)
+        refuse_missing_trees(scan.missing, known)
         self._read_anew = read_anew
         self._owed = owed
         seen = {(file.kind, file.path): file for file in scan.files}
@@ -406,7 +406,12 @@ def _refuse_too_many(record: FileRecord, lines: int) -> None:
         raise OperatorError(f"{tree_path(record.kind, record.path)} has {LINES_END} lines or more", hint="split it")
 
 
-def _refuse_missing_trees(scan: Scan, known: dict[FileKey, FileRecord]) -> None:
-    for kind in scan.missing:
+def refuse_missing_trees(missing: Iterable[InputKind], known: Collection[FileKey]) -> None:
+    """Refuse to take a tree for empty that is not there at all.
+
+    Raises:
+        ListingError: One of those that are ``missing`` held files that are known.
+    """
+    for kind in missing:
         if any(of is kind for of, _ in known):
             raise ListingError(tree_path(kind, ""), "the folder is missing, and files of it are known")

@@ -113,18 +113,10 @@ class _Walker:
         self.folders: dict[str, tuple[int, int]] = {}
 
     def walk_tree(self, kind: InputKind) -> None:
-        tree = self.root / TREES[kind]
-        try:
-            os.stat(tree)
-        except FileNotFoundError as error:
-            for path in (tree, tree.parent):
-                if path.is_symlink() and not path.exists():
-                    raise ListingError(path.relative_to(self.root).as_posix(), "it is a link to nothing") from error
+        if is_missing(self.root, kind):
             self.missing.append(kind)
-            return
-        except OSError as error:
-            raise ListingError(TREES[kind], error) from error
-        self._walk_folder(kind, str(tree), "", 0, odd=False)
+        else:
+            self._walk_folder(kind, str(self.root / TREES[kind]), "", 0, odd=False)
 
     def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int, *, odd: bool) -> None:
         try:
@@ -185,6 +177,25 @@ class _Walker:
 
     def _report(self, kind: InputKind, path: str, problem: str) -> None:
         self.oddities.append(Oddity(printable(f"{TREES[kind]}/{path}"), problem))
+
+
+def is_missing(root: Path, kind: InputKind) -> bool:
+    """Whether an input tree is not there.
+
+    Raises:
+        ListingError: It cannot be told, or a link leads nowhere: a mount may be missing.
+    """
+    tree = root / TREES[kind]
+    try:
+        os.stat(tree)
+    except FileNotFoundError as error:
+        for path in (tree, tree.parent):
+            if path.is_symlink() and not path.exists():
+                raise ListingError(path.relative_to(root).as_posix(), "it is a link to nothing") from error
+        return True
+    except OSError as error:
+        raise ListingError(TREES[kind], error) from error
+    return False
 
 
 def _name_of(entry: os.DirEntry[str]) -> str:

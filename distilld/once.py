@@ -242,7 +242,13 @@ def _on(engine: Engine, option: str) -> bool:
 
 
 def recover(engine: Engine) -> bool:
-    """Complete or undo what was cut off, and say so; returns whether there was anything."""
+    """Complete or undo what was cut off, and say so; returns whether there was anything.
+
+    Raises:
+        ListingError: The lake is away.
+        OperatorError: The cause of a failure is still there.
+    """
+    engine.refuse_missing_lake()
     if not engine.committer.needs_recovery():
         return engine.committer.recover()
     log.info("recovery_started")

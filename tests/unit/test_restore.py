@@ -24,6 +24,7 @@ from distilld.aside import COPIES_KEPT
 from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError, Written
 from distilld.lake import ListingError, open_partition
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
+from distilld.once import recover
 from distilld.restore import AnotherWriterError, Restorer
 from distilld.store import NotAStoreError, StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
@@ -892,6 +893,26 @@ def test_rejection_in_a_partition_with_an_odd_name_forbids_after_a_lost_store(la
     lake.lose_store()
     lake.go()
     assert lake.shipped("rag") == lake.shipped("sft") == set()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_lake_that_is_away_with_its_exports_loses_nothing(full: HistoryLake, restarted: bool) -> None:
+    """The state stands elsewhere, and an empty mount point is left: no export is damaged, made anew or given up."""
+    full.move_away(full.scored_path(B), full.evidence_path(B))
+    full.go()
+    before = full.files()
+    for name in ("data", "exports"):
+        (full.root / name).rename(full.root / f"{name}-away")
+    if restarted:
+        full.restart()
+    for _ in range(2):
+        with pytest.raises(ListingError, match="is missing"):
+            recover(full.engine) if restarted else full.engine.run_pass(Trigger.RESCAN)
+    assert not (full.root / "exports").exists()
+    for name in ("data", "exports"):
+        (full.root / f"{name}-away").rename(full.root / name)
+    full.go()
+    assert full.files() == before
 
 
 def test_store_lost_while_the_inputs_are_away(lake: HistoryLake) -> None:
