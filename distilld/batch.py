@@ -92,8 +92,8 @@ class PassResult:
     """What was indexed and stands in no receipt yet."""
     arrived_lines: int = 0
     """Lines that were taken in and judged in one go; ``indexed`` does not count them."""
-    input_changed: str | None = None
-    """A file that changed while its rows were judged: that batch was not begun, and the next pass plans it anew."""
+    changed_inputs: tuple[str, ...] = ()
+    """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
 
     @property
     def changed(self) -> bool:
@@ -103,7 +103,7 @@ class PassResult:
     @property
     def unfinished(self) -> bool:
         """Whether inputs were left alone because they were being written; another pass is due soon."""
-        return bool(self.indexed.unsettled or self.input_changed)
+        return bool(self.indexed.unsettled or self.changed_inputs)
 
     @property
     def unreadable(self) -> tuple[Oddity, ...]:
@@ -170,6 +170,8 @@ class Engine:
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
         self._unreadable: dict[str, OperatorError] = {}
         """What the pass could not read so far, by its words."""
+        self._changed_inputs: set[str] = set()
+        """What changed while the pass judged it."""
 
     def reconfigure(
         self,
@@ -226,11 +228,13 @@ class Engine:
         self._trip()
         self._lose_missing()
         self._unreadable = {str(problem): problem for problem in result.indexed.problems}
+        self._changed_inputs = set()
         try:
             self._work_off(trigger, result, options_changed=bool(options_changed))
         finally:
             result.indexed.problems = list(self._unreadable.values())
             self.teller.unreadable(result.unreadable)
+        self._doubt_changed(result)
         if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
@@ -268,8 +272,7 @@ class Engine:
             try:
                 committed = self.run_batch(trigger, result.untold, options_changed=options_changed)
             except InputChanged as error:
-                log.warning("input_changed", path=error.path)
-                result.input_changed = error.path
+                self._changed_inputs.add(error.path)
                 return
             except ExportTamperedError:
                 # Seen in the middle of a batch: undo the batch, mend the file, judge again.
@@ -283,6 +286,16 @@ class Engine:
             elif not self._took_any:
                 return
             self._tell(Progress("judge", judged, whole, result.indexed.files_seen, judged))
+
+    def _doubt_changed(self, result: PassResult) -> None:
+        """Have the files that changed under the pass read again, whatever a stat says of them."""
+        result.changed_inputs = tuple(sorted(self._changed_inputs))
+        for path in result.changed_inputs:
+            log.warning("input_changed", path=path)
+        if result.changed_inputs:
+            changed = [key for key in self.inputs.files() if lake.tree_path(*key) in self._changed_inputs]
+            with self.store.transaction():
+                self.inputs.doubt(changed)
 
     def rebuild(self) -> PassResult:
         """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
@@ -357,6 +370,7 @@ class Engine:
         touched = self.work.tasks_of_unjudged(decisions.judged_to)
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
         self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
+        self._changed_inputs |= decisions.changed_inputs
 
     def _commit(
         self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed

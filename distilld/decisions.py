@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from distilld.facts import SHIPPED
-from distilld.model import Category, Cause, Dataset, Verdict
+from distilld.model import Category, Cause, Dataset, InputChanged, UnreadableError, Verdict
 from distilld.spool import LineSpool, SpooledParts
 
 ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
@@ -198,6 +198,8 @@ class Decisions:
     bytes_read: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     """Files that could not be read, and why, so that rows or tasks were left for a later batch."""
+    changed_inputs: set[str] = field(default_factory=set)
+    """Files that are no longer what was indexed of them, so that rows or tasks were left until they are read again."""
     rows_to_queue: list[int] = field(default_factory=list)
     """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)
@@ -214,6 +216,13 @@ class Decisions:
     def took_any(self) -> bool:
         """Whether anything that waited was judged, be it that nothing followed from it."""
         return bool(self.judged_walks or self.tasks or self.departures or self.frozen_seen)
+
+    def note_out_of_reach(self, error: UnreadableError | InputChanged) -> None:
+        """Something is left for a later batch, since a file that it needs cannot be read, or changed."""
+        if isinstance(error, UnreadableError):
+            self.unreadable[error.path] = error.why
+        else:
+            self.changed_inputs.add(error.path)
 
     def close(self) -> None:
         """Drop the spooled lines."""

@@ -14,7 +14,7 @@ from distilld.datasets import Hold, Ship, preference
 from distilld.decisions import Decisions, PairRow, Withdrawal, key_of
 from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, PairCase, PairSide
-from distilld.model import Category, Cause, Dataset, Options, Reason, UnreadableError
+from distilld.model import Category, Cause, Dataset, InputChanged, Options, Reason, UnreadableError
 from distilld.store.work import Work, WorkPair, WorkRow
 from distilld.tail import digest_of
 from distilld.texts import Texts
@@ -54,7 +54,7 @@ class PairJudge:
         self._absent_verdicts = work.has_frozen_verdicts()
         self._stamps: dict[int, str] = {}
         self.left: set[str] = set()
-        """Tasks for a later batch: a file of theirs cannot be read, or their turn was over when they were touched."""
+        """Tasks for a later batch: a file of theirs is out of reach, or their turn was over when they were touched."""
         # Pairs whose line another task took over before their own task was formed anew.
         self._moved_on: set[int] = set()
 
@@ -71,8 +71,8 @@ class PairJudge:
             task_id = turn[1]
             try:
                 pairs = self._pairs_of(task_id)
-            except UnreadableError as error:
-                self._out.unreadable[error.path] = error.why
+            except (UnreadableError, InputChanged) as error:
+                self._out.note_out_of_reach(error)
                 self.left.add(task_id)
                 touched = self._let_forbidden_go(task_id)
             else:

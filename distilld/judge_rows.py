@@ -15,7 +15,17 @@ from distilld.decisions import Decisions, RowUpdate, Withdrawal
 from distilld.facts import CATEGORIES, DUPLICATE, MALFORMED, REASON_CODES, SHIPPED
 from distilld.firewall import MissingFiles, RowCase
 from distilld.lake import tree_path
-from distilld.model import Category, Cause, Dataset, InputKind, Options, RowRef, UnreadableError, Verdict
+from distilld.model import (
+    Category,
+    Cause,
+    Dataset,
+    InputChanged,
+    InputKind,
+    Options,
+    RowRef,
+    UnreadableError,
+    Verdict,
+)
 from distilld.records import EvidenceRecord, ScoredRun
 from distilld.store.work import Departure, FrozenRow, Standing, Work, WorkRow
 from distilld.tail import digest_of
@@ -115,20 +125,21 @@ class RowJudge:
             return
         try:
             text = self._read(row)
-        except UnreadableError as error:
-            self._out_of_reach(row, error)
-            return
-        outcomes = self._outcomes(row, text)
-        try:
-            # Who loses the id to this row gets a quarantine row instead, which quotes its text.
-            for walk in (self._rag.displaced_by(row, outcomes[0]), self._sft.displaced_by(row, outcomes[1])):
-                if walk is not None:
-                    self._read(self.work.row(walk))
-        except UnreadableError as error:
+            outcomes = self._outcomes(row, text)
+            for displaced in self._displaced_by(row, outcomes):
+                # It gets a quarantine row instead, which quotes its text; and in the other dataset it may do the same.
+                for other in self._displaced_by(displaced, self._outcomes(displaced, self._read(displaced))):
+                    self._read(other)
+        except (UnreadableError, InputChanged) as error:
             self._out_of_reach(row, error)
             return
         self._done.add(row.walk)
         self._judge_row(row, text, outcomes)
+
+    def _displaced_by(self, row: WorkRow, outcomes: tuple[Outcome, Outcome]) -> list[WorkRow]:
+        """The rows that lose their id to this one in RAG or in SFT."""
+        walks = (self._rag.displaced_by(row, outcomes[0]), self._sft.displaced_by(row, outcomes[1]))
+        return [self.work.row(walk) for walk in walks if walk is not None]
 
     def is_done(self, walk: int | None) -> bool:
         """Whether this batch judged the row already."""
@@ -224,15 +235,15 @@ class RowJudge:
         scored = self._texts.scored(row)
         return _Text("", scored, self._texts.evidence(row) if scored.category in self._readable else None)
 
-    def _out_of_reach(self, row: WorkRow, error: UnreadableError) -> None:
-        """A row that needs a file that cannot be read waits as it is; what a verdict forbids leaves all the same.
+    def _out_of_reach(self, row: WorkRow, error: UnreadableError | InputChanged) -> None:
+        """A row that needs a file that is not to be had waits as it is; what a verdict forbids leaves all the same.
 
         Then the row counts as never judged: its quarantine row needs its text.
         """
         if row.walk in self._displaced:
             raise error  # its id is another row's already
         out = self.out
-        out.unreadable[error.path] = error.why
+        out.note_out_of_reach(error)
         out.rows_to_queue.append(row.walk)
         outcomes = (
             (self._rag, Recorded(row.rag, row.rag_line or b"", row.rag_batch or 0)),

@@ -52,7 +52,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "odd_partition_name": "A partition folder, told once for both trees, is no date YYYY/MM/DD; it is read.",
         "pending_tail": "The last line of a partition is not finished yet; it waits.",
         "malformed_evidence": "Evidence lines that hold no run; how many, and where the first one stands.",
-        "input_changed": "A file changed while it was read; the batch is planned anew.",
+        "input_changed": "A file changed while it was read; the rows that need it wait, and it is read again.",
         "settling": "A file shrank, changed in place or returned; it is read once it has been still.",
         "partition_absent": "Partition files disappeared: which, and whether their rows are kept.",
         "partition_returned": "Partition files that were absent are back.",

@@ -281,8 +281,7 @@ def _not_read(last: PassResult) -> tuple[str, ...]:
     oddities = [f"{oddity.path} {oddity.problem}" for oddity in last.scan.oddities] if last.scan else []
     problems = [str(problem) for problem in last.indexed.problems]
     moving = [f"{tree_path(*key)} is still being written" for key in last.indexed.unsettled]
-    if last.input_changed:
-        moving.append(f"{last.input_changed} is still being written")
+    moving += [f"{path} is still being written" for path in last.changed_inputs]
     return (*oddities, *problems, *moving)
 
 

@@ -153,6 +153,13 @@ class Inputs:
         )
         self.files()[record.kind, record.path] = record
 
+    def doubt(self, keys: Iterable[FileKey]) -> None:
+        """Have known files read at the next look, though a stat should say that they are as recorded."""
+        for key in keys:
+            record = self.files()[key]
+            record.facts = record.facts._replace(looked_ns=0)
+            self.write_file(record)
+
     def forget_file(self, record: FileRecord) -> None:
         """Drop a file that is gone for good."""
         self._run("DELETE FROM files WHERE partition_id = ? AND kind = ?", (record.partition_id, record.kind.value))

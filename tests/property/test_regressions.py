@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import structlog
 
 from distilld import batch, intake, oracle
-from distilld.model import Dataset, InputKind, OnDelete, Options, Trigger, UnreadableError
+from distilld.lake import tree_path
+from distilld.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
 from distilld.tail import Line, PartitionReader
 from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
@@ -624,6 +626,51 @@ def test_row_waits_that_would_take_an_id_from_one_that_cannot_be_read(lake: Hist
     assert [PARTITIONS[0] in str(problem) for problem in result.indexed.problems] == [True]
     shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
     assert {row["source_run_id"]: row["response"] for row in shipped} == {"a": "one", "b": "one", "d": "one"}
+    lake.before, lake.lake = Exports.read(lake.folder), oracle.read_lake(lake.folder, lake.options)
+    lake.check_pass()
+
+
+def test_row_waits_whose_displaced_row_would_displace_one_that_cannot_be_read(lake: Histories) -> None:
+    """It loses its id in one dataset, and takes it from a third row in the other: the whole pass once failed."""
+    assert lake.engine is not None
+    put(lake, 0, [scored("a", "accepted", task="")], [evidence("a", "two", "extractor")])
+    put(lake, 2, [scored("a", "accepted", task="", reason="x")], [evidence("a", "three")])
+    put(lake, 3, [scored("q", "accepted", task="")], [evidence("q")])
+    lake.check_pass()
+    lake.history.path(EVIDENCE, 0).write_bytes(evidence("a", "two") + b"\n")
+    put(lake, 1, [scored("a", "accepted", task="", reason="y")], [evidence("a", "one", "extractor")])
+    put(lake, 3, [scored("q", "rejected", task="")])
+    with refused(PARTITIONS[2], SCORED):
+        for _ in range(2):
+            assert lake.engine.run_pass(Trigger.WATCH).unreadable
+    shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
+    assert [row["source_run_id"] for row in shipped] == ["a"]
+    lake.before, lake.lake = Exports.read(lake.folder), oracle.read_lake(lake.folder, lake.options)
+    lake.check_pass()
+
+
+@pytest.mark.parametrize("kind", [SCORED, EVIDENCE])
+def test_file_that_is_not_what_was_read_of_it_stops_nothing(lake: Histories, kind: InputKind) -> None:
+    """Its rows wait alone until it is read again, even where its facts did not change; it once stopped every batch."""
+    put(lake, 0, [scored("a", "accepted", task="u", reason="one")], [evidence("a", "one")])
+    put(lake, 1, [scored("b", "rejected", task="u"), scored("q", "accepted")], [evidence("b", "two"), evidence("q")])
+    lake.check_pass()
+    assert lake.engine is not None
+    path = lake.history.path(kind, 0)
+    path.write_bytes(path.read_bytes().replace(b"one", b"two"))
+    record = lake.engine.inputs.files()[kind, PARTITIONS[0]]
+    record.facts = StatFacts.of(path.stat(), time.time_ns() + 10**10)
+    with lake.engine.store.transaction():
+        lake.engine.inputs.write_file(record)
+    # The first needs the text of the changed line, the second takes a row out, the third comes in.
+    restart(lake, replace(WITHDRAW, missing_source_file="none"))
+    put(lake, 2, [scored("q", "rejected"), scored("e", "accepted")], [evidence("e")])
+    assert lake.engine is not None
+    result = lake.engine.run_pass(Trigger.WATCH)
+    assert result.changed_inputs == (tree_path(kind, PARTITIONS[0]),)
+    assert result.unfinished
+    shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
+    assert {row["source_run_id"] for row in shipped} == {"a", "e"}
     lake.before, lake.lake = Exports.read(lake.folder), oracle.read_lake(lake.folder, lake.options)
     lake.check_pass()
 
