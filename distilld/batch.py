@@ -14,7 +14,6 @@ One code path serves the daemon's smallest batch and the rebuild; a large first 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -235,7 +234,9 @@ class Engine:
             result.indexed.problems = list(self._unreadable.values())
             self.teller.unreadable(result.unreadable)
         self._doubt_changed(result)
-        if not self.work.waiting().anything and self.restorer.settle_orphans(self.options):
+        # What is not read, evidence too, may be what an orphan stands on.
+        whole = not (result.unreadable or result.unfinished or self.work.waiting().anything)
+        if whole and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
             self.judged_with.settle(self.options)
@@ -310,10 +311,14 @@ class Engine:
         """Let frozen rows go: the next pass withdraws them. Returns how many shipped rows and pairs.
 
         Absent files that stand there again keep theirs: nobody has looked at them yet.
+
+        Raises:
+            ListingError: A folder could not be listed; nothing was let go.
         """
         with self.store.faults(), self.store.transaction():
             absent = [record for record in self.inputs.files().values() if not record.present]
-            returned = [each for each in absent if os.path.lexists(self.root / lake.tree_path(each.kind, each.path))]
+            seen = {(file.kind, file.path) for file in lake.scan(self.root).files} if absent else set()
+            returned = [each for each in absent if (each.kind, each.path) in seen]
             pruned = self.frozen.prune(
                 partition_glob, orphans_only=orphans_only, options=self.options, returned=returned
             )

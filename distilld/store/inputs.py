@@ -766,7 +766,8 @@ class Inputs:
         """Remember an input's change for the next receipt."""
         self._run(
             "INSERT INTO unreported_inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (partition_id, kind) DO UPDATE SET"
-            " change = CASE change WHEN 'appended' THEN excluded.change ELSE change END, sha256 = excluded.sha256,"
+            " change = CASE WHEN excluded.change = 'absent' OR change IN ('appended', 'absent') THEN excluded.change ELSE change END,"
+            " sha256 = excluded.sha256,"
             " size_bytes = excluded.size_bytes, from_offset = min(from_offset, excluded.from_offset),"
             " to_offset = excluded.to_offset, lines = lines + excluded.lines,"
             " malformed_lines = malformed_lines + excluded.malformed_lines",

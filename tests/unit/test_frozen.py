@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -36,6 +37,26 @@ def two_partitions(lake: HistoryLake) -> dict[str, bytes]:
 
 
 # absent, and back
+
+
+def test_receipt_names_a_file_by_what_it_is_now(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file goes, the pass is cut off before its batch, and the file is back with another row: it is not absent."""
+    lake.both(A, run("a1"))
+    lake.both(B, run("b1"))
+    lake.go()
+    lake.move_away(lake.scored_path(A))
+
+    def stop(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lake.engine, "run_batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        lake.engine.run_pass(Trigger.ONCE)
+    lake.restart()
+    lake.both(A, run("a1"), run("a2"))
+    (batch,) = lake.go().batches
+    changes = {each["path"]: each["change"] for each in batch.receipt["inputs"] if each["kind"] == "scored"}
+    assert changes == {f"data/scored-runs/{A}": "returned"}
 
 
 @pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
@@ -703,6 +724,22 @@ def test_prune_of_one_partition_leaves_the_others(lake: HistoryLake) -> None:
     assert lake.shipped("rag") == {"a1", "a3", "a4"}
     assert lake.shipped("preference") == {"a1>a2"}
     assert set(lake.causes("rag")) == {"pruned"}
+
+
+@pytest.mark.parametrize("stands", ["link", "folder"])
+def test_prune_withdraws_rows_in_whose_place_something_else_stands(lake: HistoryLake, stands: str) -> None:
+    """A link to where the file went, or a folder, is not the file come back: no look would find its rows."""
+    two_partitions(lake)
+    path = lake.scored_path(A)
+    lake.move_away(path)
+    if stands == "link":
+        path.symlink_to(lake.root / "elsewhere")
+    else:
+        path.mkdir()
+    lake.go()
+    assert lake.shipped("sft") >= {"a1", "a4"}
+    lake.prune()
+    assert not lake.shipped("sft") & {"a1", "a4"}
 
 
 def test_pruned_row_stays_away(lake: HistoryLake) -> None:

@@ -842,11 +842,13 @@ def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
     assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
 
 
-def out_of_reach(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """The scored file of B gives an I/O error; returns what ends that."""
+def out_of_reach(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, hidden: InputKind = InputKind.SCORED
+) -> Callable[[], None]:
+    """A file of B gives an I/O error; returns what ends that."""
 
     def refusing(root: Path, kind: InputKind, path: str) -> Any:
-        if (kind, path) == (InputKind.SCORED, B):
+        if (kind, path) == (hidden, B):
             raise UnreadableError(path, OSError(errno.EIO, os.strerror(errno.EIO)))
         return open_partition(root, kind, path)
 
@@ -855,9 +857,9 @@ def out_of_reach(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Callable
     return monkeypatch.undo
 
 
-def linked(lake: HistoryLake, _: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A link stands in the place of the scored file of B; returns what ends that."""
-    path, other = lake.scored_path(B), lake.root / "archived.jsonl"
+def linked(lake: HistoryLake, _: pytest.MonkeyPatch, hidden: InputKind = InputKind.SCORED) -> Callable[[], None]:
+    """A link stands in the place of a file of B; returns what ends that."""
+    (path,), other = lake.paths(B, hidden.value), lake.root / "archived.jsonl"
     path.rename(other)
     path.symlink_to(other)
     return lambda: os.replace(other, path)
@@ -880,6 +882,26 @@ def test_rejection_that_cannot_be_read_forbids_after_a_lost_store(
     lake.go()
     assert lake.shipped("rag") == lake.shipped("sft") == set()
     assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+
+
+@pytest.mark.parametrize("hide", [out_of_reach, linked])
+def test_rows_whose_evidence_cannot_be_read_stay_after_a_lost_store(
+    full: HistoryLake, monkeypatch: pytest.MonkeyPatch, hide: Callable[..., Callable[[], None]]
+) -> None:
+    """The store is lost while an evidence file is out of reach: its rows are kept, and are the same when it is back."""
+    before = {dataset: full.lines(dataset) for dataset in Dataset}
+    history = full.files()["withdrawals_rag"]
+    show = hide(full, monkeypatch, InputKind.EVIDENCE)
+    for _ in range(2):
+        full.lose_store()
+        full.engine.run_pass(Trigger.ONCE)
+        assert {dataset: full.lines(dataset) for dataset in Dataset} == before
+    show()
+    full.go()
+    full.go()
+    assert {dataset: full.lines(dataset) for dataset in Dataset} == before
+    assert full.files()["withdrawals_rag"] == history
+    assert full.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
 
 
 def test_rejection_in_a_partition_with_an_odd_name_forbids_after_a_lost_store(lake: HistoryLake) -> None:
