@@ -504,10 +504,10 @@ class Engine:
         """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
         for dataset in Dataset:
             stood = self.ledger.exports()[dataset.value].committed.rows
-            vanishing = self.frozen.vanishing(dataset)
+            vanishing = self.frozen.vanishing(dataset, self.options)
             if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
                 with self.store.transaction():
-                    self.frozen.keep_vanishing(dataset)
+                    self.frozen.keep_vanishing(dataset, self.options)
                 log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
 
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:

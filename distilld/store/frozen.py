@@ -20,20 +20,27 @@ if TYPE_CHECKING:
     from distilld.decisions import PublishedWithdrawal
 
 _VANISHED: Final = (
-    f"d.outcome = {SHIPPED} AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
-    " AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
+    f"d.outcome = {SHIPPED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
+    " AND (NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
+    "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id AND s.digest = d.row)"
+    "  AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id AND s.evidence_found = 1))"
+    " AND {not_forbidden}"
 )
+"""Rows whose run is named nowhere any more, or only by the very line, in another place and without its evidence."""
 _EVIDENCE_GONE: Final = (
     "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {shipped} AND s.evidence_found = 0"
     " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned} AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
-    " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent')"
+    " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
+    " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent') AND {not_forbidden}"
 )
+"""Rows whose evidence row is gone. One that an absent file still holds is absent with it."""
 _MOVED_ALONE: Final = (
     "SELECT f.* FROM rejudge_frozen q CROSS JOIN frozen_rows f USING (frozen_id)"
     f" WHERE f.kind = 'absent' AND f.{{dataset}} = {SHIPPED}"
     " AND (EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest)"
     "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
     " AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.evidence_found = 1)"
+    " AND {not_forbidden}"
 )
 """Absent rows whose very lines stand in a present partition now, but without their evidence."""
 EVIDENCE_PRUNED: Final = 2
@@ -51,13 +58,34 @@ KEPT_FOR_GOOD: Final = 4
 _ABSENT_FILE: Final = "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AND f.partition_id IN (chosen_partition, rejected_partition))"
 
 
-def _evidence_gone(dataset: Dataset) -> str:
-    return _EVIDENCE_GONE.format(dataset=dataset, shipped=SHIPPED, bit=KEPT_BITS[dataset], pruned=EVIDENCE_PRUNED)
+def _not_forbidden(run: str, dataset: Dataset, options: Options) -> str:
+    """Whether no present verdict takes a run out anyway; ``run`` is an expression."""
+    if not options.revoke:
+        return "1"
+    return f"coalesce({last_verdict(run)} IN ({forbidding_codes(options, dataset)}), 0) = 0"
 
 
-def _overruled() -> str:
+def _vanished(dataset: Dataset, options: Options) -> str:
+    return _VANISHED.format(not_forbidden=_not_forbidden("d.run_id", dataset, options))
+
+
+def _moved_alone(dataset: Dataset, options: Options) -> str:
+    return _MOVED_ALONE.format(dataset=dataset, not_forbidden=_not_forbidden("f.run_id", dataset, options))
+
+
+def _evidence_gone(dataset: Dataset, options: Options) -> str:
+    return _EVIDENCE_GONE.format(
+        dataset=dataset,
+        shipped=SHIPPED,
+        bit=KEPT_BITS[dataset],
+        pruned=EVIDENCE_PRUNED,
+        not_forbidden=_not_forbidden("s.run_id", dataset, options),
+    )
+
+
+def _overruled(pair: str = "pairs") -> str:
     """Whether the last present verdict about a side of a pair is not the one that the pair was formed with."""
-    last = f"coalesce({last_verdict('pairs.{side}_run_id')}, {{expected}}) NOT IN ({{allowed}})"
+    last = f"coalesce({last_verdict(pair + '.{side}_run_id')}, {{expected}}) NOT IN ({{allowed}})"
     accepted, partial, rejected = (
         CATEGORY_CODES[category] for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
     )
@@ -103,20 +131,23 @@ class Frozen:
 
     # the tripwire
 
-    def vanishing(self, dataset: Dataset) -> int:
+    def vanishing(self, dataset: Dataset, options: Options) -> int:
         """How many rows of a dataset are about to leave only because they vanished from the inputs."""
         if dataset is Dataset.PREFERENCE:
-            return len(self._pairs_gone())
-        departed = self._count(f"SELECT count(*) FROM departures d WHERE d.dataset = ? AND {_VANISHED}", dataset.value)
-        moved = self._count(f"SELECT count(*) FROM ({_MOVED_ALONE.format(dataset=dataset)})")
-        return departed + moved + self._count(f"SELECT count(*) {_evidence_gone(dataset)}")
+            return len(self._pairs_gone(options))
+        departed = self._count(
+            f"SELECT count(*) FROM departures d WHERE d.dataset = ? AND {_vanished(dataset, options)}", dataset.value
+        )
+        moved = self._count(f"SELECT count(*) FROM ({_moved_alone(dataset, options)})")
+        return departed + moved + self._count(f"SELECT count(*) {_evidence_gone(dataset, options)}")
 
-    def _pairs_gone(self) -> list[tuple[int]]:
+    def _pairs_gone(self, options: Options) -> list[tuple[int]]:
         """Pairs a side of which vanished, and none is absent any more, for then they are frozen anyway."""
+        gone = f"{_PAIR_GONE} AND NOT ({_overruled('p')})" if options.revoke else _PAIR_GONE
         work, accepted = Work(self._store), CATEGORY_CODES[Category.ACCEPTED]
         return [
             (pair_id,)
-            for pair_id, task_id, chosen_in, chosen, rejected_in, rejected, category, near in self._run(_PAIR_GONE)
+            for pair_id, task_id, chosen_in, chosen, rejected_in, rejected, category, near in self._run(gone)
             if not near
             or not (
                 work.side_is_absent(chosen_in, chosen, task_id, accepted)
@@ -127,17 +158,17 @@ class Frozen:
     def _count(self, query: str, *values: object) -> int:
         return int(self._run(query, values).fetchone()[0])
 
-    def keep_vanishing(self, dataset: Dataset) -> None:
+    def keep_vanishing(self, dataset: Dataset, options: Options) -> None:
         """Freeze them instead: they stay until somebody says what is to become of them."""
         if dataset is Dataset.PREFERENCE:
-            gone = self._pairs_gone()
+            gone = self._pairs_gone(options)
             live = self._many(
                 "UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ? AND frozen IS NULL", gone
             ).rowcount
             self._many("UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ?", gone)
             self._shift(dataset, "live", "frozen", live)
             return
-        where = f"d.dataset = '{dataset}' AND {_VANISHED}"
+        where = f"d.dataset = '{dataset}' AND {_vanished(dataset, options)}"
         count = self._count(f"SELECT count(*) FROM departures d WHERE {where}")
         self._run(
             "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category,"
@@ -147,7 +178,7 @@ class Frozen:
         )
         self._run(f"DELETE FROM departures AS d WHERE {where}")
         self._shift(dataset, "departing", "frozen", count)
-        self._keep_moved(dataset)
+        self._keep_moved(dataset, options)
         self._run(
             "INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0"
         )
@@ -157,13 +188,14 @@ class Frozen:
             f" AND f.{dataset} = {SHIPPED} GROUP BY s.sample_key"
         )
         self._run(
-            f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk {_evidence_gone(dataset)})"
+            f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk"
+            f" {_evidence_gone(dataset, options)})"
         )
 
-    def _keep_moved(self, dataset: Dataset) -> None:
+    def _keep_moved(self, dataset: Dataset, options: Options) -> None:
         """The lines of absent rows go to rows that vanished; what the absent ones say of their runs stays."""
         self._run("DROP TABLE IF EXISTS temp.moved")
-        self._run(f"CREATE TEMP TABLE moved AS {_MOVED_ALONE.format(dataset=dataset)}")
+        self._run(f"CREATE TEMP TABLE moved AS {_moved_alone(dataset, options)}")
         self._empty_rows(dataset, "frozen_id IN (SELECT frozen_id FROM moved)")
         columns = (
             "partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category, sample_key,"

@@ -39,6 +39,10 @@ def two_partitions(lake: HistoryLake) -> dict[str, bytes]:
 # absent, and back
 
 
+def _stop(*_: object, **__: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def test_receipt_names_a_file_by_what_it_is_now(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file goes, the pass is cut off before its batch, and the file is back with another row: it is not absent."""
     lake.both(A, run("a1"))
@@ -46,10 +50,7 @@ def test_receipt_names_a_file_by_what_it_is_now(lake: HistoryLake, monkeypatch: 
     lake.go()
     lake.move_away(lake.scored_path(A))
 
-    def stop(*_: object, **__: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(lake.engine, "run_batch", stop)
+    monkeypatch.setattr(lake.engine, "run_batch", _stop)
     with pytest.raises(KeyboardInterrupt):
         lake.engine.run_pass(Trigger.ONCE)
     lake.restart()
@@ -582,6 +583,61 @@ def test_tripwire_keeps_what_vanished(lake: HistoryLake, how: str) -> None:
         dataset: Counter(content.splitlines()) for dataset, content in before.items()
     }
     assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+
+
+@pytest.mark.parametrize("old", ["emptied", "cut", "gone"])
+def test_tripwire_keeps_rows_whose_lines_moved_without_their_evidence(lake: HistoryLake, old: str) -> None:
+    """Lines that were copied to another partition first, and then left theirs, vanish like those of a renamed file."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    rows = lake.scored_path(A).read_bytes()
+    lake.scored(C, *rows.splitlines())
+    match old:
+        case "emptied":
+            lake.scored(A)
+        case "cut":
+            lake.scored(A, b"not JSON any more")
+        case _:
+            lake.scored_path(A).unlink()
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    lake.evidence(C, *(given(run_id) for run_id in ("a0", "a1", "a2", "a3", "a4", "a5")))
+    lake.go()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_tripwire_keeps_what_vanished_before_a_kill(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Evidence rows vanish, the process ends before the tripwire looks, and then their file is gone: they stay."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.evidence(A)
+    if killed:
+        monkeypatch.setattr(lake.engine, "_trip", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            lake.engine.run_pass(Trigger.ONCE)
+        lake.restart()
+    else:
+        lake.go()
+    lake.evidence_path(A).unlink()
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+
+
+def test_rescored_rows_do_not_trip_though_their_evidence_goes(lake: HistoryLake) -> None:
+    """Four of six rows whose evidence goes are rejected in the same pass: only two vanish, and the limit is three."""
+    many_rows(lake)
+    lake.restart(tripwire_rows=3, tripwire_share=0.0)
+    lake.evidence(A)
+    lake.scored(C, *(run(run_id, "rejected") for run_id in ("a0", "a1", "a2", "a3")))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
+    assert lake.engine.frozen.held_by_tripwire() == {}
 
 
 @pytest.mark.parametrize("how", ["scored", "evidence"])
