@@ -233,7 +233,6 @@ class Engine:
         finally:
             result.indexed.problems = list(self._unreadable.values())
             self.teller.unreadable(result.unreadable)
-        self._doubt_changed(result)
         # What is not read, evidence too, may be what an orphan stands on.
         whole = not (result.unreadable or result.unfinished or self.work.waiting().anything)
         if whole and self.restorer.settle_orphans(self.options):
@@ -266,7 +265,11 @@ class Engine:
                 return
 
     def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
-        """Batches, one after the other, until nothing waits."""
+        """Batches, one after the other, until nothing waits but what is out of reach."""
+        self._empty_queues(trigger, result, options_changed=options_changed)
+        self._doubt_changed(result)
+
+    def _empty_queues(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
         judged, whole = 0, self.work.waiting().rows if self.progress else 0
         self._tell(Progress("judge", 0, whole, result.indexed.files_seen, 0))
         while self.work.waiting().anything or self.ledger.has_news():
@@ -290,13 +293,14 @@ class Engine:
 
     def _doubt_changed(self, result: PassResult) -> None:
         """Have the files that changed under the pass read again, whatever a stat says of them."""
-        result.changed_inputs = tuple(sorted(self._changed_inputs))
-        for path in result.changed_inputs:
+        changed = self._changed_inputs.difference(result.changed_inputs)
+        if not changed:
+            return
+        for path in sorted(changed):
             log.warning("input_changed", path=path)
-        if result.changed_inputs:
-            changed = [key for key in self.inputs.files() if lake.tree_path(*key) in self._changed_inputs]
-            with self.store.transaction():
-                self.inputs.doubt(changed)
+        with self.store.transaction():
+            self.inputs.doubt([key for key in self.inputs.files() if lake.tree_path(*key) in changed])
+        result.changed_inputs = tuple(sorted(self._changed_inputs))
 
     def rebuild(self) -> PassResult:
         """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
