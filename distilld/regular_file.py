@@ -1,4 +1,4 @@
-"""Files opened by those who only look: a link is not followed, a FIFO is not waited for, and both are named errors.
+"""Files that are only looked at: a link is not followed, a FIFO is not waited for, and both are named errors.
 
 The configuration may be reached by a link: it is the operator's own.
 """
@@ -31,6 +31,19 @@ def open_regular(path: Path, *, follow_link: bool = False) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is no regular file", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything stands at a path, be it a link that leads nowhere.
+
+    Raises:
+        OSError: The system does not say.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def read_regular(path: Path, *, follow_link: bool = False) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 
+from distilld.lake import ListingError
 from distilld.model import Dataset, OnDelete, Options, Trigger
 from tests.unit.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
 from tests.unit.query_plans import whole_scans
@@ -811,6 +814,25 @@ def test_pruned_row_stays_away(lake: HistoryLake) -> None:
         lake.go(Trigger.REBUILD)
         assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
         assert lake.shipped("preference") == {"b3>b4"}
+
+
+def test_prune_beside_a_folder_that_cannot_be_searched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is given up of a file that may stand there again: the story is that it counted as gone."""
+    two_partitions(lake)
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    lake.go()
+    before = lake.files()
+    lake.bring_back(lake.scored_path(A), lake.evidence_path(A))
+
+    def refuse(path: object, *_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(ListingError):
+            lake.engine.give_up(None, orphans_only=False)
+    lake.go()
+    assert lake.files() == before
 
 
 def test_prune_with_nothing_frozen_does_nothing(lake: HistoryLake) -> None:

@@ -1,4 +1,4 @@
-"""Files opened by those who only look."""
+"""Files that are only looked at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.regular_file import committed_lines, open_regular, read_regular
+from distilld.regular_file import committed_lines, is_there, open_regular, read_regular
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a FIFO": (os.mkfifo, "is no regular file"),
@@ -37,3 +37,14 @@ def test_file_is_read_whole_or_up_to_what_was_committed(tmp_path: Path) -> None:
     assert read_regular(path) == b"a\nbc\nd"
     assert list(committed_lines(path, 5)) == [b"a\n", b"bc\n"]
     assert list(committed_lines(path, 4)) == [b"a\n"]
+
+
+def test_what_the_system_does_not_say_is_not_taken_for_nothing(tmp_path: Path) -> None:
+    """A link that leads nowhere is there; a name that cannot be asked for is an error."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert is_there(tmp_path / "link")
+    assert not is_there(tmp_path / "nothing")
+    assert not is_there(tmp_path / "file" / "below")
+    with pytest.raises(OSError, match="File name too long"):
+        is_there(tmp_path / ("x" * 300))
