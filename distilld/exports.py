@@ -22,6 +22,7 @@ from typing import Final
 
 from distilld.durable import FILE_MODE, make_folder, sync_folder, sync_up, write_all
 from distilld.model import EXPORT_PATHS, Committed, OperatorError, StatFacts
+from distilld.regular_file import is_there
 
 BLOCK_BYTES: Final = 1 << 17
 
@@ -92,6 +93,15 @@ class Exports:
         self._hashes.clear()
 
     # looking
+
+    def stands(self, name: str) -> bool:
+        """Whether there is anything in the place of an export.
+
+        Raises:
+            ExportReadError: The system does not say.
+        """
+        with _reading(EXPORT_PATHS[name]):
+            return is_there(self._root / EXPORT_PATHS[name])
 
     def check(self, name: str, known: Committed) -> StatFacts | None:
         """Make sure that the file is what its last commit left; returns its facts, None where there is no file yet.

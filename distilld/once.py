@@ -228,8 +228,9 @@ def bring_up_to_date(
 
 
 def _takes_over(engine: Engine) -> bool:
-    there = any((engine.root / path).exists() for path in EXPORT_PATHS.values())
-    return there and engine.ledger.last_batch() is None and not engine.committer.needs_recovery()
+    if engine.ledger.last_batch() is not None or engine.committer.needs_recovery():
+        return False
+    return any(engine.exports.stands(name) for name in EXPORT_PATHS)
 
 
 def _adopted(dataset: Dataset, batches: list[CommittedBatch]) -> int:

@@ -21,7 +21,7 @@ import orjson
 import structlog
 
 from distilld.account import iso_time
-from distilld.commit import Committer, NewVersion
+from distilld.commit import FIRST, Committer, NewVersion
 from distilld.decisions import PublishedWithdrawal, key_of
 from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError
 from distilld.facts import LINES_END
@@ -49,6 +49,7 @@ from distilld.store.ledger import ExportRecord, Ledger
 from distilld.tail import digest_of
 
 _REASONS: Final = {reason.value: reason for reason in Reason}
+_BATCH_ID: Final = r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z"
 _ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
 log = structlog.get_logger()
@@ -174,14 +175,19 @@ class Restorer:
     # taking over
 
     def take_over(self, now_ns: int) -> bool:
-        """Take in the exports that stand where no store knows of any; returns whether there were some."""
+        """Take in the exports that stand where no store knows of any; returns whether there were some.
+
+        Raises:
+            ExportReadError: A folder or a file cannot be looked at; what was not taken over yet is at the next try.
+        """
         if self._store.recall("taken_over") is not None or self._ledger.last_batch() is not None:
             return False
-        there = [name for name, path in EXPORT_PATHS.items() if os.path.lexists(self._root / path)]
+        there = [name for name in EXPORT_PATHS if self._exports.stands(name)]
+        leftovers = self._leftovers()
         anchor = newest_receipt(self._root)
         if there or anchor:
             log.info("takeover_started", files=len(there))
-        self._remove_leftovers()
+        self._remove(leftovers)
         rows = removed = 0
         for name in there:
             if (
@@ -194,18 +200,31 @@ class Restorer:
             log.info("takeover_finished", rows=rows, rows_removed=removed)
         return bool(there)
 
-    def _remove_leftovers(self) -> None:
-        """Temporary files of a batch that was cut off, and that nobody remembers."""
+    def _leftovers(self) -> list[Path]:
+        """Temporary files of a batch that was cut off, and that nobody remembers, below the root."""
+        found: list[Path] = []
         for path in map(Path, EXPORT_PATHS.values()):
+            ours = re.compile(rf"\.{re.escape(path.name)}\.{_BATCH_ID}({re.escape(FIRST)})?\.tmp")
             try:
-                leftovers = list((self._root / path.parent).glob(f".{path.name}.*.tmp"))
+                with os.scandir(self._root / path.parent) as entries:
+                    names = [
+                        each.name
+                        for each in entries
+                        if ours.fullmatch(each.name) and each.is_file(follow_symlinks=False)
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             except OSError as error:
                 raise ExportReadError(str(path.parent), error) from error
-            for left in leftovers:
-                try:
-                    left.unlink()
-                except OSError as error:
-                    raise ExportWriteError(str(path.parent / left.name), error) from error
+            found += (path.with_name(name) for name in names)
+        return found
+
+    def _remove(self, leftovers: list[Path]) -> None:
+        for path in leftovers:
+            try:
+                (self._root / path).unlink()
+            except OSError as error:
+                raise ExportWriteError(str(path), error) from error
 
     def _adopt(self, name: str, now_ns: int) -> tuple[int, int]:
         """Take the rows of a file in: a dataset's as orphans, a log's as history. Returns how many, and how many not.

@@ -738,14 +738,23 @@ def test_takeover_of_what_is_no_file(full: HistoryLake, name: str, damage: Calla
 
 
 def test_takeover_leaves_no_temporary_file(phase4: HistoryLake) -> None:
-    """Temporary files of a batch that nobody remembers are removed; other files are left alone."""
-    left = path_of(phase4, "rag").with_name(".playbooks.jsonl.20260101T000000.000Z.tmp")
-    other = path_of(phase4, "rag").with_name(".notes")
-    for path in (left, other):
+    """Temporary files of a batch that nobody remembers are removed; what is not ours is left alone.
+
+    The story: a file that was only named a little like ours was deleted, and a folder failed every start.
+    """
+    folder = path_of(phase4, "rag").parent
+    ours = {
+        folder / ".playbooks.jsonl.20260101T000000.000Z.tmp",
+        folder / ".playbooks.jsonl.20260101T000000.000Z.first.tmp",
+    }
+    others = {folder / ".notes", folder / ".playbooks.jsonl.mine.tmp", folder / ".playbooks.jsonl..tmp"}
+    for path in ours | others:
         path.write_text("x")
+    others |= {folder / ".playbooks.jsonl.20260102T000000.000Z.tmp", folder / ".playbooks.jsonl.old.tmp"}
+    (folder / ".playbooks.jsonl.20260102T000000.000Z.tmp").mkdir()
+    (folder / ".playbooks.jsonl.old.tmp").mkdir()
     phase4.go()
-    assert not left.exists()
-    assert other.exists()
+    assert {each for each in folder.iterdir() if each.name.startswith(".")} == others
 
 
 def test_nothing_ships_twice_after_a_lost_batch(full: HistoryLake) -> None:
@@ -1188,6 +1197,41 @@ def test_take_over_where_a_folder_cannot_be_listed(phase4: HistoryLake, monkeypa
             engine.run_pass(Trigger.ONCE)
     phase4.go()
     assert len(phase4.shipped(Dataset.RAG)) == 446
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("folder", ["rag", "sft", "quarantine", "withdrawals"])
+def test_take_over_where_a_folder_cannot_be_searched(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, folder: str, code: int
+) -> None:
+    """The story: exports that could not be looked at counted as none, for good.
+
+    A run whose rejection was deleted shipped again, and frozen rows and published withdrawals were lost.
+    """
+    lake.both(A, run("kept"), run("bad"))
+    lake.both(C, run("frozen"))
+    lake.go()
+    lake.both(B, run("bad", "rejected"))
+    lake.go()
+    for path in (*lake.paths(B, "both"), *lake.paths(C, "both")):
+        path.unlink()
+    lake.go()
+    before = [lake.lines(each) for each in (*Dataset, *(f"withdrawals_{each}" for each in Dataset))]
+    assert lake.causes("rag") == ["revoked"]
+    lake.lose_store()
+    real = os.lstat
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if Path(path).parent == lake.root / "exports" / folder:
+            raise OSError(code, os.strerror(code))
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", refuse)
+        with pytest.raises(ExportReadError, match=f"cannot read exports/{folder}/"):
+            lake.engine.run_pass(Trigger.ONCE)
+    lake.go()
+    assert [lake.lines(each) for each in (*Dataset, *(f"withdrawals_{each}" for each in Dataset))] == before
 
 
 @pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
