@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +28,16 @@ from distilld import receipt as receipts
 from distilld.account import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of
 from distilld.aside import copy_aside, move_aside
 from distilld.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
-from distilld.exports import RENAME_ORDER, Drop, Exports, ExportWriteError, Written, drop_digests, drop_ids
+from distilld.exports import (
+    RENAME_ORDER,
+    Drop,
+    Exports,
+    ExportTamperedError,
+    ExportWriteError,
+    Written,
+    drop_digests,
+    drop_ids,
+)
 from distilld.facts import CATEGORY_CODES
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Category, Committed, Dataset, Options, ProgramError
 from distilld.store import Store
@@ -116,6 +126,10 @@ class Committer:
         intents = [
             Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp) for write in writes
         ]
+        for write in writes:
+            if write.temp is None and self.writes:
+                with self._left_as_found(write.name):
+                    self._exports.check(write.name, records[write.name].committed)
         if intents:
             with self._store.transaction():
                 self._ledger.intend(intents)
@@ -132,12 +146,27 @@ class Committer:
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
         if write.temp is None:
-            return self._exports.append(write.name, known, write.blocks)
+            with self._left_as_found(write.name):
+                return self._exports.append(write.name, known, write.blocks)
         assert write.drop is not None  # noqa: S101  a rewrite always drops
         result = self._exports.rewrite(write.name, known, write.temp, write.drop, write.blocks)
         if result.dropped != write.drops:
             raise ProgramError(f"{EXPORT_PATHS[write.name]}: {result.dropped} lines left, {write.drops} should have")
         return result
+
+    @contextmanager
+    def _left_as_found(self, name: str) -> Iterator[None]:
+        """Within it, an export that is to be appended to and was changed by somebody else is not cut back by recovery.
+
+        What was put there may be needed. The next look goes by the content, whatever stat says, and sets it aside.
+        """
+        try:
+            yield
+        except ExportTamperedError:
+            with self._store.transaction():
+                self._ledger.drop_intent(name)
+                self._ledger.set_installed(name, None)
+            raise
 
     def _transact(
         self,

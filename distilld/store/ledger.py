@@ -272,6 +272,10 @@ class Ledger:
         """Writes that no transaction has committed."""
         return [Intent._make(row) for row in self._run("SELECT name, batch, base_bytes, temp FROM intents")]
 
+    def drop_intent(self, name: str) -> None:
+        """The write of one export is not to be undone."""
+        self._run("DELETE FROM intents WHERE name = ?", (name,))
+
     def drop_intents(self) -> None:
         """The writes are committed, or undone."""
         self._run("DELETE FROM intents")

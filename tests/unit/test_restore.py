@@ -233,6 +233,68 @@ def test_export_restored_in_a_batch(full: HistoryLake, monkeypatch: pytest.Monke
     assert "new" in full.shipped("rag")
 
 
+def test_lines_of_others_are_told_and_kept_aside(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another program appends after the first look of a pass is set aside, told and counted like any edit.
+
+    The story: the batch was undone, and that cut it off, without a word however often it came.
+    """
+    real = full.engine._index
+
+    def meddled(*args: object, **kwargs: object) -> object:
+        append_junk(path_of(full, "rag"))
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(full.engine, "_index", meddled)
+    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    for times in range(1, 4):
+        full.both(f"2026/05/0{times}/new.jsonl", run(f"new{times}"))
+        before = full.lines("rag")
+        with capture_logs() as logs, pytest.raises(AnotherWriterError) if times == 3 else nullcontext():
+            full.go()
+        assert [each["event"] for each in logs].count("export_tampered") == 1
+        assert len(full.engine.ledger.tamperings()) == times
+        if times < 3:
+            assert full.lines("rag") - before == Counter([full.content("rag").splitlines()[-1]])
+            copy = full.root / SET_ASIDE / set_aside(full, "rag-")[-1]
+            assert copy.read_bytes().endswith(b'"id":"rag-00000000000000')
+    assert full.content("rag").endswith(b'"id":"rag-00000000000000')
+
+
+def test_lines_of_others_between_ours_are_kept_aside(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of what comes while a batch is written: its own lines in the file go, what others wrote is set aside."""
+    real = os.fsync
+
+    def meddled(descriptor: int) -> None:
+        real(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(path_of(full, "rag")):
+            patch.undo()
+            append_junk(path_of(full, "rag"))
+
+    before = full.lines("rag")
+    full.both("2026/05/01/new.jsonl", run("new"))
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(os, "fsync", meddled)
+        full.go()
+    (told,) = [each for each in logs if each["event"] == "export_tampered"]
+    assert "bytes and should have" in told["problem"]
+    (copy,) = set_aside(full, "rag-")
+    assert (full.root / SET_ASIDE / copy).read_bytes().endswith(b'"id":"rag-00000000000000')
+    assert full.lines("rag") - before == Counter([full.content("rag").splitlines()[-1]])
+    assert "new" in full.shipped("rag")
+    assert not full.go().changed
+
+
+def test_damage_that_stat_does_not_show_is_restored_by_an_append(full: HistoryLake) -> None:
+    """Found before a batch is begun, it is not taken for whole by its stat facts again."""
+    full.restart()
+    before = full.lines("rag")
+    edit_unseen(full, "rag")
+    full.both("2026/05/01/new.jsonl", run("new"))
+    full.go()
+    assert before < full.lines("rag")
+    assert len(set_aside(full, "rag")) == 1
+
+
 def test_third_time_within_an_hour_stops_writing(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third damage within an hour stops all writing; an hour after the first, it is restored like the others."""
     monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
