@@ -244,6 +244,8 @@ def test_two_hundred_levels_and_no_more(kind: str) -> None:
         assert stringify(line.value) == nested(levels, kind)
     for levels in (201, 202, 255, 256, 1024, 1025, 5000):
         assert parse_object(nested(levels, kind)) == ParsedLine(None, False, Malformed.TOO_DEEP)
+    assert parse_object(nested(201, kind), max_depth=201).value is not None
+    assert parse_object(nested(202, kind), max_depth=201).malformed is Malformed.TOO_DEEP
 
 
 def test_a_number_that_needs_care_is_written_at_the_last_level() -> None:

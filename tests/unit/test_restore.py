@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from distilld import arrivals, batch, index, restore, status, texts
 from distilld.aside import COPIES_KEPT
 from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError, Written
+from distilld.json_text import MAX_DEPTH
 from distilld.lake import ListingError, open_partition
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
 from distilld.once import recover
@@ -973,6 +974,23 @@ def test_rows_whose_evidence_cannot_be_read_stay_after_a_lost_store(
     assert {dataset: full.lines(dataset) for dataset in Dataset} == before
     assert full.files()["withdrawals_rag"] == history
     assert full.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+
+
+def test_rejection_at_the_greatest_depth_forbids_after_a_lost_store(lake: HistoryLake) -> None:
+    """The story: in its quarantine row a row stands a level deeper than in its partition, and then was too deep."""
+    deep: Any = {}
+    for _ in range(MAX_DEPTH - 2):
+        deep = [deep]
+    lake.both(A, run("kept"), run("bad"))
+    lake.both(B, run("bad", "rejected", extra=deep))
+    lake.go()
+    for path in lake.paths(B, "both"):
+        path.unlink()
+    lake.go()
+    for _ in range(2):
+        lake.lose_store()
+        lake.go()
+        assert lake.shipped("rag") == lake.shipped("sft") == {"kept"}
 
 
 def test_rejection_in_a_partition_with_an_odd_name_forbids_after_a_lost_store(lake: HistoryLake) -> None:
