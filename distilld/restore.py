@@ -43,6 +43,7 @@ from distilld.model import (
 )
 from distilld.receipt import Link, newest_receipt
 from distilld.records import category_of
+from distilld.samples import faults_of
 from distilld.store import Store
 from distilld.store.frozen import Frozen, Orphan, ToldVerdict
 from distilld.store.ledger import ExportRecord, Ledger
@@ -229,7 +230,7 @@ class Restorer:
     def _adopt(self, name: str, now_ns: int) -> tuple[int, int]:
         """Take the rows of a file in: a dataset's as orphans, a log's as history. Returns how many, and how many not.
 
-        Torn, unreadable and doubled rows are removed; the file as it was is set aside then.
+        Torn, unreadable, faulty and doubled rows are removed; the file as it was is set aside then.
         """
         path = self._root / EXPORT_PATHS[name]
         if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -376,31 +377,26 @@ def _lines_of(path: Path | None) -> Iterator[bytes]:
 
 
 def _orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
-    """A row of an older export, or None for one that is torn, unreadable, or no row of this dataset."""
+    """A row of an older export, or None for one that is torn, unreadable, or no row of this dataset by its schema."""
     if not line.endswith(b"\n"):
         return None
-    row = parse_object(line[:-1]).value
-    if row is None or not line.startswith(f'{{"schema_version":1,"id":"{row.get("id")}",'.encode()):
+    row, marked, _ = parse_object(line[:-1])
+    if row is None or marked or faults_of(dataset, row):
         return None
-    prefix, _, digits = str(row["id"]).rpartition("-")
-    provenance = row.get("provenance")
-    stamps = (row.get("created_at"), provenance.get("recorded_at") if isinstance(provenance, dict) else None)
-    runs = (
-        (row.get("chosen_run_id"), row.get("rejected_run_id"))
-        if dataset is Dataset.PREFERENCE
-        else (row.get("source_run_id"), None)
-    )
+    prefix, _, digits = row["id"].rpartition("-")
     expected = {Dataset.RAG: "rag", Dataset.SFT: "sft", Dataset.PREFERENCE: "pref"}[dataset]
     hexadecimal = len(digits) == 16 and all(sign in "0123456789abcdef" for sign in digits)
-    if prefix != expected or not hexadecimal or not isinstance(runs[0], str):
+    starts = line.startswith(f'{{"schema_version":1,"id":"{row["id"]}",'.encode())
+    if prefix != expected or not hexadecimal or not starts:
         return None
-    if not all(isinstance(stamp, str) for stamp in stamps):
-        return None
-    task = str(row.get("prompt", "")).removeprefix("Task: ").split(" · file=", 1)[0]
+    if dataset is Dataset.PREFERENCE:
+        run_id, other_run_id = row["chosen_run_id"], row["rejected_run_id"]
+        task = row["prompt"].removeprefix("Task: ").split(" · file=", 1)[0]
+    else:
+        run_id, other_run_id, task = row["source_run_id"], None, None
     return Orphan(
-        key_of(digits), digest_of(line), runs[0], runs[1] if isinstance(runs[1], str) else None,
-        task if dataset is Dataset.PREFERENCE else None, str(stamps[0]), str(stamps[1]),
-    )  # fmt: skip
+        key_of(digits), digest_of(line), run_id, other_run_id, task, row["created_at"], row["provenance"]["recorded_at"]
+    )
 
 
 def _withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:

@@ -27,6 +27,7 @@ from distilld.lake import ListingError, open_partition
 from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
 from distilld.once import recover
 from distilld.restore import AnotherWriterError, Restorer
+from distilld.samples import faults_of
 from distilld.store import NotAStoreError, StoreCorruptError, StoreTooNewError
 from distilld.store.opening import open_store, opened_store
 from distilld.texts import Texts
@@ -784,6 +785,64 @@ def test_torn_and_unreadable_rows_are_removed_and_reported(phase4: HistoryLake) 
     assert [each["rows_removed"] for each in logs if each["event"] == "takeover_finished"] == [6]
     (copy,) = set_aside(phase4, "rag-")
     assert (phase4.root / SET_ASIDE / copy).read_bytes() == found
+
+
+@pytest.mark.parametrize("orphaned", [True, False])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("content", None),
+        ("content", " "),
+        ("content", ...),
+        ("embedding_text", "bad \ud800 text"),
+        ("extra", 1),
+        ("success_score", "rejected"),
+        ("source_run_id", ""),
+        ("created_at", ""),
+        ("provenance", {"recorded_at": STAMP}),
+    ],
+    ids=str,
+)
+def test_row_that_fails_its_schema_is_not_taken_over(
+    lake: HistoryLake, key: str, value: object, orphaned: bool
+) -> None:
+    """It is removed and reported; what the inputs give is written in its place, with stamps of its own.
+
+    The story: such rows of an older export stayed for ever, and ``verify`` counted them as faults for ever.
+    """
+    lake.both(A, run("kept"))
+    lake.both(B, run("broken"))
+    lake.go()
+    before = lake.rows("rag")
+    if orphaned:
+        for path in lake.paths(B, "both"):
+            path.unlink()
+    lake.lose_store()
+    row = {**before[1], key: value}
+    if value is ...:
+        del row[key]
+    broken = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+    path_of(lake, "rag").write_bytes(broken + lake.content("rag").splitlines(keepends=True)[0])
+    with capture_logs() as logs:
+        lake.go()
+    assert [each["rows_removed"] for each in logs if each["event"] == "takeover_finished"] == [1]
+    assert len(set_aside(lake, "rag-")) == 1
+    assert [faults_of(Dataset.RAG, row) for row in lake.rows("rag")] == [()] * (2 - orphaned)
+    assert lake.rows("rag")[0] == before[0]
+    assert lake.shipped("sft") == {"kept", "broken"}
+    assert lake.shipped("rag") == ({"kept"} if orphaned else {"kept", "broken"})
+
+
+def test_row_that_is_no_text_is_not_taken_over(lake: HistoryLake) -> None:
+    """Bytes that are no UTF-8 would stop a loader; they are no row."""
+    lake.both(A, run("kept"), run("broken"))
+    lake.go()
+    lake.scored(A, run("kept"))
+    lake.lose_store()
+    path = path_of(lake, "rag")
+    path.write_bytes(path.read_bytes().replace(b"Answer of broken", b"Answer \xff broken"))
+    lake.go()
+    assert lake.shipped("rag") == {"kept"}
 
 
 @pytest.mark.parametrize("name", EXPORT_PATHS)
