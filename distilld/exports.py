@@ -238,10 +238,9 @@ class Exports:
             live = _lstat(path)
             if live is None or _lstat(path.with_name(temp)) is None:
                 return None
-        if stat.S_ISREG(live.st_mode):
-            problem = "appeared while it was written" if is_first and live.st_size else None
-        else:
-            problem = "is a link" if stat.S_ISLNK(live.st_mode) else "is no regular file"
+        problem = _what_is_no_file(live.st_mode)
+        if problem is None and is_first and live.st_size:
+            problem = "appeared while it was written"
         return ExportTamperedError(EXPORT_PATHS[name], problem) if problem else None
 
     def install(self, name: str, temp: str, committed: Committed) -> StatFacts | None:
@@ -434,6 +433,12 @@ def _lstat(path: Path) -> os.stat_result | None:
         return None
 
 
+def _what_is_no_file(mode: int) -> str | None:
+    if stat.S_ISREG(mode):
+        return None
+    return "is a link" if stat.S_ISLNK(mode) else "is no regular file"
+
+
 def _open_live(path: Path, shown: str, known: Committed) -> int | None:
     """Open a live file for reading, if it is a regular file of its committed length; None where there is none yet."""
     try:
@@ -443,13 +448,15 @@ def _open_live(path: Path, shown: str, known: Committed) -> int | None:
             raise ExportTamperedError(shown, "is gone") from None
         return None
     except OSError as error:
-        if os.path.islink(path):
-            raise ExportTamperedError(shown, "is a link") from error
+        # A socket cannot be opened at all.
+        live = _lstat(path)
+        if live is not None and (problem := _what_is_no_file(live.st_mode)):
+            raise ExportTamperedError(shown, problem) from error
         raise
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ExportTamperedError(shown, "is no regular file")
+        if problem := _what_is_no_file(status.st_mode):
+            raise ExportTamperedError(shown, problem)
         if status.st_size != known.size:
             raise ExportTamperedError(shown, f"has {status.st_size} bytes and should have {known.size}")
     except BaseException:

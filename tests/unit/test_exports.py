@@ -143,14 +143,22 @@ class TestAppend:
 
     @pytest.mark.parametrize("method", ["append", "rewrite"])
     @pytest.mark.parametrize(
-        ("what", "problem"), [("gone", "is gone"), ("link", "is a link"), ("folder", "no regular file"), ("fifo", "no")]
+        ("what", "problem"),
+        [
+            ("gone", "is gone"),
+            ("link", "is a link"),
+            ("folder", "is no regular file"),
+            ("fifo", "is no regular file"),
+            ("socket", "is no regular file"),
+        ],
     )
     def test_only_a_regular_file_is_written_to(
         self, exports: Exports, known: Committed, path: Path, method: str, what: str, problem: str
     ) -> None:
         """A link is not followed, a FIFO not waited for, a missing file not made anew.
 
-        The story: a rewrite called a link a failed write, which was retried for ever instead of being set aside.
+        The story: a rewrite called a link a failed write, which was retried for ever instead of being set aside. So did
+        any look at a socket, which cannot be opened.
         """
         elsewhere = path.with_name("elsewhere")
         path.rename(elsewhere)
@@ -161,6 +169,8 @@ class TestAppend:
                 path.mkdir()
             case "fifo":
                 os.mkfifo(path)
+            case "socket":
+                os.mknod(path, stat.S_IFSOCK | 0o600)
         write: Callable[[], object] = {
             "append": lambda: exports.append(NAME, known, [row(4)]),
             "rewrite": lambda: exports.rewrite(NAME, known, TEMP, keep_all, [row(4)]),
