@@ -291,15 +291,23 @@ def _read(descriptor: int) -> Holder:
     try:
         found = json.loads(os.pread(descriptor, _MOST_BYTES, 0).split(b"\n", 1)[0])
         pid, state = found["pid"], found["state"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return Holder(running=True)
     trouble = found.get("trouble")
     return Holder(
         running=True,
         pid=pid if type(pid) is int else None,
-        state=Path(state) if isinstance(state, str) and os.path.isabs(state) else None,
+        state=Path(state) if isinstance(state, str) and _is_path(state) else None,
         trouble=trouble if isinstance(trouble, str) else None,
     )
+
+
+def _is_path(text: str) -> bool:
+    """Whether a recorded path is one that a file can have."""
+    try:
+        return os.path.isabs(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_another(recorded: Path, wanted: Path) -> bool:

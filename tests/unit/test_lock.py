@@ -251,8 +251,13 @@ def test_lock_that_cannot_be_looked_at_is_the_operators_matter(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"null", b"[1]\n", b'{"pid": "1"}\n', b'{"pid": 1, "state": 5}\n', b"\xff"]
-)
+    "content",
+    [
+        b"", b"{", b"null", b"[1]\n", b'{"pid": "1"}\n', b'{"pid": 1, "state": 5}\n', b"\xff", b"[" * 60_000,
+        b'{"pid": 1, "state": "/a\\u0000b"}\n', b'{"pid": 1, "state": "/a\\ud800b"}\n',
+    ],
+    ids=lambda content: content[:30],
+)  # fmt: skip
 def test_torn_record_binds_nobody(root: Path, state: Path, content: bytes) -> None:
     """A lock file that cannot be read as a record names no pid and no store, and stops no writer."""
     (root / "exports").mkdir()
