@@ -205,7 +205,7 @@ class Engine:
         """
         if trigger is Trigger.REBUILD:
             log.info("rebuild_started")
-        with self.store.faults():
+        with self.store.at_work():
             result = self._run_pass(trigger)
         if trigger is Trigger.REBUILD:
             log.info("rebuild_finished", batches=len(result.batches))
@@ -319,7 +319,7 @@ class Engine:
         Raises:
             ListingError: A folder could not be listed; nothing was let go.
         """
-        with self.store.faults(), self.store.transaction():
+        with self.store.at_work(), self.store.transaction():
             absent = [record for record in self.inputs.files().values() if not record.present]
             seen = {(file.kind, file.path) for file in lake.scan(self.root).files} if absent else set()
             returned = [each for each in absent if (each.kind, each.path) in seen]
@@ -332,7 +332,7 @@ class Engine:
 
     def accept_vanished(self) -> int:
         """Keep for good what the tripwire kept; returns how many rows and pairs."""
-        with self.store.faults(), self.store.transaction():
+        with self.store.at_work(), self.store.transaction():
             accepted = self.frozen.accept()
         log.info("pruned", rows=accepted, accepted=True)
         return accepted

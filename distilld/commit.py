@@ -367,7 +367,7 @@ class Committer:
             OperatorError: The cause of the failure is still there; what is done is done, and it may be tried again.
         """
         self.keep_lock()
-        with self._store.faults():
+        with self._store.at_work():
             return self._recover()
 
     def _recover(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from distilld import __version__
 from distilld.durable import make_folder
-from distilld.model import OperatorError, UsageError
+from distilld.model import DistilldError, OperatorError, ProgramError, UsageError
 from distilld.store.import_alone import without_pandas
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 
@@ -92,6 +92,11 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
         if code in _REFUSED:
             raise StoreFaultError(f"cannot {doing} the state store {path}: {error}") from error
         raise
+
+
+def _is_unforeseen(error: BaseException) -> bool:
+    """Whether it is neither an error that is raised on purpose, but for what shows a bug, nor a way to end."""
+    return isinstance(error, Exception) and (isinstance(error, ProgramError) or not isinstance(error, DistilldError))
 
 
 def refuse_missing(path: Path) -> None:
@@ -288,6 +293,29 @@ class Store:
     def faults(self) -> AbstractContextManager[None]:
         """Within it, what SQLite reports of the system or of the file is raised as StoreFaultError, StoreCorruptError."""
         return store_faults(self.path, "use")
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """As :meth:`faults`; and where the work ends in what nobody foresaw, the store is asked whether it is sound.
+
+        A page that a lost write left as it was breaks what all else relies on, and SQLite says so only if it is asked.
+
+        Raises:
+            StoreCorruptError: It is not.
+        """
+        try:
+            with self.faults():
+                yield
+        except BaseException as error:
+            if _is_unforeseen(error):
+                self._refuse_unsound(error)
+            raise
+
+    def _refuse_unsound(self, error: BaseException) -> None:
+        with self.faults():
+            (found,) = self.connection.execute("PRAGMA main.integrity_check(1)").fetchone()
+        if found != "ok":
+            raise StoreCorruptError(f"the state store {self.path} is corrupt: {' '.join(found.split())}") from error
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -24,7 +24,16 @@ from distilld.aside import COPIES_KEPT
 from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError, Written
 from distilld.json_text import MAX_DEPTH
 from distilld.lake import ListingError, open_partition
-from distilld.model import EXPORT_PATHS, SET_ASIDE, Dataset, InputKind, OperatorError, Trigger, UnreadableError
+from distilld.model import (
+    EXPORT_PATHS,
+    SET_ASIDE,
+    Dataset,
+    InputKind,
+    OperatorError,
+    ProgramError,
+    Trigger,
+    UnreadableError,
+)
 from distilld.once import recover
 from distilld.restore import AnotherWriterError, Restorer
 from distilld.samples import faults_of
@@ -1426,6 +1435,63 @@ def test_store_that_turns_out_to_be_corrupt_is_set_aside(full: HistoryLake) -> N
     assert len(list(full.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
     full.go()
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
+
+
+def page_of(lake: HistoryLake, name: str) -> tuple[int, bytes]:
+    """Where a small table or index stands in the store's file, and its one page as it is now."""
+    lake.engine.store.checkpoint()
+    ((number,),) = lake.ask("SELECT rootpage FROM sqlite_master WHERE name = ?", name)
+    with lake.state.open("rb") as file:
+        file.seek((number - 1) * 4096)
+        return (number - 1) * 4096, file.read(4096)
+
+
+@pytest.fixture
+def stale(lake: HistoryLake) -> HistoryLake:
+    """A lake whose store has a page that a lost write left as it was, and with something new in it."""
+    lake.both(A, run("a1"))
+    lake.go()
+    at, page = page_of(lake, "rag_ids")
+    lake.scored(A, run("a2"))
+    lake.both(C, run("c1"))
+    lake.go()
+    lake.engine.store.checkpoint()
+    lake.stop()
+    with lake.state.open("r+b") as file:
+        file.seek(at)
+        file.write(page)
+    lake.both(B, run("a1"))
+    return lake
+
+
+def test_store_with_a_stale_page_is_set_aside(stale: HistoryLake) -> None:
+    """The story: every pass failed, with 'a bug in distilld' or a constraint of SQLite, and none asked the store."""
+    with (
+        pytest.raises(StoreCorruptError, match="missing from index rag_ids"),
+        opened_store(stale.state, stale.root) as store,
+    ):
+        batch.Engine(stale.root, store, stale.options, batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
+    assert len(list(stale.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
+    stale.go()
+    assert stale.shipped("rag") == stale.shipped("sft") == {"a1", "c1"}
+
+
+@pytest.mark.parametrize("error", [ProgramError("x"), sqlite3.IntegrityError("x"), AssertionError("x"), KeyError("x")])
+def test_only_an_unsound_store_is_to_blame(stale: HistoryLake, error: Exception) -> None:
+    """What nobody foresaw is told as it is where the store is sound."""
+    with pytest.raises(StoreCorruptError, match="rag_ids") as raised, stale.engine.store.at_work():
+        raise error
+    assert raised.value.__cause__ is error
+    stale.lose_store()
+    with pytest.raises(type(error), match="x"), stale.engine.store.at_work():
+        raise error
+
+
+def test_store_is_not_asked_about_what_was_foreseen(stale: HistoryLake) -> None:
+    """A full disk, and a daemon that is to end, say nothing about it."""
+    for error in (OperatorError("x"), KeyboardInterrupt("x")):
+        with pytest.raises(type(error), match="x"), stale.engine.store.at_work():
+            raise error
 
 
 def test_store_with_a_broken_schema_is_known_by_its_first_bytes(full: HistoryLake) -> None:
