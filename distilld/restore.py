@@ -381,7 +381,7 @@ def _orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
     if not line.endswith(b"\n"):
         return None
     row, marked, _ = parse_object(line[:-1])
-    if row is None or marked or faults_of(dataset, row):
+    if row is None or marked or faults_of(dataset, _with_line_offset(row)):
         return None
     prefix, _, digits = row["id"].rpartition("-")
     expected = {Dataset.RAG: "rag", Dataset.SFT: "sft", Dataset.PREFERENCE: "pref"}[dataset]
@@ -397,6 +397,12 @@ def _orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
     return Orphan(
         key_of(digits), digest_of(line), run_id, other_run_id, task, row["created_at"], row["provenance"]["recorded_at"]
     )
+
+
+def _with_line_offset(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as it is checked: the older exporters left the key out where the scored row had none."""
+    provenance = row.get("provenance")
+    return {**row, "provenance": {"line_offset": None, **provenance}} if isinstance(provenance, dict) else row
 
 
 def _withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:

@@ -796,6 +796,21 @@ def test_torn_and_unreadable_rows_are_removed_and_reported(phase4: HistoryLake) 
     assert (phase4.root / SET_ASIDE / copy).read_bytes() == found
 
 
+def test_row_without_a_line_offset_is_replaced_at_the_takeover(lake: HistoryLake) -> None:
+    """The older exporters left the key out where the scored row has none: it is other content, and no fault."""
+    lake.both(A, run("old", provenance__line_offset=None))
+    lake.go()
+    (row,) = lake.rows("rag")
+    lake.lose_store()
+    del row["provenance"]["line_offset"]
+    path_of(lake, "rag").write_bytes(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+    with capture_logs() as logs:
+        lake.go()
+    assert [each["rows_removed"] for each in logs if each["event"] == "takeover_finished"] == [0]
+    assert lake.rows("rag")[0]["provenance"]["line_offset"] is None
+    assert [(each["source_run_id"], each["replaced"]) for each in lake.withdrawn("rag")] == [("old", True)]
+
+
 @pytest.mark.parametrize("orphaned", [True, False])
 @pytest.mark.parametrize(
     ("key", "value"),
