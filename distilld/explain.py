@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from distilld.config import Settings
-from distilld.json_text import parse_object, stringify
+from distilld.json_text import QUOTED_DEPTH, parse_object, stringify
 from distilld.model import EXPORT_PATHS, Dataset, OperatorError, Options
 from distilld.regular_file import committed_lines
 from distilld.store.ledger import Ledger
@@ -197,7 +197,7 @@ def _errors(root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_i
         with suppress(FileNotFoundError):
             for line in committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
                 if named in line and (digest := digest_of(line)) in wanted:
-                    errors = (parse_object(line.rstrip(b"\n")).value or {}).get("errors")
+                    errors = (parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}).get("errors")
                     found[digest] = tuple(map(str, errors)) if isinstance(errors, list) else ()
                     if len(found) == len(wanted):
                         break

@@ -18,6 +18,8 @@ import orjson
 
 MAX_DEPTH: Final = 200
 """Containers inside containers, the outermost object included."""
+QUOTED_DEPTH: Final = MAX_DEPTH + 1
+"""That of a quarantine line, which quotes a row as one of its values."""
 
 WHITESPACE: Final = (
     "\t\n\v\f\r \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -25,7 +25,7 @@ from distilld.commit import FIRST, Committer, NewVersion
 from distilld.decisions import PublishedWithdrawal, key_of
 from distilld.exports import ExportReadError, Exports, ExportTamperedError, ExportWriteError
 from distilld.facts import LINES_END
-from distilld.json_text import MAX_DEPTH, parse_object
+from distilld.json_text import QUOTED_DEPTH, parse_object
 from distilld.lake import is_partition, open_partition
 from distilld.model import (
     EXPORT_PATHS,
@@ -421,7 +421,7 @@ def _withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:
 
 def _forbidding(line: bytes) -> ToldVerdict | None:
     """What a quarantine row tells of a run that was rejected or never reviewed; None for any other row."""
-    row = parse_object(line.rstrip(b"\n"), max_depth=MAX_DEPTH + 1).value or {}
+    row = parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}
     record, location = row.get("source_record"), row.get("location")
     if not isinstance(record, dict) or not isinstance(record.get("evidence_run_id"), str):
         return None

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 from distilld import lake, oracle
 from distilld.decisions import id_of
 from distilld.facts import REASONS, SHIPPED
-from distilld.json_text import parse_object
+from distilld.json_text import QUOTED_DEPTH, parse_object
 from distilld.lake import SourceFiles, tree_path
 from distilld.model import (
     EXPORT_PATHS,
@@ -499,7 +499,7 @@ def _told(brief: bytes) -> str:
 
 
 def _place(line: bytes) -> str:
-    row = parse_object(line[:-1]).value or {}
+    row = parse_object(line[:-1], max_depth=QUOTED_DEPTH).value or {}
     at = row.get("location") or {}
     return f"{row.get('reason')} at {at.get('partition')} line {at.get('line_offset')}"
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
 from distilld import config
 from distilld.config import Settings
 from distilld.explain import Fate, RunStory, UnknownRunError, explain
+from distilld.json_text import MAX_DEPTH
 from distilld.lake import scan
 from distilld.model import Dataset, OperatorError
 from tests.unit.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
@@ -88,6 +90,16 @@ def test_held_rows_tell_their_errors(lake: HistoryLake) -> None:
     (pair,) = story.pairs
     assert (pair.fate.outcome, pair.fate.reason) == ("held", "invalid_preference_pairing")
     assert "chosen and rejected texts identical" in pair.fate.errors
+
+
+def test_held_row_at_the_greatest_depth_tells_its_errors(lake: HistoryLake) -> None:
+    """In its quarantine row it stands a level deeper than in its partition."""
+    deep: Any = {}
+    for _ in range(MAX_DEPTH - 2):
+        deep = [deep]
+    lake.both(A, run("r1", "rejected", extra=deep))
+    lake.go()
+    assert all(fate.errors for fate in fates(story_of(lake, "r1"))[0])
 
 
 def test_revoked_run_tells_where_the_verdict_stands(lake: HistoryLake) -> None:
