@@ -245,6 +245,25 @@ def test_input_that_changes_meanwhile_is_a_warning(root: Path) -> None:
     assert receipt(root, run)["warnings"] == ["data/in/1/a.jsonl changed while the stage ran"]
 
 
+def test_what_is_not_utf8_stands_escaped_in_the_receipt(root: Path) -> None:
+    """Names of files, globs and words of the command; a file is known again the next time.
+
+    The story: the receipt and the exit code were lost to a traceback, after the command had run.
+    """
+    name, words = os.fsdecode(b"caf\xe9"), ("sh", "-c", 'echo >>"$0"; exit 7')
+    (root / "data/in" / name).write_text("")
+    for change in ("new", "unchanged"):
+        run = ran(root, *words, str(root / name), inputs=("data/in/*",), outputs=("c*", f"{name}/*"))
+        assert run.exit_code == 7
+        found = receipt(root, run)
+        assert [(each["path"], each["change"]) for each in found["inputs"]] == [("data/in/caf\\xe9", change)]
+        assert [each["path"] for each in found["outputs"]] == ["caf\\xe9"]
+        assert found["options"]["command"] == [*words, f"{root}/caf\\xe9"]
+        assert found["warnings"] == ["the output caf\\xe9/* matches no file"]
+    assert ran(root, name).exit_code == 127
+    assert list(broken_stage_chains(root)) == []
+
+
 def test_listing_that_fails_is_no_empty_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a folder cannot be listed the command is not run: its receipt would lie."""
     real = os.scandir
