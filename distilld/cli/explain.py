@@ -31,7 +31,8 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
     from distilld.cli.settings import load_settings
     from distilld.explain import explain as tell
 
-    story = tell(load_settings(common), run_id)
+    # Bytes that are not UTF-8 were read as U+FFFD from the inputs too.
+    story = tell(load_settings(common), run_id.encode(errors="surrogateescape").decode(errors="replace"))
     if as_json:
         print_json(story)
     else:

@@ -44,6 +44,8 @@ def prune(common: Common, partition: str | None, orphans: bool, accept: bool, ye
         )
     if orphans and accept:
         raise UsageError("--orphans does not go with --accept", hint="the tripwire keeps no orphans")
+    if partition is not None and partition != partition.encode(errors="replace").decode():
+        raise UsageError(f"--partition = {partition!r}; allowed: UTF-8, as the name of every partition is")
     settings = load_settings(common)
     if not yes:
         return _preview(settings, partition, orphans=orphans, accept=accept, as_json=as_json)

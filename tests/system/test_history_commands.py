@@ -92,6 +92,16 @@ def test_run_id_forges_no_line_of_explain(cli: Cli, tmp_path: Path) -> None:
     ]
 
 
+def test_explain_takes_a_run_id_that_is_not_utf8(cli: Cli, tmp_path: Path) -> None:
+    """It is looked for as the reader wrote it down, with U+FFFD; it was a traceback."""
+    run_id, path = b"caf\xe9", tmp_path / TREES[0] / DAY / "a.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'{"evidence_run_id": "%s", "category": "rejected"}\n' % run_id)
+    bring(tmp_path)
+    for wanted, code in ((run_id, 0), (b"\xe9" + run_id, 1)):
+        assert cli("explain", os.fsdecode(wanted), "--root", tmp_path, "--json").code == code
+
+
 def test_explain_of_an_unknown_run_exits_with_1(cli: Cli, done: Path) -> None:
     """A run that nothing names is one clear line and exit code 1."""
     ran = cli("explain", "no\x1b[31m-such-run", "--root", done)
@@ -164,6 +174,14 @@ def test_prune_asks_first(cli: Cli, worked: Path) -> None:
     assert told["done"] is False
     assert {each["kind"] for each in told["withdraw"]} == {"absent"}
     assert files(worked) == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--yes"]], ids=" ".join)
+def test_prune_refuses_a_glob_that_is_not_utf8(cli: Cli, done: Path, flags: list[str]) -> None:
+    """No partition has such a name; it was a traceback."""
+    ran = cli("prune", "--partition", os.fsdecode(b"caf\xe9*"), *flags, "--root", done)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.errors[0].startswith("distilld: --partition = 'caf\\udce9*'; ")
 
 
 @pytest.mark.parametrize("flags", [[], ["--yes"], ["--accept", "--yes"]], ids=" ".join)
