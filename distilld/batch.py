@@ -52,7 +52,7 @@ from distilld.plan import FileKey, compare
 from distilld.receipt import GitState, git_state
 from distilld.restore import Restorer
 from distilld.store import Store
-from distilld.store.frozen import EVIDENCE_PRUNED, Frozen
+from distilld.store.frozen import EVIDENCE_PRUNED, Frozen, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.work import Work, WorkRow
@@ -306,13 +306,13 @@ class Engine:
         """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
         return self.run_pass(Trigger.REBUILD)
 
-    def prune(self, partition_glob: str | None, *, orphans_only: bool) -> tuple[int, PassResult]:
-        """Withdraw frozen rows and forget the absent verdicts behind them; returns how many, and what followed."""
+    def prune(self, partition_glob: str | None, *, orphans_only: bool) -> tuple[Pruned, PassResult]:
+        """Withdraw frozen rows, forget the absent verdicts behind them; returns what was let go, and what followed."""
         pruned = self.give_up(partition_glob, orphans_only=orphans_only)
         return pruned, self.run_pass(Trigger.PRUNE)
 
-    def give_up(self, partition_glob: str | None, *, orphans_only: bool) -> int:
-        """Let frozen rows go: the next pass withdraws them. Returns how many shipped rows and pairs.
+    def give_up(self, partition_glob: str | None, *, orphans_only: bool) -> Pruned:
+        """Let frozen rows go: the next pass withdraws them.
 
         Absent files that stand there again keep theirs: nobody has looked at them yet.
 
@@ -327,7 +327,7 @@ class Engine:
                 partition_glob, orphans_only=orphans_only, options=self.options, returned=returned
             )
         self.inputs.forget_files()
-        log.info("pruned", rows=pruned, accepted=False)
+        log.info("pruned", rows=pruned.rows, files=pruned.files, accepted=False)
         return pruned
 
     def accept_vanished(self) -> int:

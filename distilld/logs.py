@@ -75,7 +75,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "withdrawal_overdue": "Rows that must leave a dataset are still there; since when.",
         "rebuild_started": "Everything is read and judged anew.",
         "rebuild_finished": "The files stand in walk order.",
-        "pruned": "Frozen rows were withdrawn, or accepted for good, as the operator said.",
+        "pruned": "Frozen rows were withdrawn and absent files forgotten, or rows were accepted, as the operator said.",
         # the daemon
         "daemon_started": "The daemon is up: version, root, state, options.",
         "daemon_stopping": "The daemon was told to stop; the batch in hand is finished or undone.",

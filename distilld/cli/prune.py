@@ -14,6 +14,7 @@ from distilld.model import UsageError
 if TYPE_CHECKING:
     from distilld.config import Settings
     from distilld.once import RunReport
+    from distilld.store.frozen import Pruned
     from distilld.store.story import FrozenCount
 
 
@@ -114,24 +115,32 @@ def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json:
     from distilld.cli.run import print_changes, say_not_read, say_work
     from distilld.model import Trigger
     from distilld.once import bring_up_to_date, on_whole_store, recover, writer
+    from distilld.tables import counted
 
     with progress_bar() as progress:
         logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
 
-        def pruned() -> tuple[int, RunReport]:
+        def pruned() -> tuple[Pruned, RunReport]:
             with writer(settings, progress=progress) as engine:
                 recover(engine)
                 # Before a look at the inputs: what vanishes only now, nobody has agreed to.
-                rows = engine.give_up(partition, orphans_only=orphans)
-                return rows, bring_up_to_date(engine, Trigger.PRUNE)
+                gone = engine.give_up(partition, orphans_only=orphans)
+                return gone, bring_up_to_date(engine, Trigger.PRUNE)
 
-        rows, report = on_whole_store(pruned)
+        gone, report = on_whole_store(pruned)
     if as_json:
         shown = plain(report)
         del shown["withdrawn"]
-        print_json({"done": True, "pruned": rows, **shown, "receipt": report.receipt})
+        done = {"done": True, "pruned": gone.rows, "forgotten_absent_files": gone.files}
+        print_json({**done, **shown, "receipt": report.receipt})
     else:
-        say(f"frozen rows and pairs that were let go: {rows:,}" if rows else "there was nothing to prune")
+        if gone.rows:
+            say(f"frozen rows and pairs that were let go: {gone.rows:,}")
+        if gone.files:
+            were = "was" if gone.files == 1 else "were"
+            say(f"{counted(gone.files, 'absent file')} {were} forgotten, with the verdicts that stood there")
+        if not any(gone):
+            say("there was nothing to prune")
         if report.changed:
             print_changes(report)
             say_work(report)

@@ -111,6 +111,13 @@ class Orphan(NamedTuple):
     recorded_at: str
 
 
+class Pruned(NamedTuple):
+    """What prune let go: shipped rows and pairs, and absent files with the verdicts of their rows."""
+
+    rows: int
+    files: int
+
+
 class ToldVerdict(NamedTuple):
     """What a row of an old quarantine file says of a run, and where and why the row was held, if it says so."""
 
@@ -303,8 +310,8 @@ class Frozen:
 
     def prune(
         self, partition_glob: str | None, *, orphans_only: bool, options: Options, returned: Iterable[FileRecord] = ()
-    ) -> int:
-        """Let frozen rows depart, and forget the absent verdicts behind them; returns how many shipped rows and pairs.
+    ) -> Pruned:
+        """Let frozen rows depart, and forget the absent verdicts behind them.
 
         What they hold leaves the files with the next batch, and is published as pruned. What belongs to absent files that
         have ``returned`` is left alone: the next look finds it.
@@ -341,12 +348,14 @@ class Frozen:
         )
         self._run(f"DELETE FROM frozen_rows WHERE {where}", values)
         pruned += self._depart_pairs(partition_glob, orphans_only=orphans_only)
+        files = 0
         if not orphans_only:
-            pruned += self._forget_absent_files(partition_glob, spared)
+            files = self._forget_absent_files(partition_glob, spared)
+            pruned += self._rows_without_evidence()
         for run_id, old in zip(runs, before, strict=True):
             self._inputs.queue_verdict_change(run_id, old, self._inputs.in_force(run_id, options), options)
         self._run("DROP TABLE temp.spared")
-        return pruned
+        return Pruned(pruned, files)
 
     def _depart_rows(self, dataset: Dataset, where: str, values: tuple[object, ...], cause: str = "'pruned'") -> None:
         counts = self._run(
@@ -382,7 +391,7 @@ class Frozen:
         return self.depart_pairs(where, values, "'pruned'")
 
     def depart_pairs(self, where: str, values: tuple[object, ...], cause: str) -> int:
-        """Let frozen pairs depart; returns how many."""
+        """Let frozen pairs depart; returns how many of them ship."""
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1", values).fetchall()
         for outcome, rows in counts:
             self._inputs.add_total(Dataset.PREFERENCE.value, "frozen", outcome, -rows)
@@ -394,10 +403,14 @@ class Frozen:
             values,
         )
         self._run(f"DELETE FROM pairs WHERE {where}", values)
-        return sum(rows for _, rows in counts)
+        return sum(rows for outcome, rows in counts if outcome == SHIPPED)
 
     def _forget_absent_files(self, partition_glob: str | None, spared: Mapping[FileKey, FileRecord]) -> int:
-        """Evidence that is absent, or vanished and was missed, is gone for good: what was built on it is judged without."""
+        """Evidence that is absent, or vanished and was missed, is gone for good: what was built on it is judged without.
+
+        Returns how many files are forgotten.
+        """
+        forgotten = 0
         self._inputs.forget_files()
         for key, record in list(self._inputs.files().items()):
             if record.present or key in spared or not self._matches(record.path, partition_glob):
@@ -410,12 +423,17 @@ class Frozen:
                     (record.walk_base, record.walk_base + LINES_END),
                 )
             self._inputs.forget_file(record)
+            forgotten += 1
         self._give_up(
             "kept <> 0 AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
             " WHERE p.walk_base = (scored_rows.walk >> 26) << 26 AND p.path GLOB ?1))",
             (partition_glob,),
         )
         self._inputs.forget_files()
+        return forgotten
+
+    def _rows_without_evidence(self) -> int:
+        """Shipped rows that are judged without the evidence which was given up."""
         return self._count(
             "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"

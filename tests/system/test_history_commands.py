@@ -17,6 +17,7 @@ import structlog
 from distilld.cli import execute
 from distilld.model import DATASET_PATHS, EXPORT_PATHS, Dataset
 from tests.system.command import PHASE4, Ran, another_writer, bring, phase4, put, rows, snapshot
+from tests.unit.history_lake import A, B, HistoryLake, given, run
 
 DAY = "2026/03/03"
 Cli = Callable[..., Ran]
@@ -233,6 +234,35 @@ def test_prune_withdraws_what_it_said(cli: Cli, worked: Path) -> None:
 def gone_run(root: Path) -> str:
     """A run that was withdrawn."""
     return str(rows(root / EXPORT_PATHS["withdrawals_rag"])[0]["source_run_id"])
+
+
+def test_prune_tells_the_files_that_it_forgets(cli: Cli, tmp_path: Path) -> None:
+    """It lets go of what the preview counted: shipped rows, and files with their verdicts.
+
+    The story: where only an absent rejection was forgotten, and its run shipped again, there was nothing to prune; and
+    a pair that was held counted as let go.
+    """
+    lake = HistoryLake(tmp_path)
+    lake.scored(A, run("r"), run("x", task_id="t"), run("y", "rejected", task_id="t"))
+    lake.evidence(A, given("r"), given("x", "one text"), given("y", "one text"))
+    lake.both(B, run("r", "rejected"))
+    bring(lake.root)
+    lake.move_away(*lake.paths(B, "both"))
+    bring(lake.root)
+    asked = cli("prune", "--root", lake.root, "--json").json
+    assert (asked["withdraw"], asked["forget_absent_files"]) == ([], 2)
+    told = cli("prune", "--yes", "--root", lake.root).out
+    assert told.startswith("2 absent files were forgotten, with the verdicts that stood there\n")
+    assert "nothing to prune" not in told
+    lake.move_away(*lake.paths(A, "both"))
+    bring(lake.root)
+    asked = cli("prune", "--root", lake.root, "--json").json
+    ran = cli("prune", "--yes", "--root", lake.root, "--json")
+    assert ran.json["pruned"] == sum(each["rows"] for each in asked["withdraw"]) == 4
+    assert ran.json["forgotten_absent_files"] == asked["forget_absent_files"] == 2
+    (event,) = (each for each in ran.events if each["event"] == "pruned")
+    assert (event["rows"], event["files"]) == (4, 2)
+    assert cli("prune", "--yes", "--root", lake.root).out.startswith("there was nothing to prune\n")
 
 
 def test_prune_of_one_partition(cli: Cli, worked: Path) -> None:
