@@ -32,8 +32,8 @@ class UnknownRunError(OperatorError):
 class Fate:
     """What became of a row, or of a pair, in a dataset.
 
-    ``outcome`` is 'shipped', 'held', 'not judged yet', or 'gone' where another row took its place; ``errors`` are those
-    of its quarantine row.
+    ``outcome`` is 'shipped', 'held', 'not judged yet', or 'gone' where the row is absent and no line there is its own;
+    ``errors`` are those of its quarantine row.
     """
 
     dataset: Dataset
@@ -49,6 +49,8 @@ class Fate:
 @dataclass(frozen=True, slots=True)
 class RowStory:
     """One scored row: where it stands, or stood; what it says; what became of it in RAG and SFT.
+
+    ``fates`` of a row that vanished, and of an orphan, has the datasets alone that it is kept in.
 
     ``state`` is 'present', or why the row is kept although it is not: 'absent', 'vanished', 'orphan'. ``evidence`` is
     'found', 'missing', 'absent', or 'unknown' where the row is not present.
@@ -267,8 +269,7 @@ def _fate(dataset: Dataset, row: RunRow, recorded: Recorded | None, errors: dict
     if recorded is None:
         if row.state == "present":
             return Fate(dataset, "not judged yet")
-        note = "a row of an older export; nothing else is known of it" if row.state == "orphan" else None
-        return Fate(dataset, "gone", note=note or "another row took its place, or its run was revoked")
+        return Fate(dataset, "gone", note="no line there is its own; what left is told under Withdrawn")
     return _told(dataset, recorded, errors, _note(row, recorded))
 
 

@@ -36,6 +36,7 @@ class RunRow(NamedTuple):
     kept: bool
     """Whether the tripwire keeps it although its evidence vanished."""
     outcomes: dict[Dataset, Recorded | None]
+    """By dataset; a row that vanished, and an orphan, has those alone that it is kept in."""
 
 
 class RunEvidence(NamedTuple):
@@ -88,6 +89,19 @@ _BATCHES: Final = " ".join(
 )
 
 
+_BY_DATASET: Final = ("vanished", "orphan")
+"""How a row is frozen that has a record for each dataset which it is kept in, and none for another."""
+
+
+def _with_other(row: RunRow, other: RunRow | None) -> RunRow:
+    """A record of a row, and the one of its other dataset if there is one, as one row."""
+    found = {**row.outcomes, **(other.outcomes if other else {})}
+    kept: dict[Dataset, Recorded | None] = {
+        dataset: recorded for dataset, recorded in found.items() if recorded is not None
+    }
+    return row._replace(waits=row.waits or (other is not None and other.waits), outcomes=kept)
+
+
 class Stories:
     """Reads the store; every method is one question about one run, or about what is frozen."""
 
@@ -113,17 +127,20 @@ class Stories:
             f" {_BATCHES.format(alias='f')} WHERE f.run_id = ?",
             (run_id,),
         ).fetchall()
-        found = []
+        found: dict[object, RunRow] = {}
         for path, line, walk, state, category, digest, evidence, waits, kept, key, *outcomes in [*present, *frozen]:
             recorded = {
                 dataset: self._recorded(dataset, key, *outcomes[start : start + 4])
                 for dataset, start in ((Dataset.RAG, 0), (Dataset.SFT, 4))
             }
             at = RowRef(path, line) if path is not None else None
-            found.append(
-                RunRow(at, walk, state, CATEGORIES.get(category), digest, evidence, bool(waits), bool(kept), recorded)
-            )
-        return sorted(found, key=lambda row: (row.walk, row.state))
+            row = RunRow(at, walk, state, CATEGORIES.get(category), digest, evidence, bool(waits), bool(kept), recorded)
+            if state in _BY_DATASET:
+                which = (state, at, digest, key)
+                found[which] = _with_other(row, found.get(which))
+            else:
+                found[len(found)] = row
+        return sorted(found.values(), key=lambda row: (row.walk, row.state))
 
     def _recorded(
         self,

@@ -166,9 +166,24 @@ def test_vanished_row_is_told(lake: HistoryLake, tree: str, state: str, note: st
     lake.go()
     (lake.scored if tree == "scored" else lake.evidence)(A)
     lake.go()
-    story = story_of(lake, "r1")
-    assert {row.state for row in story.rows} == {state}
-    assert {fate.note for row in fates(story) for fate in row if fate.outcome == "shipped"} == {note}
+    (row,) = story_of(lake, "r1").rows
+    assert row.state == state
+    assert [(fate.dataset, fate.outcome, fate.note) for fate in row.fates] == [
+        (Dataset.RAG, "shipped", note),
+        (Dataset.SFT, "shipped", note),
+    ]
+
+
+def test_vanished_row_that_was_held_in_a_dataset_tells_of_the_other_alone(lake: HistoryLake) -> None:
+    """The story: explain said of SFT, where the row had never shipped, that another had taken its place."""
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.both(A, run("r1", "partially_accepted"))
+    lake.go()
+    lake.scored(A)
+    lake.go()
+    assert [[(fate.dataset, fate.outcome) for fate in row] for row in fates(story_of(lake, "r1"))] == [
+        [(Dataset.RAG, "shipped")]
+    ]
 
 
 def test_orphan_and_adopted_row_are_told(lake: HistoryLake) -> None:
@@ -185,13 +200,16 @@ def test_orphan_and_adopted_row_are_told(lake: HistoryLake) -> None:
         None,
         "stood in the file before its store knew of it",
     )
-    orphan = story_of(lake, "r2")
-    assert [(row.partition, row.state) for row in orphan.rows] == [(None, "orphan")] * 2
-    assert {fate.id for row in fates(orphan) for fate in row} == {rag_id("r2"), sft_id("r2"), None}
+    (orphan,) = story_of(lake, "r2").rows
+    assert (orphan.partition, orphan.state) == (None, "orphan")
+    assert [(fate.outcome, fate.id) for fate in orphan.fates] == [("shipped", rag_id("r2")), ("shipped", sft_id("r2"))]
 
 
 def test_replaced_frozen_row_is_told(lake: HistoryLake) -> None:
-    """A frozen row whose id went to a present row tells that it is gone, and the present row that it ships."""
+    """A frozen row whose id went to a present row tells that it is gone, and the present row that it ships.
+
+    Why it is gone is for the withdrawals to tell: explain named a cause that was often another.
+    """
     lake.both(A, run("r1"))
     lake.go()
     lake.move_away(lake.scored_path(A))
@@ -199,6 +217,8 @@ def test_replaced_frozen_row_is_told(lake: HistoryLake) -> None:
     lake.go()
     story = story_of(lake, "r1")
     assert [[fate.outcome for fate in row] for row in fates(story)] == [["gone", "gone"], ["shipped", "shipped"]]
+    note = "no line there is its own; what left is told under Withdrawn"
+    assert {fate.note for fate in fates(story)[0]} == {note}
 
 
 def test_row_that_waits_is_told(lake: HistoryLake) -> None:
