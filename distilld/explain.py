@@ -18,7 +18,7 @@ from distilld.model import EXPORT_PATHS, Dataset, OperatorError, Options
 from distilld.regular_file import committed_lines
 from distilld.store.ledger import Ledger
 from distilld.store.story import Recorded, RunPair, RunRow, Stories
-from distilld.store.views import reading
+from distilld.store.views import Views, reading
 from distilld.tail import digest_of
 
 _ATTEMPTS: Final = 3
@@ -143,7 +143,7 @@ def explain(settings: Settings, run_id: str) -> RunStory:
         }
         # A quarantine file may be replaced between the two looks; then they are of different batches.
         if attempt == _ATTEMPTS - 1 or all(set(errors[dataset]) == wanted[dataset] for dataset in Dataset):
-            return _story(facts, errors, settings.options())
+            return _story(facts, errors)
     raise AssertionError  # pragma: no cover
 
 
@@ -156,6 +156,8 @@ class _Facts:
     withdrawals: tuple[WithdrawalStory, ...]
     leaving: tuple[tuple[str, str], ...]
     lengths: dict[Dataset, int]
+    options: Options
+    """Those of the newest batch: flags may have held for one run, or hold for a daemon."""
 
     def held_lines(self) -> dict[Dataset, set[bytes]]:
         """The digests of the quarantine lines that say why, by dataset."""
@@ -170,7 +172,7 @@ class _Facts:
 
 def _read(settings: Settings, run_id: str) -> _Facts:
     with reading(settings.state, settings.root) as store:
-        stories, records = Stories(store), Ledger(store).exports()
+        stories, records, told = Stories(store), Ledger(store).exports(), Views(store).last_options()
         facts = _Facts(
             run_id,
             stories.rows(run_id),
@@ -182,6 +184,7 @@ def _read(settings: Settings, run_id: str) -> _Facts:
             ),
             tuple(stories.leaving(run_id)),
             {dataset: records[f"quarantine_{dataset}"].committed.size for dataset in Dataset},
+            settings.options() if told is None else Options.from_json(told),
         )
     if not (facts.rows or facts.pairs or facts.evidence or facts.withdrawals or facts.leaving):
         raise UnknownRunError(
@@ -209,7 +212,8 @@ def _errors(root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_i
 # from facts to the story
 
 
-def _story(facts: _Facts, errors: dict[Dataset, dict[bytes, tuple[str, ...]]], options: Options) -> RunStory:
+def _story(facts: _Facts, errors: dict[Dataset, dict[bytes, tuple[str, ...]]]) -> RunStory:
+    options = facts.options
     rows = tuple(
         RowStory(
             row.at.partition if row.at else None,

@@ -14,7 +14,8 @@ revoke        a verdict in force that forbids what an earlier one allowed
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
 
@@ -172,6 +173,12 @@ class Options:
     def as_json(self) -> dict[str, object]:
         """The options as a receipt shows them."""
         return {key: str(value) if isinstance(value, StrEnum) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Self:
+        """The options that a receipt shows; one that it does not show has its default."""
+        known = {each.name: told[each.name] for each in fields(cls) if each.name in told}
+        return cls(**{**known, "on_delete": OnDelete(known.get("on_delete", OnDelete.KEEP))})
 
     @property
     def sha256(self) -> str:

@@ -184,7 +184,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, frozen.get(name, 0))
         for name, record in records.items()
     ]
-    found.notes += _options_notes(views, settings)
+    found.notes += _options_notes(found, views, settings)
     found.notes += _frozen_notes(found)
     if found.kept_by_tripwire:
         kept = ", ".join(f"{dataset} {rows}" for dataset, rows in found.kept_by_tripwire.items())
@@ -228,12 +228,17 @@ def _another_writer(ledger: Ledger) -> Problem | None:
     return Problem("another_writer", text, "find out who writes below exports/")
 
 
-def _options_notes(views: Views, settings: Settings) -> Iterator[str]:
+def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[str]:
     before = views.last_options() or {}
     now = settings.options().as_json()
     changed = [f"{key} {before[key]} to {now[key]}" for key in now if key in before and before[key] != now[key]]
     if changed:
-        yield f"the settings are not those of the last batch ({', '.join(changed)}); the next run judges every row anew"
+        follows = (
+            "the daemon that runs keeps those that it was started with or last reloaded"
+            if found.daemon_runs
+            else "the next run judges every row anew"
+        )
+        yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
 
 
 def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -28,7 +28,6 @@ from distilld.model import (
     Committed,
     Dataset,
     InputChanged,
-    OnDelete,
     OperatorError,
     Options,
     RowRef,
@@ -128,8 +127,7 @@ def _options_of(ledger: Ledger, otherwise: Options) -> Options:
     if not newest:
         return otherwise
     told = (parse_object(newest[0][1].encode().replace(b"\n", b" ")).value or {}).get("options", {})
-    known = {key: value for key, value in told.items() if key in {each.name for each in fields(Options)}}
-    return Options(**{**known, "on_delete": OnDelete(known.get("on_delete", OnDelete.KEEP))})
+    return Options.from_json(told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,6 +221,19 @@ def test_replaced_frozen_row_is_told(lake: HistoryLake) -> None:
     assert {fate.note for fate in fates(story)[0]} == {note}
 
 
+def test_verdict_is_told_by_the_options_of_the_newest_batch(lake: HistoryLake) -> None:
+    """Flags may have held for one run, or hold for a daemon: those of the configuration say nothing of its rows.
+
+    The story: explain said that the verdict forbids a dataset, above the row that ships to it.
+    """
+    lake.restart(replace(lake.options, include_review=True))
+    lake.both(A, run("r1", "needs_human_review"))
+    lake.go()
+    story = story_of(lake, "r1")
+    assert [(each.dataset, each.forbids) for each in story.verdicts] == [(Dataset.RAG, False), (Dataset.SFT, True)]
+    assert [fate.outcome for fate in fates(story)[0]] == ["shipped", "held"]
+
+
 def test_row_that_waits_is_told(lake: HistoryLake) -> None:
     """A row that is about to be judged, or a line about to leave, is told as such."""
     lake.both(A, run("r1"))

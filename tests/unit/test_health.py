@@ -21,6 +21,7 @@ from distilld.config import Settings, load
 from distilld.health import diagnose
 from distilld.lock import tell_trouble
 from distilld.once import bring_up_to_date, writer
+from distilld.status import look
 from distilld.store import Store
 from distilld.vitals import Failure, Unreadable, Vitals, read_vitals, write_vitals
 from tests.bench.lake_by_formula import partition_of, write_bench_lake
@@ -111,6 +112,17 @@ def test_scan_that_is_overdue(settings: Settings, running: Engine) -> None:
     assert names(settings, daemon=False) == []
     leave(running, alive(started_at=ago(1), last_scan_at=ago(late)))
     assert names(settings) == []
+
+
+def test_other_settings_beside_a_daemon(settings: Settings, running: Engine) -> None:
+    """The flags of a daemon hold as long as it runs; the note promised that every row is judged anew at once."""
+    before = "the settings are not those of the last batch (include_review False to True); "
+    changed = replace(settings, include_review=True)
+    assert look(changed).notes == [
+        f"{before}the daemon that runs keeps those that it was started with or last reloaded"
+    ]
+    leave(running, alive(pid=1))
+    assert look(changed).notes == [f"{before}the next run judges every row anew"]
 
 
 def test_failure_and_overdue_withdrawal(settings: Settings, running: Engine) -> None:
