@@ -188,10 +188,15 @@ class Bulletin:
     def _ask_store(self, metrics: Metrics) -> None:
         ledger, totals = self._engine.ledger, self._engine.ledger.totals()
         metrics.replace("distilld_rows", [((each.value,), totals.shipped(each)) for each in Dataset])
-        metrics.replace("distilld_frozen_rows", [((each.value,), totals.frozen(each)) for each in Dataset])
+        frozen = Frozen(self._engine.store)
+        gone = frozen.counts_without_evidence()
+        metrics.replace(
+            "distilld_frozen_rows",
+            [((each.value,), totals.frozen(each) + sum(gone.get(each, {}).values())) for each in Dataset],
+        )
         held = Views(self._engine.store).quarantine()
         metrics.replace("distilld_held_rows", [((each.dataset.value, each.reason.value), each.rows) for each in held])
-        kept = Frozen(self._engine.store).held_by_tripwire()
+        kept = frozen.held_by_tripwire()
         metrics.replace("distilld_tripwire_rows", [((each.value,), kept.get(each.value, 0)) for each in Dataset])
         metrics.set("distilld_waiting_rows", self._engine.work.waiting().rows)
         metrics.set("distilld_pending_tails", len(ledger.pending_tails()))

@@ -176,9 +176,15 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     found.waiting = Work(store).waiting()
     found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in ledger.pending_tails()]
     records, totals = ledger.exports(), ledger.totals()
-    frozen = {dataset.value: totals.frozen(dataset) for dataset in Dataset}
     frozen_rows = Frozen(store)
+    without_evidence = frozen_rows.counts_without_evidence()
     found.frozen = frozen_rows.frozen_counts()
+    for kinds in without_evidence.values():
+        for kind, rows in kinds.items():
+            found.frozen[kind] = found.frozen.get(kind, 0) + rows
+    frozen = {
+        dataset.value: totals.frozen(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
+    }
     found.kept_by_tripwire = frozen_rows.held_by_tripwire()
     found.exports = [
         ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, frozen.get(name, 0))
@@ -211,8 +217,12 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
 
 def _frozen_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
-        rows = counted(found.frozen.get("absent", 0), "shipped row")
+        rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "shipped row")
         yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune --yes takes them out"
+    vanished = found.frozen.get("vanished", 0) + found.frozen.get("evidence vanished", 0)
+    if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
+        rows = counted(accepted, "shipped row")
+        yield f"kept for good although they vanished from data/: {rows}; distilld prune --yes takes them out"
     if orphans := found.frozen.get("orphan"):
         rows = counted(orphans, "shipped row")
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"

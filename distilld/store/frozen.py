@@ -99,6 +99,18 @@ def _lines_in(export: str) -> tuple[str, str]:
     return dataset, "=" if dataset == export else "<>"
 
 
+def without_evidence(dataset: Dataset) -> str:
+    """A query for the shipped rows that are kept although their evidence is gone: why, and where in the walk order."""
+    ships = f"s.{dataset} = {SHIPPED} AND s.evidence_found = 0"
+    return (
+        "SELECT 'evidence vanished' AS kind, s.walk FROM scored_rows s INDEXED BY kept_rows"
+        f" WHERE s.kept <> 0 AND {ships} UNION ALL"
+        " SELECT 'evidence absent', s.walk FROM files f CROSS JOIN partitions p USING (partition_id) CROSS JOIN scored_rows s"
+        f" ON s.walk >= p.walk_base AND s.walk < p.walk_base + {LINES_END}"
+        f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {ships}"
+    )
+
+
 class Orphan(NamedTuple):
     """A shipped row of an export that no store knows: from an older exporter, or from before a store was lost."""
 
@@ -281,6 +293,15 @@ class Frozen:
             "SELECT count(*) FROM pairs WHERE frozen = 'vanished' AND accepted = 0"
         )
         return {dataset: rows for dataset, rows in found.items() if rows}
+
+    def counts_without_evidence(self) -> dict[Dataset, dict[str, int]]:
+        """Shipped rows that are kept although their evidence is gone, by dataset and kind."""
+        return {
+            dataset: dict(
+                self._run(f"SELECT kind, count(*) FROM ({without_evidence(dataset)}) GROUP BY kind").fetchall()
+            )
+            for dataset in KEPT_BITS
+        }
 
     def frozen_counts(self) -> dict[str, int]:
         """Frozen shipped rows and pairs by kind, over all datasets: what ships in two of them counts twice."""

@@ -8,6 +8,7 @@ from distilld.decisions import id_of
 from distilld.facts import CATEGORIES, DUPLICATE, LINE_BITS, REASONS, SHIPPED
 from distilld.model import Category, Dataset, Reason, RowRef
 from distilld.store import Store
+from distilld.store.frozen import without_evidence
 
 
 class Recorded(NamedTuple):
@@ -220,12 +221,9 @@ class Stories:
                 f"SELECT kind FROM frozen_rows f WHERE {dataset} = {SHIPPED}{only}"
                 f" AND {matches.format(which='p.partition_id = f.partition_id')}"
             )
-            without_evidence = (
-                f"SELECT CASE WHEN kept <> 0 THEN 'evidence vanished' ELSE 'evidence absent' END FROM scored_rows s"
-                f" WHERE {dataset} = {SHIPPED} AND evidence_found = 0"
-                f" AND {matches.format(which=f'p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}')}"
-            )
-            source = frozen if orphans_only else f"{frozen} UNION ALL {without_evidence}"
+            place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}"
+            source = frozen if orphans_only else f"{frozen} UNION ALL {kept}"
             counts += self._counts(dataset, source, partition_glob)
         pairs = (
             f"SELECT frozen AS kind FROM pairs r WHERE frozen IS NOT NULL AND outcome = {SHIPPED}"

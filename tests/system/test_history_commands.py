@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -161,6 +162,11 @@ def test_diff_of_wrong_files(cli: Cli, done: Path, tmp_path: Path) -> None:
 # prune
 
 
+def empty(path: Path) -> None:
+    """Leave nothing in a file."""
+    path.write_bytes(b"")
+
+
 def test_prune_asks_first(cli: Cli, worked: Path) -> None:
     """Without --yes prune says what it would withdraw, changes nothing and exits with 2; with nothing to do, with 0."""
     assert cli("prune", "--root", worked).code == 0
@@ -196,16 +202,39 @@ def test_prune_without_a_store_is_refused(cli: Cli, tmp_path: Path, flags: list[
     assert snapshot(root) == before
 
 
-def test_what_is_kept_is_counted_alike(cli: Cli, worked: Path) -> None:
+@pytest.mark.parametrize(
+    ("tree", "gone", "kinds"),
+    [
+        ("scored-runs", Path.unlink, {"absent"}),
+        ("evidence", Path.unlink, {"absent", "evidence absent"}),
+        ("scored-runs", empty, {"vanished"}),
+        ("evidence", empty, {"vanished", "evidence vanished"}),
+    ],
+)
+def test_what_is_kept_is_counted_alike(
+    cli: Cli, worked: Path, tree: str, gone: Callable[[Path], None], kinds: set[str]
+) -> None:
     """status counts what prune would withdraw, line by line; verify --deep tells it by dataset and kind.
 
-    The story: a row that ships to two datasets was one row to status, and verify named status for more.
+    The stories: a row that ships to two datasets was one row to status, and verify named status for more. Rows that are
+    kept without their evidence were none to status: it knew of no problem where prune would withdraw them.
     """
-    for path in (worked / "data/scored-runs" / DAY).glob("*.jsonl"):
-        path.unlink()
-    assert cli("run", "--once", "--root", worked).code == 0
+    for path in (worked / "data" / tree / DAY).glob("*.jsonl"):
+        gone(path)
+    env = {"DISTILLD_TRIPWIRE_ROWS": "0", "DISTILLD_TRIPWIRE_SHARE": "0", "DISTILLD_SETTLE_SECONDS": "0"}
+    assert cli("run", "--once", "--root", worked, **env).code == 0
+    cli("prune", "--accept", "--yes", "--root", worked)
     frozen = cli("prune", "--root", worked, "--json").json["withdraw"]
-    assert cli("status", "--root", worked, "--json").json["frozen"] == {"absent": sum(each["rows"] for each in frozen)}
+    by_kind, by_dataset = Counter[str](), Counter[str]()
+    for each in frozen:
+        by_kind[each["kind"]] += each["rows"]
+        by_dataset[each["dataset"]] += each["rows"]
+    assert set(by_kind) == kinds
+    status = cli("status", "--root", worked, "--json").json
+    assert status["frozen"] == by_kind
+    assert {each["name"]: each["frozen"] for each in status["exports"] if each["frozen"]} == by_dataset
+    (note,) = (each for each in status["notes"] if "prune" in each)
+    assert f": {by_kind.total()} shipped rows; distilld prune --yes takes them out" in note
     ran = cli("verify", "--deep", "--root", worked)
     assert ", ".join(f"{each['dataset']} {each['rows']} {each['kind']}" for each in frozen) in ran.out
     assert "question 9 in docs/state.md" in ran.out

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from urllib.parse import urlencode
 import pytest
 
 from distilld.model import EXPORT_PATHS
+from distilld.store.story import Stories
+from distilld.store.views import reading
 from tests.bench.lake_by_formula import append_bench_rows
 from tests.system.command import REPOSITORY, bring, phase4, rows
 from tests.system.running import daemon, until
@@ -87,6 +90,7 @@ def lake_with_answers(folder: Path) -> Path:
     root = phase4(folder)
     bring(root)
     (root / "data/scored-runs/2026/03/03/audits.jsonl").unlink()
+    (root / "data/evidence/2026/03/02/audits.jsonl").unlink()
     some = root / "data/scored-runs/2026/03/01/audits.jsonl"
     some.write_bytes(some.read_bytes().replace(b'"category":"accepted"', b'"category":"rejected"', 3) + b'{"torn":')
     os.utime(some, (1, 1))
@@ -184,7 +188,14 @@ def test_question_works_at_rest(lake_of_all: Path, number: str, words: str, comm
     if number == "10":
         assert {row["how_many"] for row in found} == {0}
     if number == "9":
-        assert {row["kind"] for row in found} == {"absent"}
+        with reading(lake_of_all / "state/distilld.db", lake_of_all) as store:
+            frozen = Stories(store).frozen(None, orphans_only=False)
+        told = Counter[tuple[str, str]]()
+        for row in found:
+            for dataset, column in (("rag", "rag"), ("sft", "sft"), ("preference", "pairs")):
+                told[dataset, row["kind"]] += row[column]
+        assert +told == {(each.dataset, each.kind): each.rows for each in frozen}
+        assert {row["kind"] for row in found} == {"absent", "evidence absent"}
     if number == "7":
         assert {row["cause"] for row in found} == {"revoked"}
 

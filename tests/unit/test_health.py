@@ -84,6 +84,9 @@ def test_it_looks_at_no_table_of_rows_as_a_whole(settings: Settings, monkeypatch
         store.connection.set_trace_callback(asked.append)
         return store
 
+    with capture_logs(), writer(settings) as engine:
+        (settings.root / "data/evidence" / partition_of(0)).unlink()
+        bring_up_to_date(engine)
     monkeypatch.setattr(Store, "open_readonly", traced)
     names(settings)
     assert any("FROM scored_rows" in statement for statement in asked)

@@ -13,10 +13,11 @@ from distilld.batch import Engine, PassResult
 from distilld.bulletin import Bulletin
 from distilld.config import Settings, load
 from distilld.metrics import METRICS, Metrics
-from distilld.model import Trigger
+from distilld.model import Dataset, Trigger
 from distilld.notify import Notifier
 from distilld.once import writer
-from tests.bench.lake_by_formula import write_bench_lake
+from distilld.store.story import Stories
+from tests.bench.lake_by_formula import partition_of, write_bench_lake
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -100,6 +101,21 @@ def test_figures_are_those_of_the_lake(settings: Settings, tmp_path: Path) -> No
     assert second["distilld_watched_folders", ()] == 0
     used = {name for name, _ in first}
     assert used == set(METRICS)
+
+
+def test_rows_that_are_kept_without_their_evidence_are_frozen(settings: Settings, tmp_path: Path) -> None:
+    """The story: rows whose evidence file is absent were none of those that no present input gives."""
+    with capture_logs(), writer(settings) as engine:
+        bulletin = Bulletin(settings, engine, Notifier(None))
+        one_pass(engine)
+        (settings.root / "data/evidence" / partition_of(0)).unlink()
+        bulletin.passed(one_pass(engine), watching="events", folders=8)
+        kept = {(each.value,): 0 for each in Dataset}
+        for dataset, _, rows in Stories(engine.store).frozen(None, orphans_only=False):
+            kept[dataset.value,] += rows
+    told = samples(tmp_path / "distilld.prom")
+    assert {labels: rows for (name, labels), rows in told.items() if name == "distilld_frozen_rows"} == kept
+    assert kept["rag",] > 0
 
 
 def test_failure_shows_and_goes(settings: Settings, tmp_path: Path) -> None:
