@@ -1,17 +1,9 @@
-"""Whether somebody must act (SPEC 5): what ``status`` calls a problem, and whether a daemon does its work."""
+"""Whether somebody must act (SPEC 5): what ``status`` calls a problem, and whether a daemon runs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from datetime import datetime
-from typing import Final
-
 from distilld.config import Settings
-from distilld.status import Problem, Status, look
-
-PERIODS: Final = 3
-"""After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
+from distilld.status import Problem, look
 
 
 def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
@@ -24,17 +16,10 @@ def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
         UsageError: The store is from a newer version, or belongs to another root.
     """
     found = look(settings)
-    return [*found.problems, *(_of_work(found, settings, time.time()) if daemon else ())]
-
-
-def _of_work(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
+    if not daemon:
+        return [each for each in found.problems if each.name != "scan_overdue"]
     if not found.writer.running:
-        yield Problem("no_writer", "no distilld is running", "systemctl start distilld, or distilld run")
-        return
-    moments = [each for each in (found.vitals.started_at, found.vitals.last_scan_at) if each is not None]
-    if not found.daemon_runs or not moments:
-        return
-    age = now - max(datetime.fromisoformat(each).timestamp() for each in moments)
-    if age > PERIODS * settings.rescan_seconds:
-        text = f"the last scan ended {age:.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
-        yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")
+        found.problems.append(
+            Problem("no_writer", "no distilld is running", "systemctl start distilld, or distilld run")
+        )
+    return found.problems

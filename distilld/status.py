@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,8 @@ from distilld.store.work import Waiting, Work
 from distilld.tables import counted
 from distilld.vitals import Vitals, read_vitals
 
+PERIODS: Final = 3
+"""After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
 _RUN: Final = "distilld run --once"
 
 
@@ -127,6 +130,7 @@ def look(settings: Settings) -> Status:
     _compare_inputs(found, settings.root, files)
     found.problems += _set_aside(found)
     found.problems += _of_daemon(found)
+    found.problems += _overdue_scan(found, settings, time.time())
     return found
 
 
@@ -164,6 +168,16 @@ def _of_daemon(found: Status) -> Iterator[Problem]:
             yield Problem("not_read", text, "make it readable for distilld's user, or take it away")
 
 
+def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
+    moments = [each for each in (found.vitals.started_at, found.vitals.last_scan_at) if each is not None]
+    if not found.daemon_runs or not moments:
+        return
+    age = now - max(datetime.fromisoformat(each).timestamp() for each in moments)
+    if age > PERIODS * settings.rescan_seconds:
+        text = f"the last scan ended {age:.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
+        yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")
+
+
 # what the store says
 
 
@@ -192,6 +206,11 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     ]
     found.notes += _options_notes(found, views, settings)
     found.notes += _frozen_notes(found)
+    if not found.writer.running:
+        found.notes.append(
+            "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
+            " systemctl start distilld, or distilld run"
+        )
     if found.kept_by_tripwire:
         kept = ", ".join(f"{dataset} {rows}" for dataset, rows in found.kept_by_tripwire.items())
         found.problems.append(
