@@ -135,11 +135,10 @@ def look(settings: Settings) -> Status:
 
 
 def _set_aside(found: Status) -> Iterator[Problem]:
-    if found.sizes.set_aside:
-        text = f"{SET_ASIDE} holds what was found in the place of exports ({found.sizes.set_aside} bytes)"
+    if size := _bytes_below(found.root / SET_ASIDE):
+        text = f"{SET_ASIDE} holds what was found in the place of exports ({size} bytes)"
         yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
-    corrupt = sorted(found.state.parent.glob(f"{glob.escape(found.state.name)}.corrupt-*"))
-    if corrupt:
+    if corrupt := _stores_set_aside(found.state):
         names = " ".join(shlex.quote(str(each)) for each in corrupt)
         yield Problem(
             "store_set_aside",
@@ -147,6 +146,10 @@ def _set_aside(found: Status) -> Iterator[Problem]:
             f" what was found is kept in {counted(len(corrupt), 'file')}",
             f"see store_set_aside in the log, have the disk checked if it was corrupt, then rm {names}",
         )
+
+
+def _stores_set_aside(state: Path) -> list[Path]:
+    return sorted(state.parent.glob(f"{glob.escape(state.name)}.corrupt-*"))
 
 
 def _of_daemon(found: Status) -> Iterator[Problem]:
@@ -331,7 +334,7 @@ def _sizes(settings: Settings) -> Sizes:
         withdrawals=sum(
             _bytes_of(settings.root / path) for name, path in EXPORT_PATHS.items() if name.startswith("withdrawals_")
         ),
-        set_aside=_bytes_below(settings.root / SET_ASIDE),
+        set_aside=_bytes_below(settings.root / SET_ASIDE) + sum(map(_bytes_of, _stores_set_aside(state))),
     )
 
 

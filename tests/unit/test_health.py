@@ -172,9 +172,13 @@ def test_unreadable_inputs_are_named_once(settings: Settings, running: Engine) -
 
 
 def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None:
-    """A corrupt store that was put aside is a reason until its files are removed, and the command names them."""
+    """A corrupt store that was put aside is a reason until its files are removed, and the command names them.
+
+    The story: the bytes that set-aside files take were those of exports alone.
+    """
     kept = settings.state.with_name(f"{settings.state.name}.corrupt-2026")
-    kept.touch()
+    kept.write_bytes(bytes(1000))
+    assert look(settings).sizes.set_aside == 1000
     (problem,) = diagnose(settings)
     assert problem.name == "store_set_aside"
     assert str(kept) in problem.remedy
