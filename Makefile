@@ -32,10 +32,15 @@ STATE ?= /var/lib/distilld/distilld.db
 
 INSTALLED := $(DESTDIR)$(PREFIX)/lib/distilld
 CONFIG := $(SYSCONFDIR)/distilld/distilld.toml
-RENDER := sed -e 's|/usr/local/share/doc/distilld|$(DOCDIR)|g' -e 's|/usr/local/bin|$(PREFIX)/bin|g' \
-	-e 's|/etc/distilld|$(SYSCONFDIR)/distilld|g' -e 's|/srv/lakehouse|$(LAKE)|g' \
+# What sed puts in the place of something: its own signs stand for themselves.
+as_text = $(subst |,\|,$(subst &,\&,$(subst \,\\,$1)))
+RENDER = sed -e 's|/usr/local/share/doc/distilld|$(call as_text,$(DOCDIR))|g' \
+	-e 's|/usr/local/bin|$(call as_text,$(PREFIX))/bin|g' \
+	-e 's|/etc/distilld|$(call as_text,$(SYSCONFDIR))/distilld|g' -e 's|/srv/lakehouse|$(call as_text,$(LAKE))|g' \
 	-e 's|^User=distilld$$|User=$(SERVICE_USER)|' -e 's|^Group=distilld$$|Group=$(SERVICE_USER)|' \
 	-e 's| distilld distilld -$$| $(SERVICE_USER) $(SERVICE_USER) -|'
+# The service's user reads what root installs, whatever root's umask.
+FOR_ALL := umask 022 &&
 
 # What 'make inspect' opens, and where it can be seen.
 STORE ?= state/distilld.db
@@ -75,7 +80,7 @@ inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=st
 		--host 127.0.0.1 --port $(PORT)
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
-	@test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
+	@$(FOR_ALL) test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
 		'$(INSTALLED)/bin/python' -m distilld --config '$(DESTDIR)$(CONFIG)' --root '$(LAKE)' --state '$(STATE)' \
 			init >/dev/null && echo 'wrote $(CONFIG)'; }
 	@echo 'Installed. Next, as docs/operations.md tells:'
@@ -83,22 +88,22 @@ install: install-program install-units ## Install the program and the service (P
 	@echo '  systemctl enable --now distilld'
 
 install-program: # The program in a virtual environment of its own, and the command that starts it
-	@$(PYTHON) -m venv --clear '$(INSTALLED)'
+	@$(FOR_ALL) $(PYTHON) -m venv --clear '$(INSTALLED)'
 	@echo 'Installing distilld into $(INSTALLED) ...'
-	@'$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt .
+	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt .
 	@# The service cannot write compiled files; and neither they nor the scripts may name DESTDIR.
-	@'$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
+	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
 	@grep -rlIF '$(INSTALLED)' '$(INSTALLED)/bin' '$(INSTALLED)/pyvenv.cfg' | xargs -r sed -i 's|$(INSTALLED)|$(PREFIX)/lib/distilld|g'
-	@install -d '$(DESTDIR)$(PREFIX)/bin'
-	@printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
+	@$(FOR_ALL) install -d '$(DESTDIR)$(PREFIX)/bin'
+	@$(FOR_ALL) printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
 	@chmod 0755 '$(DESTDIR)$(PREFIX)/bin/distilld'
-	@install -d '$(DESTDIR)$(DOCDIR)'
+	@$(FOR_ALL) install -d '$(DESTDIR)$(DOCDIR)'
 	@install -m 0644 README.md CHANGELOG.md docs/*.md '$(DESTDIR)$(DOCDIR)'
 
 install-units: # The service's unit, its user and its folders
-	@install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
-	@$(RENDER) systemd/distilld.service >'$(DESTDIR)$(UNITDIR)/distilld.service'
-	@$(RENDER) systemd/distilld.tmpfiles >'$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
+	@$(FOR_ALL) install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
+	@$(FOR_ALL) $(RENDER) systemd/distilld.service >'$(DESTDIR)$(UNITDIR)/distilld.service'
+	@$(FOR_ALL) $(RENDER) systemd/distilld.tmpfiles >'$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
 	@# Another user is there already.
 	@test '$(SERVICE_USER)' != distilld || install -m 0644 systemd/distilld.sysusers '$(DESTDIR)$(SYSUSERSDIR)/distilld.conf'
 	@chmod 0644 '$(DESTDIR)$(UNITDIR)/distilld.service' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'

@@ -15,12 +15,28 @@ SYSTEMD = REPOSITORY / "systemd"
 EXPOSURE_MOST = 1.0
 
 
-def make(target: str, folder: Path, **variables: str) -> None:
+STUB = """#!/bin/sh
+case "$2" in
+    venv) mkdir -p "$4/bin" "$4/lib" && cp "$0" "$4/bin/python" && echo "home = $4" >"$4/pyvenv.cfg" ;;
+    pip) echo program >"${0%/bin/python}/lib/installed" ;;
+    distilld) echo config >"$4" ;;
+esac
+"""
+
+
+def make(target: str, folder: Path, *, umask: int = -1, **variables: str) -> None:
     """Run a target of the Makefile with everything below a folder."""
     given = [f"{name}={value}" for name, value in {"PREFIX": str(folder / "prefix"), **variables}.items()]
     subprocess.run(
-        ["make", "-s", "-C", str(REPOSITORY), target, *given], env=environment(), check=True, capture_output=True
-    )
+        ["make", "-s", "-C", str(REPOSITORY), target, *given],
+        env=environment(), check=True, capture_output=True, umask=umask,
+    )  # fmt: skip
+
+
+def closed_to_others(folder: Path) -> list[Path]:
+    """What stands in a folder and the service's user could not read, or not enter."""
+    needed = {path: 0o005 if path.is_dir() else 0o004 for path in (folder, *folder.rglob("*"))}
+    return [path for path, mode in needed.items() if not path.is_symlink() and path.stat().st_mode & mode != mode]
 
 
 @pytest.fixture
@@ -83,6 +99,26 @@ def test_installed_files_name_this_machine(unit: Path, tmp_path: Path) -> None:
     assert (unit.parents[2] / "sysusers.d/distilld.conf").exists()
 
 
+def test_what_the_service_needs_is_open_to_its_user(tmp_path: Path) -> None:
+    """Whatever the umask of who installs it: a Python that only makes the files stands for the real one."""
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    make("install", tmp_path, umask=0o077, DESTDIR=str(tmp_path / "d"), PREFIX="/opt/x", PYTHON=str(stub))
+    assert (tmp_path / "d/etc/distilld/distilld.toml").read_text() == "config\n"
+    assert (tmp_path / "d/opt/x/lib/distilld/lib/installed").exists()
+    assert closed_to_others(tmp_path / "d") == []
+
+
+def test_lake_may_have_any_name(tmp_path: Path) -> None:
+    """The story: '&' stood for the path in the template, '|' ended the rendering."""
+    make("install-units", tmp_path, LAKE=r"/srv/R&D|a\b", PREFIX="/opt/x", DESTDIR=str(tmp_path / "d"))
+    units = tmp_path / "d/opt/x/lib"
+    service = (units / "systemd/system/distilld.service").read_text()
+    assert "ReadWritePaths=-/srv/R&D|a\\b/exports -/srv/R&D|a\\b/reports\n" in service
+    assert "d /srv/R&D|a\\b/exports 0750" in (units / "tmpfiles.d/distilld.conf").read_text()
+
+
 def test_uninstall_takes_away_what_install_put(unit: Path, tmp_path: Path) -> None:
     """Nothing is left below the prefix."""
     make("uninstall", tmp_path)
@@ -99,7 +135,7 @@ def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(
         ["make", "-s", "-C", str(source), "install", f"DESTDIR={tmp_path / 'd'}", "PREFIX=/opt/x",
          f"LAKE={tmp_path / 'lake'}"],
-        env=environment(), capture_output=True, text=True, check=False,
+        env=environment(), capture_output=True, text=True, check=False, umask=0o077,
     )  # fmt: skip
     if done.returncode and "No matching distribution" in done.stderr + done.stdout:
         pytest.skip("there is no package index here to install from")
@@ -113,4 +149,5 @@ def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
     assert f"root {tmp_path / 'lake'}, state /var/lib/distilld/distilld.db" in said
     traces = [path for path in (tmp_path / "d").rglob("*") if path.is_file() and b"/d/opt/x" in path.read_bytes()]
     assert traces == []
+    assert closed_to_others(tmp_path / "d") == []
     assert 'exec /opt/x/lib/distilld/bin/python -m distilld "$@"' in (tmp_path / "d/opt/x/bin/distilld").read_text()
