@@ -89,6 +89,10 @@ class PassResult:
     indexed: Indexed = field(default_factory=Indexed)
     untold: Indexed = field(default_factory=Indexed)
     """What was indexed and stands in no receipt yet."""
+    judged_alike: int = 0
+    """Rows that were judged in batches which changed nothing, so that no receipt tells of them."""
+    read_alike: int = 0
+    """The bytes that were read for that."""
     arrived_lines: int = 0
     """Lines that were taken in and judged in one go; ``indexed`` does not count them."""
     changed_inputs: tuple[str, ...] = ()
@@ -98,6 +102,18 @@ class PassResult:
     def changed(self) -> bool:
         """Whether anything was committed."""
         return bool(self.batches)
+
+    @property
+    def rows_judged(self) -> int:
+        """How many rows were judged, also where nothing followed from it."""
+        told: int = sum(batch.receipt["work"]["rows_judged"] for batch in self.batches)
+        return told + self.judged_alike
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of inputs were read, also where nothing followed from it."""
+        told: int = sum(batch.receipt["work"]["bytes_read"] for batch in self.batches)
+        return told + self.untold.bytes_read + self.read_alike
 
     @property
     def unfinished(self) -> bool:
@@ -167,6 +183,8 @@ class Engine:
         self._unsettled_since: dict[FileKey, int] = {}
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
+        self._judged = self._read = 0
+        """How many rows the last batch judged, and how many bytes it read for that."""
         self._unreadable: dict[str, OperatorError] = {}
         """What the pass could not read so far, by its words."""
         self._changed_inputs: set[str] = set()
@@ -208,7 +226,7 @@ class Engine:
         with self.store.at_work():
             result = self._run_pass(trigger)
         if trigger is Trigger.REBUILD:
-            log.info("rebuild_finished", batches=len(result.batches))
+            log.info("rebuild_finished", batches=len(result.batches), rows_judged=result.rows_judged)
         return result
 
     def _run_pass(self, trigger: Trigger) -> PassResult:
@@ -287,8 +305,11 @@ class Engine:
                 result.untold = Indexed()
                 result.batches.append(committed)
                 judged += committed.receipt["work"]["rows_judged"]
-            elif not self._took_any:
-                return
+            else:
+                result.judged_alike += self._judged
+                result.read_alike += self._read
+                if not self._took_any:
+                    return
             self._tell(Progress("judge", judged, whole, result.indexed.files_seen, judged))
 
     def _doubt_changed(self, result: PassResult) -> None:
@@ -349,6 +370,7 @@ class Engine:
         try:
             self._judge(decisions, texts, options_changed=options_changed)
             decisions.bytes_read = texts.bytes_read
+            self._judged, self._read = decisions.rows_judged, decisions.bytes_read
             return self._commit(identity, decisions, trigger, indexed)
         finally:
             texts.close()

@@ -161,7 +161,10 @@ class DatasetReport:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run came to. ``not_read`` names every input that could not be read, and why."""
+    """What a run came to. ``not_read`` names every input that could not be read, and why.
+
+    ``rows_judged`` and ``bytes_read`` count also what nothing followed from, of which no receipt tells.
+    """
 
     rows_read: int
     datasets: Mapping[Dataset, DatasetReport]
@@ -325,8 +328,8 @@ def _report(
         pairing=views.pairing(),
         options=engine.options,
         batch_ids=tuple(batch.identity.batch_id for batch in batches),
-        rows_judged=sum(batch.receipt["work"]["rows_judged"] for batch in batches),
-        bytes_read=sum(batch.receipt["work"]["bytes_read"] for batch in batches),
+        rows_judged=sum(result.rows_judged for result in results),
+        bytes_read=sum(result.bytes_read for result in results),
         recovered=recovered,
         taken_over=taken_over,
         not_read=not_read,

@@ -23,7 +23,7 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
     from distilld import logs
     from distilld.cli.output import print_json, say
     from distilld.cli.progress import progress_bar
-    from distilld.cli.run import print_changes, say_not_read
+    from distilld.cli.run import print_changes, say_not_read, say_work
     from distilld.cli.settings import load_settings
     from distilld.model import Trigger
     from distilld.once import RunReport, bring_up_to_date, on_whole_store, writer
@@ -41,9 +41,8 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
         print_json({**_plain(report), "receipt": report.receipt})
     else:
         print_changes(report)
-        # No counts: a batch that changed nothing leaves no receipt, and what it read and judged is not in the report.
-        at = f"; receipt: {report.receipt}" if report.receipt else ""
-        say(f"every input was read anew and every row judged anew; the files stand in walk order{at}")
+        say("every input was read anew and every row judged anew; the files stand in walk order")
+        say_work(report)
     return say_not_read(report)
 
 

@@ -301,10 +301,11 @@ def print_changes(report: RunReport) -> None:
 
 
 def say_work(report: RunReport) -> None:
-    """Say how much the batches of a run took, and where the last one's receipt is."""
+    """Say how much a run took, and where the receipt of its last batch is, if it had one."""
     from distilld.cli.output import say
 
-    say(f"{report.rows_judged:,} rows judged, {report.bytes_read:,} bytes read; receipt: {report.receipt}")
+    at = f"; receipt: {report.receipt}" if report.receipt else ""
+    say(f"{report.rows_judged:,} rows judged, {report.bytes_read:,} bytes read{at}")
 
 
 def _print_dry_run(report: RunReport) -> None:

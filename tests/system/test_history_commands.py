@@ -364,7 +364,10 @@ def test_prune_of_orphans(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
-    """Days that came in the wrong order stand in walk order after rebuild, with the times of their first writing."""
+    """Days that came in the wrong order stand in walk order after rebuild, with the times of their first writing.
+
+    The story: no row counted as judged where nothing followed from it, so that no batch and no receipt tells of it.
+    """
     root = phase4(tmp_path)
     take_day(root)
     cli("run", "--once", "--root", root)
@@ -374,8 +377,8 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
     before = files(root)
     ran = cli("rebuild", "--root", root)
     assert ran.code == 0
-    assert "every row judged anew; the files stand in walk order; receipt: reports/distillation/" in ran.out
-    assert "rows judged" not in ran.out
+    assert "every row judged anew; the files stand in walk order\n1,052 rows judged, " in ran.out
+    assert " bytes read; receipt: reports/distillation/" in ran.out
     assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == [
         "rebuild_started",
         "rebuild_finished",
@@ -386,7 +389,12 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
         assert sorted(after[dataset].splitlines()) == sorted(before[dataset].splitlines())
         expected = rows(PHASE4 / "expected" / DATASET_PATHS[dataset].removeprefix("exports/"))
         assert [row["id"] for row in rows(root / DATASET_PATHS[dataset])] == [row["id"] for row in expected]
-    told = cli("rebuild", "--json", "--root", root).json
+    ran = cli("rebuild", "--json", "--root", root)
+    told = ran.json
+    assert told["rows_judged"] == 1052
+    assert told["bytes_read"] >= sum(path.stat().st_size for path in (root / "data").rglob("*.jsonl"))
+    (finished,) = (each for each in ran.events if each["event"] == "rebuild_finished")
+    assert finished["rows_judged"] == 1052
     assert told["datasets"]["rag"]["added"] == told["datasets"]["rag"]["withdrawn"] == 0
     assert files(root) == after
 
