@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from distilld.cli.commands import json_option
 from distilld.cli.exit_codes import ExitCode
 
 
@@ -20,17 +21,22 @@ from distilld.cli.exit_codes import ExitCode
     show_default=True,
     help="Where to make it: a folder that is new, empty, or an earlier demo.",
 )
-def demo(folder: Path) -> ExitCode:
+@json_option
+def demo(folder: Path, as_json: bool) -> ExitCode:
     """Make a sample lakehouse, run once, change the lake, run again, and show what came of it.
 
     Takes some seconds and touches nothing outside its folder. An earlier demo in the folder is replaced.
     """
     from distilld import logs
-    from distilld.cli.output import say, show
+    from distilld.cli.output import print_json, say, show
     from distilld.demo import Stage, run_demo
+    from distilld.tables import Table
 
     logs.configure(level="warning", fmt="auto", environ=os.environ)
-    run_demo(folder, Stage(say, show, _program()))
+    tables: list[Table] = []
+    run_demo(folder, Stage(lambda _line: None, tables.append, _program()) if as_json else Stage(say, show, _program()))
+    if as_json:
+        print_json({"folder": folder, "tables": tables})
     return ExitCode.DONE
 
 

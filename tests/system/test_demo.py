@@ -39,6 +39,20 @@ def test_demo_shows_what_is_held_back_and_why(shown: tuple[Path, Ran]) -> None:
     assert "self_pairing" not in ran.out
 
 
+def test_json_holds_the_tables(shown: tuple[Path, Ran], tmp_path: Path) -> None:
+    """--json prints the tables of the demo, and nothing else."""
+    ran = distilld("demo", "--json", cwd=tmp_path)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json["folder"] == "demo-lake"
+    for table in ran.json["tables"]:
+        assert set(table) == {"title", "columns", "rows"}
+        assert f"{table['title']}\n  {table['columns'][0]} " in shown[1].out
+        assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+    assert [table["title"] for table in ran.json["tables"]] == re.findall(
+        r"^(\S.*)\n  (?:dataset|reason|file) {2}", shown[1].out, flags=re.MULTILINE
+    )
+
+
 def test_demo_shows_the_rejected_run_leave(shown: tuple[Path, Ran]) -> None:
     """The run that is scored anew in place stood in all three datasets, stands in none now, and is published."""
     folder, ran = shown
