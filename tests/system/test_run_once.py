@@ -390,6 +390,7 @@ def test_dry_run_says_that_exports_would_be_taken_over(worked: Path) -> None:
     assert note in told
     assert "the figures here count as if they were empty\n" in told
     assert not (worked / "state").exists()
-    ran = once(worked)
+    # Partitions that the old quarantine names return with their first reading: here at once, however young they are.
+    ran = once(worked, DISTILLD_SETTLE_SECONDS="0")
     assert "exports stood there from before this store; they were taken over\n" in ran.out
     assert "adopted in sft: 351 rows, as they stood\n" in ran.out

@@ -689,9 +689,12 @@ def test_settings_outlast_a_corrupt_store(stage: Stage, monkeypatch: pytest.Monk
     monkeypatch.setattr(daemon, "Daemon", Scripted)
     Scripted.script = stage.script
     stage.script.stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    settings = stage.read(include_review=True)
+    # What comes back is read at once.
+    settings = stage.read(include_review=True, settle_seconds=0)
     with capture_logs() as stage.lines:
-        daemon.serve(settings, read_settings=stage.read, environ={}, notifier=Heard(stage.notified))
+        daemon.serve(
+            settings, read_settings=lambda: stage.read(settle_seconds=0), environ={}, notifier=Heard(stage.notified)
+        )
     assert len(stage.events("store_set_aside")) == 1
     assert len(stage.events("daemon_started")) == len(stage.events("daemon_stopped")) == 2
     assert shipped == ([2, 1] if when == "before" else [2])

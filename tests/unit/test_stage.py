@@ -380,7 +380,8 @@ def test_distilld_goes_on_beside_it(root: Path, tmp_path: Path) -> None:
     assert distilld("receipts", "--root", lake, cwd=tmp_path).code == 0
     for path in (lake / "state").iterdir():
         path.unlink()
-    assert once(lake).code == 0
+    # Partitions that the old quarantine names return with their first reading: here at once, so that it is one batch.
+    assert once(lake, DISTILLD_SETTLE_SECONDS="0").code == 0
     batches = sorted(each.name for each in (lake / REPORTS).iterdir() if each.name.endswith("Z"))
     if len(batches) > 1:
         newest = json.loads((lake / REPORTS / batches[-1] / "receipt.json").read_bytes())
