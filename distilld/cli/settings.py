@@ -6,25 +6,31 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from distilld import config
 from distilld.cli.commands import Common
 from distilld.config import Settings
 from distilld.model import OperatorError, UsageError
+from distilld.regular_file import open_regular
 
-_NO_PLACE_FOR_STATE = ("data", "data/scored-runs", "data/evidence", "exports", "reports")
+_FOLDERS_OF_THE_LAKE: Final = ("data", "data/scored-runs", "data/evidence", "exports", "reports")
+_BESIDE_STATE: Final = ("", "-wal", "-shm", "-journal", ".lock")
+"""What the names of the store's own files end in."""
+_BEGINNING_OF_METRICS: Final = b"# HELP distilld_"
 _HINT = f"give --root, or set {config.ENVIRONMENT_PREFIX}ROOT, or root in the config file"
 
 
 def load_settings(common: Common, **flags: object) -> Settings:
-    """The settings in force, with a root that is a folder which can be listed, and a state that may be a store.
+    """The settings in force, with a root that is a folder which can be listed, and files that are ours to write.
 
     Paths are resolved: one lake has one name, whatever link or working directory it is reached by, so that its store
     knows it again.
 
     Raises:
         ConfigError: The configuration is wrong.
-        UsageError: The root is no folder, or the state lies where the lake's own files do, or is no regular file.
+        UsageError: The root is no folder; or the state or the metrics file lies where other files of the lake do, or is
+            a file of something else.
         OperatorError: The root cannot be read.
     """
     settings = config.load(
@@ -38,9 +44,12 @@ def load_settings(common: Common, **flags: object) -> Settings:
         root=Path(os.path.realpath(settings.root)),
         state=Path(os.path.realpath(settings.state)),
         source_files_root=Path(os.path.realpath(settings.source_files_root)),
+        metrics_file=settings.metrics_file and Path(os.path.realpath(settings.metrics_file)),
     )
     _refuse_unusable_root(resolved.root)
     _refuse_unusable_state(resolved.root, resolved.state)
+    if resolved.metrics_file is not None:
+        _refuse_unusable_metrics_file(resolved.root, resolved.state, resolved.metrics_file)
     return resolved
 
 
@@ -59,12 +68,40 @@ def _refuse_unusable_state(root: Path, state: Path) -> None:
     """Refuse a path that would displace an input, an export or a receipt, or that opening would wait for."""
     allowed = "a file outside data/, exports/ and reports/ of the root, or one that is yet to be made"
     hint = f"give --state, or set {config.ENVIRONMENT_PREFIX}STATE, or state in the config file"
-    for folder in _NO_PLACE_FOR_STATE:
-        if state.is_relative_to(os.path.realpath(root / folder)):
-            raise UsageError(f"state = {str(state)!r} lies below {folder} of the root; allowed: {allowed}", hint=hint)
+    if fault := _fault_of_place(root, state):
+        raise UsageError(f"state = {str(state)!r} {fault}; allowed: {allowed}", hint=hint)
+
+
+def _refuse_unusable_metrics_file(root: Path, state: Path, metrics_file: Path) -> None:
+    """Refuse a path that would displace anything but an earlier metrics file."""
+    allowed = "a file of its own outside data/, exports/ and reports/ of the root, or empty for none"
+    hint = f"set {config.KEYS['metrics_file'].variable}, or metrics_file in the config file"
+    fault = _fault_of_place(root, metrics_file)
+    if metrics_file in [state.with_name(state.name + ending) for ending in _BESIDE_STATE]:
+        fault = "is a file of the state store"
+    elif not fault and _is_of_something_else(metrics_file):
+        fault = "is a file of something else"
+    if fault:
+        raise UsageError(f"metrics_file = {str(metrics_file)!r} {fault}; allowed: {allowed}", hint=hint)
+
+
+def _fault_of_place(root: Path, path: Path) -> str:
+    """Why no file of distilld's own may stand at ``path``; empty where one may."""
+    for folder in _FOLDERS_OF_THE_LAKE:
+        if path.is_relative_to(os.path.realpath(root / folder)):
+            return f"lies below {folder} of the root"
     try:
-        mode = os.stat(state).st_mode
+        mode = os.stat(path).st_mode
     except OSError:
-        return  # there is none yet, or opening it says why
-    if not stat.S_ISREG(mode):
-        raise UsageError(f"state = {str(state)!r} is no regular file; allowed: {allowed}", hint=hint)
+        return ""  # there is none yet, or opening it says why
+    return "" if stat.S_ISREG(mode) else "is no regular file"
+
+
+def _is_of_something_else(metrics_file: Path) -> bool:
+    """Whether it is neither a metrics file of ours nor what a power cut left of one."""
+    try:
+        with open_regular(metrics_file) as file:
+            found = file.read(len(_BEGINNING_OF_METRICS))
+    except OSError:
+        return False  # there is none yet, or who asks may not read it
+    return not _BEGINNING_OF_METRICS.startswith(found.rstrip(b"\0"))

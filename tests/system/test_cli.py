@@ -184,6 +184,15 @@ def test_json_is_all_that_is_printed(done: Path, arguments: tuple[str, ...]) -> 
         (("--state", "reports"), "", {}, 2, "state = '{cwd}/reports' lies below reports of the root; allowed: "),
         (("--state", "config"), "", {}, 2, "state = '{cwd}/config' is no regular file; allowed: "),
         (("--state", "/dev/null"), "", {}, 2, "state = '/dev/null' is no regular file; allowed: "),
+        ((), "metrics_file = 'data/a/b/c/a.jsonl'", {}, 2, "metrics_file = '{cwd}/data/a/b/c/a.jsonl' lies below data of"),
+        ((), "", {"DISTILLD_METRICS_FILE": "exports/.distilld.lock"}, 2, ".lock' lies below exports of the root; allowed"),
+        ((), "metrics_file = 'reports/m.prom'", {}, 2, "m.prom' lies below reports of the root; allowed: a file of its own"),
+        ((), "metrics_file = 'state/distilld.db'", {}, 2, "distilld.db' is a file of the state store; allowed: a file of"),
+        ((), "metrics_file = 'state/distilld.db-wal'", {}, 2, "distilld.db-wal' is a file of the state store; allowed: "),
+        ((), "metrics_file = 'x.lock'\nstate = 'x'", {}, 2, "x.lock' is a file of the state store; allowed: "),
+        ((), "metrics_file = 'config'", {}, 2, "metrics_file = '{cwd}/config' is no regular file; allowed: "),
+        ((), "metrics_file = '/dev/null'", {}, 2, "metrics_file = '/dev/null' is no regular file; allowed: "),
+        ((), "metrics_file = 'config/distilld.toml'", {}, 2, "/distilld.toml' is a file of something else; allowed: a file"),
         (("--root", "\x1b[2J\n"), "", {}, 2, "--root: root = '\\x1b[2J\\n'; allowed: a path"),
     ],
 )  # fmt: skip
@@ -259,6 +268,23 @@ def test_state_below_a_mounted_tree_is_refused(tmp_path: Path) -> None:
     ran = distilld("run", "--check", "--state", "mounted/x.db", cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")
     assert "lies below data/evidence of the root" in ran.err
+
+
+def test_metrics_file_reached_by_a_link_is_refused_all_the_same(tmp_path: Path) -> None:
+    """What is written there would stand in the folder that the path leads to."""
+    (tmp_path / "exports" / "rag").mkdir(parents=True)
+    (tmp_path / "metrics").symlink_to("exports/rag")
+    ran = distilld("run", "--check", cwd=tmp_path, env={"DISTILLD_METRICS_FILE": "metrics/m.prom"})
+    assert (ran.code, ran.out) == (2, "")
+    assert f"metrics_file = '{tmp_path}/exports/rag/m.prom' lies below exports of the root" in ran.err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 9, b"# HELP dist", b"# HELP distilld_info Always 1."])
+def test_metrics_file_may_be_an_earlier_one(tmp_path: Path, content: bytes | None) -> None:
+    """One that is yet to be made will do, one from an earlier run, and what a power cut left of that."""
+    if content is not None:
+        (tmp_path / "m.prom").write_bytes(content)
+    assert distilld("run", "--check", cwd=tmp_path, env={"DISTILLD_METRICS_FILE": "m.prom"}).code == 0
 
 
 def test_fifo_in_the_place_of_the_state_is_waited_for_by_nobody(tmp_path: Path) -> None:
