@@ -466,7 +466,10 @@ def _toml(value: bool | int | float | str) -> str:
 
 def _shown(value: object) -> str:
     """A value on one line, short, with every character escaped that does not print."""
-    return _cut(repr(str(value) if isinstance(value, Path) else value))
+    try:
+        return _cut(repr(str(value) if isinstance(value, Path) else value))
+    except (ValueError, RecursionError):  # more digits, or levels, than Python writes
+        return f"<{type(value).__name__}>"
 
 
 def _plain(text: str) -> str:

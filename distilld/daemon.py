@@ -330,7 +330,7 @@ class Daemon:
         try:
             settings = self._read_settings()
             _refuse_to_move(self.settings, settings)
-        except DistilldError as error:
+        except (DistilldError, OSError) as error:
             log.error("reload_refused", faults=str(error).splitlines(), in_force="the settings as they were")
         else:
             self._reconfigure(settings)

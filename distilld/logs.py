@@ -84,7 +84,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "lock_taken_anew": "A lock file was gone beside its writer; another was made, and is held now.",
         "options_changed": "An option that changes the target state changed; every row is judged anew.",
         "reload_started": "The configuration is read again.",
-        "reload_refused": "The new configuration is wrong; the old one stays in force.",
+        "reload_refused": "The new configuration is wrong, or cannot be read; the old one stays in force.",
         "reload_finished": "The new configuration is in force.",
         "watch_started": "File events are listened to.",
         "watch_fallback": "File events cannot be had; scanning alone finds what changed.",

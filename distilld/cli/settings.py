@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from distilld import config
@@ -14,6 +17,14 @@ from distilld.config import Settings
 from distilld.model import OperatorError, UsageError
 from distilld.regular_file import open_regular
 
+_NO_ROOT: Final[Mapping[int | None, str]] = MappingProxyType(
+    {
+        errno.ENOENT: "does not exist",
+        errno.ENOTDIR: "is no folder",
+        errno.ENAMETOOLONG: "has too long a name",
+        errno.ELOOP: "is a link to itself",
+    }
+)
 _FOLDERS_OF_THE_LAKE: Final = ("data", "data/scored-runs", "data/evidence", "exports", "reports")
 _BESIDE_STATE: Final = ("", "-wal", "-shm", "-journal", ".lock")
 """What the names of the store's own files end in."""
@@ -31,13 +42,13 @@ def load_settings(common: Common, **flags: object) -> Settings:
         ConfigError: The configuration is wrong.
         UsageError: The root is no folder; or the state or the metrics file lies where other files of the lake do, or is
             a file of something else.
-        OperatorError: The root cannot be read.
+        OperatorError: The root cannot be read, or the working directory is gone.
     """
     settings = config.load(
         flags={"root": common.root, "state": common.state, **flags},
         environ=os.environ,
         config_file=common.config,
-        cwd=Path.cwd(),
+        cwd=_working_directory(),
     )
     resolved = replace(
         settings,
@@ -53,14 +64,24 @@ def load_settings(common: Common, **flags: object) -> Settings:
     return resolved
 
 
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise OperatorError(
+            f"the working directory cannot be found: {error.strerror}", hint="run it in a folder that exists"
+        ) from error
+
+
 def _refuse_unusable_root(root: Path) -> None:
-    if not root.is_dir():
-        problem = "is no folder" if root.exists() else "does not exist"
-        raise UsageError(f"root = {str(root)!r} {problem}; allowed: the folder of a lakehouse", hint=_HINT)
     try:
         with os.scandir(root):
             pass
     except OSError as error:
+        if problem := _NO_ROOT.get(error.errno):
+            raise UsageError(
+                f"root = {str(root)!r} {problem}; allowed: the folder of a lakehouse", hint=_HINT
+            ) from error
         raise OperatorError(f"root = {str(root)!r} cannot be read: {error.strerror}", hint=_HINT) from error
 
 

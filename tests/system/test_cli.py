@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import pty
 import re
@@ -167,6 +168,9 @@ def test_json_is_all_that_is_printed(done: Path, arguments: tuple[str, ...]) -> 
     [
         (("--root", "nowhere"), "", {}, 2, "root = '{cwd}/nowhere' does not exist; allowed: the folder of a lakehouse"),
         (("--root", "file"), "", {}, 2, "root = '{cwd}/file' is no folder; allowed: the folder of a lakehouse"),
+        (("--root", "file/below"), "", {}, 2, "root = '{cwd}/file/below' is no folder; allowed: the folder of a lakehouse"),
+        (("--root", "n" * 300), "", {}, 2, "nnn' has too long a name; allowed: the folder of a lakehouse"),
+        (("--root", "loop"), "", {}, 2, "root = '{cwd}/loop' is a link to itself; allowed: the folder of a lakehouse"),
         (("--root", ""), "", {}, 2, "--root: root = ''; allowed: a path in valid UTF-8"),
         ((), 'root = "nowhere"', {}, 2, "root = '{cwd}/nowhere' does not exist"),
         ((), "", {"DISTILLD_ROOT": "nowhere"}, 2, "root = '{cwd}/nowhere' does not exist"),
@@ -210,6 +214,7 @@ def test_wrong_path_key_or_value_is_one_clear_line(
 ) -> None:
     """What is wrong is told in one line with the key, the value and what is allowed; nothing is done."""
     put(tmp_path / "file")
+    (tmp_path / "loop").symlink_to("loop")
     put(tmp_path / "config" / "distilld.toml", toml)
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if "DISTILL" in name]:
@@ -236,6 +241,31 @@ def test_wrong_usage_as_a_process(tmp_path: Path) -> None:
         ran = distilld(*arguments, cwd=tmp_path)
         assert (ran.code, ran.out, len(ran.errors)) == (code, "", 1)
         assert told in ran.errors[0]
+
+
+def test_root_that_cannot_be_reached_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a folder above it may not be searched, the root is not wrong; it cannot be read, and that is said."""
+
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        for name in ("stat", "scandir"):
+            patch.setattr(os, name, refuse)
+        assert execute(["run", "--check", "--root", str(tmp_path)]) == 1
+    assert f"distilld: root = '{tmp_path}' cannot be read: Permission denied (" in capsys.readouterr().err
+
+
+def test_working_directory_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Relative paths begin there, and a config file may stand there."""
+    monkeypatch.chdir(put(tmp_path / "gone" / "file").parent)
+    shutil.rmtree(tmp_path / "gone")
+    assert execute(["run", "--check", "--root", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("distilld: the working directory cannot be found: No such file")
 
 
 def test_every_fault_of_a_config_is_told_at_once(tmp_path: Path) -> None:

@@ -327,6 +327,16 @@ def test_shown_value_is_escaped_and_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "toml", ["workers = 0x" + "F" * 5000, "workers = [0b1" + "0" * 50_000 + "]", "workers" + ".a" * 3000 + " = 1"]
+)
+def test_value_that_cannot_be_shown_is_a_fault_like_others(tmp_path: Path, toml: str) -> None:
+    """The story: Python writes no such number in decimal and no such depth at all; a start ended with a traceback."""
+    (fault,) = faults(tmp_path, toml + "\n")
+    assert re.fullmatch("<(int|list|dict)>", fault.value)
+    assert str(fault).startswith(f"config/distilld.toml: workers = {fault.value}; allowed: a whole number")
+
+
+@pytest.mark.parametrize(
     ("content", "told"),
     [
         (b"root = \n", "is not TOML"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -635,6 +636,20 @@ def test_bad_configuration_is_refused_and_the_old_one_stays(stage: Stage) -> Non
     assert "as they were" in refused["in_force"]
     assert stage.passes == [Trigger.STARTUP, Trigger.WATCH, Trigger.RESCAN]
     assert stage.notified.count("READY=1") == 2
+
+
+def test_configuration_that_the_system_refuses_ends_no_daemon(stage: Stage) -> None:
+    """What nobody foresaw of the system is a refusal like any other."""
+
+    def fail() -> Settings:
+        raise PermissionError(errno.EACCES, "Permission denied", "/lake")
+
+    stage.next_settings = fail
+    stage.then(hang_up)
+    stage.run()
+    (refused,) = stage.events("reload_refused")
+    assert refused["faults"] == ["[Errno 13] Permission denied: '/lake'"]
+    assert stage.events("daemon_stopping")
 
 
 @pytest.mark.parametrize("name", ["root", "state"])
