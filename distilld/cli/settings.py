@@ -40,8 +40,8 @@ def load_settings(common: Common, **flags: object) -> Settings:
 
     Raises:
         ConfigError: The configuration is wrong.
-        UsageError: The root is no folder; or the state or the metrics file lies where other files of the lake do, or is
-            a file of something else.
+        UsageError: A path leads to a name that is not allowed, or the root is no folder, or the state or the metrics
+            file lies where other files of the lake do, or is a file of something else.
         OperatorError: The root cannot be read, or the working directory is gone.
     """
     settings = config.load(
@@ -52,10 +52,10 @@ def load_settings(common: Common, **flags: object) -> Settings:
     )
     resolved = replace(
         settings,
-        root=Path(os.path.realpath(settings.root)),
-        state=Path(os.path.realpath(settings.state)),
-        source_files_root=Path(os.path.realpath(settings.source_files_root)),
-        metrics_file=settings.metrics_file and Path(os.path.realpath(settings.metrics_file)),
+        root=_resolved("root", settings.root),
+        state=_resolved("state", settings.state),
+        source_files_root=_resolved("source_files_root", settings.source_files_root),
+        metrics_file=settings.metrics_file and _resolved("metrics_file", settings.metrics_file),
     )
     _refuse_unusable_root(resolved.root)
     _refuse_unusable_state(resolved.root, resolved.state)
@@ -71,6 +71,18 @@ def _working_directory() -> Path:
         raise OperatorError(
             f"the working directory cannot be found: {error.strerror}", hint="run it in a folder that exists"
         ) from error
+
+
+def _resolved(name: str, path: Path) -> Path:
+    """Where ``path`` leads; that must be as storable as what was given."""
+    found = Path(os.path.realpath(path))
+    kind = config.KEYS[name].kind
+    try:
+        kind.read(found)
+    except ValueError:
+        hint = "a link, or the working directory, leads there"
+        raise UsageError(f"{name} = {str(found)!r}; allowed: {kind.allowed}", hint=hint) from None
+    return found
 
 
 def _refuse_unusable_root(root: Path) -> None:

@@ -268,6 +268,29 @@ def test_working_directory_that_is_gone_is_named(
     assert capsys.readouterr().err.startswith("distilld: the working directory cannot be found: No such file")
 
 
+@pytest.mark.parametrize("name", [b"r\xff\xfe", b"a\nb"])
+@pytest.mark.parametrize("key", ["root", "state", "source_files_root", "metrics_file"])
+def test_path_that_leads_to_a_name_that_is_no_text_is_refused(tmp_path: Path, key: str, name: bytes) -> None:
+    """The story: a link led to such a root; the path as given was looked at, and the store could not hold the real one."""
+    os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+    os.symlink(name, tmp_path / "link")
+    given = "link" if key in ("root", "source_files_root") else "link/file"
+    before = snapshot(tmp_path)
+    for arguments in (("run", "--once"), ("run", "--check"), ("status",)):
+        ran = distilld(*arguments, cwd=tmp_path, env={f"DISTILLD_{key.upper()}": given})
+        assert (ran.code, ran.out, len(ran.errors)) == (2, "", 1)
+        assert re.match(rf"distilld: {key} = '.*(\\udcff|\\n).*'; allowed: a path in valid", ran.err)
+    assert snapshot(tmp_path) == before
+
+
+def test_root_that_the_shell_stands_in_is_refused_alike(tmp_path: Path) -> None:
+    """The root is the working directory by default, whatever its name."""
+    (tmp_path / "a\nb").mkdir()
+    ran = distilld("run", "--once", cwd=tmp_path / "a\nb")
+    assert (ran.code, len(ran.errors)) == (2, 1)
+    assert list((tmp_path / "a\nb").iterdir()) == []
+
+
 def test_every_fault_of_a_config_is_told_at_once(tmp_path: Path) -> None:
     """Two faults are two lines, with one hint."""
     put(tmp_path / "config" / "distilld.toml", "batch_rows = 0\nworkers = -1\n")
