@@ -10,6 +10,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Final, NoReturn
 
@@ -50,7 +51,8 @@ def execute(arguments: Sequence[str]) -> int:
     try:
         code = distilld.main(args=list(arguments), prog_name="distilld", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say_error("interrupted; what was committed stands, and the next run goes on from there")
@@ -82,11 +84,11 @@ def _tell(error: DistilldError) -> ExitCode:
 
 def _say_error(message: str, hint: str = "") -> None:
     """One line for each fault that the message names, the hint behind the last."""
-    from distilld.logs import printable
+    from distilld.cli.output import complain
 
     *others, last = message.splitlines() or [""]
     for line in (*others, f"{last} ({hint})" if hint else last):
-        click.echo(f"distilld: {printable(line)}", err=True)
+        complain(line)
 
 
 __all__ = ["ExitCode", "execute", "main"]

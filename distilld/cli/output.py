@@ -1,4 +1,4 @@
-"""Printing: tables and JSON on standard output, for people on a terminal and for whatever reads a pipe."""
+"""Printing: tables and JSON on standard output, for people on a terminal and for whatever reads a pipe; and errors."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ class OutputError(OperatorError):
 def say(line: str = "") -> None:
     """Print one line; what stands in it is made safe for a terminal, and cannot begin another line."""
     _print(printable(line))
+
+
+def complain(line: str) -> None:
+    """Print one line on standard error, as safe. One that cannot be written is lost: the exit code still tells."""
+    with suppress(OSError):
+        click.echo(f"distilld: {printable(line)}", err=True)
 
 
 def show(table: Table) -> None:

@@ -194,19 +194,20 @@ def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> Exi
 
 def _say_damaged(engine: Engine) -> None:
     """Name on standard error the exports that the next run restores first."""
+    from distilld.cli.output import complain
     from distilld.dry_run import damaged_exports
 
     for export in damaged_exports(engine):
         note = "the next run restores it first; the figures here count it as whole"
-        click.echo(f"distilld: damaged: {export}: {note}", err=True)
+        complain(f"damaged: {export}: {note}")
 
 
 def say_not_read(report: RunReport) -> ExitCode:
     """Name the inputs that could not be read on standard error; returns the exit code that follows from them."""
-    from distilld.logs import printable
+    from distilld.cli.output import complain
 
     for problem in report.not_read:
-        click.echo(f"distilld: not read: {printable(problem)}", err=True)
+        complain(f"not read: {problem}")
     return ExitCode.FAILED if report.not_read else ExitCode.DONE
 
 

@@ -28,6 +28,7 @@ def stage(
     """
     from distilld import logs
     from distilld.cli.exit_codes import ExitCode
+    from distilld.cli.output import complain
     from distilld.cli.settings import load_settings
     from distilld.stage import run_stage
 
@@ -42,5 +43,5 @@ def stage(
         receipts_keep=settings.receipts_keep,
     )
     for problem in ran.problems:
-        click.echo(f"distilld: {logs.printable(problem)}", err=True)
+        complain(problem)
     return ran.exit_code or ExitCode.DONE

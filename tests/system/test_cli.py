@@ -586,6 +586,34 @@ def test_closed_log_stops_no_work(sample: SampleLake) -> None:
     assert distilld("status", "--root", sample.root, "--json", cwd=sample.root).json["lag"]["unread_bytes"] == 0
 
 
+def without_standard_error(*arguments: str, cwd: Path, kind: str) -> int:
+    """The exit code of a command whose standard error is a full disk, or a pipe that nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe, open("/dev/full", "w") as full:
+        where = {"full": full, "pipe": pipe}[kind]
+        ran = subprocess.run(command(*arguments), cwd=cwd, env=environment(), stderr=where, check=False, timeout=60)
+    return ran.returncode
+
+
+@pytest.mark.parametrize("kind", ["full", "pipe"])
+def test_exit_code_needs_no_standard_error(worked: Path, kind: str) -> None:
+    """The story: what could not be said turned each of these codes into 1."""
+    link = worked / "data/scored-runs/2026/03/03/link.jsonl"
+    link.symlink_to("elsewhere")
+    with another_writer(worked):
+        assert without_standard_error("run", "--once", cwd=worked, kind=kind) == 75
+    for arguments, code in (
+        (("nonsense",), 2),
+        (("run", "--check", "--root", "nowhere"), 2),
+        (("run", "--once", "--state", "data/x.db"), 2),
+        (("explain", "no-such-run"), 1),
+        (("run", "--once"), 1),
+        (("stage", "s", "--input", "x", "--output", "x", "--", "sh", "-c", "rm -r reports; > reports; exit 5"), 5),
+    ):
+        assert (arguments, without_standard_error(*arguments, cwd=worked, kind=kind)) == (arguments, code)
+
+
 @pytest.mark.parametrize("name", ["receipts", "quarantine", "diff"])
 @pytest.mark.parametrize("limit", ["9223372036854775808", "99999999999999999999999", "-1"])
 def test_limit_that_no_list_can_have_is_exit_2(done: Path, name: str, limit: str) -> None:
