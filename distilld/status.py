@@ -172,11 +172,11 @@ def _of_daemon(found: Status) -> Iterator[Problem]:
 
 
 def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
-    moments = [each for each in (found.vitals.started_at, found.vitals.last_scan_at) if each is not None]
-    if not found.daemon_runs or not moments:
-        return
-    age = now - max(datetime.fromisoformat(each).timestamp() for each in moments)
-    if age > PERIODS * settings.rescan_seconds:
+    noted = (found.vitals.started_at, found.vitals.last_scan_at)
+    ages = [now - datetime.fromisoformat(each).timestamp() for each in noted if each is not None]
+    # A moment that lies ahead is of a clock that was set back since, and says nothing.
+    age = min((each for each in ages if each >= 0), default=0.0)
+    if found.daemon_runs and age > PERIODS * settings.rescan_seconds:
         text = f"the last scan ended {age:.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
         yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")
 

@@ -128,6 +128,17 @@ def test_other_settings_beside_a_daemon(settings: Settings, running: Engine) -> 
     assert look(changed).notes == [f"{before}the next run judges every row anew"]
 
 
+def test_clock_that_ran_ahead_hides_no_hang(settings: Settings, running: Engine) -> None:
+    """The story: a start of tomorrow, by a clock that was set right later, counted as the last sign until then."""
+    late = settings.rescan_seconds * 3 + 10
+    leave(running, alive(started_at=ago(-86_400), last_scan_at=ago(late)))
+    assert names(settings) == ["scan_overdue"]
+    leave(running, alive(started_at=ago(-86_400), last_scan_at=ago(1)))
+    assert names(settings) == []
+    leave(running, alive(started_at=ago(-86_400), last_scan_at=None))
+    assert names(settings) == []
+
+
 def test_failure_and_overdue_withdrawal(settings: Settings, running: Engine) -> None:
     """A failure that lasts says since when and what of; rows that must leave are a reason of their own."""
     leave(running, alive(failure=Failure(ago(60), ago(1), 7, "no room", "make some"), overdue_since=ago(60)))
