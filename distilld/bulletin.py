@@ -27,7 +27,7 @@ from distilld.model import Dataset, OperatorError
 from distilld.notify import Notifier
 from distilld.store.frozen import Frozen
 from distilld.store.views import Views
-from distilld.vitals import Failure, Unreadable, Vitals, read_vitals, write_vitals
+from distilld.vitals import Failure, Vitals, read_vitals, write_vitals
 
 if TYPE_CHECKING:
     from distilld.metrics import Metrics
@@ -106,11 +106,11 @@ class Bulletin:
         period = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
         due = noted is None or not 0 <= now / 1e9 - _seconds(noted) < period
         self._note(
-            Vitals(
+            replace(
+                self._told.after_pass(iso_time(now), result.unreadable),
                 pid=os.getpid(),
                 started_at=self._started_at,
                 last_scan_at=iso_time(now) if due else noted,
-                unreadable=self._unreadable(result),
                 watching=watching,
             )
         )
@@ -122,12 +122,9 @@ class Bulletin:
 
     def failed(self, text: str, hint: str, *, overdue: bool) -> None:
         """A pass failed. ``overdue``: rows wait to leave a dataset."""
-        now = iso_time(self._clock())
-        before = self._told.failure
-        failure = Failure(before.since if before else now, now, before.tries + 1 if before else 1, text, hint)
-        since = (self._told.overdue_since or now) if overdue else None
-        self._note(replace(self._told, failure=failure, overdue_since=since))
-        self._notifier.status(f"failing since {failure.since}: {text}")
+        self._note(self._told.after_failure(iso_time(self._clock()), text, hint, overdue=overdue))
+        if self.failure is not None:
+            self._notifier.status(f"failing since {self.failure.since}: {text}")
         if self._metrics is not None:
             self._metrics.add("distilld_failures_total", 1)
             self._metrics.set("distilld_failing", 1)
@@ -135,13 +132,6 @@ class Bulletin:
             self._write(self._metrics)
 
     # how
-
-    def _unreadable(self, result: PassResult) -> tuple[Unreadable, ...]:
-        since = {(each.path, each.problem): each.since for each in self._told.unreadable}
-        now = iso_time(self._clock())
-        return tuple(
-            Unreadable(each.path, each.problem, since.get((each.path, each.problem), now)) for each in result.unreadable
-        )
 
     def _note(self, vitals: Vitals) -> None:
         """Write it to the store; where that cannot be, what fails stands in the lock file."""
@@ -152,7 +142,7 @@ class Bulletin:
         except (OperatorError, sqlite3.Error) as error:
             trouble = vitals.failure.text if vitals.failure else str(error)
         if trouble is not None or self._trouble:
-            tell_trouble(self._settings.root, self._settings.state, trouble)
+            tell_trouble(self._settings.root, trouble)
             self._trouble = trouble is not None
 
     @contextmanager

@@ -43,7 +43,7 @@ class Holder:
     """What a look at a lake's lock tells; ``pid`` is None unless a writer is running and its record could be read.
 
     ``state`` is the store that the last writer kept the lake with, running or not; None where none ever wrote.
-    ``trouble`` is why the running writer cannot write to its store, or even that it cannot.
+    ``trouble`` is what the last writer failed of and could not note in its store, or that it could not.
     """
 
     running: bool
@@ -154,14 +154,16 @@ def holder(root: Path) -> Holder:
     try:
         record = _read(descriptor)
         if _take(descriptor, fcntl.LOCK_SH, path):
-            return Holder(running=False, state=record.state)
+            return Holder(running=False, state=record.state, trouble=record.trouble)
         return record
     finally:
         os.close(descriptor)
 
 
-def tell_trouble(root: Path, state: Path, trouble: str | None) -> None:
+def tell_trouble(root: Path, trouble: str | None) -> None:
     """Say in the lake's lock file, which this process holds, what cannot be said in the store; None takes it back.
+
+    Which store the lake is kept with stays as it was.
 
     The file is written in place, which works on a full disk. Where even that does not, or another process's record
     stands there, nothing is said.
@@ -169,8 +171,9 @@ def tell_trouble(root: Path, state: Path, trouble: str | None) -> None:
     with suppress(OSError, OperatorError):
         descriptor = os.open(root / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if _read(descriptor).pid == os.getpid():
-                _write(descriptor, Path(os.path.realpath(state)), trouble)
+            record = _read(descriptor)
+            if record.pid == os.getpid():
+                _write(descriptor, record.state, trouble)
         finally:
             os.close(descriptor)
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
+from distilld.account import iso_time
 from distilld.batch import Engine, PassResult, Progress
 from distilld.commit import CommittedBatch
 from distilld.config import Settings
 from distilld.lake import tree_path
-from distilld.lock import WriterLock, writer_lock
+from distilld.lock import WriterLock, tell_trouble, writer_lock
 from distilld.model import (
     DATASET_PATHS,
     EXPORT_PATHS,
@@ -26,15 +28,17 @@ from distilld.model import (
     Dataset,
     OperatorError,
     Options,
+    ProgramError,
     Reason,
     Trigger,
+    WriterBusy,
 )
 from distilld.receipt import newest_receipt, receipt_path
 from distilld.store import Store, StoreCorruptError, StoreOutdatedError
 from distilld.store.ledger import Ledger
 from distilld.store.opening import opened_store
 from distilld.store.views import Pairing, Views, Withdrawn, by_reason
-from distilld.vitals import forget_failure
+from distilld.vitals import Vitals, read_vitals, write_vitals
 
 log = structlog.get_logger()
 
@@ -66,10 +70,22 @@ def writer(
     """
     with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
         log.info("lock_taken", state=str(settings.state))
-        with opened_store(settings.state, settings.root, kept=lock.kept) as store:
+        with _last_words(settings.root), opened_store(settings.state, settings.root, kept=lock.kept) as store:
             _refuse_outdated(store, settings.root)
             lock.bind()
             yield engine_for(settings, store, progress=progress, pulse=pulse, keep_lock=partial(_keep, lock))
+
+
+@contextmanager
+def _last_words(root: Path) -> Iterator[None]:
+    """What ends a writer stands in the lock file until the next one begins: the store may not take it."""
+    try:
+        yield
+    except WriterBusy:
+        raise  # the lake is another's now
+    except OperatorError as error:
+        tell_trouble(root, str(error))
+        raise
 
 
 def _keep(lock: WriterLock) -> None:
@@ -211,11 +227,13 @@ def bring_up_to_date(
     views = Views(engine.store)
     options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
     taken_over = _takes_over(engine)
-    recovered = recover(engine)
-    results = list(_passes(engine, trigger, pause, clock))
+    _forget_daemon(engine.store)
+    with _failure_noted(engine.store):
+        recovered = recover(engine)
+        results = list(_passes(engine, trigger, pause, clock))
     if not any(result.changed for result in results):
         log.info("up_to_date")
-    forget_failure(engine.store)
+    _note(engine.store, lambda vitals: vitals.after_pass(_now(), results[-1].unreadable))
     return _report(
         engine,
         results,
@@ -228,6 +246,37 @@ def bring_up_to_date(
         withdrawal=withdrawal,
         withdrawals_listed=withdrawals_listed,
     )
+
+
+def _forget_daemon(store: Store) -> None:
+    """One that was killed may have had this process's id, in a container; this is no daemon."""
+    with suppress(OperatorError, sqlite3.Error):
+        _note(store, lambda vitals: replace(vitals, pid=None))
+
+
+@contextmanager
+def _failure_noted(store: Store) -> Iterator[None]:
+    """What goes wrong within it is noted for ``health``, where the store takes that."""
+    try:
+        yield
+    except WriterBusy:
+        raise  # the lake is another's now
+    except (OperatorError, ProgramError, sqlite3.Error) as error:
+        text, hint = str(error), getattr(error, "hint", "")
+        with suppress(OperatorError, sqlite3.Error):
+            store.connection.rollback()
+            overdue = Views(store).waiting_to_leave() > 0
+            _note(store, lambda vitals: vitals.after_failure(_now(), text, hint, overdue=overdue))
+        raise
+
+
+def _note(store: Store, change: Callable[[Vitals], Vitals]) -> None:
+    vitals = read_vitals(store)
+    write_vitals(store, change(vitals), vitals)
+
+
+def _now() -> str:
+    return iso_time(time.time_ns())
 
 
 def _takes_over(engine: Engine) -> bool:

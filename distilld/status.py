@@ -129,7 +129,7 @@ def look(settings: Settings) -> Status:
         found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
     _compare_inputs(found, settings.root, files)
     found.problems += _set_aside(found)
-    found.problems += _of_daemon(found)
+    found.problems += _of_writer(found)
     found.problems += _overdue_scan(found, settings, time.time())
     return found
 
@@ -152,21 +152,24 @@ def _stores_set_aside(state: Path) -> list[Path]:
     return sorted(state.parent.glob(f"{glob.escape(state.name)}.corrupt-*"))
 
 
-def _of_daemon(found: Status) -> Iterator[Problem]:
-    """What the daemon left word of: a failure that lasts, rows that must leave and cannot, inputs it cannot read."""
+def _of_writer(found: Status) -> Iterator[Problem]:
+    """What the last writer left word of: a failure, rows that must leave and cannot, inputs it cannot read."""
     failure, trouble = found.vitals.failure, found.writer.trouble
+    then = "it is tried again" if found.daemon_runs else f"then {_RUN}"
     if failure is not None:
         text = f"the last batch failed, {failure.tries} times since {failure.since}: {failure.text}"
-        yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} (it is tried again)")
+        yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} ({then})")
     elif trouble is not None:
-        text = f"the daemon cannot write to its store: {trouble}"
-        yield Problem("last_batch_failed", text, "make room or mend the disk (it is tried again)")
+        text, remedy = f"the last run failed: {trouble}", "mend the cause"
+        if found.writer.running:
+            text, remedy = f"the daemon cannot write to its store: {trouble}", "make room or mend the disk"
+        yield Problem("last_batch_failed", text, f"{remedy} ({then})")
     if found.vitals.overdue_since is not None:
         text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
         yield Problem("withdrawal_overdue", text, "put right what the last batch failed of; until then, do not train")
     told = " ".join(problem.text for problem in found.problems if problem.name == "not_read")
     for each in found.vitals.unreadable:
-        if found.daemon_runs and each.path not in told:
+        if each.path not in told:
             text = f"{each.path} {each.problem}, since {each.since}".strip()
             yield Problem("not_read", text, "make it readable for distilld's user, or take it away")
 

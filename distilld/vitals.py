@@ -1,4 +1,4 @@
-"""What a daemon leaves in the store about itself, for ``health`` and ``status`` (SPEC 5): kept in the table ``lake``.
+"""What a writer leaves in the store about itself, for ``health`` and ``status`` (SPEC 5): kept in the table ``lake``.
 
 Only what changed is written, and the time of the last scan a few times a rescan period: a pass that finds nothing to do
 costs no write.
@@ -7,10 +7,12 @@ costs no write.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
+from distilld.lake import Oddity
 from distilld.store import Store
 
 PID: Final = "daemon_pid"
@@ -44,7 +46,10 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The daemon's last words. Times are UTC with milliseconds; ``watching`` is 'events', or why there are none."""
+    """The last words of a daemon, and of any writer what failed and what it could not read.
+
+    Times are UTC with milliseconds; ``watching`` is 'events', or why there are none.
+    """
 
     pid: int | None = None
     started_at: str | None = None
@@ -53,6 +58,20 @@ class Vitals:
     unreadable: tuple[Unreadable, ...] = ()
     overdue_since: str | None = None
     watching: str | None = None
+
+    def after_failure(self, now: str, text: str, hint: str, *, overdue: bool) -> Vitals:
+        """One more try has failed. ``overdue``: rows wait to leave a dataset."""
+        before = self.failure
+        failure = Failure(before.since if before else now, now, before.tries + 1 if before else 1, text, hint)
+        return replace(self, failure=failure, overdue_since=(self.overdue_since or now) if overdue else None)
+
+    def after_pass(self, now: str, unreadable: Iterable[Oddity]) -> Vitals:
+        """A pass has worked, but for these inputs."""
+        since = {(each.path, each.problem): each.since for each in self.unreadable}
+        found = tuple(
+            Unreadable(each.path, each.problem, since.get((each.path, each.problem), now)) for each in unreadable
+        )
+        return replace(self, failure=None, overdue_since=None, unreadable=found)
 
 
 def read_vitals(store: Store) -> Vitals:
@@ -86,12 +105,6 @@ def write_vitals(store: Store, vitals: Vitals, before: Vitals) -> None:
         with store.transaction():
             for name, value in changed.items():
                 store.remember(name, value)
-
-
-def forget_failure(store: Store) -> None:
-    """A writer that is no daemon brought the lake up to date: what a daemon said of its failure is over."""
-    vitals = read_vitals(store)
-    write_vitals(store, replace(vitals, failure=None, unreadable=(), overdue_since=None), vitals)
 
 
 def _as_facts(vitals: Vitals) -> dict[str, str | None]:

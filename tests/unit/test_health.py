@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
+from distilld import index
 from distilld.account import iso_time
-from distilld.batch import Engine
+from distilld.batch import Engine, PassResult
+from distilld.commit import Committer
 from distilld.config import Settings, load
 from distilld.health import diagnose
+from distilld.lake import open_partition, tree_path
 from distilld.lock import tell_trouble
+from distilld.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
 from distilld.once import bring_up_to_date, writer
 from distilld.status import look
 from distilld.store import Store
@@ -158,12 +165,117 @@ def test_failure_outlives_the_daemon(settings: Settings, running: Engine) -> Non
 
 
 def test_trouble_in_the_lock_file(settings: Settings, running: Engine) -> None:
-    """What could not be said in the store is read from the lock file; a writer that is gone has no trouble."""
-    tell_trouble(settings.root, settings.state, "the disk is full")
+    """What could not be said in the store is read from the lock file."""
+    tell_trouble(settings.root, "the disk is full")
     (problem,) = diagnose(settings)
     assert (problem.name, "the disk is full" in problem.text) == ("last_batch_failed", True)
-    tell_trouble(settings.root, settings.state, None)
+    tell_trouble(settings.root, None)
     assert names(settings) == []
+
+
+class Refused(OperatorError):
+    """What the system says in these tests."""
+
+
+def run_once(settings: Settings, *, failing: bool = False) -> None:
+    """What a timer does."""
+    with capture_logs(), writer(settings) as engine:
+        if failing:
+            engine.run_pass = refused  # type: ignore[method-assign]
+        bring_up_to_date(engine)
+
+
+def refused(*_: object, **__: object) -> NoReturn:
+    """A call that fails."""
+    raise Refused("no room", hint="make some")
+
+
+def test_run_by_a_timer_that_fails(settings: Settings) -> None:
+    """The story: health said healthy after 'run --once' had failed for days; only a daemon left word of its failures."""
+    for tries in (1, 2):
+        with pytest.raises(Refused):
+            run_once(settings, failing=True)
+        (problem,) = diagnose(settings, daemon=False)
+        assert problem.name == "last_batch_failed"
+        assert f", {tries} times since " in problem.text
+        assert problem.text.endswith(": no room")
+        assert problem.remedy.startswith("make some")
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def test_run_by_a_timer_that_cannot_withdraw(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a run was to take out and could not are a reason of their own, as beside a daemon."""
+    path = settings.root / "data/scored-runs" / partition_of(0)
+    shutil.copy(path, path.with_name("zz.jsonl"))
+    path.with_name("zz.jsonl").write_bytes(path.read_bytes().replace(b'"accepted"', b'"rejected"'))
+    with monkeypatch.context() as patch:
+        patch.setattr(Committer, "commit", refused)
+        with pytest.raises(Refused):
+            run_once(settings)
+    assert {"last_batch_failed", "withdrawal_overdue"} <= set(names(settings, daemon=False))
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def test_input_that_a_run_by_a_timer_cannot_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, with its time, until a run can: also where who asks may read it."""
+    path = settings.root / "data/scored-runs" / partition_of(0)
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    shown = []
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "open_partition", all_but_one)
+        for _ in range(2):
+            run_once(settings)
+            (problem,) = [each for each in diagnose(settings, daemon=False) if each.name == "not_read"]
+            assert problem.text.startswith(
+                f"data/scored-runs/{partition_of(0)} cannot be read: Input/output error, since "
+            )
+            shown.append(problem.text)
+    assert shown[0] == shown[1]
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def all_but_one(root: Path, kind: InputKind, path: str) -> AbstractContextManager[tuple[int, StatFacts]]:
+    """Open a partition; but the disk gives one of them no more."""
+    if (kind, path) == (InputKind.SCORED, partition_of(0)):
+        raise UnreadableError(tree_path(kind, path), OSError(errno.EIO, "Input/output error"))
+    return open_partition(root, kind, path)
+
+
+def test_run_that_could_not_open_its_store(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be said in the store stands in the lock file until the next run, and is read when none runs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "open", refused)
+        with pytest.raises(Refused):
+            run_once(settings)
+    (problem,) = diagnose(settings, daemon=False)
+    assert (problem.name, problem.text) == ("last_batch_failed", "the last run failed: no room")
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def test_run_beside_a_killed_daemon_of_its_pid(settings: Settings) -> None:
+    """Where each is process 1 of its container, a run that takes long is no daemon that hangs."""
+    with capture_logs(), writer(settings) as engine:
+        leave(engine, alive(started_at=ago(1e6), last_scan_at=ago(1e6)))
+    found: list[str] = []
+
+    def look(engine: Engine) -> None:
+        run_pass = engine.run_pass
+
+        def looked(trigger: Trigger) -> PassResult:
+            found.extend(names(settings))
+            return run_pass(trigger)
+
+        engine.run_pass = looked  # type: ignore[method-assign]
+
+    with capture_logs(), writer(settings) as engine:
+        assert names(settings) == ["scan_overdue"]
+        look(engine)
+        bring_up_to_date(engine)
+    assert found == []
 
 
 def test_unreadable_inputs_are_named_once(settings: Settings, running: Engine) -> None:

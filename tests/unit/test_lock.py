@@ -376,12 +376,24 @@ def test_lost_lock_that_another_writer_took(root: Path, state: Path, tmp_path: P
             for _ in range(2):
                 with pytest.raises(WriterBusy, match=f"pid {process.pid}"):
                     lock.keep()
-            tell_trouble(root, state, "the disk is full")
+            tell_trouble(root, "the disk is full")
             assert holder(root) == theirs
         for _ in range(2):
             with pytest.raises(UsageError, match="is kept with the state store"):
                 lock.keep()
     assert holder(root) == Holder(running=False, state=other)
+
+
+def test_trouble_outlasts_its_writer_and_binds_no_store(root: Path, state: Path, tmp_path: Path) -> None:
+    """What a writer left word of is read when it is gone, until the next one; the lake's store is the one it was."""
+    keep(root, state)
+    with writer_lock(root, tmp_path / "other.db"):
+        tell_trouble(root, "the disk is full")
+        assert holder(root) == Holder(True, os.getpid(), state, "the disk is full")
+    assert holder(root) == Holder(running=False, state=state, trouble="the disk is full")
+    with writer_lock(root, state):
+        assert holder(root).trouble is None
+    assert holder(root) == Holder(running=False, state=state)
 
 
 REPLACE_THEN_HOLD = """
