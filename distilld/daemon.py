@@ -170,7 +170,7 @@ class Daemon:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within it, SIGTERM and SIGINT stop the daemon and SIGHUP reloads it."""
+        """Within it, SIGTERM and SIGINT stop the daemon and SIGHUP reloads it; also one that waits, blocked."""
         handlers = {
             signal.SIGTERM: self._on_stop,
             signal.SIGINT: self._on_stop,
@@ -178,6 +178,7 @@ class Daemon:
             signal.SIGALRM: self._on_alarm,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         # Also what comes before the first pass may take long.
         self._cuttable = True
         try:

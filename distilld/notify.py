@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import MutableMapping
@@ -40,8 +41,8 @@ class Notifier:
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier:
         """The notifier that systemd asks for. What asked is taken out of ``environ``: no child may speak for us."""
         address, period, pid = (environ.pop(name, None) for name in _NAMES)
-        watched = period is not None and period.isdecimal() and pid in (None, str(os.getpid()))
-        return cls(address, int(period) / 1e6 if watched and period else None)
+        watched = pid in (None, str(os.getpid())) and re.fullmatch("[0-9]{1,20}", period or "")
+        return cls(address, int(watched[0]) / 1e6 if watched else None)
 
     def ready(self) -> None:
         """Startup, or a reload, is done."""

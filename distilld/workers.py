@@ -269,8 +269,8 @@ def _work_off(judge: Judge, order: Order, descriptor: int, folder: Path) -> list
 def serve() -> None:
     """What a worker process does until whoever started it is gone."""
     # Who started it decides when to stop: a signal to the whole group is not for the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=0) as orders:
         content = _receive(orders)
         if content is None:

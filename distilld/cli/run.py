@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -150,6 +151,8 @@ def _serve(common: Common, flags: _Flags) -> ExitCode:
     for given, name in ((flags.dry_run, "--dry-run"), (flags.as_json, "--json")):
         if given:
             raise UsageError(f"{name} needs --once", hint="without --once this is the daemon, which never ends")
+    # It would end the process. The daemon lets what waits come as soon as it can take it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     import faulthandler
 
     from distilld import logs

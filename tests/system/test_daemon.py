@@ -32,7 +32,7 @@ from tests.bench.lake_by_formula import (
     write_bench_lake,
 )
 from tests.crash.invariants import at_rest, committed_and_whole
-from tests.system.command import REPOSITORY, another_writer, bring, command, distilld, environment, once, rows
+from tests.system.command import REPOSITORY, another_writer, bring, command, distilld, environment, once, python, rows
 from tests.system.running import Running, daemon, until
 
 RAG = "exports/rag/playbooks.jsonl"
@@ -200,6 +200,25 @@ def test_reload_good_and_bad(root: Path) -> None:
         until(lambda: run_of(unreviewed) not in shipped(root), "the row is withdrawn again")
         assert any(line.startswith("MONOTONIC_USEC=") for line in running.notified)
         stop(running)
+
+
+STARTING = """
+import os, signal, sys
+from distilld import daemon
+from distilld.cli import execute
+def serve(*_, **__):
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(signal.sigpending() == {signal.SIGHUP})
+daemon.serve = serve
+sys.exit(execute(["run", "--root", sys.argv[1]]))
+"""
+
+
+def test_reload_does_not_end_a_start(root: Path) -> None:
+    """SIGHUP waits until the daemon can take it."""
+    with python(STARTING, root) as process:
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "True\n")
 
 
 def test_flags_outlive_a_reload(root: Path) -> None:

@@ -611,6 +611,15 @@ def test_reload_takes_the_new_settings(stage: Stage) -> None:
     assert stage.notified.index("READY=1", stage.notified.index(reloading)) > 0
 
 
+def test_reload_that_was_asked_for_at_the_start_is_done(stage: Stage) -> None:
+    """The story: 'systemctl reload' killed a daemon that was still starting. It waits until the daemon can take it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    hang_up()
+    stage.run()
+    assert stage.events("reload_finished")
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_reload_with_other_tunables_judges_nothing(stage: Stage) -> None:
     """A setting that changes no row is in force without a batch."""
     stage.next_settings = lambda: stage.read(debounce_ms=50, batch_rows=7)

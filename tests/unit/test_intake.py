@@ -26,6 +26,7 @@ from distilld.store.views import Exceptions
 from distilld.verify import frozen_of
 from distilld.workers import ProcessCrew, WorkerDied
 from tests.property import invariants
+from tests.system.running import until
 from tests.unit.builders import jsonl
 from tests.unit.history_lake import A, B, C, HistoryLake, given, rag_id, run
 
@@ -509,6 +510,20 @@ def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: 
     lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two"}
     lake.stop()
+
+
+def test_signals_to_the_service_are_not_for_its_workers(tmp_path: Path) -> None:
+    """The story: 'systemctl kill --signal=HUP' ended the workers, and the batch with them."""
+    crew = ProcessCrew(tmp_path, Options(), tmp_path, 1)
+    status = Path(f"/proc/{crew._workers[0].process.pid}/status")
+    wanted = sum(1 << (number - 1) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+
+    def ignored() -> bool:
+        mask = int(status.read_text().partition("SigIgn:")[2].split()[0], 16)
+        return mask & wanted == wanted
+
+    until(ignored, "the signals are ignored", seconds=10)
+    crew.close()
 
 
 def test_worker_ends_when_its_starter_is_gone(tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ def test_signs_of_life_are_a_few_a_period(manager: Manager) -> None:
     assert manager.heard() == ["WATCHDOG=1"]
 
 
-@pytest.mark.parametrize("environ", [{}, {"WATCHDOG_USEC": "600", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "soon"}])
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"WATCHDOG_USEC": "600", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "9" * 400}],
+)
 def test_nobody_watches_nobody_is_told(manager: Manager, environ: dict[str, str]) -> None:
     """Without a watchdog, with one for another process, or with one that cannot be read, no sign of life is sent."""
     notifier(manager, **environ).alive()
