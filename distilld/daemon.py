@@ -41,6 +41,8 @@ LEAST_PAUSE_SECONDS: Final = 0.1
 LEAST_WAIT_SECONDS: Final = 0.001
 STOP_PATIENCE_SECONDS: Final = 5.0
 """How long a pass has to come to a place where it can end, before it is cut off wherever it is."""
+STUCK_LOG_SECONDS: Final = 1.0
+"""How often it is asked from then on whether the log takes anything: a line that waits for room is given up."""
 CHECKPOINT_AFTER_SECONDS: Final = 5.0
 SQL_STEPS_A_PULSE: Final = 500_000
 
@@ -150,7 +152,6 @@ class Daemon:
 
     def _end(self) -> None:
         self._cuttable = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
         self._notifier.stopping()
         self._listener.close()
         connection = self._engine.store.connection
@@ -160,6 +161,7 @@ class Daemon:
             # What cannot be undone now is undone at the next start.
             recover(self._engine)
         log.info("daemon_stopped")
+        signal.setitimer(signal.ITIMER_REAL, 0)
         # Where another store is begun, what comes before its first pass may take long.
         self._cuttable = True
 
@@ -191,14 +193,15 @@ class Daemon:
     def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
         if not self._stop:
             self._stop = True
-            signal.setitimer(signal.ITIMER_REAL, STOP_PATIENCE_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, STOP_PATIENCE_SECONDS, STUCK_LOG_SECONDS)
 
     def _on_reload(self, _number: int, _frame: FrameType | None) -> None:
         self._reload = True
 
     def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
-        self._give_up = True
-        if self._cuttable:
+        first, self._give_up = not self._give_up, True
+        logs.drop_if_stuck()
+        if first and self._cuttable:
             raise PassEnded
 
     def pulse(self) -> None:

@@ -11,10 +11,11 @@ import json
 import math
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
+
+_STANDARD_ERROR: Final = 2
 
 MAX_LINE_BYTES: Final = 40_000
 """The longest line, its end included. journald splits lines at 48 KB."""
@@ -153,6 +156,18 @@ def lines_of_batch(batch_id: str) -> AbstractContextManager[None]:
     import structlog
 
     return structlog.contextvars.bound_contextvars(batch_id=batch_id)
+
+
+def drop_if_stuck() -> None:
+    """Where nobody reads what leads to standard error, put the null device there; for signal handlers.
+
+    A line that waits for room is tried again when the handler returns, and is dropped then.
+    """
+    with suppress(OSError):
+        if not select.select([], [_STANDARD_ERROR], [], 0)[1]:
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, _STANDARD_ERROR)
+            os.close(null)
 
 
 def printable(text: str) -> str:

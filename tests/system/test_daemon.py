@@ -202,6 +202,29 @@ def test_reload_good_and_bad(root: Path) -> None:
         stop(running)
 
 
+def test_log_that_nobody_reads_holds_up_no_stop(root: Path) -> None:
+    """The story: a daemon that waited for room in the pipe of its log did not end at SIGTERM."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as log, os.fdopen(write, "wb") as pipe:
+        process = subprocess.Popen(
+            command("run", "--root", str(root)), env=environment(RARELY), stdin=subprocess.DEVNULL, stderr=pipe
+        )
+        try:
+            for line in log:
+                if b'"scan_finished"' in line:
+                    break
+            os.set_blocking(pipe.fileno(), False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(pipe.fileno(), b"x")
+            os.set_blocking(pipe.fileno(), True)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(STOP_SECONDS) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
 STARTING = """
 import os, signal, sys
 from distilld import daemon
