@@ -193,22 +193,23 @@ def test_memory_does_not_grow_with_the_exports(tmp_path: Path, deep: bool) -> No
     assert peak < size
 
 
-def test_input_that_goes_away_meanwhile_is_no_fault(
-    lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", [lambda path: path.unlink(missing_ok=True), lambda path: path.write_bytes(b"")])
+def test_input_that_changes_meanwhile_is_no_fault(
+    lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
-    """The deep check reads the lake as it is now: where a partition goes while it does, nothing can be said yet."""
+    """The deep check reads the lake as it is now: where a file goes or changes while it does, nothing can be said yet."""
     sample, _ = lake
-    gone = sorted((sample.root / "data/evidence").rglob("*.jsonl"))[-1]
+    changed = sorted((sample.root / "data/evidence").rglob("*.jsonl"))[-1]
     read_file = oracle.read_file
 
     def read(root: Path, kind: InputKind, path: str) -> bytes:
-        gone.unlink(missing_ok=True)
+        change(changed)
         return read_file(root, kind, path)
 
     monkeypatch.setattr(oracle, "read_file", read)
     report = report_of(sample)
     assert not faulty(report)
-    assert gone.relative_to(sample.root).as_posix() in report.changed
+    assert changed.relative_to(sample.root).as_posix() in report.changed
 
 
 def test_finds_an_edited_receipt(lake: tuple[SampleLake, Engine]) -> None:
