@@ -9,8 +9,9 @@ from collections.abc import Iterable
 _EXCEPTIONS = "kept_rows|frozen_pairs"
 """Indexes that hold only what is kept by way of exception."""
 
-_WHOLE = re.compile(rf"SCAN (scored_rows|evidence_rows|pairs|s|e)\b(?!.* ({_EXCEPTIONS})\b)|SCAN frozen_rows$")
+_ROWS = "(scored_rows|evidence_rows|pairs|s|e)"
 """``s`` and ``e`` are how every query calls the scored rows and the evidence rows."""
+_WHOLE = re.compile(rf"SCAN {_ROWS}\b(?!.* ({_EXCEPTIONS})\b)|SEARCH {_ROWS} USING AUTOMATIC|SCAN frozen_rows$")
 
 
 def whole_scans(connection: sqlite3.Connection, statements: Iterable[str]) -> list[str]:
