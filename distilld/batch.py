@@ -267,7 +267,8 @@ class Engine:
         Raises:
             ListingError: A tree with known files is not there.
         """
-        refuse_missing_trees((kind for kind in InputKind if lake.is_missing(self.root, kind)), self.inputs.files())
+        if missing := [kind for kind in InputKind if lake.is_missing(self.root, kind)]:
+            refuse_missing_trees(missing, self.inputs.files())
 
     def _put_in_order(self, trigger: Trigger, result: PassResult) -> None:
         """Canonical walk order; where an export was damaged meanwhile, it is mended, and all are put in order again."""
