@@ -25,7 +25,7 @@ from distilld.listening import EVENTS_ARRIVE
 from distilld.lock import tell_trouble
 from distilld.model import Dataset, OperatorError
 from distilld.notify import Notifier
-from distilld.store.frozen import Frozen
+from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.views import Views
 from distilld.vitals import Failure, Vitals, read_vitals, write_vitals
 
@@ -179,11 +179,8 @@ class Bulletin:
         ledger, totals = self._engine.ledger, self._engine.ledger.totals()
         metrics.replace("distilld_rows", [((each.value,), totals.shipped(each)) for each in Dataset])
         frozen = Frozen(self._engine.store)
-        gone = frozen.counts_without_evidence()
-        metrics.replace(
-            "distilld_frozen_rows",
-            [((each.value,), totals.frozen(each) + sum(gone.get(each, {}).values())) for each in Dataset],
-        )
+        standing = shipped_by_exception(totals, frozen.counts_without_evidence())
+        metrics.replace("distilld_frozen_rows", [((name,), rows) for name, rows in standing.items()])
         held = Views(self._engine.store).quarantine()
         metrics.replace("distilld_held_rows", [((each.dataset.value, each.reason.value), each.rows) for each in held])
         kept = frozen.held_by_tripwire()

@@ -126,7 +126,7 @@ class Exports:
         if held is not None and held[1].same_file_state(facts):
             return facts
         self._hashes.pop(name, None)
-        sha = _sha_of(descriptor, known.size, self._pulse)
+        sha = sha_of(descriptor, known.size, self._pulse)
         if sha.hexdigest() != known.sha256:
             raise ExportTamperedError(EXPORT_PATHS[name], "has other bytes than its last commit")
         self._hashes[name] = (sha, facts)
@@ -280,7 +280,7 @@ class Exports:
             return held[0].hexdigest() == committed.sha256
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return _sha_of(descriptor, committed.size, self._pulse).hexdigest() == committed.sha256
+            return sha_of(descriptor, committed.size, self._pulse).hexdigest() == committed.sha256
         finally:
             os.close(descriptor)
 
@@ -299,7 +299,7 @@ class Exports:
     def _cut(self, name: str, known: Committed) -> None:
         descriptor = os.open(self._root / EXPORT_PATHS[name], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            sha = _sha_of(descriptor, known.size, self._pulse)
+            sha = sha_of(descriptor, known.size, self._pulse)
             if sha.hexdigest() != known.sha256:
                 return
             os.ftruncate(descriptor, known.size)
@@ -539,7 +539,7 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _sha_of(descriptor: int, size: int, pulse: Callable[[], None] = lambda: None) -> hashlib._Hash:
+def sha_of(descriptor: int, size: int, pulse: Callable[[], None] = lambda: None) -> hashlib._Hash:
     """The running sha256 of the first ``size`` bytes."""
     sha = hashlib.sha256()
     for block in _blocks(descriptor, size):

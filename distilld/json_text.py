@@ -235,6 +235,11 @@ def template_text(value: Any = _ABSENT) -> str:
             return "undefined"
 
 
+def escaped(name: str) -> str:
+    """A name, or a word of a command line, as JSON can have it: bytes that are not UTF-8 are escaped."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def trim(text: str) -> str:
     """JavaScript's ``trim()``."""
     return text.strip(WHITESPACE)

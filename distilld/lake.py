@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from distilld.json_text import escaped
 from distilld.model import InputChanged, InputKind, OperatorError, StatFacts, UnreadableError
 
 TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/evidence"}
@@ -77,8 +78,7 @@ def walk_key(path: str) -> tuple[str, ...]:
 
 def printable(path: str) -> str:
     """A path with what could harm a terminal or a log escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return _UNSAFE.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match.group()):02x}", escaped(path))
 
 
 def scan(root: Path) -> Scan:

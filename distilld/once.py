@@ -70,21 +70,24 @@ def writer(
     """
     with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
         log.info("lock_taken", state=str(settings.state))
-        with _last_words(settings.root), opened_store(settings.state, settings.root, kept=lock.kept) as store:
+        with (
+            # Until the next writer begins: the store may not take it.
+            _leaving_word(lambda error: tell_trouble(settings.root, str(error)), OperatorError),
+            opened_store(settings.state, settings.root, kept=lock.kept) as store,
+        ):
             _refuse_outdated(store, settings.root)
             lock.bind()
             yield engine_for(settings, store, progress=progress, pulse=pulse, keep_lock=partial(_keep, lock))
 
 
 @contextmanager
-def _last_words(root: Path) -> Iterator[None]:
-    """What ends a writer stands in the lock file until the next one begins: the store may not take it."""
+def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) -> Iterator[None]:
+    """What of these kinds ends the work within it is told to who comes after, unless the lake is another's now."""
     try:
         yield
-    except WriterBusy:
-        raise  # the lake is another's now
-    except OperatorError as error:
-        tell_trouble(root, str(error))
+    except kinds as error:
+        if not isinstance(error, WriterBusy):
+            tell(error)
         raise
 
 
@@ -228,7 +231,7 @@ def bring_up_to_date(
     options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
     taken_over = _takes_over(engine)
     _forget_daemon(engine.store)
-    with _failure_noted(engine.store):
+    with _leaving_word(partial(_note_failure, engine.store), OperatorError, ProgramError, sqlite3.Error):
         recovered = recover(engine)
         results = list(_passes(engine, trigger, pause, clock))
     if not any(result.changed for result in results):
@@ -254,20 +257,13 @@ def _forget_daemon(store: Store) -> None:
         _note(store, lambda vitals: replace(vitals, pid=None))
 
 
-@contextmanager
-def _failure_noted(store: Store) -> Iterator[None]:
-    """What goes wrong within it is noted for ``health``, where the store takes that."""
-    try:
-        yield
-    except WriterBusy:
-        raise  # the lake is another's now
-    except (OperatorError, ProgramError, sqlite3.Error) as error:
-        text, hint = str(error), getattr(error, "hint", "")
-        with suppress(OperatorError, sqlite3.Error):
-            store.connection.rollback()
-            overdue = Views(store).waiting_to_leave() > 0
-            _note(store, lambda vitals: vitals.after_failure(_now(), text, hint, overdue=overdue))
-        raise
+def _note_failure(store: Store, error: Exception) -> None:
+    """Note for ``health`` what went wrong, where the store takes that."""
+    text, hint = str(error), getattr(error, "hint", "")
+    with suppress(OperatorError, sqlite3.Error):
+        store.connection.rollback()
+        overdue = Views(store).waiting_to_leave() > 0
+        _note(store, lambda vitals: vitals.after_failure(_now(), text, hint, overdue=overdue))
 
 
 def _note(store: Store, change: Callable[[Vitals], Vitals]) -> None:

@@ -122,10 +122,12 @@ class FullPass:
     """Dataset lines by id."""
     held: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
     """Quarantine lines; two may be equal."""
+    places: bool = False
+    """Whether it is also told by place."""
     rows: dict[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
-    """What became of each scored line, where it was asked for."""
+    """What became of each scored line, by place."""
     pairs: list[Pair] = field(default_factory=list)
-    """The pairs that were tried, where they were asked for."""
+    """The pairs that were tried, by place."""
     frozen_rows: list[FrozenRow] = field(default_factory=list)
     """Of the frozen rows, those that stay."""
     frozen_pairs: list[FrozenPair] = field(default_factory=list)
@@ -219,7 +221,7 @@ def export(
     remembered of it; with ``places`` it is also told by the places of rows and pairs.
     """
     verdicts = Verdicts(_all_rows(lines, options), frozen, options)
-    result = FullPass()
+    result = FullPass(places=places)
     without_evidence: list[tuple[Dataset, _Row, Placed]] = []
     tasks = _Tasks()
     for row in _all_rows(lines, options):
@@ -230,10 +232,8 @@ def export(
             placed = keep(_placed(outcome))
             if isinstance(outcome, Hold) and outcome.gate == "evidence" and (dataset, row.at) in frozen.kept:
                 without_evidence.append((dataset, row, placed))
-                continue
-            _put(result, dataset, placed)
-            if places:
-                result.rows[dataset, row.at] = placed
+            else:
+                _put_row(result, dataset, row.at, placed)
     pairs = tasks.pairs()
     sides = _rows_at({at for pair in pairs for at in pair}, lines, options)
     for chosen, rejected in pairs:
@@ -241,15 +241,13 @@ def export(
         placed = _put(result, Dataset.PREFERENCE, keep(_placed(outcome)))
         if places:
             result.pairs.append(Pair(chosen, rejected, placed))
-    _add_kept(result, without_evidence, frozen, places=places)
+    _add_kept(result, without_evidence, frozen)
     _add_frozen_rows(result, frozen, verdicts, options)
     _add_frozen_pairs(result, frozen, verdicts, options)
     return result
 
 
-def _add_kept(
-    result: FullPass, without_evidence: list[tuple[Dataset, _Row, Placed]], frozen: Frozen, *, places: bool
-) -> None:
+def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, _Row, Placed]], frozen: Frozen) -> None:
     """Rows on absent evidence stay what they were, but a present row that ships the same id wins wherever it stands."""
     for dataset, row, held in without_evidence:
         placed = frozen.kept[dataset, row.at]
@@ -257,9 +255,7 @@ def _add_kept(
             placed = held
         else:
             result.kept += 1
-        _put(result, dataset, placed)
-        if places:
-            result.rows[dataset, row.at] = placed
+        _put_row(result, dataset, row.at, placed)
 
 
 def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
@@ -463,6 +459,12 @@ def _put(result: FullPass, dataset: Dataset, placed: Placed) -> Placed:
     else:
         result.shipped[dataset][placed.id] = placed.line
     return placed
+
+
+def _put_row(result: FullPass, dataset: Dataset, at: RowRef, placed: Placed) -> None:
+    _put(result, dataset, placed)
+    if result.places:
+        result.rows[dataset, at] = placed
 
 
 # Lines of the exports, to be compared

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 RECEIPT_VERSION: Final = 1
 LATEST: Final = f"{REPORTS}/latest.md"
-_BATCH_ID: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2}T[0-9]{2})([0-9]{2})([0-9]{2}\.[0-9]{3}Z)")
+BATCH_ID: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2}T[0-9]{2})([0-9]{2})([0-9]{2}\.[0-9]{3}Z)")
 _MOST_BATCHES: Final = 1 << 62
 _OF_SOMEBODY_ELSE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
 """What the system says of a folder, a file or a link that is none of ours."""
@@ -111,7 +111,7 @@ def receipt_path(batch_id: str) -> str:
 def stage_of(folder: str) -> str | None:
     """The stage whose receipt a folder of this name holds; None where it is a batch's, or no receipt's."""
     batch_id, _, stage = folder.partition("-")
-    return stage if _BATCH_ID.fullmatch(batch_id) and _moment_of(batch_id) else None
+    return stage if BATCH_ID.fullmatch(batch_id) and _moment_of(batch_id) else None
 
 
 def newest_receipt(root: Path) -> Link | None:
@@ -125,7 +125,7 @@ def newest_receipt(root: Path) -> Link | None:
     """
     try:
         names = os.listdir(root / REPORTS)
-        for batch_id in sorted(filter(_BATCH_ID.fullmatch, names), reverse=True):
+        for batch_id in sorted(filter(BATCH_ID.fullmatch, names), reverse=True):
             path = root / receipt_path(batch_id)
             if path.is_file() and (link := _link(batch_id, path.read_bytes())) is not None:
                 return link
@@ -148,7 +148,7 @@ def _link(batch_id: str, content: bytes) -> Link | None:
 
 def _moment_of(batch_id: str) -> str | None:
     """When a batch of this id was recorded; None where there is no such time, or none that others can follow."""
-    text = _BATCH_ID.sub(r"\1-\2-\3:\4:\5", batch_id)
+    text = BATCH_ID.sub(r"\1-\2-\3:\4:\5", batch_id)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

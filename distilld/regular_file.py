@@ -63,8 +63,13 @@ def committed_lines(path: Path, length: int) -> Iterator[bytes]:
         OSError: As :func:`open_regular`.
     """
     with open_regular(path) as file:
-        for line in file:
-            length -= len(line)
-            if length < 0:
-                return
-            yield line
+        yield from lines_up_to(file, length)
+
+
+def lines_up_to(file: BinaryIO, length: int) -> Iterator[bytes]:
+    """The lines from where an open file stands, as many as fit into ``length`` bytes."""
+    for line in file:
+        length -= len(line)
+        if length < 0:
+            return
+        yield line

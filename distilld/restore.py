@@ -41,7 +41,7 @@ from distilld.model import (
     RowRef,
     UnreadableError,
 )
-from distilld.receipt import Link, newest_receipt
+from distilld.receipt import BATCH_ID, Link, newest_receipt
 from distilld.records import category_of
 from distilld.samples import faults_of
 from distilld.store import Store
@@ -50,7 +50,6 @@ from distilld.store.ledger import ExportRecord, Ledger
 from distilld.tail import digest_of
 
 _REASONS: Final = {reason.value: reason for reason in Reason}
-_BATCH_ID: Final = r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z"
 _ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
 log = structlog.get_logger()
@@ -205,7 +204,7 @@ class Restorer:
         """Temporary files of a batch that was cut off, and that nobody remembers, below the root."""
         found: list[Path] = []
         for path in map(Path, EXPORT_PATHS.values()):
-            ours = re.compile(rf"\.{re.escape(path.name)}\.{_BATCH_ID}({re.escape(FIRST)})?\.tmp")
+            ours = re.compile(rf"\.{re.escape(path.name)}\.{BATCH_ID.pattern}({re.escape(FIRST)})?\.tmp")
             try:
                 with os.scandir(self._root / path.parent) as entries:
                     names = [

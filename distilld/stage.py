@@ -30,6 +30,7 @@ import structlog
 
 from distilld.account import batch_id_of, iso_time
 from distilld.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
+from distilld.json_text import escaped
 from distilld.model import REPORTS, OperatorError, UsageError
 from distilld.receipt import (
     ReceiptWriteError,
@@ -164,11 +165,11 @@ def _warnings(
     for what, globs in (("input", inputs), ("output", outputs)):
         for glob in globs:
             if not _matches(root, glob):
-                yield f"the {what} {_text(glob)} matches no file"
+                yield f"the {what} {escaped(glob)} matches no file"
     for path, state in _states(root, inputs).items():
         # A file that the stage itself writes to did not change behind its back.
         if path in read and path not in after and state != read[path]:
-            yield f"{_text(path)} changed while the stage ran"
+            yield f"{escaped(path)} changed while the stage ran"
 
 
 # the command
@@ -180,7 +181,7 @@ def _run(command: Sequence[str]) -> tuple[int, list[str]]:
         process = subprocess.Popen(command)
     except OSError as error:
         code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
-        return code, [f"{_text(command[0])} cannot be run: {error.strerror}"]
+        return code, [f"{escaped(command[0])} cannot be run: {error.strerror}"]
     with _passing_signals_on(process):
         code = process.wait()
     if code < 0:
@@ -315,13 +316,8 @@ class _Link:
 
 def _options(command: Sequence[str], inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
     given = {"command": command, "input": inputs, "output": outputs}
-    options = {key: [_text(word) for word in words] for key, words in given.items()}
+    options = {key: [escaped(word) for word in words] for key, words in given.items()}
     return {"options": options, "options_sha256": hashlib.sha256(orjson.dumps(options)).hexdigest()}
-
-
-def _text(name: str) -> str:
-    """A name or a word of the command line as JSON can have it: bytes that are not UTF-8 are escaped."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _git(root: Path) -> dict[str, Any]:
@@ -330,7 +326,7 @@ def _git(root: Path) -> dict[str, Any]:
 
 
 def _input(path: str, state: FileState, previous: _Link | None) -> dict[str, Any]:
-    shown = _text(path)
+    shown = escaped(path)
     known = previous.inputs.get(shown) if previous else None
     change = "new" if known is None else "unchanged" if known == state.sha256 else "rewritten"
     return {
@@ -342,7 +338,7 @@ def _input(path: str, state: FileState, previous: _Link | None) -> dict[str, Any
 def _output(root: Path, path: str, state: FileState, before: FileState | None) -> dict[str, Any]:
     grew = before is not None and _grew(root / path, before, state)
     return {
-        "path": _text(path), "sha256": state.sha256, "bytes": state.size, "rows": state.lines,
+        "path": escaped(path), "sha256": state.sha256, "bytes": state.size, "rows": state.lines,
         "appended": state.lines - before.lines if grew and before else 0 if before == state else state.lines,
         "withdrawn": 0 if before is None or grew or before == state else before.lines,
         "adopted": 0, "rewritten": before is not None and not grew and before != state,

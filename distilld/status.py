@@ -16,9 +16,9 @@ from distilld import lake
 from distilld.config import Settings
 from distilld.lake import ListingError, tree_path
 from distilld.lock import Holder, holder
-from distilld.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, Dataset, InputKind, StatFacts
+from distilld.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, InputKind, StatFacts
 from distilld.store import Store
-from distilld.store.frozen import Frozen
+from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.views import BatchLine, HeldCount, TreeSummary, Views, reading
@@ -202,9 +202,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     for kinds in without_evidence.values():
         for kind, rows in kinds.items():
             found.frozen[kind] = found.frozen.get(kind, 0) + rows
-    frozen = {
-        dataset.value: totals.frozen(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
-    }
+    frozen = shipped_by_exception(totals, without_evidence)
     found.kept_by_tripwire = frozen_rows.held_by_tripwire()
     found.exports = [
         ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, frozen.get(name, 0))

@@ -7,7 +7,6 @@ against it; the deep one takes nobody's word and holds the files against :mod:`d
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import BinaryIO, Final
 
 from distilld import lake, oracle
 from distilld.decisions import id_of
+from distilld.exports import sha_of
 from distilld.facts import REASONS, SHIPPED
 from distilld.json_text import QUOTED_DEPTH, parse_object
 from distilld.lake import SourceFiles, tree_path
@@ -33,7 +33,7 @@ from distilld.model import (
     RowRef,
 )
 from distilld.receipt import broken_stage_chains, receipt_path, sha256_of
-from distilld.regular_file import open_regular, read_regular
+from distilld.regular_file import lines_up_to, open_regular, read_regular
 from distilld.samples import faults_of
 from distilld.store import Store
 from distilld.store.inputs import Inputs
@@ -44,7 +44,6 @@ from distilld.store.work import Work
 from distilld.tail import DIGEST_BYTES, digest_of
 
 ATTEMPTS: Final = 5
-BLOCK_BYTES: Final = 1 << 20
 SHOWN: Final = 20
 """How many rows of one kind are named; all are counted."""
 _SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
@@ -151,16 +150,11 @@ class _Export:
         Raises:
             OperatorError: The system refuses to read them.
         """
-        left = self.size
         if self.file is None:
             return
         try:
             self.file.seek(0)
-            for line in self.file:
-                left -= len(line)
-                if left < 0:
-                    return
-                yield line
+            yield from lines_up_to(self.file, self.size)
         except OSError as error:
             raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
 
@@ -228,7 +222,6 @@ def _unfinished(
 
 def _read_export(root: Path, name: str, committed: Committed) -> _Export:
     shown = EXPORT_PATHS[name]
-    sha, left = hashlib.sha256(), committed.size
     try:
         file = open_regular(root / shown)
     except FileNotFoundError:
@@ -236,14 +229,12 @@ def _read_export(root: Path, name: str, committed: Committed) -> _Export:
     except OSError as error:
         return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
     try:
-        while left and (block := file.read(min(left, BLOCK_BYTES))):
-            sha.update(block)
-            left -= len(block)
+        sha256 = sha_of(file.fileno(), committed.size).hexdigest()
         behind = os.fstat(file.fileno()).st_size - committed.size
     except OSError as error:
         file.close()
         return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
-    if sha.hexdigest() != committed.sha256:
+    if sha256 != committed.sha256:
         file.close()
         return _Export(shown, False)
     return _Export(shown, True, max(behind, 0), None, file, committed.size)
@@ -369,7 +360,8 @@ def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, _Exp
         )
     except InputChanged as error:
         report.changed.append(error.path)
-        full = oracle.FullPass()
+        report.checks.append(Check("deep (inputs changed meanwhile)"))
+        return
     report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
     report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept

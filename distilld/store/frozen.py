@@ -18,6 +18,7 @@ from distilld.store.work import Work
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
     from distilld.decisions import PublishedWithdrawal
+    from distilld.store.ledger import Totals
 
 _VANISHED: Final = (
     f"d.outcome = {SHIPPED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
@@ -110,6 +111,13 @@ def without_evidence(dataset: Dataset) -> str:
         f" CROSS JOIN scored_rows s NOT INDEXED ON s.walk >= p.walk_base AND s.walk < p.walk_base + {LINES_END}"
         f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {ships}"
     )
+
+
+def shipped_by_exception(totals: Totals, without_evidence: Mapping[Dataset, Mapping[str, int]]) -> dict[str, int]:
+    """How many rows of each dataset ship by way of exception: frozen ones, and those whose evidence is gone."""
+    return {
+        dataset.value: totals.frozen(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
+    }
 
 
 class Orphan(NamedTuple):
