@@ -271,6 +271,31 @@ def test_lines_of_others_are_told_and_kept_aside(full: HistoryLake, monkeypatch:
     assert full.content("rag").endswith(b'"id":"rag-00000000000000')
 
 
+def test_lines_of_others_outlast_a_kill_behind_the_intent(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked for before the intent is stated: recovery cuts back what stands behind one that is open."""
+    real = full.engine._index
+
+    def meddled(*args: object, **kwargs: object) -> object:
+        append_junk(path_of(full, "rag"))
+        monkeypatch.undo()
+        monkeypatch.setattr(Exports, "append", killed)
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    def killed(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(full.engine, "_index", meddled)
+    full.both("2026/05/01/new.jsonl", run("new"))
+    with pytest.raises(KeyboardInterrupt):
+        full.engine.run_pass(Trigger.ONCE)
+    monkeypatch.undo()
+    full.restart()
+    full.go()
+    (copy,) = set_aside(full, "rag-")
+    assert (full.root / SET_ASIDE / copy).read_bytes().endswith(b'"id":"rag-00000000000000')
+    assert "new" in full.shipped("rag")
+
+
 def test_lines_of_others_between_ours_are_kept_aside(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same of what comes while a batch is written: its own lines in the file go, what others wrote is set aside."""
     real = os.fsync
