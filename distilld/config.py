@@ -283,7 +283,9 @@ class Settings:
         "'json' is one object a line, 'console' is for people; 'auto' is console on a terminal only.",
     )
     metrics_file: Path | None = _key(
-        FilePath(empty_means="none"), "", "A Prometheus text file that is replaced after every batch and scan."
+        FilePath(empty_means="none"),
+        "",
+        "A Prometheus text file that is replaced after every batch and scan; outside data/, exports/ and reports/.",
     )
 
     def options(self) -> Options:
