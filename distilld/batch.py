@@ -27,8 +27,9 @@ import structlog
 
 from distilld import lake
 from distilld.account import BatchContext, BatchIdentity
+from distilld.batch_start import empty_decisions
 from distilld.commit import CommittedBatch, Committer
-from distilld.decisions import Decisions, Withdrawal, empty_decisions
+from distilld.decisions import Decisions, Withdrawal
 from distilld.exports import Exports, ExportTamperedError
 from distilld.index import Indexed, Indexer, refuse_missing_trees
 from distilld.intake import Intake

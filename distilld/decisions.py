@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from distilld.facts import SHIPPED
 from distilld.model import Category, Cause, Dataset, InputChanged, UnreadableError, Verdict
-from distilld.spool import LineSpool, SpooledParts
 
 ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
 
@@ -101,6 +99,23 @@ class PublishedWithdrawal(NamedTuple):
         return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
 
 
+class Lines(Protocol):
+    """Finished lines on their way to an export, in order."""
+
+    @property
+    def rows(self) -> int:
+        """Return how many lines there are."""
+
+    def add(self, line: bytes) -> None:
+        """Take one line, line feed included."""
+
+    def blocks(self) -> Iterator[bytes]:
+        """Return everything in order, in blocks of some size."""
+
+    def close(self) -> None:
+        """Drop the lines."""
+
+
 @dataclass(slots=True)
 class DatasetChanges:
     """What happens to one dataset's two files.
@@ -109,8 +124,8 @@ class DatasetChanges:
     dropped, and one that is to stay must be written again.
     """
 
-    shipped: LineSpool | SpooledParts
-    held: LineSpool | SpooledParts
+    shipped: Lines
+    held: Lines
     missing_shipped: Counter[bytes] = field(default_factory=Counter)
     missing_held: Counter[bytes] = field(default_factory=Counter)
     removed_keys: dict[int, bytes] = field(default_factory=dict)
@@ -229,26 +244,3 @@ class Decisions:
         for change in self.changes.values():
             change.shipped.close()
             change.held.close()
-
-
-def arriving_decisions(
-    sequence: int, recorded_at: str, lines: Mapping[Dataset, tuple[SpooledParts, SpooledParts]]
-) -> Decisions:
-    """A batch of new partitions: it takes nothing from any dataset. ``lines`` are what ships, and what is held."""
-    return Decisions(sequence, recorded_at, {dataset: DatasetChanges(*lines[dataset]) for dataset in Dataset})
-
-
-def empty_decisions(
-    sequence: int, recorded_at: str, spool_folder: Path, missing: Mapping[str, Counter[bytes]]
-) -> Decisions:
-    """A batch that does nothing yet; ``missing`` counts the lines that damaged exports lost."""
-    changes = {
-        dataset: DatasetChanges(
-            LineSpool(spool_folder),
-            LineSpool(spool_folder),
-            Counter(missing.get(dataset.value, {})),
-            Counter(missing.get(f"quarantine_{dataset}", {})),
-        )
-        for dataset in Dataset
-    }
-    return Decisions(sequence, recorded_at, changes)

@@ -21,8 +21,9 @@ from typing import Any, Final
 from distilld import arrivals
 from distilld.account import BatchIdentity
 from distilld.arrivals import Arrival, Glance, Order, SpecialRow, TakenIn, glance_at
+from distilld.batch_start import arriving_decisions
 from distilld.commit import CommittedBatch, Committer
-from distilld.decisions import ArrivedSpan, Decisions, arriving_decisions
+from distilld.decisions import ArrivedSpan, Decisions
 from distilld.facts import CATEGORIES, CODES_BY_TEXT, LINES_END, SHIPPED, MalformedEvidence, sample_key
 from distilld.json_text import parse_object
 from distilld.lake import PartitionFile, Scan
