@@ -12,7 +12,7 @@ INTERRUPTED: Final = 130
 def main() -> NoReturn:
     """Run the command line; who interrupts it before it has begun gets the exit code of that, and no traceback."""
     try:
-        from distilld.cli import main as command_line
+        from distilld.cli.main import main as command_line
 
         command_line()
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
-from distilld.model import DistilldError, ProgramError
+from distilld.core.model import DistilldError, ProgramError
 
 if TYPE_CHECKING:
     # Commands that log nothing do without it.

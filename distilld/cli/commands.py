@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from distilld import __version__
-from distilld.model import ProgramError
+from distilld.core.model import ProgramError
 
 COMMANDS: Final = MappingProxyType(
     {

@@ -29,7 +29,7 @@ def demo(folder: Path, as_json: bool) -> ExitCode:
     """
     from distilld import logs
     from distilld.cli.output import print_json, say, show
-    from distilld.demo import Stage, run_demo
+    from distilld.demo.demo import Stage, run_demo
     from distilld.tables import Table
 
     logs.configure(level="warning", fmt="auto", environ=os.environ)

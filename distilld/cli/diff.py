@@ -10,10 +10,10 @@ import click
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
-from distilld.model import Dataset
+from distilld.core.model import Dataset
 
 if TYPE_CHECKING:
-    from distilld.diff import Difference
+    from distilld.inspection.diff import Difference
 
 
 @click.command(short_help="Compare a dataset with another exporter's file.")
@@ -35,7 +35,7 @@ def diff(common: Common, file: Path, dataset: str | None, limit: int, as_json: b
     """
     from distilld.cli.output import plain, print_json
     from distilld.cli.settings import load_settings
-    from distilld.diff import compare
+    from distilld.inspection.diff import compare
 
     listed = None if as_json and not limit else limit
     found = compare(load_settings(common), file, Dataset(dataset) if dataset else None, listed)

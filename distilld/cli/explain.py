@@ -10,7 +10,7 @@ from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from distilld.explain import Fate, RunStory
+    from distilld.inspection.explain import Fate, RunStory
     from distilld.tables import Cell
 
 SHOWN: Final = 50
@@ -29,7 +29,7 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json
     from distilld.cli.settings import load_settings
-    from distilld.explain import explain as tell
+    from distilld.inspection.explain import explain as tell
 
     # Bytes that are not UTF-8 were read as U+FFFD from the inputs too.
     story = tell(load_settings(common), run_id.encode(errors="surrogateescape").decode(errors="replace"))
@@ -42,7 +42,7 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
 
 def _print(story: RunStory) -> None:
     from distilld.cli.output import say, show
-    from distilld.explain import place_of
+    from distilld.inspection.explain import place_of
     from distilld.tables import Table
 
     say(f"run {story.run_id}")
@@ -101,7 +101,7 @@ def _say_more(found: int) -> None:
 
 
 def _verdicts(story: RunStory) -> list[str]:
-    from distilld.explain import place_of
+    from distilld.inspection.explain import place_of
 
     lines = [
         f"verdict in force: {each.category}, at {place_of(each.partition, each.line)}"

@@ -21,7 +21,7 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json, say
     from distilld.cli.settings import load_settings
-    from distilld.health import diagnose
+    from distilld.inspection.health import diagnose
 
     problems = diagnose(load_settings(common), daemon=not no_daemon)
     if as_json:

@@ -9,7 +9,7 @@ import click
 
 from distilld.cli.commands import Common, common_options
 from distilld.cli.exit_codes import ExitCode
-from distilld.model import UsageError
+from distilld.core.model import UsageError
 
 
 @click.command(short_help="Write a commented config file.")
@@ -21,8 +21,8 @@ def init(common: Common) -> ExitCode:
     --root and --state are set in it.
     """
     from distilld.cli.output import say
-    from distilld.config import DEFAULT_CONFIG_FILE
-    from distilld.config_file import config_text
+    from distilld.config.settings import DEFAULT_CONFIG_FILE
+    from distilld.config.template import config_text
 
     path = common.config or DEFAULT_CONFIG_FILE
     given = {}

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
+from distilld.core.model import OperatorError
 from distilld.logs import printable
-from distilld.model import OperatorError
 from distilld.tables import Table, plain_text, text_of
 
 

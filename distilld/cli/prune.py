@@ -9,13 +9,13 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
-from distilld.model import UsageError
+from distilld.core.model import UsageError
 
 if TYPE_CHECKING:
-    from distilld.config import Settings
-    from distilld.once import RunReport
+    from distilld.config.settings import Settings
+    from distilld.service.run_once import RunReport
     from distilld.store.frozen import Pruned
-    from distilld.store.story import FrozenCount
+    from distilld.store.run_queries import FrozenCount
 
 
 @click.command(short_help="Withdraw rows that are frozen, or accept them.")
@@ -36,7 +36,7 @@ def prune(common: Common, partition: str | None, orphans: bool, accept: bool, ye
     is changed; what would be done is told, and the exit code is 2 if there is anything to do.
     """
     from distilld.cli.settings import load_settings
-    from distilld.store import refuse_missing
+    from distilld.store.connection import refuse_missing
 
     if partition is not None and (orphans or accept):
         raise UsageError(
@@ -60,8 +60,8 @@ def prune(common: Common, partition: str | None, orphans: bool, accept: bool, ye
 def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept: bool, as_json: bool) -> ExitCode:
     from distilld.cli.output import print_json, say, show
     from distilld.store.frozen import Frozen
-    from distilld.store.story import Stories
-    from distilld.store.views import reading
+    from distilld.store.queries import reading
+    from distilld.store.run_queries import Stories
     from distilld.tables import Table, counted
 
     with reading(settings.state, settings.root) as store:
@@ -86,7 +86,7 @@ def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept
 def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
     from distilld import logs
     from distilld.cli.output import print_json, say
-    from distilld.once import on_whole_store, recover, writer
+    from distilld.service.run_once import on_whole_store, recover, writer
 
     logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
 
@@ -113,8 +113,8 @@ def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json:
     from distilld.cli.output import plain, print_json, say
     from distilld.cli.progress import progress_bar
     from distilld.cli.run import print_changes, say_not_read, say_work
-    from distilld.model import Trigger
-    from distilld.once import bring_up_to_date, on_whole_store, recover, writer
+    from distilld.core.model import Trigger
+    from distilld.service.run_once import bring_up_to_date, on_whole_store, recover, writer
     from distilld.tables import counted
 
     with progress_bar() as progress:

@@ -11,10 +11,10 @@ import click
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
-from distilld.model import EXPORT_PATHS, Dataset, Reason
+from distilld.core.model import EXPORT_PATHS, Dataset, Reason
 
 if TYPE_CHECKING:
-    from distilld.store.views import HeldCount
+    from distilld.store.queries import HeldCount
 
 
 class HeldRow(NamedTuple):
@@ -44,7 +44,7 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
     from distilld.store.ledger import Ledger
-    from distilld.store.views import Views, reading
+    from distilld.store.queries import Views, reading
     from distilld.tables import Table
 
     settings = load_settings(common)
@@ -86,7 +86,7 @@ def _rows(root: Path, counts: list[HeldCount], lengths: dict[Dataset, int], reas
 def _read(path: Path, length: int) -> Iterator[HeldRow]:
     import orjson
 
-    from distilld.regular_file import committed_lines
+    from distilld.files.regular import committed_lines
 
     for line in committed_lines(path, length):
         try:

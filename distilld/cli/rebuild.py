@@ -25,8 +25,8 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
     from distilld.cli.progress import progress_bar
     from distilld.cli.run import print_changes, say_not_read, say_work
     from distilld.cli.settings import load_settings
-    from distilld.model import Trigger
-    from distilld.once import RunReport, bring_up_to_date, on_whole_store, writer
+    from distilld.core.model import Trigger
+    from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, writer
 
     settings = load_settings(common)
     with progress_bar() as progress:

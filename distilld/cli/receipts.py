@@ -12,7 +12,7 @@ from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from distilld.store.views import Views
+    from distilld.store.queries import Views
 
 WHOLE = "ok"
 
@@ -45,7 +45,7 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
-    from distilld.store.views import Views, reading
+    from distilld.store.queries import Views, reading
     from distilld.tables import Table, counted
 
     settings = load_settings(common)
@@ -92,8 +92,8 @@ def _lines(root: Path, views: Views, limit: int | None, anchor_sha256: str | Non
 def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, written: bool) -> tuple[dict[str, Any], str]:
     import orjson
 
-    from distilld.receipt import receipt_path, sha256_of
-    from distilld.regular_file import read_regular
+    from distilld.files.regular import read_regular
+    from distilld.publish.receipt_files import receipt_path, sha256_of
 
     facts: dict[str, Any] = orjson.loads(text)
     if sha256_of(text.encode()) != sha256:

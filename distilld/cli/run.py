@@ -12,12 +12,12 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
-from distilld.model import Category, Dataset, UsageError
+from distilld.core.model import Category, Dataset, UsageError
 
 if TYPE_CHECKING:
-    from distilld.batch import Engine
-    from distilld.config import Settings
-    from distilld.once import DatasetReport, RunReport
+    from distilld.config.settings import Settings
+    from distilld.engine.engine import Engine
+    from distilld.service.run_once import DatasetReport, RunReport
 
 R = TypeVar("R")
 
@@ -157,8 +157,8 @@ def _serve(common: Common, flags: _Flags) -> ExitCode:
 
     from distilld import logs
     from distilld.cli.settings import load_settings
-    from distilld.daemon import serve
-    from distilld.notify import Notifier
+    from distilld.service.daemon import serve
+    from distilld.service.systemd import Notifier
 
     notifier = Notifier.from_environ(os.environ)
 
@@ -198,7 +198,7 @@ def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> Exi
 def _say_damaged(engine: Engine) -> None:
     """Name on standard error the exports that the next run restores first."""
     from distilld.cli.output import complain
-    from distilld.dry_run import damaged_exports
+    from distilld.service.dry_run import damaged_exports
 
     for export in damaged_exports(engine):
         note = "the next run restores it first; the figures here count it as whole"
@@ -217,8 +217,8 @@ def say_not_read(report: RunReport) -> ExitCode:
 def _report(settings: Settings, flags: _Flags) -> RunReport:
     from distilld import logs
     from distilld.cli.progress import progress_bar
-    from distilld.dry_run import rehearsal
-    from distilld.once import bring_up_to_date, on_whole_store, writer
+    from distilld.service.dry_run import rehearsal
+    from distilld.service.run_once import bring_up_to_date, on_whole_store, writer
 
     with progress_bar() as progress:
         # Inside, so that on a terminal the lines of the log stand above the bar.
@@ -252,8 +252,8 @@ def _print(
     report: RunReport, settings: Settings, summed_up: tuple[Dataset, ...], flags: _Flags, by_flag: set[_Inclusion]
 ) -> None:
     from distilld.cli.output import say
-    from distilld.lake import TREES
-    from distilld.model import InputKind
+    from distilld.core.model import InputKind
+    from distilld.lake.scan import TREES
 
     scored = TREES[InputKind.SCORED]
     if not (settings.root / scored).exists():
@@ -366,7 +366,7 @@ def _listed(counts: Iterable[tuple[str, int]], between: str = " ") -> str:
 
 def _inclusions(report: RunReport, by_flag: set[_Inclusion]) -> Iterator[tuple[Dataset, str]]:
     """What the run let in beyond the default, and what left because an earlier run had let it in."""
-    from distilld.model import Cause
+    from distilld.core.model import Cause
 
     for each in _INCLUSIONS:
         if getattr(report.options, each.option):

@@ -6,7 +6,7 @@ import click
 
 from distilld.cli.commands import Common, common_options
 from distilld.cli.exit_codes import ExitCode
-from distilld.model import Dataset
+from distilld.core.model import Dataset
 
 QUARANTINE = "quarantine"
 
@@ -21,7 +21,7 @@ def schema(_common: Common, name: str) -> ExitCode:
     cannot be said in JSON Schema.
     """
     from distilld.cli.output import print_json
-    from distilld.samples import SAMPLES, QuarantineRow
+    from distilld.core.samples import SAMPLES, QuarantineRow
 
     model = QuarantineRow if name == QUARANTINE else SAMPLES[Dataset(name)]
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()})

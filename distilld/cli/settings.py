@@ -11,11 +11,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from distilld import config
 from distilld.cli.commands import Common
-from distilld.config import Settings
-from distilld.model import OperatorError, UsageError
-from distilld.regular_file import open_regular
+from distilld.config import settings as config
+from distilld.config.settings import Settings
+from distilld.core.model import OperatorError, UsageError
+from distilld.files.regular import open_regular
 
 _NO_ROOT: Final[Mapping[int | None, str]] = MappingProxyType(
     {

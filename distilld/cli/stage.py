@@ -30,7 +30,7 @@ def stage(
     from distilld.cli.exit_codes import ExitCode
     from distilld.cli.output import complain
     from distilld.cli.settings import load_settings
-    from distilld.stage import run_stage
+    from distilld.service.stage import run_stage
 
     settings = load_settings(common)
     logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)

@@ -10,7 +10,7 @@ from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from distilld.status import Status
+    from distilld.inspection.status import Status
 
 
 @click.command(short_help="Show how the lake stands, and what is wrong with it.")
@@ -23,7 +23,7 @@ def status(common: Common, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json
     from distilld.cli.settings import load_settings
-    from distilld.status import look
+    from distilld.inspection.status import look
 
     found = look(load_settings(common))
     if as_json:
@@ -35,7 +35,7 @@ def status(common: Common, as_json: bool) -> ExitCode:
 
 def _print(found: Status) -> None:
     from distilld.cli.output import say, show
-    from distilld.model import DATASET_PATHS
+    from distilld.core.model import DATASET_PATHS
     from distilld.tables import Table
 
     say(f"root         {found.root}")

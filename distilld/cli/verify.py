@@ -20,8 +20,8 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
+    from distilld.inspection.verify import verify as check
     from distilld.tables import Table, counted
-    from distilld.verify import verify as check
 
     settings = load_settings(common)
     report = check(settings.root, settings.state, settings.options(), deep=deep)

@@ -7,8 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from distilld.durable import sync_folder
-from distilld.model import OperatorError
+from distilld.core.model import OperatorError
+from distilld.files.durable import sync_folder
 
 COPIES_KEPT: Final = 5
 _WAL: Final = "-wal"

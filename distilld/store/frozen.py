@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
-from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, REASON_CODES, SHIPPED
-from distilld.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
-from distilld.plan import FileKey
-from distilld.store import Store
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINES_END, REASON_CODES, SHIPPED
+from distilld.core.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
+from distilld.core.plan import FileKey
+from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs, forbidding_codes
 from distilld.store.schema import last_verdict
 from distilld.store.work import Work
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
-    from distilld.decisions import PublishedWithdrawal
+    from distilld.core.decisions import PublishedWithdrawal
     from distilld.store.ledger import Totals
 
 _VANISHED: Final = (

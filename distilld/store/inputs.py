@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from distilld.facts import (
+from distilld.core.line_facts import (
     CATEGORIES,
     CATEGORY_CODES,
     DUPLICATE,
@@ -22,9 +22,9 @@ from distilld.facts import (
     EvidenceFacts,
     RowFacts,
 )
-from distilld.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, Reason, StatFacts
-from distilld.plan import FileKey
-from distilld.store import Store
+from distilld.core.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, Reason, StatFacts
+from distilld.core.plan import FileKey
+from distilld.store.connection import Store
 from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID, last_verdict
 
 _MASK = LINES_END - 1
@@ -106,7 +106,7 @@ class Inputs:
     def all_as_recorded(self, files: Collection[tuple[InputKind, str, StatFacts]]) -> bool:
         """Whether these files are all that are known and present, each as when it was read, and at rest then.
 
-        The same as that :func:`distilld.plan.compare` finds nothing in them, at a third of the price at a start: no
+        The same as that :func:`distilld.core.plan.compare` finds nothing in them, at a third of the price at a start: no
         record is made of what mostly did not change. Where the records are at hand it says False, for them to be asked.
         """
         if self._files is not None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
-from distilld.facts import REASONS, SHIPPED
-from distilld.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, InputKind, StatFacts
-from distilld.store import Store
+from distilld.core.line_facts import REASONS, SHIPPED
+from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, InputKind, StatFacts
+from distilld.store.connection import Store
 from distilld.store.schema import last_verdict
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
-    from distilld.decisions import ArrivedSpan, Decisions, PublishedWithdrawal
+    from distilld.core.decisions import ArrivedSpan, Decisions, PublishedWithdrawal
 
 
 _HOUR_NS: Final = 3600 * 10**9
@@ -397,7 +397,7 @@ class Ledger:
 
     def withdrawals(self, dataset: Dataset) -> Iterator[PublishedWithdrawal]:
         """All withdrawals from a dataset, in the order in which they were published."""
-        from distilld.decisions import PublishedWithdrawal
+        from distilld.core.decisions import PublishedWithdrawal
 
         rows = self._run(
             "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch,"

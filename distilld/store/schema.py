@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from distilld.facts import CATEGORIES, DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, REASONS, SHIPPED
-from distilld.model import Dataset, Reason
-from distilld.store.import_alone import without_pandas
+from distilld.core.line_facts import CATEGORIES, DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, REASONS, SHIPPED
+from distilld.core.model import Dataset, Reason
+from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:
     # It takes a tenth of a second, and those who only read do without it.

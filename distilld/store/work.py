@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from distilld.facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED
-from distilld.model import Category, Dataset, Options, RowRef, Verdict
-from distilld.store import Store
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED
+from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
+from distilld.store.connection import Store
 from distilld.store.inputs import ORDER_MATTERS, Inputs, can_pair
 from distilld.store.schema import BEHIND_ID
 

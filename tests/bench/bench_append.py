@@ -13,10 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from distilld import lake, logs
-from distilld.batch import Engine
-from distilld.model import Options, Trigger
-from distilld.store import Store
+from distilld import logs
+from distilld.core.model import Options, Trigger
+from distilld.engine.engine import Engine
+from distilld.lake import scan as lake
+from distilld.store.connection import Store
 from tests.bench.lake_by_formula import append_bench_rows, write_bench_lake
 from tests.bench.machine import describe_machine, spread
 

@@ -30,9 +30,9 @@ _PASS: Final = """
 import sys, time
 from pathlib import Path
 from distilld import logs
-from distilld.config import load
-from distilld.model import Trigger
-from distilld.once import writer
+from distilld.config.settings import load
+from distilld.core.model import Trigger
+from distilld.service.run_once import writer
 logs.configure(level="error", fmt="json")
 root = Path(sys.argv[1])
 environ = {"DISTILLD_ROOT": sys.argv[1], "DISTILLD_WORKERS": sys.argv[2]}

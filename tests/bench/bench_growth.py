@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from distilld.model import DATASET_PATHS
+from distilld.core.model import DATASET_PATHS
 from tests.bench.bench_first_pass import full_pass
 from tests.bench.bench_withdraw import RESCORE
 from tests.bench.lake_by_formula import write_bench_lake

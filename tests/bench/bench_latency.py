@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from distilld.model import Category
+from distilld.core.model import Category
 from tests.bench.lake_by_formula import append_bench_rows, category_of, partition_of, run_of, write_bench_lake
 from tests.bench.machine import describe_machine, spread
 from tests.system.running import daemon, until

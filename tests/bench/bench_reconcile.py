@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from distilld import lake
+from distilld.lake import scan as lake
 from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine, spread
 from tests.system.command import bring, environment
@@ -38,11 +38,11 @@ print(time.perf_counter() - start)
 _RECONCILE = """
 import sys, time
 from pathlib import Path
-import distilld.commit, distilld.datasets
+import distilld.publish.commit, distilld.core.datasets
 from distilld import logs
-from distilld.config import load
-from distilld.model import Trigger
-from distilld.once import recover, writer
+from distilld.config.settings import load
+from distilld.core.model import Trigger
+from distilld.service.run_once import recover, writer
 import sqlite_utils
 logs.configure(level="error", fmt="json")
 settings = load(flags={"root": sys.argv[1]}, environ={}, config_file=None, cwd=Path("/"))

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from distilld.sample_lake import write_sample_lake
+from distilld.demo.sample_lake import write_sample_lake
 from tests.bench.machine import describe_machine, spread
 from tests.system.command import bring, command, environment
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from distilld.model import DATASET_PATHS
+from distilld.core.model import DATASET_PATHS
 from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine, spread
 
@@ -30,9 +30,9 @@ import json, resource, sys, time
 from pathlib import Path
 from typing import Final
 from distilld import logs
-from distilld.batch import Engine
-from distilld.model import Options, Trigger
-from distilld.store import Store
+from distilld.engine.engine import Engine
+from distilld.core.model import Options, Trigger
+from distilld.store.connection import Store
 logs.configure(level="error", fmt="json")
 root, count = Path(sys.argv[1]), int(sys.argv[2])
 store = Store.open(root / "state/distilld.db", root)

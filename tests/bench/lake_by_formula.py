@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from distilld.model import Category
+from distilld.core.model import Category
 
 SOURCES: Final = (
     ("scrum_reviews", "executor"),

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
-from distilld import batch, lake
-from distilld.receipt import GitState
+from distilld.engine import engine as batch
+from distilld.lake import scan as lake
+from distilld.publish.receipt_files import GitState
 from tests.crash.histories import History, Lake
 
 

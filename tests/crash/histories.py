@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from distilld.batch import Engine, PassResult
-from distilld.model import DATASET_PATHS, Dataset, OnDelete, Options, Trigger
-from distilld.store import Store
+from distilld.core.model import DATASET_PATHS, Dataset, OnDelete, Options, Trigger
+from distilld.engine.engine import Engine, PassResult
+from distilld.store.connection import Store
 from tests.unit.builders import evidence, jsonl, scored
 
 A: Final = "2026/04/27/alpha.jsonl"
@@ -184,14 +184,14 @@ class History:
 
 
 SMALL: Final = {
-    "distilld.index.ROWS_PER_TRANSACTION": 3,
-    "distilld.tail.BLOCK_BYTES": 700,
-    "distilld.exports.BLOCK_BYTES": 700,
-    "distilld.spool.MEMORY_BYTES": 1,
-    "distilld.store.CACHE_KIB": 4,
+    "distilld.engine.index.ROWS_PER_TRANSACTION": 3,
+    "distilld.lake.lines.BLOCK_BYTES": 700,
+    "distilld.publish.exports.BLOCK_BYTES": 700,
+    "distilld.files.spool.MEMORY_BYTES": 1,
+    "distilld.store.connection.CACHE_KIB": 4,
 }
 
-ONE_GO: Final = {**SMALL, "distilld.intake.LEAST_BYTES": 0, "distilld.intake.SPECIAL_SHARE": 1}
+ONE_GO: Final = {**SMALL, "distilld.engine.bulk.load.LEAST_BYTES": 0, "distilld.engine.bulk.load.SPECIAL_SHARE": 1}
 """New partitions are taken in and judged in one go, few as they are."""
 
 FIRST: Final = History("first", write_first, before=None)

@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from distilld.decisions import id_of
-from distilld.model import EXPORT_PATHS, Dataset
+from distilld.core.decisions import id_of
+from distilld.core.model import EXPORT_PATHS, Dataset
 
 _TIMES: Final = ("created_at", "recorded_at", "withdrawn_at", "withdrawn_batch", "shipped_batch")
 """Keys of a row of ours that tell when; keys of the rows that came in are further down."""

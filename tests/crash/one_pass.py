@@ -7,9 +7,9 @@ from pathlib import Path
 
 import structlog
 
-from distilld.batch import Engine
-from distilld.model import Options, Trigger
-from distilld.store import Store
+from distilld.core.model import Options, Trigger
+from distilld.engine.engine import Engine
+from distilld.store.connection import Store
 
 
 def main(root: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from distilld.model import Trigger
+from distilld.core.model import Trigger
 from tests.crash.calls import Call, calls, one_of_each
 from tests.crash.deaths import dies_at
 from tests.crash.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, damage_the_exports, nothing

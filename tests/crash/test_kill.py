@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.model import Category, Trigger
+from distilld.core.model import Category, Trigger
 from tests.crash.deaths import start_child
 from tests.crash.histories import NINE, History, Inputs, Lake, given, nothing, run
 from tests.crash.invariants import accounted, at_rest, committed_and_whole, outcome

@@ -12,9 +12,9 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from distilld.batch import Engine, PassResult
-from distilld.exports import Exports, Written
-from distilld.model import DATASET_PATHS, SET_ASIDE, Dataset, Options, Trigger
+from distilld.core.model import DATASET_PATHS, SET_ASIDE, Dataset, Options, Trigger
+from distilld.engine.engine import Engine, PassResult
+from distilld.publish.exports import Exports, Written
 from tests.crash.calls import Call, calls
 from tests.crash.deaths import dies_at
 from tests.crash.histories import (
@@ -100,7 +100,7 @@ def test_a_copy_of_the_line_that_was_provisional_is_not_taken_for_it(prepare: Pr
             file.write(b"\n" + jsonl([other, twin]))
 
     one_read = len(jsonl([twin, other])) + 10
-    limits = {"distilld.index.ROWS_PER_TRANSACTION": 1, "distilld.tail.BLOCK_BYTES": one_read}
+    limits = {"distilld.engine.index.ROWS_PER_TRANSACTION": 1, "distilld.lake.lines.BLOCK_BYTES": one_read}
     lake = prepare(History("twins", go_on, before=begin, limits=limits))
     made = calls_of(lake)
     expected = outcome(lake.root)
@@ -180,7 +180,7 @@ def test_a_change_of_options_that_was_cut_off_leaves_nothing_half_judged(prepare
     lake.options = new
     lake.reset()
     made = calls_of(lake)
-    first_batch = at(made, "os.rename", "receipt._replace")
+    first_batch = at(made, "os.rename", "receipt_files._replace")
     lake.reset()
     assert dies_at(first_batch.number, lake.start)
     lake.options = old if back else new
@@ -200,7 +200,7 @@ def test_a_change_of_the_line_limit_that_was_cut_off_reads_all_lines_anew(prepar
     made = calls_of(lake)
     deaths = [call for call in made if call.name == "sql COMMIT done" and "index" in call.place]
     assert deaths
-    for call in [*deaths, at(made, "os.rename", "receipt._replace")]:
+    for call in [*deaths, at(made, "os.rename", "receipt_files._replace")]:
         lake.options = new
         lake.reset()
         assert dies_at(call.number, lake.start)

@@ -16,9 +16,9 @@ from typing import Any
 
 import structlog
 
-from distilld.batch import Engine
-from distilld.model import OperatorError, Options, Trigger
-from distilld.store import Store
+from distilld.core.model import OperatorError, Options, Trigger
+from distilld.engine.engine import Engine
+from distilld.store.connection import Store
 from distilld.store.ledger import Ledger
 
 

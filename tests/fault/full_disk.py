@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from distilld.model import OperatorError, Trigger
+from distilld.core.model import OperatorError, Trigger
 from tests.crash.histories import NINE, Lake
 from tests.crash.invariants import accounted, at_rest, committed_and_whole
 

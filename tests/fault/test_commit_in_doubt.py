@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.model import Trigger
-from distilld.store import StoreFaultError
+from distilld.core.model import Trigger
+from distilld.store.connection import StoreFaultError
 from tests.crash.calls import Call, calls
 from tests.crash.histories import APPEND, NINE, History, Lake
 from tests.crash.invariants import outcome

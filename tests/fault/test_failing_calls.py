@@ -11,9 +11,9 @@ from itertools import count
 
 import pytest
 
-from distilld.batch import Engine
-from distilld.commit import Committer
-from distilld.model import OperatorError, Trigger
+from distilld.core.model import OperatorError, Trigger
+from distilld.engine.engine import Engine
+from distilld.publish.commit import Committer
 from tests.crash.calls import Call, calls, one_of_each
 from tests.crash.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, nothing
 from tests.crash.invariants import accounted, at_rest, committed_and_whole

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from distilld.lake import ListingError, scan
-from distilld.model import OnDelete, Options, Trigger
+from distilld.core.model import OnDelete, Options, Trigger
+from distilld.lake.scan import ListingError, scan
 from tests.crash.deaths import in_child
 from tests.crash.histories import APPEND, B, History, Lake
 from tests.crash.invariants import committed_and_whole, outcome

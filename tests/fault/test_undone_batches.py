@@ -7,10 +7,10 @@ from typing import NoReturn
 
 import pytest
 
-from distilld.commit import Committer
-from distilld.exports import ExportWriteError
-from distilld.model import EXPORT_PATHS, OperatorError, ProgramError, Trigger
-from distilld.receipt import ReceiptWriteError
+from distilld.core.model import EXPORT_PATHS, OperatorError, ProgramError, Trigger
+from distilld.publish.commit import Committer
+from distilld.publish.exports import ExportWriteError
+from distilld.publish.receipt_files import ReceiptWriteError
 from tests.crash.calls import Call, calls
 from tests.crash.histories import APPEND, NINE, History, Inputs, Lake, run
 from tests.crash.invariants import committed_and_whole, outcome

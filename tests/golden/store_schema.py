@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from distilld.store import Store
+from distilld.store.connection import Store
 
 
 def schema_sql() -> str:

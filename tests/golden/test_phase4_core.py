@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.model import Dataset, Options
+from distilld.core.model import Dataset, Options
 from tests.unit.builders import Export, export
 
 LAKE = Path(__file__).parent.parent / "data" / "phase4"

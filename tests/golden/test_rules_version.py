@@ -1,7 +1,7 @@
 """What any row comes to is pinned: a change of the rules must come with a new RULES_VERSION.
 
 Where this test is red, some row of some lake would get other bytes than before. If that is meant, raise RULES_VERSION
-in distilld/model.py, so that every lake is judged anew, and pin the new digest under the new number. If it is not
+in distilld/core/model.py, so that every lake is judged anew, and pin the new digest under the new number. If it is not
 meant, a rule was broken by accident.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 from itertools import product
 from typing import Any
 
-from distilld.model import RULES_VERSION, Options
+from distilld.core.model import RULES_VERSION, Options
 from tests.golden.test_phase4_core import lake
 from tests.unit.builders import ABSENT, Lake, all_missing, changed, evidence, export, jsonl, none_missing, scored
 

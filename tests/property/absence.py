@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from distilld import lake, oracle
-from distilld.firewall import MissingFiles
-from distilld.json_text import parse_object
-from distilld.model import Category, Dataset, InputKind, OnDelete, Options, RowRef
-from distilld.oracle import AbsentVerdict, Frozen, FrozenPair, FrozenRow, FullPass, Placed
-from distilld.records import evidence_record, scored_run
-from distilld.tail import digest_of
+from distilld.core.firewall import MissingFiles
+from distilld.core.json_text import parse_object
+from distilld.core.model import Category, Dataset, InputKind, OnDelete, Options, RowRef
+from distilld.core.records import evidence_record, scored_run
+from distilld.inspection import oracle
+from distilld.inspection.oracle import AbsentVerdict, Frozen, FrozenPair, FrozenRow, FullPass, Placed
+from distilld.lake import scan as lake
+from distilld.lake.lines import digest_of
 
 
 class Line(NamedTuple):

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from distilld import oracle
-from distilld.firewall import MissingFiles
-from distilld.json_text import parse_object
-from distilld.lake import SourceFiles
-from distilld.model import EXPORT_PATHS, Dataset, Options, Reason
-from distilld.samples import SAMPLES, SCHEMA_VERSION
+from distilld.core.firewall import MissingFiles
+from distilld.core.json_text import parse_object
+from distilld.core.model import EXPORT_PATHS, Dataset, Options, Reason
+from distilld.core.samples import SAMPLES, SCHEMA_VERSION
+from distilld.inspection import oracle
+from distilld.lake.scan import SourceFiles
 
 KEYS: Final[dict[Dataset, dict[str, Any]]] = {
     Dataset.RAG: {

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from distilld.lake import tree_path
-from distilld.model import InputKind, OnDelete, Options
+from distilld.core.model import InputKind, OnDelete, Options
+from distilld.lake.scan import tree_path
 
 PARTITIONS: Final = (
     "2026/01/01/a.jsonl",

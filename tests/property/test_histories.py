@@ -20,14 +20,19 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from distilld import batch, index, intake, lake, oracle, texts
-from distilld.batch import Engine
-from distilld.commit import CommittedBatch
-from distilld.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.store import Store
+from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
+from distilld.engine import engine as batch
+from distilld.engine import index
+from distilld.engine import row_reader as texts
+from distilld.engine.bulk import load as intake
+from distilld.engine.engine import Engine
+from distilld.inspection import oracle
+from distilld.inspection.verify import frozen_of, verify
+from distilld.lake import scan as lake
+from distilld.publish.commit import CommittedBatch
+from distilld.store.connection import Store
 from distilld.store.ledger import Ledger
-from distilld.store.views import Exceptions
-from distilld.verify import frozen_of, verify
+from distilld.store.queries import Exceptions
 from tests.property import invariants
 from tests.property.absence import Absence
 from tests.property.invariants import Exports

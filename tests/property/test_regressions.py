@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import structlog
 
-from distilld import batch, intake, oracle
-from distilld.lake import tree_path
-from distilld.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.tail import Line, PartitionReader
+from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
+from distilld.engine import engine as batch
+from distilld.engine.bulk import load as intake
+from distilld.inspection import oracle
+from distilld.lake.lines import Line, PartitionReader
+from distilld.lake.scan import tree_path
 from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
 from tests.property.test_histories import Histories, KeepHistories, TripwireHistories, refused

@@ -15,8 +15,8 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from distilld.config import load
-from distilld.once import bring_up_to_date, writer
+from distilld.config.settings import load
+from distilld.service.run_once import bring_up_to_date, writer
 
 REPOSITORY = Path(__file__).parents[2]
 PHASE4 = REPOSITORY / "tests" / "data" / "phase4"
@@ -94,7 +94,7 @@ def python(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from distilld.lock import writer_lock
+from distilld.service.lock import writer_lock
 with writer_lock(Path(sys.argv[1]), Path(sys.argv[2])) as held:
     held.bind()
     print("held", flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.sample_lake import SampleLake, write_sample_lake
+from distilld.demo.sample_lake import SampleLake, write_sample_lake
 from tests.system.command import bring, once, phase4
 
 

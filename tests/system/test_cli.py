@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from distilld.cli import execute
-from distilld.config import commented_toml, load
-from distilld.model import EXPORT_PATHS
-from distilld.sample_lake import SampleLake, append_rows, rescore_in_place
+from distilld.cli.main import execute
+from distilld.config.settings import commented_toml, load
+from distilld.core.model import EXPORT_PATHS
+from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
 from tests.system.command import (
     REPOSITORY,
     Ran,
@@ -105,8 +105,8 @@ def test_start_imports_nothing_slow(argument: str, tmp_path: Path) -> None:
 def test_a_look_at_the_lake_imports_nothing_slow(arguments: list[str], done: Path) -> None:
     """status and health, which a monitor asks for again and again, read the store without what writers need."""
     loaded = loaded_by([*arguments, "--root", str(done)], done)
-    assert "distilld.store.views" in loaded
-    assert not loaded & {*SLOW, "distilld.commit", "distilld.decisions"}
+    assert "distilld.store.queries" in loaded
+    assert not loaded & {*SLOW, "distilld.publish.commit", "distilld.core.decisions"}
 
 
 SLOW = {"pydantic", "structlog", "sqlite_utils", "rich", "watchfiles", "prometheus_client"}
@@ -114,9 +114,7 @@ SLOW = {"pydantic", "structlog", "sqlite_utils", "rich", "watchfiles", "promethe
 
 def loaded_by(arguments: list[str], folder: Path) -> set[str]:
     """The modules that a command, which must succeed, has imported at its end."""
-    code = (
-        f"import sys\nfrom distilld.cli import execute\nassert execute({arguments!r}) == 0\nprint(sorted(sys.modules))"
-    )
+    code = f"import sys\nfrom distilld.cli.main import execute\nassert execute({arguments!r}) == 0\nprint(sorted(sys.modules))"
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True, check=True
     )

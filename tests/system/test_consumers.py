@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from distilld.batch import Engine
-from distilld.model import DATASET_PATHS, Dataset, Options, Trigger
-from distilld.sample_lake import append_rows, rescore_in_place, write_sample_lake
-from distilld.store import Store
+from distilld.core.model import DATASET_PATHS, Dataset, Options, Trigger
+from distilld.demo.sample_lake import append_rows, rescore_in_place, write_sample_lake
+from distilld.engine.engine import Engine
+from distilld.store.connection import Store
 
 # In a process of its own: what a loader warns of at import is not ours to judge.
 _LOAD_FOLDER = """

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.model import Category
+from distilld.core.model import Category
 from tests.bench.lake_by_formula import (
     CYCLE,
     append_bench_rows,
@@ -227,8 +227,8 @@ def test_log_that_nobody_reads_holds_up_no_stop(root: Path) -> None:
 
 STARTING = """
 import os, signal, sys
-from distilld import daemon
-from distilld.cli import execute
+from distilld.service import daemon
+from distilld.cli.main import execute
 def serve(*_, **__):
     os.kill(os.getpid(), signal.SIGHUP)
     print(signal.sigpending() == {signal.SIGHUP})
@@ -495,7 +495,7 @@ def test_no_descriptor_is_left_to_children(root: Path) -> None:
         stop(running)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(root.parent / "told"))
-        code = "import os; from distilld.notify import Notifier; Notifier.from_environ(os.environ); os.system('env')"
+        code = "import os; from distilld.service.systemd import Notifier; Notifier.from_environ(os.environ); os.system('env')"
         told = environment({"NOTIFY_SOCKET": str(root.parent / "told")})
         out = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True).stdout
         assert "NOTIFY_SOCKET" not in out

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.demo import MARKER
-from distilld.model import EXPORT_PATHS, Dataset, Reason
+from distilld.core.model import EXPORT_PATHS, Dataset, Reason
+from distilld.demo.demo import MARKER
 from tests.system.command import Ran, another_writer, distilld, put, rows, snapshot
 
 

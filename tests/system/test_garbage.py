@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from distilld.batch import Engine, PassResult
-from distilld.model import Dataset, Options, Trigger
-from distilld.receipt import GitState
-from distilld.store import Store
+from distilld.core.model import Dataset, Options, Trigger
+from distilld.engine.engine import Engine, PassResult
+from distilld.publish.receipt_files import GitState
+from distilld.store.connection import Store
 from tests.crash.deaths import in_child
 from tests.crash.histories import Inputs, given, run
 from tests.crash.invariants import accounted, committed_and_whole, outcome, rows_of
@@ -28,7 +28,7 @@ QUARANTINES = ("quarantine_rag", "quarantine_sft")
 
 @pytest.fixture(autouse=True)
 def _no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distilld.batch.git_state", lambda _: GitState())
+    monkeypatch.setattr("distilld.engine.engine.git_state", lambda _: GitState())
 
 
 class Box:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from distilld.cli import execute
-from distilld.model import DATASET_PATHS, EXPORT_PATHS, Dataset
+from distilld.cli.main import execute
+from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset
 from tests.system.command import PHASE4, Ran, another_writer, bring, phase4, put, rows, snapshot
 from tests.unit.history_lake import A, B, HistoryLake, given, run
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.model import EXPORT_PATHS
-from distilld.sample_lake import SampleLake, append_rows
+from distilld.core.model import EXPORT_PATHS
+from distilld.demo.sample_lake import SampleLake, append_rows
 from tests.system.command import (
     distilld,
     once,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from distilld.intake import PROCESSES_FROM
-from distilld.model import Category
+from distilld.core.model import Category
+from distilld.engine.bulk.load import PROCESSES_FROM
 from tests.bench.lake_by_formula import append_bench_rows, category_of, run_of
 from tests.system.box import SITE, SOURCE, Box, booted, wait_state
 from tests.system.running import until

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.model import EXPORT_PATHS
-from distilld.sample_lake import SampleLake, append_rows, rescore_in_place
+from distilld.core.model import EXPORT_PATHS
+from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
 from tests.golden.test_phase4_core import EXPECTED, STAMP
 from tests.system.command import (
     LOCK_FILE,
@@ -150,9 +150,9 @@ def test_input_that_cannot_be_read_is_named_and_stops_nothing(
 
 CUT_OFF = """
 import os, sys
-from distilld import commit
+from distilld.publish import commit
 commit.receipts.write_receipt = lambda *_, **__: os._exit(9)
-from distilld.cli import execute
+from distilld.cli.main import execute
 execute(["run", "--once", "--root", sys.argv[1]])
 """
 

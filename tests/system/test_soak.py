@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from distilld.config import load
-from distilld.notify import Notifier
-from distilld.once import writer
-from distilld.store import CACHE_KIB
-from distilld.watch import Wake
+from distilld.config.settings import load
+from distilld.service.inotify import Wake
+from distilld.service.run_once import writer
+from distilld.service.systemd import Notifier
+from distilld.store.connection import CACHE_KIB
 from tests.bench.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 from tests.unit.test_daemon import Script, Scripted
 

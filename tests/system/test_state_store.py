@@ -21,9 +21,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from distilld.model import EXPORT_PATHS
-from distilld.store.story import Stories
-from distilld.store.views import reading
+from distilld.core.model import EXPORT_PATHS
+from distilld.store.queries import reading
+from distilld.store.run_queries import Stories
 from tests.bench.lake_by_formula import append_bench_rows
 from tests.system.command import REPOSITORY, bring, phase4, rows
 from tests.system.running import daemon, until

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.model import EXPORT_PATHS
+from distilld.core.model import EXPORT_PATHS
 from tests.bench.lake_by_formula import write_bench_lake
 from tests.system.command import command, distilld, environment, snapshot
 from tests.system.running import until

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from hypothesis import settings
 
-from distilld.datasets import Hold, Outcome, Ship, hold_malformed, preference, rag, sft
-from distilld.firewall import MissingFiles, PairCase, PairSide, RowCase
-from distilld.json_text import parse_object
-from distilld.model import Category, Dataset, Options, RowRef
-from distilld.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
+from distilld.core.datasets import preference, rag, sft
+from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase
+from distilld.core.json_text import parse_object
+from distilld.core.model import Category, Dataset, Options, RowRef
+from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
+from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
 
 AT: Final = RowRef("2026/04/27/scrum_reviews.jsonl", 7)
 STAMP: Final = "2026-04-27T03:57:40.123Z"

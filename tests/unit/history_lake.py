@@ -19,11 +19,11 @@ from typing import Any, Final, NoReturn
 import pytest
 import structlog
 
-from distilld import batch
-from distilld.batch import Engine, PassResult
-from distilld.model import EXPORT_PATHS, Dataset, Options, Trigger
-from distilld.receipt import GitState
-from distilld.store import Store
+from distilld.core.model import EXPORT_PATHS, Dataset, Options, Trigger
+from distilld.engine import engine as batch
+from distilld.engine.engine import Engine, PassResult
+from distilld.publish.receipt_files import GitState
+from distilld.store.connection import Store
 from tests.unit.builders import evidence, jsonl, scored
 
 A: Final = "2026/04/27/alpha.jsonl"

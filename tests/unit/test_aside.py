@@ -10,7 +10,7 @@ from typing import BinaryIO, NoReturn
 
 import pytest
 
-from distilld.aside import COPIES_KEPT, copy_aside, move_aside
+from distilld.publish.set_aside import COPIES_KEPT, copy_aside, move_aside
 
 
 @pytest.fixture

@@ -11,13 +11,15 @@ from typing import Any, NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import logs, receipt
-from distilld import store as stores
-from distilld.exports import Exports
-from distilld.model import OperatorError
-from distilld.receipt import ReceiptWriteError
-from distilld.store import Store, schema
-from distilld.store.opening import open_store
+from distilld import logs
+from distilld.core.model import OperatorError
+from distilld.publish import receipt_files as receipt
+from distilld.publish.exports import Exports
+from distilld.publish.receipt_files import ReceiptWriteError
+from distilld.store import connection as stores
+from distilld.store import schema
+from distilld.store.connection import Store
+from distilld.store.open_writer import open_store
 from tests.unit.builders import jsonl
 from tests.unit.history_lake import A, B, HistoryLake, given, history_lake, run
 

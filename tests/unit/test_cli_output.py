@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from distilld.cli.output import plain, print_json, say, show
-from distilld.lock import Holder
-from distilld.model import Dataset, RowRef
+from distilld.core.model import Dataset, RowRef
+from distilld.service.lock import Holder
 from distilld.tables import Table
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distilld.config import (
+from distilld.config.settings import (
     KEYS,
     ConfigError,
     ConfigFault,
@@ -20,7 +20,7 @@ from distilld.config import (
     commented_toml,
     load,
 )
-from distilld.model import OnDelete, Options, ProgramError, UsageError
+from distilld.core.model import OnDelete, Options, ProgramError, UsageError
 
 COMMITTED_FILE = Path(__file__).parents[2] / "config" / "distilld.toml"
 
@@ -443,7 +443,7 @@ def test_commented_file_names_every_variable() -> None:
 
 def test_import_brings_nothing_slow() -> None:
     """Reading the config imports no library that takes long to load."""
-    code = "import sys, distilld.config; print(*sys.modules)"
+    code = "import sys, distilld.config.settings; print(*sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(COMMITTED_FILE.parents[1])}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     slow = {"click", "orjson", "pydantic", "rich", "sqlite_utils", "structlog", "watchfiles"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.config import ConfigError, commented_toml, load
-from distilld.config_file import config_text
+from distilld.config.settings import ConfigError, commented_toml, load
+from distilld.config.template import config_text
 
 
 def test_nothing_given_is_the_commented_file() -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilld.model import SFT_NEVER, Category, Dataset, Options, Reason
+from distilld.core.model import SFT_NEVER, Category, Dataset, Options, Reason
 from tests.unit.builders import ABSENT, PROPERTY, all_missing, evidence, export, jsonl, lake_of, scored
 
 RAG, SFT, PREFERENCE = Dataset

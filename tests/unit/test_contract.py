@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.firewall import PREFERENCE_GATES, RAG_GATES, SFT_GATES
-from distilld.model import Cause, Reason
+from distilld.core.firewall import PREFERENCE_GATES, RAG_GATES, SFT_GATES
+from distilld.core.model import Cause, Reason
 
 REPOSITORY = Path(__file__).parents[2]
 CONTRACT = (REPOSITORY / "docs" / "contract.md").read_text()

@@ -19,20 +19,24 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from distilld import bulletin, daemon, listening, logs, vitals
-from distilld.batch import Engine, PassResult
-from distilld.config import Settings, load
-from distilld.daemon import Daemon, PassEnded
-from distilld.exports import Exports, ExportWriteError
-from distilld.health import diagnose
-from distilld.lock import holder
-from distilld.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
-from distilld.notify import Notifier
-from distilld.once import writer
-from distilld.store import Store, StoreCorruptError, StoreFaultError
-from distilld.store.views import Views
-from distilld.vitals import Vitals, read_vitals
-from distilld.watch import FolderGoneError, Folders, Wake, WatchBrokenError
+from distilld import logs
+from distilld.config.settings import Settings, load
+from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
+from distilld.engine.engine import Engine, PassResult
+from distilld.inspection.health import diagnose
+from distilld.publish.exports import Exports, ExportWriteError
+from distilld.service import daemon
+from distilld.service import health_record as vitals
+from distilld.service import listener as listening
+from distilld.service import reporter as bulletin
+from distilld.service.daemon import Daemon, PassEnded
+from distilld.service.health_record import Vitals, read_vitals
+from distilld.service.inotify import FolderGoneError, Folders, Wake, WatchBrokenError
+from distilld.service.lock import holder
+from distilld.service.run_once import writer
+from distilld.service.systemd import Notifier
+from distilld.store.connection import Store, StoreCorruptError, StoreFaultError
+from distilld.store.queries import Views
 from tests.bench.lake_by_formula import append_bench_rows, partition_of
 from tests.system.command import another_writer
 
@@ -849,7 +853,7 @@ def test_failing_checkpoint_is_no_failure(stage: Stage, monkeypatch: pytest.Monk
     def refuse(_: object) -> None:
         raise OperatorError("no room")
 
-    monkeypatch.setattr("distilld.store.Store.checkpoint", refuse)
+    monkeypatch.setattr("distilld.store.connection.Store.checkpoint", refuse)
     stage.wait(daemon.CHECKPOINT_AFTER_SECONDS + 1)
     stage.run()
     assert not stage.events("batch_failed")
@@ -857,7 +861,7 @@ def test_failing_checkpoint_is_no_failure(stage: Stage, monkeypatch: pytest.Monk
 
 def test_run_once_forgets_a_failure(stage: Stage) -> None:
     """Where a daemon died failing, and 'run --once' brought the lake up to date, health says nothing of it."""
-    from distilld.once import bring_up_to_date
+    from distilld.service.run_once import bring_up_to_date
 
     stage.failures = [DISK_FULL]
     stage.run()

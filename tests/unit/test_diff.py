@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from distilld import config
-from distilld.config import Settings
-from distilld.diff import Difference, DifferentRow, compare, differing_keys
-from distilld.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
+from distilld.config import settings as config
+from distilld.config.settings import Settings
+from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
+from distilld.inspection.diff import Difference, DifferentRow, compare, differing_keys
 from tests.unit.history_lake import A, B, HistoryLake, history_lake, rag_id, run
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"

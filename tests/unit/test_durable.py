@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.durable import make_folder, replace_file, sync_folder, sync_up, write_all
+from distilld.files.durable import make_folder, replace_file, sync_folder, sync_up, write_all
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from distilld import config
-from distilld.config import Settings
-from distilld.explain import Fate, RunStory, UnknownRunError, explain
-from distilld.json_text import MAX_DEPTH
-from distilld.lake import scan
-from distilld.model import Dataset, OperatorError
+from distilld.config import settings as config
+from distilld.config.settings import Settings
+from distilld.core.json_text import MAX_DEPTH
+from distilld.core.model import Dataset, OperatorError
+from distilld.inspection.explain import Fate, RunStory, UnknownRunError, explain
+from distilld.lake.scan import scan
 from tests.unit.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
 
 TASK = "one-task"

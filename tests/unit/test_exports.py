@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from distilld import exports as module
-from distilld.exports import (
+from distilld.core.model import EXPORT_PATHS, Committed
+from distilld.lake.lines import digest_of
+from distilld.publish import exports as module
+from distilld.publish.exports import (
     RENAME_ORDER,
     ExportReadError,
     Exports,
@@ -25,8 +27,6 @@ from distilld.exports import (
     drop_digests,
     drop_ids,
 )
-from distilld.model import EXPORT_PATHS, Committed
-from distilld.tail import digest_of
 
 EMPTY = Committed(0, 0, hashlib.sha256().hexdigest())
 NAME = "rag"

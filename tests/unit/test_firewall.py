@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 
-from distilld import firewall
-from distilld.datasets import NOT_UNICODE, Outcome, Ship, hold_malformed, preference, rag, rows, sft
-from distilld.firewall import PREFERENCE_GATES, RAG_GATES, SFT_GATES, PairCase, PairGate, RowCase, RowGate
-from distilld.json_text import Malformed, parse_object
-from distilld.model import SFT_NEVER, Category, Dataset, OnDelete, Options, Reason
-from distilld.records import evidence_record, scored_run
+from distilld.core import firewall
+from distilld.core.datasets import preference, rag, rows, sft
+from distilld.core.firewall import PREFERENCE_GATES, RAG_GATES, SFT_GATES, PairCase, PairGate, RowCase, RowGate
+from distilld.core.json_text import Malformed, parse_object
+from distilld.core.model import SFT_NEVER, Category, Dataset, OnDelete, Options, Reason
+from distilld.core.outcome import NOT_UNICODE, Outcome, Ship, hold_malformed
+from distilld.core.records import evidence_record, scored_run
 from tests.unit.builders import (
     ABSENT,
     AT,

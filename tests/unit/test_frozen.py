@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import pytest
 
-from distilld.lake import ListingError
-from distilld.model import Dataset, OnDelete, Options, Trigger
+from distilld.core.model import Dataset, OnDelete, Options, Trigger
+from distilld.lake.scan import ListingError
 from tests.unit.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
 from tests.unit.query_plans import whole_scans
 

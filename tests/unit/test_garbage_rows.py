@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilld.model import Dataset, Options, Reason
+from distilld.core.model import Dataset, Options, Reason
 from tests.unit.builders import ABSENT, PROPERTY, Export, changed, evidence, export, lake_of, none_missing, scored
 
 GARBAGE: dict[str, Any] = {

@@ -18,19 +18,19 @@ from typing import NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import index
-from distilld.account import iso_time
-from distilld.batch import Engine, PassResult
-from distilld.commit import Committer
-from distilld.config import Settings, load
-from distilld.health import diagnose
-from distilld.lake import open_partition, tree_path
-from distilld.lock import tell_trouble
-from distilld.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
-from distilld.once import bring_up_to_date, writer
-from distilld.status import look
-from distilld.store import Store
-from distilld.vitals import Failure, Unreadable, Vitals, read_vitals, write_vitals
+from distilld.config.settings import Settings, load
+from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
+from distilld.engine import index
+from distilld.engine.engine import Engine, PassResult
+from distilld.inspection.health import diagnose
+from distilld.inspection.status import look
+from distilld.lake.scan import open_partition, tree_path
+from distilld.publish.commit import Committer
+from distilld.publish.receipt import iso_time
+from distilld.service.health_record import Failure, Unreadable, Vitals, read_vitals, write_vitals
+from distilld.service.lock import tell_trouble
+from distilld.service.run_once import bring_up_to_date, writer
+from distilld.store.connection import Store
 from tests.bench.lake_by_formula import partition_of, write_bench_lake
 from tests.unit.query_plans import whole_scans
 
@@ -350,7 +350,7 @@ def every_problem() -> set[str]:
     """The names of all problems in the source."""
     found = set()
     for module in ("status", "health"):
-        tree = ast.parse((REPOSITORY / "distilld" / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((REPOSITORY / "distilld" / "inspection" / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             match node:
                 case ast.Call(func=ast.Name(id="Problem"), args=[ast.Constant(value=str(name)), *_]):

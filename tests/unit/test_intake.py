@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import intake, oracle
-from distilld.arrivals import Order
-from distilld.batch import Engine
-from distilld.commit import CommittedBatch
-from distilld.datasets import rag
-from distilld.firewall import RAG_GATES
-from distilld.intake import Intake
-from distilld.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, StatFacts, Trigger
-from distilld.store.views import Exceptions
-from distilld.verify import frozen_of
-from distilld.workers import ProcessCrew, WorkerDied
+from distilld.core.datasets import rag
+from distilld.core.firewall import RAG_GATES
+from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, StatFacts, Trigger
+from distilld.engine.bulk import load as intake
+from distilld.engine.bulk.judge_partition import Order
+from distilld.engine.bulk.load import Intake
+from distilld.engine.bulk.workers import ProcessCrew, WorkerDied
+from distilld.engine.engine import Engine
+from distilld.inspection import oracle
+from distilld.inspection.verify import frozen_of
+from distilld.publish.commit import CommittedBatch
+from distilld.store.queries import Exceptions
 from tests.property import invariants
 from tests.system.running import until
 from tests.unit.builders import jsonl

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilld import json_text
-from distilld.json_text import (
+from distilld.core import json_text
+from distilld.core.json_text import (
     Malformed,
     ParsedLine,
     cut,

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilld.lake import ListingError, Scan, SourceFiles, open_partition, printable, scan, tree_path, walk_key
-from distilld.model import InputChanged, InputKind, UnreadableError
+from distilld.core.model import InputChanged, InputKind, UnreadableError
+from distilld.lake.scan import ListingError, Scan, SourceFiles, open_partition, printable, scan, tree_path, walk_key
 from tests.unit.builders import PROPERTY
 
 SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE

@@ -15,8 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from distilld.lock import LOCK_FILE, Holder, holder, lock_of_store, refuse_other_store, tell_trouble, writer_lock
-from distilld.model import OperatorError, UsageError, WriterBusy
+from distilld.core.model import OperatorError, UsageError, WriterBusy
+from distilld.service.lock import (
+    LOCK_FILE,
+    Holder,
+    holder,
+    lock_of_store,
+    refuse_other_store,
+    tell_trouble,
+    writer_lock,
+)
 from tests.system.command import another_writer, python
 
 
@@ -317,7 +325,7 @@ def test_a_look_does_not_keep_a_writer_from_starting(root: Path, state: Path, mo
         pauses.append(seconds)
         fcntl.flock(look, fcntl.LOCK_UN)
 
-    monkeypatch.setattr("distilld.lock.time.sleep", pause)
+    monkeypatch.setattr("distilld.service.lock.time.sleep", pause)
     with writer_lock(root, state):
         assert len(pauses) == 1
     os.close(look)
@@ -399,7 +407,7 @@ def test_trouble_outlasts_its_writer_and_binds_no_store(root: Path, state: Path,
 REPLACE_THEN_HOLD = """
 import os, sys
 from pathlib import Path
-from distilld import lock
+from distilld.service import lock
 take = lock._take
 def once(descriptor, kind, path):
     lock._take = take

@@ -17,8 +17,9 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distilld import config, logs
-from distilld.model import Category, OperatorError, ProgramError
+from distilld import logs
+from distilld.config import settings as config
+from distilld.core.model import Category, OperatorError, ProgramError
 
 REPOSITORY = Path(__file__).parents[2]
 

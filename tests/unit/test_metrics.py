@@ -9,14 +9,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from distilld.batch import Engine, PassResult
-from distilld.bulletin import Bulletin
-from distilld.config import Settings, load
-from distilld.metrics import METRICS, Metrics
-from distilld.model import Dataset, Trigger
-from distilld.notify import Notifier
-from distilld.once import writer
-from distilld.store.story import Stories
+from distilld.config.settings import Settings, load
+from distilld.core.model import Dataset, Trigger
+from distilld.engine.engine import Engine, PassResult
+from distilld.service.metrics import METRICS, Metrics
+from distilld.service.reporter import Bulletin
+from distilld.service.run_once import writer
+from distilld.service.systemd import Notifier
+from distilld.store.run_queries import Stories
 from tests.bench.lake_by_formula import partition_of, write_bench_lake
 
 REPOSITORY = Path(__file__).parents[2]
@@ -157,5 +157,5 @@ def test_no_file_no_library() -> None:
     import subprocess
     import sys
 
-    code = "import distilld.daemon, sys; sys.exit('prometheus_client' in sys.modules)"
+    code = "import distilld.service.daemon, sys; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

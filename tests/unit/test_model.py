@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from distilld import model
-from distilld.model import (
+from distilld.core import model
+from distilld.core.model import (
     DATASET_PATHS,
     EXPORT_PATHS,
     RULES_VERSION,

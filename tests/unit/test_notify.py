@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.notify import Notifier
+from distilld.service.systemd import Notifier
 
 
 class Manager:

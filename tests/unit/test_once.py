@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import batch, index
-from distilld.batch import Engine, Progress
-from distilld.config import load
-from distilld.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
-from distilld.once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
-from distilld.sample_lake import SampleLake, rescore_in_place, write_sample_lake
-from distilld.store import Store
+from distilld.config.settings import load
+from distilld.core.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
+from distilld.demo.sample_lake import SampleLake, rescore_in_place, write_sample_lake
+from distilld.engine import engine as batch
+from distilld.engine import index
+from distilld.engine.engine import Engine, Progress
+from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
+from distilld.store.connection import Store
 from tests.unit.history_lake import A, B, HistoryLake, history_lake, run
 
 

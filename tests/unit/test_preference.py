@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from distilld.datasets import Ship, preference
-from distilld.model import Category, Options
+from distilld.core.datasets import preference
+from distilld.core.model import Category, Options
+from distilld.core.outcome import Ship
 from tests.unit.builders import ABSENT, AT, STAMP, all_missing, held, pair_case, shipped
 
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilld.datasets import Ship, rag
-from distilld.json_text import WHITESPACE
-from distilld.model import Options
+from distilld.core.datasets import rag
+from distilld.core.json_text import WHITESPACE
+from distilld.core.model import Options
+from distilld.core.outcome import Ship
 from tests.unit.builders import ABSENT, AT, PROPERTY, STAMP, Flaw, held, shipped, shipping_case
 
 

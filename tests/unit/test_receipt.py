@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import durable
-from distilld.model import Dataset, Trigger
-from distilld.receipt import (
+from distilld.core.model import Dataset, Trigger
+from distilld.files import durable
+from distilld.publish.receipt_files import (
     GitState,
     ReceiptWriteError,
     git_state,
@@ -241,7 +241,7 @@ class TestChain:
     @pytest.fixture
     def lake(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
         """A lake after one batch, with more to come."""
-        monkeypatch.setattr("distilld.batch.git_state", lambda _: GitState())
+        monkeypatch.setattr("distilld.engine.engine.git_state", lambda _: GitState())
         return Lake(NINE, tmp_path)
 
     def grow(self, lake: Lake, batches: int, receipts_keep: int = 0) -> None:

@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import index
-from distilld.batch import Engine
-from distilld.model import SETTLED_AFTER_NS, Dataset, InputKind, OperatorError, StatFacts, UnreadableError
-from distilld.plan import FileKey, compare
-from distilld.store import Store
+from distilld.core.model import SETTLED_AFTER_NS, Dataset, InputKind, OperatorError, StatFacts, UnreadableError
+from distilld.core.plan import FileKey, compare
+from distilld.engine import index
+from distilld.engine.engine import Engine
+from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
 from tests.unit.history_lake import A, given, history_lake, run
 

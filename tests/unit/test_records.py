@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from distilld.model import Category
-from distilld.records import EvidenceRecord, ScoredRun, category_of, evidence_record, id_digits, scored_run
+from distilld.core.model import Category
+from distilld.core.records import EvidenceRecord, ScoredRun, category_of, evidence_record, id_digits, scored_run
 from tests.unit.builders import ABSENT, evidence, scored
 
 OTHER_TYPES: dict[str, Any] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.regular_file import committed_lines, is_there, open_regular, read_regular
+from distilld.files.regular import committed_lines, is_there, open_regular, read_regular
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a FIFO": (os.mkfifo, "is no regular file"),

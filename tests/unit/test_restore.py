@@ -19,12 +19,8 @@ from typing import Any, BinaryIO, NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import arrivals, batch, index, restore, status, texts
-from distilld.aside import COPIES_KEPT
-from distilld.exports import CommittedFile, ExportReadError, Exports, ExportWriteError, Written
-from distilld.json_text import MAX_DEPTH
-from distilld.lake import ListingError, open_partition
-from distilld.model import (
+from distilld.core.json_text import MAX_DEPTH
+from distilld.core.model import (
     EXPORT_PATHS,
     SET_ASIDE,
     Dataset,
@@ -34,13 +30,22 @@ from distilld.model import (
     Trigger,
     UnreadableError,
 )
-from distilld.once import recover
-from distilld.restore import AnotherWriterError, Restorer
-from distilld.samples import faults_of
-from distilld.store import NotAStoreError, StoreCorruptError, StoreTooNewError
-from distilld.store.opening import open_store, opened_store
-from distilld.texts import Texts
-from distilld.verify import verify
+from distilld.core.samples import faults_of
+from distilld.engine import engine as batch
+from distilld.engine import index
+from distilld.engine import row_reader as texts
+from distilld.engine.bulk import judge_partition as arrivals
+from distilld.engine.row_reader import Texts
+from distilld.inspection import status
+from distilld.inspection.verify import verify
+from distilld.lake.scan import ListingError, open_partition
+from distilld.publish import restore
+from distilld.publish.exports import CommittedFile, ExportReadError, Exports, ExportWriteError, Written
+from distilld.publish.restore import AnotherWriterError, Restorer
+from distilld.publish.set_aside import COPIES_KEPT
+from distilld.service.run_once import recover
+from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTooNewError
+from distilld.store.open_writer import open_store, opened_store
 from tests.unit.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from distilld.model import SFT_NEVER, Category, Reason, UsageError
-from distilld.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
+from distilld.core.model import SFT_NEVER, Category, Reason, UsageError
+from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
 
 SOURCES = {
     "scrum_reviews",

@@ -9,10 +9,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from distilld.datasets import preference, rag, sft
-from distilld.json_text import WHITESPACE
-from distilld.model import SFT_NEVER, Category, Dataset, Reason, RowRef
-from distilld.samples import (
+from distilld.core.datasets import preference, rag, sft
+from distilld.core.json_text import WHITESPACE
+from distilld.core.model import SFT_NEVER, Category, Dataset, Reason, RowRef
+from distilld.core.samples import (
     SAMPLES,
     Location,
     PreferenceSample,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from distilld import firewall
-from distilld.datasets import sft
-from distilld.model import Options
+from distilld.core import firewall
+from distilld.core.datasets import sft
+from distilld.core.model import Options
 from tests.unit.builders import ABSENT, AT, STAMP, Flaw, held, shipped
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilld import spool as module
-from distilld.spool import LineSpool, SpoolError
+from distilld.files import spool as module
+from distilld.files.spool import LineSpool, SpoolError
 from tests.unit.builders import PROPERTY
 
 

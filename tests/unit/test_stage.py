@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from distilld import stage
-from distilld.model import REPORTS, OperatorError, UsageError
-from distilld.receipt import broken_stage_chains
-from distilld.stage import StageRun, run_stage
+from distilld.core.model import REPORTS, OperatorError, UsageError
+from distilld.publish.receipt_files import broken_stage_chains
+from distilld.service import stage
+from distilld.service.stage import StageRun, run_stage
 from tests.system.command import command, distilld, environment, once, phase4
 from tests.system.running import until
 

@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 from sqlite_utils import Database
 
 from distilld import __version__
-from distilld import store as module
-from distilld.facts import LINES_END, RowFacts
-from distilld.model import InputKind, OperatorError, StatFacts, Trigger
-from distilld.receipt import GitState
-from distilld.store import (
+from distilld.core.line_facts import LINES_END, RowFacts
+from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger
+from distilld.publish.receipt_files import GitState
+from distilld.store import connection as module
+from distilld.store import inputs
+from distilld.store.connection import (
     NotAStoreError,
     Store,
     StoreCorruptError,
     StoreFaultError,
     StoreOfOtherRootError,
     StoreTooNewError,
-    inputs,
 )
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.schema import BASE_STEP, migrations
@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     """A lake with something in every table that one pass fills."""
-    monkeypatch.setattr("distilld.batch.git_state", lambda _: GitState())
+    monkeypatch.setattr("distilld.engine.engine.git_state", lambda _: GitState())
     made = Lake(NINE, tmp_path)
     with made.opened() as engine:
         engine.run_pass(Trigger.ONCE)
@@ -69,7 +69,7 @@ class TestOpening:
     def test_a_writer_goes_without_pandas(self, path: Path, tmp_path: Path) -> None:
         """Where pandas is installed, it is not imported along with sqlite-utils; whoever wants it still gets it."""
         code = (
-            "import sys; from pathlib import Path; from distilld.store import Store\n"
+            "import sys; from pathlib import Path; from distilld.store.connection import Store\n"
             "with Store.open(Path(sys.argv[1]), Path(sys.argv[2])).transaction(): pass\n"
             "print('sqlite_utils' in sys.modules, 'pandas' in sys.modules, 'numpy' in sys.modules)\n"
             "import pandas"

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilld import tail
-from distilld.model import InputChanged, UnreadableError
-from distilld.tail import BLOCK_BYTES, HEAD_BYTES, Line, PartitionReader, SpanReader, digest_of
+from distilld.core.model import InputChanged, UnreadableError
+from distilld.lake import lines as tail
+from distilld.lake.lines import BLOCK_BYTES, HEAD_BYTES, Line, PartitionReader, SpanReader, digest_of
 from tests.crash.deaths import in_child
 from tests.unit.builders import PROPERTY
 

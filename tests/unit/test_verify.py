@@ -13,17 +13,17 @@ from typing import NoReturn
 
 import pytest
 
-from distilld import oracle
-from distilld import receipt as receipt_module
-from distilld import verify as verify_module
-from distilld.batch import Engine
-from distilld.decisions import Decisions
-from distilld.model import DATASET_PATHS, EXPORT_PATHS, Committed, Dataset, InputKind, Options, Trigger
-from distilld.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
-from distilld.stage import run_stage
-from distilld.store import Store
+from distilld.core.decisions import Decisions
+from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Committed, Dataset, InputKind, Options, Trigger
+from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
+from distilld.engine.engine import Engine
+from distilld.inspection import oracle
+from distilld.inspection import verify as verify_module
+from distilld.inspection.verify import Report, verify
+from distilld.publish import receipt_files as receipt_module
+from distilld.service.stage import run_stage
+from distilld.store.connection import Store
 from distilld.store.ledger import Ledger
-from distilld.verify import Report, verify
 from tests.bench.lake_by_formula import write_bench_lake
 from tests.unit.history_lake import A, B, history_lake, run
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from distilld.watch import FolderGoneError, Folders, Wake, WatchBrokenError, Watcher, file_system_without_events
+from distilld.service.inotify import (
+    FolderGoneError,
+    Folders,
+    Wake,
+    WatchBrokenError,
+    Watcher,
+    file_system_without_events,
+)
 from tests.system.command import REPOSITORY, environment
 
 PATIENCE_SECONDS = 10.0
@@ -113,7 +120,7 @@ def test_name_that_is_not_utf8_breaks_the_watch(watcher: Watcher, tmp_path: Path
 ARM_FIFTY = """
 import sys
 from pathlib import Path
-from distilld.watch import Watcher, WatchBrokenError
+from distilld.service.inotify import Watcher, WatchBrokenError
 root = Path(sys.argv[1])
 try:
     Watcher(debounce_ms=100, stopped=lambda: False).arm({str(each): (1, 1) for each in root.iterdir()})

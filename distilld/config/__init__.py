@@ -1,0 +1,1 @@
+"""Settings: their keys, where they come from, the commented file."""

@@ -1,0 +1,1 @@
+"""What distilld decides, as pure functions over values: gates, records, samples, ids. No file, clock or database."""

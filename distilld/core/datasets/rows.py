@@ -1,0 +1,83 @@
+"""What RAG and SFT share: one scored row goes through a table of gates, then its sample through the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from distilld.core.firewall import RowCase, RowGate
+from distilld.core.json_text import stringify
+from distilld.core.model import Dataset, Reason, RowRef
+from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Hold, Outcome, Ship, no_provenance
+from distilld.core.records import id_digits
+from distilld.core.samples import faults_of
+
+Build = Callable[[RowCase, str], dict[str, Any] | str]
+"""Makes the sample for an id, or names the field of the evidence that it lacks."""
+
+
+def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: RowCase, at: RowRef) -> Outcome:
+    """What becomes of one scored row in ``dataset``."""
+    for gate in gates:
+        errors = gate.holds(case)
+        if errors:
+            record = _short_record(case) if dataset is Dataset.SFT and gate.name == "shape" else None
+            return _hold(dataset, gate.name, gate.reason, errors, case, at, record, gate.with_provenance)
+    return _finished(dataset, build, case, at)
+
+
+def _finished(dataset: Dataset, build: Build, case: RowCase, at: RowRef) -> Outcome:
+    scored, evidence = case.scored, case.evidence
+    digits = id_digits(scored.run_id or "", scored.sig_hash or "")
+    sample = build(case, digits)
+    if isinstance(sample, str):
+        errors: tuple[str, ...] = (f"evidence.{sample}: must be a string",)
+    elif scored.marked or (evidence is not None and evidence.marked):
+        errors = (NOT_UNICODE,)
+    else:
+        errors = faults_of(dataset, sample)
+        if not errors:
+            return Ship(digits, sample)
+    return _hold(dataset, "schema", Reason.SCHEMA_VIOLATION, errors, case, at)
+
+
+def _hold(
+    dataset: Dataset,
+    gate: str,
+    reason: Reason,
+    errors: tuple[str, ...],
+    case: RowCase,
+    at: RowRef,
+    record: dict[str, Any] | None = None,
+    with_provenance: bool = True,
+) -> Hold:
+    row = case.scored.json
+    return Hold(
+        gate,
+        dataset,
+        reason,
+        errors,
+        at,
+        row.record if record is None else (lambda: stringify(record)),
+        row.provenance if with_provenance else no_provenance,
+    )
+
+
+def _short_record(case: RowCase) -> dict[str, Any]:
+    evidence = case.evidence
+    record: dict[str, Any] = {"run_id": case.scored.run_id}
+    if evidence and evidence.model_role:
+        record["model_role"] = evidence.model_role
+    record["has_text"] = bool(evidence and evidence.text)
+    return record
+
+
+def provenance_of(case: RowCase) -> dict[str, Any]:
+    """The provenance that a sample carries: the scored row's, stamped later."""
+    scored = case.scored
+    return {
+        "source_file": scored.source_file,
+        "line_offset": scored.line_offset,
+        "sig_hash": scored.sig_hash,
+        "recorded_at": UNSTAMPED,
+    }

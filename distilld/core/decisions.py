@@ -1,0 +1,246 @@
+"""What a batch will do, decided to the end before anything is changed; ``--dry-run`` shows it and stops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from distilld.core.line_facts import SHIPPED
+from distilld.core.model import Category, Cause, Dataset, InputChanged, UnreadableError, Verdict
+
+ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
+
+
+def key_of(digits: str) -> int:
+    """The 16 hex digits of an id as the signed 64-bit integer that the store keeps."""
+    number = int(digits, 16)
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def digits_of(key: int) -> str:
+    """The 16 hex digits of a stored key."""
+    return f"{key & (1 << 64) - 1:016x}"
+
+
+def id_of(dataset: Dataset, key: int) -> str:
+    """The id that stands in the dataset."""
+    return ID_PREFIX[dataset] + digits_of(key)
+
+
+class RowUpdate(NamedTuple):
+    """The outcomes of one scored row from now on; codes, line digests and batches of RAG, then of SFT.
+
+    All are None where it counts as never judged.
+    """
+
+    rag: int | None
+    rag_line: bytes | None
+    rag_batch: int | None
+    sft: int | None
+    sft_line: bytes | None
+    sft_batch: int | None
+    walk: int
+
+
+class PairRow(NamedTuple):
+    """A pair as it is recorded from now on."""
+
+    task_id: str
+    slot: int
+    chosen_run_id: str
+    rejected_run_id: str
+    rejected_category: int
+    chosen_partition: int
+    rejected_partition: int
+    sample_key: int
+    outcome: int
+    line: bytes
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """A shipped row that leaves, or is replaced under the same id (SPEC 3.9)."""
+
+    dataset: Dataset
+    key: int
+    cause: Cause
+    replaced: bool
+    source_run_id: str | None = None
+    chosen_run_id: str | None = None
+    rejected_run_id: str | None = None
+    verdict: Verdict | None = None
+    shipped_batch: int | None = None
+
+
+class PublishedWithdrawal(NamedTuple):
+    """A withdrawal as its log tells it: one line of ``exports/withdrawals``, all keys always (SPEC 3.9)."""
+
+    dataset: Dataset
+    id: str
+    source_run_id: str | None
+    chosen_run_id: str | None
+    rejected_run_id: str | None
+    cause: str
+    replaced: bool
+    verdict: dict[str, Any] | None
+    shipped_batch: str | None
+    withdrawn_batch: str
+    withdrawn_at: str
+
+    def line(self) -> bytes:
+        """The log's line, line feed included."""
+        values = self._asdict()
+        del values["dataset"]
+        return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class Lines(Protocol):
+    """Finished lines on their way to an export, in order."""
+
+    @property
+    def rows(self) -> int:
+        """Return how many lines there are."""
+
+    def add(self, line: bytes) -> None:
+        """Take one line, line feed included."""
+
+    def blocks(self) -> Iterator[bytes]:
+        """Return everything in order, in blocks of some size."""
+
+    def close(self) -> None:
+        """Drop the lines."""
+
+
+@dataclass(slots=True)
+class DatasetChanges:
+    """What happens to one dataset's two files.
+
+    ``missing_shipped`` and ``missing_held`` count recorded lines that a damaged file lost: such a line need not be
+    dropped, and one that is to stay must be written again.
+    """
+
+    shipped: Lines
+    held: Lines
+    missing_shipped: Counter[bytes] = field(default_factory=Counter)
+    missing_held: Counter[bytes] = field(default_factory=Counter)
+    removed_keys: dict[int, bytes] = field(default_factory=dict)
+    """Ids whose lines go, with the digests of these lines."""
+    removed_held: Counter[bytes] = field(default_factory=Counter)
+    """Digests of the quarantine lines that go, with how often."""
+    adopted: int = 0
+    restored: int = 0
+
+    def drop_key(self, key: int, line: bytes) -> None:
+        """The dataset line of this id, known by its digest, goes."""
+        if not self._was_missing(self.missing_shipped, line):
+            self.removed_keys[key] = line
+
+    def drop_held(self, line: bytes) -> None:
+        """One quarantine line with this digest goes."""
+        if not self._was_missing(self.missing_held, line):
+            self.removed_held[line] += 1
+
+    def keep_shipped(self, digest: bytes, line: bytes) -> None:
+        """A dataset line stays as it is; it is written again if a damaged file lost it."""
+        if self.missing_shipped and self._was_missing(self.missing_shipped, digest):
+            self.shipped.add(line)
+            self.restored += 1
+
+    def keep_held(self, digest: bytes, line: bytes) -> None:
+        """A quarantine line stays as it is; it is written again if a damaged file lost it."""
+        if self.missing_held and self._was_missing(self.missing_held, digest):
+            self.held.add(line)
+            self.restored += 1
+
+    def is_missing(self, outcome: int | None, line: bytes) -> bool:
+        """Whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
+        missing = self.missing_shipped if outcome == SHIPPED else self.missing_held
+        return bool(missing) and missing[line] > 0
+
+    @staticmethod
+    def _was_missing(missing: Counter[bytes], digest: bytes) -> bool:
+        if not missing or missing[digest] <= 0:
+            return False
+        missing[digest] -= 1
+        return True
+
+
+class ArrivedSpan(NamedTuple):
+    """Where the rows of a new partition stand in walk order: from ``low``, up to but not including ``high``.
+
+    ``file`` is its number in the first look at all that arrives.
+    """
+
+    file: int
+    low: int
+    high: int
+
+
+@dataclass(slots=True)
+class Decisions:
+    """A batch's finished list of changes."""
+
+    sequence: int
+    recorded_at: str
+    changes: dict[Dataset, DatasetChanges]
+    rows: list[RowUpdate] = field(default_factory=list)
+    judged_walks: list[int] = field(default_factory=list)
+    arrived_rows: int = 0
+    """Rows of new partitions, which were judged as they came in."""
+    arrived_spans: list[ArrivedSpan] = field(default_factory=list)
+    """Where they stand, partition by partition."""
+    newly_judged: int = 0
+    released: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
+    """Rows that give up an id in this batch, so that another row may take it in the same transaction."""
+    tasks: list[str] = field(default_factory=list)
+    dropped_pairs: list[int] = field(default_factory=list)
+    pairs: list[PairRow] = field(default_factory=list)
+    frozen_pairs: list[int] = field(default_factory=list)
+    departures: list[int] = field(default_factory=list)
+    frozen_seen: list[int] = field(default_factory=list)
+    frozen_left: list[tuple[Dataset, int]] = field(default_factory=list)
+    unadopted: list[tuple[Dataset, int]] = field(default_factory=list)
+    withdrawals: list[Withdrawal] = field(default_factory=list)
+    totals: Counter[tuple[Dataset, str, int]] = field(default_factory=Counter)
+    by_category: Counter[Category] = field(default_factory=Counter)
+    shipped_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
+    """Rows of which this batch wrote a line into a dataset, for the firewall's second look."""
+    bytes_read: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Files that could not be read, and why, so that rows or tasks were left for a later batch."""
+    changed_inputs: set[str] = field(default_factory=set)
+    """Files that are no longer what was indexed of them, so that rows or tasks were left until they are read again."""
+    rows_to_queue: list[int] = field(default_factory=list)
+    """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
+    tasks_to_queue: list[str] = field(default_factory=list)
+    """Tasks that this batch touched and leaves to a later one."""
+    judged_to: int | None = None
+    """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
+
+    @property
+    def rows_judged(self) -> int:
+        """How many scored rows this batch judged."""
+        return len(self.judged_walks) + self.arrived_rows
+
+    @property
+    def took_any(self) -> bool:
+        """Whether anything that waited was judged, be it that nothing followed from it."""
+        return bool(self.judged_walks or self.tasks or self.departures or self.frozen_seen)
+
+    def note_out_of_reach(self, error: UnreadableError | InputChanged) -> None:
+        """Something is left for a later batch, since a file that it needs cannot be read, or changed."""
+        if isinstance(error, UnreadableError):
+            self.unreadable[error.path] = error.why
+        else:
+            self.changed_inputs.add(error.path)
+
+    def close(self) -> None:
+        """Drop the spooled lines."""
+        for change in self.changes.values():
+            change.shipped.close()
+            change.held.close()

@@ -1,0 +1,97 @@
+"""The facts of a line, as the state store keeps them, and the codes that stand for words there.
+
+What can be known of a line without any other line: where it stands, its digest, whom it speaks of. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from distilld.core.json_text import Malformed, ParsedLine
+from distilld.core.model import Category, Reason
+from distilld.core.records import category_of, id_digits
+
+LINE_BITS: Final = 26
+"""A partition holds fewer than 2^26 lines; the bits above them are its place among the partitions."""
+LINES_END: Final = 1 << LINE_BITS
+
+SHIPPED: Final = 0
+REASON_CODES: Final = {reason: code for code, reason in enumerate(Reason, 1)}
+REASONS: Final = {code: reason for reason, code in REASON_CODES.items()}
+DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
+CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category, 1)}
+CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
+CODES_BY_TEXT: Final = {category.value: code for category, code in CATEGORY_CODES.items()}
+MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
+MALFORMED: Final = {code: kind for kind, code in MALFORMED_CODES.items()}
+
+TOO_LONG: Final = ParsedLine(None, False, Malformed.TOO_LONG)
+"""What a line that was not read because of its length is parsed to."""
+
+
+class RowFacts(NamedTuple):
+    """The facts of one scored row, in the order of the table's columns."""
+
+    line: int
+    start: int
+    length: int
+    digest: bytes
+    run_id: str | None
+    task_id: str | None
+    category: int | None
+    malformed: int | None
+    sample_key: int | None
+
+
+class EvidenceFacts(NamedTuple):
+    """The facts of one evidence row."""
+
+    run_id: str
+    line: int
+    start: int
+    length: int
+    digest: bytes
+
+
+class MalformedEvidence(NamedTuple):
+    """Lines of an evidence file that hold no run: how many came, and the number of the first (SPEC 2)."""
+
+    path: str
+    lines: int
+    first_line: int
+
+
+def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedLine) -> RowFacts:
+    """The facts of the scored line with number ``line`` at ``start``."""
+    value = parsed.value
+    if value is None:
+        code = MALFORMED_CODES[parsed.malformed or Malformed.NOT_JSON]
+        return RowFacts(line, start, length, digest, None, None, None, code, None)
+    run_id, task_id, provenance = value.get("evidence_run_id"), value.get("evidence_task_id"), value.get("provenance")
+    run_id = run_id if type(run_id) is str and run_id else None
+    category = category_of(value.get("category"))
+    signature = provenance.get("sig_hash") if type(provenance) is dict else None
+    key = sample_key(run_id, signature) if run_id and type(signature) is str and signature else None
+    return RowFacts(
+        line,
+        start,
+        length,
+        digest,
+        run_id,
+        task_id if type(task_id) is str and task_id else None,
+        CATEGORY_CODES[category] if category else None,
+        None,
+        key,
+    )
+
+
+def sample_key(run_id: str, signature: str) -> int:
+    """The 16 hex digits of a row's ids as the signed integer that the store keeps."""
+    number = int(id_digits(run_id, signature), 16)
+    return number - (1 << 64) if number >> 63 else number
+
+
+def run_of_evidence(value: dict[str, Any]) -> str | None:
+    """The run that an evidence row is of; None where it names none."""
+    run_id = value.get("run_id")
+    return run_id if type(run_id) is str and run_id else None

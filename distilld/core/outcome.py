@@ -1,0 +1,75 @@
+"""From a joined row, or a task's rows, to what becomes of it: ship or hold. Pure functions, one module per dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distilld.core.json_text import Malformed, cut, stringify
+from distilld.core.model import Dataset, Reason, RowRef
+from distilld.core.samples import quarantine_line, sample_line
+
+UNSTAMPED = "-"
+"""Stands in a sample's two timestamps until its batch stamps them."""
+
+NOT_UNICODE = "text is not valid Unicode"
+"""Why a marked row, or a row on marked evidence, fails the schema gate (SPEC 2)."""
+
+RAW_UNITS = 200
+"""How much of a malformed line goes into its quarantine row, in UTF-16 code units."""
+
+
+@dataclass(slots=True)
+class Ship:
+    """A sample that stands in its dataset; ``digits`` are the 16 hex digits of its id."""
+
+    digits: str
+    sample: dict[str, Any]
+
+    def line(self, created_at: str, recorded_at: str | None = None) -> bytes:
+        """The dataset's line, line feed included."""
+        return sample_line(self.sample, created_at, recorded_at)
+
+
+@dataclass(slots=True)
+class Hold:
+    """A row or pair that stands in quarantine, and the gate that holds it; ``record`` gives the source record."""
+
+    gate: str
+    dataset: Dataset
+    reason: Reason
+    errors: tuple[str, ...]
+    at: RowRef
+    record: Callable[[], bytes]
+    provenance: Callable[[], bytes | None]
+
+    def line(self, recorded_at: str, _: str | None = None) -> bytes:
+        """The quarantine file's line, line feed included."""
+        return quarantine_line(
+            self.dataset, self.reason, self.record(), self.errors, self.provenance(), self.at, recorded_at
+        )
+
+
+Outcome = Ship | Hold
+
+
+def no_provenance() -> None:
+    """For the quarantine rows that quote none."""
+    return
+
+
+def hold_malformed(
+    dataset: Dataset, head: str, malformed: Malformed, at: RowRef, *, source_file: str, max_line_bytes: int
+) -> Hold:
+    """Gate 1 of RAG and SFT. ``head`` is the line's text, or enough of it; ``source_file`` its path below the root."""
+    raw = cut(head, RAW_UNITS)
+    return Hold(
+        "malformed",
+        dataset,
+        Reason.SCHEMA_VIOLATION,
+        (malformed.text(max_line_bytes),),
+        at,
+        lambda: stringify({"_raw": raw}),
+        lambda: stringify({"source_file": source_file, "line_offset": at.line}),
+    )

@@ -1,0 +1,178 @@
+"""What comes in: scored runs and evidence, read tolerantly (SPEC 2, 'Types').
+
+A field of the wrong type is an absent field; nothing here raises for what a producer wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeGuard
+
+from distilld.core.json_text import number_text, stringify
+from distilld.core.model import Category
+
+_CATEGORIES: Final = {category.value: category for category in Category}
+_INT64_END: Final = 2**63
+_make: Final = tuple.__new__
+"""What a NamedTuple's own constructor does, without its price, where there is one for each row."""
+
+
+def category_of(value: Any) -> Category | None:
+    """The category that a JSON value names, or None."""
+    return _CATEGORIES.get(value) if type(value) is str else None
+
+
+@lru_cache(maxsize=4)
+def id_digits(run_id: str, sig_hash: str) -> str:
+    """The 16 hex digits that a RAG and an SFT row of this run share (SPEC 3.1, 3.2)."""
+    return hashlib.sha256(f"{run_id}|{sig_hash}".encode()).hexdigest()[:16]
+
+
+class RowJson:
+    """The JSON of a scored row as its quarantine rows quote it, made once for both datasets, and only when needed."""
+
+    __slots__ = ("_provenance", "_record", "value")
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self._record: bytes | None = None
+        self._provenance: bytes | None = None
+
+    def record(self) -> bytes:
+        """The row's JSON value written anew."""
+        if self._record is None:
+            self._record = stringify(self.value)
+        return self._record
+
+    def provenance(self) -> bytes | None:
+        """The row's provenance as it stands, or None where the row has none."""
+        if self._provenance is None and "provenance" in self.value:
+            self._provenance = stringify(self.value["provenance"])
+        return self._provenance
+
+
+class ScoredRun(NamedTuple):
+    """One scored row. Every string is non-empty; ``value`` is the row's whole JSON object."""
+
+    value: dict[str, Any]
+    run_id: str | None
+    task_id: str | None
+    category: Category | None
+    sig_hash: str | None
+    source_file: str | None
+    line_offset: int | None
+    first_reason: str | None
+    marked: bool
+    json: RowJson
+
+
+class EvidenceRecord(NamedTuple):
+    """One evidence row. ``text`` and ``task_id`` may be empty strings; None is absent or of another type."""
+
+    run_id: str | None
+    task_id: str | None
+    model_role: str | None
+    model_name: str | None
+    text: str | None
+    source_files: tuple[Any, ...] | None
+    matrix_corpora: str | None
+    pathway_fingerprints: str | None
+    contractor: str | None
+    source_file: str | None
+    marked: bool
+
+    @property
+    def first_source_file(self) -> str | None:
+        """The first of ``source_files``, a non-empty string, or None where the field does not count."""
+        return self.source_files[0] if self.source_files else None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return type(value) is int or type(value) is float
+
+
+def _line_offset(value: Any) -> int | None:
+    if type(value) is int:
+        whole = value
+    elif type(value) is float and value.is_integer():
+        whole = int(value)
+    else:
+        return None
+    if -(2**53) <= whole <= 2**53:
+        return whole
+    # JavaScript holds it as a double; a loader's 64-bit column must hold what is printed.
+    whole = int(number_text(float(whole))) if abs(whole) < 10**21 else _INT64_END
+    return whole if -_INT64_END <= whole < _INT64_END else None
+
+
+def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
+    """Read a scored row from its JSON object."""
+    get = value.get
+    run_id, task_id, category, provenance, reasons = (
+        get("evidence_run_id"), get("evidence_task_id"), get("category"), get("provenance"), get("reasons")
+    )  # fmt: skip
+    sig_hash = source_file = line_offset = None
+    if type(provenance) is dict:
+        get = provenance.get
+        sig_hash, source_file, line_offset = get("sig_hash"), get("source_file"), get("line_offset")
+    first = reasons[0] if type(reasons) is list and reasons else None
+    return _make(
+        ScoredRun,
+        (
+            value,
+            run_id if type(run_id) is str and run_id else None,
+            task_id if type(task_id) is str and task_id else None,
+            _CATEGORIES.get(category) if type(category) is str else None,
+            sig_hash if type(sig_hash) is str and sig_hash else None,
+            source_file if type(source_file) is str and source_file else None,
+            _line_offset(line_offset),
+            first if type(first) is str and first else None,
+            marked,
+            RowJson(value),
+        ),
+    )
+
+
+def evidence_record(value: dict[str, Any], *, marked: bool = False) -> EvidenceRecord:
+    """Read an evidence row from its JSON object."""
+    get = value.get
+    run_id, task_id, role, model, text, files = (
+        get("run_id"), get("task_id"), get("model_role"), get("model_name"), get("text"), get("source_files")
+    )  # fmt: skip
+    retrieved, metadata, provenance = get("retrieved_context"), get("metadata"), get("provenance")
+    corpora = fingerprints = contractor = source_file = None
+    if type(retrieved) is dict:
+        corpora = _joined(retrieved.get("matrix_corpora"))
+        seen = retrieved.get("pathway_fingerprints_seen")
+        fingerprints = number_text(seen) if _is_number(seen) else None
+    if type(metadata) is dict:
+        contractor = metadata.get("contractor")
+    if type(provenance) is dict:
+        source_file = provenance.get("source_file")
+    return _make(
+        EvidenceRecord,
+        (
+            run_id if type(run_id) is str and run_id else None,
+            task_id if type(task_id) is str else None,
+            role if type(role) is str and role else None,
+            model if type(model) is str and model else None,
+            text if type(text) is str else None,
+            tuple(files) if type(files) is list and files and type(files[0]) is str and files[0] else None,
+            corpora,
+            fingerprints,
+            contractor if type(contractor) is str and contractor else None,
+            source_file if type(source_file) is str else None,
+            marked,
+        ),
+    )
+
+
+def _joined(corpora: Any) -> str | None:
+    if type(corpora) is not list:
+        return None
+    if len(corpora) == 1 and type(corpora[0]) is str:
+        return str(corpora[0])
+    wanted = (item for item in corpora if isinstance(item, str) or _is_number(item))
+    parts = [item if isinstance(item, str) else number_text(item) for item in wanted]
+    return ",".join(parts) if parts else None

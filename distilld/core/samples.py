@@ -1,0 +1,171 @@
+"""What goes out: the rows of the datasets and of quarantine, strict, and their exact bytes (SPEC 3.1 to 3.8).
+
+The models are the second wall of the firewall and the source of ``distilld schema``. They are checked on the very
+object that is printed, without coercion, so what was checked is what a loader reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, get_args
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distilld.core.json_text import WHITESPACE
+from distilld.core.model import SFT_NEVER, Category, Dataset, Reason, RowRef
+
+SCHEMA_VERSION: Final = 1
+
+NotBlank = Annotated[str, Field(pattern=f"[^{WHITESPACE}]")]
+NotEmpty = Annotated[str, Field(min_length=1)]
+
+RagCategory = Literal["accepted", "partially_accepted", "needs_human_review"]
+SftCategory = Literal["accepted", "partially_accepted"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Provenance(_Strict):
+    """Where the scored row came from; ``recorded_at`` is the time of the batch that wrote the sample."""
+
+    source_file: NotEmpty
+    line_offset: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None
+    sig_hash: NotEmpty
+    recorded_at: NotEmpty
+
+
+class RagSample(_Strict):
+    """One passage for retrieval."""
+
+    schema_version: Literal[1]
+    id: NotBlank
+    title: NotBlank
+    content: NotBlank
+    tags: list[str]
+    source_run_id: NotBlank
+    success_score: RagCategory
+    source_category: RagCategory
+    embedding_text: NotBlank
+    created_at: NotEmpty
+    provenance: Provenance
+
+
+class SftSample(_Strict):
+    """One instruction, its context and the accepted response; no SFT_NEVER category can be written down here."""
+
+    schema_version: Literal[1]
+    id: NotBlank
+    instruction: NotBlank
+    context: str
+    response: NotBlank
+    source_run_id: NotBlank
+    quality_score: SftCategory
+    created_at: NotEmpty
+    provenance: Provenance
+
+
+class PreferenceSample(_Strict):
+    """Two answers to one task, the better one chosen; that the two differ is checked in :func:`faults_of`."""
+
+    schema_version: Literal[1]
+    id: NotBlank
+    prompt: NotBlank
+    chosen: NotBlank
+    rejected: NotBlank
+    reason: NotBlank
+    chosen_run_id: NotBlank
+    rejected_run_id: NotBlank
+    created_at: NotEmpty
+    provenance: Provenance
+
+
+class Location(_Strict):
+    """Where the held row stands: its partition below ``data/scored-runs`` and its line."""
+
+    partition: NotEmpty
+    line_offset: Annotated[int, Field(ge=0)]
+
+
+class QuarantineRow(_Strict):
+    """One row that does not ship. ``source_provenance`` is left out where the row has none to give."""
+
+    exporter: Literal["rag", "sft", "preference"]
+    reason: Reason
+    source_record: dict[str, Any]
+    errors: list[str]
+    recorded_at: NotEmpty
+    source_provenance: Any = None
+    location: Location
+
+
+SAMPLES: Final[dict[Dataset, type[_Strict]]] = {
+    Dataset.RAG: RagSample,
+    Dataset.SFT: SftSample,
+    Dataset.PREFERENCE: PreferenceSample,
+}
+
+assert not set(get_args(SftCategory)) & {category.value for category in SFT_NEVER}  # noqa: S101  frozen twice
+assert Category.REJECTED.value not in get_args(RagCategory)  # noqa: S101
+
+_FAULTS: Final = {
+    "missing": "is missing",
+    "string_type": "must be a string",
+    "string_pattern_mismatch": "must not be blank",
+    "string_too_short": "must not be empty",
+    "literal_error": "is not one of the allowed values",
+    "extra_forbidden": "is not a key of this dataset",
+}
+
+_VALIDATE: Final = {dataset: model.__pydantic_validator__.validate_python for dataset, model in SAMPLES.items()}
+
+
+def faults_of(dataset: Dataset, sample: dict[str, Any]) -> tuple[str, ...]:
+    """What is wrong with a finished row by its schema: a text per fault, without any value of the row."""
+    try:
+        _VALIDATE[dataset](sample)
+    except ValidationError as error:
+        return tuple(
+            f"{'.'.join(map(str, fault['loc']))}: {_FAULTS.get(fault['type'], fault['type'])}"
+            for fault in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+    if dataset is Dataset.PREFERENCE:
+        return _pair_faults(sample)
+    return ()
+
+
+def _pair_faults(sample: dict[str, Any]) -> tuple[str, ...]:
+    same = ((("chosen_run_id", "rejected_run_id")), ("chosen", "rejected"))
+    return tuple(f"{one}: must differ from {other}" for one, other in same if sample[one] == sample[other])
+
+
+def sample_line(sample: dict[str, Any], created_at: str, recorded_at: str | None = None) -> bytes:
+    """The row's bytes with its line feed, stamped with the time of its batch (an adopted row brings its own two)."""
+    sample["created_at"] = created_at
+    sample["provenance"]["recorded_at"] = recorded_at or created_at
+    return orjson.dumps(sample, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def quarantine_line(
+    dataset: Dataset,
+    reason: Reason,
+    record: bytes,
+    errors: Sequence[str],
+    provenance: bytes | None,
+    at: RowRef,
+    recorded_at: str,
+) -> bytes:
+    """The bytes of a quarantine row; ``record`` and ``provenance`` are finished JSON."""
+    row: dict[str, Any] = {
+        "exporter": dataset.text,
+        "reason": reason.text,
+        "source_record": orjson.Fragment(record),
+        "errors": list(errors),
+        "recorded_at": recorded_at,
+    }
+    if provenance is not None:
+        row["source_provenance"] = orjson.Fragment(provenance)
+    row["location"] = {"partition": at.partition, "line_offset": at.line}
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,1 @@
+"""A sample lakehouse, and the show that runs on it."""

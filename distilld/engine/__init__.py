@@ -1,0 +1,1 @@
+"""One pass: index what changed, judge what it touches, commit batch by batch."""

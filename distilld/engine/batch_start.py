@@ -1,0 +1,34 @@
+"""Begin a batch: empty decisions, and where their lines are kept until they are written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from distilld.core.decisions import DatasetChanges, Decisions
+from distilld.core.model import Dataset
+from distilld.files.spool import LineSpool, SpooledParts
+
+
+def arriving_decisions(
+    sequence: int, recorded_at: str, lines: Mapping[Dataset, tuple[SpooledParts, SpooledParts]]
+) -> Decisions:
+    """A batch of new partitions: it takes nothing from any dataset. ``lines`` are what ships, and what is held."""
+    return Decisions(sequence, recorded_at, {dataset: DatasetChanges(*lines[dataset]) for dataset in Dataset})
+
+
+def empty_decisions(
+    sequence: int, recorded_at: str, spool_folder: Path, missing: Mapping[str, Counter[bytes]]
+) -> Decisions:
+    """A batch that does nothing yet; ``missing`` counts the lines that damaged exports lost."""
+    changes = {
+        dataset: DatasetChanges(
+            LineSpool(spool_folder),
+            LineSpool(spool_folder),
+            Counter(missing.get(dataset.value, {})),
+            Counter(missing.get(f"quarantine_{dataset}", {})),
+        )
+        for dataset in Dataset
+    }
+    return Decisions(sequence, recorded_at, changes)

@@ -1,0 +1,1 @@
+"""Many new partitions at once: read, judged and spooled by worker processes."""

@@ -1,0 +1,417 @@
+"""Takes the facts of changed input files into the store (DESIGN 3, steps 2 and 3). Touches no export.
+
+All changed files are indexed before any row is judged, so that no row ships while a later file, not yet read, forbids
+it. Transactions are bounded by rows and may hold several files; a crash between two of them loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from distilld.core.line_facts import LINES_END, EvidenceFacts, MalformedEvidence, RowFacts, row_facts, run_of_evidence
+from distilld.core.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
+from distilld.core.plan import FileKey, Look, compare
+from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
+from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
+from distilld.store.connection import Store
+from distilld.store.inputs import FileRecord, Inputs
+
+ROWS_PER_TRANSACTION: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One input file that changed, as logs and receipts name it."""
+
+    kind: InputKind
+    path: str
+    change: str
+    lines: int = 0
+
+
+@dataclass(slots=True)
+class Indexed:
+    """What one scan brought."""
+
+    changes: list[FileChange] = field(default_factory=list)
+    unsettled: list[FileKey] = field(default_factory=list)
+    """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
+    problems: list[OperatorError] = field(default_factory=list)
+    malformed_evidence: list[MalformedEvidence] = field(default_factory=list)
+    unreadable: list[FileKey] = field(default_factory=list)
+    """The files behind the problems."""
+    files_seen: int = 0
+    rows_indexed: int = 0
+    bytes_read: int = 0
+
+
+class Indexer:
+    """Brings the store's facts up to date with one scan."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: Store,
+        inputs: Inputs,
+        options: Options,
+        *,
+        settle_ns: int,
+        overdue: Callable[[FileKey], bool] = lambda _: False,
+        progress: Callable[[int, int], None] = lambda _files, _bytes: None,
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._inputs = inputs
+        self._options = options
+        self._settle_ns = settle_ns
+        self._overdue = overdue
+        self._progress = progress
+        self._out = Indexed()
+        self._rows_in_transaction = 0
+        self._fresh = True
+        self._read_anew = False
+        self._first_malformed: int | None = None
+        self._owed: Set[FileKey] = frozenset()
+
+    def take(self, scan: Scan, *, read_anew: bool = False, owed: Set[FileKey] = frozenset()) -> Indexed:
+        """Compare the scan with what is recorded and index what changed.
+
+        ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
+        that are ``owed`` such a reading get it alone.
+
+        Raises:
+            ListingError: A tree is missing although files of it are known.
+        """
+        if not (read_anew or owed or self._withdraws or scan.missing) and self._inputs.all_as_recorded(scan.files):
+            return self._out
+        known = self._inputs.files()
+        refuse_missing_trees(scan.missing, known)
+        self._read_anew = read_anew
+        self._owed = owed
+        seen = {(file.kind, file.path): file for file in scan.files}
+        plan = compare(
+            {key: file.stat for key, file in seen.items()},
+            known,
+        )
+        reads: list[tuple[FileKey, Look]] = list(plan.to_read)
+        if read_anew or owed:
+            planned = {key for key, _ in reads}
+            reads = sorted(
+                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
+                key=lambda read: (read[0][1].split("/"), read[0][0]),
+            )
+        purge = [record for record in known.values() if not record.present] if self._withdraws else []
+        if not (reads or plan.gone or purge):
+            return self._out
+        self._progress(0, 0)
+        self._fresh = self._inputs.is_fresh()
+        with self._transactions():
+            self._take_gone(
+                [known[key] for key in plan.gone],
+                [record for record in purge if (record.kind, record.path) not in seen],
+            )
+            places = self._place(reads, known)
+            for key, look in reads:
+                self._take_file(seen[key], known.get(key), look, places.get(key[1], (0, 0)))
+                self._progress(len(self._out.changes), self._out.bytes_read)
+        return self._out
+
+    def _place(self, reads: list[tuple[FileKey, Look]], known: dict[FileKey, FileRecord]) -> dict[str, tuple[int, int]]:
+        """Places in walk order for the partitions of new files; known ones have theirs, and may have to move."""
+        new = [path for (kind, path), _ in reads if (kind, path) not in known]
+        if not new:
+            return {}
+        places = self._inputs.place_partitions(new)
+        for record in known.values():
+            record.walk_base = places[record.path][1]
+        return places
+
+    def _is_read_anew(self, key: FileKey) -> bool:
+        return self._read_anew or key in self._owed
+
+    @property
+    def _withdraws(self) -> bool:
+        return self._options.on_delete is OnDelete.WITHDRAW
+
+    # transactions
+
+    @contextmanager
+    def _transactions(self) -> Iterator[None]:
+        """Transactions of bounded size around many files; what one file needs as a whole is never cut."""
+        self._store.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._store.connection.execute("COMMIT")
+        except BaseException:
+            self._inputs.forget_files()
+            if self._store.connection.in_transaction:
+                self._store.connection.execute("ROLLBACK")
+            raise
+
+    def _breathe(self, rows: int) -> None:
+        self._rows_in_transaction += rows
+        if self._rows_in_transaction >= ROWS_PER_TRANSACTION:
+            self._store.connection.execute("COMMIT")
+            self._store.connection.execute("BEGIN IMMEDIATE")
+            self._rows_in_transaction = 0
+
+    # files that are gone
+
+    def _take_gone(self, gone: list[FileRecord], purge: list[FileRecord]) -> None:
+        # Scored files first: their rows' evidence may be gone with them, and then only the rows count.
+        for record in sorted(gone, key=lambda record: record.kind is InputKind.EVIDENCE):
+            self._note(record, "absent", 0, 0, 0)
+            if self._withdraws:
+                self._drop(record)
+            elif record.kind is InputKind.SCORED:
+                self._inputs.freeze_scored(record, self._options)
+                self._set_absent(record)
+            else:
+                self._inputs.lose_evidence(record)
+                self._set_absent(record)
+        for record in purge:
+            if record.kind is InputKind.SCORED:
+                self._inputs.thaw_scored(record, self._options)
+            self._note(record, "absent", 0, 0, 0)
+            self._drop(record)
+
+    def _set_absent(self, record: FileRecord) -> None:
+        record.state = "absent"
+        self._inputs.write_file(record)
+
+    def _drop(self, record: FileRecord) -> None:
+        if record.kind is InputKind.SCORED:
+            self._inputs.drop_scored(record, self._options)
+        else:
+            self._inputs.stage_evidence()
+            self._inputs.apply_evidence(record, whole_file=True)
+        self._inputs.forget_file(record)
+
+    # files that are there
+
+    def _take_file(self, file: PartitionFile, known: FileRecord | None, look: Look, place: tuple[int, int]) -> None:
+        shown = tree_path(file.kind, file.path)
+        self._first_malformed = None
+        try:
+            with open_partition(self._root, file.kind, file.path) as (descriptor, facts):
+                reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, shown)
+                try:
+                    self._take_open(reader, facts, file, known, look, place)
+                finally:
+                    self._out.bytes_read += reader.bytes_read
+        except InputChanged:
+            self._inputs.forget_files()
+            self._out.unsettled.append((file.kind, file.path))
+        except OperatorError as error:
+            self._inputs.forget_files()
+            self._out.problems.append(error)
+            self._out.unreadable.append((file.kind, file.path))
+
+    def _take_open(
+        self,
+        reader: PartitionReader,
+        facts: StatFacts,
+        file: PartitionFile,
+        known: FileRecord | None,
+        look: Look,
+        place: tuple[int, int],
+    ) -> None:
+        key = (file.kind, file.path)
+        if known is None:
+            self._append(reader, facts, _new_record(file, place), "new")
+            return
+        proven = reader.prove_prefix(known.indexed_bytes, known.indexed_sha256)
+        if (look is Look.RETURNED or not proven) and not self._is_still(facts, key):
+            self._out.unsettled.append(key)
+            return
+        whole = self._is_read_anew(key) or (look is Look.RETURNED and file.kind is InputKind.EVIDENCE)
+        if proven and not whole:
+            self._set_present(known)
+            if self._append(reader, facts, known, look.value if look is Look.RETURNED else "appended"):
+                return
+        reader.rewind()
+        self._rewrite(reader, facts, known, look)
+
+    def _set_present(self, record: FileRecord) -> None:
+        """An absent file is there again, and has been read: nothing else would see that its rows are to come back."""
+        if record.present:
+            return
+        record.state = "present"
+        if record.kind is InputKind.SCORED:
+            self._inputs.thaw_scored(record, self._options)
+        self._inputs.write_file(record)
+
+    def _is_still(self, facts: StatFacts, key: FileKey) -> bool:
+        if self._settle_ns == 0:
+            return True
+        return time.time_ns() - max(facts.mtime_ns, facts.ctime_ns) >= self._settle_ns or self._overdue(key)
+
+    def _append(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, change: str) -> bool:
+        """Index what stands behind the consumed prefix; False where a provisional last line became another one."""
+        from_offset, first_line = record.indexed_bytes, record.indexed_lines
+        provisional = record.tail_digest if record.tail == "provisional" else None
+        staged = record.kind is InputKind.EVIDENCE and self._inputs.has_scored_rows(record)
+        if staged:
+            self._inputs.stage_evidence()
+        known_tail = (record.tail, record.tail_digest, record.tail_bytes)
+        lines, malformed, new_lines = record.indexed_lines - (provisional is not None), 0, 0
+        for block in reader.blocks():
+            if provisional is not None:
+                if not block or block[0].digest != provisional:
+                    return False
+                block, lines, provisional = block[1:], lines + 1, None  # noqa: PLW2901  the first line is known
+                record.tail, record.tail_digest, record.tail_bytes = None, None, 0
+            _refuse_too_many(record, lines + len(block))
+            malformed += self._add(record, block, lines, staged=staged)
+            lines, new_lines = lines + len(block), new_lines + len(block)
+            record.indexed_lines = lines
+            # As if looked at before anything: until its end is read, the file does not count as unchanged.
+            _record_reading(record, reader, facts._replace(looked_ns=0))
+            if not staged:
+                self._inputs.write_file(record)
+                self._close_over(record, first_line, lines)
+                first_line = lines
+                self._breathe(len(block))
+        tail = reader.tail
+        if provisional is not None and (tail is None or tail.digest != provisional):
+            return False
+        added = self._take_tail(record, tail, lines, staged=staged, known=provisional is not None)
+        _record_reading(record, reader, facts)
+        record.indexed_lines = lines + (record.tail == "provisional")
+        record.malformed_lines += malformed
+        if staged:
+            self._inputs.apply_evidence(record, whole_file=False)
+        self._inputs.write_file(record)
+        self._close_over(record, first_line, record.indexed_lines)
+        moved = record.indexed_bytes != from_offset or added
+        tail_moved = known_tail != (record.tail, record.tail_digest, record.tail_bytes)
+        if moved or change != "appended":
+            self._note(record, change, from_offset, new_lines + added, malformed)
+        elif tail_moved:
+            self._out.changes.append(FileChange(record.kind, record.path, "tail"))
+        return True
+
+    def _close_over(self, record: FileRecord, first_line: int, end_line: int) -> None:
+        if record.kind is InputKind.SCORED and end_line > first_line and not self._fresh:
+            self._inputs.close_over_new(record, first_line, end_line, self._options)
+
+    def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
+        """Insert a block's facts; returns how many lines are malformed."""
+        if record.kind is InputKind.SCORED:
+            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
+            self._inputs.add_scored(record, rows)
+            self._out.rows_indexed += len(rows)
+            return sum(row.malformed is not None for row in rows)
+        found, malformed = self._evidence_facts(block, first_line)
+        self._out.rows_indexed += len(block)
+        (self._inputs.add_staged_evidence if staged else lambda rows: self._inputs.add_evidence(record, rows))(found)
+        return malformed
+
+    def _take_tail(self, record: FileRecord, tail: Line | None, line: int, *, staged: bool, known: bool) -> int:
+        """Judge the unterminated end of a file (SPEC 2): a complete object counts, anything else is pending."""
+        record.tail, record.tail_bytes, record.tail_digest = end_of(tail)
+        if tail is None or record.tail_digest is None or known:
+            return 0
+        self._add(record, [tail], line, staged=staged)
+        return 1
+
+    def _rewrite(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, look: Look) -> None:
+        """Take a file in from its start, in the place of what was known of it."""
+        scored = record.kind is InputKind.SCORED
+        (self._inputs.stage_scored if scored else self._inputs.stage_evidence)()
+        lines = malformed = 0
+        for block in reader.blocks():
+            malformed += self._stage(record, block, lines)
+            lines += len(block)
+            _refuse_too_many(record, lines)
+        tail = reader.tail
+        record.tail, record.tail_bytes, record.tail_digest = end_of(tail)
+        if tail is not None and record.tail_digest is not None:
+            self._stage(record, [tail], lines)
+            lines += 1
+        self._set_present(record)
+        same = record.indexed_sha256 == reader.sha256 and record.indexed_bytes == reader.consumed
+        _record_reading(record, reader, facts)
+        record.indexed_lines, record.malformed_lines = lines, malformed
+        if scored:
+            self._inputs.replace_scored(record, self._options)
+        else:
+            self._inputs.apply_evidence(record, whole_file=True, returned=look is Look.RETURNED)
+        self._inputs.write_file(record, judged=True)
+        if not (same and self._is_read_anew((record.kind, record.path)) and look is Look.CHANGED):
+            self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
+        self._breathe(lines)
+
+    def _stage(self, record: FileRecord, block: list[Line], first_line: int) -> int:
+        self._out.rows_indexed += len(block)
+        if record.kind is InputKind.SCORED:
+            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
+            self._inputs.add_staged(rows)
+            return sum(row.malformed is not None for row in rows)
+        found, malformed = self._evidence_facts(block, first_line)
+        self._inputs.add_staged_evidence(found)
+        return malformed
+
+    def _evidence_facts(self, block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
+        found, malformed = evidence_facts(block, first_line)
+        if malformed and self._first_malformed is None:
+            self._first_malformed = malformed[0]
+        return found, len(malformed)
+
+    def _note(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
+        self._inputs.note_input(record, change, from_offset, lines, malformed)
+        if self._first_malformed is not None:
+            self._out.malformed_evidence.append(MalformedEvidence(record.path, malformed, self._first_malformed))
+        self._out.changes.append(FileChange(record.kind, record.path, change, lines))
+
+
+def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFacts) -> None:
+    record.indexed_bytes, record.indexed_sha256 = reader.consumed, reader.sha256
+    record.facts = facts
+
+
+def scored_facts(line: Line, number: int) -> RowFacts:
+    """The facts of one scored line."""
+    return row_facts(number, line.start, line.length, line.digest, parse_line(line))
+
+
+def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
+    """The facts of some evidence lines, and the numbers of those that are malformed."""
+    found = []
+    malformed = []
+    for number, line in enumerate(block, first_line):
+        value = parse_line(line).value
+        if value is None:
+            malformed.append(number)
+            continue
+        run_id = run_of_evidence(value)
+        if run_id is not None:
+            found.append(EvidenceFacts(run_id, number, line.start, line.length, line.digest))
+    return found, malformed
+
+
+def _new_record(file: PartitionFile, place: tuple[int, int]) -> FileRecord:
+    empty = hashlib.sha256().hexdigest()
+    return FileRecord(place[0], place[1], file.path, file.kind, "present", file.stat, 0, empty, 0, 0, None, 0, None)
+
+
+def _refuse_too_many(record: FileRecord, lines: int) -> None:
+    if lines >= LINES_END:
+        raise OperatorError(f"{tree_path(record.kind, record.path)} has {LINES_END} lines or more", hint="split it")
+
+
+def refuse_missing_trees(missing: Iterable[InputKind], known: Collection[FileKey]) -> None:
+    """Refuse to take a tree for empty that is not there at all.
+
+    Raises:
+        ListingError: One of those that are ``missing`` held files that are known.
+    """
+    for kind in missing:
+        if any(of is kind for of, _ in known):
+            raise ListingError(tree_path(kind, ""), "the folder is missing, and files of it are known")

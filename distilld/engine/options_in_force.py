@@ -1,0 +1,77 @@
+"""The options that the store was judged with, and what is to be done anew where they are others now (SPEC 5.1)."""
+
+from __future__ import annotations
+
+import orjson
+import structlog
+
+from distilld.core.model import InputKind, Options
+from distilld.core.plan import FileKey
+from distilld.engine.index import Indexed
+from distilld.lake.scan import Scan
+from distilld.store.connection import Store
+from distilld.store.inputs import Inputs
+
+log = structlog.get_logger()
+
+
+class JudgedWith:
+    """Knows the options of the last full judgement, those that are being taken up, and files still read with others."""
+
+    def __init__(self, store: Store, inputs: Inputs) -> None:
+        self._store = store
+        self._inputs = inputs
+
+    def take(self, options: Options, *, anew: bool) -> str | None:
+        """Queue everything where the options are not those that the store was judged with; returns what changed."""
+        recorded = self._store.recall("options_sha256")
+        in_hand = self._store.recall("options_in_hand")
+        if recorded == options.sha256 and in_hand is None:
+            if anew:
+                with self._store.transaction():
+                    self._inputs.queue_everything(options)
+            return None
+        lines = _lines(options)
+        read_with = self._store.recall("options_lines")
+        other_lines = read_with not in (None, lines)
+        if in_hand != options.sha256 or anew:
+            with self._store.transaction():
+                self._inputs.queue_everything(options)
+                self._store.remember("options_in_hand", options.sha256)
+                # Until all is read anew, no line counts as read with these options only.
+                self._store.remember("options_lines", "unsettled" if other_lines else lines)
+            if recorded is not None:
+                log.info("options_changed", options_sha256=options.sha256)
+        return "lines" if other_lines else "rules"
+
+    def settle(self, options: Options) -> None:
+        """Everything is judged with these options now, and none are being taken up any more."""
+        if self._store.recall("options_sha256") != options.sha256 or self._store.recall("options_in_hand") is not None:
+            with self._store.transaction():
+                self._store.remember("options_sha256", options.sha256)
+                self._store.remember("options_in_hand", None)
+                self._store.remember("options_lines", _lines(options))
+
+    def owed_readings(self) -> set[FileKey]:
+        """Known files that were absent or could not be read when every line was to be read with other options."""
+        owed = orjson.loads(self._store.recall("files_to_read_anew") or "[]")
+        return {(InputKind(kind), path) for kind, path in owed}
+
+    def owe_readings(
+        self, options: Options, scan: Scan, indexed: Indexed, owed: set[FileKey], *, read_anew: bool
+    ) -> None:
+        """Remember whose lines are still known as they were read with other options; all others are read with these."""
+        if not (owed or read_anew):
+            return
+        read = {(file.kind, file.path) for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
+        left = ((set(self._inputs.files()) if read_anew else owed) - read).intersection(self._inputs.files())
+        if left != owed or read_anew:
+            with self._store.transaction():
+                self._store.remember("files_to_read_anew", orjson.dumps(sorted(left)).decode())
+                if read_anew:
+                    self._store.remember("options_lines", _lines(options))
+
+
+def _lines(options: Options) -> str:
+    """What decides how a line is read."""
+    return f"{options.max_line_bytes}/{options.rules_version}"

@@ -1,0 +1,1 @@
+"""Commands that only look: verify with its oracle, status, health, explain, diff."""

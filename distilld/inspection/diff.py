@@ -1,0 +1,238 @@
+"""A/B: one of our datasets against the same dataset as another exporter wrote it (SPEC 5, 'diff').
+
+Rows are matched by id and compared as JSON values; the timestamps that an exporter puts on them do not count, nor does
+the order of rows or keys. Our file is read up to what was committed, beside a running writer too; the other one is read
+once from its start, so it may be a pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from distilld.config.settings import Settings
+from distilld.core.decisions import ID_PREFIX
+from distilld.core.json_text import parse_object
+from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.files.regular import open_regular
+from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.queries import reading
+
+TIMES: Final = frozenset({"created_at", "provenance.recorded_at"})
+_GUESS_WITHIN: Final = 100
+_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class DifferentRow:
+    """A row that stands in both files with other content; keys within ``provenance`` are named with a dot."""
+
+    id: str
+    keys: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Difference:
+    """What differs between our dataset and another file. The lists are cut at a limit, the counts are whole.
+
+    ``unreadable`` lines of the other file are no rows of a dataset; ``repeated`` ones have an id that stood there
+    before. Neither is compared.
+    """
+
+    dataset: Dataset
+    ours: str
+    theirs: str
+    rows_here: int = 0
+    rows_there: int = 0
+    same: int = 0
+    only_here: int = 0
+    only_there: int = 0
+    different: int = 0
+    unreadable: int = 0
+    repeated: int = 0
+    by_key: Counter[str] = field(default_factory=Counter)
+    """In how many rows each key differs."""
+    ids_only_here: list[str] = field(default_factory=list)
+    ids_only_there: list[str] = field(default_factory=list)
+    different_rows: list[DifferentRow] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Whether both files hold the same rows."""
+        return not (self.only_here or self.only_there or self.different or self.unreadable or self.repeated)
+
+
+def compare(settings: Settings, theirs: Path, dataset: Dataset | None, limit: int | None) -> Difference:
+    """Compare our dataset with another file; ``limit`` bounds each list, None lists all.
+
+    Raises:
+        UsageError: The dataset is not given, and no row of the other file says which it is.
+        OperatorError: One of the files cannot be read.
+    """
+    try:
+        with theirs.open("rb") as file:
+            rows = _Rows(file)
+            dataset = dataset or rows.guess()
+            if dataset is None:
+                raise UsageError(
+                    f"{theirs} does not tell which dataset it is: none of its first {_GUESS_WITHIN} lines has an id"
+                    f" that begins with {', '.join(ID_PREFIX.values())}",
+                    hint=f"give --dataset {'|'.join(Dataset)}",
+                )
+            return _compare(settings, dataset, rows, theirs, limit)
+    except OSError as error:
+        raise OperatorError(f"cannot read {error.filename or theirs}: {error.strerror}") from error
+
+
+def _compare(settings: Settings, dataset: Dataset, rows: _Rows, theirs: Path, limit: int | None) -> Difference:
+    found = Difference(dataset, DATASET_PATHS[dataset], str(theirs))
+    listed = _Listed(limit)
+    ours = _Ours(settings, dataset)
+    with ours:
+        found.rows_here = len(ours.places)
+        seen: set[str] = set()
+        for row in rows:
+            sample_id = row.get("id") if row is not None else None
+            if row is None or not isinstance(sample_id, str):
+                found.unreadable += 1
+                continue
+            found.rows_there += 1
+            if sample_id in seen:
+                found.repeated += 1
+                continue
+            seen.add(sample_id)
+            if sample_id not in ours.places:
+                found.only_there += 1
+                listed.add(found.ids_only_there, sample_id)
+            elif keys := differing_keys(ours.row(sample_id), row):
+                found.different += 1
+                found.by_key.update(keys)
+                listed.add(found.different_rows, DifferentRow(sample_id, keys))
+            else:
+                found.same += 1
+        for sample_id in ours.places:
+            if sample_id not in seen:
+                found.only_here += 1
+                listed.add(found.ids_only_here, sample_id)
+    return found
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys in which two rows differ, timestamps aside; a missing key differs from one that is null."""
+    left, right = dict(_flat(one)), dict(_flat(other))
+    return tuple(
+        key
+        for key in dict.fromkeys((*left, *right))
+        if key not in TIMES and not (key in left and key in right and _same(left[key], right[key]))
+    )
+
+
+def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in row.items():
+        if key == "provenance" and isinstance(value, dict):
+            yield from ((f"provenance.{name}", each) for name, each in value.items())
+        else:
+            yield key, value
+
+
+def _same(one: Any, other: Any) -> bool:
+    # Python takes True for 1.
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+class _Listed:
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+
+    def add(self, names: list[Any], name: Any) -> None:
+        if self._limit is None or len(names) < self._limit:
+            names.append(name)
+
+
+class _Rows:
+    """The rows of another exporter's file, None for a line that is none; its first lines can be looked at before."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._looked_at: list[dict[str, Any] | None] = []
+
+    def guess(self) -> Dataset | None:
+        for row in self._lines():
+            self._looked_at.append(row)
+            text = row.get("id") if row is not None else None
+            for dataset, prefix in ID_PREFIX.items():
+                if isinstance(text, str) and text.startswith(prefix):
+                    return dataset
+            if len(self._looked_at) == _GUESS_WITHIN:
+                return None
+        return None
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        yield from self._looked_at
+        yield from self._lines()
+
+    def _lines(self) -> Iterator[dict[str, Any] | None]:
+        for line in self._file:
+            if line.strip(b"\r\n"):
+                yield parse_object(line.rstrip(b"\r\n")).value
+
+
+class _Ours:
+    """Our dataset as of the last commit: where each id's row stands."""
+
+    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        self._settings = settings
+        self._dataset = dataset
+        self._file: BinaryIO | None = None
+        self.places: dict[str, int] = {}
+
+    def __enter__(self) -> None:
+        start, length = 0, self._open()
+        for line in self._file or ():
+            if start + len(line) > length:
+                break
+            row = parse_object(line.rstrip(b"\n")).value or {}
+            self.places[str(row.get("id"))] = start
+            start += len(line)
+
+    def _open(self) -> int:
+        """Open the file that the store speaks of; returns its committed length.
+
+        A writer may put another file in its place between the two looks, so they are compared.
+        """
+        path = self._settings.root / DATASET_PATHS[self._dataset]
+        record = self._record()
+        for _ in range(_ATTEMPTS):
+            with suppress(FileNotFoundError):
+                self._file = open_regular(path)
+            if record.committed.size == 0 or (self._file and os.fstat(self._file.fileno()).st_ino == record.inode):
+                break
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            time.sleep(_PAUSE_SECONDS)
+            record = self._record()
+        else:
+            raise OperatorError(f"{path} is not the file that distilld committed", hint="see 'distilld status'")
+        return record.committed.size
+
+    def _record(self) -> ExportRecord:
+        with reading(self._settings.state, self._settings.root) as store:
+            return Ledger(store).exports()[self._dataset.value]
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def row(self, sample_id: str) -> dict[str, Any]:
+        """Our row with this id."""
+        assert self._file is not None  # noqa: S101  an id has a place only where there is a file
+        self._file.seek(self.places[sample_id])
+        return parse_object(self._file.readline().rstrip(b"\n")).value or {}

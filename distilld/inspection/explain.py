@@ -1,0 +1,315 @@
+"""The whole story of one run: what ``distilld explain`` prints (SPEC 5). Reads only, beside a running writer too.
+
+The store says where the run's rows stand and what became of them; why a row is held stands in its quarantine file, and
+is read from there, up to what was committed.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from distilld.config.settings import Settings
+from distilld.core.json_text import QUOTED_DEPTH, parse_object, stringify
+from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, Options
+from distilld.files.regular import committed_lines
+from distilld.lake.lines import digest_of
+from distilld.store.ledger import Ledger
+from distilld.store.queries import Views, reading
+from distilld.store.run_queries import Recorded, RunPair, RunRow, Stories
+
+_ATTEMPTS: Final = 3
+
+
+class UnknownRunError(OperatorError):
+    """Nothing in the store names the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of a row, or of a pair, in a dataset.
+
+    ``outcome`` is 'shipped', 'held', 'not judged yet', or 'gone' where the row is absent and no line there is its own;
+    ``errors`` are those of its quarantine row.
+    """
+
+    dataset: Dataset
+    outcome: str
+    id: str | None = None
+    reason: str | None = None
+    errors: tuple[str, ...] = ()
+    note: str | None = None
+    batch_id: str | None = None
+    recorded_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowStory:
+    """One scored row: where it stands, or stood; what it says; what became of it in RAG and SFT.
+
+    ``fates`` of a row that vanished, and of an orphan, has the datasets alone that it is kept in.
+
+    ``state`` is 'present', or why the row is kept although it is not: 'absent', 'vanished', 'orphan'. ``evidence`` is
+    'found', 'missing', 'absent', or 'unknown' where the row is not present.
+    """
+
+    partition: str | None
+    line: int | None
+    state: str
+    category: str | None
+    evidence: str
+    waits: bool
+    """Whether it is about to be judged anew."""
+    fates: tuple[Fate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictStory:
+    """The verdict in force for a run in a dataset, and where it stands."""
+
+    dataset: Dataset
+    category: str
+    partition: str
+    line: int
+    absent: bool
+    forbids: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceStory:
+    """An evidence row of the run."""
+
+    partition: str
+    line: int
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairStory:
+    """A pair that the run is in."""
+
+    task_id: str
+    state: str
+    chosen_run_id: str
+    rejected_run_id: str
+    fate: Fate
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawalStory:
+    """A row of the run that left a dataset, or was replaced under its id."""
+
+    dataset: str
+    id: str
+    cause: str
+    replaced: bool
+    verdict: dict[str, Any] | None
+    shipped_batch: str | None
+    withdrawn_batch: str
+    withdrawn_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunStory:
+    """Everything that is known of a run, as of one committed batch."""
+
+    run_id: str
+    verdicts: tuple[VerdictStory, ...]
+    rows: tuple[RowStory, ...]
+    evidence: tuple[EvidenceStory, ...]
+    pairs: tuple[PairStory, ...]
+    withdrawals: tuple[WithdrawalStory, ...]
+    leaving: tuple[tuple[str, str], ...]
+    """Datasets that still hold a line of the run which the next batch takes out, and why."""
+
+
+def explain(settings: Settings, run_id: str) -> RunStory:
+    """Tell the story of a run.
+
+    Raises:
+        UnknownRunError: Nothing names it.
+        OperatorError: There is no store, or it cannot be read.
+        UsageError: The store is from a newer version, or belongs to another root.
+    """
+    for attempt in range(_ATTEMPTS):
+        facts = _read(settings, run_id)
+        wanted = facts.held_lines()
+        errors = {
+            dataset: _errors(settings.root, dataset, lines, facts.lengths[dataset], run_id)
+            for dataset, lines in wanted.items()
+        }
+        # A quarantine file may be replaced between the two looks; then they are of different batches.
+        if attempt == _ATTEMPTS - 1 or all(set(errors[dataset]) == wanted[dataset] for dataset in Dataset):
+            return _story(facts, errors)
+    raise AssertionError  # pragma: no cover
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    run_id: str
+    rows: list[RunRow]
+    pairs: list[RunPair]
+    evidence: tuple[EvidenceStory, ...]
+    withdrawals: tuple[WithdrawalStory, ...]
+    leaving: tuple[tuple[str, str], ...]
+    lengths: dict[Dataset, int]
+    options: Options
+    """Those of the newest batch: flags may have held for one run, or hold for a daemon."""
+
+    def held_lines(self) -> dict[Dataset, set[bytes]]:
+        """The digests of the quarantine lines that say why, by dataset."""
+        wanted: dict[Dataset, set[bytes]] = {dataset: set() for dataset in Dataset}
+        for row in self.rows:
+            for dataset, recorded in row.outcomes.items():
+                if recorded is not None and recorded.reason is not None:
+                    wanted[dataset].add(recorded.line)
+        wanted[Dataset.PREFERENCE] = {pair.outcome.line for pair in self.pairs if pair.outcome.reason is not None}
+        return wanted
+
+
+def _read(settings: Settings, run_id: str) -> _Facts:
+    with reading(settings.state, settings.root) as store:
+        stories, records, told = Stories(store), Ledger(store).exports(), Views(store).last_options()
+        facts = _Facts(
+            run_id,
+            stories.rows(run_id),
+            stories.pairs(run_id),
+            tuple(EvidenceStory(*each.at, each.present) for each in stories.evidence(run_id)),
+            tuple(
+                WithdrawalStory(*each[:4], json.loads(each.verdict) if each.verdict else None, *each[5:])
+                for each in stories.withdrawals(run_id)
+            ),
+            tuple(stories.leaving(run_id)),
+            {dataset: records[f"quarantine_{dataset}"].committed.size for dataset in Dataset},
+            settings.options() if told is None else Options.from_json(told),
+        )
+    if not (facts.rows or facts.pairs or facts.evidence or facts.withdrawals or facts.leaving):
+        raise UnknownRunError(
+            f"run {run_id!r} is not known: no scored row, evidence row, pair or withdrawal names it",
+            hint="what is new since the last batch is known after 'distilld run --once'",
+        )
+    return facts
+
+
+def _errors(root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_id: str) -> dict[bytes, tuple[str, ...]]:
+    """The errors of some quarantine lines, by their digests; lines that are not found are left out."""
+    found: dict[bytes, tuple[str, ...]] = {}
+    if wanted:
+        named = stringify(run_id)[1:-1]
+        with suppress(FileNotFoundError):
+            for line in committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
+                if named in line and (digest := digest_of(line)) in wanted:
+                    errors = (parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}).get("errors")
+                    found[digest] = tuple(map(str, errors)) if isinstance(errors, list) else ()
+                    if len(found) == len(wanted):
+                        break
+    return found
+
+
+# from facts to the story
+
+
+def _story(facts: _Facts, errors: dict[Dataset, dict[bytes, tuple[str, ...]]]) -> RunStory:
+    options = facts.options
+    rows = tuple(
+        RowStory(
+            row.at.partition if row.at else None,
+            row.at.line if row.at else None,
+            row.state,
+            row.category.value if row.category else None,
+            row.evidence,
+            row.waits,
+            tuple(_fate(dataset, row, recorded, errors[dataset]) for dataset, recorded in row.outcomes.items()),
+        )
+        for row in facts.rows
+    )
+    pairs = tuple(
+        PairStory(
+            pair.task_id,
+            pair.state,
+            pair.chosen_run_id,
+            pair.rejected_run_id,
+            _told(Dataset.PREFERENCE, pair.outcome, errors[Dataset.PREFERENCE], None),
+        )
+        for pair in facts.pairs
+    )
+    verdicts = tuple(
+        VerdictStory(
+            dataset,
+            verdict.category.value,
+            verdict.at.partition,
+            verdict.at.line,
+            verdict.state != "present",
+            options.revoke and options.forbids(dataset, verdict.category),
+        )
+        for dataset in (Dataset.RAG, Dataset.SFT)
+        if (verdict := _in_force(dataset, facts.rows, options)) and verdict.category and verdict.at
+    )
+    return RunStory(facts.run_id, verdicts, rows, facts.evidence, pairs, facts.withdrawals, facts.leaving)
+
+
+def _in_force(dataset: Dataset, rows: list[RunRow], options: Options) -> RunRow | None:
+    """The row whose verdict is in force: the last one; of absent ones those count that forbid (SPEC 3, 3.4).
+
+    An absent line that also stands in a present partition counts only there.
+    """
+    present = {row.digest for row in rows if row.state == "present"}
+    counting = [
+        row
+        for row in rows
+        if row.category is not None
+        and (
+            row.state == "present"
+            or (row.state == "absent" and row.digest not in present and options.forbids(dataset, row.category))
+        )
+    ]
+    return counting[-1] if counting else None
+
+
+def _fate(dataset: Dataset, row: RunRow, recorded: Recorded | None, errors: dict[bytes, tuple[str, ...]]) -> Fate:
+    if recorded is None:
+        if row.state == "present":
+            return Fate(dataset, "not judged yet")
+        return Fate(dataset, "gone", note="no line there is its own; what left is told under Withdrawn")
+    return _told(dataset, recorded, errors, _note(row, recorded))
+
+
+def _told(dataset: Dataset, recorded: Recorded, errors: dict[bytes, tuple[str, ...]], note: str | None) -> Fate:
+    shipped = recorded.reason is None
+    if shipped and recorded.batch_id is None:
+        note = "; ".join(filter(None, ("stood in the file before its store knew of it", note)))
+    if not shipped and recorded.line not in errors:
+        note = "; ".join(filter(None, (note, "its quarantine row was not found, the file is changing or was changed")))
+    return Fate(
+        dataset,
+        "shipped" if shipped else "held",
+        recorded.id if shipped else None,
+        recorded.reason.value if recorded.reason else None,
+        errors.get(recorded.line, ()),
+        note,
+        recorded.batch_id,
+        recorded.recorded_at,
+    )
+
+
+def _note(row: RunRow, recorded: Recorded) -> str | None:
+    if recorded.holder is not None:
+        return f"the id is held by {recorded.holder.partition}:{recorded.holder.line}"
+    if recorded.reason is None and row.state == "present" and row.evidence != "found":
+        return "kept by the tripwire: its evidence vanished" if row.kept else "kept: its evidence file is absent"
+    return _WHY_KEPT.get(row.state)
+
+
+_WHY_KEPT: Final = {
+    "absent": "frozen: its partition is absent",
+    "vanished": "kept by the tripwire: its line vanished",
+    "orphan": "frozen: no input produces it",
+}
+
+
+def place_of(partition: str | None, line: int | None) -> str | None:
+    """A place as people write it."""
+    return None if partition is None or line is None else f"{partition}:{line}"

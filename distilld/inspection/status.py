@@ -1,0 +1,358 @@
+"""How a lake stands: what ``status`` prints and ``health`` judges by (SPEC 5). Reads only, beside a writer too."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from distilld.config.settings import Settings
+from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, InputKind, StatFacts
+from distilld.lake import scan as lake
+from distilld.lake.scan import ListingError, tree_path
+from distilld.service.health_record import Vitals, read_vitals
+from distilld.service.lock import Holder, holder
+from distilld.store.connection import Store
+from distilld.store.frozen import Frozen, shipped_by_exception
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
+from distilld.store.work import Waiting, Work
+from distilld.tables import counted
+
+PERIODS: Final = 3
+"""After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
+_RUN: Final = "distilld run --once"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that keeps the lake from being healthy: a stable name, what it is, and what puts it right."""
+
+    name: str
+    text: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportState:
+    """One of the nine files as of the last commit; a reader beside a running writer stops at ``bytes``."""
+
+    name: str
+    path: str
+    rows: int
+    bytes: int
+    frozen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What stands in data/ and was not read yet. A file that is only still being written may be among the changed."""
+
+    new_files: int = 0
+    changed_files: int = 0
+    gone_files: int = 0
+    unread_bytes: int = 0
+    seconds: float = 0.0
+    """How long ago the file that waits longest was last changed, by the file system's own clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTail:
+    """A partition whose last line is not finished."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The bytes that distilld's own files take."""
+
+    state: int
+    receipts: int
+    withdrawals: int
+    set_aside: int
+
+
+@dataclass(slots=True)
+class Status:
+    """Everything that ``status`` shows; without a store, only what the disk tells."""
+
+    root: Path
+    state: Path
+    writer: Holder
+    sizes: Sizes
+    last_batch: BatchLine | None = None
+    exports: list[ExportState] = field(default_factory=list)
+    frozen: dict[str, int] = field(default_factory=dict)
+    """Shipped rows and pairs that stay although no present input gives them, by kind."""
+    kept_by_tripwire: dict[str, int] = field(default_factory=dict)
+    quarantine: list[HeldCount] = field(default_factory=list)
+    trees: list[TreeSummary] = field(default_factory=list)
+    lag: Lag | None = None
+    waiting: Waiting = field(default_factory=lambda: Waiting(0, 0, 0, 0))
+    pending_tails: list[PendingTail] = field(default_factory=list)
+    vitals: Vitals = field(default_factory=Vitals)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def daemon_runs(self) -> bool:
+        """Whether the writer that runs is a daemon, not a command that will end."""
+        return self.writer.running and self.writer.pid is not None and self.writer.pid == self.vitals.pid
+
+
+def look(settings: Settings) -> Status:
+    """Look at the lake, its store and its exports.
+
+    Raises:
+        OperatorError: The store or the lock cannot be read.
+        UsageError: The store is from a newer version, or belongs to another root.
+    """
+    found = Status(settings.root, settings.state, holder(settings.root), _sizes(settings))
+    if found.writer.state not in (None, settings.state) and found.writer.state.exists():
+        text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
+        found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
+    files: dict[tuple[InputKind, str], FileRecord] = {}
+    if settings.state.exists():
+        with reading(settings.state, settings.root) as store:
+            files = Inputs(store).files()
+            _ask_store(found, store, settings)
+    else:
+        found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
+    _compare_inputs(found, settings.root, files)
+    found.problems += _set_aside(found)
+    found.problems += _of_writer(found)
+    found.problems += _overdue_scan(found, settings, time.time())
+    return found
+
+
+def _set_aside(found: Status) -> Iterator[Problem]:
+    if size := _bytes_below(found.root / SET_ASIDE):
+        text = f"{SET_ASIDE} holds what was found in the place of exports ({size} bytes)"
+        yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
+    if corrupt := _stores_set_aside(found.state):
+        names = " ".join(shlex.quote(str(each)) for each in corrupt)
+        yield Problem(
+            "store_set_aside",
+            "the state store was corrupt, or older than the exports, and was rebuilt;"
+            f" what was found is kept in {counted(len(corrupt), 'file')}",
+            f"see store_set_aside in the log, have the disk checked if it was corrupt, then rm {names}",
+        )
+
+
+def _stores_set_aside(state: Path) -> list[Path]:
+    return sorted(state.parent.glob(f"{glob.escape(state.name)}.corrupt-*"))
+
+
+def _of_writer(found: Status) -> Iterator[Problem]:
+    """What the last writer left word of: a failure, rows that must leave and cannot, inputs it cannot read."""
+    failure, trouble = found.vitals.failure, found.writer.trouble
+    then = "it is tried again" if found.daemon_runs else f"then {_RUN}"
+    if failure is not None:
+        text = f"the last batch failed, {failure.tries} times since {failure.since}: {failure.text}"
+        yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} ({then})")
+    elif trouble is not None:
+        text, remedy = f"the last run failed: {trouble}", "mend the cause"
+        if found.writer.running:
+            text, remedy = f"the daemon cannot write to its store: {trouble}", "make room or mend the disk"
+        yield Problem("last_batch_failed", text, f"{remedy} ({then})")
+    if found.vitals.overdue_since is not None:
+        text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
+        yield Problem("withdrawal_overdue", text, "put right what the last batch failed of; until then, do not train")
+    told = " ".join(problem.text for problem in found.problems if problem.name == "not_read")
+    for each in found.vitals.unreadable:
+        if each.path not in told:
+            text = f"{each.path} {each.problem}, since {each.since}".strip()
+            yield Problem("not_read", text, "make it readable for distilld's user, or take it away")
+
+
+def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
+    noted = (found.vitals.started_at, found.vitals.last_scan_at)
+    ages = [now - datetime.fromisoformat(each).timestamp() for each in noted if each is not None]
+    # A moment that lies ahead is of a clock that was set back since, and says nothing.
+    age = min((each for each in ages if each >= 0), default=0.0)
+    if found.daemon_runs and age > PERIODS * settings.rescan_seconds:
+        text = f"the last scan ended {age:.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
+        yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")
+
+
+# what the store says
+
+
+def _ask_store(found: Status, store: Store, settings: Settings) -> None:
+    views, ledger = Views(store), Ledger(store)
+    found.vitals = read_vitals(store)
+    found.last_batch = next(iter(views.last_batches(1)), None)
+    found.quarantine = views.quarantine()
+    found.trees = views.trees()
+    found.waiting = Work(store).waiting()
+    found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in ledger.pending_tails()]
+    records, totals = ledger.exports(), ledger.totals()
+    frozen_rows = Frozen(store)
+    without_evidence = frozen_rows.counts_without_evidence()
+    found.frozen = frozen_rows.frozen_counts()
+    for kinds in without_evidence.values():
+        for kind, rows in kinds.items():
+            found.frozen[kind] = found.frozen.get(kind, 0) + rows
+    frozen = shipped_by_exception(totals, without_evidence)
+    found.kept_by_tripwire = frozen_rows.held_by_tripwire()
+    found.exports = [
+        ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, frozen.get(name, 0))
+        for name, record in records.items()
+    ]
+    found.notes += _options_notes(found, views, settings)
+    found.notes += _frozen_notes(found)
+    if not found.writer.running:
+        found.notes.append(
+            "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
+            " systemctl start distilld, or distilld run"
+        )
+    if found.kept_by_tripwire:
+        kept = ", ".join(f"{dataset} {rows}" for dataset, rows in found.kept_by_tripwire.items())
+        found.problems.append(
+            Problem(
+                "tripwire",
+                f"so many rows vanished from data/ at once that they stay until somebody decides ({kept})",
+                "distilld prune --yes withdraws them, distilld prune --accept --yes keeps them",
+            )
+        )
+    if another := _another_writer(ledger):
+        found.problems.append(another)
+    if found.writer.running:
+        return  # what is under way is no fault
+    if ledger.intents() or ledger.unwritten_receipts() or any(each.pending_temp for each in records.values()):
+        text = "a batch was cut off and is neither completed nor undone"
+        found.problems.append(Problem("recovery_pending", text, _RUN))
+    else:
+        found.problems += _changed_exports(settings.root, records)
+    if found.waiting.anything:
+        text = f"{counted(found.waiting.rows, 'row')} and {counted(found.waiting.tasks, 'task')} wait to be judged"
+        found.problems.append(Problem("work_waiting", text, _RUN))
+
+
+def _frozen_notes(found: Status) -> Iterator[str]:
+    if absent := sum(tree.absent for tree in found.trees):
+        rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "shipped row")
+        yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune --yes takes them out"
+    vanished = found.frozen.get("vanished", 0) + found.frozen.get("evidence vanished", 0)
+    if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
+        rows = counted(accepted, "shipped row")
+        yield f"kept for good although they vanished from data/: {rows}; distilld prune --yes takes them out"
+    if orphans := found.frozen.get("orphan"):
+        rows = counted(orphans, "shipped row")
+        yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
+
+
+def _another_writer(ledger: Ledger) -> Problem | None:
+    recent = ledger.recent_tamperings(time.time_ns())
+    if len(recent) < TAMPERINGS_AN_HOUR:
+        return None
+    text = (
+        f"exports were changed from outside {len(recent)} times within an hour; nothing is written until that is over"
+    )
+    return Problem("another_writer", text, "find out who writes below exports/")
+
+
+def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[str]:
+    before = views.last_options() or {}
+    now = settings.options().as_json()
+    changed = [f"{key} {before[key]} to {now[key]}" for key in now if key in before and before[key] != now[key]]
+    if changed:
+        follows = (
+            "the daemon that runs keeps those that it was started with or last reloaded"
+            if found.daemon_runs
+            else "the next run judges every row anew"
+        )
+        yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
+
+
+def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[Problem]:
+    for name, record in records.items():
+        path = EXPORT_PATHS[name]
+        try:
+            status = os.lstat(root / path)
+        except FileNotFoundError:
+            if record.committed.size == 0:
+                continue
+            problem = "is gone"
+        except OSError as error:
+            problem = f"cannot be looked at: {error.strerror}"
+        else:
+            if status.st_size != record.committed.size:
+                problem = f"has {status.st_size} bytes and should have {record.committed.size}"
+            elif record.facts is not None and not record.facts.same_file_state(StatFacts.of(status, 0)):
+                problem = "was touched since the last batch; its content may have changed"
+            else:
+                continue
+        yield Problem("export_changed", f"{path} {problem}", f"find out who writes there, then {_RUN}")
+
+
+# what the disk says
+
+
+def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str], FileRecord]) -> None:
+    try:
+        scan = lake.scan(root)
+    except ListingError as error:
+        found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
+        return
+    new = changed = unread = waiting_ns = 0
+    seen = set()
+    for file in scan.files:
+        key = (file.kind, file.path)
+        seen.add(key)
+        record = files.get(key)
+        if record is not None and record.state == "present" and record.facts.same_file_state(file.stat):
+            continue
+        new += record is None
+        changed += record is not None
+        unread += max(0, file.stat.size - (record.indexed_bytes if record else 0))
+        waiting_ns = max(waiting_ns, file.stat.looked_ns - file.stat.ctime_ns)
+        path = tree_path(file.kind, file.path)
+        if not os.access(root / path, os.R_OK):
+            found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))
+    gone = sum(record.state == "present" and key not in seen for key, record in files.items())
+    found.lag = Lag(new, changed, gone, unread, waiting_ns / 1e9)
+    found.problems += [
+        Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
+        for oddity in scan.oddities
+    ]
+
+
+def _sizes(settings: Settings) -> Sizes:
+    state = settings.state
+    return Sizes(
+        state=sum(_bytes_of(state.with_name(state.name + suffix)) for suffix in ("", "-wal", "-shm")),
+        receipts=_bytes_below(settings.root / REPORTS),
+        withdrawals=sum(
+            _bytes_of(settings.root / path) for name, path in EXPORT_PATHS.items() if name.startswith("withdrawals_")
+        ),
+        set_aside=_bytes_below(settings.root / SET_ASIDE) + sum(map(_bytes_of, _stores_set_aside(state))),
+    )
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
+def _bytes_below(folder: Path) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:
+        return 0
+    return sum(
+        _bytes_below(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else _bytes_of(Path(entry.path))
+        for entry in found
+    )

@@ -1,0 +1,499 @@
+"""The independent check: does everything on disk agree, and is it what a full pass would give? Repairs nothing.
+
+It reads one committed batch beside a running writer. Where a batch was committed meanwhile it begins anew; what still
+cannot be pinned is told as changed, not as a fault. The plain check takes the store at its word and holds the files
+against it; the deep one takes nobody's word and holds the files against :mod:`distilld.inspection.oracle`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from distilld.core.decisions import id_of
+from distilld.core.json_text import QUOTED_DEPTH, parse_object
+from distilld.core.line_facts import REASONS, SHIPPED
+from distilld.core.model import (
+    EXPORT_PATHS,
+    Category,
+    Committed,
+    Dataset,
+    InputChanged,
+    OperatorError,
+    Options,
+    RowRef,
+)
+from distilld.core.samples import faults_of
+from distilld.files.regular import lines_up_to, open_regular, read_regular
+from distilld.inspection import oracle
+from distilld.lake import scan as lake
+from distilld.lake.lines import DIGEST_BYTES, digest_of
+from distilld.lake.scan import SourceFiles, tree_path
+from distilld.publish.exports import sha_of
+from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of
+from distilld.store.connection import Store
+from distilld.store.inputs import Inputs
+from distilld.store.ledger import Ledger
+from distilld.store.queries import Exceptions, Views, reading
+from distilld.store.run_queries import FrozenCount, Stories
+from distilld.store.work import Work
+
+ATTEMPTS: Final = 5
+SHOWN: Final = 20
+"""How many rows of one kind are named; all are counted."""
+_SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
+_LESS_THAN_ACCEPTED: Final = (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, and what is wrong with it; nothing if ``faults`` is 0."""
+
+    name: str
+    faults: int = 0
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Report:
+    """What verify found, of the batch that it was pinned on."""
+
+    batch_id: str | None
+    deep: bool
+    checks: list[Check] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    """Files that changed since that batch, so that nothing can be said of them yet."""
+    kept: int = 0
+    """Rows that stand by way of exception: absent partitions, the tripwire, orphans."""
+    kept_shipped: list[FrozenCount] = field(default_factory=list)
+    """How many of them ship, by dataset and kind."""
+
+    @property
+    def faults(self) -> int:
+        """How many faults there are in all."""
+        return sum(check.faults for check in self.checks)
+
+
+class _Moved(Exception):
+    """A batch was committed while its predecessor was being read."""
+
+
+def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> Report:
+    """Check one committed batch.
+
+    Raises:
+        OperatorError: There is no store, or something cannot be read.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _verify_once(root, state, options, deep=deep, last=False)
+        except _Moved:
+            continue
+    return _verify_once(root, state, options, deep=deep, last=True)
+
+
+def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last: bool) -> Report:
+    with reading(state, root) as store, ExitStack() as opened:
+        ledger = Ledger(store)
+        batch = ledger.last_batch()
+        report = Report(batch.batch_id if batch else None, deep)
+        options = _options_of(ledger, options)
+        exports = {
+            name: opened.enter_context(_read_export(root, name, record.committed))
+            for name, record in ledger.exports().items()
+        }
+        unfinished = _unfinished(root, state, _Writing.of(store), exports, last=last)
+        report.checks.append(_receipts(root, ledger))
+        report.checks.append(_hashes(exports, unfinished))
+        report.checks.append(_accounting(ledger))
+        report.checks.append(_schemas(exports))
+        report.checks.append(_firewall(store, options, exports, report))
+        if deep:
+            _deep(root, store, options, exports, report)
+        report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
+        report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in ledger.unwritten_receipts()]
+    return report
+
+
+def _options_of(ledger: Ledger, otherwise: Options) -> Options:
+    """The options that the newest batch was judged with: flags may have held for one run."""
+    newest = ledger.receipts(1)
+    if not newest:
+        return otherwise
+    told = (parse_object(newest[0][1].encode().replace(b"\n", b" ")).value or {}).get("options", {})
+    return Options.from_json(told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """An export as it was found: whether its committed part is what was committed, and the bytes behind that.
+
+    The file is held open until all is looked at: a rewrite puts another one in its place, and an append goes behind.
+    ``problem`` is why it could not be read, if so.
+    """
+
+    shown: str
+    intact: bool
+    behind: int = 0
+    problem: str | None = None
+    file: BinaryIO | None = None
+    size: int = 0
+
+    def lines(self) -> Iterator[bytes]:
+        """The committed lines, line feeds included; none where the committed part is not what was committed.
+
+        Raises:
+            OperatorError: The system refuses to read them.
+        """
+        if self.file is None:
+            return
+        try:
+            self.file.seek(0)
+            yield from lines_up_to(self.file, self.size)
+        except OSError as error:
+            raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
+
+    def __enter__(self) -> _Export:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """How far the writer is with the exports, at one moment."""
+
+    batch: int
+    undone_at: str | None
+    versions: Mapping[str, tuple[int, Committed]]
+    appending: frozenset[str]
+    """The exports that an append which no transaction has committed may have made longer."""
+    renaming: bool
+
+    @classmethod
+    def of(cls, store: Store) -> _Writing:
+        """What the store says of it."""
+        ledger = Ledger(store)
+        newest, records = ledger.last_batch(), ledger.exports()
+        return cls(
+            newest.batch if newest else 0,
+            store.recall("batch_undone_at"),
+            {name: (record.generation, record.committed) for name, record in records.items()},
+            frozenset(intent.name for intent in ledger.intents() if intent.temp is None),
+            any(record.pending_temp for record in records.values()),
+        )
+
+    def moved_on(self, before: _Writing) -> bool:
+        """Whether an export may have been committed, put in place or cut back since ``before``."""
+        return self.renaming or (self.batch, self.undone_at, self.versions) != (
+            before.batch, before.undone_at, before.versions
+        )  # fmt: skip
+
+
+def _unfinished(
+    root: Path, state: Path, pinned: _Writing, exports: Mapping[str, _Export], *, last: bool
+) -> frozenset[str]:
+    """Those exports that are longer than they should be on account of the writer, running or cut off.
+
+    The writer commits its intent before the first byte, and what ends an intent shows in the store: so a second look at
+    the store, after the one at the files, tells its bytes from anybody else's.
+
+    Raises:
+        _Moved: The exports are not those of the pinned batch any more; not in the last attempt.
+    """
+    grown = frozenset(name for name, export in exports.items() if export.behind)
+    if not grown and all(export.intact for export in exports.values()):
+        return grown
+    with reading(state, root) as store:
+        now = _Writing.of(store)
+    if now.moved_on(pinned):
+        if not last:
+            raise _Moved
+        return grown
+    return grown & (pinned.appending | now.appending)
+
+
+def _read_export(root: Path, name: str, committed: Committed) -> _Export:
+    shown = EXPORT_PATHS[name]
+    try:
+        file = open_regular(root / shown)
+    except FileNotFoundError:
+        return _Export(shown, committed.size == 0)
+    except OSError as error:
+        return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
+    try:
+        sha256 = sha_of(file.fileno(), committed.size).hexdigest()
+        behind = os.fstat(file.fileno()).st_size - committed.size
+    except OSError as error:
+        file.close()
+        return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
+    if sha256 != committed.sha256:
+        file.close()
+        return _Export(shown, False)
+    return _Export(shown, True, max(behind, 0), None, file, committed.size)
+
+
+def _of_a_batch(behind: int) -> str:
+    return f"{behind} bytes of a batch that is under way, or was cut off and is undone at the next start"
+
+
+def _receipts(root: Path, ledger: Ledger) -> Check:
+    """The chain of receipts and their files, and the chains of other stages.
+
+    A batch is committed before its receipt's file is written.
+    """
+    faults = []
+    unwritten = {batch_id for _, batch_id, _ in ledger.unwritten_receipts()}
+    kept = list(reversed(ledger.receipts(1 << 31)))
+    previous: str | None = ledger.chain_anchor()
+    for batch_id, text, sha256 in kept:
+        facts = parse_object(text.encode().replace(b"\n", b" ")).value or {}
+        if sha256_of(text.encode()) != sha256:
+            faults.append(f"{batch_id}: its text in the store is not what its sha256 says")
+        if facts.get("previous_receipt_sha256") != previous:
+            faults.append(f"{batch_id}: does not follow the receipt before it")
+        try:
+            if read_regular(root / receipt_path(batch_id)) != text.encode():
+                faults.append(f"{receipt_path(batch_id)}: is not as it was written")
+        except FileNotFoundError:
+            if batch_id not in unwritten:
+                faults.append(f"{receipt_path(batch_id)}: is gone")
+        except OSError as error:
+            faults.append(f"{receipt_path(batch_id)}: cannot be read: {error.strerror}")
+        if facts.get("validation_pass") is not True:
+            faults.append(f"{batch_id}: failed its validation")
+        previous = sha256
+    return _check("receipt chain", [*faults, *broken_stage_chains(root)])
+
+
+def _hashes(exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check:
+    """Every export is what its last commit left, and nothing stands behind that but what a batch is about to commit."""
+    faults = []
+    for name, export in exports.items():
+        if not export.intact:
+            problem = export.problem or "is not what the last commit left"
+            faults.append(f"{EXPORT_PATHS[name]}: {problem}")
+        elif export.behind and name not in unfinished:
+            faults.append(f"{EXPORT_PATHS[name]}: {export.behind} bytes stand behind its committed length")
+    return _check("hashes of exports", faults)
+
+
+def _accounting(ledger: Ledger) -> Check:
+    """No silent drops: every judged line ships or is held, and the files hold as many rows."""
+    totals, records = ledger.totals(), ledger.exports()
+    judged = ledger.counter("scored_rows") - ledger.counter("unjudged_rows")
+    faults = [
+        f"{dataset}: {judged} rows were judged, {totals.live(dataset)} have an outcome"
+        for dataset in (Dataset.RAG, Dataset.SFT)
+        if totals.live(dataset) != judged
+    ]
+    for dataset in Dataset:
+        for name, rows in ((dataset.value, totals.shipped(dataset)), (f"quarantine_{dataset}", totals.held(dataset))):
+            stands = records[name].committed.rows + ledger.missing_rows(name)
+            if stands != rows:
+                faults.append(f"{EXPORT_PATHS[name]}: {stands} rows stand, {rows} are accounted for")
+    return _check("accounting", faults)
+
+
+def _schemas(exports: Mapping[str, _Export]) -> Check:
+    """Every dataset row passes its schema, and no id stands twice."""
+    faults = []
+    for dataset in Dataset:
+        seen: set[str] = set()
+        for number, line in enumerate(exports[dataset.value].lines()):
+            row = parse_object(line[:-1]).value
+            wrong = faults_of(dataset, row) if row is not None else ("is no JSON object",)
+            if wrong:
+                faults.append(f"{EXPORT_PATHS[dataset.value]}, row {number}: {'; '.join(wrong)}")
+            elif row is not None:
+                if row["id"] in seen:
+                    faults.append(f"{EXPORT_PATHS[dataset.value]}: {row['id']} stands twice")
+                seen.add(row["id"])
+    return _check("rows and their schemas", faults)
+
+
+def _firewall(store: Store, options: Options, exports: Mapping[str, _Export], report: Report) -> Check:
+    """No shipped row's run has a forbidden verdict in force, by the verdicts that the store has indexed.
+
+    Verdicts are indexed before the batch that follows from them: what it is to take out is no fault yet.
+    """
+    if not options.revoke:
+        return Check("firewall (revoke is off)")
+    inputs, views = Inputs(store), Views(store)
+    faults = []
+    leaving = 0
+    for dataset in Dataset:
+        run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
+        for line in exports[dataset.value].lines():
+            row = parse_object(line[:-1]).value or {}
+            in_force = inputs.in_force(str(row.get(run)), options)
+            verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
+            if verdict is None or not options.forbids(dataset, verdict):
+                continue
+            if views.is_to_leave(str(row.get(run))):
+                leaving += 1
+            else:
+                faults.append(f"{row.get('id')}: the verdict in force of its {_SIDES.get(dataset, 'run')} is {verdict}")
+    if leaving:
+        report.changed.append(f"firewall: {leaving} rows are to leave with the batch that is due")
+    return _check("firewall", faults)
+
+
+def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, _Export], report: Report) -> None:
+    """Hold the exports against a naive full pass over the inputs as they are now.
+
+    Its lines are remembered by their digests: what is compared may be larger than the memory.
+    """
+    report.changed += _changed_inputs(root, store)
+    missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
+    frozen = frozen_of(Exceptions(store), lambda name: exports[name].lines(), keep=_brief)
+    try:
+        full = oracle.export(
+            oracle.LakeOnDisk(root, options), options, missing_files=missing_files, frozen=frozen, keep=_brief
+        )
+    except InputChanged as error:
+        report.changed.append(error.path)
+        report.checks.append(Check("deep (inputs changed meanwhile)"))
+        return
+    report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
+    report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
+    report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
+    for dataset in Dataset:
+        faults = _compare_dataset(full.shipped[dataset], exports[dataset.value].lines())
+        report.checks.append(_deep_check(f"deep: {dataset}", faults, report))
+        faults = _compare_quarantine(full.quarantine(dataset), exports[f"quarantine_{dataset}"].lines())
+        report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
+
+
+def _brief(placed: oracle.Placed) -> oracle.Placed:
+    """The same, its line known by its digest; of a quarantine line, what people are told of it stands behind that."""
+    digest = digest_of(placed.line)
+    return placed._replace(line=digest if placed.id is not None else digest + _place(placed.line).encode())
+
+
+def frozen_of(
+    exceptions: Exceptions,
+    lines: Callable[[str], Iterable[bytes]],
+    *,
+    keep: Callable[[oracle.Placed], oracle.Placed] = lambda placed: placed,
+) -> oracle.Frozen:
+    """What may stand by way of exception: its lines are known by their digests and read from the exports.
+
+    The store alone knows of these rows; whether they may still stand is for the full pass to say. ``lines`` are those
+    of an export by its name, ``keep`` is as for :func:`distilld.inspection.oracle.export`.
+    """
+    digests: dict[str, dict[bytes, bytes]] = {}
+
+    def line_of(dataset: Dataset, digest: bytes, *, shipped: bool) -> bytes | None:
+        name = dataset.value if shipped else f"quarantine_{dataset}"
+        if name not in digests:
+            unstamped = oracle.unstamped_sample if shipped else oracle.unstamped_hold
+            id_ = dataset.value if shipped else None
+            digests[name] = {digest_of(line): keep(oracle.Placed(id_, unstamped(line))).line for line in lines(name)}
+        return digests[name].get(digest)
+
+    def placed(dataset: Dataset, outcome: int, digest: bytes, key: int | None, at: RowRef | None) -> oracle.Placed:
+        line = line_of(dataset, digest, shipped=outcome == SHIPPED)
+        if outcome == SHIPPED:
+            return oracle.Placed(id_of(dataset, key or 0), line or b"lost")
+        if line is None:
+            place = {"partition": at.partition, "line_offset": at.line} if at else None
+            line = json.dumps({"reason": REASONS[outcome], "location": place}).encode()
+            return keep(oracle.Placed(None, line))
+        return oracle.Placed(None, line)
+
+    rows = tuple(
+        oracle.FrozenRow(
+            row.dataset,
+            placed(row.dataset, row.outcome, row.line, row.sample_key, row.at),
+            row.run_id,
+            row.row,
+            row.is_orphan,
+            row.told,
+        )
+        for row in exceptions.rows()
+    )
+    kept = {
+        (row.dataset, row.at): placed(row.dataset, row.outcome, row.line, row.sample_key, row.at)
+        for row in exceptions.rows_without_evidence()
+        if row.at is not None
+    }
+    pairs = tuple(
+        oracle.FrozenPair(
+            placed(Dataset.PREFERENCE, pair.outcome, pair.line, pair.sample_key, None),
+            (
+                (pair.chosen_run_id, (Category.ACCEPTED,)),
+                # Of a pair from an older exporter nobody knows which of the two the rejected side was.
+                (pair.rejected_run_id, (pair.rejected,) if pair.rejected else _LESS_THAN_ACCEPTED),
+            ),
+            pair.is_orphan,
+        )
+        for pair in exceptions.pairs()
+    )
+    verdicts = tuple(oracle.AbsentVerdict(*verdict) for verdict in exceptions.verdicts())
+    return oracle.Frozen(verdicts, rows, pairs, kept)
+
+
+def _deep_check(name: str, faults: list[str], report: Report) -> Check:
+    if report.changed and faults:
+        # Inputs that were not judged yet explain a difference; the next batch tells.
+        report.changed.append(f"{name}: {len(faults)} rows differ, inputs changed meanwhile")
+        return Check(f"{name} (inputs changed meanwhile)")
+    return _check(name, faults)
+
+
+def _changed_inputs(root: Path, store: Store) -> list[str]:
+    """Inputs that differ from what the store has judged; an absent file that stands there again does."""
+    files = Inputs(store).files()
+    seen = {(file.kind, file.path): file.stat for file in lake.scan(root).files}
+    changed = [
+        tree_path(kind, path)
+        for (kind, path), facts in seen.items()
+        if (known := files.get((kind, path))) is None or not (known.present and known.facts.same_file_state(facts))
+    ]
+    changed += [
+        tree_path(kind, path) for (kind, path), record in files.items() if record.present and (kind, path) not in seen
+    ]
+    if Work(store).waiting().anything:
+        changed.append("rows that a batch under way has yet to judge")
+    return sorted(changed)
+
+
+def _compare_dataset(wanted: dict[str, bytes], lines: Iterable[bytes]) -> list[str]:
+    missing = dict(wanted)
+    faults = []
+    for line in lines:
+        id_ = str((parse_object(line[:-1]).value or {}).get("id"))
+        expected = missing.pop(id_, None)
+        if expected != _brief(oracle.Placed(id_, oracle.unstamped_sample(line))).line:
+            faults.append(f"{'extra' if expected is None else 'different'}: {id_}")
+    return faults + [f"missing: {id_}" for id_ in missing]
+
+
+def _compare_quarantine(wanted: Counter[bytes], lines: Iterable[bytes]) -> list[str]:
+    found = Counter(_brief(oracle.Placed(None, oracle.unstamped_hold(line))).line for line in lines)
+    return [f"extra: {_told(line)}" for line in (found - wanted).elements()] + [
+        f"missing: {_told(line)}" for line in (wanted - found).elements()
+    ]
+
+
+def _told(brief: bytes) -> str:
+    return brief[DIGEST_BYTES:].decode()
+
+
+def _place(line: bytes) -> str:
+    row = parse_object(line[:-1], max_depth=QUOTED_DEPTH).value or {}
+    at = row.get("location") or {}
+    return f"{row.get('reason')} at {at.get('partition')} line {at.get('line_offset')}"
+
+
+def _check(name: str, faults: list[str]) -> Check:
+    return Check(name, len(faults), tuple(faults[:SHOWN]))

@@ -1,0 +1,1 @@
+"""The input trees: walk them, open a partition, split it into lines."""

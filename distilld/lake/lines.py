@@ -1,0 +1,259 @@
+"""A span of a partition becomes complete lines with their offsets (SPEC 2).
+
+The bytes that are hashed are the bytes that are given out. Memory is bounded by one block and one line of at most
+``max_line_bytes``; a longer line is passed by with its first bytes and its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from distilld.core.json_text import ParsedLine, parse_object
+from distilld.core.line_facts import TOO_LONG
+from distilld.core.model import InputChanged, UnreadableError
+
+BLOCK_BYTES: Final = 1 << 17
+HEAD_BYTES: Final = 1024
+"""Kept of an over-long line: enough for the 200 UTF-16 units of its quarantine row."""
+DIGEST_BYTES: Final = 16
+
+
+_sha256: Final = hashlib.sha256
+_make: Final = tuple.__new__
+"""What a NamedTuple's own constructor does, without its price, where there is one for each line."""
+
+
+def digest_of(raw: bytes) -> bytes:
+    """The digest that a line is known by: the first 16 bytes of its sha256."""
+    return _sha256(raw).digest()[:DIGEST_BYTES]
+
+
+class Line(NamedTuple):
+    """A non-empty line without its line feed. ``raw`` is None where it was longer than allowed: ``head`` begins it."""
+
+    start: int
+    length: int
+    raw: bytes | None
+    head: bytes
+    digest: bytes
+
+
+class End(NamedTuple):
+    """What a file ends in behind its last line feed (SPEC 2), as the store keeps it; three times nothing if nothing.
+
+    ``state`` is 'provisional' where it is a complete JSON object, and so counts as a line, else 'pending'. Only what
+    counts has a ``digest``.
+    """
+
+    state: str | None
+    length: int
+    digest: bytes | None
+
+
+def parse_line(line: Line) -> ParsedLine:
+    """What a line says, or why it says nothing; one that was not read because of its length is too long."""
+    return TOO_LONG if line.raw is None else parse_object(line.raw)
+
+
+def end_of(tail: Line | None) -> End:
+    """Judge the unterminated end of a file: a complete object counts, anything else is pending."""
+    if tail is None:
+        return End(None, 0, None)
+    if parse_line(tail).value is None:
+        return End("pending", tail.length, None)
+    return End("provisional", tail.length, tail.digest)
+
+
+class PartitionReader:
+    """Reads one open partition once, from its start, up to the size that it had when it was opened."""
+
+    def __init__(self, descriptor: int, size: int, max_line_bytes: int, shown: str) -> None:
+        self._descriptor = descriptor
+        self._size = size
+        self._max = max_line_bytes
+        self._shown = shown
+        self._sha = hashlib.sha256()
+        self.consumed = 0
+        """The offset behind the last complete line that was given out, or proven."""
+        self.bytes_read = 0
+        self.tail: Line | None = None
+        """What stands behind the last line feed, once :meth:`blocks` has ended; None where nothing does."""
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the bytes up to ``consumed``, in hex."""
+        return self._sha.hexdigest()
+
+    def prove_prefix(self, length: int, sha256: str) -> bool:
+        """Whether the file begins with exactly what was consumed before; afterwards :meth:`blocks` goes on behind it.
+
+        If it does not, the reader stands at the start of the file again.
+        """
+        if length <= self._size:
+            sha = hashlib.sha256()
+            position = 0
+            while position < length:
+                block = self._read(position, min(BLOCK_BYTES, length - position))
+                sha.update(block)
+                position += len(block)
+            if sha.hexdigest() == sha256:
+                self._sha, self.consumed = sha, length
+                return True
+        return False
+
+    def rewind(self) -> None:
+        """Go back to the start of the file, as if nothing had been read."""
+        self._sha, self.consumed, self.tail = hashlib.sha256(), 0, None
+
+    def blocks(self) -> Iterator[list[Line]]:
+        """The complete non-empty lines behind ``consumed``, in order, as many as one read gives; then ``tail`` is set.
+
+        While a block is out, ``consumed`` and ``sha256`` stand behind its last line.
+        """
+        start = position = self.consumed
+        rest = b""
+        long: _LongLine | None = None
+        while position < self._size:
+            block = self._read(position, min(BLOCK_BYTES, self._size - position))
+            position += len(block)
+            if long is not None:
+                end = block.find(b"\n")
+                if end < 0:
+                    long.add(block)
+                    continue
+                long.add(block[:end])
+                self._consume_long(long, position - len(block) + end + 1)
+                yield [long.line()]
+                start, block, long = self.consumed, block[end + 1 :], None
+            data = rest + block if rest else block
+            last = data.rfind(b"\n") + 1
+            if last:
+                self._sha.update(memoryview(data)[:last])
+                self.consumed = start + last
+                found = []
+                for raw in data[: last - 1].split(b"\n"):
+                    if raw:
+                        found.append(self._line(start, raw))
+                    start += len(raw) + 1
+                yield found
+            rest = data[last:] if last else data
+            if len(rest) > self._max:
+                long, rest = _LongLine(start, self._sha.copy(), rest), b""
+        self.tail = long.line() if long is not None else self._line(start, rest) if rest else None
+
+    def _line(self, start: int, raw: bytes) -> Line:
+        digest = _sha256(raw).digest()[:DIGEST_BYTES]
+        if len(raw) > self._max:
+            return Line(start, len(raw), None, raw[:HEAD_BYTES], digest)
+        return _make(Line, (start, len(raw), raw, b"", digest))
+
+    def _consume_long(self, long: _LongLine, end: int) -> None:
+        self._sha = long.file_sha
+        self._sha.update(b"\n")
+        self.consumed = end
+
+    def _read(self, position: int, length: int) -> bytes:
+        block = _read_block(self._descriptor, position, length, self._shown)
+        self.bytes_read += len(block)
+        return block
+
+
+def read_span(descriptor: int, start: int, length: int, shown: str) -> bytes:
+    """``length`` bytes from ``start`` on, as one piece.
+
+    Raises:
+        InputChanged: The file is shorter.
+        UnreadableError: The system refuses.
+    """
+    return b"".join(_span_blocks(descriptor, start, length, shown))
+
+
+def _span_blocks(descriptor: int, start: int, length: int, shown: str) -> Iterator[bytes]:
+    while length:
+        block = _read_block(descriptor, start, min(length, BLOCK_BYTES), shown)
+        yield block
+        start, length = start + len(block), length - len(block)
+
+
+def _read_block(descriptor: int, start: int, length: int, shown: str) -> bytes:
+    try:
+        block = os.pread(descriptor, length, start)
+    except OSError as error:
+        raise UnreadableError(shown, error) from error
+    if not block:
+        raise InputChanged(shown)
+    return block
+
+
+class _LongLine:
+    """A line that is too long to be held: its head, its length, its digest, and the file's hash along with it."""
+
+    def __init__(self, start: int, file_sha: hashlib._Hash, first: bytes) -> None:
+        self.start = start
+        self.head = first[:HEAD_BYTES]
+        self.length = len(first)
+        self.sha = hashlib.sha256(first)
+        self.file_sha = file_sha
+        self.file_sha.update(first)
+
+    def add(self, part: bytes) -> None:
+        self.length += len(part)
+        self.sha.update(part)
+        self.file_sha.update(part)
+
+    def line(self) -> Line:
+        return Line(self.start, self.length, None, self.head, self.sha.digest()[:DIGEST_BYTES])
+
+
+class SpanReader:
+    """Reads lines again by their byte spans, checked by digest; neighbours share one read.
+
+    Raises (from both ways to read):
+        InputChanged: The bytes are no longer those that were indexed.
+        UnreadableError: The system refuses.
+    """
+
+    _FIRST_WINDOW = 1 << 14
+    _LAST_WINDOW = 1 << 18
+
+    def __init__(self, descriptor: int, shown: str) -> None:
+        self._descriptor = descriptor
+        self._shown = shown
+        self._start = 0
+        self._window = b""
+        self._length = self._FIRST_WINDOW
+        self.bytes_read = 0
+
+    def read(self, start: int, length: int, digest: bytes) -> bytes:
+        """The line at ``start``, ``length`` bytes long."""
+        offset = start - self._start
+        if offset < 0 or offset + length > len(self._window):
+            near = 0 <= offset <= len(self._window) + self._length
+            self._length = min(self._length * 2, self._LAST_WINDOW) if near else self._FIRST_WINDOW
+            self._window = self._pread(max(length, self._length), start)
+            self._start, offset = start, 0
+            self.bytes_read += len(self._window)
+        raw = self._window[offset : offset + length]
+        if hashlib.sha256(raw).digest()[:DIGEST_BYTES] != digest:
+            raise InputChanged(self._shown)
+        return raw
+
+    def read_head(self, start: int, length: int, digest: bytes) -> bytes:
+        """The first bytes of an over-long line, all of which is read, block by block, for the sake of its digest."""
+        head, sha = b"", hashlib.sha256()
+        for block in _span_blocks(self._descriptor, start, length, self._shown):
+            self.bytes_read += len(block)
+            sha.update(block)
+            head += block[: HEAD_BYTES - len(head)]
+        if sha.digest()[:DIGEST_BYTES] != digest:
+            raise InputChanged(self._shown)
+        return head
+
+    def _pread(self, length: int, start: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, length, start)
+        except OSError as error:
+            raise UnreadableError(self._shown, error) from error

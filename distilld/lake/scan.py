@@ -1,0 +1,320 @@
+"""The partitions on disk: walk, stat, open (SPEC 2).
+
+A listing that fails raises :class:`ListingError`; it is never an empty folder. Nothing here follows a link below the
+two input trees, and nothing blocks on a FIFO.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from distilld.core.json_text import escaped
+from distilld.core.model import InputChanged, InputKind, OperatorError, StatFacts, UnreadableError
+
+TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/evidence"}
+SUFFIX: Final = ".jsonl"
+
+_FOLDER_NAMES: Final = (re.compile(r"[0-9]{4}"), re.compile(r"0[1-9]|1[0-2]"), re.compile(r"0[1-9]|[12][0-9]|3[01]"))
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters, and the two separators at which some readers end a line."""
+_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class ListingError(OperatorError):
+    """A folder could not be listed, so what it holds is unknown; nothing is withdrawn on account of it."""
+
+    def __init__(self, path: str, cause: OSError | str) -> None:
+        why = cause if isinstance(cause, str) else cause.strerror or str(cause)
+        super().__init__(f"cannot list {path}: {why}", hint="nothing was changed; make the folder readable")
+        self.path = path
+
+
+class PartitionFile(NamedTuple):
+    """One file of an input tree; ``path`` is relative to its tree (``a/b/c/name.jsonl``)."""
+
+    kind: InputKind
+    path: str
+    stat: StatFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something in an input tree that is not read; ``path`` is below the root, made safe to print."""
+
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One look at both trees: files in walk order, what is not read, partition folders whose names are no date.
+
+    ``odd_folders`` hold files, and are relative to their tree (``a/b/c``): one that stands in both trees counts once.
+    ``folders`` are all that were listed, by absolute path, with their st_dev and st_ino: what is to be watched.
+    """
+
+    files: tuple[PartitionFile, ...]
+    oddities: tuple[Oddity, ...]
+    odd_folders: tuple[str, ...]
+    missing: frozenset[InputKind]
+    folders: Mapping[str, tuple[int, int]]
+
+
+def walk_key(path: str) -> tuple[str, ...]:
+    """The key of the walk order: path components, compared by code point (SPEC 2)."""
+    return tuple(path.split("/"))
+
+
+def printable(path: str) -> str:
+    """A path with what could harm a terminal or a log escaped."""
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match.group()):02x}", escaped(path))
+
+
+def scan(root: Path) -> Scan:
+    """List both trees.
+
+    Raises:
+        ListingError: A folder that exists cannot be listed.
+    """
+    walker = _Walker(root)
+    for kind in InputKind:
+        walker.walk_tree(kind)
+    # Each tree stands in walk order already. Sorting is stable: of a partition's two files, evidence comes first.
+    files = [*walker.files[InputKind.EVIDENCE], *walker.files[InputKind.SCORED]]
+    files.sort(key=_walk_text)
+    return Scan(
+        tuple(files), tuple(walker.oddities), tuple(walker.odd_folders), frozenset(walker.missing), walker.folders
+    )
+
+
+def _walk_text(file: PartitionFile) -> str:
+    """The same order as that of :func:`walk_key`, and quicker to compare: no name that is read holds a NUL."""
+    return file[1].replace("/", "\0")
+
+
+class _Walker:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: dict[InputKind, list[PartitionFile]] = {kind: [] for kind in InputKind}
+        self.oddities: list[Oddity] = []
+        self.odd_folders: dict[str, None] = {}
+        self.missing: list[InputKind] = []
+        self.folders: dict[str, tuple[int, int]] = {}
+
+    def walk_tree(self, kind: InputKind) -> None:
+        if is_missing(self.root, kind):
+            self.missing.append(kind)
+        else:
+            self._walk_folder(kind, str(self.root / TREES[kind]), "", 0, odd=False)
+
+    def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int, *, odd: bool) -> None:
+        try:
+            # Before it is listed: a folder that takes its place in between is another one, and is noticed.
+            status = os.stat(folder)
+            # And before any file is looked at: what is written from now on must not seem older than the look.
+            looked_ns = time.time_ns()
+            with os.scandir(folder) as entries:
+                # In walk order from the start, which leaves little to sort at the end.
+                found = sorted(entries, key=_name_of)
+            self.folders[folder] = (status.st_dev, status.st_ino)
+            if depth == len(_FOLDER_NAMES):
+                taken_before = len(self.files[kind])
+                self._take_files(kind, found, below, looked_ns)
+                if odd and len(self.files[kind]) > taken_before:
+                    self.odd_folders[below.rstrip("/")] = None
+            else:
+                for entry in found:
+                    self._enter(kind, entry, below, depth, odd=odd)
+        except OSError as error:
+            raise ListingError(printable(f"{TREES[kind]}/{below}"), error) from error
+
+    def _enter(self, kind: InputKind, entry: os.DirEntry[str], below: str, depth: int, *, odd: bool) -> None:
+        path = f"{below}{entry.name}"
+        if entry.is_symlink():
+            self._report(kind, path, "is a link and is not followed")
+        elif entry.is_dir(follow_symlinks=False):
+            if not _FOLDER_NAMES[depth].fullmatch(entry.name):
+                problem = _name_problem(entry.name)
+                if problem:
+                    self._report(kind, path, problem)
+                    return
+                odd = True
+            self._walk_folder(kind, entry.path, path + "/", depth + 1, odd=odd)
+
+    def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str, looked_ns: int) -> None:
+        """Take a partition folder's files; the one loop whose every step counts, for a lake has many files."""
+        take, make = self.files[kind].append, tuple.__new__
+        for entry in found:
+            name = entry.name
+            if not name.endswith(SUFFIX):
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # it went between the listing and the look; the next scan tells
+            problem = None if stat.S_ISREG(status.st_mode) else _kind_problem(status.st_mode)
+            problem = problem or _name_problem(name)
+            if problem is None:
+                # What the classes' own constructors do, without their price.
+                facts = make(
+                    StatFacts,
+                    (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, looked_ns),
+                )
+                take(make(PartitionFile, (kind, below + name, facts)))
+            else:
+                self._report(kind, below + name, problem)
+
+    def _report(self, kind: InputKind, path: str, problem: str) -> None:
+        self.oddities.append(Oddity(printable(f"{TREES[kind]}/{path}"), problem))
+
+
+def is_missing(root: Path, kind: InputKind) -> bool:
+    """Whether an input tree is not there.
+
+    Raises:
+        ListingError: It cannot be told, or a link leads nowhere: a mount may be missing.
+    """
+    tree = root / TREES[kind]
+    try:
+        os.stat(tree)
+    except FileNotFoundError as error:
+        for path in (tree, tree.parent):
+            if path.is_symlink() and not path.exists():
+                raise ListingError(path.relative_to(root).as_posix(), "it is a link to nothing") from error
+        return True
+    except OSError as error:
+        raise ListingError(TREES[kind], error) from error
+    return False
+
+
+def _name_of(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _kind_problem(mode: int) -> str:
+    return "is a link and is not followed" if stat.S_ISLNK(mode) else "is no regular file"
+
+
+def _name_problem(name: str) -> str | None:
+    if name.isascii() and name.isprintable():
+        return None
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    return "has control characters in its name" if _CONTROL.search(name) else None
+
+
+def tree_path(kind: InputKind, path: str) -> str:
+    """A partition's path below the root."""
+    return f"{TREES[kind]}/{path}"
+
+
+def is_partition(path: str) -> bool:
+    """Whether a scan would read a file at this path below a tree."""
+    parts = path.split("/")
+    names = len(parts) == len(_FOLDER_NAMES) + 1 and not {"", ".", ".."}.intersection(parts)
+    return names and path.endswith(SUFFIX) and not any(map(_name_problem, parts))
+
+
+@contextmanager
+def open_partition(root: Path, kind: InputKind, path: str) -> Iterator[tuple[int, StatFacts]]:
+    """Open a partition for reading: no link followed below the tree, never blocking, regular files only.
+
+    Gives the descriptor and the facts of its fstat.
+
+    Raises:
+        InputChanged: It is gone, or no longer a regular file: the next scan tells.
+        UnreadableError: The system refuses to open it.
+    """
+    descriptor = _open_below(root / TREES[kind], path, tree_path(kind, path))
+    try:
+        looked_ns = time.time_ns()
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputChanged(tree_path(kind, path))
+        yield descriptor, StatFacts.of(status, looked_ns)
+    finally:
+        os.close(descriptor)
+
+
+def _open_below(tree: Path, path: str, shown: str) -> int:
+    *folders, name = path.split("/")
+    folder = -1
+    try:
+        folder = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in folders:
+            inner = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        return os.open(name, _FILE_FLAGS, dir_fd=folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputChanged(shown) from error
+    except OSError as error:
+        raise UnreadableError(shown, error) from error
+    finally:
+        if folder >= 0:
+            os.close(folder)
+
+
+class SourceFiles:
+    """The path check (SPEC 3.5): which of an evidence row's source files exist below a root, by realpath."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.realpath(root)
+
+    def missing(self, names: Sequence[Any]) -> tuple[str, ...]:
+        """Those of ``names`` that are no string, impossible as a name, not below the root, or do not exist.
+
+        Raises:
+            UnreadableError: The system would not say (EACCES, EIO), and not on account of what stands outside the root.
+        """
+        return tuple(_shown(name) for name in names if not self._exists(name))
+
+    def _exists(self, name: Any) -> bool:
+        if not isinstance(name, str):
+            return False
+        path = os.path.join(self._root, name)
+        try:
+            # It knows what a path in words does not: that nothing stands below a file, and none is called ``name/``.
+            os.stat(path)
+            real = os.path.realpath(path, strict=True)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False
+        except OSError as error:
+            if error.errno in _IMPOSSIBLE or self._is_refused_outside(path):
+                return False
+            raise UnreadableError("a source file of the path check", error) from error
+        return real != self._root and self._holds(real)
+
+    def _holds(self, real: str) -> bool:
+        return real == self._root or real.startswith(self._root.rstrip("/") + "/")
+
+    def _is_refused_outside(self, path: str) -> bool:
+        """Whether a path that the system refuses has led out of the root where it does so."""
+        for step in (self._root, *accumulate(path.split("/"), "{}/{}".format)):
+            try:
+                os.stat(step)
+            except FileNotFoundError:
+                continue  # the empty step before the first slash
+            except OSError:
+                return not self._holds(os.path.realpath(step))
+        return False
+
+
+_IMPOSSIBLE: Final = frozenset({36, 40})  # ENAMETOOLONG, ELOOP
+
+
+def _shown(name: Any) -> str:
+    return name if isinstance(name, str) else "an entry that is no string"

@@ -1,0 +1,193 @@
+"""A batch's account: which one it is, what it wrote, and the receipt that tells of it (SPEC 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from distilld.core.decisions import Decisions
+from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Trigger
+from distilld.lake.scan import tree_path
+from distilld.publish.exports import Drop, Written
+from distilld.publish.receipt_files import GitState
+from distilld.store.ledger import ExportRecord, InputNote, Totals
+
+MS: Final = 1_000_000
+"""Nanoseconds in a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchIdentity:
+    """A batch's number, its id, which sorts by time, and the time that it stamps on its rows."""
+
+    sequence: int
+    batch_id: str
+    recorded_at: str
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """What a receipt tells beside the batch's own facts."""
+
+    trigger: Trigger
+    options: Options
+    git: GitState
+    rows_indexed: int
+    index_bytes: int
+    warnings: tuple[str, ...]
+    errors: tuple[str, ...] = ()
+
+    def bytes_read(self, decisions: Decisions) -> int:
+        """What was read of the inputs for a batch: to learn what stands there, and to judge it."""
+        return self.index_bytes + decisions.bytes_read
+
+
+def iso_time(now_ns: int) -> str:
+    """UTC with milliseconds, as JavaScript's toISOString() prints it."""
+    moment = datetime.fromtimestamp(now_ns // MS / 1000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now_ns // MS % 1000:03d}Z"
+
+
+def batch_id_of(recorded_at: str) -> str:
+    """A batch's id: its time without what a folder name should not hold."""
+    return recorded_at.replace("-", "").replace(":", "")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWrite:
+    """What one export gains and loses."""
+
+    name: str
+    blocks: Iterable[bytes]
+    rows: int
+    temp: str | None
+    drop: Drop | None
+    drops: int
+
+
+def receipt_of(
+    identity: BatchIdentity,
+    ended_at: str,
+    duration_ms: int,
+    decisions: Decisions,
+    context: BatchContext,
+    totals: Totals,
+    checks: dict[str, bool],
+    inputs: list[InputNote],
+    tails: list[tuple[str, Any, int]],
+    writes: list[ExportWrite],
+    written: dict[str, Written],
+    exports: dict[str, ExportRecord],
+    replaced: list[str],
+    previous: str | None,
+) -> dict[str, Any]:
+    """The receipt of a batch, its keys in their order (SPEC 4)."""
+    return {
+        "stage": "distill",
+        "batch_id": identity.batch_id,
+        "sequence": identity.sequence,
+        "trigger": context.trigger.value,
+        "started_at": iso_time(identity.started_ns),
+        "ended_at": ended_at,
+        "duration_ms": duration_ms,
+        "recorded_at": identity.recorded_at,
+        "options": context.options.as_json(),
+        "options_sha256": context.options.sha256,
+        "git": {"sha": context.git.sha, "branch": context.git.branch, "dirty": context.git.dirty},
+        "inputs": [_input(each) for each in inputs],
+        "outputs": _outputs(decisions, writes, written, exports, replaced),
+        "record_counts": _record_counts(decisions, totals),
+        "work": {
+            "rows_indexed": context.rows_indexed,
+            "rows_judged": decisions.rows_judged,
+            "bytes_read": context.bytes_read(decisions),
+        },
+        "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
+        "validation_pass": all(checks.values()),
+        "checks": checks,
+        "warnings": list(context.warnings),
+        "errors": list(context.errors),
+        "previous_receipt_sha256": previous,
+    }
+
+
+def _input(note: InputNote) -> dict[str, Any]:
+    return {
+        "path": tree_path(note.kind, note.path),
+        "kind": note.kind.value,
+        "change": note.change,
+        "sha256": note.sha256,
+        "bytes": note.size,
+        "from_offset": note.from_offset,
+        "to_offset": note.to_offset,
+        "lines": note.lines,
+        "malformed_lines": note.malformed_lines,
+    }
+
+
+def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:
+    gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
+    return {
+        "in": decisions.rows_judged,
+        "out": sum(change.shipped.rows for change in decisions.changes.values()),
+        "quarantined": sum(change.held.rows for change in decisions.changes.values()),
+        "withdrawn": len(decisions.withdrawals),
+        "by_category": {category.value: decisions.by_category[category] for category in Category},
+        "by_reason": _by_reason(totals),
+        "per_exporter": {
+            dataset.value: {
+                "shipped": totals.shipped(dataset),
+                "held": totals.held(dataset),
+                "frozen": totals.frozen(dataset),
+                "appended": decisions.changes[dataset].shipped.rows,
+                "withdrawn": sum(not each.replaced for each in gone[dataset]),
+                "replaced": sum(each.replaced for each in gone[dataset]),
+                "quarantined": decisions.changes[dataset].held.rows,
+                "by_reason": totals.by_reason(dataset),
+            }
+            for dataset in Dataset
+        },
+    }
+
+
+def _by_reason(totals: Totals) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for dataset in Dataset:
+        for reason, rows in totals.by_reason(dataset).items():
+            found[reason] = found.get(reason, 0) + rows
+    return found
+
+
+def _outputs(
+    decisions: Decisions,
+    writes: list[ExportWrite],
+    written: dict[str, Written],
+    exports: dict[str, ExportRecord],
+    replaced: list[str],
+) -> list[dict[str, Any]]:
+    by_name = {write.name: write for write in writes}
+    outputs = []
+    for name in EXPORT_PATHS:
+        write = by_name.get(name)
+        if write is None and name not in replaced:
+            continue
+        adopted = decisions.changes[Dataset(name)].adopted if name in _DATASET_NAMES else 0
+        outputs.append(
+            {
+                "path": EXPORT_PATHS[name],
+                "sha256": exports[name].committed.sha256,
+                "bytes": exports[name].committed.size,
+                "rows": exports[name].committed.rows,
+                "appended": write.rows if write else 0,
+                "withdrawn": written[name].dropped if write else 0,
+                "adopted": adopted,
+                "rewritten": name in replaced or (write is not None and write.drops > 0),
+            }
+        )
+    return outputs
+
+
+_DATASET_NAMES: Final = frozenset(dataset.value for dataset in Dataset)

@@ -1,0 +1,320 @@
+"""A batch's facts become its receipt, a link in a chain, and ``latest.md``, a page for people (SPEC 4)."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import MAXYEAR, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import orjson
+import structlog
+
+from distilld import __version__
+from distilld.core.json_text import parse_object
+from distilld.core.model import REPORTS, OperatorError
+from distilld.files.durable import make_folder, replace_file, sync_folder, sync_up
+from distilld.files.regular import read_regular
+
+log = structlog.get_logger()
+
+RECEIPT_VERSION: Final = 1
+LATEST: Final = f"{REPORTS}/latest.md"
+BATCH_ID: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2}T[0-9]{2})([0-9]{2})([0-9]{2}\.[0-9]{3}Z)")
+_MOST_BATCHES: Final = 1 << 62
+_OF_SOMEBODY_ELSE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
+"""What the system says of a folder, a file or a link that is none of ours."""
+
+
+class ReceiptWriteError(OperatorError):
+    """A receipt could not be written; the batch stands, and the receipt is written again at the next start."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk")
+        self.path = path
+        self.errno = cause.errno
+
+
+class ReceiptReadError(OperatorError):
+    """The receipts on disk cannot be listed or read, so what they say is unknown."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint="mend the disk or the permissions")
+        self.path = path
+
+
+class Link(NamedTuple):
+    """A batch's receipt on disk, as a link of the chain; ``recorded_at`` is UTC with milliseconds."""
+
+    sequence: int
+    batch_id: str
+    sha256: str
+    recorded_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class GitState:
+    """The checkout that the root is, as of start or reload; all None where it is none."""
+
+    sha: str | None = None
+    branch: str | None = None
+    dirty: bool | None = None
+
+
+def git_state(root: Path) -> GitState:
+    """Ask git about the root; a root that is no checkout, or a machine without git, has no state."""
+    sha = _git(root, "rev-parse", "HEAD")
+    if sha is None:
+        return GitState()
+    branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return GitState(sha, branch, None if changes is None else bool(changes))
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def receipt_bytes(facts: Mapping[str, Any]) -> bytes:
+    """The receipt's file: indented JSON with a line feed."""
+    return orjson.dumps(
+        {"schema_version": RECEIPT_VERSION, "distilld_version": __version__, **facts},
+        option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def sha256_of(receipt: bytes) -> str:
+    """The digest that the next receipt in the chain names."""
+    return hashlib.sha256(receipt).hexdigest()
+
+
+def receipt_path(batch_id: str) -> str:
+    """Where a batch's receipt stands below the root."""
+    return f"{REPORTS}/{batch_id}/receipt.json"
+
+
+def stage_of(folder: str) -> str | None:
+    """The stage whose receipt a folder of this name holds; None where it is a batch's, or no receipt's."""
+    batch_id, _, stage = folder.partition("-")
+    return stage if BATCH_ID.fullmatch(batch_id) and _moment_of(batch_id) else None
+
+
+def newest_receipt(root: Path) -> Link | None:
+    """The newest receipt of a batch that stands on disk; None where there is none.
+
+    What is no receipt of the batch that its folder names (damaged, copied, of another stage), or is of a time that no
+    other can follow, is passed over.
+
+    Raises:
+        ReceiptReadError: The system refused.
+    """
+    try:
+        names = os.listdir(root / REPORTS)
+        for batch_id in sorted(filter(BATCH_ID.fullmatch, names), reverse=True):
+            path = root / receipt_path(batch_id)
+            if path.is_file() and (link := _link(batch_id, path.read_bytes())) is not None:
+                return link
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ReceiptReadError(REPORTS, error) from error
+    return None
+
+
+def _link(batch_id: str, content: bytes) -> Link | None:
+    facts = parse_object(content).value or {}
+    sequence, recorded_at = facts.get("sequence"), _moment_of(batch_id)
+    if facts.get("stage") != "distill" or recorded_at is None or facts.get("recorded_at") != recorded_at:
+        return None
+    if type(sequence) is not int or not 0 <= sequence < _MOST_BATCHES:
+        return None
+    return Link(sequence, batch_id, sha256_of(content), recorded_at)
+
+
+def _moment_of(batch_id: str) -> str | None:
+    """When a batch of this id was recorded; None where there is no such time, or none that others can follow."""
+    text = BATCH_ID.sub(r"\1-\2-\3:\4:\5", batch_id)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return text if moment.year < MAXYEAR else None
+
+
+def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> None:
+    """Write a receipt and the page; writing it again gives the same. A folder in the page's place is left as it is.
+
+    ``cut_off`` says that a kill may have come between making one of its folders and the fsync of that one's entry.
+
+    Raises:
+        ReceiptWriteError: The system refused.
+    """
+    _replace(root, receipt_path(batch_id), receipt)
+    _write_page(root, orjson.loads(receipt))
+    if cut_off:
+        try:
+            sync_up((root / receipt_path(batch_id)).parent, root)
+        except OSError as error:
+            raise ReceiptWriteError(receipt_path(batch_id), error) from error
+
+
+def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
+    """Remove receipts that are kept no longer.
+
+    A folder into which somebody else put a file stays, with that file; so does what took the place of a receipt or its
+    folder. No link is followed: what a receipt's folder was moved to is an archive.
+
+    Raises:
+        ReceiptWriteError: The system refused.
+    """
+    for batch_id in batch_ids:
+        try:
+            with suppress(FileNotFoundError):
+                _remove(root / REPORTS / batch_id)
+        except OSError as error:
+            if error.errno not in _OF_SOMEBODY_ELSE:
+                raise ReceiptWriteError(receipt_path(batch_id), error) from error
+    try:
+        with suppress(FileNotFoundError):
+            sync_folder(root / REPORTS)
+    except OSError as error:
+        raise ReceiptWriteError(REPORTS, error) from error
+
+
+def _remove(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink("receipt.json", dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+    folder.rmdir()
+
+
+def broken_stage_chains(root: Path) -> Iterator[str]:
+    """What is wrong with the receipts of other stages (SPEC 4): those that were edited, and those that are gone.
+
+    The chains alone tell it, for no store knows these receipts: each names one before it, and the oldest one that is
+    kept no longer. The newest is named by none yet, so only its form is looked at.
+
+    Raises:
+        OSError: The folder of the receipts cannot be listed.
+    """
+    chains: dict[str, list[str]] = {}
+    for batch_id in sorted(os.listdir(root / REPORTS)) if (root / REPORTS).exists() else ():
+        if stage := stage_of(batch_id):
+            chains.setdefault(stage, []).append(batch_id)
+    for batch_ids in chains.values():
+        yield from _broken_links(root, batch_ids)
+
+
+def _broken_links(root: Path, batch_ids: Sequence[str]) -> Iterator[str]:
+    before: set[str | None] = set()
+    for path in map(receipt_path, batch_ids):
+        try:
+            content = read_regular(root / path)
+        except FileNotFoundError:
+            continue  # its stage is about to write it, or was killed
+        except OSError as error:
+            yield f"{path}: cannot be read: {error.strerror}"
+            continue
+        facts = _facts_in(content)
+        if facts is None:
+            yield f"{path}: is not as it was written"
+        # Two runs of a stage at one time may follow the same receipt, even one that is kept no longer.
+        elif not before:
+            before.add(facts.get("previous_receipt_sha256"))
+        elif facts.get("previous_receipt_sha256") not in before:
+            yield f"{path}: the receipt before it is gone, or is not as it was written"
+        before.add(sha256_of(content))
+
+
+def _facts_in(content: bytes) -> dict[str, Any] | None:
+    """What a receipt says; None where these are not the bytes that say it."""
+    try:
+        facts = orjson.loads(content)
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) and receipt_bytes(facts) == content else None
+
+
+def _replace(root: Path, below: str, content: bytes) -> None:
+    path = root / below
+    try:
+        make_folder(path.parent)
+        replace_file(path, content)
+    except OSError as error:
+        raise ReceiptWriteError(below, error) from error
+
+
+def _write_page(root: Path, receipt: Mapping[str, Any]) -> None:
+    try:
+        _replace(root, LATEST, latest_page(receipt).encode())
+    except ReceiptWriteError as error:
+        if error.errno != errno.EISDIR:
+            raise
+        log.warning("page_not_written", path=LATEST, problem="a folder stands in its place")
+
+
+def latest_page(receipt: Mapping[str, Any]) -> str:
+    """The newest batch on one page: what came in, what stands in the datasets, what is held back and why."""
+    counts = receipt["record_counts"]
+    lines = [
+        "# The latest batch",
+        "",
+        f"Batch `{receipt['batch_id']}`, number {receipt['sequence']}, set off by {receipt['trigger']}; "
+        f"{receipt['started_at']} to {receipt['ended_at']} ({receipt['duration_ms']} ms). "
+        + ("All its checks passed." if receipt["validation_pass"] else "**A check failed.**"),
+        "",
+        "| dataset | rows at rest | held back | appended | withdrawn |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, per in counts["per_exporter"].items():
+        lines.append(f"| {name} | {per['shipped']} | {per['held']} | {per['appended']} | {per['withdrawn']} |")
+    lines += ["", "## Held back, by reason", "", "| dataset | reason | rows |", "|---|---|---:|"]
+    for name, per in counts["per_exporter"].items():
+        lines += [f"| {name} | {reason} | {rows} |" for reason, rows in per["by_reason"].items()]
+    lines += ["", "## Inputs of this batch", "", *_input_table(receipt["inputs"])]
+    for title, key in (("Warnings", "warnings"), ("Errors", "errors")):
+        if receipt[key]:
+            lines += ["", f"## {title}", "", *(f"- {_cell(text)}" for text in receipt[key])]
+    return "\n".join(lines) + "\n"
+
+
+_SHOWN_INPUTS: Final = 50
+
+
+def _input_table(inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not inputs:
+        return ["None."]
+    lines = ["| file | change | lines | malformed |", "|---|---|---:|---:|"]
+    lines += [
+        f"| {_cell(each['path'])} | {each['change']} | {each['lines']} | {each['malformed_lines']} |"
+        for each in inputs[:_SHOWN_INPUTS]
+    ]
+    if len(inputs) > _SHOWN_INPUTS:
+        lines += ["", f"... and {len(inputs) - _SHOWN_INPUTS} more; the receipt names all."]
+    return lines
+
+
+def _cell(text: str) -> str:
+    return "".join(_CELL_SIGNS.get(sign, sign if sign.isprintable() else f"\\\\x{ord(sign):02x}") for sign in text)
+
+
+_CELL_SIGNS: Final = {sign: f"\\{sign}" for sign in "\\|`[]*"} | {"<": "&lt;", "&": "&amp;"}
+"""What Markdown would take for its own: no path or message may end a cell, or become a link or a tag."""

@@ -1,0 +1,129 @@
+"""``--dry-run``: the same pass as any other, on a copy of the state store that is thrown away (SPEC 5).
+
+Nothing below the root is written, and nothing in the store: inputs are only read, what is decided is applied to the
+copy, and the committer leaves out the exports, the receipts and the recovery. Neither a take-over nor a restoration is
+rehearsed: the figures are those of exports that are as the store knows them, which is none where it knows nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Final
+
+from distilld.config.settings import Settings
+from distilld.core.model import Committed, DistilldError, OperatorError, StatFacts, UsageError
+from distilld.engine.engine import Engine, Progress
+from distilld.publish.commit import Committer
+from distilld.publish.exports import Exports, Written
+from distilld.publish.receipt import ExportWrite
+from distilld.service.lock import holder, refuse_other_store
+from distilld.store.connection import Store
+from distilld.store.copy import copy_store, file_facts
+from distilld.store.ledger import Ledger
+
+_ATTEMPTS: Final = 5
+
+
+class DryCommitter(Committer):
+    """Applies decisions to the store alone; the store must be a copy."""
+
+    writes: ClassVar[bool] = False
+
+    def __init__(self, root: Path, store: Store) -> None:
+        super().__init__(root, store, Exports(root))
+
+    def _write(self, write: ExportWrite, known: Committed) -> Written:
+        """Say that the file was written; its rows are counted, its bytes are not."""
+        return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0, 0), write.drops)
+
+    def finish(self) -> None:
+        """Nothing was written, so nothing waits to be put in place."""
+
+    def recover(self) -> bool:
+        """Whether a batch was cut off that the next real run completes or undoes first; nothing is done about it."""
+        needed = self.needs_recovery()
+        with self._store.transaction():
+            Ledger(self._store).drop_intents()
+        return needed
+
+
+@contextmanager
+def rehearsal(
+    settings: Settings, *, take_over: bool = False, progress: Callable[[Progress], None] | None = None
+) -> Iterator[Engine]:
+    """An engine that can do everything and changes nothing; it may work beside a running writer.
+
+    Raises:
+        UsageError: The lake is kept with another store, or the folder for temporary files lies below the root.
+        OperatorError: The store cannot be read or copied.
+    """
+    if not take_over:
+        refuse_other_store(holder(settings.root), settings.root, settings.state)
+    with tempfile.TemporaryDirectory(prefix="distilld-dry-run-") as name:
+        folder = Path(name).resolve()
+        if folder.is_relative_to(settings.root):
+            raise UsageError(
+                f"a dry run changes nothing below the root, and its temporary files would go to {folder.parent}",
+                hint="set TMPDIR to a folder elsewhere",
+            )
+        store = _open_copy(settings, folder / "distilld.db")
+        try:
+            yield Engine(
+                settings.root,
+                store,
+                settings.options(),
+                batch_rows=settings.batch_rows,
+                settle_seconds=settings.settle_seconds,
+                tripwire_rows=settings.tripwire_rows,
+                tripwire_share=settings.tripwire_share,
+                progress=progress,
+                committer=DryCommitter(settings.root, store),
+                spool_folder=folder,
+                workers=settings.workers,
+            )
+        finally:
+            store.close()
+
+
+def damaged_exports(engine: Engine) -> Iterator[str]:
+    """What the next run restores first, and a rehearsal does not: each export with what is wrong with it.
+
+    ``engine`` is that of a rehearsal that has not begun. Beside a running writer nothing is told: it looks for itself.
+
+    Raises:
+        OperatorError: An export cannot be read.
+    """
+    if holder(engine.root).running or engine.ledger.last_batch() is None:
+        return
+    cut_off = {intent.name for intent in engine.ledger.intents()}
+    cut_off.update(name for name, record in engine.ledger.exports().items() if record.pending_temp is not None)
+    for error in engine.restorer.damaged(apart_from=cut_off).values():
+        yield f"{error.path} {error.problem}"
+
+
+def _open_copy(settings: Settings, copy: Path) -> Store:
+    if settings.state.exists():
+        _copy(settings, copy)
+    try:
+        return Store.open(copy, settings.root)
+    except DistilldError as error:
+        # The store is at fault, not its copy.
+        error.args = (str(error).replace(str(copy), str(settings.state)),)
+        raise
+
+
+def _copy(settings: Settings, copy: Path) -> None:
+    """Copy the store as of one moment."""
+    for _ in range(_ATTEMPTS):
+        before = holder(settings.root), file_facts(settings.state)
+        copy_store(settings.state, copy, writer_runs=before[0].running)
+        if before[0].running or before == (holder(settings.root), file_facts(settings.state)):
+            return
+        for path in copy.parent.glob(copy.name + "*"):
+            path.unlink()
+    raise OperatorError(
+        f"the state store {settings.state} was written to whenever it was copied", hint="try again when it is quiet"
+    )

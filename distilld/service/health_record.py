@@ -1,0 +1,134 @@
+"""What a writer leaves in the store about itself, for ``health`` and ``status`` (SPEC 5): kept in the table ``lake``.
+
+Only what changed is written, and the time of the last scan a few times a rescan period: a pass that finds nothing to do
+costs no write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from distilld.lake.scan import Oddity
+from distilld.store.connection import Store
+
+PID: Final = "daemon_pid"
+STARTED: Final = "daemon_started_at"
+SCANNED: Final = "last_scan_at"
+FAILURE: Final = "last_failure"
+UNREADABLE: Final = "unreadable_inputs"
+OVERDUE: Final = "withdrawal_overdue_since"
+WATCHING: Final = "watching"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure that lasts: since when, the last try, how many there were, what it is and what to do about it."""
+
+    since: str
+    at: str
+    tries: int
+    text: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An input that cannot be read, and since when."""
+
+    path: str
+    problem: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """The last words of a daemon, and of any writer what failed and what it could not read.
+
+    Times are UTC with milliseconds; ``watching`` is 'events', or why there are none.
+    """
+
+    pid: int | None = None
+    started_at: str | None = None
+    last_scan_at: str | None = None
+    failure: Failure | None = None
+    unreadable: tuple[Unreadable, ...] = ()
+    overdue_since: str | None = None
+    watching: str | None = None
+
+    def after_failure(self, now: str, text: str, hint: str, *, overdue: bool) -> Vitals:
+        """One more try has failed. ``overdue``: rows wait to leave a dataset."""
+        before = self.failure
+        failure = Failure(before.since if before else now, now, before.tries + 1 if before else 1, text, hint)
+        return replace(self, failure=failure, overdue_since=(self.overdue_since or now) if overdue else None)
+
+    def after_pass(self, now: str, unreadable: Iterable[Oddity]) -> Vitals:
+        """A pass has worked, but for these inputs."""
+        since = {(each.path, each.problem): each.since for each in self.unreadable}
+        found = tuple(
+            Unreadable(each.path, each.problem, since.get((each.path, each.problem), now)) for each in unreadable
+        )
+        return replace(self, failure=None, overdue_since=None, unreadable=found)
+
+
+def read_vitals(store: Store) -> Vitals:
+    """What was written last. What another version wrote in another form is left out."""
+    failure = _parsed(store.recall(FAILURE))
+    unreadable = _parsed(store.recall(UNREADABLE))
+    pid = store.recall(PID) or ""
+    try:
+        return Vitals(
+            pid=int(pid) if pid.isdecimal() else None,
+            started_at=_moment(store.recall(STARTED)),
+            last_scan_at=_moment(store.recall(SCANNED)),
+            failure=Failure(**failure) if failure else None,
+            unreadable=tuple(Unreadable(**each) for each in unreadable or ()),
+            overdue_since=_moment(store.recall(OVERDUE)),
+            watching=store.recall(WATCHING),
+        )
+    except TypeError:
+        return Vitals()
+
+
+def write_vitals(store: Store, vitals: Vitals, before: Vitals) -> None:
+    """Write what is not as ``before``, in one transaction; nothing where nothing changed.
+
+    Raises:
+        StoreFaultError: The system refused.
+    """
+    old, new = _as_facts(before), _as_facts(vitals)
+    changed = {name: value for name, value in new.items() if value != old[name]}
+    if changed:
+        with store.transaction():
+            for name, value in changed.items():
+                store.remember(name, value)
+
+
+def _as_facts(vitals: Vitals) -> dict[str, str | None]:
+    return {
+        PID: None if vitals.pid is None else str(vitals.pid),
+        STARTED: vitals.started_at,
+        SCANNED: vitals.last_scan_at,
+        FAILURE: json.dumps(asdict(vitals.failure)) if vitals.failure else None,
+        UNREADABLE: json.dumps([asdict(each) for each in vitals.unreadable]) if vitals.unreadable else None,
+        OVERDUE: vitals.overdue_since,
+        WATCHING: vitals.watching,
+    }
+
+
+def _moment(text: str | None) -> str | None:
+    try:
+        datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return text
+
+
+def _parsed(text: str | None) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None

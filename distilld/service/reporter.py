@@ -1,0 +1,223 @@
+"""What a daemon tells others of itself: the store's vitals, the metrics file, systemd's status line.
+
+None of it may stop the work: what cannot be told is left out, and told the next time.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from distilld import __version__
+from distilld.config.settings import Settings
+from distilld.core.model import Dataset, OperatorError
+from distilld.engine.engine import Engine, PassResult, Progress
+from distilld.publish.commit import CommittedBatch
+from distilld.publish.receipt import iso_time
+from distilld.service.health_record import Failure, Vitals, read_vitals, write_vitals
+from distilld.service.listener import EVENTS_ARRIVE
+from distilld.service.lock import tell_trouble
+from distilld.service.systemd import Notifier
+from distilld.store.frozen import Frozen, shipped_by_exception
+from distilld.store.queries import Views
+
+if TYPE_CHECKING:
+    from distilld.service.metrics import Metrics
+
+log = structlog.get_logger()
+
+SCANS_NOTED_A_PERIOD: Final = 4
+"""How often within a rescan period the time of the last scan is written to the store, where nothing else is."""
+
+
+class Bulletin:
+    """Keeps what was told last, so that only what changed is told again."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, notifier: Notifier, *, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._notifier = notifier
+        self._clock = clock
+        self._metrics: Metrics | None = None
+        self._metrics_problem = ""
+        self._trouble = False
+        self._stored = Vitals()
+        with self._store_faults():
+            self._stored = read_vitals(engine.store)
+        self._told = self._stored
+        self._started_at = iso_time(clock())
+        self.take(settings)
+
+    @property
+    def overdue_since(self) -> str | None:
+        """Since when rows wait to leave that a failure keeps in a dataset."""
+        return self._told.overdue_since
+
+    @property
+    def overdue_seconds(self) -> float:
+        """For how long that has been so; 0 where none wait."""
+        since = self._told.overdue_since
+        return max(0.0, self._clock() / 1e9 - _seconds(since)) if since else 0.0
+
+    @property
+    def failure(self) -> Failure | None:
+        """The failure that lasts."""
+        return self._told.failure
+
+    def take(self, settings: Settings) -> None:
+        """Go on with other settings."""
+        self._settings = settings
+        if settings.metrics_file is None:
+            self._metrics = None
+        elif self._metrics is None or self._metrics.path != settings.metrics_file:
+            from distilld.service.metrics import Metrics
+
+            self._metrics = Metrics(settings.metrics_file)
+            self._metrics.set("distilld_info", 1, __version__)
+            self._metrics.set("distilld_start_time_seconds", _seconds(self._started_at))
+
+    # what is told
+
+    def started(self) -> None:
+        """The daemon is up."""
+        self._note(replace(self._told, pid=os.getpid(), started_at=self._started_at, watching=None))
+        self._notifier.status("started; the first pass is under way")
+
+    def progress(self, progress: Progress) -> None:
+        """A long pass goes on."""
+        doing = "reading" if progress.phase == "read" else "judging"
+        percent = 100 * progress.done // progress.whole if progress.whole else 0
+        self._notifier.status(f"{doing}, {percent} % done")
+
+    def passed(self, result: PassResult, *, watching: str, folders: int) -> None:
+        """A pass worked. ``watching`` is 'events', or why there are none; ``folders`` are those that are watched."""
+        now = self._clock()
+        noted = self._told.last_scan_at
+        period = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
+        due = noted is None or not 0 <= now / 1e9 - _seconds(noted) < period
+        self._note(
+            replace(
+                self._told.after_pass(iso_time(now), result.unreadable),
+                pid=os.getpid(),
+                started_at=self._started_at,
+                last_scan_at=iso_time(now) if due else noted,
+                watching=watching,
+            )
+        )
+        how = f"{folders} folders watched" if watching == EVENTS_ARRIVE else f"scanning, {watching}"
+        last = f"; last batch {result.batches[-1].identity.batch_id}" if result.batches else ""
+        self._notifier.status(f"up to date; {how}{last}")
+        if self._metrics is not None:
+            self._measure(self._metrics, result, now, folders)
+
+    def failed(self, text: str, hint: str, *, overdue: bool) -> None:
+        """A pass failed. ``overdue``: rows wait to leave a dataset."""
+        self._note(self._told.after_failure(iso_time(self._clock()), text, hint, overdue=overdue))
+        if self.failure is not None:
+            self._notifier.status(f"failing since {self.failure.since}: {text}")
+        if self._metrics is not None:
+            self._metrics.add("distilld_failures_total", 1)
+            self._metrics.set("distilld_failing", 1)
+            self._measure_overdue(self._metrics)
+            self._write(self._metrics)
+
+    # how
+
+    def _note(self, vitals: Vitals) -> None:
+        """Write it to the store; where that cannot be, what fails stands in the lock file."""
+        self._told, trouble = vitals, None
+        try:
+            write_vitals(self._engine.store, vitals, self._stored)
+            self._stored = vitals
+        except (OperatorError, sqlite3.Error) as error:
+            trouble = vitals.failure.text if vitals.failure else str(error)
+        if trouble is not None or self._trouble:
+            tell_trouble(self._settings.root, trouble)
+            self._trouble = trouble is not None
+
+    @contextmanager
+    def _store_faults(self) -> Iterator[None]:
+        with suppress(OperatorError, sqlite3.Error), self._engine.store.faults():
+            yield
+
+    # metrics
+
+    def _measure(self, metrics: Metrics, result: PassResult, now: int, folders: int) -> None:
+        metrics.add("distilld_passes_total", 1)
+        metrics.set("distilld_failing", 0)
+        metrics.set("distilld_last_scan_time_seconds", now / 1e9)
+        metrics.set("distilld_watched_folders", folders)
+        metrics.set("distilld_unsettled_files", len(result.indexed.unsettled))
+        metrics.set("distilld_unreadable_inputs", len(result.unreadable))
+        metrics.add("distilld_rows_indexed_total", result.indexed.rows_indexed + result.arrived_lines)
+        for batch in result.batches:
+            _count(metrics, batch)
+        if result.batches:
+            metrics.set("distilld_last_batch_time_seconds", now / 1e9)
+        else:
+            metrics.add("distilld_read_bytes_total", result.indexed.bytes_read)
+        if result.scan is not None:
+            files = [file.kind.value for file in result.scan.files]
+            for kind in ("scored", "evidence"):
+                metrics.set("distilld_partition_files", files.count(kind), kind)
+        self._measure_overdue(metrics)
+        with self._store_faults():
+            self._ask_store(metrics)
+        self._write(metrics)
+
+    def _ask_store(self, metrics: Metrics) -> None:
+        ledger, totals = self._engine.ledger, self._engine.ledger.totals()
+        metrics.replace("distilld_rows", [((each.value,), totals.shipped(each)) for each in Dataset])
+        frozen = Frozen(self._engine.store)
+        standing = shipped_by_exception(totals, frozen.counts_without_evidence())
+        metrics.replace("distilld_frozen_rows", [((name,), rows) for name, rows in standing.items()])
+        held = Views(self._engine.store).quarantine()
+        metrics.replace("distilld_held_rows", [((each.dataset.value, each.reason.value), each.rows) for each in held])
+        kept = frozen.held_by_tripwire()
+        metrics.replace("distilld_tripwire_rows", [((each.value,), kept.get(each.value, 0)) for each in Dataset])
+        metrics.set("distilld_waiting_rows", self._engine.work.waiting().rows)
+        metrics.set("distilld_pending_tails", len(ledger.pending_tails()))
+
+    def _measure_overdue(self, metrics: Metrics) -> None:
+        metrics.set("distilld_overdue_withdrawal_seconds", self.overdue_seconds)
+
+    def _write(self, metrics: Metrics) -> None:
+        size = 0
+        for suffix in ("", "-wal"):
+            with suppress(OSError):
+                size += os.stat(f"{self._settings.state}{suffix}").st_size
+        metrics.set("distilld_state_bytes", size)
+        try:
+            metrics.write()
+        except OSError as error:
+            problem = error.strerror or type(error).__name__
+            if problem != self._metrics_problem:
+                log.warning("metrics_failed", path=str(metrics.path), problem=problem)
+            self._metrics_problem = problem
+        else:
+            self._metrics_problem = ""
+
+
+def _count(metrics: Metrics, batch: CommittedBatch) -> None:
+    receipt = batch.receipt
+    metrics.add("distilld_batches_total", 1)
+    metrics.add("distilld_rows_judged_total", receipt["work"]["rows_judged"])
+    metrics.add("distilld_read_bytes_total", receipt["work"]["bytes_read"])
+    for dataset, counts in receipt["record_counts"]["per_exporter"].items():
+        metrics.add("distilld_rows_appended_total", counts["appended"], dataset)
+        metrics.add("distilld_rows_withdrawn_total", counts["withdrawn"], dataset)
+    metrics.set("distilld_last_batch_duration_seconds", receipt["duration_ms"] / 1000)
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

@@ -1,0 +1,383 @@
+"""One writer brings a lake up to date and says what came of it: what ``run --once`` and the demo do."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import structlog
+
+from distilld.config.settings import Settings
+from distilld.core.model import (
+    DATASET_PATHS,
+    EXPORT_PATHS,
+    REPORTS,
+    Cause,
+    Dataset,
+    OperatorError,
+    Options,
+    ProgramError,
+    Reason,
+    Trigger,
+    WriterBusy,
+)
+from distilld.engine.engine import Engine, PassResult, Progress
+from distilld.lake.scan import tree_path
+from distilld.publish.commit import CommittedBatch
+from distilld.publish.receipt import iso_time
+from distilld.publish.receipt_files import newest_receipt, receipt_path
+from distilld.service.health_record import Vitals, read_vitals, write_vitals
+from distilld.service.lock import WriterLock, tell_trouble, writer_lock
+from distilld.store.connection import Store, StoreCorruptError, StoreOutdatedError
+from distilld.store.ledger import Ledger
+from distilld.store.open_writer import opened_store
+from distilld.store.queries import Pairing, Views, Withdrawn, by_reason
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+LEAST_PAUSE_SECONDS: Final = 0.1
+NEW_OBJECTS_A_COLLECTION: Final = 20_000
+"""What a pass makes mostly stays: to look through it for cycles every 700 objects takes a third of a scan."""
+GRACE_SECONDS: Final = 30.0
+"""How much longer than ten times ``settle_seconds`` a run waits for inputs that never hold still."""
+
+
+@contextmanager
+def writer(
+    settings: Settings,
+    *,
+    take_over: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    pulse: Callable[[], None] = lambda: None,
+) -> Iterator[Engine]:
+    """The engine of the lake's one writer, with the store open and both locks held.
+
+    Raises:
+        WriterBusy: Another process is the writer.
+        UsageError: The store belongs to another root, or the lake to another store, or the file is no store.
+        StoreCorruptError: The store turned out to be corrupt while it was used, or is older than the exports; it is set
+            aside, and the next writer begins another.
+        OperatorError: A lock or the store cannot be had.
+    """
+    with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
+        log.info("lock_taken", state=str(settings.state))
+        with (
+            # Until the next writer begins: the store may not take it.
+            _leaving_word(lambda error: tell_trouble(settings.root, str(error)), OperatorError),
+            opened_store(settings.state, settings.root, kept=lock.kept) as store,
+        ):
+            _refuse_outdated(store, settings.root)
+            lock.bind()
+            yield engine_for(settings, store, progress=progress, pulse=pulse, keep_lock=partial(_keep, lock))
+
+
+@contextmanager
+def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) -> Iterator[None]:
+    """What of these kinds ends the work within it is told to who comes after, unless the lake is another's now."""
+    try:
+        yield
+    except kinds as error:
+        if not isinstance(error, WriterBusy):
+            tell(error)
+        raise
+
+
+def _keep(lock: WriterLock) -> None:
+    for path in lock.keep():
+        log.warning("lock_taken_anew", path=str(path))
+
+
+def _refuse_outdated(store: Store, root: Path) -> None:
+    """Refuse a store that was restored from before the newest batch, or that the lake was not kept with at the time.
+
+    It would take back what was done since: withdrawn rows would ship again, and published history would be lost.
+
+    Raises:
+        StoreOutdatedError: It does not know the newest batch of which a receipt stands on disk.
+        ReceiptReadError: The receipts cannot be read.
+    """
+    newest = newest_receipt(root)
+    if newest is not None and Ledger(store).lacks(newest.sequence, newest.batch_id):
+        raise StoreOutdatedError(
+            f"the state store {store.path} is older than the exports: it does not know batch {newest.batch_id}, whose"
+            f" receipt stands in {REPORTS}"
+        )
+
+
+@contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(NEW_OBJECTS_A_COLLECTION, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def engine_for(
+    settings: Settings,
+    store: Store,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    pulse: Callable[[], None] = lambda: None,
+    keep_lock: Callable[[], None] = lambda: None,
+) -> Engine:
+    """The engine that these settings ask for, on an open store."""
+    return Engine(
+        settings.root,
+        store,
+        settings.options(),
+        batch_rows=settings.batch_rows,
+        settle_seconds=settings.settle_seconds,
+        tripwire_rows=settings.tripwire_rows,
+        tripwire_share=settings.tripwire_share,
+        receipts_keep=settings.receipts_keep,
+        progress=progress,
+        pulse=pulse,
+        workers=settings.workers,
+        keep_lock=keep_lock,
+    )
+
+
+def on_whole_store(task: Callable[[], T]) -> T:
+    """Do something that opens a :func:`writer`; once more where the store was corrupt and was set aside."""
+    try:
+        return task()
+    except StoreCorruptError:
+        return task()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What stands in one dataset and its quarantine now, and what this run did to it.
+
+    ``rows`` and ``held`` are totals at rest, ``frozen`` of ``rows`` stand there because their partition is absent.
+    ``added`` and ``withdrawn`` leave out rows that were replaced under their id: those are ``replaced``. ``adopted``
+    rows stood in the file before its store knew of it (SPEC 3.11).
+    """
+
+    dataset: Dataset
+    path: str
+    rows: int
+    frozen: int
+    held: int
+    by_reason: Mapping[Reason, int]
+    added: int
+    replaced: int
+    withdrawn: int
+    adopted: int
+    causes: Mapping[Cause, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run came to. ``not_read`` names every input that could not be read, and why.
+
+    ``rows_judged`` and ``bytes_read`` count also what nothing followed from, of which no receipt tells.
+    """
+
+    rows_read: int
+    datasets: Mapping[Dataset, DatasetReport]
+    pairing: Pairing
+    options: Options
+    batch_ids: tuple[str, ...]
+    rows_judged: int
+    bytes_read: int
+    recovered: bool
+    taken_over: bool
+    """Whether exports stood there that the store knew nothing of."""
+    not_read: tuple[str, ...]
+    dropped_flags: tuple[str, ...]
+    """Options that were on when the last batch was committed, and are off now."""
+    withdrawn: tuple[Withdrawn, ...] = field(default=())
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was committed."""
+        return bool(self.batch_ids)
+
+    @property
+    def receipt(self) -> str | None:
+        """The newest receipt of this run, below the root."""
+        return receipt_path(self.batch_ids[-1]) if self.batch_ids else None
+
+
+def bring_up_to_date(
+    engine: Engine,
+    trigger: Trigger = Trigger.ONCE,
+    *,
+    withdrawals_listed: int | None = 0,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunReport:
+    """Recover what was cut off, then run passes until no input is left that was still being written.
+
+    The report lists the first ``withdrawals_listed`` rows that left or were replaced; None for all.
+
+    Raises:
+        OperatorError: A write failed, an export was tampered with, or a folder could not be listed. What was committed
+            stands, and the batch in hand is undone where that was possible.
+    """
+    views = Views(engine.store)
+    options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
+    taken_over = _takes_over(engine)
+    _forget_daemon(engine.store)
+    with _leaving_word(partial(_note_failure, engine.store), OperatorError, ProgramError, sqlite3.Error):
+        recovered = recover(engine)
+        results = list(_passes(engine, trigger, pause, clock))
+    if not any(result.changed for result in results):
+        log.info("up_to_date")
+    _note(engine.store, lambda vitals: vitals.after_pass(_now(), results[-1].unreadable))
+    return _report(
+        engine,
+        results,
+        recovered=recovered,
+        taken_over=taken_over,
+        not_read=_not_read(results[-1]),
+        dropped_flags=tuple(
+            name for name in ("include_partial", "include_review") if options_before.get(name) and not _on(engine, name)
+        ),
+        withdrawal=withdrawal,
+        withdrawals_listed=withdrawals_listed,
+    )
+
+
+def _forget_daemon(store: Store) -> None:
+    """One that was killed may have had this process's id, in a container; this is no daemon."""
+    with suppress(OperatorError, sqlite3.Error):
+        _note(store, lambda vitals: replace(vitals, pid=None))
+
+
+def _note_failure(store: Store, error: Exception) -> None:
+    """Note for ``health`` what went wrong, where the store takes that."""
+    text, hint = str(error), getattr(error, "hint", "")
+    with suppress(OperatorError, sqlite3.Error):
+        store.connection.rollback()
+        overdue = Views(store).waiting_to_leave() > 0
+        _note(store, lambda vitals: vitals.after_failure(_now(), text, hint, overdue=overdue))
+
+
+def _note(store: Store, change: Callable[[Vitals], Vitals]) -> None:
+    vitals = read_vitals(store)
+    write_vitals(store, change(vitals), vitals)
+
+
+def _now() -> str:
+    return iso_time(time.time_ns())
+
+
+def _takes_over(engine: Engine) -> bool:
+    if engine.ledger.last_batch() is not None or engine.committer.needs_recovery():
+        return False
+    return any(engine.exports.stands(name) for name in EXPORT_PATHS)
+
+
+def _adopted(dataset: Dataset, batches: list[CommittedBatch]) -> int:
+    outputs = [output for batch in batches for output in batch.receipt["outputs"]]
+    return sum(output["adopted"] for output in outputs if output["path"] == DATASET_PATHS[dataset])
+
+
+def _on(engine: Engine, option: str) -> bool:
+    return bool(getattr(engine.options, option))
+
+
+def recover(engine: Engine) -> bool:
+    """Complete or undo what was cut off, and say so; returns whether there was anything.
+
+    Raises:
+        ListingError: The lake is away.
+        OperatorError: The cause of a failure is still there.
+    """
+    engine.refuse_missing_lake()
+    if not engine.committer.needs_recovery():
+        return engine.committer.recover()
+    log.info("recovery_started")
+    engine.committer.recover()
+    log.info("recovery_finished")
+    return True
+
+
+def _passes(
+    engine: Engine, trigger: Trigger, pause: Callable[[float], None], clock: Callable[[], float]
+) -> Iterator[PassResult]:
+    settle_seconds = engine.settle_ns / 1e9
+    until = clock() + 10 * settle_seconds + GRACE_SECONDS
+    while True:
+        try:
+            result = engine.run_pass(trigger)
+        except (OperatorError, KeyboardInterrupt):
+            # The next start would do it as well; but readers should not meet half a row until then.
+            with suppress(OperatorError):
+                engine.committer.recover()
+            raise
+        yield result
+        if not result.unfinished or clock() >= until:
+            return
+        log.info("settling", files=[tree_path(*key) for key in result.indexed.unsettled])
+        pause(max(settle_seconds, LEAST_PAUSE_SECONDS))
+
+
+def _not_read(last: PassResult) -> tuple[str, ...]:
+    oddities = [f"{oddity.path} {oddity.problem}" for oddity in last.scan.oddities] if last.scan else []
+    problems = [str(problem) for problem in last.indexed.problems]
+    moving = [f"{tree_path(*key)} is still being written" for key in last.indexed.unsettled]
+    moving += [f"{path} is still being written" for path in last.changed_inputs]
+    return (*oddities, *problems, *moving)
+
+
+def _report(
+    engine: Engine,
+    results: list[PassResult],
+    *,
+    recovered: bool,
+    taken_over: bool,
+    not_read: tuple[str, ...],
+    dropped_flags: tuple[str, ...],
+    withdrawal: int,
+    withdrawals_listed: int | None,
+) -> RunReport:
+    views = Views(engine.store)
+    totals, held = engine.ledger.totals(), views.quarantine()
+    causes = views.causes_since(withdrawal)
+    batches = [batch for result in results for batch in result.batches]
+    datasets = {}
+    for dataset in Dataset:
+        left = {cause: rows for (of, cause, replaced), rows in causes.items() if of is dataset and not replaced}
+        replaced = sum(rows for (of, _, again), rows in causes.items() if of is dataset and again)
+        appended = sum(batch.receipt["record_counts"]["per_exporter"][dataset]["appended"] for batch in batches)
+        datasets[dataset] = DatasetReport(
+            dataset=dataset,
+            path=DATASET_PATHS[dataset],
+            rows=totals.shipped(dataset),
+            frozen=totals.frozen(dataset),
+            held=totals.held(dataset),
+            by_reason=by_reason(held, dataset),
+            added=appended - replaced,
+            replaced=replaced,
+            withdrawn=sum(left.values()),
+            adopted=_adopted(dataset, batches),
+            causes=left,
+        )
+    return RunReport(
+        rows_read=views.rows_read(),
+        datasets=datasets,
+        pairing=views.pairing(),
+        options=engine.options,
+        batch_ids=tuple(batch.identity.batch_id for batch in batches),
+        rows_judged=sum(result.rows_judged for result in results),
+        bytes_read=sum(result.bytes_read for result in results),
+        recovered=recovered,
+        taken_over=taken_over,
+        not_read=not_read,
+        dropped_flags=dropped_flags,
+        withdrawn=tuple(views.withdrawn_since(withdrawal, withdrawals_listed)),
+    )

@@ -1,0 +1,359 @@
+"""The state store: one SQLite file, written by one process, read by people (SPEC 4).
+
+This package is the only place that knows SQL. :class:`Store` opens the file and owns its transactions; its parts each
+own a group of tables: ``inputs`` (files and the facts of their rows), ``work`` (what must be judged and with what),
+``ledger`` (outcomes, exports, batches, receipts), ``views`` (questions that people ask).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from distilld import __version__
+from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
+from distilld.files.durable import make_folder
+from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
+from distilld.store.without_pandas import without_pandas
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+_OURS: Final = {each.__name__ for each in MIGRATIONS}
+CACHE_KIB: Final = 12_000
+_PATIENCE_MS: Final = 5000
+_CHECKPOINT_PATIENCE_MS: Final = 100
+_HEADER: Final = b"SQLite format 3\0"
+_CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_REFUSED: Final = frozenset(
+    {
+        sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+    }
+)  # fmt: skip
+"""What the system, not the program, is to blame for."""
+
+
+class StoreTooNewError(UsageError):
+    """The store was written by a newer distilld; it is left as it is."""
+
+
+class StoreCorruptError(OperatorError):
+    """The file is no usable SQLite database. If it was a store, it is to be set aside and rebuilt."""
+
+    hint = (
+        "if it is this lake's store, the next run sets it aside and builds it anew from the inputs and the exports; "
+        "if it is another file, correct --state"
+    )
+
+
+class StoreOutdatedError(StoreCorruptError):
+    """The exports went on without this store; it is to be set aside and rebuilt, as one that is corrupt."""
+
+    hint = "the next run sets it aside and builds it anew from the inputs and the exports"
+
+
+class StoreOfOtherRootError(UsageError):
+    """A store belongs to one root."""
+
+
+class NotAStoreError(UsageError):
+    """What stands there is something else than a store; it is left as it is."""
+
+    hint = "give --state a file of its own"
+
+
+class StoreFaultError(OperatorError):
+    """The system refused to read or write the store: a full disk, a missing permission, a lock, EIO."""
+
+    hint = "make room, or mend the disk or the permissions"
+
+
+@contextmanager
+def store_faults(path: Path, doing: str) -> Iterator[None]:
+    """Turn what SQLite reports of the system or of the file into our errors; a wrong statement stays what it is.
+
+    Raises:
+        StoreCorruptError: The file itself is broken.
+        StoreFaultError: The system refused.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in _CORRUPT:
+            raise StoreCorruptError(f"the state store {path} is corrupt: {error}") from error
+        if code in _REFUSED:
+            raise StoreFaultError(f"cannot {doing} the state store {path}: {error}") from error
+        raise
+
+
+def _is_unforeseen(error: BaseException) -> bool:
+    """Whether it is neither an error that is raised on purpose, but for what shows a bug, nor a way to end."""
+    return isinstance(error, Exception) and (isinstance(error, ProgramError) or not isinstance(error, DistilldError))
+
+
+def refuse_missing(path: Path) -> None:
+    """Raise OperatorError where there is no store yet, for what asks about one and must not begin it."""
+    if not path.exists():
+        raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
+
+
+def refuse_what_is_no_file(path: Path) -> None:
+    """Raise before SQLite opens what it would wait for, or write into: a FIFO, a device, a folder, a single byte.
+
+    Raises:
+        NotAStoreError: It is no regular file.
+        StoreCorruptError: It is a file of one byte, which SQLite takes for an empty one.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return  # there is none yet, or opening it says why
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAStoreError(f"the state store {path} is no regular file")
+    if status.st_size == 1:
+        raise StoreCorruptError(f"the state store {path} is corrupt: file is not a database")
+
+
+def begins_as_database(path: Path) -> bool:
+    """Whether a file has SQLite's first bytes: then it was a database, whatever became of the rest.
+
+    Not to be asked while this process has the file open as a database: closing it here would end SQLite's locks.
+    """
+    with suppress(OSError), open(path, "rb", buffering=0) as file:
+        return file.read(len(_HEADER)) == _HEADER
+    return False
+
+
+class Store:
+    """An open state store."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self.connection = connection
+        self.was_older = False
+        """Whether it was brought to this version's form when it was opened."""
+
+    @cached_property
+    def db(self) -> Database:
+        """The same connection in the hands of sqlite-utils; only a writer needs it, and only then is it imported."""
+        with without_pandas():
+            from sqlite_utils import Database
+
+        return Database(self.connection, execute_plugins=False, strict=True)
+
+    @classmethod
+    def open(cls, path: Path, root: Path) -> Store:
+        """Open for writing; make or migrate it where needed.
+
+        Raises:
+            StoreTooNewError: A newer distilld wrote it.
+            StoreOfOtherRootError: It belongs to another root.
+            NotAStoreError: It is a database of something else, or no regular file.
+            StoreCorruptError: It is no usable database.
+            StoreFaultError: The system refused.
+        """
+        refuse_what_is_no_file(path)
+        try:
+            make_folder(path.parent)
+        except OSError as error:
+            raise StoreFaultError(f"cannot open the state store {path}: {error.strerror or error}") from error
+        with store_faults(path, "open"):
+            connection = sqlite3.connect(
+                path, isolation_level=None, timeout=_PATIENCE_MS / 1000, check_same_thread=False
+            )
+            try:
+                store = cls(path, connection)
+                store._prepare(root)
+            except BaseException:
+                connection.close()
+                raise
+        return store
+
+    @classmethod
+    def open_readonly(cls, path: Path) -> Store:
+        """Open for reading beside a running writer; it must exist and be of this version.
+
+        Raises:
+            OperatorError: There is none, or it cannot be read, or a writer must finish or migrate it first.
+            StoreTooNewError: A newer distilld wrote it.
+            NotAStoreError: It is a database of something else, or no regular file.
+        """
+        refuse_missing(path)
+        refuse_what_is_no_file(path)
+        with store_faults(path, "read"):
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5
+            )
+            try:
+                store = cls(path, connection)
+                store._refuse_unready()
+            except BaseException:
+                connection.close()
+                raise
+        return store
+
+    def _prepare(self, root: Path) -> None:
+        pragmas = (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            f"cache_size = -{CACHE_KIB}",
+            "journal_size_limit = 67108864",
+        )
+        self._refuse_newer()
+        self._refuse_others(root)
+        for pragma in pragmas:
+            self.connection.execute(f"PRAGMA {pragma}")
+        if not self._is_current():
+            self.was_older = bool(self._applied())
+            migrations().apply(self.db)
+        for name, value in (("distilld_version", __version__), ("root", str(root))):
+            if self.recall(name) != value:
+                self.remember(name, value)
+
+    def _refuse_unready(self) -> None:
+        """Refuse a reader what only a writer can bring to the form that is read."""
+        self._refuse_newer()
+        self._refuse_foreign()
+        if self._is_current():
+            return
+        if not self._tables():
+            problem = "is empty"
+        elif not self._applied() or self.recall("root") is None:
+            problem = "was cut off while it was made"
+        else:
+            problem = "is of an older version"
+        raise OperatorError(f"the state store {self.path} {problem}", hint="run 'distilld run --once'")
+
+    def _refuse_foreign(self) -> None:
+        if not self._applied() and self._tables() - {MIGRATIONS_TABLE}:
+            raise NotAStoreError(f"{self.path} is a database of something else")
+
+    def _refuse_others(self, root: Path) -> None:
+        self._refuse_foreign()
+        if not self._applied():
+            return
+        known = self.recall("root")
+        if known not in (None, str(root)):
+            raise StoreOfOtherRootError(
+                f"the state store {self.path} belongs to the root {known}, not to {root}",
+                hint="give each root its own --state",
+            )
+
+    def _refuse_newer(self) -> None:
+        newer = sorted(self._applied() - _OURS)
+        if newer:
+            version = self.recall("distilld_version")
+            raise StoreTooNewError(
+                f"the state store {self.path} was written by distilld {version} (it has {newer[-1]}); "
+                f"this is distilld {__version__}",
+                hint="install the newer distilld again, or give another --state",
+            )
+
+    def _tables(self) -> set[str]:
+        return {name for (name,) in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def _is_current(self) -> bool:
+        return self._applied() >= _OURS
+
+    def _applied(self) -> set[str]:
+        """The names of the migrations that the store has; none where it is no store."""
+        if MIGRATIONS_TABLE not in self._tables():
+            return set()
+        asked = f"SELECT name FROM {MIGRATIONS_TABLE} WHERE migration_set = ?"
+        return {name for (name,) in self.connection.execute(asked, (MIGRATION_SET,))}
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One transaction: all of it or nothing. The lock is taken at once, never in the middle.
+
+        Raises:
+            StoreFaultError: The system refused. Was it the COMMIT that it refused, then only the next commit makes
+                certain that the transaction is undone (see ``Committer.recover``).
+        """
+        with self.faults():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                with self.db.atomic():
+                    yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def faults(self) -> AbstractContextManager[None]:
+        """Within it, what SQLite reports of the system or of the file is raised as StoreFaultError, StoreCorruptError."""
+        return store_faults(self.path, "use")
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """As :meth:`faults`; and where the work ends in what nobody foresaw, the store is asked whether it is sound.
+
+        A page that a lost write left as it was breaks what all else relies on, and SQLite says so only if it is asked.
+
+        Raises:
+            StoreCorruptError: It is not.
+        """
+        try:
+            with self.faults():
+                yield
+        except BaseException as error:
+            if _is_unforeseen(error):
+                self._refuse_unsound(error)
+            raise
+
+    def _refuse_unsound(self, error: BaseException) -> None:
+        with self.faults():
+            (found,) = self.connection.execute("PRAGMA main.integrity_check(1)").fetchone()
+        if found != "ok":
+            raise StoreCorruptError(f"the state store {self.path} is corrupt: {' '.join(found.split())}") from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Several reads of one committed state."""
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.execute("ROLLBACK")
+
+    def recall(self, name: str) -> str | None:
+        """A fact about the lake as a whole, or None."""
+        found = self.connection.execute("SELECT value FROM lake WHERE name = ?", (name,)).fetchone()
+        return found[0] if found else None
+
+    def remember(self, name: str, value: str | None) -> None:
+        """Keep a fact about the lake as a whole."""
+        self.connection.execute("INSERT OR REPLACE INTO lake VALUES (?, ?)", (name, value))
+
+    def checkpoint(self) -> None:
+        """Move what the log holds into the file and cut the log; what a reader still needs stays for the next time.
+
+        Raises:
+            StoreFaultError: The system refused.
+        """
+        with self.faults():
+            self.connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
+            try:
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+
+    def close(self) -> None:
+        """Close it so that people can still read it: a reader without write permission needs -wal and -shm to exist."""
+        self.connection.close()
+        # A courtesy to readers; the store itself is closed and whole.
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as last,
+        ):
+            last.execute("SELECT count(*) FROM lake").fetchone()

@@ -1,0 +1,73 @@
+"""A store for the one writer; one that is corrupt is set aside and begun anew (SPEC 6, 'the state store is corrupt').
+
+Nothing is lost with it: the first pass on the new store takes the exports over and reads the inputs again. What was
+never a store is not moved: ``--state`` that names another file by mistake is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from distilld import __version__
+from distilld.store.connection import NotAStoreError, Store, StoreCorruptError, begins_as_database
+from distilld.store.copy import set_store_aside
+
+log = structlog.get_logger()
+
+
+def open_store(path: Path, root: Path, *, kept: bool = False) -> Store:
+    """Open the store; one that is found to be corrupt is set aside beside itself, and a new one stands in its place.
+
+    A file that shows no sign of a database is taken for a store only if it is ``kept``: a lock names it as one.
+
+    Raises:
+        NotAStoreError: It is a file of something else; it is left as it is.
+        StoreTooNewError: A newer distilld wrote it; it is left as it is.
+        StoreOfOtherRootError: It belongs to another root.
+        OperatorError: The system refused.
+    """
+    try:
+        store = Store.open(path, root)
+    except StoreCorruptError as error:
+        if not (kept or begins_as_database(path)):
+            raise NotAStoreError(
+                f"{path} is no state store, and no SQLite database",
+                hint="correct --state; if it was this lake's store, move it away and start again",
+            ) from error
+        _set_aside(path, error)
+        return Store.open(path, root)
+    if store.was_older:
+        log.info("store_migrated", path=str(path), version=__version__)
+    return store
+
+
+@contextmanager
+def opened_store(path: Path, root: Path, *, kept: bool = False) -> Iterator[Store]:
+    """The store, closed at the end. One that turns out to be corrupt meanwhile is set aside for the next to open it.
+
+    Raises:
+        NotAStoreError: It is a file of something else; it is left as it is.
+        StoreCorruptError: It turned out to be corrupt, and is set aside: what was to be done can be done again.
+        OperatorError: The system refused.
+    """
+    store = open_store(path, root, kept=kept)
+    try:
+        with store.faults():
+            yield store
+    except StoreCorruptError as error:
+        store.close()
+        _set_aside(path, error)
+        raise
+    finally:
+        store.close()
+
+
+def _set_aside(path: Path, error: StoreCorruptError) -> None:
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
+    kept = set_store_aside(path, stamp)
+    log.error("store_set_aside", problem=str(error), copy=str(kept))

@@ -1,0 +1,320 @@
+"""Questions that people ask of the store (SPEC 4): status, summaries, lists. Nothing here writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distilld.core.line_facts import CATEGORIES, SHIPPED
+from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
+from distilld.store.connection import Store, StoreOfOtherRootError
+from distilld.store.frozen import KEPT_BITS
+
+
+class Pairing(NamedTuple):
+    """How many task ids have a shipped pair, and how many have rows but no pair to try."""
+
+    tasks_paired: int
+    tasks_insufficient: int
+
+
+class HeldCount(NamedTuple):
+    """Rows of a dataset's quarantine with one reason."""
+
+    dataset: Dataset
+    reason: Reason
+    rows: int
+
+
+class TreeSummary(NamedTuple):
+    """What is known of one input tree, as of the last look."""
+
+    kind: InputKind
+    present: int
+    absent: int
+    lines: int
+    malformed_lines: int
+    unjudged_lines: int
+    size_bytes: int
+
+
+class BatchLine(NamedTuple):
+    """A committed batch on one line."""
+
+    batch: int
+    batch_id: str
+    trigger: str
+    recorded_at: str
+    rows_shipped: int
+    rows_held: int
+    rows_withdrawn: int
+    rows_judged: int
+    bytes_read: int
+    duration_ms: int
+
+
+class KeptReceipt(NamedTuple):
+    """A receipt as the store keeps it."""
+
+    batch: BatchLine
+    text: str
+    sha256: str
+    written: bool
+
+
+class Withdrawn(NamedTuple):
+    """A row that left a dataset or was replaced under its id."""
+
+    dataset: Dataset
+    id: str
+    source_run_id: str | None
+    chosen_run_id: str | None
+    rejected_run_id: str | None
+    cause: Cause
+    replaced: bool
+
+
+@contextmanager
+def reading(path: Path, root: Path) -> Iterator[Store]:
+    """One committed state of a root's store, beside a running writer or without one.
+
+    Raises:
+        OperatorError: There is no store, or it cannot be read.
+        StoreTooNewError: A newer distilld wrote it.
+        StoreOfOtherRootError: It belongs to another root.
+    """
+    store = Store.open_readonly(path)
+    try:
+        with store.faults(), store.snapshot():
+            known = store.recall("root")
+            if known not in (None, str(root)):
+                raise StoreOfOtherRootError(
+                    f"the state store {path} belongs to the root {known}, not to {root}",
+                    hint="give each root its own --state",
+                )
+            yield store
+    finally:
+        store.connection.close()
+
+
+_BATCH = ", ".join(BatchLine._fields)
+
+
+class Views:
+    """Reads the store for people; every method is one question."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+
+    # inputs
+
+    def rows_read(self) -> int:
+        """Non-empty lines of the present scored partitions."""
+        return int(self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()[0])
+
+    def trees(self) -> list[TreeSummary]:
+        """Both input trees, the scored one first."""
+        rows = self._run(
+            "SELECT kind, count(*) FILTER (WHERE state = 'present'), count(*) FILTER (WHERE state = 'absent'),"
+            " coalesce(sum(lines) FILTER (WHERE state = 'present'), 0),"
+            " coalesce(sum(malformed_lines) FILTER (WHERE state = 'present'), 0),"
+            " coalesce(sum(unjudged_lines) FILTER (WHERE state = 'present'), 0),"
+            " coalesce(sum(size_bytes) FILTER (WHERE state = 'present'), 0) FROM file_lag GROUP BY kind"
+        )
+        found = {InputKind(row[0]): TreeSummary(InputKind(row[0]), *row[1:]) for row in rows}
+        return [found.get(kind, TreeSummary(kind, 0, 0, 0, 0, 0, 0)) for kind in InputKind]
+
+    # outcomes
+
+    def pairing(self) -> Pairing:
+        """The preference exporter's two figures about task ids."""
+        paired, tried = self._run(
+            f"SELECT count(DISTINCT task_id) FILTER (WHERE outcome = {SHIPPED}),"
+            " count(DISTINCT task_id) FILTER (WHERE frozen IS NULL) FROM pairs"
+        ).fetchone()
+        tasks = self._run(
+            "SELECT count(DISTINCT task_id) FROM scored_rows WHERE task_id IS NOT NULL AND evidence_found = 1"
+        ).fetchone()[0]
+        return Pairing(paired, tasks - tried)
+
+    def quarantine(self, dataset: Dataset | None = None, reason: Reason | None = None) -> list[HeldCount]:
+        """Held rows by dataset and reason, the order of the contract; what has no rows is left out."""
+        found = {
+            (Dataset(of), Reason(why)): rows
+            for of, why, rows in self._run("SELECT dataset, reason, rows FROM quarantine_by_reason")
+        }
+        return [
+            HeldCount(of, why, found[of, why])
+            for of in Dataset
+            for why in Reason
+            if (of, why) in found and dataset in (None, of) and reason in (None, why)
+        ]
+
+    def waiting_to_leave(self) -> int:
+        """Rows that stand in a dataset although a verdict may now forbid them, or their scored row is gone.
+
+        A pair whose task waits counts as well. What is still to be judged may turn out to stay.
+        """
+        return int(
+            self._run(
+                "SELECT (SELECT count(*) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE q.forced = 1"
+                f" AND (s.rag = {SHIPPED} OR s.sft = {SHIPPED}))"
+                " + (SELECT count(*) FROM rejudge_tasks q CROSS JOIN pairs p USING (task_id) WHERE q.forced = 1"
+                f" AND p.outcome = {SHIPPED}) + (SELECT count(*) FROM departures WHERE outcome = {SHIPPED})"
+            ).fetchone()[0]
+        )
+
+    def is_to_leave(self, run_id: str) -> bool:
+        """Whether the batch that is due judges first what ships of a run: a verdict came that may forbid it."""
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM scored_rows s CROSS JOIN rejudge_rows q USING (walk)"
+                " WHERE s.run_id = ?1 AND q.forced = 1)"
+                " OR EXISTS (SELECT 1 FROM frozen_rows f CROSS JOIN rejudge_frozen q USING (frozen_id) WHERE f.run_id = ?1)"
+                " OR EXISTS (SELECT 1 FROM pairs p CROSS JOIN rejudge_tasks q USING (task_id)"
+                "  WHERE p.chosen_run_id = ?1 AND q.forced = 1)"
+                " OR EXISTS (SELECT 1 FROM departures WHERE ?1 IN (run_id, other_run_id))",
+                (run_id,),
+            ).fetchone()[0]
+        )
+
+    # batches
+
+    def last_batches(self, limit: int) -> list[BatchLine]:
+        """The newest batches, newest first."""
+        rows = self._run(f"SELECT {_BATCH} FROM batch_history ORDER BY batch DESC LIMIT ?", (limit,))
+        return [BatchLine._make(row) for row in rows]
+
+    def receipts(self, limit: int | None) -> Iterator[KeptReceipt]:
+        """The newest receipts, newest first, one at a time; None for all."""
+        rows = self._run(
+            f"SELECT {_BATCH}, receipt, receipt_sha256, written FROM receipts JOIN batches USING (batch)"
+            " ORDER BY batch DESC LIMIT ?",
+            (-1 if limit is None else limit,),
+        )
+        width = len(BatchLine._fields)
+        for row in rows:
+            yield KeptReceipt(BatchLine._make(row[:width]), row[width], row[width + 1], bool(row[width + 2]))
+
+    def last_options(self) -> dict[str, Any] | None:
+        """The options of the newest batch whose receipt is kept."""
+        newest = next(self.receipts(1), None)
+        return None if newest is None else json.loads(newest.text)["options"]
+
+    # withdrawals
+
+    def last_withdrawal(self) -> int:
+        """The number of the newest withdrawal, 0 where there is none."""
+        return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
+
+    def causes_since(self, withdrawal: int) -> dict[tuple[Dataset, Cause, bool], int]:
+        """Withdrawals after a number, by dataset, cause and whether the row was replaced under its id."""
+        rows = self._run(
+            "SELECT dataset, cause, replaced, count(*) FROM withdrawals WHERE withdrawal_id > ? GROUP BY 1, 2, 3",
+            (withdrawal,),
+        )
+        return {(Dataset(dataset), Cause(cause), bool(replaced)): count for dataset, cause, replaced, count in rows}
+
+    def withdrawn_since(self, withdrawal: int, limit: int | None) -> list[Withdrawn]:
+        """The rows behind ``causes_since``, in the order in which they left; None for all."""
+        rows = self._run(
+            "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced FROM withdrawals"
+            " WHERE withdrawal_id > ? ORDER BY withdrawal_id LIMIT ?",
+            (withdrawal, -1 if limit is None else limit),
+        )
+        return [Withdrawn(Dataset(row[0]), row[1], row[2], row[3], row[4], Cause(row[5]), bool(row[6])) for row in rows]
+
+
+def by_reason(counts: Iterable[HeldCount], dataset: Dataset) -> dict[Reason, int]:
+    """One dataset's counts."""
+    return {count.reason: count.rows for count in counts if count.dataset is dataset}
+
+
+class KeptVerdict(NamedTuple):
+    """A verdict of an absent partition."""
+
+    at: RowRef
+    run_id: str
+    category: Category
+    digest: bytes
+
+
+class KeptLine(NamedTuple):
+    """A line of a row that stands by way of exception.
+
+    ``row`` is the digest of the scored line behind it if that is absent: should it stand elsewhere, it counts there.
+    Of an orphan, ``told`` is the category that an old quarantine file gives its run.
+    """
+
+    dataset: Dataset
+    outcome: int
+    line: bytes
+    sample_key: int | None
+    at: RowRef | None
+    run_id: str | None
+    row: bytes
+    is_orphan: bool
+    told: Category | None
+
+
+class KeptPair(NamedTuple):
+    """A pair that stands by way of exception."""
+
+    outcome: int
+    line: bytes
+    sample_key: int
+    chosen_run_id: str
+    rejected_run_id: str
+    rejected: Category | None
+    is_orphan: bool
+
+
+class Exceptions:
+    """What the store says of the lines that stand by way of exception (SPEC 3), for the deep verify."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+
+    def verdicts(self) -> Iterator[KeptVerdict]:
+        """The verdicts of absent partitions."""
+        for path, line, run_id, category, digest in self._run(
+            "SELECT p.path, f.line, f.run_id, f.category, f.digest FROM frozen_rows f CROSS JOIN partitions p"
+            " USING (partition_id) WHERE f.kind = 'absent' AND f.run_id IS NOT NULL AND f.category IS NOT NULL"
+        ):
+            yield KeptVerdict(RowRef(path, line), run_id, CATEGORIES[category], digest)
+
+    def rows(self) -> Iterator[KeptLine]:
+        """The lines of rows that no present partition holds."""
+        return self._lines(
+            "SELECT f.{0}, f.{0}_line, f.sample_key, p.path, f.line, f.run_id,"
+            " CASE f.kind WHEN 'absent' THEN f.digest ELSE x'' END, f.kind = 'orphan',"
+            " CASE f.kind WHEN 'orphan' THEN f.category END FROM frozen_rows f"
+            " LEFT JOIN partitions p USING (partition_id) WHERE f.{0} IS NOT NULL"
+        )
+
+    def rows_without_evidence(self) -> Iterator[KeptLine]:
+        """The lines of present rows whose evidence is absent, or vanished and was missed."""
+        return self._lines(
+            "SELECT r.{0}, r.{0}_line, r.sample_key, r.partition, r.line, r.run_id, r.digest, 0, NULL"
+            " FROM row_places r"
+            " WHERE r.{0} IS NOT NULL AND r.evidence_found = 0 AND (r.kept & {1} OR EXISTS (SELECT 1 FROM evidence_rows e"
+            " WHERE e.partition_id = r.partition_id AND e.run_id = r.run_id))"
+        )
+
+    def _lines(self, query: str) -> Iterator[KeptLine]:
+        for dataset, bit in KEPT_BITS.items():
+            for outcome, line, key, path, number, run_id, digest, orphan, told in self._run(query.format(dataset, bit)):
+                at = RowRef(path, number) if path is not None else None
+                yield KeptLine(dataset, outcome, line, key, at, run_id, digest, bool(orphan), CATEGORIES.get(told))
+
+    def pairs(self) -> Iterator[KeptPair]:
+        """The lines of frozen pairs."""
+        for outcome, line, key, chosen, rejected, category, frozen in self._run(
+            "SELECT outcome, line, sample_key, chosen_run_id, rejected_run_id, rejected_category, frozen FROM pairs"
+            " WHERE frozen IS NOT NULL"
+        ):
+            yield KeptPair(outcome, line, key, chosen, rejected, CATEGORIES.get(category), frozen == "orphan")

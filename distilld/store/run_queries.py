@@ -1,0 +1,247 @@
+"""Everything that the store knows of one run (SPEC 5, 'explain'), and of what is frozen. Nothing here writes."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from distilld.core.decisions import id_of
+from distilld.core.line_facts import CATEGORIES, DUPLICATE, LINE_BITS, REASONS, SHIPPED
+from distilld.core.model import Category, Dataset, Reason, RowRef
+from distilld.store.connection import Store
+from distilld.store.frozen import without_evidence
+
+
+class Recorded(NamedTuple):
+    """What became of a row in a dataset. ``reason`` is None where it ships, ``line`` is its line's digest."""
+
+    id: str | None
+    reason: Reason | None
+    line: bytes
+    batch_id: str | None
+    recorded_at: str | None
+    holder: RowRef | None
+    """Of a duplicate: the row that ships the id."""
+
+
+class RunRow(NamedTuple):
+    """A scored row of a run: present, or of one of the frozen kinds. Outcomes are None where there is none (any more)."""
+
+    at: RowRef | None
+    """None for an orphan: nobody knows where it stood."""
+    walk: int
+    state: str
+    category: Category | None
+    digest: bytes
+    evidence: str
+    waits: bool
+    kept: bool
+    """Whether the tripwire keeps it although its evidence vanished."""
+    outcomes: dict[Dataset, Recorded | None]
+    """By dataset; a row that vanished, and an orphan, has those alone that it is kept in."""
+
+
+class RunEvidence(NamedTuple):
+    """An evidence row of a run."""
+
+    at: RowRef
+    present: bool
+
+
+class RunPair(NamedTuple):
+    """A pair that a run is in; ``state`` is 'live' or how it is frozen."""
+
+    id: str
+    task_id: str
+    slot: int
+    state: str
+    chosen_run_id: str
+    rejected_run_id: str
+    outcome: Recorded
+
+
+class RunWithdrawal(NamedTuple):
+    """A withdrawal that names a run."""
+
+    dataset: str
+    id: str
+    cause: str
+    replaced: bool
+    verdict: str | None
+    shipped_batch: str | None
+    withdrawn_batch: str
+    withdrawn_at: str
+
+
+class FrozenCount(NamedTuple):
+    """Shipped rows or pairs that are frozen, by why: absent, vanished, orphan, or evidence that is absent or vanished."""
+
+    dataset: Dataset
+    kind: str
+    rows: int
+
+
+_OUTCOMES: Final = ", ".join(
+    f"{{alias}}.{dataset}, {{alias}}.{dataset}_line, {dataset}_batch.batch_id, {dataset}_batch.recorded_at"
+    for dataset in ("rag", "sft")
+)
+_BATCHES: Final = " ".join(
+    f"LEFT JOIN batches {dataset}_batch ON {dataset}_batch.batch = {{alias}}.{dataset}_batch"
+    for dataset in ("rag", "sft")
+)
+
+
+_BY_DATASET: Final = ("vanished", "orphan")
+"""How a row is frozen that has a record for each dataset which it is kept in, and none for another."""
+
+
+def _with_other(row: RunRow, other: RunRow | None) -> RunRow:
+    """A record of a row, and the one of its other dataset if there is one, as one row."""
+    found = {**row.outcomes, **(other.outcomes if other else {})}
+    kept: dict[Dataset, Recorded | None] = {
+        dataset: recorded for dataset, recorded in found.items() if recorded is not None
+    }
+    return row._replace(waits=row.waits or (other is not None and other.waits), outcomes=kept)
+
+
+class Stories:
+    """Reads the store; every method is one question about one run, or about what is frozen."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+
+    def rows(self, run_id: str) -> list[RunRow]:
+        """All its scored rows in walk order; orphans come last."""
+        present = self._run(
+            "SELECT p.path, s.walk - p.walk_base, s.walk, 'present', s.category, s.digest,"
+            " CASE WHEN s.evidence_found THEN 'found' WHEN e.digest IS NOT NULL THEN 'absent' ELSE 'missing' END,"
+            " EXISTS (SELECT 1 FROM rejudge_rows q WHERE q.walk = s.walk) OR s.rag IS NULL, s.kept <> 0, s.sample_key,"
+            f" {_OUTCOMES.format(alias='s')} FROM scored_rows s"
+            f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+            " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
+            f" {_BATCHES.format(alias='s')} WHERE s.run_id = ?",
+            (run_id,),
+        ).fetchall()
+        frozen = self._run(
+            "SELECT p.path, f.line, coalesce(p.walk_base + f.line, 1 << 62), f.kind, f.category, f.digest, 'unknown',"
+            " EXISTS (SELECT 1 FROM rejudge_frozen q WHERE q.frozen_id = f.frozen_id), 0, f.sample_key,"
+            f" {_OUTCOMES.format(alias='f')} FROM frozen_rows f LEFT JOIN partitions p USING (partition_id)"
+            f" {_BATCHES.format(alias='f')} WHERE f.run_id = ?",
+            (run_id,),
+        ).fetchall()
+        found: dict[object, RunRow] = {}
+        for path, line, walk, state, category, digest, evidence, waits, kept, key, *outcomes in [*present, *frozen]:
+            recorded = {
+                dataset: self._recorded(dataset, key, *outcomes[start : start + 4])
+                for dataset, start in ((Dataset.RAG, 0), (Dataset.SFT, 4))
+            }
+            at = RowRef(path, line) if path is not None else None
+            row = RunRow(at, walk, state, CATEGORIES.get(category), digest, evidence, bool(waits), bool(kept), recorded)
+            if state in _BY_DATASET:
+                which = (state, at, digest, key)
+                found[which] = _with_other(row, found.get(which))
+            else:
+                found[len(found)] = row
+        return sorted(found.values(), key=lambda row: (row.walk, row.state))
+
+    def _recorded(
+        self,
+        dataset: Dataset,
+        key: int | None,
+        code: int | None,
+        line: bytes | None,
+        batch_id: str | None,
+        recorded_at: str | None,
+    ) -> Recorded | None:
+        if code is None:
+            return None
+        holder = self._holder(dataset, key) if code == DUPLICATE and dataset is not Dataset.PREFERENCE else None
+        sample_id = id_of(dataset, key) if key is not None else None
+        return Recorded(sample_id, REASONS.get(code), line or b"", batch_id, recorded_at, holder)
+
+    def _holder(self, dataset: Dataset, key: int | None) -> RowRef | None:
+        found = self._run(
+            f"SELECT partition, line FROM row_places WHERE sample_key = ? AND {dataset} = {SHIPPED}", (key,)
+        ).fetchone()
+        return RowRef(*found) if found else None
+
+    def evidence(self, run_id: str) -> list[RunEvidence]:
+        """All its evidence rows in walk order; of each partition, the one that counts."""
+        rows = self._run(
+            "SELECT p.path, e.line, f.state = 'present' FROM partitions p CROSS JOIN evidence_rows e"
+            " ON e.partition_id = p.partition_id AND e.run_id = ?"
+            " LEFT JOIN files f ON f.partition_id = p.partition_id AND f.kind = 'evidence' ORDER BY p.walk_base",
+            (run_id,),
+        )
+        return [RunEvidence(RowRef(path, line), bool(present)) for path, line, present in rows]
+
+    def pairs(self, run_id: str) -> list[RunPair]:
+        """The pairs that it is in, on either side."""
+        rows = self._run(
+            "SELECT r.sample_key, r.task_id, r.slot, coalesce(r.frozen, 'live'), r.chosen_run_id, r.rejected_run_id,"
+            " r.outcome, r.line, b.batch_id, b.recorded_at FROM pairs r LEFT JOIN batches b ON b.batch = r.batch"
+            " WHERE r.pair_id IN (SELECT pair_id FROM pairs WHERE chosen_run_id = ?1"
+            " UNION SELECT pair_id FROM pairs WHERE rejected_run_id = ?1) ORDER BY r.task_id, r.slot, r.pair_id",
+            (run_id,),
+        )
+        found = []
+        for key, task_id, slot, state, chosen, rejected, *outcome in rows:
+            recorded = self._recorded(Dataset.PREFERENCE, key, *outcome)
+            assert recorded is not None  # noqa: S101  a pair always has an outcome
+            found.append(RunPair(id_of(Dataset.PREFERENCE, key), task_id, slot, state, chosen, rejected, recorded))
+        return found
+
+    def withdrawals(self, run_id: str) -> list[RunWithdrawal]:
+        """What was withdrawn of it, oldest first."""
+        columns = ", ".join(RunWithdrawal._fields)
+        rows = self._run(
+            f"SELECT {columns} FROM withdrawals WHERE withdrawal_id IN"
+            " (SELECT withdrawal_id FROM withdrawals WHERE source_run_id = ?1"
+            "  UNION SELECT withdrawal_id FROM withdrawals WHERE dataset = 'preference'"
+            "  AND (chosen_run_id = ?1 OR rejected_run_id = ?1)) ORDER BY withdrawal_id",
+            (run_id,),
+        )
+        return [RunWithdrawal._make(row)._replace(replaced=bool(row[3])) for row in rows]
+
+    def leaving(self, run_id: str) -> list[tuple[str, str]]:
+        """Shipped lines of it whose rows are gone and that the next batch takes out: dataset and cause."""
+        return self._run(
+            f"SELECT dataset, cause FROM departures WHERE outcome = {SHIPPED} AND ? IN (run_id, other_run_id)",
+            (run_id,),
+        ).fetchall()
+
+    # what is frozen
+
+    def frozen(self, partition_glob: str | None, *, orphans_only: bool) -> list[FrozenCount]:
+        """The shipped rows and pairs that ``prune`` would withdraw, by dataset and kind."""
+        matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
+        only = " AND kind = 'orphan'" if orphans_only else ""
+        counts: list[FrozenCount] = []
+        for dataset in (Dataset.RAG, Dataset.SFT):
+            frozen = (
+                f"SELECT kind FROM frozen_rows f WHERE {dataset} = {SHIPPED}{only}"
+                f" AND {matches.format(which='p.partition_id = f.partition_id')}"
+            )
+            place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}"
+            source = frozen if orphans_only else f"{frozen} UNION ALL {kept}"
+            counts += self._counts(dataset, source, partition_glob)
+        pairs = (
+            f"SELECT frozen AS kind FROM pairs r WHERE frozen IS NOT NULL AND outcome = {SHIPPED}"
+            f" AND {matches.format(which='p.partition_id IN (r.chosen_partition, r.rejected_partition)')}"
+        )
+        source = f"SELECT kind FROM ({pairs}) WHERE 1{only}"
+        return [*counts, *self._counts(Dataset.PREFERENCE, source, partition_glob)]
+
+    def _counts(self, dataset: Dataset, source: str, partition_glob: str | None) -> list[FrozenCount]:
+        rows = self._run(f"SELECT kind, count(*) FROM ({source}) GROUP BY kind ORDER BY kind", (partition_glob,))
+        return [FrozenCount(dataset, kind, count) for kind, count in rows]
+
+    def absent_files(self, partition_glob: str | None) -> int:
+        """How many absent input files ``prune`` would forget, with the verdicts of their rows."""
+        return int(
+            self._run(
+                "SELECT count(*) FROM files f CROSS JOIN partitions p USING (partition_id)"
+                " WHERE f.state = 'absent' AND (?1 IS NULL OR p.path GLOB ?1)",
+                (partition_glob,),
+            ).fetchone()[0]
+        )
