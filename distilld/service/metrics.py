@@ -12,10 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, write_to_textfile
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+
+from distilld.files.durable import replace_file
+
+_MODE: Final = 0o644
+"""Of a new file: the exporter that reads it runs as another user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +91,12 @@ class Metrics:
         self._values[name][labels] = self._values[name].get(labels, 0.0) + value
 
     def write(self) -> None:
-        """Replace the file.
+        """Replace the file; it keeps the mode, owner and group that an operator gave it.
 
         Raises:
             OSError: The system refused.
         """
-        write_to_textfile(str(self.path), self._registry)
+        replace_file(self.path, generate_latest(self._registry), mode=_MODE, lasting=False)
 
 
 class _Table(Collector):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
 from typing import Final
 
 from distilld.core.model import OperatorError
-from distilld.files.durable import sync_folder
+from distilld.files.durable import FILE_MODE, sync_folder, take_after
 
 COPIES_KEPT: Final = 5
 _WAL: Final = "-wal"
@@ -42,6 +43,8 @@ def file_facts(source: Path) -> tuple[tuple[int, int, int, int] | None, ...]:
 def set_store_aside(path: Path, stamp: str) -> Path:
     """Move a store and the files beside it to names with a stamp that sorts by time; at most five copies are kept.
 
+    An empty file is left in its place, for the next store to have the same mode, owner and group.
+
     Raises:
         OperatorError: The system refused.
     """
@@ -51,6 +54,8 @@ def set_store_aside(path: Path, stamp: str) -> Path:
             source = path.with_name(path.name + suffix)
             if source.exists():
                 source.rename(path.with_name(f"{aside}{stamp}{suffix}"))
+        if (like := path.with_name(aside + stamp)).exists():
+            _leave_empty(path, like)
         copies = [each for each in path.parent.iterdir() if each.name.startswith(aside)]
         stamps = sorted({each.name[len(aside) :][: len(stamp)] for each in copies})
         for each in copies:
@@ -60,6 +65,14 @@ def set_store_aside(path: Path, stamp: str) -> Path:
     except OSError as error:
         raise OperatorError(f"cannot set the corrupt state store {path} aside: {error.strerror or error}") from error
     return path.with_name(aside + stamp)
+
+
+def _leave_empty(path: Path, like: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    try:
+        take_after(descriptor, os.stat(like))
+    finally:
+        os.close(descriptor)
 
 
 def _back_up(source: Path, target: Path) -> None:
