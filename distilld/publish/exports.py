@@ -8,7 +8,6 @@ off and run again. Nothing here decides which: :mod:`distilld.publish.commit` do
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
