@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
 from distilld.files.durable import make_folder
+from distilld.files.regular import is_there
+from distilld.store.read_only import ReadOnly, open_read_only
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 from distilld.store.without_pandas import without_pandas
 
@@ -99,9 +101,21 @@ def _is_unforeseen(error: BaseException) -> bool:
     return isinstance(error, Exception) and (isinstance(error, ProgramError) or not isinstance(error, DistilldError))
 
 
+def is_kept(path: Path) -> bool:
+    """Whether a store stands at a path.
+
+    Raises:
+        StoreFaultError: The system does not say: a folder above it may not be entered.
+    """
+    try:
+        return is_there(path)
+    except OSError as error:
+        raise StoreFaultError(f"cannot look at the state store {path}: {error.strerror}") from error
+
+
 def refuse_missing(path: Path) -> None:
     """Raise OperatorError where there is no store yet, for what asks about one and must not begin it."""
-    if not path.exists():
+    if not is_kept(path):
         raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
 
 
@@ -138,6 +152,7 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
+        self._source: ReadOnly | None = None
         self.was_older = False
         """Whether it was brought to this version's form when it was opened."""
 
@@ -189,16 +204,43 @@ class Store:
         refuse_missing(path)
         refuse_what_is_no_file(path)
         with store_faults(path, "read"):
-            connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5
-            )
             try:
-                store = cls(path, connection)
+                source = open_read_only(path)
+            except OSError as error:
+                raise StoreFaultError(f"cannot read the state store {path}: {error.strerror or error}") from error
+            try:
+                store = cls(path, source.connection)
+                store._source = source
                 store._refuse_unready()
             except BaseException:
-                connection.close()
+                source.close()
                 raise
         return store
+
+    @contextmanager
+    def one_reading(self) -> Iterator[None]:
+        """One committed state, in the hands of who only looks; the store is closed at the end.
+
+        Raises:
+            StoreFaultError: A writer began meanwhile, and there was no lock to keep the two apart; or the system refused.
+        """
+        source = self._source
+        assert source is not None
+        try:
+            with self.faults(), self.snapshot():
+                yield
+        except (sqlite3.Error, DistilldError) as error:
+            self._refuse_torn(source, error)
+            raise
+        else:
+            self._refuse_torn(source, None)
+        finally:
+            source.close()
+
+    def _refuse_torn(self, source: ReadOnly, error: Exception | None) -> None:
+        if source.moved():
+            problem = f"the state store {self.path} was written to while it was read"
+            raise StoreFaultError(problem, hint="run it again") from error
 
     def _prepare(self, root: Path) -> None:
         pragmas = (
@@ -350,6 +392,9 @@ class Store:
 
     def close(self) -> None:
         """Close it so that people can still read it: a reader without write permission needs -wal and -shm to exist."""
+        if self._source is not None:
+            self._source.close()
+            return
         self.connection.close()
         # A courtesy to readers; the store itself is closed and whole.
         with (

@@ -10,6 +10,7 @@ from typing import Final
 
 from distilld.core.model import OperatorError
 from distilld.files.durable import FILE_MODE, sync_folder, take_after
+from distilld.store.read_only import open_read_only
 
 COPIES_KEPT: Final = 5
 _WAL: Final = "-wal"
@@ -33,11 +34,6 @@ def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
             shutil.copyfile(wal, _beside(target))
     except (OSError, sqlite3.DatabaseError) as error:
         raise OperatorError(f"cannot copy the state store {source} to {target}: {error}") from error
-
-
-def file_facts(source: Path) -> tuple[tuple[int, int, int, int] | None, ...]:
-    """What stat says of the store's two files: another answer means that it was written to."""
-    return tuple(_facts(path) for path in (source, _beside(source)))
 
 
 def set_store_aside(path: Path, stamp: str) -> Path:
@@ -76,11 +72,11 @@ def _leave_empty(path: Path, like: Path) -> None:
 
 
 def _back_up(source: Path, target: Path) -> None:
-    reader = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+    reader = open_read_only(source)
     try:
         copy = sqlite3.connect(target)
         try:
-            reader.backup(copy)
+            reader.connection.backup(copy)
         finally:
             copy.close()
     finally:
@@ -89,11 +85,3 @@ def _back_up(source: Path, target: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + _WAL)
-
-
-def _facts(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
