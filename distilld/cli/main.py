@@ -19,6 +19,7 @@ import click
 from distilld.cli.commands import distilld
 from distilld.cli.exit_codes import ExitCode
 from distilld.core.model import DistilldError, ProgramError, UsageError, WriterBusy
+from distilld.core.remedies import remedy_of
 
 _STANDARD_ERROR: Final = 2
 
@@ -60,11 +61,11 @@ def execute(arguments: Sequence[str]) -> int:
     except DistilldError as error:
         return _tell(error)
     except sqlite3.Error as error:
-        _say_error(f"the state store failed: {error}", "what was committed stands; mend the cause and run it again")
+        _say_error(f"the state store failed: {error}", f"what was committed stands; {remedy_of(error)}")
         return ExitCode.FAILED
     except OSError as error:
         at = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        _say_error(f"{at}{error.strerror or error}")
+        _say_error(f"{at}{error.strerror or error}", remedy_of(error))
         return ExitCode.FAILED
     return int(code or ExitCode.DONE)
 

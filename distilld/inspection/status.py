@@ -16,7 +16,7 @@ from distilld.config.settings import Settings
 from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, Committed, InputKind, StatFacts
 from distilld.files.regular import open_regular
 from distilld.lake import scan as lake
-from distilld.lake.scan import ListingError, tree_path
+from distilld.lake.scan import TREES, ListingError, tree_path
 from distilld.publish.exports import sha_of
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import Holder, holder
@@ -162,9 +162,9 @@ def _of_writer(found: Status) -> Iterator[Problem]:
         text = f"the last batch failed, {failure.tries} times since {failure.since}: {failure.text}"
         yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} ({then})")
     elif trouble is not None:
-        text, remedy = f"the last run failed: {trouble}", "mend the cause"
+        text, remedy = f"the last run failed: {trouble}", found.writer.remedy or "see the log"
         if found.writer.running:
-            text, remedy = f"the daemon cannot write to its store: {trouble}", "make room or mend the disk"
+            text = f"the daemon cannot write to its store: {trouble}"
         yield Problem("last_batch_failed", text, f"{remedy} ({then})")
     if found.vitals.overdue_since is not None:
         text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
@@ -316,6 +316,8 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     except ListingError as error:
         found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
         return
+    if not scan.files:
+        found.problems.append(_without_inputs(found, known=bool(files)))
     new = changed = unread = waiting_ns = 0
     seen = set()
     for file in scan.files:
@@ -337,6 +339,19 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
         for oddity in scan.oddities
     ]
+
+
+def _without_inputs(found: Status, *, known: bool) -> Problem:
+    """No partition file lies in the trees: a wrong folder, or a mount that is not there, must not look green."""
+    trees = " and ".join(str(found.root / tree) for tree in TREES.values())
+    # Rows that left with their partitions were there once, too.
+    if known or found.last_batch is not None:
+        return Problem(
+            "inputs_absent", f"no partition file that was read lies below {trees} any more", "mount it again"
+        )
+    return Problem(
+        "no_inputs", f"no partition file was ever found below {trees}", "correct root, or mount what is missing"
+    )
 
 
 def _sizes(settings: Settings) -> Sizes:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError, StatFacts
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import FILE_MODE, make_folder, sync_folder, sync_up, take_after, write_all
-from distilld.files.regular import is_there
+from distilld.files.regular import is_there, owned
 
 BLOCK_BYTES: Final = 1 << 17
 
@@ -46,7 +47,8 @@ class ExportWriteError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk; the next run goes on"
+            f"cannot write {path}: {cause.strerror or cause}{owned(cause.filename)}",
+            hint=f"{remedy_of(cause)}; the next run goes on",
         )
         self.path = path
         self.errno = cause.errno
@@ -57,7 +59,7 @@ class ExportReadError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot read {path}: {cause.strerror or cause}", hint="make it readable; the next run goes on"
+            f"cannot read {path}: {cause.strerror or cause}", hint=f"{remedy_of(cause)}; the next run goes on"
         )
         self.path = path
         self.errno = cause.errno

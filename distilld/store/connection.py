@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import make_folder
-from distilld.files.regular import is_there
+from distilld.files.regular import is_there, owned
 from distilld.store.read_only import ReadOnly, open_read_only
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 from distilld.store.without_pandas import without_pandas
@@ -36,7 +37,7 @@ _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _REFUSED: Final = frozenset(
     {
         sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS,
     }
 )  # fmt: skip
 """What the system, not the program, is to blame for."""
@@ -74,8 +75,6 @@ class NotAStoreError(UsageError):
 class StoreFaultError(OperatorError):
     """The system refused to read or write the store: a full disk, a missing permission, a lock, EIO."""
 
-    hint = "make room, or mend the disk or the permissions"
-
 
 @contextmanager
 def store_faults(path: Path, doing: str) -> Iterator[None]:
@@ -92,7 +91,9 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
         if code in _CORRUPT:
             raise StoreCorruptError(f"the state store {path} is corrupt: {error}") from error
         if code in _REFUSED:
-            raise StoreFaultError(f"cannot {doing} the state store {path}: {error}") from error
+            raise StoreFaultError(
+                f"cannot {doing} the state store {path}: {error}{owned(path)}", hint=remedy_of(error)
+            ) from error
         raise
 
 
@@ -110,7 +111,9 @@ def is_kept(path: Path) -> bool:
     try:
         return is_there(path)
     except OSError as error:
-        raise StoreFaultError(f"cannot look at the state store {path}: {error.strerror}") from error
+        raise StoreFaultError(
+            f"cannot look at the state store {path}: {error.strerror}", hint=remedy_of(error)
+        ) from error
 
 
 def refuse_missing(path: Path) -> None:
@@ -179,7 +182,9 @@ class Store:
         try:
             make_folder(path.parent)
         except OSError as error:
-            raise StoreFaultError(f"cannot open the state store {path}: {error.strerror or error}") from error
+            raise StoreFaultError(
+                f"cannot open the state store {path}: {error.strerror or error}", hint=remedy_of(error)
+            ) from error
         with store_faults(path, "open"):
             connection = sqlite3.connect(
                 path, isolation_level=None, timeout=_PATIENCE_MS / 1000, check_same_thread=False
@@ -207,7 +212,9 @@ class Store:
             try:
                 source = open_read_only(path)
             except OSError as error:
-                raise StoreFaultError(f"cannot read the state store {path}: {error.strerror or error}") from error
+                raise StoreFaultError(
+                    f"cannot read the state store {path}: {error.strerror or error}", hint=remedy_of(error)
+                ) from error
             try:
                 store = cls(path, source.connection)
                 store._source = source
@@ -225,7 +232,8 @@ class Store:
             StoreFaultError: A writer began meanwhile, and there was no lock to keep the two apart; or the system refused.
         """
         source = self._source
-        assert source is not None
+        if source is None:
+            raise ProgramError("a store that is open for writing is no reading")
         try:
             with self.faults(), self.snapshot():
                 yield
@@ -377,18 +385,26 @@ class Store:
         """Keep a fact about the lake as a whole."""
         self.connection.execute("INSERT OR REPLACE INTO lake VALUES (?, ?)", (name, value))
 
-    def checkpoint(self) -> None:
-        """Move what the log holds into the file and cut the log; what a reader still needs stays for the next time.
+    def checkpoint(self) -> bool:
+        """Move what the log holds into the file and cut the log; returns whether it is cut.
+
+        Where it is not, a reader still needs it: it is to be tried again.
 
         Raises:
             StoreFaultError: The system refused.
         """
-        with self.faults():
-            self.connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
-            try:
-                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            finally:
-                self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+        with self.faults(), self.patience(_CHECKPOINT_PATIENCE_MS):
+            busy, _, _ = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    @contextmanager
+    def patience(self, milliseconds: int) -> Iterator[None]:
+        """Within it, a lock of another program is waited for so long."""
+        self.connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        try:
+            yield
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
 
     def close(self) -> None:
         """Close it so that people can still read it: a reader without write permission needs -wal and -shm to exist."""

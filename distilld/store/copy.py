@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.model import OperatorError
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import FILE_MODE, sync_folder, take_after
 from distilld.store.read_only import open_read_only
 
@@ -33,7 +34,9 @@ def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
         if (wal := _beside(source)).exists():
             shutil.copyfile(wal, _beside(target))
     except (OSError, sqlite3.DatabaseError) as error:
-        raise OperatorError(f"cannot copy the state store {source} to {target}: {error}") from error
+        raise OperatorError(
+            f"cannot copy the state store {source} to {target}: {error}", hint=remedy_of(error)
+        ) from error
 
 
 def set_store_aside(path: Path, stamp: str) -> Path:
@@ -59,7 +62,9 @@ def set_store_aside(path: Path, stamp: str) -> Path:
                 each.unlink()
         sync_folder(path.parent)
     except OSError as error:
-        raise OperatorError(f"cannot set the corrupt state store {path} aside: {error.strerror or error}") from error
+        raise OperatorError(
+            f"cannot set the corrupt state store {path} aside: {error.strerror or error}", hint=remedy_of(error)
+        ) from error
     return path.with_name(aside + stamp)
 
 

@@ -448,3 +448,10 @@ def test_import_brings_nothing_slow() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     slow = {"click", "orjson", "pydantic", "rich", "sqlite_utils", "structlog", "watchfiles"}
     assert not slow & set(run.stdout.split())
+
+
+def test_a_byte_order_mark_before_the_file_is_fine(tmp_path: Path) -> None:
+    """An editor on Windows writes one; it gave 'Invalid statement (line 1, column 1)'."""
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbfbatch_rows = 7\n")
+    assert load(flags={}, environ={}, config_file=path, cwd=tmp_path).batch_rows == 7
