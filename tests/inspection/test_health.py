@@ -319,7 +319,7 @@ def test_cut_off_batch_is_pending(settings: Settings) -> None:
 def test_never_run(tmp_path: Path) -> None:
     """A lake that nothing was ever done to is unhealthy, whoever is to do it."""
     settings = load(flags={"root": tmp_path}, environ={}, config_file=None, cwd=tmp_path)
-    assert names(settings, daemon=False) == ["never_run"]
+    assert names(settings, daemon=False) == ["never_run", "no_inputs"]
 
 
 def test_looking_changes_nothing(settings: Settings) -> None:
