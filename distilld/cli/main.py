@@ -65,7 +65,9 @@ def execute(arguments: Sequence[str]) -> int:
         return ExitCode.FAILED
     except OSError as error:
         at = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        _say_error(f"{at}{error.strerror or error}", remedy_of(error))
+        # A message of our own ('is no regular file') says what is to be done.
+        is_the_systems = error.errno is not None and error.strerror == os.strerror(error.errno)
+        _say_error(f"{at}{error.strerror or error}", remedy_of(error) if is_the_systems else "")
         return ExitCode.FAILED
     return int(code or ExitCode.DONE)
 

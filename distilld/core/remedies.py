@@ -33,7 +33,6 @@ BY_ERRNO: Final[Mapping[int, str]] = MappingProxyType(
         errno.EEXIST: "something stands in its place: move it away",
         errno.ENOENT: "it, or a folder above it, was removed or is not mounted: put it back",
         errno.EXDEV: "two file systems meet there: keep exports/ and reports/ on one each",
-        errno.EINVAL: "the file system does not support it: use a local disk",
         errno.EOPNOTSUPP: "the file system cannot do that: use a local disk",
         errno.ENODEV: "the device is gone: attach it, and mount it again",
         errno.ENXIO: "the device does not answer: attach it, and mount it again",
