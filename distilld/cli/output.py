@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
@@ -13,24 +12,18 @@ from typing import Any
 
 import click
 
-from distilld.core.model import OperatorError
 from distilld.logs import printable
 from distilld.tables import Table, plain_text, text_of
 
 
-class OutputError(OperatorError):
-    """Standard output takes nothing more."""
-
-
 def say(line: str = "") -> None:
     """Print one line; what stands in it is made safe for a terminal, and cannot begin another line."""
-    _print(printable(line))
+    click.echo(printable(line))
 
 
 def complain(line: str) -> None:
-    """Print one line on standard error, as safe. One that cannot be written is lost: the exit code still tells."""
-    with suppress(OSError):
-        click.echo(f"distilld: {printable(line)}", err=True)
+    """Print one line on standard error, made safe as well."""
+    click.echo(f"distilld: {printable(line)}", err=True)
 
 
 def show(table: Table) -> None:
@@ -38,13 +31,13 @@ def show(table: Table) -> None:
     if sys.stdout.isatty():
         _show_on_terminal(table)
     else:
-        _print(plain_text(table))
-    _print()
+        click.echo(plain_text(table))
+    click.echo()
 
 
 def print_json(value: object) -> None:
     """Print a value as indented JSON in ASCII, so that nothing in it can steer a terminal."""
-    _print(json.dumps(plain(value), indent=2))
+    click.echo(json.dumps(plain(value), indent=2))
 
 
 def plain(value: object) -> Any:
@@ -63,19 +56,6 @@ def plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     return value
-
-
-def _print(text: str = "") -> None:
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        raise  # the reader has gone, and click ends the command
-    except OSError as error:
-        with suppress(OSError):
-            sys.stdout.close()  # or Python would try once more at its end
-        raise OutputError(
-            f"cannot write to standard output: {error.strerror}", hint="what was committed stands; mend the cause"
-        ) from error
 
 
 def _show_on_terminal(table: Table) -> None:
