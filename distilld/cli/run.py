@@ -286,7 +286,7 @@ def _print(
 
 
 def _totals(report: RunReport) -> str:
-    return ", ".join(f"{each.dataset} {each.rows:,} ({each.held:,} held back)" for each in report.datasets.values())
+    return ", ".join(f"{each.dataset} {each.rows:,} ({each.held:,} quarantined)" for each in report.datasets.values())
 
 
 def print_changes(report: RunReport) -> None:
@@ -295,10 +295,10 @@ def print_changes(report: RunReport) -> None:
     from distilld.tables import Table
 
     rows = [
-        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.held, each.path)
+        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.held)
         for each in report.datasets.values()
     ]
-    columns = ("dataset", "rows", "added", "replaced", "withdrawn", "held back", "file")
+    columns = ("dataset", "rows", "added", "replaced", "withdrawn", "quarantined")
     show(Table("The datasets now, and what this run did", columns, rows))
     for each in report.datasets.values():
         if each.adopted:
