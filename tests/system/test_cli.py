@@ -83,7 +83,7 @@ def test_readme_leads_to_a_lake_that_is_up_to_date(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     shutil.copy(REPOSITORY / "config" / "distilld.toml", tmp_path / "config")
     section = (REPOSITORY / "README.md").read_text().split("## Use it on a real lakehouse")[1].partition("\n## ")[0]
-    steps = re.findall(r"^\.venv/bin/distilld (.*?) +#", section, flags=re.MULTILINE)
+    steps = re.findall(r"^distilld (.*?) +#", section, flags=re.MULTILINE)
     assert len(steps) == 4
     for step in steps:
         ran = distilld(*step.replace("/srv/lakehouse", str(root)).split(), cwd=tmp_path)
