@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from distilld.cli.main import execute
-from distilld.config.settings import commented_toml, load
+from distilld.config.load import load
+from distilld.config.template import commented_toml
 from distilld.core.model import EXPORT_PATHS
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
 from tests.support.command import (
