@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from distilld.config import settings as config
+from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.config.template import config_text
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Cause, Dataset, Reason, UsageError, WriterBusy
@@ -107,7 +107,7 @@ def _set_up(root: Path) -> tuple[SampleLake, Settings]:
     lake = write_sample_lake(root)
     path = root / CONFIG_FILE
     path.write_text(config_text({"root": str(root), "check_source_files": True}, source="the demo"))
-    return lake, config.load(flags={}, environ={}, config_file=path, cwd=root)
+    return lake, load(flags={}, environ={}, config_file=path, cwd=root)
 
 
 def _run(settings: Settings) -> RunReport:

@@ -19,7 +19,8 @@ from typing import Final
 import pytest
 
 from distilld.cli.main import execute
-from distilld.config.settings import commented_toml, load
+from distilld.config.load import load
+from distilld.config.template import commented_toml
 from distilld.core.model import EXPORT_PATHS
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
 from tests.support.command import (
@@ -85,7 +86,7 @@ def test_readme_leads_to_a_lake_that_is_up_to_date(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     shutil.copy(REPOSITORY / "config" / "distilld.toml", tmp_path / "config")
     section = (REPOSITORY / "README.md").read_text().split("## Use it on a real lakehouse")[1].partition("\n## ")[0]
-    steps = re.findall(r"^\.venv/bin/distilld (.*?) +#", section, flags=re.MULTILINE)
+    steps = re.findall(r"^distilld (.*?) +#", section, flags=re.MULTILINE)
     assert len(steps) == 4
     for step in steps:
         ran = distilld(*step.replace("/srv/lakehouse", str(root)).split(), cwd=tmp_path)
