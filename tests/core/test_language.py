@@ -23,6 +23,7 @@ FORMS = {
 """Of a retired word, what else it appears as."""
 PAGES = [
     "README.md",
+    "docs/cli.md",
     "docs/contract.md",
     *(f"docs/decisions/{path.name}" for path in sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))),
 ]
