@@ -24,6 +24,7 @@ FORMS = {
 PAGES = [
     "README.md",
     "docs/cli.md",
+    "docs/logs.md",
     "docs/contract.md",
     *(f"docs/decisions/{path.name}" for path in sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))),
 ]
