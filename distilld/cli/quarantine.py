@@ -59,7 +59,7 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
         print_json({"by_reason": counts, "rows": rows})
         return ExitCode.DONE
     if not counts:
-        say("nothing is held back" + (" for this" if only or why else ""))
+        say("nothing is quarantined" + (" for this" if only or why else ""))
         return ExitCode.DONE
     show(
         Table(

@@ -43,7 +43,7 @@ def _print(found: Status) -> None:
     say(f"writer       {_writer(found)}")
     if found.last_batch is not None:
         last = found.last_batch
-        counts = f"{last.rows_shipped:,} shipped, {last.rows_held:,} held back, {last.rows_withdrawn:,} withdrawn"
+        counts = f"{last.rows_shipped:,} shipped, {last.rows_held:,} quarantined, {last.rows_withdrawn:,} withdrawn"
         say(f"last batch   {last.batch_id}, set off by {last.trigger}: {counts}")
     if found.lag is not None:
         say(f"behind       {_lag(found)}")

@@ -134,7 +134,7 @@ def _show_first(report: RunReport, stage: Stage, shown: str) -> None:
         if any(counts):
             held.append((str(reason), *counts, _MEANINGS[reason]))
     columns = ("reason", *map(str, report.datasets), "which means")
-    stage.show(Table("What was held back, and why", columns, held))
+    stage.show(Table("What was quarantined, and why", columns, held))
     stage.say("No row is dropped in silence: of the scored rows each ships or is held, in rag and in sft alike.")
     stage.say("")
 
@@ -195,7 +195,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
     say("")
     looks = (
         (DATASET_PATHS[Dataset.SFT], "the instruction rows, one JSON object a line"),
-        (EXPORT_PATHS["quarantine_sft"], "what was held back from them, and why"),
+        (EXPORT_PATHS["quarantine_sft"], "what was quarantined from them, and why"),
         (EXPORT_PATHS["withdrawals_sft"], "what left them, and which verdict did it"),
         ("reports/distillation/latest.md", "the last run on one page"),
         (report.receipt or "reports/distillation", "its receipt, a link in a chain"),
