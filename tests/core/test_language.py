@@ -25,6 +25,7 @@ PAGES = [
     "README.md",
     "docs/cli.md",
     "docs/logs.md",
+    "docs/operations.md",
     "docs/contract.md",
     *(f"docs/decisions/{path.name}" for path in sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))),
 ]
