@@ -46,7 +46,9 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         "distilld_rows": Metric("gauge", ("dataset",), "Rows of a dataset."),
         "distilld_frozen_rows": Metric("gauge", ("dataset",), "Of these, rows that no present input gives."),
         "distilld_held_rows": Metric("gauge", ("dataset", "reason"), "Rows that are quarantined, by reason."),
-        "distilld_tripwire_rows": Metric("gauge", ("dataset",), "Vanished rows that are retained until 'distilld prune'."),
+        "distilld_tripwire_rows": Metric(
+            "gauge", ("dataset",), "Vanished rows that are retained until 'distilld prune'."
+        ),
         "distilld_waiting_rows": Metric("gauge", (), "Rows that are yet to be judged."),
         "distilld_partition_files": Metric("gauge", ("tree",), "Partition files that the last scan saw."),
         "distilld_pending_tails": Metric("gauge", (), "Partition files whose last line is not finished."),

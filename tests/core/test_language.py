@@ -26,6 +26,7 @@ PAGES = [
     "docs/cli.md",
     "docs/logs.md",
     "docs/operations.md",
+    "docs/performance.md",
     "docs/state.md",
     "docs/contract.md",
     *(f"docs/decisions/{path.name}" for path in sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))),
