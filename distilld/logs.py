@@ -65,6 +65,8 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "export_tampered": "An export file is not as it was left.",
         "export_set_aside": "The export file as it was found was put into exports/.set-aside.",
         "export_restored": "The export file holds again what it should.",
+        "card_written": "The dataset card of an export folder was written.",
+        "card_not_written": "The dataset card of an export folder could not be written; nothing else depends on it.",
         "orphan_kept": "Rows that no present input produces were found in an export and are kept, frozen.",
         "takeover_started": "An export layer without a store is taken over.",
         "takeover_finished": "The take-over is done: rows adopted, replaced, kept and removed.",
