@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -47,6 +47,12 @@ def print_json(value: object) -> None:
     _print(json.dumps(plain(value), indent=2))
 
 
+def print_bytes(blocks: Iterable[bytes]) -> None:
+    """Print what is JSON lines already."""
+    for block in blocks:
+        _print(block, nl=False)
+
+
 def plain(value: object) -> Any:
     """A value made of what JSON has; dataclasses and named tuples become objects."""
     match value:
@@ -65,9 +71,9 @@ def plain(value: object) -> Any:
     return value
 
 
-def _print(text: str = "") -> None:
+def _print(text: str | bytes = "", *, nl: bool = True) -> None:
     try:
-        click.echo(text)
+        click.echo(text, nl=nl)
     except BrokenPipeError:
         raise  # the reader has gone, and click ends the command
     except OSError as error:
