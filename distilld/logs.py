@@ -64,6 +64,8 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "export_tampered": "An export file was changed from outside.",
         "export_set_aside": "The export file as it was found was moved to exports/.set-aside.",
         "export_restored": "The export file was restored.",
+        "card_written": "The dataset card of an export folder was written.",
+        "card_not_written": "The dataset card of an export folder could not be written; nothing else depends on it.",
         "orphan_kept": "Rows that no present input gives were found in an export and are retained.",
         "takeover_started": "Exports without a state store are being adopted.",
         "takeover_finished": "Existing exports were adopted: rows adopted, replaced, kept and removed.",

@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Final
 
 from distilld.config.settings import Settings
-from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, Committed, InputKind, StatFacts
-from distilld.files.regular import open_regular
+from distilld.core.model import (
+    CARD,
+    CARD_MARKER,
+    EXPORT_PATHS,
+    REPORTS,
+    SET_ASIDE,
+    TAMPERINGS_AN_HOUR,
+    Committed,
+    InputKind,
+    StatFacts,
+)
+from distilld.files.regular import open_regular, read_regular
 from distilld.lake import scan as lake
 from distilld.lake.scan import TREES, ListingError, tree_path
 from distilld.publish.exports import sha_of
@@ -44,12 +54,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ExportState:
-    """One of the nine files as of the last commit; a reader beside a running writer stops at ``bytes``."""
+    """One of the nine files as of the last commit; a reader beside a running writer stops at ``committed_bytes``."""
 
     name: str
     path: str
     rows: int
-    bytes: int
+    committed_bytes: int
     frozen: int = 0
 
 
@@ -130,10 +140,27 @@ def look(settings: Settings) -> Status:
     else:
         found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
     _compare_inputs(found, settings.root, files)
+    found.notes += _foreign_cards(settings.root)
     found.problems += _set_aside(found)
     found.problems += _of_writer(found)
     found.problems += _overdue_scan(found, settings, time.time())
     return found
+
+
+def _foreign_cards(root: Path) -> Iterator[str]:
+    folders = ("exports", *dict.fromkeys(path.rpartition("/")[0] for path in EXPORT_PATHS.values()))
+    for folder in folders:
+        try:
+            ours = CARD_MARKER.encode() in read_regular(root / folder / CARD)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            ours = False
+        if not ours:
+            yield (
+                f"{folder}/{CARD} is not distilld's and is left alone; loaders may have to guess the types:"
+                " take it away, and the next run writes the dataset card"
+            )
 
 
 def _set_aside(found: Status) -> Iterator[Problem]:
