@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
 
+from distilld.core.remedies import remedy_of
+
 RULES_VERSION: Final = 1
 """Raise it when a release changes what any row comes to: every row is then judged anew."""
 
@@ -235,6 +237,12 @@ EXPORT_PATHS: Final[dict[str, str]] = {
 """The nine files that distilld writes, by name; paths are below the root."""
 
 
+CARD: Final = "README.md"
+"""The dataset card's name in each export folder."""
+CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld leaves the file alone -->"
+"""The line that says that a card is ours to write."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """What an export is to be: its length in bytes, its rows, its sha256 in hex."""
@@ -284,7 +292,7 @@ class UnreadableError(OperatorError):
     def __init__(self, path: str, cause: OSError) -> None:
         self.why = cause.strerror or str(cause)
         self.errno = cause.errno
-        super().__init__(f"cannot read {path}: {self.why}", hint="make the file readable")
+        super().__init__(f"cannot read {path}: {self.why}", hint=remedy_of(cause))
         self.path = path
 
 
