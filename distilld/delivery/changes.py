@@ -93,9 +93,8 @@ def _refuse_unknown(root: Path, batch: CommittedBatch, since: str) -> None:
     assert batch.batch is not None  # noqa: S101  refused before
     known = BATCH_ID.fullmatch(since) is not None and since <= batch.batch.batch_id
     if not known or not (knows_batch(batch.store, since) or is_there(root / receipt_path(since))):
-        raise UsageError(
-            f"--since = {since!r} is no batch that this lake knows", hint="load the dataset again, with --since 0"
-        )
+        hint = "load the dataset again, with --since 0"
+        raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
 
 
 def _withdrawn(batch: CommittedBatch, dataset: Dataset, since: str) -> dict[str, dict[str, Any]]:
