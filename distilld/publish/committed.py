@@ -164,25 +164,29 @@ def _open(path: Path, pending_temp: str | None) -> BinaryIO:
     return open_regular(path)
 
 
+def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of whole lines; of the last one the end may be missing."""
+    rest = b""
+    for block in blocks:
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield rest + block[:end]
+        rest = block[end:] if end else rest + block
+    if rest:
+        yield rest
+
+
 def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """The rows in blocks of JSONL, each with its line feed, and where their lines begin.
 
     White space around a row, and a line of nothing else, is left out.
     """
-    start, rest = 0, b""
-    for block in blocks:
-        first, feed, others = block.partition(b"\n")
-        rest += first
-        if not feed:
-            continue
-        lines = [rest, *others.split(b"\n")]
-        rest = lines.pop()
-        for line in lines:
+    start = 0
+    for block in whole_lines(blocks):
+        for line in block.removesuffix(b"\n").split(b"\n"):
             if row := line.strip(_WHITE):
                 yield start, row + b"\n"
             start += len(line) + 1
-    if row := rest.strip(_WHITE):
-        yield start, row + b"\n"
 
 
 class CommittedBatch:
