@@ -16,8 +16,8 @@ LLAMA_FACTORY := $(LLAMA_FACTORY_VENV)/.installed
 # -qq still shows errors.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-# Every test that runs a command would compile the program anew.
-unexport PYTHONDONTWRITEBYTECODE
+# No variable of a developer's shell decides what a test sees.
+BARE := env -i HOME="$$HOME" PATH="$$PATH" LANG=C.UTF-8 $(if $(CI),CI=$(CI)) $(if $(TMPDIR),TMPDIR='$(TMPDIR)')
 
 # Tests run in as many processes as there are cores, eight at most; one that is done early takes over from another.
 SPREAD := -n auto --maxprocesses 8 --dist worksteal
@@ -62,17 +62,17 @@ demo: $(RUNTIME) ## Show distilld at work on a small lakehouse of its own
 	@$(BIN)/distilld demo
 
 test: $(DEVELOPMENT) ## Run the tests but the slow ones
-	@$(BIN)/python -m pytest $(SPREAD) -m 'not slow'
+	@$(BARE) $(BIN)/python -m pytest $(SPREAD) -m 'not slow'
 
 test-slow: $(DEVELOPMENT) ## Run the slow tests
-	@$(BIN)/python -m pytest $(SPREAD) -m slow
+	@$(BARE) $(BIN)/python -m pytest $(SPREAD) -m slow
 
 test-consumers: $(CONSUMERS) $(LLAMA_FACTORY) ## Try trainers and vector stores on snapshots and changes (installs gigabytes)
 	@LLAMA_FACTORY_PYTHON='$(CURDIR)/$(LLAMA_FACTORY_VENV)/bin/python' $(CONSUMERS_VENV)/bin/python -m pytest \
 		-o addopts= -o filterwarnings=default -o timeout=600 -ra tests/consumers
 
 coverage: $(DEVELOPMENT) ## Run the tests and show which branches of the pure core they miss
-	@$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term-missing
+	@$(BARE) $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term-missing
 
 lint: $(DEVELOPMENT) ## Check style, format, types and layers
 	@$(BIN)/ruff check .
@@ -85,7 +85,7 @@ bench: $(DEVELOPMENT) ## Measure; see docs for what the figures mean
 
 inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=state/distilld.db PORT=8001
 	@test -f '$(STORE)' || { echo "there is no state store at $(STORE): try 'make inspect STORE=/path/to/distilld.db'" >&2; exit 1; }
-	@$(BIN)/datasette serve '$(STORE)' --metadata inspect/metadata.yaml --plugins-dir inspect/plugins \
+	@$(BIN)/datasette serve '$(STORE)' --metadata distilld/inspection/datasette/metadata.yaml --plugins-dir distilld/inspection/datasette/plugins \
 		--host 127.0.0.1 --port $(PORT)
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
@@ -151,15 +151,15 @@ $(DEVELOPMENT): pyproject.toml constraints.txt $(CREATED)
 	@touch $(RUNTIME) $(INSPECTION) $@
 
 # torch alone first, at its pinned version: what is asked for together may bring another build of it.
-$(CONSUMERS): pyproject.toml constraints.txt
+$(CONSUMERS): pyproject.toml constraints-consumers.txt
 	@echo "Installing trainers and vector stores into $(CONSUMERS_VENV) ..."
 	@$(PYTHON) -m venv --clear $(CONSUMERS_VENV)
-	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
-	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,consumers]'
+	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-consumers.txt torch
+	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-consumers.txt -e '.[test,consumers]'
 	@touch $@
 
 # Its own torchvision and torchaudio are made for other builds of torch, and without them it reads text all the same.
-$(LLAMA_FACTORY): constraints.txt
+$(LLAMA_FACTORY): constraints-consumers.txt
 	@echo "Installing LLaMA-Factory into $(LLAMA_FACTORY_VENV) ..."
 	@$(PYTHON) -m venv --clear $(LLAMA_FACTORY_VENV)
 	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0

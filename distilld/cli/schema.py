@@ -32,7 +32,7 @@ _INPUTS = ("scored-run", "evidence", "receipt")
 def schema(_common: Common, name: str, form: str) -> ExitCode:
     """Print the form of NAME: the rows of a dataset, of the quarantine or the withdrawals, an input row, or a receipt.
 
-    A dataset row that does not meet its JSON Schema is held back. That the two sides of a preference pair differ is
+    A dataset row that does not meet its JSON Schema is quarantined. That the two sides of a preference pair differ is
     checked as well, and cannot be said in JSON Schema. scored-run and evidence say what a producer writes.
     """
     from distilld.cli.output import print_json, say

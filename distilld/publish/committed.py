@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError
+from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
 from distilld.store.connection import Store
 from distilld.store.ledger import BatchRecord, ExportRecord, Ledger
@@ -112,7 +113,7 @@ class CommittedExport:
                 # Where the file stands is nobody's: several may be in the middle of it.
                 block = os.pread(self.file.fileno(), min(_BLOCK_BYTES, left), offset)
             except OSError as error:
-                raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
+                raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error)) from error
             if not block:
                 break
             sha.update(block)
