@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from distilld.cli.commands import Common
+from distilld.cli.keeper import become_keeper
 from distilld.config import settings as config
 from distilld.config.settings import Settings
 from distilld.core.model import OperatorError, UsageError
@@ -36,7 +37,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
     """The settings in force, with a root that is a folder which can be listed, and files that are ours to write.
 
     Paths are resolved: one lake has one name, whatever link or working directory it is reached by, so that its store
-    knows it again.
+    knows it again. From here on, root is the user who keeps the lake.
 
     Raises:
         ConfigError: The configuration is wrong.
@@ -58,6 +59,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
         metrics_file=settings.metrics_file and _resolved("metrics_file", settings.metrics_file),
     )
     _refuse_unusable_root(resolved.root)
+    become_keeper(resolved.root, resolved.state)
     _refuse_unusable_state(resolved.root, resolved.state)
     if resolved.metrics_file is not None:
         _refuse_unusable_metrics_file(resolved.root, resolved.state, resolved.metrics_file)

@@ -47,6 +47,7 @@ from distilld.engine.options_in_force import JudgedWith
 from distilld.engine.pass_log import Teller
 from distilld.engine.row_reader import Texts
 from distilld.lake import scan as lake
+from distilld.lake.apart import refuse_overlaps
 from distilld.lake.scan import Oddity, Scan, SourceFiles
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch, Committer
@@ -267,7 +268,9 @@ class Engine:
 
         Raises:
             ListingError: A tree with known files is not there.
+            UsageError: Trees and distilld's own folders overlap.
         """
+        refuse_overlaps(self.root, self.store.path)
         if missing := [kind for kind in InputKind if lake.is_missing(self.root, kind)]:
             refuse_missing_trees(missing, self.inputs.files())
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, write_to_textfile
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+
+from distilld.files.durable import replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Metrics:
         Raises:
             OSError: The system refused.
         """
-        write_to_textfile(str(self.path), self._registry)
+        replace_file(self.path, generate_latest(self._registry))
 
 
 class _Table(Collector):

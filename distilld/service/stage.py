@@ -31,7 +31,7 @@ import structlog
 from distilld.core.json_text import escaped
 from distilld.core.model import REPORTS, OperatorError, UsageError
 from distilld.files.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
-from distilld.files.regular import read_regular
+from distilld.files.regular import open_regular, read_regular
 from distilld.publish.receipt import batch_id_of, iso_time
 from distilld.publish.receipt_files import (
     ReceiptWriteError,
@@ -239,7 +239,7 @@ def _state(path: Path, upto: int | None = None) -> FileState | None:
     """What stands in a file, or in its first bytes; None where it is gone."""
     sha, size, lines = hashlib.sha256(), 0, 0
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK_BYTES if upto is None else min(_BLOCK_BYTES, upto - size)):
                 sha.update(block)
                 size += len(block)
@@ -252,34 +252,37 @@ def _state(path: Path, upto: int | None = None) -> FileState | None:
 
 
 def _matches(root: Path, glob: str) -> list[Path]:
-    """The regular files that a glob matches; ``**`` stands for any folders. An error while listing is an error."""
+    """The regular files that a glob matches; ``**`` stands for any folders. An error while listing is an error.
+
+    A link is followed only where it is a folder that the glob names before its first sign: others may place the rest.
+    """
     start = Path("/") if glob.startswith("/") else root
     return sorted(set(_walk(start, [part for part in glob.split("/") if part not in ("", ".")])))
 
 
-def _walk(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+def _walk(folder: Path, parts: Sequence[str], *, named: bool = True) -> Iterator[Path]:
     head, *rest = parts or [""]
     if head == "**":
         if rest:
-            yield from _walk(folder, rest)
+            yield from _walk(folder, rest, named=False)
         for entry in _listed(folder):
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), parts)
-            elif not rest and entry.is_file():
+                yield from _walk(Path(entry.path), parts, named=False)
+            elif not rest and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
     elif not _MAGIC.search(head):
         path = folder / head
-        if rest:
-            yield from _walk(path, rest)
-        elif _is_file(path):
+        if rest and (named or not path.is_symlink()):
+            yield from _walk(path, rest, named=named)
+        elif not rest and _is_file(path):
             yield path
     else:
         for entry in _listed(folder):
             if not fnmatchcase(entry.name, head):
                 continue
-            if rest and entry.is_dir():
-                yield from _walk(Path(entry.path), rest)
-            elif not rest and entry.is_file():
+            if rest and entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path), rest, named=False)
+            elif not rest and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
 
 
@@ -295,7 +298,7 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
 
 def _is_file(path: Path) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return stat.S_ISREG(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

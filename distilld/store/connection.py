@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
-from distilld.files.durable import make_folder
+from distilld.files.durable import make_folder, make_private_again, make_private_file
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 from distilld.store.without_pandas import without_pandas
 
@@ -163,6 +163,7 @@ class Store:
         refuse_what_is_no_file(path)
         try:
             make_folder(path.parent)
+            make_private_file(path)
         except OSError as error:
             raise StoreFaultError(f"cannot open the state store {path}: {error.strerror or error}") from error
         with store_faults(path, "open"):
@@ -172,6 +173,7 @@ class Store:
             try:
                 store = cls(path, connection)
                 store._prepare(root)
+                store._make_private()
             except BaseException:
                 connection.close()
                 raise
@@ -199,6 +201,14 @@ class Store:
                 connection.close()
                 raise
         return store
+
+    def _make_private(self) -> None:
+        """SQLite gives the two files beside the store its mode as it makes them."""
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                make_private_again(self.path.with_name(self.path.name + suffix))
+        except OSError as error:
+            raise StoreFaultError(f"cannot make the state store {self.path} private: {error.strerror}") from error
 
     def _prepare(self, root: Path) -> None:
         pragmas = (
