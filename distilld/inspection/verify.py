@@ -36,7 +36,7 @@ from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
 from distilld.publish.exports import sha_of
-from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of
+from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of, stage_anchors
 from distilld.store.connection import Store
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
@@ -84,21 +84,21 @@ class _Moved(Exception):
     """A batch was committed while its predecessor was being read."""
 
 
-def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> Report:
-    """Check one committed batch.
+def verify(root: Path, state: Path, options: Options, *, deep: bool = False, anchor: str | None = None) -> Report:
+    """Check one committed batch; ``anchor`` is the sha256 of a receipt that was noted elsewhere.
 
     Raises:
         OperatorError: There is no store, or something cannot be read.
     """
     for _ in range(ATTEMPTS - 1):
         try:
-            return _verify_once(root, state, options, deep=deep, last=False)
+            return _verify_once(root, state, options, deep=deep, anchor=anchor, last=False)
         except _Moved:
             continue
-    return _verify_once(root, state, options, deep=deep, last=True)
+    return _verify_once(root, state, options, deep=deep, anchor=anchor, last=True)
 
 
-def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last: bool) -> Report:
+def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, anchor: str | None, last: bool) -> Report:
     with reading(state, root) as store, ExitStack() as opened:
         ledger = Ledger(store)
         batch = ledger.last_batch()
@@ -110,6 +110,8 @@ def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last:
         }
         unfinished = _unfinished(root, state, _Writing.of(store), exports, last=last)
         report.checks.append(_receipts(root, ledger))
+        if anchor is not None:
+            report.checks.append(_anchored(root, ledger, anchor))
         report.checks.append(_hashes(exports, unfinished))
         report.checks.append(_accounting(ledger))
         report.checks.append(_schemas(exports))
@@ -272,6 +274,13 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
             faults.append(f"{batch_id}: failed its validation")
         previous = sha256
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
+
+
+def _anchored(root: Path, ledger: Ledger, anchor: str) -> Check:
+    """A receipt that was noted elsewhere still stands in its chain, or is the last one that is kept no longer."""
+    known = {sha256 for _, _, sha256 in ledger.receipts(1 << 31)} | {ledger.chain_anchor()} | stage_anchors(root)
+    fault = f"no receipt has the sha256 {anchor}: it was removed, or its chain was rewritten, or it is kept no longer"
+    return _check("anchor", [] if anchor in known else [fault])
 
 
 def _hashes(exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check:

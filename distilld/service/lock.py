@@ -44,8 +44,8 @@ class Holder:
     """What a look at a lake's lock tells; ``pid`` is None unless a writer is running and its record could be read.
 
     ``state`` is the store that the last writer kept the lake with, running or not; None where none ever wrote.
-    ``trouble`` is what the last writer failed of and could not note in its store, or that it could not. ``foreign`` says
-    that something holds the lock, and that it is not the writer of the record: that one is gone.
+    ``trouble`` is what the last writer failed of and could not note in its store, or that it could not.
+    ``foreign`` says that something holds the lock that is not the writer of the record: that one is gone.
     """
 
     running: bool

@@ -31,11 +31,12 @@ import structlog
 from distilld.core.json_text import escaped
 from distilld.core.model import REPORTS, OperatorError, UsageError
 from distilld.files.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
+from distilld.files.git import git_state
 from distilld.files.regular import open_regular, read_regular
+from distilld.files.safe_path import find_program
 from distilld.publish.receipt import batch_id_of, iso_time
 from distilld.publish.receipt_files import (
     ReceiptWriteError,
-    git_state,
     receipt_bytes,
     receipt_path,
     remove_receipts,
@@ -111,12 +112,13 @@ def run_stage(
     try:
         facts = _facts(root, name, inputs, outputs, command, done)
         batch_id = str(facts["batch_id"])
-        path = _write(root, batch_id, facts)
+        path, sha256 = _write(root, batch_id, facts)
         _retire(root, name, batch_id, receipts_keep)
     except OperatorError as error:
         log.error("stage_finished", stage=name, exit_code=exit_code, receipt=None, problem=str(error))
         return StageRun(exit_code or 1, None, (str(error),))
     said = {"stage": name, "exit_code": exit_code, "receipt": path, "duration_ms": facts["duration_ms"]}
+    said["receipt_sha256"] = sha256
     if exit_code == 0:
         log.info("stage_finished", **said)
     else:
@@ -177,8 +179,11 @@ def _warnings(
 
 def _run(command: Sequence[str]) -> tuple[int, list[str]]:
     """Run it to its end, passing signals on; its exit code as a shell would give it, and what went wrong."""
+    program = find_program(command[0], os.environ.get("PATH", os.defpath))
     try:
-        process = subprocess.Popen(command)
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        process = subprocess.Popen(command, executable=program)
     except OSError as error:
         code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
         return code, [f"{escaped(command[0])} cannot be run: {error.strerror}"]
@@ -419,14 +424,14 @@ def _receipt_before(root: Path, name: str, batch_id: str) -> _Link | None:
     return None
 
 
-def _write(root: Path, batch_id: str, facts: Mapping[str, Any]) -> str:
-    path = root / receipt_path(batch_id)
+def _write(root: Path, batch_id: str, facts: Mapping[str, Any]) -> tuple[str, str]:
+    path, content = root / receipt_path(batch_id), receipt_bytes(facts)
     try:
-        replace_file(path, receipt_bytes(facts))
+        replace_file(path, content)
         sync_folder(path.parent.parent)
     except OSError as error:
         raise ReceiptWriteError(receipt_path(batch_id), error) from error
-    return receipt_path(batch_id)
+    return receipt_path(batch_id), sha256_of(content)
 
 
 def _retire(root: Path, name: str, own: str, keep: int) -> None:

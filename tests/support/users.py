@@ -70,7 +70,12 @@ def reachable(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def run_as(
-    user: User | None, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None, umask: int = 0o22
+    user: User | None,
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    umask: int = 0o22,
 ) -> Ran:
     """Run a command to its end as a user, root where it is None."""
     words = [*map(str, command)]

@@ -106,7 +106,10 @@ def test_root_that_cannot_become_the_keeper_refuses(lake: Path) -> None:
     """Without the capability to change its user, root would leave files of its own."""
     without = ["setpriv", "--bounding-set", "-setuid,-setgid", interpreter(), "-m", "distilld"]
     done = subprocess.run(
-        [*without, "--root", str(lake), "run", "--once"], capture_output=True, text=True, check=False,
+        [*without, "--root", str(lake), "run", "--once"],
+        capture_output=True,
+        text=True,
+        check=False,
         cwd=lake,
         env=reachable(),
     )
@@ -191,3 +194,40 @@ def test_modes_of_an_older_version_are_put_right(lake: Path) -> None:
         (lake / name).chmod(0o644)
     once(lake)
     assert {owned(lake)[name] for name in old} == {(SERVICE.uid, SERVICE.gid, "0660")}
+
+
+@pytest.mark.parametrize("user", [None, STRANGER])
+def test_a_config_file_of_the_working_directory_counts_only_for_its_owner(lake: Path, user: User | None) -> None:
+    """A config/distilld.toml in a folder that others may write decided what root's command did there."""
+    folder = lake.parent / "anybodys"
+    (folder / "config").mkdir(parents=True)
+    (folder / "config/distilld.toml").write_text("root = '/nowhere'\n")
+    give(folder, OPERATOR)
+    seen = distilld_as(user, "run", "--check", cwd=folder)
+    assert "/nowhere" not in seen.out + seen.err
+    assert "is not read" in seen.err
+    assert "/nowhere" in distilld_as(OPERATOR, "run", "--check", cwd=folder).err
+
+
+def test_root_obeys_a_config_file_only_where_nobody_else_writes(lake: Path) -> None:
+    """A file of root's own may have been moved into a folder of others."""
+    folder = lake.parent / "roots"
+    (folder / "config").mkdir(parents=True)
+    (folder / "config/distilld.toml").write_text("root = '/nowhere'\n")
+    assert "/nowhere" in distilld_as(None, "run", "--check", cwd=folder).err
+    folder.chmod(0o1777)
+    assert "is not read" in distilld_as(None, "run", "--check", cwd=folder).err
+
+
+def test_stage_follows_no_link_that_a_glob_finds(lake: Path) -> None:
+    """A glob followed links of producers into files that they could not read, and the receipt told their digests."""
+    secret = lake.parent / "secret.jsonl"
+    secret.write_text("a\nb\n")
+    (lake / "data/scored-runs/link.jsonl").symlink_to(secret)
+    (lake / "data/scored-runs/folder").symlink_to(lake.parent)
+    for glob in ("data/**/*.jsonl", "data/*/folder/*.jsonl", "data/scored-runs/*/secret.jsonl"):
+        done = distilld_as(None, "--root", lake, "stage", "look", "--input", glob, "--", "true", cwd=lake)
+        assert done.code == 0, done.err
+    told = "".join(path.read_text() for path in (lake / "reports").rglob("receipt.json"))
+    assert "secret" not in told.replace("*/secret.jsonl", "")
+    assert "link.jsonl" not in told
