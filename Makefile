@@ -43,7 +43,8 @@ RENDER = sed -e 's|/usr/local/share/doc/distilld|$(call as_text,$(DOCDIR))|g' \
 	-e 's|/usr/local/bin|$(call as_text,$(PREFIX))/bin|g' \
 	-e 's|/etc/distilld|$(call as_text,$(SYSCONFDIR))/distilld|g' -e 's|/srv/lakehouse|$(call as_text,$(LAKE))|g' \
 	-e 's|^User=distilld$$|User=$(SERVICE_USER)|' -e 's|^Group=distilld$$|Group=$(SERVICE_USER)|' \
-	-e 's| distilld distilld -$$| $(SERVICE_USER) $(SERVICE_USER) -|'
+	-e 's| distilld distilld -$$| $(SERVICE_USER) $(SERVICE_USER) -|' \
+	-e 's| distilld distilld-read -$$| $(SERVICE_USER) distilld-read -|'
 # The service's user reads what root installs, whatever root's umask.
 FOR_ALL := umask 022 &&
 
@@ -90,7 +91,7 @@ inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=st
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
 	@$(FOR_ALL) test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
-		'$(INSTALLED)/bin/python' -m distilld --config '$(DESTDIR)$(CONFIG)' --root '$(LAKE)' --state '$(STATE)' \
+		'$(INSTALLED)/bin/python' -I -m distilld --config '$(DESTDIR)$(CONFIG)' --root '$(LAKE)' --state '$(STATE)' \
 			init >/dev/null && echo 'wrote $(CONFIG)'; }
 	@echo 'Installed. Next, as docs/operations.md tells:'
 	@echo '  systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload'
@@ -104,7 +105,8 @@ install-program: # The program in a virtual environment of its own, and the comm
 	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
 	@grep -rlIF '$(INSTALLED)' '$(INSTALLED)/bin' '$(INSTALLED)/pyvenv.cfg' | xargs -r sed -i 's|$(INSTALLED)|$(PREFIX)/lib/distilld|g'
 	@$(FOR_ALL) install -d '$(DESTDIR)$(PREFIX)/bin'
-	@$(FOR_ALL) printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
+	@# Isolated: no code from the working directory or from the caller's environment.
+	@$(FOR_ALL) printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -I -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
 	@chmod 0755 '$(DESTDIR)$(PREFIX)/bin/distilld'
 	@$(FOR_ALL) install -d '$(DESTDIR)$(DOCDIR)'
 	@install -m 0644 README.md CHANGELOG.md docs/*.md '$(DESTDIR)$(DOCDIR)'
@@ -113,8 +115,9 @@ install-units: # The service's unit, its user and its folders
 	@$(FOR_ALL) install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
 	@$(FOR_ALL) $(RENDER) systemd/distilld.service >'$(DESTDIR)$(UNITDIR)/distilld.service'
 	@$(FOR_ALL) $(RENDER) systemd/distilld.tmpfiles >'$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
-	@# Another user is there already.
-	@test '$(SERVICE_USER)' != distilld || install -m 0644 systemd/distilld.sysusers '$(DESTDIR)$(SYSUSERSDIR)/distilld.conf'
+	@# Another user is there already; the group of those who train may not be.
+	@$(FOR_ALL) if test '$(SERVICE_USER)' = distilld; then cat systemd/distilld.sysusers; \
+		else grep -v '^u ' systemd/distilld.sysusers; fi >'$(DESTDIR)$(SYSUSERSDIR)/distilld.conf'
 	@chmod 0644 '$(DESTDIR)$(UNITDIR)/distilld.service' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
 
 uninstall: ## Remove what 'make install' put there; the config, the state and the lake stay

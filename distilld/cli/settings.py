@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Final
 
 from distilld.cli.commands import Common
+from distilld.cli.keeper import become_keeper
 from distilld.config.load import load
-from distilld.config.settings import ENVIRONMENT_PREFIX, KEYS, Settings
+from distilld.config.settings import DEFAULT_CONFIG_FILE, ENVIRONMENT_PREFIX, KEYS, Settings
 from distilld.core.model import OperatorError, UsageError
 from distilld.files.regular import open_regular
 
@@ -29,6 +30,7 @@ _FOLDERS_OF_THE_LAKE: Final = ("data", "data/scored-runs", "data/evidence", "exp
 _BESIDE_STATE: Final = ("", "-wal", "-shm", "-journal", ".lock")
 """What the names of the store's own files end in."""
 _BEGINNING_OF_METRICS: Final = b"# HELP distilld_"
+_OTHERS_WRITE: Final = 0o022
 _HINT = f"give --root, or set {ENVIRONMENT_PREFIX}ROOT, or root in the config file"
 
 
@@ -36,7 +38,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
     """The settings in force, with a root that is a folder which can be listed, and files that are ours to write.
 
     Paths are resolved: one lake has one name, whatever link or working directory it is reached by, so that its store
-    knows it again.
+    knows it again. From here on, root is the user who keeps the lake.
 
     Raises:
         ConfigError: The configuration is wrong.
@@ -44,11 +46,13 @@ def load_settings(common: Common, **flags: object) -> Settings:
             file lies where other files of the lake do, or is a file of something else.
         OperatorError: The root cannot be read, or the working directory is gone.
     """
+    cwd = _working_directory()
     settings = load(
         flags={"root": common.root, "state": common.state, **flags},
         environ=os.environ,
         config_file=common.config,
-        cwd=_working_directory(),
+        default_counts=common.config is not None or _default_config_counts(cwd / DEFAULT_CONFIG_FILE),
+        cwd=cwd,
     )
     resolved = replace(
         settings,
@@ -58,10 +62,31 @@ def load_settings(common: Common, **flags: object) -> Settings:
         metrics_file=settings.metrics_file and _resolved("metrics_file", settings.metrics_file),
     )
     _refuse_unusable_root(resolved.root)
+    become_keeper(resolved.root, resolved.state)
     _refuse_unusable_state(resolved.root, resolved.state)
     if resolved.metrics_file is not None:
         _refuse_unusable_metrics_file(resolved.root, resolved.state, resolved.metrics_file)
     return resolved
+
+
+def _default_config_counts(path: Path) -> bool:
+    """Whether the working directory's config file is this user's own; says so where it is not.
+
+    Whoever may write in a folder could otherwise decide what a command does that another one types there. For root the
+    folders must be root's alone, too: nobody else may have put root's file there.
+    """
+    try:
+        found = [os.stat(each) for each in (path, path.parent, path.parent.parent)]
+    except OSError:
+        return True  # there is none, or reading it says why
+    own = [each.st_uid == os.geteuid() for each in found]
+    if own[0] and (os.geteuid() != 0 or (all(own) and not any(each.st_mode & _OTHERS_WRITE for each in found))):
+        return True
+    from distilld.cli.output import complain
+
+    name = DEFAULT_CONFIG_FILE
+    complain(f"note: {name} is not read, for others own it or may write there; --config {name} reads it")
+    return False
 
 
 def _working_directory() -> Path:

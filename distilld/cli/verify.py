@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.core.model import UsageError
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise UsageError(f"--anchor {text!r}; allowed: 64 hexadecimal digits", hint="a log line has it: receipt_sha256")
+    return text.lower()
 
 
 @click.command(short_help="Check receipts, exports, accounting and firewall.")
 @click.option("--deep", is_flag=True, help="Recompute everything from the inputs and compare; holds them in memory.")
+@click.option("--anchor", metavar="SHA256", help="Fail unless a receipt of this sha256, noted elsewhere, still stands.")
 @common_options
 @json_option
-def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
+def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> ExitCode:
     """Check the receipt chain, the exports against their receipts, the accounting and the firewall.
 
     Reads one committed batch, beside a running writer or without one, and repairs nothing. Exits with 1 if it finds a
@@ -24,7 +34,7 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
     from distilld.tables import Table, counted
 
     settings = load_settings(common)
-    report = check(settings.root, settings.state, settings.options(), deep=deep)
+    report = check(settings.root, settings.state, settings.options(), deep=deep, anchor=anchor and _sha256(anchor))
     if as_json:
         print_json({"batch_id": report.batch_id, "deep": deep, "faults": report.faults, "kept": report.kept,
                     "kept_shipped": report.kept_shipped, "changed": report.changed,

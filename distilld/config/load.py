@@ -58,11 +58,18 @@ class _Given:
     source: str
 
 
-def load(*, flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None, cwd: Path) -> Settings:
+def load(
+    *,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    config_file: Path | None,
+    cwd: Path,
+    default_counts: bool = True,
+) -> Settings:
     """The settings in force: a flag wins over ``DISTILLD_<KEY>``, that over the file, the file over the default.
 
     ``flags`` is keyed like the file; None stands for a flag that was not given. ``config_file`` None means
-    ``config/distilld.toml`` below ``cwd`` if it is there; a file that is named must be there.
+    ``config/distilld.toml`` below ``cwd`` if it is there and ``default_counts``; a file that is named must be there.
 
     Raises ConfigError with every fault of the file, the environment and the flags.
     """
@@ -70,7 +77,7 @@ def load(*, flags: Mapping[str, object], environ: Mapping[str, str], config_file
     # Later layers win. A value that loses is checked all the same: it is wrong, and would bite later.
     layers = [
         list(_from_root_variable(environ)),
-        list(_from_file(config_file, cwd, faults)),
+        list(_from_file(config_file, cwd, faults)) if config_file or default_counts else [],
         list(_from_environment(environ, faults)),
         list(_from_flags(flags)),
     ]

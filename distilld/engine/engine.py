@@ -46,13 +46,14 @@ from distilld.engine.judge_rows import RowJudge
 from distilld.engine.options_in_force import JudgedWith
 from distilld.engine.pass_log import Teller
 from distilld.engine.row_reader import Texts
+from distilld.files.git import GitState, git_state
 from distilld.lake import scan as lake
+from distilld.lake.apart import refuse_overlaps
 from distilld.lake.scan import Oddity, Scan, SourceFiles
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch, Committer
 from distilld.publish.exports import Exports, ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
-from distilld.publish.receipt_files import GitState, git_state
 from distilld.publish.restore import Restorer
 from distilld.store.connection import Store
 from distilld.store.frozen import EVIDENCE_PRUNED, Frozen, Pruned
@@ -268,7 +269,9 @@ class Engine:
 
         Raises:
             ListingError: A tree with known files is not there.
+            UsageError: Trees and distilld's own folders overlap.
         """
+        refuse_overlaps(self.root, self.store.path)
         if missing := [kind for kind in InputKind if lake.is_missing(self.root, kind)]:
             refuse_missing_trees(missing, self.inputs.files())
 
@@ -449,7 +452,7 @@ class Engine:
             finally:
                 # The batch stands, also where the rest is left to recovery.
                 kept = self.options.on_delete is OnDelete.KEEP
-                self.teller.committed(committed, kept=kept, written=self.committer.writes)
+                self.teller.committed(self.root, committed, kept=kept, written=self.committer.writes)
         return committed
 
     # many new partitions

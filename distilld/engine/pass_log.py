@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -10,6 +11,7 @@ from distilld.core.line_facts import MalformedEvidence
 from distilld.core.model import InputKind
 from distilld.lake.scan import Oddity, Scan, tree_path
 from distilld.publish.commit import CommittedBatch
+from distilld.publish.receipt_files import stage_heads
 
 PATHS_LOGGED: Final = 20
 """How many paths a line of the log names; its count says how many there are."""
@@ -56,7 +58,7 @@ class Teller:
             path = tree_path(InputKind.EVIDENCE, each.path)
             log.warning("malformed_evidence", path=path, lines=each.lines, first_line=each.first_line)
 
-    def committed(self, batch: CommittedBatch, *, kept: bool, written: bool) -> None:
+    def committed(self, root: Path, batch: CommittedBatch, *, kept: bool, written: bool) -> None:
         """A batch, its inputs that are out of the ordinary first.
 
         ``kept`` says that rows of absent partitions stay, ``written`` that this was no dry run.
@@ -64,7 +66,8 @@ class Teller:
         _tell_inputs(batch.receipt["inputs"], kept=kept)
         self._tell_tails(batch.receipt["pending_tails"])
         if written:
-            log.info("batch_committed", **_figures(batch.receipt))
+            heads = {"receipt_sha256": batch.receipt_sha256, "stage_heads": stage_heads(root)}
+            log.info("batch_committed", **_figures(batch.receipt), **heads)
         else:
             log.info("dry_run", **_figures(batch.receipt))
 

@@ -18,6 +18,52 @@ _NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSU
 
 FOLDER_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
+_PRIVATE_MODE: Final = 0o600
+_GROUP_MODE: Final = 0o060
+
+
+def make_private(descriptor: int) -> None:
+    """Close a file of ours to everybody but this user, and this user's own group where the umask lets it write.
+
+    Who may only read a file can hold its locks, so nobody may only read it. Another's file is left as it is.
+    """
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+        return
+    # By this name it works on a descriptor of O_PATH, too.
+    path = f"/proc/self/fd/{descriptor}"
+    is_own_group = status.st_gid == os.getegid()
+    if not is_own_group:
+        # A folder that hands its group on (setgid) gave the file a group of readers.
+        with suppress(OSError):
+            os.chown(path, -1, os.getegid())
+            is_own_group = True
+    mode = _PRIVATE_MODE | _GROUP_MODE if is_own_group and _group_may_write() else _PRIVATE_MODE
+    if stat.S_IMODE(status.st_mode) != mode:
+        os.chmod(path, mode)
+
+
+def make_private_file(path: Path) -> None:
+    """Make an empty private file where there is none."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_MODE))
+
+
+def make_private_again(path: Path) -> None:
+    """Make a file private that an older version, or somebody's umask, left open to others."""
+    with suppress(FileNotFoundError):
+        # To close any other descriptor of a database would end SQLite's locks in this process.
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            make_private(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _group_may_write() -> bool:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return not umask & _GROUP_MODE
 
 
 def make_folder(folder: Path) -> None:
@@ -33,6 +79,24 @@ def make_folder(folder: Path) -> None:
             raise
         return
     sync_folder(folder.parent)
+
+
+def open_in_folder(path: Path, flags: int, mode: int = FILE_MODE) -> int:
+    """Open a file of ours; neither it nor the folder that holds it may be a link."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def rename_in_folder(old: Path, new: Path) -> None:
+    """Rename a file of ours within its folder, which may be no link."""
+    folder = os.open(new.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.rename(old.name, new.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -68,7 +132,7 @@ def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting
     """
     temp = path.with_name(f".{path.name}.tmp")
     temp.unlink(missing_ok=True)
-    descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    descriptor = open_in_folder(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         if (before := _regular(path)) is not None:
             take_after(descriptor, before)
@@ -80,7 +144,7 @@ def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.rename(temp, path)
+    rename_in_folder(temp, path)
     if lasting:
         sync_folder(path.parent)
 

@@ -23,13 +23,15 @@ from distilld.core.model import (
     Committed,
     InputKind,
     StatFacts,
+    UsageError,
 )
 from distilld.files.regular import open_regular, read_regular
 from distilld.lake import scan as lake
+from distilld.lake.apart import refuse_overlaps
 from distilld.lake.scan import TREES, ListingError, tree_path
 from distilld.publish.exports import sha_of
 from distilld.service.health_record import Vitals, read_vitals
-from distilld.service.lock import Holder, holder
+from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
 from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
@@ -183,6 +185,9 @@ def _stores_set_aside(state: Path) -> list[Path]:
 
 def _of_writer(found: Status) -> Iterator[Problem]:
     """What the last writer left word of: a failure, rows that must leave and cannot, inputs it cannot read."""
+    if found.writer.running and found.writer.foreign:
+        path = found.root / LOCK_FILE
+        yield Problem("lock_held", f"no distilld runs, and some other program holds {path}", find_holder(path))
     failure, trouble = found.vitals.failure, found.writer.trouble
     then = "it is tried again" if found.daemon_runs else f"then {_RUN}"
     if failure is not None:
@@ -341,7 +346,11 @@ def _fault_of_content(path: Path, committed: Committed) -> str:
 
 def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str], FileRecord]) -> None:
     try:
+        refuse_overlaps(root, found.state)
         scan = lake.scan(root)
+    except UsageError as error:
+        found.problems.append(Problem("trees_overlap", str(error), error.hint))
+        return
     except ListingError as error:
         found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
         return

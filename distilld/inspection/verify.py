@@ -32,7 +32,7 @@ from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
 from distilld.publish.committed import BatchMovedError, CommittedBatch, CommittedExport, Writing, at_one_batch
-from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of
+from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of, stage_anchors
 from distilld.store.connection import Store
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
@@ -77,8 +77,8 @@ class Report:
         return sum(check.faults for check in self.checks)
 
 
-def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> Report:
-    """Check one committed batch.
+def verify(root: Path, state: Path, options: Options, *, deep: bool = False, anchor: str | None = None) -> Report:
+    """Check one committed batch; ``anchor`` is the sha256 of a receipt that was noted elsewhere.
 
     Raises:
         BatchMovedError: Another one came while it was read, whenever that was tried.
@@ -86,18 +86,22 @@ def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> 
     """
 
     def check(pinned: CommittedBatch) -> Report:
-        return _verify(root, state, options, pinned, deep=deep)
+        return _verify(root, state, options, pinned, deep=deep, anchor=anchor)
 
     return at_one_batch(root, state, check)
 
 
-def _verify(root: Path, state: Path, options: Options, pinned: CommittedBatch, *, deep: bool) -> Report:
+def _verify(
+    root: Path, state: Path, options: Options, pinned: CommittedBatch, *, deep: bool, anchor: str | None
+) -> Report:
     store, ledger, exports = pinned.store, pinned.ledger, pinned.exports
     report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
     options = _options_of(ledger, options)
     unfinished = _unfinished(root, state, pinned)
     whole = {name: export.lines if export.intact else _no_lines for name, export in exports.items()}
     report.checks.append(_receipts(root, ledger))
+    if anchor is not None:
+        report.checks.append(_anchored(root, ledger, anchor))
     report.checks.append(_hashes(exports, unfinished))
     report.checks.append(_accounting(ledger))
     report.checks.append(_schemas(whole))
@@ -173,6 +177,13 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
             faults.append(f"{batch_id}: failed its validation")
         previous = sha256
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
+
+
+def _anchored(root: Path, ledger: Ledger, anchor: str) -> Check:
+    """A receipt that was noted elsewhere still stands in its chain, or is the last one that is kept no longer."""
+    known = {sha256 for _, _, sha256 in ledger.receipts(1 << 31)} | {ledger.chain_anchor()} | stage_anchors(root)
+    fault = f"no receipt has the sha256 {anchor}: it was removed, or its chain was rewritten, or it is kept no longer"
+    return _check("anchor", [] if anchor in known else [fault])
 
 
 def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str]) -> Check:

@@ -59,6 +59,8 @@ class CommittedBatch:
     receipt: dict[str, Any]
     appended: dict[str, int]
     removed: dict[str, int]
+    receipt_sha256: str | None
+    """The head of the receipts' chain."""
 
 
 class Committer:
@@ -143,6 +145,7 @@ class Committer:
             receipt,
             {write.name: write.rows for write in writes},
             {name: result.dropped for name, result in written.items()},
+            self._ledger.last_receipt_sha256(),
         )
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:

@@ -21,7 +21,15 @@ from typing import Final
 
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError, StatFacts
 from distilld.core.remedies import remedy_of
-from distilld.files.durable import FILE_MODE, make_folder, sync_folder, sync_up, take_after, write_all
+from distilld.files.durable import (
+    make_folder,
+    open_in_folder,
+    rename_in_folder,
+    sync_folder,
+    sync_up,
+    take_after,
+    write_all,
+)
 from distilld.files.regular import is_there, owned
 
 BLOCK_BYTES: Final = 1 << 17
@@ -141,7 +149,7 @@ class Exports:
         """
         self.check(name, known)
         with _writing(EXPORT_PATHS[name]):
-            descriptor = os.open(self._root / EXPORT_PATHS[name], os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = open_in_folder(self._root / EXPORT_PATHS[name], os.O_WRONLY)
             try:
                 sha = self._hashes[name][0].copy()
                 size = known.size
@@ -205,7 +213,7 @@ class Exports:
             live = _lstat(path)
             like = None
             if live is not None and stat.S_ISREG(live.st_mode):
-                like = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                like = open_in_folder(path, os.O_RDONLY)
             try:
                 descriptor = _create(path.with_name(temp), like)
                 try:
@@ -252,7 +260,7 @@ class Exports:
         with _writing(EXPORT_PATHS[name]):
             found = self._is_version(source, name, committed)
             if found:
-                os.rename(source, path)
+                rename_in_folder(source, path)
             else:
                 found = self._is_version(path, name, committed)
             # Even where it was renamed before: a kill may have come between the rename and this.
@@ -276,7 +284,7 @@ class Exports:
         held = self._hashes.get(name)
         if held is not None and held[1].same_file_state(StatFacts.of(status, 0)):
             return held[0].hexdigest() == committed.sha256
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             return sha_of(descriptor, committed.size, self._pulse).hexdigest() == committed.sha256
         finally:
@@ -295,7 +303,7 @@ class Exports:
                 self._cut(name, known)
 
     def _cut(self, name: str, known: Committed) -> None:
-        descriptor = os.open(self._root / EXPORT_PATHS[name], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_in_folder(self._root / EXPORT_PATHS[name], os.O_RDWR)
         try:
             sha = sha_of(descriptor, known.size, self._pulse)
             if sha.hexdigest() != known.sha256:
@@ -440,7 +448,7 @@ def _what_is_no_file(mode: int) -> str | None:
 def _open_live(path: Path, shown: str, known: Committed) -> int | None:
     """Open a live file for reading, if it is a regular file of its committed length; None where there is none yet."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         if known.size:
             raise ExportTamperedError(shown, "is gone") from None
@@ -464,7 +472,7 @@ def _open_live(path: Path, shown: str, known: Committed) -> int | None:
 
 
 def _create(target: Path, like: int | None) -> int:
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    descriptor = open_in_folder(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         if like is not None:
             take_after(descriptor, os.fstat(like))

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from distilld.core.decisions import Decisions
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Trigger
+from distilld.files.git import GitState
 from distilld.lake.scan import tree_path
 from distilld.publish.exports import Drop, Written
-from distilld.publish.receipt_files import GitState
 from distilld.store.ledger import ExportRecord, InputNote, Totals
 
 MS: Final = 1_000_000

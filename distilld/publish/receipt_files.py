@@ -6,10 +6,8 @@ import errno
 import hashlib
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import MAXYEAR, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -60,37 +58,6 @@ class Link(NamedTuple):
     batch_id: str
     sha256: str
     recorded_at: str
-
-
-@dataclass(frozen=True, slots=True)
-class GitState:
-    """The checkout that the root is, as of start or reload; all None where it is none."""
-
-    sha: str | None = None
-    branch: str | None = None
-    dirty: bool | None = None
-
-
-def git_state(root: Path) -> GitState:
-    """Ask git about the root; a root that is no checkout, or a machine without git, has no state."""
-    sha = _git(root, "rev-parse", "HEAD")
-    if sha is None:
-        return GitState()
-    branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return GitState(sha, branch, None if changes is None else bool(changes))
-
-
-def _git(root: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words],
-            capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def receipt_bytes(facts: Mapping[str, Any]) -> bytes:
@@ -218,12 +185,45 @@ def broken_stage_chains(root: Path) -> Iterator[str]:
     Raises:
         OSError: The folder of the receipts cannot be listed.
     """
+    for batch_ids in _stage_chains(root).values():
+        yield from _broken_links(root, batch_ids)
+
+
+def stage_heads(root: Path) -> dict[str, str]:
+    """The sha256 of the newest receipt of each other stage; what cannot be read is left out."""
+    heads = {}
+    with suppress(OSError):
+        for stage, batch_ids in _stage_chains(root).items():
+            for batch_id in reversed(batch_ids):
+                with suppress(OSError):
+                    heads[stage] = sha256_of(read_regular(root / receipt_path(batch_id)))
+                    break
+    return heads
+
+
+def stage_anchors(root: Path) -> set[str]:
+    """Every sha256 that the chains of other stages vouch for: of receipts, and of the last ones kept no longer.
+
+    Raises:
+        OSError: A receipt cannot be read.
+    """
+    found: set[str] = set()
+    for batch_ids in _stage_chains(root).values():
+        for path in map(receipt_path, batch_ids):
+            with suppress(FileNotFoundError):
+                content = read_regular(root / path)
+                facts = _facts_in(content) or {}
+                found.update((sha256_of(content), str(facts.get("previous_receipt_sha256"))))
+    return found
+
+
+def _stage_chains(root: Path) -> dict[str, list[str]]:
+    """The ids of each stage's receipts, oldest first."""
     chains: dict[str, list[str]] = {}
     for batch_id in sorted(os.listdir(root / REPORTS)) if (root / REPORTS).exists() else ():
         if stage := stage_of(batch_id):
             chains.setdefault(stage, []).append(batch_id)
-    for batch_ids in chains.values():
-        yield from _broken_links(root, batch_ids)
+    return chains
 
 
 def _broken_links(root: Path, batch_ids: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from distilld.files.durable import FILE_MODE, FOLDER_MODE, make_folder, sync_folder, take_after
+from distilld.files.durable import FOLDER_MODE, make_folder, open_in_folder, sync_folder, take_after
+from distilld.files.regular import open_regular
 
 COPIES_KEPT: Final = 5
 BLOCK_BYTES: Final = 1 << 20
@@ -29,7 +30,7 @@ def copy_aside(path: Path, folder: Path, name: str, stamp: str) -> Path:
     Raises:
         OSError: The system refused; ``folder`` holds no more than before.
     """
-    make_folder(folder)
+    _make_own(folder)
     newest = _copies(folder, name)[-1:]
     if newest and _same_bytes(newest[0], path):
         return newest[0]
@@ -48,7 +49,7 @@ def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
     Raises:
         OSError: The system refused.
     """
-    make_folder(folder)
+    _make_own(folder)
     _thin_out(folder, name)
     target = _free(folder, name, stamp)
     try:
@@ -65,6 +66,12 @@ def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
         return target if kept else None
     sync_folder(folder)
     return target
+
+
+def _make_own(folder: Path) -> None:
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "is a link and is not followed", str(folder))
+    make_folder(folder)
 
 
 def _copies(folder: Path, name: str) -> list[Path]:
@@ -123,8 +130,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    with open(source, "rb") as old:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    with open_regular(source) as old:
+        descriptor = open_in_folder(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with open(descriptor, "wb") as new:
             take_after(descriptor, os.fstat(old.fileno()))
             shutil.copyfileobj(old, new, BLOCK_BYTES)
@@ -144,7 +151,7 @@ def _same_bytes(one: Path, other: Path) -> bool:
     status = os.lstat(one)
     if not stat.S_ISREG(status.st_mode) or status.st_size != other.stat().st_size:
         return False
-    with open(one, "rb") as first, open(other, "rb") as second:
+    with open_regular(one) as first, open_regular(other) as second:
         while block := first.read(BLOCK_BYTES):
             if block != second.read(BLOCK_BYTES):
                 return False

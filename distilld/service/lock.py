@@ -26,7 +26,7 @@ from typing import Final
 
 from distilld.core.model import OperatorError, UsageError, WriterBusy
 from distilld.core.remedies import remedy_of
-from distilld.files.durable import FILE_MODE, make_folder
+from distilld.files.durable import make_folder, make_private
 from distilld.files.regular import owned, user_name
 
 LOCK_FILE: Final = "exports/.distilld.lock"
@@ -48,6 +48,7 @@ class Holder:
     ``state`` is the store that the last writer kept the lake with, running or not; None where none ever wrote.
     ``trouble`` is what the last writer failed of and could not note in its store, or that it could not; ``remedy`` is
     what to do about it.
+    ``foreign`` says that something holds the lock that is not the writer of the record: that one is gone.
     """
 
     running: bool
@@ -55,6 +56,7 @@ class Holder:
     state: Path | None = None
     trouble: str | None = None
     remedy: str | None = None
+    foreign: bool = False
 
 
 @dataclass(slots=True)
@@ -226,25 +228,42 @@ def _take_file(
                     kept, descriptor = descriptor, -1
                     return kept
             elif time.monotonic() >= until:
-                pid = _read(descriptor).pid
-                named = "" if pid is None else f" (pid {pid})"
-                raise WriterBusy(f"another distilld{named} holds {what}", pid=pid)
+                raise _busy(_read(descriptor), path, what)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
         time.sleep(_RETRY_SECONDS)
 
 
+def _busy(last: Holder, path: Path, what: str) -> WriterBusy:
+    named = "" if last.pid is None else f" (pid {last.pid})"
+    if not last.foreign:
+        return WriterBusy(f"another distilld{named} holds {what}", pid=last.pid)
+    error = WriterBusy(f"no distilld{named} runs any more, and some other program holds the lock {path}", pid=None)
+    error.hint = find_holder(path)
+    return error
+
+
+def find_holder(path: Path) -> str:
+    """What to do about a program that is no writer and holds a lock."""
+    return f"find that program with fuser -v {shlex.quote(str(path))} and stop it; only distilld may open the file"
+
+
 def _open(path: Path, what: str) -> int:
     try:
         make_folder(path.parent)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(path, flags, FILE_MODE)
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         raise OperatorError(
             f"cannot lock {what}: {path}: {_why(error)}{owned(path)}", hint=_remedy(error, path)
         ) from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            make_private(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise OperatorError(f"cannot make {path} private: {_why(error)}") from error
         return descriptor
     os.close(descriptor)
     raise OperatorError(f"cannot lock {what}: {path} is no regular file", hint="remove it")
@@ -284,7 +303,7 @@ def _stands_at(descriptor: int, path: Path) -> bool:
 
 
 def _write(descriptor: int, state: Path | None, trouble: str | None = None, remedy: str = "") -> None:
-    record = {"pid": os.getpid(), "state": None if state is None else str(state)}
+    record = {"pid": os.getpid(), "state": None if state is None else str(state), "process": _process("self")}
     if trouble is not None:
         record |= {"trouble": trouble[:_MOST_TROUBLE], "remedy": remedy[:_MOST_TROUBLE]}
     content = json.dumps(record).encode() + b"\n"
@@ -310,7 +329,35 @@ def _read(descriptor: int) -> Holder:
         state=Path(state) if isinstance(state, str) and _is_path(state) else None,
         trouble=trouble if isinstance(trouble, str) else None,
         remedy=remedy if isinstance(remedy, str) and remedy else None,
+        foreign=type(pid) is int and _is_gone(pid, found.get("process")),
     )
+
+
+def _process(pid: int | str) -> str | None:
+    """What tells a process from every other one that has or had its pid, in a container too; None where unknown."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+    return f"{namespace}:{started}"
+
+
+def _is_gone(pid: int, recorded: object) -> bool:
+    """Whether the process of a record certainly runs no more; of a process in another container nothing is certain."""
+    own = _process("self")
+    if own is None or not isinstance(recorded, str) or recorded.partition(":")[0] != own.partition(":")[0]:
+        return False
+    found = _process(pid)
+    if found is not None:
+        return found != recorded
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _is_path(text: str) -> bool:

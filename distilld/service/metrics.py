@@ -63,6 +63,9 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
             "gauge", (), "How long rows have been waiting to leave that a failure keeps in a dataset; 0: none waits."
         ),
         "distilld_watched_folders": Metric("gauge", (), "Folders whose file events are listened to; 0: it polls."),
+        "distilld_chain_head": Metric(
+            "gauge", ("stage", "sha256"), "Always 1; the newest receipt of each chain stands in the labels."
+        ),
         "distilld_state_bytes": Metric("gauge", (), "Bytes of the state store, its log included."),
     }
 )

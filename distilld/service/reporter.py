@@ -24,6 +24,7 @@ from distilld.engine.engine import Engine, PassResult, Progress
 from distilld.files.regular import owned
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt import iso_time
+from distilld.publish.receipt_files import stage_heads
 from distilld.service.health_record import Failure, Vitals, read_vitals, write_vitals
 from distilld.service.listener import EVENTS_ARRIVE
 from distilld.service.lock import tell_trouble
@@ -191,6 +192,8 @@ class Bulletin:
         metrics.replace("distilld_held_rows", [((each.dataset.value, each.reason.value), each.rows) for each in held])
         kept = frozen.held_by_tripwire()
         metrics.replace("distilld_tripwire_rows", [((each.value,), kept.get(each.value, 0)) for each in Dataset])
+        heads = {"distill": ledger.last_receipt_sha256() or "", **stage_heads(self._engine.root)}
+        metrics.replace("distilld_chain_head", [(head, 1) for head in heads.items() if head[1]])
         metrics.set("distilld_waiting_rows", self._engine.work.waiting().rows)
         metrics.set("distilld_pending_tails", len(ledger.pending_tails()))
 

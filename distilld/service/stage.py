@@ -32,11 +32,12 @@ from distilld.core.json_text import escaped
 from distilld.core.model import REPORTS, OperatorError, UsageError
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
-from distilld.files.regular import read_regular
+from distilld.files.git import git_state
+from distilld.files.regular import open_regular, read_regular
+from distilld.files.safe_path import find_program
 from distilld.publish.receipt import batch_id_of, iso_time
 from distilld.publish.receipt_files import (
     ReceiptWriteError,
-    git_state,
     receipt_bytes,
     receipt_path,
     remove_receipts,
@@ -112,12 +113,13 @@ def run_stage(
     try:
         facts = _facts(root, name, inputs, outputs, command, done)
         batch_id = str(facts["batch_id"])
-        path = _write(root, batch_id, facts)
+        path, sha256 = _write(root, batch_id, facts)
         _retire(root, name, batch_id, receipts_keep)
     except OperatorError as error:
         log.error("stage_finished", stage=name, exit_code=exit_code, receipt=None, problem=str(error))
         return StageRun(exit_code or 1, None, (str(error),))
     said = {"stage": name, "exit_code": exit_code, "receipt": path, "duration_ms": facts["duration_ms"]}
+    said["receipt_sha256"] = sha256
     if exit_code == 0:
         log.info("stage_finished", **said)
     else:
@@ -178,8 +180,11 @@ def _warnings(
 
 def _run(command: Sequence[str]) -> tuple[int, list[str]]:
     """Run it to its end, passing signals on; its exit code as a shell would give it, and what went wrong."""
+    program = find_program(command[0], os.environ.get("PATH", os.defpath))
     try:
-        process = subprocess.Popen(command)
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        process = subprocess.Popen(command, executable=program)
     except OSError as error:
         code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
         return code, [f"{escaped(command[0])} cannot be run: {error.strerror}"]
@@ -240,7 +245,7 @@ def _state(path: Path, upto: int | None = None) -> FileState | None:
     """What stands in a file, or in its first bytes; None where it is gone."""
     sha, size, lines = hashlib.sha256(), 0, 0
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK_BYTES if upto is None else min(_BLOCK_BYTES, upto - size)):
                 sha.update(block)
                 size += len(block)
@@ -253,34 +258,37 @@ def _state(path: Path, upto: int | None = None) -> FileState | None:
 
 
 def _matches(root: Path, glob: str) -> list[Path]:
-    """The regular files that a glob matches; ``**`` stands for any folders. An error while listing is an error."""
+    """The regular files that a glob matches; ``**`` stands for any folders. An error while listing is an error.
+
+    A link is followed only where it is a folder that the glob names before its first sign: others may place the rest.
+    """
     start = Path("/") if glob.startswith("/") else root
     return sorted(set(_walk(start, [part for part in glob.split("/") if part not in ("", ".")])))
 
 
-def _walk(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+def _walk(folder: Path, parts: Sequence[str], *, named: bool = True) -> Iterator[Path]:
     head, *rest = parts or [""]
     if head == "**":
         if rest:
-            yield from _walk(folder, rest)
+            yield from _walk(folder, rest, named=False)
         for entry in _listed(folder):
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), parts)
-            elif not rest and entry.is_file():
+                yield from _walk(Path(entry.path), parts, named=False)
+            elif not rest and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
     elif not _MAGIC.search(head):
         path = folder / head
-        if rest:
-            yield from _walk(path, rest)
-        elif _is_file(path):
+        if rest and (named or not path.is_symlink()):
+            yield from _walk(path, rest, named=named)
+        elif not rest and _is_file(path):
             yield path
     else:
         for entry in _listed(folder):
             if not fnmatchcase(entry.name, head):
                 continue
-            if rest and entry.is_dir():
-                yield from _walk(Path(entry.path), rest)
-            elif not rest and entry.is_file():
+            if rest and entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path), rest, named=False)
+            elif not rest and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
 
 
@@ -296,7 +304,7 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
 
 def _is_file(path: Path) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return stat.S_ISREG(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -417,14 +425,14 @@ def _receipt_before(root: Path, name: str, batch_id: str) -> _Link | None:
     return None
 
 
-def _write(root: Path, batch_id: str, facts: Mapping[str, Any]) -> str:
-    path = root / receipt_path(batch_id)
+def _write(root: Path, batch_id: str, facts: Mapping[str, Any]) -> tuple[str, str]:
+    path, content = root / receipt_path(batch_id), receipt_bytes(facts)
     try:
-        replace_file(path, receipt_bytes(facts))
+        replace_file(path, content)
         sync_folder(path.parent.parent)
     except OSError as error:
         raise ReceiptWriteError(receipt_path(batch_id), error) from error
-    return receipt_path(batch_id)
+    return receipt_path(batch_id), sha256_of(content)
 
 
 def _retire(root: Path, name: str, own: str, keep: int) -> None:

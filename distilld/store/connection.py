@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
 from distilld.core.remedies import remedy_of
-from distilld.files.durable import make_folder
+from distilld.files.durable import make_folder, make_private_again, make_private_file
 from distilld.files.regular import is_there, owned
 from distilld.store.read_only import ReadOnly, open_read_only
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
@@ -181,6 +181,7 @@ class Store:
         refuse_what_is_no_file(path)
         try:
             make_folder(path.parent)
+            make_private_file(path)
         except OSError as error:
             raise StoreFaultError(
                 f"cannot open the state store {path}: {error.strerror or error}", hint=remedy_of(error)
@@ -192,6 +193,7 @@ class Store:
             try:
                 store = cls(path, connection)
                 store._prepare(root)
+                store._make_private()
             except BaseException:
                 connection.close()
                 raise
@@ -249,6 +251,16 @@ class Store:
         if source.moved():
             problem = f"the state store {self.path} was written to while it was read"
             raise StoreFaultError(problem, hint="run it again") from error
+
+    def _make_private(self) -> None:
+        """SQLite gives the two files beside the store its mode as it makes them."""
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                make_private_again(self.path.with_name(self.path.name + suffix))
+        except OSError as error:
+            raise StoreFaultError(
+                f"cannot make the state store {self.path} private: {error.strerror}", hint=remedy_of(error)
+            ) from error
 
     def _prepare(self, root: Path) -> None:
         pragmas = (

@@ -375,3 +375,18 @@ def test_deep_names_each_row_beside_what_is_kept(lake: tuple[SampleLake, Engine]
     (found,) = [each for each in report_of(sample).checks if each.name == check]
     assert found.faults
     assert any(each.startswith(f"{word}: ") for each in found.shown)
+
+
+def test_anchor_tells_of_a_chain_that_was_rewritten(lake: tuple[SampleLake, Engine]) -> None:
+    """The newest receipts of a stage were removed, and the chain that was left agreed with itself."""
+    root = lake[0].root
+    for _ in range(2):
+        run_stage(root, "score_runs", inputs=(), outputs=(), command=("true",), receipts_keep=0)
+    heads = receipt_module.stage_heads(root)
+    known = [lake[1].ledger.last_receipt_sha256(), heads["score_runs"]]
+    for anchor in known:
+        assert not faulty(verify(root, root / "state/distilld.db", Options(), anchor=anchor))
+    newest = max(path for path in (root / "reports/distillation").iterdir() if path.name.endswith("-score_runs"))
+    shutil.rmtree(newest)
+    assert not faulty(verify(root, root / "state/distilld.db", Options()))
+    assert faulty(verify(root, root / "state/distilld.db", Options(), anchor=known[1])) == {"anchor"}

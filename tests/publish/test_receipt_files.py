@@ -16,10 +16,9 @@ from structlog.testing import capture_logs
 
 from distilld.core.model import Dataset, Trigger
 from distilld.files import durable
+from distilld.files.git import GitState, git_state
 from distilld.publish.receipt_files import (
-    GitState,
     ReceiptWriteError,
-    git_state,
     latest_page,
     receipt_bytes,
     receipt_path,

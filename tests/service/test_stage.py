@@ -303,7 +303,7 @@ def beside(monkeypatch: pytest.MonkeyPatch, go: Callable[[], StageRun]) -> list[
     """Let another run of the stage come and go just before the next one writes its receipt; returns that run."""
     real, found = stage._write, []
 
-    def write(*given: Any) -> str:
+    def write(*given: Any) -> tuple[str, str]:
         monkeypatch.setattr(stage, "_write", real)
         found.append(go())
         return real(*given)

@@ -21,7 +21,7 @@ from sqlite_utils import Database
 from distilld import __version__
 from distilld.core.line_facts import LINES_END, RowFacts
 from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger
-from distilld.publish.receipt_files import GitState
+from distilld.files.git import GitState
 from distilld.store import connection as module
 from distilld.store import inputs
 from distilld.store.connection import (

@@ -14,8 +14,8 @@ import pytest
 import structlog
 
 from distilld.engine import engine as batch
+from distilld.files.git import GitState
 from distilld.lake import scan as lake
-from distilld.publish.receipt_files import GitState
 from tests.support.histories import History, Lake
 
 

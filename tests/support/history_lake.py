@@ -22,7 +22,7 @@ import structlog
 from distilld.core.model import CARD, EXPORT_PATHS, Dataset, Options, Trigger
 from distilld.engine import engine as batch
 from distilld.engine.engine import Engine, PassResult
-from distilld.publish.receipt_files import GitState
+from distilld.files.git import GitState
 from distilld.store.connection import Store
 from tests.support.builders import evidence, jsonl, scored
 

@@ -14,7 +14,7 @@ import pytest
 
 from distilld.core.model import Dataset, Options, Trigger
 from distilld.engine.engine import Engine, PassResult
-from distilld.publish.receipt_files import GitState
+from distilld.files.git import GitState
 from distilld.store.connection import Store
 from tests.engine.test_garbage_rows import GARBAGE, paths
 from tests.support.builders import STAMP, changed, evidence, export, jsonl, scored

@@ -179,5 +179,28 @@ def test_sandbox_holds(running: Box) -> None:
     assert "Read-only" in in_sandbox(running, f"touch {LAKE}/data/x 2>&1")
     assert "Read-only" in in_sandbox(running, "touch /etc/x 2>&1")
     assert in_sandbox(running, f"touch {LAKE}/exports/.x && rm {LAKE}/exports/.x && echo done") == "done\n"
+    script = f"printf '#!/bin/sh\\necho ran' > {LAKE}/exports/.x; chmod 700 {LAKE}/exports/.x; {LAKE}/exports/.x"
+    assert "ran" not in in_sandbox(running, f"{script}; rm {LAKE}/exports/.x")
     pid = running.property("MainPID")
     assert running.run("nsenter", "-t", pid, "-n", "ls", "/sys/class/net").split() in (["lo"], [])
+
+
+def test_owners_and_modes(running: Box) -> None:
+    """Exports are for those who train, locks and store for the service and its operators; root changes none of it."""
+    running.run("systemctl", "stop", "distilld")
+    running.run("systemd-tmpfiles", "--create", "--prefix", LAKE)
+    running.run("systemctl", "start", "distilld")
+    wait_shipped(running, append(running, 60_000))
+    running.run("distilld", "--config", CONFIG, "status")
+    for path, facts in (
+        (f"{LAKE}/exports", "distilld:distilld-read 2750"),
+        (f"{LAKE}/exports/rag", "distilld:distilld-read 2750"),
+        (f"{LAKE}/{RAG}", "distilld:distilld-read 640"),
+        (f"{LAKE}/exports/.distilld.lock", "distilld:distilld 660"),
+        ("/var/lib/distilld/distilld.db", "distilld:distilld 660"),
+        ("/var/lib/distilld/distilld.db-shm", "distilld:distilld 660"),
+        ("/var/lib/distilld/distilld.db.lock", "distilld:distilld 660"),
+    ):
+        assert running.run("stat", "-c", "%U:%G %a", path).strip() == facts, path
+    running.run("systemctl", "stop", "distilld")
+    assert "distilld:distilld" in running.run("stat", "-c", "%U:%G", "/var/lib/distilld/distilld.db-shm")

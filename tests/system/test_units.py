@@ -12,7 +12,7 @@ import pytest
 from tests.support.command import REPOSITORY, environment
 
 SYSTEMD = REPOSITORY / "systemd"
-EXPOSURE_MOST = 1.0
+EXPOSURE_MOST = 0.4
 
 
 STUB = """#!/bin/sh
@@ -64,7 +64,7 @@ def test_unit_is_without_fault(unit: Path) -> None:
 
 
 def test_exposure_is_low(unit: Path) -> None:
-    """systemd-analyze security scores the unit 1.0 or lower."""
+    """systemd-analyze security scores the unit 0.4 or lower."""
     done = analyze("security", "--offline=true", "--no-pager", str(unit))
     found = re.search(r"Overall exposure level for distilld.service: ([0-9.]+)", done.stdout)
     assert found is not None, done.stdout + done.stderr
@@ -93,9 +93,9 @@ def test_installed_files_name_this_machine(unit: Path, tmp_path: Path) -> None:
     assert "ExecStart=/opt/x/bin/distilld --config /etc/distilld/distilld.toml run\n" in installed
     assert "ReadWritePaths=-/lake/exports -/lake/reports\n" in installed
     folders = (tmp_path / "d/opt/x/lib/tmpfiles.d/distilld.conf").read_text()
-    assert "d /lake/exports 0750 somebody somebody -\n" in folders
-    # The user is there already.
-    assert not (tmp_path / "d/opt/x/lib/sysusers.d").joinpath("distilld.conf").exists()
+    assert "d /lake/exports 2750 somebody distilld-read -\n" in folders
+    # The user is there already; the group of those who train may not be.
+    assert "\nu " not in (tmp_path / "d/opt/x/lib/sysusers.d/distilld.conf").read_text()
     assert (unit.parents[2] / "sysusers.d/distilld.conf").exists()
 
 

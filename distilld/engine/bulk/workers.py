@@ -102,7 +102,7 @@ class _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, *sys.path],
+                [sys.executable, "-I", "-c", _PROGRAM, *sys.path],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 # A terminal's Ctrl-C is for the process that it belongs to, which then ends its workers.

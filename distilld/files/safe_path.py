@@ -1,0 +1,14 @@
+"""Programs are found where the search path says, never in the working directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+
+def find_program(name: str, search_path: str) -> str | None:
+    """The absolute path of a program; None where there is none. A name with a slash is a path already."""
+    if "/" in name:
+        return os.path.abspath(name)
+    folders = [each for each in search_path.split(os.pathsep) if os.path.isabs(each)]
+    return shutil.which(name, path=os.pathsep.join(folders)) if folders else None

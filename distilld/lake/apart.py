@@ -1,0 +1,58 @@
+"""Input trees and distilld's own folders are kept apart: what it writes must not come back as input (SPEC 5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, InputKind, UsageError
+from distilld.lake.scan import TREES
+
+_Identity = tuple[int, int]
+_OWN_FOLDERS: Final = sorted({str(Path(path).parent) for path in EXPORT_PATHS.values()})
+
+
+def refuse_overlaps(root: Path, state: Path) -> None:
+    """Compare by device and inode: links and bind mounts give a folder other names.
+
+    Raises:
+        UsageError: A tree contains, or lies in, another tree, exports or reports; or contains the root or the state
+            store; or a link stands in the place of a folder of ours.
+    """
+    for path in (*_OWN_FOLDERS, SET_ASIDE, REPORTS):
+        if (root / path).is_symlink():
+            raise UsageError(f"{path} is a link and is not followed", hint="put a folder in its place")
+    trees = {TREES[kind]: _line(root / TREES[kind]) for kind in InputKind}
+    own = {name: _line(root / name) for name in ("exports", "reports", *_OWN_FOLDERS, SET_ASIDE, REPORTS)}
+    # These may contain the trees, but lie in none of them.
+    holders = {f"the root {root}": _line(root), f"the folder of the state store {state.parent}": _line(state.parent)}
+    for name, tree in trees.items():
+        for other, place in holders.items():
+            if tree and tree[0] in place:
+                raise _overlap(name, other)
+        for other, place in {**trees, **own}.items():
+            if other != name and tree and place and (tree[0] in place or place[0] in tree):
+                raise _overlap(name, other)
+
+
+def _overlap(tree: str, other: str) -> UsageError:
+    return UsageError(
+        f"the input tree {tree} and {other} overlap: one contains the other, or both are the same folder",
+        hint="give each a folder of its own; look where links and mounts lead with 'realpath'",
+    )
+
+
+def _line(folder: Path) -> tuple[_Identity, ...]:
+    """What identifies a folder and all that contain it, from the folder upwards; nothing where there is none."""
+    return tuple(_identities(Path(os.path.realpath(folder))))
+
+
+def _identities(folder: Path) -> Iterator[_Identity]:
+    try:
+        for each in (folder, *folder.parents):
+            status = os.stat(each)
+            yield status.st_dev, status.st_ino
+    except OSError:
+        return
