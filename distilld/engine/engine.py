@@ -50,7 +50,8 @@ from distilld.lake import scan as lake
 from distilld.lake.scan import Oddity, Scan, SourceFiles
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch, Committer
-from distilld.publish.exports import Exports, ExportTamperedError
+from distilld.publish.exports import Exports
+from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.receipt_files import GitState, git_state
 from distilld.publish.restore import Restorer
@@ -58,6 +59,7 @@ from distilld.store.connection import Store
 from distilld.store.frozen import EVIDENCE_PRUNED, Frozen, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
+from distilld.store.segments import Segments
 from distilld.store.work import Work, WorkRow
 
 BATCH_BYTES: Final = 32 << 20
@@ -166,7 +168,7 @@ class Engine:
         self.progress = progress
         self.pulse = pulse
         self.git: GitState = git_state(root)
-        self.exports = Exports(root, pulse)
+        self.exports = Exports(root, pulse, segments=Segments(store))
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)

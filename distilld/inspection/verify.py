@@ -31,17 +31,20 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.files.regular import lines_up_to, open_regular, read_regular
+from distilld.files.segments import hash_of
 from distilld.inspection import oracle
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
-from distilld.publish.exports import sha_of
+from distilld.publish.pins import pinned
+from distilld.publish.reading import without_space
 from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of
 from distilld.store.connection import Store
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.run_queries import FrozenCount, Stories
+from distilld.store.segments import Segments
 from distilld.store.work import Work
 
 ATTEMPTS: Final = 5
@@ -99,7 +102,7 @@ def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> 
 
 
 def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last: bool) -> Report:
-    with reading(state, root) as store, ExitStack() as opened:
+    with pinned(root), reading(state, root) as store, ExitStack() as opened:
         ledger = Ledger(store)
         batch = ledger.last_batch()
         report = Report(batch.batch_id if batch else None, deep)
@@ -146,7 +149,7 @@ class _Export:
     size: int = 0
 
     def lines(self) -> Iterator[bytes]:
-        """The committed lines, line feeds included; none where the committed part is not what was committed.
+        """The committed lines, line feeds included, without white space; none where the committed part is another.
 
         Raises:
             OperatorError: The system refuses to read them.
@@ -155,7 +158,7 @@ class _Export:
             return
         try:
             self.file.seek(0)
-            yield from lines_up_to(self.file, self.size)
+            yield from map(without_space, lines_up_to(self.file, self.size))
         except OSError as error:
             raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
 
@@ -188,7 +191,7 @@ class _Writing:
             store.recall("batch_undone_at"),
             {name: (record.generation, record.committed) for name, record in records.items()},
             frozenset(intent.name for intent in ledger.intents() if intent.temp is None),
-            any(record.pending_temp for record in records.values()),
+            any(record.pending_temp for record in records.values()) or bool(Segments(store).due()),
         )
 
     def moved_on(self, before: _Writing) -> bool:
@@ -230,7 +233,7 @@ def _read_export(root: Path, name: str, committed: Committed) -> _Export:
     except OSError as error:
         return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
     try:
-        sha256 = sha_of(file.fileno(), committed.size).hexdigest()
+        sha256 = hash_of(file.fileno(), committed.size, committed.segment_bytes).hexdigest()
         behind = os.fstat(file.fileno()).st_size - committed.size
     except OSError as error:
         file.close()
