@@ -31,6 +31,7 @@ COMMANDS: Final = MappingProxyType(
         "verify": "distilld.cli.verify",
         "diff": "distilld.cli.diff",
         "rebuild": "distilld.cli.rebuild",
+        "compact": "distilld.cli.compact",
         "prune": "distilld.cli.prune",
         "stage": "distilld.cli.stage",
         "schema": "distilld.cli.schema",

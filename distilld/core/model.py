@@ -107,6 +107,7 @@ class Trigger(Word):
     RELOAD = "reload"
     RECOVERY = "recovery"
     PRUNE = "prune"
+    COMPACT = "compact"
 
 
 class Cause(Word):

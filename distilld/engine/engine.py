@@ -260,7 +260,7 @@ class Engine:
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
             self.judged_with.settle(self.options)
-            if trigger is Trigger.REBUILD:
+            if trigger in (Trigger.REBUILD, Trigger.COMPACT):
                 self._put_in_order(trigger, result)
         return result
 

@@ -21,6 +21,7 @@ from distilld.core.decisions import ID_PREFIX
 from distilld.core.json_text import parse_object
 from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, UsageError
 from distilld.files.regular import open_regular
+from distilld.publish.pins import pinned
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.queries import reading
 
@@ -95,7 +96,7 @@ def _compare(settings: Settings, dataset: Dataset, rows: _Rows, theirs: Path, li
     found = Difference(dataset, DATASET_PATHS[dataset], str(theirs))
     listed = _Listed(limit)
     ours = _Ours(settings, dataset)
-    with ours:
+    with pinned(settings.root), ours:
         found.rows_here = len(ours.places)
         seen: set[str] = set()
         for row in rows:

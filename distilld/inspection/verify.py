@@ -31,7 +31,7 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.files.regular import lines_up_to, open_regular, read_regular
-from distilld.files.segments import hash_of
+from distilld.files.segments import SHA_BYTES, SegmentHash, hash_of
 from distilld.inspection import oracle
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
@@ -107,8 +107,9 @@ def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last:
         batch = ledger.last_batch()
         report = Report(batch.batch_id if batch else None, deep)
         options = _options_of(ledger, options)
+        segments = Segments(store).all_digests()
         exports = {
-            name: opened.enter_context(_read_export(root, name, record.committed))
+            name: opened.enter_context(_read_export(root, name, record.committed, segments.get(name, b"")))
             for name, record in ledger.exports().items()
         }
         unfinished = _unfinished(root, state, _Writing.of(store), exports, last=last)
@@ -224,7 +225,7 @@ def _unfinished(
     return grown & (pinned.appending | now.appending)
 
 
-def _read_export(root: Path, name: str, committed: Committed) -> _Export:
+def _read_export(root: Path, name: str, committed: Committed, known: bytes = b"") -> _Export:
     shown = EXPORT_PATHS[name]
     try:
         file = open_regular(root / shown)
@@ -233,15 +234,29 @@ def _read_export(root: Path, name: str, committed: Committed) -> _Export:
     except OSError as error:
         return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
     try:
-        sha256 = hash_of(file.fileno(), committed.size, committed.segment_bytes).hexdigest()
+        sha = hash_of(file.fileno(), committed.size, committed.segment_bytes)
         behind = os.fstat(file.fileno()).st_size - committed.size
     except OSError as error:
         file.close()
         return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
-    if sha256 != committed.sha256:
+    if sha.hexdigest() != committed.sha256:
         file.close()
-        return _Export(shown, False)
+        return _Export(shown, False, problem=_other_segments(sha, known))
     return _Export(shown, True, max(behind, 0), None, file, committed.size)
+
+
+def _other_segments(found: SegmentHash, known: bytes) -> str | None:
+    """Where a file is not what was committed, by its segments; None where that cannot be said."""
+    digests = found.digests()
+    if len(digests) != len(known):
+        return None
+    others = [
+        at // SHA_BYTES
+        for at in range(0, len(known), SHA_BYTES)
+        if digests[at : at + SHA_BYTES] != known[at : at + SHA_BYTES]
+    ]
+    places = ", ".join(str(number * found.segment_bytes) for number in others[:SHOWN])
+    return f"is not what the last commit left in the {found.segment_bytes} bytes from {places} on" if others else None
 
 
 def _of_a_batch(behind: int) -> str:

@@ -26,7 +26,7 @@ from distilld.publish import receipt_files as receipts
 from distilld.publish.exports import RENAME_ORDER, Exports
 from distilld.publish.overwrite import touched
 from distilld.publish.pins import Pins
-from distilld.publish.reading import ExportWriteError
+from distilld.publish.reading import ExportTamperedError, ExportWriteError
 from distilld.publish.receipt import iso_time
 from distilld.publish.set_aside import copy_aside, move_aside
 from distilld.store.connection import Store
@@ -67,21 +67,26 @@ class Recovery:
         """Overwrite and put in place what the committed batch says, and write its receipt.
 
         Raises:
+            ExportTamperedError: An export that was to be overwritten is another by now; it is to be restored.
             OperatorError: The system refused; the batch stands, and :meth:`recover` does what is left.
         """
         try:
-            self._install()
+            changed = self._install()
         finally:
             self._pins.let_in()
         self._report()
+        if changed:
+            raise ExportTamperedError(EXPORT_PATHS[changed[0]], "was changed while a batch was committed")
 
-    def _install(self) -> None:
-        """Put what was committed in place: datasets before all others."""
+    def _install(self) -> list[str]:
+        """Put what was committed in place: datasets before all others. Returns what was changed in the meantime."""
+        changed = []
         records, due = self._ledger.exports(), self._segments.due()
         for name in RENAME_ORDER:
             record = records[name]
             if name in due:
-                self._overwrite(record, due[name])
+                if not self._overwrite(record, due[name]):
+                    changed.append(name)
             if record.pending_temp is None:
                 continue
             tampered = self._make_room(name, record.pending_temp)
@@ -92,14 +97,16 @@ class Recovery:
                 self._ledger.set_installed(name, facts)
                 if tampered:
                     self._ledger.count_tampering(self._clock())
+        return changed
 
-    def _overwrite(self, record: ExportRecord, spans: list[Span]) -> None:
-        """Overwrite what a batch withdrew in its place. A file that is not the one that was meant is restored later."""
+    def _overwrite(self, record: ExportRecord, spans: list[Span]) -> bool:
+        """Overwrite what a batch withdrew in its place; False where somebody changed the file, or may have."""
         digests = self._segments.digests(record.name, touched(spans, record.committed))
         facts = self._exports.overwrite(record.name, record.committed, spans, digests, record.facts)
         with self._store.transaction():
             self._ledger.set_installed(record.name, facts)
             self._segments.done(record.name)
+        return facts is not None
 
     def _make_room(self, name: str, temp: str) -> bool:
         """Set aside what somebody put where a finished file is to go; returns whether there was anything."""

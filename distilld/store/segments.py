@@ -30,6 +30,13 @@ class Segments:
         digests = b"".join(sha256 for (sha256,) in rows)
         return (facts, digests) if facts is not None and digests else None
 
+    def all_digests(self) -> dict[str, bytes]:
+        """The digests of the segments of each export, one behind the other."""
+        found: dict[str, bytearray] = {}
+        for name, sha256 in self._run("SELECT name, sha256 FROM export_segments ORDER BY name, segment"):
+            found.setdefault(name, bytearray()).extend(sha256)
+        return {name: bytes(digests) for name, digests in found.items()}
+
     def digests(self, name: str, numbers: Iterable[int]) -> dict[int, bytes]:
         """The digests of some segments."""
         query = "SELECT sha256 FROM export_segments WHERE name = ? AND segment = ?"

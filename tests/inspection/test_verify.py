@@ -88,7 +88,8 @@ def test_finds_a_damaged_export(lake: tuple[SampleLake, Engine], name: str, dama
     assert "hashes of exports" in faulty(report)
     if damage in (edit_row, Path.unlink):
         (told,) = next(check.shown for check in report.checks if check.name == "hashes of exports")
-        assert told == f"{EXPORT_PATHS[name]}: is not what the last commit left"
+        where = " in the 524288 bytes from 0 on" if damage is edit_row else ""
+        assert told == f"{EXPORT_PATHS[name]}: is not what the last commit left{where}"
 
 
 SFT = EXPORT_PATHS["sft"]

@@ -196,8 +196,8 @@ class Histories(RuleBasedStateMachine):
         self.check_pass()
         self.engine.rebuild()
         exports = Exports.read(self.folder)
-        for name, content in self.before.whole.items():
-            assert sorted(exports.whole[name].splitlines()) == sorted(content.splitlines())
+        for name, content in exports.whole.items():
+            assert sorted(content.splitlines(keepends=True)) == sorted(self.before.lines(name))
         self.in_order(exports)
         self.before = exports
         self.check_pass()
