@@ -20,7 +20,8 @@ from distilld.core.line_facts import CATEGORY_CODES
 from distilld.core.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
-from distilld.publish.exports import Written, drop_digests, drop_ids
+from distilld.publish.exports import drop_digests, drop_ids
+from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of

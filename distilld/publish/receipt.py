@@ -11,7 +11,8 @@ from typing import Any, Final
 from distilld.core.decisions import Decisions, Lines
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Trigger
 from distilld.lake.scan import tree_path
-from distilld.publish.exports import Drop, Written
+from distilld.publish.exports import Drop
+from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import lines_of
 from distilld.publish.receipt_files import GitState

@@ -21,7 +21,6 @@ from typing import Final
 import structlog
 
 from distilld.core.model import EXPORT_PATHS, SET_ASIDE
-from distilld.files.segments import Span
 from distilld.publish import receipt_files as receipts
 from distilld.publish.exports import RENAME_ORDER, Exports
 from distilld.publish.overwrite import touched
@@ -80,13 +79,10 @@ class Recovery:
 
     def _install(self) -> list[str]:
         """Put what was committed in place: datasets before all others. Returns what was changed in the meantime."""
-        changed = []
-        records, due = self._ledger.exports(), self._segments.due()
+        records = self._ledger.exports()
+        changed = self._overwrite(records)
         for name in RENAME_ORDER:
             record = records[name]
-            if name in due:
-                if not self._overwrite(record, due[name]):
-                    changed.append(name)
             if record.pending_temp is None:
                 continue
             tampered = self._make_room(name, record.pending_temp)
@@ -99,14 +95,21 @@ class Recovery:
                     self._ledger.count_tampering(self._clock())
         return changed
 
-    def _overwrite(self, record: ExportRecord, spans: list[Span]) -> bool:
-        """Overwrite what a batch withdrew in its place; False where somebody changed the file, or may have."""
-        digests = self._segments.digests(record.name, touched(spans, record.committed))
-        facts = self._exports.overwrite(record.name, record.committed, spans, digests, record.facts)
+    def _overwrite(self, records: dict[str, ExportRecord]) -> list[str]:
+        """Overwrite what a batch withdrew in its place; returns the files that somebody changed, or may have."""
+        due = self._segments.due()
+        if not due:
+            return []
+        facts = {}
+        for name in (name for name in RENAME_ORDER if name in due):
+            record = records[name]
+            digests = self._segments.digests(name, touched(due[name], record.committed))
+            facts[name] = self._exports.overwrite(name, record.committed, due[name], digests, record.facts)
         with self._store.transaction():
-            self._ledger.set_installed(record.name, facts)
-            self._segments.done(record.name)
-        return facts is not None
+            for name, now in facts.items():
+                self._ledger.set_installed(name, now)
+                self._segments.done(name)
+        return [name for name, now in facts.items() if now is None]
 
     def _make_room(self, name: str, temp: str) -> bool:
         """Set aside what somebody put where a finished file is to go; returns whether there was anything."""

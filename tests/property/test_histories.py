@@ -30,7 +30,7 @@ from distilld.inspection import oracle
 from distilld.inspection.verify import frozen_of, verify
 from distilld.lake import scan as lake
 from distilld.publish import exports as exports_module
-from distilld.publish import overwrite
+from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
 from distilld.store.ledger import Ledger
@@ -150,7 +150,7 @@ class Histories(RuleBasedStateMachine):
             self.limits.setattr(intake, "SPECIAL_SHARE", 1)
         if in_place is not None:
             self.limits.setattr(exports_module, "LEAST_BYTES", 0)
-            self.limits.setattr(exports_module, "SEGMENT_BYTES", in_place)
+            self.limits.setattr(live_files, "SEGMENT_BYTES", in_place)
             self.limits.setattr(overwrite, "MOST_SPACE_SHARE", 0.5)
         self.restart()
         for partition, (scored, given) in enumerate(files):

@@ -17,8 +17,9 @@ import pytest
 from distilld.core.model import EXPORT_PATHS, Committed
 from distilld.files import segments
 from distilld.lake.lines import digest_of
-from distilld.publish import exports as module
-from distilld.publish.exports import RENAME_ORDER, Exports, Written, drop_digests, drop_ids
+from distilld.publish import live_files
+from distilld.publish.exports import RENAME_ORDER, Exports, drop_digests, drop_ids
+from distilld.publish.new_file import Written
 from distilld.publish.reading import ExportReadError, ExportTamperedError, ExportWriteError
 
 EMPTY = Committed(0, 0, hashlib.sha256().hexdigest())
@@ -333,7 +334,7 @@ class TestInstall:
         place, cleared the mark and synced nothing; a power cut then brought the old file back, unnoticed."""
         exports.install(NAME, TEMP, committed(finished))
         synced: list[Path] = []
-        monkeypatch.setattr(module, "sync_folder", synced.append)
+        monkeypatch.setattr(live_files, "sync_folder", synced.append)
         exports.install(NAME, TEMP, committed(finished))
         assert synced == [exports._root / "exports/rag"]
 

@@ -15,7 +15,7 @@ import pytest
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset, Trigger
 from distilld.inspection.verify import verify
 from distilld.publish import exports as exports_module
-from distilld.publish import overwrite
+from distilld.publish import live_files, overwrite
 from distilld.publish.exports import Exports
 from distilld.publish.pins import Pins, pinned
 from tests.support.committed import committed_and_whole, digest_by_segments
@@ -29,7 +29,7 @@ RAG = EXPORT_PATHS["rag"]
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HistoryLake]:
     """Two partitions whose runs all ship; rows leave in place, small as the files are."""
     monkeypatch.setattr(exports_module, "LEAST_BYTES", 0)
-    monkeypatch.setattr(exports_module, "SEGMENT_BYTES", 4096)
+    monkeypatch.setattr(live_files, "SEGMENT_BYTES", 4096)
     with history_lake(tmp_path) as made:
         made.both(A, *map(run, RUNS[:20]))
         made.both(B, *map(run, RUNS[20:]))
@@ -124,9 +124,9 @@ def test_writer_lets_readers_in_when_a_batch_is_done(lake: HistoryLake, monkeypa
     other = Pins(lake.root)
     assert other.keep_out()
     other.let_in()
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(type(lake.engine.committer), "_transact", _interrupted)
-        reject(lake, "r06")
+    reject(lake, "r06")
+    monkeypatch.setattr(type(lake.engine.committer), "_transact", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
         lake.go()
     assert other.keep_out()
     other.let_in()
@@ -280,7 +280,7 @@ def test_loaders_read_the_rows_that_are_left(
     if kind in ("polars", "duckdb"):
         pytest.importorskip(kind)
     monkeypatch.setattr(overwrite, "MOST_SPACE_SHARE", 9)
-    monkeypatch.setattr(exports_module, "SEGMENT_BYTES", 1 << 19)
+    monkeypatch.setattr(live_files, "SEGMENT_BYTES", 1 << 19)
     lake.restart()
     reject(lake, *RUNS[:20], "r33", "r39")
     lake.go()

@@ -18,7 +18,7 @@ from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
 from distilld.files.segments import MARK_BYTES, SHA_BYTES, SegmentHash, Span
 from distilld.lake.lines import digest_of
 from distilld.publish import exports as exports_module
-from distilld.publish import overwrite
+from distilld.publish import live_files, overwrite
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportTamperedError, ExportWriteError
 from distilld.store.connection import Store
@@ -129,7 +129,7 @@ def _takes(leaving: Counter[bytes], row: bytes) -> bool:
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[File]:
     """An export of segments of 256 bytes, half of which may be spaces."""
     monkeypatch.setattr(exports_module, "LEAST_BYTES", 0)
-    monkeypatch.setattr(exports_module, "SEGMENT_BYTES", 256)
+    monkeypatch.setattr(live_files, "SEGMENT_BYTES", 256)
     monkeypatch.setattr(overwrite, "MOST_SPACE_SHARE", 0.5)
     store = Store.open(tmp_path / "state.db", tmp_path)
     store.connection.execute("PRAGMA synchronous = OFF")

@@ -40,7 +40,8 @@ from distilld.inspection import status
 from distilld.inspection.verify import verify
 from distilld.lake.scan import ListingError, open_partition
 from distilld.publish import takeover
-from distilld.publish.exports import Exports, Written
+from distilld.publish.exports import Exports
+from distilld.publish.new_file import Written
 from distilld.publish.reading import CommittedFile, ExportReadError, ExportWriteError
 from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.publish.set_aside import COPIES_KEPT

@@ -196,7 +196,7 @@ ONE_GO: Final = {**SMALL, "distilld.engine.bulk.load.LEAST_BYTES": 0, "distilld.
 
 IN_PLACE: Final = {
     "distilld.publish.exports.LEAST_BYTES": 0,
-    "distilld.publish.exports.SEGMENT_BYTES": 1500,
+    "distilld.publish.live_files.SEGMENT_BYTES": 1500,
     "distilld.publish.overwrite.MOST_SPACE_SHARE": 9,
 }
 """Rows leave small exports in place, too."""

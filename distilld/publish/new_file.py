@@ -1,0 +1,111 @@
+"""A file that is being written: its digest, the marks of its lines, and whose it is (SPEC 3.10)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from distilld.core.model import SEGMENT_BYTES, Committed, StatFacts
+from distilld.files.durable import FILE_MODE, write_all
+from distilld.files.segments import MARK_BYTES, Segment, SegmentHash
+from distilld.lake.lines import digest_of
+from distilld.publish.reading import split_lines, without_space
+
+_NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What says that an owner or a mode cannot be had here: EINVAL, that the user namespace has no number for the owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: the whole file's length, digest and stat facts; how many lines were left out.
+
+    ``segments`` are those with new bytes: all of a file that was written anew.
+    """
+
+    size: int
+    sha256: str
+    facts: StatFacts
+    dropped: int = 0
+    segments: tuple[Segment, ...] = ()
+    segment_bytes: int = SEGMENT_BYTES
+    spaces: int = 0
+
+    def committed(self, rows: int) -> Committed:
+        """What the export is from the next commit on."""
+        return Committed(self.size, rows, self.sha256, self.segment_bytes, self.spaces)
+
+
+class Output:
+    """Bytes on their way into an open file: their digest, and the marks of the lines that end in each segment."""
+
+    def __init__(self, descriptor: int | None, sha: SegmentHash) -> None:
+        self.sha = sha
+        self._descriptor = descriptor
+        self._first = sha.size // sha.segment_bytes
+        self._marks: dict[int, bytearray] = {}
+        self._rest = b""
+        self._line_end = sha.size
+
+    def write(self, block: bytes) -> None:
+        """Take the next bytes."""
+        self.sha.update(block)
+        if self._descriptor is not None:
+            write_all(self._descriptor, block)
+        data = self._rest + block
+        end = data.rfind(b"\n") + 1
+        self._rest = data[end:]
+        for line in split_lines(data[:end]):
+            self._line_end += len(line)
+            marks = self._marks.setdefault((self._line_end - 1) // self.sha.segment_bytes, bytearray())
+            marks += digest_of(without_space(line))[:MARK_BYTES]
+
+    def written(self, facts: StatFacts, spaces: int = 0) -> Written:
+        """What was written, with the segments that got new bytes."""
+        sha = self.sha
+        ends = -(-sha.size // sha.segment_bytes)
+        segments = tuple(
+            Segment(number, sha.digest_of(number), bytes(self._marks.get(number, b"")))
+            for number in range(self._first, ends)
+        )
+        return Written(sha.size, sha.hexdigest(), facts, 0, segments, sha.segment_bytes, spaces)
+
+
+def create(target: Path, like: int | None) -> int:
+    """Make a new file, with the owner, the group and the mode of an open one where permitted."""
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    try:
+        if like is not None:
+            _take_after(descriptor, os.fstat(like))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _take_after(descriptor: int, status: os.stat_result) -> None:
+    """Give a file the owner, the group and the mode of another, each where permitted (SPEC 3.10)."""
+    new = os.fstat(descriptor)
+    if new.st_uid != status.st_uid:
+        with _where_permitted():
+            os.fchown(descriptor, status.st_uid, -1)
+    if new.st_gid != status.st_gid:
+        with _where_permitted():
+            os.fchown(descriptor, -1, status.st_gid)
+    # Last, because a change of owner clears some bits.
+    with _where_permitted():
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+
+
+@contextmanager
+def _where_permitted() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_PERMITTED:
+            raise
