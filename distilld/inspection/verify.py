@@ -30,14 +30,13 @@ from distilld.core.model import (
     RowRef,
 )
 from distilld.core.samples import faults_of
-from distilld.files.regular import lines_up_to, open_regular, read_regular
+from distilld.files.regular import lines_up_to, open_regular, read_regular, without_space
 from distilld.files.segments import SHA_BYTES, SegmentHash, hash_of
 from distilld.inspection import oracle
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
 from distilld.publish.pins import pinned
-from distilld.publish.reading import without_space
 from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of
 from distilld.store.connection import Store
 from distilld.store.inputs import Inputs

@@ -21,6 +21,7 @@ from typing import Final
 
 from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
 from distilld.files.durable import make_folder, sync_up
+from distilld.files.regular import without_space
 from distilld.files.segments import MARK_BYTES, SegmentHash, Span
 from distilld.publish.live_files import LiveFiles
 from distilld.publish.new_file import Output, Written, create
@@ -31,7 +32,6 @@ from distilld.publish.reading import (
     lstat,
     open_live,
     reading_errors,
-    without_space,
     writing_errors,
 )
 

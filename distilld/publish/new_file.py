@@ -13,9 +13,10 @@ from typing import Final
 
 from distilld.core.model import SEGMENT_BYTES, Committed, StatFacts
 from distilld.files.durable import FILE_MODE, write_all
+from distilld.files.regular import without_space
 from distilld.files.segments import MARK_BYTES, Segment, SegmentHash
 from distilld.lake.lines import digest_of
-from distilld.publish.reading import split_lines, without_space
+from distilld.publish.reading import split_lines
 
 _NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 """What says that an owner or a mode cannot be had here: EINVAL, that the user namespace has no number for the owner."""

@@ -17,9 +17,10 @@ from typing import Final, NamedTuple
 
 from distilld.core.model import Committed
 from distilld.files.durable import write_all
+from distilld.files.regular import without_space
 from distilld.files.segments import MARK_BYTES, Segment, SegmentHash, Span, read_span
 from distilld.lake.lines import digest_of
-from distilld.publish.reading import ExportTamperedError, without_space
+from distilld.publish.reading import ExportTamperedError
 
 LEAST_BYTES: Final = 1 << 18
 """A smaller export is written anew, which is as quick."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distilld.core.model import Committed, OperatorError, StatFacts
+from distilld.files.regular import without_space
 from distilld.files.segments import SegmentHash, blocks_of
 
 
@@ -125,11 +126,6 @@ def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
 def split_lines(data: bytes) -> list[bytes]:
     """Whole lines, line feeds included."""
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
-
-
-def without_space(line: bytes) -> bytes:
-    """A line without the spaces that stand where withdrawn rows stood before it."""
-    return line.lstrip(b" ") if line.startswith(b" ") else line
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from distilld.config.settings import load
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset, Trigger
+from distilld.inspection.explain import explain
 from distilld.inspection.verify import verify
 from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
@@ -69,6 +71,29 @@ def test_rejected_rows_leave_the_file_that_they_stood_in(lake: HistoryLake, gone
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
+def test_another_process_reads_only_what_it_touches(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a start the digests of the store are taken for the file as long as its stat facts are as they were."""
+    lake.both("2026/05/01/more.jsonl", *(run(f"m{number}") for number in range(80)))
+    lake.go()
+    lake.restart()
+    read = 0
+    real = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        nonlocal read
+        if os.fstat(descriptor).st_ino == inode(lake):
+            read += length
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    before = inode(lake)
+    reject(lake, "r02")
+    lake.go()
+    assert inode(lake) == before
+    assert 0 < read < 30_000 < len(lake.content("rag"))
+    committed_and_whole(lake.root)
+
+
 def test_held_row_leaves_its_quarantine_in_place(lake: HistoryLake) -> None:
     """A row that is accepted in the end ships, and its line leaves the quarantine file."""
     lake.scored(C, *(run(f"h{number}") for number in range(30)))
@@ -80,6 +105,11 @@ def test_held_row_leaves_its_quarantine_in_place(lake: HistoryLake) -> None:
     assert "h3" not in lake.held("rag")
     assert inode(lake, "quarantine_rag") == before
     committed_and_whole(lake.root)
+    # The row behind it, spaces before it now, is found by the digest of its line.
+    settings = load(flags={"root": lake.root, "state": lake.state}, environ={}, config_file=None, cwd=lake.root)
+    assert explain(settings, "h4").rows[0].fates[0].errors == (
+        "evidence_run_id=h4 not found in matching evidence partition",
+    )
 
 
 def test_replaced_row_never_stands_beside_its_old_one(lake: HistoryLake) -> None:
