@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import select
 import sys
 import traceback
@@ -41,10 +40,10 @@ MAX_LINE_BYTES: Final = 40_000
 EVENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         # a batch
-        "batch_started": "A batch begins; its id stands on every line until it ends.",
-        "batch_committed": "A batch is durable: the one line that holds all its figures.",
-        "batch_undone": "A batch was taken back before its commit; nothing of it stays.",
-        "batch_failed": "A batch could not be done; the error, and what happens next.",
+        "batch_started": "A batch begins; its id is on every line until it ends.",
+        "batch_committed": "A batch is durable; this line has all its figures.",
+        "batch_undone": "A batch was undone before its commit; nothing of it remains.",
+        "batch_failed": "A batch failed; the error, and what happens next.",
         "stage_finished": "An outside stage ran; its exit code and its receipt.",
         "dry_run": "What a batch would change; nothing was changed.",
         "up_to_date": "There was nothing to do.",
@@ -52,48 +51,50 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "scan_finished": "All partitions were listed and compared with the store.",
         "scan_failed": "The partitions could not be listed; nothing was judged or withdrawn.",
         "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
-        "odd_partition_name": "A partition folder, told once for both trees, is no date YYYY/MM/DD; it is read.",
-        "pending_tail": "The last line of a partition is not finished yet; it waits.",
-        "malformed_evidence": "Evidence lines that hold no run; how many, and where the first one stands.",
+        "odd_partition_name": "A partition folder is not named YYYY/MM/DD (reported once); it is still read.",
+        "pending_tail": "The last line of a partition is not terminated yet; it waits.",
+        "malformed_evidence": "Evidence lines that hold no run; how many, and the place of the first one.",
         "input_changed": "A file changed while it was read; the rows that need it wait, and it is read again.",
-        "settling": "A file shrank, changed in place or returned; it is read once it has been still.",
-        "partition_absent": "Partition files disappeared: which, and whether their rows are kept.",
+        "settling": "A file shrank, changed in place or returned; it is read when it no longer changes.",
+        "partition_absent": "Partition files disappeared: which, and whether their rows are retained.",
         "partition_returned": "Partition files that were absent are back.",
-        "partition_rewritten": "Partition files are not what was read before plus new lines; they were compared.",
-        "tripwire_tripped": "So many rows vanished at once that they are kept until 'distilld prune' decides.",
+        "partition_rewritten": "Partition files were rewritten, not appended to; they were compared line by line.",
+        "tripwire_tripped": "So many rows vanished at once that they are retained until 'distilld prune' decides.",
         # the exports and the store
-        "export_tampered": "An export file is not as it was left.",
-        "export_set_aside": "The export file as it was found was put into exports/.set-aside.",
-        "export_restored": "The export file holds again what it should.",
-        "orphan_kept": "Rows that no present input produces were found in an export and are kept, frozen.",
-        "takeover_started": "An export layer without a store is taken over.",
-        "takeover_finished": "The take-over is done: rows adopted, replaced, kept and removed.",
-        "store_set_aside": "The state store was corrupt, or older than the exports; it was put aside and is rebuilt.",
-        "store_migrated": "The state store was brought to this version's form.",
-        "recovery_started": "A batch was cut off; it is completed or undone now.",
-        "recovery_finished": "The batch that was cut off is completed or undone.",
+        "export_tampered": "An export file was changed from outside.",
+        "export_set_aside": "The export file as it was found was moved to exports/.set-aside.",
+        "export_restored": "The export file was restored.",
+        "card_written": "The dataset card of an export folder was written.",
+        "card_not_written": "The dataset card of an export folder could not be written; nothing else depends on it.",
+        "orphan_kept": "Rows that no present input gives were found in an export and are retained.",
+        "takeover_started": "Exports without a state store are being adopted.",
+        "takeover_finished": "Existing exports were adopted: rows adopted, replaced, kept and removed.",
+        "store_set_aside": "The state store was corrupt, or older than the exports; it was set aside and is rebuilt.",
+        "store_migrated": "The state store's schema was migrated to this version.",
+        "recovery_started": "A batch was interrupted; it is now completed or undone.",
+        "recovery_finished": "The interrupted batch was completed or undone.",
         "receipt_written": "A batch's receipt is on disk.",
-        "receipt_repaired": "A receipt that was not written when its batch was cut off was written from the store.",
-        "page_not_written": "Something stands in the way of latest.md; the receipt is written.",
-        "withdrawal_overdue": "Rows that must leave a dataset are still there; since when.",
-        "rebuild_started": "Everything is read and judged anew.",
-        "rebuild_finished": "The files stand in walk order.",
-        "pruned": "Frozen rows were withdrawn and absent files forgotten, or rows were accepted, as the operator said.",
+        "receipt_repaired": "A missing receipt of an interrupted batch was written from the store.",
+        "page_not_written": "Something else is at the path of latest.md; the receipt is written.",
+        "withdrawal_overdue": "Rows that must be withdrawn are still in a dataset; since when.",
+        "rebuild_started": "Everything is being read and judged again.",
+        "rebuild_finished": "The files are in canonical walk order.",
+        "pruned": "'distilld prune' withdrew retained rows and forgot absent files, or accepted rows.",
         # the daemon
         "daemon_started": "The daemon is up: version, root, state, options.",
-        "daemon_stopping": "The daemon was told to stop; the batch in hand is finished or undone.",
+        "daemon_stopping": "The daemon received a signal to stop; the current batch is finished or undone.",
         "daemon_stopped": "The daemon is down.",
         "lock_taken": "This process is the one writer of the lakehouse.",
-        "lock_taken_anew": "A lock file was gone beside its writer; another was made, and is held now.",
-        "options_changed": "An option that changes the target state changed; every row is judged anew.",
+        "lock_taken_anew": "A lock file was removed while its writer ran; a new one was made and locked.",
+        "options_changed": "An option that changes the target state changed; every row is judged again.",
         "reload_started": "The configuration is read again.",
-        "reload_refused": "The new configuration is wrong, or cannot be read; the old one stays in force.",
-        "reload_finished": "The new configuration is in force.",
-        "watch_started": "File events are listened to.",
-        "watch_fallback": "File events cannot be had; scanning alone finds what changed.",
-        "watch_rearmed": "The watched folders changed; they are watched anew.",
-        "retry_scheduled": "The next try after a failure; when.",
-        "failure_over": "A pass worked again; since when, and how often, it had failed.",
+        "reload_refused": "The new configuration is invalid or cannot be read; the old one stays in use.",
+        "reload_finished": "The new configuration is in use.",
+        "watch_started": "File events are being watched.",
+        "watch_fallback": "File events are not available; scans find what changed.",
+        "watch_rearmed": "The watched folders changed; watches were set again.",
+        "retry_scheduled": "When the next attempt after a failure is made.",
+        "failure_over": "A pass succeeded after failures: how many, and since when.",
         "metrics_failed": "The metrics file could not be written; the work goes on.",
     }
 )
@@ -124,7 +125,11 @@ def configure(
 
     out = sys.stderr if stream is None else stream
     console = fmt == "console" or (fmt == "auto" and out.isatty())
-    render = _ConsoleLine() if console else _JsonLine(priority=_leads_to_journal(out, environ))
+    render = (
+        _ConsoleLine(colors=out.isatty() and not environ.get("NO_COLOR"))
+        if console
+        else _JsonLine(priority=_leads_to_journal(out, environ))
+    )
     sink = _Sink(out)
     structlog.configure(
         processors=[
@@ -264,10 +269,26 @@ class _JsonLine:
 
 
 class _ConsoleLine:
-    """Renders a line for people: time, level, event, then key=value."""
+    """Renders a line for people: time, level, event, then key=value in colours. What is zero or empty is left out."""
 
-    def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> str:
-        return _fitted(line, _as_console, MAX_LINE_BYTES - 1)
+    def __init__(self, *, colors: bool) -> None:
+        from structlog.dev import ConsoleRenderer
+
+        self._renderer = ConsoleRenderer(
+            colors=colors, sort_keys=False, timestamp_key="ts", pad_event_to=_EVENT_COLUMNS, pad_level=True
+        )
+
+    def __call__(self, logger: WrappedLogger, method: str, line: EventDict) -> str:
+        def render(values: Mapping[str, Any]) -> str:
+            shown = {
+                printable(key): value if key in _FIRST_KEYS else _console_value(value)
+                for key, value in values.items()
+                if value or isinstance(value, bool)
+            }
+            shown["ts"] = str(values["ts"])[len("2026-01-01T") : -1]
+            return self._renderer(logger, method, shown).rstrip()
+
+        return _fitted(line, render, MAX_LINE_BYTES - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +309,7 @@ _LIMITS: Final = (
     _Limits(40, 4, 1),
 )
 _FIRST_KEYS: Final = ("ts", "level", "event", "batch_id")
+_EVENT_COLUMNS: Final = 20
 
 
 def _fitted(line: EventDict, render: Callable[[Mapping[str, Any]], str], most_bytes: int) -> str:
@@ -344,17 +366,5 @@ def _as_json(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")
 
 
-def _as_console(line: Mapping[str, Any]) -> str:
-    head = f"{line['ts']} {line['level']:<7} {line['event']:<20}"
-    rest = (
-        f"{printable(key)}={_console_value(value)}"
-        for key, value in line.items()
-        if key not in ("ts", "level", "event")
-    )
-    return " ".join((head, *rest)).rstrip()
-
-
 def _console_value(value: object) -> str:
-    if isinstance(value, str) and re.fullmatch(r'[^\s"=]+', value):
-        return printable(value)
-    return printable(json.dumps(value, ensure_ascii=False))
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))

@@ -11,9 +11,10 @@ import click
 
 from distilld.cli.commands import json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 
 
-@click.command(short_help="Show distilld at work on a sample lakehouse.")
+@click.command(cls=WorkCommand, short_help="Show distilld at work on a sample lakehouse.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -23,7 +24,7 @@ from distilld.cli.exit_codes import ExitCode
 )
 @json_option
 def demo(folder: Path, as_json: bool) -> ExitCode:
-    """Make a sample lakehouse, run once, change the lake, run again, and show what came of it.
+    """Make a sample lakehouse, run once, change the lake, run again, and show the results.
 
     Takes some seconds and touches nothing outside its folder. An earlier demo in the folder is replaced.
     """

@@ -1,4 +1,4 @@
-"""``distilld status``: how the lake stands, in words."""
+"""``distilld status``: the state of the lake, in words."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from distilld.inspection.status import Status
 
 
-@click.command(short_help="Show how the lake stands, and what is wrong with it.")
+@click.command(short_help="Show the state of the lake, and what is wrong with it.")
 @common_options
 @json_option
 def status(common: Common, as_json: bool) -> ExitCode:
-    """Show whether a writer runs, what stands in the datasets, what is held back, and how far the input is read.
+    """Show whether a writer runs, the rows of the datasets, what is quarantined, and how far the input is read.
 
-    Each problem is told in words, with the command that puts it right. Changes nothing.
+    Each problem is shown in words, with the command that resolves it. Changes nothing.
     """
     from distilld.cli.output import print_json
     from distilld.cli.settings import load_settings
@@ -43,7 +43,7 @@ def _print(found: Status) -> None:
     say(f"writer       {_writer(found)}")
     if found.last_batch is not None:
         last = found.last_batch
-        counts = f"{last.rows_shipped:,} shipped, {last.rows_held:,} held back, {last.rows_withdrawn:,} withdrawn"
+        counts = f"{last.rows_shipped:,} shipped, {last.rows_held:,} quarantined, {last.rows_withdrawn:,} withdrawn"
         say(f"last batch   {last.batch_id}, set off by {last.trigger}: {counts}")
     if found.lag is not None:
         say(f"behind       {_lag(found)}")
@@ -51,7 +51,7 @@ def _print(found: Status) -> None:
     if found.exports:
         datasets = {dataset.value for dataset in DATASET_PATHS}
         rows = [
-            (each.name, each.rows, each.frozen, each.bytes, each.path)
+            (each.name, each.rows, each.frozen, each.committed_bytes, each.path)
             for each in found.exports
             if each.name in datasets
         ]

@@ -1,4 +1,4 @@
-"""``distilld verify``: does everything on disk agree, and is it what a full pass would give?"""
+"""``distilld verify``: check that all files agree, and that they are what a full pass would give."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
     """Check the receipt chain, the exports against their receipts, the accounting and the firewall.
 
     Reads one committed batch, beside a running writer or without one, and repairs nothing. Exits with 1 if it finds a
-    fault. Files that changed meanwhile are named as such.
+    fault. Files that changed meanwhile are named as changed, not as faults.
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
@@ -39,7 +39,7 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
             say(f"  {each.name}: ... and {each.faults - len(each.shown)} more")
     if report.kept:
         shipped = ", ".join(f"{each.dataset} {each.rows} {each.kind}" for each in report.kept_shipped)
-        say(f"{counted(report.kept, 'row')} by way of exception, shipped or held back; shipped: {shipped or 'none'}")
+        say(f"{counted(report.kept, 'row')} by way of exception, shipped or quarantined; shipped: {shipped or 'none'}")
         say("question 9 in docs/state.md lists them by partition, 'distilld prune' decides about the shipped ones")
     for changed in report.changed:
         say(f"changed meanwhile: {changed}")

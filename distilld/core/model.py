@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
 
+from distilld.core.remedies import remedy_of
+
 RULES_VERSION: Final = 1
 """Raise it when a release changes what any row comes to: every row is then judged anew."""
 
@@ -240,6 +242,10 @@ SEGMENT_BYTES: Final = 1 << 19
 """The bytes of an export that have a digest of their own."""
 WHOLE_FILE: Final = 1 << 62
 """Larger than any export: its one segment is the file, as version 0.1 recorded it."""
+CARD: Final = "README.md"
+"""The dataset card's name in each export folder."""
+CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld leaves the file alone -->"
+"""The line that says that a card is ours to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +304,7 @@ class UnreadableError(OperatorError):
     def __init__(self, path: str, cause: OSError) -> None:
         self.why = cause.strerror or str(cause)
         self.errno = cause.errno
-        super().__init__(f"cannot read {path}: {self.why}", hint="make the file readable")
+        super().__init__(f"cannot read {path}: {self.why}", hint=remedy_of(cause))
         self.path = path
 
 

@@ -1,4 +1,4 @@
-"""The texts of rows that are to be judged, read again by byte span (DESIGN 3, step 4)."""
+"""The texts of rows that are to be judged, read again by byte span."""
 
 from __future__ import annotations
 

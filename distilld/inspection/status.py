@@ -13,16 +13,29 @@ from pathlib import Path
 from typing import Final
 
 from distilld.config.settings import Settings
-from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, InputKind, StatFacts
+from distilld.core.model import (
+    CARD,
+    CARD_MARKER,
+    EXPORT_PATHS,
+    REPORTS,
+    SET_ASIDE,
+    TAMPERINGS_AN_HOUR,
+    Committed,
+    InputKind,
+    StatFacts,
+)
+from distilld.files.regular import open_regular, read_regular
+from distilld.files.segments import hash_of
 from distilld.lake import scan as lake
-from distilld.lake.scan import ListingError, tree_path
+from distilld.lake.scan import TREES, ListingError, tree_path
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import Holder, holder
-from distilld.store.connection import Store
+from distilld.store.connection import Store, is_kept
 from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
+from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
 from distilld.tables import counted
 
@@ -42,12 +55,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ExportState:
-    """One of the nine files as of the last commit; a reader beside a running writer stops at ``bytes``."""
+    """One of the nine files as of the last commit; a reader beside a running writer stops at ``committed_bytes``."""
 
     name: str
     path: str
     rows: int
-    bytes: int
+    committed_bytes: int
     frozen: int = 0
 
 
@@ -117,21 +130,38 @@ def look(settings: Settings) -> Status:
         UsageError: The store is from a newer version, or belongs to another root.
     """
     found = Status(settings.root, settings.state, holder(settings.root), _sizes(settings))
-    if found.writer.state not in (None, settings.state) and found.writer.state.exists():
+    if found.writer.state not in (None, settings.state) and os.path.exists(found.writer.state):
         text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
         found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
     files: dict[tuple[InputKind, str], FileRecord] = {}
-    if settings.state.exists():
+    if is_kept(settings.state):
         with reading(settings.state, settings.root) as store:
             files = Inputs(store).files()
             _ask_store(found, store, settings)
     else:
         found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
     _compare_inputs(found, settings.root, files)
+    found.notes += _foreign_cards(settings.root)
     found.problems += _set_aside(found)
     found.problems += _of_writer(found)
     found.problems += _overdue_scan(found, settings, time.time())
     return found
+
+
+def _foreign_cards(root: Path) -> Iterator[str]:
+    folders = ("exports", *dict.fromkeys(path.rpartition("/")[0] for path in EXPORT_PATHS.values()))
+    for folder in folders:
+        try:
+            ours = CARD_MARKER.encode() in read_regular(root / folder / CARD)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            ours = False
+        if not ours:
+            yield (
+                f"{folder}/{CARD} is not distilld's and is left alone; loaders may have to guess the types:"
+                " take it away, and the next run writes the dataset card"
+            )
 
 
 def _set_aside(found: Status) -> Iterator[Problem]:
@@ -160,9 +190,9 @@ def _of_writer(found: Status) -> Iterator[Problem]:
         text = f"the last batch failed, {failure.tries} times since {failure.since}: {failure.text}"
         yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} ({then})")
     elif trouble is not None:
-        text, remedy = f"the last run failed: {trouble}", "mend the cause"
+        text, remedy = f"the last run failed: {trouble}", found.writer.remedy or "see the log"
         if found.writer.running:
-            text, remedy = f"the daemon cannot write to its store: {trouble}", "make room or mend the disk"
+            text = f"the daemon cannot write to its store: {trouble}"
         yield Problem("last_batch_failed", text, f"{remedy} ({then})")
     if found.vitals.overdue_since is not None:
         text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
@@ -228,7 +258,8 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         found.problems.append(another)
     if found.writer.running:
         return  # what is under way is no fault
-    if ledger.intents() or ledger.unwritten_receipts() or any(each.pending_temp for each in records.values()):
+    unfinished = ledger.intents() or ledger.unwritten_receipts() or Segments(store).due()
+    if unfinished or any(each.pending_temp for each in records.values()):
         text = "a batch was cut off and is neither completed nor undone"
         found.problems.append(Problem("recovery_pending", text, _RUN))
     else:
@@ -288,11 +319,22 @@ def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[P
         else:
             if status.st_size != record.committed.size:
                 problem = f"has {status.st_size} bytes and should have {record.committed.size}"
-            elif record.facts is not None and not record.facts.same_file_state(StatFacts.of(status, 0)):
-                problem = "was touched since the last batch; its content may have changed"
-            else:
+            elif record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
                 continue
+            elif not (problem := _fault_of_content(root / path, record.committed)):
+                continue  # chmod, chgrp, touch: with the same bytes that is no edit
         yield Problem("export_changed", f"{path} {problem}", f"find out who writes there, then {_RUN}")
+
+
+def _fault_of_content(path: Path, committed: Committed) -> str:
+    """What is wrong with the bytes of an export that was touched; empty where they are the committed ones."""
+    try:
+        with open_regular(path) as file:
+            found = hash_of(file.fileno(), committed.size, committed.segment_bytes)
+            same = found.hexdigest() == committed.sha256
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if same else "has other bytes than its last commit"
 
 
 # what the disk says
@@ -304,6 +346,8 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     except ListingError as error:
         found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
         return
+    if not scan.files:
+        found.problems.append(_without_inputs(found, known=bool(files)))
     new = changed = unread = waiting_ns = 0
     seen = set()
     for file in scan.files:
@@ -325,6 +369,19 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
         for oddity in scan.oddities
     ]
+
+
+def _without_inputs(found: Status, *, known: bool) -> Problem:
+    """No partition file lies in the trees: a wrong folder, or a mount that is not there, must not look green."""
+    trees = " and ".join(str(found.root / tree) for tree in TREES.values())
+    # Rows that left with their partitions were there once, too.
+    if known or found.last_batch is not None:
+        return Problem(
+            "inputs_absent", f"no partition file that was read lies below {trees} any more", "mount it again"
+        )
+    return Problem(
+        "no_inputs", f"no partition file was ever found below {trees}", "correct root, or mount what is missing"
+    )
 
 
 def _sizes(settings: Settings) -> Sizes:

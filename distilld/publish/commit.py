@@ -1,4 +1,4 @@
-"""One batch made durable: intent, exports, one transaction, finish (DESIGN 4).
+"""One batch made durable: intent, exports, one transaction, finish. See docs/design.md, 'The commit protocol'.
 
 A file that loses rows is overwritten in place where that is quick and nobody has its batch pinned; else it is written
 anew beside the old one, which is also how a row is replaced: no reader sees two rows of one id.

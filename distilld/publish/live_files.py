@@ -1,4 +1,4 @@
-"""Exports as they stand: whether they are what the last commit left, and what brings them there (DESIGN 4)."""
+"""Exports as they stand: whether they are what the last commit left, and what brings them there."""
 
 from __future__ import annotations
 

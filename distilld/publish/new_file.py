@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from distilld.core.model import SEGMENT_BYTES, Committed, StatFacts
-from distilld.files.durable import FILE_MODE, write_all
+from distilld.files.durable import FILE_MODE, take_after, write_all
 from distilld.files.regular import without_space
 from distilld.files.segments import MARK_BYTES, Segment, SegmentHash
 from distilld.lake.lines import digest_of
 from distilld.publish.reading import split_lines
-
-_NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What says that an owner or a mode cannot be had here: EINVAL, that the user namespace has no number for the owner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +74,8 @@ def create(target: Path, like: int | None) -> int:
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
     try:
         if like is not None:
-            _take_after(descriptor, os.fstat(like))
+            take_after(descriptor, os.fstat(like))
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _take_after(descriptor: int, status: os.stat_result) -> None:
-    """Give a file the owner, the group and the mode of another, each where permitted (SPEC 3.10)."""
-    new = os.fstat(descriptor)
-    if new.st_uid != status.st_uid:
-        with _where_permitted():
-            os.fchown(descriptor, status.st_uid, -1)
-    if new.st_gid != status.st_gid:
-        with _where_permitted():
-            os.fchown(descriptor, -1, status.st_gid)
-    # Last, because a change of owner clears some bits.
-    with _where_permitted():
-        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-
-
-@contextmanager
-def _where_permitted() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NOT_PERMITTED:
-            raise

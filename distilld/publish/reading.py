@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distilld.core.model import Committed, OperatorError, StatFacts
-from distilld.files.regular import without_space
+from distilld.core.remedies import remedy_of
+from distilld.files.regular import owned, without_space
 from distilld.files.segments import SegmentHash, blocks_of
 
 
@@ -28,7 +29,8 @@ class ExportWriteError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk; the next run goes on"
+            f"cannot write {path}: {cause.strerror or cause}{owned(cause.filename)}",
+            hint=f"{remedy_of(cause)}; the next run goes on",
         )
         self.path = path
         self.errno = cause.errno
@@ -39,7 +41,7 @@ class ExportReadError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot read {path}: {cause.strerror or cause}", hint="make it readable; the next run goes on"
+            f"cannot read {path}: {cause.strerror or cause}", hint=f"{remedy_of(cause)}; the next run goes on"
         )
         self.path = path
         self.errno = cause.errno

@@ -1,4 +1,4 @@
-"""What is left to do behind a COMMIT, and after a crash or a failure (DESIGN 4).
+"""What is left to do behind a COMMIT, and after a crash or a failure (docs/design.md, 'The commit protocol').
 
 | killed or failed | what :meth:`Recovery.recover` does |
 |---|---|
@@ -22,6 +22,7 @@ import structlog
 
 from distilld.core.model import EXPORT_PATHS, SET_ASIDE
 from distilld.publish import receipt_files as receipts
+from distilld.publish.cards import write_cards
 from distilld.publish.exports import RENAME_ORDER, Exports
 from distilld.publish.overwrite import touched
 from distilld.publish.pins import Pins
@@ -74,6 +75,7 @@ class Recovery:
         finally:
             self._pins.let_in()
         self._report()
+        write_cards(self._root)
         if changed:
             raise ExportTamperedError(EXPORT_PATHS[changed[0]], "was changed while a batch was committed")
 
@@ -183,7 +185,9 @@ class Recovery:
         """
         self.keep_lock()
         with self._store.at_work():
-            return self._recover()
+            recovered = self._recover()
+        write_cards(self._root)
+        return recovered
 
     def _recover(self) -> bool:
         self._exports.forget()

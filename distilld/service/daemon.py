@@ -233,9 +233,11 @@ class Daemon:
         self._notifier.alive()
         now = self._clock()
         if now >= self._checkpoint_at:
-            self._checkpoint_at = float("inf")
+            cut = True
             with suppress(OperatorError):
-                self._engine.store.checkpoint()
+                cut = self._engine.store.checkpoint()
+            # A reader that lasts keeps the log; it is cut soon after that reader's end, also while nothing changes.
+            self._checkpoint_at = float("inf") if cut else self._clock() + CHECKPOINT_AFTER_SECONDS
         times = (self._retry_at, self._rescan_at, self._checkpoint_at, self._again_at or float("inf"))
         seconds = max(min(TICK_SECONDS, *(each - now for each in times)), LEAST_WAIT_SECONDS)
         self._hinted = self._listener.wait(seconds) or self._hinted
@@ -304,16 +306,19 @@ class Daemon:
             # Its message may hold the value of a row.
             text, hint = f"an unexpected {type(error).__name__}", "see the log; it is tried again, and please report it"
             log.error("batch_failed", exc_info=error)
-        with suppress(DistilldError, sqlite3.Error):
+        self._failures += 1
+        with suppress(sqlite3.Error):
             self._engine.store.connection.rollback()
+        # Before anything that may take long: health is to say so with the first failure.
+        rows = self._waiting_to_leave()
+        self._bulletin.failed(text, hint, overdue=rows > 0)
+        with suppress(DistilldError, sqlite3.Error):
             # Readers should not meet half a row until the next try.
             recover(self._engine)
-        self._failures += 1
         pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 16))
         pause *= random.uniform(0.5, 1.0)
         self._retry_at = self._clock() + pause
-        rows = self._waiting_to_leave()
-        self._bulletin.failed(text, hint, overdue=rows > 0)
+        self._checkpoint_at = self._clock() + CHECKPOINT_AFTER_SECONDS
         if since := self._bulletin.overdue_since:
             age = round(self._bulletin.overdue_seconds)
             log.error("withdrawal_overdue", rows=rows, since=since, age_seconds=age)
@@ -344,15 +349,7 @@ class Daemon:
     def _reconfigure(self, settings: Settings) -> None:
         before, self.settings = self.settings, settings
         logs.configure(level=settings.log_level, fmt=settings.log_format, environ=self._environ)
-        self._engine.reconfigure(
-            settings.options(),
-            batch_rows=settings.batch_rows,
-            settle_seconds=settings.settle_seconds,
-            tripwire_rows=settings.tripwire_rows,
-            tripwire_share=settings.tripwire_share,
-            receipts_keep=settings.receipts_keep,
-            workers=settings.workers,
-        )
+        self._engine.reconfigure(settings.options(), **settings.limits()._asdict())
         self._bulletin.take(settings)
         new_watcher = self._new_watcher() if settings.debounce_ms != before.debounce_ms else None
         self._listener.take(new_watcher, rescan_seconds=settings.rescan_seconds)

@@ -21,9 +21,10 @@ from distilld.publish.exports import Exports
 from distilld.publish.new_file import Written
 from distilld.publish.receipt import ExportWrite
 from distilld.service.lock import holder, refuse_other_store
-from distilld.store.connection import Store
-from distilld.store.copy import copy_store, file_facts
+from distilld.store.connection import Store, is_kept
+from distilld.store.copy import copy_store
 from distilld.store.ledger import Ledger
+from distilld.store.read_only import file_facts
 
 _ATTEMPTS: Final = 5
 
@@ -76,14 +77,10 @@ def rehearsal(
                 settings.root,
                 store,
                 settings.options(),
-                batch_rows=settings.batch_rows,
-                settle_seconds=settings.settle_seconds,
-                tripwire_rows=settings.tripwire_rows,
-                tripwire_share=settings.tripwire_share,
+                **settings.limits()._asdict(),
                 progress=progress,
                 committer=DryCommitter(settings.root, store),
                 spool_folder=folder,
-                workers=settings.workers,
             )
         finally:
             store.close()
@@ -106,7 +103,7 @@ def damaged_exports(engine: Engine) -> Iterator[str]:
 
 
 def _open_copy(settings: Settings, copy: Path) -> Store:
-    if settings.state.exists():
+    if is_kept(settings.state):
         _copy(settings, copy)
     try:
         return Store.open(copy, settings.root)

@@ -72,7 +72,7 @@ def writer(
         log.info("lock_taken", state=str(settings.state))
         with (
             # Until the next writer begins: the store may not take it.
-            _leaving_word(lambda error: tell_trouble(settings.root, str(error)), OperatorError),
+            _leaving_word(partial(_tell_of, settings.root), OperatorError),
             opened_store(settings.state, settings.root, kept=lock.kept) as store,
         ):
             _refuse_outdated(store, settings.root)
@@ -89,6 +89,10 @@ def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) ->
         if not isinstance(error, WriterBusy):
             tell(error)
         raise
+
+
+def _tell_of(root: Path, error: Exception) -> None:
+    tell_trouble(root, str(error), getattr(error, "hint", ""))
 
 
 def _keep(lock: WriterLock) -> None:
@@ -136,14 +140,9 @@ def engine_for(
         settings.root,
         store,
         settings.options(),
-        batch_rows=settings.batch_rows,
-        settle_seconds=settings.settle_seconds,
-        tripwire_rows=settings.tripwire_rows,
-        tripwire_share=settings.tripwire_share,
-        receipts_keep=settings.receipts_keep,
+        **settings.limits()._asdict(),
         progress=progress,
         pulse=pulse,
-        workers=settings.workers,
         keep_lock=keep_lock,
     )
 

@@ -1,4 +1,4 @@
-"""What the store knows of the inside of exports: segments, and what is yet to be overwritten in them (DESIGN 4)."""
+"""What the store knows of the inside of exports: segments, and what is yet to be overwritten in them (docs/design.md, 'The commit protocol')."""
 
 from __future__ import annotations
 

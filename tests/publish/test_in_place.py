@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distilld.config.settings import load
+from distilld.config.load import load
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset, Trigger
 from distilld.inspection.explain import explain
 from distilld.inspection.verify import verify

@@ -41,7 +41,7 @@ def test_status_of_a_lake_at_rest(done: Path) -> None:
     exports = {each["name"]: each for each in shown["exports"]}
     for name, path in EXPORT_PATHS.items():
         content = (done / path).read_bytes() if (done / path).exists() else b""
-        assert (exports[name]["path"], exports[name]["bytes"]) == (path, len(content))
+        assert (exports[name]["path"], exports[name]["committed_bytes"]) == (path, len(content))
         assert exports[name]["rows"] == content.count(b"\n")
     assert shown["writer"]["running"] is False
     assert shown["lag"] == {"new_files": 0, "changed_files": 0, "gone_files": 0, "unread_bytes": 0, "seconds": 0.0}
@@ -91,10 +91,16 @@ def test_status_tells_what_is_behind_and_what_waits(sample: SampleLake) -> None:
 
 
 def test_status_tells_each_problem_with_its_remedy(worked: Path) -> None:
-    """An export that was cut, one that was touched and a set-aside file are problems; other settings are a note."""
+    """Exports that were cut or edited and a set-aside file are problems, one only touched is none; settings are a note.
+
+    The story: a chmod or chgrp of an export at rest was told as an edit.
+    """
     with (worked / EXPORT_PATHS["sft"]).open("ab") as file:
         file.write(b"{}\n")
-    os.utime(worked / EXPORT_PATHS["rag"])
+    rag = (worked / EXPORT_PATHS["rag"]).read_bytes()
+    (worked / EXPORT_PATHS["rag"]).write_bytes(rag.replace(b"accepted", b"rejected", 1))
+    (worked / EXPORT_PATHS["quarantine_rag"]).chmod(0o644)
+    os.utime(worked / EXPORT_PATHS["quarantine_sft"])
     (worked / EXPORT_PATHS["preference"]).unlink()
     put(worked / "exports" / ".set-aside" / "rag-1", "x")
     ran = distilld("status", "--root", worked, "--json", cwd=worked, env={"DISTILLD_INCLUDE_PARTIAL": "true"})
@@ -141,7 +147,7 @@ def test_quarantine_counts_what_the_files_hold(done: Path) -> None:
     text = distilld(*arguments, cwd=done).out
     assert f"{expected[0]['location']['partition']}:{expected[0]['location']['line_offset']}" in text
     none = distilld("quarantine", "--root", done, "--reason", "self_pairing", cwd=done)
-    assert (none.code, none.out) == (0, "nothing is held back for this\n")
+    assert (none.code, none.out) == (0, "nothing is quarantined for this\n")
 
 
 def test_what_comes_from_data_cannot_steer_a_terminal(sample: SampleLake) -> None:

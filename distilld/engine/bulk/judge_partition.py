@@ -1,4 +1,4 @@
-"""A new partition, read once and judged in one go: what a worker process does (DESIGN 3; docs/design.md, 'Arrivals').
+"""A new partition, read once and judged in one go: what a worker process does (docs/design.md, 'Arrivals').
 
 Of a row whose run has no other row anywhere, the verdict in force is its own and nobody disputes its id, so all that
 judging it needs is in its own partition. The other rows are special: their verdict is given with the order, and they
