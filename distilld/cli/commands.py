@@ -33,6 +33,7 @@ COMMANDS: Final = MappingProxyType(
         "snapshot": "distilld.cli.snapshot",
         "changes": "distilld.cli.changes",
         "rebuild": "distilld.cli.rebuild",
+        "compact": "distilld.cli.compact",
         "prune": "distilld.cli.prune",
         "stage": "distilld.cli.stage",
         "schema": "distilld.cli.schema",

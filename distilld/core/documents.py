@@ -132,10 +132,15 @@ class ReceiptInput(_Closed):
 
 
 class ReceiptOutput(_Closed):
-    """An export that the batch wrote, as it stands behind it."""
+    """An export that the batch wrote, as it stands behind it.
+
+    ``sha256`` is that of its bytes where they come to no more than ``segment_bytes``, or where that is missing. Of a
+    longer file it is the sha256 of the sha256s of its segments, each of ``segment_bytes`` but the last.
+    """
 
     path: str
     sha256: str
+    segment_bytes: int | None = None
     bytes: int
     rows: int
     appended: int

@@ -109,6 +109,7 @@ class Trigger(Word):
     RELOAD = "reload"
     RECOVERY = "recovery"
     PRUNE = "prune"
+    COMPACT = "compact"
 
 
 class Cause(Word):
@@ -237,6 +238,10 @@ EXPORT_PATHS: Final[dict[str, str]] = {
 """The nine files that distilld writes, by name; paths are below the root."""
 
 
+SEGMENT_BYTES: Final = 1 << 19
+"""The bytes of an export that have a digest of their own."""
+WHOLE_FILE: Final = 1 << 62
+"""Larger than any export: its one segment is the file, as version 0.1 recorded it."""
 CARD: Final = "README.md"
 """The dataset card's name in each export folder."""
 CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld leaves the file alone -->"
@@ -245,11 +250,18 @@ CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What an export is to be: its length in bytes, its rows, its sha256 in hex."""
+    """What an export is to be: its length in bytes, its rows, its digest in hex.
+
+    The digest of a file of one segment is the sha256 of its bytes. That of a longer one is the sha256 of the sha256s
+    of its segments, one behind the other, each of ``segment_bytes`` but the last. ``spaces`` are the bytes of white
+    space where withdrawn rows stood.
+    """
 
     size: int
     rows: int
     sha256: str
+    segment_bytes: int = SEGMENT_BYTES
+    spaces: int = 0
 
 
 class DistilldError(Exception):

@@ -52,13 +52,15 @@ from distilld.lake.apart import refuse_overlaps
 from distilld.lake.scan import Oddity, Scan, SourceFiles
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch, Committer
-from distilld.publish.exports import Exports, ExportTamperedError
+from distilld.publish.exports import Exports
+from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.restore import Restorer
 from distilld.store.connection import Store
 from distilld.store.frozen import EVIDENCE_PRUNED, Frozen, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
+from distilld.store.segments import Segments
 from distilld.store.work import Work, WorkRow
 
 BATCH_BYTES: Final = 32 << 20
@@ -167,7 +169,7 @@ class Engine:
         self.progress = progress
         self.pulse = pulse
         self.git: GitState = git_state(root)
-        self.exports = Exports(root, pulse)
+        self.exports = Exports(root, pulse, segments=Segments(store))
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
@@ -260,7 +262,7 @@ class Engine:
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
             self.judged_with.settle(self.options)
-            if trigger is Trigger.REBUILD:
+            if trigger in (Trigger.REBUILD, Trigger.COMPACT):
                 self._put_in_order(trigger, result)
         return result
 

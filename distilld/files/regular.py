@@ -84,13 +84,18 @@ def read_regular(path: Path, *, follow_link: bool = False) -> bytes:
 
 
 def committed_lines(path: Path, length: int) -> Iterator[bytes]:
-    """The lines of an export up to its committed length, for who reads beside a writer.
+    """The lines of an export up to its committed length, without white space, for who reads beside a writer.
 
     Raises:
         OSError: As :func:`open_regular`.
     """
     with open_regular(path) as file:
-        yield from lines_up_to(file, length)
+        yield from map(without_space, lines_up_to(file, length))
+
+
+def without_space(line: bytes) -> bytes:
+    """A line of an export without the spaces that stand where withdrawn rows stood before it."""
+    return line.lstrip(b" ") if line.startswith(b" ") else line
 
 
 def lines_up_to(file: BinaryIO, length: int) -> Iterator[bytes]:

@@ -26,10 +26,10 @@ from distilld.core.model import (
     UsageError,
 )
 from distilld.files.regular import open_regular, read_regular
+from distilld.files.segments import hash_of
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
 from distilld.lake.scan import TREES, ListingError, tree_path
-from distilld.publish.exports import sha_of
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
@@ -37,6 +37,7 @@ from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
+from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
 from distilld.tables import counted
 
@@ -264,7 +265,8 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         found.problems.append(another)
     if found.writer.running:
         return  # what is under way is no fault
-    if ledger.intents() or ledger.unwritten_receipts() or any(each.pending_temp for each in records.values()):
+    unfinished = ledger.intents() or ledger.unwritten_receipts() or Segments(store).due()
+    if unfinished or any(each.pending_temp for each in records.values()):
         text = "a batch was cut off and is neither completed nor undone"
         found.problems.append(Problem("recovery_pending", text, _RUN))
     else:
@@ -335,7 +337,8 @@ def _fault_of_content(path: Path, committed: Committed) -> str:
     """What is wrong with the bytes of an export that was touched; empty where they are the committed ones."""
     try:
         with open_regular(path) as file:
-            same = sha_of(file.fileno(), committed.size).hexdigest() == committed.sha256
+            found = hash_of(file.fileno(), committed.size, committed.segment_bytes)
+            same = found.hexdigest() == committed.sha256
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return "" if same else "has other bytes than its last commit"

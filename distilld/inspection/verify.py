@@ -27,6 +27,7 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.files.regular import read_regular
+from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
@@ -38,6 +39,7 @@ from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.run_queries import FrozenCount, Stories
+from distilld.store.segments import Segments
 from distilld.store.work import Work
 
 Lines = Callable[[], Iterator[bytes]]
@@ -102,7 +104,7 @@ def _verify(
     report.checks.append(_receipts(root, ledger))
     if anchor is not None:
         report.checks.append(_anchored(root, ledger, anchor))
-    report.checks.append(_hashes(exports, unfinished))
+    report.checks.append(_hashes(exports, unfinished, Segments(store).all_digests()))
     report.checks.append(_accounting(ledger))
     report.checks.append(_schemas(whole))
     report.checks.append(_firewall(store, options, whole, report))
@@ -186,16 +188,29 @@ def _anchored(root: Path, ledger: Ledger, anchor: str) -> Check:
     return _check("anchor", [] if anchor in known else [fault])
 
 
-def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str]) -> Check:
+def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str], segments: Mapping[str, bytes]) -> Check:
     """Every export is what its last commit left, and nothing stands behind that but what a batch is about to commit."""
     faults = []
     for name, export in exports.items():
         if not export.intact:
-            problem = export.problem or "is not what the last commit left"
+            problem = export.problem or _where_it_differs(export, segments.get(name, b""))
             faults.append(f"{EXPORT_PATHS[name]}: {problem}")
         elif export.behind and name not in unfinished:
             faults.append(f"{EXPORT_PATHS[name]}: {export.behind} bytes stand behind its committed length")
     return _check("hashes of exports", faults)
+
+
+def _where_it_differs(export: CommittedExport, known: bytes) -> str:
+    """What is wrong with the bytes of an export, by the segments that the store knows."""
+    committed, problem = export.committed, "is not what the last commit left"
+    if export.file is None:
+        return problem
+    found = hash_of(export.file.fileno(), committed.size, committed.segment_bytes).digests()
+    pieces = [(found[at : at + SHA_BYTES], known[at : at + SHA_BYTES]) for at in range(0, len(known), SHA_BYTES)]
+    others = [number * committed.segment_bytes for number, (is_, was) in enumerate(pieces) if is_ != was]
+    if len(found) != len(known) or not others:
+        return problem
+    return f"{problem} in the {committed.segment_bytes} bytes from {', '.join(map(str, others[:SHOWN]))} on"
 
 
 def _accounting(ledger: Ledger) -> Check:

@@ -1,54 +1,32 @@
 """One batch made durable: intent, exports, one transaction, finish. See docs/design.md, 'The commit protocol'.
 
-| killed or failed | what :meth:`Committer.recover` does |
-|---|---|
-| before the intent | nothing |
-| before COMMIT | cuts appended files back, removes temporary files, drops the intents |
-| after COMMIT | puts temporary files in place, what somebody else put there aside; writes receipts |
-
-Recovery decides from the store alone, may itself be killed, and is what a running process does after any failure.
+A file that loses rows is overwritten in place where that is quick and nobody has its batch pinned; else it is written
+anew beside the old one, which is also how a row is replaced: no reader sees two rows of one id.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import orjson
-import structlog
 
 from distilld.core.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
 from distilld.core.line_facts import CATEGORY_CODES
-from distilld.core.model import EXPORT_PATHS, SET_ASIDE, Category, Committed, Dataset, Options, ProgramError
+from distilld.core.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
-from distilld.publish.cards import write_cards
-from distilld.publish.exports import (
-    RENAME_ORDER,
-    Drop,
-    Exports,
-    ExportTamperedError,
-    ExportWriteError,
-    Written,
-    drop_digests,
-    drop_ids,
-)
+from distilld.publish.exports import drop_digests, drop_ids
+from distilld.publish.new_file import Written
+from distilld.publish.overwrite import Overwriting
+from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of
-from distilld.publish.set_aside import copy_aside, move_aside
-from distilld.store.connection import Store
+from distilld.publish.recovery import FIRST, Recovery
 from distilld.store.ledger import ExportRecord, Intent, Ledger, Totals
-
-FIRST: Final = ".first"
-"""Marks the temporary file of an export without rows: a file that has some is not to be replaced by it unseen."""
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +41,11 @@ class CommittedBatch:
     """The head of the receipts' chain."""
 
 
-class Committer:
+class Committer(Recovery):
     """Owns the order of durable writes for one lake."""
 
     writes: ClassVar[bool] = True
     """Whether anything below the root is written at all."""
-
-    def __init__(
-        self,
-        root: Path,
-        store: Store,
-        exports: Exports,
-        *,
-        clock: Callable[[], int] = time.time_ns,
-        receipts_keep: int = 0,
-        keep_lock: Callable[[], None] = lambda: None,
-    ) -> None:
-        """``keep_lock`` is called before anything is written, and raises where this is not the lake's one writer."""
-        self._root = root
-        self._store = store
-        self._ledger = Ledger(store)
-        self._exports = exports
-        self._clock = clock
-        self.receipts_keep = receipts_keep
-        self.keep_lock = keep_lock
 
     def next_identity(self, after: BatchIdentity | None = None) -> BatchIdentity:
         """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back.
@@ -123,32 +82,54 @@ class Committer:
             ProgramError: The accounting does not hold; nothing is committed.
         """
         self.keep_lock()
-        records = self._ledger.exports()
-        published = [_published(each, identity, self._ledger) for each in decisions.withdrawals]
-        writes = _writes_of(identity, decisions, published, records)
-        intents = [
-            Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp) for write in writes
-        ]
-        for write in writes:
-            if write.temp is None and self.writes:
-                with self._left_as_found(write.name):
-                    self._exports.check(write.name, records[write.name].committed)
-        if intents:
+        with self._pins.let_in_at_failure():
+            records = self._ledger.exports()
+            published = [_published(each, identity, self._ledger) for each in decisions.withdrawals]
+            writes = self._in_place(_writes_of(identity, decisions, published, records), records)
+            intents = [
+                Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp)
+                for write in writes
+                if write.temp is not None or write.rows
+            ]
+            for write in writes:
+                if write.temp is None and self.writes:
+                    with self._left_as_found(write.name):
+                        self._exports.check(write.name, records[write.name].committed)
+            if intents:
+                with self._store.transaction():
+                    self._ledger.intend(intents)
+            written = {write.name: self._write(write, records[write.name].committed) for write in writes}
             with self._store.transaction():
-                self._ledger.intend(intents)
-        written = {write.name: self._write(write, records[write.name].committed) for write in writes}
-        with self._store.transaction():
-            also()
-            receipt = self._transact(identity, decisions, published, context, records, writes, written)
-        return CommittedBatch(
-            identity,
-            receipt,
-            {write.name: write.rows for write in writes},
-            {name: result.dropped for name, result in written.items()},
-            self._ledger.last_receipt_sha256(),
-        )
+                also()
+                receipt = self._transact(identity, decisions, published, context, records, writes, written)
+            return CommittedBatch(
+                identity,
+                receipt,
+                {write.name: write.rows for write in writes},
+                {name: result.dropped for name, result in written.items()},
+                self._ledger.last_receipt_sha256(),
+            )
+
+    def _in_place(self, writes: list[ExportWrite], records: dict[str, ExportRecord]) -> list[ExportWrite]:
+        """The same writes, where rows leave in place if they can."""
+        if not self.writes or not any(write.drops for write in writes):
+            return writes
+        if not self._pins.keep_out():
+            return writes
+        done = []
+        for write in writes:
+            planned = None
+            if write.drops and not write.replaces():
+                known = records[write.name].committed
+                with self._left_as_found(write.name):
+                    planned = self._exports.plan(write.name, known, write.leaving, grows=write.rows > 0)
+            done.append(write if planned is None else replace(write, temp=None, drop=None, planned=planned))
+        return done
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
+        if write.planned is not None:
+            with self._left_as_found(write.name):
+                return self._exports.planned(write.name, known, write.planned, write.blocks if write.rows else None)
         if write.temp is None:
             with self._left_as_found(write.name):
                 return self._exports.append(write.name, known, write.blocks)
@@ -184,12 +165,11 @@ class Committer:
     ) -> dict[str, Any]:
         ledger = self._ledger
         ledger.apply(decisions)
-        committed: dict[str, Committed] = {}
         for write in writes:
             result, before = written[write.name], records[write.name].committed
-            now = Committed(result.size, before.rows - result.dropped + write.rows, result.sha256)
-            committed[write.name] = now
+            now = result.committed(before.rows - result.dropped + write.rows)
             ledger.set_export(write.name, now, result.facts, write.temp)
+            self._note_segments(write.name, write.temp, write.planned, result)
         ended_ns = max(self._clock(), identity.started_ns)
         ledger.add_batch(
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at, decisions,
@@ -214,6 +194,13 @@ class Committer:
             ledger.note_replaced([])
         ledger.drop_intents()
         return dict(orjson.loads(content))
+
+    def _note_segments(self, name: str, temp: str | None, planned: Overwriting | None, written: Written) -> None:
+        if temp is not None:
+            self._segments.begin_anew(name)
+        if planned is not None:
+            self._segments.overwrite(name, planned.segments, planned.spans, planned.size, written.segment_bytes)
+        self._segments.append(name, written.segments)
 
     def _checks(
         self, decisions: Decisions, context: BatchContext, totals: Totals, exports: dict[str, ExportRecord]
@@ -268,146 +255,11 @@ class Committer:
         with self._store.transaction():
             also()
             for file, intent, result in zip(files, intents, written, strict=True):
-                committed = Committed(result.size, file.rows(), result.sha256)
-                self._ledger.set_export(file.name, committed, result.facts, intent.temp)
+                self._ledger.set_export(file.name, result.committed(file.rows()), result.facts, intent.temp)
+                self._note_segments(file.name, intent.temp, None, result)
             self._ledger.note_replaced([file.name for file in files])
             self._ledger.drop_intents()
         self.finish()
-
-    # after COMMIT, and after a crash
-
-    def finish(self) -> None:
-        """Put the temporary files of the committed batch in place, and write its receipt.
-
-        Raises:
-            OperatorError: The system refused; the batch stands, and :meth:`recover` does what is left.
-        """
-        self._install()
-        self._report()
-        write_cards(self._root)
-
-    def _install(self) -> None:
-        """Put what was committed in place: files that lose rows before all others."""
-        records = self._ledger.exports()
-        for name in RENAME_ORDER:
-            record = records[name]
-            if record.pending_temp is None:
-                continue
-            tampered = self._make_room(name, record.pending_temp)
-            facts = self._exports.install(name, record.pending_temp, record.committed)
-            if facts is None:
-                self.set_aside(name, self._clock(), temp=record.pending_temp)
-            with self._store.transaction():
-                self._ledger.set_installed(name, facts)
-                if tampered:
-                    self._ledger.count_tampering(self._clock())
-
-    def _make_room(self, name: str, temp: str) -> bool:
-        """Set aside what somebody put where a finished file is to go; returns whether there was anything."""
-        error = self._exports.in_the_way(name, temp, is_first=temp.endswith(f"{FIRST}.tmp"))
-        if error is None:
-            return False
-        log.error("export_tampered", path=error.path, problem=error.problem)
-        self.set_aside(name, self._clock())
-        return True
-
-    def set_aside(self, name: str, now_ns: int, *, temp: str | None = None) -> Path | None:
-        """Move what stands in an export's place, or copy it where readers may have it open; None where it is gone.
-
-        With ``temp`` it is the export's temporary file that is moved.
-
-        Raises:
-            ExportWriteError: The system refused.
-        """
-        path = self._root / EXPORT_PATHS[name]
-        path = path.with_name(temp) if temp else path
-        try:
-            regular = stat.S_ISREG(os.lstat(path).st_mode)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ExportWriteError(EXPORT_PATHS[name], error) from error
-        put_aside = copy_aside if regular and not temp else move_aside
-        try:
-            kept = put_aside(path, self._root / SET_ASIDE, name, iso_time(now_ns).replace(":", ""))
-        except OSError as error:
-            raise ExportWriteError(SET_ASIDE, error) from error
-        shown = f"{SET_ASIDE}/{kept.name}" if kept is not None else None
-        log.warning("export_set_aside", path=str(path.relative_to(self._root)), copy=shown)
-        return kept if regular else None
-
-    def _report(self, *, cut_off: bool = False) -> None:
-        """Write the receipts of what was committed, and remove those that are kept no longer."""
-        for sequence, batch_id, text in self._ledger.unwritten_receipts():
-            receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
-            with self._store.transaction():
-                self._ledger.mark_written(sequence)
-            if cut_off:
-                log.info("receipt_repaired", batch_id=batch_id, path=receipts.receipt_path(batch_id))
-            else:
-                log.debug("receipt_written", batch_id=batch_id, path=receipts.receipt_path(batch_id))
-        self._retire_receipts()
-
-    def _retire_receipts(self) -> None:
-        old = self._ledger.receipts_beyond(self.receipts_keep)
-        if old:
-            # The files first: the store is what knows that they are to go.
-            receipts.remove_receipts(self._root, [batch_id for _, batch_id, _ in old])
-            with self._store.transaction():
-                self._ledger.drop_receipts(old)
-
-    def needs_recovery(self) -> bool:
-        """Whether a write was cut off, or a finish is not done."""
-        return bool(
-            self._ledger.intents()
-            or self._ledger.unwritten_receipts()
-            or self._ledger.receipts_beyond(self.receipts_keep)
-            or any(record.pending_temp for record in self._ledger.exports().values())
-        )
-
-    def recover(self) -> bool:
-        """Complete or undo what a crash or a failure left; returns whether there was anything.
-
-        Raises:
-            OperatorError: The cause of the failure is still there; what is done is done, and it may be tried again.
-        """
-        self.keep_lock()
-        with self._store.at_work():
-            recovered = self._recover()
-        write_cards(self._root)
-        return recovered
-
-    def _recover(self) -> bool:
-        self._exports.forget()
-        if not self.needs_recovery():
-            return False
-        intents = self._ledger.intents()
-        if intents:
-            self._settle_doubt()
-        # The exports first: whatever is wrong with the reports, no row stands in them that was not committed.
-        self._install()
-        records = self._ledger.exports()
-        for intent in intents:
-            if intent.temp is None:
-                self._exports.cut_back(intent.name, records[intent.name].committed)
-            else:
-                self._exports.discard(intent.name, intent.temp)
-        with self._store.transaction():
-            for intent in intents:
-                # The file itself may be why it was not written, whatever stat says; the next look goes by its content.
-                self._ledger.set_installed(intent.name, None)
-            self._ledger.drop_intents()
-        self._report(cut_off=True)
-        return True
-
-    def _settle_doubt(self) -> None:
-        """Make certain that a batch whose COMMIT failed is undone, before any export is cut back.
-
-        A COMMIT that reports an I/O error is taken back for this process, but its pages may stand in the write-ahead
-        log, and whoever opens the store after a kill would find it committed. The next commit writes over them.
-        """
-        with self._store.transaction():
-            self._store.remember("batch_undone_at", iso_time(self._clock()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,23 +289,20 @@ def _writes_of(
 
 def _as_first(write: ExportWrite, identity: BatchIdentity) -> ExportWrite:
     """A write to an export without rows, made beside it: what another program puts there is never taken for ours."""
-    return replace(write, temp=_temp_name(write.name, identity.batch_id + FIRST), drop=drop_ids({}))
+    return replace(write, temp=_temp_name(write.name, identity.batch_id + FIRST), drop=drop_ids(frozenset()))
 
 
 def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetChanges) -> list[ExportWrite]:
     writes = []
-    for name, spool, drops, drop in (
-        (dataset.value, change.shipped, len(change.removed_keys), _drop_keys(dataset, change)),
-        (
-            f"quarantine_{dataset}",
-            change.held,
-            change.removed_held.total(),
-            drop_digests(change.removed_held, digest_of),
-        ),
+    ids = {id_of(dataset, key).encode() for key in change.removed_keys}
+    for name, spool, leaving, drop in (
+        (dataset.value, change.shipped, Counter(change.removed_keys.values()), drop_ids(ids)),
+        (f"quarantine_{dataset}", change.held, change.removed_held, drop_digests(change.removed_held, digest_of)),
     ):
-        if drops:
+        if drops := leaving.total():
             temp = _temp_name(name, identity.batch_id)
-            writes.append(ExportWrite(name, spool.blocks(), spool.rows, temp, drop, drops))
+            is_old = drop if name == dataset else None
+            writes.append(ExportWrite(name, spool.blocks(), spool.rows, temp, drop, drops, leaving, spool, is_old))
         elif spool.rows:
             writes.append(ExportWrite(name, spool.blocks(), spool.rows, None, None, 0))
     return writes
@@ -461,10 +310,6 @@ def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetCh
 
 def _temp_name(name: str, batch_id: str) -> str:
     return f".{EXPORT_PATHS[name].rsplit('/', 1)[1]}.{batch_id}.tmp"
-
-
-def _drop_keys(dataset: Dataset, change: DatasetChanges) -> Drop:
-    return drop_ids({id_of(dataset, key).encode(): line for key, line in change.removed_keys.items()})
 
 
 def _published(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) -> PublishedWithdrawal:

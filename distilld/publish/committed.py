@@ -7,7 +7,6 @@ stand white space, where a withdrawn one stood (SPEC 3.8); it is no part of the 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,9 +19,12 @@ from typing import BinaryIO, Final, TypeVar
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError
 from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
+from distilld.files.segments import SegmentHash
+from distilld.publish.pins import pinned
 from distilld.store.connection import Store
 from distilld.store.ledger import BatchRecord, ExportRecord, Ledger
 from distilld.store.queries import reading
+from distilld.store.segments import Segments
 
 ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
@@ -58,6 +60,8 @@ class Writing:
     versions: Mapping[str, tuple[int, Committed]]
     appending: frozenset[str]
     """The exports that an append which no transaction has committed may have made longer."""
+    overwriting: bool
+    """Whether rows that a batch withdrew are yet to be overwritten."""
 
     @classmethod
     def of(cls, store: Store) -> Writing:
@@ -69,15 +73,20 @@ class Writing:
             store.recall("batch_undone_at"),
             {name: (record.generation, record.committed) for name, record in records.items()},
             frozenset(intent.name for intent in ledger.intents() if intent.temp is None),
+            bool(Segments(store).due()),
         )
 
     def moved_on(self, before: Writing) -> bool:
-        """Whether an export may have been committed or cut back since ``before``."""
-        return (self.batch, self.undone_at, self.versions) != (before.batch, before.undone_at, before.versions)
+        """Whether an export may have been committed or cut back since ``before``, or is in the making."""
+        return self.overwriting or (self.batch, self.undone_at, self.versions) != (
+            before.batch,
+            before.undone_at,
+            before.versions,
+        )
 
 
 class CommittedExport:
-    """An export as of one batch. It is held open: a rewrite puts another file in its place, an append goes behind.
+    """An export as of one batch. It is held open, and pinned: a rewrite puts another file in its place.
 
     ``problem`` is why it cannot be read, if so; then it has no lines.
     """
@@ -107,7 +116,7 @@ class CommittedExport:
             raise BatchMovedError
         if self.file is None:
             return
-        sha, left, offset = hashlib.sha256(), self.committed.size, 0
+        sha, left, offset = SegmentHash(self.committed.segment_bytes), self.committed.size, 0
         while left:
             try:
                 # Where the file stands is nobody's: several may be in the middle of it.
@@ -213,7 +222,7 @@ def at_one_batch(
         OperatorError: There is no store, or something cannot be read.
     """
     for attempt in range(ATTEMPTS):
-        with reading(state, root) as store, ExitStack() as opened:
+        with pinned(root), reading(state, root) as store, ExitStack() as opened:
             batch = CommittedBatch(root, store, names)
             for export in batch.exports.values():
                 opened.callback(export.close)

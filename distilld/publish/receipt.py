@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from distilld.core.decisions import Decisions
+from distilld.core.decisions import Decisions, Lines
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Trigger
 from distilld.files.git import GitState
 from distilld.lake.scan import tree_path
-from distilld.publish.exports import Drop, Written
+from distilld.publish.exports import Drop
+from distilld.publish.new_file import Written
+from distilld.publish.overwrite import Overwriting
+from distilld.publish.reading import lines_of
 from distilld.store.ledger import ExportRecord, InputNote, Totals
 
 MS: Final = 1_000_000
@@ -58,7 +62,11 @@ def batch_id_of(recorded_at: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExportWrite:
-    """What one export gains and loses."""
+    """What one export gains and loses; ``temp`` is the file that it is written anew into, if it is.
+
+    ``leaving`` are the digests of the lines that it loses. ``is_old`` tells of a line that is to come whether it takes
+    the place of one of them, under the same id.
+    """
 
     name: str
     blocks: Iterable[bytes]
@@ -66,6 +74,16 @@ class ExportWrite:
     temp: str | None
     drop: Drop | None
     drops: int
+    leaving: Counter[bytes] = field(default_factory=Counter)
+    coming: Lines | None = None
+    is_old: Drop | None = None
+    planned: Overwriting | None = None
+
+    def replaces(self) -> bool:
+        """Whether a row comes under the id of one that leaves."""
+        if self.is_old is None or self.coming is None:
+            return False
+        return any(map(self.is_old, lines_of(self.coming.blocks())))
 
 
 def receipt_of(
@@ -179,12 +197,13 @@ def _outputs(
             {
                 "path": EXPORT_PATHS[name],
                 "sha256": exports[name].committed.sha256,
+                "segment_bytes": exports[name].committed.segment_bytes,
                 "bytes": exports[name].committed.size,
                 "rows": exports[name].committed.rows,
                 "appended": write.rows if write else 0,
                 "withdrawn": written[name].dropped if write else 0,
                 "adopted": adopted,
-                "rewritten": name in replaced or (write is not None and write.drops > 0),
+                "rewritten": name in replaced or (write is not None and write.drops > 0 and write.temp is not None),
             }
         )
     return outputs

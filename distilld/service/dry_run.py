@@ -17,7 +17,8 @@ from distilld.config.settings import Settings
 from distilld.core.model import Committed, DistilldError, OperatorError, StatFacts, UsageError
 from distilld.engine.engine import Engine, Progress
 from distilld.publish.commit import Committer
-from distilld.publish.exports import Exports, Written
+from distilld.publish.exports import Exports
+from distilld.publish.new_file import Written
 from distilld.publish.receipt import ExportWrite
 from distilld.service.lock import holder, refuse_other_store
 from distilld.store.connection import Store, is_kept

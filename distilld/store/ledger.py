@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from distilld.core.line_facts import REASONS, SHIPPED
-from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, InputKind, StatFacts
+from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, WHOLE_FILE, Committed, Dataset, InputKind, StatFacts
 from distilld.store.connection import Store
 from distilld.store.schema import last_verdict
 
@@ -257,11 +257,12 @@ class Ledger:
         """All nine, those that have no file yet included."""
         records = {name: ExportRecord(name, Committed(0, 0, _EMPTY), 0, None, None, None) for name in EXPORT_PATHS}
         for row in self._run(
-            "SELECT name, size_bytes, rows, sha256, generation, device, inode, mtime_ns, ctime_ns, looked_ns, pending_temp"
-            " FROM export_files"
+            "SELECT name, size_bytes, rows, sha256, generation, device, inode, mtime_ns, ctime_ns, looked_ns, pending_temp,"
+            " segment_bytes, space_bytes FROM export_files"
         ):
             facts = StatFacts(row[5], row[6], row[1], row[7], row[8], row[9]) if row[7] is not None else None
-            records[row[0]] = ExportRecord(row[0], Committed(row[1], row[2], row[3]), row[4], row[6], facts, row[10])
+            committed = Committed(row[1], row[2], row[3], row[11] or WHOLE_FILE, row[12])
+            records[row[0]] = ExportRecord(row[0], committed, row[4], row[6], facts, row[10])
         return records
 
     def intend(self, intents: list[Intent]) -> None:
@@ -283,11 +284,12 @@ class Ledger:
     def set_export(self, name: str, committed: Committed, facts: StatFacts, temp: str | None) -> None:
         """Record what an export is from now on."""
         self._run(
-            "INSERT INTO export_files VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (name) DO UPDATE SET"
-            " generation = generation + (?11 IS NOT NULL), size_bytes = ?3, rows = ?4, sha256 = ?5, device = ?6, inode = ?7,"
-            " mtime_ns = ?8, ctime_ns = ?9, looked_ns = ?10, pending_temp = ?11",
+            "INSERT INTO export_files VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+            " ON CONFLICT (name) DO UPDATE SET generation = generation + (?11 IS NOT NULL), size_bytes = ?3, rows = ?4,"
+            " sha256 = ?5, device = ?6, inode = ?7, mtime_ns = ?8, ctime_ns = ?9, looked_ns = ?10, pending_temp = ?11,"
+            " segment_bytes = ?12, space_bytes = ?13",
             (name, EXPORT_PATHS[name], committed.size, committed.rows, committed.sha256, facts.device, facts.inode,
-             facts.mtime_ns, facts.ctime_ns, facts.looked_ns, temp),
+             facts.mtime_ns, facts.ctime_ns, facts.looked_ns, temp, committed.segment_bytes, committed.spaces),
         )  # fmt: skip
 
     def set_installed(self, name: str, facts: StatFacts | None) -> None:

@@ -154,7 +154,7 @@ class Views:
     def waiting_to_leave(self) -> int:
         """Rows that stand in a dataset although a verdict may now forbid them, or their scored row is gone.
 
-        A pair whose task waits counts as well. What is still to be judged may turn out to stay.
+        A pair whose task waits counts as well, and so do rows that are yet to be overwritten. What is still to be judged may turn out to stay.
         """
         return int(
             self._run(
@@ -162,6 +162,7 @@ class Views:
                 f" AND (s.rag = {SHIPPED} OR s.sft = {SHIPPED}))"
                 " + (SELECT count(*) FROM rejudge_tasks q CROSS JOIN pairs p USING (task_id) WHERE q.forced = 1"
                 f" AND p.outcome = {SHIPPED}) + (SELECT count(*) FROM departures WHERE outcome = {SHIPPED})"
+                " + (SELECT count(*) FROM overwrites WHERE name IN ('rag', 'sft', 'preference'))"
             ).fetchone()[0]
         )
 

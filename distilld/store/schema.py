@@ -382,10 +382,26 @@ def m002_indexes_of_exceptions(db: Database) -> None:
     )
 
 
+def m003_segments(db: Database) -> None:
+    """An export has a digest for each segment, and a withdrawn row is overwritten in its place after COMMIT.
+
+    A file that no segment is known of has the sha256 of all its bytes; the next start reads it once.
+    """
+    _run_script(
+        db,
+        "ALTER TABLE export_files ADD COLUMN segment_bytes INTEGER;\n"
+        "ALTER TABLE export_files ADD COLUMN space_bytes INTEGER NOT NULL DEFAULT 0;\n"
+        "CREATE TABLE export_segments (name TEXT NOT NULL, segment INTEGER NOT NULL, sha256 BLOB NOT NULL,"
+        " space_bytes INTEGER NOT NULL, line_marks BLOB NOT NULL, PRIMARY KEY (name, segment)) STRICT, WITHOUT ROWID;\n"
+        "CREATE TABLE overwrites (name TEXT NOT NULL, start_byte INTEGER NOT NULL, length_bytes INTEGER NOT NULL,"
+        " PRIMARY KEY (name, start_byte)) STRICT, WITHOUT ROWID;\n",
+    )
+
+
 _STATES: Final = ("live", "frozen", "departing")
 
 
-MIGRATIONS: Final = (m001_first_version, m002_indexes_of_exceptions)
+MIGRATIONS: Final = (m001_first_version, m002_indexes_of_exceptions, m003_segments)
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 
 

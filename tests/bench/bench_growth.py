@@ -6,8 +6,6 @@ Three sizes each, the others held still. What grows in proportion shows as a lev
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Final
 
 from distilld.core.model import DATASET_PATHS
 from tests.bench.bench_first_pass import full_pass
-from tests.bench.bench_withdraw import RESCORE
+from tests.bench.bench_withdraw import reject
 from tests.bench.machine import describe_machine
 from tests.support.lake_by_formula import write_bench_lake
 
@@ -40,9 +38,8 @@ def rescore_seconds(rows: int, runs: int) -> tuple[float, int, int]:
         write_bench_lake(root, rows=rows, partitions=max(1, rows // 370))
         full_pass(root, 0)
         size = sum((root / path).stat().st_size for path in DATASET_PATHS.values())
-        command = [sys.executable, "-c", RESCORE, str(root), str(runs)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        return float(told[0]), int(told[1]), size
+        seconds, _, gone = reject(root, 0, runs)["many"]
+        return seconds, gone, size
 
 
 def main() -> None:

@@ -1,99 +1,113 @@
-"""Re-scoring 100 runs as rejected: they leave three exports, which are each streamed once.
+"""Runs that are rejected one at a time, and a hundred at once, with exports of three sizes.
 
-The measure is reading, hashing, writing and fsyncing these three files once in blocks of 1 MiB. Memory is the peak of
-the process: an export of any size streams.
+Time is that of a pass of a running process, from the rejection in its partition until the row is out of all datasets
+and the receipt stands. Bytes are all that the process wrote meanwhile: exports, store, receipt.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from distilld.core.model import DATASET_PATHS
-from tests.bench.machine import describe_machine, spread
+from tests.bench.machine import describe_machine
 from tests.support.lake_by_formula import write_bench_lake
 
-ROWS = 50_000
-PARTITIONS = 135
-RESCORED = 100
-TURNS = 5
+SIZES: Final = (10_000, 35_000, 700_000)
+"""Rows of 1.5 KB: exports of 30 MB, 100 MB and 2 GB."""
+PARTITIONS: Final = 95
+"""The same for all sizes: each pass looks at every one of them."""
+TURNS: Final = 20
+AT_ONCE: Final = 100
 
-RESCORE: Final = """
+REJECT: Final = """
 import json, resource, sys, time
 from pathlib import Path
-from typing import Final
 from distilld import logs
 from distilld.engine.engine import Engine
 from distilld.core.model import Options, Trigger
 from distilld.store.connection import Store
 logs.configure(level="error", fmt="json")
-root, count = Path(sys.argv[1]), int(sys.argv[2])
+root, turns, at_once = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 store = Store.open(root / "state/distilld.db", root)
 engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
+start = time.perf_counter()
 engine.run_pass(Trigger.ONCE)
+first = time.perf_counter() - start
+engine.run_pass(Trigger.RESCAN)
+rows = store.connection.execute("SELECT count(*) FROM scored_rows").fetchone()[0]
 runs = [run for (run,) in store.connection.execute(
-    "SELECT run_id FROM scored_rows WHERE rag = 0 AND sft = 0 ORDER BY walk LIMIT ?", (count,))]
+    "SELECT run_id FROM scored_rows WHERE rag = 0 AND sft = 0 ORDER BY (walk * 7919) % 10007 LIMIT ?",
+    (turns + at_once,))]
 path = root / "data/scored-runs/2099/01/01/rejections.jsonl"
 path.parent.mkdir(parents=True, exist_ok=True)
-with path.open("a") as file:
-    for run in runs:
-        provenance = {"source_file": "x", "line_offset": 0, "sig_hash": run}
-        file.write(json.dumps({"evidence_run_id": run, "evidence_task_id": "again", "category": "rejected",
-                               "reasons": [], "provenance": provenance}) + "\\n")
-start = time.perf_counter()
-result = engine.run_pass(Trigger.WATCH)
-seconds = time.perf_counter() - start
-gone = sum(batch.receipt["record_counts"]["withdrawn"] for batch in result.batches)
+
+def written():
+    return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+
+def reject(runs):
+    with path.open("a") as file:
+        for run in runs:
+            provenance = {"source_file": "x", "line_offset": 0, "sig_hash": run}
+            file.write(json.dumps({"evidence_run_id": run, "evidence_task_id": "again", "category": "rejected",
+                                   "reasons": [], "provenance": provenance}) + "\\n")
+    before, start = written(), time.perf_counter()
+    result = engine.run_pass(Trigger.WATCH)
+    seconds, size = time.perf_counter() - start, written() - before
+    gone = sum(batch.receipt["record_counts"]["withdrawn"] for batch in result.batches)
+    assert gone >= len(runs), gone
+    return seconds, size, gone
+
+one = [reject([run]) for run in runs[:turns]]
+many = reject(runs[turns:])
 store.close()
-print(seconds, gone, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+store_bytes = (root / "state/distilld.db").stat().st_size / rows
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"first": first, "one": one, "many": many, "store": store_bytes, "peak": peak}))
 """
 
 
-def copy_seconds(root: Path) -> float:
-    """Read, hash, write and fsync the three datasets once."""
-    start = time.perf_counter()
-    for path in DATASET_PATHS.values():
-        with open(root / path, "rb", buffering=0) as old, open(root / "copy.tmp", "wb", buffering=0) as new:
-            sha = hashlib.sha256()
-            while block := old.read(1 << 20):
-                sha.update(block)
-                new.write(block)
-            os.fsync(new.fileno())
-    seconds = time.perf_counter() - start
-    (root / "copy.tmp").unlink()
-    return seconds
+def reject(root: Path, one_by_one: int, at_once: int) -> dict[str, Any]:
+    """Reject runs of a lake in a process of its own; each time gives seconds, bytes written and rows that left."""
+    words = [sys.executable, "-c", REJECT, str(root), str(one_by_one), str(at_once)]
+    found: dict[str, Any] = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return found
+
+
+def measure(rows: int) -> dict[str, Any]:
+    """What one size comes to."""
+    with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
+        root = Path(name)
+        write_bench_lake(root, rows=rows, partitions=PARTITIONS)
+        found = reject(root, TURNS, AT_ONCE)
+        found["exports"] = sum((root / path).stat().st_size for path in DATASET_PATHS.values())
+        return found
 
 
 def main() -> None:
-    """Print the figures."""
-    print(f"re-score of {RESCORED} runs as rejected in a lake of {ROWS} rows")
+    """Print the figures; sizes may be given as numbers of rows."""
+    sizes = tuple(map(int, sys.argv[1:])) or SIZES
+    print("one run rejected at a time, in a process that runs on")
     print(describe_machine())
-    with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
-        root = Path(name)
-        write_bench_lake(root, rows=ROWS, partitions=PARTITIONS)
-        copies, passes, memory, gone = [], [], [], 0
-        for turn in range(TURNS + 1):
-            words = [sys.executable, "-c", RESCORE, str(root), str(RESCORED)]
-            seconds, left, peak = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
-            if turn:  # the first one reads the whole lake
-                passes.append(float(seconds))
-                copies.append(copy_seconds(root))
-                memory.append(float(peak))
-                gone = int(left)
-        ratios = [one / other for one, other in zip(passes, copies, strict=True)]
-        print(f"  exports       {sum((root / path).stat().st_size for path in DATASET_PATHS.values()) / 1e6:.0f} MB")
-        print(f"  withdrawn     {gone} rows a turn")
-        print(f"  one copy      {spread(copies, 's')}")
-        print(f"  pass          {spread(passes, 's')}")
-        print(f"  pass / copy   {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        print(f"  peak memory   {spread(memory, 'MiB', 0)}")
+    medians = []
+    for rows in sizes:
+        found = measure(rows)
+        seconds = sorted(second for second, _, _ in found["one"])
+        medians.append(statistics.median(seconds))
+        print(f"  exports of {found['exports'] / 1e6:.0f} MB, {rows} rows")
+        print(f"    first pass      {found['first']:.1f} s, store {found['store']:.0f} bytes a row")
+        print(
+            f"    one run         median {medians[-1] * 1e3:.0f} ms, 95 % {seconds[len(seconds) * 95 // 100] * 1e3:.0f} ms"
+        )
+        print(f"    bytes written   {statistics.median(size for _, size, _ in found['one']) / 1024:.0f} KiB")
+        print(f"    {AT_ONCE} runs at once {found['many'][0]:.2f} s, {found['many'][1] / 1024:.0f} KiB")
+        print(f"    peak memory     {found['peak']:.0f} MiB")
+    print(f"  largest / middle  {medians[-1] / medians[len(medians) // 2]:.2f}")
 
 
 if __name__ == "__main__":

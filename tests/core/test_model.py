@@ -45,7 +45,7 @@ CLOSED: dict[type[StrEnum], str] = {
     Dataset: "rag sft preference",
     InputKind: "scored evidence",
     OnDelete: "keep withdraw",
-    Trigger: "startup watch rescan once rebuild reload recovery prune",
+    Trigger: "startup watch rescan once rebuild reload recovery prune compact",
     Reason: (
         "missing_provenance missing_source_run_id empty_content schema_violation unsafe_sft_category "
         "unsafe_rag_category invalid_preference_pairing hallucinated_file_path duplicate_id self_pairing "

@@ -10,7 +10,17 @@ from distilld.core.model import Trigger
 from tests.support.calls import Call, calls, one_of_each
 from tests.support.committed import Outcome, committed_and_whole, outcome, settled
 from tests.support.deaths import dies_at
-from tests.support.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, damage_the_exports, nothing
+from tests.support.histories import (
+    FIRST,
+    HISTORIES,
+    MORE_HISTORIES,
+    NINE,
+    NINE_IN_PLACE,
+    History,
+    Lake,
+    damage_the_exports,
+    nothing,
+)
 
 Prepare = Callable[[History], Lake]
 
@@ -92,9 +102,10 @@ def die_twice(lake: Lake, chosen: list[Call], expected: Outcome, *, stride: int)
     return deaths
 
 
-def test_a_kill_in_the_recovery_loses_nothing(prepare: Prepare) -> None:
+@pytest.mark.parametrize("history", [NINE, NINE_IN_PLACE], ids=History.__str__)
+def test_a_kill_in_the_recovery_loses_nothing(prepare: Prepare, history: History) -> None:
     """Killed in the middle of a batch that touches all nine files, and again in the recovery: the next one does it."""
-    lake = prepare(NINE)
+    lake = prepare(history)
     made, expected = undisturbed(lake)
     commit = [call for call in made if call.name == "sql COMMIT" and "Committer.commit" in call.place][-1]
     around = [commit, made[commit.number]]
@@ -103,7 +114,7 @@ def test_a_kill_in_the_recovery_loses_nothing(prepare: Prepare) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("history", [FIRST, NINE], ids=History.__str__)
+@pytest.mark.parametrize("history", [FIRST, NINE, NINE_IN_PLACE], ids=History.__str__)
 def test_a_kill_at_every_call_of_every_recovery_loses_nothing(prepare: Prepare, history: History) -> None:
     """Killed at every call, and again at every call of the recovery that follows: the next start makes it good."""
     lake = prepare(history)

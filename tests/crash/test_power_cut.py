@@ -11,7 +11,7 @@ from tests.crash.test_die_at_each_call import Prepare, start_comes_to, undisturb
 from tests.support.calls import Call, one_of_each
 from tests.support.committed import Outcome
 from tests.support.deaths import breaks_off_at, dies_at
-from tests.support.histories import APPEND, FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake
+from tests.support.histories import APPEND, FIRST, HISTORIES, MORE_HISTORIES, NINE, NINE_IN_PLACE, History, Lake
 
 both_kinds = pytest.mark.parametrize("names_last", [False, True], ids=["names-lost", "names-last"])
 
@@ -89,7 +89,7 @@ def cut_in_each_recovery(lake: Lake, chosen: list[Call], expected: Outcome, stas
     return cuts
 
 
-@pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
+@pytest.mark.parametrize("history", [APPEND, NINE, NINE_IN_PLACE], ids=History.__str__)
 def test_a_power_cut_in_the_recovery_loses_nothing(prepare: Prepare, stash: Path, history: History) -> None:
     """What a killed process left unsynced, recovery makes to last before it takes it for granted."""
     lake = prepare(history)
@@ -102,7 +102,7 @@ def test_a_power_cut_in_the_recovery_loses_nothing(prepare: Prepare, stash: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("history", [FIRST, NINE], ids=History.__str__)
+@pytest.mark.parametrize("history", [FIRST, NINE, NINE_IN_PLACE], ids=History.__str__)
 def test_a_power_cut_in_every_recovery_loses_nothing(prepare: Prepare, stash: Path, history: History) -> None:
     """The same after a kill at every call."""
     lake = prepare(history)

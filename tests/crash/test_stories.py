@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, Dataset, Options, Trigger
 from distilld.engine.engine import Engine, PassResult
-from distilld.publish.exports import Exports, Written
+from distilld.publish.exports import Exports
+from distilld.publish.new_file import Written
 from tests.support.builders import jsonl
 from tests.support.calls import Call, calls
 from tests.support.committed import accounted, at_rest, committed_and_whole, outcome, rows_of

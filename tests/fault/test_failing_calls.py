@@ -16,7 +16,7 @@ from distilld.engine.engine import Engine
 from distilld.publish.commit import Committer
 from tests.support.calls import Call, calls, one_of_each
 from tests.support.committed import accounted, at_rest, committed_and_whole
-from tests.support.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, nothing
+from tests.support.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, NINE_IN_PLACE, History, Lake, nothing
 
 Prepare = Callable[[History], Lake]
 Fault = Callable[[], Exception]
@@ -150,7 +150,7 @@ def sweep(lake: Lake, chosen: Iterable[tuple[Call, Fault, bool]]) -> int:
     return tried
 
 
-@pytest.mark.parametrize("history", [FIRST, NINE], ids=History.__str__)
+@pytest.mark.parametrize("history", [FIRST, NINE, NINE_IN_PLACE], ids=History.__str__)
 def test_a_fault_at_one_of_each_call_is_survived(prepare: Prepare, history: History) -> None:
     """Each kind of call at each place fails, in one of the ways it can: nothing is lost, nothing needs a restart."""
     lake = prepare(history)

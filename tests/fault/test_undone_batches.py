@@ -9,7 +9,7 @@ import pytest
 
 from distilld.core.model import EXPORT_PATHS, OperatorError, ProgramError, Trigger
 from distilld.publish.commit import Committer
-from distilld.publish.exports import ExportWriteError
+from distilld.publish.reading import ExportWriteError
 from distilld.publish.receipt_files import ReceiptWriteError
 from tests.fault.test_failing_calls import ENOSPC
 from tests.support.calls import Call, calls

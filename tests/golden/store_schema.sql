@@ -122,7 +122,9 @@ CREATE TABLE export_files (
     ctime_ns      INTEGER,
     looked_ns     INTEGER,
     pending_temp  TEXT
-) STRICT, WITHOUT ROWID;
+, segment_bytes INTEGER, space_bytes INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+
+CREATE TABLE export_segments (name TEXT NOT NULL, segment INTEGER NOT NULL, sha256 BLOB NOT NULL, space_bytes INTEGER NOT NULL, line_marks BLOB NOT NULL, PRIMARY KEY (name, segment)) STRICT, WITHOUT ROWID;
 
 CREATE TABLE files (
     partition_id     INTEGER NOT NULL REFERENCES partitions,
@@ -187,6 +189,8 @@ CREATE TABLE missing_lines (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE outcomes (code INTEGER PRIMARY KEY, outcome TEXT NOT NULL) STRICT;
+
+CREATE TABLE overwrites (name TEXT NOT NULL, start_byte INTEGER NOT NULL, length_bytes INTEGER NOT NULL, PRIMARY KEY (name, start_byte)) STRICT, WITHOUT ROWID;
 
 CREATE TABLE pairs (
     pair_id             INTEGER PRIMARY KEY,

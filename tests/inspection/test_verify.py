@@ -89,7 +89,8 @@ def test_finds_a_damaged_export(lake: tuple[SampleLake, Engine], name: str, dama
     assert "hashes of exports" in faulty(report)
     if damage in (edit_row, Path.unlink):
         (told,) = next(check.shown for check in report.checks if check.name == "hashes of exports")
-        assert told == f"{EXPORT_PATHS[name]}: is {'not what the last commit left' if damage is edit_row else 'gone'}"
+        where = "not what the last commit left in the 524288 bytes from 0 on"
+        assert told == f"{EXPORT_PATHS[name]}: is {where if damage is edit_row else 'gone'}"
 
 
 SFT = EXPORT_PATHS["sft"]

@@ -29,6 +29,8 @@ from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.verify import frozen_of, verify
 from distilld.lake import scan as lake
+from distilld.publish import exports as exports_module
+from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
 from distilld.store.ledger import Ledger
@@ -121,6 +123,7 @@ class Histories(RuleBasedStateMachine):
         departures=st.sampled_from((batch.DEPARTURES_PER_BATCH, 1, 2)),
         settled=maybe,
         in_one_go=maybe,
+        in_place=st.sampled_from((None, 200, 1500, 1 << 19)),
         files=st.lists(joined_rows(), max_size=4),
     )
     def start(
@@ -132,6 +135,7 @@ class Histories(RuleBasedStateMachine):
         departures: int,
         settled: bool,
         in_one_go: bool,
+        in_place: int | None,
         files: list[tuple[list[Row], list[Row]]],
     ) -> None:
         self.options = self.here(options)
@@ -144,6 +148,10 @@ class Histories(RuleBasedStateMachine):
         if in_one_go:
             self.limits.setattr(intake, "LEAST_BYTES", 0)
             self.limits.setattr(intake, "SPECIAL_SHARE", 1)
+        if in_place is not None:
+            self.limits.setattr(exports_module, "LEAST_BYTES", 0)
+            self.limits.setattr(live_files, "SEGMENT_BYTES", in_place)
+            self.limits.setattr(overwrite, "MOST_SPACE_SHARE", 0.5)
         self.restart()
         for partition, (scored, given) in enumerate(files):
             self.history.append(InputKind.SCORED, partition, scored)
@@ -188,8 +196,8 @@ class Histories(RuleBasedStateMachine):
         self.check_pass()
         self.engine.rebuild()
         exports = Exports.read(self.folder)
-        for name, content in self.before.whole.items():
-            assert sorted(exports.whole[name].splitlines()) == sorted(content.splitlines())
+        for name, content in exports.whole.items():
+            assert sorted(content.splitlines(keepends=True)) == sorted(self.before.lines(name))
         self.in_order(exports)
         self.before = exports
         self.check_pass()

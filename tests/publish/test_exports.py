@@ -15,18 +15,12 @@ from typing import Any
 import pytest
 
 from distilld.core.model import EXPORT_PATHS, Committed
+from distilld.files import segments
 from distilld.lake.lines import digest_of
-from distilld.publish import exports as module
-from distilld.publish.exports import (
-    RENAME_ORDER,
-    ExportReadError,
-    Exports,
-    ExportTamperedError,
-    ExportWriteError,
-    Written,
-    drop_digests,
-    drop_ids,
-)
+from distilld.publish import live_files
+from distilld.publish.exports import RENAME_ORDER, Exports, drop_digests, drop_ids
+from distilld.publish.new_file import Written
+from distilld.publish.reading import ExportReadError, ExportTamperedError, ExportWriteError
 
 EMPTY = Committed(0, 0, hashlib.sha256().hexdigest())
 NAME = "rag"
@@ -226,7 +220,7 @@ class TestRewrite:
         self, exports: Exports, known: Committed, path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
     ) -> None:
         """Whatever the size of a read."""
-        monkeypatch.setattr(module, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(segments, "BLOCK_BYTES", block_bytes)
         written = exports.rewrite(NAME, known, TEMP, drop_ids({b"rag-%016x" % 3: b"", b"rag-%016x" % 1: b""}), [])
         assert path.with_name(TEMP).read_bytes() == row(2)
         assert written.dropped == 2
@@ -340,7 +334,7 @@ class TestInstall:
         place, cleared the mark and synced nothing; a power cut then brought the old file back, unnoticed."""
         exports.install(NAME, TEMP, committed(finished))
         synced: list[Path] = []
-        monkeypatch.setattr(module, "sync_folder", synced.append)
+        monkeypatch.setattr(live_files, "sync_folder", synced.append)
         exports.install(NAME, TEMP, committed(finished))
         assert synced == [exports._root / "exports/rag"]
 
@@ -542,7 +536,7 @@ class TestReading:
     def test_lines_and_spans_of_them(self, exports: Exports, known: Committed) -> None:
         """All lines in their order, then any of them in any order."""
         with exports.reading(NAME, known) as file:
-            assert list(file.lines()) == [row(1), row(2), row(3)]
+            assert [line for _, line in file.rows()] == [row(1), row(2), row(3)]
             length = len(row(1))
             assert list(file.pick([(2 * length, length), (0, length)])) == [row(3), row(1)]
 
@@ -565,7 +559,7 @@ class TestReading:
         os.utime(path, (1, 1))  # so that the edit shows in the times, however soon it comes
         with exports.reading(NAME, known) as file:
             length = len(row(1))
-            assert len(list(file.lines())) == 3
+            assert len([line for _, line in file.rows()]) == 3
             path.write_bytes(content)
             with pytest.raises(ExportTamperedError, match="was changed while it was read"):
                 list(file.pick([(0, length)]))
@@ -589,7 +583,7 @@ def test_no_descriptor_is_left_open(exports: Exports, known: Committed, path: Pa
 
 def _lines_of(exports: Exports, known: Committed) -> list[bytes]:
     with exports.reading(NAME, known) as file:
-        return list(file.lines())
+        return [line for _, line in file.rows()]
 
 
 def _umask() -> int:

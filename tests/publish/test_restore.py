@@ -39,8 +39,10 @@ from distilld.engine.row_reader import Texts
 from distilld.inspection import status
 from distilld.inspection.verify import verify
 from distilld.lake.scan import ListingError, open_partition
-from distilld.publish import restore
-from distilld.publish.exports import CommittedFile, ExportReadError, Exports, ExportWriteError, Written
+from distilld.publish import takeover
+from distilld.publish.exports import Exports
+from distilld.publish.new_file import Written
+from distilld.publish.reading import CommittedFile, ExportReadError, ExportWriteError
 from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.publish.set_aside import COPIES_KEPT
 from distilld.service.run_once import recover
@@ -1037,7 +1039,7 @@ def out_of_reach(
             raise UnreadableError(path, OSError(errno.EIO, os.strerror(errno.EIO)))
         return open_partition(root, kind, path)
 
-    for module in (arrivals, index, restore, texts):
+    for module in (arrivals, index, takeover, texts):
         monkeypatch.setattr(module, "open_partition", refusing)
     return monkeypatch.undo
 

@@ -26,7 +26,8 @@ from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
 from distilld.engine.engine import Engine, PassResult
 from distilld.inspection.health import diagnose
-from distilld.publish.exports import Exports, ExportWriteError
+from distilld.publish.exports import Exports
+from distilld.publish.reading import ExportWriteError
 from distilld.service import daemon
 from distilld.service import health_record as vitals
 from distilld.service import listener as listening

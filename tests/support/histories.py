@@ -186,7 +186,7 @@ class History:
 SMALL: Final = {
     "distilld.engine.index.ROWS_PER_TRANSACTION": 3,
     "distilld.lake.lines.BLOCK_BYTES": 700,
-    "distilld.publish.exports.BLOCK_BYTES": 700,
+    "distilld.files.segments.BLOCK_BYTES": 700,
     "distilld.files.spool.MEMORY_BYTES": 1,
     "distilld.store.connection.CACHE_KIB": 4,
 }
@@ -194,17 +194,27 @@ SMALL: Final = {
 ONE_GO: Final = {**SMALL, "distilld.engine.bulk.load.LEAST_BYTES": 0, "distilld.engine.bulk.load.SPECIAL_SHARE": 1}
 """New partitions are taken in and judged in one go, few as they are."""
 
+IN_PLACE: Final = {
+    "distilld.publish.exports.LEAST_BYTES": 0,
+    "distilld.publish.live_files.SEGMENT_BYTES": 1500,
+    "distilld.publish.overwrite.MOST_SPACE_SHARE": 9,
+}
+"""Rows leave small exports in place, too."""
+
 FIRST: Final = History("first", write_first, before=None)
 APPEND: Final = History("append", append_rows)
 NINE: Final = History("nine", touch_all_nine)
+NINE_IN_PLACE: Final = History("nine in place", touch_all_nine, limits=IN_PLACE)
 HISTORIES: Final = (
     FIRST,
     APPEND,
     History("rescore", rescore),
     NINE,
+    NINE_IN_PLACE,
     History("first in small steps", write_first, before=None, batch_rows=2, limits=SMALL),
     History("first in one go", write_first, before=None, batch_rows=7, limits=ONE_GO),
     History("nine in small steps", touch_all_nine, batch_rows=2, limits=SMALL),
+    History("nine in place in small steps", touch_all_nine, batch_rows=2, limits={**SMALL, **IN_PLACE}),
     History("rebuild", append_rows, work=Engine.rebuild),
     History("take over", rescore, mishap=lose_the_store),
     History("restore", append_rows, mishap=damage_the_exports),

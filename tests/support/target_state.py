@@ -16,6 +16,7 @@ from distilld.core.model import EXPORT_PATHS, Dataset, Options, Reason
 from distilld.core.samples import SAMPLES, SCHEMA_VERSION
 from distilld.inspection import oracle
 from distilld.lake.scan import SourceFiles
+from tests.support.committed import digest_by_segments
 
 KEYS: Final[dict[Dataset, dict[str, Any]]] = {
     Dataset.RAG: {
@@ -50,7 +51,7 @@ class Exports:
         whole = {
             name: (root / path).read_bytes() if (root / path).exists() else b"" for name, path in EXPORT_PATHS.items()
         }
-        lines = {name: content.splitlines(keepends=True) for name, content in whole.items()}
+        lines = {name: _rows(content) for name, content in whole.items()}
         assert all(content.endswith(b"\n") for content in whole.values() if content)
         shipped = {}
         for dataset in Dataset:
@@ -66,7 +67,12 @@ class Exports:
 
     def lines(self, name: str) -> list[bytes]:
         """The lines of one of them, line feeds included."""
-        return self.whole[name].splitlines(keepends=True)
+        return _rows(self.whole[name])
+
+
+def _rows(content: bytes) -> list[bytes]:
+    """The lines, without the spaces that stand where withdrawn rows stood before them."""
+    return [line.lstrip(b" ") for line in content.splitlines(keepends=True)]
 
 
 def path_check(options: Options) -> MissingFiles | None:
@@ -218,5 +224,5 @@ def agree_with_the_receipt(root: Path, exports: Exports, receipt: dict[str, Any]
         assert per["by_reason"] == dict(reasons)
     for output in receipt["outputs"]:
         content = (root / output["path"]).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == output["sha256"]
+        assert digest_by_segments(content, output["segment_bytes"]) == output["sha256"]
         assert (len(content), content.count(b"\n")) == (output["bytes"], output["rows"])

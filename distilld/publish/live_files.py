@@ -1,0 +1,212 @@
+"""Exports as they stand: whether they are what the last commit left, and what brings them there."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distilld.core.model import EXPORT_PATHS, SEGMENT_BYTES, Committed, StatFacts
+from distilld.files.durable import open_in_folder, rename_in_folder, sync_folder
+from distilld.files.regular import is_there
+from distilld.files.segments import SegmentHash, Span, hash_of, read_span
+from distilld.publish.reading import (
+    CommittedFile,
+    ExportTamperedError,
+    lstat,
+    open_live,
+    reading_errors,
+    what_is_no_file,
+    writing_errors,
+)
+from distilld.store.segments import Segments
+
+
+class LiveFiles:
+    """The exports below one root. Keeps the running digest and the last stat of each file it has touched.
+
+    ``pulse`` is called at every block of what may take long. ``segments`` are those that the store knows.
+    """
+
+    def __init__(
+        self, root: Path, pulse: Callable[[], None] = lambda: None, *, segments: Segments | None = None
+    ) -> None:
+        self._root = root
+        self._pulse = pulse
+        self._segments = segments
+        self._hashes: dict[str, tuple[SegmentHash, StatFacts]] = {}
+        self.segment_bytes = SEGMENT_BYTES
+
+    def forget(self) -> None:
+        """Drop what is held in memory; the next touch reads the files again (after a failure)."""
+        self._hashes.clear()
+
+    # looking
+
+    def stands(self, name: str) -> bool:
+        """Whether there is anything in the place of an export.
+
+        Raises:
+            ExportReadError: The system does not say.
+        """
+        with reading_errors(EXPORT_PATHS[name]):
+            return is_there(self._root / EXPORT_PATHS[name])
+
+    def check(self, name: str, known: Committed) -> StatFacts | None:
+        """Make sure that the file is what its last commit left; returns its facts, None where there is no file yet.
+
+        Raises:
+            ExportTamperedError: It is not.
+            ExportReadError: The system refused.
+        """
+        with reading_errors(EXPORT_PATHS[name]):
+            descriptor = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
+            if descriptor is None:
+                self._hashes.pop(name, None)
+                return None
+            try:
+                return self._check_open(name, descriptor, known)
+            finally:
+                os.close(descriptor)
+
+    def _check_open(self, name: str, descriptor: int, known: Committed) -> StatFacts:
+        facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+        held = self._hashes.get(name)
+        if held is not None and held[1].same_file_state(facts):
+            return facts
+        self._hashes.pop(name, None)
+        sha = self._recorded(name, descriptor, known, facts) or self._sha_of(descriptor, known)
+        if sha.hexdigest() != known.sha256:
+            raise ExportTamperedError(EXPORT_PATHS[name], "has other bytes than its last commit")
+        self._hashes[name] = (sha, facts)
+        return facts
+
+    def _recorded(self, name: str, descriptor: int, known: Committed, facts: StatFacts) -> SegmentHash | None:
+        """The running digest of a file that looks as its last commit left it: only its last segment is read."""
+        recorded = self._segments.recorded(name) if self._segments is not None else None
+        if recorded is None or not recorded[0].same_file_state(facts):
+            return None
+        start = known.size // known.segment_bytes * known.segment_bytes
+        last = read_span(descriptor, Span(start, known.size - start))
+        sha = SegmentHash.of(recorded[1], known.size, last, known.segment_bytes)
+        return sha if sha.hexdigest() == known.sha256 else None
+
+    def _sha_of(self, descriptor: int, known: Committed) -> SegmentHash:
+        return hash_of(descriptor, known.size, known.segment_bytes, self._pulse)
+
+    @contextmanager
+    def reading(self, name: str, known: Committed) -> Iterator[CommittedFile]:
+        """Have a file of committed rows open for reading.
+
+        Raises:
+            ExportTamperedError: It is gone, no regular file, or of another length.
+            ExportReadError: The system refused.
+        """
+        with self._opened(name, known) as descriptor:
+            yield CommittedFile(descriptor, EXPORT_PATHS[name], known, self._pulse)
+
+    @contextmanager
+    def _opened(self, name: str, known: Committed) -> Iterator[int]:
+        shown = EXPORT_PATHS[name]
+        with reading_errors(shown):
+            descriptor = open_live(self._root / shown, shown, known)
+        if descriptor is None:
+            raise ExportTamperedError(shown, "is gone")
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    # after a commit, and after a crash
+
+    def in_the_way(self, name: str, temp: str, *, is_first: bool) -> ExportTamperedError | None:
+        """What is wrong with the place of the live file, if a temporary one is to go there.
+
+        It may hold what is no file; or a file with something in it, where there was none before.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        with writing_errors(EXPORT_PATHS[name]):
+            live = lstat(path)
+            if live is None or lstat(path.with_name(temp)) is None:
+                return None
+        problem = what_is_no_file(live.st_mode)
+        if problem is None and is_first and live.st_size:
+            problem = "appeared while it was written"
+        return ExportTamperedError(EXPORT_PATHS[name], problem) if problem else None
+
+    def install(self, name: str, temp: str, committed: Committed) -> StatFacts | None:
+        """Put the finished temporary file in the live one's place; does nothing where that was done before.
+
+        Returns None where neither file is what was committed: somebody changed or removed it, and the live one is to be
+        restored. A temporary file that was changed is left as it is.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        source = path.with_name(temp)
+        with writing_errors(EXPORT_PATHS[name]):
+            found = self._is_version(source, name, committed)
+            if found:
+                rename_in_folder(source, path)
+            else:
+                found = self._is_version(path, name, committed)
+            # Even where it was renamed before: a kill may have come between the rename and this.
+            if path.parent.is_dir():
+                sync_folder(path.parent)
+            live = lstat(path)
+        if not found or live is None:
+            self._hashes.pop(name, None)
+            return None
+        facts = StatFacts.of(live, time.time_ns())
+        held = self._hashes.get(name)
+        if held is not None:
+            self._hashes[name] = (held[0], facts)
+        return facts
+
+    def _is_version(self, path: Path, name: str, committed: Committed) -> bool:
+        """Whether a file holds a committed version; it is read, unless this process wrote it and left it so."""
+        status = lstat(path)
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != committed.size:
+            return False
+        held = self._hashes.get(name)
+        if held is not None and held[1].same_file_state(StatFacts.of(status, 0)):
+            return held[0].hexdigest() == committed.sha256
+        descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return self._sha_of(descriptor, committed).hexdigest() == committed.sha256
+        finally:
+            os.close(descriptor)
+
+    def cut_back(self, name: str, known: Committed) -> None:
+        """Undo an append: cut the file back to its committed length.
+
+        A file that does not begin with the committed bytes is not the one that was appended to. Somebody put it there,
+        and what is in it may be needed: it is left whole for :meth:`check` to find.
+        """
+        self._hashes.pop(name, None)
+        with writing_errors(EXPORT_PATHS[name]):
+            live = lstat(self._root / EXPORT_PATHS[name])
+            if live is not None and stat.S_ISREG(live.st_mode) and live.st_size >= known.size:
+                self._cut(name, known)
+
+    def _cut(self, name: str, known: Committed) -> None:
+        descriptor = open_in_folder(self._root / EXPORT_PATHS[name], os.O_RDWR)
+        try:
+            sha = self._sha_of(descriptor, known)
+            if sha.hexdigest() != known.sha256:
+                return
+            os.ftruncate(descriptor, known.size)
+            os.fsync(descriptor)
+            self._hashes[name] = (sha, StatFacts.of(os.fstat(descriptor), time.time_ns()))
+        finally:
+            os.close(descriptor)
+
+    def discard(self, name: str, temp: str) -> None:
+        """Undo a rewrite: remove the temporary file."""
+        path = self._root / EXPORT_PATHS[name]
+        self._hashes.pop(name, None)
+        with writing_errors(EXPORT_PATHS[name]):
+            path.with_name(temp).unlink(missing_ok=True)
+            if path.parent.is_dir():
+                sync_folder(path.parent)

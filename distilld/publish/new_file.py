@@ -1,0 +1,81 @@
+"""A file that is being written: its digest, the marks of its lines, and whose it is (SPEC 3.10)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distilld.core.model import SEGMENT_BYTES, Committed, StatFacts
+from distilld.files.durable import open_in_folder, take_after, write_all
+from distilld.files.regular import without_space
+from distilld.files.segments import MARK_BYTES, Segment, SegmentHash
+from distilld.lake.lines import digest_of
+from distilld.publish.reading import split_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: the whole file's length, digest and stat facts; how many lines were left out.
+
+    ``segments`` are those with new bytes: all of a file that was written anew.
+    """
+
+    size: int
+    sha256: str
+    facts: StatFacts
+    dropped: int = 0
+    segments: tuple[Segment, ...] = ()
+    segment_bytes: int = SEGMENT_BYTES
+    spaces: int = 0
+
+    def committed(self, rows: int) -> Committed:
+        """What the export is from the next commit on."""
+        return Committed(self.size, rows, self.sha256, self.segment_bytes, self.spaces)
+
+
+class Output:
+    """Bytes on their way into an open file: their digest, and the marks of the lines that end in each segment."""
+
+    def __init__(self, descriptor: int | None, sha: SegmentHash) -> None:
+        self.sha = sha
+        self._descriptor = descriptor
+        self._first = sha.size // sha.segment_bytes
+        self._marks: dict[int, bytearray] = {}
+        self._rest = b""
+        self._line_end = sha.size
+
+    def write(self, block: bytes) -> None:
+        """Take the next bytes."""
+        self.sha.update(block)
+        if self._descriptor is not None:
+            write_all(self._descriptor, block)
+        data = self._rest + block
+        end = data.rfind(b"\n") + 1
+        self._rest = data[end:]
+        for line in split_lines(data[:end]):
+            self._line_end += len(line)
+            marks = self._marks.setdefault((self._line_end - 1) // self.sha.segment_bytes, bytearray())
+            marks += digest_of(without_space(line))[:MARK_BYTES]
+
+    def written(self, facts: StatFacts, spaces: int = 0) -> Written:
+        """What was written, with the segments that got new bytes."""
+        sha = self.sha
+        ends = -(-sha.size // sha.segment_bytes)
+        segments = tuple(
+            Segment(number, sha.digest_of(number), bytes(self._marks.get(number, b"")))
+            for number in range(self._first, ends)
+        )
+        return Written(sha.size, sha.hexdigest(), facts, 0, segments, sha.segment_bytes, spaces)
+
+
+def create(target: Path, like: int | None) -> int:
+    """Make a new file, with the owner, the group and the mode of an open one where permitted."""
+    descriptor = open_in_folder(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        if like is not None:
+            take_after(descriptor, os.fstat(like))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,264 @@
+"""Rows that leave an export in place: their bytes and line feeds become spaces, which JSON allows before a row.
+
+A plan is made before COMMIT and changes nothing. What it says is recorded in the transaction and done behind it, and
+may be done any number of times: nothing is written unless the file, with the spaces in it, is the committed one. Rows
+at the end of a file are cut off, so no line is ever blank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from distilld.core.model import Committed
+from distilld.files.durable import write_all
+from distilld.files.regular import without_space
+from distilld.files.segments import MARK_BYTES, Segment, SegmentHash, Span, read_span
+from distilld.lake.lines import digest_of
+from distilld.publish.reading import ExportTamperedError
+
+LEAST_BYTES: Final = 1 << 18
+"""A smaller export is written anew, which is as quick."""
+MOST_SPACE_BYTES: Final = 64 << 20
+MOST_SPACE_SHARE: Final = 0.1
+LONGEST_SPACE_BYTES: Final = 1 << 18
+"""Loaders fail on more spaces in a row than they read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overwriting:
+    """What is overwritten, and what the export is behind it."""
+
+    spans: tuple[Span, ...]
+    """To be filled with spaces; one behind ``size`` is cut off."""
+    size: int
+    spaces: int
+    rows: int
+    sha: SegmentHash
+    segments: tuple[Segment, ...]
+    """Those with other bytes or lines."""
+
+
+class _Row(NamedTuple):
+    """A row that leaves: where it stands, its white space from ``line_start`` on, and its place among the marks."""
+
+    line_start: int
+    span: Span
+    segment: Segment
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenExport:
+    """An export that is open for reading, what its last commit left there, and the running digest of that."""
+
+    shown: str
+    descriptor: int
+    known: Committed
+    sha: SegmentHash
+
+    def content(self, number: int) -> bytearray:
+        """The bytes of a segment.
+
+        Raises:
+            ExportTamperedError: They are not the committed ones.
+        """
+        start = number * self.known.segment_bytes
+        content = self.read(Span(start, min(self.known.segment_bytes, self.known.size - start)))
+        if hashlib.sha256(content).digest() != self.sha.digest_of(number):
+            raise ExportTamperedError(self.shown, "has other bytes than its last commit")
+        return bytearray(content)
+
+    def read(self, span: Span) -> bytes:
+        """Some bytes of it, as they are."""
+        return read_span(self.descriptor, span)
+
+
+def plan_overwrite(
+    export: OpenExport,
+    leaving: Counter[bytes],
+    candidates: list[Segment],
+    segments: Callable[[Iterable[int]], list[Segment]],
+    *,
+    grows: bool,
+) -> Overwriting | None:
+    """How the lines with these digests leave an export; None where it is to be written anew.
+
+    ``candidates`` are the segments that may hold them, ``segments`` gives others by number. ``grows`` says that rows
+    are appended in the same batch.
+
+    Raises:
+        ExportTamperedError: It is not what its last commit left.
+    """
+    found = _find(export, leaving, candidates)
+    if found is None:
+        return None
+    size, staying, cut = export.known.size, list(found), list[_Row]()
+    while staying and staying[-1].span.end == size and not grows:
+        cut.append(staying.pop())
+        size = cut[-1].line_start
+    spans = _joined([row.span for row in staying])
+    gone = [Span(row.line_start, row.span.start - row.line_start) for row in cut]
+    spaces = export.known.spaces + _length(spans) - _length(gone)
+    if size == 0 or spaces > min(MOST_SPACE_BYTES, MOST_SPACE_SHARE * size):
+        return None
+    width = export.known.segment_bytes
+    numbers = {row.segment.number for row in found}.union(by_segment(spans, width), [size // width] if cut else ())
+    numbers = {number for number in numbers if number * width < size}
+    sha = export.sha.copy()
+    if cut:
+        sha.cut(size, b"")
+    changed = _changed(export, segments(sorted(numbers)), found, spans, gone, sha)
+    if len(changed) != len(numbers) or any(
+        # Two neighbours that hold no more than half of it each have no longer run between them.
+        each.spaces > min(LONGEST_SPACE_BYTES // 2, width - 1)
+        for each in changed
+    ):
+        return None
+    tail = [Span(size, export.known.size - size)] if cut else []
+    return Overwriting((*spans, *tail), size, spaces, len(found), sha, tuple(changed))
+
+
+def _changed(
+    export: OpenExport,
+    segments: list[Segment],
+    found: list[_Row],
+    spans: list[Span],
+    gone: list[Span],
+    sha: SegmentHash,
+) -> list[Segment]:
+    """The segments as they are to be, in ``sha`` too; ``gone`` is white space that is cut off."""
+    width = export.known.segment_bytes
+    parts, lost = by_segment(spans, width), by_segment(gone, width)
+    places: dict[int, set[int]] = {}
+    for row in found:
+        places.setdefault(row.segment.number, set()).add(row.place)
+    changed = []
+    for number, _, marks, before in segments:
+        content = export.content(number)
+        blank(content, number * width, parts.get(number, ()))
+        sha.replace(number, bytes(content[: sha.size - number * width]))
+        space = before + _length(parts.get(number, ())) - _length(lost.get(number, ()))
+        changed.append(Segment(number, sha.digest_of(number), _without(marks, places.get(number, set())), space))
+    return changed
+
+
+def _find(export: OpenExport, leaving: Counter[bytes], candidates: list[Segment]) -> list[_Row] | None:
+    """The first lines with these digests, in order; None where not all are found."""
+    left, missing = Counter(leaving), leaving.total()
+    marks = {digest[:MARK_BYTES] for digest in left}
+    found = []
+    for segment in candidates:
+        if not missing:
+            break
+        start = segment.number * export.known.segment_bytes
+        ends = [start + each.end() for each in re.finditer(b"\n", export.content(segment.number))]
+        if len(ends) * MARK_BYTES != len(segment.marks):
+            return None
+        for place, end in enumerate(ends):
+            if segment.marks[place * MARK_BYTES : (place + 1) * MARK_BYTES] not in marks:
+                continue
+            line_start = ends[place - 1] if place else _line_start(export, start)
+            row = without_space(export.read(Span(line_start, end - line_start)))
+            digest = digest_of(row)
+            if left[digest] > 0:
+                left[digest] -= 1
+                missing -= 1
+                found.append(_Row(line_start, Span(end - len(row), len(row)), segment, place))
+    return None if missing else found
+
+
+def _line_start(export: OpenExport, position: int) -> int:
+    """Where the line begins that goes on at ``position``."""
+    step = 1 << 16
+    while position > 0:
+        start = max(0, position - step)
+        found = export.read(Span(start, position - start)).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0
+
+
+def _length(spans: Iterable[Span]) -> int:
+    return sum(span.length for span in spans)
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for span in spans:
+        if joined and joined[-1].end == span.start:
+            joined[-1] = Span(joined[-1].start, joined[-1].length + span.length)
+        else:
+            joined.append(span)
+    return joined
+
+
+def by_segment(spans: Iterable[Span], width: int) -> dict[int, list[Span]]:
+    """The same spans, cut where segments end."""
+    found: dict[int, list[Span]] = {}
+    for span in spans:
+        start = span.start
+        while start < span.end:
+            number = start // width
+            end = min(span.end, (number + 1) * width)
+            found.setdefault(number, []).append(Span(start, end - start))
+            start = end
+    return found
+
+
+def blank(content: bytearray, start: int, spans: Iterable[Span]) -> None:
+    """Fill spans with spaces in bytes that begin at ``start`` of the file."""
+    for span in spans:
+        content[span.start - start : span.end - start] = b" " * span.length
+
+
+def _without(marks: bytes, places: set[int]) -> bytes:
+    left = bytearray(marks)
+    for place in sorted(places, reverse=True):
+        del left[place * MARK_BYTES : (place + 1) * MARK_BYTES]
+    return bytes(left)
+
+
+def spans_within(spans: Iterable[Span], committed: Committed) -> tuple[list[Span], int | None]:
+    """Those that are filled with spaces, and the length of a file that is yet to be cut off; None where it is not."""
+    within = sorted(span for span in spans if span.start < committed.size)
+    return within, next((span.end for span in spans if span.start >= committed.size), None)
+
+
+def touched(spans: Iterable[Span], committed: Committed) -> set[int]:
+    """The segments that have other bytes once the spans are overwritten."""
+    within, uncut = spans_within(spans, committed)
+    last = {(committed.size - 1) // committed.segment_bytes} if uncut is not None else set()
+    return set(by_segment(within, committed.segment_bytes)) | last
+
+
+def overwrite(descriptor: int, committed: Committed, spans: list[Span], digests: dict[int, bytes]) -> bool:
+    """Do what was planned, fsync; returns False, with nothing written, where the file is not the one that was meant.
+
+    ``digests`` are those of the touched segments in the committed file.
+    """
+    within, uncut = spans_within(spans, committed)
+    size = os.fstat(descriptor).st_size
+    if size not in (committed.size, uncut):
+        return False
+    width = committed.segment_bytes
+    parts = by_segment(within, width)
+    for number in touched(spans, committed):
+        start = number * width
+        content = bytearray(read_span(descriptor, Span(start, min(width, committed.size - start))))
+        blank(content, start, parts.get(number, ()))
+        if hashlib.sha256(content).digest() != digests.get(number):
+            return False
+    for span in within:
+        os.lseek(descriptor, span.start, os.SEEK_SET)
+        write_all(descriptor, b" " * span.length)
+    if size != committed.size:
+        os.ftruncate(descriptor, committed.size)
+    os.fsync(descriptor)
+    return True

@@ -1,0 +1,197 @@
+"""Exports as their last commit left them, open for reading; and what is raised where they are not."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distilld.core.model import Committed, OperatorError, StatFacts
+from distilld.core.remedies import remedy_of
+from distilld.files.durable import open_in_folder
+from distilld.files.regular import owned, without_space
+from distilld.files.segments import SegmentHash, blocks_of
+
+
+class ExportTamperedError(OperatorError):
+    """An export is not what its last commit left: somebody else edited, cut or deleted it."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path} {problem}", hint="distilld is the only writer of exports/; see docs/operations.md")
+        self.path = path
+        self.problem = problem
+
+
+class ExportWriteError(OperatorError):
+    """A write to an export failed: a full disk, a quota, a read-only file system, EIO."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(
+            f"cannot write {path}: {cause.strerror or cause}{owned(cause.filename)}",
+            hint=f"{remedy_of(cause)}; the next run goes on",
+        )
+        self.path = path
+        self.errno = cause.errno
+
+
+class ExportReadError(OperatorError):
+    """An export could not be read: a missing permission, no descriptor left, EIO."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(
+            f"cannot read {path}: {cause.strerror or cause}", hint=f"{remedy_of(cause)}; the next run goes on"
+        )
+        self.path = path
+        self.errno = cause.errno
+
+
+class CommittedFile:
+    """An export that is open for reading: what it gives is what was committed, or the end of it says otherwise."""
+
+    def __init__(self, descriptor: int, shown: str, known: Committed, pulse: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._shown = shown
+        self._known = known
+        self._pulse = pulse
+        self._facts = self._look()
+
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        """Each line, line feed included and the white space before it left out, with the offset at which it begins.
+
+        Raises:
+            ExportTamperedError: At the end: they are not the committed ones.
+            ExportReadError: The system refused.
+        """
+        end = 0
+        with reading_errors(self._shown):
+            for lines in committed_lines(self._descriptor, self._known, self._shown, self._pulse):
+                for line in lines:
+                    row, end = without_space(line), end + len(line)
+                    yield end - len(row), row
+
+    def pick(self, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes at each (offset, length); asked for behind :meth:`rows`.
+
+        Raises:
+            ExportTamperedError: At the end: somebody touched the file since it was opened.
+            ExportReadError: The system refused.
+        """
+        for start, length in spans:
+            with reading_errors(self._shown):
+                block = os.pread(self._descriptor, length, start)
+            yield block
+        if not self._look().same_file_state(self._facts):
+            raise ExportTamperedError(self._shown, "was changed while it was read")
+
+    def _look(self) -> StatFacts:
+        with reading_errors(self._shown):
+            return StatFacts.of(os.fstat(self._descriptor), time.time_ns())
+
+
+def committed_lines(descriptor: int, known: Committed, shown: str, pulse: Callable[[], None]) -> Iterator[list[bytes]]:
+    """The lines of an open export, line feeds included, some at a time.
+
+    Raises:
+        ExportTamperedError: At the end: they are not the committed ones.
+    """
+    sha = SegmentHash(known.segment_bytes)
+
+    def blocks() -> Iterator[bytes]:
+        for block in blocks_of(descriptor, known.size):
+            pulse()
+            sha.update(block)
+            yield block
+
+    yield from line_groups(blocks())
+    if sha.hexdigest() != known.sha256:
+        raise ExportTamperedError(shown, "has other bytes than its last commit")
+
+
+def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
+    rest = b""
+    for block in blocks:
+        data = rest + block
+        end = data.rfind(b"\n") + 1
+        rest = data[end:]
+        yield split_lines(data[:end])
+
+
+def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same lines, one by one."""
+    for lines in line_groups(blocks):
+        yield from lines
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """Whole lines, line feeds included."""
+    return [line + b"\n" for line in data.split(b"\n")[:-1]]
+
+
+@contextmanager
+def writing_errors(shown: str) -> Iterator[None]:
+    """Turn what the system says of a write to an export into our error."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportWriteError(shown, error) from error
+
+
+@contextmanager
+def reading_errors(shown: str) -> Iterator[None]:
+    """Turn what the system says of a read of an export into our error."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportReadError(shown, error) from error
+
+
+def lstat(path: Path) -> os.stat_result | None:
+    """What stands at a path, a link itself; None where there is nothing."""
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+def what_is_no_file(mode: int) -> str | None:
+    """What is wrong with what stands in the place of an export, if it is no regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return "is a link" if stat.S_ISLNK(mode) else "is no regular file"
+
+
+def open_live(path: Path, shown: str, known: Committed) -> int | None:
+    """Open a live file for reading, if it is a regular file of its committed length; None where there is none yet."""
+    try:
+        descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if known.size:
+            raise ExportTamperedError(shown, "is gone") from None
+        return None
+    except OSError as error:
+        # A socket cannot be opened at all.
+        live = lstat(path)
+        if live is not None and (problem := what_is_no_file(live.st_mode)):
+            raise ExportTamperedError(shown, problem) from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if problem := what_is_no_file(status.st_mode):
+            raise ExportTamperedError(shown, problem)
+        if status.st_size != known.size:
+            raise ExportTamperedError(shown, f"has {status.st_size} bytes and should have {known.size}")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def file_lines(path: Path | None) -> Iterator[bytes]:
+    """The lines of a file that was an export, the white space before them left out; the last one may be torn."""
+    if path is not None:
+        with open(path, "rb") as file:
+            yield from map(without_space, file)

@@ -1,0 +1,223 @@
+"""What is left to do behind a COMMIT, and after a crash or a failure (docs/design.md, 'The commit protocol').
+
+| killed or failed | what :meth:`Recovery.recover` does |
+|---|---|
+| before the intent | nothing |
+| before COMMIT | cuts appended files back, removes temporary files, drops the intents |
+| after COMMIT | overwrites rows, puts temporary files in place, what somebody else put there aside; writes receipts |
+
+Recovery decides from the store alone, may itself be killed, and is what a running process does after any failure.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from distilld.core.model import EXPORT_PATHS, SET_ASIDE
+from distilld.publish import receipt_files as receipts
+from distilld.publish.cards import write_cards
+from distilld.publish.exports import RENAME_ORDER, Exports
+from distilld.publish.overwrite import touched
+from distilld.publish.pins import Pins
+from distilld.publish.reading import ExportTamperedError, ExportWriteError
+from distilld.publish.receipt import iso_time
+from distilld.publish.set_aside import copy_aside, move_aside
+from distilld.store.connection import Store
+from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.segments import Segments
+
+FIRST: Final = ".first"
+"""Marks the temporary file of an export without rows: a file that has some is not to be replaced by it unseen."""
+
+log = structlog.get_logger()
+
+
+class Recovery:
+    """Brings the files of one lake to what its store has committed."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: Store,
+        exports: Exports,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        receipts_keep: int = 0,
+        keep_lock: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``keep_lock`` is called before anything is written, and raises where this is not the lake's one writer."""
+        self._root = root
+        self._store = store
+        self._ledger = Ledger(store)
+        self._segments = Segments(store)
+        self._exports = exports
+        self._pins = Pins(root)
+        self._clock = clock
+        self.receipts_keep = receipts_keep
+        self.keep_lock = keep_lock
+
+    def finish(self) -> None:
+        """Overwrite and put in place what the committed batch says, and write its receipt.
+
+        Raises:
+            ExportTamperedError: An export that was to be overwritten is another by now; it is to be restored.
+            OperatorError: The system refused; the batch stands, and :meth:`recover` does what is left.
+        """
+        try:
+            changed = self._install()
+        finally:
+            self._pins.let_in()
+        self._report()
+        write_cards(self._root)
+        if changed:
+            raise ExportTamperedError(EXPORT_PATHS[changed[0]], "was changed while a batch was committed")
+
+    def _install(self) -> list[str]:
+        """Put what was committed in place: datasets before all others. Returns what was changed in the meantime."""
+        records = self._ledger.exports()
+        changed = self._overwrite(records)
+        for name in RENAME_ORDER:
+            record = records[name]
+            if record.pending_temp is None:
+                continue
+            tampered = self._make_room(name, record.pending_temp)
+            facts = self._exports.install(name, record.pending_temp, record.committed)
+            if facts is None:
+                self.set_aside(name, self._clock(), temp=record.pending_temp)
+            with self._store.transaction():
+                self._ledger.set_installed(name, facts)
+                if tampered:
+                    self._ledger.count_tampering(self._clock())
+        return changed
+
+    def _overwrite(self, records: dict[str, ExportRecord]) -> list[str]:
+        """Overwrite what a batch withdrew in its place; returns the files that somebody changed, or may have."""
+        due = self._segments.due()
+        if not due:
+            return []
+        facts = {}
+        for name in (name for name in RENAME_ORDER if name in due):
+            record = records[name]
+            digests = self._segments.digests(name, touched(due[name], record.committed))
+            facts[name] = self._exports.overwrite(name, record.committed, due[name], digests, record.facts)
+        with self._store.transaction():
+            for name, now in facts.items():
+                self._ledger.set_installed(name, now)
+                self._segments.done(name)
+        return [name for name, now in facts.items() if now is None]
+
+    def _make_room(self, name: str, temp: str) -> bool:
+        """Set aside what somebody put where a finished file is to go; returns whether there was anything."""
+        error = self._exports.in_the_way(name, temp, is_first=temp.endswith(f"{FIRST}.tmp"))
+        if error is None:
+            return False
+        log.error("export_tampered", path=error.path, problem=error.problem)
+        self.set_aside(name, self._clock())
+        return True
+
+    def set_aside(self, name: str, now_ns: int, *, temp: str | None = None) -> Path | None:
+        """Move what stands in an export's place, or copy it where readers may have it open; None where it is gone.
+
+        With ``temp`` it is the export's temporary file that is moved.
+
+        Raises:
+            ExportWriteError: The system refused.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        path = path.with_name(temp) if temp else path
+        try:
+            regular = stat.S_ISREG(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ExportWriteError(EXPORT_PATHS[name], error) from error
+        put_aside = copy_aside if regular and not temp else move_aside
+        try:
+            kept = put_aside(path, self._root / SET_ASIDE, name, iso_time(now_ns).replace(":", ""))
+        except OSError as error:
+            raise ExportWriteError(SET_ASIDE, error) from error
+        shown = f"{SET_ASIDE}/{kept.name}" if kept is not None else None
+        log.warning("export_set_aside", path=str(path.relative_to(self._root)), copy=shown)
+        return kept if regular else None
+
+    def _report(self, *, cut_off: bool = False) -> None:
+        """Write the receipts of what was committed, and remove those that are kept no longer."""
+        for sequence, batch_id, text in self._ledger.unwritten_receipts():
+            receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
+            with self._store.transaction():
+                self._ledger.mark_written(sequence)
+            if cut_off:
+                log.info("receipt_repaired", batch_id=batch_id, path=receipts.receipt_path(batch_id))
+            else:
+                log.debug("receipt_written", batch_id=batch_id, path=receipts.receipt_path(batch_id))
+        self._retire_receipts()
+
+    def _retire_receipts(self) -> None:
+        old = self._ledger.receipts_beyond(self.receipts_keep)
+        if old:
+            # The files first: the store is what knows that they are to go.
+            receipts.remove_receipts(self._root, [batch_id for _, batch_id, _ in old])
+            with self._store.transaction():
+                self._ledger.drop_receipts(old)
+
+    def needs_recovery(self) -> bool:
+        """Whether a write was cut off, or a finish is not done."""
+        return bool(
+            self._ledger.intents()
+            or self._ledger.unwritten_receipts()
+            or self._ledger.receipts_beyond(self.receipts_keep)
+            or self._segments.due()
+            or any(record.pending_temp for record in self._ledger.exports().values())
+        )
+
+    def recover(self) -> bool:
+        """Complete or undo what a crash or a failure left; returns whether there was anything.
+
+        Raises:
+            OperatorError: The cause of the failure is still there; what is done is done, and it may be tried again.
+        """
+        self.keep_lock()
+        with self._store.at_work():
+            recovered = self._recover()
+        write_cards(self._root)
+        return recovered
+
+    def _recover(self) -> bool:
+        self._exports.forget()
+        self._pins.let_in()
+        if not self.needs_recovery():
+            return False
+        intents = self._ledger.intents()
+        if intents:
+            self._settle_doubt()
+        # The exports first: whatever is wrong with the reports, no row stands in them that was not committed.
+        self._install()
+        records = self._ledger.exports()
+        for intent in intents:
+            if intent.temp is None:
+                self._exports.cut_back(intent.name, records[intent.name].committed)
+            else:
+                self._exports.discard(intent.name, intent.temp)
+        with self._store.transaction():
+            for intent in intents:
+                # The file itself may be why it was not written, whatever stat says; the next look goes by its content.
+                self._ledger.set_installed(intent.name, None)
+            self._ledger.drop_intents()
+        self._report(cut_off=True)
+        return True
+
+    def _settle_doubt(self) -> None:
+        """Make certain that a batch whose COMMIT failed is undone, before any export is cut back.
+
+        A COMMIT that reports an I/O error is taken back for this process, but its pages may stand in the write-ahead
+        log, and whoever opens the store after a kill would find it committed. The next commit writes over them.
+        """
+        with self._store.transaction():
+            self._store.remember("batch_undone_at", iso_time(self._clock()))

@@ -1,0 +1,188 @@
+"""Exports from before the store: of an older exporter, or of a store that was lost (SPEC 3.11).
+
+Their rows are taken in as orphans: the first pass adopts each row that it would write alike, and decides on the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, InputKind, UnreadableError
+from distilld.lake.lines import digest_of
+from distilld.lake.scan import open_partition
+from distilld.publish.commit import Committer, NewVersion
+from distilld.publish.exports import Exports
+from distilld.publish.legacy import forbidding, orphan_of, withdrawal_of
+from distilld.publish.reading import ExportReadError, ExportWriteError, file_lines
+from distilld.publish.receipt import iso_time
+from distilld.publish.receipt_files import BATCH_ID, Link, newest_receipt
+from distilld.publish.recovery import FIRST
+from distilld.store.connection import Store
+from distilld.store.frozen import Frozen
+from distilld.store.ledger import Ledger
+
+log = structlog.get_logger()
+
+
+class TakeOver:
+    """Takes in the exports of a root whose store knows of none."""
+
+    def __init__(self, root: Path, store: Store, exports: Exports, committer: Committer) -> None:
+        self._root = root
+        self._store = store
+        self._exports = exports
+        self._committer = committer
+        self._ledger = Ledger(store)
+        self._frozen = Frozen(store)
+
+    def take_over(self, now_ns: int) -> bool:
+        """Take in the exports that stand where no store knows of any; returns whether there were some.
+
+        Raises:
+            ExportReadError: A folder or a file cannot be looked at; what was not taken over yet is at the next try.
+        """
+        if self._store.recall("taken_over") is not None or self._ledger.last_batch() is not None:
+            return False
+        there = [name for name in EXPORT_PATHS if self._exports.stands(name)]
+        leftovers = self._leftovers()
+        anchor = newest_receipt(self._root)
+        if there or anchor:
+            log.info("takeover_started", files=len(there))
+        self._remove(leftovers)
+        rows = removed = 0
+        for name in there:
+            if (
+                not name.startswith("quarantine_") and not self._ledger.exports()[name].generation
+            ):  # else: before a crash
+                good, bad = self._adopt(name, now_ns)
+                rows, removed = rows + good, removed + bad
+        self._leave_quarantines([name for name in there if name.startswith("quarantine_")], anchor, now_ns)
+        if there:
+            log.info("takeover_finished", rows=rows, rows_removed=removed)
+        return bool(there)
+
+    def _leftovers(self) -> list[Path]:
+        """Temporary files of a batch that was cut off, and that nobody remembers, below the root."""
+        found: list[Path] = []
+        for path in map(Path, EXPORT_PATHS.values()):
+            ours = re.compile(rf"\.{re.escape(path.name)}\.{BATCH_ID.pattern}({re.escape(FIRST)})?\.tmp")
+            try:
+                with os.scandir(self._root / path.parent) as entries:
+                    names = [
+                        each.name
+                        for each in entries
+                        if ours.fullmatch(each.name) and each.is_file(follow_symlinks=False)
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise ExportReadError(str(path.parent), error) from error
+            found += (path.with_name(name) for name in names)
+        return found
+
+    def _remove(self, leftovers: list[Path]) -> None:
+        for path in leftovers:
+            try:
+                (self._root / path).unlink()
+            except OSError as error:
+                raise ExportWriteError(str(path), error) from error
+
+    def _adopt(self, name: str, now_ns: int) -> tuple[int, int]:
+        """Take the rows of a file in: a dataset's as orphans, a log's as history. Returns how many, and how many not.
+
+        Torn, unreadable, faulty and doubled rows are removed; the file as it was is set aside then.
+        """
+        path = self._root / EXPORT_PATHS[name]
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            self._committer.set_aside(name, now_ns)
+            return 0, 0
+        good = bad = 0
+        take = self._take_withdrawal if name.startswith("withdrawals_") else self._take_orphan
+        dataset = Dataset(name.removeprefix("withdrawals_"))
+
+        def good_lines() -> Iterator[bytes]:
+            nonlocal good, bad
+            for line in file_lines(path):
+                if take(dataset, line):
+                    good += 1
+                    yield line
+                else:
+                    bad += 1
+
+        def settle() -> None:
+            if bad:
+                self._committer.set_aside(name, now_ns)
+            if name == dataset:
+                self._frozen.add_orphans(dataset)
+            else:
+                self._frozen.add_history(dataset)
+
+        self._frozen.stage_arrivals()
+        self._committer.replace([NewVersion(name, good_lines(), lambda: good)], settle)
+        return good, bad
+
+    def _take_orphan(self, dataset: Dataset, line: bytes) -> bool:
+        orphan = orphan_of(dataset, line)
+        return orphan is not None and self._frozen.stage_orphan(orphan)
+
+    def _take_withdrawal(self, dataset: Dataset, line: bytes) -> bool:
+        withdrawal = withdrawal_of(dataset, line)
+        if withdrawal is not None:
+            self._frozen.stage_history(withdrawal)
+        return withdrawal is not None
+
+    def _leave_quarantines(self, names: list[str], anchor: Link | None, now_ns: int) -> None:
+        """Old quarantine files are set aside and written anew; with that the take-over is done.
+
+        What they say of runs that were rejected or never reviewed is known again: no orphan of such a run may stay, and
+        until the row's own partition is read its verdict is an absent one and forbids. A lost store does not bring a
+        run back whose rejection was deleted (SPEC 3). Where that partition is gone the row's line stays, as that of any
+        held row of an absent partition, and says it again when this store is lost, too.
+        """
+        copies = {name: self._committer.set_aside(name, now_ns) for name in names}
+        kept: Counter[str] = Counter()
+        self._frozen.stage_verdicts()
+
+        def lines_that_stay(name: str, copy: Path) -> Iterator[bytes]:
+            gone: dict[str, bool] = {}
+            for line in file_lines(copy):
+                verdict = forbidding(line)
+                if verdict is None:
+                    continue
+                stays = verdict.at is not None and self._is_gone(verdict.at.partition, gone) and line.endswith(b"\n")
+                digest = digest_of(line) if stays else None
+                is_first = self._frozen.stage_verdict(Dataset(name.removeprefix("quarantine_")), verdict, digest)
+                if stays and is_first:
+                    kept[name] += 1
+                    yield line
+
+        def settle() -> None:
+            self._frozen.add_verdicts()
+            if anchor is not None:
+                self._ledger.anchor(*anchor)
+            self._store.remember("taken_over", iso_time(now_ns))
+
+        versions = [
+            NewVersion(name, lines_that_stay(name, copy), partial(kept.__getitem__, name))
+            for name, copy in copies.items()
+            if copy is not None
+        ]
+        self._committer.replace(versions, settle)
+
+    def _is_gone(self, partition: str, known: dict[str, bool]) -> bool:
+        """Whether no file of a scored partition can be opened; each is looked for once."""
+        if partition not in known:
+            try:
+                with open_partition(self._root, InputKind.SCORED, partition):
+                    known[partition] = False
+            except (InputChanged, UnreadableError):
+                known[partition] = True
+        return known[partition]

@@ -1,0 +1,91 @@
+"""What the store knows of the inside of exports: segments, and what is yet to be overwritten in them (docs/design.md, 'The commit protocol')."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from distilld.core.model import StatFacts
+from distilld.files.segments import Segment, Span
+from distilld.store.connection import Store
+from distilld.store.ledger import Ledger
+
+_FEW: Final = 8
+"""So many marks are looked for one by one; more are looked for all at once."""
+
+
+class Segments:
+    """The segments of all exports, and the spans that a committed batch overwrites."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+        self._ledger = Ledger(store)
+
+    def recorded(self, name: str) -> tuple[StatFacts, bytes] | None:
+        """The facts of an export as its last commit left it, and the digests of its segments; None: not known."""
+        facts = self._ledger.exports()[name].facts
+        rows = self._run("SELECT sha256 FROM export_segments WHERE name = ? ORDER BY segment", (name,))
+        digests = b"".join(sha256 for (sha256,) in rows)
+        return (facts, digests) if facts is not None and digests else None
+
+    def all_digests(self) -> dict[str, bytes]:
+        """The digests of the segments of each export, one behind the other."""
+        found: dict[str, bytearray] = {}
+        for name, sha256 in self._run("SELECT name, sha256 FROM export_segments ORDER BY name, segment"):
+            found.setdefault(name, bytearray()).extend(sha256)
+        return {name: bytes(digests) for name, digests in found.items()}
+
+    def digests(self, name: str, numbers: Iterable[int]) -> dict[int, bytes]:
+        """The digests of some segments."""
+        query = "SELECT sha256 FROM export_segments WHERE name = ? AND segment = ?"
+        return {number: row[0] for number in numbers for row in self._run(query, (name, number))}
+
+    def holding(self, name: str, marks: Collection[bytes]) -> list[Segment]:
+        """The segments in which a line with one of these marks ends, in order."""
+        rows = self._run(
+            "SELECT segment, sha256, line_marks, space_bytes FROM export_segments WHERE name = ? ORDER BY segment",
+            (name,),
+        )
+        if len(marks) <= _FEW:
+            return [Segment._make(row) for row in rows if any(mark in row[2] for mark in marks)]
+        wanted = {int.from_bytes(mark, sys.byteorder) for mark in marks}
+        return [Segment._make(row) for row in rows if not wanted.isdisjoint(memoryview(row[2]).cast("I"))]
+
+    def some(self, name: str, numbers: Iterable[int]) -> list[Segment]:
+        """Segments by their numbers."""
+        query = "SELECT segment, sha256, line_marks, space_bytes FROM export_segments WHERE name = ? AND segment = ?"
+        return [Segment._make(row) for number in numbers for row in self._run(query, (name, number))]
+
+    def begin_anew(self, name: str) -> None:
+        """Forget the segments of an export, for it is another file now."""
+        self._run("DELETE FROM export_segments WHERE name = ?", (name,))
+
+    def append(self, name: str, segments: Iterable[Segment]) -> None:
+        """An export grew: the first of these segments may be one that was not full."""
+        self._many(
+            "INSERT INTO export_segments VALUES (?1, ?2, ?3, ?5, ?4) ON CONFLICT (name, segment) DO UPDATE SET"
+            " sha256 = ?3, line_marks = CAST(line_marks || ?4 AS BLOB)",
+            [(name, *segment) for segment in segments],
+        )
+
+    def overwrite(self, name: str, segments: Iterable[Segment], spans: Iterable[Span], size: int, width: int) -> None:
+        """These segments have other bytes, once the spans are overwritten; what is behind ``size`` is cut off."""
+        self._many(
+            "UPDATE export_segments SET sha256 = ?3, line_marks = ?4, space_bytes = ?5 WHERE name = ?1 AND segment = ?2",
+            [(name, *segment) for segment in segments],
+        )
+        self._run("DELETE FROM export_segments WHERE name = ? AND segment * ? >= max(?, 1)", (name, width, size))
+        self._many("INSERT INTO overwrites VALUES (?, ?, ?)", [(name, *span) for span in spans])
+
+    def due(self) -> dict[str, list[Span]]:
+        """What committed batches are yet to overwrite, by export."""
+        found: dict[str, list[Span]] = {}
+        for name, start, length in self._run("SELECT name, start_byte, length_bytes FROM overwrites"):
+            found.setdefault(name, []).append(Span(start, length))
+        return found
+
+    def done(self, name: str) -> None:
+        """The spans of an export are overwritten, or it is to be restored."""
+        self._run("DELETE FROM overwrites WHERE name = ?", (name,))
