@@ -18,8 +18,8 @@ from distilld.core.model import Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.lake import scan as lake
 from distilld.store.connection import Store
-from tests.bench.lake_by_formula import append_bench_rows, write_bench_lake
 from tests.bench.machine import describe_machine, spread
+from tests.support.lake_by_formula import append_bench_rows, write_bench_lake
 
 SIZES = (5_000, 50_000, 500_000)
 ROWS_PER_PARTITION = 370

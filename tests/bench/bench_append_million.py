@@ -22,8 +22,8 @@ from distilld.core.model import Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.lake import scan as lake
 from distilld.store.connection import Store
-from tests.bench.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 from tests.bench.machine import describe_machine, spread
+from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 
 ROWS: Final = 1_000_000
 PARTITIONS: Final = 270

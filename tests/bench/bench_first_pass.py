@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 
 import pydantic_core
 
-from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine, peak_memory, spread
+from tests.support.lake_by_formula import write_bench_lake
 
 ROWS: Final = 100_000
 PARTITIONS: Final = 270

@@ -16,8 +16,8 @@ from typing import Final
 from distilld.core.model import DATASET_PATHS
 from tests.bench.bench_first_pass import full_pass
 from tests.bench.bench_withdraw import RESCORE
-from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine
+from tests.support.lake_by_formula import write_bench_lake
 
 TURNS: Final = 3
 ROWS: Final = (20_000, 60_000, 180_000)

@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine, spread
-from tests.system.running import Running, daemon
+from tests.support.lake_by_formula import write_bench_lake
+from tests.support.running import Running, daemon
 
 PARTITIONS = 5_000
 MINUTES = 3

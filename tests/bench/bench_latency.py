@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from distilld.core.model import Category
-from tests.bench.lake_by_formula import append_bench_rows, category_of, partition_of, run_of, write_bench_lake
 from tests.bench.machine import describe_machine, spread
-from tests.system.running import daemon, until
+from tests.support.lake_by_formula import append_bench_rows, category_of, partition_of, run_of, write_bench_lake
+from tests.support.running import daemon, until
 
 PARTITIONS = 10
 ROWS_A_PARTITION = 5_000

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.bench_first_pass import PARTITIONS, full_pass
-from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine
+from tests.support.lake_by_formula import write_bench_lake
 
 SMALL: Final = 100_000
 LARGE: Final = 1_000_000

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from distilld.lake import scan as lake
-from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine, spread
-from tests.system.command import bring, environment
+from tests.support.command import bring, environment
+from tests.support.lake_by_formula import write_bench_lake
 
 PARTITIONS = 10_000
 TURNS = 9

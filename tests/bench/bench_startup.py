@@ -15,7 +15,7 @@ from pathlib import Path
 
 from distilld.demo.sample_lake import write_sample_lake
 from tests.bench.machine import describe_machine, spread
-from tests.system.command import bring, command, environment
+from tests.support.command import bring, command, environment
 
 TURNS = 15
 GOAL = 2.0

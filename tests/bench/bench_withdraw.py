@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.model import DATASET_PATHS
-from tests.bench.lake_by_formula import write_bench_lake
 from tests.bench.machine import describe_machine, spread
+from tests.support.lake_by_formula import write_bench_lake
 
 ROWS = 50_000
 PARTITIONS = 135

@@ -1,5 +1,5 @@
 """The crash tests' fixtures."""
 
-from tests.crash.fixtures import prepare, quick_folder, quiet, still_inputs
+from tests.support.crash_fixtures import prepare, quick_folder, quiet, still_inputs
 
 __all__ = ["prepare", "quick_folder", "quiet", "still_inputs"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.crash.calls import Watcher
+from tests.support.calls import Watcher
 
 
 class Disk(Watcher):

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from distilld.core.model import Trigger
-from tests.crash.calls import Call, calls, one_of_each
-from tests.crash.deaths import dies_at
-from tests.crash.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, damage_the_exports, nothing
-from tests.crash.invariants import Outcome, committed_and_whole, outcome, settled
+from tests.support.calls import Call, calls, one_of_each
+from tests.support.committed import Outcome, committed_and_whole, outcome, settled
+from tests.support.deaths import dies_at
+from tests.support.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, damage_the_exports, nothing
 
 Prepare = Callable[[History], Lake]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import Category, Trigger
-from tests.crash.deaths import start_child
-from tests.crash.histories import NINE, History, Inputs, Lake, given, nothing, run
-from tests.crash.invariants import accounted, at_rest, committed_and_whole, outcome
 from tests.crash.test_die_at_each_call import start_comes_to
-from tests.unit.builders import jsonl
+from tests.support.builders import jsonl
+from tests.support.committed import accounted, at_rest, committed_and_whole, outcome
+from tests.support.deaths import start_child
+from tests.support.histories import NINE, History, Inputs, Lake, given, nothing, run
 
 Prepare = Callable[[History], Lake]
 REPOSITORY = Path(__file__).parents[2]

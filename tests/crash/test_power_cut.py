@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.calls import Call, one_of_each
-from tests.crash.deaths import breaks_off_at, dies_at
-from tests.crash.histories import APPEND, FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake
-from tests.crash.invariants import Outcome
 from tests.crash.power import Disk
 from tests.crash.test_die_at_each_call import Prepare, start_comes_to, undisturbed
+from tests.support.calls import Call, one_of_each
+from tests.support.committed import Outcome
+from tests.support.deaths import breaks_off_at, dies_at
+from tests.support.histories import APPEND, FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake
 
 both_kinds = pytest.mark.parametrize("names_last", [False, True], ids=["names-lost", "names-last"])
 

@@ -15,9 +15,11 @@ from structlog.testing import capture_logs
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, Dataset, Options, Trigger
 from distilld.engine.engine import Engine, PassResult
 from distilld.publish.exports import Exports, Written
-from tests.crash.calls import Call, calls
-from tests.crash.deaths import dies_at
-from tests.crash.histories import (
+from tests.support.builders import jsonl
+from tests.support.calls import Call, calls
+from tests.support.committed import accounted, at_rest, committed_and_whole, outcome, rows_of
+from tests.support.deaths import dies_at
+from tests.support.histories import (
     NINE,
     SMALL,
     A,
@@ -33,8 +35,6 @@ from tests.crash.histories import (
     touch_all_nine,
     write_first,
 )
-from tests.crash.invariants import accounted, at_rest, committed_and_whole, outcome, rows_of
-from tests.unit.builders import jsonl
 
 Prepare = Callable[[History], Lake]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import structlog
 
 from distilld.core.model import OperatorError, Trigger
-from tests.crash.histories import NINE, Lake
-from tests.crash.invariants import accounted, at_rest, committed_and_whole
+from tests.support.committed import accounted, at_rest, committed_and_whole
+from tests.support.histories import NINE, Lake
 
 STEP_KIB = 12
 MOST_KIB = 900

@@ -17,11 +17,11 @@ import pytest
 
 from distilld.core.model import Trigger
 from distilld.store.connection import StoreFaultError
-from tests.crash.calls import Call, calls
-from tests.crash.histories import APPEND, NINE, History, Lake
-from tests.crash.invariants import outcome
 from tests.crash.test_die_at_each_call import start_comes_to
 from tests.fault.test_failing_calls import BROKEN
+from tests.support.calls import Call, calls
+from tests.support.committed import outcome
+from tests.support.histories import APPEND, NINE, History, Lake
 
 Prepare = Callable[[History], Lake]
 REPOSITORY = Path(__file__).parents[2]

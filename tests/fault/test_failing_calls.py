@@ -14,9 +14,9 @@ import pytest
 from distilld.core.model import OperatorError, Trigger
 from distilld.engine.engine import Engine
 from distilld.publish.commit import Committer
-from tests.crash.calls import Call, calls, one_of_each
-from tests.crash.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, nothing
-from tests.crash.invariants import accounted, at_rest, committed_and_whole
+from tests.support.calls import Call, calls, one_of_each
+from tests.support.committed import accounted, at_rest, committed_and_whole
+from tests.support.histories import FIRST, HISTORIES, MORE_HISTORIES, NINE, History, Lake, nothing
 
 Prepare = Callable[[History], Lake]
 Fault = Callable[[], Exception]

@@ -14,9 +14,9 @@ import pytest
 
 from distilld.core.model import OnDelete, Options, Trigger
 from distilld.lake.scan import ListingError, scan
-from tests.crash.deaths import in_child
-from tests.crash.histories import APPEND, B, History, Lake
-from tests.crash.invariants import committed_and_whole, outcome
+from tests.support.committed import committed_and_whole, outcome
+from tests.support.deaths import in_child
+from tests.support.histories import APPEND, B, History, Lake
 
 Prepare = Callable[[History], Lake]
 

@@ -11,10 +11,10 @@ from distilld.core.model import EXPORT_PATHS, OperatorError, ProgramError, Trigg
 from distilld.publish.commit import Committer
 from distilld.publish.exports import ExportWriteError
 from distilld.publish.receipt_files import ReceiptWriteError
-from tests.crash.calls import Call, calls
-from tests.crash.histories import APPEND, NINE, History, Inputs, Lake, run
-from tests.crash.invariants import committed_and_whole, outcome
 from tests.fault.test_failing_calls import ENOSPC
+from tests.support.calls import Call, calls
+from tests.support.committed import committed_and_whole, outcome
+from tests.support.histories import APPEND, NINE, History, Inputs, Lake, run
 
 Prepare = Callable[[History], Lake]
 

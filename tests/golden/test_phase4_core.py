@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import Dataset, Options
-from tests.unit.builders import Export, export
+from tests.support.builders import Export, export
 
 LAKE = Path(__file__).parent.parent / "data" / "phase4"
 STAMP = "2026-01-01T00:00:00.000Z"

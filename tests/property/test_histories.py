@@ -33,10 +33,10 @@ from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions
-from tests.property import invariants
 from tests.property.absence import Absence
-from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
+from tests.support import target_state as invariants
+from tests.support.target_state import Exports
 
 QUICK_FOLDER: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """What is tested here is no power cut: nothing has to reach a disk."""

@@ -18,9 +18,9 @@ from distilld.engine.bulk import load as intake
 from distilld.inspection import oracle
 from distilld.lake.lines import Line, PartitionReader
 from distilld.lake.scan import tree_path
-from tests.property.invariants import Exports
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
 from tests.property.test_histories import Histories, KeepHistories, TripwireHistories, refused
+from tests.support.target_state import Exports
 
 SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE
 KEEP = Options(max_line_bytes=600)

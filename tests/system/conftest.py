@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distilld.demo.sample_lake import SampleLake, write_sample_lake
-from tests.system.command import bring, once, phase4
+from tests.support.command import bring, once, phase4
 
 
 @pytest.fixture(scope="session")

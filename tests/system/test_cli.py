@@ -20,7 +20,7 @@ from distilld.cli.main import execute
 from distilld.config.settings import commented_toml, load
 from distilld.core.model import EXPORT_PATHS
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
-from tests.system.command import (
+from tests.support.command import (
     REPOSITORY,
     Ran,
     another_writer,

@@ -23,7 +23,9 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import Category
-from tests.bench.lake_by_formula import (
+from tests.support.command import REPOSITORY, another_writer, bring, command, distilld, environment, once, python, rows
+from tests.support.committed import at_rest, committed_and_whole
+from tests.support.lake_by_formula import (
     CYCLE,
     append_bench_rows,
     category_of,
@@ -31,9 +33,7 @@ from tests.bench.lake_by_formula import (
     run_of,
     write_bench_lake,
 )
-from tests.crash.invariants import at_rest, committed_and_whole
-from tests.system.command import REPOSITORY, another_writer, bring, command, distilld, environment, once, python, rows
-from tests.system.running import Running, daemon, until
+from tests.support.running import Running, daemon, until
 
 RAG = "exports/rag/playbooks.jsonl"
 RARELY = {"DISTILLD_RESCAN_SECONDS": "86400"}
@@ -416,7 +416,7 @@ def test_burst_of_10000_new_partitions(root: Path, tmp_path: Path) -> None:
 PRODUCER = """
 import random, select, sys, time
 from pathlib import Path
-from tests.bench.lake_by_formula import append_bench_rows
+from tests.support.lake_by_formula import append_bench_rows
 root, rows, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 dice, row, told = random.Random(7), 0, False
 while not told or row < rows:

@@ -9,7 +9,7 @@ import pytest
 
 from distilld.core.model import EXPORT_PATHS, Dataset, Reason
 from distilld.demo.demo import MARKER
-from tests.system.command import Ran, another_writer, distilld, put, rows, snapshot
+from tests.support.command import Ran, another_writer, distilld, put, rows, snapshot
 
 
 @pytest.fixture(scope="module")

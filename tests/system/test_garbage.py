@@ -16,11 +16,11 @@ from distilld.core.model import Dataset, Options, Trigger
 from distilld.engine.engine import Engine, PassResult
 from distilld.publish.receipt_files import GitState
 from distilld.store.connection import Store
-from tests.crash.deaths import in_child
-from tests.crash.histories import Inputs, given, run
-from tests.crash.invariants import accounted, committed_and_whole, outcome, rows_of
-from tests.unit.builders import STAMP, changed, evidence, export, jsonl, scored
-from tests.unit.test_garbage_rows import GARBAGE, paths
+from tests.engine.test_garbage_rows import GARBAGE, paths
+from tests.support.builders import STAMP, changed, evidence, export, jsonl, scored
+from tests.support.committed import accounted, committed_and_whole, outcome, rows_of
+from tests.support.deaths import in_child
+from tests.support.histories import Inputs, given, run
 
 PARTITION = "2026/04/27/garbage.jsonl"
 QUARANTINES = ("quarantine_rag", "quarantine_sft")

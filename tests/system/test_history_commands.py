@@ -17,8 +17,8 @@ import structlog
 
 from distilld.cli.main import execute
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset
-from tests.system.command import PHASE4, Ran, another_writer, bring, phase4, put, rows, snapshot
-from tests.unit.history_lake import A, B, HistoryLake, given, run
+from tests.support.command import PHASE4, Ran, another_writer, bring, phase4, put, rows, snapshot
+from tests.support.history_lake import A, B, HistoryLake, given, run
 
 DAY = "2026/03/03"
 Cli = Callable[..., Ran]

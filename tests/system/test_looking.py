@@ -15,7 +15,7 @@ import pytest
 
 from distilld.core.model import EXPORT_PATHS
 from distilld.demo.sample_lake import SampleLake, append_rows
-from tests.system.command import (
+from tests.support.command import (
     distilld,
     once,
     phase4,

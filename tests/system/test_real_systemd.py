@@ -12,9 +12,9 @@ import pytest
 
 from distilld.core.model import Category
 from distilld.engine.bulk.load import PROCESSES_FROM
-from tests.bench.lake_by_formula import append_bench_rows, category_of, run_of
-from tests.system.box import SITE, SOURCE, Box, booted, wait_state
-from tests.system.running import until
+from tests.support.lake_by_formula import append_bench_rows, category_of, run_of
+from tests.support.running import until
+from tests.support.systemd_box import SITE, SOURCE, Box, booted, wait_state
 from tests.system.test_units import make
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

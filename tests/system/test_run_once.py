@@ -16,7 +16,7 @@ import pytest
 from distilld.core.model import EXPORT_PATHS
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
 from tests.golden.test_phase4_core import EXPECTED, STAMP
-from tests.system.command import (
+from tests.support.command import (
     LOCK_FILE,
     PHASE4,
     another_writer,

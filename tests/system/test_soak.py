@@ -21,8 +21,8 @@ from distilld.service.inotify import Wake
 from distilld.service.run_once import writer
 from distilld.service.systemd import Notifier
 from distilld.store.connection import CACHE_KIB
-from tests.bench.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
-from tests.unit.test_daemon import Script, Scripted
+from tests.service.test_daemon import Script, Scripted
+from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

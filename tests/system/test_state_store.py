@@ -24,9 +24,9 @@ import pytest
 from distilld.core.model import EXPORT_PATHS
 from distilld.store.queries import reading
 from distilld.store.run_queries import Stories
-from tests.bench.lake_by_formula import append_bench_rows
-from tests.system.command import REPOSITORY, bring, phase4, rows
-from tests.system.running import daemon, until
+from tests.support.command import REPOSITORY, bring, phase4, rows
+from tests.support.lake_by_formula import append_bench_rows
+from tests.support.running import daemon, until
 
 DOCS = REPOSITORY / "docs" / "state.md"
 METADATA = REPOSITORY / "inspect" / "metadata.yaml"

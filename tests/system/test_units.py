@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.command import REPOSITORY, environment
+from tests.support.command import REPOSITORY, environment
 
 SYSTEMD = REPOSITORY / "systemd"
 EXPOSURE_MOST = 1.0

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import EXPORT_PATHS
-from tests.bench.lake_by_formula import write_bench_lake
-from tests.system.command import command, distilld, environment, snapshot
-from tests.system.running import until
+from tests.support.command import command, distilld, environment, snapshot
+from tests.support.lake_by_formula import write_bench_lake
+from tests.support.running import until
 
 ROWS = 7_000
 PARTITIONS = 20

@@ -1,0 +1,1021 @@
+"""What is kept although no present input gives it: absent partitions, the tripwire, prune (SPEC 3)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from distilld.core.model import Dataset, OnDelete, Options, Trigger
+from distilld.lake.scan import ListingError
+from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
+from tests.support.query_plans import whole_scans
+
+TASK = "one-task"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake with nothing in it."""
+    with history_lake(tmp_path) as made:
+        yield made
+
+
+def options(lake: HistoryLake, **changes: object) -> Options:
+    """The lake's options but for some."""
+    return Options(**{"source_files_root": str(lake.root), **changes})  # type: ignore[arg-type]
+
+
+def two_partitions(lake: HistoryLake) -> dict[str, bytes]:
+    """Two partitions that ship, hold and pair rows; returns what the exports hold after the first pass."""
+    lake.both(A, run("a1", task_id=TASK), run("a2", "rejected", TASK), run("a3", "partially_accepted"), run("a4"))
+    lake.both(B, run("b1"), run("b2", "needs_human_review"), run("b3", task_id="t"), run("b4", "rejected", "t"))
+    lake.go()
+    return lake.files()
+
+
+# absent, and back
+
+
+def _stop(*_: object, **__: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def test_receipt_names_a_file_by_what_it_is_now(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file goes, the pass is cut off before its batch, and the file is back with another row: it is not absent."""
+    lake.both(A, run("a1"))
+    lake.both(B, run("b1"))
+    lake.go()
+    lake.move_away(lake.scored_path(A))
+
+    monkeypatch.setattr(lake.engine, "run_batch", _stop)
+    with pytest.raises(KeyboardInterrupt):
+        lake.engine.run_pass(Trigger.ONCE)
+    lake.restart()
+    lake.both(A, run("a1"), run("a2"))
+    (batch,) = lake.go().batches
+    changes = {each["path"]: each["change"] for each in batch.receipt["inputs"] if each["kind"] == "scored"}
+    assert changes == {f"data/scored-runs/{A}": "returned"}
+
+
+@pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
+def test_absent_partition_changes_no_byte(lake: HistoryLake, trees: str) -> None:
+    """A partition whose scored file, evidence file, or both are gone leaves every file as it is, byte for byte."""
+    before = two_partitions(lake)
+    gone = lake.paths(A, trees)
+    lake.move_away(*gone)
+    lake.go()
+    assert lake.files() == before
+    lake.go()
+    lake.restart()
+    lake.go()
+    assert lake.files() == before
+
+
+@pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
+def test_returned_partition_changes_no_byte(lake: HistoryLake, trees: str) -> None:
+    """A partition that returns as it was leaves every file as it is, and nothing is frozen any more."""
+    before = two_partitions(lake)
+    gone = lake.paths(A, trees)
+    lake.move_away(*gone)
+    lake.go()
+    lake.bring_back(*gone)
+    lake.go()
+    assert lake.files() == before
+    assert lake.ask("SELECT * FROM frozen_rows UNION ALL SELECT * FROM frozen_rows") == []
+    assert lake.ask("SELECT count(*) FROM pairs WHERE frozen IS NOT NULL") == [(0,)]
+
+
+def test_wiped_trees_change_no_byte(lake: HistoryLake) -> None:
+    """Both trees wiped at once leave every file as it is."""
+    before = two_partitions(lake)
+    lake.move_away(*(path for part in (A, B) for path in (lake.scored_path(part), lake.evidence_path(part))))
+    lake.go()
+    assert lake.files() == before
+
+
+@pytest.mark.parametrize("first", ["scored", "evidence"])
+def test_trees_that_go_one_after_the_other_change_no_byte(lake: HistoryLake, first: str) -> None:
+    """One tree is wiped, then the other; they come back in either order; no file changes."""
+    before = two_partitions(lake)
+    trees = {
+        "scored": [lake.scored_path(A), lake.scored_path(B)],
+        "evidence": [lake.evidence_path(A), lake.evidence_path(B)],
+    }
+    second = "evidence" if first == "scored" else "scored"
+    for tree in (first, second):
+        lake.move_away(*trees[tree])
+        lake.go()
+        assert lake.files() == before
+    for tree in (first, second):
+        lake.bring_back(*trees[tree])
+        lake.go()
+        assert lake.files() == before
+
+
+def test_returned_partition_that_changed_is_compared(lake: HistoryLake) -> None:
+    """A partition that returns changed: rows that it no longer holds leave, unchanged ones keep their bytes."""
+    two_partitions(lake)
+    stamps = lake.stamps("rag")
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.scored(A, run("a1", task_id=TASK), run("a2", "rejected", TASK), run("a5"))
+    lake.evidence(A, given("a1"), given("a2"), given("a5"))
+    lake.go()
+    assert lake.shipped("rag") == {"a1", "a5", "b1", "b3"}
+    assert lake.stamps("rag")[rag_id("a1")] == stamps[rag_id("a1")]
+    assert sorted(row["source_run_id"] for row in lake.withdrawn("rag")) == ["a3", "a4"]
+    assert set(lake.causes("rag")) == {"row_removed"}
+    assert lake.shipped("preference") == {"a1>a2", "b3>b4"}
+
+
+def test_returned_partition_takes_frozen_pairs_with_it(lake: HistoryLake) -> None:
+    """A partition returns without the rejected side of a pair: the pair that was frozen meanwhile leaves.
+
+    It stayed for good once: a frozen pair was let go for a verdict alone, whether its partition was absent or not.
+    """
+    two_partitions(lake)
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.scored(A, run("a1", task_id=TASK))
+    lake.go()
+    assert lake.shipped("preference") == {"b3>b4"}
+    assert lake.causes("preference") == ["row_removed"]
+
+
+def test_returned_partition_takes_held_frozen_pairs_with_it(lake: HistoryLake) -> None:
+    """A pair that was held and frozen leaves the quarantine when its partition returns and the pair ships.
+
+    Its quarantine row stayed for good once, beside the pair in the dataset.
+    """
+    lake.both(A, run("a1", task_id=TASK), run("a2", "rejected", TASK))
+    lake.evidence(A, given("a1"), given("a2", ""))
+    lake.go()
+    assert [row["reason"] for row in lake.rows("quarantine_preference")] == ["invalid_preference_pairing"]
+    held = lake.content("quarantine_preference")
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    assert lake.content("quarantine_preference") == held
+    lake.evidence(A, given("a1"), given("a2"))
+    lake.bring_back(lake.scored_path(A))
+    lake.go()
+    assert lake.shipped("preference") == {"a1>a2"}
+    assert lake.rows("quarantine_preference") == []
+
+
+def test_returned_evidence_that_changed_replaces_the_row(lake: HistoryLake) -> None:
+    """Evidence that returns with other text replaces the row that was kept meanwhile."""
+    two_partitions(lake)
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    lake.evidence(A, given("a1", "# Another answer"), given("a2"), given("a3"), given("a4"))
+    lake.go()
+    assert {row["content"] for row in lake.rows("rag") if row["source_run_id"] == "a1"} == {"# Another answer"}
+    assert lake.causes("rag") == ["evidence_changed+"]
+    assert lake.causes("preference") == ["evidence_changed+"]
+
+
+def test_row_appended_while_evidence_is_absent_waits(lake: HistoryLake) -> None:
+    """A row that comes while its evidence file is absent is held, and ships when the file is back with its run."""
+    two_partitions(lake)
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    lake.scored(
+        A, run("a1", task_id=TASK), run("a2", "rejected", TASK), run("a3", "partially_accepted"), run("a4"), run("a5")
+    )
+    lake.go()
+    assert lake.held("rag")["a5"] == "missing_source_run_id"
+    assert {"a1", "a3", "a4"} <= lake.shipped("rag")
+    lake.evidence(A, *(given(f"a{number}") for number in range(1, 6)))
+    lake.go()
+    assert "a5" in lake.shipped("rag")
+
+
+# how a frozen row leaves
+
+
+@pytest.mark.parametrize(("home", "newer"), [(A, B), (B, A)])
+@pytest.mark.parametrize("text", ["# Answer of r1", "# Other words"])
+def test_row_on_absent_evidence_gives_way_to_a_present_row(lake: HistoryLake, home: str, newer: str, text: str) -> None:
+    """A row whose evidence is absent loses its id to a present row, wherever it stands, and has no evidence from then on.
+
+    A row behind it was once held as a duplicate, and one before it failed the accounting.
+    """
+    lake.both(home, run("r1", task_id=TASK), run("r2", "rejected", TASK))
+    lake.go()
+    lake.move_away(lake.evidence_path(home))
+    lake.go()
+    before = lake.stamps("rag")
+    lake.scored(newer, run("r1", reasons=["written anew"], evidence_task_id=TASK))
+    lake.evidence(newer, given("r1", text))
+    lake.go()
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        assert lake.held(dataset)["r1"] == "missing_source_run_id"
+        assert lake.causes(dataset) == ([] if text == "# Answer of r1" else ["displaced+"])
+        assert lake.ask(f"SELECT count(*) FROM scored_rows WHERE {dataset} = 0") == [(1,)]
+    assert [row["content"] for row in lake.rows("rag")] == [text]
+    assert (lake.stamps("rag") == before) == (text == "# Answer of r1")
+    lake.bring_back(lake.evidence_path(home))
+    lake.go()
+    assert [row["content"] for row in lake.rows("rag")] == [text if newer == A else "# Answer of r1"]
+    assert lake.held("rag")["r1"] == "duplicate_id"
+
+
+def test_duplicate_ships_when_the_evidence_of_its_holder_goes(lake: HistoryLake) -> None:
+    """A row that is held because an earlier one has its id ships once the earlier one stands on absent evidence.
+
+    Between the two waits a row on the same absent evidence: what became of it stays, and the turn passes on.
+    """
+    lake.scored(A, run("r1"), run("r1", reasons=["once more"]))
+    lake.evidence(A, given("r1"))
+    lake.both(B, run("r1", reasons=["elsewhere"]))
+    lake.go()
+    held = lake.lines("quarantine_rag")
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    assert lake.ask("SELECT sum(rag = 0), sum(sft = 0) FROM row_places WHERE partition = ?", B) == [(1, 1)]
+    assert len(lake.lines("quarantine_rag") & held) == 1
+    lake.scored(B)
+    lake.go()
+    assert lake.rows("rag") == []
+    assert lake.causes("rag") == lake.causes("sft") == ["row_removed"]
+
+
+@pytest.mark.parametrize(("home", "later"), [(A, B), (B, A)])
+def test_frozen_row_leaves_when_a_present_verdict_revokes_its_run(lake: HistoryLake, home: str, later: str) -> None:
+    """A present rejection takes a frozen row out, wherever it stands: absent verdicts clear nothing."""
+    lake.both(home, run("r1", task_id=TASK), run("r2", "rejected", TASK))
+    lake.go()
+    lake.move_away(lake.scored_path(home))
+    lake.go()
+    lake.scored(later, run("r1", "rejected", TASK))
+    lake.go()
+    for dataset in Dataset:
+        assert lake.shipped(dataset) == set()
+        assert lake.causes(dataset) == ["revoked"]
+    (row,) = lake.withdrawn("rag")
+    assert row["verdict"] == {"category": "rejected", "location": {"partition": later, "line_offset": 0}}
+
+
+def test_frozen_row_gives_way_to_a_present_row_with_its_id(lake: HistoryLake) -> None:
+    """A present row that ships the same id takes the frozen row's place, before it or behind it in walk order."""
+    for home, newer in ((B, A), (B, C)):
+        lake.both(home, run("r1"))
+        lake.go()
+        stamps = lake.stamps("rag")
+        lake.move_away(lake.scored_path(home), lake.evidence_path(home))
+        lake.go()
+        lake.scored(newer, run("r1", reasons=["written anew"]))
+        lake.evidence(newer, given("r1", "# Other words"))
+        lake.go()
+        assert [row["content"] for row in lake.rows("rag")] == ["# Other words"]
+        assert lake.stamps("rag")[rag_id("r1")] > stamps[rag_id("r1")]
+        assert lake.causes("rag")[-1] == "displaced+"
+        assert lake.ask("SELECT rag FROM frozen_rows") == [(None,)]
+        lake.prune()
+        lake.move_away(lake.scored_path(newer), lake.evidence_path(newer))
+        lake.go()
+        lake.prune()
+        assert lake.rows("rag") == []
+
+
+def test_present_row_that_ships_alike_takes_the_frozen_line_over(lake: HistoryLake) -> None:
+    """A present row with the id and the content of a frozen one takes its line over without rewriting it."""
+    lake.both(B, run("r1"))
+    lake.go()
+    before = lake.files()
+    lake.move_away(lake.scored_path(B), lake.evidence_path(B))
+    lake.go()
+    lake.scored(C, run("r1", reasons=["scored once more"]))
+    lake.evidence(C, given("r1"))
+    lake.go()
+    assert lake.files() == before
+    lake.prune()
+    assert lake.files() == before
+
+
+def test_partition_returns_after_another_row_took_one_of_its_ids(lake: HistoryLake) -> None:
+    """A frozen row that lost its place in one dataset alone returns, and everything is as if it had never gone.
+
+    The accounting failed once, on every pass from then on: the returned row counted as never judged.
+    """
+    lake.both(A, run("r1"))
+    lake.go()
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.both(B, run("r1", "partially_accepted", reasons=["scored once more"]))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    lake.bring_back(lake.scored_path(A))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.held("rag") == {"r1": "duplicate_id"}
+    assert lake.rows("rag")[0]["source_category"] == "accepted"
+
+
+def test_two_frozen_rows_of_one_id_and_one_returns(lake: HistoryLake) -> None:
+    """Two partitions ship and hold one id; both go, either returns, and the id stands once throughout."""
+    lake.both(A, run("r1"))
+    lake.both(B, run("r1", reasons=["a second score"]))
+    lake.go()
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    lake.bring_back(lake.scored_path(B))
+    lake.go()
+    lake.bring_back(lake.scored_path(A))
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}
+    assert lake.held("rag") == {"r1": "duplicate_id"}
+
+
+# verdicts of absent partitions
+
+
+def test_absent_rejection_still_forbids(lake: HistoryLake) -> None:
+    """Deleting the partition that rejected a run does not bring the run back."""
+    lake.both(A, run("r1"))
+    lake.scored(B, run("r1", "rejected"))
+    lake.go()
+    assert lake.shipped("rag") == set()
+    before = lake.files()
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    assert lake.files() == before
+    lake.go(Trigger.REBUILD)
+    assert lake.shipped("rag") == lake.shipped("sft") == set()
+    assert lake.held("sft")["r1"] == "unsafe_sft_category"
+
+
+def test_absent_rejection_forbids_rows_that_come_later_in_time(lake: HistoryLake) -> None:
+    """A row that is appended before an absent rejection in walk order is held; one behind it clears and ships."""
+    lake.scored(B, run("r1", "rejected"))
+    lake.go()
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    lake.both(A, run("r1"))
+    lake.go()
+    assert lake.shipped("rag") == set()
+    lake.both(C, run("r1", reasons=["looked at again"]))
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}
+
+
+def test_absent_acceptance_clears_no_present_rejection(lake: HistoryLake) -> None:
+    """A run was rejected, then accepted; the partition that accepted it goes, and the rejection counts again."""
+    lake.scored(A, run("r1", "rejected"))
+    lake.both(B, run("r1"))
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == set()
+    assert lake.causes("rag") == lake.causes("sft") == ["revoked"]
+
+
+def test_pruned_rejection_forbids_no_more(lake: HistoryLake) -> None:
+    """Prune forgets the absent verdicts: a run that only they forbade ships again."""
+    lake.both(A, run("r1"))
+    lake.scored(B, run("r1", "rejected"))
+    lake.go()
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    lake.prune()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+
+
+# lines that stand in a present partition too
+
+
+def test_renamed_pair_of_files_keeps_its_rows(lake: HistoryLake) -> None:
+    """A partition is renamed in both trees: its rows keep their bytes, and only locations change in the quarantine."""
+    before = two_partitions(lake)
+    for path in (lake.scored_path, lake.evidence_path):
+        path(C).parent.mkdir(parents=True, exist_ok=True)
+        path(A).rename(path(C))
+    lake.go()
+    for name in ("rag", "sft", "preference", "withdrawals_rag", "withdrawals_sft", "withdrawals_preference"):
+        assert lake.files()[name] == before[name], name
+    assert {row["location"]["partition"] for row in lake.rows("quarantine_rag")} == {B, C}
+    assert lake.ask("SELECT count(*) FROM frozen_rows WHERE rag IS NOT NULL OR sft IS NOT NULL") == [(0,)]
+    assert lake.ask("SELECT count(*) FROM pairs WHERE frozen IS NOT NULL") == [(0,)]
+
+
+def test_line_that_moved_without_its_evidence_counts_where_it_stands(lake: HistoryLake) -> None:
+    """A line that stands in a present partition counts only there: without evidence there, its row leaves."""
+    two_partitions(lake)
+    lake.scored_path(C).parent.mkdir(parents=True)
+    lake.scored_path(A).rename(lake.scored_path(C))
+    lake.go()
+    assert lake.shipped("rag") == {"b1", "b3"}
+    assert lake.held("rag")["a1"] == "missing_source_run_id"
+
+
+def test_copied_line_whose_partition_goes_counts_in_the_copy(lake: HistoryLake) -> None:
+    """A verdict that stands byte for byte in a present partition counts only there, whatever the absent one says."""
+    rejection = run("r1", "rejected")
+    lake.both(B, run("r1"))
+    lake.scored(A, rejection)
+    lake.scored(C, rejection)
+    lake.go()
+    assert lake.shipped("rag") == set()
+    lake.move_away(lake.scored_path(C))
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}  # the rejection counts in A alone, and B comes later
+
+
+# pairs
+
+
+def test_frozen_pairs_do_not_count_towards_the_five(lake: HistoryLake) -> None:
+    """A task has five frozen pairs; present rows of it form five more."""
+    lake.both(A, run("a1", task_id=TASK), *(run(f"x{number}", "rejected", TASK) for number in range(7)))
+    lake.go()
+    assert len(lake.rows("preference")) == 5
+    before = lake.content("preference")
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    lake.both(B, run("b1", task_id=TASK), *(run(f"y{number}", "rejected", TASK) for number in range(7)))
+    lake.go()
+    assert lake.content("preference").startswith(before)
+    assert lake.shipped("preference") == {f"a1>x{number}" for number in range(5)} | {f"b1>y{n}" for n in range(5)}
+
+
+def test_absent_rows_take_no_pair_slot(lake: HistoryLake) -> None:
+    """An absent accepted row is paired with no present rejected one."""
+    lake.both(A, run("a1", task_id=TASK))
+    lake.both(B, run("b1", "rejected", TASK))
+    lake.go()
+    lake.move_away(lake.scored_path(A))
+    lake.both(C, run("c1", "rejected", TASK), run("c2", task_id=TASK))
+    lake.go()
+    assert lake.shipped("preference") == {"a1>b1", "c2>b1", "c2>c1"}
+
+
+def test_frozen_pair_leaves_when_a_side_is_overruled(lake: HistoryLake) -> None:
+    """A present verdict about the rejected side of a frozen pair takes the pair out."""
+    lake.both(A, run("a1", task_id=TASK), run("a2", "rejected", TASK))
+    lake.go()
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.scored(B, run("a2", "accepted"))
+    lake.go()
+    assert lake.shipped("preference") == set()
+    assert lake.causes("preference") == ["revoked"]
+
+
+# on_delete = withdraw
+
+
+@pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
+def test_on_delete_withdraw_takes_absent_for_gone(tmp_path: Path, trees: str) -> None:
+    """With on_delete = withdraw a partition that disappears takes its rows along, as if it had been emptied."""
+    with history_lake(tmp_path) as lake:
+        lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
+        two_partitions(lake)
+        gone = lake.paths(A, trees)
+        lake.move_away(*gone)
+        lake.go()
+        assert lake.shipped("rag") == {"b1", "b3"}
+        assert lake.shipped("sft") == {"b1", "b3"}
+        assert lake.shipped("preference") == {"b3>b4"}
+        cause = "evidence_changed" if trees == "evidence" else "row_removed"
+        assert set(lake.causes("rag")) == set(lake.causes("sft")) == set(lake.causes("preference")) == {cause}
+        assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+        lake.bring_back(*gone)
+        lake.go()
+        assert lake.shipped("rag") == {"a1", "a3", "a4", "b1", "b3"}
+
+
+@pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
+def test_change_to_withdraw_lets_frozen_rows_and_pairs_go(lake: HistoryLake, trees: str) -> None:
+    """on_delete changes from keep to withdraw: what was frozen leaves, pairs too.
+
+    Frozen pairs stayed once: a frozen pair was let go for a verdict alone.
+    """
+    two_partitions(lake)
+    gone = lake.paths(A, trees)
+    lake.move_away(*gone)
+    lake.go()
+    lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
+    assert lake.shipped("preference") == {"b3>b4"}
+    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+
+
+def test_change_of_on_delete_leaves_nothing_waiting(lake: HistoryLake) -> None:
+    """After a change of on_delete nothing waits to be judged, and the new options count as those judged with.
+
+    Frozen rows waited to be judged that were no more, so the pass never counted as done: a rebuild left out the order.
+    """
+    two_partitions(lake)
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
+    lake.go()
+    assert not lake.engine.work.waiting().anything
+    assert lake.engine.store.recall("options_sha256") == lake.options.sha256
+
+
+def test_change_of_on_delete_passes_the_tripwire(lake: HistoryLake) -> None:
+    """on_delete changes to withdraw while many rows are frozen: the tripwire keeps them, rows and pairs."""
+    many_rows(lake)
+    before = lake.files()
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    lake.go()
+    lake.restart(options(lake, on_delete=OnDelete.WITHDRAW), tripwire_rows=3, tripwire_share=0.5)
+    lake.go()
+    for dataset in Dataset:
+        assert lake.content(dataset) == before[dataset]
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+
+
+# the tripwire
+
+
+def many_rows(lake: HistoryLake) -> None:
+    """Partition A ships six rows to RAG and SFT and four pairs, partition B two and none."""
+    pairs = [row for n in range(4) for row in (run(f"a{n}", task_id=f"t{n}"), run(f"r{n}", "rejected", f"t{n}"))]
+    lake.both(A, *pairs, run("a4"), run("a5"))
+    lake.both(B, run("b1"), run("b2"))
+    lake.go()
+    assert [len(lake.rows(dataset)) for dataset in Dataset] == [8, 8, 4]
+
+
+@pytest.mark.parametrize(("rows", "share"), [(6, 0.5), (3, 0.75), (1000, 0.5), (3, 1.0)])
+def test_tripwire_needs_both_limits_passed(lake: HistoryLake, rows: int, share: float) -> None:
+    """Six of eight rows vanish: they leave where six is not more than the rows, or not more than the share."""
+    many_rows(lake)
+    lake.restart(tripwire_rows=rows, tripwire_share=share)
+    lake.scored(A)
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
+    assert set(lake.causes("rag")) == set(lake.causes("sft")) == {"row_removed"}
+    pairs_stay = rows < 4 and share < 1  # all four of four vanish
+    assert (len(lake.rows("preference")) == 4) == pairs_stay
+    assert lake.engine.frozen.held_by_tripwire() == ({"preference": 4} if pairs_stay else {})
+
+
+@pytest.mark.parametrize("how", ["truncated", "rewritten", "evidence"])
+def test_tripwire_keeps_what_vanished(lake: HistoryLake, how: str) -> None:
+    """Six of eight rows vanish, more than five and more than 70 %: they stay, byte for byte, through what follows."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.7)
+    if how == "truncated":
+        lake.scored(A)
+    elif how == "rewritten":
+        lake.scored(A, b"not JSON any more")
+    else:
+        lake.evidence(A)
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    lake.go()
+    lake.restart()
+    lake.go()
+    lake.go(Trigger.REBUILD)
+    assert {dataset: lake.lines(dataset) for dataset in Dataset} == {
+        dataset: Counter(content.splitlines()) for dataset, content in before.items()
+    }
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+
+
+@pytest.mark.parametrize("old", ["emptied", "cut", "gone"])
+def test_tripwire_keeps_rows_whose_lines_moved_without_their_evidence(lake: HistoryLake, old: str) -> None:
+    """Lines that were copied to another partition first, and then left theirs, vanish like those of a renamed file."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    rows = lake.scored_path(A).read_bytes()
+    lake.scored(C, *rows.splitlines())
+    match old:
+        case "emptied":
+            lake.scored(A)
+        case "cut":
+            lake.scored(A, b"not JSON any more")
+        case _:
+            lake.scored_path(A).unlink()
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    lake.evidence(C, *(given(run_id) for run_id in ("a0", "a1", "a2", "a3", "a4", "a5")))
+    lake.go()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_tripwire_keeps_what_vanished_before_a_kill(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Evidence rows vanish, the process ends before the tripwire looks, and then their file is gone: they stay."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.evidence(A)
+    if killed:
+        monkeypatch.setattr(lake.engine, "_trip", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            lake.engine.run_pass(Trigger.ONCE)
+        lake.restart()
+    else:
+        lake.go()
+    lake.evidence_path(A).unlink()
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+
+
+def test_rescored_rows_do_not_trip_though_their_evidence_goes(lake: HistoryLake) -> None:
+    """Four of six rows whose evidence goes are rejected in the same pass: only two vanish, and the limit is three."""
+    many_rows(lake)
+    lake.restart(tripwire_rows=3, tripwire_share=0.0)
+    lake.evidence(A)
+    lake.scored(C, *(run(run_id, "rejected") for run_id in ("a0", "a1", "a2", "a3")))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
+    assert lake.engine.frozen.held_by_tripwire() == {}
+
+
+@pytest.mark.parametrize("how", ["scored", "evidence"])
+def test_prune_withdraws_what_the_tripwire_kept(lake: HistoryLake, how: str) -> None:
+    """Prune takes out what the tripwire kept, and publishes it as pruned.
+
+    Rows whose evidence had vanished were published as 'undone' once.
+    """
+    many_rows(lake)
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    (lake.scored if how == "scored" else lake.evidence)(A)
+    lake.go()
+    lake.prune()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
+    assert lake.shipped("preference") == set()
+    assert lake.causes("rag") == lake.causes("sft") == ["pruned"] * 6
+    assert lake.causes("preference") == ["pruned"] * 4
+    assert lake.engine.frozen.held_by_tripwire() == {}
+
+
+@pytest.mark.parametrize("how", ["scored", "evidence"])
+def test_accept_keeps_for_good(lake: HistoryLake, how: str) -> None:
+    """What the tripwire kept and the operator accepted stays, and trips nothing any more."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    (lake.scored if how == "scored" else lake.evidence)(A)
+    lake.go()
+    assert lake.engine.accept_vanished() > 0
+    assert lake.engine.frozen.held_by_tripwire() == {}
+    lake.go()
+    lake.restart()
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {}
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_accepted_row_stays_when_its_partition_goes_and_returns(lake: HistoryLake, when: str) -> None:
+    """What stands on evidence that vanished stays though its scored file was away; it was forgotten there once."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.evidence(A)
+    lake.go()
+    if when == "before":
+        lake.engine.accept_vanished()
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    lake.engine.accept_vanished()
+    lake.restart(tripwire_rows=1000)
+    lake.bring_back(lake.scored_path(A))
+    lake.go()
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {}
+
+
+def test_rescore_is_never_held_back(lake: HistoryLake) -> None:
+    """Every row of a partition is rejected at once: all leave, whatever the tripwire says."""
+    many_rows(lake)
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    text = lake.scored_path(A).read_text().replace('"category":"accepted"', '"category":"rejected"')
+    lake.scored_path(A).write_text(text)
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
+    assert set(lake.causes("rag")) == {"revoked"}
+    assert lake.engine.frozen.held_by_tripwire() == {}
+
+
+def test_rows_named_elsewhere_do_not_trip(lake: HistoryLake) -> None:
+    """Rows leave a partition, but other present rows name their runs: that is no vanishing."""
+    many_rows(lake)
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.scored(C, *(run(f"a{n}", "rejected", provenance__sig_hash="other") for n in range(6)))
+    lake.scored(A)
+    lake.go()
+    assert lake.shipped("rag") == {"b1", "b2"}
+
+
+def test_vanished_rows_that_come_back_are_live_again(lake: HistoryLake) -> None:
+    """A truncated partition gets its lines back: nothing is frozen, and no byte of the datasets changed."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    content = lake.scored_path(A).read_bytes()
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.scored(A)
+    lake.go()
+    lake.scored_path(A).write_bytes(content)
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+
+
+def test_vanished_row_leaves_when_its_run_is_rejected(lake: HistoryLake) -> None:
+    """A row that the tripwire kept is as frozen as an absent one: a later rejection takes it out."""
+    many_rows(lake)
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.scored(A)
+    lake.go()
+    lake.scored(C, run("a0", "rejected", "t0"))
+    lake.go()
+    assert "a0" not in lake.shipped("rag") | lake.shipped("sft")
+    assert lake.causes("rag") == lake.causes("sft") == lake.causes("preference") == ["revoked"]
+
+
+# prune
+
+
+@pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
+def test_prune_withdraws_absent_rows(lake: HistoryLake, trees: str) -> None:
+    """Prune takes out what absent files left behind, published as pruned, and holds what is still present.
+
+    Rows whose evidence file was absent were published as 'evidence_changed' once.
+    """
+    two_partitions(lake)
+    gone = lake.paths(A, trees)
+    lake.move_away(*gone)
+    lake.go()
+    lake.prune()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
+    assert lake.shipped("preference") == {"b3>b4"}
+    assert lake.causes("rag") == ["pruned"] * 3
+    assert lake.causes("sft") == ["pruned"] * 2
+    assert lake.causes("preference") == ["pruned"]
+    assert lake.ask("SELECT count(*) FROM files WHERE state = 'absent'") == [(0,)]
+    assert ("a1" in lake.held("rag")) == (trees == "evidence")
+    lake.bring_back(*gone)
+    lake.go()
+    assert lake.shipped("rag") == {"a1", "a3", "a4", "b1", "b3"}
+
+
+def test_prune_of_one_partition_leaves_the_others(lake: HistoryLake) -> None:
+    """Prune with a pattern takes out what came from the partitions that it names, and nothing else."""
+    two_partitions(lake)
+    lake.move_away(lake.scored_path(A), lake.scored_path(B))
+    lake.go()
+    lake.prune("2026/04/28/*")
+    assert lake.shipped("rag") == {"a1", "a3", "a4"}
+    assert lake.shipped("preference") == {"a1>a2"}
+    assert set(lake.causes("rag")) == {"pruned"}
+
+
+@pytest.mark.parametrize("stands", ["link", "folder"])
+def test_prune_withdraws_rows_in_whose_place_something_else_stands(lake: HistoryLake, stands: str) -> None:
+    """A link to where the file went, or a folder, is not the file come back: no look would find its rows."""
+    two_partitions(lake)
+    path = lake.scored_path(A)
+    lake.move_away(path)
+    if stands == "link":
+        path.symlink_to(lake.root / "elsewhere")
+    else:
+        path.mkdir()
+    lake.go()
+    assert lake.shipped("sft") >= {"a1", "a4"}
+    lake.prune()
+    assert not lake.shipped("sft") & {"a1", "a4"}
+
+
+def test_pruned_row_stays_away(lake: HistoryLake) -> None:
+    """What was pruned comes back through no restart, rebuild or lost store."""
+    two_partitions(lake)
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    lake.go()
+    lake.prune()
+    for again in ("", "restart", "lose_store"):
+        if again:
+            getattr(lake, again)()
+        lake.go()
+        lake.go(Trigger.REBUILD)
+        assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
+        assert lake.shipped("preference") == {"b3>b4"}
+
+
+def test_prune_beside_a_folder_that_cannot_be_searched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is given up of a file that may stand there again: the story is that it counted as gone."""
+    two_partitions(lake)
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    lake.go()
+    before = lake.files()
+    lake.bring_back(lake.scored_path(A), lake.evidence_path(A))
+
+    def refuse(path: object, *_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(ListingError):
+            lake.engine.give_up(None, orphans_only=False)
+    lake.go()
+    assert lake.files() == before
+
+
+def test_prune_with_nothing_frozen_does_nothing(lake: HistoryLake) -> None:
+    """Prune of a lake in which nothing is frozen commits no batch."""
+    before = two_partitions(lake)
+    assert not lake.prune().changed
+    assert lake.files() == before
+
+
+# causes and the log of withdrawals (SPEC 3.9)
+
+
+def test_rescored_row_names_its_batch_and_verdict(lake: HistoryLake) -> None:
+    """A row that is rewritten as rejected is published with the verdict's place and the batch that shipped it."""
+    lake.both(A, run("r1"))
+    (first,) = lake.go().batches
+    lake.scored(A, run("r1", "rejected"))
+    (second,) = lake.go().batches
+    (row,) = lake.withdrawn("rag")
+    assert row == {
+        "id": rag_id("r1"),
+        "source_run_id": "r1",
+        "chosen_run_id": None,
+        "rejected_run_id": None,
+        "cause": "revoked",
+        "replaced": False,
+        "verdict": {"category": "rejected", "location": {"partition": A, "line_offset": 0}},
+        "shipped_batch": first.identity.batch_id,
+        "withdrawn_batch": second.identity.batch_id,
+        "withdrawn_at": second.identity.recorded_at,
+    }
+    assert [row["id"] for row in lake.withdrawn("sft")] == [sft_id("r1")]
+
+
+def test_rescored_to_what_is_not_allowed(lake: HistoryLake) -> None:
+    """A line that still names its run but no longer ships is published as rescored, without a verdict."""
+    lake.both(A, run("r1"))
+    lake.go()
+    lake.scored(A, run("r1", "partially_accepted"))
+    lake.go()
+    assert lake.causes("sft") == ["rescored"]
+    assert lake.withdrawn("sft")[0]["verdict"] is None
+
+
+def test_removed_line(lake: HistoryLake) -> None:
+    """A line that is gone is published as row_removed."""
+    lake.both(A, run("r1"), run("r2"))
+    lake.go()
+    lake.scored(A, run("r1"))
+    lake.go()
+    assert lake.causes("rag") == lake.causes("sft") == ["row_removed"]
+
+
+def test_changed_evidence(lake: HistoryLake) -> None:
+    """Evidence that changes replaces the row, evidence that goes takes it out: both are evidence_changed."""
+    lake.both(A, run("r1"))
+    lake.go()
+    lake.evidence(A, given("r1", "# Other words"))
+    lake.go()
+    lake.evidence(A, given("other"))
+    lake.go()
+    assert lake.causes("rag") == lake.causes("sft") == ["evidence_changed+", "evidence_changed"]
+
+
+def test_displaced_row(lake: HistoryLake) -> None:
+    """An earlier row with the same id displaces a later one: the id stays, with other content."""
+    lake.both(B, run("r1"))
+    lake.go()
+    lake.scored(A, run("r1", "partially_accepted"))
+    lake.evidence(A, given("r1"))
+    lake.go()
+    assert lake.causes("rag") == ["displaced+"]
+
+
+def test_changed_options(lake: HistoryLake) -> None:
+    """A row that an option let in leaves when the option is off, published as options_changed."""
+    lake.both(A, run("r1", "partially_accepted"))
+    lake.restart(options(lake, include_partial=True))
+    lake.go()
+    assert lake.shipped("sft") == {"r1"}
+    lake.restart(options(lake))
+    lake.go()
+    assert lake.causes("sft") == ["options_changed"]
+    assert lake.causes("rag") == []
+
+
+def test_undone_row(lake: HistoryLake) -> None:
+    """A source file that no longer exists when the row is judged again: none of the other causes, so undone."""
+    for name in ("src/lib.rs", "src/main.rs"):
+        (lake.root / name).parent.mkdir(exist_ok=True)
+        (lake.root / name).write_text("fn main() {}")
+    lake.restart(options(lake, check_source_files=True))
+    lake.both(A, run("r1"))
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}
+    (lake.root / "src/lib.rs").unlink()
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}  # what exists holds as of the last judgement
+    lake.go(Trigger.REBUILD)
+    assert lake.causes("rag") == ["undone"]
+    assert lake.held("rag") == {"r1": "hallucinated_file_path"}
+
+
+def test_adopted_row_has_no_batch_that_shipped_it(lake: HistoryLake) -> None:
+    """A row that stood in the file before its store is withdrawn with shipped_batch null."""
+    lake.both(A, run("r1"))
+    lake.go()
+    lake.lose_store()
+    lake.go()
+    lake.scored(A, run("r1", "rejected"))
+    lake.go()
+    assert lake.withdrawn("rag")[0]["shipped_batch"] is None
+    assert lake.causes("rag") == ["revoked"]
+
+
+def test_held_row_keeps_its_bytes_beside_a_kept_one(lake: HistoryLake) -> None:
+    """A row that a later gate holds, while its id is kept for a row on absent evidence, is not written anew.
+
+    The story: a rebuild judged the kept row first, held the other one as its duplicate for the length of one batch, and
+    wrote the line that it had before with another time.
+    """
+    lake.both(A, run("one"))
+    lake.scored(B, run("one"))
+    lake.evidence(B, given("one", model_role="extractor"))
+    lake.go()
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    before = lake.lines("quarantine_sft")
+    assert [row["errors"] for row in lake.rows("quarantine_sft")] == [
+        ["evidence has no instruction→response shape (extraction-class or empty text)"]
+    ]
+    lake.go(Trigger.REBUILD)
+    assert lake.lines("quarantine_sft") == before
+
+
+def test_returned_evidence_makes_a_held_row_a_duplicate_again(lake: HistoryLake) -> None:
+    """A row that a later gate held while the evidence of the row before it was away waits for the id again."""
+    lake.both(A, run("one"))
+    lake.scored(B, run("one"))
+    lake.evidence(B, given("one", model_role="extractor"))
+    lake.go()
+    before = lake.held(Dataset.SFT)
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    lake.go(Trigger.REBUILD)
+    lake.bring_back(lake.evidence_path(A))
+    lake.go()
+    assert lake.held(Dataset.SFT) == before == {"one": "duplicate_id"}
+
+
+def test_a_pass_looks_at_no_table_of_rows_as_a_whole(lake: HistoryLake) -> None:
+    """The story: two questions of each pass read all frozen rows, and where producers delete what is old they are many."""
+    two_partitions(lake)
+    lake.move_away(*lake.paths(A, "both"))
+    lake.go()
+    asked: list[str] = []
+    connection = lake.engine.store.connection
+    rows = run("b1"), run("b2", "needs_human_review"), run("b3", task_id="t"), run("b4", "rejected", "t"), run("b5")
+    lake.both(B, *rows)
+    connection.set_trace_callback(asked.append)
+    done = lake.engine.run_pass(Trigger.ONCE)
+    connection.set_trace_callback(None)
+    lake.check()
+    assert [batch.receipt["work"]["rows_judged"] for batch in done.batches] == [1]
+    assert any("frozen_rows" in statement for statement in asked)
+    assert whole_scans(connection, asked) == []
+
+
+@pytest.mark.parametrize("goes", ["row", "partition"])
+def test_next_row_takes_an_id_where_the_one_that_was_woken_goes(lake: HistoryLake, goes: str) -> None:
+    """A row is kept on absent evidence, the first that waits for its id goes in the same pass: the next one ships it.
+
+    The story: the first one was woken, was gone when it was to be judged, and nobody woke the next.
+    """
+    for partition in (A, B, C):
+        lake.scored(partition, run("one"))
+        lake.evidence(partition, given("one", f"as {partition} has it"))
+    lake.go()
+    lake.move_away(lake.evidence_path(A))
+    if goes == "row":
+        lake.scored(B, run("two"))
+    else:
+        lake.move_away(lake.scored_path(B))
+    lake.go()
+    for dataset, text in (("rag", "content"), ("sft", "response")):
+        assert [row[text] for row in lake.rows(dataset)] == [f"as {C} has it"]

@@ -1,0 +1,162 @@
+"""The quick answer to 'is all as recorded?' is the one that comparing every file gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from structlog.testing import capture_logs
+
+from distilld.core.model import SETTLED_AFTER_NS, Dataset, InputKind, OperatorError, StatFacts, UnreadableError
+from distilld.core.plan import FileKey, compare
+from distilld.engine import index
+from distilld.engine.engine import Engine
+from distilld.store.connection import Store
+from distilld.store.inputs import FileRecord, Inputs
+from tests.support.history_lake import A, given, history_lake, run
+
+Facts = dict[FileKey, StatFacts]
+LOOKED_NS = 10 * SETTLED_AFTER_NS
+AT_REST = StatFacts(1, 2, 3, LOOKED_NS - SETTLED_AFTER_NS - 1, 5, LOOKED_NS)
+SCORED, EVIDENCE = (InputKind.SCORED, "2026/01/01/a.jsonl"), (InputKind.EVIDENCE, "2026/01/01/a.jsonl")
+OTHER = (InputKind.SCORED, "2026/01/02/b.jsonl")
+RECORDED: Facts = {SCORED: AT_REST, EVIDENCE: AT_REST._replace(inode=20), OTHER: AT_REST._replace(inode=30)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store."""
+    with closing(Store.open(tmp_path / "distilld.db", tmp_path)) as made:
+        yield made
+
+
+def record(store: Store, facts: Facts, *, absent: FileKey | None = None) -> None:
+    """Record files as they were read."""
+    inputs = Inputs(store)
+    with store.transaction():
+        places = inputs.place_partitions(path for _, path in facts)
+        for (kind, path), each in facts.items():
+            state = "absent" if (kind, path) == absent else "present"
+            inputs.write_file(FileRecord(*places[path], path, kind, state, each, 0, "", 0, 0, None, 0, None))
+
+
+def answers(store: Store, seen: Facts) -> tuple[bool, bool]:
+    """The quick answer of one who has just opened the store, and the one of a comparison."""
+    plan = compare(seen, Inputs(store).files())
+    quick = Inputs(store).all_as_recorded([(kind, path, facts) for (kind, path), facts in seen.items()])
+    return quick, plan == ((), ())
+
+
+def with_facts(**changes: int) -> Callable[[Facts], Facts]:
+    """One file is seen with other facts."""
+    return lambda facts: {**facts, EVIDENCE: facts[EVIDENCE]._replace(**changes)}
+
+
+def test_unchanged(store: Store) -> None:
+    """Files that are as they were read are found so, whenever one looks."""
+    record(store, RECORDED)
+    later = {key: facts._replace(looked_ns=LOOKED_NS * 2) for key, facts in RECORDED.items()}
+    assert answers(store, later) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(with_facts(**{name: 4}) for name in ("device", "inode", "size", "mtime_ns", "ctime_ns")),
+        lambda facts: {key: facts[key] for key in (SCORED, OTHER)},
+        lambda facts: {**facts, (InputKind.EVIDENCE, OTHER[1]): AT_REST},
+        lambda facts: {SCORED: facts[SCORED], EVIDENCE: facts[EVIDENCE], (InputKind.EVIDENCE, OTHER[1]): facts[OTHER]},
+        lambda facts: {**facts, SCORED: facts[EVIDENCE], EVIDENCE: facts[SCORED]},
+        lambda _: {},
+    ],
+    ids=["device", "inode", "size", "mtime", "ctime", "gone", "new", "moved to the other tree", "swapped", "all gone"],
+)
+def test_every_change_is_noticed(store: Store, change: Callable[[Facts], Facts]) -> None:
+    """Whatever differs, the quick answer is no, and so is the long one."""
+    record(store, RECORDED)
+    assert answers(store, change(RECORDED)) == (False, False)
+
+
+def test_file_that_was_not_at_rest_is_read_again(store: Store) -> None:
+    """Facts that were taken within the time in which a later change could leave the same ones prove nothing."""
+    just_now = AT_REST._replace(mtime_ns=LOOKED_NS - SETTLED_AFTER_NS)
+    record(store, {**RECORDED, OTHER: just_now})
+    assert answers(store, {**RECORDED, OTHER: just_now}) == (False, False)
+
+
+def test_file_that_returned(store: Store) -> None:
+    """A file that was absent and stands there again is read, whatever its facts."""
+    record(store, RECORDED, absent=OTHER)
+    assert answers(store, RECORDED) == (False, False)
+    assert answers(store, {key: RECORDED[key] for key in (SCORED, EVIDENCE)}) == (True, True)
+
+
+def test_records_at_hand_are_asked(store: Store) -> None:
+    """One who has read the records says so rather than read them again."""
+    record(store, RECORDED)
+    inputs = Inputs(store)
+    inputs.files()
+    assert not inputs.all_as_recorded([(kind, path, facts) for (kind, path), facts in RECORDED.items()])
+
+
+def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be read when the line limit changed is read at the next start, whatever its facts say."""
+    with history_lake(tmp_path) as lake:
+        lake.scored(A, run("a"))
+        lake.evidence(A, given("a", "long" * 1000))
+        lake.go()
+        assert lake.shipped(Dataset.RAG) == {"a"}
+        # As after a look that was long after the last change.
+        lake.engine.store.connection.execute("UPDATE files SET looked_ns = looked_ns + 3600000000000")
+        lake.restart(replace(lake.options, max_line_bytes=2000))
+
+        def refuse(_root: Path, _kind: InputKind, path: str) -> NoReturn:
+            raise UnreadableError(path, OSError(5, "Input/output error"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "open_partition", refuse)
+            lake.go()
+        lake.restart(lake.options)
+        lake.go()
+        assert lake.held(Dataset.RAG) == {"a": "missing_source_run_id"}
+
+
+@pytest.mark.parametrize("change", [{"include_partial": True}, {"max_line_bytes": 5000}])
+def test_options_that_were_taken_back_are_no_change_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Other options, cut off before their first batch, and then the old ones again: one pass over all settles that.
+
+    The story: they were being taken up for ever, and where the line limit was another one each pass read the whole lake.
+    """
+    with history_lake(tmp_path) as lake:
+        before = lake.options
+        lake.both(A, run("a"), run("b", "partially_accepted"))
+        lake.go()
+        exports = lake.files()
+        lake.restart(replace(before, **change))
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "_index", refuse_to_write)
+            with pytest.raises(OperatorError, match="no room"):
+                lake.go()
+        lake.restart(before)
+        lake.go()
+        # As after a look that was long after the last change.
+        lake.engine.store.connection.execute("UPDATE files SET looked_ns = looked_ns + 3600000000000")
+        lake.restart()
+        with capture_logs() as logs:
+            assert lake.go().indexed.bytes_read == 0
+        assert logs == []
+        assert lake.engine.store.recall("options_in_hand") is None
+        assert lake.files() == exports
+
+
+def refuse_to_write(*_: object, **__: object) -> NoReturn:
+    """What a full disk does."""
+    raise OperatorError("no room")

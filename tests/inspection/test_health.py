@@ -1,0 +1,381 @@
+"""Health: what is unhealthy, that each reason says what to do, and that the documents know every reason."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from structlog.testing import capture_logs
+
+from distilld.config.settings import Settings, load
+from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
+from distilld.engine import index
+from distilld.engine.engine import Engine, PassResult
+from distilld.inspection.health import diagnose
+from distilld.inspection.status import look
+from distilld.lake.scan import open_partition, tree_path
+from distilld.publish.commit import Committer
+from distilld.publish.receipt import iso_time
+from distilld.service.health_record import Failure, Unreadable, Vitals, read_vitals, write_vitals
+from distilld.service.lock import tell_trouble
+from distilld.service.run_once import bring_up_to_date, writer
+from distilld.store.connection import Store
+from tests.support.lake_by_formula import partition_of, write_bench_lake
+from tests.support.query_plans import whole_scans
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A lake of 21 rows that saw one run."""
+    write_bench_lake(tmp_path / "lake", rows=21, partitions=2, text_bytes=100)
+    made = load(flags={"root": tmp_path / "lake"}, environ={}, config_file=None, cwd=tmp_path)
+    with capture_logs(), writer(made) as engine:
+        bring_up_to_date(engine)
+    return made
+
+
+@pytest.fixture
+def running(settings: Settings) -> Iterator[Engine]:
+    """A daemon's writer on the lake, with what a daemon leaves in the store."""
+    with capture_logs(), writer(settings) as engine:
+        leave(engine, alive())
+        yield engine
+
+
+def alive(**changes: object) -> Vitals:
+    """The vitals of a daemon in this process that scanned just now."""
+    now = iso_time(time.time_ns())
+    return replace(Vitals(pid=os.getpid(), started_at=now, last_scan_at=now, watching="events"), **changes)  # type: ignore[arg-type]
+
+
+def leave(engine: Engine, vitals: Vitals) -> None:
+    """Write them."""
+    write_vitals(engine.store, vitals, read_vitals(engine.store))
+
+
+def names(settings: Settings, *, daemon: bool = True) -> list[str]:
+    """The reasons, by name."""
+    return [each.name for each in diagnose(settings, daemon=daemon)]
+
+
+def ago(seconds: float) -> str:
+    """A moment in the past, as it is stored."""
+    return iso_time(time.time_ns() - round(seconds * 1e9))
+
+
+def test_healthy_while_a_daemon_runs(settings: Settings, running: Engine) -> None:
+    """A daemon that scanned a moment ago, and nothing else to tell: no reason."""
+    assert names(settings) == []
+
+
+def test_it_looks_at_no_table_of_rows_as_a_whole(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: two counts read every scored row, so that a monitor's question took a second on a large lake."""
+    asked: list[str] = []
+    opened = Store.open_readonly
+
+    def traced(path: Path) -> Store:
+        store = opened(path)
+        store.connection.set_trace_callback(asked.append)
+        return store
+
+    with capture_logs(), writer(settings) as engine:
+        (settings.root / "data/evidence" / partition_of(0)).unlink()
+        bring_up_to_date(engine)
+    monkeypatch.setattr(Store, "open_readonly", traced)
+    names(settings)
+    assert any("FROM scored_rows" in statement for statement in asked)
+    with closing(sqlite3.connect(settings.state)) as store:
+        assert whole_scans(store, asked) == []
+
+
+def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> None:
+    """Without a daemon the lake is unhealthy, but not where a timer keeps it."""
+    assert names(settings) == ["no_writer"]
+    assert names(settings, daemon=False) == []
+
+
+def test_command_that_writes_is_a_writer(settings: Settings) -> None:
+    """While 'run --once' or 'rebuild' holds the lake, nobody misses the daemon, nor its scans."""
+    with capture_logs(), writer(settings) as engine:
+        leave(engine, alive(pid=1, started_at=ago(1e6), last_scan_at=ago(1e6)))
+        assert names(settings) == []
+
+
+def test_scan_that_is_overdue(settings: Settings, running: Engine) -> None:
+    """Three rescan periods without a scan are a reason; a daemon that just started has time."""
+    late = settings.rescan_seconds * 3 + 10
+    leave(running, alive(started_at=ago(late * 2), last_scan_at=ago(late)))
+    assert names(settings) == [each.name for each in look(settings).problems] == ["scan_overdue"]
+    assert names(settings, daemon=False) == []
+    leave(running, alive(started_at=ago(1), last_scan_at=ago(late)))
+    assert names(settings) == []
+
+
+def test_other_settings_beside_a_daemon(settings: Settings, running: Engine) -> None:
+    """The flags of a daemon hold as long as it runs; the note promised that every row is judged anew at once."""
+    before = "the settings are not those of the last batch (include_review False to True); "
+    changed = replace(settings, include_review=True)
+    assert look(changed).notes == [
+        f"{before}the daemon that runs keeps those that it was started with or last reloaded"
+    ]
+    leave(running, alive(pid=1))
+    assert look(changed).notes == [f"{before}the next run judges every row anew"]
+
+
+def test_clock_that_ran_ahead_hides_no_hang(settings: Settings, running: Engine) -> None:
+    """The story: a start of tomorrow, by a clock that was set right later, counted as the last sign until then."""
+    late = settings.rescan_seconds * 3 + 10
+    leave(running, alive(started_at=ago(-86_400), last_scan_at=ago(late)))
+    assert names(settings) == ["scan_overdue"]
+    leave(running, alive(started_at=ago(-86_400), last_scan_at=ago(1)))
+    assert names(settings) == []
+    leave(running, alive(started_at=ago(-86_400), last_scan_at=None))
+    assert names(settings) == []
+
+
+def test_failure_and_overdue_withdrawal(settings: Settings, running: Engine) -> None:
+    """A failure that lasts says since when and what of; rows that must leave are a reason of their own."""
+    leave(running, alive(failure=Failure(ago(60), ago(1), 7, "no room", "make some"), overdue_since=ago(60)))
+    failed, overdue = diagnose(settings)
+    assert (failed.name, overdue.name) == ("last_batch_failed", "withdrawal_overdue")
+    assert "7 times since" in failed.text
+    assert "no room" in failed.text
+    assert failed.remedy.startswith("make some")
+    assert "do not train" in overdue.remedy
+
+
+def test_failure_outlives_the_daemon(settings: Settings, running: Engine) -> None:
+    """A daemon that died failing is told as such, until somebody brings the lake up to date."""
+    leave(running, alive(failure=Failure(ago(60), ago(1), 7, "no room", "make some")))
+    running.store.connection.commit()
+    assert "last_batch_failed" in names(settings, daemon=False)
+
+
+def test_trouble_in_the_lock_file(settings: Settings, running: Engine) -> None:
+    """What could not be said in the store is read from the lock file."""
+    tell_trouble(settings.root, "the disk is full")
+    (problem,) = diagnose(settings)
+    assert (problem.name, "the disk is full" in problem.text) == ("last_batch_failed", True)
+    tell_trouble(settings.root, None)
+    assert names(settings) == []
+
+
+class Refused(OperatorError):
+    """What the system says in these tests."""
+
+
+def run_once(settings: Settings, *, failing: bool = False) -> None:
+    """What a timer does."""
+    with capture_logs(), writer(settings) as engine:
+        if failing:
+            engine.run_pass = refused  # type: ignore[method-assign]
+        bring_up_to_date(engine)
+
+
+def refused(*_: object, **__: object) -> NoReturn:
+    """A call that fails."""
+    raise Refused("no room", hint="make some")
+
+
+def test_run_by_a_timer_that_fails(settings: Settings) -> None:
+    """The story: health said healthy after 'run --once' had failed for days; only a daemon left word of its failures."""
+    for tries in (1, 2):
+        with pytest.raises(Refused):
+            run_once(settings, failing=True)
+        (problem,) = diagnose(settings, daemon=False)
+        assert problem.name == "last_batch_failed"
+        assert f", {tries} times since " in problem.text
+        assert problem.text.endswith(": no room")
+        assert problem.remedy.startswith("make some")
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def test_run_by_a_timer_that_cannot_withdraw(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a run was to take out and could not are a reason of their own, as beside a daemon."""
+    path = settings.root / "data/scored-runs" / partition_of(0)
+    shutil.copy(path, path.with_name("zz.jsonl"))
+    path.with_name("zz.jsonl").write_bytes(path.read_bytes().replace(b'"accepted"', b'"rejected"'))
+    with monkeypatch.context() as patch:
+        patch.setattr(Committer, "commit", refused)
+        with pytest.raises(Refused):
+            run_once(settings)
+    assert {"last_batch_failed", "withdrawal_overdue"} <= set(names(settings, daemon=False))
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def test_input_that_a_run_by_a_timer_cannot_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, with its time, until a run can: also where who asks may read it."""
+    path = settings.root / "data/scored-runs" / partition_of(0)
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    shown = []
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "open_partition", all_but_one)
+        for _ in range(2):
+            run_once(settings)
+            (problem,) = [each for each in diagnose(settings, daemon=False) if each.name == "not_read"]
+            assert problem.text.startswith(
+                f"data/scored-runs/{partition_of(0)} cannot be read: Input/output error, since "
+            )
+            shown.append(problem.text)
+    assert shown[0] == shown[1]
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def all_but_one(root: Path, kind: InputKind, path: str) -> AbstractContextManager[tuple[int, StatFacts]]:
+    """Open a partition; but the disk gives one of them no more."""
+    if (kind, path) == (InputKind.SCORED, partition_of(0)):
+        raise UnreadableError(tree_path(kind, path), OSError(errno.EIO, "Input/output error"))
+    return open_partition(root, kind, path)
+
+
+def test_run_that_could_not_open_its_store(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be said in the store stands in the lock file until the next run, and is read when none runs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "open", refused)
+        with pytest.raises(Refused):
+            run_once(settings)
+    (problem,) = diagnose(settings, daemon=False)
+    assert (problem.name, problem.text) == ("last_batch_failed", "the last run failed: no room")
+    run_once(settings)
+    assert names(settings, daemon=False) == []
+
+
+def test_run_beside_a_killed_daemon_of_its_pid(settings: Settings) -> None:
+    """Where each is process 1 of its container, a run that takes long is no daemon that hangs."""
+    with capture_logs(), writer(settings) as engine:
+        leave(engine, alive(started_at=ago(1e6), last_scan_at=ago(1e6)))
+    found: list[str] = []
+
+    def look(engine: Engine) -> None:
+        run_pass = engine.run_pass
+
+        def looked(trigger: Trigger) -> PassResult:
+            found.extend(names(settings))
+            return run_pass(trigger)
+
+        engine.run_pass = looked  # type: ignore[method-assign]
+
+    with capture_logs(), writer(settings) as engine:
+        assert names(settings) == ["scan_overdue"]
+        look(engine)
+        bring_up_to_date(engine)
+    assert found == []
+
+
+def test_unreadable_inputs_are_named_once(settings: Settings, running: Engine) -> None:
+    """What the daemon cannot read and this command can see are told once each, the daemon's with its time."""
+    folder = settings.root / "data/scored-runs" / Path(partition_of(0)).parent
+    (folder / "link.jsonl").symlink_to("elsewhere")
+    link = f"data/scored-runs/{Path(partition_of(0)).parent}/link.jsonl"
+    since = ago(60)
+    seen = (
+        Unreadable(link, "is a link and is not followed", since),
+        Unreadable("data/evidence/2026/01/01/eio.jsonl", "cannot be read: Input/output error", since),
+    )
+    leave(running, alive(unreadable=seen))
+    found = [each for each in diagnose(settings) if each.name == "not_read"]
+    assert len(found) == 2
+    assert any("Input/output error" in each.text and since in each.text for each in found)
+
+
+def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None:
+    """A corrupt store that was put aside is a reason until its files are removed, and the command names them.
+
+    The story: the bytes that set-aside files take were those of exports alone.
+    """
+    kept = settings.state.with_name(f"{settings.state.name}.corrupt-2026")
+    kept.write_bytes(bytes(1000))
+    assert look(settings).sizes.set_aside == 1000
+    (problem,) = diagnose(settings)
+    assert problem.name == "store_set_aside"
+    assert str(kept) in problem.remedy
+    kept.unlink()
+    assert names(settings) == []
+
+
+def test_cut_off_batch_is_pending(settings: Settings) -> None:
+    """A batch that was cut off is a reason when nobody is at work on it."""
+    with capture_logs(), writer(settings) as engine:
+        engine.store.connection.execute("INSERT INTO intents VALUES ('rag', 2, 0, NULL)")
+    assert "recovery_pending" in names(settings, daemon=False)
+
+
+def test_never_run(tmp_path: Path) -> None:
+    """A lake that nothing was ever done to is unhealthy, whoever is to do it."""
+    settings = load(flags={"root": tmp_path}, environ={}, config_file=None, cwd=tmp_path)
+    assert names(settings, daemon=False) == ["never_run"]
+
+
+def test_looking_changes_nothing(settings: Settings) -> None:
+    """Health leaves no trace, so it may be asked every few seconds."""
+
+    def facts() -> dict[Path, int]:
+        # SQLite's own memory of who reads is no trace.
+        return {path: path.stat().st_mtime_ns for path in settings.root.rglob("*") if path.suffix != ".db-shm"}
+
+    before = facts()
+    diagnose(settings)
+    assert facts() == before
+
+
+def test_vitals_of_another_form_are_left_out(settings: Settings, running: Engine) -> None:
+    """What another version left, or somebody edited, is no reason to fail."""
+    odd = {"last_failure": '{"odd": 1}', "unreadable_inputs": "no json", "daemon_pid": "x", "last_scan_at": "then"}
+    for name, value in odd.items():
+        running.store.remember(name, value)
+    assert read_vitals(running.store) == Vitals()
+    assert diagnose(settings) == []
+    running.store.remember("last_failure", None)
+    assert read_vitals(running.store).last_scan_at is None
+    assert diagnose(settings) == []
+
+
+def every_problem() -> set[str]:
+    """The names of all problems in the source."""
+    found = set()
+    for module in ("status", "health"):
+        tree = ast.parse((REPOSITORY / "distilld" / "inspection" / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Name(id="Problem"), args=[ast.Constant(value=str(name)), *_]):
+                    found.add(name)
+    return found
+
+
+def test_docs_say_what_to_do_about_every_reason() -> None:
+    """The table of docs/operations.md has a line for each problem that status and health can name, and no other."""
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## What health says")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", table, flags=re.MULTILINE)) == every_problem()
+
+
+def test_docs_say_what_to_do_on_every_error_event() -> None:
+    """Each event that the source logs as an error or a warning is in the table of docs/operations.md, and no other."""
+    logged: dict[str, str] = {}
+    for path in (REPOSITORY / "distilld").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="error" | "warning" as level),
+                    args=[ast.Constant(value=str(name))],
+                ):
+                    logged[name] = "error" if "error" in (level, logged.get(name)) else "warning"
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## What to do on an event")[2].partition("\n## ")[0]
+    assert dict(re.findall(r"^\| `([a-z_]+)` \| (\w+) \|", table, flags=re.MULTILINE)) == logged

@@ -1,0 +1,446 @@
+"""The partitions on disk: walk order, three levels exactly, and whatever is no regular file told and left alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distilld.core.model import InputChanged, InputKind, UnreadableError
+from distilld.lake.scan import ListingError, Scan, SourceFiles, open_partition, printable, scan, tree_path, walk_key
+from tests.support.builders import PROPERTY
+
+SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE
+
+
+def put(root: Path, path: str, content: bytes = b"{}\n", tree: str = "scored-runs") -> Path:
+    """A file of an input tree."""
+    file = root / "data" / tree / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+def paths(found: Scan, kind: InputKind = SCORED) -> list[str]:
+    """The paths of one tree, in the order of the scan."""
+    return [file.path for file in found.files if file.kind is kind]
+
+
+def problems(found: Scan) -> dict[str, str]:
+    """What is not read, and why."""
+    return {oddity.path: oddity.problem for oddity in found.oddities}
+
+
+def test_walk_order_compares_components_not_strings(tmp_path: Path) -> None:
+    """The folder ``a`` stands before ``a-b``, though as strings ``a-b/…`` comes before ``a/…``."""
+    wanted = [
+        "2026/a/01/x.jsonl",
+        "2026/a/02/x.jsonl",
+        "2026/a-b/01/x.jsonl",
+        "2026/a.b/01/x.jsonl",
+        "2027/0/0/x.jsonl",
+    ]
+    for path in reversed(wanted):
+        put(tmp_path, path)
+    assert paths(scan(tmp_path)) == wanted
+    assert sorted(wanted) != wanted
+
+
+def test_walk_order_takes_the_extension_along(tmp_path: Path) -> None:
+    """``a.jsonl`` stands behind ``a-b.jsonl`` and before ``a0.jsonl``: names are compared whole."""
+    wanted = [f"2026/04/27/{name}" for name in ("a-b.jsonl", "a.b.jsonl", "a.jsonl", "a0.jsonl")]
+    for path in wanted:
+        put(tmp_path, path)
+    assert paths(scan(tmp_path)) == wanted
+
+
+def test_walk_order_is_by_code_point(tmp_path: Path) -> None:
+    """U+FFFD stands before U+1F600, which UTF-16 would have the other way round."""
+    wanted = ["2026/04/27/\ufffd.jsonl", "2026/04/27/\U0001f600.jsonl"]
+    for path in reversed(wanted):
+        put(tmp_path, path)
+    assert paths(scan(tmp_path)) == wanted
+
+
+@PROPERTY
+@given(st.lists(st.text("a-/.0é", min_size=1).filter(lambda path: "//" not in path), unique=True))
+def test_walk_key_is_a_total_order_of_components(names: list[str]) -> None:
+    """Sorting by the key sorts by components, and no two paths share a key."""
+    keys = [walk_key(name) for name in sorted(names, key=walk_key)]
+    assert keys == sorted(tuple(name.split("/")) for name in names)
+    assert len(set(keys)) == len(names)
+
+
+def test_three_levels_exactly(tmp_path: Path) -> None:
+    """Files one level higher or lower are not read, and are no fault."""
+    put(tmp_path, "x.jsonl")
+    put(tmp_path, "2026/x.jsonl")
+    put(tmp_path, "2026/04/x.jsonl")
+    put(tmp_path, "2026/04/27/x.jsonl")
+    put(tmp_path, "2026/04/27/deeper/x.jsonl")
+    found = scan(tmp_path)
+    assert paths(found) == ["2026/04/27/x.jsonl"]
+    assert found.oddities == ()
+
+
+def test_only_jsonl_and_dotfiles_too(tmp_path: Path) -> None:
+    """Every regular file that ends in .jsonl is read, a dotfile and a bare suffix too; nothing else is."""
+    for name in (".hidden.jsonl", ".jsonl", "x.jsonl", "x.JSONL", "x.json", "x.jsonl.gz", "x.jsonl~", "x"):
+        put(tmp_path, f"2026/04/27/{name}")
+    assert [path.rpartition("/")[2] for path in paths(scan(tmp_path))] == [".hidden.jsonl", ".jsonl", "x.jsonl"]
+
+
+def test_both_trees_are_walked_side_by_side(tmp_path: Path) -> None:
+    """A partition's evidence stands beside its scored rows."""
+    put(tmp_path, "2026/04/28/b.jsonl")
+    put(tmp_path, "2026/04/27/a.jsonl")
+    put(tmp_path, "2026/04/28/b.jsonl", tree="evidence")
+    found = scan(tmp_path)
+    assert [(file.path[-7:], file.kind) for file in found.files] == [
+        ("a.jsonl", SCORED),
+        ("b.jsonl", EVIDENCE),
+        ("b.jsonl", SCORED),
+    ]
+
+
+@pytest.mark.parametrize("folder", ["26/04/27", "2026/13/27", "2026/00/27", "2026/04/32", "2026/04/00", "2026/4/27"])
+def test_odd_folder_names_are_read_and_told(tmp_path: Path, folder: str) -> None:
+    """A folder that is no date is read all the same, and named once, though it stands in both trees."""
+    put(tmp_path, f"{folder}/x.jsonl")
+    put(tmp_path, f"{folder}/x.jsonl", tree="evidence")
+    found = scan(tmp_path)
+    assert paths(found) == [f"{folder}/x.jsonl"]
+    assert found.odd_folders == (folder,)
+
+
+def test_folder_without_partitions_draws_no_warning(tmp_path: Path) -> None:
+    """Folders that hold no partition are nobody's concern, whatever their names; 'tmp' was warned of once."""
+    put(tmp_path, "tmp/x/y/notes.txt")
+    (tmp_path / "data/scored-runs/2026/lost+found").mkdir(parents=True)
+    assert scan(tmp_path).odd_folders == ()
+
+
+def test_dates_are_not_odd(tmp_path: Path) -> None:
+    """YYYY/MM/DD draws no warning."""
+    put(tmp_path, "2026/12/31/x.jsonl")
+    assert scan(tmp_path).odd_folders == ()
+
+
+def test_links_are_reported_and_not_followed(tmp_path: Path) -> None:
+    """Neither a linked file nor a linked folder at any level is read."""
+    real = put(tmp_path, "2026/04/27/real.jsonl")
+    (real.parent / "linked.jsonl").symlink_to(real)
+    (real.parent / "dangling.jsonl").symlink_to("nowhere")
+    (real.parent.parent / "28").symlink_to(real.parent)
+    (tmp_path / "data/scored-runs/2027").symlink_to(tmp_path / "data/scored-runs/2026")
+    (tmp_path / "data/scored-runs/loop").symlink_to(".")
+    found = scan(tmp_path)
+    assert paths(found) == ["2026/04/27/real.jsonl"]
+    linked = ("2026/04/27/linked.jsonl", "2026/04/27/dangling.jsonl", "2026/04/28", "2027", "loop")
+    assert problems(found) == {f"data/scored-runs/{path}": "is a link and is not followed" for path in linked}
+
+
+def test_what_is_no_regular_file_is_reported_and_blocks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FIFO, a socket and a folder named x.jsonl are told; the file beside them is read."""
+    folder = put(tmp_path, "2026/04/27/real.jsonl").parent
+    os.mkfifo(folder / "fifo.jsonl")
+    (folder / "folder.jsonl").mkdir()
+    monkeypatch.chdir(folder)  # a socket's address must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.jsonl")
+        found = scan(tmp_path)
+    assert paths(found) == ["2026/04/27/real.jsonl"]
+    names = ("fifo", "folder", "socket")
+    assert problems(found) == {f"data/scored-runs/2026/04/27/{name}.jsonl": "is no regular file" for name in names}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this system has no such names")
+def test_hostile_names_are_reported_in_a_form_that_harms_nobody(tmp_path: Path) -> None:
+    """A name that is not UTF-8 or holds control characters is told with those escaped, and not read; a folder's too."""
+    folder = put(tmp_path, "2026/04/27/real.jsonl").parent
+    for name in (
+        b"\xff\xfe.jsonl",
+        b"line\nfeed.jsonl",
+        b"esc\x1b[31m.jsonl",
+        b"del\x7f.jsonl",
+    ):
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(b"{}\n")
+    hostile = Path(os.fsdecode(os.fsencode(folder.parent) + b"/\x80\n"))
+    hostile.mkdir()
+    (hostile / "x.jsonl").write_bytes(b"{}\n")
+    found = scan(tmp_path)
+    assert paths(found) == ["2026/04/27/real.jsonl"]
+    base = "data/scored-runs/2026/04"
+    assert problems(found) == {
+        f"{base}/27/\\xff\\xfe.jsonl": "has a name that is not UTF-8",
+        f"{base}/27/line\\x0afeed.jsonl": "has control characters in its name",
+        f"{base}/27/esc\\x1b[31m.jsonl": "has control characters in its name",
+        f"{base}/27/del\\x7f.jsonl": "has control characters in its name",
+        f"{base}/\\x80\\x0a": "has a name that is not UTF-8",
+    }
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\u00a0", "\u200b", "\ufeff"], ids=ascii)
+def test_odd_signs_that_are_no_control_characters_are_read(tmp_path: Path, sign: str) -> None:
+    """The story: files whose names hold a line separator were left out, with the verdicts in them."""
+    put(tmp_path, f"2026/04/2{sign}7/a{sign}.jsonl")
+    found = scan(tmp_path)
+    assert paths(found) == [f"2026/04/2{sign}7/a{sign}.jsonl"]
+    assert not found.oddities
+
+
+def test_printable_leaves_no_end_of_line() -> None:
+    """A path stands on one line, whatever its reader takes for the end of one."""
+    assert printable("a\u2028b\u2029c\nd\x85") == "a\\x2028b\\x2029c\\x0ad\\x85"
+
+
+def test_printable_leaves_plain_paths_alone() -> None:
+    """A path without anything odd is shown as it is, letters beyond ASCII too."""
+    assert printable("data/évidence/😀 x.jsonl") == "data/évidence/😀 x.jsonl"
+
+
+def test_missing_trees_are_empty(tmp_path: Path) -> None:
+    """What is missing is told apart from what is empty, and is no error here."""
+    assert scan(tmp_path) == Scan((), (), (), frozenset(InputKind), {})
+    (tmp_path / "data/evidence").mkdir(parents=True)
+    assert scan(tmp_path).missing == {SCORED}
+
+
+@pytest.mark.parametrize("linked", ["data", "data/scored-runs"])
+def test_the_trees_themselves_may_be_links(tmp_path: Path, linked: str) -> None:
+    """Operators mount them elsewhere; a link that leads nowhere is an error, for a mount may be missing."""
+    put(tmp_path / "disk", "2026/04/27/x.jsonl")
+    root = tmp_path / "root"
+    (root / linked).parent.mkdir(parents=True)
+    (root / linked).symlink_to(tmp_path / "disk" / linked)
+    assert paths(scan(root)) == ["2026/04/27/x.jsonl"]
+    with open_partition(root, SCORED, "2026/04/27/x.jsonl") as (descriptor, facts):
+        assert (os.pread(descriptor, 10, 0), facts.size) == (b"{}\n", 3)
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    with pytest.raises(ListingError, match=f"cannot list {linked}: it is a link to nothing"):
+        scan(root)
+
+
+def test_a_tree_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    """It cannot be listed, so what it holds is unknown."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/scored-runs").write_text("")
+    with pytest.raises(ListingError, match="Not a directory"):
+        scan(tmp_path)
+
+
+def test_a_root_that_may_not_be_searched_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: a look at the tree that failed with EACCES escaped as an error of another kind, or meant 'missing'."""
+    real = os.stat
+
+    def refused(path: Any, **named: Any) -> os.stat_result:
+        if str(path).endswith("scored-runs"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **named)
+
+    put(tmp_path, "2026/04/27/x.jsonl")
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(ListingError, match="cannot list data/scored-runs: Permission denied"):
+        scan(tmp_path)
+
+
+def test_a_file_that_goes_between_listing_and_look_is_left_to_the_next_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither an error nor a partition."""
+    gone = put(tmp_path, "2026/04/27/gone.jsonl")
+    put(tmp_path, "2026/04/27/stays.jsonl")
+    real = os.scandir
+
+    class Listing:
+        def __init__(self, folder: str) -> None:
+            with real(folder) as entries:
+                self.found = list(entries)
+            if folder.endswith("27"):
+                gone.unlink()
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self.found
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", Listing)
+    assert paths(scan(tmp_path)) == ["2026/04/27/stays.jsonl"]
+
+
+@pytest.mark.parametrize("what", ["link", "fifo", "folder", "gone", "linked folder", "folder gone", "folder is a file"])
+def test_open_refuses_what_is_no_partition_any_more(tmp_path: Path, what: str) -> None:
+    """What took the file's place since the scan is not followed, not read, and not waited for."""
+    file = put(tmp_path, "2026/04/27/x.jsonl")
+    elsewhere = tmp_path / "elsewhere"
+    match what:
+        case "link":
+            file.rename(elsewhere)
+            file.symlink_to(elsewhere)
+        case "fifo":
+            file.unlink()
+            os.mkfifo(file)
+        case "folder":
+            file.unlink()
+            file.mkdir()
+        case "gone":
+            file.unlink()
+        case "linked folder":
+            file.parent.rename(elsewhere)
+            file.parent.symlink_to(elsewhere)
+        case "folder gone":
+            file.parent.rename(elsewhere)
+        case "folder is a file":
+            file.parent.rename(elsewhere)
+            file.parent.write_text("")
+
+    def attempt() -> None:
+        with (
+            pytest.raises((InputChanged, UnreadableError), match=r"2026/04/27/x\.jsonl"),
+            open_partition(tmp_path, SCORED, "2026/04/27/x.jsonl"),
+        ):
+            pass
+
+    opener = threading.Thread(target=attempt, daemon=True)
+    opener.start()
+    opener.join(timeout=10)
+    assert not opener.is_alive(), "the open blocks"
+
+
+def test_open_gives_no_descriptor_away(tmp_path: Path) -> None:
+    """However often opening goes well or wrong, no descriptor is left open."""
+    put(tmp_path, "2026/04/27/x.jsonl")
+    before = os.listdir("/proc/self/fd")
+    for name in ("x", "gone", "x") * 3:
+        try:
+            with open_partition(tmp_path, SCORED, f"2026/04/27/{name}.jsonl"):
+                pass
+        except InputChanged:
+            assert name == "gone"
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_tree_path_is_below_the_root() -> None:
+    """The path that receipts and logs show."""
+    assert tree_path(EVIDENCE, "2026/04/27/x.jsonl") == "data/evidence/2026/04/27/x.jsonl"
+
+
+class TestSourceFiles:
+    """The path check (SPEC 3.5)."""
+
+    @pytest.fixture
+    def check(self, tmp_path: Path) -> SourceFiles:
+        """A root with one file in a folder, a link to it, and links that lead out and in a circle."""
+        root = tmp_path / "root"
+        (root / "src").mkdir(parents=True)
+        (root / "src/lib.rs").write_text("")
+        (root / "alias.rs").symlink_to("src/lib.rs")
+        (tmp_path / "outside.rs").write_text("")
+        (root / "out.rs").symlink_to("../outside.rs")
+        (root / "circle").symlink_to("circle")
+        return SourceFiles(root)
+
+    @pytest.mark.parametrize("name", ["src/lib.rs", "alias.rs", "./src/../src/lib.rs", "src", "src/"])
+    def test_what_exists_below_the_root(self, check: SourceFiles, name: str) -> None:
+        """It is found by its real path, folders too."""
+        assert check.missing([name]) == ()
+
+    @pytest.mark.parametrize(
+        "name", ["src/none.rs", "../outside.rs", "out.rs", "/etc/passwd", "circle", "a\0b", "x" * 5000, "src/lib.rs/x"]
+    )
+    def test_what_does_not(self, check: SourceFiles, name: str) -> None:
+        """What is not there, leads out, or is impossible as a name does not exist."""
+        assert check.missing([name]) == (name,)
+
+    @pytest.mark.parametrize("name", ["", ".", "/", "src/..", "../root", "{root}", "{root}/"])
+    def test_the_root_is_not_below_itself(self, tmp_path: Path, check: SourceFiles, name: str) -> None:
+        """The story: an empty entry, or '.', counted as a file that exists, and the row shipped."""
+        entry = name.format(root=tmp_path / "root")
+        assert check.missing([entry]) == (entry,)
+
+    @pytest.mark.parametrize(
+        "name", ["src/lib.rs/", "src/lib.rs/.", "src/lib.rs/..", "src/lib.rs/../lib.rs", "alias.rs/"]
+    )
+    def test_nothing_stands_below_a_file(self, check: SourceFiles, name: str) -> None:
+        """The story: what the system refuses as 'not a directory' counted as the file, for its real path is that."""
+        assert check.missing([name]) == (name,)
+
+    def test_below_the_root_of_all(self) -> None:
+        """Where sources are looked for below '/', everything but '/' is below it."""
+        assert SourceFiles(Path("/")).missing(["/", "tmp", "/tmp/."]) == ("/",)
+
+    @pytest.mark.parametrize("entry", [None, 1, [], {}])
+    def test_an_entry_that_is_no_string_does_not_exist(self, check: SourceFiles, entry: object) -> None:
+        """And its value is shown to nobody."""
+        assert check.missing(["src/lib.rs", entry]) == ("an entry that is no string",)
+
+    def test_a_lone_surrogate_is_impossible_as_a_name(self, check: SourceFiles) -> None:
+        """It does not exist, and raises nothing."""
+        assert check.missing(["\ud800"]) == ("\ud800",)
+
+    def test_a_sibling_whose_name_begins_like_the_root_is_outside(self, tmp_path: Path, check: SourceFiles) -> None:
+        """``root-2`` is not below ``root``."""
+        (tmp_path / "root-2").mkdir()
+        (tmp_path / "root-2/x").write_text("")
+        assert check.missing(["../root-2/x"]) == ("../root-2/x",)
+
+    def test_what_the_system_will_not_say_is_an_error(
+        self, check: SourceFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """EACCES and EIO are errors of the batch, not answers."""
+
+        def refused(*_: object, **__: object) -> str:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(os.path, "realpath", refused)
+        with pytest.raises(UnreadableError, match="a source file of the path check: Permission denied"):
+            check.missing(["src/lib.rs"])
+
+    @pytest.mark.parametrize(
+        "name", ["../private/x", "{out}/private/x", "{out}/private/../root/src", "led/x", "led/.."]
+    )
+    def test_what_is_refused_outside_the_root_leads_out(
+        self, tmp_path: Path, check: SourceFiles, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """It does not exist, whether the entry itself or a link leads there, and even if it would come back.
+
+        The story: one evidence row that named a file in another user's folder made every pass fail.
+        """
+        (tmp_path / "private").mkdir()
+        (tmp_path / "root/led").symlink_to("../private")
+        refuse_search(monkeypatch, tmp_path / "private")
+        entry = name.format(out=tmp_path)
+        assert check.missing([entry]) == (entry,)
+
+    @pytest.mark.parametrize("refused", [".", "root", "root/src"])
+    @pytest.mark.parametrize("name", ["src/lib.rs", "src/../alias.rs", "{out}/root/src/none.rs"])
+    def test_what_is_refused_inside_the_root_is_an_error(
+        self, tmp_path: Path, check: SourceFiles, monkeypatch: pytest.MonkeyPatch, refused: str, name: str
+    ) -> None:
+        """On the way to the root as well: nothing can be said of any entry then."""
+        refuse_search(monkeypatch, tmp_path / refused)
+        with pytest.raises(UnreadableError, match="Permission denied"):
+            check.missing([name.format(out=tmp_path)])
+
+
+def refuse_search(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The system refuses every path that leads through a folder."""
+    real = os.stat
+
+    def refusing(path: Any, **named: Any) -> os.stat_result:
+        *passed, _ = accumulate(os.fspath(path).split("/"), "{}/{}".format)
+        if str(folder) in map(os.path.realpath, filter(None, passed)):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)

@@ -1,0 +1,381 @@
+"""A run's passes: how it waits for inputs that are being written, and what it does when one fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from structlog.testing import capture_logs
+
+from distilld.config.settings import load
+from distilld.core.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
+from distilld.demo.sample_lake import SampleLake, rescore_in_place, write_sample_lake
+from distilld.engine import engine as batch
+from distilld.engine import index
+from distilld.engine.engine import Engine, Progress
+from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
+from distilld.store.connection import Store
+from tests.support.history_lake import A, B, HistoryLake, history_lake, run
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """No log lines."""
+    with capture_logs():
+        yield
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> SampleLake:
+    """A sample lake of one day."""
+    return write_sample_lake(tmp_path / "lake", days=1)
+
+
+@pytest.fixture
+def engine(lake: SampleLake) -> Iterator[Engine]:
+    """An engine on it, for which no file is still for an hour."""
+    store = Store.open(lake.root / "state" / "distilld.db", lake.root)
+    yield Engine(lake.root, store, Options(), batch_rows=50_000, settle_seconds=3600)
+    store.close()
+
+
+class Time:
+    """A clock that goes on only by pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def pause(self, seconds: float) -> None:
+        """Let time go on."""
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def clock(self) -> float:
+        """The time now."""
+        return self.now
+
+
+def test_run_does_not_wait_for_new_files(engine: Engine) -> None:
+    """A first run takes every file as it is, and pauses never."""
+    waited = Time()
+    report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
+    assert waited.pauses == []
+    assert report.changed
+    assert report.not_read == ()
+
+
+def test_run_waits_and_in_the_end_says_what_never_held_still(engine: Engine, lake: SampleLake) -> None:
+    """A rewritten file is waited for in steps of settle_seconds, ten times and some grace, and then named."""
+    bring_up_to_date(engine)
+    path = rescore_in_place(lake, lake.rescored_run_id)
+    waited = Time()
+    report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
+    assert set(waited.pauses) == {3600.0}
+    assert len(waited.pauses) == 11
+    assert waited.now >= 10 * 3600 + GRACE_SECONDS
+    assert report.not_read == (f"{path.relative_to(lake.root)} is still being written",)
+    assert report.datasets[Dataset.SFT].withdrawn == 0
+
+
+def test_file_from_the_future_is_waited_for_no_longer(
+    engine: Engine, lake: SampleLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times settle_seconds after it was first seen a rewritten file is read, whatever the wall clock says.
+
+    The story: the wall clock stepped back by a day, and for a day nothing that such a file revoked was withdrawn.
+    """
+    bring_up_to_date(engine)
+    rescore_in_place(lake, lake.rescored_run_id)
+    passed, stepped_back = 0, 0
+    start = time.time_ns()
+    wall = SimpleNamespace(time_ns=lambda: start + passed - stepped_back)
+    monkeypatch.setattr(batch, "time", wall)
+    monkeypatch.setattr(index, "time", wall)
+    monkeypatch.setattr(batch, "monotonic_ns", lambda: passed)
+    for settlings, unsettled in ((0, True), (9, True), (10, False)):
+        passed = settlings * engine.settle_ns
+        stepped_back = 86_400 * 10**9 if passed else 0
+        assert bool(engine.run_pass(Trigger.WATCH).indexed.unsettled) is unsettled
+
+
+def test_file_that_changes_while_it_is_judged_is_planned_anew(lake: SampleLake) -> None:
+    """A file that changes between reading and judging ends that pass; the next one judges what stands then."""
+    path = lake.evidence_path(lake.partitions[0])
+    store = Store.open(lake.root / "state" / "distilld.db", lake.root)
+    state = {"changed": False}
+
+    def change_once(progress: Progress) -> None:
+        if progress.phase == "judge" and not state["changed"]:
+            state["changed"] = True
+            path.write_bytes(path.read_bytes().replace(b"the", b"THE"))
+
+    engine = Engine(lake.root, store, Options(), batch_rows=50_000, settle_seconds=0, progress=change_once)
+    waited = Time()
+    report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
+    store.close()
+    assert waited.pauses == [LEAST_PAUSE_SECONDS]
+    assert report.not_read == ()
+    assert report.datasets[Dataset.RAG].rows > 0
+    assert b"THE" in (lake.root / report.datasets[Dataset.RAG].path).read_bytes()
+
+
+def test_failure_is_recovered_from_before_it_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a pass fails, what it left half done is undone at once, and the error goes on."""
+    recovered = []
+
+    def fail(_: Trigger) -> None:
+        raise OperatorError("no room")
+
+    monkeypatch.setattr(engine, "run_pass", fail)
+    monkeypatch.setattr(engine.committer, "recover", lambda: recovered.append(True))
+    with pytest.raises(OperatorError, match="no room"):
+        bring_up_to_date(engine)
+    assert len(recovered) == 2  # at the start, as every run does, and after the failure
+
+
+def test_report_adds_up(engine: Engine, lake: SampleLake) -> None:
+    """Rows before, plus what was added, minus what was withdrawn, are the rows after; the causes add up too."""
+    first = bring_up_to_date(engine)
+    engine.settle_ns = 0
+    rescore_in_place(lake, lake.rescored_run_id)
+    second = bring_up_to_date(engine, withdrawals_listed=None)
+    for dataset in Dataset:
+        before, after = first.datasets[dataset], second.datasets[dataset]
+        assert after.rows == before.rows + after.added - after.withdrawn
+        assert sum(after.causes.values()) == after.withdrawn == 1
+        assert sum(after.by_reason.values()) == after.held
+        if dataset is not Dataset.PREFERENCE:
+            assert after.rows + after.held == second.rows_read == lake.scored_rows
+    assert sorted(each.dataset for each in second.withdrawn) == ["preference", "rag", "sft"]
+
+
+def test_progress_tells_how_far_a_pass_is(lake: SampleLake) -> None:
+    """Progress begins at nothing, never goes back, and ends with every file read and every row judged."""
+    store = Store.open(lake.root / "state" / "distilld.db", lake.root)
+    told: list[Progress] = []
+    engine = Engine(lake.root, store, Options(), batch_rows=20, settle_seconds=0, progress=told.append)
+    bring_up_to_date(engine)
+    store.close()
+    size = sum(path.stat().st_size for path in (lake.root / "data").rglob("*.jsonl"))
+    for phase, whole, rows in (("read", size, lake.scored_rows), ("judge", lake.scored_rows, lake.scored_rows)):
+        steps = [step for step in told if step.phase == phase]
+        assert (steps[0].done, steps[0].whole) == (0, whole)
+        assert [step.done for step in steps] == sorted(step.done for step in steps)
+        assert (steps[-1].done, steps[-1].rows) == (whole, rows)
+        assert steps[-1].files == 2 * len(lake.partitions)
+        assert len(steps) > 5
+
+
+# a store that is older than the exports
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake of one accepted run, with a copy of its store as it was then."""
+    with history_lake(tmp_path) as made:
+        made.both(A, run("r1"))
+        made.go()
+        made.stop()
+        shutil.copytree(made.state.parent, made.root / "backup")
+        yield made
+
+
+def restore_store(lake: HistoryLake) -> None:
+    """Put the copy in the place of the store."""
+    lake.lose_store()
+    shutil.copytree(lake.root / "backup", lake.state.parent)
+
+
+def start(lake: HistoryLake) -> list[str]:
+    """Start a writer, which does nothing else; returns why a store was set aside. The lake's own one goes on with it."""
+    lake.stop()
+    settings = load(flags={"root": str(lake.root)}, environ={}, config_file=None, cwd=lake.root)
+
+    def opened() -> None:
+        with writer(settings):
+            pass
+
+    with capture_logs() as logs:
+        on_whole_store(opened)
+    return [each["problem"] for each in logs if each["event"] == "store_set_aside"]
+
+
+def newest(lake: HistoryLake) -> Path:
+    """The folder of the newest receipt."""
+    return max(each for each in (lake.root / REPORTS).iterdir() if each.is_dir())
+
+
+def histories(lake: HistoryLake) -> dict[str, bytes]:
+    """The published withdrawals."""
+    return {name: lake.content(name) for name in EXPORT_PATHS if name.startswith("withdrawals_")}
+
+
+def test_store_from_before_a_rejection_that_is_gone(kept: HistoryLake) -> None:
+    """A run whose rejection came and went stays out, and what was published stays so, when an older store is restored.
+
+    The story: the older store knew the run as accepted and nothing of the rejection. The row shipped again, and the
+    log of withdrawals was 'restored' to what that store knew.
+    """
+    kept.scored(B, run("r1", "rejected"))
+    kept.go()
+    kept.move_away(kept.scored_path(B))
+    kept.go()
+    before = histories(kept)
+    assert all(kept.causes(dataset) == ["revoked"] for dataset in (Dataset.RAG, Dataset.SFT))
+    unknown = newest(kept).name
+    restore_store(kept)
+    (problem,) = start(kept)
+    assert f"is older than the exports: it does not know batch {unknown}, whose receipt" in problem
+    for _ in range(2):
+        kept.go()
+        assert kept.shipped("rag") == kept.shipped("sft") == set()
+        assert histories(kept) == before
+        assert start(kept) == []
+    assert len(list(kept.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
+
+
+def test_store_from_before_a_partition_that_is_gone(kept: HistoryLake) -> None:
+    """Rows of a partition that an older store never knew, and that is absent now, stay where they are."""
+    kept.both(B, run("r2"))
+    kept.go()
+    kept.move_away(kept.scored_path(B), kept.evidence_path(B))
+    kept.go()
+    before = {name: kept.content(name) for name in ("rag", "sft")}
+    restore_store(kept)
+    assert len(start(kept)) == 1
+    kept.go()
+    assert {name: kept.content(name) for name in ("rag", "sft")} == before
+    assert set(histories(kept).values()) == {b""}
+
+
+@pytest.mark.parametrize("batches_there", [1, 2])
+def test_store_that_the_lake_was_not_kept_with(kept: HistoryLake, batches_there: int) -> None:
+    """Going on with another store and back is noticed, also where the first store had gone as far by itself."""
+    kept.scored(A, run("r1", "rejected"))
+    kept.go()
+    kept.stop()
+    shutil.move(kept.state.parent, kept.root / "first")
+    shutil.rmtree(kept.root / "backup")
+    shutil.rmtree(newest(kept))  # as if the second store had gone on from the first batch
+    for number in range(batches_there):
+        kept.scored(A, run("r1", "rejected"), run(f"other{number}", "rejected"))
+        kept.go()
+    before = histories(kept)
+    kept.stop()
+    shutil.rmtree(kept.state.parent)
+    shutil.move(kept.root / "first", kept.state.parent)
+    assert len(start(kept)) == 1
+    kept.go()
+    assert histories(kept) == before
+    assert start(kept) == []
+
+
+def test_store_that_began_empty_is_older_too(tmp_path: Path) -> None:
+    """A store that was copied before its first batch knows nothing of any batch that came later."""
+    with history_lake(tmp_path) as lake:
+        lake.go()
+        lake.stop()
+        shutil.copytree(lake.state.parent, lake.root / "backup")
+        assert start(lake) == []
+        lake.both(A, run("r1"))
+        lake.go()
+        restore_store(lake)
+        assert len(start(lake)) == 1
+        lake.go()
+        assert start(lake) == []
+
+
+def lose_receipt(lake: HistoryLake) -> None:
+    """A crash came before the newest receipt was written, or somebody removed it."""
+    shutil.rmtree(newest(lake))
+
+
+def lose_receipts(lake: HistoryLake) -> None:
+    """All receipts are gone."""
+    shutil.rmtree(lake.root / REPORTS)
+
+
+def damage_receipt(lake: HistoryLake) -> None:
+    """The newest receipt is no receipt any more."""
+    (newest(lake) / "receipt.json").write_bytes(b"{")
+
+
+def edit_receipt(lake: HistoryLake) -> None:
+    """The newest receipt has another number than its batch."""
+    change_receipt(newest(lake), newest(lake), sequence=7)
+
+
+def copy_receipt(lake: HistoryLake) -> None:
+    """Somebody copied a receipt beside itself, and another one into a folder of a later time."""
+    shutil.copytree(newest(lake), newest(lake).with_name(newest(lake).name + "-copy"))
+    shutil.copytree(newest(lake), newest(lake).with_name("20991231T235959.999Z"))
+
+
+def put_stage(lake: HistoryLake) -> None:
+    """Another stage left a receipt; its number is its own."""
+    change_receipt(newest(lake), newest(lake).with_name("20991231T235959.999Z-score"), stage="score", sequence=99)
+
+
+def overflow_receipt(lake: HistoryLake) -> None:
+    """A receipt with a number that the store cannot hold."""
+    later = {"batch_id": "20991231T235959.999Z", "recorded_at": "2099-12-31T23:59:59.999Z"}
+    change_receipt(newest(lake), newest(lake).with_name(later["batch_id"]), **later, sequence=1 << 63)
+
+
+def date_receipt(lake: HistoryLake) -> None:
+    """A receipt of the last moment that there is, which no batch can follow."""
+    last = {"batch_id": "99991231T235959.999Z", "recorded_at": "9999-12-31T23:59:59.999Z"}
+    change_receipt(newest(lake), newest(lake).with_name(last["batch_id"]), **last, sequence=99)
+
+
+def change_receipt(source: Path, target: Path, **changes: object) -> None:
+    """Write a receipt like another one, with some facts changed."""
+    facts = json.loads((source / "receipt.json").read_bytes())
+    target.mkdir(exist_ok=True)
+    (target / "receipt.json").write_text(json.dumps({**facts, **changes}))
+
+
+@pytest.mark.parametrize(
+    "happen",
+    [
+        lose_receipt,
+        lose_receipts,
+        damage_receipt,
+        edit_receipt,
+        copy_receipt,
+        put_stage,
+        overflow_receipt,
+        date_receipt,
+        HistoryLake.lose_store,
+    ],
+)
+def test_store_is_kept_that_knows_what_there_is(kept: HistoryLake, happen: Callable[[HistoryLake], None]) -> None:
+    """A store that is ahead of the receipts stays, whatever became of these; so does one that is to take over."""
+    kept.scored(A, run("r1", "rejected"))
+    kept.go()
+    kept.stop()
+    happen(kept)
+    assert start(kept) == []
+    kept.both(B, run("r2"))
+    kept.go()
+    assert start(kept) == []
+    assert kept.shipped("rag") == {"r2"}
+
+
+def test_receipt_of_another_lake_gives_the_store_up_once(kept: HistoryLake) -> None:
+    """A whole receipt that is not this lake's cannot be told from one that is; the new store goes on from it."""
+    strange = {"batch_id": "20991231T235959.999Z", "recorded_at": "2099-12-31T23:59:59.999Z", "sequence": (1 << 62) - 9}
+    change_receipt(newest(kept), newest(kept).with_name(str(strange["batch_id"])), **strange)
+    before = kept.content("rag")
+    assert len(start(kept)) == 1
+    for _ in range(2):
+        assert start(kept) == []
+        kept.both(B, run("r2"))
+        kept.go()
+    assert kept.content("rag").startswith(before)
