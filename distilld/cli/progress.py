@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distilld.engine.engine import Progress
+    from distilld.engine.pass_result import Progress
 
 
 @contextmanager

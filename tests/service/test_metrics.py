@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from distilld.config.settings import Settings, load
 from distilld.core.model import Dataset, Trigger
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.service.metrics import METRICS, Metrics
 from distilld.service.reporter import Bulletin
 from distilld.service.run_once import writer

@@ -17,7 +17,8 @@ from distilld.core.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, O
 from distilld.demo.sample_lake import SampleLake, rescore_in_place, write_sample_lake
 from distilld.engine import engine as batch
 from distilld.engine import index
-from distilld.engine.engine import Engine, Progress
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import Progress
 from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
 from distilld.store.connection import Store
 from tests.support.history_lake import A, B, HistoryLake, history_lake, run
