@@ -11,8 +11,8 @@ INSPECTION := $(VENV)/.installed-inspection
 # -qq still shows errors.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-# Every test that runs a command would compile the program anew.
-unexport PYTHONDONTWRITEBYTECODE
+# No variable of a developer's shell decides what a test sees.
+BARE := env -i HOME="$$HOME" PATH="$$PATH" LANG=C.UTF-8 $(if $(CI),CI=$(CI)) $(if $(TMPDIR),TMPDIR='$(TMPDIR)')
 
 # Tests run in as many processes as there are cores, eight at most; one that is done early takes over from another.
 SPREAD := -n auto --maxprocesses 8 --dist worksteal
@@ -57,13 +57,13 @@ demo: $(RUNTIME) ## Show distilld at work on a small lakehouse of its own
 	@$(BIN)/distilld demo
 
 test: $(DEVELOPMENT) ## Run the tests but the slow ones
-	@$(BIN)/python -m pytest $(SPREAD) -m 'not slow'
+	@$(BARE) $(BIN)/python -m pytest $(SPREAD) -m 'not slow'
 
 test-slow: $(DEVELOPMENT) ## Run the slow tests
-	@$(BIN)/python -m pytest $(SPREAD) -m slow
+	@$(BARE) $(BIN)/python -m pytest $(SPREAD) -m slow
 
 coverage: $(DEVELOPMENT) ## Run the tests and show which branches of the pure core they miss
-	@$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term-missing
+	@$(BARE) $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term-missing
 
 lint: $(DEVELOPMENT) ## Check style, format, types and layers
 	@$(BIN)/ruff check .
@@ -76,7 +76,7 @@ bench: $(DEVELOPMENT) ## Measure; see docs for what the figures mean
 
 inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=state/distilld.db PORT=8001
 	@test -f '$(STORE)' || { echo "there is no state store at $(STORE): try 'make inspect STORE=/path/to/distilld.db'" >&2; exit 1; }
-	@$(BIN)/datasette serve '$(STORE)' --metadata inspect/metadata.yaml --plugins-dir inspect/plugins \
+	@$(BIN)/datasette serve '$(STORE)' --metadata distilld/inspection/datasette/metadata.yaml --plugins-dir distilld/inspection/datasette/plugins \
 		--host 127.0.0.1 --port $(PORT)
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import select
 import sys
 import traceback
@@ -124,7 +123,11 @@ def configure(
 
     out = sys.stderr if stream is None else stream
     console = fmt == "console" or (fmt == "auto" and out.isatty())
-    render = _ConsoleLine() if console else _JsonLine(priority=_leads_to_journal(out, environ))
+    render = (
+        _ConsoleLine(colors=out.isatty() and not environ.get("NO_COLOR"))
+        if console
+        else _JsonLine(priority=_leads_to_journal(out, environ))
+    )
     sink = _Sink(out)
     structlog.configure(
         processors=[
@@ -264,10 +267,26 @@ class _JsonLine:
 
 
 class _ConsoleLine:
-    """Renders a line for people: time, level, event, then key=value."""
+    """Renders a line for people: time, level, event, then key=value in colours. What is zero or empty is left out."""
 
-    def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> str:
-        return _fitted(line, _as_console, MAX_LINE_BYTES - 1)
+    def __init__(self, *, colors: bool) -> None:
+        from structlog.dev import ConsoleRenderer
+
+        self._renderer = ConsoleRenderer(
+            colors=colors, sort_keys=False, timestamp_key="ts", pad_event_to=_EVENT_COLUMNS, pad_level=True
+        )
+
+    def __call__(self, logger: WrappedLogger, method: str, line: EventDict) -> str:
+        def render(values: Mapping[str, Any]) -> str:
+            shown = {
+                printable(key): value if key in _FIRST_KEYS else _console_value(value)
+                for key, value in values.items()
+                if value or isinstance(value, bool)
+            }
+            shown["ts"] = str(values["ts"])[len("2026-01-01T") : -1]
+            return self._renderer(logger, method, shown).rstrip()
+
+        return _fitted(line, render, MAX_LINE_BYTES - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +307,7 @@ _LIMITS: Final = (
     _Limits(40, 4, 1),
 )
 _FIRST_KEYS: Final = ("ts", "level", "event", "batch_id")
+_EVENT_COLUMNS: Final = 20
 
 
 def _fitted(line: EventDict, render: Callable[[Mapping[str, Any]], str], most_bytes: int) -> str:
@@ -344,17 +364,5 @@ def _as_json(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")
 
 
-def _as_console(line: Mapping[str, Any]) -> str:
-    head = f"{line['ts']} {line['level']:<7} {line['event']:<20}"
-    rest = (
-        f"{printable(key)}={_console_value(value)}"
-        for key, value in line.items()
-        if key not in ("ts", "level", "event")
-    )
-    return " ".join((head, *rest)).rstrip()
-
-
 def _console_value(value: object) -> str:
-    if isinstance(value, str) and re.fullmatch(r'[^\s"=]+', value):
-        return printable(value)
-    return printable(json.dumps(value, ensure_ascii=False))
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":")))

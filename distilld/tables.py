@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,3 +55,20 @@ def _line(cells: tuple[str, ...], widths: list[int], right: list[bool]) -> str:
         for cell, width, to_the_right in zip(cells, widths, right, strict=True)
     ]
     return (_GAP + _GAP.join(parts)).rstrip()
+
+
+def records(table: Table, width: int) -> Iterator[str]:
+    """Return each row as a block of ``column value`` lines that fit into ``width`` columns."""
+    for row in table.rows:
+        yield "\n".join(labelled([(name, text_of(cell)) for name, cell in zip(table.columns, row, strict=True)], width))
+
+
+def labelled(parts: Sequence[tuple[str, str]], width: int | None) -> list[str]:
+    """Return indented ``label text`` lines; texts are aligned, and wrapped into ``width`` columns if one is given."""
+    indent = max((len(label) for label, _ in parts), default=0) + 2 * len(_GAP)
+    lines = []
+    for label, text in parts:
+        head = f"{_GAP}{label}".ljust(indent)
+        wrapped = textwrap.wrap(printable(text), max(width - indent, 20)) if width else [printable(text)]
+        lines += [f"{head}{wrapped[0] if wrapped else ''}".rstrip(), *(" " * indent + more for more in wrapped[1:])]
+    return lines

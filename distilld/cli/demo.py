@@ -11,9 +11,10 @@ import click
 
 from distilld.cli.commands import json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 
 
-@click.command(short_help="Show distilld at work on a sample lakehouse.")
+@click.command(cls=WorkCommand, short_help="Show distilld at work on a sample lakehouse.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),

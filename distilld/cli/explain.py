@@ -11,7 +11,6 @@ from distilld.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from distilld.inspection.explain import Fate, RunStory
-    from distilld.tables import Cell
 
 SHOWN: Final = 50
 """How many rows each table has at most."""
@@ -41,9 +40,8 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
 
 
 def _print(story: RunStory) -> None:
-    from distilld.cli.output import say, show
+    from distilld.cli.output import say, say_block
     from distilld.inspection.explain import place_of
-    from distilld.tables import Table
 
     say(f"run {story.run_id}")
     for line in _verdicts(story):
@@ -56,39 +54,35 @@ def _print(story: RunStory) -> None:
         say(f"about to leave {dataset}: {cause}")
     say()
     if story.rows:
-        rows: list[tuple[Cell, ...]] = [
-            (
-                place_of(row.partition, row.line), f"{row.state}, to be judged anew" if row.waits else row.state,
-                row.category, row.evidence, *_cells(fate),
-            )
-            for row in story.rows[:SHOWN]
-            for fate in row.fates
-        ]  # fmt: skip
-        columns = ("row", "state", "category", "evidence", "dataset", "outcome", "why, or its id", "batch")
-        show(Table("Scored rows and what became of them", columns, rows))
+        say("Scored rows")
+        for row in story.rows[:SHOWN]:
+            place = place_of(row.partition, row.line) or "place unknown"
+            head = [place, row.category or "no category", f"evidence {row.evidence}"]
+            head += [row.state] if row.state != "present" else []
+            head += ["waits to be judged again"] if row.waits else []
+            say_block(f"  {', '.join(head)}", [(f"  {fate.dataset}", _fate(fate)) for fate in row.fates])
         _say_more(len(story.rows))
     else:
         say("no scored row names it")
-        say()
+    say()
     if story.pairs:
-        pairs: list[tuple[Cell, ...]] = [
-            (each.task_id, each.chosen_run_id, each.rejected_run_id, each.state, *_cells(each.fate)[1:])
-            for each in story.pairs[:SHOWN]
-        ]
-        show(Table("Pairs", ("task", "chosen", "rejected", "state", "outcome", "why, or its id", "batch"), pairs))
+        say("Pairs")
+        for pair in story.pairs[:SHOWN]:
+            task = f"task {pair.task_id}" if pair.state == "present" else f"task {pair.task_id}, {pair.state}"
+            sides = [("  chosen", pair.chosen_run_id), ("  rejected", pair.rejected_run_id)]
+            say_block(f"  {task}", [*sides, ("  outcome", _fate(pair.fate))])
         _say_more(len(story.pairs))
+        say()
     elif story.rows:
         say("it is in no pair")
         say()
     if story.withdrawals:
-        gone: list[tuple[Cell, ...]] = [
-            (
-                each.dataset, each.id, f"{each.cause}, replaced" if each.replaced else each.cause,
-                _verdict(each.verdict), each.shipped_batch, each.withdrawn_batch,
-            )
-            for each in story.withdrawals[-SHOWN:]
-        ]  # fmt: skip
-        show(Table("Withdrawn", ("dataset", "id", "cause", "verdict", "shipped in", "withdrawn in"), gone))
+        say("Withdrawn")
+        for gone in story.withdrawals[-SHOWN:]:
+            cause = f"{gone.cause}, replaced" if gone.replaced else gone.cause
+            by = [("  verdict", _verdict(gone.verdict))] if gone.verdict else []
+            batches = f"from batch {gone.shipped_batch or 'unknown'} to batch {gone.withdrawn_batch}"
+            say_block(f"  {gone.dataset} {gone.id}: {cause}", [*by, ("  shipped", batches)])
         _say_more(len(story.withdrawals))
 
 
@@ -96,8 +90,7 @@ def _say_more(found: int) -> None:
     from distilld.cli.output import say
 
     if found > SHOWN:
-        say(f"... and {found - SHOWN:,} more; --json lists all")
-        say()
+        say(f"  ... and {found - SHOWN:,} more; --json lists all")
 
 
 def _verdicts(story: RunStory) -> list[str]:
@@ -117,14 +110,14 @@ def _verdicts(story: RunStory) -> list[str]:
     return told or ["verdict in force: none"]
 
 
-def _cells(fate: Fate) -> tuple[Cell, ...]:
-    why = "; ".join(filter(None, (fate.id, fate.reason, *fate.errors, fate.note)))
-    return str(fate.dataset), fate.outcome, why or None, fate.batch_id
+def _fate(fate: Fate) -> str:
+    why = "; ".join(filter(None, (fate.reason, *fate.errors, fate.note)))
+    text = " ".join(filter(None, (fate.outcome, fate.id)))
+    batch = f" (batch {fate.batch_id})" if fate.batch_id else ""
+    return f"{text}: {why}{batch}" if why else f"{text}{batch}"
 
 
-def _verdict(verdict: dict[str, object] | None) -> str | None:
-    if verdict is None:
-        return None
+def _verdict(verdict: dict[str, object]) -> str:
     at = verdict["location"]
     place = f"{at['partition']}:{at['line_offset']}" if isinstance(at, dict) else ""
     return f"{verdict['category']} at {place}"

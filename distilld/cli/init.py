@@ -9,10 +9,11 @@ import click
 
 from distilld.cli.commands import Common, common_options
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 from distilld.core.model import UsageError
 
 
-@click.command(short_help="Write a commented config file.")
+@click.command(cls=WorkCommand, short_help="Write a commented config file.")
 @common_options
 def init(common: Common) -> ExitCode:
     """Write a config file with every key, its default and what it does, each commented out.

@@ -10,40 +10,20 @@ import os
 import sqlite3
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from io import TextIOWrapper
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import click
 
 from distilld.cli.commands import distilld
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import StandardStreams
 from distilld.core.model import DistilldError, ProgramError, UsageError, WriterBusy
-
-_STANDARD_ERROR: Final = 2
 
 
 def main() -> NoReturn:
-    """The command line of this process."""
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A path that the terminal's encoding cannot show is escaped, and stops nothing.
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(execute(sys.argv[1:]))
-
-
-def _open_closed_streams() -> None:
-    """Put the null device in the place of each standard stream that is closed: what is written there is dropped.
-
-    A file that is opened later would take its number otherwise, and a child's output would go there.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    """Run the command line of this process."""
+    streams = StandardStreams()
+    sys.exit(streams.exit_code(execute(sys.argv[1:])))
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -51,8 +31,7 @@ def execute(arguments: Sequence[str]) -> int:
     try:
         code = distilld.main(args=list(arguments), prog_name="distilld", standalone_mode=False)
     except click.ClickException as error:
-        with suppress(OSError):
-            error.show()
+        error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say_error("interrupted; what was committed stands, and the next run goes on from there")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
@@ -13,38 +13,43 @@ from typing import Any
 
 import click
 
-from distilld.core.model import OperatorError
 from distilld.logs import printable
-from distilld.tables import Table, plain_text, text_of
-
-
-class OutputError(OperatorError):
-    """Standard output takes nothing more."""
+from distilld.tables import Table, labelled, plain_text, records
 
 
 def say(line: str = "") -> None:
     """Print one line; what stands in it is made safe for a terminal, and cannot begin another line."""
-    _print(printable(line))
+    click.echo(printable(line))
 
 
 def complain(line: str) -> None:
-    """Print one line on standard error, as safe. One that cannot be written is lost: the exit code still tells."""
-    with suppress(OSError):
-        click.echo(f"distilld: {printable(line)}", err=True)
+    """Print one line on standard error, made safe as well."""
+    click.echo(f"distilld: {printable(line)}", err=True)
+
+
+def say_block(head: str, parts: Sequence[tuple[str, str]]) -> None:
+    """Print a line, and below it indented ``label text`` lines, wrapped where a terminal is too narrow."""
+    click.echo("\n".join((printable(head), *labelled(parts, _width()))))
 
 
 def show(table: Table) -> None:
-    """Print a table: with rules on a terminal, as aligned text elsewhere."""
-    if sys.stdout.isatty():
-        _show_on_terminal(table)
-    else:
-        _print(plain_text(table))
-    _print()
+    """Print a table as aligned text; where a terminal is too narrow for it, print each row as a block of lines."""
+    width = _width()
+    title, *lines = plain_text(table).splitlines()
+    if width and max(map(len, lines)) > width:
+        lines = "\n\n".join(records(table, width)).splitlines()
+    click.echo("\n".join((click.style(title, bold=True), *lines)))
+    click.echo()
+
+
+def _width() -> int | None:
+    """Return how many columns the terminal has; None where standard output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_json(value: object) -> None:
     """Print a value as indented JSON in ASCII, so that nothing in it can steer a terminal."""
-    _print(json.dumps(plain(value), indent=2))
+    click.echo(json.dumps(plain(value), indent=2))
 
 
 def plain(value: object) -> Any:
@@ -63,30 +68,3 @@ def plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     return value
-
-
-def _print(text: str = "") -> None:
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        raise  # the reader has gone, and click ends the command
-    except OSError as error:
-        with suppress(OSError):
-            sys.stdout.close()  # or Python would try once more at its end
-        raise OutputError(
-            f"cannot write to standard output: {error.strerror}", hint="what was committed stands; mend the cause"
-        ) from error
-
-
-def _show_on_terminal(table: Table) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = RichTable(title=Text(printable(table.title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for number, name in enumerate(table.columns):
-        shown.add_column(Text(name), justify="right" if table.is_number(number) else "left", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(Text(text_of(cell)) for cell in row))
-    Console().print(shown)

@@ -9,6 +9,7 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 from distilld.core.model import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from distilld.store.run_queries import FrozenCount
 
 
-@click.command(short_help="Withdraw rows that are frozen, or accept them.")
+@click.command(cls=WorkCommand, short_help="Withdraw rows that are frozen, or accept them.")
 @click.option(
     "--partition",
     metavar="GLOB",

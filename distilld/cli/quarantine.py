@@ -1,4 +1,4 @@
-"""``distilld quarantine``: what is held back, and why."""
+"""``distilld quarantine``: what is quarantined, and why."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HeldRow(NamedTuple):
     errors: tuple[str, ...]
 
 
-@click.command(short_help="Show what is held back, and why.")
+@click.command(short_help="Show what is quarantined, and why.")
 @click.option("--dataset", type=click.Choice([each.value for each in Dataset]), help="Only this dataset's quarantine.")
 @click.option(
     "--reason", type=click.Choice([each.value for each in Reason]), metavar="REASON", help="Only rows with this reason."
@@ -36,7 +36,7 @@ class HeldRow(NamedTuple):
 @common_options
 @json_option
 def quarantine(common: Common, dataset: str | None, reason: str | None, limit: int, as_json: bool) -> ExitCode:
-    """Show how many rows are held back, by dataset and reason.
+    """Show how many rows are quarantined, by dataset and reason.
 
     With --limit, the first rows of each quarantine file are listed too: where each stands, and its errors. The rows
     themselves are in exports/quarantine/.
@@ -59,7 +59,7 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
         print_json({"by_reason": counts, "rows": rows})
         return ExitCode.DONE
     if not counts:
-        say("nothing is held back" + (" for this" if only or why else ""))
+        say("nothing is quarantined" + (" for this" if only or why else ""))
         return ExitCode.DONE
     show(
         Table(

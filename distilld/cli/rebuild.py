@@ -8,9 +8,10 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 
 
-@click.command(short_help="Read everything anew, and put the files in order.")
+@click.command(cls=WorkCommand, short_help="Read everything anew, and put the files in order.")
 @common_options
 @json_option
 def rebuild(common: Common, as_json: bool) -> ExitCode:

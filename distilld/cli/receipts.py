@@ -59,10 +59,10 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     if not lines:
         say("no batch was committed yet")
         return ExitCode.DONE
-    columns = ("batch", "no.", "trigger", "shipped", "held", "withdrawn", "judged", "ms", "checks", "receipt")
+    columns = ("batch", "trigger", "shipped", "held", "withdrawn", "judged", "ms", "receipt")
     rows = [
-        (line.batch_id, line.sequence, line.trigger, line.shipped, line.held, line.withdrawn, line.judged,
-         line.duration_ms, line.checks, line.state)
+        (line.batch_id, line.trigger, line.shipped, line.held, line.withdrawn, line.judged, line.duration_ms,
+         line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}")
         for line in lines
     ]  # fmt: skip
     show(Table("Batches, newest first", columns, rows))

@@ -12,6 +12,7 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 from distilld.core.model import Category, Dataset, UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
     return function
 
 
-@click.command(short_help="Keep the datasets up to date, or bring them up to date once.")
+@click.command(cls=WorkCommand, short_help="Keep the datasets up to date, or bring them up to date once.")
 @click.option("--once", is_flag=True, help="Do it once and exit.")
 @click.option("--check", is_flag=True, help="Prove the configuration good and exit; nothing is changed.")
 @_run_options
@@ -94,7 +95,7 @@ def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
     return _serve(common, given)
 
 
-@click.command("export-rag", short_help="The same, ending with the RAG exporter's summary.")
+@click.command("export-rag", cls=WorkCommand, short_help="The same, ending with the RAG exporter's summary.")
 @_run_options
 def export_rag(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up RAG as the older exporter did.
@@ -104,7 +105,7 @@ def export_rag(common: Common, **flags: bool) -> ExitCode:
     return _bring(common, (Dataset.RAG,), _Flags(**flags))
 
 
-@click.command("export-sft", short_help="The same, ending with the SFT exporter's summary.")
+@click.command("export-sft", cls=WorkCommand, short_help="The same, ending with the SFT exporter's summary.")
 @_run_options
 def export_sft(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up SFT as the older exporter did.
@@ -114,7 +115,9 @@ def export_sft(common: Common, **flags: bool) -> ExitCode:
     return _bring(common, (Dataset.SFT,), _Flags(**flags))
 
 
-@click.command("export-preference", short_help="The same, ending with the preference exporter's summary.")
+@click.command(
+    "export-preference", cls=WorkCommand, short_help="The same, ending with the preference exporter's summary."
+)
 @_run_options
 def export_preference(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up the preference pairs as the older exporter did.
@@ -124,7 +127,7 @@ def export_preference(common: Common, **flags: bool) -> ExitCode:
     return _bring(common, (Dataset.PREFERENCE,), _Flags(**flags))
 
 
-@click.command("export-all", short_help="The same, ending with all three summaries.")
+@click.command("export-all", cls=WorkCommand, short_help="The same, ending with all three summaries.")
 @_run_options
 def export_all(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up all three as the older exporters did."""
@@ -283,7 +286,7 @@ def _print(
 
 
 def _totals(report: RunReport) -> str:
-    return ", ".join(f"{each.dataset} {each.rows:,} ({each.held:,} held back)" for each in report.datasets.values())
+    return ", ".join(f"{each.dataset} {each.rows:,} ({each.held:,} quarantined)" for each in report.datasets.values())
 
 
 def print_changes(report: RunReport) -> None:
@@ -292,10 +295,10 @@ def print_changes(report: RunReport) -> None:
     from distilld.tables import Table
 
     rows = [
-        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.held, each.path)
+        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.held)
         for each in report.datasets.values()
     ]
-    columns = ("dataset", "rows", "added", "replaced", "withdrawn", "held back", "file")
+    columns = ("dataset", "rows", "added", "replaced", "withdrawn", "quarantined")
     show(Table("The datasets now, and what this run did", columns, rows))
     for each in report.datasets.values():
         if each.adopted:

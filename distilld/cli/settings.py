@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from distilld.cli.commands import Common
-from distilld.config import settings as config
-from distilld.config.settings import Settings
+from distilld.config.load import load
+from distilld.config.settings import ENVIRONMENT_PREFIX, KEYS, Settings
 from distilld.core.model import OperatorError, UsageError
 from distilld.files.regular import open_regular
 
@@ -29,7 +29,7 @@ _FOLDERS_OF_THE_LAKE: Final = ("data", "data/scored-runs", "data/evidence", "exp
 _BESIDE_STATE: Final = ("", "-wal", "-shm", "-journal", ".lock")
 """What the names of the store's own files end in."""
 _BEGINNING_OF_METRICS: Final = b"# HELP distilld_"
-_HINT = f"give --root, or set {config.ENVIRONMENT_PREFIX}ROOT, or root in the config file"
+_HINT = f"give --root, or set {ENVIRONMENT_PREFIX}ROOT, or root in the config file"
 
 
 def load_settings(common: Common, **flags: object) -> Settings:
@@ -44,7 +44,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
             file lies where other files of the lake do, or is a file of something else.
         OperatorError: The root cannot be read, or the working directory is gone.
     """
-    settings = config.load(
+    settings = load(
         flags={"root": common.root, "state": common.state, **flags},
         environ=os.environ,
         config_file=common.config,
@@ -76,7 +76,7 @@ def _working_directory() -> Path:
 def _resolved(name: str, path: Path) -> Path:
     """Where ``path`` leads; that must be as storable as what was given."""
     found = Path(os.path.realpath(path))
-    kind = config.KEYS[name].kind
+    kind = KEYS[name].kind
     try:
         kind.read(found)
     except ValueError:
@@ -100,7 +100,7 @@ def _refuse_unusable_root(root: Path) -> None:
 def _refuse_unusable_state(root: Path, state: Path) -> None:
     """Refuse a path that would displace an input, an export or a receipt, or that opening would wait for."""
     allowed = "a file outside data/, exports/ and reports/ of the root, or one that is yet to be made"
-    hint = f"give --state, or set {config.ENVIRONMENT_PREFIX}STATE, or state in the config file"
+    hint = f"give --state, or set {ENVIRONMENT_PREFIX}STATE, or state in the config file"
     if fault := _fault_of_place(root, state):
         raise UsageError(f"state = {str(state)!r} {fault}; allowed: {allowed}", hint=hint)
 
@@ -108,7 +108,7 @@ def _refuse_unusable_state(root: Path, state: Path) -> None:
 def _refuse_unusable_metrics_file(root: Path, state: Path, metrics_file: Path) -> None:
     """Refuse a path that would displace anything but an earlier metrics file."""
     allowed = "a file of its own outside data/, exports/ and reports/ of the root, or empty for none"
-    hint = f"set {config.KEYS['metrics_file'].variable}, or metrics_file in the config file"
+    hint = f"set {KEYS['metrics_file'].variable}, or metrics_file in the config file"
     fault = _fault_of_place(root, metrics_file)
     if metrics_file in [state.with_name(state.name + ending) for ending in _BESIDE_STATE]:
         fault = "is a file of the state store"

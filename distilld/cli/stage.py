@@ -7,9 +7,10 @@ import os
 import click
 
 from distilld.cli.commands import Common, common_options
+from distilld.cli.streams import WorkCommand
 
 
-@click.command(short_help="Run an outside stage and write a receipt of it.")
+@click.command(cls=WorkCommand, short_help="Run an outside stage and write a receipt of it.")
 @click.argument("name")
 @click.option("--input", "inputs", metavar="GLOB", multiple=True, help="What it reads, from the root. May be repeated.")
 @click.option(

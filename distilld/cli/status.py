@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @common_options
 @json_option
 def status(common: Common, as_json: bool) -> ExitCode:
-    """Show whether a writer runs, what stands in the datasets, what is held back, and how far the input is read.
+    """Show whether a writer runs, what stands in the datasets, what is quarantined, and how far the input is read.
 
     Each problem is told in words, with the command that puts it right. Changes nothing.
     """
@@ -43,7 +43,7 @@ def _print(found: Status) -> None:
     say(f"writer       {_writer(found)}")
     if found.last_batch is not None:
         last = found.last_batch
-        counts = f"{last.rows_shipped:,} shipped, {last.rows_held:,} held back, {last.rows_withdrawn:,} withdrawn"
+        counts = f"{last.rows_shipped:,} shipped, {last.rows_held:,} quarantined, {last.rows_withdrawn:,} withdrawn"
         say(f"last batch   {last.batch_id}, set off by {last.trigger}: {counts}")
     if found.lag is not None:
         say(f"behind       {_lag(found)}")

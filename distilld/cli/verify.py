@@ -39,7 +39,7 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
             say(f"  {each.name}: ... and {each.faults - len(each.shown)} more")
     if report.kept:
         shipped = ", ".join(f"{each.dataset} {each.rows} {each.kind}" for each in report.kept_shipped)
-        say(f"{counted(report.kept, 'row')} by way of exception, shipped or held back; shipped: {shipped or 'none'}")
+        say(f"{counted(report.kept, 'row')} by way of exception, shipped or quarantined; shipped: {shipped or 'none'}")
         say("question 9 in docs/state.md lists them by partition, 'distilld prune' decides about the shipped ones")
     for changed in report.changed:
         say(f"changed meanwhile: {changed}")

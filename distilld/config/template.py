@@ -1,12 +1,35 @@
-"""The commented config file with some of its keys set: what ``init`` and the demo write."""
+"""The commented config file, with some of its keys set: what ``init`` and the demo write."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
+from typing import Final
 
-from distilld.config.settings import KEYS, ConfigError, ConfigFault, commented_toml
+from distilld.config.load import ConfigError, ConfigFault
+from distilld.config.settings import DEFAULT_CONFIG_FILE, ENVIRONMENT_PREFIX, KEYS, ROOT_VARIABLE
 from distilld.core.model import ProgramError
+
+_FILE_COLUMNS: Final = 100
+
+
+def commented_toml() -> str:
+    """The config file that 'distilld init' writes: every key, its default commented out, and what it does."""
+    lines = [
+        "# distilld: every setting with its default. Remove the '#' before a key to set it.",
+        f"# Read from {DEFAULT_CONFIG_FILE} in the working directory, or from the file that --config names.",
+        f"# Precedence: command line flag, environment ({ENVIRONMENT_PREFIX}<KEY>), this file, default.",
+        "# Relative paths are taken from the working directory, a relative 'state' from the root.",
+    ]
+    for key in KEYS.values():
+        if key.begins:
+            lines += ["", "", f"# ---- {key.begins} ----"]
+        fallback = f"; {ROOT_VARIABLE} sets the default" if key.name == "root" else ""
+        said = f"{key.meaning}\nAllowed: {key.kind.allowed}. Environment: {key.variable}{fallback}."
+        lines += ["", *(f"# {part}" for line in said.splitlines() for part in textwrap.wrap(line, _FILE_COLUMNS - 2))]
+        lines += [f"#{key.name} = {_toml(key.default)}"]
+    return "\n".join(lines) + "\n"
 
 
 def config_text(values: Mapping[str, bool | str], *, source: str) -> str:
@@ -32,3 +55,9 @@ def config_text(values: Mapping[str, bool | str], *, source: str) -> str:
     if faults:
         raise ConfigError(tuple(faults))
     return text
+
+
+def _toml(value: bool | int | float | str) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)

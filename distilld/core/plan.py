@@ -1,4 +1,4 @@
-"""From what a scan saw and what is recorded to what must be looked into: pure (DESIGN 3, step 1)."""
+"""From what a scan saw and what is recorded to what must be looked into: pure."""
 
 from __future__ import annotations
 

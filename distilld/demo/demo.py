@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from distilld.config import settings as config
+from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.config.template import config_text
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Cause, Dataset, Reason, UsageError, WriterBusy
@@ -107,7 +107,7 @@ def _set_up(root: Path) -> tuple[SampleLake, Settings]:
     lake = write_sample_lake(root)
     path = root / CONFIG_FILE
     path.write_text(config_text({"root": str(root), "check_source_files": True}, source="the demo"))
-    return lake, config.load(flags={}, environ={}, config_file=path, cwd=root)
+    return lake, load(flags={}, environ={}, config_file=path, cwd=root)
 
 
 def _run(settings: Settings) -> RunReport:
@@ -134,7 +134,7 @@ def _show_first(report: RunReport, stage: Stage, shown: str) -> None:
         if any(counts):
             held.append((str(reason), *counts, _MEANINGS[reason]))
     columns = ("reason", *map(str, report.datasets), "which means")
-    stage.show(Table("What was held back, and why", columns, held))
+    stage.show(Table("What was quarantined, and why", columns, held))
     stage.say("No row is dropped in silence: of the scored rows each ships or is held, in rag and in sft alike.")
     stage.say("")
 
@@ -195,7 +195,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
     say("")
     looks = (
         (DATASET_PATHS[Dataset.SFT], "the instruction rows, one JSON object a line"),
-        (EXPORT_PATHS["quarantine_sft"], "what was held back from them, and why"),
+        (EXPORT_PATHS["quarantine_sft"], "what was quarantined from them, and why"),
         (EXPORT_PATHS["withdrawals_sft"], "what left them, and which verdict did it"),
         ("reports/distillation/latest.md", "the last run on one page"),
         (report.receipt or "reports/distillation", "its receipt, a link in a chain"),

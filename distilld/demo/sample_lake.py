@@ -2,9 +2,7 @@
 
 Most rows are plain. Besides them stands, once or twice each, whatever a lake can do to a row: every reason of
 SPEC 3.7 occurs but the reserved self_pairing, and hallucinated_file_path only where ``check_source_files`` is on.
-No clock is read; the dates follow from an argument.
-
-The prose takes up half of the module: a lake whose texts nobody can read shows nothing.
+No clock is read; the dates follow from an argument. What the runs say comes from :mod:`distilld.demo.prose`.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from random import Random
 from typing import Any, Final
 
 from distilld.core.model import Category, UsageError
+from distilld.demo import prose
 
 FIRST_DAY: Final = date(2026, 3, 2)
 TASKS_A_DAY: Final = 8
@@ -68,7 +67,7 @@ def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: da
     box = _Box(Random(f"sample lake {seed}"))
     pages = _Pages()
     _, showcase = _add_task(
-        box, pages, _SCRUM, calendar[0], (Category.REJECTED, Category.ACCEPTED), subject=_SHOWCASE.path
+        box, pages, _SCRUM, calendar[0], (Category.REJECTED, Category.ACCEPTED), subject=prose.SHOWCASE.path
     )
     for day in calendar:
         for source in _SOURCES:
@@ -182,7 +181,7 @@ class _Run:
     def scored(self, category: Category | None = None, *, minutes_later: int = 0) -> dict[str, Any]:
         """The scored row of the run; with arguments, the row of a second scoring."""
         verdict = category or self.category
-        reasons = _REASONS[verdict]
+        reasons = prose.REASONS[verdict]
         return {
             "schema_version": 1,
             "evidence_run_id": self.run_id,
@@ -225,7 +224,7 @@ class _Box:
             "run_id": f"{run_id}:{subject}" if source.names_files else run_id,
             "task_id": f"{source.task_prefix}:{subject}",
             "timestamp": _stamp(started),
-            "model_name": rng.choice(_MODELS),
+            "model_name": rng.choice(prose.MODELS),
             "model_role": source.role,
             "text": source.write(rng, subject, category),
         }
@@ -233,11 +232,11 @@ class _Box:
             evidence["source_files"] = [subject]
         if rng.random() < 0.85:
             evidence["retrieved_context"] = {
-                "matrix_corpora": rng.sample(_CORPORA, rng.randint(1, 3)),
+                "matrix_corpora": rng.sample(prose.CORPORA, rng.randint(1, 3)),
                 "pathway_fingerprints_seen": rng.choice((0, 1, 3, 5, 17, 120)),
             }
         if source is _CONTRACTS:
-            contractor = _contractor_of(subject)
+            contractor = prose.contractor_of(subject)
             evidence["metadata"] = {"contractor": contractor} if contractor else {}
             evidence["metadata"]["permit_id"] = subject
         recorded = started + timedelta(seconds=1)
@@ -341,7 +340,7 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
 
 def _add_invented_files(box: _Box, pages: _Pages, day: date) -> None:
     """Answers about files that do not exist, a pair among them."""
-    scrum_file, mode_file, observer_file = (code.path for code in _INVENTED_FILES)
+    scrum_file, mode_file, observer_file = (code.path for code in prose.INVENTED_FILES)
     for source, category, path in (
         (_SCRUM, Category.REJECTED, scrum_file),
         (_SCRUM, Category.ACCEPTED, scrum_file),
@@ -366,7 +365,7 @@ def _append_pages(lake: SampleLake, pages: _Pages) -> tuple[Path, ...]:
 
 def _write_source_files(root: Path) -> None:
     """The files that the rows name, all but the invented ones."""
-    for code in (_SHOWCASE, *_FILES):
+    for code in (prose.SHOWCASE, *prose.FILES):
         path = root / code.path
         path.parent.mkdir(parents=True, exist_ok=True)
         body = f"pub fn {code.function}() -> Result<(), Error> {{\n    Ok(())\n}}\n"
@@ -380,86 +379,6 @@ def _line(row: dict[str, Any]) -> str:
 def _stamp(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-
-# What the runs are about.
-
-
-@dataclass(frozen=True, slots=True)
-class _Code:
-    path: str
-    function: str
-    thing: str
-
-
-_FILES: Final = (
-    _Code("crates/aibridge/src/client.rs", "complete", "the model connection"),
-    _Code("crates/aibridge/src/context.rs", "trim_context", "the prompt budget"),
-    _Code("crates/aibridge/src/retry.rs", "with_fallback", "the fallback ladder"),
-    _Code("crates/catalogd/src/manifest.rs", "write_manifest", "the manifest"),
-    _Code("crates/catalogd/src/registry.rs", "register_table", "the table registry"),
-    _Code("crates/catalogd/src/tombstone.rs", "apply_tombstones", "the tombstone list"),
-    _Code("crates/gateway/src/health.rs", "report_health", "the health page"),
-    _Code("crates/gateway/src/limits.rs", "take_permit", "the request limiter"),
-    _Code("crates/gateway/src/router.rs", "route", "the route table"),
-    _Code("crates/ingestd/src/csv.rs", "read_rows", "the CSV import"),
-    _Code("crates/ingestd/src/dedupe.rs", "fingerprint", "the duplicate filter"),
-    _Code("crates/ingestd/src/schema.rs", "infer_schema", "the inferred schema"),
-    _Code("crates/journald/src/append.rs", "append_event", "the event journal"),
-    _Code("crates/journald/src/compaction.rs", "compact", "the compacted segments"),
-    _Code("crates/journald/src/replay.rs", "replay_from", "the replay cursor"),
-    _Code("crates/queryd/src/cache.rs", "look_up", "the result cache"),
-    _Code("crates/queryd/src/plan.rs", "plan_query", "the query plan"),
-    _Code("crates/queryd/src/scan.rs", "scan_parquet", "the parquet scan"),
-    _Code("crates/shared/src/ids.rs", "next_id", "the pool of ids"),
-    _Code("crates/shared/src/paths.rs", "partition_path", "the partition layout"),
-    _Code("crates/truthd/src/loader.rs", "load_rules", "the rule folder"),
-    _Code("crates/truthd/src/rules.rs", "check_rule", "the rule set"),
-    _Code("crates/vectord/src/index.rs", "rebuild_index", "the embedding index"),
-    _Code("crates/vectord/src/refresh.rs", "refresh_stale", "the refresh queue"),
-    _Code("crates/vectord/src/trial.rs", "run_trial", "the trial journal"),
-)
-_SHOWCASE: Final = _Code("crates/vectord/src/playbook_memory.rs", "recall", "the playbook memory")
-"""Reviewed once, rejected and then accepted: no other task is about it."""
-_INVENTED_FILES: Final = (
-    _Code("crates/vectord/src/shard_planner.rs", "plan_shards", "the shard plan"),
-    _Code("crates/queryd/src/cost_oracle.rs", "estimate", "the cost estimate"),
-    _Code("crates/gateway/src/auto_scale.rs", "scale_out", "the scaling rule"),
-)
-"""Files that rows name and that do not exist."""
-_CODE_AT: Final = {code.path: code for code in (_SHOWCASE, *_FILES, *_INVENTED_FILES)}
-
-_PHASES: Final = tuple(str(number) for number in range(1, 41))
-_PERMITS: Final = tuple(str(100900001 + number) for number in range(40))
-_CONTRACTORS: Final = (
-    "Northgate Roofing",
-    "Example Masonry Co.",
-    "Placeholder Plumbing",
-    "Sample City Electric",
-    "Muster Dachbau GmbH",
-    "Bâtiment Exemple",
-    "サンプル建設株式会社",
-    None,
-)
-_SITES: Final = ("north-yard", "river-depot", "cold-store", "east-dock", "assembly-hall", "print-works")
-_SHIFTS: Final = ("early-fill", "night-fill", "no-show", "double-booking", "late-change", "recall")
-_SCENARIOS: Final = tuple(f"{site}/{shift}" for site in _SITES for shift in _SHIFTS)
-
-_MODELS: Final = (
-    "deepseek-v3.1:671b",
-    "gpt-oss:120b",
-    "kimi-k2:1t",
-    "llama-3.3-70b",
-    "openrouter/grok-4-fast",
-    "qwen3-coder:480b",
-)
-_CORPORA: Final = (
-    "chicago_permits_v1",
-    "entity_brief_v1",
-    "kb_team_runs_v1",
-    "lakehouse_answers_v1",
-    "lakehouse_arch_v1",
-    "lakehouse_symbols_v1",
-)
 
 _USUAL_WORK: Final[tuple[tuple[Category, ...], ...]] = (
     *[(Category.ACCEPTED,)] * 6,
@@ -477,266 +396,25 @@ _APPENDED_WORK: Final[tuple[tuple[Category, ...], ...]] = (
     (Category.PARTIALLY_ACCEPTED, Category.ACCEPTED),
     (Category.ACCEPTED,),
 )
-_REASONS: Final[dict[Category, tuple[tuple[str, ...], ...]]] = {
-    Category.ACCEPTED: (
-        ("observer verdict accept", "confidence=0.92"),
-        ("grounded_fraction=0.91 above threshold; no audit fact of the matching partition contradicts any finding",),
-        ("accepted on attempt 1",),
-        (),
-    ),
-    Category.PARTIALLY_ACCEPTED: (
-        ("attempts=3", "observer verdict cycle"),
-        ("grounded_fraction=0.64 → below threshold, above the floor",),
-    ),
-    Category.REJECTED: (
-        ("observer verdict reject", "no finding names a line"),
-        ("patch does not apply",),
-    ),
-    Category.NEEDS_HUMAN_REVIEW: (
-        ("no scoring marker in the evidence",),
-        ("severity gate: one high finding is not confirmed", "attempts=2"),
-    ),
-}
 
-
-# How the runs read. A rejected answer is vague, a partial one breaks off, one for review hedges.
-
-
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """Something that is wrong with a file; ``{fn}`` and ``{thing}`` stand for what the file is about."""
-
-    severity: str
-    claim: str
-    fix: str
-    old: str
-    new: str
-
-
-_FINDINGS: Final = (
-    _Finding(
-        "high",
-        "`{fn}` holds the write lock while it waits for the disk, so whoever reads {thing} waits with it.",
-        "Take a copy, let go of the lock, then write.",
-        "    file.write_all(&state.write()?.encode())?;",
-        "    let bytes = state.read()?.encode(); file.write_all(&bytes)?;",
-    ),
-    _Finding(
-        "high",
-        "`{fn}` unwraps a value that comes from the disk: one truncated file and {thing} is gone with the process.",
-        "Return the error, with the path in it.",
-        "    let header = read_header(&path).unwrap();",
-        "    let header = read_header(&path).map_err(|e| e.at(&path))?;",
-    ),
-    _Finding(
-        "high",
-        "The key that `{fn}` builds leaves out the schema version. After a migration {thing} answers with old rows.",
-        "Put the version in front of the key.",
-        '    let key = format!("{name}");',
-        '    let key = format!("{version}:{name}");',
-    ),
-    _Finding(
-        "medium",
-        "`{fn}` tries again without end. When {thing} is gone for good it logs a line every millisecond.",
-        "Stop after five attempts and wait longer before each.",
-        "    loop {",
-        "    for attempt in 0..5 { sleep(BACKOFF * attempt);",
-    ),
-    _Finding(
-        "medium",
-        "A row that does not parse is skipped and not counted, so {thing} can lose data in silence.",
-        "Count it, and hand it to the quarantine.",
-        "    let Ok(row) = parse(line) else { continue };",
-        "    let Ok(row) = parse(line) else { held.push(line); continue };",
-    ),
-    _Finding(
-        "medium",
-        "`{fn}` collects all of {thing} before the first row is sent; memory grows with the history.",
-        "Hand on an iterator.",
-        "    Ok(rows.collect::<Vec<_>>())",
-        "    Ok(Box::new(rows))",
-    ),
-    _Finding(
-        "low",
-        "The comment above `{fn}` promises sorted output, and nothing sorts {thing}.",
-        "Sort before the return, the callers rely on it.",
-        "    Ok(names)",
-        "    names.sort(); Ok(names)",
-    ),
-    _Finding(
-        "low",
-        "`{fn}` compares wall clock times. When the clock steps back, {thing} looks newer than it is.",
-        "Compare sequence numbers.",
-        "    if entry.at > last.at {",
-        "    if entry.seq > last.seq {",
-    ),
+_PATHS: Final = tuple(code.path for code in prose.FILES)
+_SCRUM: Final = _Source(
+    "scrum_reviews", "scrum", "scrum_review", "executor", _PATHS, prose.scrum_review, names_files=True
 )
-_VAGUE: Final = (
-    "The file is in good shape overall. Some names could be clearer, and more tests would help.",
-    "It is hard to say what this does, but it is probably safe. I would refactor it at some point.",
-    "I did not have the file at hand and went by its name: it seems to follow the usual pattern.",
-)
-_DOUBTS: Final = (
-    "I could not confirm this without running the service.",
-    "Whether this is intended is for the owner of the crate to say.",
-    "Two of the documents that I was given contradict each other here.",
-)
-
-
-def _draw_findings(rng: Random, code: _Code, count: int) -> list[_Finding]:
-    """Findings about one file, the most severe first."""
-    drawn = rng.sample(_FINDINGS, count)
-    drawn.sort(key=lambda finding: ("high", "medium", "low").index(finding.severity))
-    return [
-        _Finding(one.severity, one.claim.format(fn=code.function, thing=code.thing), one.fix, one.old, one.new)
-        for one in drawn
-    ]
-
-
-def _scrum_review(rng: Random, path: str, category: Category) -> str:
-    head = f"# Review: `{path}` vs. Lakehouse PRD"
-    if category is Category.REJECTED:
-        return f"{head}\n\n{rng.choice(_VAGUE)}\n\nNo patches."
-    parts = [head]
-    for number, finding in enumerate(_draw_findings(rng, _CODE_AT[path], rng.randint(2, 3)), start=1):
-        confidence = rng.randrange(70, 99)
-        parts.append(f"{number}. **{finding.severity}**, confidence {confidence} %, line {rng.randrange(20, 400)}\n")
-        parts[-1] += f"   {finding.claim}\n   Patch: {finding.fix}"
-    if category is Category.PARTIALLY_ACCEPTED:
-        parts.append("The error paths were not looked at.")
-    if category is Category.NEEDS_HUMAN_REVIEW:
-        parts.append(rng.choice(_DOUBTS))
-    return "\n\n".join(parts)
-
-
-def _mode_run(rng: Random, path: str, category: Category) -> str:
-    code = _CODE_AT[path]
-    if category is Category.REJECTED:
-        return f"mode: isolation\nfile: {path}\nfindings: none\n\n{rng.choice(_VAGUE)}"
-    first, second = _draw_findings(rng, code, 2)
-    grounded = {Category.ACCEPTED: 91, Category.PARTIALLY_ACCEPTED: 64}.get(category, 48)
-    text = f"mode: isolation\nfile: {path}\nsymbols: {code.function}, Error\ngrounded: {grounded} %\n\n"
-    text += f"- [{first.severity}] {first.claim}\n- [{second.severity}] {second.claim}"
-    return text if category is Category.ACCEPTED else f"{text}\n\n{rng.choice(_DOUBTS)}"
-
-
-def _patch(rng: Random, path: str, category: Category) -> str:
-    code = _CODE_AT[path]
-    (finding,) = _draw_findings(rng, code, 1)
-    line = rng.randrange(20, 400)
-    if category is Category.REJECTED:
-        return f"--- a/{path}\n+++ b/{path}\n@@ -{line},1 +{line},1 @@\n-    // TODO\n+    // done"
-    diff = f"--- a/{path}\n+++ b/{path}\n@@ -{line},2 +{line},2 @@ pub fn {code.function}()\n"
-    diff += f"     // {finding.fix}\n-{finding.old}\n+{finding.new}"
-    return diff if category is Category.ACCEPTED else f"{diff}\n\nNot compiled. {rng.choice(_DOUBTS)}"
-
-
-def _audit(rng: Random, phase: str, category: Category) -> str:
-    head = f"## Audit of phase {phase}"
-    if category is Category.REJECTED:
-        return f"{head}\n\nAll goals of the phase are met. {rng.choice(_VAGUE)}"
-    lines = [
-        f"- [{finding.severity}] {code.path}: {finding.claim}"
-        for code in rng.sample(_FILES, rng.randint(2, 4))
-        for finding in _draw_findings(rng, code, 1)
-    ]
-    closing = {
-        Category.ACCEPTED: f"{len(lines)} findings, each traced to a line. The phase closes when the high ones do.",
-        Category.PARTIALLY_ACCEPTED: "The second half of the phase was not reached within the budget.",
-    }.get(category) or rng.choice(_DOUBTS)
-    return "\n".join([f"{head}\n", *lines, f"\n{closing}"])
-
-
-def _observer_review(rng: Random, path: str, category: Category) -> str:
-    if category is Category.REJECTED:
-        return "Verdict: accept\n\nLooks good to me."
-    code = _CODE_AT[path]
-    (finding,) = _draw_findings(rng, code, 1)
-    verdict = rng.choice(("accept", "cycle", "reject"))
-    opinion = {
-        "accept": f"The attempt on `{path}` does what was asked: {finding.fix} The tests of the crate still pass.",
-        "cycle": f"The attempt on `{path}` goes in the right direction and misses one thing. {finding.claim}",
-        "reject": f"The attempt on `{path}` changes a function that nobody calls. {finding.claim}",
-    }[verdict]
-    text = f"Verdict: {verdict} (confidence {rng.randrange(70, 99)} %)\n\n{opinion}"
-    return text if category is Category.ACCEPTED else f"{text}\n\n{rng.choice(_DOUBTS)}"
-
-
-_WORKS: Final = (
-    "new roof on a three-storey house",
-    "brick repair along the street front",
-    "water main and two risers",
-    "rewiring of the ground floor",
-    "fire stair at the back",
-)
-_GOOD_MARKERS: Final = (
-    "no lien on record",
-    "licence renewed this year",
-    "the bond covers the whole sum",
-    "four permits closed without a violation",
-)
-_BAD_MARKERS: Final = (
-    "insurance runs out before the work ends",
-    "two inspections of a neighbouring permit are open",
-    "the stated cost is 40 % below that of comparable work",
-    "registered at this address for three weeks only",
-)
-
-
-def _contractor_of(permit: str) -> str | None:
-    return _CONTRACTORS[int(permit) % len(_CONTRACTORS)]
-
-
-def _contract_analysis(rng: Random, permit: str, category: Category) -> str:
-    head = (
-        f"Permit {permit}: {_WORKS[int(permit) % len(_WORKS)]}.\nContractor: {_contractor_of(permit) or 'not named'}."
-    )
-    if category is Category.REJECTED:
-        return f"{head}\n\nRecommendation: hire. No risks."
-    markers = f"- good: {rng.choice(_GOOD_MARKERS)}\n- bad: {rng.choice(_BAD_MARKERS)}"
-    advice = rng.choice(("go ahead, with the certificate on file before day one", "ask for a second offer", "wait"))
-    text = f"{head}\n\nRisk markers:\n{markers}\n\nRecommendation: {advice}."
-    return text if category is Category.ACCEPTED else f"{text}\nThe register was not reachable, so this is from memory."
-
-
-def _outcome(rng: Random, scenario: str, category: Category) -> str:
-    site, _, shift = scenario.partition("/")
-    if category is Category.REJECTED:
-        return f"Scenario {scenario}: everything went fine."
-    wanted = rng.randrange(6, 24)
-    lines = [f"Scenario {scenario}: {wanted} workers asked for by {site}."]
-    missing = wanted
-    while missing and len(lines) < 5:
-        found = rng.randint(1, missing)
-        missing -= found
-        lines.append(f"{len(lines)}. {found} confirmed, {missing} open [playbook:{shift}/{rng.randrange(10, 99)}]")
-    lines.append(f"Result: {'filled' if not missing else f'{missing} places stay open'}.")
-    if category is not Category.ACCEPTED:
-        lines.append(rng.choice(_DOUBTS))
-    return "\n".join(lines)
-
-
-def _fact(rng: Random, path: str, category: Category) -> str:
-    code = _CODE_AT[path]
-    (finding,) = _draw_findings(rng, code, 1)
-    if category is Category.REJECTED:
-        return f"Fact: {code.thing} exists."
-    text = f"Fact: {finding.claim}\nSource: {path}, line {rng.randrange(20, 400)}\nSeen in {rng.randint(2, 9)} runs."
-    return text if category is Category.ACCEPTED else f"{text}\nContradicted once."
-
-
-_PATHS: Final = tuple(code.path for code in _FILES)
-_SCRUM: Final = _Source("scrum_reviews", "scrum", "scrum_review", "executor", _PATHS, _scrum_review, names_files=True)
-_MODE: Final = _Source("mode_experiments", "mode", "codereview", "executor", _PATHS, _mode_run, names_files=True)
-_AUTO_APPLY: Final = _Source("auto_apply", "auto_apply", "auto_apply", "applier", _PATHS, _patch, names_files=True)
-_AUDITS: Final = _Source("audits", "audit", "phase", "reviewer", _PHASES, _audit)
+_MODE: Final = _Source("mode_experiments", "mode", "codereview", "executor", _PATHS, prose.mode_run, names_files=True)
+_AUTO_APPLY: Final = _Source("auto_apply", "auto_apply", "auto_apply", "applier", _PATHS, prose.patch, names_files=True)
+_AUDITS: Final = _Source("audits", "audit", "phase", "reviewer", prose.PHASES, prose.audit)
 _OBSERVER: Final = _Source(
-    "observer_reviews", "observer", "observer_review", "reviewer", _PATHS, _observer_review, names_files=True
+    "observer_reviews", "observer", "observer_review", "reviewer", _PATHS, prose.observer_review, names_files=True
 )
-_CONTRACTS: Final = _Source("contract_analyses", "contract", "permit", "executor", _PERMITS, _contract_analysis)
-_OUTCOMES: Final = _Source("outcomes", "outcome", "scenario", "executor", _SCENARIOS, _outcome)
-_FACTS: Final = _Source("distilled_facts", "distilled_facts", "fact", "extractor", _PATHS, _fact, names_files=True)
-_AUDIT_FACTS: Final = _Source("audit_facts", "audit_facts", "audit_fact", "extractor", _PATHS, _fact, names_files=True)
+_CONTRACTS: Final = _Source(
+    "contract_analyses", "contract", "permit", "executor", prose.PERMITS, prose.contract_analysis
+)
+_OUTCOMES: Final = _Source("outcomes", "outcome", "scenario", "executor", prose.SCENARIOS, prose.outcome)
+_FACTS: Final = _Source("distilled_facts", "distilled_facts", "fact", "extractor", _PATHS, prose.fact, names_files=True)
+_AUDIT_FACTS: Final = _Source(
+    "audit_facts", "audit_facts", "audit_fact", "extractor", _PATHS, prose.fact, names_files=True
+)
 _SOURCES: Final = (
     _SCRUM,
     _MODE,

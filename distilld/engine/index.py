@@ -1,4 +1,4 @@
-"""Takes the facts of changed input files into the store (DESIGN 3, steps 2 and 3). Touches no export.
+"""Takes the facts of changed input files into the store. Touches no export.
 
 All changed files are indexed before any row is judged, so that no row ships while a later file, not yet read, forbids
 it. Transactions are bounded by rows and may hold several files; a crash between two of them loses nothing.

@@ -1,4 +1,4 @@
-"""Tasks become preference pairs, and pairs become changes (SPEC 3.3; DESIGN 3, step 4).
+"""Tasks become preference pairs, and pairs become changes (SPEC 3.3).
 
 The pairs of a task depend on its first five accepted, rejected and partially accepted rows whose evidence is found, so
 a touched task is formed anew as a whole and compared with what is recorded of it. Which rows these are is asked for

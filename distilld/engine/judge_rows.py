@@ -1,4 +1,4 @@
-"""Scored rows become outcomes in RAG and SFT, and outcomes become changes (DESIGN 3, step 4).
+"""Scored rows become outcomes in RAG and SFT, and outcomes become changes.
 
 Rows are judged in walk order. An id belongs to the first row that passes the gates; a row that is displaced, or that
 waits for an id which came free, joins the batch. A line is rewritten only if its content, timestamps aside, changed.

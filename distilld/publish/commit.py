@@ -1,4 +1,4 @@
-"""One batch made durable: intent, exports, one transaction, finish; and recovery (DESIGN 4).
+"""One batch made durable: intent, exports, one transaction, finish. See docs/design.md, 'The commit protocol'.
 
 | killed or failed | what :meth:`Committer.recover` does |
 |---|---|

@@ -1,4 +1,4 @@
-"""The only module that opens an export for writing (DESIGN 4).
+"""The only module that opens an export for writing (docs/design.md, 'The commit protocol').
 
 The crash contract. ``append`` and ``rewrite`` may be cut off at any call: an appended file then has a tail behind its
 committed length, a rewritten one a temporary file beside it, and both are named by an intent that was committed

@@ -272,7 +272,7 @@ def _write_page(root: Path, receipt: Mapping[str, Any]) -> None:
 
 
 def latest_page(receipt: Mapping[str, Any]) -> str:
-    """The newest batch on one page: what came in, what stands in the datasets, what is held back and why."""
+    """The newest batch on one page: what came in, what stands in the datasets, what is quarantined and why."""
     counts = receipt["record_counts"]
     lines = [
         "# The latest batch",
@@ -281,7 +281,7 @@ def latest_page(receipt: Mapping[str, Any]) -> str:
         f"{receipt['started_at']} to {receipt['ended_at']} ({receipt['duration_ms']} ms). "
         + ("All its checks passed." if receipt["validation_pass"] else "**A check failed.**"),
         "",
-        "| dataset | rows at rest | held back | appended | withdrawn |",
+        "| dataset | rows at rest | quarantined | appended | withdrawn |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, per in counts["per_exporter"].items():

@@ -345,15 +345,7 @@ class Daemon:
     def _reconfigure(self, settings: Settings) -> None:
         before, self.settings = self.settings, settings
         logs.configure(level=settings.log_level, fmt=settings.log_format, environ=self._environ)
-        self._engine.reconfigure(
-            settings.options(),
-            batch_rows=settings.batch_rows,
-            settle_seconds=settings.settle_seconds,
-            tripwire_rows=settings.tripwire_rows,
-            tripwire_share=settings.tripwire_share,
-            receipts_keep=settings.receipts_keep,
-            workers=settings.workers,
-        )
+        self._engine.reconfigure(settings.options(), **settings.limits()._asdict())
         self._bulletin.take(settings)
         new_watcher = self._new_watcher() if settings.debounce_ms != before.debounce_ms else None
         self._listener.take(new_watcher, rescan_seconds=settings.rescan_seconds)

@@ -76,14 +76,10 @@ def rehearsal(
                 settings.root,
                 store,
                 settings.options(),
-                batch_rows=settings.batch_rows,
-                settle_seconds=settings.settle_seconds,
-                tripwire_rows=settings.tripwire_rows,
-                tripwire_share=settings.tripwire_share,
+                **settings.limits()._asdict(),
                 progress=progress,
                 committer=DryCommitter(settings.root, store),
                 spool_folder=folder,
-                workers=settings.workers,
             )
         finally:
             store.close()

@@ -45,7 +45,7 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         "distilld_rows_withdrawn_total": Metric("counter", ("dataset",), "Rows that left a dataset for good."),
         "distilld_rows": Metric("gauge", ("dataset",), "Rows that stand in a dataset."),
         "distilld_frozen_rows": Metric("gauge", ("dataset",), "Of these, rows that no present input gives."),
-        "distilld_held_rows": Metric("gauge", ("dataset", "reason"), "Rows that are held back, by reason."),
+        "distilld_held_rows": Metric("gauge", ("dataset", "reason"), "Rows that are quarantined, by reason."),
         "distilld_tripwire_rows": Metric("gauge", ("dataset",), "Vanished rows that wait for 'distilld prune'."),
         "distilld_waiting_rows": Metric("gauge", (), "Rows that are yet to be judged."),
         "distilld_partition_files": Metric("gauge", ("tree",), "Partition files that the last scan saw."),

@@ -137,14 +137,9 @@ def engine_for(
         settings.root,
         store,
         settings.options(),
-        batch_rows=settings.batch_rows,
-        settle_seconds=settings.settle_seconds,
-        tripwire_rows=settings.tripwire_rows,
-        tripwire_share=settings.tripwire_share,
-        receipts_keep=settings.receipts_keep,
+        **settings.limits()._asdict(),
         progress=progress,
         pulse=pulse,
-        workers=settings.workers,
         keep_lock=keep_lock,
     )
 

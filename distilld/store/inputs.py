@@ -1,4 +1,4 @@
-"""The facts of the inputs: partitions, files, scored rows, evidence rows (DESIGN 3, steps 1 to 3).
+"""The facts of the inputs: partitions, files, scored rows, evidence rows.
 
 Every method runs inside the caller's transaction and touches no export. What a change of facts can change in the
 datasets is put into the queues ``rejudge_rows``, ``rejudge_tasks``, ``rejudge_frozen`` and ``departures``, in the same

@@ -1,4 +1,4 @@
-"""What was done: outcomes, exports, batches, receipts, withdrawals (DESIGN 4)."""
+"""What was done: outcomes, exports, batches, receipts, withdrawals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be judged, with everything that judging it needs but the text (DESIGN 3, step 4)."""
+"""What must be judged, with everything that judging it needs but the text."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _PASS: Final = """
 import sys, time
 from pathlib import Path
 from distilld import logs
-from distilld.config.settings import load
+from distilld.config.load import load
 from distilld.core.model import Trigger
 from distilld.service.run_once import writer
 logs.configure(level="error", fmt="json")

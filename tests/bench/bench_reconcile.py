@@ -40,7 +40,7 @@ import sys, time
 from pathlib import Path
 import distilld.publish.commit, distilld.core.datasets
 from distilld import logs
-from distilld.config.settings import load
+from distilld.config.load import load
 from distilld.core.model import Trigger
 from distilld.service.run_once import recover, writer
 import sqlite_utils

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.cli.output import plain, print_json, say, show
+from distilld.cli import output
+from distilld.cli.output import plain, print_json, say, say_block, show
 from distilld.core.model import Dataset, RowRef
 from distilld.service.lock import Holder
 from distilld.tables import Table
@@ -39,3 +40,29 @@ def test_values_become_json(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert out.isascii()
     assert json.loads(out) == shown
+
+
+@pytest.mark.parametrize("width", [None, 80, 40])
+def test_wide_table_becomes_blocks_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int | None
+) -> None:
+    """No line of a table is longer than the terminal; off a terminal a table keeps one line a row."""
+    monkeypatch.setattr(output, "_width", lambda: width)
+    run = "run-" + "x y " * 22
+    show(Table("T", ("run", "category", "batch"), [(run, "accepted", 1_000), ("b", None, 2)]))
+    lines = capsys.readouterr().out.splitlines()
+    if width is None:
+        assert (len(lines), lines[2].split()[-1]) == (5, "1,000")
+    else:
+        assert max(map(len, lines)) <= width
+        assert "  category  accepted" in lines
+        assert "".join(run.split()) in "".join("".join(lines).split())
+
+
+def test_block_is_wrapped_below_its_label(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text goes on below where it began; what does not print is escaped."""
+    monkeypatch.setattr(output, "_width", lambda: 30)
+    say_block("row\x1b", [("rag", "quarantined because of its category"), ("sft", "exported")])
+    assert capsys.readouterr().out == (
+        "row\\x1b\n  rag  quarantined because of\n       its category\n  sft  exported\n"
+    )

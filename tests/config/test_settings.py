@@ -12,14 +12,9 @@ from typing import Any
 
 import pytest
 
-from distilld.config.settings import (
-    KEYS,
-    ConfigError,
-    ConfigFault,
-    Settings,
-    commented_toml,
-    load,
-)
+from distilld.config.load import ConfigError, ConfigFault, load
+from distilld.config.settings import KEYS, Settings
+from distilld.config.template import commented_toml
 from distilld.core.model import OnDelete, Options, ProgramError, UsageError
 
 COMMITTED_FILE = Path(__file__).parents[2] / "config" / "distilld.toml"
@@ -448,3 +443,10 @@ def test_import_brings_nothing_slow() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     slow = {"click", "orjson", "pydantic", "rich", "sqlite_utils", "structlog", "watchfiles"}
     assert not slow & set(run.stdout.split())
+
+
+def test_limits_are_the_settings_of_their_names(tmp_path: Path) -> None:
+    """What bounds the work of a pass is handed on as it was set, so that a new limit is named here and nowhere else."""
+    given = {"batch_rows": 7, "settle_seconds": 0.5, "tripwire_rows": 3, "tripwire_share": 0.25, "receipts_keep": 9}
+    limits = load(flags={**given, "workers": 2}, environ={}, config_file=None, cwd=tmp_path).limits()
+    assert limits._asdict() == {**given, "workers": 2}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.config.settings import ConfigError, commented_toml, load
-from distilld.config.template import config_text
+from distilld.config.load import ConfigError, load
+from distilld.config.template import commented_toml, config_text
 
 
 def test_nothing_given_is_the_commented_file() -> None:

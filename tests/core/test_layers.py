@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,3 +68,22 @@ def test_broken_layer_turns_red(package: Path, module: str, line: str, contract:
     with (package / "distilld" / f"{module}.py").open("a") as file:
         file.write(f"\n{line}\n")
     assert contract in broken_contracts(package)
+
+
+def test_picture_of_packages_is_the_code() -> None:
+    """docs/design.md draws an arrow only where a package imports another, and each import follows arrows."""
+    picture = (REPOSITORY / "docs" / "design.md").read_text().partition("```mermaid")[2].partition("```")[0]
+    arrows = set(re.findall(r"(\w+) --> (\w+)", picture))
+    graph = grimp.build_graph("distilld", cache_dir=None)
+    parts = {module: module.split(".")[1] for module in graph.modules if "." in module}
+    imports = {
+        (importer, imported)
+        for module, importer in parts.items()
+        for each in graph.find_modules_directly_imported_by(module)
+        if (imported := parts.get(each, importer)) != importer
+    }
+    assert arrows <= imports
+    paths = set(arrows)
+    while longer := {(one, last) for one, two in paths for two_too, last in arrows if two == two_too} - paths:
+        paths |= longer
+    assert imports <= paths

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distilld.config import settings as config
+from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
 from distilld.inspection.diff import Difference, DifferentRow, compare, differing_keys
@@ -32,7 +32,7 @@ def lake(tmp_path: Path) -> Iterator[HistoryLake]:
 
 def settings_of(lake: HistoryLake) -> Settings:
     """The settings that the lake is kept with."""
-    return config.load(flags={"root": lake.root, "state": lake.state}, environ={}, config_file=None, cwd=lake.root)
+    return load(flags={"root": lake.root, "state": lake.state}, environ={}, config_file=None, cwd=lake.root)
 
 
 def other(lake: HistoryLake, rows: list[Any]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distilld.config import settings as config
+from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.json_text import MAX_DEPTH
 from distilld.core.model import Dataset, OperatorError
@@ -31,7 +31,7 @@ def lake(tmp_path: Path) -> Iterator[HistoryLake]:
 def settings_of(lake: HistoryLake) -> Settings:
     """The settings that the lake is kept with."""
     given_flags = {"root": lake.root, "state": lake.state}
-    settings = config.load(flags=given_flags, environ={}, config_file=None, cwd=lake.root)
+    settings = load(flags=given_flags, environ={}, config_file=None, cwd=lake.root)
     return replace(settings, source_files_root=Path(lake.options.source_files_root))
 
 

@@ -18,7 +18,8 @@ from typing import NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from distilld.config.settings import Settings, load
+from distilld.config.load import load
+from distilld.config.settings import Settings
 from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
 from distilld.engine import index
 from distilld.engine.engine import Engine

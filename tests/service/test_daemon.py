@@ -20,7 +20,8 @@ import structlog
 from structlog.testing import capture_logs
 
 from distilld import logs
-from distilld.config.settings import Settings, load
+from distilld.config.load import load
+from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult

@@ -223,7 +223,7 @@ def test_exception_tells_kind_and_place_but_no_value() -> None:
     line = json.loads(stream.getvalue())
     assert line["level"] == "error"
     assert (line["exception"], line["exception_causes"]) == ("ValueError", ["KeyError"])
-    assert re.fullmatch(r"unit/test_logs\.py:\d+ test_exception_\w+", line["exception_at"][0])
+    assert re.fullmatch(r"service/test_logs\.py:\d+ test_exception_\w+", line["exception_at"][0])
     assert "secret" not in stream.getvalue()
 
 
@@ -245,11 +245,27 @@ def test_line_without_an_exception_has_no_trace_of_one() -> None:
 
 
 def test_console_line_is_for_people() -> None:
-    """The console form is time, level, event and key=value, quoted where a value would run into the next."""
-    line = told(fmt="console", rows=3, path="a/b.jsonl", note="two words", nothing="", ok=True, none=None, many=[1, 2])
-    assert re.sub(r"^\S+", "T", line) == (
-        'T info    dry_run              rows=3 path=a/b.jsonl note="two words" nothing="" ok=true none=null many=[1, 2]'
+    """The console form is time, level, event and key=value; what is zero or empty is left out."""
+    line = told(
+        fmt="console", rows=3, path="a/b.jsonl", note="two words", nothing="", ok=False, none=None, zero=0, many=[1, 2]
     )
+    assert re.sub(r"^\d\d:\d\d:\d\d\.\d{3} ", "T ", line) == (
+        "T [info     ] dry_run              rows=3 path=a/b.jsonl note='two words' ok=false many=[1,2]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stream", "environ", "colored"),
+    [(Terminal, {}, True), (Terminal, {"NO_COLOR": "1"}, False), (io.StringIO, {}, False)],
+)
+def test_console_line_has_colors_on_a_terminal_alone(
+    stream: type[io.StringIO], environ: dict[str, str], colored: bool
+) -> None:
+    """Colours are for a terminal, unless NO_COLOR asks for none."""
+    out = stream()
+    logs.configure(level="info", fmt="console", stream=out, environ=environ)
+    logs.get_logger().warning("dry_run", rows=3)
+    assert ("\x1b[" in out.getvalue()) == colored
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from distilld.config.settings import Settings, load
+from distilld.config.load import load
+from distilld.config.settings import Settings
 from distilld.core.model import Dataset, Trigger
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult

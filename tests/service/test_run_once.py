@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from distilld.config.settings import load
+from distilld.config.load import load
 from distilld.core.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
 from distilld.demo.sample_lake import SampleLake, rescore_in_place, write_sample_lake
 from distilld.engine import engine as batch

@@ -15,7 +15,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from distilld.config.settings import load
+from distilld.config.load import load
 from distilld.service.run_once import bring_up_to_date, writer
 
 REPOSITORY = Path(__file__).parents[2]

@@ -141,7 +141,7 @@ def test_quarantine_counts_what_the_files_hold(done: Path) -> None:
     text = distilld(*arguments, cwd=done).out
     assert f"{expected[0]['location']['partition']}:{expected[0]['location']['line_offset']}" in text
     none = distilld("quarantine", "--root", done, "--reason", "self_pairing", cwd=done)
-    assert (none.code, none.out) == (0, "nothing is held back for this\n")
+    assert (none.code, none.out) == (0, "nothing is quarantined for this\n")
 
 
 def test_what_comes_from_data_cannot_steer_a_terminal(sample: SampleLake) -> None:

@@ -49,9 +49,9 @@ def test_first_run_says_what_it_did(tmp_path: Path) -> None:
     root = phase4(tmp_path)
     ran = once(root)
     assert ran.code == 0
-    assert re.search(r"^  rag +446 +446 +0 +0 +606 +exports/rag/playbooks.jsonl$", ran.out, flags=re.MULTILINE)
-    assert re.search(r"^  sft +351 +351 +0 +0 +701 ", ran.out, flags=re.MULTILINE)
-    assert re.search(r"^  preference +83 +83 +0 +0 +16 ", ran.out, flags=re.MULTILINE)
+    assert re.search(r"^  rag +446 +446 +0 +0 +606$", ran.out, flags=re.MULTILINE)
+    assert re.search(r"^  sft +351 +351 +0 +0 +701$", ran.out, flags=re.MULTILINE)
+    assert re.search(r"^  preference +83 +83 +0 +0 +16$", ran.out, flags=re.MULTILINE)
     receipt = re.search(r"receipt: (\S+)$", ran.out, flags=re.MULTILINE)
     assert receipt is not None
     assert json.loads((root / receipt[1]).read_bytes())["validation_pass"] is True
@@ -68,7 +68,7 @@ def test_second_run_writes_nothing(worked: Path) -> None:
     after = {name: facts for name, facts in snapshot(worked, leave_out=mine).items() if not name.startswith("state")}
     assert (ran.code, ran.out) == (
         0,
-        "up to date: rag 446 (606 held back), sft 351 (701 held back), preference 83 (16 held back)\n",
+        "up to date: rag 446 (606 quarantined), sft 351 (701 quarantined), preference 83 (16 quarantined)\n",
     )
     assert after == before
     assert [event["event"] for event in ran.events] == ["lock_taken", "up_to_date"]
@@ -90,7 +90,7 @@ def test_empty_root_is_an_empty_lake(tmp_path: Path) -> None:
     assert ran.code == 0
     assert ran.out.splitlines() == [
         f"note: there is no data/scored-runs below {root}, so there is nothing to read",
-        "up to date: rag 0 (0 held back), sft 0 (0 held back), preference 0 (0 held back)",
+        "up to date: rag 0 (0 quarantined), sft 0 (0 quarantined), preference 0 (0 quarantined)",
     ]
 
 
@@ -347,7 +347,7 @@ def test_dry_run_with_nothing_to_do(worked: Path) -> None:
     ran = once(worked, "--dry-run")
     assert (ran.code, ran.out) == (
         0,
-        "up to date: rag 446 (606 held back), sft 351 (701 held back), preference 83 (16 held back) (DRY RUN)\n",
+        "up to date: rag 446 (606 quarantined), sft 351 (701 quarantined), preference 83 (16 quarantined) (DRY RUN)\n",
     )
     assert snapshot(worked) == before
 

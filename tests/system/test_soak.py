@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from distilld.config.settings import load
+from distilld.config.load import load
 from distilld.service.inotify import Wake
 from distilld.service.run_once import writer
 from distilld.service.systemd import Notifier

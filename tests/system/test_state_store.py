@@ -29,7 +29,7 @@ from tests.support.lake_by_formula import append_bench_rows
 from tests.support.running import daemon, until
 
 DOCS = REPOSITORY / "docs" / "state.md"
-METADATA = REPOSITORY / "inspect" / "metadata.yaml"
+METADATA = REPOSITORY / "distilld" / "inspection" / "datasette" / "metadata.yaml"
 QUESTION = re.compile(r"\*\*(\d+)\. ([^*]+)\*\*(?:(?!\n\*\*)[\s\S])*?```sh\n([\s\S]*?)```")
 
 

@@ -1,0 +1,115 @@
+"""The standard streams of a command: a write that fails never raises, and the exit code says what was lost.
+
+Python flushes both streams once more at its end and exits with 120 if that fails. So each stream is wrapped at its
+lowest level: a write that fails is dropped and remembered. Lost standard error never changes an exit code. Lost
+standard output is a failure of the commands whose product it is, and of no other; a reader that closed its pipe has
+seen enough.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Final, TextIO
+
+import click
+
+from distilld.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_INPUT: Final = 0
+_OUTPUT: Final = 1
+_ERROR: Final = 2
+
+
+class _Dropping(io.BufferedIOBase):
+    """Writes to a descriptor, all or until an error; the rest is dropped, and ``lost`` is the first error."""
+
+    def __init__(self, descriptor: int, lost: OSError | None) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self.lost = lost
+
+    @property
+    def name(self) -> int:
+        return self._descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Buffer, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = rest.nbytes
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            self.lost = self.lost or error
+        return size
+
+
+class StandardStreams:
+    """Both output streams of this process, put in place of ``sys.stdout`` and ``sys.stderr``."""
+
+    def __init__(self) -> None:
+        """Open the null device for each closed standard stream, or a file opened later would take its number."""
+        closed = {number: error for number in (_INPUT, _OUTPUT, _ERROR) if (error := _open_null_if_closed(number))}
+        if _INPUT in closed:
+            sys.stdin = os.fdopen(_INPUT, closefd=False)
+        self._output = _Dropping(_OUTPUT, closed.get(_OUTPUT))
+        sys.stdout = _text(self._output, sys.stdout)
+        sys.stderr = _text(_Dropping(_ERROR, closed.get(_ERROR)), sys.stderr, line_buffering=True)
+
+    def exit_code(self, code: int) -> int:
+        """Return what to exit with after a command that came to ``code``; tell of output that was lost."""
+        sys.stdout.flush()
+        lost = self._output.lost
+        if lost is None or lost.errno == errno.EPIPE:
+            return code
+        if lost.errno != errno.EBADF:
+            click.echo(f"distilld: cannot write to standard output: {lost.strerror}", err=True)
+        return code if WorkCommand.ran else code or ExitCode.FAILED
+
+
+class WorkCommand(click.Command):
+    """A command whose product is its work: that its output is lost changes no exit code."""
+
+    ran = False
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; asking for its help is no run."""
+        WorkCommand.ran = True
+        return super().invoke(ctx)
+
+
+def _open_null_if_closed(descriptor: int) -> OSError | None:
+    """Give a closed descriptor to the null device, for children too. Lower ones must be open."""
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        return error
+    return None
+
+
+def _text(raw: _Dropping, given: TextIO | None, *, line_buffering: bool = False) -> TextIO:
+    """A text stream over ``raw``, in the encoding of the ``given`` one. What it cannot encode is escaped.
+
+    No buffer stands between: a signal that ended a write would have it written twice.
+    """
+    return io.TextIOWrapper(
+        raw,
+        encoding=given.encoding if given is not None else None,
+        errors="backslashreplace",
+        line_buffering=line_buffering or raw.isatty(),
+    )

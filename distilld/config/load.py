@@ -1,0 +1,170 @@
+"""The settings as they are in force: read from flags, the environment and one TOML file (SPEC 5.1).
+
+``load`` checks the whole configuration before anything starts: every fault is found and reported at once, each with its
+key, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from distilld.config.settings import DEFAULT_CONFIG_FILE, ENVIRONMENT_PREFIX, KEYS, ROOT_VARIABLE, Key, Settings
+from distilld.core.model import OnDelete, ProgramError, UsageError
+from distilld.files.regular import read_regular
+
+_SHOWN_CHARACTERS: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFault:
+    """One thing that is wrong with the configuration; every field is safe to print.
+
+    ``key`` is empty where a file as a whole is at fault; ``nearest`` is the known key that an unknown one resembles.
+    """
+
+    key: str
+    value: str
+    allowed: str
+    source: str
+    nearest: str = ""
+
+    def __str__(self) -> str:
+        if self.nearest:
+            return f"{self.source}: {self.key} is not a known key; the nearest one is {self.nearest}"
+        subject = f"{self.key} = {self.value}" if self.key else self.value
+        return f"{self.source}: {subject}; allowed: {self.allowed}"
+
+
+class ConfigError(UsageError):
+    """The configuration is wrong: all of its ``faults``, in the order in which they were found."""
+
+    hint = "'distilld init' writes a config file with every key, its default and what it does"
+
+    def __init__(self, faults: tuple[ConfigFault, ...]) -> None:
+        super().__init__("\n".join(map(str, faults)))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value as somebody gave it, and where."""
+
+    value: object
+    source: str
+
+
+def load(*, flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None, cwd: Path) -> Settings:
+    """The settings in force: a flag wins over ``DISTILLD_<KEY>``, that over the file, the file over the default.
+
+    ``flags`` is keyed like the file; None stands for a flag that was not given. ``config_file`` None means
+    ``config/distilld.toml`` below ``cwd`` if it is there; a file that is named must be there.
+
+    Raises ConfigError with every fault of the file, the environment and the flags.
+    """
+    faults: list[ConfigFault] = []
+    # Later layers win. A value that loses is checked all the same: it is wrong, and would bite later.
+    layers = [
+        list(_from_root_variable(environ)),
+        list(_from_file(config_file, cwd, faults)),
+        list(_from_environment(environ, faults)),
+        list(_from_flags(flags)),
+    ]
+    values: dict[str, object] = {key.name: key.kind.read(key.default) for key in KEYS.values()}
+    for layer in layers:
+        for key, given in layer:
+            try:
+                values[key.name] = key.kind.read(given.value)
+            except ValueError:
+                faults.append(ConfigFault(key.name, _shown(given.value), key.kind.allowed, given.source))
+    if faults:
+        raise ConfigError(tuple(faults))
+    return _settings(values, cwd)
+
+
+def _from_root_variable(environ: Mapping[str, str]) -> Iterator[tuple[Key, _Given]]:
+    if root := environ.get(ROOT_VARIABLE):
+        yield KEYS["root"], _Given(root, ROOT_VARIABLE)
+
+
+def _from_file(config_file: Path | None, cwd: Path, faults: list[ConfigFault]) -> Iterator[tuple[Key, _Given]]:
+    named = config_file or DEFAULT_CONFIG_FILE
+    source = _plain(str(named))
+    for name, value in _parsed_file(cwd / named, source, faults, may_be_missing=config_file is None).items():
+        if name in KEYS:
+            yield KEYS[name], _Given(value, source)
+        else:
+            faults.append(_unknown(name, value, source))
+
+
+def _parsed_file(path: Path, source: str, faults: list[ConfigFault], *, may_be_missing: bool) -> dict[str, object]:
+    try:
+        return tomllib.loads(read_regular(path, follow_link=True).decode())
+    except OSError as error:
+        if may_be_missing and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
+        faults.append(ConfigFault("", f"cannot be read ({error.strerror})", "a readable TOML file", source))
+    except UnicodeDecodeError as error:
+        faults.append(ConfigFault("", f"is not UTF-8 (byte {error.start})", "a TOML file in UTF-8", source))
+    except (ValueError, RecursionError) as error:
+        faults.append(ConfigFault("", f"is not TOML ({_cut(_plain(str(error)))})", "a TOML file of flat keys", source))
+    return {}
+
+
+def _from_environment(environ: Mapping[str, str], faults: list[ConfigFault]) -> Iterator[tuple[Key, _Given]]:
+    variables = {key.variable: key for key in KEYS.values()}
+    for name in sorted(environ):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if key := variables.get(name):
+            yield key, _Given(key.kind.from_text(environ[name]), name)
+        else:
+            faults.append(_unknown(name, environ[name], "the environment", tuple(variables)))
+
+
+def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[Key, _Given]]:
+    for name, value in flags.items():
+        if name not in KEYS:
+            raise ProgramError(f"a flag sets {name}, which is no setting")
+        if value is not None:
+            yield KEYS[name], _Given(value, "--" + name.replace("_", "-"))
+
+
+def _unknown(name: str, value: object, source: str, known: tuple[str, ...] = tuple(KEYS)) -> ConfigFault:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ConfigFault(_cut(_plain(name)), _shown(value), f"one of {', '.join(known)}", source, nearest)
+
+
+def _settings(values: Mapping[str, object], cwd: Path) -> Settings:
+    """The checked ``values`` with their paths made absolute."""
+    root = cwd / str(values["root"])
+    source_files_root, metrics_file = str(values["source_files_root"]), str(values["metrics_file"])
+    finished: dict[str, Any] = {
+        **values,
+        "root": root,
+        "state": root / str(values["state"]),
+        "source_files_root": cwd / source_files_root if source_files_root else root,
+        "on_delete": OnDelete(str(values["on_delete"])),
+        "metrics_file": cwd / metrics_file if metrics_file else None,
+    }
+    return Settings(**finished)
+
+
+def _shown(value: object) -> str:
+    """A value on one line, short, with every character escaped that does not print."""
+    try:
+        return _cut(repr(str(value) if isinstance(value, Path) else value))
+    except (ValueError, RecursionError):  # more digits, or levels, than Python writes
+        return f"<{type(value).__name__}>"
+
+
+def _plain(text: str) -> str:
+    return text if text.isprintable() else repr(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

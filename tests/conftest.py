@@ -1,0 +1,20 @@
+"""What every test starts from: an environment that holds nothing of the shell that started it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+KEPT = {"CI", "HOME", "LANG", "LOGNAME", "PATH", "TMPDIR", "USER"}
+"""What a test may know of the shell. The rest, be it TZ, COLUMNS or NO_COLOR, would change what programs print."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Drop every other variable, for this process and for the programs that tests start."""
+    for name in set(os.environ) - KEPT:
+        if not name.startswith(("COV_", "PYTEST_")):
+            del os.environ[name]
+    os.environ["LANG"] = "C.UTF-8"
+    time.tzset()

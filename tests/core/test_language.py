@@ -1,0 +1,63 @@
+"""The documents keep to the words that docs/design.md defines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+DESIGN = (REPOSITORY / "docs" / "design.md").read_text()
+WORDS = re.findall(
+    r"^\| ([^|]+?) \| ([^|]+?) \| ([^|]*?) ?\|$", DESIGN.partition("## Words")[2].partition("\n## ")[0], re.M
+)
+RETIRED = [word for _, _, retired in WORDS[1:] for word in retired.split(", ") if word]
+DIALECT = ["be it that", "by way of exception", "in the place of", "is told", "whoever keeps"]
+"""Turns of phrase that readers stumbled over."""
+FORMS = {
+    "ship": r"ships?|shipped|shipping",
+    "hold back": r"h(?:o|e)ld back",
+    "frozen": r"frozen|fr(?:ee|o)zes?|thaw\w*",
+}
+"""Of a retired word, what else it appears as."""
+PAGES = [
+    "README.md",
+    "docs/contract.md",
+    *(f"docs/decisions/{path.name}" for path in sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))),
+]
+
+
+def prose(page: str) -> list[str]:
+    """The lines of a page without code: what stands in fences and backticks are names, and quoted texts."""
+    text = re.sub(r"^```.*?^```$", "", (REPOSITORY / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", text.replace("\\|", "")).splitlines()
+
+
+def test_words_are_few() -> None:
+    """A glossary that nobody can remember defines nothing: at most twenty words, each once."""
+    assert 10 < len(WORDS[2:]) <= 20
+    assert len({word for word, _, _ in WORDS}) == len(WORDS)
+    assert RETIRED
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_uses_no_retired_word(page: str) -> None:
+    """A word that the glossary retires is in no document, but in the glossary itself."""
+    words = "|".join([FORMS.get(word, re.escape(word)) for word in RETIRED] + DIALECT)
+    glossary = {f"| {word} | {meaning} | {retired} |" for word, meaning, retired in WORDS}
+    found = [
+        line for line in prose(page) if line not in glossary and re.search(rf"\b(?:{words})\b", line, re.IGNORECASE)
+    ]
+    assert not found
+
+
+def test_contributing_names_files_that_are_there() -> None:
+    """Every file, folder and make target that CONTRIBUTING.md sends a newcomer to exists."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    paths = {path for path in re.findall(r"(?:distilld|docs|tests|config)/[\w./]*", text) if "NAME" not in path}
+    assert len(paths) > 10
+    assert [path for path in paths if not (REPOSITORY / path.rstrip(".")).exists()] == []
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    assert {"lint", "test"} <= named <= targets

@@ -1,0 +1,56 @@
+"""What is built: the source distribution holds what a contributor needs, the wheel what its commands need."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import REPOSITORY
+
+BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout without what its tools made."""
+    made = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo-lake", "*.db*")
+    return Path(shutil.copytree(REPOSITORY, tmp_path_factory.mktemp("checkout") / "distilld", ignore=made))
+
+
+def built(checkout: Path, what: str) -> Path:
+    """Build a distribution as pip does, with the setuptools that is installed."""
+    made = subprocess.run(
+        [sys.executable, "-c", BUILD, what, str(checkout / "dist")],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return checkout / "dist" / made.stdout.splitlines()[-1]
+
+
+def test_source_distribution_is_complete(checkout: Path) -> None:
+    """Whoever unpacks the source distribution can run make: documents, tests, config, units and the viewer's files are there."""
+    with tarfile.open(built(checkout, "build_sdist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("docs", "tests", "config", "systemd", "distilld"):
+        files = {path.relative_to(checkout).as_posix() for path in (checkout / folder).rglob("*") if path.is_file()}
+        assert files - names == set(), folder
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "pyproject.toml"} <= names
+
+
+def test_wheel_holds_what_its_commands_need(checkout: Path) -> None:
+    """A wheel has every file of the package, data included, and nothing beside it."""
+    with zipfile.ZipFile(built(checkout, "build_wheel")) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
+    package = {path.relative_to(checkout).as_posix() for path in (checkout / "distilld").rglob("*") if path.is_file()}
+    assert names == package
+    assert "distilld/inspection/datasette/metadata.yaml" in names
+    assert "# distilld" in metadata
