@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,13 +99,13 @@ def test_workers_take_part_wherever_much_is_to_be_done(tmp_path: Path, monkeypat
     monkeypatch.setattr(pool, "PROCESSES_FROM", 0)
     lake, _ = lake_of(tmp_path, rich=True, workers=1)
     given: list[str] = []
-    submit = pool.ProcessPoolExecutor.submit
+    submit = ProcessPoolExecutor.submit
 
-    def noted(self: pool.ProcessPoolExecutor, *arguments: object) -> object:
+    def noted(self: ProcessPoolExecutor, *arguments: object) -> object:
         given.extend(type(each).__name__ for each in arguments if isinstance(each, tuple))
         return submit(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pool.ProcessPoolExecutor, "submit", noted)
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)
     for work in (
         lake.engine.run_pass,
         lambda _: lake.engine.rebuild(),
