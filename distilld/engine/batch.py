@@ -6,7 +6,7 @@ go on while that one is committed. After a failure it is dropped, and another on
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,7 +75,10 @@ class Batches:
         batch_rows: int,
         spool_folder: Path,
         options_changed: bool,
+        told: Callable[[int, int], None] = lambda _done, _bytes: None,
     ) -> None:
+        """``told`` is called with how many rows or tasks were judged just now, and the bytes read for them."""
+        self._told = told
         self._work = work
         self._committer = committer
         self._pool = pool
@@ -197,11 +200,12 @@ class Batches:
     def _settle(self, batch: Batch, rows: RowJudge, queued: QueuedJob, done: Done[SpanJob]) -> None:
         batch.files.append(done)
         assert isinstance(done.result, list)  # noqa: S101  what a SpanJob gives
-        for span, result in zip(queued.spans, done.result, strict=True):
+        for span, order, result in zip(queued.spans, done.job.spans, done.result, strict=True):
             assert isinstance(result, SpanDone)  # noqa: S101  as above
             if result.evidence_failure is not None:
                 raise UnreadFailed(self._unread.pop(span.place.partition_id))
             rows.settle(span, result, done.file)
+            self._told(len(order.rows), result.bytes_read)
             if result.evidence is not None:
                 batch.read.append((span.place, result.evidence))
 
@@ -217,6 +221,7 @@ class Batches:
         for done in self._pool.run(jobs, self._options):
             if isinstance(done.result, FailedRow):
                 raise error_of(done.result)
+            self._told(len(done.job.tasks), done.job.size)
             yield done.result  # type: ignore[misc]
 
 

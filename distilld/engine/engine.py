@@ -119,6 +119,7 @@ class Engine:
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
         self._pool: Pool | None = None
         self._batches: Batches | None = None
+        self._judging: _Judging | None = None
         self._unreadable: dict[str, OperatorError] = {}
         """What the pass could not read so far, by its words."""
         self._changed_inputs: set[str] = set()
@@ -164,12 +165,15 @@ class Engine:
         return result
 
     def _run_pass(self, trigger: Trigger) -> PassResult:
-        self._pool = Pool(self.root, self._spool(), workers=self.workers, executor=self.executor, pulse=self.pulse)
+        self._pool = self._new_pool()
         try:
             return self._look_and_judge(trigger)
         finally:
             self._pool.close()
             self._pool = None
+
+    def _new_pool(self) -> Pool:
+        return Pool(self.root, self._spool(), workers=self.workers, executor=self.executor, pulse=self.pulse)
 
     def _look_and_judge(self, trigger: Trigger) -> PassResult:
         result = PassResult()
@@ -231,8 +235,8 @@ class Engine:
         self._doubt_changed(result)
 
     def _empty_queues(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
-        judged, whole = 0, self.work.waiting().rows if self.progress else 0
-        self._tell(Progress("judge", 0, whole, result.indexed.files_seen, 0))
+        self._judging = _Judging(self.work, result.indexed.files_seen) if self.progress else None
+        self._tell_judging(0, 0)
         try:
             while self.work.waiting().anything or self.ledger.has_news():
                 try:
@@ -252,10 +256,10 @@ class Engine:
                     continue
                 if committed is not None:
                     result.batches.append(committed)
-                    judged += committed.receipt["work"]["rows_judged"]
                 elif not self._took_any:
                     return
-                self._tell(Progress("judge", judged, whole, result.indexed.files_seen, judged))
+            if self._judging is not None:
+                self._tell(self._judging.end())
         finally:
             self._drop_batches()
 
@@ -327,6 +331,7 @@ class Engine:
             batch_rows=self.batch_rows,
             spool_folder=self._spool(),
             options_changed=options_changed,
+            told=self._tell_judging,
         )
 
     def _drop_batches(self) -> None:
@@ -448,18 +453,22 @@ class Engine:
         return indexed
 
     def _indexer(self, scan: Scan) -> Indexer:
-        assert self._pool is not None  # noqa: S101  as long as a pass takes
         return Indexer(
             self.root,
             self.store,
             self.inputs,
             self.options,
-            self._pool,
+            self._pool or self._new_pool(),
             batch_rows=self.batch_rows,
             settle_ns=self.settle_ns,
             overdue=self._overdue,
             progress=self._reading(scan),
         )
+
+    def _tell_judging(self, done: int, size: int) -> None:
+        self.pulse()
+        if self._judging is not None and self.progress is not None:
+            self.progress(self._judging.progress(done, size))
 
     def _tell(self, progress: Progress) -> None:
         self.pulse()
@@ -476,7 +485,8 @@ class Engine:
         def tell(files: int, done: int) -> None:
             nonlocal whole
             whole = self._bytes_to_read(scan) if whole < 0 else whole
-            self._tell(Progress("read", done, max(whole, done), files, self.ledger.counter("scored_rows") - before))
+            rows = self.ledger.counter("scored_rows") - before
+            self._tell(Progress("read", done, max(whole, done), files, rows, done))
 
         return tell
 
@@ -499,6 +509,32 @@ class Engine:
     def _spool(self) -> Path:
         folder = self._spool_folder or self.root / "exports"
         return folder if folder.is_dir() else self.root
+
+
+class _Judging:
+    """How far the queues are worked off. Pairs come last; until their tasks are known, room is left for them."""
+
+    def __init__(self, work: Work, files: int) -> None:
+        self._work = work
+        self._files = files
+        waiting = work.waiting()
+        self._rows, self._tasks = waiting.rows, max(waiting.tasks, waiting.rows // 8)
+        self._done = self._bytes = 0
+        self._asked = False
+
+    def progress(self, done: int, size: int) -> Progress:
+        """Return the progress after so many more rows or tasks, for which so many bytes were read."""
+        self._done, self._bytes = self._done + done, self._bytes + size
+        if self._done >= self._rows and not self._asked:
+            self._asked = True
+            self._tasks = self._work.waiting().tasks
+        whole = max(self._rows + self._tasks, self._done)
+        return Progress("judge", self._done, whole, self._files, min(self._done, self._rows), self._bytes)
+
+    def end(self) -> Progress:
+        """Return the progress when all is done."""
+        whole = max(self._rows + self._tasks, self._done)
+        return Progress("judge", whole, whole, self._files, min(self._done, self._rows), self._bytes)
 
 
 def _problems_of(decisions: Decisions) -> list[UnreadableError]:

@@ -13,14 +13,16 @@ from distilld.publish.commit import CommittedBatch
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass has come, for people who wait: files are read first, then rows are judged, then pairs formed."""
+    """How far a pass has come, for people who wait: bytes are read first; then rows are judged and pairs formed."""
 
     phase: Literal["read", "judge"]
     done: int
     whole: int
-    """What ``done`` will come to, as far as that can be known."""
+    """What ``done`` will come to, as far as that can be known: bytes, or rows and tasks."""
     files: int
     rows: int
+    bytes: int = 0
+    """Bytes of inputs that were read in this phase."""
 
 
 @dataclass(slots=True)
