@@ -8,6 +8,11 @@ CREATED := $(VENV)/.created
 RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 INSPECTION := $(VENV)/.installed-inspection
+# Trainers and vector stores stand apart: they take gigabytes, and LLaMA-Factory wants other versions than the rest.
+CONSUMERS_VENV := .venv-consumers
+LLAMA_FACTORY_VENV := .venv-llama-factory
+CONSUMERS := $(CONSUMERS_VENV)/.installed
+LLAMA_FACTORY := $(LLAMA_FACTORY_VENV)/.installed
 # -qq still shows errors.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
@@ -48,7 +53,7 @@ PORT ?= 8001
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow coverage lint bench inspect clean install install-program install-units uninstall
+.PHONY: help demo test test-slow test-consumers coverage lint bench inspect clean install install-program install-units uninstall
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +66,10 @@ test: $(DEVELOPMENT) ## Run the tests but the slow ones
 
 test-slow: $(DEVELOPMENT) ## Run the slow tests
 	@$(BARE) $(BIN)/python -m pytest $(SPREAD) -m slow
+
+test-consumers: $(CONSUMERS) $(LLAMA_FACTORY) ## Try trainers and vector stores on snapshots and changes (installs gigabytes)
+	@LLAMA_FACTORY_PYTHON='$(CURDIR)/$(LLAMA_FACTORY_VENV)/bin/python' $(CONSUMERS_VENV)/bin/python -m pytest \
+		-o addopts= -o filterwarnings=default -o timeout=600 -ra tests/consumers
 
 coverage: $(DEVELOPMENT) ## Run the tests and show which branches of the pure core they miss
 	@$(BARE) $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term-missing
@@ -114,7 +123,7 @@ uninstall: ## Remove what 'make install' put there; the config, the state and th
 		'$(DESTDIR)$(SYSUSERSDIR)/distilld.conf' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CONSUMERS_VENV) $(LLAMA_FACTORY_VENV) build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find distilld tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
@@ -140,3 +149,20 @@ $(DEVELOPMENT): pyproject.toml constraints.txt $(CREATED)
 	@# Datasette too: its pages are tested.
 	@$(PIP_INSTALL) -e '.[test,dev,inspect]'
 	@touch $(RUNTIME) $(INSPECTION) $@
+
+# torch alone first, at its pinned version: what is asked for together may bring another build of it.
+$(CONSUMERS): pyproject.toml constraints.txt
+	@echo "Installing trainers and vector stores into $(CONSUMERS_VENV) ..."
+	@$(PYTHON) -m venv --clear $(CONSUMERS_VENV)
+	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,consumers]'
+	@touch $@
+
+# Its own torchvision and torchaudio are made for other builds of torch, and without them it reads text all the same.
+$(LLAMA_FACTORY): constraints.txt
+	@echo "Installing LLaMA-Factory into $(LLAMA_FACTORY_VENV) ..."
+	@$(PYTHON) -m venv --clear $(LLAMA_FACTORY_VENV)
+	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5
+	@$(LLAMA_FACTORY_VENV)/bin/python -m pip uninstall -qq -y torchvision torchaudio
+	@touch $@

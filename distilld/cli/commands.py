@@ -30,6 +30,8 @@ COMMANDS: Final = MappingProxyType(
         "receipts": "distilld.cli.receipts",
         "verify": "distilld.cli.verify",
         "diff": "distilld.cli.diff",
+        "snapshot": "distilld.cli.snapshot",
+        "changes": "distilld.cli.changes",
         "rebuild": "distilld.cli.rebuild",
         "prune": "distilld.cli.prune",
         "stage": "distilld.cli.stage",

@@ -118,6 +118,16 @@ def _refuse_unusable_metrics_file(root: Path, state: Path, metrics_file: Path) -
         raise UsageError(f"metrics_file = {str(metrics_file)!r} {fault}; allowed: {allowed}", hint=hint)
 
 
+def refuse_place_in_lake(root: Path, folder: Path) -> None:
+    """Refuse to write where inputs, exports or receipts stand.
+
+    Raises:
+        UsageError: The folder lies there.
+    """
+    if fault := _fault_of_place(root, Path(os.path.realpath(folder))):
+        raise UsageError(f"{folder} {fault}", hint="choose a folder elsewhere")
+
+
 def _fault_of_place(root: Path, path: Path) -> str:
     """Why no file of distilld's own may stand at ``path``; empty where one may."""
     for folder in _FOLDERS_OF_THE_LAKE:

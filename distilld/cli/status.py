@@ -51,7 +51,7 @@ def _print(found: Status) -> None:
     if found.exports:
         datasets = {dataset.value for dataset in DATASET_PATHS}
         rows = [
-            (each.name, each.rows, each.frozen, each.bytes, each.path)
+            (each.name, each.rows, each.frozen, each.committed_bytes, each.path)
             for each in found.exports
             if each.name in datasets
         ]

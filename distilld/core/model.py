@@ -237,6 +237,12 @@ EXPORT_PATHS: Final[dict[str, str]] = {
 """The nine files that distilld writes, by name; paths are below the root."""
 
 
+CARD: Final = "README.md"
+"""The dataset card's name in each export folder."""
+CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld leaves the file alone -->"
+"""The line that says that a card is ours to write."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """What an export is to be: its length in bytes, its rows, its sha256 in hex."""

@@ -66,7 +66,7 @@ class PassResult:
     @property
     def unreadable(self) -> tuple[Oddity, ...]:
         """Every input that was left out because it cannot be read: what is no usable file, and what gave an error."""
-        oddities = self.scan.oddities if self.scan is not None else ()
+        oddities = (*self.scan.oddities, *self.scan.not_listed) if self.scan is not None else ()
         return (*oddities, *map(_as_oddity, self.indexed.problems))
 
 

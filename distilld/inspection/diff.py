@@ -8,10 +8,8 @@ once from its start, so it may be a pipe.
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -20,14 +18,10 @@ from distilld.config.settings import Settings
 from distilld.core.decisions import ID_PREFIX
 from distilld.core.json_text import parse_object
 from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, UsageError
-from distilld.files.regular import open_regular
-from distilld.store.ledger import ExportRecord, Ledger
-from distilld.store.queries import reading
+from distilld.publish.committed import CommittedBatch, at_one_batch, placed_lines
 
 TIMES: Final = frozenset({"created_at", "provenance.recorded_at"})
 _GUESS_WITHIN: Final = 100
-_ATTEMPTS: Final = 5
-_PAUSE_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,38 +188,15 @@ class _Ours:
         self.places: dict[str, int] = {}
 
     def __enter__(self) -> None:
-        start, length = 0, self._open()
-        for line in self._file or ():
-            if start + len(line) > length:
-                break
-            row = parse_object(line.rstrip(b"\n")).value or {}
-            self.places[str(row.get("id"))] = start
-            start += len(line)
+        at_one_batch(self._settings.root, self._settings.state, self._look, names=(self._dataset.value,))
 
-    def _open(self) -> int:
-        """Open the file that the store speaks of; returns its committed length.
-
-        A writer may put another file in its place between the two looks, so they are compared.
-        """
-        path = self._settings.root / DATASET_PATHS[self._dataset]
-        record = self._record()
-        for _ in range(_ATTEMPTS):
-            with suppress(FileNotFoundError):
-                self._file = open_regular(path)
-            if record.committed.size == 0 or (self._file and os.fstat(self._file.fileno()).st_ino == record.inode):
-                break
-            if self._file is not None:
-                self._file.close()
-                self._file = None
-            time.sleep(_PAUSE_SECONDS)
-            record = self._record()
-        else:
-            raise OperatorError(f"{path} is not the file that distilld committed", hint="see 'distilld status'")
-        return record.committed.size
-
-    def _record(self) -> ExportRecord:
-        with reading(self._settings.state, self._settings.root) as store:
-            return Ledger(store).exports()[self._dataset.value]
+    def _look(self, batch: CommittedBatch) -> None:
+        export = batch.exports[self._dataset.value]
+        self.places = {
+            str((parse_object(line[:-1]).value or {}).get("id")): start for start, line in placed_lines(export.blocks())
+        }
+        if export.file is not None:
+            self._file = os.fdopen(os.dup(export.file.fileno()), "rb")
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
@@ -235,4 +206,7 @@ class _Ours:
         """Our row with this id."""
         assert self._file is not None  # noqa: S101  an id has a place only where there is a file
         self._file.seek(self.places[sample_id])
-        return parse_object(self._file.readline().rstrip(b"\n")).value or {}
+        row = parse_object(self._file.readline().strip()).value or {}
+        if row.get("id") != sample_id:
+            raise OperatorError(f"{DATASET_PATHS[self._dataset]} changed while it was compared", hint="run it again")
+        return row

@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Final
 
 from distilld.config.settings import Settings
-from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, Committed, InputKind, StatFacts
-from distilld.files.regular import open_regular
+from distilld.core.model import (
+    CARD,
+    CARD_MARKER,
+    EXPORT_PATHS,
+    REPORTS,
+    SET_ASIDE,
+    TAMPERINGS_AN_HOUR,
+    Committed,
+    InputKind,
+    StatFacts,
+)
+from distilld.files.regular import open_regular, read_regular
 from distilld.lake import scan as lake
 from distilld.lake.scan import TREES, ListingError, tree_path
 from distilld.publish.exports import sha_of
@@ -44,12 +54,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ExportState:
-    """One of the nine files as of the last commit; a reader beside a running writer stops at ``bytes``."""
+    """One of the nine files as of the last commit; a reader beside a running writer stops at ``committed_bytes``."""
 
     name: str
     path: str
     rows: int
-    bytes: int
+    committed_bytes: int
     frozen: int = 0
 
 
@@ -130,10 +140,27 @@ def look(settings: Settings) -> Status:
     else:
         found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
     _compare_inputs(found, settings.root, files)
+    found.notes += _foreign_cards(settings.root)
     found.problems += _set_aside(found)
     found.problems += _of_writer(found)
     found.problems += _overdue_scan(found, settings, time.time())
     return found
+
+
+def _foreign_cards(root: Path) -> Iterator[str]:
+    folders = ("exports", *dict.fromkeys(path.rpartition("/")[0] for path in EXPORT_PATHS.values()))
+    for folder in folders:
+        try:
+            ours = CARD_MARKER.encode() in read_regular(root / folder / CARD)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            ours = False
+        if not ours:
+            yield (
+                f"{folder}/{CARD} is not distilld's and is left alone; loaders may have to guess the types:"
+                " take it away, and the next run writes the dataset card"
+            )
 
 
 def _set_aside(found: Status) -> Iterator[Problem]:
@@ -169,11 +196,13 @@ def _of_writer(found: Status) -> Iterator[Problem]:
     if found.vitals.overdue_since is not None:
         text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
         yield Problem("withdrawal_overdue", text, "put right what the last batch failed of; until then, do not train")
-    told = " ".join(problem.text for problem in found.problems if problem.name == "not_read")
+    told = " ".join(problem.text for problem in found.problems if problem.name in {"not_read", "not_listed"})
     for each in found.vitals.unreadable:
         if each.path not in told:
             text = f"{each.path} {each.problem}, since {each.since}".strip()
-            yield Problem("not_read", text, "make it readable for distilld's user, or take it away")
+            # A folder's path ends in a slash: this user may list it, and the one that distilld runs as may not.
+            name = "not_listed" if each.path.endswith("/") else "not_read"
+            yield Problem(name, text, "make it readable for distilld's user, or take it away")
 
 
 def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
@@ -316,7 +345,11 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     except ListingError as error:
         found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
         return
-    if not scan.files:
+    found.problems += [
+        Problem("not_listed", f"{folder.path} {folder.problem}", f"make the folder readable, then {_RUN}")
+        for folder in scan.not_listed
+    ]
+    if not (scan.files or scan.unlisted):
         found.problems.append(_without_inputs(found, known=bool(files)))
     new = changed = unread = waiting_ns = 0
     seen = set()
@@ -333,7 +366,9 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         path = tree_path(file.kind, file.path)
         if not os.access(root / path, os.R_OK):
             found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))
-    gone = sum(record.state == "present" and key not in seen for key, record in files.items())
+    gone = sum(
+        record.state == "present" and key not in seen and not scan.is_unknown(*key) for key, record in files.items()
+    )
     found.lag = Lag(new, changed, gone, unread, waiting_ns / 1e9)
     found.problems += [
         Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")

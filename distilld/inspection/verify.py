@@ -1,20 +1,18 @@
 """The independent check: does everything on disk agree, and is it what a full pass would give? Repairs nothing.
 
-It reads one committed batch beside a running writer. Where a batch was committed meanwhile it begins anew; what still
-cannot be pinned is told as changed, not as a fault. The plain check takes the store at its word and holds the files
+It reads one committed batch beside a running writer. Where a batch was committed meanwhile it begins anew. The plain
+check takes the store at its word and holds the files
 against it; the deep one takes nobody's word and holds the files against :mod:`distilld.inspection.oracle`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from distilld.core.decisions import id_of
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
@@ -22,21 +20,18 @@ from distilld.core.line_facts import REASONS, SHIPPED
 from distilld.core.model import (
     EXPORT_PATHS,
     Category,
-    Committed,
     Dataset,
     InputChanged,
-    OperatorError,
     Options,
     RowRef,
 )
-from distilld.core.remedies import remedy_of
 from distilld.core.samples import faults_of
-from distilld.files.regular import lines_up_to, open_regular, read_regular
+from distilld.files.regular import read_regular
 from distilld.inspection import oracle
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
-from distilld.publish.exports import sha_of
+from distilld.publish.committed import BatchMovedError, CommittedBatch, CommittedExport, Writing, at_one_batch
 from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of
 from distilld.store.connection import Store
 from distilld.store.inputs import Inputs
@@ -45,7 +40,8 @@ from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.run_queries import FrozenCount, Stories
 from distilld.store.work import Work
 
-ATTEMPTS: Final = 5
+Lines = Callable[[], Iterator[bytes]]
+"""The committed lines of an export, line feeds included."""
 SHOWN: Final = 20
 """How many rows of one kind are named; all are counted."""
 _SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
@@ -81,45 +77,41 @@ class Report:
         return sum(check.faults for check in self.checks)
 
 
-class _Moved(Exception):
-    """A batch was committed while its predecessor was being read."""
-
-
 def verify(root: Path, state: Path, options: Options, *, deep: bool = False) -> Report:
     """Check one committed batch.
 
     Raises:
+        BatchMovedError: Another one came while it was read, whenever that was tried.
         OperatorError: There is no store, or something cannot be read.
     """
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return _verify_once(root, state, options, deep=deep, last=False)
-        except _Moved:
-            continue
-    return _verify_once(root, state, options, deep=deep, last=True)
+
+    def check(pinned: CommittedBatch) -> Report:
+        return _verify(root, state, options, pinned, deep=deep)
+
+    return at_one_batch(root, state, check)
 
 
-def _verify_once(root: Path, state: Path, options: Options, *, deep: bool, last: bool) -> Report:
-    with reading(state, root) as store, ExitStack() as opened:
-        ledger = Ledger(store)
-        batch = ledger.last_batch()
-        report = Report(batch.batch_id if batch else None, deep)
-        options = _options_of(ledger, options)
-        exports = {
-            name: opened.enter_context(_read_export(root, name, record.committed))
-            for name, record in ledger.exports().items()
-        }
-        unfinished = _unfinished(root, state, _Writing.of(store), exports, last=last)
-        report.checks.append(_receipts(root, ledger))
-        report.checks.append(_hashes(exports, unfinished))
-        report.checks.append(_accounting(ledger))
-        report.checks.append(_schemas(exports))
-        report.checks.append(_firewall(store, options, exports, report))
-        if deep:
-            _deep(root, store, options, exports, report)
-        report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
-        report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in ledger.unwritten_receipts()]
+def _verify(root: Path, state: Path, options: Options, pinned: CommittedBatch, *, deep: bool) -> Report:
+    store, ledger, exports = pinned.store, pinned.ledger, pinned.exports
+    report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
+    options = _options_of(ledger, options)
+    unfinished = _unfinished(root, state, pinned)
+    whole = {name: export.lines if export.intact else _no_lines for name, export in exports.items()}
+    report.checks.append(_receipts(root, ledger))
+    report.checks.append(_hashes(exports, unfinished))
+    report.checks.append(_accounting(ledger))
+    report.checks.append(_schemas(whole))
+    report.checks.append(_firewall(store, options, whole, report))
+    if deep:
+        _deep(root, store, options, whole, report)
+    report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
+    report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in ledger.unwritten_receipts()]
     return report
+
+
+def _no_lines() -> Iterator[bytes]:
+    """Of an export that is not what was committed, nothing else is said."""
+    return iter(())
 
 
 def _options_of(ledger: Ledger, otherwise: Options) -> Options:
@@ -131,115 +123,23 @@ def _options_of(ledger: Ledger, otherwise: Options) -> Options:
     return Options.from_json(told)
 
 
-@dataclass(frozen=True, slots=True)
-class _Export:
-    """An export as it was found: whether its committed part is what was committed, and the bytes behind that.
-
-    The file is held open until all is looked at: a rewrite puts another one in its place, and an append goes behind.
-    ``problem`` is why it could not be read, if so.
-    """
-
-    shown: str
-    intact: bool
-    behind: int = 0
-    problem: str | None = None
-    file: BinaryIO | None = None
-    size: int = 0
-
-    def lines(self) -> Iterator[bytes]:
-        """The committed lines, line feeds included; none where the committed part is not what was committed.
-
-        Raises:
-            OperatorError: The system refuses to read them.
-        """
-        if self.file is None:
-            return
-        try:
-            self.file.seek(0)
-            yield from lines_up_to(self.file, self.size)
-        except OSError as error:
-            raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error)) from error
-
-    def __enter__(self) -> _Export:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Writing:
-    """How far the writer is with the exports, at one moment."""
-
-    batch: int
-    undone_at: str | None
-    versions: Mapping[str, tuple[int, Committed]]
-    appending: frozenset[str]
-    """The exports that an append which no transaction has committed may have made longer."""
-    renaming: bool
-
-    @classmethod
-    def of(cls, store: Store) -> _Writing:
-        """What the store says of it."""
-        ledger = Ledger(store)
-        newest, records = ledger.last_batch(), ledger.exports()
-        return cls(
-            newest.batch if newest else 0,
-            store.recall("batch_undone_at"),
-            {name: (record.generation, record.committed) for name, record in records.items()},
-            frozenset(intent.name for intent in ledger.intents() if intent.temp is None),
-            any(record.pending_temp for record in records.values()),
-        )
-
-    def moved_on(self, before: _Writing) -> bool:
-        """Whether an export may have been committed, put in place or cut back since ``before``."""
-        return self.renaming or (self.batch, self.undone_at, self.versions) != (
-            before.batch, before.undone_at, before.versions
-        )  # fmt: skip
-
-
-def _unfinished(
-    root: Path, state: Path, pinned: _Writing, exports: Mapping[str, _Export], *, last: bool
-) -> frozenset[str]:
+def _unfinished(root: Path, state: Path, pinned: CommittedBatch) -> frozenset[str]:
     """Those exports that are longer than they should be on account of the writer, running or cut off.
 
     The writer commits its intent before the first byte, and what ends an intent shows in the store: so a second look at
     the store, after the one at the files, tells its bytes from anybody else's.
 
     Raises:
-        _Moved: The exports are not those of the pinned batch any more; not in the last attempt.
+        BatchMovedError: The exports are not those of the pinned batch any more.
     """
-    grown = frozenset(name for name, export in exports.items() if export.behind)
-    if not grown and all(export.intact for export in exports.values()):
+    grown = frozenset(name for name, export in pinned.exports.items() if export.behind)
+    if not grown and all(export.intact for export in pinned.exports.values()):
         return grown
     with reading(state, root) as store:
-        now = _Writing.of(store)
-    if now.moved_on(pinned):
-        if not last:
-            raise _Moved
-        return grown
-    return grown & (pinned.appending | now.appending)
-
-
-def _read_export(root: Path, name: str, committed: Committed) -> _Export:
-    shown = EXPORT_PATHS[name]
-    try:
-        file = open_regular(root / shown)
-    except FileNotFoundError:
-        return _Export(shown, committed.size == 0)
-    except OSError as error:
-        return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
-    try:
-        sha256 = sha_of(file.fileno(), committed.size).hexdigest()
-        behind = os.fstat(file.fileno()).st_size - committed.size
-    except OSError as error:
-        file.close()
-        return _Export(shown, False, problem=f"cannot be read: {error.strerror}")
-    if sha256 != committed.sha256:
-        file.close()
-        return _Export(shown, False)
-    return _Export(shown, True, max(behind, 0), None, file, committed.size)
+        now = Writing.of(store)
+    if now.moved_on(pinned.writing):
+        raise BatchMovedError
+    return grown & (pinned.writing.appending | now.appending)
 
 
 def _of_a_batch(behind: int) -> str:
@@ -275,7 +175,7 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
 
 
-def _hashes(exports: Mapping[str, _Export], unfinished: frozenset[str]) -> Check:
+def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str]) -> Check:
     """Every export is what its last commit left, and nothing stands behind that but what a batch is about to commit."""
     faults = []
     for name, export in exports.items():
@@ -304,12 +204,12 @@ def _accounting(ledger: Ledger) -> Check:
     return _check("accounting", faults)
 
 
-def _schemas(exports: Mapping[str, _Export]) -> Check:
+def _schemas(exports: Mapping[str, Lines]) -> Check:
     """Every dataset row passes its schema, and no id stands twice."""
     faults = []
     for dataset in Dataset:
         seen: set[str] = set()
-        for number, line in enumerate(exports[dataset.value].lines()):
+        for number, line in enumerate(exports[dataset.value]()):
             row = parse_object(line[:-1]).value
             wrong = faults_of(dataset, row) if row is not None else ("is no JSON object",)
             if wrong:
@@ -321,7 +221,7 @@ def _schemas(exports: Mapping[str, _Export]) -> Check:
     return _check("rows and their schemas", faults)
 
 
-def _firewall(store: Store, options: Options, exports: Mapping[str, _Export], report: Report) -> Check:
+def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], report: Report) -> Check:
     """No shipped row's run has a forbidden verdict in force, by the verdicts that the store has indexed.
 
     Verdicts are indexed before the batch that follows from them: what it is to take out is no fault yet.
@@ -333,7 +233,7 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, _Export], re
     leaving = 0
     for dataset in Dataset:
         run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
-        for line in exports[dataset.value].lines():
+        for line in exports[dataset.value]():
             row = parse_object(line[:-1]).value or {}
             in_force = inputs.in_force(str(row.get(run)), options)
             verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
@@ -348,14 +248,14 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, _Export], re
     return _check("firewall", faults)
 
 
-def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, _Export], report: Report) -> None:
+def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, Lines], report: Report) -> None:
     """Hold the exports against a naive full pass over the inputs as they are now.
 
     Its lines are remembered by their digests: what is compared may be larger than the memory.
     """
     report.changed += _changed_inputs(root, store)
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
-    frozen = frozen_of(Exceptions(store), lambda name: exports[name].lines(), keep=_brief)
+    frozen = frozen_of(Exceptions(store), lambda name: exports[name](), keep=_brief)
     try:
         full = oracle.export(
             oracle.LakeOnDisk(root, options), options, missing_files=missing_files, frozen=frozen, keep=_brief
@@ -368,9 +268,9 @@ def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, _Exp
     report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
     for dataset in Dataset:
-        faults = _compare_dataset(full.shipped[dataset], exports[dataset.value].lines())
+        faults = _compare_dataset(full.shipped[dataset], exports[dataset.value]())
         report.checks.append(_deep_check(f"deep: {dataset}", faults, report))
-        faults = _compare_quarantine(full.quarantine(dataset), exports[f"quarantine_{dataset}"].lines())
+        faults = _compare_quarantine(full.quarantine(dataset), exports[f"quarantine_{dataset}"]())
         report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
 
 
@@ -454,14 +354,17 @@ def _deep_check(name: str, faults: list[str], report: Report) -> Check:
 def _changed_inputs(root: Path, store: Store) -> list[str]:
     """Inputs that differ from what the store has judged; an absent file that stands there again does."""
     files = Inputs(store).files()
-    seen = {(file.kind, file.path): file.stat for file in lake.scan(root).files}
+    scan = lake.scan(root)
+    seen = {(file.kind, file.path): file.stat for file in scan.files}
     changed = [
         tree_path(kind, path)
         for (kind, path), facts in seen.items()
         if (known := files.get((kind, path))) is None or not (known.present and known.facts.same_file_state(facts))
     ]
     changed += [
-        tree_path(kind, path) for (kind, path), record in files.items() if record.present and (kind, path) not in seen
+        tree_path(kind, path)
+        for (kind, path), record in files.items()
+        if record.present and (kind, path) not in seen and not scan.is_unknown(kind, path)
     ]
     if Work(store).waiting().anything:
         changed.append("rows that a batch under way has yet to judge")

@@ -29,6 +29,7 @@ from distilld.core.line_facts import CATEGORY_CODES
 from distilld.core.model import EXPORT_PATHS, SET_ASIDE, Category, Committed, Dataset, Options, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
+from distilld.publish.cards import write_cards
 from distilld.publish.exports import (
     RENAME_ORDER,
     Drop,
@@ -279,6 +280,7 @@ class Committer:
         """
         self._install()
         self._report()
+        write_cards(self._root)
 
     def _install(self) -> None:
         """Put what was committed in place: files that lose rows before all others."""
@@ -367,7 +369,9 @@ class Committer:
         """
         self.keep_lock()
         with self._store.at_work():
-            return self._recover()
+            recovered = self._recover()
+        write_cards(self._root)
+        return recovered
 
     def _recover(self) -> bool:
         self._exports.forget()

@@ -59,6 +59,7 @@ def test_package_keeps_every_contract() -> None:
         ("a_drawer_for_everything", "", LAYERS),
         ("core/json_text", "import distilld.core.firewall", CORE),
         ("config/settings", "import pydantic", START),
+        ("core/columns", "import distilld.core.samples", CORE),
         ("core/model", "import os.path", PURE),
         ("core/datasets/rag", "def now(): import time", PURE),
     ],

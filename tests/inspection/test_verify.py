@@ -14,16 +14,17 @@ from typing import NoReturn
 import pytest
 
 from distilld.core.decisions import Decisions
-from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Committed, Dataset, InputKind, Options, Trigger
+from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset, InputKind, Options, Trigger
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
-from distilld.inspection import verify as verify_module
 from distilld.inspection.verify import Report, verify
+from distilld.publish import committed
 from distilld.publish import receipt_files as receipt_module
+from distilld.publish.committed import CommittedExport
 from distilld.service.stage import run_stage
 from distilld.store.connection import Store
-from distilld.store.ledger import Ledger
+from distilld.store.ledger import ExportRecord, Ledger
 from tests.support.history_lake import A, B, history_lake, run
 from tests.support.lake_by_formula import write_bench_lake
 
@@ -88,7 +89,7 @@ def test_finds_a_damaged_export(lake: tuple[SampleLake, Engine], name: str, dama
     assert "hashes of exports" in faulty(report)
     if damage in (edit_row, Path.unlink):
         (told,) = next(check.shown for check in report.checks if check.name == "hashes of exports")
-        assert told == f"{EXPORT_PATHS[name]}: is not what the last commit left"
+        assert told == f"{EXPORT_PATHS[name]}: is {'not what the last commit left' if damage is edit_row else 'gone'}"
 
 
 SFT = EXPORT_PATHS["sft"]
@@ -141,16 +142,17 @@ def test_batch_that_begins_after_the_look_at_the_store_is_no_fault(
     """The rows of a batch that verify's snapshot does not know yet are not taken for somebody else's."""
     sample, engine = lake
     append_rows(sample)
-    read_export, apply = verify_module._read_export, Ledger.apply
-    looks: list[verify_module._Export] = []
+    apply = Ledger.apply
+    looks: list[CommittedExport] = []
 
-    def read(root: Path, name: str, committed: Committed) -> verify_module._Export:
+    def opened(root: Path, record: ExportRecord) -> CommittedExport:
         """Look at the first export that there is while the writer has appended to it, but has not committed."""
-        if looks or name != "sft":
-            return read_export(root, name, committed)
+        if looks or record.name != "sft":
+            return CommittedExport(root, record)
 
         def look(ledger: Ledger, decisions: Decisions) -> None:
-            looks.append(read_export(root, name, committed))
+            looks.append(CommittedExport(root, record))
+            assert looks[0].behind
             if end != "committed":
                 raise _Killed
             apply(ledger, decisions)
@@ -162,9 +164,9 @@ def test_batch_that_begins_after_the_look_at_the_store_is_no_fault(
             engine.committer.recover()
         return looks[0]
 
-    monkeypatch.setattr(verify_module, "_read_export", read)
+    monkeypatch.setattr(committed, "CommittedExport", opened)
     report = report_of(sample, deep=False)
-    assert looks[0].behind
+    assert looks
     assert not faulty(report)
     assert bool(report.changed) == (end == "under way")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from distilld.core.decisions import id_of
-from distilld.core.model import EXPORT_PATHS, Dataset
+from distilld.core.model import CARD, EXPORT_PATHS, Dataset
 
 _TIMES: Final = ("created_at", "recorded_at", "withdrawn_at", "withdrawn_batch", "shipped_batch")
 """Keys of a row of ours that tell when; keys of the rows that came in are further down."""
@@ -153,7 +153,7 @@ def _nothing_is_left(root: Path) -> None:
     for folder in (root / "exports", root / "reports"):
         for path in folder.rglob("*"):
             if path.is_file() and path not in expected and ".set-aside" not in path.parts:
-                assert path.name in ("receipt.json", "latest.md", ".distilld.lock"), f"{path} is left over"
+                assert path.name in ("receipt.json", "latest.md", ".distilld.lock", CARD), f"{path} is left over"
 
 
 def accounted(root: Path) -> None:

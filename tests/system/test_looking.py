@@ -41,7 +41,7 @@ def test_status_of_a_lake_at_rest(done: Path) -> None:
     exports = {each["name"]: each for each in shown["exports"]}
     for name, path in EXPORT_PATHS.items():
         content = (done / path).read_bytes() if (done / path).exists() else b""
-        assert (exports[name]["path"], exports[name]["bytes"]) == (path, len(content))
+        assert (exports[name]["path"], exports[name]["committed_bytes"]) == (path, len(content))
         assert exports[name]["rows"] == content.count(b"\n")
     assert shown["writer"]["running"] is False
     assert shown["lag"] == {"new_files": 0, "changed_files": 0, "gone_files": 0, "unread_bytes": 0, "seconds": 0.0}

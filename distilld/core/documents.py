@@ -1,0 +1,223 @@
+"""What stands in files beside the datasets, for ``distilld schema``: what producers write, and what distilld tells.
+
+Producers are read tolerantly (:mod:`distilld.core.records`): a row that does not meet its model here is never refused
+as a whole, but it is held with a reason, or the field counts as absent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from distilld.core.model import Category, Cause, InputKind, Trigger
+from distilld.core.samples import NotBlank, NotEmpty
+
+
+class _Open(BaseModel):
+    """What may have keys that we do not know."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ScoredProvenance(_Open):
+    """Where the scorer found the run."""
+
+    source_file: Annotated[NotEmpty, Field(description="Without it RAG holds the row.")]
+    line_offset: Annotated[int | None, Field(description="Copied to the dataset; null where it is no integer.")] = None
+    sig_hash: Annotated[
+        NotEmpty, Field(description="With the run id it makes the row's id; without it the row is held.")
+    ]
+    recorded_at: str | None = None
+
+
+class ScoredRun(_Open):
+    """A line of data/scored-runs/YYYY/MM/DD/NAME.jsonl: what the scorer says of a run."""
+
+    evidence_run_id: Annotated[NotEmpty, Field(description="Names the run, in the mirrored evidence file.")]
+    evidence_task_id: Annotated[
+        NotEmpty | None, Field(description="Runs of one task make preference pairs; a snapshot never splits a task.")
+    ] = None
+    category: Annotated[Category, Field(description="The last one of a run, over all files, is in force.")]
+    reasons: Annotated[list[str], Field(description="The first one stands in the reason of a preference pair.")] = []
+    provenance: ScoredProvenance
+
+
+class RetrievedContext(_Open):
+    """What was retrieved for the run; it becomes the context of an SFT row."""
+
+    matrix_corpora: list[str | int | float] | None = None
+    pathway_fingerprints_seen: int | float | None = None
+
+
+class EvidenceMetadata(_Open):
+    """What the template of contract analyses names."""
+
+    contractor: str | None = None
+
+
+class EvidenceProvenance(_Open):
+    """The file that the run's answer came from."""
+
+    source_file: Annotated[str, Field(description="Chooses the template of an SFT instruction.")]
+
+
+class Evidence(_Open):
+    """A line of data/evidence/YYYY/MM/DD/NAME.jsonl: the record of a run; the last one of a run in a file counts."""
+
+    run_id: NotEmpty
+    task_id: str
+    model_role: Annotated[NotEmpty | None, Field(description="SFT ships executor, reviewer and applier alone.")] = None
+    model_name: NotEmpty | None = None
+    text: Annotated[NotBlank, Field(description="The answer; a row without it is held.")]
+    source_files: list[str] = []
+    retrieved_context: RetrievedContext | None = None
+    metadata: EvidenceMetadata | None = None
+    provenance: EvidenceProvenance
+
+
+class VerdictLocation(_Closed):
+    """Where a verdict stands."""
+
+    partition: str
+    line_offset: int
+
+
+class WithdrawalVerdict(_Closed):
+    """The verdict that took a row out."""
+
+    category: Category
+    location: VerdictLocation
+
+
+class WithdrawalRow(_Closed):
+    """A line of exports/withdrawals: a row that left a dataset, or was replaced under its id."""
+
+    id: NotBlank
+    source_run_id: str | None
+    chosen_run_id: str | None
+    rejected_run_id: str | None
+    cause: Cause
+    replaced: bool
+    verdict: WithdrawalVerdict | None
+    shipped_batch: str | None
+    withdrawn_batch: NotEmpty
+    withdrawn_at: NotEmpty
+
+
+class ReceiptGit(_Closed):
+    """The checkout that the root is; all null where it is none."""
+
+    sha: str | None
+    branch: str | None
+    dirty: bool | None
+
+
+class ReceiptInput(_Closed):
+    """An input file that changed since the receipt before."""
+
+    path: str
+    kind: InputKind
+    change: str
+    sha256: str | None
+    bytes: int
+    from_offset: int
+    to_offset: int
+    lines: int
+    malformed_lines: int
+
+
+class ReceiptOutput(_Closed):
+    """An export that the batch wrote, as it stands behind it."""
+
+    path: str
+    sha256: str
+    bytes: int
+    rows: int
+    appended: int
+    withdrawn: int
+    adopted: int
+    rewritten: bool
+
+
+class ReceiptDatasetCounts(_Closed):
+    """One dataset behind the batch, and what the batch did to it."""
+
+    shipped: int
+    held: int
+    frozen: int
+    appended: int
+    withdrawn: int
+    replaced: int
+    quarantined: int
+    by_reason: dict[str, int]
+
+
+class ReceiptCounts(_Closed):
+    """The rows of a batch."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    in_: Annotated[int, Field(alias="in")]
+    out: int
+    quarantined: int
+    withdrawn: int
+    by_category: dict[Category, int]
+    by_reason: dict[str, int]
+    per_exporter: dict[Literal["rag", "sft", "preference"], ReceiptDatasetCounts]
+
+
+class ReceiptWork(_Closed):
+    """What a batch cost."""
+
+    rows_indexed: int
+    rows_judged: int
+    bytes_read: int
+
+
+class ReceiptTail(_Closed):
+    """A file whose last line is not finished."""
+
+    path: str
+    bytes: int
+
+
+class Receipt(_Closed):
+    """reports/distillation/BATCH/receipt.json: the account of one batch; each names the sha256 of the one before."""
+
+    schema_version: Literal[1]
+    distilld_version: str
+    stage: Literal["distill"]
+    batch_id: str
+    sequence: int
+    trigger: Trigger
+    started_at: str
+    ended_at: str
+    duration_ms: int
+    recorded_at: str
+    options: dict[str, Any]
+    options_sha256: str
+    git: ReceiptGit
+    inputs: list[ReceiptInput]
+    outputs: list[ReceiptOutput]
+    record_counts: ReceiptCounts
+    work: ReceiptWork
+    pending_tails: list[ReceiptTail]
+    validation_pass: bool
+    checks: dict[str, bool]
+    warnings: list[str]
+    errors: list[str]
+    previous_receipt_sha256: str | None
+
+
+DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
+    "withdrawals": WithdrawalRow,
+    "scored-run": ScoredRun,
+    "evidence": Evidence,
+    "receipt": Receipt,
+}
+"""The models by the name that ``distilld schema`` knows them by."""

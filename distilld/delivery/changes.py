@@ -1,0 +1,110 @@
+"""What changed in a dataset since a batch: rows that left, then rows that came or were replaced (``distilld changes``).
+
+A row's ``created_at`` is the time of the batch that wrote it, and a batch's id is its time; the log of withdrawals says
+what left in which batch. So the dataset and its log, read as of one batch, tell all that changed since another.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from distilld.core.model import Dataset, OperatorError, UsageError
+from distilld.delivery.rows import created_at, id_of_line
+from distilld.delivery.snapshot import refuse_incomplete
+from distilld.files.regular import is_there
+from distilld.files.spool import LineSpool
+from distilld.publish.committed import CommittedBatch, at_one_batch
+from distilld.publish.receipt_files import BATCH_ID, receipt_path
+from distilld.store.delivery_queries import knows_batch
+
+ALL: Final = "0"
+_STAMP: Final = re.compile(rb"(\d{4})-(\d{2})-(\d{2}T\d{2}):(\d{2}):(\d{2}\.\d{3}Z)")
+
+
+@dataclass(slots=True)
+class Changes:
+    """The changes, as they are printed; ``upserts`` holds whole lines, for there may be many."""
+
+    begin: dict[str, Any]
+    deletes: list[dict[str, Any]]
+    upserts: LineSpool
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines in order, in blocks of some size."""
+        yield _line({"type": "begin", **self.begin})
+        for each in self.deletes:
+            yield _line({"type": "delete", **each})
+        yield from self.upserts.blocks()
+        end = {"through": self.begin["through"], "deletes": len(self.deletes), "upserts": self.upserts.rows}
+        yield _line({"type": "end", **end})
+
+
+@contextmanager
+def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[Changes]:
+    """What changed since a batch, or all rows; as of the newest batch.
+
+    Raises:
+        UsageError: ``since`` is no batch of this lake.
+        OperatorError: There is no batch, or it cannot be read.
+    """
+    spools: list[LineSpool] = []
+
+    def look(batch: CommittedBatch) -> Changes:
+        spools.append(LineSpool(Path(tempfile.gettempdir())))
+        return _changes(root, batch, dataset, since, spools[-1])
+
+    try:
+        yield at_one_batch(root, state, look, names=(dataset.value, f"withdrawals_{dataset}"))
+    finally:
+        for spool in spools:
+            spool.close()
+
+
+def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, upserts: LineSpool) -> Changes:
+    if batch.batch is None:
+        raise OperatorError("no batch was committed yet", hint="distilld run --once")
+    if since != ALL:
+        _refuse_unknown(root, batch, since)
+    refuse_incomplete(batch, dataset)
+    left = {} if since == ALL else _withdrawn(batch, dataset, since)
+    after = b"" if since == ALL else since.encode()
+    for line in batch.exports[dataset.value].lines():
+        written = created_at(line)
+        stamp = _STAMP.fullmatch(written)
+        batch_id = b"".join(stamp.groups()) if stamp else None
+        if left:
+            left.pop(id_of_line(line), None)
+        # A time that no batch of ours wrote is of a row that was adopted: it may have come with any batch.
+        if batch_id is None or batch_id > after:
+            told = _line({"type": "upsert", "id": id_of_line(line), "batch": batch_id and batch_id.decode()})
+            upserts.add(told[:-2] + b',"row":' + line[:-1] + b"}\n")
+    return Changes({"dataset": dataset, "since": since, "through": batch.batch.batch_id}, list(left.values()), upserts)
+
+
+def _refuse_unknown(root: Path, batch: CommittedBatch, since: str) -> None:
+    assert batch.batch is not None  # noqa: S101  refused before
+    known = BATCH_ID.fullmatch(since) is not None and since <= batch.batch.batch_id
+    if not known or not (knows_batch(batch.store, since) or is_there(root / receipt_path(since))):
+        hint = "load the dataset again, with --since 0"
+        raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
+
+
+def _withdrawn(batch: CommittedBatch, dataset: Dataset, since: str) -> dict[str, dict[str, Any]]:
+    """The last withdrawal of each id since a batch; some of them may stand in the dataset again."""
+    found = {}
+    for row in map(orjson.loads, batch.exports[f"withdrawals_{dataset}"].lines()):
+        if row["withdrawn_batch"] > since:
+            found[row["id"]] = {name: row[name] for name in ("id", "cause", "withdrawn_batch")}
+    return found
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)

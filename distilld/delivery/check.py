@@ -1,0 +1,148 @@
+"""What a snapshot's rows have come to since it was made: which of them left or were replaced, and why.
+
+The snapshot says what each row was, the datasets say what stands there now, and exports/withdrawals says why; the store
+is asked for nothing but the committed lengths, and where it was lost the files are read as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
+from distilld.delivery.files import facts_of
+from distilld.delivery.rows import content_sha256, id_of_line
+from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
+from distilld.files.regular import open_regular, read_regular
+from distilld.publish.committed import at_one_batch, placed_lines
+
+Lines = Callable[[str], Iterator[bytes]]
+_BLOCK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedRow:
+    """A row of a snapshot that no longer stands in its dataset as it was; the last withdrawal of its id says why."""
+
+    dataset: Dataset
+    id: str
+    replaced: bool
+    cause: str | None
+    withdrawn_batch: str | None
+
+
+@dataclass(slots=True)
+class Checked:
+    """What a check found."""
+
+    folder: Path
+    batch_id: str
+    rows: int = 0
+    damaged: list[str] = field(default_factory=list)
+    changed: list[ChangedRow] = field(default_factory=list)
+
+
+def check(root: Path, state: Path, folder: Path) -> Checked:
+    """Compare a snapshot with the datasets as they are now.
+
+    Raises:
+        UsageError: The folder is no snapshot.
+        OperatorError: Something cannot be read.
+    """
+    manifest = _manifest(folder)
+    found = Checked(folder, str(manifest["batch_id"]), damaged=list(_damages(folder, manifest)))
+    if found.damaged:
+        return found
+    if not state.exists():
+        found.changed = _changed(folder, found, lambda name: _lines_as_they_stand(root / EXPORT_PATHS[name]))
+        return found
+    names = [name for name in EXPORT_PATHS if not name.startswith("quarantine_")]
+    found.changed = at_one_batch(
+        root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].lines()), names=names
+    )
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = orjson.loads(read_regular(folder / MANIFEST))
+    except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
+        manifest = None
+    except OSError as error:
+        raise OperatorError(f"cannot read {folder / MANIFEST}: {error.strerror}") from error
+    if not isinstance(manifest, dict) or not {"schema_version", "batch_id", "files"} <= manifest.keys():
+        raise UsageError(
+            f"{folder} is no snapshot: it has no {MANIFEST} of one", hint="'distilld snapshot DIR' makes one"
+        )
+    if manifest["schema_version"] != MANIFEST_VERSION:
+        raise UsageError(
+            f"{folder} was made by distilld {manifest.get('distilld_version')}, and this one cannot read it"
+        )
+    return manifest
+
+
+def _damages(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    for file in manifest["files"]:
+        try:
+            facts = facts_of(folder, file["path"], file["rows"])
+        except OSError as error:
+            yield f"{file['path']}: {error.strerror}"
+            continue
+        if facts.sha256 != file["sha256"]:
+            yield f"{file['path']}: has other bytes than when it was made"
+
+
+def _changed(folder: Path, found: Checked, lines: Lines) -> list[ChangedRow]:
+    changed: list[ChangedRow] = []
+    found.rows = 0
+    for dataset in Dataset:
+        path = folder / PROVENANCE / f"{dataset}.jsonl"
+        if path.exists():
+            changed += _changed_of(dataset, path, found, lines)
+    return changed
+
+
+def _changed_of(dataset: Dataset, path: Path, found: Checked, lines: Lines) -> Iterator[ChangedRow]:
+    """The changed rows of one dataset, in the snapshot's order; of each row eight bytes are held."""
+    left = {_short(row["row_sha256"]) for row in _rows(path)}
+    for line in lines(dataset.value):
+        left.discard(_short(content_sha256(line)))
+    ids = []
+    for row in _rows(path):
+        found.rows += 1
+        if _short(row["row_sha256"]) in left:
+            ids.append(row["id"])
+    if not ids:
+        return
+    wanted = set(ids)
+    standing = wanted & {id_of_line(line) for line in lines(dataset.value)}
+    withdrawn = {row["id"]: row for row in map(orjson.loads, lines(f"withdrawals_{dataset}")) if row["id"] in wanted}
+    for id_ in ids:
+        told = withdrawn.get(id_, {})
+        yield ChangedRow(dataset, id_, id_ in standing, told.get("cause"), told.get("withdrawn_batch"))
+
+
+def _short(sha256: str) -> int:
+    return int(sha256[:16], 16)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        yield from map(orjson.loads, file)
+
+
+def _lines_as_they_stand(path: Path) -> Iterator[bytes]:
+    """The whole lines of an export that no store knows the length of."""
+    try:
+        with open_regular(path) as file:
+            for _, line in placed_lines(iter(lambda: file.read(_BLOCK_BYTES), b"")):
+                if line.endswith(b"}\n"):
+                    yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OperatorError(f"cannot read {path}: {error.strerror}") from error

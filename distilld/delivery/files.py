@@ -1,0 +1,185 @@
+"""The files of a snapshot while they are written: rows in, bytes, rows and sha256 out; fsynced when they are closed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import orjson
+
+from distilld.core.columns import Column
+from distilld.core.model import UsageError
+from distilld.files.durable import FILE_MODE, make_folder, write_all
+
+_BUFFER_BYTES: Final = 1 << 18
+_ROW_GROUP_BYTES: Final = 1 << 20
+_PIECE_ROWS: Final = 200
+
+
+class FileFacts(NamedTuple):
+    """What a manifest says of a file; ``rows`` is None for one that holds none."""
+
+    path: str
+    rows: int | None
+    bytes: int
+    sha256: str
+
+
+class RowFile(Protocol):
+    """A file that takes rows."""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take a row."""
+
+    def add_line(self, line: bytes) -> None:
+        """Take a row that is printed already, line feed included."""
+
+    def close(self) -> FileFacts:
+        """Write what is left, fsync; returns the file's facts."""
+
+
+class JsonLines:
+    """Rows as JSONL."""
+
+    suffix: Final = ".jsonl"
+
+    def __init__(self, folder: Path, path: str) -> None:
+        self.path = path
+        self.rows = self._bytes = 0
+        self._sha = hashlib.sha256()
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._descriptor = create(folder / path)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take a row."""
+        self.add_line(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+    def add_line(self, line: bytes) -> None:
+        """Take a row that is printed already, line feed included."""
+        self._held.append(line)
+        self._held_bytes += len(line)
+        self.rows += 1
+        if self._held_bytes > _BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        block = b"".join(self._held)
+        self._sha.update(block)
+        write_all(self._descriptor, block)
+        self._bytes += len(block)
+        self._held, self._held_bytes = [], 0
+
+    def close(self) -> FileFacts:
+        """Write what is left, fsync; returns the file's facts."""
+        try:
+            self._flush()
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+        return FileFacts(self.path, self.rows, self._bytes, self._sha.hexdigest())
+
+
+class Parquet:
+    """Rows as Parquet, zstd, a row group every few megabytes."""
+
+    suffix: Final = ".parquet"
+
+    def __init__(self, folder: Path, path: str, columns: tuple[Column, ...]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = path
+        self.rows = 0
+        self._folder = folder
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._file = os.fdopen(create(folder / path), "wb")
+        self._schema = pa.schema(_fields(columns))
+        self._arrow = pa
+        # What the other pools take from the system they keep: a snapshot of any size is to fit into 200 MiB.
+        pa.set_memory_pool(pa.system_memory_pool())
+        self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", use_dictionary=False)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take a row."""
+        self.add_line(orjson.dumps(row))
+
+    def add_line(self, line: bytes) -> None:
+        """Take a row that is printed already."""
+        self._held.append(line)
+        self._held_bytes += len(line)
+        self.rows += 1
+        if self._held_bytes > _ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write a row group. Rows are many times larger as Python objects, so only a few are at a time."""
+        pieces = (self._held[at : at + _PIECE_ROWS] for at in range(0, len(self._held), _PIECE_ROWS))
+        batches = [
+            self._arrow.RecordBatch.from_pylist(list(map(orjson.loads, piece)), schema=self._schema) for piece in pieces
+        ]
+        if batches:
+            self._writer.write_table(self._arrow.Table.from_batches(batches))
+        self._held, self._held_bytes = [], 0
+
+    def close(self) -> FileFacts:
+        """Write what is left, fsync; returns the file's facts."""
+        with self._file:
+            self._flush()
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return facts_of(self._folder, self.path, self.rows)
+
+
+def _fields(columns: tuple[Column, ...]) -> list[Any]:
+    import pyarrow as pa
+
+    scalars = {"string": pa.string(), "int64": pa.int64(), "bool": pa.bool_()}
+
+    def kind(column: Column) -> Any:
+        inner = pa.struct(_fields(column.fields)) if column.fields else scalars[column.kind]
+        return pa.list_(inner) if column.is_list else inner
+
+    return [pa.field(column.name, kind(column), nullable=column.nullable) for column in columns]
+
+
+def refuse_without_parquet() -> None:
+    """Say which extra is missing, before anything is written.
+
+    Raises:
+        UsageError: There is no pyarrow.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "--parquet needs pyarrow, which is not installed", hint="pip install 'distilld[parquet]'"
+        ) from None
+
+
+def create(path: Path) -> int:
+    """Open a new file for writing."""
+    make_folder(path.parent)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+
+
+def write_file(folder: Path, path: str, content: bytes) -> FileFacts:
+    """Write a whole file, fsync."""
+    descriptor = create(folder / path)
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileFacts(path, None, len(content), hashlib.sha256(content).hexdigest())
+
+
+def facts_of(folder: Path, path: str, rows: int | None) -> FileFacts:
+    """The facts of a file that stands there; it is read once."""
+    with (folder / path).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileFacts(path, rows, os.fstat(file.fileno()).st_size, sha256)

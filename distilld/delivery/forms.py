@@ -1,0 +1,167 @@
+"""The forms in which trainers read rows: few columns, none of which may be null, and the id in each.
+
+``trl`` and ``openai`` are conversations, so that a trainer applies its chat template; ``alpaca`` is plain text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from distilld.core.columns import Column, columns_of
+from distilld.core.model import Dataset
+from distilld.core.samples import SAMPLES
+
+Row = dict[str, Any]
+_MESSAGE: Final = (Column("role"), Column("content"))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One dataset in one form: the columns, and what makes a row of them. ``make`` is None for the export's own rows.
+
+    ``llama_factory`` are the columns by the names of LLaMA-Factory's dataset_info.json, where it can read the form.
+    """
+
+    name: str
+    dataset: Dataset
+    folder: str
+    columns: tuple[Column, ...]
+    make: Callable[[Row], Row] | None
+    llama_factory: Mapping[str, Any] | None = None
+
+    @property
+    def config(self) -> str:
+        """The name by which it is loaded."""
+        return self.folder.replace("/", "_")
+
+
+def _texts(*names: str) -> tuple[Column, ...]:
+    return tuple(map(Column, names))
+
+
+def _messages(name: str) -> Column:
+    return Column(name, "struct", is_list=True, fields=_MESSAGE)
+
+
+def _user(row: Row) -> Row:
+    context = f"\n\n{row['context']}" if row["context"] else ""
+    return {"role": "user", "content": row["instruction"] + context}
+
+
+def _says(role: str, text: str) -> list[Row]:
+    return [{"role": role, "content": text}]
+
+
+_RAG: Final = (*_texts("id", "title", "text", "embedding_text"), Column("tags", is_list=True), Column("category"))
+
+
+def _retrieval(name: str) -> Form:
+    return Form(
+        name, Dataset.RAG, "rag", _RAG,
+        lambda row: {
+            "id": row["id"], "title": row["title"], "text": row["content"], "embedding_text": row["embedding_text"],
+            "tags": row["tags"], "category": row["source_category"],
+        },
+    )  # fmt: skip
+
+
+_PAIRS_OF_TEXT: Final[Row] = {
+    "ranking": True,
+    "columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+}
+
+
+def _raw(dataset: Dataset) -> Form:
+    known: dict[Dataset, Row] = {
+        Dataset.SFT: {"columns": {"prompt": "instruction", "query": "context", "response": "response"}},
+        Dataset.PREFERENCE: _PAIRS_OF_TEXT,
+    }
+    return Form("raw", dataset, f"raw/{dataset}", columns_of(SAMPLES[dataset]), None, known.get(dataset))
+
+
+FORMS: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
+    {
+        "trl": (
+            _retrieval("trl"),
+            Form(
+                "trl", Dataset.SFT, "sft", (Column("id"), _messages("prompt"), _messages("completion")),
+                lambda row: {
+                    "id": row["id"], "prompt": [_user(row)], "completion": _says("assistant", row["response"]),
+                },
+            ),
+            Form(
+                "trl", Dataset.PREFERENCE, "preference",
+                (Column("id"), _messages("prompt"), _messages("chosen"), _messages("rejected")),
+                lambda row: {
+                    "id": row["id"], "prompt": _says("user", row["prompt"]),
+                    "chosen": _says("assistant", row["chosen"]), "rejected": _says("assistant", row["rejected"]),
+                },
+            ),
+        ),
+        "alpaca": (
+            _retrieval("alpaca"),
+            Form(
+                "alpaca", Dataset.SFT, "alpaca/sft", _texts("id", "instruction", "input", "output"),
+                lambda row: {
+                    "id": row["id"], "instruction": row["instruction"], "input": row["context"],
+                    "output": row["response"],
+                },
+                {"columns": {"prompt": "instruction", "query": "input", "response": "output"}},
+            ),
+            Form(
+                "alpaca", Dataset.PREFERENCE, "alpaca/preference", _texts("id", "prompt", "chosen", "rejected"),
+                lambda row: {name: row[name] for name in ("id", "prompt", "chosen", "rejected")},
+                _PAIRS_OF_TEXT,
+            ),
+        ),
+        "openai": (
+            _retrieval("openai"),
+            Form(
+                "openai", Dataset.SFT, "openai/sft", (Column("id"), _messages("messages")),
+                lambda row: {"id": row["id"], "messages": [_user(row), *_says("assistant", row["response"])]},
+                {
+                    "formatting": "sharegpt", "columns": {"messages": "messages"},
+                    "tags": {
+                        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+                    },
+                },
+            ),
+            Form(
+                "openai", Dataset.PREFERENCE, "openai/preference",
+                (
+                    Column("id"), Column("input", "struct", fields=(_messages("messages"),)),
+                    _messages("preferred_output"), _messages("non_preferred_output"),
+                ),
+                lambda row: {
+                    "id": row["id"], "input": {"messages": _says("user", row["prompt"])},
+                    "preferred_output": _says("assistant", row["chosen"]),
+                    "non_preferred_output": _says("assistant", row["rejected"]),
+                },
+            ),
+        ),
+        "raw": tuple(map(_raw, Dataset)),
+    }
+)  # fmt: skip
+"""The forms by the name that ``--format`` knows them by; RAG is the same in all but ``raw``."""
+
+
+def chosen_forms(names: tuple[str, ...]) -> dict[Dataset, list[Form]]:
+    """The forms of each dataset that the names ask for, each folder once."""
+    folders = {form.folder: form for name in dict.fromkeys(names) for form in FORMS[name]}
+    return {dataset: [form for form in folders.values() if form.dataset is dataset] for dataset in Dataset}
+
+
+PROMPTS: Final = {Dataset.SFT: ("instruction", "context"), Dataset.PREFERENCE: ("prompt",)}
+ANSWERS: Final = {Dataset.SFT: ("response",), Dataset.PREFERENCE: ("chosen", "rejected")}
+"""The keys whose texts make two rows duplicates; the first answer is the one that a model learns."""
+_TEXTS: Final = frozenset({"title", "content", "tags", "embedding_text", "instruction", "context", "response", "prompt",
+                           "chosen", "rejected"})  # fmt: skip
+
+
+def provenance_of(row: Row) -> Row:
+    """All of a row that is no text to train on, flat."""
+    told = {key: value for key, value in row.items() if key not in _TEXTS and key not in ("id", "provenance")}
+    return {**told, **row["provenance"]}

@@ -1,0 +1,332 @@
+"""A frozen copy of one committed batch in the forms that trainers read (``distilld snapshot DIR``).
+
+It is written to a temporary folder beside DIR, fsynced and renamed, so DIR is whole or not there. Rows stream by: what
+is kept of each is eight bytes or so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from distilld import __version__
+from distilld.core.card import CardConfig, card_text
+from distilld.core.decisions import key_of
+from distilld.core.model import CARD, DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
+from distilld.delivery.forms import ANSWERS, PROMPTS, Form, Row, chosen_forms, provenance_of
+from distilld.delivery.rows import content_sha256, id_of_line
+from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validation, short_digest
+from distilld.files.durable import FOLDER_MODE, sync_folder
+from distilld.files.spool import LineSpool
+from distilld.publish.committed import CommittedBatch, CommittedExport, at_one_batch
+from distilld.store.delivery_queries import tasks_of
+
+MANIFEST: Final = "manifest.json"
+MANIFEST_VERSION: Final = 1
+PROVENANCE: Final = "provenance"
+_CHUNK_ROWS: Final = 500
+_FIREWALL: Final = (
+    "When this batch was committed, no row in a dataset had a run whose verdict in force forbade it, and every input"
+    " row was shipped or held with a reason. Nothing is said of near duplicates or of benchmarks."
+)
+
+
+class SnapshotWriteError(OperatorError):
+    """The snapshot could not be written; nothing is left of it."""
+
+    def __init__(self, folder: Path, cause: OSError) -> None:
+        super().__init__(
+            f"cannot write {folder}: {cause.strerror or cause}", hint="make room, or choose another folder"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a snapshot is to hold."""
+
+    forms: tuple[str, ...] = ("trl",)
+    validation: float = 0.0
+    parquet: bool = False
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of a dataset's rows. Duplicates and left-out rows are missing from all forms but ``raw``."""
+
+    rows: int = 0
+    train: int = 0
+    validation: int = 0
+    duplicates_dropped: int = 0
+    validation_left_out: int = 0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """A snapshot that was made."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
+    """Write a snapshot of the newest batch.
+
+    Raises:
+        UsageError: The folder exists, or what is wanted cannot be had.
+        SnapshotWriteError: It cannot be written.
+        OperatorError: There is no batch, or none that can be read.
+    """
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} exists; a snapshot is never changed", hint="give a folder that does not exist")
+    if wanted.parquet:
+        refuse_without_parquet()
+    temp = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+
+    def write(batch: CommittedBatch) -> dict[str, Any]:
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(mode=FOLDER_MODE)
+        return _Writer(temp, batch, wanted).write()
+
+    try:
+        manifest = at_one_batch(root, state, write, names=tuple(Dataset))
+        for path, _, _ in os.walk(temp):
+            sync_folder(Path(path))
+        os.rename(temp, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise SnapshotWriteError(folder, error) from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    return Snapshot(folder, manifest)
+
+
+def refuse_incomplete(batch: CommittedBatch, dataset: Dataset) -> None:
+    """Refuse an export that was damaged and restored in part: the next batch writes what is missing.
+
+    Raises:
+        OperatorError: Rows are missing.
+    """
+    if missing := batch.ledger.missing_rows(dataset.value):
+        raise OperatorError(
+            f"{DATASET_PATHS[dataset]} is being restored: {missing} rows are yet to be written again",
+            hint="distilld run --once writes them",
+        )
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A validation row, kept until all train rows are known."""
+
+    spool: LineSpool
+    tasks: list[tuple[str, int | None]] = field(default_factory=list)
+
+
+class _Writer:
+    """Writes one snapshot into a folder."""
+
+    def __init__(self, folder: Path, batch: CommittedBatch, wanted: Wanted) -> None:
+        self._folder = folder
+        self._batch = batch
+        self._wanted = wanted
+        self._forms = chosen_forms(wanted.forms)
+        self._open: dict[str, RowFile] = {}
+        self._files: list[FileFacts] = []
+        self._configs: dict[str, tuple[Form, dict[str, str]]] = {}
+        self._counts = {dataset: Counts() for dataset in Dataset}
+        self._tasks, self._texts = Sides(), Sides()
+
+    def write(self) -> dict[str, Any]:
+        """Write everything; returns the manifest."""
+        if self._batch.batch is None:
+            raise OperatorError("no batch was committed yet", hint="distilld run --once")
+        waiting = {}
+        for dataset, forms in self._forms.items():
+            if forms:
+                refuse_incomplete(self._batch, dataset)
+                waiting[dataset] = _Waiting(LineSpool(self._folder))
+                self._stream(dataset, forms, waiting[dataset])
+                self._close(forms, TRAIN)
+        # Which texts stand in train is known only now, of SFT and of the pairs.
+        on_both = self._texts.on_both()
+        for dataset, rows in waiting.items():
+            self._validate(dataset, self._forms[dataset], rows, on_both)
+        self._files += [file.close() for file in self._open.values()]
+        return self._describe()
+
+    # rows
+
+    def _stream(self, dataset: Dataset, forms: list[Form], waiting: _Waiting) -> None:
+        counts, seen = self._counts[dataset], set[int]()
+        shaped = any(form.make for form in forms)
+        for line, task in self._with_tasks(dataset, self._batch.exports[dataset.value]):
+            counts.rows += 1
+            side = self._side(dataset, task)
+            row = orjson.loads(line) if shaped else None
+            answer = None
+            is_new = True
+            if row is not None and dataset is not Dataset.RAG:
+                before = len(seen)
+                seen.add(short_digest(*(row[key] for key in PROMPTS[dataset] + ANSWERS[dataset])))
+                is_new = len(seen) > before
+                answer = short_digest(row[ANSWERS[dataset][0]])
+            if not is_new:
+                counts.duplicates_dropped += 1
+            elif side == VALIDATION:
+                waiting.spool.add(line)
+                waiting.tasks.append((task, answer))
+                if answer is not None:
+                    self._texts.add(VALIDATION, answer)
+                continue
+            elif answer is not None:
+                self._texts.add(TRAIN, answer)
+            self._put(dataset, forms, side, task, line, row if is_new else None)
+
+    def _side(self, dataset: Dataset, task: str) -> str:
+        if not self._wanted.validation or dataset is Dataset.RAG:
+            return TRAIN
+        side = VALIDATION if is_validation(task, self._wanted.validation) else TRAIN
+        self._tasks.add(side, short_digest(task))
+        return side
+
+    def _validate(self, dataset: Dataset, forms: list[Form], waiting: _Waiting, on_both: set[int]) -> None:
+        lines = (line for block in waiting.spool.blocks() for line in block.splitlines(keepends=True))
+        for line, (task, answer) in zip(_whole(lines), waiting.tasks, strict=True):
+            leaks = answer in on_both
+            self._counts[dataset].validation_left_out += leaks
+            row = orjson.loads(line) if answer is not None and not leaks else None
+            self._put(dataset, forms, VALIDATION, task, line, row)
+            if answer is not None and leaks:
+                self._texts.validation.discard(answer)
+        waiting.spool.close()
+
+    def _put(self, dataset: Dataset, forms: list[Form], side: str, task: str, line: bytes, row: Row | None) -> None:
+        """Write a row in each form; in the exports' own alone where ``row`` is None."""
+        put = False
+        for form in forms:
+            if form.make is None:
+                self._file(form, side).add_line(line)
+                put = True
+            elif row is not None:
+                self._file(form, side).add(form.make(row))
+                put = True
+        if not put:
+            return
+        if side == TRAIN:
+            self._counts[dataset].train += 1
+        else:
+            self._counts[dataset].validation += 1
+        told = {"id": id_of_line(line), "split": side, "task_id": task, "row_sha256": content_sha256(line)}
+        path = f"{PROVENANCE}/{dataset}.jsonl"
+        if path not in self._open:
+            self._open[path] = JsonLines(self._folder, path)
+        self._open[path].add({**told, **provenance_of(row)} if row is not None else told)
+
+    def _file(self, form: Form, side: str) -> RowFile:
+        key = f"{form.folder}/{side}"
+        file = self._open.get(key)
+        if file is None:
+            kind = Parquet if self._wanted.parquet else JsonLines
+            path = key + kind.suffix
+            file = Parquet(self._folder, path, form.columns) if self._wanted.parquet else JsonLines(self._folder, path)
+            self._open[key] = file
+            self._configs.setdefault(form.config, (form, {}))[1][side] = path
+        return file
+
+    def _with_tasks(self, dataset: Dataset, export: CommittedExport) -> Iterator[tuple[bytes, str]]:
+        """Each row with its task: the scored row's, or the run where it has none."""
+        lines = export.lines()
+        run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
+        while chunk := list(islice(lines, _CHUNK_ROWS)):
+            keys = [key_of(id_of_line(line).rpartition("-")[2]) for line in chunk]
+            tasks = tasks_of(self._batch.store, dataset, keys)
+            for line, key in zip(chunk, keys, strict=True):
+                task = tasks.get(key)
+                yield line, task if task is not None else str(orjson.loads(line)[run])
+
+    def _close(self, forms: list[Form], side: str) -> None:
+        """No more rows come to these files: what they hold in memory is written."""
+        self._files += [file.close() for form in forms if (file := self._open.pop(f"{form.folder}/{side}", None))]
+
+    # what is told of them
+
+    def _describe(self) -> dict[str, Any]:
+        if infos := self._dataset_infos():
+            self._files.append(write_file(self._folder, "dataset_info.json", _json(infos)))
+        self._files.append(write_file(self._folder, CARD, self._card().encode()))
+        manifest = self._manifest()
+        write_file(self._folder, MANIFEST, _json(manifest))
+        return manifest
+
+    def _dataset_infos(self) -> dict[str, Any]:
+        """What LLaMA-Factory reads. Each entry names a file: of a folder, it would train on validation rows too."""
+        infos = {}
+        for form, files in self._configs.values():
+            if form.llama_factory is not None:
+                for side, path in files.items():
+                    infos[form.config + ("" if side == TRAIN else f"_{side}")] = {
+                        "file_name": path,
+                        **form.llama_factory,
+                    }
+        return infos
+
+    def _card(self) -> str:
+        configs = [CardConfig(name, files, form.columns) for name, (form, files) in self._configs.items()]
+        assert self._batch.batch is not None  # noqa: S101  refused before
+        body = (
+            f"A frozen copy of batch {self._batch.batch.batch_id}, made by `distilld snapshot`. `{MANIFEST}` says what"
+            f" it was made of, `{PROVENANCE}/` where each row comes from, by id. `distilld snapshot --check` names the"
+            " rows that were withdrawn or replaced since.\n\nThe prompt of an SFT row ends in its context, which may"
+            " name the model that answered."
+        )
+        return card_text("distilld snapshot", configs, body) if configs else f"# distilld snapshot\n\n{body}\n"
+
+    def _manifest(self) -> dict[str, Any]:
+        batch = self._batch.batch
+        assert batch is not None  # noqa: S101  refused before
+        receipts = self._batch.ledger.receipts(1)
+        receipt: dict[str, Any] = orjson.loads(receipts[0][1]) if receipts else {}
+        return {
+            "schema_version": MANIFEST_VERSION,
+            "distilld_version": __version__,
+            "batch_id": batch.batch_id,
+            "sequence": batch.batch,
+            "recorded_at": batch.recorded_at,
+            "receipt_sha256": self._batch.ledger.last_receipt_sha256(),
+            "options": receipt.get("options"),
+            "options_sha256": receipt.get("options_sha256"),
+            "firewall": {"statement": _FIREWALL, "checks": receipt.get("checks")},
+            "sources": [{"path": export.shown, **asdict(export.committed)} for export in self._batch.exports.values()],
+            "forms": list(self._wanted.forms),
+            "split": {
+                "function": "validation if the first 8 bytes of sha256(salt NUL task), big-endian, / 2^64 < share",
+                "salt": SALT,
+                "share": self._wanted.validation,
+                "tasks_on_both_sides": len(self._tasks.on_both()),
+                "texts_on_both_sides": len(self._texts.on_both()),
+            },
+            "datasets": {dataset.value: asdict(counts) for dataset, counts in self._counts.items()},
+            "files": [facts._asdict() for facts in sorted(self._files)],
+        }
+
+
+def _whole(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines out of pieces of lines."""
+    held = b""
+    for piece in pieces:
+        held += piece
+        if held.endswith(b"\n"):
+            yield held
+            held = b""
+
+
+def _json(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

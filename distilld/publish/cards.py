@@ -1,0 +1,45 @@
+"""The cards on disk: a README.md in each export folder, ours as long as our marker line stands in it.
+
+A card is no export: no receipt names it, nothing restores it, and where it cannot be written the batch stands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from distilld.core.card import export_cards
+from distilld.core.model import CARD, CARD_MARKER, EXPORT_PATHS
+from distilld.files.durable import replace_file
+from distilld.files.regular import read_regular
+
+log = structlog.get_logger()
+
+
+def write_cards(root: Path) -> None:
+    """Write each export folder's card where it is missing, or is ours and tells other types."""
+    for folder, text in export_cards().items():
+        path = root / folder / CARD
+        if not _holds_exports(root, folder) or not _is_due(path, text.encode()):
+            continue
+        try:
+            replace_file(path, text.encode())
+        except OSError as error:
+            log.warning("card_not_written", path=f"{folder}/{CARD}", problem=error.strerror)
+        else:
+            log.debug("card_written", path=f"{folder}/{CARD}")
+
+
+def _holds_exports(root: Path, folder: str) -> bool:
+    return any((root / path).is_file() for path in EXPORT_PATHS.values() if path.startswith(f"{folder}/"))
+
+
+def _is_due(path: Path, text: bytes) -> bool:
+    try:
+        found = read_regular(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # whatever it is, it is not ours
+    return CARD_MARKER.encode() in found and found != text

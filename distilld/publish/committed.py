@@ -1,0 +1,231 @@
+"""Reads the exports of one committed batch, beside a running writer: the one way in which anybody does (SPEC 3.10).
+
+The store says how long each export is and what its sha256 is. A reader takes that many bytes, and hashes what it reads:
+what does not match is either of a batch that came meanwhile, and then all is read anew, or is damaged. Around a row may
+stand white space, where a withdrawn one stood (SPEC 3.8); it is no part of the line that a reader gets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+from distilld.core.model import EXPORT_PATHS, Committed, OperatorError
+from distilld.files.regular import open_regular
+from distilld.store.connection import Store
+from distilld.store.ledger import BatchRecord, ExportRecord, Ledger
+from distilld.store.queries import reading
+
+ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.05
+_BLOCK_BYTES: Final = 1 << 20
+_WHITE: Final = b" \t\r\n"
+
+T = TypeVar("T")
+
+
+class BatchMovedError(OperatorError):
+    """A batch was committed, or put in place, while its predecessor was being read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"a batch was committed whenever the exports were read, {ATTEMPTS} times",
+            hint="try again when it is quieter",
+        )
+
+
+class ExportDamagedError(OperatorError):
+    """An export is not what its last commit left, and no writer is to blame."""
+
+    def __init__(self, shown: str, problem: str) -> None:
+        super().__init__(f"{shown} {problem}", hint="'distilld run --once' restores it; see 'distilld status'")
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How far the writer is with the exports, at one moment."""
+
+    batch: int
+    undone_at: str | None
+    versions: Mapping[str, tuple[int, Committed]]
+    appending: frozenset[str]
+    """The exports that an append which no transaction has committed may have made longer."""
+
+    @classmethod
+    def of(cls, store: Store) -> Writing:
+        """What the store says of it."""
+        ledger = Ledger(store)
+        newest, records = ledger.last_batch(), ledger.exports()
+        return cls(
+            newest.batch if newest else 0,
+            store.recall("batch_undone_at"),
+            {name: (record.generation, record.committed) for name, record in records.items()},
+            frozenset(intent.name for intent in ledger.intents() if intent.temp is None),
+        )
+
+    def moved_on(self, before: Writing) -> bool:
+        """Whether an export may have been committed or cut back since ``before``."""
+        return (self.batch, self.undone_at, self.versions) != (before.batch, before.undone_at, before.versions)
+
+
+class CommittedExport:
+    """An export as of one batch. It is held open: a rewrite puts another file in its place, an append goes behind.
+
+    ``problem`` is why it cannot be read, if so; then it has no lines.
+    """
+
+    def __init__(self, root: Path, record: ExportRecord) -> None:
+        self.name = record.name
+        self.shown = EXPORT_PATHS[record.name]
+        self.committed = record.committed
+        self.file: BinaryIO | None = None
+        self.problem: str | None = None
+        try:
+            self.file = _open(root / self.shown, record.pending_temp)
+        except FileNotFoundError:
+            if self.committed.size:
+                self.problem = "is gone"
+        except OSError as error:
+            self.problem = f"cannot be read: {error.strerror}"
+
+    def blocks(self) -> Iterator[bytes]:
+        """The committed bytes, in blocks.
+
+        Raises:
+            BatchMovedError: At the end: they are not the committed ones.
+            OperatorError: The system refuses to read them.
+        """
+        if self.problem:
+            raise BatchMovedError
+        if self.file is None:
+            return
+        sha, left, offset = hashlib.sha256(), self.committed.size, 0
+        while left:
+            try:
+                # Where the file stands is nobody's: several may be in the middle of it.
+                block = os.pread(self.file.fileno(), min(_BLOCK_BYTES, left), offset)
+            except OSError as error:
+                raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
+            if not block:
+                break
+            sha.update(block)
+            left, offset = left - len(block), offset + len(block)
+            yield block
+        if sha.hexdigest() != self.committed.sha256:
+            raise BatchMovedError
+
+    def lines(self) -> Iterator[bytes]:
+        """The committed rows, each with its line feed and nothing else around it.
+
+        Raises:
+            BatchMovedError, OperatorError: As :meth:`blocks`.
+        """
+        return (row for _, row in placed_lines(self.blocks()))
+
+    @cached_property
+    def intact(self) -> bool:
+        """Whether its committed part is what was committed, as of the first time that this is asked."""
+        try:
+            for _ in self.blocks():
+                pass
+        except BatchMovedError:
+            return False
+        except OperatorError as error:
+            self.problem = str(error).removeprefix(f"cannot read {self.shown}: ")
+            self.problem = f"cannot be read: {self.problem}"
+            return False
+        return True
+
+    @cached_property
+    def behind(self) -> int:
+        """How many bytes stand behind its committed part, as of the first time that this is asked."""
+        return max(os.fstat(self.file.fileno()).st_size - self.committed.size, 0) if self.file else 0
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+def _open(path: Path, pending_temp: str | None) -> BinaryIO:
+    """Open the committed version, which may wait beside the live file to be put in its place."""
+    if pending_temp is not None:
+        try:
+            return open_regular(path.with_name(pending_temp))
+        except FileNotFoundError:
+            pass  # it has been put in place since the store was asked
+    return open_regular(path)
+
+
+def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The rows in blocks of JSONL, each with its line feed, and where their lines begin.
+
+    White space around a row, and a line of nothing else, is left out.
+    """
+    start, rest = 0, b""
+    for block in blocks:
+        first, feed, others = block.partition(b"\n")
+        rest += first
+        if not feed:
+            continue
+        lines = [rest, *others.split(b"\n")]
+        rest = lines.pop()
+        for line in lines:
+            if row := line.strip(_WHITE):
+                yield start, row + b"\n"
+            start += len(line) + 1
+    if row := rest.strip(_WHITE):
+        yield start, row + b"\n"
+
+
+class CommittedBatch:
+    """The newest batch, the store as it was then, and the exports that were asked for."""
+
+    def __init__(self, root: Path, store: Store, names: Collection[str]) -> None:
+        self.store = store
+        self.ledger = Ledger(store)
+        self.batch: BatchRecord | None = self.ledger.last_batch()
+        self.writing = Writing.of(store)
+        records = self.ledger.exports()
+        self.exports = {name: CommittedExport(root, records[name]) for name in names}
+
+
+def at_one_batch(
+    root: Path, state: Path, look: Callable[[CommittedBatch], T], *, names: Collection[str] = tuple(EXPORT_PATHS)
+) -> T:
+    """Let ``look`` read one committed batch; anew where it raises :class:`BatchMovedError` since another one came.
+
+    Raises:
+        BatchMovedError: Another batch came each time.
+        ExportDamagedError: An export is not what was committed, though no batch came.
+        OperatorError: There is no store, or something cannot be read.
+    """
+    for attempt in range(ATTEMPTS):
+        with reading(state, root) as store, ExitStack() as opened:
+            batch = CommittedBatch(root, store, names)
+            for export in batch.exports.values():
+                opened.callback(export.close)
+            try:
+                return look(batch)
+            except BatchMovedError:
+                with reading(state, root) as later:
+                    moved = Writing.of(later).moved_on(batch.writing)
+                if not moved:
+                    raise _damaged(batch) from None
+        if attempt < ATTEMPTS - 1:
+            time.sleep(_PAUSE_SECONDS)
+    raise BatchMovedError
+
+
+def _damaged(batch: CommittedBatch) -> OperatorError:
+    for export in batch.exports.values():
+        if not export.intact:
+            return ExportDamagedError(export.shown, export.problem or "is not what the last commit left")
+    return BatchMovedError()

@@ -1,0 +1,106 @@
+"""The change feed: what it prints, which batches it knows, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distilld.core.model import Dataset, UsageError
+from distilld.delivery.changes import changes
+from tests.support.command import distilld
+from tests.support.history_lake import A, B, HistoryLake, given, history_lake, rag_id, run
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake with a batch."""
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a1", task_id="t"), run("a2"), run("a3", "rejected", "t"))
+        lake.go()
+        yield lake
+
+
+def since(lake: HistoryLake, batch: str, dataset: Dataset = Dataset.RAG) -> list[dict[str, Any]]:
+    """The lines of the feed."""
+    with changes(lake.root, lake.state, dataset, batch) as found:
+        return [json.loads(line) for line in b"".join(found.lines()).splitlines()]
+
+
+def last_batch(lake: HistoryLake) -> str:
+    """The newest batch's id."""
+    return str(lake.ask("SELECT max(batch_id) FROM batches")[0][0])
+
+
+def test_feed_tells_deletes_then_upserts(lake: HistoryLake) -> None:
+    """What left comes first, with its cause; then what came or was replaced; the end line holds the next cursor."""
+    first = last_batch(lake)
+    lake.scored(A, run("a1", "rejected", "t"), run("a2"), run("a3", "rejected", "t"))
+    lake.evidence(A, given("a2", "Another answer"), given("a3"))
+    lake.both(B, run("b1"))
+    lake.go()
+    now = last_batch(lake)
+    begin, delete, *upserts, end = since(lake, first)
+    assert begin == {"type": "begin", "dataset": "rag", "since": first, "through": now}
+    assert delete == {"type": "delete", "id": rag_id("a1"), "cause": "revoked", "withdrawn_batch": now}
+    rows = {row["id"]: row for row in lake.rows("rag")}
+    assert {each["id"] for each in upserts} == {rag_id("a2"), rag_id("b1")}
+    assert upserts == [{"type": "upsert", "id": each["id"], "batch": now, "row": rows[each["id"]]} for each in upserts]
+    assert end == {"type": "end", "through": now, "deletes": 1, "upserts": 2}
+    assert [line["type"] for line in since(lake, now)] == ["begin", "end"]
+
+
+def test_since_0_is_all_rows_and_no_deletes(lake: HistoryLake) -> None:
+    """A full load into an empty copy has nothing to delete."""
+    lake.scored(A, run("a1", "rejected", "t"), run("a2"))
+    lake.go()
+    _, *told, _ = since(lake, "0")
+    assert [(line["type"], line["row"]) for line in told] == [("upsert", row) for row in lake.rows("rag")]
+
+
+def test_row_that_left_and_came_back_is_one_upsert(lake: HistoryLake) -> None:
+    """Net changes: each id stands there once, as it is now."""
+    first = last_batch(lake)
+    for category in ("rejected", "accepted"):
+        lake.scored(B, run("a2", category))
+        lake.go()
+    told = [(line["type"], line["id"]) for line in since(lake, first)[1:-1]]
+    assert told == [("upsert", rag_id("a2"))]
+
+
+@pytest.mark.parametrize("batch", ["20250101T000000.000Z", "29990101T000000.000Z", "yesterday", "", "1", "../x"])
+def test_unknown_batch_is_wrong_usage(lake: HistoryLake, batch: str) -> None:
+    """A cursor of another lake, or of a time that has not been, is refused with the remedy."""
+    with pytest.raises(UsageError, match="no batch that this lake knows") as raised:
+        since(lake, batch)
+    assert "load anew" in raised.value.hint
+
+
+def test_batch_is_known_by_its_receipt_or_by_the_store(lake: HistoryLake) -> None:
+    """A cursor outlasts a lost store as long as its receipt stands, and a dropped receipt as long as the store does."""
+    first = last_batch(lake)
+    lake.both(B, run("b1"))
+    lake.go()
+    lake.lose_store()
+    lake.both("2026/05/01/c.jsonl", run("c1"))
+    lake.go()
+    assert {line.get("id") for line in since(lake, first)[1:-1]} == {rag_id("b1"), rag_id("c1")}
+    second = last_batch(lake)
+    shutil.rmtree(lake.root / "reports")
+    assert since(lake, second)[1:-1] == []
+    with pytest.raises(UsageError):
+        since(lake, first)
+
+
+def test_command_prints_the_feed(lake: HistoryLake) -> None:
+    """The command prints one JSON object a line and nothing else; an unknown batch is exit code 2."""
+    lake.stop()
+    ran = distilld("changes", "--dataset", "preference", "--since", "0", "--root", lake.root, cwd=lake.root)
+    assert (ran.code, ran.err) == (0, "")
+    assert [json.loads(line)["type"] for line in ran.out.splitlines()] == ["begin", "upsert", "end"]
+    ran = distilld("changes", "--dataset", "rag", "--since", "x", "--root", lake.root, cwd=lake.root)
+    assert (ran.code, ran.out) == (2, "")

@@ -1,0 +1,101 @@
+"""The dataset cards: when they are written, and when they are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from distilld.core.card import export_cards
+from distilld.core.model import CARD, CARD_MARKER
+from distilld.publish import cards
+from tests.support.command import bring, distilld, put
+from tests.support.history_lake import A, B, HistoryLake, history_lake, run
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake that has not been run yet, with rows for all three datasets."""
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a1", task_id="t"), run("a2", "rejected", task_id="t"))
+        yield lake
+
+
+def texts(root: Path) -> dict[str, str]:
+    """The cards that stand below a root."""
+    return {folder: (root / folder / CARD).read_text() for folder in export_cards() if (root / folder / CARD).exists()}
+
+
+def test_card_comes_with_the_first_file_of_its_folder(lake: HistoryLake) -> None:
+    """Each folder gets its card in the batch that makes its first file, and no folder is made for a card."""
+    lake.go()
+    told = dict(export_cards())
+    del told["exports/withdrawals"]
+    assert texts(lake.root) == told
+    assert not (lake.root / "exports/withdrawals").exists()
+    lake.both(A, run("a1", "rejected"))
+    lake.go()
+    assert texts(lake.root) == export_cards()
+
+
+def test_card_is_written_again_at_a_start_and_not_otherwise(lake: HistoryLake) -> None:
+    """A card that is missing, or tells types of another release, is right again after a start; a good one is not touched."""
+    lake.go()
+    rag, sft = lake.root / "exports/rag" / CARD, lake.root / "exports/sft" / CARD
+    rag.unlink()
+    sft.write_text(f"types of old\n{CARD_MARKER}\n")
+    other = lake.root / "exports/preference" / CARD
+    before = other.stat()
+    lake.restart()
+    lake.go()
+    assert rag.read_text() == export_cards()["exports/rag"]
+    assert sft.read_text() == export_cards()["exports/sft"]
+    assert (other.stat().st_ino, other.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("kind", ["text", "folder", "link"])
+def test_card_of_somebody_else_is_left_alone(lake: HistoryLake, kind: str) -> None:
+    """A README.md without our marker line, or that is no file, stays as it is, and status names it."""
+    path = lake.root / "exports/rag" / CARD
+    path.parent.mkdir(parents=True)
+    if kind == "text":
+        path.write_text("# Ours\n")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/etc/hostname")
+    lake.go()
+    lake.both(B, run("b1"))
+    lake.go()
+    assert not path.is_file() or path.is_symlink() or path.read_text() == "# Ours\n"
+    lake.stop()
+    told = distilld("status", "--root", lake.root, cwd=lake.root)
+    assert "exports/rag/README.md is not distilld's" in told.out
+    assert "exports/sft/README.md" not in told.out
+
+
+def test_card_that_cannot_be_written_stops_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system refuses, the batch is committed all the same, and the log says which card is missing."""
+    put(tmp_path / "exports/rag/playbooks.jsonl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cards, "replace_file", refuse)
+    with capture_logs() as logs:
+        cards.write_cards(tmp_path)
+    told = [(each["event"], each["path"], each["problem"]) for each in logs]
+    assert ("card_not_written", "exports/rag/README.md", "No space left on device") in told
+
+
+def test_dry_run_writes_no_card(tmp_path: Path) -> None:
+    """A dry run changes nothing below the root, cards included."""
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a1"))
+        lake.stop()
+        bring(lake.root)
+        (lake.root / "exports/rag" / CARD).unlink()
+        assert distilld("run", "--once", "--dry-run", "--root", lake.root, cwd=lake.root).code == 0
+        assert not (lake.root / "exports/rag" / CARD).exists()
