@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distilld.engine.engine import Progress
+    from distilld.engine.pass_result import Progress
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] 
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[files]:,} files  {task.fields[rows]:,} rows  {task.fields[rate]:,} rows/s"),
+        TextColumn("{task.fields[rows]:,} rows  {task.fields[megabytes]:,} MB  {task.fields[rate]:,} rows/s"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -41,7 +41,7 @@ def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] 
             if progress.phase not in tasks:
                 if not progress.whole:
                     return
-                tasks[progress.phase] = bar.add_task(labels[progress.phase], total=None, files=0, rows=0, rate=0)
+                tasks[progress.phase] = bar.add_task(labels[progress.phase], total=None, megabytes=0, rows=0, rate=0)
             task = bar.tasks[tasks[progress.phase]]
             if progress.done < task.completed:  # another pass
                 bar.reset(task.id)
@@ -50,7 +50,7 @@ def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] 
                 task.id,
                 completed=progress.done,
                 total=max(progress.whole, progress.done),
-                files=progress.files,
+                megabytes=progress.bytes // 1_000_000,
                 rows=progress.rows,
                 rate=rate,
             )

@@ -109,6 +109,12 @@ class Lines(Protocol):
     def add(self, line: bytes) -> None:
         """Take one line, line feed included."""
 
+    def add_block(self, block: bytes, rows: int) -> None:
+        """Take some lines in one piece."""
+
+    def add_part(self, descriptor: int, offset: int, length: int, rows: int) -> None:
+        """Take lines that stand at ``offset`` behind ``descriptor``."""
+
     def blocks(self) -> Iterator[bytes]:
         """Return everything in order, in blocks of some size."""
 
@@ -170,17 +176,6 @@ class DatasetChanges:
         return True
 
 
-class ArrivedSpan(NamedTuple):
-    """Where the rows of a new partition stand in walk order: from ``low``, up to but not including ``high``.
-
-    ``file`` is its number in the first look at all that arrives.
-    """
-
-    file: int
-    low: int
-    high: int
-
-
 @dataclass(slots=True)
 class Decisions:
     """A batch's finished list of changes."""
@@ -190,10 +185,13 @@ class Decisions:
     changes: dict[Dataset, DatasetChanges]
     rows: list[RowUpdate] = field(default_factory=list)
     judged_walks: list[int] = field(default_factory=list)
-    arrived_rows: int = 0
-    """Rows of new partitions, which were judged as they came in."""
-    arrived_spans: list[ArrivedSpan] = field(default_factory=list)
-    """Where they stand, partition by partition."""
+    """All rows that were judged."""
+    fresh: list[tuple[int, bytes, int, bytes, int]] = field(default_factory=list)
+    """Rows that were never judged before and write their own lines: code and line digest of RAG, of SFT, walk."""
+    fresh_found: list[tuple[int, bytes, int, bytes, bool, int]] = field(default_factory=list)
+    """The same of rows whose evidence file was read with them: behind the digests, whether they have evidence."""
+    found: list[tuple[bool, int]] = field(default_factory=list)
+    """Other rows whose evidence file was read with them: whether they have evidence, walk."""
     newly_judged: int = 0
     released: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows that give up an id in this batch, so that another row may take it in the same transaction."""
@@ -225,7 +223,7 @@ class Decisions:
     @property
     def rows_judged(self) -> int:
         """How many scored rows this batch judged."""
-        return len(self.judged_walks) + self.arrived_rows
+        return len(self.judged_walks)
 
     @property
     def took_any(self) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import orjson
 
 from distilld.core.json_text import Malformed, cut, stringify
 from distilld.core.model import Dataset, Reason, RowRef
-from distilld.core.samples import quarantine_line, sample_line
+from distilld.core.samples import quarantine_line, quarantine_parts, sample_line, sample_parts
 
 UNSTAMPED = "-"
 """Stands in a sample's two timestamps until its batch stamps them."""
@@ -31,6 +33,10 @@ class Ship:
         """The dataset's line, line feed included."""
         return sample_line(self.sample, created_at, recorded_at)
 
+    def parts(self) -> tuple[bytes, ...]:
+        """The same around its two times."""
+        return sample_parts(self.sample)
+
 
 @dataclass(slots=True)
 class Hold:
@@ -50,8 +56,39 @@ class Hold:
             self.dataset, self.reason, self.record(), self.errors, self.provenance(), self.at, recorded_at
         )
 
+    def parts(self) -> tuple[bytes, ...]:
+        """The same around its time."""
+        return quarantine_parts(self.dataset, self.reason, self.record(), self.errors, self.provenance(), self.at)
+
 
 Outcome = Ship | Hold
+
+
+class Rendered(NamedTuple):
+    """An outcome as it is handed over: its gate, none where it ships; its reason; its line around its times."""
+
+    gate: str | None
+    reason: Reason | None
+    parts: tuple[bytes, ...]
+
+    def line(self, created_at: str, recorded_at: str | None = None) -> bytes:
+        """The finished line, line feed included; only a line of a dataset has two times."""
+        created = created_at.encode()
+        if self.gate is not None:
+            return self.parts[0] + created + self.parts[1]
+        head, middle, tail = self.parts
+        if recorded_at is None:
+            return b"".join((head, created, middle, created, tail))
+        # Times that an older exporter wrote, whatever it wrote.
+        created, recorded = (orjson.dumps(each)[1:-1] for each in (created_at, recorded_at))
+        return b"".join((head, created, middle, recorded, tail))
+
+
+def rendered(outcome: Outcome) -> Rendered:
+    """An outcome as plain values."""
+    if isinstance(outcome, Ship):
+        return Rendered(None, None, outcome.parts())
+    return Rendered(outcome.gate, outcome.reason, outcome.parts())
 
 
 def no_provenance() -> None:

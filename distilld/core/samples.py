@@ -7,6 +7,7 @@ object that is printed, without coercion, so what was checked is what a loader r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, get_args
 
 import orjson
@@ -169,3 +170,45 @@ def quarantine_line(
         row["source_provenance"] = orjson.Fragment(provenance)
     row["location"] = {"partition": at.partition, "line_offset": at.line}
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def sample_parts(sample: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
+    """The row's bytes around its two times: the same as :func:`sample_line`, for times that are not known yet.
+
+    ``created_at`` and ``provenance`` are a row's last two keys, ``recorded_at`` is its provenance's last one.
+    """
+    provenance = dict(sample["provenance"])
+    rest = {key: value for key, value in sample.items() if key not in ("created_at", "provenance")}
+    del provenance["recorded_at"]
+    return (
+        b'%b,"created_at":"' % orjson.dumps(rest)[:-1],
+        b'","provenance":%b,"recorded_at":"' % orjson.dumps(provenance)[:-1],
+        b'"}}\n',
+    )
+
+
+@lru_cache(maxsize=256)
+def _before_record(dataset: Dataset, reason: Reason) -> bytes:
+    return b'{"exporter":"%b","reason":"%b","source_record":' % (dataset.text.encode(), reason.text.encode())
+
+
+@lru_cache(maxsize=256)
+def _errors_json(errors: tuple[str, ...]) -> bytes:
+    return orjson.dumps(errors)
+
+
+@lru_cache(maxsize=16)
+def _partition_json(partition: str) -> bytes:
+    return orjson.dumps(partition)
+
+
+def quarantine_parts(
+    dataset: Dataset, reason: Reason, record: bytes, errors: tuple[str, ...], provenance: bytes | None, at: RowRef
+) -> tuple[bytes, bytes]:
+    """A quarantine row's bytes around its time: the same as :func:`quarantine_line`."""
+    partition, line = at
+    return (
+        b'%b%b,"errors":%b,"recorded_at":"' % (_before_record(dataset, reason), record, _errors_json(errors)),
+        b'"%b,"location":{"partition":%b,"line_offset":%d}}\n'
+        % (b"" if provenance is None else b',"source_provenance":' + provenance, _partition_json(partition), line),
+    )

@@ -8,14 +8,7 @@ from pathlib import Path
 
 from distilld.core.decisions import DatasetChanges, Decisions
 from distilld.core.model import Dataset
-from distilld.files.spool import LineSpool, SpooledParts
-
-
-def arriving_decisions(
-    sequence: int, recorded_at: str, lines: Mapping[Dataset, tuple[SpooledParts, SpooledParts]]
-) -> Decisions:
-    """A batch of new partitions: it takes nothing from any dataset. ``lines`` are what ships, and what is held."""
-    return Decisions(sequence, recorded_at, {dataset: DatasetChanges(*lines[dataset]) for dataset in Dataset})
+from distilld.files.spool import LineSpool
 
 
 def empty_decisions(

@@ -1,33 +1,28 @@
 """The table of contents: how a change of the inputs becomes a change of the datasets.
 
-    scan    lake.scan          what stands in the two trees
-    intake  intake.Intake      many new partitions at once: read, judged and committed in one go
-    plan    plan.compare       what of the rest is new, changed, gone
-    index   index.Indexer      its facts into the store, and what they touch into the queues
-    trip    _trip              rows that vanish in masses are frozen
-    judge   judge_rows, _pairs what becomes of each queued row and task
-    commit  commit.Committer   intent, exports, one transaction, finish
-    tell    receipt, log       what was done
+    look    scan, plan, index   what stands in the two trees, what of it changed; its facts, and what they touch, queued
+    trip    _trip               rows that vanish in masses are frozen
+    judge   batch.Batches       what becomes of each queued row and task, span by span, by workers where it is much
+    commit  commit.Committer    intent, exports, one transaction, finish
+    tell    receipt, log        what was done
 
-One code path serves the daemon's smallest batch and the rebuild; a large first pass takes the intake.
+One code path serves the daemon's smallest batch, the first pass and the rebuild.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from time import monotonic_ns
-from typing import Final, Literal
 
 import structlog
 
-from distilld.core.decisions import Decisions, Withdrawal
+from distilld.core.decisions import Decisions
+from distilld.core.line_facts import MalformedEvidence
 from distilld.core.model import (
-    Cause,
     Dataset,
     InputChanged,
     InputKind,
@@ -37,19 +32,18 @@ from distilld.core.model import (
     Trigger,
     UnreadableError,
 )
-from distilld.core.plan import FileKey, compare
-from distilld.engine.batch_start import empty_decisions
-from distilld.engine.bulk.load import Intake
-from distilld.engine.index import Indexed, Indexer, refuse_missing_trees
-from distilld.engine.judge_pairs import PairJudge
-from distilld.engine.judge_rows import RowJudge
+from distilld.core.plan import FileKey
+from distilld.engine.batch import Batch, Batches, UnreadFailed
+from distilld.engine.index import Indexed, Indexer, new_record, record_reading, refuse_missing_trees
 from distilld.engine.options_in_force import JudgedWith
 from distilld.engine.pass_log import Teller
-from distilld.engine.row_reader import Texts
+from distilld.engine.pass_result import PassResult, Progress
+from distilld.engine.pool import Pool
+from distilld.engine.span_queue import UnreadEvidence
 from distilld.files.git import GitState, git_state
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
-from distilld.lake.scan import Oddity, Scan, SourceFiles
+from distilld.lake.scan import Scan
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch, Committer
 from distilld.publish.exports import Exports
@@ -57,78 +51,13 @@ from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.restore import Restorer
 from distilld.store.connection import Store
-from distilld.store.frozen import EVIDENCE_PRUNED, Frozen, Pruned
+from distilld.store.frozen import Frozen, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.segments import Segments
-from distilld.store.work import Work, WorkRow
-
-BATCH_BYTES: Final = 32 << 20
-"""A batch is cut when its rows' texts come to this much."""
-TASKS_PER_BATCH: Final = 10_000
-NO_LIMIT: Final = 1 << 62
-DEPARTURES_PER_BATCH: Final = 200_000
+from distilld.store.work import Work
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a pass has come, for people who wait: bytes are read first, then rows are judged."""
-
-    phase: Literal["read", "judge"]
-    done: int
-    whole: int
-    """What ``done`` will come to, as far as that can be known."""
-    files: int
-    rows: int
-
-
-@dataclass(slots=True)
-class PassResult:
-    """What one pass did: the batches that it committed, what it could not read or did not yet read."""
-
-    batches: list[CommittedBatch] = field(default_factory=list)
-    scan: Scan | None = None
-    indexed: Indexed = field(default_factory=Indexed)
-    untold: Indexed = field(default_factory=Indexed)
-    """What was indexed and stands in no receipt yet."""
-    judged_alike: int = 0
-    """Rows that were judged in batches which changed nothing, so that no receipt tells of them."""
-    read_alike: int = 0
-    """The bytes that were read for that."""
-    arrived_lines: int = 0
-    """Lines that were taken in and judged in one go; ``indexed`` does not count them."""
-    changed_inputs: tuple[str, ...] = ()
-    """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything was committed."""
-        return bool(self.batches)
-
-    @property
-    def rows_judged(self) -> int:
-        """How many rows were judged, also where nothing followed from it."""
-        told: int = sum(batch.receipt["work"]["rows_judged"] for batch in self.batches)
-        return told + self.judged_alike
-
-    @property
-    def bytes_read(self) -> int:
-        """How many bytes of inputs were read, also where nothing followed from it."""
-        told: int = sum(batch.receipt["work"]["bytes_read"] for batch in self.batches)
-        return told + self.untold.bytes_read + self.read_alike
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether inputs were left alone because they were being written; another pass is due soon."""
-        return bool(self.indexed.unsettled or self.changed_inputs)
-
-    @property
-    def unreadable(self) -> tuple[Oddity, ...]:
-        """Every input that was left out because it cannot be read: what is no usable file, and what gave an error."""
-        oddities = (*self.scan.oddities, *self.scan.not_listed) if self.scan is not None else ()
-        return (*oddities, *map(_as_oddity, self.indexed.problems))
 
 
 class Engine:
@@ -151,9 +80,12 @@ class Engine:
         committer: Committer | None = None,
         spool_folder: Path | None = None,
         workers: int = 0,
+        executor: Executor | None = None,
         keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
-        """``workers`` are the processes that judge many new partitions; 0: one a core in all.
+        """``workers`` are the processes that read and judge where much is to be done; 0: one a core in all.
+
+        An ``executor`` takes their place.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
         ``keep_lock`` is called before anything is written there, and raises where this is not the one writer.
@@ -183,12 +115,14 @@ class Engine:
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
         self.workers = workers
+        self.executor = executor
         self._spool_folder = spool_folder
         self._unsettled_since: dict[FileKey, int] = {}
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
-        self._judged = self._read = 0
-        """How many rows the last batch judged, and how many bytes it read for that."""
+        self._pool: Pool | None = None
+        self._batches: Batches | None = None
+        self._judging: _Judging | None = None
         self._unreadable: dict[str, OperatorError] = {}
         """What the pass could not read so far, by its words."""
         self._changed_inputs: set[str] = set()
@@ -234,6 +168,17 @@ class Engine:
         return result
 
     def _run_pass(self, trigger: Trigger) -> PassResult:
+        self._pool = self._new_pool()
+        try:
+            return self._look_and_judge(trigger)
+        finally:
+            self._pool.close()
+            self._pool = None
+
+    def _new_pool(self) -> Pool:
+        return Pool(self.root, self._spool(), workers=self.workers, executor=self.executor, pulse=self.pulse)
+
+    def _look_and_judge(self, trigger: Trigger) -> PassResult:
         result = PassResult()
         self.refuse_missing_lake()
         self._mend_exports()
@@ -242,8 +187,6 @@ class Engine:
         self.teller.not_listed(scan)
         options_changed = self.judged_with.take(self.options, anew=trigger is Trigger.REBUILD)
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
-        if not read_anew:
-            self._take_arrivals(scan, trigger, result)
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
         self.teller.malformed(result.indexed.malformed_evidence)
         self._thaw()
@@ -292,33 +235,39 @@ class Engine:
 
     def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
         """Batches, one after the other, until nothing waits but what is out of reach."""
+        if self._pool is not None and not self._pool.has_workers:
+            self._pool.expect(self.work.bytes_waiting())
         self._empty_queues(trigger, result, options_changed=options_changed)
         self._doubt_changed(result)
 
     def _empty_queues(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
-        judged, whole = 0, self.work.waiting().rows if self.progress else 0
-        self._tell(Progress("judge", 0, whole, result.indexed.files_seen, 0))
-        while self.work.waiting().anything or self.ledger.has_news():
-            try:
-                committed = self.run_batch(trigger, result.untold, options_changed=options_changed)
-            except InputChanged as error:
-                self._changed_inputs.add(error.path)
-                return
-            except ExportTamperedError:
-                # Seen in the middle of a batch: undo the batch, mend the file, judge again.
-                self.committer.recover()
-                self._mend_exports()
-                continue
-            if committed is not None:
-                result.untold = Indexed()
-                result.batches.append(committed)
-                judged += committed.receipt["work"]["rows_judged"]
-            else:
-                result.judged_alike += self._judged
-                result.read_alike += self._read
-                if not self._took_any:
+        self._judging = _Judging(self.work, result.indexed.files_seen) if self.progress else None
+        self._tell_judging(0, 0)
+        try:
+            while self.work.waiting().anything or self.ledger.has_news():
+                try:
+                    committed = self.run_batch(trigger, result, options_changed=options_changed)
+                except InputChanged as error:
+                    self._changed_inputs.add(error.path)
                     return
-            self._tell(Progress("judge", judged, whole, result.indexed.files_seen, judged))
+                except UnreadFailed as error:
+                    self._drop_batches()
+                    self._index_unread(error.unread, result)
+                    continue
+                except ExportTamperedError:
+                    # Seen in the middle of a batch: undo the batch, mend the file, judge again.
+                    self._drop_batches()
+                    self.committer.recover()
+                    self._mend_exports()
+                    continue
+                if committed is not None:
+                    result.batches.append(committed)
+                elif not self._took_any:
+                    return
+            if self._judging is not None:
+                self._tell(self._judging.end())
+        finally:
+            self._drop_batches()
 
     def _doubt_changed(self, result: PassResult) -> None:
         """Have the files that changed under the pass read again, whatever a stat says of them."""
@@ -371,69 +320,74 @@ class Engine:
         log.info("pruned", rows=accepted, accepted=True)
         return accepted
 
-    def run_batch(self, trigger: Trigger, indexed: Indexed, *, options_changed: bool) -> CommittedBatch | None:
-        """Judge what fits into one batch and commit it; None where it changed nothing.
-
-        What a verdict in force may now forbid is judged in it, whatever its size: no committed batch leaves such a row
-        in the files.
-        """
-        identity = self.committer.next_identity()
-        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._spool(), self.work.missing_lines())
-        texts = Texts(self.root, self.work)
+    def run_batch(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> CommittedBatch | None:
+        """Judge what fits into one batch and commit it; None where it changed nothing."""
+        if self._batches is None:
+            self._batches = self._new_batches(result.indexed.unread, options_changed=options_changed)
+        batch = self._batches.decide()
         try:
-            self._judge(decisions, texts, options_changed=options_changed)
-            decisions.bytes_read = texts.bytes_read
-            self._judged, self._read = decisions.rows_judged, decisions.bytes_read
-            return self._commit(identity, decisions, trigger, indexed)
+            return self._commit(batch, trigger, result)
         finally:
-            texts.close()
-            decisions.close()
+            batch.close()
 
-    def _judge(self, decisions: Decisions, texts: Texts, *, options_changed: bool) -> None:
-        missing = SourceFiles(Path(self.options.source_files_root)).missing if self.options.check_source_files else None
-        rows = RowJudge(
-            self.work, texts, self.options, decisions, missing_files=missing, options_changed=options_changed
+    def _new_batches(self, unread: dict[int, UnreadEvidence], *, options_changed: bool) -> Batches:
+        assert self._pool is not None  # noqa: S101  as long as a pass takes
+        return Batches(
+            self.root,
+            self.work,
+            self.committer,
+            self._pool,
+            self.options,
+            unread,
+            batch_rows=self.batch_rows,
+            spool_folder=self._spool(),
+            options_changed=options_changed,
+            told=self._tell_judging,
         )
-        pairs = PairJudge(
-            self.work, texts, self.options, decisions, missing_files=missing, options_changed=options_changed
-        )
-        # Queues are closed even where a fault ends the batch: one that is left half read locks the tables of the pass.
-        with closing(self.work.frozen_queue()) as frozen:
-            rows.take_frozen(frozen)
-        rows.take_departures(self.work.departures(DEPARTURES_PER_BATCH))
-        pruned: set[int | None] = set()
-        with closing(_noting_pruned(self.work.rows(forced_only=False), pruned)) as queued:
-            last = rows.judge(queued, max_rows=self.batch_rows, max_bytes=BATCH_BYTES)
-        if last is not None:
-            with closing(_noting_pruned(self.work.rows(forced_only=True), pruned)) as queued:
-                rows.judge(queued, max_rows=NO_LIMIT, max_bytes=NO_LIMIT)
-        rows.finish()
-        decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
-        decisions.judged_to = NO_LIMIT if last is None else last
-        pairs.judge(self.work.tasks(0 if last is not None else TASKS_PER_BATCH))
-        touched = self.work.tasks_of_unjudged(decisions.judged_to)
-        decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
+
+    def _drop_batches(self) -> None:
+        """Forget what was judged ahead."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _commit(self, batch: Batch, trigger: Trigger, result: PassResult) -> CommittedBatch | None:
+        decisions, indexed = batch.decisions, result.untold
         self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
         self._changed_inputs |= decisions.changed_inputs
-
-    def _commit(
-        self, identity: BatchIdentity, decisions: Decisions, trigger: Trigger, indexed: Indexed
-    ) -> CommittedBatch | None:
-        self._took_any = decisions.took_any
-        news = self.ledger.has_news() or decisions.rows or decisions.pairs or decisions.dropped_pairs
-        if not (news or _changes_exports(decisions)):
+        self._took_any = decisions.took_any or batch.left_over
+        news = self.ledger.has_news() or decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
+        if not (news or batch.read or _changes_exports(decisions)):
             with self.store.transaction():
                 self.ledger.apply(decisions)
+            result.judged_alike += decisions.rows_judged
+            result.read_alike += decisions.bytes_read
             return None
         context = BatchContext(
             trigger,
             self.options,
             self.git,
-            indexed.rows_indexed,
-            indexed.bytes_read,
+            indexed.rows_indexed + sum(read.reading.lines for _, read in batch.read),
+            indexed.bytes_read + result.read_alike,
             tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
+            rows_judged_before=result.judged_alike,
         )
-        return self._made_durable(identity, decisions, context)
+        committed = self._made_durable(batch.identity, decisions, context, partial(self._add_read, batch))
+        for place, read in batch.read:
+            del result.indexed.unread[place.partition_id]
+            result.indexed.rows_indexed += read.reading.lines
+            if read.reading.first_malformed is not None:
+                malformed = MalformedEvidence(place.path, read.reading.malformed, read.reading.first_malformed)
+                self.teller.malformed([malformed])
+        result.untold, result.judged_alike, result.read_alike = Indexed(), 0, 0
+        return committed
+
+    def _add_read(self, batch: Batch) -> None:
+        """Put the evidence files that were read with a batch's rows into the store, inside its transaction."""
+        for place, read in batch.read:
+            record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
+            record_reading(record, read.reading)
+            self.inputs.add_unread_evidence(record, read.facts)
 
     def _made_durable(
         self,
@@ -456,64 +410,6 @@ class Engine:
                 kept = self.options.on_delete is OnDelete.KEEP
                 self.teller.committed(self.root, committed, kept=kept, written=self.committer.writes)
         return committed
-
-    # many new partitions
-
-    def _take_arrivals(self, scan: Scan, trigger: Trigger, result: PassResult) -> None:
-        """Take new partitions in and judge them in one go, where that is all there is to do."""
-        if len(scan.files) <= self.inputs.count_files():
-            return
-        if self.work.waiting().anything or self.ledger.has_news() or self.work.missing_lines():
-            return
-        known = self.inputs.files()
-        plan = compare({(file.kind, file.path): file.stat for file in scan.files}, known)
-        if not all(record.present for record in known.values()):
-            return
-        intake = Intake(
-            self.root,
-            self.store,
-            self.inputs,
-            self.committer,
-            self.options,
-            batch_rows=self.batch_rows,
-            workers=self.workers,
-            spool_folder=self._spool(),
-            pulse=self.pulse,
-        )
-        if not intake.begin(scan, plan):
-            return
-        done = 0
-        try:
-            for committed in intake.batches(partial(self._commit_arrivals, trigger)):
-                result.batches.append(committed)
-                done += committed.receipt["work"]["bytes_read"]
-                self._tell(
-                    Progress("read", min(done, intake.whole_bytes), intake.whole_bytes, len(scan.files), intake.rows)
-                )
-        except InputChanged as error:
-            log.warning("input_changed", path=error.path)
-        except UnreadableError:
-            pass  # whoever reads the rest of the files tells of it
-        except ExportTamperedError:
-            self.committer.recover()
-            self._mend_exports()
-        finally:
-            intake.close()
-        self.teller.malformed(intake.malformed_evidence)
-        result.arrived_lines = intake.lines
-        self.work.forget_places()
-
-    def _commit_arrivals(
-        self,
-        trigger: Trigger,
-        identity: BatchIdentity,
-        decisions: Decisions,
-        lines: int,
-        size: int,
-        also: Callable[[], None],
-    ) -> CommittedBatch:
-        context = BatchContext(trigger, self.options, self.git, lines, size, ())
-        return self._made_durable(identity, decisions, context, also)
 
     # parts of a pass
 
@@ -549,16 +445,15 @@ class Engine:
                     self.frozen.keep_vanishing(dataset, self.options)
                 log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
 
+    def _index_unread(self, unread: UnreadEvidence, result: PassResult) -> None:
+        """Take in an evidence file at once that was to be read with its rows, and could not be."""
+        assert result.scan is not None  # noqa: S101  it was seen there
+        indexer = self._indexer(result.scan)
+        file = next(each for each in result.scan.files if (each.kind, each.path) == (InputKind.EVIDENCE, unread.path))
+        indexer.take_one(file, result.untold)
+
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
-        indexer = Indexer(
-            self.root,
-            self.store,
-            self.inputs,
-            self.options,
-            settle_ns=self.settle_ns,
-            overdue=self._overdue,
-            progress=self._reading(scan),
-        )
+        indexer = self._indexer(scan)
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
         indexed.files_seen = len(scan.files)
@@ -567,6 +462,24 @@ class Engine:
         now = monotonic_ns()
         self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
         return indexed
+
+    def _indexer(self, scan: Scan) -> Indexer:
+        return Indexer(
+            self.root,
+            self.store,
+            self.inputs,
+            self.options,
+            self._pool or self._new_pool(),
+            batch_rows=self.batch_rows,
+            settle_ns=self.settle_ns,
+            overdue=self._overdue,
+            progress=self._reading(scan),
+        )
+
+    def _tell_judging(self, done: int, size: int) -> None:
+        self.pulse()
+        if self._judging is not None and self.progress is not None:
+            self.progress(self._judging.progress(done, size))
 
     def _tell(self, progress: Progress) -> None:
         self.pulse()
@@ -583,7 +496,8 @@ class Engine:
         def tell(files: int, done: int) -> None:
             nonlocal whole
             whole = self._bytes_to_read(scan) if whole < 0 else whole
-            self._tell(Progress("read", done, max(whole, done), files, self.ledger.counter("scored_rows") - before))
+            rows = self.ledger.counter("scored_rows") - before
+            self._tell(Progress("read", done, max(whole, done), files, rows, done))
 
         return tell
 
@@ -608,28 +522,34 @@ class Engine:
         return folder if folder.is_dir() else self.root
 
 
-def _as_oddity(problem: OperatorError) -> Oddity:
-    if isinstance(problem, UnreadableError):
-        return Oddity(problem.path, f"cannot be read: {problem.why}")
-    return Oddity("", str(problem))
+class _Judging:
+    """How far the queues are worked off. Pairs come last; until their tasks are known, room is left for them."""
+
+    def __init__(self, work: Work, files: int) -> None:
+        self._work = work
+        self._files = files
+        waiting = work.waiting()
+        self._rows, self._tasks = waiting.rows, max(waiting.tasks, waiting.rows // 8)
+        self._done = self._bytes = 0
+        self._asked = False
+
+    def progress(self, done: int, size: int) -> Progress:
+        """Return the progress after so many more rows or tasks, for which so many bytes were read."""
+        self._done, self._bytes = self._done + done, self._bytes + size
+        if self._done >= self._rows and not self._asked:
+            self._asked = True
+            self._tasks = self._work.waiting().tasks
+        whole = max(self._rows + self._tasks, self._done)
+        return Progress("judge", self._done, whole, self._files, min(self._done, self._rows), self._bytes)
+
+    def end(self) -> Progress:
+        """Return the progress when all is done."""
+        whole = max(self._rows + self._tasks, self._done)
+        return Progress("judge", whole, whole, self._files, min(self._done, self._rows), self._bytes)
 
 
 def _problems_of(decisions: Decisions) -> list[UnreadableError]:
     return [UnreadableError(path, OSError(why)) for path, why in decisions.unreadable.items()]
-
-
-def _noting_pruned(rows: Iterator[WorkRow], pruned: set[int | None]) -> Generator[WorkRow, None, None]:
-    """The same rows; the ids of those whose evidence an operator gave up are noted on the way."""
-    for row in rows:
-        if row.evidence_changed == EVIDENCE_PRUNED:
-            pruned.add(row.sample_key)
-        yield row
-
-
-def _as_pruned(withdrawal: Withdrawal) -> Withdrawal:
-    if withdrawal.cause is Cause.EVIDENCE_CHANGED and not withdrawal.replaced:
-        return replace(withdrawal, cause=Cause.PRUNED)
-    return withdrawal
 
 
 def _changes_exports(decisions: Decisions) -> bool:

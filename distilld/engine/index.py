@@ -17,12 +17,23 @@ from typing import Final
 from distilld.core.line_facts import LINES_END, EvidenceFacts, MalformedEvidence, RowFacts, row_facts, run_of_evidence
 from distilld.core.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
 from distilld.core.plan import FileKey, Look, compare
+from distilld.engine.jobs import ReadJob
+from distilld.engine.pool import Pool
+from distilld.engine.read_file import FileRead, Reading
+from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
 from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
 
 ROWS_PER_TRANSACTION: Final = 20_000
+READ_WHOLE_BYTES: Final = 64 << 20
+"""Bytes of a file whose facts are held in memory as a whole; one that is larger is read block by block, here."""
+LEAVE_FROM: Final = 4 << 20
+"""Bytes of new files from which their evidence is left unread until it is judged with; less is read at once."""
+LEAVE_BYTES: Final = 8 << 20
+LEAVE_ROWS: Final = 20_000
+"""The most that an evidence file which is left unread may hold, and the rows that it is judged with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,8 @@ class Indexed:
     malformed_evidence: list[MalformedEvidence] = field(default_factory=list)
     unreadable: list[FileKey] = field(default_factory=list)
     """The files behind the problems."""
+    unread: dict[int, UnreadEvidence] = field(default_factory=dict)
+    """New evidence files that are read when their rows are judged, by partition."""
     files_seen: int = 0
     rows_indexed: int = 0
     bytes_read: int = 0
@@ -60,7 +73,9 @@ class Indexer:
         store: Store,
         inputs: Inputs,
         options: Options,
+        pool: Pool,
         *,
+        batch_rows: int,
         settle_ns: int,
         overdue: Callable[[FileKey], bool] = lambda _: False,
         progress: Callable[[int, int], None] = lambda _files, _bytes: None,
@@ -69,6 +84,8 @@ class Indexer:
         self._store = store
         self._inputs = inputs
         self._options = options
+        self._pool = pool
+        self._batch_rows = batch_rows
         self._settle_ns = settle_ns
         self._overdue = overdue
         self._progress = progress
@@ -122,10 +139,107 @@ class Indexer:
                 [record for record in purge if (record.kind, record.path) not in seen],
             )
             places = self._place(reads, known)
-            for key, look in reads:
-                self._take_file(seen[key], known.get(key), look, places.get(key[1], (0, 0)))
-                self._progress(len(self._out.changes), self._out.bytes_read)
+            new = [seen[key] for key, look in reads if look is Look.NEW]
+            self._pool.expect(sum(seen[key].stat.size for key, _ in reads))
+            self._take_files([(seen[key], known[key], look) for key, look in reads if look is not Look.NEW])
+            self._take_new(new, places)
         return self._out
+
+    def take_one(self, file: PartitionFile, out: Indexed) -> None:
+        """Take in an evidence file that was left unread, and add what that brings to ``out``."""
+        self._out = out
+        with self._transactions():
+            place = self._inputs.place_partitions([file.path])[file.path]
+            self._take_file(file, None, Look.NEW, place)
+
+    def _take_files(self, files: list[tuple[PartitionFile, FileRecord, Look]]) -> None:
+        """Take in files that are known. One that is read anew and has not changed costs no more than a look."""
+        again = [
+            file
+            for file, record, look in files
+            if look is Look.CHANGED and record.present and self._is_read_anew((file.kind, file.path))
+        ]
+        read = self._read(again)
+        for file, record, look in files:
+            if file not in read or not self._is_unchanged(record, read.pop(file)):
+                self._take_file(file, record, look, (0, 0))
+            self._progress(len(self._out.changes), self._out.bytes_read)
+
+    def _read(self, files: list[PartitionFile]) -> _Reads:
+        """Have files read as a whole, by workers where there are any; what is too large is left out."""
+        return _Reads(self._pool, [file for file in files if file.stat.size <= READ_WHOLE_BYTES], self._options)
+
+    def _is_unchanged(self, record: FileRecord, read: FileRead | None) -> bool:
+        """Whether a file that was read anew is, line by line, what is known of it."""
+        if read is None:
+            return False
+        self._out.bytes_read += read.reading.bytes_read
+        reading = read.reading
+        if (reading.sha256, reading.consumed) != (record.indexed_sha256, record.indexed_bytes):
+            return False
+        tail = (reading.lines, reading.tail, reading.tail_bytes, reading.tail_digest)
+        if tail != (record.indexed_lines, record.tail, record.tail_bytes, record.tail_digest):
+            return False
+        if self._inputs.facts_of(record) != sorted(read.facts):
+            return False
+        self._out.rows_indexed += reading.lines
+        record.facts = reading.facts
+        self._inputs.write_file(record)
+        return True
+
+    def _take_new(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
+        """Take in new files; where they are many, evidence is left unread as far as only its own rows need it."""
+        if sum(file.stat.size for file in files) < LEAVE_FROM or self._inputs.has_exceptions():
+            self._take_read(files, places)
+            return
+        scored = {file.path for file in files if file.kind is InputKind.SCORED}
+        left = [
+            file
+            for file in files
+            if file.kind is InputKind.EVIDENCE and file.path in scored and file.stat.size <= LEAVE_BYTES
+        ]
+        leaving = set(left)
+        self._take_read([file for file in files if file not in leaving], places)
+        records = self._inputs.files()
+        rows = min(LEAVE_ROWS, self._batch_rows)
+        for file in left:
+            record = records.get((InputKind.SCORED, file.path))
+            if record is not None and 0 < record.indexed_lines <= rows:
+                leaving.discard(file)
+                self._out.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat.size, record.indexed_lines)
+        self._take_read([file for file in left if file in leaving], places)
+
+    def _take_read(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
+        read = self._read(files)
+        for file in files:
+            found = read.pop(file) if file in read else None
+            if found is None:
+                self._take_file(file, None, Look.NEW, places[file.path])
+            else:
+                self._add_read(new_record(file.kind, file.path, places[file.path], file.stat), found)
+            self._progress(len(self._out.changes), self._out.bytes_read)
+
+    def _add_read(self, record: FileRecord, read: FileRead) -> None:
+        """Put a new file, read as a whole, into the store."""
+        reading = read.reading
+        _refuse_too_many(record, reading.lines)
+        self._first_malformed = reading.first_malformed
+        self._out.bytes_read += reading.bytes_read
+        self._out.rows_indexed += reading.lines
+        if record.kind is InputKind.SCORED:
+            self._inputs.add_scored(record, read.facts)
+            self._first_malformed = None
+        elif self._inputs.has_scored_rows(record):
+            self._inputs.stage_evidence()
+            self._inputs.add_staged_evidence(read.facts)
+            self._inputs.apply_evidence(record, whole_file=False)
+        else:
+            self._inputs.add_evidence(record, read.facts)
+        record_reading(record, reading)
+        self._inputs.write_file(record)
+        self._close_over(record, 0, record.indexed_lines)
+        self._note(record, "new", 0, reading.lines, reading.malformed)
+        self._breathe(reading.lines)
 
     def _place(self, reads: list[tuple[FileKey, Look]], known: dict[FileKey, FileRecord]) -> dict[str, tuple[int, int]]:
         """Places in walk order for the partitions of new files; known ones have theirs, and may have to move."""
@@ -229,7 +343,7 @@ class Indexer:
     ) -> None:
         key = (file.kind, file.path)
         if known is None:
-            self._append(reader, facts, _new_record(file, place), "new")
+            self._append(reader, facts, new_record(file.kind, file.path, place, file.stat), "new")
             return
         proven = reader.prove_prefix(known.indexed_bytes, known.indexed_sha256)
         if (look is Look.RETURNED or not proven) and not self._is_still(facts, key):
@@ -376,6 +490,30 @@ class Indexer:
         self._out.changes.append(FileChange(record.kind, record.path, change, lines))
 
 
+class _Reads:
+    """Files that are being read as a whole; each is asked for in the order in which they were given."""
+
+    def __init__(self, pool: Pool, files: list[PartitionFile], options: Options) -> None:
+        self._files = frozenset(files)
+        self._results = pool.run((ReadJob(file.kind, file.path, file.stat.size) for file in files), options)
+
+    def __contains__(self, file: PartitionFile) -> bool:
+        return file in self._files
+
+    def pop(self, file: PartitionFile) -> FileRead | None:
+        """What was read of the next file; None where it could not be read: who reads it then tells of it."""
+        done = next(self._results)
+        assert done.job.path == file.path  # noqa: S101  they are asked for in order
+        return done.result if isinstance(done.result, FileRead) else None
+
+
+def record_reading(record: FileRecord, reading: Reading) -> None:
+    """Note in a file's record how far it was read, and what stood there."""
+    record.facts, record.indexed_bytes, record.indexed_sha256 = reading.facts, reading.consumed, reading.sha256
+    record.indexed_lines, record.malformed_lines = reading.lines, reading.malformed
+    record.tail, record.tail_bytes, record.tail_digest = reading.tail, reading.tail_bytes, reading.tail_digest
+
+
 def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFacts) -> None:
     record.indexed_bytes, record.indexed_sha256 = reader.consumed, reader.sha256
     record.facts = facts
@@ -401,9 +539,9 @@ def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFac
     return found, malformed
 
 
-def _new_record(file: PartitionFile, place: tuple[int, int]) -> FileRecord:
-    empty = hashlib.sha256().hexdigest()
-    return FileRecord(place[0], place[1], file.path, file.kind, "present", file.stat, 0, empty, 0, 0, None, 0, None)
+def new_record(kind: InputKind, path: str, place: tuple[int, int], facts: StatFacts) -> FileRecord:
+    """The record of a file of which nothing was read yet; ``place`` is its partition's id and base."""
+    return FileRecord(*place, path, kind, "present", facts, 0, hashlib.sha256().hexdigest(), 0, 0, None, 0, None)
 
 
 def _refuse_too_many(record: FileRecord, lines: int) -> None:

@@ -1,33 +1,50 @@
 """Tasks become preference pairs, and pairs become changes (SPEC 3.3).
 
 The pairs of a task depend on its first five accepted, rejected and partially accepted rows whose evidence is found, so
-a touched task is formed anew as a whole and compared with what is recorded of it.
+a touched task is formed anew as a whole and compared with what is recorded of it. Which rows these are is asked for
+many tasks at a time; their pairs are judged by workers; the order among the tasks, which decides on ids, is kept here.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from distilld.core.datasets import preference
 from distilld.core.decisions import Decisions, PairRow, Withdrawal, key_of
-from distilld.core.firewall import MissingFiles, PairCase, PairSide
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
-from distilld.core.model import Category, Cause, Dataset, InputChanged, Options, Reason, UnreadableError
-from distilld.core.outcome import Hold, Ship
-from distilld.engine.row_reader import Texts
+from distilld.core.model import Category, Cause, Dataset, Options, Reason
+from distilld.core.outcome import Rendered
+from distilld.engine.jobs import TaskJob
+from distilld.engine.judge_span import error_of
+from distilld.engine.judge_task import JudgedPair, SideOrder, TaskDone, TaskOrder
 from distilld.lake.lines import digest_of
-from distilld.store.work import Work, WorkPair, WorkRow
+from distilld.store.work import ASKED_AT_ONCE, TaskRow, Work, WorkPair
 
+TASKS_A_JOB: Final = ASKED_AT_ONCE
 _PAIRED: Final = (Category.ACCEPTED, Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 _PREFERENCE: Final = Dataset.PREFERENCE
 _SCHEMA_VIOLATION: Final = REASON_CODES[Reason.SCHEMA_VIOLATION]
 
 
-class _Candidate(NamedTuple):
-    row: WorkRow
-    side: PairSide
+class _Formed(NamedTuple):
+    """A pair of a task: its rows, its id."""
+
+    chosen: TaskRow
+    rejected: TaskRow
+    key: int
+
+
+class _Task(NamedTuple):
+    """A task with all that judging it takes: its pairs now, those that are recorded, and who else has their ids."""
+
+    order: TaskOrder
+    formed: list[_Formed]
+    recorded: list[WorkPair]
+    others: dict[int, list[WorkPair]]
 
 
 class PairJudge:
@@ -36,18 +53,17 @@ class PairJudge:
     def __init__(
         self,
         work: Work,
-        texts: Texts,
         options: Options,
         decisions: Decisions,
+        do: Callable[[Iterable[TaskJob]], Iterator[list[TaskDone]]],
         *,
-        missing_files: MissingFiles | None,
         options_changed: bool,
     ) -> None:
+        """``do`` does jobs, in order."""
         self._work = work
-        self._texts = texts
         self._options = options
         self._out = decisions
-        self._missing_files = missing_files
+        self._do = do
         self._options_changed = options_changed
         self._shipped: dict[int, str] = {}
         self._freed: dict[int, tuple[WorkPair, Cause]] = {}
@@ -64,55 +80,120 @@ class PairJudge:
 
         Only in this order is it known whether an earlier pair ships an id, so a task whose turn is over is left.
         """
-        waiting = list(tasks)
-        heapq.heapify(waiting)
-        known = {task_id for _, task_id in waiting}
-        while waiting:
-            turn = heapq.heappop(waiting)
-            task_id = turn[1]
-            try:
-                pairs = self._pairs_of(task_id)
-            except (UnreadableError, InputChanged) as error:
-                self._out.note_out_of_reach(error)
-                self.left.add(task_id)
-                touched = self._let_forbidden_go(task_id)
+        first = sorted(tasks)
+        known = {task_id for _, task_id in first}
+        expected = self._judged(task_id for _, task_id in first)
+        coming, touched_later = deque(first), list[tuple[int, str]]()
+        while coming or touched_later:
+            if touched_later and (not coming or touched_later[0] < coming[0]):
+                turn = heapq.heappop(touched_later)
+                task, done = next(self._judged([turn[1]]))
             else:
-                touched = self._judge_task(task_id, pairs)
+                turn = coming.popleft()
+                task, done = next(expected)
+            task_id = turn[1]
+            self._out.bytes_read += done.bytes_read
+            if done.failure is not None:
+                self._out.note_out_of_reach(error_of(done.failure))
+                self.left.add(task_id)
+                touched = self._let_forbidden_go(task)
+            else:
+                touched = self._judge_task(task, done.pairs)
             for at in sorted((self._work.first_walk(other), other) for other in touched - known):
                 if at < turn:
                     self.left.add(at[1])
                 else:
                     known.add(at[1])
-                    heapq.heappush(waiting, at)
+                    heapq.heappush(touched_later, at)
         self._out.tasks.extend(known - self.left)
         for pair, cause in self._freed.values():
             self._withdraw(pair, cause)
 
+    # many tasks at a time
+
+    def _judged(self, task_ids: Iterable[str]) -> Iterator[tuple[_Task, TaskDone]]:
+        """Look tasks up and have their pairs judged."""
+        under_way: deque[list[_Task]] = deque()
+
+        def jobs() -> Iterator[TaskJob]:
+            coming = iter(task_ids)
+            while some := list(islice(coming, TASKS_A_JOB)):
+                tasks = self._look_up(some)
+                under_way.append(tasks)
+                yield TaskJob(
+                    tuple(task.order for task in tasks),
+                    sum(side.scored[1] + side.evidence[1] for task in tasks for side in task.order.sides),
+                )
+
+        for done in self._do(jobs()):
+            yield from zip(under_way.popleft(), done, strict=True)
+
+    def _look_up(self, task_ids: Sequence[str]) -> list[_Task]:
+        rows = self._work.task_rows(task_ids, _PAIRED, preference.PAIRS_PER_TASK)
+        recorded = self._work.pairs_of_tasks(task_ids)
+        formed = {
+            task_id: [
+                _Formed(chosen, other, key_of(preference.id_digits(chosen.run_id, other.run_id, task_id)))
+                for chosen, other in preference.pair_up(*rows[task_id])
+            ]
+            for task_id in task_ids
+        }
+        others = self._work.pairs_with_keys({pair.key for pairs in formed.values() for pair in pairs})
+        tasks = []
+        for task_id in task_ids:
+            pairs = formed[task_id]
+            sides = {row.walk: row for pair in pairs for row in (pair.chosen, pair.rejected)}
+            place = {walk: number for number, walk in enumerate(sides)}
+            order = TaskOrder(
+                task_id,
+                tuple(self._side(row) for row in sides.values()),
+                tuple((place[pair.chosen.walk], place[pair.rejected.walk]) for pair in pairs),
+            )
+            tasks.append(_Task(order, pairs, recorded.get(task_id, []), others))
+        return tasks
+
+    def _side(self, row: TaskRow) -> SideOrder:
+        return SideOrder(
+            row.path,
+            row.walk - row.base,
+            (row.start, row.length, row.digest),
+            (row.evidence_start, row.evidence_length, row.evidence_digest),
+            self._verdict(row),
+        )
+
+    def _verdict(self, row: TaskRow) -> Category | None:
+        """The verdict in force that a side must agree with; an absent one forbids and never clears."""
+        if not self._absent_verdicts:
+            return CATEGORIES[row.verdict] if row.verdict is not None else None
+        _, in_force, present = self._work.verdicts(row.run_id, self._options)
+        return in_force if present is CATEGORIES[row.category] else present
+
     # one task
 
-    def _judge_task(self, task_id: str, pairs: list[tuple[_Candidate, _Candidate]]) -> set[str]:
-        """Judge one task's pairs; returns the tasks whose ids that may change."""
-        recorded = self._work.pairs_of(task_id)
-        live = [pair for pair in recorded if pair.frozen is None]
+    def _judge_task(self, task: _Task, judged: Sequence[JudgedPair]) -> set[str]:
+        """Settle one task's pairs; returns the tasks whose ids that may change."""
+        task_id = task.order.task_id
+        live = [pair for pair in task.recorded if pair.frozen is None]
         touched: set[str] = set()
-        unmatched = {pair.pair_id: pair for pair in recorded}
+        unmatched = {pair.pair_id: pair for pair in task.recorded}
         formed: list[PairRow] = []
-        for slot, (chosen, rejected) in enumerate(pairs):
-            formed.append(self._judge_pair(task_id, slot, chosen, rejected, unmatched, touched))
+        for slot, (now, outcomes) in enumerate(zip(task.formed, judged, strict=True)):
+            others = self._others(task_id, task.others.get(now.key, []))
+            formed.append(self._judge_pair(task_id, slot, now, outcomes, unmatched, others, touched))
         for pair in unmatched.values():
             self._let_go(pair, touched)
         self._record(live, formed)
         return touched - {task_id}
 
-    def _let_forbidden_go(self, task_id: str) -> set[str]:
+    def _let_forbidden_go(self, task: _Task) -> set[str]:
         """Of a task that cannot be formed anew, pairs that a verdict overrules leave; returns as for a whole task."""
         touched: set[str] = set()
-        for pair in self._work.pairs_of(task_id):
+        for pair in task.recorded:
             if pair.outcome == SHIPPED and self._overruled(pair):
                 if pair.frozen is None:
                     self._out.dropped_pairs.append(pair.pair_id)
                 self._let_go(pair, touched)
-        return touched - {task_id}
+        return touched - {task.order.task_id}
 
     def _record(self, live: list[WorkPair], formed: list[PairRow]) -> None:
         kept = [
@@ -126,61 +207,36 @@ class PairJudge:
         self._out.dropped_pairs += [pair.pair_id for pair in live if pair.pair_id not in frozen]
         self._out.pairs += formed
 
-    def _pairs_of(self, task_id: str) -> list[tuple[_Candidate, _Candidate]]:
-        """The task's pairs; only rows that stand in one of them are read."""
-        accepted, rejected, partial = self._work.task_rows(task_id, _PAIRED, preference.PAIRS_PER_TASK)
-        sides: dict[int, _Candidate] = {}
-        for row in {row.walk: row for pair in preference.pair_up(accepted, rejected, partial) for row in pair}.values():
-            sides[row.walk] = _Candidate(row, self._side(row))
-        return [
-            (sides[chosen.walk], sides[other.walk]) for chosen, other in preference.pair_up(accepted, rejected, partial)
-        ]
-
-    def _side(self, row: WorkRow) -> PairSide:
-        scored = self._texts.scored(row)
-        evidence = self._texts.evidence(row)
-        assert evidence is not None  # noqa: S101  task_rows() gives only rows whose evidence is found
-        return PairSide(scored, evidence, self._verdict(row, scored.category))
-
-    def _verdict(self, row: WorkRow, category: Category | None) -> Category | None:
-        """The verdict in force that a side must agree with; an absent one forbids and never clears."""
-        if not self._absent_verdicts:
-            return CATEGORIES[row.verdict & 7] if row.verdict is not None else None
-        _, in_force, present = self._work.verdicts(row.run_id or "", self._options)
-        return in_force if present is category else present
-
     # one pair
 
     def _judge_pair(
         self,
         task_id: str,
         slot: int,
-        chosen: _Candidate,
-        rejected: _Candidate,
+        pair: _Formed,
+        judged: JudgedPair,
         unmatched: dict[int, WorkPair],
+        others: list[WorkPair],
         touched: set[str],
     ) -> PairRow:
-        run_ids = chosen.row.run_id or "", rejected.row.run_id or ""
-        key = key_of(preference.id_digits(*run_ids, task_id))
-        others = self._others(task_id, key)
+        chosen, rejected, key = pair
+        run_ids = chosen.run_id, rejected.run_id
         taken = key in self._shipped or self._held_earlier(task_id, others)
-        case = PairCase(chosen.side, rejected.side, taken, self._options, self._missing_files)
-        outcome = preference.judge(case, self._work.at(chosen.row.walk))
-        if isinstance(outcome, Ship):
+        outcome = judged.taken if taken and judged.taken is not None else judged.free
+        if outcome.gate is None:
             code, line, batch = self._ship(task_id, key, outcome, unmatched, others, touched)
         else:
             code, line, batch = self._hold(outcome, run_ids, unmatched)
         return PairRow(
-            task_id, slot, *run_ids, rejected.row.category or 0,
-            self._work.place(chosen.row.walk).partition_id, self._work.place(rejected.row.walk).partition_id,
-            key, code, line, batch,
+            task_id, slot, *run_ids, rejected.category, chosen.partition_id, rejected.partition_id, key, code, line,
+            batch,
         )  # fmt: skip
 
-    def _others(self, task_id: str, key: int) -> list[WorkPair]:
+    def _others(self, task_id: str, recorded: list[WorkPair]) -> list[WorkPair]:
         """The recorded pairs of other tasks with this id (shared by '|' in ids), as this batch leaves them."""
         return [
             pair._replace(frozen="absent") if pair.pair_id in self._out.frozen_pairs else pair
-            for pair in self._work.pairs_with_key(key)
+            for pair in recorded
             if pair.task_id != task_id and pair.pair_id not in self._out.dropped_pairs
         ]
 
@@ -198,7 +254,7 @@ class PairJudge:
         self,
         task_id: str,
         key: int,
-        ship: Ship,
+        ship: Rendered,
         unmatched: dict[int, WorkPair],
         others: list[WorkPair],
         touched: set[str],
@@ -255,7 +311,8 @@ class PairJudge:
                 return pair, Cause.DISPLACED
         return None, change
 
-    def _hold(self, hold: Hold, run_ids: tuple[str, str], unmatched: dict[int, WorkPair]) -> tuple[int, bytes, int]:
+    def _hold(self, hold: Rendered, run_ids: tuple[str, str], unmatched: dict[int, WorkPair]) -> tuple[int, bytes, int]:
+        assert hold.reason is not None  # noqa: S101  what holds a pair gives a reason
         code = REASON_CODES[hold.reason]
         self._out.totals[_PREFERENCE, "live", code] += 1
         for pair in unmatched.values():
@@ -307,7 +364,9 @@ class PairJudge:
     def _waiting_for(self, key: int) -> set[str]:
         """The tasks with a pair that was held because an earlier one has this id."""
         return {
-            pair.task_id for pair in self._work.pairs_with_key(key) if pair.outcome == DUPLICATE and pair.frozen is None
+            pair.task_id
+            for pair in self._work.pairs_with_keys([key]).get(key, [])
+            if pair.outcome == DUPLICATE and pair.frozen is None
         }
 
     def _is_absent(self, pair: WorkPair) -> bool:
@@ -369,7 +428,7 @@ class PairJudge:
             )
         )
 
-    def _stamped(self, key: int, ship: Ship, batch: int) -> bytes:
+    def _stamped(self, key: int, ship: Rendered, batch: int) -> bytes:
         if batch == 0:
             adopted = self._work.adopted(_PREFERENCE, key)
             return ship.line(*adopted) if adopted else b""

@@ -7,29 +7,16 @@ waits for an id which came free, joins the batch. A line is rewritten only if it
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Container, Iterable
+from typing import IO, Final, NamedTuple
 
-from distilld.core.datasets import rag, sft
 from distilld.core.decisions import Decisions, RowUpdate, Withdrawal
-from distilld.core.firewall import MissingFiles, RowCase
-from distilld.core.line_facts import CATEGORIES, DUPLICATE, MALFORMED, REASON_CODES, SHIPPED
-from distilld.core.model import (
-    Category,
-    Cause,
-    Dataset,
-    InputChanged,
-    InputKind,
-    Options,
-    RowRef,
-    UnreadableError,
-    Verdict,
-)
-from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
-from distilld.core.records import EvidenceRecord, ScoredRun
-from distilld.engine.row_reader import Texts
+from distilld.core.line_facts import CATEGORIES, DUPLICATE, REASON_CODES, SHIPPED
+from distilld.core.model import Category, Cause, Dataset, InputChanged, Options, UnreadableError, Verdict
+from distilld.core.outcome import Rendered
+from distilld.engine.judge_span import FailedRow, JudgedRow, Part, SpanDone, error_of
+from distilld.engine.span_queue import QueuedSpan
 from distilld.lake.lines import digest_of
-from distilld.lake.scan import tree_path
 from distilld.store.work import Departure, FrozenRow, Standing, Work, WorkRow
 
 _WAITS_FOR_ID: Final = frozenset({"duplicate", "shape", "source_files", "schema"})
@@ -49,14 +36,6 @@ class Recorded(NamedTuple):
 _NEVER: Final = Recorded(None, b"", 0)
 
 
-class _Text(NamedTuple):
-    """What a row is judged by: the head of a malformed line, or what the row and its evidence say."""
-
-    head: str
-    scored: ScoredRun | None
-    evidence: EvidenceRecord | None
-
-
 class _Freed(NamedTuple):
     """A line whose row gave its id up in this batch; another row may still take the line over."""
 
@@ -71,80 +50,127 @@ class RowJudge:
     def __init__(
         self,
         work: Work,
-        texts: Texts,
         options: Options,
         decisions: Decisions,
+        judge_one: Callable[[WorkRow], JudgedRow | FailedRow],
         *,
-        missing_files: MissingFiles | None,
         options_changed: bool,
+        ahead: Container[int] = frozenset(),
     ) -> None:
+        """``judge_one`` judges a row that joins the batch; ``ahead`` are rows that were judged before their turn."""
         self.work = work
         self.options = options
         self.out = decisions
         self.options_changed = options_changed
         self.loose = work.has_loose_lines()
-        self._texts = texts
-        self._missing_files = missing_files
+        self._judge_one = judge_one
+        self._ahead = ahead
         self._joined: list[int] = []
-        self._done: set[int] = set()
+        self.done: set[int] = set()
+        """The rows that were judged one by one, not by the span."""
         self._displaced: set[int] = set()
-        self._absent_verdicts = work.has_frozen_verdicts()
-        self._readable = (*options.rag_allowed, *options.sft_allowed)
-        self._rag = _Lane(self, Dataset.RAG, rag.judge, kept_bit=1)
-        self._sft = _Lane(self, Dataset.SFT, sft.judge, kept_bit=2)
+        self._judged: dict[int, JudgedRow | FailedRow] = {}
+        """What became of rows that may be displaced, until they are."""
+        self._rag = _Lane(self, Dataset.RAG, kept_bit=1)
+        self._sft = _Lane(self, Dataset.SFT, kept_bit=2)
         self._lanes = {Dataset.RAG: self._rag, Dataset.SFT: self._sft}
 
     # the order of work
 
-    def judge(self, rows: Iterator[WorkRow], *, max_rows: int, max_bytes: int) -> int | None:
-        """Judge rows in walk order until a limit is reached.
+    def settle(self, span: QueuedSpan, done: SpanDone, file: IO[bytes] | None) -> None:
+        """Take in what came of a span, in walk order."""
+        out = self.out
+        streams = (
+            out.changes[Dataset.RAG].shipped, out.changes[Dataset.RAG].held,
+            out.changes[Dataset.SFT].shipped, out.changes[Dataset.SFT].held,
+        )  # fmt: skip
+        for item in done.items:
+            if isinstance(item, Part):
+                if isinstance(item.content, int):
+                    assert file is not None  # noqa: S101  it says where in the file
+                    streams[item.stream].add_part(file.fileno(), item.offset, item.content, item.rows)
+                else:
+                    streams[item.stream].add_block(item.content, item.rows)
+            elif item.walk not in self._ahead:
+                self._judge_joined(item.walk)
+                row = span.rows.get(item.walk)
+                self._judge_once(
+                    self.work.row(item.walk) if row is None else row.alone(), item, read_evidence=span.read_evidence
+                )
+        self._settle_fresh(done, read_evidence=span.read_evidence)
+        out.judged_walks += (walk for walk in done.same if walk not in self._ahead)
+        for code, category in CATEGORIES.items():
+            out.by_category[category] += done.categories[code]
+        out.bytes_read += done.bytes_read
 
-        Returns the place of the last row that was taken from ``rows``, or None if none of them is left over.
-        """
-        read, last = 0, -1
-        for row in rows:
-            if len(self._done) >= max_rows or read >= max_bytes:
-                self._judge_joined(_END)
-                return last
-            if self._joined:
-                self._judge_joined(row.walk)
-            self._judge_once(row)
-            last = row.walk
-            read += row.length + (row.evidence_length or 0)
+    def _settle_fresh(self, done: SpanDone, *, read_evidence: bool) -> None:
+        """Take in rows that were never judged and depend on no other: they have their lines already."""
+        out, fresh = self.out, done.fresh
+        if not fresh:
+            return
+        if read_evidence:
+            out.fresh_found += fresh
+        else:
+            out.fresh += [(*row[:4], row[5]) for row in fresh]
+        out.judged_walks += [row[5] for row in fresh]
+        out.shipped_walks[Dataset.RAG] += [row[5] for row in fresh if row[0] == SHIPPED]
+        out.shipped_walks[Dataset.SFT] += [row[5] for row in fresh if row[2] == SHIPPED]
+        out.newly_judged += len(fresh)
+        for dataset, by_code in zip(self._lanes, done.outcomes, strict=True):
+            for code, rows in enumerate(by_code):
+                out.totals[dataset, "live", code] += rows
+
+    def judge_joined(self) -> None:
+        """Judge all rows that joined the batch so far."""
         self._judge_joined(_END)
-        return None
 
     def _judge_joined(self, before: int) -> None:
         """Judge the rows that joined the batch and stand before a place."""
         while self._joined and self._joined[0] < before:
             walk = heapq.heappop(self._joined)
-            if walk not in self._done:
-                self._judge_once(self.work.row(walk))
+            if walk not in self.done:
+                row = self.work.row(walk)
+                self._judge_once(row, self._judgement(row))
 
-    def _judge_once(self, row: WorkRow) -> None:
-        if row.walk in self._done:
+    def _judgement(self, row: WorkRow) -> JudgedRow | FailedRow:
+        if row.walk not in self._judged:
+            self._judged[row.walk] = self._judge_one(row)
+        return self._judged[row.walk]
+
+    def _judge_once(self, row: WorkRow, judged: JudgedRow | FailedRow, *, read_evidence: bool = False) -> None:
+        if row.walk in self.done:
             return
+        if read_evidence and isinstance(judged, JudgedRow):
+            self.out.found.append((judged.found, row.walk))
+            row = row._replace(evidence_found=int(judged.found), evidence_digest=b"" if judged.found else None)
         try:
-            text = self._read(row)
-            outcomes = self._outcomes(row, text)
+            if isinstance(judged, FailedRow):
+                raise error_of(judged)
+            outcomes = self._outcomes(row, judged)
             for displaced in self._displaced_by(row, outcomes):
                 # It gets a quarantine row instead, which quotes its text; and in the other dataset it may do the same.
-                for other in self._displaced_by(displaced, self._outcomes(displaced, self._read(displaced))):
-                    self._read(other)
+                for other in self._displaced_by(displaced, self._outcomes(displaced, self._checked(displaced))):
+                    self._checked(other)
         except (UnreadableError, InputChanged) as error:
             self._out_of_reach(row, error)
             return
-        self._done.add(row.walk)
-        self._judge_row(row, text, outcomes)
+        self.done.add(row.walk)
+        self._judge_row(row, judged, outcomes)
 
-    def _displaced_by(self, row: WorkRow, outcomes: tuple[Outcome, Outcome]) -> list[WorkRow]:
+    def _checked(self, row: WorkRow) -> JudgedRow:
+        judged = self._judgement(row)
+        if isinstance(judged, FailedRow):
+            raise error_of(judged)
+        return judged
+
+    def _displaced_by(self, row: WorkRow, outcomes: tuple[Rendered, Rendered]) -> list[WorkRow]:
         """The rows that lose their id to this one in RAG or in SFT."""
         walks = (self._rag.displaced_by(row, outcomes[0]), self._sft.displaced_by(row, outcomes[1]))
         return [self.work.row(walk) for walk in walks if walk is not None]
 
     def is_done(self, walk: int | None) -> bool:
         """Whether this batch judged the row already."""
-        return walk in self._done
+        return walk in self.done
 
     def join(self, walk: int) -> None:
         """Let a row join the batch."""
@@ -158,7 +184,7 @@ class RowJudge:
     def wake(self, dataset: Dataset, key: int, after: int) -> None:
         """Let the first row behind ``after`` join the batch that is held because an earlier one had this id."""
         waiter = self.work.waiter_after(dataset, key, after)
-        while waiter is not None and waiter in self._done:
+        while waiter is not None and waiter in self.done:
             waiter = self.work.waiter_after(dataset, key, waiter)
         if waiter is not None:
             self.join(waiter)
@@ -229,13 +255,6 @@ class RowJudge:
 
     # one row
 
-    def _read(self, row: WorkRow) -> _Text:
-        """The texts that a row is judged by; nothing is decided before all of them are read."""
-        if row.malformed is not None:
-            return _Text(self._texts.malformed_head(row), None, None)
-        scored = self._texts.scored(row)
-        return _Text("", scored, self._texts.evidence(row) if scored.category in self._readable else None)
-
     def _out_of_reach(self, row: WorkRow, error: UnreadableError | InputChanged) -> None:
         """A row that needs a file that is not to be had waits as it is; what a verdict forbids leaves all the same.
 
@@ -252,23 +271,17 @@ class RowJudge:
         )
         if not any(each.code == SHIPPED and self._forbidden(lane.dataset, row.run_id) for lane, each in outcomes):
             return
-        self._done.add(row.walk)
+        self.done.add(row.walk)
         for lane, each in outcomes:
             lane.give_up(row, each)
         out.newly_judged -= 1
         out.rows.append(RowUpdate(None, None, None, None, None, None, row.walk))
 
-    def _outcomes(self, row: WorkRow, text: _Text) -> tuple[Outcome, Outcome]:
+    def _outcomes(self, row: WorkRow, judged: JudgedRow) -> tuple[Rendered, Rendered]:
         """What becomes of a row in RAG and in SFT; nothing follows from it yet."""
-        at = self.work.at(row.walk)
-        scored, evidence = text.scored, text.evidence
-        if scored is None:
-            return self._malformed(Dataset.RAG, row, text.head, at), self._malformed(Dataset.SFT, row, text.head, at)
-        rag_verdict, sft_verdict = self._verdicts(row)
-        case = RowCase(scored, evidence, rag_verdict, False, self.options, self._missing_files)
-        return self._rag.outcome(row, case, at), self._sft.outcome(row, case._replace(verdict=sft_verdict), at)
+        return self._rag.outcome(row, judged.rag), self._sft.outcome(row, judged.sft)
 
-    def _judge_row(self, row: WorkRow, text: _Text, outcomes: tuple[Outcome, Outcome]) -> None:
+    def _judge_row(self, row: WorkRow, judged: JudgedRow, outcomes: tuple[Rendered, Rendered]) -> None:
         out = self.out
         out.judged_walks.append(row.walk)
         if row.rag is None:
@@ -277,8 +290,8 @@ class RowJudge:
         else:
             in_rag = Recorded(row.rag, row.rag_line or b"", row.rag_batch or 0)
             in_sft = Recorded(row.sft, row.sft_line or b"", row.sft_batch or 0)
-        if text.scored is not None and text.scored.category is not None:
-            out.by_category[text.scored.category] += 1
+        if judged.category is not None:
+            out.by_category[judged.category] += 1
         now_rag = self._rag.settle(row, in_rag, outcomes[0])
         now_sft = self._sft.settle(row, in_sft, outcomes[1])
         if now_rag is not in_rag or now_sft is not in_sft:
@@ -293,26 +306,6 @@ class RowJudge:
                     row.walk,
                 )
             )
-
-    def _malformed(self, dataset: Dataset, row: WorkRow, head: str, at: RowRef) -> Hold:
-        return hold_malformed(
-            dataset,
-            head,
-            MALFORMED[row.malformed or 0],
-            at,
-            source_file=tree_path(InputKind.SCORED, at.partition),
-            max_line_bytes=self.options.max_line_bytes,
-        )
-
-    def _verdicts(self, row: WorkRow) -> tuple[Category | None, Category | None]:
-        """The verdicts in force for the row's run, in RAG and in SFT."""
-        if row.run_id is None:
-            return None, None
-        if self._absent_verdicts:
-            in_rag, in_sft, _ = self.work.verdicts(row.run_id, self.options)
-            return in_rag, in_sft
-        verdict = CATEGORIES[row.verdict & 7] if row.verdict is not None else None
-        return verdict, verdict
 
     def verdict_in(self, dataset: Dataset, run_id: str) -> Category | None:
         """The verdict in force for a run in a dataset."""
@@ -329,12 +322,9 @@ class RowJudge:
 class _Lane:
     """One dataset's side of a batch: who holds which id, which lines came free."""
 
-    def __init__(
-        self, judge: RowJudge, dataset: Dataset, rules: Callable[[RowCase, RowRef], Outcome], *, kept_bit: int
-    ) -> None:
+    def __init__(self, judge: RowJudge, dataset: Dataset, *, kept_bit: int) -> None:
         self._judge = judge
         self.dataset = self._dataset = dataset
-        self._rules = rules
         self._kept_bit = kept_bit
         self._out = judge.out
         self._changes = judge.out.changes[dataset]
@@ -346,37 +336,35 @@ class _Lane:
         self._freed: dict[int, _Freed] = {}
         self._held_now: dict[int, list[int]] = {}
         """Rows that this batch held at the gate for ids or behind it, by id."""
-        self._any_behind = judge.work.has_behind(dataset)
         self._vacant: dict[tuple[int | None, int | None], Departure] = {}
         """Quarantine lines whose rows are gone, by partition and line: the row there now may come to the same."""
 
-    def outcome(self, row: WorkRow, case: RowCase, at: RowRef) -> Outcome:
-        """What becomes of a row that parses."""
+    def outcome(self, row: WorkRow, judged: tuple[Rendered, Rendered | None]) -> Rendered:
+        """What becomes of a row, by who has its id as of now."""
+        free, taken = judged
         holder = self._holder(row)
-        if holder is not None and holder < row.walk:
-            case = case._replace(id_taken=True)
-        outcome = self._rules(case, at)
-        if type(outcome) is Ship and holder is None and self._judge.is_done(self._kept_holder(row)):
+        if taken is not None and holder is not None and holder < row.walk:
+            return taken
+        if taken is not None and free.gate is None and holder is None and self._judge.is_done(self._kept_holder(row)):
             # Who is kept with this id was judged before, in this batch: it gives the id up in the next one.
             self._out.rows_to_queue.append(row.walk)
-            outcome = self._rules(case._replace(id_taken=True), at)
-        return outcome
+            return taken
+        return free
 
-    def displaced_by(self, row: WorkRow, outcome: Outcome) -> int | None:
+    def displaced_by(self, row: WorkRow, outcome: Rendered) -> int | None:
         """The row that loses its id to this one."""
-        if type(outcome) is not Ship:
+        if outcome.gate is not None:
             return None
         holder = self._holder(row)
         if holder is None:
             return self._kept_holder(row)
         return holder if holder > row.walk else None
 
-    def settle(self, row: WorkRow, recorded: Recorded, outcome: Outcome) -> Recorded:
+    def settle(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> Recorded:
         """Turn an outcome into changes; returns what is recorded of the row from now on."""
-        if type(outcome) is Ship:
+        if outcome.gate is None:
             settled = self._ship(row, recorded, outcome)
         else:
-            assert type(outcome) is Hold  # noqa: S101  an outcome is one of two
             if self._stays_as_it_is(row, recorded, outcome):
                 self._pass_on(row, recorded)
                 return recorded
@@ -403,7 +391,7 @@ class _Lane:
         holder = row.rag_holder if self._dataset is Dataset.RAG else row.sft_holder
         return -holder if holder is not None and holder < 0 and -holder != row.walk else None
 
-    def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Hold) -> bool:
+    def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> bool:
         """Whether the row stands on absent evidence and keeps its outcome: a shipped one until another ships its id."""
         if recorded.code is None or not self._is_frozen(row, outcome):
             return False
@@ -416,19 +404,19 @@ class _Lane:
         if recorded.code in (DUPLICATE, SHIPPED) and row.sample_key is not None and self._holder(row) is None:
             self._judge.wake(self._dataset, row.sample_key, row.walk if recorded.code == DUPLICATE else -1)
 
-    def _is_frozen(self, row: WorkRow, outcome: Hold) -> bool:
+    def _is_frozen(self, row: WorkRow, outcome: Rendered) -> bool:
         """Whether the evidence is absent, not gone: then what became of the row stays as it is (SPEC 3)."""
         absent = row.evidence_digest is not None and not row.evidence_found
         return outcome.gate == "evidence" and (absent or bool(row.kept & self._kept_bit))
 
-    def _ship(self, row: WorkRow, recorded: Recorded, ship: Ship) -> Recorded:
+    def _ship(self, row: WorkRow, recorded: Recorded, ship: Rendered) -> Recorded:
         key = row.sample_key or 0
         holder, displaced = self._holder(row), self.displaced_by(row, ship)
         if displaced is not None:
             self._judge.displace(displaced)
         # Who has it again on evidence that came back was passed by in the meantime.
         if holder != row.walk or row.evidence_changed:
-            self._let_wait(key, row.walk)
+            self._let_wait(key, row.walk, contested=row.contested)
         standing = self._standing(row, recorded, key, displaced if holder is None else holder)
         if recorded.code is not None and recorded.code != SHIPPED:
             self._changes.drop_held(recorded.line)
@@ -453,9 +441,9 @@ class _Lane:
         self._shipped_walks.append(row.walk)
         return Recorded(SHIPPED, digest_of(line), self._out.sequence)
 
-    def _let_wait(self, key: int, walk: int) -> None:
+    def _let_wait(self, key: int, walk: int, *, contested: bool) -> None:
         """An id goes to the row at ``walk``: rows behind it that a later gate holds are duplicates from now on."""
-        if self._any_behind:
+        if contested:
             for waiter in self._judge.work.behind(self._dataset, key, walk):
                 self._judge.join(waiter)
         self._look_again(key, walk)
@@ -496,7 +484,8 @@ class _Lane:
             self._out.totals[self._dataset, "departing", SHIPPED] -= 1
         return Recorded(SHIPPED, loose.line, loose.batch)
 
-    def _hold(self, row: WorkRow, recorded: Recorded, hold: Hold) -> Recorded:
+    def _hold(self, row: WorkRow, recorded: Recorded, hold: Rendered) -> Recorded:
+        assert hold.reason is not None  # noqa: S101  what holds a row gives a reason
         code = REASON_CODES[hold.reason]
         key = row.sample_key
         if key is not None and hold.gate in _WAITS_FOR_ID:
@@ -525,7 +514,7 @@ class _Lane:
             self._changes.drop_held(before.line)
         self._vacant[departure.partition_id, departure.row_line] = departure
 
-    def _take_vacant(self, row: WorkRow, code: int, hold: Hold) -> Recorded | None:
+    def _take_vacant(self, row: WorkRow, code: int, hold: Rendered) -> Recorded | None:
         place = self._judge.work.place(row.walk)
         left = self._vacant.get((place.partition_id, row.walk - place.base))
         if left is None or left.outcome != code:
@@ -537,7 +526,7 @@ class _Lane:
         self._changes.keep_held(left.line, stamped)
         return Recorded(code, left.line, left.batch)
 
-    def _release(self, row: WorkRow, recorded: Recorded, key: int, hold: Hold) -> None:
+    def _release(self, row: WorkRow, recorded: Recorded, key: int, hold: Rendered) -> None:
         """A row that shipped ships no more; if no other row took its id in this batch, the line is free."""
         self._out.released[self._dataset].append(row.walk)
         if key not in self._shipped_now:
@@ -586,7 +575,7 @@ class _Lane:
             self._out.withdrawals.append(freed.withdrawal)
             self._out.unadopted.append((self._dataset, key))
 
-    def _cause_of_hold(self, row: WorkRow, hold: Hold) -> Cause:
+    def _cause_of_hold(self, row: WorkRow, hold: Rendered) -> Cause:
         if hold.gate == "revoked":
             return Cause.REVOKED
         if row.evidence_changed and hold.gate in _NEEDS_EVIDENCE:
@@ -604,7 +593,7 @@ class _Lane:
             return Cause.OPTIONS_CHANGED
         return Cause.EVIDENCE_CHANGED
 
-    def _stamped(self, key: int, ship: Ship, batch: int) -> bytes:
+    def _stamped(self, key: int, ship: Rendered, batch: int) -> bytes:
         if batch == 0:
             adopted = self._judge.work.adopted(self._dataset, key)
             return ship.line(*adopted) if adopted else b""

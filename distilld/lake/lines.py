@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine, parse_object
@@ -208,52 +208,46 @@ class _LongLine:
         return Line(self.start, self.length, None, self.head, self.sha.digest()[:DIGEST_BYTES])
 
 
-class SpanReader:
-    """Reads lines again by their byte spans, checked by digest; neighbours share one read.
+NEIGHBOURS_BYTES: Final = 1 << 17
+_GAP: Final = 1 << 10
+"""Lines that stand no farther apart are read in one go."""
 
-    Raises (from both ways to read):
+
+def read_neighbours(descriptor: int, spans: Sequence[tuple[int, int]], shown: str) -> Iterator[bytes]:
+    """The bytes of each (start, length), which rise; neighbours share one read. What is cut off comes shorter.
+
+    Raises:
+        UnreadableError: The system refuses.
+    """
+    at = 0
+    while at < len(spans):
+        start, length = spans[at]
+        end, behind = start + length, at + 1
+        while behind < len(spans):
+            next_start, next_length = spans[behind]
+            if next_start > end + _GAP or next_start + next_length - start > NEIGHBOURS_BYTES:
+                break
+            end, behind = max(end, next_start + next_length), behind + 1
+        try:
+            block = os.pread(descriptor, end - start, start)
+        except OSError as error:
+            raise UnreadableError(shown, error) from error
+        for each_start, each_length in spans[at:behind]:
+            yield block[each_start - start : each_start - start + each_length]
+        at = behind
+
+
+def read_head(descriptor: int, start: int, length: int, digest: bytes, shown: str) -> bytes:
+    """The first bytes of an over-long line, all of which is read, block by block, for the sake of its digest.
+
+    Raises:
         InputChanged: The bytes are no longer those that were indexed.
         UnreadableError: The system refuses.
     """
-
-    _FIRST_WINDOW = 1 << 14
-    _LAST_WINDOW = 1 << 18
-
-    def __init__(self, descriptor: int, shown: str) -> None:
-        self._descriptor = descriptor
-        self._shown = shown
-        self._start = 0
-        self._window = b""
-        self._length = self._FIRST_WINDOW
-        self.bytes_read = 0
-
-    def read(self, start: int, length: int, digest: bytes) -> bytes:
-        """The line at ``start``, ``length`` bytes long."""
-        offset = start - self._start
-        if offset < 0 or offset + length > len(self._window):
-            near = 0 <= offset <= len(self._window) + self._length
-            self._length = min(self._length * 2, self._LAST_WINDOW) if near else self._FIRST_WINDOW
-            self._window = self._pread(max(length, self._length), start)
-            self._start, offset = start, 0
-            self.bytes_read += len(self._window)
-        raw = self._window[offset : offset + length]
-        if hashlib.sha256(raw).digest()[:DIGEST_BYTES] != digest:
-            raise InputChanged(self._shown)
-        return raw
-
-    def read_head(self, start: int, length: int, digest: bytes) -> bytes:
-        """The first bytes of an over-long line, all of which is read, block by block, for the sake of its digest."""
-        head, sha = b"", hashlib.sha256()
-        for block in _span_blocks(self._descriptor, start, length, self._shown):
-            self.bytes_read += len(block)
-            sha.update(block)
-            head += block[: HEAD_BYTES - len(head)]
-        if sha.digest()[:DIGEST_BYTES] != digest:
-            raise InputChanged(self._shown)
-        return head
-
-    def _pread(self, length: int, start: int) -> bytes:
-        try:
-            return os.pread(self._descriptor, length, start)
-        except OSError as error:
-            raise UnreadableError(self._shown, error) from error
+    head, sha = b"", hashlib.sha256()
+    for block in _span_blocks(descriptor, start, length, shown):
+        sha.update(block)
+        head += block[: HEAD_BYTES - len(head)]
+    if sha.digest()[:DIGEST_BYTES] != digest:
+        raise InputChanged(shown)
+    return head

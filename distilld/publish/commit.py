@@ -50,10 +50,11 @@ class Committer(Recovery):
     def next_identity(self, after: BatchIdentity | None = None) -> BatchIdentity:
         """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back.
 
-        ``after`` is a batch that is not yet committed, and will be before this one.
+        ``after`` is a batch whose time was given out and that is not committed yet: the time is behind that one's. The
+        number is always that of the next batch, for the one before may come to nothing.
         """
-        last = self._ledger.last_batch() if after is None else None
-        sequence = after.sequence if after is not None else last.batch if last is not None else 0
+        last = self._ledger.last_batch()
+        sequence = last.batch if last is not None else 0
         now_ns = self._clock() // MS * MS
         floor = after.recorded_at if after is not None else self._store.recall("last_recorded_at")
         stamp = iso_time(now_ns)
@@ -71,7 +72,7 @@ class Committer(Recovery):
         context: BatchContext,
         also: Callable[[], None] = lambda: None,
     ) -> CommittedBatch:
-        """Write and commit the batch; ``also`` runs in its transaction, before the decisions are recorded.
+        """Write and commit the batch; ``also`` runs in its transaction, behind the decisions.
 
         What it raises leaves nothing committed. :meth:`finish` follows, or :meth:`recover` after a failure.
 
@@ -100,8 +101,7 @@ class Committer(Recovery):
                     self._ledger.intend(intents)
             written = {write.name: self._write(write, records[write.name].committed) for write in writes}
             with self._store.transaction():
-                also()
-                receipt = self._transact(identity, decisions, published, context, records, writes, written)
+                receipt = self._transact(identity, decisions, published, context, records, writes, written, also)
             return CommittedBatch(
                 identity,
                 receipt,
@@ -162,9 +162,11 @@ class Committer(Recovery):
         records: dict[str, ExportRecord],
         writes: list[ExportWrite],
         written: dict[str, Written],
+        also: Callable[[], None],
     ) -> dict[str, Any]:
         ledger = self._ledger
         ledger.apply(decisions)
+        also()
         for write in writes:
             result, before = written[write.name], records[write.name].committed
             now = result.committed(before.rows - result.dropped + write.rows)
@@ -230,9 +232,6 @@ class Committer(Recovery):
         return not any(
             self._ledger.forbidden_among(decisions.shipped_walks[dataset], forbidden)
             for dataset, forbidden in codes.items()
-        ) and not any(
-            self._ledger.forbidden_among_arrived(span, codes[Dataset.RAG], codes[Dataset.SFT])
-            for span in decisions.arrived_spans
         )
 
     # whole files

@@ -43,6 +43,8 @@ class BatchContext:
     index_bytes: int
     warnings: tuple[str, ...]
     errors: tuple[str, ...] = ()
+    rows_judged_before: int = 0
+    """Rows that were judged since the last receipt in batches which changed nothing."""
 
     def bytes_read(self, decisions: Decisions) -> int:
         """What was read of the inputs for a batch: to learn what stands there, and to judge it."""
@@ -120,7 +122,7 @@ def receipt_of(
         "record_counts": _record_counts(decisions, totals),
         "work": {
             "rows_indexed": context.rows_indexed,
-            "rows_judged": decisions.rows_judged,
+            "rows_judged": decisions.rows_judged + context.rows_judged_before,
             "bytes_read": context.bytes_read(decisions),
         },
         "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],

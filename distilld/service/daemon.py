@@ -21,7 +21,8 @@ import structlog
 from distilld import __version__, logs
 from distilld.config.settings import Settings
 from distilld.core.model import DistilldError, OperatorError, Trigger, UsageError, WriterBusy
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.lake.scan import TREES, ListingError, tree_path
 from distilld.service.inotify import Watcher
 from distilld.service.listener import Listener

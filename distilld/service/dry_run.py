@@ -15,7 +15,8 @@ from typing import ClassVar, Final
 
 from distilld.config.settings import Settings
 from distilld.core.model import Committed, DistilldError, OperatorError, StatFacts, UsageError
-from distilld.engine.engine import Engine, Progress
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import Progress
 from distilld.publish.commit import Committer
 from distilld.publish.exports import Exports
 from distilld.publish.new_file import Written

@@ -20,7 +20,8 @@ from distilld import __version__
 from distilld.config.settings import Settings
 from distilld.core.model import Dataset, OperatorError
 from distilld.core.remedies import remedy_of
-from distilld.engine.engine import Engine, PassResult, Progress
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult, Progress
 from distilld.files.regular import owned
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt import iso_time
@@ -166,7 +167,7 @@ class Bulletin:
         metrics.set("distilld_watched_folders", folders)
         metrics.set("distilld_unsettled_files", len(result.indexed.unsettled))
         metrics.set("distilld_unreadable_inputs", len(result.unreadable))
-        metrics.add("distilld_rows_indexed_total", result.indexed.rows_indexed + result.arrived_lines)
+        metrics.add("distilld_rows_indexed_total", result.indexed.rows_indexed)
         for batch in result.batches:
             _count(metrics, batch)
         if result.batches:

@@ -28,7 +28,8 @@ from distilld.core.model import (
     Trigger,
     WriterBusy,
 )
-from distilld.engine.engine import Engine, PassResult, Progress
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult, Progress
 from distilld.lake.scan import tree_path
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt import iso_time

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from distilld.core.line_facts import (
     CATEGORIES,
@@ -247,6 +247,39 @@ class Inputs:
             return "0"
         return f"EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = {partition_id} AND e.run_id = {run})"
 
+    def facts_of(self, record: FileRecord) -> list[tuple[Any, ...]]:
+        """The facts of a file's rows as they are known, in their order: RowFacts by line, or EvidenceFacts by run."""
+        if record.kind is InputKind.EVIDENCE:
+            return self._run(
+                "SELECT run_id, line, start_byte, length_bytes, digest FROM evidence_rows WHERE partition_id = ? ORDER BY 1",
+                (record.partition_id,),
+            ).fetchall()
+        low = record.walk_base
+        return self._run(
+            f"SELECT walk - ?1, {_FACTS} FROM scored_rows WHERE walk >= ?1 AND walk < ?2 ORDER BY walk",
+            (low, low + LINES_END),
+        ).fetchall()
+
+    def has_exceptions(self) -> bool:
+        """Whether anything is absent, kept by way of exception, or about to depart."""
+        return bool(
+            self._run(
+                "SELECT EXISTS (SELECT 1 FROM frozen_rows) OR EXISTS (SELECT 1 FROM departures)"
+                " OR EXISTS (SELECT 1 FROM files WHERE state = 'absent')"
+                " OR EXISTS (SELECT 1 FROM pairs WHERE frozen IS NOT NULL)"
+            ).fetchone()[0]
+        )
+
+    def add_unread_evidence(self, record: FileRecord, rows: list[EvidenceFacts]) -> None:
+        """Take in an evidence file that was read when its rows were judged, which know already whether they have any.
+
+        Queue the tasks that may form pairs now.
+        """
+        self.add_evidence(record, rows)
+        self.write_file(record)
+        self.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
+        self._touch_tasks("scored_rows s", can_pair(record.walk_base, record.walk_base + LINES_END), "s.task_id")
+
     def count_rows(self, rows: int, unjudged: int) -> None:
         """Count scored rows in, or with negative numbers out; ``unjudged`` of them were never judged."""
         self._many(
@@ -469,8 +502,8 @@ class Inputs:
             (rows, dataset, state, outcome),
         )
 
-    def _touch_tasks(self, table: str, where: str) -> None:
-        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
+    def _touch_tasks(self, table: str, where: str, task: str = "task_id") -> None:
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT {task}, 0 FROM {table} WHERE {where}")
 
     def _move(self, low: int) -> None:
         """Lines whose bytes stood elsewhere in the file take their outcomes along."""

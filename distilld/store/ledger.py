@@ -15,7 +15,7 @@ from distilld.store.schema import last_verdict
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
-    from distilld.core.decisions import ArrivedSpan, Decisions, PublishedWithdrawal
+    from distilld.core.decisions import Decisions, PublishedWithdrawal
 
 
 _HOUR_NS: Final = 3600 * 10**9
@@ -321,6 +321,7 @@ class Ledger:
             "UPDATE scored_rows SET rag = ?, rag_line = ?, rag_batch = ?, sft = ?, sft_line = ?, sft_batch = ? WHERE walk = ?",
             decisions.rows,
         )
+        self._apply_fresh(decisions)
         self._clear_queue(decisions)
         self._apply_pairs(decisions)
         self._many(
@@ -337,6 +338,13 @@ class Ledger:
         )
         self._run("DELETE FROM frozen_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
         self._apply_missing(decisions)
+
+    def _apply_fresh(self, decisions: Decisions) -> None:
+        batch = decisions.sequence
+        outcomes = f"rag = ?, rag_line = ?, rag_batch = {batch}, sft = ?, sft_line = ?, sft_batch = {batch}"
+        self._many(f"UPDATE scored_rows SET {outcomes} WHERE walk = ?", decisions.fresh)
+        self._many(f"UPDATE scored_rows SET {outcomes}, evidence_found = ? WHERE walk = ?", decisions.fresh_found)
+        self._many("UPDATE scored_rows SET evidence_found = ? WHERE walk = ?", decisions.found)
 
     def _apply_missing(self, decisions: Decisions) -> None:
         if not self._run("SELECT EXISTS (SELECT 1 FROM missing_lines)").fetchone()[0]:
@@ -436,22 +444,6 @@ class Ledger:
             "SELECT count(*) FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value"
             f" WHERE {last_verdict('s.run_id')} IN ({marks})",
             (f"[{','.join(map(str, walks))}]",),
-        )
-        return int(found.fetchone()[0])
-
-    def forbidden_among_arrived(self, span: ArrivedSpan, rag: tuple[int, ...], sft: tuple[int, ...]) -> int:
-        """The same for all shipped rows of a new partition, with the categories that RAG and SFT forbid.
-
-        A verdict that comes with a later batch counts, too: of a special row the one that the first look found.
-        """
-        found = self._run(
-            "SELECT count(*) FROM (SELECT s.rag, s.sft,"
-            f" CASE WHEN f.line IS NULL THEN {last_verdict('s.run_id')} ELSE f.verdict END AS last"
-            " FROM scored_rows s LEFT JOIN temp.special_rows f ON f.file = ?1 AND f.line = s.walk - ?2"
-            f" WHERE s.walk >= ?2 AND s.walk < ?3 AND (s.rag = {SHIPPED} OR s.sft = {SHIPPED}))"
-            f" WHERE rag = {SHIPPED} AND last IN ({','.join(map(str, rag))})"
-            f" OR sft = {SHIPPED} AND last IN ({','.join(map(str, sft))})",
-            span,
         )
         return int(found.fetchone()[0])
 

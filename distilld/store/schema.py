@@ -398,10 +398,19 @@ def m003_segments(db: Database) -> None:
     )
 
 
+def m004_claimants_of_an_id(db: Database) -> None:
+    """Whoever has an id, judged or not, is found by one index, in the place of four that knew of judged rows alone."""
+    _run_script(
+        db,
+        "CREATE INDEX scored_rows_by_key ON scored_rows (sample_key) WHERE sample_key IS NOT NULL;\n"
+        "DROP INDEX rag_waiting;\nDROP INDEX sft_waiting;\nDROP INDEX rag_behind;\nDROP INDEX sft_behind;\n",
+    )
+
+
 _STATES: Final = ("live", "frozen", "departing")
 
 
-MIGRATIONS: Final = (m001_first_version, m002_indexes_of_exceptions, m003_segments)
+MIGRATIONS: Final = (m001_first_version, m002_indexes_of_exceptions, m003_segments, m004_claimants_of_an_id)
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, LINES_END, SHIPPED
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.inputs import ORDER_MATTERS, Inputs, can_pair
-from distilld.store.schema import BEHIND_ID
+from distilld.store.schema import BEHIND_ID, last_verdict
 
 _VERDICT: Final = (
     "(SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
@@ -35,6 +34,26 @@ _EVIDENCE: Final = (
     " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
 )
 _ROW: Final = f"SELECT {_FACTS}{_RECORDED}{_QUEUED} FROM scored_rows s{_EVIDENCE}"
+
+_QUEUED_FACTS: Final = (
+    "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
+    " e.start_byte, e.length_bytes, e.digest, s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept"
+)
+_EVIDENCE_OF: Final = " LEFT JOIN evidence_rows e ON e.partition_id = ?1 AND e.run_id = s.run_id"
+_OTHERS: Final = (
+    "EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = s.run_id AND o.walk <> s.walk)"
+    " OR EXISTS (SELECT 1 FROM scored_rows o INDEXED BY scored_rows_by_key"
+    " WHERE o.sample_key = s.sample_key AND o.walk <> s.walk)"
+)
+_CONTESTED: Final = f"({_OTHERS})"
+_CONTESTED_BESIDE_LOOSE: Final = (
+    f"({_OTHERS} OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = s.run_id)"
+    f" OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.sample_key = s.sample_key AND f.rag = {SHIPPED})"
+    f" OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.sample_key = s.sample_key AND f.sft = {SHIPPED})"
+    " OR EXISTS (SELECT 1 FROM departures d WHERE d.dataset IN ('rag', 'sft') AND d.sample_key = s.sample_key"
+    f" AND d.outcome = {SHIPPED}))"
+)
+"""Whether row ``s`` is contested; a departed line may go to the row that ships its id now."""
 
 _FIRST_WALKS: Final = ", ".join(
     "(SELECT f.walk FROM scored_rows f WHERE f.task_id = t.task_id AND f.evidence_found = 1"
@@ -83,6 +102,78 @@ class WorkRow(NamedTuple):
     sft_batch: int | None = None
     kept: int = 0
     evidence_changed: int = 0
+    contested: bool = True
+
+
+class QueuedRow(NamedTuple):
+    """A row in the queue: its facts, its evidence, what is recorded of it, and whether it is contested.
+
+    It is where another row names its run or has its id, and where a line without a present row does.
+    """
+
+    walk: int
+    start: int
+    length: int
+    digest: bytes
+    run_id: str | None
+    category: int | None
+    malformed: int | None
+    sample_key: int | None
+    evidence_found: int
+    evidence_start: int | None
+    evidence_length: int | None
+    evidence_digest: bytes | None
+    rag: int | None
+    rag_line: bytes | None
+    rag_batch: int | None
+    sft: int | None
+    sft_line: bytes | None
+    sft_batch: int | None
+    kept: int
+    evidence_changed: int
+    contested: int
+
+    @property
+    def is_new_and_plain(self) -> bool:
+        """Whether it was never judged, and nothing but its own text decides what becomes of it."""
+        return not (
+            self.contested
+            or self.rag is not None
+            or self.kept
+            or self.evidence_changed
+            or (self.evidence_digest is not None and not self.evidence_found)
+        )
+
+    def alone(self) -> WorkRow:
+        """Return the row as one that is not contested is judged: its verdict and its ids are its own."""
+        holder = self.walk if self.evidence_found else -self.walk
+        return WorkRow(
+            *self[:12],
+            None if self.category is None else self.walk << 3 | self.category,
+            holder if self.rag == SHIPPED else None,
+            holder if self.sft == SHIPPED else None,
+            *self[12:20],
+            False,
+        )
+
+
+class TaskRow(NamedTuple):
+    """A row that may stand in a pair; ``verdict`` is the code of the last present verdict of its run."""
+
+    walk: int
+    task_id: str
+    run_id: str
+    category: int
+    partition_id: int
+    path: str
+    base: int
+    start: int
+    length: int
+    digest: bytes
+    evidence_start: int
+    evidence_length: int
+    evidence_digest: bytes
+    verdict: int | None
 
 
 class WorkPair(NamedTuple):
@@ -149,6 +240,17 @@ class Standing(NamedTuple):
     run_id: str | None
 
 
+_PAIR: Final = ", ".join(WorkPair._fields)
+ASKED_AT_ONCE: Final = 200
+"""Tasks that one statement asks for."""
+_ASKED: Final = f"WITH asked (value) AS (VALUES {', '.join(['(?)'] * ASKED_AT_ONCE)})"
+
+
+def _asked(tasks: Sequence[str]) -> list[str | None]:
+    """The values of a statement that asks for tasks; SQLite's JSON would cut a task id at a NUL."""
+    return [*tasks, *[None] * (ASKED_AT_ONCE - len(tasks))]
+
+
 class Waiting(NamedTuple):
     """How much is to be judged."""
 
@@ -171,6 +273,7 @@ class Work:
         self._run = store.connection.execute
         self._inputs = Inputs(store)
         self._places: dict[int, Place] = {}
+        self._has_loose = True
 
     def waiting(self) -> Waiting:
         """How much is to be judged; rows may be counted twice, never missed."""
@@ -179,6 +282,14 @@ class Work:
         unjudged = sum(high - low for low, high in self._unjudged_spans())
         return Waiting(rows + unjudged, tasks, departures, frozen)
 
+    def bytes_waiting(self) -> int:
+        """About how many bytes of inputs judging all rows that wait would read."""
+        rows = self.waiting().rows
+        known, size = self._run(
+            "SELECT (SELECT value FROM counters WHERE name = 'scored_rows'), (SELECT sum(indexed_bytes) FROM files)"
+        ).fetchone()
+        return int(rows * (size or 0) / max(known, 1))
+
     def _unjudged_spans(self) -> list[tuple[int, int]]:
         return self._run(
             "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM files f INDEXED BY unjudged_files"
@@ -186,39 +297,77 @@ class Work:
             " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present' ORDER BY 1"
         ).fetchall()
 
-    def rows(self, *, forced_only: bool) -> Iterator[WorkRow]:
-        """Rows to be judged, in walk order, each once."""
-        forced = " AND q.forced = 1" if forced_only else ""
-        queued = map(
-            WorkRow._make,
-            self._run(
-                f"SELECT {_FACTS}{_RECORDED} q.evidence_changed FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
-                f"{_EVIDENCE} WHERE 1{forced} ORDER BY q.walk"
-            ),
-        )
-        sources: list[Iterator[WorkRow]] = [queued] if forced_only else [queued, self._unjudged()]
-        last = -1
-        for row in heapq.merge(*sources, key=lambda row: row[0]):
-            if row.walk != last:
-                last = row.walk
-                yield row
+    def partitions_queued(self, after: int, *, forced_only: bool) -> Iterator[tuple[Place, int, int]]:
+        """Partitions with rows to be judged behind a place, in walk order, and where their unjudged rows stand.
 
-    def _unjudged(self) -> Iterator[WorkRow]:
-        for low, high in self._unjudged_spans():
-            partition = self.place(low).partition_id
-            yield from map(
-                WorkRow._make,
-                self._run(
-                    f"SELECT {_FACTS}{_RECORDED} 0 FROM scored_rows s LEFT JOIN evidence_rows e"
-                    " ON e.partition_id = ?3 AND e.run_id = s.run_id WHERE s.walk >= ?1 AND s.walk < ?2 AND s.rag IS NULL"
-                    " ORDER BY s.walk",
-                    (low, high, partition),
-                ),
-            )
+        Each is asked for when it is due: what was judged meanwhile is not among them.
+        """
+        unjudged = [] if forced_only else [each for each in self._unjudged_spans() if each[1] > after + 1]
+        forced = " AND forced = 1" if forced_only else ""
+        at = 0
+        while True:
+            (queued,) = self._run(f"SELECT min(walk) FROM rejudge_rows WHERE walk > ?{forced}", (after,)).fetchone()
+            new = unjudged[at] if at < len(unjudged) else None
+            if queued is None and new is None:
+                return
+            first = min(each for each in (queued, new[0] if new else None) if each is not None)
+            place = self.place(first)
+            end = place.base + LINES_END
+            low, high = (0, 0)
+            if new is not None and new[0] < end:
+                (low, high), at = new, at + 1
+            yield place, low, high
+            after = end - 1
+
+    def queued(
+        self, place: Place, span: tuple[int, int], after: int, limit: int, *, forced_only: bool
+    ) -> list[QueuedRow]:
+        """Up to ``limit`` rows of a partition that are to be judged behind a place, in walk order, each once.
+
+        ``span`` is where its rows stand that were never judged.
+        """
+        self_contested = _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
+        facts = f"SELECT {_QUEUED_FACTS}, {{changed}}, {self_contested} FROM {{source}}{_EVIDENCE_OF}"
+        forced = " AND q.forced = 1" if forced_only else ""
+        source = "rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
+        rows = self._run(
+            f"{facts.format(changed='q.evidence_changed', source=source)}"
+            f" WHERE q.walk > ?2 AND q.walk < ?3{forced} ORDER BY q.walk LIMIT ?4",
+            (place.partition_id, after, place.base + LINES_END, limit),
+        ).fetchall()
+        low, high = max(span[0], after + 1), span[1]
+        if low < high:
+            known = {row[0] for row in rows}
+            new = self._run(
+                f"{facts.format(changed='0', source='scored_rows s')}"
+                " WHERE s.walk >= ?2 AND s.walk < ?3 AND s.rag IS NULL ORDER BY s.walk LIMIT ?4",
+                (place.partition_id, low, high, limit),
+            ).fetchall()
+            rows = sorted([*rows, *(row for row in new if row[0] not in known)]) if rows else new
+        return [tuple.__new__(QueuedRow, row) for row in rows[:limit]]
+
+    def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
+        """Note whether lines stand in exports that belong to no present row; returns the places of those held.
+
+        To be asked before :meth:`queued`. A place is a partition and a line.
+        """
+        self._has_loose = self.has_loose_lines()
+        if not self._has_loose:
+            return set()
+        rows = self._run(f"SELECT partition_id, row_line FROM departures WHERE outcome <> {SHIPPED}")
+        return {(partition_id, line) for partition_id, line in rows}
+
+    def verdict_of(self, run_id: str, options: Options) -> tuple[Category | None, Category | None]:
+        """The verdicts in force for a run, in RAG and in SFT."""
+        if self._has_loose:
+            return self._inputs.in_force(run_id, options)[:2]
+        found = self._run(f"SELECT {last_verdict('?')}", (run_id,)).fetchone()[0]
+        category = CATEGORIES[found] if found is not None else None
+        return category, category
 
     def row(self, walk: int) -> WorkRow:
         """One row by its place."""
-        return WorkRow._make(self._run(f"{_ROW} WHERE s.walk = ?", (walk,)).fetchone())
+        return WorkRow(*self._run(f"{_ROW} WHERE s.walk = ?", (walk,)).fetchone())
 
     def place(self, walk: int) -> Place:
         """The partition that a row stands in."""
@@ -241,22 +390,16 @@ class Work:
     def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
         """The first row behind ``walk`` that is held because an earlier row has this id."""
         found = self._run(
-            f"SELECT walk FROM scored_rows WHERE sample_key = ? AND {dataset} = {DUPLICATE} AND walk > ? ORDER BY walk LIMIT 1",
+            "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key"
+            f" WHERE sample_key = ? AND {dataset} = {DUPLICATE} AND walk > ? ORDER BY walk LIMIT 1",
             (sample_key, walk),
         ).fetchone()
         return found[0] if found else None
 
-    def has_behind(self, dataset: Dataset) -> bool:
-        """Whether any row is held by a gate behind the one for ids."""
-        found = self._run(
-            f"SELECT EXISTS (SELECT 1 FROM scored_rows INDEXED BY {dataset}_behind WHERE {BEHIND_ID[dataset.value]})"
-        )
-        return bool(found.fetchone()[0])
-
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
         """The rows behind ``walk`` that a gate behind the one for ids holds, and that are duplicates if ``walk`` ships."""
         found = self._run(
-            f"SELECT walk FROM scored_rows INDEXED BY {dataset}_behind WHERE sample_key = ? AND walk > ?"
+            "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ? AND walk > ?"
             f" AND {BEHIND_ID[dataset.value]}",
             (sample_key, walk),
         )
@@ -356,7 +499,7 @@ class Work:
         if limit:
             others = self._queued_tasks(forced=False)
             known = {task_id for _, task_id in (*chosen, *others)}
-            others += [(self.first_walk(task_id), task_id) for task_id in self.tasks_of_unjudged(1 << 62) - known]
+            others += self._first_walks(sorted(self.tasks_of_unjudged(1 << 62) - known))
             chosen += sorted(others)[:limit]
         return sorted({*chosen, *self._passed_over(chosen)})
 
@@ -391,38 +534,62 @@ class Work:
                 )
         return found
 
+    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[int, str]]:
+        for start in range(0, len(tasks), ASKED_AT_ONCE):
+            rows = self._run(
+                f"{_ASKED} SELECT task_id, {_FIRST_WALKS} FROM (SELECT value AS task_id FROM asked"
+                " WHERE value IS NOT NULL) t",
+                _asked(tasks[start : start + ASKED_AT_ONCE]),
+            ).fetchall()
+            yield from ((_least(walks), task_id) for task_id, *walks in rows)
+
     def first_walk(self, task_id: str) -> int:
         """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""
         return _least(self._run(f"SELECT {_FIRST_WALKS} FROM (SELECT ? AS task_id) t", (task_id,)).fetchone())
 
-    def task_rows(self, task_id: str, categories: Iterable[Category], limit: int) -> list[list[WorkRow]]:
-        """The first rows of a task whose evidence is found, up to ``limit`` of each category; who holds ids is left out."""
-        found: dict[int, list[WorkRow]] = {CATEGORY_CODES[category]: [] for category in categories}
+    def task_rows(
+        self, tasks: Sequence[str], categories: Sequence[Category], limit: int
+    ) -> dict[str, list[list[TaskRow]]]:
+        """The first rows of tasks whose evidence is found, up to ``limit`` of each category, by task."""
+        place = {CATEGORY_CODES[category]: number for number, category in enumerate(categories)}
+        found: dict[str, list[list[TaskRow]]] = {task_id: [[] for _ in categories] for task_id in tasks}
         first = " UNION ALL ".join(
-            "SELECT * FROM (SELECT walk FROM scored_rows WHERE task_id = ?1 AND evidence_found = 1"
-            f" AND category = {code} ORDER BY walk LIMIT {limit})"
-            for code in found
+            "SELECT f.walk FROM asked t CROSS JOIN scored_rows f ON f.walk IN (SELECT walk FROM scored_rows"
+            f" WHERE task_id = t.value AND evidence_found = 1 AND category = {code} ORDER BY walk LIMIT {limit})"
+            for code in place
         )
         rows = self._run(
-            f"SELECT {_OWN_FACTS} NULL, NULL FROM ({first}) q CROSS JOIN scored_rows s USING (walk){_EVIDENCE}"
-            " ORDER BY s.walk",
-            (task_id,),
+            f"{_ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, p.path, p.walk_base, s.start_byte,"
+            f" s.length_bytes, s.digest, e.start_byte, e.length_bytes, e.digest, {last_verdict('s.run_id')}"
+            f" FROM ({first}) q CROSS JOIN scored_rows s USING (walk){_EVIDENCE}",
+            _asked(tasks),
+        ).fetchall()
+        for columns in sorted(rows):
+            row = TaskRow._make(columns)
+            found[row.task_id][place[row.category]].append(row)
+        return found
+
+    def pairs_of_tasks(self, tasks: Sequence[str]) -> dict[str, list[WorkPair]]:
+        """The recorded pairs of tasks, frozen ones included, by task; a task without any is left out."""
+        found: dict[str, list[WorkPair]] = {}
+        rows = self._run(
+            f"{_ASKED} SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot",
+            _asked(tasks),
         )
-        for row in (WorkRow(*columns) for columns in rows):
-            found[row.category or 0].append(row)
-        return list(found.values())
+        for pair in map(WorkPair._make, rows):
+            found.setdefault(pair.task_id, []).append(pair)
+        return found
 
-    def pairs_of(self, task_id: str) -> list[WorkPair]:
-        """The recorded pairs of a task, frozen ones included."""
-        return self._pairs("task_id = ? ORDER BY slot", task_id)
-
-    def pairs_with_key(self, sample_key: int) -> list[WorkPair]:
-        """The recorded pairs with this id."""
-        return self._pairs("sample_key = ?", sample_key)
-
-    def _pairs(self, where: str, value: object) -> list[WorkPair]:
-        columns = ", ".join(WorkPair._fields)
-        return [WorkPair._make(row) for row in self._run(f"SELECT {columns} FROM pairs WHERE {where}", (value,))]
+    def pairs_with_keys(self, keys: Iterable[int]) -> dict[int, list[WorkPair]]:
+        """The recorded pairs with these ids, by id."""
+        found: dict[int, list[WorkPair]] = {}
+        rows = self._run(
+            f"SELECT {_PAIR} FROM pairs WHERE sample_key IN (SELECT value FROM json_each(?))",
+            (f"[{','.join(map(str, keys))}]",),
+        )
+        for pair in map(WorkPair._make, rows):
+            found.setdefault(pair.sample_key, []).append(pair)
+        return found
 
     def absent_files(self) -> frozenset[int]:
         """The partitions of which a file is absent."""

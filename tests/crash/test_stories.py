@@ -13,7 +13,8 @@ import structlog
 from structlog.testing import capture_logs
 
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, Dataset, Options, Trigger
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.publish.exports import Exports
 from distilld.publish.new_file import Written
 from tests.support.builders import jsonl

@@ -22,7 +22,8 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
 from distilld.engine import index
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.inspection.health import diagnose
 from distilld.inspection.status import look
 from distilld.lake.scan import open_partition, tree_path

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distilld.core.model import InputChanged, UnreadableError
 from distilld.lake import lines as tail
-from distilld.lake.lines import BLOCK_BYTES, HEAD_BYTES, Line, PartitionReader, SpanReader, digest_of
+from distilld.lake.lines import BLOCK_BYTES, HEAD_BYTES, Line, PartitionReader, digest_of, read_head, read_neighbours
 from tests.support.builders import PROPERTY
 from tests.support.deaths import in_child
 
@@ -220,13 +220,13 @@ def test_a_read_that_fails_names_the_file(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(5, "Input/output error")
 
     with reading(b"{}\n") as reader:
-        spans = SpanReader(reader._descriptor, "data/x.jsonl")
+        descriptor, shown = reader._descriptor, "data/x.jsonl"
         monkeypatch.setattr(os, "pread", broken)
         reads: list[Callable[[], object]] = [
             lambda: list(reader.blocks()),
             lambda: reader.prove_prefix(3, ""),
-            lambda: spans.read(0, 2, b""),
-            lambda: spans.read_head(0, 2, b""),
+            lambda: list(read_neighbours(descriptor, [(0, 2)], shown)),
+            lambda: read_head(descriptor, 0, 2, b"", shown),
         ]
         for read in reads:
             with pytest.raises(UnreadableError, match=r"cannot read data/x\.jsonl: Input/output error"):
@@ -269,41 +269,50 @@ class TestSpans:
     CONTENT = b"".join(b'{"number":%d,"text":"%s"}\n' % (number, b"w" * (number * 37 % 400)) for number in range(300))
 
     @PROPERTY
-    @given(st.lists(st.integers(0, 299), min_size=1, max_size=60))
-    def test_any_order_gives_the_same_lines(self, order: list[int]) -> None:
-        """Forwards, backwards, twice: each span gives its line."""
+    @given(st.sets(st.integers(0, 299), min_size=1, max_size=60), st.sampled_from((1, 700, tail.NEIGHBOURS_BYTES)))
+    def test_any_lines_in_order(self, chosen: set[int], together: int) -> None:
+        """Neighbours and lines far apart: each span gives its line."""
         lines, _ = naive(self.CONTENT, MANY)
-        with reading(self.CONTENT) as reader:
-            spans = SpanReader(reader._descriptor, "x")
-            for number in order:
-                line = lines[number]
-                assert spans.read(line.start, line.length, line.digest) == line.raw
+        picked = [lines[number] for number in sorted(chosen)]
+        with pytest.MonkeyPatch.context() as patch, reading(self.CONTENT) as reader:
+            patch.setattr(tail, "NEIGHBOURS_BYTES", together)
+            found = read_neighbours(reader._descriptor, [(line.start, line.length) for line in picked], "x")
+            assert list(found) == [line.raw for line in picked]
 
-    def test_neighbours_share_a_read(self) -> None:
-        """A pass in order reads the file about once."""
+    def test_neighbours_share_a_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lines that stand side by side are read in one go, and what stands between others is not read."""
         lines, _ = naive(self.CONTENT, MANY)
-        with reading(self.CONTENT) as reader:
-            spans = SpanReader(reader._descriptor, "x")
-            for line in lines:
-                spans.read(line.start, line.length, line.digest)
-            assert spans.bytes_read < 2 * len(self.CONTENT)
+        reads: list[int] = []
+        real = os.pread
 
-    @pytest.mark.parametrize("now", [CONTENT[1:], CONTENT[:5], b"", CONTENT.replace(b"number", b"NUMBER")])
-    def test_other_bytes_mean_that_the_file_changed(self, now: bytes) -> None:
-        """What is read is checked by its digest: shifted, cut or edited bytes are never judged."""
+        def noted(descriptor: int, length: int, offset: int) -> bytes:
+            reads.append(length)
+            return real(descriptor, length, offset)
+
+        monkeypatch.setattr(os, "pread", noted)
+        with reading(self.CONTENT) as reader:
+            spans = [(line.start, line.length) for line in lines]
+            list(read_neighbours(reader._descriptor, spans, "x"))
+            assert len(reads) == 1
+            reads.clear()
+            list(read_neighbours(reader._descriptor, [spans[0], spans[-1]], "x"))
+        assert reads == [spans[0][1], spans[-1][1]]
+
+    @pytest.mark.parametrize("now", [CONTENT[:5], b""])
+    def test_what_is_cut_off_comes_shorter(self, now: bytes) -> None:
+        """Who asked sees by its digest that it is not the line."""
         line = naive(self.CONTENT, MANY)[0][0]
-        with reading(now) as reader, pytest.raises(InputChanged):
-            SpanReader(reader._descriptor, "x").read(line.start, line.length, line.digest)
+        with reading(now) as reader:
+            assert list(read_neighbours(reader._descriptor, [(line.start, line.length)], "x")) == [now[: line.length]]
 
     @pytest.mark.parametrize("block_bytes", [700, BLOCK_BYTES])
     def test_the_head_of_an_over_long_line(self, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
         """Its first bytes, and no more than there are."""
         monkeypatch.setattr(tail, "BLOCK_BYTES", block_bytes)
         with reading(self.CONTENT) as reader:
-            spans = SpanReader(reader._descriptor, "x")
             for length in (5000, 3):
                 line = self.CONTENT[:length]
-                assert spans.read_head(0, length, digest_of(line)) == line[:HEAD_BYTES]
+                assert read_head(reader._descriptor, 0, length, digest_of(line), "x") == line[:HEAD_BYTES]
 
     LONG = CONTENT[:5000]
 
@@ -315,4 +324,4 @@ class TestSpans:
         showed text that began no line.
         """
         with reading(now) as reader, pytest.raises(InputChanged):
-            SpanReader(reader._descriptor, "x").read_head(0, len(self.LONG), digest_of(self.LONG))
+            read_head(reader._descriptor, 0, len(self.LONG), digest_of(self.LONG), "x")

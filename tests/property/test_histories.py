@@ -21,10 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.engine import engine as batch
-from distilld.engine import index
-from distilld.engine import row_reader as texts
-from distilld.engine.bulk import load as intake
+from distilld.engine import batch, index, judge_span, judge_task, read_file, span_queue
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.verify import frozen_of, verify
@@ -65,7 +62,7 @@ def refused(partition: str, *kinds: InputKind) -> Iterator[None]:
         return real(root, kind, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (index, texts):
+        for module in (index, judge_span, judge_task, read_file):
             patch.setattr(module, "open_partition", refusing)
         yield
 
@@ -121,6 +118,8 @@ class Histories(RuleBasedStateMachine):
         size=st.sampled_from((batch.BATCH_BYTES, 700)),
         tasks=st.sampled_from((batch.TASKS_PER_BATCH, 1, 2)),
         departures=st.sampled_from((batch.DEPARTURES_PER_BATCH, 1, 2)),
+        job=st.sampled_from((span_queue.JOB_ROWS, 1, 2, 3)),
+        page=st.sampled_from((span_queue.PAGE_ROWS, 1, 2, 5)),
         settled=maybe,
         in_one_go=maybe,
         in_place=st.sampled_from((None, 200, 1500, 1 << 19)),
@@ -133,6 +132,8 @@ class Histories(RuleBasedStateMachine):
         size: int,
         tasks: int,
         departures: int,
+        job: int,
+        page: int,
         settled: bool,
         in_one_go: bool,
         in_place: int | None,
@@ -143,11 +144,12 @@ class Histories(RuleBasedStateMachine):
         self.limits.setattr(batch, "BATCH_BYTES", size)
         self.limits.setattr(batch, "TASKS_PER_BATCH", tasks)
         self.limits.setattr(batch, "DEPARTURES_PER_BATCH", departures)
+        self.limits.setattr(span_queue, "JOB_ROWS", job)
+        self.limits.setattr(span_queue, "PAGE_ROWS", page)
         if settled:
             self.let_settle()
         if in_one_go:
-            self.limits.setattr(intake, "LEAST_BYTES", 0)
-            self.limits.setattr(intake, "SPECIAL_SHARE", 1)
+            self.limits.setattr(index, "LEAVE_FROM", 0)
         if in_place is not None:
             self.limits.setattr(exports_module, "LEAST_BYTES", 0)
             self.limits.setattr(live_files, "SEGMENT_BYTES", in_place)

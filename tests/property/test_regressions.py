@@ -13,8 +13,7 @@ import pytest
 import structlog
 
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.engine import engine as batch
-from distilld.engine.bulk import load as intake
+from distilld.engine import batch, index
 from distilld.inspection import oracle
 from distilld.lake.lines import Line, PartitionReader
 from distilld.lake.scan import tree_path
@@ -328,7 +327,7 @@ def test_pair_that_waits_ships_when_a_row_that_forms_no_pair_comes_first(
     A row that can stand in no pair was once no reason to ask for its task.
     """
     if in_one_go:
-        lake.limits.setattr(intake, "LEAST_BYTES", 0)
+        lake.limits.setattr(index, "LEAVE_FROM", 0)
         lake.let_settle()
     put(lake, 0, [*HOLDER, *WAITS], GIVEN)
     lake.check_pass()

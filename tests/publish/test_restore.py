@@ -32,10 +32,8 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.engine import engine as batch
-from distilld.engine import index
-from distilld.engine import row_reader as texts
-from distilld.engine.bulk import judge_partition as arrivals
-from distilld.engine.row_reader import Texts
+from distilld.engine import index, judge_span, judge_task, read_file
+from distilld.engine.judge_rows import RowJudge
 from distilld.inspection import status
 from distilld.inspection.verify import verify
 from distilld.lake.scan import ListingError, open_partition
@@ -1039,7 +1037,7 @@ def out_of_reach(
             raise UnreadableError(path, OSError(errno.EIO, os.strerror(errno.EIO)))
         return open_partition(root, kind, path)
 
-    for module in (arrivals, index, takeover, texts):
+    for module in (index, judge_span, judge_task, read_file, takeover):
         monkeypatch.setattr(module, "open_partition", refusing)
     return monkeypatch.undo
 
@@ -1369,7 +1367,7 @@ def test_pass_that_failed_half_way_can_be_run_again(lake: HistoryLake, monkeypat
         raise OperatorError("no", hint="try again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Texts, "scored", refuse)
+        patch.setattr(RowJudge, "settle", refuse)
         with pytest.raises(OperatorError, match="no") as kept:
             lake.engine.run_pass(Trigger.ONCE)
     lake.engine.committer.recover()

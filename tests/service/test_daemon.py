@@ -24,8 +24,10 @@ from distilld import logs
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.inspection.health import diagnose
+from distilld.publish.commit import CommittedBatch
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportWriteError
 from distilld.service import daemon
@@ -438,15 +440,15 @@ def test_nothing_is_written_where_the_lake_was_taken_within_a_batch(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch whose lake is taken before its first write is not written, nor is what a failure would undo."""
-    real = Engine._judge
+    real = Engine._commit
     with ExitStack() as running:
 
-        def judge(self: Engine, *given: Any, **named: Any) -> None:
-            real(self, *given, **named)
+        def commit(self: Engine, *given: Any, **named: Any) -> CommittedBatch | None:
             shutil.rmtree(stage.root / "exports")
             running.enter_context(another_writer(stage.root, tmp_path / "other.db"))
+            return real(self, *given, **named)
 
-        monkeypatch.setattr(Engine, "_judge", judge)
+        monkeypatch.setattr(Engine, "_commit", commit)
         with pytest.raises(WriterBusy):
             stage.run()
         assert [path.name for path in (stage.root / "exports").rglob("*")] == [".distilld.lock"]

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import Dataset, Trigger
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.service.metrics import METRICS, Metrics
 from distilld.service.reporter import Bulletin
 from distilld.service.run_once import writer

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from distilld.core.model import DATASET_PATHS, Dataset, OnDelete, Options, Trigger
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.store.connection import Store
 from tests.support.builders import evidence, jsonl, scored
 
@@ -191,8 +192,8 @@ SMALL: Final = {
     "distilld.store.connection.CACHE_KIB": 4,
 }
 
-ONE_GO: Final = {**SMALL, "distilld.engine.bulk.load.LEAST_BYTES": 0, "distilld.engine.bulk.load.SPECIAL_SHARE": 1}
-"""New partitions are taken in and judged in one go, few as they are."""
+ONE_GO: Final = {**SMALL, "distilld.engine.index.LEAVE_FROM": 0}
+"""New evidence is read when its rows are judged, little as it is."""
 
 IN_PLACE: Final = {
     "distilld.publish.exports.LEAST_BYTES": 0,

@@ -21,7 +21,8 @@ import structlog
 
 from distilld.core.model import CARD, EXPORT_PATHS, Dataset, Options, Trigger
 from distilld.engine import engine as batch
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
 from distilld.store.connection import Store
 from tests.support.builders import evidence, jsonl, scored

@@ -512,13 +512,13 @@ def on_terminal(arguments: list[str]) -> tuple[int, str]:
 
 
 def test_terminal_gets_a_bar_and_tables(tmp_path: Path) -> None:
-    """On a terminal a pass shows files, rows, rows a second and the time left, and tables."""
+    """On a terminal a pass shows rows, megabytes, rows a second and the time left, and tables."""
     root = phase4(tmp_path)
     code, shown = on_terminal(command("run", "--once", "--root", str(root)))
     assert code == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert re.search(r"reading .* 100 % 90 files  1,052 rows  [\d,]+ rows/s +\d:\d\d:\d\d", plain)
-    assert re.search(r"judging .* 100 % 90 files  1,052 rows  [\d,]+ rows/s", plain)
+    assert re.search(r"reading .* 100 % 1,052 rows  \d MB  [\d,]+ rows/s +\d:\d\d:\d\d", plain)
+    assert re.search(r"judging .* 100 % 1,052 rows  \d MB  [\d,]+ rows/s", plain)
     assert re.search(r"  dataset +rows", plain)
     assert re.search(r"rag +446 +446 +0 +0 +606\r?\n", plain)
     assert re.search(r"\[info +\] batch_committed", plain)

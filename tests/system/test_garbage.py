@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from distilld.core.model import Dataset, Options, Trigger
-from distilld.engine.engine import Engine, PassResult
+from distilld.engine.engine import Engine
+from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
 from distilld.store.connection import Store
 from tests.engine.test_garbage_rows import GARBAGE, paths

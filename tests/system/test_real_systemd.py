@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distilld.core.model import Category
-from distilld.engine.bulk.load import PROCESSES_FROM
+from distilld.engine.pool import PROCESSES_FROM
 from tests.support.lake_by_formula import append_bench_rows, category_of, run_of
 from tests.support.running import until
 from tests.support.systemd_box import SITE, SOURCE, Box, booted, wait_state

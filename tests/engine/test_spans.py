@@ -1,12 +1,14 @@
-"""New partitions taken in in one go come to what they come to the other way, whatever stands in them."""
+"""However rows are cut into spans, jobs and batches, and whoever judges them, they come to the same."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,9 @@ from structlog.testing import capture_logs
 from distilld.core.datasets import rag
 from distilld.core.firewall import RAG_GATES
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, StatFacts, Trigger
-from distilld.engine.bulk import load as intake
-from distilld.engine.bulk.judge_partition import Order
-from distilld.engine.bulk.load import Intake
-from distilld.engine.bulk.workers import ProcessCrew, WorkerDied
+from distilld.engine import index, pool, span_queue
 from distilld.engine.engine import Engine
+from distilld.engine.pool import Pool, WorkerDied
 from distilld.inspection import oracle
 from distilld.inspection.verify import frozen_of
 from distilld.publish.commit import CommittedBatch
@@ -39,8 +39,8 @@ Fill = Callable[[HistoryLake], None]
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No log lines, and no partition too small for this way."""
-    monkeypatch.setattr(intake, "LEAST_BYTES", 0)
+    """No log lines, and no evidence too little to be left unread until its rows are judged."""
+    monkeypatch.setattr(index, "LEAVE_FROM", 0)
     with capture_logs():
         yield
 
@@ -119,24 +119,26 @@ def state(lake: HistoryLake) -> dict[str, list[tuple[Any, ...]]]:
     return {name: lake.ask(query) for name, query in queries.items()}
 
 
+@pytest.mark.parametrize("unread", [0, NEVER], ids=["read with the rows", "read before"])
 @pytest.mark.parametrize(
-    ("limits", "from_bytes"),
-    [({}, NEVER), ({"batch_rows": 14}, NEVER), ({"workers": 1}, 0), ({"workers": 3, "batch_rows": 14}, 0)],
+    ("limits", "small"),
+    [({}, False), ({"batch_rows": 4}, True), ({"workers": 1}, True), ({"workers": 3, "batch_rows": 14}, True)],
     ids=["inline", "small batches", "one worker", "three workers"],
 )
-def test_result_is_that_of_the_other_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], from_bytes: int
+def test_result_does_not_depend_on_who_judges_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], small: bool, unread: int
 ) -> None:
     """Files, their order, facts and outcomes are the same, in this process or in others, in one batch or in several."""
     with monkeypatch.context() as patch:
-        patch.setattr(intake, "LEAST_BYTES", NEVER)
+        patch.setattr(index, "LEAVE_FROM", NEVER)
         expected = taken_in(tmp_path / "other")
-    monkeypatch.setattr(intake, "PROCESSES_FROM", from_bytes)
-    monkeypatch.setattr(intake, "ORDER_PARTITIONS", 2)
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
-    with noted(monkeypatch) as used:
-        actual = taken_in(tmp_path / "lake", **limits)
-    assert used == [True]
+    monkeypatch.setattr(index, "LEAVE_FROM", unread)
+    monkeypatch.setattr(pool, "PROCESSES_FROM", 0 if "workers" in limits else NEVER)
+    if small:
+        monkeypatch.setattr(span_queue, "JOB_ROWS", 3)
+        monkeypatch.setattr(span_queue, "PAGE_ROWS", 5)
+        monkeypatch.setattr(span_queue, "JOB_SPANS", 2)
+    actual = taken_in(tmp_path / "lake", **limits)
     for name in EXPORT_PATHS:
         assert unstamped(actual.content(name)) == unstamped(expected.content(name)), name
     assert state(actual) == state(expected)
@@ -146,24 +148,8 @@ def test_result_is_that_of_the_other_way(
         lake.stop()
 
 
-@contextmanager
-def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """Notes whether new partitions were taken in in one go."""
-    used: list[bool] = []
-    begin = Intake.begin
-
-    def noting(self: Intake, *arguments: Any) -> bool:
-        used.append(begin(self, *arguments))
-        return used[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Intake, "begin", noting)
-        yield used
-
-
 def test_ids_that_two_runs_share_go_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """'a|b' with 'c' and 'a' with 'b|c' have one id: the first in walk order ships, the other is a duplicate."""
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
     lake = taken_in(tmp_path)
     shared = rag_id("a|b", "c")
     assert shared == rag_id("a", "b|c")
@@ -172,61 +158,61 @@ def test_ids_that_two_runs_share_go_to_the_first(tmp_path: Path, monkeypatch: py
     lake.stop()
 
 
-def test_many_special_rows_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where most runs have several rows, judging them twice does not pay."""
-    with noted(monkeypatch) as used:
-        lake = taken_in(tmp_path)
-    assert used == [False]
-    lake.stop()
-
-
 @pytest.mark.parametrize("known", ["row", "absent"])
-def test_known_runs_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
-    """A new partition that speaks of a run that the store knows, present or absent, is not taken in in one go."""
+def test_known_runs_that_new_files_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+    """A new partition may speak of a run that the store knows, present or absent."""
     lake = HistoryLake(tmp_path)
     lake.both(A, run("one"), run("two"))
     lake.go()
     if known == "absent":
         lake.move_away(lake.scored_path(A))
         lake.go()
-    with noted(monkeypatch) as used:
-        lake.both(B, run("one", "rejected"), run("three"))
-        lake.go()
-    assert used in ([False], [])
+    lake.both(B, run("one", "rejected"), run("three"))
+    lake.go()
     assert lake.shipped(Dataset.SFT) == {"two", "three"}
     lake.stop()
 
 
-def test_unknown_runs_are_taken_in_beside_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New partitions with runs of their own are taken in in one go, whatever is there, and form pairs with it."""
+def test_unknown_runs_beside_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New partitions with runs of their own form pairs with what is there."""
     lake = HistoryLake(tmp_path)
     lake.both(B, run("one"), run("two"))
     lake.go()
     # As if the first files had been written long ago: a file that was looked at a moment later is looked at again.
     monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
-    with noted(monkeypatch) as used:
-        lake.both(A, run("three"), run("four", "rejected", "task-one"))
-        lake.go()
-    assert used == [True]
+    lake.both(A, run("three"), run("four", "rejected", "task-one"))
+    lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two", "three"}
     assert lake.shipped(Dataset.PREFERENCE) == {"one>four"}
     lake.stop()
 
 
-def test_file_that_changes_in_between_is_taken_in_the_other_way(
+@contextmanager
+def between(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> Iterator[None]:
+    """Something happens once, when all changed files were looked at and no row is judged yet."""
+    trip = Engine._trip
+    left = [change]
+
+    def tripping(self: Engine) -> None:
+        if left:
+            left.pop()()
+        trip(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_trip", tripping)
+        yield
+
+
+def test_file_that_changes_before_its_rows_are_judged_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scored file that is rewritten behind the first look is read anew; what was in it before ships nowhere."""
+    """A scored file that is rewritten behind the look is read anew; what was in it before ships nowhere."""
     lake = HistoryLake(tmp_path, batch_rows=3)
     lake.both(A, run("one"), run("two"))
     lake.both(B, run("three"), run("four"))
-    cut = Intake._cut
-
-    def rewriting(self: Intake) -> Iterator[Any]:
-        lake.both(B, run("three", "rejected"), run("four"))
-        return cut(self)
-
-    monkeypatch.setattr(Intake, "_cut", rewriting)
+    with between(monkeypatch, lambda: lake.both(B, run("three", "rejected"), run("four"))):
+        lake.engine.run_pass(Trigger.ONCE)
+    assert lake.shipped(Dataset.SFT) <= {"one", "two", "four"}
     lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two", "four"}
     lake.stop()
@@ -235,18 +221,15 @@ def test_file_that_changes_in_between_is_taken_in_the_other_way(
 def test_file_that_grows_in_between_is_read_to_its_end_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that are appended behind the first look come with the next pass, and are not taken for known."""
+    """Rows that are appended behind the look come with the next pass, and are not taken for known."""
     lake = HistoryLake(tmp_path)
     lake.both(A, run("one"))
-    cut = Intake._cut
 
-    def growing(self: Intake) -> Iterator[Any]:
+    def grow() -> None:
         with lake.scored_path(A).open("ab") as file:
             file.write(jsonl([run("one", "rejected"), run("two")]))
-        return cut(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Intake, "_cut", growing)
+    with between(monkeypatch, grow):
         lake.go()
     lake.go()
     assert lake.shipped(Dataset.SFT) == set()
@@ -254,25 +237,33 @@ def test_file_that_grows_in_between_is_read_to_its_end_next_time(
     lake.stop()
 
 
-def test_special_row_is_judged_again_when_its_other_row_never_came(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row that was held for a verdict in a file that is gone before it was taken in ships."""
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
-    lake = HistoryLake(tmp_path, batch_rows=3)
-    lake.both(A, run("one"), run("two"))
-    lake.both(B, run("one", "rejected"), run("three"))
-    cut = Intake._cut
+@pytest.mark.parametrize("how", ["gone", "refused", "other"])
+def test_evidence_that_cannot_be_read_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """New evidence is read with its rows; where it cannot be, they are judged as rows without it, and all others go on."""
+    lake = HistoryLake(tmp_path)
+    lake.both(A, run("one"))
+    lake.both(B, run("two"), run("three", "rejected", "task-two"))
+    path = lake.evidence_path(B)
 
-    def removing(self: Intake) -> Iterator[Any]:
-        for path in lake.paths(B, "both"):
+    def change() -> None:
+        if how == "gone":
             path.unlink()
-        return cut(self)
+        elif how == "refused":
+            path.unlink()
+            path.mkdir()
+        else:
+            path.write_bytes(jsonl([given("three")]))
 
-    monkeypatch.setattr(Intake, "_cut", removing)
-    lake.go()
+    with between(monkeypatch, change):
+        lake.engine.run_pass(Trigger.ONCE)
+    assert lake.shipped(Dataset.SFT) == {"one"}
+    if how == "refused":
+        path.rmdir()
+    lake.evidence(B, given("two"), given("three"))
     lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two"}
+    assert lake.shipped(Dataset.PREFERENCE) == {"two>three"}
+    equal_the_full_pass(lake)
     lake.stop()
 
 
@@ -316,15 +307,13 @@ def test_last_verdict_decides_wherever_a_batch_ends(
     The story: a run that was accepted and rejected in one batch, and accepted again in a later one, shipped as it
     should; the second look knew of the rejection alone, refused the batch, and did so at every retry.
     """
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
     histories = [(f"run{number}", each) for number, each in enumerate(product([*Category, "odd"], repeat=3))]
     options = Options(source_files_root="/", include_review=include_review)
     lake = HistoryLake(tmp_path, options, batch_rows=2 * len(histories))
     for number, partition in enumerate((A, B, C)):
         lake.both(partition, *(run(run_id, categories[number]) for run_id, categories in histories))
-    with noted(monkeypatch) as used, watched(lake, monkeypatch) as batches:
+    with watched(lake, monkeypatch) as batches:
         lake.go()
-    assert used == [True]
     assert len(batches) >= 2
     assert {run_id for run_id, categories in histories if categories == ("accepted", "rejected", "accepted")} <= (
         lake.shipped(Dataset.SFT)
@@ -335,15 +324,12 @@ def test_last_verdict_decides_wherever_a_batch_ends(
 
 @pytest.mark.parametrize("known", ["ships", "held behind the gate for ids", "vanished"])
 @pytest.mark.parametrize("burst", [A, C])
-def test_ids_of_known_rows_go_the_other_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, burst: str
-) -> None:
-    """A new partition with an id that a known row of another run has, live or frozen, is not taken in in one go.
+def test_ids_of_known_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, burst: str) -> None:
+    """A new partition may have an id that a known row of another run has, live or frozen.
 
     The story: 'a|b' with 'c' stood there, and 'a' with 'b|c' came. A live row made the batch fail at every retry, and
     beside a frozen one the id stood twice.
     """
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
     monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
     options = Options(source_files_root=str(tmp_path), check_source_files=True)
     lake = HistoryLake(tmp_path, options, tripwire_rows=0, tripwire_share=0.0)
@@ -357,33 +343,28 @@ def test_ids_of_known_rows_go_the_other_way(
         assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1}
     lake.scored(burst, run("a", provenance__sig_hash="b|c"))
     lake.evidence(burst, given("a", source_files=["there"]))
-    with noted(monkeypatch) as used:
-        lake.go()
-    assert used == [False]
+    lake.go()
     equal_the_full_pass(lake)
     lake.stop()
 
 
 @pytest.mark.parametrize("known", [run("c|d"), run("other", provenance__sig_hash="x|y")], ids=["run", "signature"])
-def test_ids_of_their_own_are_taken_in_beside_known_ones(
+def test_ids_of_their_own_beside_known_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any]
 ) -> None:
-    """That there is a '|' in a row, known or new, is no reason to go the other way."""
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
+    """Beside known rows with a '|', ids that new rows share go to the first of these."""
     monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
     lake = HistoryLake(tmp_path)
     lake.both(B, known, run("x"))
     lake.go()
     lake.both(A, run("a|b"), run("a", provenance__sig_hash="b|c"), run("y"))
-    with noted(monkeypatch) as used:
-        lake.go()
-    assert used == [True]
+    lake.go()
     equal_the_full_pass(lake)
     lake.stop()
 
 
 @pytest.mark.parametrize("named", ["ghost", "elsewhere"])
-def test_ids_of_orphans_go_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+def test_ids_of_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     """A row of an older export may have an id that is not made of its run: a new row with it takes its place.
 
     The story: both stood in the file.
@@ -398,72 +379,9 @@ def test_ids_of_orphans_go_the_other_way(tmp_path: Path, monkeypatch: pytest.Mon
         path.parent.mkdir(parents=True)
         path.write_bytes(before.content(dataset).replace(b'"source_run_id":"one"', b'"source_run_id":"ghost"'))
     lake.both(A, run("one"), run("two"))
-    with noted(monkeypatch) as used:
-        lake.go()
-    assert used == [named == "elsewhere"]
+    lake.go()
     assert lake.shipped(Dataset.RAG) == {"one", "two"} | {"elsewhere"} & {named}
     equal_the_full_pass(lake)
-    lake.stop()
-
-
-@pytest.mark.parametrize(("how", "batches"), [("killed", 1), ("killed", 2), ("killed", 3), ("changed", 3)])
-def test_row_that_ships_by_a_verdict_that_never_comes_leaves_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, batches: int
-) -> None:
-    """A row that shipped since a later verdict clears its run leaves with the next batch, if that verdict is gone.
-
-    The story: it waited for its turn, behind what was new in earlier partitions, and batch after batch let it stand.
-    """
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
-    orders = list(product(("accepted", "needs_human_review", "rejected"), repeat=4))
-    lake = HistoryLake(tmp_path, batch_rows=len(orders))
-    for number, partition in enumerate((A, B, C, D)):
-        lake.both(partition, *(run(f"run{place}", order[number]) for place, order in enumerate(orders)))
-    finish = Intake._finish
-    left = batches
-
-    def ending(self: Intake, *arguments: Any) -> CommittedBatch:
-        nonlocal left
-        if how == "killed" and not left:
-            raise KeyboardInterrupt
-        committed = finish(self, *arguments)
-        left -= 1
-        if how == "changed" and not left:
-            lake.both(D, run("other"))
-        return committed
-
-    with watched(lake, monkeypatch) as done, monkeypatch.context() as patch:
-        patch.setattr(Intake, "_finish", ending)
-        with pytest.raises(KeyboardInterrupt) if how == "killed" else nullcontext():
-            lake.go()
-        assert len(done) >= batches
-        if how == "killed":
-            lake.stop()
-            lake.both(D, run("other"))
-            lake.both("2026/04/01/earlier.jsonl", *(run(f"new{number}") for number in range(len(orders))))
-            lake.go()
-    assert len(done) > batches + 1
-    equal_the_full_pass(lake)
-    lake.stop()
-
-
-def test_special_rows_wait_for_their_turn_when_all_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ships by a verdict of a later batch is judged again in batches of the usual size, once that verdict came."""
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
-    lake = HistoryLake(tmp_path, batch_rows=2)
-    for partition, category in ((A, "accepted"), (B, "rejected"), (C, "accepted")):
-        lake.both(partition, run("one", category), run("two", category))
-    waiting: list[tuple[int, int]] = []
-    run_batch = Engine.run_batch
-
-    def looking(self: Engine, *arguments: Any, **named: Any) -> CommittedBatch | None:
-        waiting.extend(lake.ask("SELECT count(*), sum(forced) FROM rejudge_rows"))
-        return run_batch(self, *arguments, **named)
-
-    monkeypatch.setattr(Engine, "run_batch", looking)
-    lake.go()
-    assert waiting[0] == (6, 0)
-    assert lake.shipped(Dataset.SFT) == {"one", "two"}
     lake.stop()
 
 
@@ -476,35 +394,33 @@ def test_second_look_refuses_what_the_gates_let_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str]]
 ) -> None:
     """With the gates that look at categories switched off, no batch ships a run against its verdict in force."""
-    monkeypatch.setattr(intake, "SPECIAL_SHARE", 1)
     monkeypatch.setattr(Options, "rag_allowed", property(lambda _: tuple(Category)))
     monkeypatch.setattr(rag, "RAG_GATES", tuple(gate for gate in RAG_GATES if gate.name != "revoked"))
     lake = HistoryLake(tmp_path, batch_rows=1)
     for partition, (run_id, category) in zip((A, B), rows, strict=True):
         lake.both(partition, run(run_id, category))
-    with noted(monkeypatch) as used, pytest.raises(ProgramError, match="fails its checks: no_forbidden_verdict"):
+    with pytest.raises(ProgramError, match="fails its checks: no_forbidden_verdict"):
         lake.go()
-    assert used == [True]
     assert lake.ask("SELECT count(*) FROM batches") == [(0,)]
     lake.stop()
 
 
 def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the batch is committed, nothing hangs, and the next pass does it."""
-    monkeypatch.setattr(intake, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(pool, "PROCESSES_FROM", 0)
     lake = HistoryLake(tmp_path, workers=2)
     lake.both(A, run("one"), run("two"))
-    give = ProcessCrew.give
+    expect = Pool.expect
 
-    def killing(self: ProcessCrew, order: Order) -> None:
-        for worker in self._workers:
-            os.kill(worker.process.pid, signal.SIGKILL)
-            worker.process.wait()
-        give(self, order)
+    def killing(self: Pool, size: int) -> None:
+        expect(self, size)
+        for process in (self._executor._processes or {}).values():  # type: ignore[union-attr]
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProcessCrew, "give", killing)
-        with pytest.raises(WorkerDied, match="killed by signal 9"):
+        patch.setattr(Pool, "expect", killing)
+        with pytest.raises(WorkerDied):
             lake.engine.run_pass(Trigger.ONCE)
     assert not any(lake.files().values())
     assert lake.ask("SELECT count(*) FROM batches") == [(0,)]
@@ -515,8 +431,10 @@ def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: 
 
 def test_signals_to_the_service_are_not_for_its_workers(tmp_path: Path) -> None:
     """The story: 'systemctl kill --signal=HUP' ended the workers, and the batch with them."""
-    crew = ProcessCrew(tmp_path, Options(), tmp_path, 1)
-    status = Path(f"/proc/{crew._workers[0].process.pid}/status")
+    workers = Pool(tmp_path, tmp_path, workers=1)
+    workers.expect(pool.PROCESSES_FROM)
+    (process,) = workers._executor._processes  # type: ignore[union-attr]
+    status = Path(f"/proc/{process}/status")
     wanted = sum(1 << (number - 1) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
     def ignored() -> bool:
@@ -524,22 +442,58 @@ def test_signals_to_the_service_are_not_for_its_workers(tmp_path: Path) -> None:
         return mask & wanted == wanted
 
     until(ignored, "the signals are ignored", seconds=10)
-    crew.close()
+    workers.close()
 
 
-def test_worker_ends_when_its_starter_is_gone(tmp_path: Path) -> None:
-    """A worker whose channel is closed ends by itself."""
-    crew = ProcessCrew(tmp_path, Options(), tmp_path, 1)
-    (worker,) = crew._workers
-    worker.socket.close()
-    assert worker.process.wait(60) == 0
-    crew.close()
+@pytest.mark.parametrize("unread", [0, NEVER])
+def test_any_executor_does_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
+    """Jobs and results are plain values, and lines come back with the answer."""
+    monkeypatch.setattr(index, "LEAVE_FROM", unread)
+    expected = taken_in(tmp_path / "other")
+
+    class Elsewhere(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+            function, values = pickle.loads(pickle.dumps((fn, arguments)))
+            return super().submit(lambda: pickle.loads(pickle.dumps(function(*values, **named))))
+
+    with Elsewhere(2) as executor:
+        actual = taken_in(tmp_path / "lake", executor=executor)
+    for name in EXPORT_PATHS:
+        assert unstamped(actual.content(name)) == unstamped(expected.content(name)), name
+    assert state(actual) == state(expected)
+    for lake in (expected, actual):
+        lake.stop()
 
 
-@pytest.mark.parametrize("least_bytes", [0, NEVER], ids=["in one go", "the other way"])
-def test_malformed_evidence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least_bytes: int) -> None:
+def test_two_runs_with_one_64_bit_id(tmp_path: Path) -> None:
+    """They are two claimants of one id, in a first pass and later: the first in walk order holds it.
+
+    The story: a first pass that met both failed for ever, for the store lets no id ship twice.
+    """
+    one, other = "run-064a3fb43f8b23ef", "run-33eb7ac6ecac46cc"
+    assert rag_id(one, "s") == rag_id(other, "s")
+    lake = HistoryLake(tmp_path)
+    lake.both(A, run(other, provenance__sig_hash="s"), run("plain"))
+    lake.both(B, run(one, provenance__sig_hash="s"))
+    lake.go()
+    assert lake.shipped(Dataset.RAG) == lake.shipped(Dataset.SFT) == {other, "plain"}
+    assert lake.held(Dataset.RAG) == lake.held(Dataset.SFT) == {one: "duplicate_id"}
+    equal_the_full_pass(lake)
+    lake.both("2026/04/01/earlier.jsonl", run(one, provenance__sig_hash="s"))
+    lake.go()
+    assert lake.shipped(Dataset.RAG) == {one, "plain"}
+    equal_the_full_pass(lake)
+    lake.scored("2026/04/01/earlier.jsonl", run(one, "rejected", provenance__sig_hash="s"))
+    lake.go()
+    assert lake.shipped(Dataset.RAG) == {other, "plain"}
+    equal_the_full_pass(lake)
+    lake.stop()
+
+
+@pytest.mark.parametrize("unread", [0, NEVER])
+def test_malformed_evidence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
     """Evidence lines that are no JSON object are told of, with how many came and where the first one stands."""
-    monkeypatch.setattr(intake, "LEAST_BYTES", least_bytes)
+    monkeypatch.setattr(index, "LEAVE_FROM", unread)
     lake = HistoryLake(tmp_path)
     lake.scored(A, run("one"))
     lake.evidence(A, given("one"), b"{torn", given("two"), b"null")

@@ -1,0 +1,231 @@
+"""Batches: what is queued becomes decisions, as much as fits into one batch at a time.
+
+:class:`Batches` lives while the queues are worked off. It has jobs judged ahead of the batch in hand, so that workers
+go on while that one is committed. After a failure it is dropped, and another one begins with the queues as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from distilld.core.decisions import Decisions, Withdrawal
+from distilld.core.model import Cause, OperatorError, Options
+from distilld.engine.batch_start import empty_decisions
+from distilld.engine.jobs import SpanJob, TaskJob
+from distilld.engine.judge_pairs import PairJudge
+from distilld.engine.judge_rows import RowJudge
+from distilld.engine.judge_span import FailedRow, JudgedRow, Sink, Span, SpanDone, SpanJudge, error_of
+from distilld.engine.judge_task import TaskDone
+from distilld.engine.pool import Done, Pool
+from distilld.engine.read_file import FileRead
+from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
+from distilld.lake.scan import SourceFiles
+from distilld.publish.commit import Committer
+from distilld.publish.receipt import BatchIdentity
+from distilld.store.work import Place, Work, WorkRow
+
+BATCH_BYTES: Final = 32 << 20
+"""A batch is cut when its rows' texts come to this much."""
+TASKS_PER_BATCH: Final = 10_000
+DEPARTURES_PER_BATCH: Final = 200_000
+
+
+class UnreadFailed(OperatorError):
+    """An evidence file that was to be read with its rows cannot be read, or is another one now."""
+
+    def __init__(self, unread: UnreadEvidence) -> None:
+        super().__init__(f"{unread.path} cannot be judged with")
+        self.unread = unread
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch as it is decided: its identity and decisions, and the evidence files that were read with its rows."""
+
+    identity: BatchIdentity
+    decisions: Decisions
+    read: list[tuple[Place, FileRead]] = field(default_factory=list)
+    left_over: bool = False
+    """Whether more rows wait for their turn."""
+    files: list[Done[SpanJob]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Drop its lines."""
+        self.decisions.close()
+        for each in self.files:
+            each.close()
+
+
+class Batches:
+    """Decides on batches, one after the other."""
+
+    def __init__(
+        self,
+        root: Path,
+        work: Work,
+        committer: Committer,
+        pool: Pool,
+        options: Options,
+        unread: dict[int, UnreadEvidence],
+        *,
+        batch_rows: int,
+        spool_folder: Path,
+        options_changed: bool,
+        told: Callable[[int, int], None] = lambda _done, _bytes: None,
+    ) -> None:
+        """``told`` is called with how many rows or tasks were judged just now, and the bytes read for them."""
+        self._told = told
+        self._work = work
+        self._committer = committer
+        self._pool = pool
+        self._options = options
+        self._unread = unread
+        self._batch_rows = batch_rows
+        self._folder = spool_folder
+        self._options_changed = options_changed
+        missing = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
+        self._span_judge = SpanJudge(root, options, missing)
+        self._queue: SpanQueue | None = None
+        self._results: Iterator[Done[SpanJob]] = iter(())
+        self._next: Done[SpanJob] | None = None
+        self._ahead: set[int] = set()
+        """Rows that batches so far judged before their turn."""
+
+    def close(self) -> None:
+        """Drop what was judged ahead."""
+        if self._next is not None:
+            self._next.close()
+            self._next = None
+        if isinstance(self._results, Generator):
+            self._results.close()
+        self._queue = None
+
+    def decide(self) -> Batch:
+        """Judge what fits into one batch; whoever takes the batch closes it.
+
+        What a verdict in force may now forbid is judged in it, whatever its size: no committed batch leaves such a row
+        in the files.
+
+        Raises:
+            UnreadFailed: An evidence file that was left unread cannot be had.
+            OperatorError: The lines could not be kept, or a worker died.
+        """
+        batch = self._begin()
+        try:
+            self._decide(batch)
+        except BaseException:
+            batch.close()
+            raise
+        return batch
+
+    def _begin(self) -> Batch:
+        if self._queue is None:
+            self._ahead = set()
+            self._queue = self._new_queue(after=-1, forced_only=False)
+            self._results = self._pool.run(self._queue.jobs(), self._options)
+        self._next = self._next or next(self._results, None)
+        identity = self._committer.next_identity()
+        if self._next is not None:
+            given = self._queue.under_way[0].identity
+            identity = replace(given, sequence=identity.sequence)
+        missing = self._work.missing_lines()
+        return Batch(identity, empty_decisions(identity.sequence, identity.recorded_at, self._folder, missing))
+
+    def _new_queue(self, *, after: int, forced_only: bool) -> SpanQueue:
+        limits = (NO_LIMIT, NO_LIMIT) if forced_only else (self._batch_rows, BATCH_BYTES)
+        return SpanQueue(
+            self._work,
+            self._options,
+            self._committer.next_identity,
+            {} if forced_only else self._unread,
+            batch_rows=limits[0],
+            batch_bytes=limits[1],
+            forced_only=forced_only,
+            after=after,
+        )
+
+    def _decide(self, batch: Batch) -> None:
+        decisions = batch.decisions
+        rows = RowJudge(
+            self._work,
+            self._options,
+            decisions,
+            self._judge_one,
+            options_changed=self._options_changed,
+            ahead=self._ahead,
+        )
+        pairs = PairJudge(self._work, self._options, decisions, self._do, options_changed=self._options_changed)
+        # Closed even where a fault ends the batch: a query that is left half read locks the tables of the pass.
+        with closing(self._work.frozen_queue()) as frozen:
+            rows.take_frozen(frozen)
+        rows.take_departures(self._work.departures(DEPARTURES_PER_BATCH))
+        assert self._queue is not None  # noqa: S101  begun
+        pruned = self._queue.pruned
+        last = self._judge_spans(batch, rows)
+        rows.judge_joined()
+        batch.left_over = left_over = last is not None and not last.ends_queue
+        if last is not None and left_over:
+            forced = self._new_queue(after=last.spans[-1].last, forced_only=True)
+            for done in self._pool.run(forced.jobs(), self._options):
+                self._settle(batch, rows, forced.under_way.popleft(), done)
+            rows.judge_joined()
+            pruned |= forced.pruned
+            self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
+        rows.finish()
+        decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
+        decisions.judged_to = last.spans[-1].last if last is not None and left_over else NO_LIMIT
+        # What else stands in a task may be among rows whose evidence is not known to the store before the commit.
+        pairs.judge(self._work.tasks(0 if left_over or batch.read else TASKS_PER_BATCH))
+        touched = self._work.tasks_of_unjudged(decisions.judged_to)
+        decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
+        if not left_over:
+            self._queue = None
+
+    def _judge_spans(self, batch: Batch, rows: RowJudge) -> QueuedJob | None:
+        """Settle the rows of one batch; returns its last job, None where no row is queued."""
+        assert self._queue is not None  # noqa: S101  begun
+        while self._next is not None:
+            queued = self._queue.under_way.popleft()
+            done, self._next = self._next, None
+            self._settle(batch, rows, queued, done)
+            if queued.ends_batch:
+                return queued
+            self._next = next(self._results, None)
+        return None
+
+    def _settle(self, batch: Batch, rows: RowJudge, queued: QueuedJob, done: Done[SpanJob]) -> None:
+        batch.files.append(done)
+        assert isinstance(done.result, list)  # noqa: S101  what a SpanJob gives
+        for span, order, result in zip(queued.spans, done.job.spans, done.result, strict=True):
+            assert isinstance(result, SpanDone)  # noqa: S101  as above
+            if result.evidence_failure is not None:
+                raise UnreadFailed(self._unread.pop(span.place.partition_id))
+            rows.settle(span, result, done.file)
+            self._told(len(order.rows), result.bytes_read)
+            if result.evidence is not None:
+                batch.read.append((span.place, result.evidence))
+
+    def _judge_one(self, row: WorkRow) -> JudgedRow | FailedRow:
+        """Judge a row that joins the batch, here and now."""
+        place = self._work.place(row.walk)
+        span = Span(place.path, place.base, (order_of(self._work, self._options, row),), False)
+        (judged,) = self._span_judge.judge(span, "", Sink(None)).items
+        assert isinstance(judged, JudgedRow | FailedRow)  # noqa: S101  it is judged by itself
+        return judged
+
+    def _do(self, jobs: Iterable[TaskJob]) -> Iterator[list[TaskDone]]:
+        for done in self._pool.run(jobs, self._options):
+            if isinstance(done.result, FailedRow):
+                raise error_of(done.result)
+            self._told(len(done.job.tasks), done.job.size)
+            yield done.result  # type: ignore[misc]
+
+
+def _as_pruned(withdrawal: Withdrawal) -> Withdrawal:
+    if withdrawal.cause is Cause.EVIDENCE_CHANGED and not withdrawal.replaced:
+        return replace(withdrawal, cause=Cause.PRUNED)
+    return withdrawal

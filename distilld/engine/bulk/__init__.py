@@ -1,1 +1,0 @@
-"""Many new partitions at once: read, judged and spooled by worker processes."""

@@ -1,0 +1,92 @@
+"""The work that any process can do: jobs and results are plain values that pickle.
+
+:func:`perform` is all that an executor has to call. What a job needs beside itself is below the root, which its
+process must see under the same path.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from distilld.core.model import InputChanged, InputKind, Options, UnreadableError
+from distilld.engine.judge_span import FailedRow, Sink, Span, SpanDone, SpanJudge
+from distilld.engine.judge_task import TaskDone, TaskJudge, TaskOrder
+from distilld.engine.read_file import FileRead, read_file
+from distilld.files.durable import write_all
+from distilld.lake.scan import SourceFiles
+
+
+class ReadJob(NamedTuple):
+    """Read a whole input file and say what stands in it."""
+
+    kind: InputKind
+    path: str
+    size: int
+
+
+class SpanJob(NamedTuple):
+    """Judge some spans; ``stamp`` is the time of the batch that their lines belong to."""
+
+    spans: tuple[Span, ...]
+    stamp: str
+    size: int
+
+
+class TaskJob(NamedTuple):
+    """Judge the pairs of some tasks."""
+
+    tasks: tuple[TaskOrder, ...]
+    size: int
+
+
+Job = ReadJob | SpanJob | TaskJob
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFault:
+    """The lines of a job could not be kept."""
+
+    errno: int | None
+    why: str
+
+
+Result = FileRead | FailedRow | list[SpanDone] | list[TaskDone] | SpoolFault
+
+
+def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
+    """Do a job; the lines of a SpanJob go into ``file``, or back with the answer where there is none."""
+    if isinstance(job, ReadJob):
+        try:
+            return read_file(Path(root), job.kind, job.path, options.max_line_bytes)
+        except UnreadableError as error:
+            return FailedRow(-1, error.path, error.errno, error.why)
+        except InputChanged as error:
+            return FailedRow(-1, error.path, None, None)
+    spans, pairs = _judges(root, options)
+    if isinstance(job, TaskJob):
+        try:
+            return pairs.judge(job.tasks)
+        except UnreadableError as error:
+            return FailedRow(-1, error.path, error.errno, error.why)
+    try:
+        if file is None:
+            sink = Sink(None)
+            return [spans.judge(span, job.stamp, sink) for span in job.spans]
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            sink = Sink(lambda block: write_all(descriptor, block))
+            return [spans.judge(span, job.stamp, sink) for span in job.spans]
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return SpoolFault(error.errno, error.strerror or str(error))
+
+
+@lru_cache(maxsize=2)
+def _judges(root: str, options: Options) -> tuple[SpanJudge, TaskJudge]:
+    missing = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
+    return SpanJudge(Path(root), options, missing), TaskJudge(Path(root), options, missing)

@@ -1,0 +1,76 @@
+"""What a pass did, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distilld.core.model import OperatorError, UnreadableError
+from distilld.engine.index import Indexed
+from distilld.lake.scan import Oddity, Scan
+from distilld.publish.commit import CommittedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pass has come, for people who wait: bytes are read first; then rows are judged and pairs formed."""
+
+    phase: Literal["read", "judge"]
+    done: int
+    whole: int
+    """What ``done`` will come to, as far as that can be known: bytes, or rows and tasks."""
+    files: int
+    rows: int
+    bytes: int = 0
+    """Bytes of inputs that were read in this phase."""
+
+
+@dataclass(slots=True)
+class PassResult:
+    """What one pass did: the batches that it committed, what it could not read or did not yet read."""
+
+    batches: list[CommittedBatch] = field(default_factory=list)
+    scan: Scan | None = None
+    indexed: Indexed = field(default_factory=Indexed)
+    untold: Indexed = field(default_factory=Indexed)
+    """What was indexed and stands in no receipt yet."""
+    judged_alike: int = 0
+    """Rows that were judged in batches which changed nothing, and that no receipt has told of yet."""
+    read_alike: int = 0
+    """The bytes that were read for that."""
+    changed_inputs: tuple[str, ...] = ()
+    """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was committed."""
+        return bool(self.batches)
+
+    @property
+    def rows_judged(self) -> int:
+        """How many rows were judged, also where nothing followed from it."""
+        told: int = sum(batch.receipt["work"]["rows_judged"] for batch in self.batches)
+        return told + self.judged_alike
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of inputs were read, also where nothing followed from it."""
+        told: int = sum(batch.receipt["work"]["bytes_read"] for batch in self.batches)
+        return told + self.untold.bytes_read + self.read_alike
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether inputs were left alone because they were being written; another pass is due soon."""
+        return bool(self.indexed.unsettled or self.changed_inputs)
+
+    @property
+    def unreadable(self) -> tuple[Oddity, ...]:
+        """Every input that was left out because it cannot be read: what is no usable file, and what gave an error."""
+        oddities = (*self.scan.oddities, *self.scan.not_listed) if self.scan is not None else ()
+        return (*oddities, *map(_as_oddity, self.indexed.problems))
+
+
+def _as_oddity(problem: OperatorError) -> Oddity:
+    if isinstance(problem, UnreadableError):
+        return Oddity(problem.path, f"cannot be read: {problem.why}")
+    return Oddity("", str(problem))

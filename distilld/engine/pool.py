@@ -1,0 +1,218 @@
+"""Jobs done in other processes, and in this one where it would wait for them; results in the order of the jobs.
+
+Results do not depend on who does the work. A worker keeps nothing but the job in hand: it may be killed at any
+moment, and ends by itself when whoever started it is gone.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, Generic, TypeVar
+
+from distilld.core.model import OperatorError, Options
+from distilld.engine.jobs import Job, Result, SpanJob, SpoolFault, perform
+from distilld.files.spool import SpoolError, unnamed_file
+
+PROCESSES_FROM: Final = 12 << 20
+"""Bytes to read from which worker processes pay; fewer are done before a process has started."""
+BYTES_AHEAD: Final = 20 << 20
+"""Bytes of input that a worker may have waiting: enough while a batch is committed, and some is left to others."""
+JOBS_AHEAD: Final = 64
+
+J = TypeVar("J", bound=Job)
+
+
+class WorkerDied(OperatorError):
+    """A worker process ended in the middle of its work; the batch is undone."""
+
+    def __init__(self) -> None:
+        super().__init__("a worker process was killed or ended", hint="look for a lack of memory; the next run goes on")
+
+
+@dataclass(slots=True)
+class Done(Generic[J]):
+    """A job that is done, and the file that its lines went to; whoever takes it closes it."""
+
+    job: J
+    result: Result
+    file: IO[bytes] | None
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self.file is not None:
+            self.file.close()
+
+
+@dataclass(slots=True)
+class _Given(Generic[J]):
+    job: J
+    file: IO[bytes] | None
+    future: Future[Result] | None
+    result: Result | None = None
+
+
+class Pool:
+    """Does jobs for one root, as long as one pass takes; processes are started when much is to be done."""
+
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        *,
+        workers: int,
+        executor: Executor | None = None,
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``workers`` are the processes beside this one; 0: one a core in all. ``folder`` is for files of lines.
+
+        An ``executor`` that is given is used from the first job on, and is not shut down.
+        """
+        self._root = str(root)
+        self._folder = folder
+        self._wanted = workers
+        self._given_executor = executor
+        self._executor = executor
+        self._pulse = pulse
+        self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
+        self._unanswered = 0
+        """Bytes of the jobs that were given to workers, without those that :attr:`_answered` names."""
+        self._answered: deque[int] = deque()
+        """The sizes of jobs that workers have done; filled by another thread."""
+
+    def expect(self, size: int) -> None:
+        """Say that so many bytes are to be read: where they are many, processes are started."""
+        if self._executor is not None or size < PROCESSES_FROM:
+            return
+        self._executor = ProcessPoolExecutor(
+            self._workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+        )
+        try:
+            # The first job starts all of them: they come up while this process looks at its store.
+            self._executor.submit(_nothing)
+        except OSError as error:
+            self.close()
+            raise OperatorError(
+                f"cannot start a worker process: {error.strerror or error}",
+                hint="let it start processes: look at its limits and at the memory that is left",
+            ) from error
+        except BrokenProcessPool as error:
+            self.close()
+            raise WorkerDied from error
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether jobs are done in other processes."""
+        return self._executor is not None
+
+    def close(self) -> None:
+        """End the processes; what they have in hand is dropped."""
+        executor, self._executor = self._executor, self._given_executor
+        if isinstance(executor, ProcessPoolExecutor) and executor is not self._given_executor:
+            processes = list((executor._processes or {}).values())
+            for process in processes:
+                process.kill()
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, jobs: Iterable[J], options: Options) -> Iterator[Done[J]]:
+        """Do jobs, in order; they are asked for ahead of their results.
+
+        Raises:
+            SpoolError: Lines could not be kept.
+            WorkerDied: A process ended.
+        """
+        coming = iter(jobs)
+        under_way: deque[_Given[J]] = deque()
+        try:
+            more = True
+            while more or under_way:
+                while more and self._has_room(under_way):
+                    more = self._give(coming, under_way, options, here=False)
+                if not under_way:
+                    continue
+                head = under_way[0]
+                while more and head.future is not None and not head.future.done() and self._lends_a_hand(under_way):
+                    more = self._give(coming, under_way, options, here=True)
+                result = self._result(head)
+                self._pulse()
+                under_way.popleft()
+                yield Done(head.job, result, head.file)
+        finally:
+            for each in under_way:
+                if each.future is not None:
+                    each.future.cancel()
+                if each.file is not None:
+                    each.file.close()
+
+    def _has_room(self, under_way: deque[_Given[J]]) -> bool:
+        if self._executor is None:
+            return not under_way
+        while self._answered:
+            self._unanswered -= self._answered.popleft()
+        return not under_way or (
+            len(under_way) < JOBS_AHEAD * self._workers and self._unanswered < BYTES_AHEAD * self._workers
+        )
+
+    def _lends_a_hand(self, under_way: deque[_Given[J]]) -> bool:
+        """Whether this process does a job itself while it waits; what is done lies in files, but not without end."""
+        return self._given_executor is None and len(under_way) < JOBS_AHEAD
+
+    def _give(self, coming: Iterator[J], under_way: deque[_Given[J]], options: Options, *, here: bool) -> bool:
+        job = next(coming, None)
+        if job is None:
+            return False
+        file = unnamed_file(self._folder) if isinstance(job, SpanJob) and self._given_executor is None else None
+        path = None if file is None else f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        given: _Given[J] = _Given(job, file, None)
+        under_way.append(given)
+        if here or self._executor is None:
+            given.result = perform(self._root, options, job, path)
+        else:
+            try:
+                given.future = self._executor.submit(perform, self._root, options, job, path)
+            except BrokenProcessPool as error:
+                raise WorkerDied from error
+            self._unanswered += job.size
+            given.future.add_done_callback(lambda _: self._answered.append(job.size))
+        return True
+
+    def _result(self, given: _Given[J]) -> Result:
+        result = given.result
+        if given.future is not None:
+            try:
+                result = given.future.result()
+            except BrokenProcessPool as error:
+                raise WorkerDied from error
+        assert result is not None  # noqa: S101  done here, or answered
+        if isinstance(result, SpoolFault):
+            raise SpoolError(self._folder, OSError(result.errno, result.why))
+        return result
+
+
+def _nothing() -> None:
+    """Start the workers."""
+
+
+def _begin(starter: int) -> None:
+    """Make this process a worker: who started it decides when it ends, and it ends when that one is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
+    # It makes no cycles, and lives for one pass.
+    gc.disable()
+
+
+def _end_with(starter: int) -> None:
+    while os.getppid() == starter:
+        time.sleep(0.5)
+    os._exit(0)

@@ -1,0 +1,104 @@
+"""Read an input file from its start, once: its lines' facts, and what the store keeps of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distilld.core.line_facts import EvidenceFacts, RowFacts, row_facts, run_of_evidence
+from distilld.core.model import InputKind, StatFacts
+from distilld.core.records import EvidenceRecord, evidence_record
+from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
+from distilld.lake.scan import open_partition, tree_path
+
+
+class Reading(NamedTuple):
+    """What was read of a file: its facts when it was opened, how far it was consumed, its unterminated end."""
+
+    facts: StatFacts
+    consumed: int
+    sha256: str
+    lines: int
+    malformed: int
+    first_malformed: int | None
+    tail: str | None
+    tail_bytes: int
+    tail_digest: bytes | None
+    bytes_read: int
+
+
+class FileRead(NamedTuple):
+    """A file that was read as a whole, and the facts of its lines: RowFacts, or EvidenceFacts of the last row a run."""
+
+    reading: Reading
+    facts: list[Any]
+
+
+def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> FileRead:
+    """Read a file of either tree.
+
+    Raises:
+        InputChanged: It is gone, or shorter than it was when it was opened.
+        UnreadableError: The system refuses.
+    """
+    if kind is InputKind.EVIDENCE:
+        return read_evidence(root, path, max_line_bytes, None)
+    facts: list[RowFacts] = []
+
+    def take(line: Line, number: int) -> bool:
+        facts.append(row_facts(number, line.start, line.length, line.digest, parse_line(line)))
+        return facts[-1].malformed is None
+
+    return FileRead(_read_lines(root, kind, path, max_line_bytes, take), facts)
+
+
+def read_evidence(root: Path, path: str, max_line_bytes: int, records: dict[str, EvidenceRecord] | None) -> FileRead:
+    """Read an evidence file; what its rows say is put into ``records``, by run.
+
+    Raises:
+        InputChanged: It is gone, or shorter than it was when it was opened.
+        UnreadableError: The system refuses.
+    """
+    found: dict[str, EvidenceFacts] = {}
+
+    def take(line: Line, number: int) -> bool:
+        value, marked, _ = parse_line(line)
+        if value is None:
+            return False
+        run_id = run_of_evidence(value)
+        if run_id is not None:
+            found[run_id] = EvidenceFacts(run_id, number, line.start, line.length, line.digest)
+            if records is not None:
+                records[run_id] = evidence_record(value, marked=marked)
+        return True
+
+    reading = _read_lines(root, InputKind.EVIDENCE, path, max_line_bytes, take)
+    return FileRead(reading, list(found.values()))
+
+
+def _read_lines(
+    root: Path, kind: InputKind, path: str, max_line_bytes: int, take: Callable[[Line, int], bool]
+) -> Reading:
+    """Give each line with its number to ``take``, which says whether it is well-formed.
+
+    The unterminated end counts as a line if it is a complete JSON object (SPEC 2).
+    """
+    with open_partition(root, kind, path) as (descriptor, facts):
+        reader = PartitionReader(descriptor, facts.size, max_line_bytes, tree_path(kind, path))
+        lines = malformed = 0
+        first_malformed = None
+        for block in reader.blocks():
+            for number, line in enumerate(block, lines):
+                if not take(line, number):
+                    first_malformed = number if malformed == 0 else first_malformed
+                    malformed += 1
+            lines += len(block)
+        end = end_of(reader.tail)
+        if reader.tail is not None and end.digest is not None:
+            take(reader.tail, lines)
+            lines += 1
+        return Reading(
+            facts, reader.consumed, reader.sha256, lines, malformed, first_malformed, end.state, end.length, end.digest,
+            reader.bytes_read,
+        )  # fmt: skip

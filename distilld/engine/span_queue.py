@@ -1,0 +1,223 @@
+"""Make jobs of the rows that are to be judged: spans of partitions in walk order, cut into batches.
+
+Jobs are made ahead of their results, across the ends of batches, so that workers judge while a batch is committed. That
+is sound since what makes a row contested, and its verdict in force, follow from the facts of the inputs alone, and
+these do not change while the queue is worked off.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from distilld.core.line_facts import LINE_BITS
+from distilld.core.model import Dataset, Options
+from distilld.engine.jobs import SpanJob
+from distilld.engine.judge_span import RowOrder, Span, Stamp
+from distilld.publish.receipt import BatchIdentity
+from distilld.store.frozen import EVIDENCE_PRUNED
+from distilld.store.work import Place, QueuedRow, Work, WorkRow
+
+NO_LIMIT: Final = 1 << 62
+JOB_BYTES: Final = 3 << 20
+JOB_ROWS: Final = 4000
+JOB_SPANS: Final = 48
+PAGE_ROWS: Final = 4000
+"""Rows that are asked for in one go."""
+
+
+class UnreadEvidence(NamedTuple):
+    """A new evidence file that is read when its rows are judged: its size, and how many rows there are."""
+
+    path: str
+    size: int
+    rows: int
+
+
+class QueuedSpan(NamedTuple):
+    """A span of a job: where it stands, and its rows that are known and not contested, by walk."""
+
+    place: Place
+    rows: dict[int, QueuedRow]
+    read_evidence: bool
+    last: int
+
+
+@dataclass(slots=True)
+class QueuedJob:
+    """A job on its way; ``identity`` is its batch's, of which it may be the last one."""
+
+    job: SpanJob
+    spans: list[QueuedSpan]
+    identity: BatchIdentity
+    ends_batch: bool = False
+    ends_queue: bool = False
+
+
+class SpanQueue:
+    """The queue of rows as jobs, for as long as nothing but its own batches changes the store."""
+
+    def __init__(
+        self,
+        work: Work,
+        options: Options,
+        next_identity: Callable[[BatchIdentity | None], BatchIdentity],
+        unread: Mapping[int, UnreadEvidence],
+        *,
+        batch_rows: int,
+        batch_bytes: int,
+        forced_only: bool = False,
+        after: int = -1,
+    ) -> None:
+        self._work = work
+        self._options = options
+        self._next_identity = next_identity
+        self._unread = unread
+        self._batch_rows = batch_rows
+        self._batch_bytes = batch_bytes
+        self._forced_only = forced_only
+        self._after = after
+        self._vacated = work.look_for_loose_lines()
+        self._lines_missing = bool(work.missing_lines())
+        self._stamps: dict[int, str] = {}
+        self._identity: BatchIdentity | None = None
+        self._rows = self._bytes = 0
+        """Of the batch in hand."""
+        self._spans: list[Span] = []
+        self._queued: list[QueuedSpan] = []
+        self._size = self._job_rows = 0
+        self._held: QueuedJob | None = None
+        self.pruned: set[int | None] = set()
+        """The ids of rows whose evidence an operator gave up."""
+        self.under_way: deque[QueuedJob] = deque()
+        """The jobs that were given out, in order; who takes a result takes its job from here."""
+
+    def jobs(self) -> Iterator[SpanJob]:
+        """Return the jobs, in walk order."""
+        for place, low, high in self._work.partitions_queued(self._after, forced_only=self._forced_only):
+            unread = self._unread.get(place.partition_id)
+            after, page = max(self._after, place.base - 1), list[QueuedRow]()
+            while True:
+                yield from self._make_room(unread)
+                limit = PAGE_ROWS if unread is None else NO_LIMIT
+                page = page or self._work.queued(place, (low, high), after, limit, forced_only=self._forced_only)
+                if not page:
+                    break
+                rows = page if unread is not None else page[: self._fitting(page)]
+                page = page[len(rows) :]
+                self._add(place, rows, unread)
+                after = rows[-1].walk
+                if self._size >= JOB_BYTES or self._job_rows >= JOB_ROWS or len(self._spans) >= JOB_SPANS:
+                    yield from self._close_job()
+        yield from self._close_job()
+        if self._held is not None:
+            self._held.ends_batch = self._held.ends_queue = True
+            yield self._give_out(self._held)
+
+    def _make_room(self, unread: UnreadEvidence | None) -> Iterator[SpanJob]:
+        """End the batch in hand where it is full, or where a partition that is judged as a whole does not fit."""
+        rows, size = (unread.rows, unread.size) if unread is not None else (1, 1)
+        if self._rows and (self._rows + rows > self._batch_rows or self._bytes + size > self._batch_bytes):
+            yield from self._close_job()
+            assert self._held is not None  # noqa: S101  the batch has rows
+            self._held.ends_batch = True
+            self._identity, self._rows, self._bytes = None, 0, 0
+
+    def _fitting(self, rows: list[QueuedRow]) -> int:
+        """How many rows fit into the job and the batch, one at least."""
+        size = 0
+        limit = min(len(rows), JOB_ROWS, self._batch_rows - self._rows)
+        for number, row in enumerate(rows[:limit], 1):
+            size += row.length + (row.evidence_length or 0)
+            if size + self._size >= JOB_BYTES or size + self._bytes >= self._batch_bytes:
+                return number
+        return limit
+
+    def _add(self, place: Place, rows: list[QueuedRow], unread: UnreadEvidence | None) -> None:
+        if self._identity is None:
+            last = self._held.identity if self._held is not None else None
+            self._identity = self._next_identity(last)
+        batches = {batch for row in rows for batch in (row.rag_batch, row.sft_batch) if batch is not None}
+        if new := batches.difference(self._stamps):
+            self._stamps |= dict.fromkeys(new, "") | self._work.stamps(new)
+        self.pruned.update(row.sample_key for row in rows if row.evidence_changed == EVIDENCE_PRUNED)
+        odd = self._lines_missing or bool(self._vacated)
+        orders = tuple([_plain(row) if not odd and row.is_new_and_plain else self._order(row) for row in rows])
+        size = sum([row.length + (row.evidence_length or 0) for row in rows]) + (unread.size if unread else 0)
+        self._spans.append(Span(place.path, place.base, orders, unread is not None))
+        known = {
+            row.walk: row for row, order in zip(rows, orders, strict=True) if row.rag is not None and not order.verdicts
+        }
+        self._queued.append(QueuedSpan(place, known, unread is not None, rows[-1].walk))
+        self._rows, self._bytes = self._rows + len(rows), self._bytes + size
+        self._job_rows, self._size = self._job_rows + len(rows), self._size + size
+
+    def _order(self, row: QueuedRow) -> RowOrder:
+        verdicts = None
+        if self._is_contested(row):
+            verdicts = (None, None) if row.run_id is None else self._work.verdict_of(row.run_id, self._options)
+        recorded = None
+        if row.rag is not None and row.sft is not None and verdicts is None:
+            recorded = (
+                row.rag, row.rag_line or b"", self._stamp(Dataset.RAG, row, row.rag_batch),
+                row.sft, row.sft_line or b"", self._stamp(Dataset.SFT, row, row.sft_batch),
+            )  # fmt: skip
+        evidence = _evidence_of(row)
+        return tuple.__new__(
+            RowOrder, (row.walk, row.start, row.length, row.digest, row.malformed, evidence, recorded, verdicts)
+        )
+
+    def _is_contested(self, row: QueuedRow) -> bool:
+        """Whether more than its own text decides what is done with a row."""
+        if row.contested or row.kept or row.evidence_changed or self._lines_missing:
+            return True
+        if row.evidence_digest is not None and not row.evidence_found:
+            return True
+        if self._vacated and row.rag is None:
+            place = self._work.place(row.walk)
+            return (place.partition_id, row.walk & (1 << LINE_BITS) - 1) in self._vacated
+        return False
+
+    def _stamp(self, dataset: Dataset, row: QueuedRow, batch: int | None) -> Stamp:
+        if not batch and row.sample_key is not None:
+            return self._work.adopted(dataset, row.sample_key) or ""
+        return self._stamps.get(batch or 0, "")
+
+    def _close_job(self) -> Iterator[SpanJob]:
+        """Give out the job before this one: of the last one it is not known yet whether its batch ends."""
+        if not self._spans:
+            return
+        assert self._identity is not None  # noqa: S101  the batch has rows
+        job = SpanJob(tuple(self._spans), self._identity.recorded_at, self._size)
+        queued = QueuedJob(job, self._queued, self._identity)
+        self._spans, self._queued, self._size, self._job_rows = [], [], 0, 0
+        held, self._held = self._held, queued
+        if held is not None:
+            yield self._give_out(held)
+
+    def _give_out(self, queued: QueuedJob) -> SpanJob:
+        self.under_way.append(queued)
+        return queued.job
+
+
+def _plain(row: QueuedRow) -> RowOrder:
+    """The order for a row that was never judged and depends on no other."""
+    values = (row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, None)
+    return tuple.__new__(RowOrder, values)
+
+
+def order_of(work: Work, options: Options, row: WorkRow) -> RowOrder:
+    """The order for a row that joins a batch: judged with its id free and taken, whatever is recorded of it."""
+    verdicts = (None, None) if row.run_id is None else work.verdict_of(row.run_id, options)
+    return RowOrder(row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, verdicts)
+
+
+def _evidence_of(row: QueuedRow | WorkRow) -> tuple[int, int, bytes] | None:
+    if not row.evidence_found:
+        return None
+    start, length, digest = row.evidence_start, row.evidence_length, row.evidence_digest
+    if start is None or length is None or digest is None:
+        return None
+    return start, length, digest
