@@ -49,7 +49,9 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "up_to_date": "There was nothing to do.",
         # the input
         "scan_finished": "All partitions were listed and compared with the store.",
-        "scan_failed": "The partitions could not be listed; nothing was judged or withdrawn.",
+        "scan_failed": "The input trees could not be looked at; nothing was judged or withdrawn.",
+        "folder_not_listed": "A folder of inputs cannot be listed; its files count as recorded, all others go on.",
+        "folder_ignored": "A folder that the file system keeps for itself (lost+found); nothing of it is read.",
         "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
         "odd_partition_name": "A partition folder is not named YYYY/MM/DD (reported once); it is still read.",
         "pending_tail": "The last line of a partition is not terminated yet; it waits.",

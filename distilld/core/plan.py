@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -39,8 +39,12 @@ class Plan(NamedTuple):
     gone: tuple[FileKey, ...]
 
 
-def compare(seen: Mapping[FileKey, StatFacts], known: Mapping[FileKey, Known]) -> Plan:
-    """What a scan asks for.
+def compare(
+    seen: Mapping[FileKey, StatFacts],
+    known: Mapping[FileKey, Known],
+    is_unknown: Callable[[InputKind, str], bool] = lambda *_: False,
+) -> Plan:
+    """What a scan asks for. Files that ``is_unknown`` names could not be looked for: they are not gone (SPEC 2).
 
     A file counts as unchanged, without being read, only where all its facts are as recorded and were long enough
     unchanged when they were recorded (SPEC 4, 'A change is never trusted to be an append').
@@ -60,5 +64,5 @@ def compare(seen: Mapping[FileKey, StatFacts], known: Mapping[FileKey, Known]) -
                 to_read.append((key, Look.CHANGED))
     if len(seen) - new == len(known):
         return Plan(tuple(to_read), ())  # all that is known was seen
-    gone = tuple(key for key, record in known.items() if record.present and key not in seen)
+    gone = tuple(key for key, record in known.items() if record.present and key not in seen and not is_unknown(*key))
     return Plan(tuple(to_read), gone)

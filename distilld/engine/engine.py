@@ -126,7 +126,7 @@ class PassResult:
     @property
     def unreadable(self) -> tuple[Oddity, ...]:
         """Every input that was left out because it cannot be read: what is no usable file, and what gave an error."""
-        oddities = self.scan.oddities if self.scan is not None else ()
+        oddities = (*self.scan.oddities, *self.scan.not_listed) if self.scan is not None else ()
         return (*oddities, *map(_as_oddity, self.indexed.problems))
 
 
@@ -220,7 +220,7 @@ class Engine:
         """Bring the datasets up to date with what one scan sees.
 
         Raises:
-            ListingError: An input folder could not be listed; nothing was changed.
+            ListingError: The input trees could not be looked at; nothing was changed.
             WriterBusy: Another writer took the lake, whose lock file had been removed; nothing is written beside it.
             OperatorError: A write failed, or an export was tampered with; what was committed stands.
         """
@@ -238,6 +238,7 @@ class Engine:
         self._mend_exports()
         result.scan = scan = lake.scan(self.root)
         self.teller.odd_folders(scan)
+        self.teller.not_listed(scan)
         options_changed = self.judged_with.take(self.options, anew=trigger is Trigger.REBUILD)
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
         if not read_anew:
@@ -255,7 +256,7 @@ class Engine:
             result.indexed.problems = list(self._unreadable.values())
             self.teller.unreadable(result.unreadable)
         # What is not read, evidence too, may be what an orphan stands on.
-        whole = not (result.unreadable or result.unfinished or self.work.waiting().anything)
+        whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.waiting().anything)
         if whole and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
         if not self.work.waiting().anything:
@@ -339,15 +340,20 @@ class Engine:
     def give_up(self, partition_glob: str | None, *, orphans_only: bool) -> Pruned:
         """Let frozen rows go: the next pass withdraws them.
 
-        Absent files that stand there again keep theirs: nobody has looked at them yet.
+        Absent files that stand there again, or may do so in a folder that cannot be listed, keep theirs.
 
         Raises:
-            ListingError: A folder could not be listed; nothing was let go.
+            ListingError: The input trees could not be looked at; nothing was let go.
         """
         with self.store.at_work(), self.store.transaction():
             absent = [record for record in self.inputs.files().values() if not record.present]
-            seen = {(file.kind, file.path) for file in lake.scan(self.root).files} if absent else set()
-            returned = [each for each in absent if (each.kind, each.path) in seen]
+            scan = lake.scan(self.root) if absent else None
+            seen = {(file.kind, file.path) for file in scan.files} if scan else set()
+            returned = [
+                each
+                for each in absent
+                if (each.kind, each.path) in seen or (scan and scan.is_unknown(each.kind, each.path))
+            ]
             pruned = self.frozen.prune(
                 partition_glob, orphans_only=orphans_only, options=self.options, returned=returned
             )

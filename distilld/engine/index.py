@@ -98,6 +98,7 @@ class Indexer:
         plan = compare(
             {key: file.stat for key, file in seen.items()},
             known,
+            scan.is_unknown,
         )
         reads: list[tuple[FileKey, Look]] = list(plan.to_read)
         if read_anew or owed:
@@ -106,7 +107,11 @@ class Indexer:
                 [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
-        purge = [record for record in known.values() if not record.present] if self._withdraws else []
+        purge = [
+            record
+            for record in known.values()
+            if self._withdraws and not (record.present or scan.is_unknown(record.kind, record.path))
+        ]
         if not (reads or plan.gone or purge):
             return self._out
         self._progress(0, 0)

@@ -22,6 +22,8 @@ class Teller:
 
     def __init__(self) -> None:
         self._odd_folders: set[str] = set()
+        self._ignored: set[str] = set()
+        self._not_listed: frozenset[Oddity] = frozenset()
         self._unreadable: frozenset[tuple[str, str]] = frozenset()
         self._tails: frozenset[str] = frozenset()
 
@@ -31,10 +33,20 @@ class Teller:
             log.warning("odd_partition_name", path=folder)
         self._odd_folders.update(scan.odd_folders)
 
+    def not_listed(self, scan: Scan) -> None:
+        """Folders that cannot be listed, and those that a file system keeps for itself."""
+        for oddity in scan.not_listed:
+            if oddity not in self._not_listed:
+                log.error("folder_not_listed", path=oddity.path, problem=oddity.problem)
+        self._not_listed = frozenset(scan.not_listed)
+        for folder in sorted(set(scan.ignored) - self._ignored):
+            log.info("folder_ignored", path=folder)
+        self._ignored.update(scan.ignored)
+
     def unreadable(self, unreadable: tuple[Oddity, ...]) -> None:
-        """Inputs that were left out."""
+        """Inputs that were left out; of folders :meth:`not_listed` tells."""
         for oddity in unreadable:
-            if (oddity.path, oddity.problem) not in self._unreadable:
+            if (oddity.path, oddity.problem) not in self._unreadable and oddity not in self._not_listed:
                 log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
         self._unreadable = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
 

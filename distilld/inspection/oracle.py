@@ -156,7 +156,10 @@ class LakeOnDisk(Mapping[str, Partition]):
         self._root = root
         self._max_line_bytes = options.max_line_bytes
         self._kinds: dict[str, set[InputKind]] = {}
-        for file in lake.scan(root).files:
+        scan = lake.scan(root)
+        for folder in scan.unlisted:
+            raise lake.ListingError(tree_path(folder.kind, folder.below), folder.problem or "it went away meanwhile")
+        for file in scan.files:
             self._kinds.setdefault(file.path, set()).add(file.kind)
 
     def __getitem__(self, path: str) -> Partition:

@@ -197,11 +197,13 @@ def _of_writer(found: Status) -> Iterator[Problem]:
     if found.vitals.overdue_since is not None:
         text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
         yield Problem("withdrawal_overdue", text, "put right what the last batch failed of; until then, do not train")
-    told = " ".join(problem.text for problem in found.problems if problem.name == "not_read")
+    told = " ".join(problem.text for problem in found.problems if problem.name in {"not_read", "not_listed"})
     for each in found.vitals.unreadable:
         if each.path not in told:
             text = f"{each.path} {each.problem}, since {each.since}".strip()
-            yield Problem("not_read", text, "make it readable for distilld's user, or take it away")
+            # A folder's path ends in a slash: this user may list it, and the one that distilld runs as may not.
+            name = "not_listed" if each.path.endswith("/") else "not_read"
+            yield Problem(name, text, "make it readable for distilld's user, or take it away")
 
 
 def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
@@ -346,7 +348,11 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     except ListingError as error:
         found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
         return
-    if not scan.files:
+    found.problems += [
+        Problem("not_listed", f"{folder.path} {folder.problem}", f"make the folder readable, then {_RUN}")
+        for folder in scan.not_listed
+    ]
+    if not (scan.files or scan.unlisted):
         found.problems.append(_without_inputs(found, known=bool(files)))
     new = changed = unread = waiting_ns = 0
     seen = set()
@@ -363,7 +369,9 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         path = tree_path(file.kind, file.path)
         if not os.access(root / path, os.R_OK):
             found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))
-    gone = sum(record.state == "present" and key not in seen for key, record in files.items())
+    gone = sum(
+        record.state == "present" and key not in seen and not scan.is_unknown(*key) for key, record in files.items()
+    )
     found.lag = Lag(new, changed, gone, unread, waiting_ns / 1e9)
     found.problems += [
         Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")

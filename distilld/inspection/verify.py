@@ -369,14 +369,17 @@ def _deep_check(name: str, faults: list[str], report: Report) -> Check:
 def _changed_inputs(root: Path, store: Store) -> list[str]:
     """Inputs that differ from what the store has judged; an absent file that stands there again does."""
     files = Inputs(store).files()
-    seen = {(file.kind, file.path): file.stat for file in lake.scan(root).files}
+    scan = lake.scan(root)
+    seen = {(file.kind, file.path): file.stat for file in scan.files}
     changed = [
         tree_path(kind, path)
         for (kind, path), facts in seen.items()
         if (known := files.get((kind, path))) is None or not (known.present and known.facts.same_file_state(facts))
     ]
     changed += [
-        tree_path(kind, path) for (kind, path), record in files.items() if record.present and (kind, path) not in seen
+        tree_path(kind, path)
+        for (kind, path), record in files.items()
+        if record.present and (kind, path) not in seen and not scan.is_unknown(kind, path)
     ]
     if Work(store).waiting().anything:
         changed.append("rows that a batch under way has yet to judge")

@@ -1,11 +1,12 @@
 """The partitions on disk: walk, stat, open (SPEC 2).
 
-A listing that fails raises :class:`ListingError`; it is never an empty folder. Nothing here follows a link below the
-two input trees, and nothing blocks on a FIFO.
+A folder that cannot be listed is never an empty one: the scan names it, and what it holds is unknown. Nothing here
+follows a link below the two input trees, and nothing blocks on a FIFO.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -24,6 +25,11 @@ from distilld.core.remedies import remedy_of
 TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/evidence"}
 SUFFIX: Final = ".jsonl"
 
+LOST_AND_FOUND: Final = "lost+found"
+"""What a file system keeps at the top of a mount; only root may list it."""
+_OWN_TROUBLE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_WENT_AWAY: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+
 _FOLDER_NAMES: Final = (re.compile(r"[0-9]{4}"), re.compile(r"0[1-9]|1[0-2]"), re.compile(r"0[1-9]|[12][0-9]|3[01]"))
 _EDITOR_LOCK: Final = re.compile(r"[^/]+@[^/]+\.[0-9]+(:[0-9]+)?")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -34,7 +40,7 @@ _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ListingError(OperatorError):
-    """A folder could not be listed, so what it holds is unknown; nothing is withdrawn on account of it."""
+    """The input trees cannot be looked at, so what they hold is unknown; nothing is withdrawn on account of it."""
 
     def __init__(self, path: str, cause: OSError | str) -> None:
         why = cause if isinstance(cause, str) else cause.strerror or str(cause)
@@ -59,12 +65,29 @@ class Oddity:
     problem: str
 
 
+class Unlisted(NamedTuple):
+    """A folder that could not be listed: what it holds is unknown, never deleted (SPEC 2).
+
+    ``below`` is relative to its tree and ends in ``/``; it is empty for the tree itself. ``problem`` is empty for a
+    folder that went away while the scan looked: the next scan tells.
+    """
+
+    kind: InputKind
+    below: str
+    problem: str
+
+    def holds(self, kind: InputKind, path: str) -> bool:
+        """Whether a partition of this path would stand below the folder."""
+        return kind is self.kind and path.startswith(self.below)
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """One look at both trees: files in walk order, what is not read, partition folders whose names are no date.
 
     ``odd_folders`` hold files, and are relative to their tree (``a/b/c``): one that stands in both trees counts once.
     ``folders`` are all that were listed, by absolute path, with their st_dev and st_ino: what is to be watched.
+    ``unlisted`` are those that could not be. ``ignored`` are folders that a file system keeps for itself.
     """
 
     files: tuple[PartitionFile, ...]
@@ -72,6 +95,19 @@ class Scan:
     odd_folders: tuple[str, ...]
     missing: frozenset[InputKind]
     folders: Mapping[str, tuple[int, int]]
+    unlisted: tuple[Unlisted, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def is_unknown(self, kind: InputKind, path: str) -> bool:
+        """Whether a partition stands below a folder that could not be listed, so that it counts as it was recorded."""
+        return any(folder.holds(kind, path) for folder in self.unlisted)
+
+    @property
+    def not_listed(self) -> tuple[Oddity, ...]:
+        """The folders whose listing failed, to be reported."""
+        return tuple(
+            Oddity(printable(tree_path(each.kind, each.below)), each.problem) for each in self.unlisted if each.problem
+        )
 
 
 def walk_key(path: str) -> tuple[str, ...]:
@@ -85,10 +121,10 @@ def printable(path: str) -> str:
 
 
 def scan(root: Path) -> Scan:
-    """List both trees.
+    """List both trees; a folder that cannot be listed stops nothing else.
 
     Raises:
-        ListingError: A folder that exists cannot be listed.
+        ListingError: It cannot be told whether a tree is there, or this process lacks what listing takes.
     """
     walker = _Walker(root)
     for kind in InputKind:
@@ -97,7 +133,13 @@ def scan(root: Path) -> Scan:
     files = [*walker.files[InputKind.EVIDENCE], *walker.files[InputKind.SCORED]]
     files.sort(key=_walk_text)
     return Scan(
-        tuple(files), tuple(walker.oddities), tuple(walker.odd_folders), frozenset(walker.missing), walker.folders
+        tuple(files),
+        tuple(walker.oddities),
+        tuple(walker.odd_folders),
+        frozenset(walker.missing),
+        walker.folders,
+        tuple(walker.unlisted),
+        tuple(walker.ignored),
     )
 
 
@@ -114,6 +156,8 @@ class _Walker:
         self.odd_folders: dict[str, None] = {}
         self.missing: list[InputKind] = []
         self.folders: dict[str, tuple[int, int]] = {}
+        self.unlisted: list[Unlisted] = []
+        self.ignored: list[str] = []
 
     def walk_tree(self, kind: InputKind) -> None:
         if is_missing(self.root, kind):
@@ -130,9 +174,13 @@ class _Walker:
             with os.scandir(folder) as entries:
                 # In walk order from the start, which leaves little to sort at the end.
                 found = sorted(entries, key=_name_of)
-            self.folders[folder] = (status.st_dev, status.st_ino)
+        except OSError as error:
+            self._leave_unlisted(kind, below, depth, error)
+            return
+        self.folders[folder] = (status.st_dev, status.st_ino)
+        taken_before, reported_before = len(self.files[kind]), len(self.oddities)
+        try:
             if depth == len(_FOLDER_NAMES):
-                taken_before = len(self.files[kind])
                 self._take_files(kind, found, below, looked_ns)
                 if odd and len(self.files[kind]) > taken_before:
                     self.odd_folders[below.rstrip("/")] = None
@@ -140,11 +188,27 @@ class _Walker:
                 for entry in found:
                     self._enter(kind, entry, below, depth, odd=odd)
         except OSError as error:
+            # A folder that may be listed and not entered: what was taken of it is no whole look.
+            del self.files[kind][taken_before:], self.oddities[reported_before:]
+            self._leave_unlisted(kind, below, depth, error)
+
+    def _leave_unlisted(self, kind: InputKind, below: str, depth: int, error: OSError) -> None:
+        """Go on without a folder.
+
+        Raises:
+            ListingError: The cause is this process, not the folder.
+        """
+        if error.errno in _OWN_TROUBLE:
             raise ListingError(printable(f"{TREES[kind]}/{below}"), error) from error
+        went_away = depth > 0 and error.errno in _WENT_AWAY
+        problem = "" if went_away else f"cannot be listed: {error.strerror or error}"
+        self.unlisted.append(Unlisted(kind, below, problem))
 
     def _enter(self, kind: InputKind, entry: os.DirEntry[str], below: str, depth: int, *, odd: bool) -> None:
         path = f"{below}{entry.name}"
-        if entry.is_symlink():
+        if depth == 0 and entry.name == LOST_AND_FOUND:
+            self.ignored.append(tree_path(kind, path))
+        elif entry.is_symlink():
             self._report(kind, path, "is a link and is not followed")
         elif entry.is_dir(follow_symlinks=False):
             if not _FOLDER_NAMES[depth].fullmatch(entry.name):

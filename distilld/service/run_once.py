@@ -223,7 +223,7 @@ def bring_up_to_date(
     The report lists the first ``withdrawals_listed`` rows that left or were replaced; None for all.
 
     Raises:
-        OperatorError: A write failed, an export was tampered with, or a folder could not be listed. What was committed
+        OperatorError: A write failed, an export was tampered with, or the trees cannot be looked at. What was committed
             stands, and the batch in hand is undone where that was possible.
     """
     views = Views(engine.store)
@@ -326,7 +326,8 @@ def _passes(
 
 
 def _not_read(last: PassResult) -> tuple[str, ...]:
-    oddities = [f"{oddity.path} {oddity.problem}" for oddity in last.scan.oddities] if last.scan else []
+    seen = (*last.scan.oddities, *last.scan.not_listed) if last.scan else ()
+    oddities = [f"{each.path} {each.problem}" for each in seen]
     problems = [str(problem) for problem in last.indexed.problems]
     moving = [f"{tree_path(*key)} is still being written" for key in last.indexed.unsettled]
     moving += [f"{path} is still being written" for path in last.changed_inputs]

@@ -12,7 +12,6 @@ from typing import NoReturn
 import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
-from distilld.lake.scan import ListingError
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import whole_scans
 
@@ -829,8 +828,7 @@ def test_prune_beside_a_folder_that_cannot_be_searched(lake: HistoryLake, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refuse)
-        with pytest.raises(ListingError):
-            lake.engine.give_up(None, orphans_only=False)
+        assert lake.engine.give_up(None, orphans_only=False).files == 0
     lake.go()
     assert lake.files() == before
 

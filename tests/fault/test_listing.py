@@ -14,10 +14,13 @@ import pytest
 
 from distilld.core.model import OnDelete, Options, Trigger
 from distilld.lake.scan import ListingError, scan
+from distilld.service.run_once import bring_up_to_date
 from tests.support.committed import committed_and_whole, outcome
 from tests.support.deaths import in_child
 from tests.support.histories import APPEND, B, History, Lake
+from tests.support.history_lake import A, C, HistoryLake, given, run
 
+DAY = "2026/04/28/beta.jsonl"
 Prepare = Callable[[History], Lake]
 
 
@@ -43,21 +46,65 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int, *endings: str) -> None:
     monkeypatch.setattr(os, "scandir", scandir)
 
 
-@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("folder", ["scored-runs", "evidence", "scored-runs/2026", "2026/04", "2026/04/28"])
 def test_a_folder_that_cannot_be_listed_withdraws_nothing(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, folder: str, code: int
 ) -> None:
-    """The pass ends with an error that names the folder, whatever ``on_delete`` says, and no byte is written."""
+    """The pass names the folder, whatever ``on_delete`` says, and no byte is written; its files count as recorded."""
     before = outcome(lake.root)
     with lake.opened() as engine:
         with monkeypatch.context() as patch:
             refuse(patch, code, folder)
-            with pytest.raises(ListingError, match="cannot list data/") as raised:
-                engine.run_pass(Trigger.RESCAN)
-        assert os.strerror(code) in str(raised.value)
+            passed = engine.run_pass(Trigger.RESCAN)
+        assert passed.unreadable
+        assert all(each.problem == f"cannot be listed: {os.strerror(code)}" for each in passed.unreadable)
+        assert all(each.path.endswith(f"{folder}/") for each in passed.unreadable)
+        assert not passed.changed
         assert outcome(lake.root) == before
         assert not engine.run_pass(Trigger.RESCAN).changed
+
+
+@pytest.mark.parametrize("on_delete", list(OnDelete))
+def test_a_folder_that_cannot_be_listed_holds_no_rejection_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_delete: OnDelete
+) -> None:
+    """The story: a day folder of mode 000 kept a rejection in another folder from being applied, and its own rows in."""
+    lake = HistoryLake(tmp_path, Options(source_files_root=str(tmp_path), on_delete=on_delete))
+    lake.both(A, run("a"))
+    lake.both(DAY, run("b"), run("forbidden"), run("forbidden", "rejected"))
+    lake.go()
+    assert lake.shipped("sft") == {"a", "b"}
+    lake.scored(C, run("a", "rejected"), run("b", "rejected"), run("new"))
+    lake.evidence(C, given("new"), given("forbidden"))
+    refuse(monkeypatch, errno.EACCES, "2026/04/28")
+    report = bring_up_to_date(lake.engine)
+    # The run of a readable folder and that of the folder which cannot be listed are both forbidden, by the same file.
+    assert lake.shipped("sft") == {"new"}
+    assert report.not_read == tuple(
+        f"data/{tree}/2026/04/28/ cannot be listed: Permission denied" for tree in ("scored-runs", "evidence")
+    )
+    # What is recorded below it goes on forbidding.
+    lake.both("2026/04/27/0.jsonl", run("forbidden"))
+    bring_up_to_date(lake.engine)
+    assert lake.shipped("sft") == {"new"}
+    monkeypatch.undo()
+    lake.go()
+    assert lake.shipped("sft") == {"new"}
+    lake.stop()
+
+
+def test_a_folder_that_goes_while_the_scan_looks_withdraws_nothing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: a producer that makes and removes folders in a loop ended nine of ten passes."""
+    before = outcome(lake.root)
+    with lake.opened() as engine:
+        with monkeypatch.context() as patch:
+            refuse(patch, errno.ENOENT, "2026/04/28")
+            passed = engine.run_pass(Trigger.RESCAN)
+        assert passed.scan is not None
+        assert len(passed.scan.unlisted) == 2
+        assert passed.unreadable == ()
+        assert outcome(lake.root) == before
 
 
 def test_a_tree_that_is_gone_although_files_of_it_are_known_withdraws_nothing(lake: Lake) -> None:

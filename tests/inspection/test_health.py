@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
@@ -380,6 +380,31 @@ def test_docs_say_what_to_do_on_every_error_event() -> None:
     text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     table = text.partition("## What to do on an event")[2].partition("\n## ")[0]
     assert dict(re.findall(r"^\| `([a-z_]+)` \| (\w+) \|", table, flags=re.MULTILINE)) == logged
+
+
+def test_a_folder_that_cannot_be_listed_is_named_until_a_run_can(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run applies all the rest and leaves word of the folder; who asks is told of it, listable to him or not."""
+    folder = str(Path(settings.root, "data/scored-runs", partition_of(0)).parent)
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path) == folder:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        run_once(settings)
+        (seen,) = diagnose(settings, daemon=False)
+    (told,) = diagnose(settings, daemon=False)
+    shown = f"{os.path.relpath(folder, settings.root)}/ cannot be listed: Permission denied"
+    assert [seen.name, told.name] == ["not_listed", "not_listed"]
+    assert shown == seen.text
+    assert told.text.startswith(f"{shown}, since ")
+    run_once(settings)
+    assert names(settings, daemon=False) == []
 
 
 def test_a_root_without_inputs_is_not_green(tmp_path: Path) -> None:

@@ -239,12 +239,60 @@ def test_the_trees_themselves_may_be_links(tmp_path: Path, linked: str) -> None:
         scan(root)
 
 
-def test_a_tree_that_is_a_file_is_an_error(tmp_path: Path) -> None:
-    """It cannot be listed, so what it holds is unknown."""
+def test_a_tree_that_is_a_file_is_reported(tmp_path: Path) -> None:
+    """It cannot be listed, so what it holds is unknown; the other tree is read all the same."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/scored-runs").write_text("")
-    with pytest.raises(ListingError, match="Not a directory"):
-        scan(tmp_path)
+    put(tmp_path, "2026/04/27/x.jsonl", tree="evidence")
+    found = scan(tmp_path)
+    assert [(each.path, each.problem) for each in found.not_listed] == [
+        ("data/scored-runs/", "cannot be listed: Not a directory")
+    ]
+    assert found.is_unknown(SCORED, "2026/04/27/x.jsonl")
+    assert not found.is_unknown(EVIDENCE, "2026/04/27/x.jsonl")
+    assert paths(found, EVIDENCE) == ["2026/04/27/x.jsonl"]
+
+
+def test_a_folder_that_may_be_listed_and_not_searched_is_unknown_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a day folder of mode 0444 the names can be had and nothing else: no file of it counts as looked at."""
+    put(tmp_path, "2026/04/27/x.jsonl")
+    put(tmp_path, "2026/04/28/x.jsonl")
+    real = os.scandir
+
+    class Entry:
+        name = "z.jsonl"
+
+        def stat(self, **_: object) -> os.stat_result:
+            raise PermissionError(13, "Permission denied")
+
+    class Listing:
+        def __init__(self, folder: str) -> None:
+            with real(folder) as entries:
+                self.found: list[Any] = list(entries)
+            if folder.endswith("27"):
+                self.found.append(Entry())
+
+        def __enter__(self) -> list[Any]:
+            return self.found
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", Listing)
+    found = scan(tmp_path)
+    assert paths(found) == ["2026/04/28/x.jsonl"]
+    assert [each.path for each in found.not_listed] == ["data/scored-runs/2026/04/27/"]
+
+
+def test_lost_and_found_is_no_partition_folder(tmp_path: Path) -> None:
+    """The story: on a lake that is a mount of its own, root's ``lost+found`` ended every pass."""
+    put(tmp_path, "lost+found/01/01/x.jsonl")
+    put(tmp_path, "2026/lost+found/01/x.jsonl")
+    found = scan(tmp_path)
+    assert found.ignored == ("data/scored-runs/lost+found",)
+    assert (found.not_listed, found.oddities) == ((), ())
+    assert paths(found) == ["2026/lost+found/01/x.jsonl"]
 
 
 def test_a_root_that_may_not_be_searched_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
