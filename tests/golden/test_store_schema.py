@@ -17,4 +17,9 @@ def test_the_form_of_the_store_is_the_agreed_one() -> None:
 
 def test_migrations_are_only_ever_added() -> None:
     """Their names, in order; a store that was made by an older version has the first of them."""
-    assert [migration.__name__ for migration in MIGRATIONS] == ["m001_first_version", "m002_indexes_of_exceptions"]
+    assert [migration.__name__ for migration in MIGRATIONS] == [
+        "m001_first_version",
+        "m002_indexes_of_exceptions",
+        "m003_claimants_of_an_id",
+        "m004_verdicts_in_malformed_lines",
+    ]
