@@ -86,7 +86,7 @@ _OPTIONS: Final = (
         "--config",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="The config file. Default: config/distilld.toml, if it is there.",
+        help="The configuration file. Default: config/distilld.toml, if it exists.",
     ),
     click.option("--root", metavar="DIR", help="The lakehouse: the folder that holds data/, exports/ and reports/."),
     click.option("--state", metavar="FILE", help="The state store. A relative path is taken from the root."),

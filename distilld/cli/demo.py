@@ -24,7 +24,7 @@ from distilld.cli.streams import WorkCommand
 )
 @json_option
 def demo(folder: Path, as_json: bool) -> ExitCode:
-    """Make a sample lakehouse, run once, change the lake, run again, and show what came of it.
+    """Make a sample lakehouse, run once, change the lake, run again, and show the results.
 
     Takes some seconds and touches nothing outside its folder. An earlier demo in the folder is replaced.
     """

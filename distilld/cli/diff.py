@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dataset",
     type=click.Choice([each.value for each in Dataset]),
-    help="Which dataset FILE is; without it, its ids tell.",
+    help="Which dataset FILE is; by default, its ids decide.",
 )
 @click.option("--limit", type=COUNT, metavar="N", default=20, show_default=True, help="List N rows of each kind.")
 @common_options

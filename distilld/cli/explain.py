@@ -1,4 +1,4 @@
-"""``distilld explain``: the whole story of a run."""
+"""``distilld explain``: everything that is known of one run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SHOWN: Final = 50
 """How many rows each table has at most."""
 
 
-@click.command(short_help="Tell the whole story of a run.")
+@click.command(short_help="Show everything about one run.")
 @click.argument("run_id")
 @common_options
 @json_option
 def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
-    """Tell the whole story of the run RUN_ID.
+    """Show everything about the run RUN_ID.
 
-    Every scored row that names it, the verdict in force, its evidence, where it ships or why it does not and in which
+    Every scored row that names it, its current verdict, its evidence, where it is exported or why not and in which
     batch, the pairs that it is in, and what was withdrawn. Exits with 1 if nothing names the run. Changes nothing.
     """
     from distilld.cli.output import print_json

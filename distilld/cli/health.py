@@ -8,16 +8,16 @@ from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 
 
-@click.command(short_help="Say whether somebody must act; exits with 1 if so.")
-@click.option("--no-daemon", is_flag=True, help="Leave out whether a daemon runs, and when it scanned last.")
+@click.command(short_help="Health check for a monitor; exits with 1 if unhealthy.")
+@click.option("--no-daemon", is_flag=True, help="Do not check whether a daemon runs and when it last scanned.")
 @common_options
 @json_option
 def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
-    """Say whether the lake is healthy, for a monitor: exit code 0 if it is, else 1 and each reason on a line.
+    """Check whether the lake is healthy, for a monitor: exit code 0 if it is, else 1 and each reason on a line.
 
-    Unhealthy: no writer runs; the last batch failed; a recovery is pending; the tripwire holds rows; something was set
-    aside; rows that must leave a dataset cannot; an input cannot be read; the last scan is older than three rescan
-    periods. Each reason says which command resolves it. Changes nothing.
+    Unhealthy: no writer runs; the last batch failed; a recovery is pending; the tripwire retains rows; something was
+    set aside; a withdrawal is overdue; an input cannot be read; the last scan is older than three rescan periods. Each
+    reason names the command that resolves it. Changes nothing.
     """
     from distilld.cli.output import print_json, say
     from distilld.cli.settings import load_settings

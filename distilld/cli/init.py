@@ -13,7 +13,7 @@ from distilld.cli.streams import WorkCommand
 from distilld.core.model import UsageError
 
 
-@click.command(cls=WorkCommand, short_help="Write a commented config file.")
+@click.command(cls=WorkCommand, short_help="Write a commented configuration file.")
 @common_options
 def init(common: Common) -> ExitCode:
     """Write a config file with every key, its default and what it does, each commented out.

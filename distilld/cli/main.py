@@ -18,6 +18,7 @@ from distilld.cli.commands import distilld
 from distilld.cli.exit_codes import ExitCode
 from distilld.cli.streams import StandardStreams
 from distilld.core.model import DistilldError, ProgramError, UsageError, WriterBusy
+from distilld.core.remedies import remedy_of
 
 
 def main() -> NoReturn:
@@ -39,11 +40,13 @@ def execute(arguments: Sequence[str]) -> int:
     except DistilldError as error:
         return _tell(error)
     except sqlite3.Error as error:
-        _say_error(f"the state store failed: {error}", "what was committed stands; mend the cause and run it again")
+        _say_error(f"the state store failed: {error}", f"what was committed stands; {remedy_of(error)}")
         return ExitCode.FAILED
     except OSError as error:
         at = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        _say_error(f"{at}{error.strerror or error}")
+        # A message of our own ('is no regular file') says what is to be done.
+        is_the_systems = error.errno is not None and error.strerror == os.strerror(error.errno)
+        _say_error(f"{at}{error.strerror or error}", remedy_of(error) if is_the_systems else "")
         return ExitCode.FAILED
     return int(code or ExitCode.DONE)
 

@@ -1,4 +1,4 @@
-"""``distilld prune``: let go of rows that stand in the datasets although no present input gives them."""
+"""``distilld prune``: withdraw rows that were retained although no present input gives them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from distilld.store.run_queries import FrozenCount
 
 
-@click.command(cls=WorkCommand, short_help="Withdraw rows that are frozen, or accept them.")
+@click.command(cls=WorkCommand, short_help="Withdraw retained rows, or accept them.")
 @click.option(
     "--partition",
     metavar="GLOB",
     help="Only what came from partitions whose path (YYYY/MM/DD/name.jsonl) matches; * matches / too.",
 )
-@click.option("--orphans", is_flag=True, help="Only orphans: rows from before this store that no input produces.")
-@click.option("--accept", is_flag=True, help="Keep what the tripwire kept for good, and withdraw nothing.")
-@click.option("--yes", is_flag=True, help="Do it. Without it, prune only says what it would do.")
+@click.option("--orphans", is_flag=True, help="Only orphans: rows from before this store that no input gives.")
+@click.option("--accept", is_flag=True, help="Keep for good what the tripwire retained, and withdraw nothing.")
+@click.option("--yes", is_flag=True, help="Do it. Without it, prune only shows what it would do.")
 @common_options
 @json_option
 def prune(common: Common, partition: str | None, orphans: bool, accept: bool, yes: bool, as_json: bool) -> ExitCode:
-    """Withdraw the rows that are frozen: those of absent partitions, those that the tripwire kept, and orphans.
+    """Withdraw retained rows: those of absent partitions, those that the tripwire retained, and orphans.
 
-    The verdicts of absent partitions are forgotten with them: what only they forbade ships again. Without --yes nothing
-    is changed; what would be done is told, and the exit code is 2 if there is anything to do.
+    The verdicts of absent partitions are forgotten with them: what only they forbade is exported again. Without --yes
+    nothing is changed: prune shows what it would do, and the exit code is 2 if there is anything to do.
     """
     from distilld.cli.settings import load_settings
     from distilld.store.connection import refuse_missing

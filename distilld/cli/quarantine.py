@@ -32,14 +32,14 @@ class HeldRow(NamedTuple):
 @click.option(
     "--reason", type=click.Choice([each.value for each in Reason]), metavar="REASON", help="Only rows with this reason."
 )
-@click.option("--limit", type=COUNT, metavar="N", default=0, help="List so many rows too, with place and errors.")
+@click.option("--limit", type=COUNT, metavar="N", default=0, help="Also list N rows, with place and errors.")
 @common_options
 @json_option
 def quarantine(common: Common, dataset: str | None, reason: str | None, limit: int, as_json: bool) -> ExitCode:
     """Show how many rows are quarantined, by dataset and reason.
 
-    With --limit, the first rows of each quarantine file are listed too: where each stands, and its errors. The rows
-    themselves are in exports/quarantine/.
+    With --limit, the first rows of each quarantine file are listed too, with place and errors. The rows themselves
+    are in exports/quarantine/.
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings

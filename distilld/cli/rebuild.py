@@ -1,4 +1,4 @@
-"""``distilld rebuild``: everything read and judged anew."""
+"""``distilld rebuild``: everything is read and judged again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from distilld.cli.exit_codes import ExitCode
 from distilld.cli.streams import WorkCommand
 
 
-@click.command(cls=WorkCommand, short_help="Read everything anew, and put the files in order.")
+@click.command(cls=WorkCommand, short_help="Read everything again, and put the files in order.")
 @common_options
 @json_option
 def rebuild(common: Common, as_json: bool) -> ExitCode:
-    """Read every input anew, judge every row anew, and put the files in canonical walk order.
+    """Read every input again, judge every row again, and put the files in canonical walk order.
 
-    Rows whose content is the same keep their created_at; what is frozen stays, and so does the history of withdrawals.
-    On a lake that was kept well it changes the order of rows and nothing else. Exits with 1 if an input could not be
-    read; the rest is done all the same.
+    Rows with unchanged content keep their created_at. Retained rows and the history of withdrawals stay. On a healthy
+    lake it changes the order of rows and nothing else. Exits with 1 if an input could not be read; the rest is done.
     """
     from distilld import logs
     from distilld.cli.output import print_json, say

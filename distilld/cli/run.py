@@ -58,13 +58,15 @@ _INCLUSIONS: Final = (
 
 def _run_options(function: Callable[..., R]) -> Callable[..., R]:
     options = (
-        click.option("--include-partial", is_flag=True, help="Ship partially accepted runs to SFT, in this run only."),
         click.option(
-            "--include-review", is_flag=True, help="Ship runs that need a human review to RAG, in this run only."
+            "--include-partial", is_flag=True, help="Export partially accepted runs to SFT, in this run only."
         ),
-        click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing."),
         click.option(
-            "--take-over", is_flag=True, help="Go on with this state store although the lake was kept with another."
+            "--include-review", is_flag=True, help="Export runs that need a human review to RAG, in this run only."
+        ),
+        click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+        click.option(
+            "--take-over", is_flag=True, help="Use this state store although the lake was last kept with another one."
         ),
     )
     function = common_options(json_option(function))
@@ -75,13 +77,13 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
 
 @click.command(cls=WorkCommand, short_help="Keep the datasets up to date, or bring them up to date once.")
 @click.option("--once", is_flag=True, help="Do it once and exit.")
-@click.option("--check", is_flag=True, help="Prove the configuration good and exit; nothing is changed.")
+@click.option("--check", is_flag=True, help="Validate the configuration and exit; nothing is changed.")
 @_run_options
 def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
-    """Keep the datasets up to date with what stands in data/, until SIGTERM or Ctrl-C.
+    """Keep the datasets up to date with data/, until SIGTERM or Ctrl-C.
 
-    Watches the two trees, ships and withdraws rows as files change, and writes a receipt of every batch. SIGHUP reads
-    the configuration anew. What goes wrong is logged and tried again.
+    Watches the two trees, exports and withdraws rows as files change, and writes a receipt of every batch. SIGHUP
+    reads the configuration again. Failures are logged and retried.
 
     With --once: reads what changed since the last run, does the same, and exits; with 1 if an input could not be read.
     Run again over the same input it changes nothing.
@@ -95,7 +97,7 @@ def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
     return _serve(common, given)
 
 
-@click.command("export-rag", cls=WorkCommand, short_help="The same, ending with the RAG exporter's summary.")
+@click.command("export-rag", cls=WorkCommand, short_help="Like 'run --once', ending with the RAG exporter's summary.")
 @_run_options
 def export_rag(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up RAG as the older exporter did.
@@ -105,7 +107,7 @@ def export_rag(common: Common, **flags: bool) -> ExitCode:
     return _bring(common, (Dataset.RAG,), _Flags(**flags))
 
 
-@click.command("export-sft", cls=WorkCommand, short_help="The same, ending with the SFT exporter's summary.")
+@click.command("export-sft", cls=WorkCommand, short_help="Like 'run --once', ending with the SFT exporter's summary.")
 @_run_options
 def export_sft(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up SFT as the older exporter did.
@@ -116,7 +118,7 @@ def export_sft(common: Common, **flags: bool) -> ExitCode:
 
 
 @click.command(
-    "export-preference", cls=WorkCommand, short_help="The same, ending with the preference exporter's summary."
+    "export-preference", cls=WorkCommand, short_help="Like 'run --once', ending with the preference exporter's summary."
 )
 @_run_options
 def export_preference(common: Common, **flags: bool) -> ExitCode:
@@ -127,7 +129,7 @@ def export_preference(common: Common, **flags: bool) -> ExitCode:
     return _bring(common, (Dataset.PREFERENCE,), _Flags(**flags))
 
 
-@click.command("export-all", cls=WorkCommand, short_help="The same, ending with all three summaries.")
+@click.command("export-all", cls=WorkCommand, short_help="Like 'run --once', ending with all three summaries.")
 @_run_options
 def export_all(common: Common, **flags: bool) -> ExitCode:
     """Bring the datasets up to date, and sum up all three as the older exporters did."""
@@ -137,7 +139,7 @@ def export_all(common: Common, **flags: bool) -> ExitCode:
 def _refuse_with_check(others: Mapping[str, bool]) -> None:
     for name, given in others.items():
         if given:
-            hint = "it proves the configuration good and does no work"
+            hint = "it validates the configuration and does no work"
             raise UsageError(f"--check does not go with {name}", hint=hint)
 
 

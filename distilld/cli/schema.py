@@ -17,7 +17,7 @@ QUARANTINE = "quarantine"
 def schema(_common: Common, name: str) -> ExitCode:
     """Print the JSON Schema of the rows of NAME: a dataset, or the quarantine files.
 
-    A row that does not meet it is quarantined. That the two sides of a preference pair differ is checked as well, and
+    A row that does not meet it is quarantined. That the two sides of a pair differ is checked as well, but
     cannot be said in JSON Schema.
     """
     from distilld.cli.output import print_json

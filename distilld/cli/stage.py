@@ -23,9 +23,9 @@ def stage(
 ) -> int:
     """Run COMMAND, which is stage NAME of the pipeline, and write a receipt of what it read and wrote.
 
-    Put '--' before the command. NAME is of a to z, digits, '_' and '-'. A glob may hold '*', '?', '[...]' and '**'. The
-    receipt has the form of a batch's, in a chain per stage; the command line stands in it. Needs no store and no lock,
-    and exits with the command's own exit code.
+    Put '--' before the command. NAME consists of a to z, digits, '_' and '-'. A glob may contain '*', '?', '[...]' and
+    '**'. The receipt has the form of a batch's, in a chain per stage; it contains the command line. Needs no store and
+    no lock, and exits with the command's own exit code.
     """
     from distilld import logs
     from distilld.cli.exit_codes import ExitCode

@@ -1,4 +1,4 @@
-"""``distilld status``: how the lake stands, in words."""
+"""``distilld status``: the state of the lake, in words."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from distilld.inspection.status import Status
 
 
-@click.command(short_help="Show how the lake stands, and what is wrong with it.")
+@click.command(short_help="Show the state of the lake, and what is wrong with it.")
 @common_options
 @json_option
 def status(common: Common, as_json: bool) -> ExitCode:
-    """Show whether a writer runs, what stands in the datasets, what is quarantined, and how far the input is read.
+    """Show whether a writer runs, the rows of the datasets, what is quarantined, and how far the input is read.
 
-    Each problem is told in words, with the command that puts it right. Changes nothing.
+    Each problem is shown in words, with the command that resolves it. Changes nothing.
     """
     from distilld.cli.output import print_json
     from distilld.cli.settings import load_settings

@@ -1,4 +1,4 @@
-"""``distilld verify``: does everything on disk agree, and is it what a full pass would give?"""
+"""``distilld verify``: check that all files agree, and that they are what a full pass would give."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def verify(common: Common, deep: bool, as_json: bool) -> ExitCode:
     """Check the receipt chain, the exports against their receipts, the accounting and the firewall.
 
     Reads one committed batch, beside a running writer or without one, and repairs nothing. Exits with 1 if it finds a
-    fault. Files that changed meanwhile are named as such.
+    fault. Files that changed meanwhile are named as changed, not as faults.
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings

@@ -103,7 +103,7 @@ def _from_file(config_file: Path | None, cwd: Path, faults: list[ConfigFault]) -
 
 def _parsed_file(path: Path, source: str, faults: list[ConfigFault], *, may_be_missing: bool) -> dict[str, object]:
     try:
-        return tomllib.loads(read_regular(path, follow_link=True).decode())
+        return tomllib.loads(read_regular(path, follow_link=True).decode("utf-8-sig"))
     except OSError as error:
         if may_be_missing and isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}

@@ -139,14 +139,17 @@ def _without_surrogates(value: Any) -> Any:
     return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
-def stringify(value: Any) -> bytes:
-    """The bytes of ``JSON.stringify(value)`` for a value that came out of :func:`parse_object`."""
+def stringify(value: Any, *, alike: bool = False) -> bytes:
+    """The bytes of ``JSON.stringify(value)`` for a value that came out of :func:`parse_object`.
+
+    ``alike`` says that it, or what it stands in, was found to :func:`print alike <prints_alike>`.
+    """
     if type(value) is int or type(value) is float:
         return number_text(value).encode()
-    return orjson.dumps(value if _prints_alike(value) else _as_javascript(value))
+    return orjson.dumps(value if alike or prints_alike(value) else _as_javascript(value))
 
 
-def _prints_alike(value: Any) -> bool:
+def prints_alike(value: Any) -> bool:
     """Whether orjson and JavaScript print a value alike: no float, no integer beyond 2^53, no integer-like key."""
     inside = [value]
     for each in inside:

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
 
+from distilld.core.remedies import remedy_of
+
 RULES_VERSION: Final = 2
 """Raise it when a release changes what any row comes to: every row is then judged anew."""
 
@@ -284,7 +286,7 @@ class UnreadableError(OperatorError):
     def __init__(self, path: str, cause: OSError) -> None:
         self.why = cause.strerror or str(cause)
         self.errno = cause.errno
-        super().__init__(f"cannot read {path}: {self.why}", hint="make the file readable")
+        super().__init__(f"cannot read {path}: {self.why}", hint=remedy_of(cause))
         self.path = path
 
 

@@ -9,7 +9,7 @@ import hashlib
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from distilld.core.json_text import number_text, stringify
+from distilld.core.json_text import number_text, prints_alike, stringify
 from distilld.core.model import Category
 
 _CATEGORIES: Final = {category.value: category for category in Category}
@@ -32,23 +32,26 @@ def id_digits(run_id: str, sig_hash: str) -> str:
 class RowJson:
     """The JSON of a scored row as its quarantine rows quote it, made once for both datasets, and only when needed."""
 
-    __slots__ = ("_provenance", "_record", "value")
+    __slots__ = ("_alike", "_provenance", "_record", "value")
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
         self._record: bytes | None = None
+        self._alike = False
         self._provenance: bytes | None = None
 
     def record(self) -> bytes:
         """The row's JSON value written anew."""
         if self._record is None:
-            self._record = stringify(self.value)
+            self._alike = prints_alike(self.value)
+            self._record = stringify(self.value, alike=self._alike)
         return self._record
 
     def provenance(self) -> bytes | None:
         """The row's provenance as it stands, or None where the row has none."""
         if self._provenance is None and "provenance" in self.value:
-            self._provenance = stringify(self.value["provenance"])
+            # A part of what prints alike does, too.
+            self._provenance = stringify(self.value["provenance"], alike=self._alike)
         return self._provenance
 
 

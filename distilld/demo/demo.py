@@ -1,4 +1,4 @@
-"""``distilld demo``: a sample lakehouse, a first run, a changed mind, a second run; in a folder of its own."""
+"""``distilld demo``: a sample lakehouse, a first run, a reversed verdict, a second run; in its own folder."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _MEANINGS: Final = {
     Reason.UNSAFE_SFT_CATEGORY: "rejected or not reviewed, or revoked by a later verdict: never in SFT",
     Reason.UNSAFE_RAG_CATEGORY: "accepted once, and revoked by a later verdict",
     Reason.INVALID_PREFERENCE_PAIRING: "the two answers are no pair: the same text, or one was revoked",
-    Reason.HALLUCINATED_FILE_PATH: "it speaks of a source file that does not exist",
-    Reason.DUPLICATE_ID: "the same run was scored the same twice; the first row ships",
+    Reason.HALLUCINATED_FILE_PATH: "it names a source file that does not exist",
+    Reason.DUPLICATE_ID: "the same run was scored the same twice; the first row is exported",
     Reason.SELF_PAIRING: "reserved",
     Reason.CATEGORY_DISALLOWED: "a category that this dataset does not take",
 }
@@ -59,13 +59,13 @@ def run_demo(folder: Path, stage: Stage) -> None:
     _clear(root, shown)
     lake, settings = _set_up(root)
     say = stage.say
-    say(f"A sample lakehouse stands in {shown}/data: {lake.scored_rows} scored runs of nine sources on three days,")
+    say(f"A sample lakehouse is in {shown}/data: {lake.scored_rows} scored runs of nine sources on three days,")
     say(f"and the evidence of each. Its settings are in {shown}/{CONFIG_FILE}.")
     say("")
     say("1. THE FIRST RUN reads everything once and decides, row by row, what may be trained on.")
     say("")
     _show_first(_run(settings), stage, shown)
-    say("2. THE LAKE CHANGES, and one mind with it.")
+    say("2. THE LAKE CHANGES, and one verdict is reversed.")
     say("")
     before = _lines_with(lake.rescored_run_id, root)
     _change(lake, stage)
@@ -127,7 +127,7 @@ def _show_first(report: RunReport, stage: Stage, shown: str) -> None:
     shipped = [
         (str(dataset), each.rows, one_row[dataset], f"{shown}/{each.path}") for dataset, each in report.datasets.items()
     ]
-    stage.show(Table("What shipped", ("dataset", "rows", "one row is", "file"), shipped))
+    stage.show(Table("What was exported", ("dataset", "rows", "one row is", "file"), shipped))
     held: list[tuple[str | int | None, ...]] = []
     for reason in Reason:
         counts = [each.by_reason.get(reason) for each in report.datasets.values()]
@@ -135,7 +135,7 @@ def _show_first(report: RunReport, stage: Stage, shown: str) -> None:
             held.append((str(reason), *counts, _MEANINGS[reason]))
     columns = ("reason", *map(str, report.datasets), "which means")
     stage.show(Table("What was quarantined, and why", columns, held))
-    stage.say("No row is dropped in silence: of the scored rows each ships or is held, in rag and in sft alike.")
+    stage.say("No row is dropped silently: every scored row is exported or quarantined, in rag and in sft.")
     stage.say("")
 
 
@@ -157,8 +157,8 @@ def _change(lake: SampleLake, stage: Stage) -> None:
         if same
     ]
     stage.say(f"- The run {run_id}")
-    stage.say("  was accepted and shipped. Now it is scored as rejected, in place: the file keeps its")
-    stage.say(f"  {', '.join(kept)}; only its content tells. It is read once it has been still for a second.")
+    stage.say("  was accepted and exported. Now it is scored as rejected, in place: the file keeps its")
+    stage.say(f"  {', '.join(kept)}; only the content differs. It is read when it has not changed for a second.")
     stage.say("")
 
 
@@ -168,7 +168,7 @@ def _show_second(report: RunReport, stage: Stage) -> None:
         for each in report.datasets.values()
     ]
     stage.show(Table("What the second run did", ("dataset", "rows", "added", "withdrawn", "because"), rows))
-    stage.say(f"It judged {report.rows_judged} of {report.rows_read} rows: those that the change can have touched.")
+    stage.say(f"It judged {report.rows_judged} of {report.rows_read} rows: those that the change concerns.")
     stage.say("")
 
 
@@ -208,9 +208,9 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
     say("Then try:")
     tries = (
         (f"{call} run --once", "says that all is up to date"),
-        (f"{call} run --once --include-partial --dry-run", "what this flag would let in"),
-        (f"{call} quarantine --limit 5", "the first rows that are held, with their errors"),
-        (f"{call} status", "how the lake stands"),
+        (f"{call} run --once --include-partial --dry-run", "what this flag would include"),
+        (f"{call} quarantine --limit 5", "the first quarantined rows, with their errors"),
+        (f"{call} status", "the state of the lake"),
     )
     width = max(len(command) for command, _ in tries)
     for command, what in tries:

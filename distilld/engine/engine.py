@@ -225,6 +225,8 @@ class Engine:
 
     def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
         """Batches, one after the other, until nothing waits but what is out of reach."""
+        if self._pool is not None and not self._pool.has_workers:
+            self._pool.expect(self.work.bytes_waiting())
         self._empty_queues(trigger, result, options_changed=options_changed)
         self._doubt_changed(result)
 

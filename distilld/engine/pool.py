@@ -85,6 +85,10 @@ class Pool:
         self._executor = executor
         self._pulse = pulse
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
+        self._unanswered = 0
+        """Bytes of the jobs that were given to workers, without those that :attr:`_answered` names."""
+        self._answered: deque[int] = deque()
+        """The sizes of jobs that workers have done; filled by another thread."""
 
     def expect(self, size: int) -> None:
         """Say that so many bytes are to be read: where they are many, processes are started."""
@@ -153,14 +157,15 @@ class Pool:
     def _has_room(self, under_way: deque[_Given[J]]) -> bool:
         if self._executor is None:
             return not under_way
-        waiting = [each.job.size for each in under_way if each.future is not None and not each.future.done()]
-        return not waiting or (
-            len(under_way) < JOBS_AHEAD * self._workers and sum(waiting) < BYTES_AHEAD * self._workers
+        while self._answered:
+            self._unanswered -= self._answered.popleft()
+        return not under_way or (
+            len(under_way) < JOBS_AHEAD * self._workers and self._unanswered < BYTES_AHEAD * self._workers
         )
 
     def _lends_a_hand(self, under_way: deque[_Given[J]]) -> bool:
         """Whether this process does a job itself while it waits; what is done lies in files, but not without end."""
-        return self._given_executor is None and len(under_way) < 2 * JOBS_AHEAD
+        return self._given_executor is None and len(under_way) < JOBS_AHEAD
 
     def _give(self, coming: Iterator[J], under_way: deque[_Given[J]], options: Options, *, here: bool) -> bool:
         job = next(coming, None)
@@ -177,6 +182,8 @@ class Pool:
                 given.future = self._executor.submit(perform, self._root, options, job, path)
             except BrokenProcessPool as error:
                 raise WorkerDied from error
+            self._unanswered += job.size
+            given.future.add_done_callback(lambda _: self._answered.append(job.size))
         return True
 
     def _result(self, given: _Given[J]) -> Result:

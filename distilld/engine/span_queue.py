@@ -143,7 +143,8 @@ class SpanQueue:
         if new := batches.difference(self._stamps):
             self._stamps |= dict.fromkeys(new, "") | self._work.stamps(new)
         self.pruned.update(row.sample_key for row in rows if row.evidence_changed == EVIDENCE_PRUNED)
-        orders = tuple([self._order(row) for row in rows])
+        odd = self._lines_missing or bool(self._vacated)
+        orders = tuple([_plain(row) if not odd and row.is_new_and_plain else self._order(row) for row in rows])
         size = sum([row.length + (row.evidence_length or 0) for row in rows]) + (unread.size if unread else 0)
         self._spans.append(Span(place.path, place.base, orders, unread is not None))
         known = {
@@ -201,6 +202,12 @@ class SpanQueue:
         return queued.job
 
 
+def _plain(row: QueuedRow) -> RowOrder:
+    """The order for a row that was never judged and depends on no other."""
+    values = (row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, None)
+    return tuple.__new__(RowOrder, values)
+
+
 def order_of(work: Work, options: Options, row: WorkRow) -> RowOrder:
     """The order for a row that joins a batch: judged with its id free and taken, whatever is recorded of it."""
     verdicts = (None, None) if row.run_id is None else work.verdict_of(row.run_id, options)
@@ -208,7 +215,9 @@ def order_of(work: Work, options: Options, row: WorkRow) -> RowOrder:
 
 
 def _evidence_of(row: QueuedRow | WorkRow) -> tuple[int, int, bytes] | None:
+    if not row.evidence_found:
+        return None
     start, length, digest = row.evidence_start, row.evidence_length, row.evidence_digest
-    if not row.evidence_found or start is None or length is None or digest is None:
+    if start is None or length is None or digest is None:
         return None
     return start, length, digest

@@ -5,9 +5,16 @@ What a call here has done when it returns is on the disk; cut off in the middle,
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+
+_NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What says that an owner or a mode cannot be had here: EINVAL, that the user namespace has no number for the owner."""
 
 FOLDER_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
@@ -52,18 +59,57 @@ def write_all(descriptor: int, block: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting: bool = True) -> None:
     """Put a file with this content in the place of ``path``, which holds the old or the new content at any moment.
 
+    It keeps the mode, owner and group of the file that it replaces, each where permitted. A new one has ``mode``,
+    whatever the umask, or else FILE_MODE under the umask. With ``lasting`` false a power cut may lose it.
     The temporary file beside it has a name of its own, so a second try takes the place of one that was cut off.
     """
     temp = path.with_name(f".{path.name}.tmp")
     temp.unlink(missing_ok=True)
     descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
     try:
+        if (before := _regular(path)) is not None:
+            take_after(descriptor, before)
+        elif mode is not None:
+            with _where_permitted():
+                os.fchmod(descriptor, mode)
         write_all(descriptor, content)
-        os.fsync(descriptor)
+        if lasting:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     os.rename(temp, path)
-    sync_folder(path.parent)
+    if lasting:
+        sync_folder(path.parent)
+
+
+def _regular(path: Path) -> os.stat_result | None:
+    with suppress(FileNotFoundError):
+        status = os.lstat(path)
+        return status if stat.S_ISREG(status.st_mode) else None
+    return None
+
+
+def take_after(descriptor: int, status: os.stat_result) -> None:
+    """Give a file the owner, the group and the mode of another, each where permitted (SPEC 3.10)."""
+    new = os.fstat(descriptor)
+    if new.st_uid != status.st_uid:
+        with _where_permitted():
+            os.fchown(descriptor, status.st_uid, -1)
+    if new.st_gid != status.st_gid:
+        with _where_permitted():
+            os.fchown(descriptor, -1, status.st_gid)
+    # Last, because a change of owner clears some bits.
+    with _where_permitted():
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+
+
+@contextmanager
+def _where_permitted() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_PERMITTED:
+            raise

@@ -46,6 +46,33 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def owned(path: Path | str | None) -> str:
+    """Whose a file is that this process may not write, as the end of a message; empty where it may, or there is none.
+
+    After one run as root, say, a service meets files that are not its own.
+    """
+    try:
+        if path is None or os.access(path, os.W_OK):
+            return ""
+        status = os.stat(path)
+    except OSError:
+        return ""
+    owner = user_name(status.st_uid)
+    return (
+        f"; it belongs to {owner} (mode {stat.S_IMODE(status.st_mode):04o}), and this runs as {user_name(os.geteuid())}"
+    )
+
+
+def user_name(number: int) -> str:
+    """A user by name, or by number where it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
 def read_regular(path: Path, *, follow_link: bool = False) -> bytes:
     """All that stands in a regular file.
 

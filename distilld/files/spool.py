@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from distilld.core.model import OperatorError
+from distilld.core.remedies import remedy_of
 
 MEMORY_BYTES: Final = 1 << 19
 _BLOCK: Final = 1 << 17
@@ -26,7 +27,7 @@ class SpoolError(OperatorError):
     def __init__(self, folder: Path, cause: OSError) -> None:
         super().__init__(
             f"cannot keep a temporary file in {folder}: {cause.strerror or cause}",
-            hint="make room or mend the disk; the next run goes on",
+            hint=f"{remedy_of(cause)}; the next run goes on",
         )
         self.errno = cause.errno
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from distilld.config.settings import Settings
-from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, InputKind, StatFacts
+from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, TAMPERINGS_AN_HOUR, Committed, InputKind, StatFacts
+from distilld.files.regular import open_regular
 from distilld.lake import scan as lake
-from distilld.lake.scan import ListingError, tree_path
+from distilld.lake.scan import TREES, ListingError, tree_path
+from distilld.publish.exports import sha_of
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import Holder, holder
-from distilld.store.connection import Store
+from distilld.store.connection import Store, is_kept
 from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
@@ -117,11 +119,11 @@ def look(settings: Settings) -> Status:
         UsageError: The store is from a newer version, or belongs to another root.
     """
     found = Status(settings.root, settings.state, holder(settings.root), _sizes(settings))
-    if found.writer.state not in (None, settings.state) and found.writer.state.exists():
+    if found.writer.state not in (None, settings.state) and os.path.exists(found.writer.state):
         text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
         found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
     files: dict[tuple[InputKind, str], FileRecord] = {}
-    if settings.state.exists():
+    if is_kept(settings.state):
         with reading(settings.state, settings.root) as store:
             files = Inputs(store).files()
             _ask_store(found, store, settings)
@@ -160,9 +162,9 @@ def _of_writer(found: Status) -> Iterator[Problem]:
         text = f"the last batch failed, {failure.tries} times since {failure.since}: {failure.text}"
         yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} ({then})")
     elif trouble is not None:
-        text, remedy = f"the last run failed: {trouble}", "mend the cause"
+        text, remedy = f"the last run failed: {trouble}", found.writer.remedy or "see the log"
         if found.writer.running:
-            text, remedy = f"the daemon cannot write to its store: {trouble}", "make room or mend the disk"
+            text = f"the daemon cannot write to its store: {trouble}"
         yield Problem("last_batch_failed", text, f"{remedy} ({then})")
     if found.vitals.overdue_since is not None:
         text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
@@ -288,11 +290,21 @@ def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[P
         else:
             if status.st_size != record.committed.size:
                 problem = f"has {status.st_size} bytes and should have {record.committed.size}"
-            elif record.facts is not None and not record.facts.same_file_state(StatFacts.of(status, 0)):
-                problem = "was touched since the last batch; its content may have changed"
-            else:
+            elif record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
                 continue
+            elif not (problem := _fault_of_content(root / path, record.committed)):
+                continue  # chmod, chgrp, touch: with the same bytes that is no edit
         yield Problem("export_changed", f"{path} {problem}", f"find out who writes there, then {_RUN}")
+
+
+def _fault_of_content(path: Path, committed: Committed) -> str:
+    """What is wrong with the bytes of an export that was touched; empty where they are the committed ones."""
+    try:
+        with open_regular(path) as file:
+            same = sha_of(file.fileno(), committed.size).hexdigest() == committed.sha256
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if same else "has other bytes than its last commit"
 
 
 # what the disk says
@@ -304,6 +316,8 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     except ListingError as error:
         found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
         return
+    if not scan.files:
+        found.problems.append(_without_inputs(found, known=bool(files)))
     new = changed = unread = waiting_ns = 0
     seen = set()
     for file in scan.files:
@@ -325,6 +339,19 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
         for oddity in scan.oddities
     ]
+
+
+def _without_inputs(found: Status, *, known: bool) -> Problem:
+    """No partition file lies in the trees: a wrong folder, or a mount that is not there, must not look green."""
+    trees = " and ".join(str(found.root / tree) for tree in TREES.values())
+    # Rows that left with their partitions were there once, too.
+    if known or found.last_batch is not None:
+        return Problem(
+            "inputs_absent", f"no partition file that was read lies below {trees} any more", "mount it again"
+        )
+    return Problem(
+        "no_inputs", f"no partition file was ever found below {trees}", "correct root, or mount what is missing"
+    )
 
 
 def _sizes(settings: Settings) -> Sizes:

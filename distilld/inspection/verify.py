@@ -29,6 +29,7 @@ from distilld.core.model import (
     Options,
     RowRef,
 )
+from distilld.core.remedies import remedy_of
 from distilld.core.samples import faults_of
 from distilld.files.regular import lines_up_to, open_regular, read_regular
 from distilld.inspection import oracle
@@ -157,7 +158,7 @@ class _Export:
             self.file.seek(0)
             yield from lines_up_to(self.file, self.size)
         except OSError as error:
-            raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
+            raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error)) from error
 
     def __enter__(self) -> _Export:
         return self

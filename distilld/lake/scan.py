@@ -19,11 +19,13 @@ from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import escaped
 from distilld.core.model import InputChanged, InputKind, OperatorError, StatFacts, UnreadableError
+from distilld.core.remedies import remedy_of
 
 TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/evidence"}
 SUFFIX: Final = ".jsonl"
 
 _FOLDER_NAMES: Final = (re.compile(r"[0-9]{4}"), re.compile(r"0[1-9]|1[0-2]"), re.compile(r"0[1-9]|[12][0-9]|3[01]"))
+_EDITOR_LOCK: Final = re.compile(r"[^/]+@[^/]+\.[0-9]+(:[0-9]+)?")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Control characters, and the two separators at which some readers end a line."""
@@ -36,7 +38,8 @@ class ListingError(OperatorError):
 
     def __init__(self, path: str, cause: OSError | str) -> None:
         why = cause if isinstance(cause, str) else cause.strerror or str(cause)
-        super().__init__(f"cannot list {path}: {why}", hint="nothing was changed; make the folder readable")
+        remedy = "mount what is missing" if isinstance(cause, str) else remedy_of(cause)
+        super().__init__(f"cannot list {path}: {why}", hint=f"nothing was changed; {remedy}")
         self.path = path
 
 
@@ -157,7 +160,7 @@ class _Walker:
         take, make = self.files[kind].append, tuple.__new__
         for entry in found:
             name = entry.name
-            if not name.endswith(SUFFIX):
+            if not name.endswith(SUFFIX) or _is_editor_lock(entry):
                 continue
             try:
                 status = entry.stat(follow_symlinks=False)
@@ -196,6 +199,16 @@ def is_missing(root: Path, kind: InputKind) -> bool:
     except OSError as error:
         raise ListingError(TREES[kind], error) from error
     return False
+
+
+def _is_editor_lock(entry: os.DirEntry[str]) -> bool:
+    """Whether it is the link that Emacs keeps beside a file that it has open: to nothing but its user and host."""
+    if not entry.name.startswith(".#"):
+        return False
+    try:
+        return _EDITOR_LOCK.fullmatch(os.readlink(entry.path)) is not None
+    except OSError:
+        return False
 
 
 def _name_of(entry: os.DirEntry[str]) -> str:

@@ -8,7 +8,6 @@ off and run again. Nothing here decides which: :mod:`distilld.publish.commit` do
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -21,16 +20,14 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError, StatFacts
-from distilld.files.durable import FILE_MODE, make_folder, sync_folder, sync_up, write_all
-from distilld.files.regular import is_there
+from distilld.core.remedies import remedy_of
+from distilld.files.durable import FILE_MODE, make_folder, sync_folder, sync_up, take_after, write_all
+from distilld.files.regular import is_there, owned
 
 BLOCK_BYTES: Final = 1 << 17
 
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
 """Rows that must leave are gone from the datasets before anything else is renamed."""
-
-_NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What says that an owner or a mode cannot be had here: EINVAL, that the user namespace has no number for the owner."""
 
 Drop = Callable[[bytes], bool]
 """Whether a line (line feed included) is left out of a rewritten file."""
@@ -50,7 +47,8 @@ class ExportWriteError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk; the next run goes on"
+            f"cannot write {path}: {cause.strerror or cause}{owned(cause.filename)}",
+            hint=f"{remedy_of(cause)}; the next run goes on",
         )
         self.path = path
         self.errno = cause.errno
@@ -61,7 +59,7 @@ class ExportReadError(OperatorError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
-            f"cannot read {path}: {cause.strerror or cause}", hint="make it readable; the next run goes on"
+            f"cannot read {path}: {cause.strerror or cause}", hint=f"{remedy_of(cause)}; the next run goes on"
         )
         self.path = path
         self.errno = cause.errno
@@ -469,34 +467,11 @@ def _create(target: Path, like: int | None) -> int:
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
     try:
         if like is not None:
-            _take_after(descriptor, os.fstat(like))
+            take_after(descriptor, os.fstat(like))
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _take_after(descriptor: int, status: os.stat_result) -> None:
-    """Give a file the owner, the group and the mode of another, each where permitted (SPEC 3.10)."""
-    new = os.fstat(descriptor)
-    if new.st_uid != status.st_uid:
-        with _where_permitted():
-            os.fchown(descriptor, status.st_uid, -1)
-    if new.st_gid != status.st_gid:
-        with _where_permitted():
-            os.fchown(descriptor, -1, status.st_gid)
-    # Last, because a change of owner clears some bits.
-    with _where_permitted():
-        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-
-
-@contextmanager
-def _where_permitted() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NOT_PERMITTED:
-            raise
 
 
 def _stream(

@@ -20,8 +20,9 @@ import structlog
 from distilld import __version__
 from distilld.core.json_text import parse_object
 from distilld.core.model import REPORTS, OperatorError
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import make_folder, replace_file, sync_folder, sync_up
-from distilld.files.regular import read_regular
+from distilld.files.regular import owned, read_regular
 
 log = structlog.get_logger()
 
@@ -37,7 +38,9 @@ class ReceiptWriteError(OperatorError):
     """A receipt could not be written; the batch stands, and the receipt is written again at the next start."""
 
     def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(f"cannot write {path}: {cause.strerror or cause}", hint="make room or mend the disk")
+        super().__init__(
+            f"cannot write {path}: {cause.strerror or cause}{owned(cause.filename)}", hint=remedy_of(cause)
+        )
         self.path = path
         self.errno = cause.errno
 
@@ -46,7 +49,7 @@ class ReceiptReadError(OperatorError):
     """The receipts on disk cannot be listed or read, so what they say is unknown."""
 
     def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint="mend the disk or the permissions")
+        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint=remedy_of(cause))
         self.path = path
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from distilld.files.durable import FILE_MODE, FOLDER_MODE, make_folder, sync_folder
+from distilld.files.durable import FILE_MODE, FOLDER_MODE, make_folder, sync_folder, take_after
 
 COPIES_KEPT: Final = 5
 BLOCK_BYTES: Final = 1 << 20
@@ -126,6 +126,7 @@ def _copy_file(source: Path, target: Path) -> None:
     with open(source, "rb") as old:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         with open(descriptor, "wb") as new:
+            take_after(descriptor, os.fstat(old.fileno()))
             shutil.copyfileobj(old, new, BLOCK_BYTES)
             new.flush()
             os.fsync(new.fileno())

@@ -234,9 +234,11 @@ class Daemon:
         self._notifier.alive()
         now = self._clock()
         if now >= self._checkpoint_at:
-            self._checkpoint_at = float("inf")
+            cut = True
             with suppress(OperatorError):
-                self._engine.store.checkpoint()
+                cut = self._engine.store.checkpoint()
+            # A reader that lasts keeps the log; it is cut soon after that reader's end, also while nothing changes.
+            self._checkpoint_at = float("inf") if cut else self._clock() + CHECKPOINT_AFTER_SECONDS
         times = (self._retry_at, self._rescan_at, self._checkpoint_at, self._again_at or float("inf"))
         seconds = max(min(TICK_SECONDS, *(each - now for each in times)), LEAST_WAIT_SECONDS)
         self._hinted = self._listener.wait(seconds) or self._hinted
@@ -305,16 +307,19 @@ class Daemon:
             # Its message may hold the value of a row.
             text, hint = f"an unexpected {type(error).__name__}", "see the log; it is tried again, and please report it"
             log.error("batch_failed", exc_info=error)
-        with suppress(DistilldError, sqlite3.Error):
+        self._failures += 1
+        with suppress(sqlite3.Error):
             self._engine.store.connection.rollback()
+        # Before anything that may take long: health is to say so with the first failure.
+        rows = self._waiting_to_leave()
+        self._bulletin.failed(text, hint, overdue=rows > 0)
+        with suppress(DistilldError, sqlite3.Error):
             # Readers should not meet half a row until the next try.
             recover(self._engine)
-        self._failures += 1
         pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 16))
         pause *= random.uniform(0.5, 1.0)
         self._retry_at = self._clock() + pause
-        rows = self._waiting_to_leave()
-        self._bulletin.failed(text, hint, overdue=rows > 0)
+        self._checkpoint_at = self._clock() + CHECKPOINT_AFTER_SECONDS
         if since := self._bulletin.overdue_since:
             age = round(self._bulletin.overdue_seconds)
             log.error("withdrawal_overdue", rows=rows, since=since, age_seconds=age)

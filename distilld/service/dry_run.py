@@ -21,9 +21,10 @@ from distilld.publish.commit import Committer
 from distilld.publish.exports import Exports, Written
 from distilld.publish.receipt import ExportWrite
 from distilld.service.lock import holder, refuse_other_store
-from distilld.store.connection import Store
-from distilld.store.copy import copy_store, file_facts
+from distilld.store.connection import Store, is_kept
+from distilld.store.copy import copy_store
 from distilld.store.ledger import Ledger
+from distilld.store.read_only import file_facts
 
 _ATTEMPTS: Final = 5
 
@@ -102,7 +103,7 @@ def damaged_exports(engine: Engine) -> Iterator[str]:
 
 
 def _open_copy(settings: Settings, copy: Path) -> Store:
-    if settings.state.exists():
+    if is_kept(settings.state):
         _copy(settings, copy)
     try:
         return Store.open(copy, settings.root)

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.model import OperatorError, UsageError, WriterBusy
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import FILE_MODE, make_folder
+from distilld.files.regular import owned, user_name
 
 LOCK_FILE: Final = "exports/.distilld.lock"
 _PATIENCE_SECONDS: Final = 0.25
@@ -43,13 +46,15 @@ class Holder:
     """What a look at a lake's lock tells; ``pid`` is None unless a writer is running and its record could be read.
 
     ``state`` is the store that the last writer kept the lake with, running or not; None where none ever wrote.
-    ``trouble`` is what the last writer failed of and could not note in its store, or that it could not.
+    ``trouble`` is what the last writer failed of and could not note in its store, or that it could not; ``remedy`` is
+    what to do about it.
     """
 
     running: bool
     pid: int | None = None
     state: Path | None = None
     trouble: str | None = None
+    remedy: str | None = None
 
 
 @dataclass(slots=True)
@@ -150,17 +155,17 @@ def holder(root: Path) -> Holder:
     except FileNotFoundError:
         return Holder(running=False)
     except OSError as error:
-        raise OperatorError(f"cannot read {path}: {_why(error)}") from error
+        raise OperatorError(f"cannot read {path}: {_why(error)}", hint=remedy_of(error)) from error
     try:
         record = _read(descriptor)
         if _take(descriptor, fcntl.LOCK_SH, path):
-            return Holder(running=False, state=record.state, trouble=record.trouble)
+            return Holder(running=False, state=record.state, trouble=record.trouble, remedy=record.remedy)
         return record
     finally:
         os.close(descriptor)
 
 
-def tell_trouble(root: Path, trouble: str | None) -> None:
+def tell_trouble(root: Path, trouble: str | None, remedy: str = "") -> None:
     """Say in the lake's lock file, which this process holds, what cannot be said in the store; None takes it back.
 
     Which store the lake is kept with stays as it was.
@@ -173,7 +178,7 @@ def tell_trouble(root: Path, trouble: str | None) -> None:
         try:
             record = _read(descriptor)
             if record.pid == os.getpid():
-                _write(descriptor, record.state, trouble)
+                _write(descriptor, record.state, trouble, remedy)
         finally:
             os.close(descriptor)
 
@@ -236,7 +241,9 @@ def _open(path: Path, what: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, FILE_MODE)
     except OSError as error:
-        raise OperatorError(f"cannot lock {what}: {path}: {_why(error)}") from error
+        raise OperatorError(
+            f"cannot lock {what}: {path}: {_why(error)}{owned(path)}", hint=_remedy(error, path)
+        ) from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -273,20 +280,20 @@ def _stands_at(descriptor: int, path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise OperatorError(f"cannot look at {path}: {_why(error)}") from error
+        raise OperatorError(f"cannot look at {path}: {_why(error)}", hint=remedy_of(error)) from error
 
 
-def _write(descriptor: int, state: Path | None, trouble: str | None = None) -> None:
+def _write(descriptor: int, state: Path | None, trouble: str | None = None, remedy: str = "") -> None:
     record = {"pid": os.getpid(), "state": None if state is None else str(state)}
     if trouble is not None:
-        record["trouble"] = trouble[:_MOST_TROUBLE]
+        record |= {"trouble": trouble[:_MOST_TROUBLE], "remedy": remedy[:_MOST_TROUBLE]}
     content = json.dumps(record).encode() + b"\n"
     try:
         # In place, and cut behind it: a full disk does not keep a writer from starting.
         os.pwrite(descriptor, content, 0)
         os.ftruncate(descriptor, len(content))
     except OSError as error:
-        raise OperatorError(f"cannot write the lock file: {_why(error)}") from error
+        raise OperatorError(f"cannot write the lock file: {_why(error)}", hint=remedy_of(error)) from error
 
 
 def _read(descriptor: int) -> Holder:
@@ -296,12 +303,13 @@ def _read(descriptor: int) -> Holder:
         pid, state = found["pid"], found["state"]
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return Holder(running=True)
-    trouble = found.get("trouble")
+    trouble, remedy = found.get("trouble"), found.get("remedy")
     return Holder(
         running=True,
         pid=pid if type(pid) is int else None,
         state=Path(state) if isinstance(state, str) and _is_path(state) else None,
         trouble=trouble if isinstance(trouble, str) else None,
+        remedy=remedy if isinstance(remedy, str) and remedy else None,
     )
 
 
@@ -325,6 +333,14 @@ def _is_another(recorded: Path, wanted: Path) -> bool:
         return not os.path.samestat(found, os.stat(wanted))
     except OSError:
         return recorded != wanted
+
+
+def _remedy(error: OSError, path: Path) -> str:
+    """After one run as another user, the lock file is that user's: say how the service gets it back."""
+    user = user_name(os.geteuid())
+    if error.errno == errno.EACCES and owned(path):
+        return f"as root: chown {user}: {shlex.quote(str(path))}; run distilld by hand as that user (sudo -u {user})"
+    return remedy_of(error)
 
 
 def _why(error: OSError) -> str:

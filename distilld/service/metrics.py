@@ -12,10 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, write_to_textfile
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+
+from distilld.files.durable import replace_file
+
+_MODE: Final = 0o644
+"""Of a new file: the exporter that reads it runs as another user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Metric:
 
 METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
     {
-        "distilld_info": Metric("gauge", ("version",), "Always 1; the version stands in the label."),
+        "distilld_info": Metric("gauge", ("version",), "Always 1; the version is in the label."),
         "distilld_start_time_seconds": Metric("gauge", (), "When the daemon started, in seconds since the epoch."),
         "distilld_last_scan_time_seconds": Metric("gauge", (), "When the last pass that worked ended."),
         "distilld_last_batch_time_seconds": Metric("gauge", (), "When the last batch of this process was committed."),
@@ -43,10 +48,12 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         "distilld_read_bytes_total": Metric("counter", (), "Bytes read from inputs."),
         "distilld_rows_appended_total": Metric("counter", ("dataset",), "Rows appended to a dataset."),
         "distilld_rows_withdrawn_total": Metric("counter", ("dataset",), "Rows that left a dataset for good."),
-        "distilld_rows": Metric("gauge", ("dataset",), "Rows that stand in a dataset."),
+        "distilld_rows": Metric("gauge", ("dataset",), "Rows of a dataset."),
         "distilld_frozen_rows": Metric("gauge", ("dataset",), "Of these, rows that no present input gives."),
         "distilld_held_rows": Metric("gauge", ("dataset", "reason"), "Rows that are quarantined, by reason."),
-        "distilld_tripwire_rows": Metric("gauge", ("dataset",), "Vanished rows that wait for 'distilld prune'."),
+        "distilld_tripwire_rows": Metric(
+            "gauge", ("dataset",), "Vanished rows that are retained until 'distilld prune'."
+        ),
         "distilld_waiting_rows": Metric("gauge", (), "Rows that are yet to be judged."),
         "distilld_partition_files": Metric("gauge", ("tree",), "Partition files that the last scan saw."),
         "distilld_pending_tails": Metric("gauge", (), "Partition files whose last line is not finished."),
@@ -86,12 +93,12 @@ class Metrics:
         self._values[name][labels] = self._values[name].get(labels, 0.0) + value
 
     def write(self) -> None:
-        """Replace the file.
+        """Replace the file; it keeps the mode, owner and group that an operator gave it.
 
         Raises:
             OSError: The system refused.
         """
-        write_to_textfile(str(self.path), self._registry)
+        replace_file(self.path, generate_latest(self._registry), mode=_MODE, lasting=False)
 
 
 class _Table(Collector):

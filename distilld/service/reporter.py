@@ -19,8 +19,10 @@ import structlog
 from distilld import __version__
 from distilld.config.settings import Settings
 from distilld.core.model import Dataset, OperatorError
+from distilld.core.remedies import remedy_of
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult, Progress
+from distilld.files.regular import owned
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt import iso_time
 from distilld.service.health_record import Failure, Vitals, read_vitals, write_vitals
@@ -136,14 +138,18 @@ class Bulletin:
 
     def _note(self, vitals: Vitals) -> None:
         """Write it to the store; where that cannot be, what fails stands in the lock file."""
-        self._told, trouble = vitals, None
+        self._told, trouble, remedy = vitals, None, ""
         try:
-            write_vitals(self._engine.store, vitals, self._stored)
+            # Where another program keeps the store locked, nobody waits to learn of it.
+            with self._engine.store.patience(0):
+                write_vitals(self._engine.store, vitals, self._stored)
             self._stored = vitals
         except (OperatorError, sqlite3.Error) as error:
-            trouble = vitals.failure.text if vitals.failure else str(error)
+            trouble, remedy = str(error), getattr(error, "hint", "")
+            if vitals.failure is not None:
+                trouble, remedy = vitals.failure.text, vitals.failure.hint
         if trouble is not None or self._trouble:
-            tell_trouble(self._settings.root, trouble)
+            tell_trouble(self._settings.root, trouble, remedy)
             self._trouble = trouble is not None
 
     @contextmanager
@@ -201,9 +207,9 @@ class Bulletin:
         try:
             metrics.write()
         except OSError as error:
-            problem = error.strerror or type(error).__name__
+            problem = f"{error.strerror or type(error).__name__}{owned(self._settings.metrics_file)}"
             if problem != self._metrics_problem:
-                log.warning("metrics_failed", path=str(metrics.path), problem=problem)
+                log.warning("metrics_failed", path=str(metrics.path), problem=problem, hint=remedy_of(error))
             self._metrics_problem = problem
         else:
             self._metrics_problem = ""

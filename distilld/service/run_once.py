@@ -73,7 +73,7 @@ def writer(
         log.info("lock_taken", state=str(settings.state))
         with (
             # Until the next writer begins: the store may not take it.
-            _leaving_word(lambda error: tell_trouble(settings.root, str(error)), OperatorError),
+            _leaving_word(partial(_tell_of, settings.root), OperatorError),
             opened_store(settings.state, settings.root, kept=lock.kept) as store,
         ):
             _refuse_outdated(store, settings.root)
@@ -90,6 +90,10 @@ def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) ->
         if not isinstance(error, WriterBusy):
             tell(error)
         raise
+
+
+def _tell_of(root: Path, error: Exception) -> None:
+    tell_trouble(root, str(error), getattr(error, "hint", ""))
 
 
 def _keep(lock: WriterLock) -> None:

@@ -30,6 +30,7 @@ import structlog
 
 from distilld.core.json_text import escaped
 from distilld.core.model import REPORTS, OperatorError, UsageError
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
 from distilld.files.regular import read_regular
 from distilld.publish.receipt import batch_id_of, iso_time
@@ -247,7 +248,7 @@ def _state(path: Path, upto: int | None = None) -> FileState | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OperatorError(f"cannot read {path}: {error.strerror}", hint="make it readable") from error
+        raise OperatorError(f"cannot read {path}: {error.strerror}", hint=remedy_of(error)) from error
     return FileState(size, lines, sha.hexdigest())
 
 
@@ -290,7 +291,7 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise OperatorError(f"cannot list {folder}: {error.strerror}", hint="make the folder readable") from error
+        raise OperatorError(f"cannot list {folder}: {error.strerror}", hint=remedy_of(error)) from error
 
 
 def _is_file(path: Path) -> bool:
@@ -299,7 +300,7 @@ def _is_file(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise OperatorError(f"cannot look at {path}: {error.strerror}", hint="make it readable") from error
+        raise OperatorError(f"cannot look at {path}: {error.strerror}", hint=remedy_of(error)) from error
 
 
 # the receipt
@@ -370,7 +371,7 @@ def _own_ids(root: Path, name: str) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise OperatorError(f"cannot list {REPORTS}: {error.strerror}", hint="make the folder readable") from error
+        raise OperatorError(f"cannot list {REPORTS}: {error.strerror}", hint=remedy_of(error)) from error
     return sorted(each for each in names if stage_of(each) == name)
 
 

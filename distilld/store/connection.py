@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import make_folder
+from distilld.files.regular import is_there, owned
+from distilld.store.read_only import ReadOnly, open_read_only
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 from distilld.store.without_pandas import without_pandas
 
@@ -34,7 +37,7 @@ _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _REFUSED: Final = frozenset(
     {
         sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS,
     }
 )  # fmt: skip
 """What the system, not the program, is to blame for."""
@@ -72,8 +75,6 @@ class NotAStoreError(UsageError):
 class StoreFaultError(OperatorError):
     """The system refused to read or write the store: a full disk, a missing permission, a lock, EIO."""
 
-    hint = "make room, or mend the disk or the permissions"
-
 
 @contextmanager
 def store_faults(path: Path, doing: str) -> Iterator[None]:
@@ -90,7 +91,9 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
         if code in _CORRUPT:
             raise StoreCorruptError(f"the state store {path} is corrupt: {error}") from error
         if code in _REFUSED:
-            raise StoreFaultError(f"cannot {doing} the state store {path}: {error}") from error
+            raise StoreFaultError(
+                f"cannot {doing} the state store {path}: {error}{owned(path)}", hint=remedy_of(error)
+            ) from error
         raise
 
 
@@ -99,9 +102,23 @@ def _is_unforeseen(error: BaseException) -> bool:
     return isinstance(error, Exception) and (isinstance(error, ProgramError) or not isinstance(error, DistilldError))
 
 
+def is_kept(path: Path) -> bool:
+    """Whether a store stands at a path.
+
+    Raises:
+        StoreFaultError: The system does not say: a folder above it may not be entered.
+    """
+    try:
+        return is_there(path)
+    except OSError as error:
+        raise StoreFaultError(
+            f"cannot look at the state store {path}: {error.strerror}", hint=remedy_of(error)
+        ) from error
+
+
 def refuse_missing(path: Path) -> None:
     """Raise OperatorError where there is no store yet, for what asks about one and must not begin it."""
-    if not path.exists():
+    if not is_kept(path):
         raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
 
 
@@ -138,6 +155,7 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
+        self._source: ReadOnly | None = None
         self.was_older = False
         """Whether it was brought to this version's form when it was opened."""
 
@@ -164,7 +182,9 @@ class Store:
         try:
             make_folder(path.parent)
         except OSError as error:
-            raise StoreFaultError(f"cannot open the state store {path}: {error.strerror or error}") from error
+            raise StoreFaultError(
+                f"cannot open the state store {path}: {error.strerror or error}", hint=remedy_of(error)
+            ) from error
         with store_faults(path, "open"):
             connection = sqlite3.connect(
                 path, isolation_level=None, timeout=_PATIENCE_MS / 1000, check_same_thread=False
@@ -189,16 +209,46 @@ class Store:
         refuse_missing(path)
         refuse_what_is_no_file(path)
         with store_faults(path, "read"):
-            connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5
-            )
             try:
-                store = cls(path, connection)
+                source = open_read_only(path)
+            except OSError as error:
+                raise StoreFaultError(
+                    f"cannot read the state store {path}: {error.strerror or error}", hint=remedy_of(error)
+                ) from error
+            try:
+                store = cls(path, source.connection)
+                store._source = source
                 store._refuse_unready()
             except BaseException:
-                connection.close()
+                source.close()
                 raise
         return store
+
+    @contextmanager
+    def one_reading(self) -> Iterator[None]:
+        """One committed state, in the hands of who only looks; the store is closed at the end.
+
+        Raises:
+            StoreFaultError: A writer began meanwhile, and there was no lock to keep the two apart; or the system refused.
+        """
+        source = self._source
+        if source is None:
+            raise ProgramError("a store that is open for writing is no reading")
+        try:
+            with self.faults(), self.snapshot():
+                yield
+        except (sqlite3.Error, DistilldError) as error:
+            self._refuse_torn(source, error)
+            raise
+        else:
+            self._refuse_torn(source, None)
+        finally:
+            source.close()
+
+    def _refuse_torn(self, source: ReadOnly, error: Exception | None) -> None:
+        if source.moved():
+            problem = f"the state store {self.path} was written to while it was read"
+            raise StoreFaultError(problem, hint="run it again") from error
 
     def _prepare(self, root: Path) -> None:
         pragmas = (
@@ -335,21 +385,32 @@ class Store:
         """Keep a fact about the lake as a whole."""
         self.connection.execute("INSERT OR REPLACE INTO lake VALUES (?, ?)", (name, value))
 
-    def checkpoint(self) -> None:
-        """Move what the log holds into the file and cut the log; what a reader still needs stays for the next time.
+    def checkpoint(self) -> bool:
+        """Move what the log holds into the file and cut the log; returns whether it is cut.
+
+        Where it is not, a reader still needs it: it is to be tried again.
 
         Raises:
             StoreFaultError: The system refused.
         """
-        with self.faults():
-            self.connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
-            try:
-                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            finally:
-                self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+        with self.faults(), self.patience(_CHECKPOINT_PATIENCE_MS):
+            busy, _, _ = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    @contextmanager
+    def patience(self, milliseconds: int) -> Iterator[None]:
+        """Within it, a lock of another program is waited for so long."""
+        self.connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        try:
+            yield
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
 
     def close(self) -> None:
         """Close it so that people can still read it: a reader without write permission needs -wal and -shm to exist."""
+        if self._source is not None:
+            self._source.close()
+            return
         self.connection.close()
         # A courtesy to readers; the store itself is closed and whole.
         with (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
 from typing import Final
 
 from distilld.core.model import OperatorError
-from distilld.files.durable import sync_folder
+from distilld.core.remedies import remedy_of
+from distilld.files.durable import FILE_MODE, sync_folder, take_after
+from distilld.store.read_only import open_read_only
 
 COPIES_KEPT: Final = 5
 _WAL: Final = "-wal"
@@ -31,16 +34,15 @@ def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
         if (wal := _beside(source)).exists():
             shutil.copyfile(wal, _beside(target))
     except (OSError, sqlite3.DatabaseError) as error:
-        raise OperatorError(f"cannot copy the state store {source} to {target}: {error}") from error
-
-
-def file_facts(source: Path) -> tuple[tuple[int, int, int, int] | None, ...]:
-    """What stat says of the store's two files: another answer means that it was written to."""
-    return tuple(_facts(path) for path in (source, _beside(source)))
+        raise OperatorError(
+            f"cannot copy the state store {source} to {target}: {error}", hint=remedy_of(error)
+        ) from error
 
 
 def set_store_aside(path: Path, stamp: str) -> Path:
     """Move a store and the files beside it to names with a stamp that sorts by time; at most five copies are kept.
+
+    An empty file is left in its place, for the next store to have the same mode, owner and group.
 
     Raises:
         OperatorError: The system refused.
@@ -51,6 +53,8 @@ def set_store_aside(path: Path, stamp: str) -> Path:
             source = path.with_name(path.name + suffix)
             if source.exists():
                 source.rename(path.with_name(f"{aside}{stamp}{suffix}"))
+        if (like := path.with_name(aside + stamp)).exists():
+            _leave_empty(path, like)
         copies = [each for each in path.parent.iterdir() if each.name.startswith(aside)]
         stamps = sorted({each.name[len(aside) :][: len(stamp)] for each in copies})
         for each in copies:
@@ -58,16 +62,26 @@ def set_store_aside(path: Path, stamp: str) -> Path:
                 each.unlink()
         sync_folder(path.parent)
     except OSError as error:
-        raise OperatorError(f"cannot set the corrupt state store {path} aside: {error.strerror or error}") from error
+        raise OperatorError(
+            f"cannot set the corrupt state store {path} aside: {error.strerror or error}", hint=remedy_of(error)
+        ) from error
     return path.with_name(aside + stamp)
 
 
+def _leave_empty(path: Path, like: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    try:
+        take_after(descriptor, os.stat(like))
+    finally:
+        os.close(descriptor)
+
+
 def _back_up(source: Path, target: Path) -> None:
-    reader = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+    reader = open_read_only(source)
     try:
         copy = sqlite3.connect(target)
         try:
-            reader.backup(copy)
+            reader.connection.backup(copy)
         finally:
             copy.close()
     finally:
@@ -76,11 +90,3 @@ def _back_up(source: Path, target: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + _WAL)
-
-
-def _facts(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

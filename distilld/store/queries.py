@@ -87,17 +87,14 @@ def reading(path: Path, root: Path) -> Iterator[Store]:
         StoreOfOtherRootError: It belongs to another root.
     """
     store = Store.open_readonly(path)
-    try:
-        with store.faults(), store.snapshot():
-            known = store.recall("root")
-            if known not in (None, str(root)):
-                raise StoreOfOtherRootError(
-                    f"the state store {path} belongs to the root {known}, not to {root}",
-                    hint="give each root its own --state",
-                )
-            yield store
-    finally:
-        store.connection.close()
+    with store.one_reading():
+        known = store.recall("root")
+        if known not in (None, str(root)):
+            raise StoreOfOtherRootError(
+                f"the state store {path} belongs to the root {known}, not to {root}",
+                hint="give each root its own --state",
+            )
+        yield store
 
 
 _BATCH = ", ".join(BatchLine._fields)

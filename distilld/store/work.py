@@ -131,6 +131,17 @@ class QueuedRow(NamedTuple):
     evidence_changed: int
     contested: int
 
+    @property
+    def is_new_and_plain(self) -> bool:
+        """Whether it was never judged, and nothing but its own text decides what becomes of it."""
+        return not (
+            self.contested
+            or self.rag is not None
+            or self.kept
+            or self.evidence_changed
+            or (self.evidence_digest is not None and not self.evidence_found)
+        )
+
     def alone(self) -> WorkRow:
         """Return the row as one that is not contested is judged: its verdict and its ids are its own."""
         holder = self.walk if self.evidence_found else -self.walk
@@ -268,6 +279,14 @@ class Work:
         rows, tasks, departures, frozen = (self._run(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
         unjudged = sum(high - low for low, high in self._unjudged_spans())
         return Waiting(rows + unjudged, tasks, departures, frozen)
+
+    def bytes_waiting(self) -> int:
+        """About how many bytes of inputs judging all rows that wait would read."""
+        rows = self.waiting().rows
+        known, size = self._run(
+            "SELECT (SELECT value FROM counters WHERE name = 'scored_rows'), (SELECT sum(indexed_bytes) FROM files)"
+        ).fetchone()
+        return int(rows * (size or 0) / max(known, 1))
 
     def _unjudged_spans(self) -> list[tuple[int, int]]:
         return self._run(
@@ -483,7 +502,7 @@ class Work:
         if limit:
             others = self._queued_tasks(forced=False)
             known = {task_id for _, task_id in (*chosen, *others)}
-            others += [(self.first_walk(task_id), task_id) for task_id in self.tasks_of_unjudged(1 << 62) - known]
+            others += self._first_walks(sorted(self.tasks_of_unjudged(1 << 62) - known))
             chosen += sorted(others)[:limit]
         return sorted({*chosen, *self._passed_over(chosen)})
 
@@ -517,6 +536,15 @@ class Work:
                     )
                 )
         return found
+
+    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[int, str]]:
+        for start in range(0, len(tasks), ASKED_AT_ONCE):
+            rows = self._run(
+                f"{_ASKED} SELECT task_id, {_FIRST_WALKS} FROM (SELECT value AS task_id FROM asked"
+                " WHERE value IS NOT NULL) t",
+                _asked(tasks[start : start + ASKED_AT_ONCE]),
+            ).fetchall()
+            yield from ((_least(walks), task_id) for task_id, *walks in rows)
 
     def first_walk(self, task_id: str) -> int:
         """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""

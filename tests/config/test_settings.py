@@ -445,6 +445,13 @@ def test_import_brings_nothing_slow() -> None:
     assert not slow & set(run.stdout.split())
 
 
+def test_a_byte_order_mark_before_the_file_is_fine(tmp_path: Path) -> None:
+    """An editor on Windows writes one; it gave 'Invalid statement (line 1, column 1)'."""
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbfbatch_rows = 7\n")
+    assert load(flags={}, environ={}, config_file=path, cwd=tmp_path).batch_rows == 7
+
+
 def test_limits_are_the_settings_of_their_names(tmp_path: Path) -> None:
     """What bounds the work of a pass is handed on as it was set, so that a new limit is named here and nowhere else."""
     given = {"batch_rows": 7, "settle_seconds": 0.5, "tripwire_rows": 3, "tripwire_share": 0.25, "receipts_keep": 9}

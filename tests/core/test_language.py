@@ -23,6 +23,11 @@ FORMS = {
 """Of a retired word, what else it appears as."""
 PAGES = [
     "README.md",
+    "docs/cli.md",
+    "docs/logs.md",
+    "docs/operations.md",
+    "docs/performance.md",
+    "docs/state.md",
     "docs/contract.md",
     *(f"docs/decisions/{path.name}" for path in sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))),
 ]

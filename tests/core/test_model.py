@@ -38,6 +38,7 @@ from distilld.core.model import (
     Verdict,
     WriterBusy,
 )
+from distilld.core.remedies import remedy_of
 
 CLOSED: dict[type[StrEnum], str] = {
     Category: "accepted partially_accepted rejected needs_human_review",
@@ -224,7 +225,10 @@ def test_errors_carry_what_their_reader_needs() -> None:
     assert changed.path == "data/scored-runs/a/b/c/d.jsonl"
     assert "changed while it was read" in str(changed)
     unreadable = UnreadableError("data/evidence/a/b/c/d.jsonl", PermissionError(13, "Permission denied"))
-    assert (unreadable.path, unreadable.hint) == ("data/evidence/a/b/c/d.jsonl", "make the file readable")
+    assert (unreadable.path, unreadable.hint) == (
+        "data/evidence/a/b/c/d.jsonl",
+        remedy_of(PermissionError(13, "")),
+    )
     assert str(unreadable) == "cannot read data/evidence/a/b/c/d.jsonl: Permission denied"
     assert str(UnreadableError("x", OSError("odd"))) == "cannot read x: odd"
     for kind in (OperatorError, UsageError, WriterBusy, InputChanged, ProgramError):

@@ -105,3 +105,40 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
         replace_file(tmp_path / "gone" / "x", b"")
     sync_folder(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class TestReplacedFilesKeepWhatTheOperatorSet:
+    """The story: chmod on a metrics file held until the next pass, and node_exporter could not read it."""
+
+    def test_mode_owner_and_group_are_kept(self, tmp_path: Path) -> None:
+        """Of any file that is replaced, latest.md too; the umask does not count."""
+        page = tmp_path / "latest.md"
+        page.write_text("old")
+        page.chmod(0o664)
+        if os.geteuid() == 0:
+            os.chown(page, 12, 34)
+        before = page.stat()
+        replace_file(page, b"new")
+        after = page.stat()
+        assert page.read_bytes() == b"new"
+        assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+        assert after.st_ino != before.st_ino
+
+    @pytest.mark.parametrize(("mode", "expected"), [(None, 0o640), (0o644, 0o644)])
+    def test_a_new_file_has_the_mode_that_is_asked_for(self, tmp_path: Path, mode: int | None, expected: int) -> None:
+        """Under the unit's umask of 0027, which only the default mode heeds."""
+        before = os.umask(0o027)
+        try:
+            replace_file(tmp_path / "new", b"", mode=mode)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == expected
+
+    def test_a_link_is_replaced_and_gives_nothing(self, tmp_path: Path) -> None:
+        """Its own mode is no mode that anybody set."""
+        (tmp_path / "elsewhere").write_text("kept")
+        (tmp_path / "page").symlink_to(tmp_path / "elsewhere")
+        replace_file(tmp_path / "page", b"new")
+        assert not (tmp_path / "page").is_symlink()
+        assert stat.S_IMODE((tmp_path / "page").stat().st_mode) & 0o137 == 0
+        assert (tmp_path / "elsewhere").read_text() == "kept"

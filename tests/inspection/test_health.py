@@ -321,7 +321,7 @@ def test_cut_off_batch_is_pending(settings: Settings) -> None:
 def test_never_run(tmp_path: Path) -> None:
     """A lake that nothing was ever done to is unhealthy, whoever is to do it."""
     settings = load(flags={"root": tmp_path}, environ={}, config_file=None, cwd=tmp_path)
-    assert names(settings, daemon=False) == ["never_run"]
+    assert names(settings, daemon=False) == ["never_run", "no_inputs"]
 
 
 def test_looking_changes_nothing(settings: Settings) -> None:
@@ -381,3 +381,28 @@ def test_docs_say_what_to_do_on_every_error_event() -> None:
     text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     table = text.partition("## What to do on an event")[2].partition("\n## ")[0]
     assert dict(re.findall(r"^\| `([a-z_]+)` \| (\w+) \|", table, flags=re.MULTILINE)) == logged
+
+
+def test_a_root_without_inputs_is_not_green(tmp_path: Path) -> None:
+    """A wrong folder, or a mount that is not there: named, with the folders, before and after a run."""
+    wrong = load(flags={"root": tmp_path}, environ={}, config_file=None, cwd=tmp_path)
+    assert names(wrong, daemon=False) == ["never_run", "no_inputs"]
+    with capture_logs(), writer(wrong) as engine:
+        bring_up_to_date(engine)
+    (problem,) = diagnose(wrong, daemon=False)
+    assert problem.name == "no_inputs"
+    assert str(tmp_path / "data/scored-runs") in problem.text
+
+
+@pytest.mark.parametrize("on_delete", ["keep", "withdraw"])
+def test_inputs_that_are_all_absent_are_not_green(settings: Settings, on_delete: str) -> None:
+    """The story: with on_delete = keep, health was healthy while all of data/ was away. So it is before the next run."""
+    flags = {"root": settings.root, "on_delete": on_delete}
+    made = load(flags=flags, environ={}, config_file=None, cwd=settings.root)
+    for tree in ("scored-runs", "evidence"):
+        shutil.rmtree(settings.root / "data" / tree)
+        (settings.root / "data" / tree).mkdir()
+    assert names(made, daemon=False) == ["inputs_absent"]
+    with capture_logs(), writer(made) as engine:
+        bring_up_to_date(engine)
+    assert names(made, daemon=False) == ["inputs_absent"]

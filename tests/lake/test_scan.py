@@ -134,6 +134,14 @@ def test_dates_are_not_odd(tmp_path: Path) -> None:
     assert scan(tmp_path).odd_folders == ()
 
 
+def test_lock_link_of_an_editor_is_no_input(tmp_path: Path) -> None:
+    """Emacs keeps one beside a file that it has open; health was red for as long. Any other link is reported."""
+    real = put(tmp_path, "2026/04/27/real.jsonl")
+    (real.parent / ".#real.jsonl").symlink_to("ann@host.example.4711:1777300000")
+    (real.parent / ".#other.jsonl").symlink_to("real.jsonl")
+    assert problems(scan(tmp_path)) == {"data/scored-runs/2026/04/27/.#other.jsonl": "is a link and is not followed"}
+
+
 def test_links_are_reported_and_not_followed(tmp_path: Path) -> None:
     """Neither a linked file nor a linked folder at any level is read."""
     real = put(tmp_path, "2026/04/27/real.jsonl")

@@ -1451,9 +1451,13 @@ def test_rebuild_twice_changes_nothing(full: HistoryLake) -> None:
 
 
 def test_corrupt_store_is_set_aside_at_the_start(full: HistoryLake) -> None:
-    """A store that is no database any more is set aside beside itself, and a new store takes the exports over."""
+    """A store that is no database any more is set aside beside itself, and a new store takes the exports over.
+
+    The new one has the mode of the old: readers in the group go on reading.
+    """
     before = {dataset: full.content(dataset) for dataset in Dataset}
     full.stop()
+    full.state.chmod(0o664)
     full.state.write_bytes(b"no database at all" * 1000)
     with capture_logs() as logs:
         store = open_store(full.state, full.root, kept=True)
@@ -1461,6 +1465,7 @@ def test_corrupt_store_is_set_aside_at_the_start(full: HistoryLake) -> None:
     assert [each["log_level"] for each in logs if each["event"] == "store_set_aside"] == ["error"]
     (copy,) = full.state.parent.glob("distilld.db.corrupt-*Z")
     assert copy.read_bytes() == b"no database at all" * 1000
+    assert full.state.stat().st_mode & 0o777 == 0o664
     full.go()
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
 

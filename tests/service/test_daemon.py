@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from distilld.service.daemon import Daemon, PassEnded
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.inotify import FolderGoneError, Folders, Wake, WatchBrokenError
 from distilld.service.lock import holder
+from distilld.service.run_once import recover as real
 from distilld.service.run_once import writer
 from distilld.service.systemd import Notifier
 from distilld.store.connection import Store, StoreCorruptError, StoreFaultError
@@ -848,6 +850,57 @@ def test_log_is_cut_when_idle(stage: Stage) -> None:
     stage.run()
     assert sizes[0] > 0
     assert sizes[1] == 0
+
+
+def _close(readers: list[sqlite3.Connection]) -> None:
+    readers.pop().close()
+
+
+def test_log_is_cut_soon_after_a_long_reader_ends(stage: Stage) -> None:
+    """Within ten seconds of its end, while nothing changes.
+
+    The story: one try was made, the reader was in its way, and the log stayed at 32 MB for as long as the daemon rested.
+    """
+    wal = stage.settings.state.with_name("distilld.db-wal")
+    sizes: list[int] = []
+    readers: list[sqlite3.Connection] = []
+
+    def begin() -> Wake:
+        reader = sqlite3.connect(stage.settings.state, isolation_level=None)
+        readers.append(reader)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM lake").fetchone()
+        stage.append()
+        return Wake.CHANGED
+
+    stage.then(begin)
+    stage.wait(daemon.CHECKPOINT_AFTER_SECONDS + 1)
+    stage.then(lambda: sizes.append(wal.stat().st_size), lambda: _close(readers))
+    stage.wait(10)
+    stage.then(lambda: sizes.append(wal.stat().st_size))
+    stage.run()
+    assert sizes[0] > 0
+    assert sizes[1] == 0
+
+
+def test_health_knows_of_the_first_failure_before_anything_is_waited_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program keeps the store locked: health is unhealthy when the first pass failed, and names the cause.
+
+    The story: the failure was noted behind a recovery that waited for the same lock, seconds later.
+    """
+    known: list[list[str]] = []
+
+    def slow(engine: Engine) -> bool:
+        if stage.passes:
+            known.append([each.name for each in diagnose(stage.settings)])
+        return real(engine)
+
+    monkeypatch.setattr("distilld.service.daemon.recover", slow)
+    stage.failures = [DISK_FULL]
+    stage.run()
+    assert "last_batch_failed" in known[0]
 
 
 def test_failing_checkpoint_is_no_failure(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

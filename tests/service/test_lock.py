@@ -436,3 +436,26 @@ def test_refusal_without_a_lock(root: Path, state: Path, tmp_path: Path) -> None
     refuse_other_store(Holder(running=False, state=state), root, state)
     with pytest.raises(UsageError):
         refuse_other_store(Holder(running=True, state=state), root, tmp_path / "x.db")
+
+
+def test_a_lock_file_of_another_user_is_named_with_its_owner(
+    root: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one run as root, the service says whose the lock file is and how it gets it back."""
+    with writer_lock(root, state):
+        pass
+    real = os.open
+
+    def refused(path: object, flags: int, *rest: int, **more: int) -> int:
+        if str(path).endswith(".distilld.lock"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with (
+        pytest.raises(OperatorError, match=r"Permission denied; it belongs to .* and this runs as ") as caught,
+        writer_lock(root, state),
+    ):
+        pass
+    assert caught.value.hint.startswith("as root: chown ")

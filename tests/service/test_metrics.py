@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,24 @@ def settings(tmp_path: Path) -> Settings:
     write_bench_lake(tmp_path / "lake", rows=105, partitions=3, text_bytes=100)
     flags = {"root": tmp_path / "lake", "metrics_file": tmp_path / "distilld.prom"}
     return load(flags=flags, environ={}, config_file=None, cwd=tmp_path)
+
+
+def test_file_keeps_the_mode_that_an_operator_gave_it(tmp_path: Path) -> None:
+    """A new one is readable by all under the unit's umask; chmod and chgrp hold for good.
+
+    The story: after each pass the file was 0640 again, and the node exporter lost its figures.
+    """
+    path = tmp_path / "m.prom"
+    before = os.umask(0o027)
+    try:
+        Metrics(path).write()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        path.chmod(0o604)
+        Metrics(path).write()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    assert [each.name for each in tmp_path.iterdir()] == ["m.prom"]
 
 
 def one_pass(engine: Engine) -> PassResult:

@@ -310,7 +310,7 @@ def test_check_goes_with_no_work(tmp_path: Path, flag: str) -> None:
     ran = distilld("run", "--check", flag, cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")
     assert ran.errors == [
-        f"distilld: --check does not go with {flag} (it proves the configuration good and does no work)"
+        f"distilld: --check does not go with {flag} (it validates the configuration and does no work)"
     ]
 
 

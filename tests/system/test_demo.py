@@ -56,7 +56,7 @@ def test_json_holds_the_tables(shown: tuple[Path, Ran], tmp_path: Path) -> None:
 def test_demo_shows_the_rejected_run_leave(shown: tuple[Path, Ran]) -> None:
     """The run that is scored anew in place stood in all three datasets, stands in none now, and is published."""
     folder, ran = shown
-    assert "size, inode, mtime; only its content tells" in ran.out
+    assert "size, inode, mtime; only the content differs" in ran.out
     run_id = re.search(r"^- The run (\S+)$", ran.out, flags=re.MULTILINE)
     assert run_id is not None
     for dataset in Dataset:

@@ -91,10 +91,16 @@ def test_status_tells_what_is_behind_and_what_waits(sample: SampleLake) -> None:
 
 
 def test_status_tells_each_problem_with_its_remedy(worked: Path) -> None:
-    """An export that was cut, one that was touched and a set-aside file are problems; other settings are a note."""
+    """Exports that were cut or edited and a set-aside file are problems, one only touched is none; settings are a note.
+
+    The story: a chmod or chgrp of an export at rest was told as an edit.
+    """
     with (worked / EXPORT_PATHS["sft"]).open("ab") as file:
         file.write(b"{}\n")
-    os.utime(worked / EXPORT_PATHS["rag"])
+    rag = (worked / EXPORT_PATHS["rag"]).read_bytes()
+    (worked / EXPORT_PATHS["rag"]).write_bytes(rag.replace(b"accepted", b"rejected", 1))
+    (worked / EXPORT_PATHS["quarantine_rag"]).chmod(0o644)
+    os.utime(worked / EXPORT_PATHS["quarantine_sft"])
     (worked / EXPORT_PATHS["preference"]).unlink()
     put(worked / "exports" / ".set-aside" / "rag-1", "x")
     ran = distilld("status", "--root", worked, "--json", cwd=worked, env={"DISTILLD_INCLUDE_PARTIAL": "true"})

@@ -1,0 +1,78 @@
+"""What to do about an error of the system or of SQLite: one sentence for each, used by every message (SPEC 6)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+_OTHER: Final = "see what the system says of it (journalctl -k, dmesg)"
+
+BY_ERRNO: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        errno.ENOSPC: "make room on that file system (df -h, and df -i for its inodes)",
+        errno.EDQUOT: "raise the disk quota of distilld's user, or make room within it (quota -u)",
+        errno.EROFS: "mount it for writing, or add the folder to ReadWritePaths= of the unit",
+        errno.EACCES: "give distilld's user the permission: see owner, group and mode of it and of the folders above",
+        errno.EPERM: "take away what forbids it: an immutable or append-only flag (lsattr), or another owner",
+        errno.EIO: "have the disk checked (smartctl, dmesg)",
+        errno.EFBIG: "raise the limit on file sizes (LimitFSIZE= of the unit, ulimit -f), or use another disk",
+        errno.EMFILE: "raise LimitNOFILE= of the unit (ulimit -n)",
+        errno.ENFILE: "raise fs.file-max, or find what holds so many files open (lsof)",
+        errno.ENOLCK: "the file system has no locks to give: start its lock service (rpc.statd), or use a local disk",
+        errno.ESTALE: "mount the network file system again: its server no longer knows the file",
+        errno.ENOMEM: "free memory, or raise MemoryMax= of the unit",
+        errno.EBUSY: "end what is using it (fuser, lsof), or unmount what is mounted there",
+        errno.ETXTBSY: "end the program that runs from it",
+        errno.ENAMETOOLONG: "give it a shorter name",
+        errno.ELOOP: "put the file itself in the place of the link",
+        errno.ENOTDIR: "a file stands where a folder belongs: move it away",
+        errno.EISDIR: "a folder stands where a file belongs: move it away",
+        errno.ENOTEMPTY: "something stands in the folder that is to go: move it away",
+        errno.EEXIST: "something stands in its place: move it away",
+        errno.ENOENT: "it, or a folder above it, was removed or is not mounted: put it back",
+        errno.EXDEV: "two file systems meet there: keep exports/ and reports/ on one each",
+        errno.EOPNOTSUPP: "the file system cannot do that: use a local disk",
+        errno.ENODEV: "the device is gone: attach it, and mount it again",
+        errno.ENXIO: "the device does not answer: attach it, and mount it again",
+        errno.ENOTCONN: "the file system's own program has ended: mount it again",
+        errno.ETIMEDOUT: "the file server does not answer: look at it and at the network",
+        errno.EHOSTDOWN: "the file server is down: start it",
+        errno.ECONNREFUSED: "the file server refuses: start its service",
+    }
+)  # fmt: skip
+
+BY_SQLITE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "SQLITE_BUSY": "another program keeps the store locked: end its transaction (fuser shows which program)",
+        "SQLITE_BUSY_RECOVERY": "another program is recovering the store: wait until it is done",
+        "SQLITE_LOCKED": "a statement of this process holds the table: run it again, and report it",
+        "SQLITE_READONLY": "the store may not be written: look at the owner and mode of it, of -wal, of -shm and of the"
+        " folder, and whether it is mounted for writing",
+        "SQLITE_READONLY_DBMOVED": "the store was moved or removed while it was open: put it back, or restart",
+        "SQLITE_FULL": "make room where the store lies (df -h)",
+        "SQLITE_IOERR": "have the disk of the store checked (smartctl, dmesg); a disk quota or a limit on"
+        " file sizes shows like this, too",
+        "SQLITE_IOERR_LOCK": "the file system of the store cannot lock: keep the store on a local disk",
+        "SQLITE_IOERR_NOMEM": "free memory, or raise MemoryMax= of the unit: the store could not be mapped",
+        "SQLITE_CORRUPT": "the next run sets the store aside and builds it anew; have the disk checked",
+        "SQLITE_NOTADB": "it is no state store: correct --state; if it was one, the next run builds it anew",
+        "SQLITE_CANTOPEN": "let distilld's user enter the store's folder, and read and write the files in it",
+        "SQLITE_PROTOCOL": "SQLite's locks do not work there: keep the store on a local disk, not on a network share",
+        "SQLITE_NOLFS": "the file system takes no files of that size: keep the store on another one",
+        "SQLITE_PERM": "SQLite was refused the mode that it asked for: give the store to distilld's user",
+        "SQLITE_NOMEM": "free memory, or raise MemoryMax= of the unit",
+        "SQLITE_TOOBIG": "a value is larger than SQLite takes: lower max_line_bytes",
+        "SQLITE_INTERRUPT": "it was interrupted: run it again",
+    }
+)
+
+
+def remedy_of(error: BaseException) -> str:
+    """What to do about an error, by its errno or its SQLite code; an extended code counts before its primary one."""
+    if isinstance(error, OSError):
+        return BY_ERRNO.get(error.errno or 0, _OTHER)
+    name = getattr(error, "sqlite_errorname", None) or ""
+    parts = name.split("_")
+    return BY_SQLITE.get(name) or BY_SQLITE.get("_".join(parts[:2])) or _OTHER

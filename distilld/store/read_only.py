@@ -1,0 +1,103 @@
+"""The one way to open a state store for who only looks: it takes read permission alone, and leaves no trace.
+
+SQLite reads a store in WAL mode through two files beside it, ``-wal`` and ``-shm``. Where they are missing and cannot
+be made (no write permission, a read-only mount), the store is read as it lies: in place where the log holds nothing,
+else a copy of both. SQLite takes no lock then, so a writer that comes in between is found by the files' stat facts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PATIENCE_SECONDS: Final = 5
+_ATTEMPTS: Final = 5
+_WAL: Final = "-wal"
+_NOT_THROUGH_THE_LOG: Final = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+
+Facts = tuple[tuple[int, int, int, int] | None, ...]
+
+
+@dataclass(slots=True)
+class ReadOnly:
+    """A connection that changes nothing; ``facts`` are those of a store that is read without locks."""
+
+    path: Path
+    connection: sqlite3.Connection
+    kept: ExitStack
+    facts: Facts | None = None
+
+    def moved(self) -> bool:
+        """Whether a writer changed the store while it was read without locks: what was read may be torn."""
+        return self.facts is not None and file_facts(self.path) != self.facts
+
+    def close(self) -> None:
+        """Give it back."""
+        self.connection.close()
+        self.kept.close()
+
+
+def open_read_only(path: Path) -> ReadOnly:
+    """Open a store that exists, for reading, beside a writer or without one.
+
+    Raises:
+        sqlite3.Error: SQLite cannot read it.
+        OSError: The copy cannot be made.
+    """
+    connection = _connect(path, "mode=ro")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        connection.close()
+        code = (error.sqlite_errorcode or 0) & 0xFF
+        if code not in _NOT_THROUGH_THE_LOG or not os.access(path, os.R_OK):
+            raise
+        return _as_it_lies(path, error)
+    except BaseException:
+        connection.close()
+        raise
+    return ReadOnly(path, connection, ExitStack())
+
+
+def _as_it_lies(path: Path, refused: sqlite3.OperationalError) -> ReadOnly:
+    for _ in range(_ATTEMPTS):
+        before = file_facts(path)
+        wal = before[1]
+        if wal is None or wal[1] == 0:
+            return ReadOnly(path, _connect(path, "immutable=1"), ExitStack(), before)
+        with ExitStack() as kept:
+            folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="distilld-reading-"))
+            copy = Path(folder) / path.name
+            for suffix in ("", _WAL):
+                shutil.copyfile(_beside(path, suffix), _beside(copy, suffix))
+            if file_facts(path) == before:
+                return ReadOnly(path, _connect(copy, "mode=rw"), kept.pop_all())
+    raise refused
+
+
+def file_facts(path: Path) -> Facts:
+    """What stat says of a store's two files: another answer means that it was written to."""
+    return tuple(_facts(_beside(path, suffix)) for suffix in ("", _WAL))
+
+
+def _connect(path: Path, how: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{how}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE_SECONDS)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _facts(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

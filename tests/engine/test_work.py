@@ -1,0 +1,121 @@
+"""The work that passes do: what is read, what is judged, how often the store is asked. A cliff turns one of these red."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from distilld.core.model import Options, StatFacts, Trigger
+from distilld.engine import index, pool, span_queue
+from distilld.engine.pass_result import PassResult
+from tests.support.history_lake import HistoryLake
+from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
+
+ROWS = 1200
+PARTITIONS = 12
+
+
+def lake_of(root: Path, *, rich: bool, rows: int = ROWS, **limits: object) -> tuple[HistoryLake, int]:
+    """A lake by formula, and the bytes of its inputs."""
+    lake = HistoryLake(root, Options(source_files_root=str(root)), **limits)
+    return lake, write_bench_lake(root, rows=rows, partitions=PARTITIONS, text_bytes=600, rich=rich)
+
+
+def with_options(lake: HistoryLake, **options: bool) -> PassResult:
+    """One pass with other options."""
+    lake.engine.options = Options(source_files_root=str(lake.root), **options)  # type: ignore[arg-type]
+    return lake.engine.run_pass(Trigger.ONCE)
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_bytes_that_a_first_pass_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rich: bool) -> None:
+    """At most 1.3 times the input for the rows, and once more the spans of the pairs."""
+    monkeypatch.setattr(index, "LEAVE_FROM", 0)
+    lake, size = lake_of(tmp_path, rich=rich)
+    result = lake.engine.run_pass(Trigger.ONCE)
+    sides = len(lake.ask("SELECT DISTINCT chosen_run_id FROM pairs UNION SELECT DISTINCT rejected_run_id FROM pairs"))
+    assert result.rows_judged == ROWS
+    assert sides > (ROWS / 3 if rich else ROWS / 30)
+    # Equal texts but for their numbers: a side's share of the lake is that of a row.
+    assert result.bytes_read <= 1.3 * size + 1.05 * size * sides / ROWS
+    lake.stop()
+
+
+def test_bytes_of_a_large_file_and_of_known_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidence above the limit is read twice, its own bytes alone; known runs have their rows judged, not their files."""
+    monkeypatch.setattr(index, "LEAVE_FROM", 0)
+    # As if the files had been written long ago: one that was looked at a moment later is looked at again.
+    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    lake, size = lake_of(tmp_path, rich=False)
+    path = tmp_path / "data/evidence" / partition_of(3)
+    with path.open("ab") as file:
+        file.write(b" " * size + b"\n")
+    monkeypatch.setattr(index, "LEAVE_BYTES", size)
+    monkeypatch.setattr(span_queue, "JOB_BYTES", size // 50)
+    first = lake.engine.run_pass(Trigger.ONCE)
+    assert first.rows_judged == ROWS
+    assert first.bytes_read <= 1.5 * size + path.stat().st_size
+    known = append_bench_rows(tmp_path, partition_index=PARTITIONS, first_row=90, rows=10, text_bytes=600)
+    again = lake.engine.run_pass(Trigger.ONCE)
+    assert 10 <= again.rows_judged <= 20
+    assert again.bytes_read <= size / PARTITIONS + 3 * known
+    lake.stop()
+
+
+def test_rows_that_a_rebuild_and_other_options_judge(tmp_path: Path) -> None:
+    """Each row once; the receipt of a rebuild states them."""
+    lake, size = lake_of(tmp_path, rich=True)
+    lake.go()
+    result = lake.engine.rebuild()
+    assert result.rows_judged == ROWS
+    assert sum(batch.receipt["work"]["rows_judged"] for batch in result.batches) == ROWS
+    assert result.bytes_read <= 3 * size
+    for options in ({"include_partial": True}, {}):
+        result = with_options(lake, **options)
+        assert result.rows_judged == ROWS
+        assert result.bytes_read <= 2 * size
+    lake.stop()
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_statements_do_not_grow_with_the_rows(tmp_path: Path, rich: bool) -> None:
+    """A batch asks the store the same number of questions, whether it judges some rows or five times as many."""
+    asked = []
+    for rows in (240, ROWS):
+        lake, _ = lake_of(tmp_path / str(rows), rich=rich, rows=rows)
+        statements: list[str] = []
+        lake.engine.store.connection.set_trace_callback(statements.append)
+        lake.engine.run_pass(Trigger.ONCE)
+        lake.engine.store.connection.set_trace_callback(None)
+        asked.append(sum(statement.lstrip().startswith(("SELECT", "WITH")) for statement in statements))
+        lake.stop()
+    assert asked[1] <= asked[0] + 20
+
+
+def test_workers_take_part_wherever_much_is_to_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a first pass, a rebuild, under other options, beside known runs, and for pairs."""
+    monkeypatch.setattr(pool, "PROCESSES_FROM", 0)
+    lake, _ = lake_of(tmp_path, rich=True, workers=1)
+    given: list[str] = []
+    submit = ProcessPoolExecutor.submit
+
+    def noted(self: ProcessPoolExecutor, *arguments: object) -> object:
+        given.extend(type(each).__name__ for each in arguments if isinstance(each, tuple))
+        return submit(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)
+    for work in (
+        lake.engine.run_pass,
+        lambda _: lake.engine.rebuild(),
+        lambda _: with_options(lake, include_partial=True),
+    ):
+        given.clear()
+        work(Trigger.ONCE)
+        assert {"SpanJob", "TaskJob"} <= set(given)
+    append_bench_rows(tmp_path, partition_index=PARTITIONS, first_row=90, rows=40, text_bytes=600)
+    given.clear()
+    lake.engine.run_pass(Trigger.ONCE)
+    assert "SpanJob" in given
+    lake.stop()
