@@ -55,6 +55,8 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
         "odd_partition_name": "A partition folder is not named YYYY/MM/DD (reported once); it is still read.",
         "pending_tail": "The last line of a partition is not terminated yet; it waits.",
+        "malformed_scored": "Scored lines are malformed. A rejection that one still spells out is obeyed.",
+        "unreviewed_verdict": "Scored rows have no known category. They forbid their runs until a later verdict.",
         "malformed_evidence": "Evidence lines that hold no run; how many, and the place of the first one.",
         "input_changed": "A file changed while it was read; the rows that need it wait, and it is read again.",
         "settling": "A file shrank, changed in place or returned; it is read when it no longer changes.",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from distilld.core.json_text import Malformed, ParsedLine
-from distilld.core.model import Category, Reason
+from distilld.core.json_text import Malformed, ParsedLine, trim
+from distilld.core.model import Category, InputKind, Reason
 from distilld.core.records import category_of, id_digits
 
 LINE_BITS: Final = 26
@@ -22,6 +22,12 @@ DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
 CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category, 1)}
 CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
 CODES_BY_TEXT: Final = {category.value: code for category, code in CATEGORY_CODES.items()}
+LIKE_REJECTED: Final = len(Category) + 1
+"""The code of what forbids as a rejection does, without being one to the letter (SPEC 3.4)."""
+UNREVIEWED: Final = LIKE_REJECTED + 1
+"""The code of a verdict of none of the four categories: it forbids as needs_human_review does, and never clears."""
+VERDICTS: Final = {**CATEGORIES, LIKE_REJECTED: Category.REJECTED, UNREVIEWED: Category.NEEDS_HUMAN_REVIEW}
+"""What a category code says of its run."""
 MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
 MALFORMED: Final = {code: kind for kind, code in MALFORMED_CODES.items()}
 
@@ -53,9 +59,10 @@ class EvidenceFacts(NamedTuple):
     digest: bytes
 
 
-class MalformedEvidence(NamedTuple):
-    """Lines of an evidence file that hold no run: how many came, and the number of the first (SPEC 2)."""
+class OddLines(NamedTuple):
+    """Lines of a file that people should look at: how many came, and the number of the first (SPEC 2, 3.4)."""
 
+    kind: InputKind
     path: str
     lines: int
     first_line: int
@@ -69,7 +76,7 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
         return RowFacts(line, start, length, digest, None, None, None, code, None)
     run_id, task_id, provenance = value.get("evidence_run_id"), value.get("evidence_task_id"), value.get("provenance")
     run_id = run_id if type(run_id) is str and run_id else None
-    category = category_of(value.get("category"))
+    category = _category_code(value.get("category"), names_run=run_id is not None)
     signature = provenance.get("sig_hash") if type(provenance) is dict else None
     key = sample_key(run_id, signature) if run_id and type(signature) is str and signature else None
     return RowFacts(
@@ -79,10 +86,20 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
         digest,
         run_id,
         task_id if type(task_id) is str and task_id else None,
-        CATEGORY_CODES[category] if category else None,
+        category,
         None,
         key,
     )
+
+
+def _category_code(value: Any, *, names_run: bool) -> int | None:
+    category = category_of(value)
+    if category is not None:
+        return CATEGORY_CODES[category]
+    if not names_run:
+        return None
+    rejected = type(value) is str and trim(value).lower() == Category.REJECTED.value
+    return LIKE_REJECTED if rejected else UNREVIEWED
 
 
 def sample_key(run_id: str, signature: str) -> int:

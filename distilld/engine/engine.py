@@ -21,7 +21,7 @@ from time import monotonic_ns
 import structlog
 
 from distilld.core.decisions import Decisions
-from distilld.core.line_facts import MalformedEvidence
+from distilld.core.line_facts import OddLines
 from distilld.core.model import (
     Dataset,
     InputChanged,
@@ -188,7 +188,7 @@ class Engine:
         options_changed = self.judged_with.take(self.options, anew=trigger is Trigger.REBUILD)
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
-        self.teller.malformed(result.indexed.malformed_evidence)
+        self.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
         self._thaw()
         self._trip()
         self._lose_missing()
@@ -377,8 +377,9 @@ class Engine:
             del result.indexed.unread[place.partition_id]
             result.indexed.rows_indexed += read.reading.lines
             if read.reading.first_malformed is not None:
-                malformed = MalformedEvidence(place.path, read.reading.malformed, read.reading.first_malformed)
-                self.teller.malformed([malformed])
+                reading = read.reading
+                malformed = OddLines(InputKind.EVIDENCE, place.path, reading.malformed, read.reading.first_malformed)
+                self.teller.odd_lines([malformed], ())
         result.untold, result.judged_alike, result.read_alike = Indexed(), 0, 0
         return committed
 

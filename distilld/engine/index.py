@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from distilld.core.line_facts import LINES_END, EvidenceFacts, MalformedEvidence, RowFacts, row_facts, run_of_evidence
+from distilld.core.line_facts import LIKE_REJECTED, LINES_END, EvidenceFacts, OddLines, RowFacts, run_of_evidence
 from distilld.core.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
 from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.jobs import ReadJob
 from distilld.engine.pool import Pool
-from distilld.engine.read_file import FileRead, Reading
+from distilld.engine.read_file import FileRead, Reading, scored_facts
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
 from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
@@ -54,7 +54,9 @@ class Indexed:
     unsettled: list[FileKey] = field(default_factory=list)
     """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
     problems: list[OperatorError] = field(default_factory=list)
-    malformed_evidence: list[MalformedEvidence] = field(default_factory=list)
+    malformed: list[OddLines] = field(default_factory=list)
+    unreviewed: dict[str, OddLines] = field(default_factory=dict)
+    """Scored rows with none of the four categories, by partition."""
     unreadable: list[FileKey] = field(default_factory=list)
     """The files behind the problems."""
     unread: dict[int, UnreadEvidence] = field(default_factory=dict)
@@ -227,8 +229,9 @@ class Indexer:
         self._out.bytes_read += reading.bytes_read
         self._out.rows_indexed += reading.lines
         if record.kind is InputKind.SCORED:
+            self._inputs.add_malformed_runs(read.malformed_runs)
             self._inputs.add_scored(record, read.facts)
-            self._first_malformed = None
+            self._note_unreviewed(record, read.facts)
         elif self._inputs.has_scored_rows(record):
             self._inputs.stage_evidence()
             self._inputs.add_staged_evidence(read.facts)
@@ -423,10 +426,10 @@ class Indexer:
     def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
         """Insert a block's facts; returns how many lines are malformed."""
         if record.kind is InputKind.SCORED:
-            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
+            rows, malformed = self._scored_facts(record, block, first_line)
             self._inputs.add_scored(record, rows)
             self._out.rows_indexed += len(rows)
-            return sum(row.malformed is not None for row in rows)
+            return malformed
         found, malformed = self._evidence_facts(block, first_line)
         self._out.rows_indexed += len(block)
         (self._inputs.add_staged_evidence if staged else lambda rows: self._inputs.add_evidence(record, rows))(found)
@@ -470,12 +473,30 @@ class Indexer:
     def _stage(self, record: FileRecord, block: list[Line], first_line: int) -> int:
         self._out.rows_indexed += len(block)
         if record.kind is InputKind.SCORED:
-            rows = [scored_facts(line, number) for number, line in enumerate(block, first_line)]
+            rows, malformed = self._scored_facts(record, block, first_line)
             self._inputs.add_staged(rows)
-            return sum(row.malformed is not None for row in rows)
+            return malformed
         found, malformed = self._evidence_facts(block, first_line)
         self._inputs.add_staged_evidence(found)
         return malformed
+
+    def _scored_facts(self, record: FileRecord, block: list[Line], first_line: int) -> tuple[list[RowFacts], int]:
+        runs: list[tuple[str, bytes]] = []
+        rows = [scored_facts(line, number, runs) for number, line in enumerate(block, first_line)]
+        malformed = [row.line for row in rows if row.malformed is not None]
+        if malformed and self._first_malformed is None:
+            self._first_malformed = malformed[0]
+        self._inputs.add_malformed_runs(runs)
+        self._note_unreviewed(record, rows)
+        return rows, len(malformed)
+
+    def _note_unreviewed(self, record: FileRecord, rows: list[RowFacts]) -> None:
+        """Note rows that name a run and have none of the four categories (SPEC 3.4)."""
+        found = [row.line for row in rows if row.category is not None and row.category >= LIKE_REJECTED]
+        found = [line for line in found if rows[line - rows[0].line].malformed is None]
+        if found:
+            of = self._out.unreviewed.setdefault(record.path, OddLines(InputKind.SCORED, record.path, 0, found[0]))
+            self._out.unreviewed[record.path] = of._replace(lines=of.lines + len(found))
 
     def _evidence_facts(self, block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
         found, malformed = evidence_facts(block, first_line)
@@ -486,7 +507,7 @@ class Indexer:
     def _note(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
         self._inputs.note_input(record, change, from_offset, lines, malformed)
         if self._first_malformed is not None:
-            self._out.malformed_evidence.append(MalformedEvidence(record.path, malformed, self._first_malformed))
+            self._out.malformed.append(OddLines(record.kind, record.path, malformed, self._first_malformed))
         self._out.changes.append(FileChange(record.kind, record.path, change, lines))
 
 
@@ -517,11 +538,6 @@ def record_reading(record: FileRecord, reading: Reading) -> None:
 def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFacts) -> None:
     record.indexed_bytes, record.indexed_sha256 = reader.consumed, reader.sha256
     record.facts = facts
-
-
-def scored_facts(line: Line, number: int) -> RowFacts:
-    """The facts of one scored line."""
-    return row_facts(number, line.start, line.length, line.digest, parse_line(line))
 
 
 def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from distilld.core.datasets import preference
 from distilld.core.decisions import Decisions, PairRow, Withdrawal, key_of
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, Options, Reason
 from distilld.core.outcome import Rendered
 from distilld.engine.jobs import TaskJob
@@ -164,7 +164,7 @@ class PairJudge:
     def _verdict(self, row: TaskRow) -> Category | None:
         """The verdict in force that a side must agree with; an absent one forbids and never clears."""
         if not self._absent_verdicts:
-            return CATEGORIES[row.verdict] if row.verdict is not None else None
+            return VERDICTS[row.verdict] if row.verdict is not None else None
         _, in_force, present = self._work.verdicts(row.run_id, self._options)
         return in_force if present is CATEGORIES[row.category] else present
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from distilld.core.line_facts import MalformedEvidence
+from distilld.core.line_facts import OddLines
 from distilld.core.model import InputKind
 from distilld.lake.scan import Oddity, Scan, tree_path
 from distilld.publish.commit import CommittedBatch
@@ -52,11 +53,17 @@ class Teller:
                 log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
         self._unreadable = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
 
-    def malformed(self, found: list[MalformedEvidence]) -> None:
-        """Evidence lines that hold no run."""
-        for each in found:
-            path = tree_path(InputKind.EVIDENCE, each.path)
-            log.warning("malformed_evidence", path=path, lines=each.lines, first_line=each.first_line)
+    def odd_lines(self, malformed: Iterable[OddLines], unreviewed: Iterable[OddLines]) -> None:
+        """Warn of lines that are malformed, and of verdicts of none of the four categories."""
+        for each in malformed:
+            path, figures = tree_path(each.kind, each.path), {"lines": each.lines, "first_line": each.first_line}
+            if each.kind is InputKind.EVIDENCE:
+                log.warning("malformed_evidence", path=path, **figures)
+            else:
+                log.warning("malformed_scored", path=path, **figures)
+        for each in unreviewed:
+            path = tree_path(each.kind, each.path)
+            log.warning("unreviewed_verdict", path=path, lines=each.lines, first_line=each.first_line)
 
     def committed(self, root: Path, batch: CommittedBatch, *, kept: bool, written: bool) -> None:
         """A batch, its inputs that are out of the ordinary first.

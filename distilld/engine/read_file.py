@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from distilld.core.line_facts import EvidenceFacts, RowFacts, row_facts, run_of_evidence
 from distilld.core.model import InputKind, StatFacts
 from distilld.core.records import EvidenceRecord, evidence_record
-from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
+from distilld.lake.lines import Line, PartitionReader, end_of, parse_line, verdict_in
 from distilld.lake.scan import open_partition, tree_path
 
 
@@ -29,10 +29,14 @@ class Reading(NamedTuple):
 
 
 class FileRead(NamedTuple):
-    """A file that was read as a whole, and the facts of its lines: RowFacts, or EvidenceFacts of the last row a run."""
+    """A file that was read as a whole, and the facts of its lines: RowFacts, or EvidenceFacts of the last row a run.
+
+    ``malformed_runs`` are the runs that malformed scored lines forbid, with the digests of these lines.
+    """
 
     reading: Reading
     facts: list[Any]
+    malformed_runs: list[tuple[str, bytes]] = []  # noqa: RUF012  nobody adds to it
 
 
 def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> FileRead:
@@ -45,12 +49,25 @@ def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> Fi
     if kind is InputKind.EVIDENCE:
         return read_evidence(root, path, max_line_bytes, None)
     facts: list[RowFacts] = []
+    runs: list[tuple[str, bytes]] = []
 
     def take(line: Line, number: int) -> bool:
-        facts.append(row_facts(number, line.start, line.length, line.digest, parse_line(line)))
+        facts.append(scored_facts(line, number, runs))
         return facts[-1].malformed is None
 
-    return FileRead(_read_lines(root, kind, path, max_line_bytes, take), facts)
+    return FileRead(_read_lines(root, kind, path, max_line_bytes, take), facts, runs)
+
+
+def scored_facts(line: Line, number: int, malformed_runs: list[tuple[str, bytes]]) -> RowFacts:
+    """Return the facts of a scored line; add the runs that it forbids although it is malformed."""
+    facts = row_facts(number, line.start, line.length, line.digest, parse_line(line))
+    if facts.malformed is None:
+        return facts
+    verdict = verdict_in(line)
+    if verdict is None:
+        return facts
+    malformed_runs += [(run_id, line.digest) for run_id in verdict.run_ids]
+    return facts._replace(category=verdict.category)
 
 
 def read_evidence(root: Path, path: str, max_line_bytes: int, records: dict[str, EvidenceRecord] | None) -> FileRead:

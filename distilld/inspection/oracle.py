@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Final, NamedTuple
 
 from distilld.core.datasets import preference, rag, sft
 from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase, revoking
-from distilld.core.json_text import Malformed, parse_object
+from distilld.core.json_text import Malformed, parse_object, trim
 from distilld.core.model import Category, Dataset, InputKind, Options, RowRef
 from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
@@ -59,6 +60,7 @@ class AbsentVerdict(NamedTuple):
     run_id: str
     category: Category
     digest: bytes
+    malformed: bool = False
 
 
 class FrozenRow(NamedTuple):
@@ -300,14 +302,14 @@ class Verdicts:
         for row in rows:
             if row.run:
                 self._named.add(row.run.run_id)
-                if row.run.run_id and row.run.category:
-                    self._present[row.run.run_id] = _place(row.at), row.run.category
+            for run_id, category in verdicts_of(row.raw, row.run):
+                self._present[run_id] = _place(row.at), category
             if frozen.any:
                 self._lines.add((row.run.run_id if row.run else None, digest_of(row.raw)))
         self._absent: dict[str, list[AbsentVerdict]] = {}
         for each in sorted(frozen.verdicts, key=lambda each: _place(each.at)):
             # A line that is too long to be read now clears nothing.
-            if (each.run_id, each.digest) not in self._lines:
+            if (None if each.malformed else each.run_id, each.digest) not in self._lines:
                 self._absent.setdefault(each.run_id, []).append(each)
 
     def line_stands(self, run_id: str | None, digest: bytes) -> bool:
@@ -385,6 +387,40 @@ def _rows_of(path: str, partition: Partition, options: Options) -> list[_Row]:
             run = scored_run(parsed.value, marked=parsed.marked)
             rows.append(_Row(at, raw, run, None, evidence.get(run.run_id) if run.run_id else None))
     return rows
+
+
+_CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*"')
+_NOT_TEXT: Final = str.maketrans("", "", "\0\ufeff")
+_FORBIDDING: Final = {"rejected": Category.REJECTED, "needs_human_review": Category.NEEDS_HUMAN_REVIEW}
+
+
+def verdicts_of(raw: bytes, run: ScoredRun | None) -> list[tuple[str, Category]]:
+    """Return what a scored line says of runs: its verdict, or what a malformed one still spells out (SPEC 2, 3.4)."""
+    if run is not None:
+        if not run.run_id:
+            return []
+        category = run.category
+        if category is None:
+            said = run.value.get("category")
+            word = trim(said).lower() if isinstance(said, str) else ""
+            category = Category.REJECTED if word == "rejected" else Category.NEEDS_HUMAN_REVIEW
+        return [(run.run_id, category)]
+    utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = raw.decode("utf-16" if utf16 else "utf-8", errors="replace").translate(_NOT_TEXT)
+    words = {found.group(1).lower() for found in _CATEGORY.finditer(text)}
+    category = next((_FORBIDDING[word] for word in _FORBIDDING if word in words), None)
+    if category is None:
+        return []
+    named = re.finditer(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:\\.|[^"\\])+)"', text, re.DOTALL)
+    return [(_unescaped(found.group(1)), category) for found in named]
+
+
+def _unescaped(text: str) -> str:
+    try:
+        text = str(_DECODER.decode(f'"{text}"'))
+    except ValueError:
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _Tasks:

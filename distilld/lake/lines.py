@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from distilld.core.json_text import ParsedLine, parse_object
 from distilld.core.line_facts import TOO_LONG
 from distilld.core.model import InputChanged, UnreadableError
+from distilld.core.unreadable_verdict import UnreadableVerdict, VerdictSearch, unreadable_verdict
 
 BLOCK_BYTES: Final = 1 << 17
 HEAD_BYTES: Final = 1024
@@ -32,13 +33,17 @@ def digest_of(raw: bytes) -> bytes:
 
 
 class Line(NamedTuple):
-    """A non-empty line without its line feed. ``raw`` is None where it was longer than allowed: ``head`` begins it."""
+    """A non-empty line without its line feed. ``raw`` is None where it was longer than allowed: ``head`` begins it.
+
+    ``search`` has searched such a line for a verdict.
+    """
 
     start: int
     length: int
     raw: bytes | None
     head: bytes
     digest: bytes
+    search: VerdictSearch | None = None
 
 
 class End(NamedTuple):
@@ -56,6 +61,13 @@ class End(NamedTuple):
 def parse_line(line: Line) -> ParsedLine:
     """What a line says, or why it says nothing; one that was not read because of its length is too long."""
     return TOO_LONG if line.raw is None else parse_object(line.raw)
+
+
+def verdict_in(line: Line) -> UnreadableVerdict | None:
+    """Return the runs that a malformed line forbids all the same (SPEC 2)."""
+    if line.raw is not None:
+        return unreadable_verdict(line.raw)
+    return line.search.found() if line.search is not None else None
 
 
 def end_of(tail: Line | None) -> End:
@@ -147,8 +159,10 @@ class PartitionReader:
     def _line(self, start: int, raw: bytes) -> Line:
         digest = _sha256(raw).digest()[:DIGEST_BYTES]
         if len(raw) > self._max:
-            return Line(start, len(raw), None, raw[:HEAD_BYTES], digest)
-        return _make(Line, (start, len(raw), raw, b"", digest))
+            search = VerdictSearch()
+            search.add(raw)
+            return Line(start, len(raw), None, raw[:HEAD_BYTES], digest, search)
+        return _make(Line, (start, len(raw), raw, b"", digest, None))
 
     def _consume_long(self, long: _LongLine, end: int) -> None:
         self._sha = long.file_sha
@@ -198,14 +212,17 @@ class _LongLine:
         self.sha = hashlib.sha256(first)
         self.file_sha = file_sha
         self.file_sha.update(first)
+        self.search = VerdictSearch()
+        self.search.add(first)
 
     def add(self, part: bytes) -> None:
         self.length += len(part)
         self.sha.update(part)
         self.file_sha.update(part)
+        self.search.add(part)
 
     def line(self) -> Line:
-        return Line(self.start, self.length, None, self.head, self.sha.digest()[:DIGEST_BYTES])
+        return Line(self.start, self.length, None, self.head, self.sha.digest()[:DIGEST_BYTES], self.search)
 
 
 NEIGHBOURS_BYTES: Final = 1 << 17

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import orjson
 
 from distilld.core.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
-from distilld.core.line_facts import CATEGORY_CODES
-from distilld.core.model import EXPORT_PATHS, Category, Committed, Dataset, Options, ProgramError
+from distilld.core.line_facts import VERDICTS
+from distilld.core.model import EXPORT_PATHS, Committed, Dataset, Options, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
 from distilld.publish.exports import drop_digests, drop_ids
@@ -226,7 +226,7 @@ class Committer(Recovery):
         if not options.revoke:
             return True
         codes = {
-            dataset: tuple(CATEGORY_CODES[category] for category in Category if options.forbids(dataset, category))
+            dataset: tuple(code for code, category in VERDICTS.items() if options.forbids(dataset, category))
             for dataset in (Dataset.RAG, Dataset.SFT)
         }
         return not any(

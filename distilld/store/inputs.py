@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from distilld.core.line_facts import (
-    CATEGORIES,
     CATEGORY_CODES,
     DUPLICATE,
     LINES_END,
     REASON_CODES,
     SHIPPED,
+    VERDICTS,
     EvidenceFacts,
     RowFacts,
 )
@@ -237,6 +237,11 @@ class Inputs:
         )
         self.count_rows(len(rows), len(rows))
 
+    def add_malformed_runs(self, runs: list[tuple[str, bytes]]) -> None:
+        """Remember the runs that malformed lines name, by the lines' digests; before the lines are added or applied."""
+        if runs:
+            self._many("INSERT OR IGNORE INTO malformed_runs VALUES (?, ?)", runs)
+
     def _evidence_found(self, partition_id: int, run: str) -> str:
         """SQL for whether a run has evidence in the mirrored partition; an absent evidence file has none to give."""
         present = self._run(
@@ -304,7 +309,9 @@ class Inputs:
             " OR EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = n.run_id AND o.walk >= ?2)"
             " OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = n.run_id)"
             " OR EXISTS (SELECT 1 FROM pairs p WHERE p.chosen_run_id = n.run_id AND p.frozen IS NOT NULL)"
-            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = n.run_id AND p.frozen IS NOT NULL))",
+            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = n.run_id AND p.frozen IS NOT NULL)"
+            " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id = n.run_id))"
+            f" UNION {_named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
             (low, high),
         ).fetchall()
         for (run_id,) in runs:
@@ -348,20 +355,27 @@ class Inputs:
             "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
             " category IS NOT NULL AND walk >= ?3 ORDER BY walk DESC LIMIT 1)"
             " UNION ALL SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
-            " category IS NOT NULL AND walk < ?2 ORDER BY walk DESC LIMIT 1)) ORDER BY walk DESC LIMIT 1",
+            " category IS NOT NULL AND walk < ?2 ORDER BY walk DESC LIMIT 1)"
+            " UNION ALL SELECT s.walk, s.category FROM malformed_runs m CROSS JOIN scored_rows s"
+            "  ON s.digest = m.digest AND s.run_id IS NULL WHERE m.run_id = ?1 AND s.category IS NOT NULL"
+            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)) ORDER BY walk DESC LIMIT 1",
             (run_id, low, high),
         ).fetchone()
+        elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
         absent = self._run(
             "SELECT p.walk_base + f.line, f.category FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
             " WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IS NOT NULL AND NOT EXISTS"
-            " (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND s.digest = f.digest"
-            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)) ORDER BY 1 DESC",
+            f" (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND {elsewhere})"
+            " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN frozen_rows f"
+            " ON f.digest = m.digest AND f.run_id IS NULL CROSS JOIN partitions p USING (partition_id)"
+            " WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IS NOT NULL AND NOT EXISTS"
+            f" (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND {elsewhere}) ORDER BY 1 DESC",
             (run_id, low, high),
         ).fetchall()
         return InForce(
             _last(Dataset.RAG, present, absent, options),
             _last(Dataset.SFT, present, absent, options),
-            CATEGORIES[present[1]] if present else None,
+            VERDICTS[present[1]] if present else None,
         )
 
     def queue_verdict_change(self, run_id: str, before: InForce, after: InForce, options: Options) -> None:
@@ -419,8 +433,10 @@ class Inputs:
         runs = [
             run_id
             for (run_id,) in self._run(
-                "SELECT run_id FROM incoming WHERE run_id IS NOT NULL AND (old_walk IS NULL OR old_walk <> line + ?1)"
-                " UNION SELECT run_id FROM departing WHERE run_id IS NOT NULL",
+                "SELECT i.run_id FROM incoming i LEFT JOIN scored_rows s ON s.walk = i.old_walk WHERE i.run_id IS NOT NULL"
+                " AND (i.old_walk IS NULL OR i.old_walk <> i.line + ?1 OR s.category IS NOT i.category)"
+                " UNION SELECT run_id FROM departing WHERE run_id IS NOT NULL"
+                f" UNION {_named_in_malformed('incoming')} UNION {_named_in_malformed('departing')}",
                 (low,),
             )
         ]
@@ -430,6 +446,8 @@ class Inputs:
         self._insert_new(record, low)
         self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
                   " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
+        self._run("UPDATE scored_rows SET category = i.category FROM incoming i WHERE walk = i.line + ?1"
+                  " AND scored_rows.category IS NOT i.category", (low,))  # fmt: skip
         self._queue_copied("incoming n CROSS JOIN frozen_rows f ON f.digest = n.digest")
         self._doubt_orphans("incoming")
         for run_id, old in zip(runs, before, strict=True):
@@ -673,7 +691,9 @@ class Inputs:
 
     def _runs_of(self, low: int, high: int) -> list[str]:
         found = self._run(
-            "SELECT DISTINCT run_id FROM scored_rows WHERE walk >= ? AND walk < ? AND run_id IS NOT NULL", (low, high)
+            "SELECT run_id FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND run_id IS NOT NULL"
+            f" UNION {_named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
+            (low, high),
         )
         return [run_id for (run_id,) in found]
 
@@ -722,7 +742,8 @@ class Inputs:
         runs = [
             run_id
             for (run_id,) in self._run(
-                "SELECT DISTINCT run_id FROM frozen_rows WHERE partition_id = ? AND kind = 'absent' AND run_id IS NOT NULL",
+                "SELECT run_id FROM frozen_rows WHERE partition_id = ?1 AND kind = 'absent' AND run_id IS NOT NULL"
+                f" UNION {_named_in_malformed('frozen_rows')} AND n.partition_id = ?1 AND n.kind = 'absent'",
                 (record.partition_id,),
             )
         ]
@@ -820,16 +841,16 @@ def _last(
     for walk, code in absent:
         if present and walk < present[0]:
             break
-        if options.forbids(dataset, CATEGORIES[code]):
-            return CATEGORIES[code]
-    return CATEGORIES[present[1]] if present else None
+        if options.forbids(dataset, VERDICTS[code]):
+            return VERDICTS[code]
+    return VERDICTS[present[1]] if present else None
 
 
 def forbidding_codes(options: Options, *datasets: Dataset) -> str:
     """SQL for a list of the categories that revoke a run in one of the datasets."""
     return ",".join(
         str(code)
-        for code, category in CATEGORIES.items()
+        for code, category in VERDICTS.items()
         if any(options.forbids(dataset, category) for dataset in datasets)
     )
 
@@ -841,7 +862,17 @@ def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
     codes = forbidding_codes(options, *datasets)
     return (
         f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
+        f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m"
+        f" CROSS JOIN frozen_rows f ON f.digest = m.digest AND f.run_id IS NULL WHERE m.run_id = {run}"
         f" AND f.kind = 'absent' AND f.category IN ({codes})))"
+    )
+
+
+def _named_in_malformed(rows: str) -> str:
+    """SQL for the runs that malformed lines among these rows, called ``n``, forbid."""
+    return (
+        f"SELECT m.run_id FROM {rows} n CROSS JOIN malformed_runs m INDEXED BY malformed_runs_by_digest"
+        " ON m.digest = n.digest WHERE n.run_id IS NULL AND n.category IS NOT NULL"
     )
 
 

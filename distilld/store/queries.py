@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, SHIPPED
+from distilld.core.line_facts import CATEGORIES, SHIPPED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Store, StoreOfOtherRootError
 from distilld.store.frozen import KEPT_BITS
@@ -239,6 +239,7 @@ class KeptVerdict(NamedTuple):
     run_id: str
     category: Category
     digest: bytes
+    malformed: bool
 
 
 class KeptLine(NamedTuple):
@@ -279,11 +280,14 @@ class Exceptions:
 
     def verdicts(self) -> Iterator[KeptVerdict]:
         """The verdicts of absent partitions."""
-        for path, line, run_id, category, digest in self._run(
-            "SELECT p.path, f.line, f.run_id, f.category, f.digest FROM frozen_rows f CROSS JOIN partitions p"
+        for path, line, run_id, category, digest, malformed in self._run(
+            "SELECT p.path, f.line, f.run_id, f.category, f.digest, 0 FROM frozen_rows f CROSS JOIN partitions p"
             " USING (partition_id) WHERE f.kind = 'absent' AND f.run_id IS NOT NULL AND f.category IS NOT NULL"
+            " UNION ALL SELECT p.path, f.line, m.run_id, f.category, f.digest, 1 FROM malformed_runs m"
+            " CROSS JOIN frozen_rows f ON f.digest = m.digest AND f.run_id IS NULL"
+            " CROSS JOIN partitions p USING (partition_id) WHERE f.kind = 'absent' AND f.category IS NOT NULL"
         ):
-            yield KeptVerdict(RowRef(path, line), run_id, CATEGORIES[category], digest)
+            yield KeptVerdict(RowRef(path, line), run_id, VERDICTS[category], digest, bool(malformed))
 
     def rows(self) -> Iterator[KeptLine]:
         """The lines of rows that no present partition holds."""

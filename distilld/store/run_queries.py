@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from distilld.core.decisions import id_of
-from distilld.core.line_facts import CATEGORIES, DUPLICATE, LINE_BITS, REASONS, SHIPPED
+from distilld.core.line_facts import DUPLICATE, LINE_BITS, REASONS, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
 from distilld.store.connection import Store
 from distilld.store.frozen import without_evidence
@@ -118,14 +118,16 @@ class Stories:
             f" {_OUTCOMES.format(alias='s')} FROM scored_rows s"
             f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
             " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
-            f" {_BATCHES.format(alias='s')} WHERE s.run_id = ?",
+            f" {_BATCHES.format(alias='s')} WHERE s.run_id = ?1 OR s.run_id IS NULL"
+            " AND s.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()
         frozen = self._run(
             "SELECT p.path, f.line, coalesce(p.walk_base + f.line, 1 << 62), f.kind, f.category, f.digest, 'unknown',"
             " EXISTS (SELECT 1 FROM rejudge_frozen q WHERE q.frozen_id = f.frozen_id), 0, f.sample_key,"
             f" {_OUTCOMES.format(alias='f')} FROM frozen_rows f LEFT JOIN partitions p USING (partition_id)"
-            f" {_BATCHES.format(alias='f')} WHERE f.run_id = ?",
+            f" {_BATCHES.format(alias='f')} WHERE f.run_id = ?1 OR f.run_id IS NULL"
+            " AND f.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()
         found: dict[object, RunRow] = {}
@@ -135,7 +137,7 @@ class Stories:
                 for dataset, start in ((Dataset.RAG, 0), (Dataset.SFT, 4))
             }
             at = RowRef(path, line) if path is not None else None
-            row = RunRow(at, walk, state, CATEGORIES.get(category), digest, evidence, bool(waits), bool(kept), recorded)
+            row = RunRow(at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), bool(kept), recorded)
             if state in _BY_DATASET:
                 which = (state, at, digest, key)
                 found[which] = _with_other(row, found.get(which))

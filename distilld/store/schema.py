@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from distilld.core.line_facts import CATEGORIES, DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, REASONS, SHIPPED
+from distilld.core.line_facts import (
+    CATEGORIES,
+    DUPLICATE,
+    LIKE_REJECTED,
+    LINE_BITS,
+    LINES_END,
+    REASON_CODES,
+    REASONS,
+    SHIPPED,
+    UNREVIEWED,
+)
 from distilld.core.model import Dataset, Reason
 from distilld.store.without_pandas import without_pandas
 
@@ -30,12 +40,23 @@ BEHIND_ID: Final = {
 """Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
 
 
+def last_verdict_place(run: str) -> str:
+    """SQL for a run's last present verdict, its walk times 8 plus its category code; NULL where it has none.
+
+    ``run`` is an expression. What malformed lines say counts by their digests.
+    """
+    return (
+        "nullif(max("
+        f"coalesce((SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = {run}"
+        " AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1), -1),"
+        " coalesce((SELECT max(v.walk << 3 | v.category) FROM malformed_runs m CROSS JOIN scored_rows v"
+        f" INDEXED BY nameless_rows ON v.digest = m.digest AND v.run_id IS NULL WHERE m.run_id = {run}), -1)), -1)"
+    )
+
+
 def last_verdict(run: str) -> str:
     """SQL for the category code of a run's last present verdict; NULL where it has none. ``run`` is an expression."""
-    return (
-        f"(SELECT v.category FROM scored_rows v WHERE v.run_id = {run} AND v.category IS NOT NULL"
-        " ORDER BY v.walk DESC LIMIT 1)"
-    )
+    return f"({last_verdict_place(run)} & 7)"
 
 
 _ROW_COLUMNS = """
@@ -407,10 +428,28 @@ def m004_claimants_of_an_id(db: Database) -> None:
     )
 
 
+def m005_verdicts_in_malformed_lines(db: Database) -> None:
+    """A malformed scored line may name runs, and forbid them: which ones follows from its bytes, so from its digest."""
+    _run_script(
+        db,
+        "CREATE TABLE malformed_runs (run_id TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (run_id, digest))"
+        " STRICT, WITHOUT ROWID;\nCREATE INDEX malformed_runs_by_digest ON malformed_runs (digest);\n",
+    )
+    db.conn.executemany(
+        "INSERT INTO categories VALUES (?, ?)", [(LIKE_REJECTED, "like rejected"), (UNREVIEWED, "unreviewed")]
+    )
+
+
 _STATES: Final = ("live", "frozen", "departing")
 
 
-MIGRATIONS: Final = (m001_first_version, m002_indexes_of_exceptions, m003_segments, m004_claimants_of_an_id)
+MIGRATIONS: Final = (
+    m001_first_version,
+    m002_indexes_of_exceptions,
+    m003_segments,
+    m004_claimants_of_an_id,
+    m005_verdicts_in_malformed_lines,
+)
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 
 

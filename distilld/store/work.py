@@ -6,16 +6,13 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE_BITS, LINES_END, SHIPPED
+from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.inputs import ORDER_MATTERS, Inputs, can_pair
-from distilld.store.schema import BEHIND_ID, last_verdict
+from distilld.store.schema import BEHIND_ID, last_verdict, last_verdict_place
 
-_VERDICT: Final = (
-    "(SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = s.run_id AND v.category IS NOT NULL"
-    " ORDER BY v.walk DESC LIMIT 1)"
-)
+_VERDICT: Final = last_verdict_place("s.run_id")
 _HOLDER: Final = (
     "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
     " WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
@@ -44,6 +41,7 @@ _OTHERS: Final = (
     "EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = s.run_id AND o.walk <> s.walk)"
     " OR EXISTS (SELECT 1 FROM scored_rows o INDEXED BY scored_rows_by_key"
     " WHERE o.sample_key = s.sample_key AND o.walk <> s.walk)"
+    " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id = s.run_id)"
 )
 _CONTESTED: Final = f"({_OTHERS})"
 _CONTESTED_BESIDE_LOOSE: Final = (
@@ -58,7 +56,7 @@ _CONTESTED_BESIDE_LOOSE: Final = (
 _FIRST_WALKS: Final = ", ".join(
     "(SELECT f.walk FROM scored_rows f WHERE f.task_id = t.task_id AND f.evidence_found = 1"
     f" AND f.category IS {category} ORDER BY f.walk LIMIT 1)"
-    for category in ("NULL", *CATEGORIES)
+    for category in ("NULL", *VERDICTS)
 )
 """Where the first rows of task ``t`` stand whose evidence is found, one of each category."""
 
@@ -361,8 +359,8 @@ class Work:
         """The verdicts in force for a run, in RAG and in SFT."""
         if self._has_loose:
             return self._inputs.in_force(run_id, options)[:2]
-        found = self._run(f"SELECT {last_verdict('?')}", (run_id,)).fetchone()[0]
-        category = CATEGORIES[found] if found is not None else None
+        found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
+        category = VERDICTS[found] if found is not None else None
         return category, category
 
     def row(self, walk: int) -> WorkRow:
@@ -438,6 +436,7 @@ class Work:
                 f"{columns} d WHERE departure_id > ? AND outcome = {SHIPPED} AND ("
                 " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
                 " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
+                " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id IN (d.run_id, d.other_run_id))"
                 " OR EXISTS (SELECT 1 FROM frozen_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
                 "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
                 (rows[-1][0],),
@@ -471,18 +470,22 @@ class Work:
 
     def verdict_place(self, run_id: str, category: Category) -> Verdict | None:
         """Where the last verdict of this category stands: present, or else absent."""
-        code = CATEGORY_CODES[category]
+        codes = ", ".join(str(code) for code, verdict in VERDICTS.items() if verdict is category)
         found = (
             self._run(
-                "SELECT p.path, s.walk - p.walk_base FROM scored_rows s CROSS JOIN partitions p"
-                f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
-                " WHERE s.run_id = ? AND s.category = ? ORDER BY s.walk DESC LIMIT 1",
-                (run_id, code),
+                "SELECT p.path, s.walk - p.walk_base FROM (SELECT walk FROM (SELECT walk FROM scored_rows"
+                f" WHERE run_id = ?1 AND category IN ({codes}) ORDER BY walk DESC LIMIT 1)"
+                " UNION ALL SELECT max(v.walk) FROM malformed_runs m CROSS JOIN scored_rows v ON v.digest = m.digest"
+                f" AND v.run_id IS NULL WHERE m.run_id = ?1 AND v.category IN ({codes})) s CROSS JOIN partitions p"
+                f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} ORDER BY s.walk DESC LIMIT 1",
+                (run_id,),
             ).fetchone()
             or self._run(
                 "SELECT p.path, f.line FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
-                " WHERE f.run_id = ? AND f.category = ? AND f.kind = 'absent' ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",
-                (run_id, code),
+                " WHERE (f.run_id = ?1 OR f.run_id IS NULL AND f.digest IN (SELECT digest FROM malformed_runs"
+                f" WHERE run_id = ?1)) AND f.category IN ({codes}) AND f.kind = 'absent'"
+                " ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",
+                (run_id,),
             ).fetchone()
         )
         return Verdict(category, RowRef(*found)) if found else None

@@ -9,7 +9,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import permutations, product
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from distilld.core.model import SFT_NEVER, Category, Dataset, Options, Reason
 from tests.support.builders import ABSENT, PROPERTY, all_missing, evidence, export, jsonl, lake_of, scored
+from tests.support.history_lake import history_lake
 
 RAG, SFT, PREFERENCE = Dataset
 ALL_OPTIONS = [
@@ -399,23 +401,55 @@ def test_a_run_reviewed_and_accepted_later_ships() -> None:
     assert rescored("rejected", "accepted", Options()) == (["accepted"], ["accepted"])
 
 
-def test_a_verdict_needs_nothing_but_run_and_category() -> None:
-    """A rejection without provenance, task, evidence or valid text still revokes; a malformed one says nothing."""
-    lake = lake_of([run_of(1)], [evidence_of(1)])
-    for line in (
-        b'{"evidence_run_id":"run-1","category":"rejected"}',
-        b'{"category":"rejected","evidence_run_id":"run-1","provenance":5,"note":"\xff"}',
-    ):
-        assert export({**lake, LATER: (jsonl([line]), b"")}).shipped(SFT) == []
-    for line in (
-        b'{"evidence_run_id":"run-1","category":"rejected"',
-        b'[{"evidence_run_id":"run-1","category":"rejected"}]',
-        b'{"evidence_run_id":"run-1","category":"Rejected"}',
-        b'{"evidence_run_id":"run-1","category":["rejected"]}',
-        b'{"evidence_run_id":["run-1"],"category":"rejected"}',
-        b'{"evidence_run_id":"run-2","category":"rejected"}',
-    ):
-        assert ids(export({**lake, LATER: (jsonl([line]), b"")}).shipped(SFT)) == ["run-1"]
+FORBID_RUN_1: Final = (
+    b'{"evidence_run_id":"run-1","category":"rejected"}',
+    b'{"category":"rejected","evidence_run_id":"run-1","provenance":5,"note":"\xff"}',
+    # no category to the letter: unreviewed, or meant as a rejection
+    b'{"evidence_run_id":"run-1","category":"Rejected"}',
+    b'{"evidence_run_id":"run-1","category":" rejected\\n"}',
+    b'{"evidence_run_id":"run-1","category":["rejected"]}',
+    b'{"evidence_run_id":"run-1","category":"fine"}',
+    b'{"evidence_run_id":"run-1","category":7}',
+    b'{"evidence_run_id":"run-1"}',
+    # malformed, and still spelt out
+    b'{"evidence_run_id":"run-1","category":"rejected"',
+    b'[{"evidence_run_id":"run-1","category":"rejected"}]',
+    b'\xef\xbb\xbf{"evidence_run_id":"run-1","category":"rejected"}',
+    b'{"evidence_run_id":"run-1","category":"rejected","score":NaN}',
+    b'{"evidence_run_id" : "run-1","category"\t:\r"needs_human_review","score":-Infinity}',
+    b'{"evidence_run_id":"run-0","category":"acce{"evidence_run_id":"run-1","category":"rejected"}',
+    b'{"evidence_run_id":"r\\u0075n-1","category":"rejected",}',
+    '\ufeff{"evidence_run_id":"run-1","category":"rejected"}'.encode("utf-16-le"),
+    '{"evidence_run_id":"run-1","category":"rejected"}'.encode("utf-16-be"),
+)
+SAY_NOTHING_OF_RUN_1: Final = (
+    b'{"evidence_run_id":["run-1"],"category":"rejected"}',
+    b'{"evidence_run_id":"run-2","category":"rejected"}',
+    b'{"evidence_run_id":"run-1","category":"accepted"',
+    b'{"evidence_run_id":"run-1","category":"fine",}',
+    b'{"category":"rejected"',
+    rb'{"evidence_run_id":"run-2","reasons":["\"evidence_run_id\":\"run-1\""],"category":"rejected",}',
+    rb'{"evidence_run_id":"run-1","reasons":["\"category\":\"rejected\""],}',
+)
+
+
+@pytest.mark.parametrize("line", [*FORBID_RUN_1, *SAY_NOTHING_OF_RUN_1])
+def test_a_verdict_needs_nothing_but_run_and_category(tmp_path: Path, line: bytes) -> None:
+    """A rejection that is hard to read, or of no known category, still forbids; by the oracle and by the engine alike."""
+    earlier = lake_of([run_of(1)], [evidence_of(1)])
+    expected = [] if line in FORBID_RUN_1 else ["run-1"]
+    assert ids(export({**earlier, LATER: (jsonl([line]), b"")}).shipped(SFT)) == expected
+    with history_lake(tmp_path) as lake:
+        lake.scored("2026/01/01/a.jsonl", run_of(1))
+        lake.evidence("2026/01/01/a.jsonl", evidence_of(1))
+        lake.go()
+        assert ids(lake.rows(SFT)) == ["run-1"]
+        lake.scored(LATER, line)
+        lake.go()
+        assert ids(lake.rows(SFT)) == expected
+        lake.scored(LATER, line, b'{"evidence_run_id":"run-1","category":"accepted"}')
+        lake.go()
+        assert ids(lake.rows(SFT)) == ["run-1"]
 
 
 def test_without_revoke_the_older_exporters_hole_is_open() -> None:

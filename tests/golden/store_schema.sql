@@ -20,6 +20,8 @@ CREATE UNIQUE INDEX frozen_sft_ids ON frozen_rows (sample_key) WHERE sft = 0;
 
 CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;
 
+CREATE INDEX malformed_runs_by_digest ON malformed_runs (digest);
+
 CREATE INDEX nameless_rows ON scored_rows (digest) WHERE run_id IS NULL;
 
 CREATE UNIQUE INDEX pair_ids ON pairs (sample_key) WHERE outcome = 0;
@@ -32,22 +34,16 @@ CREATE INDEX pairs_by_rejected_run ON pairs (rejected_run_id);
 
 CREATE INDEX pairs_by_task ON pairs (task_id, slot);
 
-CREATE INDEX rag_behind ON scored_rows (sample_key) WHERE rag IN (8, 4) AND sample_key IS NOT NULL;
-
 CREATE UNIQUE INDEX rag_ids ON scored_rows (sample_key) WHERE rag = 0;
 
-CREATE INDEX rag_waiting ON scored_rows (sample_key) WHERE rag = 9;
+CREATE INDEX scored_rows_by_key ON scored_rows (sample_key) WHERE sample_key IS NOT NULL;
 
 CREATE INDEX scored_rows_by_run ON scored_rows (run_id) WHERE run_id IS NOT NULL;
 
 CREATE INDEX scored_rows_by_task ON scored_rows (task_id, category)
     WHERE task_id IS NOT NULL AND evidence_found = 1;
 
-CREATE INDEX sft_behind ON scored_rows (sample_key) WHERE sft IN (8, 4, 2) AND sample_key IS NOT NULL AND evidence_found = 1;
-
 CREATE UNIQUE INDEX sft_ids ON scored_rows (sample_key) WHERE sft = 0;
-
-CREATE INDEX sft_waiting ON scored_rows (sample_key) WHERE sft = 9;
 
 CREATE INDEX unjudged_files ON files (partition_id) WHERE kind = 'scored' AND judged_lines < indexed_lines;
 
@@ -180,6 +176,8 @@ CREATE TABLE lake (
     name   TEXT PRIMARY KEY,
     value  TEXT
 ) STRICT;
+
+CREATE TABLE malformed_runs (run_id TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (run_id, digest)) STRICT, WITHOUT ROWID;
 
 CREATE TABLE missing_lines (
     name    TEXT    NOT NULL,

@@ -21,4 +21,6 @@ def test_migrations_are_only_ever_added() -> None:
         "m001_first_version",
         "m002_indexes_of_exceptions",
         "m003_segments",
+        "m004_claimants_of_an_id",
+        "m005_verdicts_in_malformed_lines",
     ]

@@ -149,8 +149,9 @@ class Absence:
     def _verdicts(self, absent: list[str]) -> Iterator[AbsentVerdict]:
         for path in absent:
             for number, line in enumerate(self._scored[path].lines):
-                if line.run_id and line.category:
-                    yield AbsentVerdict(RowRef(path, number), line.run_id, line.category, digest_of(line.raw))
+                run = scored_run(parse_object(line.raw).value or {}) if line.readable else None
+                for run_id, category in oracle.verdicts_of(line.raw, run):
+                    yield AbsentVerdict(RowRef(path, number), run_id, category, digest_of(line.raw), not line.readable)
 
     def _kept(self, look: Look) -> Iterator[tuple[tuple[Dataset, RowRef], Placed]]:
         """What became of lines that stood there when their evidence went, and still stand in their file."""

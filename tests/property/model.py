@@ -30,7 +30,9 @@ PARTITIONS: Final = (
 
 RUNS: Final = ("a", "b", "a|b", "b|c", "d", "e", "f")
 TASKS: Final = ("t", "t", "c|t", "u")
-CATEGORIES: Final = ("accepted",) * 4 + ("rejected",) * 3 + ("partially_accepted",) * 2 + ("needs_human_review", "?")
+CATEGORIES: Final = (
+    ("accepted",) * 4 + ("rejected",) * 3 + ("partially_accepted",) * 2 + ("needs_human_review", "?", " REJECTED")
+)
 """Ids are made of these with ``|`` between, so rows of two runs, or pairs of two tasks, can share one."""
 SIGNATURES: Final = ("s", "s", "b|s")
 TEXTS: Final = ("one", " two \n", "three", "four", "five", "  ", "")
@@ -50,6 +52,9 @@ MALFORMED: Final = (
     b'{"evidence_run_id":"a","category":"rejected","x":' + b"[" * 200 + b"]" * 200 + b"}",
     b'{"evidence_run_id":"a","category":"rejected","x":"' + b"long" * 200 + b'"}',
     b"\xff\xfe" * 400,
+    b'{"evidence_run_id":"a","category":"acce{"evidence_run_id":"e","category" : "needs_human_review"}',
+    b"\xff\xfe" + '{"evidence_run_id":"d","category":"rejected"}'.encode("utf-16-le")[:-1].replace(b"\n", b" "),
+    rb'{"evidence_run_id":"b","reasons":["\"category\":\"rejected\""],',
 )
 """Lines that are no JSON object, or too long; most of them would be a verdict if they were one."""
 

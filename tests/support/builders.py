@@ -19,6 +19,7 @@ from distilld.core.json_text import parse_object
 from distilld.core.model import Category, Dataset, Options, RowRef
 from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
+from distilld.inspection.oracle import verdicts_of
 
 AT: Final = RowRef("2026/04/27/scrum_reviews.jsonl", 7)
 STAMP: Final = "2026-04-27T03:57:40.123Z"
@@ -240,7 +241,7 @@ def export(lake: Lake, options: Options | None = None, missing_files: MissingFil
     rows = [(RowRef(path, line), raw) for path in walk for line, raw in enumerate(_lines(lake[path][0]))]
     runs = {at: _scored(raw) for at, raw in rows}
     given = {path: _evidence(lake[path][1]) for path in walk}
-    verdicts = {run.run_id: run.category for run in runs.values() if run and run.run_id and run.category}
+    verdicts = {run_id: category for at, raw in rows for run_id, category in verdicts_of(raw, runs[at])}
     outcomes: dict[Dataset, list[Outcome]] = {dataset: [] for dataset in Dataset}
     taken: set[tuple[Dataset, str]] = set()
 

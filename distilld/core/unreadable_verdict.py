@@ -1,0 +1,71 @@
+"""What a malformed scored line may still say: a rejection that is hard to read must not be lost (SPEC 2).
+
+The bytes of such a line are searched for run ids and for a category that forbids. If one stands there, every run that
+the line names is forbidden by it. Pure.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from typing import Final, NamedTuple
+
+from distilld.core.line_facts import LIKE_REJECTED, UNREVIEWED
+
+WINDOW_BYTES: Final = 1 << 16
+"""A run id or a category is found in a line that is searched block by block if it is no longer than this."""
+
+_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_RUN: Final = re.compile(rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*("(?:[^"\\]|\\.)+")', re.DOTALL)
+_CATEGORY: Final = re.compile(
+    rb'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*(rejected|needs_human_review)[ \t\n\r]*"', re.IGNORECASE
+)
+
+
+class UnreadableVerdict(NamedTuple):
+    """The code of the category that forbids, and the runs that a malformed line names."""
+
+    category: int
+    run_ids: tuple[str, ...]
+
+
+class VerdictSearch:
+    """Searches a line that comes in blocks; memory is bounded by a block and ``WINDOW_BYTES``."""
+
+    def __init__(self) -> None:
+        self._window = b""
+        self._runs: dict[str, None] = {}
+        self._category: int | None = None
+
+    def add(self, block: bytes) -> None:
+        """Search the next bytes of the line."""
+        text = self._window + block.replace(b"\0", b"").replace(codecs.BOM_UTF8, b"")
+        self._runs |= dict.fromkeys(_text(found) for found in _RUN.findall(text))
+        for category in _CATEGORY.findall(text):
+            code = LIKE_REJECTED if category.lower() == b"rejected" else UNREVIEWED
+            self._category = min(code, self._category or code)
+        self._window = text[-WINDOW_BYTES:]
+
+    def found(self) -> UnreadableVerdict | None:
+        """Return what the line says so far; None where no run is forbidden."""
+        return UnreadableVerdict(self._category, tuple(self._runs)) if self._category and self._runs else None
+
+
+def unreadable_verdict(raw: bytes) -> UnreadableVerdict | None:
+    """Search a whole malformed line; None where it forbids no run."""
+    if raw.startswith(_UTF16):
+        raw = raw.decode("utf-16", errors="replace").encode("utf-8", errors="replace")
+    search = VerdictSearch()
+    search.add(raw)
+    return search.found()
+
+
+def _text(quoted: bytes) -> str:
+    """The text of a JSON string, U+FFFD for what is no valid Unicode; what is no valid string counts as it stands."""
+    text = quoted.decode("utf-8", errors="replace")
+    try:
+        text = str(json.loads(text, strict=False))
+    except ValueError:
+        text = text[1:-1]
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
