@@ -151,15 +151,15 @@ $(DEVELOPMENT): pyproject.toml constraints.txt $(CREATED)
 	@touch $(RUNTIME) $(INSPECTION) $@
 
 # torch alone first, at its pinned version: what is asked for together may bring another build of it.
-$(CONSUMERS): pyproject.toml constraints.txt
+$(CONSUMERS): pyproject.toml constraints-consumers.txt
 	@echo "Installing trainers and vector stores into $(CONSUMERS_VENV) ..."
 	@$(PYTHON) -m venv --clear $(CONSUMERS_VENV)
-	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
-	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,consumers]'
+	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-consumers.txt torch
+	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-consumers.txt -e '.[test,consumers]'
 	@touch $@
 
 # Its own torchvision and torchaudio are made for other builds of torch, and without them it reads text all the same.
-$(LLAMA_FACTORY): constraints.txt
+$(LLAMA_FACTORY): constraints-consumers.txt
 	@echo "Installing LLaMA-Factory into $(LLAMA_FACTORY_VENV) ..."
 	@$(PYTHON) -m venv --clear $(LLAMA_FACTORY_VENV)
 	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
+from distilld.core.remedies import remedy_of
 from distilld.delivery.files import facts_of
 from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
@@ -73,7 +74,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, orjson.JSONDecodeError):
         manifest = None
     except OSError as error:
-        raise OperatorError(f"cannot read {folder / MANIFEST}: {error.strerror}") from error
+        raise OperatorError(f"cannot read {folder / MANIFEST}: {error.strerror}", hint=remedy_of(error)) from error
     if not isinstance(manifest, dict) or not {"schema_version", "batch_id", "files"} <= manifest.keys():
         raise UsageError(
             f"{folder} is no snapshot: it has no {MANIFEST} of one", hint="'distilld snapshot DIR' makes one"
@@ -145,4 +146,4 @@ def _lines_as_they_stand(path: Path) -> Iterator[bytes]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise OperatorError(f"cannot read {path}: {error.strerror}") from error
+        raise OperatorError(f"cannot read {path}: {error.strerror}", hint=remedy_of(error)) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError
+from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
 from distilld.store.connection import Store
 from distilld.store.ledger import BatchRecord, ExportRecord, Ledger
@@ -112,7 +113,7 @@ class CommittedExport:
                 # Where the file stands is nobody's: several may be in the middle of it.
                 block = os.pread(self.file.fileno(), min(_BLOCK_BYTES, left), offset)
             except OSError as error:
-                raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint="mend the disk") from error
+                raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error)) from error
             if not block:
                 break
             sha.update(block)
@@ -164,25 +165,29 @@ def _open(path: Path, pending_temp: str | None) -> BinaryIO:
     return open_regular(path)
 
 
+def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of whole lines; of the last one the end may be missing."""
+    rest = b""
+    for block in blocks:
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield rest + block[:end]
+        rest = block[end:] if end else rest + block
+    if rest:
+        yield rest
+
+
 def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """The rows in blocks of JSONL, each with its line feed, and where their lines begin.
 
     White space around a row, and a line of nothing else, is left out.
     """
-    start, rest = 0, b""
-    for block in blocks:
-        first, feed, others = block.partition(b"\n")
-        rest += first
-        if not feed:
-            continue
-        lines = [rest, *others.split(b"\n")]
-        rest = lines.pop()
-        for line in lines:
+    start = 0
+    for block in whole_lines(blocks):
+        for line in block.removesuffix(b"\n").split(b"\n"):
             if row := line.strip(_WHITE):
                 yield start, row + b"\n"
             start += len(line) + 1
-    if row := rest.strip(_WHITE):
-        yield start, row + b"\n"
 
 
 class CommittedBatch:
