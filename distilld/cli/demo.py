@@ -33,7 +33,7 @@ def demo(folder: Path, as_json: bool) -> ExitCode:
     from distilld.demo.demo import Stage, run_demo
     from distilld.tables import Table
 
-    logs.configure(level="warning", fmt="auto", environ=os.environ)
+    logs.configure(level="error", fmt="auto", environ=os.environ)
     tables: list[Table] = []
     run_demo(folder, Stage(lambda _line: None, tables.append, _program()) if as_json else Stage(say, show, _program()))
     if as_json:

@@ -9,8 +9,10 @@ from pathlib import Path
 from distilld.core.model import UsageError
 
 
-def become_keeper(root: Path, state: Path) -> None:
+def become_keeper(root: Path, state: Path, *, works: bool) -> None:
     """Give up root's powers for those of the user who keeps the lake; nobody else's process changes anything.
+
+    A command that only looks (``works`` is False) goes on as root where the system does not let it become that user.
 
     Raises:
         UsageError: The system does not let this process become that user.
@@ -39,6 +41,8 @@ def become_keeper(root: Path, state: Path) -> None:
     except OSError as error:
         if os.getuid() == 0 and os.geteuid() != 0:
             os.seteuid(0)
+        if not works and os.geteuid() == 0:
+            return
         raise UsageError(
             f"the lake {root} is kept by {name}, and root cannot go on as that user: {error.strerror}",
             hint="run a distilld that this user can run, as this user:"

@@ -13,6 +13,7 @@ from typing import Final
 
 from distilld.cli.commands import Common
 from distilld.cli.keeper import become_keeper
+from distilld.cli.streams import WorkCommand
 from distilld.config.load import load
 from distilld.config.settings import DEFAULT_CONFIG_FILE, ENVIRONMENT_PREFIX, KEYS, Settings
 from distilld.core.model import OperatorError, UsageError
@@ -62,7 +63,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
         metrics_file=settings.metrics_file and _resolved("metrics_file", settings.metrics_file),
     )
     _refuse_unusable_root(resolved.root)
-    become_keeper(resolved.root, resolved.state)
+    become_keeper(resolved.root, resolved.state, works=WorkCommand.ran)
     _refuse_unusable_state(resolved.root, resolved.state)
     if resolved.metrics_file is not None:
         _refuse_unusable_metrics_file(resolved.root, resolved.state, resolved.metrics_file)

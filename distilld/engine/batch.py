@@ -125,7 +125,7 @@ class Batches:
     def _begin(self) -> Batch:
         if self._queue is None:
             self._ahead = set()
-            self._queue = self._new_queue(after=-1, forced_only=False)
+            self._queue = self._new_queue(after=-1)
             self._results = self._pool.run(self._queue.jobs(), self._options)
         self._next = self._next or next(self._results, None)
         identity = self._committer.next_identity()
@@ -135,16 +135,17 @@ class Batches:
         missing = self._work.missing_lines()
         return Batch(identity, empty_decisions(identity.sequence, identity.recorded_at, self._folder, missing))
 
-    def _new_queue(self, *, after: int, forced_only: bool) -> SpanQueue:
-        limits = (NO_LIMIT, NO_LIMIT) if forced_only else (self._batch_rows, BATCH_BYTES)
+    def _new_queue(self, *, after: int, forced_in: Batch | None = None) -> SpanQueue:
+        """Rows behind ``after``: all of them, or those that are forced into a batch, which have its time then."""
+        limits = (self._batch_rows, BATCH_BYTES) if forced_in is None else (NO_LIMIT, NO_LIMIT)
         return SpanQueue(
             self._work,
             self._options,
-            self._committer.next_identity,
-            {} if forced_only else self._unread,
+            self._committer.next_identity if forced_in is None else lambda _: forced_in.identity,
+            self._unread if forced_in is None else {},
             batch_rows=limits[0],
             batch_bytes=limits[1],
-            forced_only=forced_only,
+            forced_only=forced_in is not None,
             after=after,
         )
 
@@ -169,7 +170,7 @@ class Batches:
         rows.judge_joined()
         batch.left_over = left_over = last is not None and not last.ends_queue
         if last is not None and left_over:
-            forced = self._new_queue(after=last.spans[-1].last, forced_only=True)
+            forced = self._new_queue(after=last.spans[-1].last, forced_in=batch)
             for done in self._pool.run(forced.jobs(), self._options):
                 self._settle(batch, rows, forced.under_way.popleft(), done)
             rows.judge_joined()

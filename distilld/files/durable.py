@@ -43,12 +43,6 @@ def make_private(descriptor: int) -> None:
         os.chmod(path, mode)
 
 
-def make_private_file(path: Path) -> None:
-    """Make an empty private file where there is none."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE_MODE))
-
-
 def make_private_again(path: Path) -> None:
     """Make a file private that an older version, or somebody's umask, left open to others."""
     with suppress(FileNotFoundError):

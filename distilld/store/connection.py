@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
 from distilld.core.remedies import remedy_of
-from distilld.files.durable import make_folder, make_private_again, make_private_file
+from distilld.files.durable import make_folder, make_private_again
 from distilld.files.regular import is_there, owned
 from distilld.store.read_only import ReadOnly, open_read_only
 from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
@@ -181,7 +181,6 @@ class Store:
         refuse_what_is_no_file(path)
         try:
             make_folder(path.parent)
-            make_private_file(path)
         except OSError as error:
             raise StoreFaultError(
                 f"cannot open the state store {path}: {error.strerror or error}", hint=remedy_of(error)

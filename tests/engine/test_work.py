@@ -64,8 +64,9 @@ def test_bytes_of_a_large_file_and_of_known_runs(tmp_path: Path, monkeypatch: py
     lake.stop()
 
 
-def test_rows_that_a_rebuild_and_other_options_judge(tmp_path: Path) -> None:
+def test_rows_that_a_rebuild_and_other_options_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row once; the receipt of a rebuild states them."""
+    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
     lake, size = lake_of(tmp_path, rich=True)
     lake.go()
     result = lake.engine.rebuild()

@@ -405,9 +405,11 @@ class TestReaders:
 
     @pytest.mark.parametrize("running", [True, False], ids=["beside a writer", "after its end"])
     def test_who_may_not_write_can_read(self, public_folder: Path, running: bool) -> None:
-        """A WAL database needs its -wal and -shm: a clean close leaves them behind, empty, for such readers."""
+        """A WAL database needs its -wal and -shm: a clean close leaves them behind, empty, for operators of the group."""
         path = public_folder / "distilld.db"
+        before = os.umask(0o007)
         store = Store.open(path, public_folder)
+        os.umask(before)
         store.remember("told", "yes")
         if not running:
             store.close()
@@ -420,7 +422,6 @@ class TestReaders:
 
         def read() -> None:
             if os.geteuid() == 0:
-                os.setgid(65534)
                 os.setuid(65534)
             else:
                 os.chmod(public_folder, 0o555)

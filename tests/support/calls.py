@@ -131,7 +131,9 @@ class _Counter:
     def counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             ours = self.reached(f"os.{name}")
-            told = _below_its_folder(arguments, named.get("dir_fd"))
+            told = _below_its_folder(arguments, named.get("dir_fd", named.get("src_dir_fd")))
+            if "dst_dir_fd" in named:
+                told = (told[0], *_below_its_folder(arguments[1:], named["dst_dir_fd"]))
             if ours:
                 self._before(name, *told)
             result = real(*arguments, **named)
@@ -145,11 +147,12 @@ class _Counter:
         def call(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
             makes = bool(flags & os.O_CREAT) or flags & os.O_TMPFILE == os.O_TMPFILE
             ours = (makes or reads) and self.reached("os.open" if makes else "os.open to read")
+            (told,) = _below_its_folder((path,), named.get("dir_fd"))
             if ours:
-                self._before("open", path, flags)
+                self._before("open", told, flags)
             descriptor = real(path, flags, *arguments, **named)
             if ours:
-                self._after("open", path, flags)
+                self._after("open", told, flags)
             return descriptor
 
         return call
@@ -219,12 +222,16 @@ class _TemporaryFile:
         return getattr(self._file, name)
 
 
+_SHELLS: Final = {"open_in_folder", "rename_in_folder"}
+"""Functions that make one call, safely: the place of the call is where they are called."""
+
+
 def _place() -> str | None:
     """The two innermost functions of distilld on the stack, the inner one last; None where there is none."""
     found: list[str] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and len(found) < 2:
-        if frame.f_code.co_filename.startswith(PACKAGE):
+        if frame.f_code.co_filename.startswith(PACKAGE) and frame.f_code.co_name not in _SHELLS:
             module = frame.f_code.co_filename.removeprefix(PACKAGE).removesuffix(".py").removesuffix("/__init__")
             found.insert(0, f"{module}.{frame.f_code.co_qualname}")
         frame = frame.f_back

@@ -128,7 +128,7 @@ def _rows_stand_once(root: Path, store: sqlite3.Connection) -> None:
         reasons = Counter(row["reason"] for row in held)
         by_reason = store.execute("SELECT reason, rows FROM quarantine_by_reason WHERE dataset = ?", (dataset,))
         assert reasons == Counter(dict(by_reason.fetchall())) + Counter(reason for _, reason in departing if reason)
-        assert {row["recorded_at"] for row in held} <= stamps
+        assert {row["recorded_at"] for row in held} <= stamps, f"{dataset} has held rows of a batch that never was"
         gone = rows_of(root, f"withdrawals_{dataset}") or []
         assert (
             len(gone) == store.execute("SELECT count(*) FROM withdrawals WHERE dataset = ?", (dataset,)).fetchone()[0]

@@ -106,7 +106,11 @@ def _listen(channel: socket.socket, notified: list[str]) -> None:
 
 @contextmanager
 def daemon(
-    root: Path, *arguments: str, env: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+    root: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    prefix: tuple[str, ...] = (),
+    umask: int = -1,
 ) -> Iterator[Running]:
     """``distilld run`` on a lake; killed at the end if it still runs. ``prefix`` is put before the command line."""
     with tempfile.TemporaryDirectory(prefix="distilld-run-") as name:
@@ -123,6 +127,7 @@ def daemon(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                umask=umask,
             )
             try:
                 yield Running(process, folder / "log", notified)

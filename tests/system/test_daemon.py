@@ -161,7 +161,7 @@ def test_removed_exports_let_no_second_writer_in(root: Path, tmp_path: Path) -> 
     with daemon(root, env=RARELY) as running:
         running.wait_ready()
         wait_judged(root, 50)
-        shutil.rmtree(root / "exports")
+        (root / "exports").rename(tmp_path / "removed")
         wait_shipped(root, append(root, accepted(1000)))
         assert distilld("health", "--root", root, cwd=root.parent).out == "healthy\n"
         second = distilld("run", "--once", "--root", root, "--state", tmp_path / "other.db", cwd=root.parent)

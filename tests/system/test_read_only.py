@@ -118,6 +118,8 @@ def test_looking_takes_no_leave_to_write(lake: Path, way: As, gone: tuple[str, .
         hand_over(lake)
     before = snapshot(lake)
     for arguments in LOOKS:
+        if way is on_a_read_only_mount and "run" in arguments:
+            continue  # root becomes the lake's keeper for it, who may not come to this interpreter
         ran = look(way, lake, arguments)
         assert (ran.returncode, ran.stderr.count("cannot")) == (0, 0), (arguments, ran.stdout, ran.stderr)
     assert snapshot(lake) == before
@@ -167,9 +169,11 @@ def test_looking_beside_a_daemon(lake: Path, way: As) -> None:
     """The same while a daemon runs."""
     without_log(lake, "-wal", "-shm")
     service = ("setpriv", f"--reuid={SERVICE}", f"--regid={GROUP}", "--clear-groups")
-    with daemon(lake, prefix=service) as running:
+    with daemon(lake, prefix=service, umask=0o007) as running:
         running.wait_for("scan_finished")
         for arguments in (*LOOKS, ["health"]):
+            if way is on_a_read_only_mount and "run" in arguments:
+                continue
             ran = look(way, lake, arguments)
             assert (ran.returncode, ran.stderr.count("cannot")) == (0, 0), (arguments, ran.stdout, ran.stderr)
         assert running.stop() == 0

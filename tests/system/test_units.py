@@ -16,6 +16,7 @@ EXPOSURE_MOST = 0.4
 
 
 STUB = """#!/bin/sh
+[ "$1" != -I ] || shift
 case "$2" in
     venv) mkdir -p "$4/bin" "$4/lib" && cp "$0" "$4/bin/python" && echo "home = $4" >"$4/pyvenv.cfg" ;;
     pip) echo program >"${0%/bin/python}/lib/installed" ;;
@@ -116,7 +117,7 @@ def test_lake_may_have_any_name(tmp_path: Path) -> None:
     units = tmp_path / "d/opt/x/lib"
     service = (units / "systemd/system/distilld.service").read_text()
     assert "ReadWritePaths=-/srv/R&D|a\\b/exports -/srv/R&D|a\\b/reports\n" in service
-    assert "d /srv/R&D|a\\b/exports 0750" in (units / "tmpfiles.d/distilld.conf").read_text()
+    assert "d /srv/R&D|a\\b/exports 2750" in (units / "tmpfiles.d/distilld.conf").read_text()
 
 
 def test_uninstall_takes_away_what_install_put(unit: Path, tmp_path: Path) -> None:

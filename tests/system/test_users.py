@@ -175,7 +175,7 @@ def test_modes_of_all_that_is_made(lake: Path, umask: int) -> None:
         LOCK_FILE: (own, private),
         **{f"exports/{name}": (readers, inner) for name in ("rag", "sft", "preference", "quarantine", "withdrawals")
            if f"exports/{name}" in found},
-        **{name: (readers, file) for name in found if name.endswith(".jsonl")},
+        **{name: (readers, file) for name in found if name.endswith((".jsonl", "README.md"))},
         "reports": (own, "0750"),
         "reports/distillation": (own, folder),
         "reports/distillation/latest.md": (own, file),
