@@ -17,7 +17,7 @@ LLAMA_FACTORY := $(LLAMA_FACTORY_VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # No variable of a developer's shell decides what a test sees.
-BARE := env -i HOME="$$HOME" PATH="$$PATH" LANG=C.UTF-8 $(if $(CI),CI=$(CI)) $(if $(TMPDIR),TMPDIR='$(TMPDIR)')
+BARE := env -i HOME="$$HOME" PATH="$$PATH" LANG=C.UTF-8 $(if $(CI),CI=$(CI)) $(if $(HISTORIES_SEED),HISTORIES_SEED=$(HISTORIES_SEED)) $(if $(TMPDIR),TMPDIR='$(TMPDIR)')
 
 # Tests run in as many processes as there are cores, eight at most; one that is done early takes over from another.
 SPREAD := -n auto --maxprocesses 8 --dist worksteal

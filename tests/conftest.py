@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-KEPT = {"CI", "HOME", "LANG", "LOGNAME", "PATH", "TMPDIR", "USER"}
+KEPT = {"CI", "HISTORIES_SEED", "HOME", "LANG", "LOGNAME", "PATH", "TMPDIR", "USER"}
 """What a test may know of the shell. The rest, be it TZ, COLUMNS or NO_COLOR, would change what programs print."""
 
 

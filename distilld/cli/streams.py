@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -27,11 +28,15 @@ _ERROR: Final = 2
 
 
 class _Dropping(io.BufferedIOBase):
-    """Writes to a descriptor, all or until an error; the rest is dropped, and ``lost`` is the first error."""
+    """Writes to a descriptor, all or until an error; the rest is dropped, and ``lost`` is the first error.
 
-    def __init__(self, descriptor: int, lost: OSError | None) -> None:
+    Where ``ends``, nothing is written after a loss: a document has no hole. A log goes on when there is room again.
+    """
+
+    def __init__(self, descriptor: int, lost: OSError | None, *, ends: bool = False) -> None:
         super().__init__()
         self._descriptor = descriptor
+        self._ends = ends
         self.lost = lost
 
     @property
@@ -50,11 +55,14 @@ class _Dropping(io.BufferedIOBase):
     def write(self, data: Buffer, /) -> int:
         rest = memoryview(data).cast("B")
         size = rest.nbytes
-        try:
-            while rest:
+        while rest and not (self.lost and self._ends):
+            try:
                 rest = rest[os.write(self._descriptor, rest) :]
-        except OSError as error:
-            self.lost = self.lost or error
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+            except OSError as error:
+                self.lost = self.lost or error
+                break
         return size
 
 
@@ -66,7 +74,7 @@ class StandardStreams:
         closed = {number: error for number in (_INPUT, _OUTPUT, _ERROR) if (error := _open_null_if_closed(number))}
         if _INPUT in closed:
             sys.stdin = os.fdopen(_INPUT, closefd=False)
-        self._output = _Dropping(_OUTPUT, closed.get(_OUTPUT))
+        self._output = _Dropping(_OUTPUT, closed.get(_OUTPUT), ends=True)
         sys.stdout = _text(self._output, sys.stdout)
         sys.stderr = _text(_Dropping(_ERROR, closed.get(_ERROR)), sys.stderr, line_buffering=True)
 
