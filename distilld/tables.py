@@ -12,6 +12,8 @@ from distilld.logs import printable
 Cell = str | int | None
 
 _GAP: Final = "  "
+_LEAST_ROOM: Final = 20
+"""The last column of a table is wrapped where it has as much room; else each row becomes a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,30 @@ def text_of(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else printable(cell)
 
 
-def plain_text(table: Table) -> str:
-    """The table as lines of text, columns aligned by spaces."""
+def plain_text(table: Table, width: int | None = None) -> str:
+    """Return the table as lines of text, columns aligned by spaces.
+
+    Where ``width`` columns are too few, the last column is wrapped; where it has too little room, each row is a block.
+    """
     texts = [table.columns, *(tuple(map(text_of, row)) for row in table.rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(table.columns))]
     right = [table.is_number(column) for column in range(len(table.columns))]
+    if width is not None and sum(widths) + len(_GAP) * len(widths) > width:
+        room = width - sum(widths[:-1]) - len(_GAP) * len(widths)
+        if right[-1] or room < _LEAST_ROOM:
+            return "\n".join((printable(table.title), "\n\n".join(records(table, width))))
+        texts = [line for row in texts for line in _wrapped(row, room)]
+        widths[-1] = room
     lines = [printable(table.title), *(_line(row, widths, right) for row in texts)]
     return "\n".join(lines)
+
+
+def _wrapped(row: tuple[str, ...], room: int) -> Iterator[tuple[str, ...]]:
+    """Return a row as several, of which each has a part of the last cell."""
+    first, *more = textwrap.wrap(row[-1], room) or [""]
+    yield (*row[:-1], first)
+    for part in more:
+        yield (*[""] * (len(row) - 1), part)
 
 
 def _line(cells: tuple[str, ...], widths: list[int], right: list[bool]) -> str:

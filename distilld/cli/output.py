@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from distilld.logs import printable
-from distilld.tables import Table, labelled, plain_text, records
+from distilld.tables import Table, labelled, plain_text
 
 
 def say(line: str = "") -> None:
@@ -34,10 +34,7 @@ def say_block(head: str, parts: Sequence[tuple[str, str]]) -> None:
 
 def show(table: Table) -> None:
     """Print a table as aligned text; where a terminal is too narrow for it, print each row as a block of lines."""
-    width = _width()
-    title, *lines = plain_text(table).splitlines()
-    if width and max(map(len, lines)) > width:
-        lines = "\n\n".join(records(table, width)).splitlines()
+    title, *lines = plain_text(table, _width()).splitlines()
     click.echo("\n".join((click.style(title, bold=True), *lines)))
     click.echo()
 

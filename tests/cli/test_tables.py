@@ -24,6 +24,21 @@ def test_column_without_any_number_is_text() -> None:
     assert plain_text(Table("T", ("a", "b"), [])) == "T\n  a  b"
 
 
+def test_last_column_is_wrapped_where_a_table_is_too_wide() -> None:
+    """A long text at the end of a row goes on below itself; nothing is cut off."""
+    table = Table(
+        "T", ("reason", "rows", "what it means"), [("empty", 5, "the run left no text at all"), ("x", 1, "y")]
+    )
+    assert plain_text(table, 36) == (
+        "T\n"
+        "  reason  rows  what it means\n"
+        "  empty      5  the run left no text\n"
+        "                at all\n"
+        "  x          1  y"
+    )
+    assert plain_text(table, 30).startswith("T\n  reason         empty\n")
+
+
 def test_cells_cannot_steer_a_terminal() -> None:
     """What does not print is escaped, so a cell stays on its line."""
     assert text_of("a\x1b[2J\nb") == "a\\x1b[2J\\nb"
