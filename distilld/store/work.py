@@ -326,7 +326,8 @@ class Work:
         """
         self_contested = _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
         facts = f"SELECT {_QUEUED_FACTS}, {{changed}}, {self_contested} FROM {{source}}{_EVIDENCE_OF}"
-        forced = " AND q.forced = 1" if forced_only else ""
+        # A row that was never judged has no line to withdraw: it waits for its turn, for its job may be made already.
+        forced = " AND q.forced = 1 AND s.rag IS NOT NULL" if forced_only else ""
         source = "rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
         rows = self._run(
             f"{facts.format(changed='q.evidence_changed', source=source)}"

@@ -737,3 +737,17 @@ def test_verdict_judges_the_rows_of_its_run(lake: Histories) -> None:
     lake.check_pass()
     put(lake, 3, [scored("run-7", "rejected", task="run-7")])
     assert judged(lake) == 2
+
+
+def test_row_that_is_forced_before_its_turn_is_judged_once() -> None:
+    """A rejected row of a rewritten file was judged with another batch and again in its turn, and quarantined twice."""
+    state = Histories()
+    state.start(
+        options=Options(max_line_bytes=600), size=700, in_place=None, job=4000, files=[], departures=200000,
+        in_one_go=False, tasks=10000, settled=False, page=4000, rows=50000,
+    )  # fmt: skip
+    state.insert_scored(at=0, in_place=False, number=0, rows=[scored("a", "accepted")], then=True)
+    state.leave_scored_open(partition=0, row=scored("a", "accepted"), then=True)
+    rows = [bad(0), *[scored("a", "accepted")] * 2, scored("e", "rejected"), scored("a", "accepted")]
+    state.append_both(both=(rows, [evidence("a")]), partition=0, then=True, torn=None)
+    state.teardown()
