@@ -21,7 +21,6 @@ REASONS: Final = {code: reason for reason, code in REASON_CODES.items()}
 DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
 CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category, 1)}
 CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
-CODES_BY_TEXT: Final = {category.value: code for category, code in CATEGORY_CODES.items()}
 LIKE_REJECTED: Final = len(Category) + 1
 """The code of what forbids as a rejection does, without being one to the letter (SPEC 3.4)."""
 UNREVIEWED: Final = LIKE_REJECTED + 1

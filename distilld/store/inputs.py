@@ -123,12 +123,6 @@ class Inputs:
         )
         return sum(map(seen.__contains__, recorded)) == len(files)
 
-    def count_files(self) -> int:
-        """How many files are known, present or absent."""
-        if self._files is not None:
-            return len(self._files)
-        return int(self._run("SELECT count(*) FROM files").fetchone()[0])
-
     def forget_files(self) -> None:
         """Read the files anew at the next call."""
         self._files = None
