@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from distilld.core.line_facts import SHIPPED
-from distilld.core.model import Category, Cause, Dataset, InputChanged, UnreadableError, Verdict
+from distilld.core.model import Category, Cause, Dataset, InputChanged, MarkedLines, Marks, UnreadableError, Verdict
 
 ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
 
@@ -109,14 +109,17 @@ class Lines(Protocol):
     def add(self, line: bytes) -> None:
         """Take one line, line feed included."""
 
-    def add_block(self, block: bytes, rows: int) -> None:
-        """Take some lines in one piece."""
+    def add_piece(self, lines: MarkedLines) -> None:
+        """Take some lines."""
 
-    def add_part(self, descriptor: int, offset: int, length: int, rows: int) -> None:
+    def add_part(self, descriptor: int, offset: int, length: int, marks: Marks) -> None:
         """Take lines that stand at ``offset`` behind ``descriptor``."""
 
     def blocks(self) -> Iterator[bytes]:
         """Return everything in order, in blocks of some size."""
+
+    def pieces(self) -> Iterator[bytes | MarkedLines]:
+        """Return the same, with the marks that are known."""
 
     def close(self) -> None:
         """Drop the lines."""

@@ -14,7 +14,8 @@ revoke        a verdict in force that forbids what an earlier one allowed
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
@@ -242,6 +243,26 @@ SEGMENT_BYTES: Final = 1 << 19
 """The bytes of an export that have a digest of their own."""
 WHOLE_FILE: Final = 1 << 62
 """Larger than any export: its one segment is the file, as version 0.1 recorded it."""
+MARK_BYTES: Final = 4
+"""The mark of a line is the beginning of its digest."""
+
+
+class Marks(NamedTuple):
+    """The lengths of some lines, and their marks one behind the other."""
+
+    lengths: array[int]
+    marks: bytes
+
+
+class MarkedLines(NamedTuple):
+    """Finished lines in one piece."""
+
+    content: bytes
+    marks: Marks
+
+
+Pieces = Iterable[bytes | MarkedLines]
+"""An export's lines on their way to it: bytes that are cut anywhere, or whole lines."""
 CARD: Final = "README.md"
 """The dataset card's name in each export folder."""
 CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld leaves the file alone -->"

@@ -206,14 +206,14 @@ class Batches:
             if result.evidence_failure is not None:
                 raise UnreadFailed(self._unread.pop(span.place.partition_id))
             rows.settle(span, result, done.file)
-            self._told(len(order.rows), result.bytes_read)
+            self._told(order.size(), result.bytes_read)
             if result.evidence is not None:
                 batch.read.append((span.place, result.evidence))
 
     def _judge_one(self, row: WorkRow) -> JudgedRow | FailedRow:
         """Judge a row that joins the batch, here and now."""
         place = self._work.place(row.walk)
-        span = Span(place.path, place.base, (order_of(self._work, self._options, row),), False)
+        span = Span(place.path, place.base, (order_of(self._work, self._options, row),), None)
         (judged,) = self._span_judge.judge(span, "", Sink(None)).items
         assert isinstance(judged, JudgedRow | FailedRow)  # noqa: S101  it is judged by itself
         return judged

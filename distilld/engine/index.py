@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from distilld.core.line_facts import LIKE_REJECTED, LINES_END, EvidenceFacts, OddLines, RowFacts, run_of_evidence
+from distilld.core.line_facts import LINES_END, EvidenceFacts, OddLines, RowFacts, run_of_evidence
 from distilld.core.model import InputChanged, InputKind, OnDelete, OperatorError, Options, StatFacts
 from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.jobs import ReadJob
+from distilld.engine.judge_span import ScoredFile
 from distilld.engine.pool import Pool
-from distilld.engine.read_file import FileRead, Reading, scored_facts
+from distilld.engine.read_file import FileRead, Reading, scored_facts, unreviewed_lines
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
 from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
@@ -33,7 +34,7 @@ LEAVE_FROM: Final = 4 << 20
 """Bytes of new files from which their evidence is left unread until it is judged with; less is read at once."""
 LEAVE_BYTES: Final = 8 << 20
 LEAVE_ROWS: Final = 20_000
-"""The most that an evidence file which is left unread may hold, and the rows that it is judged with."""
+"""The most that an evidence file which is left unread and its scored file may hold, each, and their rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +207,16 @@ class Indexer:
         rows = min(LEAVE_ROWS, self._batch_rows)
         for file in left:
             record = records.get((InputKind.SCORED, file.path))
-            if record is not None and 0 < record.indexed_lines <= rows:
+            if record is not None and 0 < record.indexed_lines <= rows and record.indexed_bytes <= LEAVE_BYTES:
                 leaving.discard(file)
-                self._out.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat.size, record.indexed_lines)
+                indexed = ScoredFile(
+                    record.indexed_bytes,
+                    record.indexed_sha256,
+                    record.tail_digest,
+                    record.tail_bytes if record.tail_digest else 0,
+                    record.indexed_lines,
+                )
+                self._out.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat.size, indexed)
         self._take_read([file for file in left if file in leaving], places)
 
     def _take_read(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
@@ -231,7 +239,7 @@ class Indexer:
         if record.kind is InputKind.SCORED:
             self._inputs.add_malformed_runs(read.malformed_runs)
             self._inputs.add_scored(record, read.facts)
-            self._note_unreviewed(record, read.facts)
+            self._note_unreviewed(record, read.unreviewed)
         elif self._inputs.has_scored_rows(record):
             self._inputs.stage_evidence()
             self._inputs.add_staged_evidence(read.facts)
@@ -487,16 +495,13 @@ class Indexer:
         if malformed and self._first_malformed is None:
             self._first_malformed = malformed[0]
         self._inputs.add_malformed_runs(runs)
-        self._note_unreviewed(record, rows)
+        self._note_unreviewed(record, unreviewed_lines(rows))
         return rows, len(malformed)
 
-    def _note_unreviewed(self, record: FileRecord, rows: list[RowFacts]) -> None:
-        """Note rows that name a run and have none of the four categories (SPEC 3.4)."""
-        found = [row.line for row in rows if row.category is not None and row.category >= LIKE_REJECTED]
-        found = [line for line in found if rows[line - rows[0].line].malformed is None]
-        if found:
-            of = self._out.unreviewed.setdefault(record.path, OddLines(InputKind.SCORED, record.path, 0, found[0]))
-            self._out.unreviewed[record.path] = of._replace(lines=of.lines + len(found))
+    def _note_unreviewed(self, record: FileRecord, lines: list[int]) -> None:
+        if lines:
+            of = self._out.unreviewed.setdefault(record.path, OddLines(InputKind.SCORED, record.path, 0, lines[0]))
+            self._out.unreviewed[record.path] = of._replace(lines=of.lines + len(lines))
 
     def _evidence_facts(self, block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
         found, malformed = evidence_facts(block, first_line)

@@ -66,6 +66,8 @@ class PairJudge:
         self._do = do
         self._options_changed = options_changed
         self._shipped: dict[int, str] = {}
+        self._given_out: set[int] = set()
+        """The ids of the tasks that were given out as plain ones, which no other task of the batch may have."""
         self._freed: dict[int, tuple[WorkPair, Cause]] = {}
         self._absent = work.absent_files()
         self._absent_verdicts = work.has_frozen_verdicts()
@@ -82,7 +84,7 @@ class PairJudge:
         """
         first = sorted(tasks)
         known = {task_id for _, task_id in first}
-        expected = self._judged(task_id for _, task_id in first)
+        expected = self._judged((task_id for _, task_id in first), plainly=True)
         coming, touched_later = deque(first), list[tuple[int, str]]()
         while coming or touched_later:
             if touched_later and (not coming or touched_later[0] < coming[0]):
@@ -93,10 +95,15 @@ class PairJudge:
                 task, done = next(expected)
             task_id = turn[1]
             self._out.bytes_read += done.bytes_read
+            if done.finished and not self._shipped.keys().isdisjoint(pair.key for pair in task.formed):
+                # A task that was touched ships an id of this one, and comes before it.
+                task, done = next(self._judged([task_id]))
             if done.failure is not None:
                 self._out.note_out_of_reach(error_of(done.failure))
                 self.left.add(task_id)
                 touched = self._let_forbidden_go(task)
+            elif done.finished:
+                touched = self._take_finished(task, done.finished)
             else:
                 touched = self._judge_task(task, done.pairs)
             for at in sorted((self._work.first_walk(other), other) for other in touched - known):
@@ -111,14 +118,14 @@ class PairJudge:
 
     # many tasks at a time
 
-    def _judged(self, task_ids: Iterable[str]) -> Iterator[tuple[_Task, TaskDone]]:
-        """Look tasks up and have their pairs judged."""
+    def _judged(self, task_ids: Iterable[str], *, plainly: bool = False) -> Iterator[tuple[_Task, TaskDone]]:
+        """Look tasks up and have their pairs judged; with ``plainly``, workers finish the lines of plain tasks."""
         under_way: deque[list[_Task]] = deque()
 
         def jobs() -> Iterator[TaskJob]:
             coming = iter(task_ids)
             while some := list(islice(coming, TASKS_A_JOB)):
-                tasks = self._look_up(some)
+                tasks = self._look_up(some, plainly=plainly)
                 under_way.append(tasks)
                 yield TaskJob(
                     tuple(task.order for task in tasks),
@@ -128,7 +135,7 @@ class PairJudge:
         for done in self._do(jobs()):
             yield from zip(under_way.popleft(), done, strict=True)
 
-    def _look_up(self, task_ids: Sequence[str]) -> list[_Task]:
+    def _look_up(self, task_ids: Sequence[str], *, plainly: bool) -> list[_Task]:
         rows = self._work.task_rows(task_ids, _PAIRED, preference.PAIRS_PER_TASK)
         recorded = self._work.pairs_of_tasks(task_ids)
         formed = {
@@ -148,9 +155,19 @@ class PairJudge:
                 task_id,
                 tuple(self._side(row) for row in sides.values()),
                 tuple((place[pair.chosen.walk], place[pair.rejected.walk]) for pair in pairs),
+                self._out.recorded_at if plainly and self._is_plain(pairs, recorded.get(task_id), others) else None,
             )
             tasks.append(_Task(order, pairs, recorded.get(task_id, []), others))
         return tasks
+
+    def _is_plain(
+        self, pairs: list[_Formed], recorded: list[WorkPair] | None, others: dict[int, list[WorkPair]]
+    ) -> bool:
+        """Whether nothing is recorded of a task, and no other one has an id of it."""
+        keys = {pair.key for pair in pairs}
+        free = len(keys) == len(pairs) and keys.isdisjoint(others) and keys.isdisjoint(self._given_out)
+        self._given_out |= keys
+        return free and not recorded
 
     def _side(self, row: TaskRow) -> SideOrder:
         return SideOrder(
@@ -184,6 +201,25 @@ class PairJudge:
             self._let_go(pair, touched)
         self._record(live, formed)
         return touched - {task_id}
+
+    def _take_finished(self, task: _Task, finished: Iterable[tuple[int, bytes, bytes]]) -> set[str]:
+        """Take in a plain task, whose lines are finished: it touches no other one."""
+        task_id, batch = task.order.task_id, self._out.sequence
+        changes = self._out.changes[_PREFERENCE]
+        for slot, ((chosen, rejected, key), (code, digest, line)) in enumerate(zip(task.formed, finished, strict=True)):
+            if code == SHIPPED:
+                self._shipped[key] = task_id
+                changes.shipped.add(line)
+            else:
+                changes.held.add(line)
+            self._out.totals[_PREFERENCE, "live", code] += 1
+            self._out.pairs.append(
+                PairRow(
+                    task_id, slot, chosen.run_id, rejected.run_id, rejected.category, chosen.partition_id,
+                    rejected.partition_id, key, code, digest, batch,
+                )
+            )  # fmt: skip
+        return set()
 
     def _let_forbidden_go(self, task: _Task) -> set[str]:
         """Of a task that cannot be formed anew, pairs that a verdict overrules leave; returns as for a whole task."""

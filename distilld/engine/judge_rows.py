@@ -12,7 +12,7 @@ from typing import IO, Final, NamedTuple
 
 from distilld.core.decisions import Decisions, RowUpdate, Withdrawal
 from distilld.core.line_facts import CATEGORIES, DUPLICATE, REASON_CODES, SHIPPED
-from distilld.core.model import Category, Cause, Dataset, InputChanged, Options, UnreadableError, Verdict
+from distilld.core.model import Category, Cause, Dataset, InputChanged, MarkedLines, Options, UnreadableError, Verdict
 from distilld.core.outcome import Rendered
 from distilld.engine.judge_span import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.engine.span_queue import QueuedSpan
@@ -88,27 +88,27 @@ class RowJudge:
             if isinstance(item, Part):
                 if isinstance(item.content, int):
                     assert file is not None  # noqa: S101  it says where in the file
-                    streams[item.stream].add_part(file.fileno(), item.offset, item.content, item.rows)
+                    streams[item.stream].add_part(file.fileno(), item.offset, item.content, item.marks)
                 else:
-                    streams[item.stream].add_block(item.content, item.rows)
+                    streams[item.stream].add_piece(MarkedLines(item.content, item.marks))
             elif item.walk not in self._ahead:
                 self._judge_joined(item.walk)
                 row = span.rows.get(item.walk)
                 self._judge_once(
-                    self.work.row(item.walk) if row is None else row.alone(), item, read_evidence=span.read_evidence
+                    self.work.row(item.walk) if row is None else row.alone(), item, evidence_is_new=span.is_new
                 )
-        self._settle_fresh(done, read_evidence=span.read_evidence)
+        self._settle_fresh(done, evidence_is_new=span.is_new)
         out.judged_walks += (walk for walk in done.same if walk not in self._ahead)
         for code, category in CATEGORIES.items():
             out.by_category[category] += done.categories[code]
         out.bytes_read += done.bytes_read
 
-    def _settle_fresh(self, done: SpanDone, *, read_evidence: bool) -> None:
+    def _settle_fresh(self, done: SpanDone, *, evidence_is_new: bool) -> None:
         """Take in rows that were never judged and depend on no other: they have their lines already."""
         out, fresh = self.out, done.fresh
         if not fresh:
             return
-        if read_evidence:
+        if evidence_is_new:
             out.fresh_found += fresh
         else:
             out.fresh += [(*row[:4], row[5]) for row in fresh]
@@ -137,10 +137,10 @@ class RowJudge:
             self._judged[row.walk] = self._judge_one(row)
         return self._judged[row.walk]
 
-    def _judge_once(self, row: WorkRow, judged: JudgedRow | FailedRow, *, read_evidence: bool = False) -> None:
+    def _judge_once(self, row: WorkRow, judged: JudgedRow | FailedRow, *, evidence_is_new: bool = False) -> None:
         if row.walk in self.done:
             return
-        if read_evidence and isinstance(judged, JudgedRow):
+        if evidence_is_new and isinstance(judged, JudgedRow):
             self.out.found.append((judged.found, row.walk))
             row = row._replace(evidence_found=int(judged.found), evidence_digest=b"" if judged.found else None)
         try:

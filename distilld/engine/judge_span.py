@@ -11,7 +11,9 @@ else than what is recorded, goes back row by row, without times: another row may
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,12 +21,22 @@ from typing import Final, NamedTuple
 from distilld.core.datasets import rag, sft
 from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, parse_object
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, MALFORMED, MALFORMED_CODES, REASON_CODES, SHIPPED
-from distilld.core.model import Category, Dataset, InputChanged, InputKind, Options, RowRef, UnreadableError
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
+from distilld.core.model import (
+    MARK_BYTES,
+    Category,
+    Dataset,
+    InputChanged,
+    InputKind,
+    Marks,
+    Options,
+    RowRef,
+    UnreadableError,
+)
 from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.engine.read_file import FileRead, read_evidence
-from distilld.lake.lines import digest_of, read_head, read_neighbours
+from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours, read_span
 from distilld.lake.scan import open_partition, tree_path
 
 FLUSH_BYTES: Final = 1 << 19
@@ -38,16 +50,24 @@ SFT_HELD: Final = 3
 
 _TOO_LONG: Final = MALFORMED_CODES[Malformed.TOO_LONG]
 
+_make: Final = tuple.__new__
+"""What a NamedTuple's own constructor does, without its price, where there is one for each row."""
+
 Stamp = str | tuple[str, str]
 """The time of a line's batch, or the two times that an adopted line brought."""
+
+
+Verdicts = tuple[Category | None, Category | None]
+"""The verdicts in force for a run, in RAG and in SFT."""
+Recorded = tuple[int, bytes, Stamp, int, bytes, Stamp]
+"""What stands in the exports of a row: code, line digest and stamp of RAG, then of SFT."""
 
 
 class RowOrder(NamedTuple):
     """A row that is to be judged.
 
-    ``evidence`` is its evidence's start, length and digest. ``recorded`` holds what stands in the exports: code, line
-    digest and stamp for RAG, then for SFT; None where it was never judged. ``verdicts`` are the verdicts in force in
-    RAG and SFT of a contested row; None says that it is plain.
+    ``evidence`` is its evidence's start, length and digest. ``recorded`` is None where it was never judged.
+    ``verdicts`` are those of a contested row; None says that it is plain.
     """
 
     walk: int
@@ -56,17 +76,41 @@ class RowOrder(NamedTuple):
     digest: bytes
     malformed: int | None
     evidence: tuple[int, int, bytes] | None
-    recorded: tuple[int, bytes, Stamp, int, bytes, Stamp] | None
-    verdicts: tuple[Category | None, Category | None] | None
+    recorded: Recorded | None
+    verdicts: Verdicts | None
+
+
+class ScoredFile(NamedTuple):
+    """What a scored file held when it was indexed: the bytes up to its last line feed, its lines, its last one."""
+
+    size: int
+    sha256: str
+    tail_digest: bytes | None
+    tail_bytes: int
+    lines: int
+
+
+class NewPartition(NamedTuple):
+    """A partition of which nothing was judged yet, its evidence file not even read: it is judged as a whole.
+
+    ``contested`` are the verdicts in force in RAG and SFT of its contested rows, by line; all others are plain.
+    """
+
+    scored: ScoredFile
+    contested: dict[int, Verdicts]
 
 
 class Span(NamedTuple):
-    """Rows of one partition in walk order; ``read_evidence`` has the whole evidence file read, which is new."""
+    """Rows of one partition in walk order: all of a ``new`` one, else those of ``rows``."""
 
     path: str
     base: int
     rows: tuple[RowOrder, ...]
-    read_evidence: bool
+    new: NewPartition | None
+
+    def size(self) -> int:
+        """How many rows it has."""
+        return len(self.rows) if self.new is None else self.new.scored.lines
 
 
 class JudgedRow(NamedTuple):
@@ -94,7 +138,7 @@ class Part(NamedTuple):
     stream: int
     offset: int
     content: int | bytes
-    rows: int
+    marks: Marks
 
 
 @dataclass(slots=True)
@@ -123,12 +167,14 @@ class Sink:
         self._write = write
         self._offset = 0
         self._lines: tuple[list[bytes], ...] = ([], [], [], [])
+        self._digests: tuple[list[bytes], ...] = ([], [], [], [])
         self._gathered = [0, 0, 0, 0]
         self.items: list[Part | JudgedRow | FailedRow] = []
 
-    def add(self, stream: int, line: bytes) -> None:
+    def add(self, stream: int, line: bytes, digest: bytes) -> None:
         """Add a line to a stream."""
         self._lines[stream].append(line)
+        self._digests[stream].append(digest)
         self._gathered[stream] += len(line)
         if self._gathered[stream] > FLUSH_BYTES:
             self._flush(stream)
@@ -150,22 +196,39 @@ class Sink:
         lines = self._lines[stream]
         if not lines:
             return
+        digests = self._digests[stream]
+        marks = Marks(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
         block = b"".join(lines)
         if self._write is None:
-            self.items.append(Part(stream, 0, block, len(lines)))
+            self.items.append(Part(stream, 0, block, marks))
         else:
             self._write(block)
-            self.items.append(Part(stream, self._offset, len(block), len(lines)))
+            self.items.append(Part(stream, self._offset, len(block), marks))
             self._offset += len(block)
         lines.clear()
+        digests.clear()
         self._gathered[stream] = 0
 
 
-class _Text(NamedTuple):
-    """A row's text: what it says, or the head of a malformed line."""
+class _Head(NamedTuple):
+    """The beginning of a malformed line, and why it is malformed."""
 
-    scored: ScoredRun | None
-    head: str
+    text: str
+    malformed: Malformed
+
+
+class _Case(NamedTuple):
+    """A row as it was read, with its evidence if its category may need it.
+
+    ``text`` says why the row cannot be judged if its file, or its evidence's, cannot be read.
+    """
+
+    walk: int
+    text: ScoredRun | _Head | FailedRow
+    evidence: EvidenceRecord | None
+    found: bool
+    verdicts: Verdicts | None
+    recorded: Recorded | None
 
 
 class SpanJudge:
@@ -184,62 +247,100 @@ class SpanJudge:
             OSError: The sink cannot be written.
         """
         done = SpanDone()
-        texts = self._read_scored(span, done)
-        evidence = self._read_evidence(span, texts, done)
-        if evidence is not None:
-            self._judge_rows(span, texts, evidence, stamp, done, sink)
+        cases = self._cases(span, done) if span.new is None else self._cases_of_new(span, span.new, done)
+        self._judge(span, cases, stamp, done, sink)
         done.items = sink.end()
         return done
 
-    # reading
+    # reading a partition that is new
 
-    def _read_scored(self, span: Span, done: SpanDone) -> list[_Text | FailedRow]:
+    def _cases_of_new(self, span: Span, new: NewPartition, done: SpanDone) -> Iterator[_Case]:
+        """All rows; none where the evidence file cannot be read: then it is not known what any row comes to."""
+        records: dict[str, EvidenceRecord] = {}
+        try:
+            done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, records)
+        except (UnreadableError, InputChanged) as error:
+            done.evidence_failure = failed_row(-1, error)
+            return
+        done.bytes_read += done.evidence.reading.bytes_read + new.scored.size + new.scored.tail_bytes
+        try:
+            lines = self._read_whole(span.path, new.scored)
+        except (UnreadableError, InputChanged) as error:
+            for walk in range(span.base, span.base + new.scored.lines):
+                yield _Case(walk, failed_row(walk, error), None, False, None, None)
+            return
+        contested, readable, longest = new.contested.get, self._readable, self._options.max_line_bytes
+        for line, raw in enumerate(lines):
+            text = self._text(raw) if len(raw) <= longest else _head(raw, Malformed.TOO_LONG)
+            record = None
+            if type(text) is ScoredRun and text.run_id is not None:
+                record = records.get(text.run_id)
+                needed = record if text.category in readable else None
+                yield _make(_Case, (span.base + line, text, needed, record is not None, contested(line), None))
+            else:
+                yield _Case(span.base + line, text, None, False, contested(line), None)
+
+    def _read_whole(self, path: str, known: ScoredFile) -> list[bytes]:
+        """Return the lines of a scored file.
+
+        Raises:
+            InputChanged: It is no longer the one that was indexed.
+            UnreadableError: The system refuses.
+        """
+        shown = tree_path(InputKind.SCORED, path)
+        with open_partition(self._root, InputKind.SCORED, path) as (descriptor, _):
+            content = read_span(descriptor, 0, known.size + known.tail_bytes, shown)
+        whole = memoryview(content)[: known.size]
+        lines = [line for line in content.split(b"\n") if line]
+        tail = digest_of(content[known.size :]) if known.tail_bytes else None
+        if (hashlib.sha256(whole).hexdigest(), tail, len(lines)) != (known.sha256, known.tail_digest, known.lines):
+            raise InputChanged(shown)
+        return lines
+
+    # reading rows of a partition
+
+    def _cases(self, span: Span, done: SpanDone) -> Iterator[_Case]:
+        texts = self._read_scored(span, done)
+        wanted: dict[int, tuple[int, int, bytes]] = {}
+        for row, text in zip(span.rows, texts, strict=True):
+            if row.evidence is not None and type(text) is ScoredRun and text.category in self._readable:
+                wanted[row.walk] = row.evidence
+        found: dict[int, EvidenceRecord | FailedRow] = {}
+        if wanted:
+            found = self._read_spans(span.path, sorted(wanted.items(), key=lambda item: item[1][0]), done)
+        for row, text in zip(span.rows, texts, strict=True):
+            record = found.get(row.walk)
+            if type(record) is FailedRow:
+                text, record = record, None  # noqa: PLW2901
+            yield _make(_Case, (row.walk, text, record, row.evidence is not None, row.verdicts, row.recorded))
+
+    def _read_scored(self, span: Span, done: SpanDone) -> list[ScoredRun | _Head | FailedRow]:
         shown = tree_path(InputKind.SCORED, span.path)
         try:
             with open_partition(self._root, InputKind.SCORED, span.path) as (descriptor, _):
                 whole = [(row.start, row.length) for row in span.rows if row.malformed != _TOO_LONG]
                 lines = read_neighbours(descriptor, whole, shown)
-                texts: list[_Text | FailedRow] = []
+                texts: list[ScoredRun | _Head | FailedRow] = []
                 for row in span.rows:
                     if row.malformed != _TOO_LONG:
-                        texts.append(_text(row, next(lines), shown))
+                        raw = next(lines)
+                        known = digest_of(raw) == row.digest
+                        texts.append(self._text(raw) if known else FailedRow(row.walk, shown, None, None))
                         continue
                     try:
                         head = read_head(descriptor, row.start, row.length, row.digest, shown)
                     except InputChanged as error:
                         texts.append(failed_row(row.walk, error))
                     else:
-                        texts.append(_Text(None, head.decode(errors="replace")))
+                        texts.append(_head(head, Malformed.TOO_LONG))
                 done.bytes_read += sum(row.length for row in span.rows)
                 return texts
         except (UnreadableError, InputChanged) as error:
             return [failed_row(row.walk, error) for row in span.rows]
 
-    def _read_evidence(
-        self, span: Span, texts: list[_Text | FailedRow], done: SpanDone
-    ) -> list[tuple[EvidenceRecord | None, FailedRow | None, bool]] | None:
-        """Return each row's evidence where its category may need it, why there is none, and whether it was found.
-
-        None where a new evidence file cannot be read: then it is not known what any row comes to.
-        """
-        if span.read_evidence:
-            return self._read_new_evidence(span, texts, done)
-        wanted: dict[int, tuple[int, int, bytes]] = {}
-        for row, text in zip(span.rows, texts, strict=True):
-            run = text.scored if isinstance(text, _Text) else None
-            if row.evidence is not None and run is not None and run.category in self._readable:
-                wanted[row.walk] = row.evidence
-        found: dict[int, EvidenceRecord | FailedRow] = {}
-        if wanted:
-            found = self._read_spans(span.path, sorted(wanted.items(), key=lambda item: item[1][0]), done)
-        answer: list[tuple[EvidenceRecord | None, FailedRow | None, bool]] = []
-        for row in span.rows:
-            each = found.get(row.walk)
-            if type(each) is FailedRow:
-                answer.append((None, each, True))
-            else:
-                answer.append((each, None, row.evidence is not None))  # type: ignore[arg-type]
-        return answer
+    def _text(self, raw: bytes) -> ScoredRun | _Head:
+        value, marked, malformed = parse_object(raw)
+        return scored_run(value, marked=marked) if value is not None else _head(raw, malformed or Malformed.NOT_JSON)
 
     def _read_spans(
         self, path: str, wanted: list[tuple[int, tuple[int, int, bytes]]], done: SpanDone
@@ -262,114 +363,74 @@ class SpanJudge:
             return {walk: failed_row(walk, error) for walk, _ in wanted}
         return found
 
-    def _read_new_evidence(
-        self, span: Span, texts: list[_Text | FailedRow], done: SpanDone
-    ) -> list[tuple[EvidenceRecord | None, FailedRow | None, bool]] | None:
-        records: dict[str, EvidenceRecord] = {}
-        try:
-            done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, records)
-        except (UnreadableError, InputChanged) as error:
-            done.evidence_failure = failed_row(-1, error)
-            return None
-        done.bytes_read += done.evidence.reading.bytes_read
-        answer: list[tuple[EvidenceRecord | None, FailedRow | None, bool]] = []
-        for text in texts:
-            run = text.scored if type(text) is _Text else None
-            record = records.get(run.run_id) if run is not None and run.run_id is not None else None
-            needed = run is not None and run.category in self._readable
-            answer.append((record if needed else None, None, record is not None))
-        return answer
-
     # judging
 
-    def _judge_rows(
-        self,
-        span: Span,
-        texts: list[_Text | FailedRow],
-        evidence: list[tuple[EvidenceRecord | None, FailedRow | None, bool]],
-        stamp: str,
-        done: SpanDone,
-        sink: Sink,
-    ) -> None:
+    def _judge(self, span: Span, cases: Iterator[_Case], stamp: str, done: SpanDone, sink: Sink) -> None:
         options, missing, base = self._options, self._missing, span.base
         fresh, by_rag, by_sft = done.fresh.append, *done.outcomes
-        for row, text, (record, failure, found) in zip(span.rows, texts, evidence, strict=True):
-            if isinstance(text, FailedRow):
+        for walk, text, evidence, found, verdicts, recorded in cases:
+            if type(text) is FailedRow:
                 sink.put(text)
                 continue
-            if failure is not None:
-                sink.put(failure)
-                continue
-            at = RowRef(span.path, row.walk - base)
-            scored = text.scored
-            if scored is None:
-                in_rag, in_sft = (self._malformed(dataset, row, text.head, at) for dataset in _DATASETS)
-                category = None
-            else:
-                category = scored.category
-                if row.verdicts is not None:
-                    try:
-                        sink.put(self._contested(row, scored, record, found, at))
-                    except (UnreadableError, InputChanged) as error:
-                        sink.put(failed_row(row.walk, error))
-                    continue
-                case = RowCase(scored, record, category, False, options, missing)
-                try:
-                    in_rag, in_sft = rag.judge(case, at), sft.judge(case, at)
-                except (UnreadableError, InputChanged) as error:
-                    sink.put(failed_row(row.walk, error))
-                    continue
-            if row.recorded is not None or row.verdicts is not None:
-                if row.verdicts is None and _is_as_recorded(row, in_rag, in_sft):
-                    done.same.append(row.walk)
-                    done.categories[CATEGORY_CODES[category] if category else 0] += 1
+            at = RowRef(span.path, walk - base)
+            category = None
+            try:
+                if type(text) is _Head:
+                    in_rag, in_sft = (self._malformed(dataset, text, at) for dataset in _DATASETS)
                 else:
-                    sink.put(JudgedRow(row.walk, category, found, (rendered(in_rag), None), (rendered(in_sft), None)))
+                    assert type(text) is ScoredRun  # noqa: S101  the others are above
+                    category = text.category
+                    if verdicts is not None:
+                        sink.put(self._contested(walk, text, evidence, found, verdicts, at))
+                        continue
+                    case = RowCase(text, evidence, category, False, options, missing)
+                    in_rag, in_sft = rag.judge(case, at), sft.judge(case, at)
+            except (UnreadableError, InputChanged) as error:
+                sink.put(failed_row(walk, error))
+                continue
+            if verdicts is not None or (recorded is not None and not _is_as_recorded(recorded, in_rag, in_sft)):
+                sink.put(JudgedRow(walk, category, found, (rendered(in_rag), None), (rendered(in_sft), None)))
                 continue
             done.categories[CATEGORY_CODES[category] if category else 0] += 1
-            rag_code, rag_line = _finished(in_rag, stamp)
-            sft_code, sft_line = _finished(in_sft, stamp)
-            sink.add(RAG_HELD if rag_code else RAG_SHIPPED, rag_line)
-            sink.add(SFT_HELD if sft_code else SFT_SHIPPED, sft_line)
+            if recorded is not None:
+                done.same.append(walk)
+                continue
+            rag_code, rag_line = finished(in_rag, stamp)
+            sft_code, sft_line = finished(in_sft, stamp)
+            rag_digest, sft_digest = digest_of(rag_line), digest_of(sft_line)
+            sink.add(RAG_HELD if rag_code else RAG_SHIPPED, rag_line, rag_digest)
+            sink.add(SFT_HELD if sft_code else SFT_SHIPPED, sft_line, sft_digest)
             by_rag[rag_code] += 1
             by_sft[sft_code] += 1
-            fresh((rag_code, digest_of(rag_line), sft_code, digest_of(sft_line), found, row.walk))
+            fresh((rag_code, rag_digest, sft_code, sft_digest, found, walk))
 
-    def _malformed(self, dataset: Dataset, row: RowOrder, head: str, at: RowRef) -> Outcome:
+    def _malformed(self, dataset: Dataset, head: _Head, at: RowRef) -> Outcome:
         return hold_malformed(
             dataset,
-            head,
-            MALFORMED[row.malformed or 0],
+            head.text,
+            head.malformed,
             at,
             source_file=tree_path(InputKind.SCORED, at.partition),
             max_line_bytes=self._options.max_line_bytes,
         )
 
     def _contested(
-        self, row: RowOrder, scored: ScoredRun, record: EvidenceRecord | None, found: bool, at: RowRef
+        self, walk: int, scored: ScoredRun, record: EvidenceRecord | None, found: bool, verdicts: Verdicts, at: RowRef
     ) -> JudgedRow:
-        assert row.verdicts is not None  # noqa: S101  asked by the caller
         both: list[tuple[Rendered, Rendered | None]] = []
-        for judge, verdict in zip((rag.judge, sft.judge), row.verdicts, strict=True):
+        for judge, verdict in zip((rag.judge, sft.judge), verdicts, strict=True):
             case = RowCase(scored, record, verdict, False, self._options, self._missing)
             free = judge(case, at)
             taken = judge(case._replace(id_taken=True), at)
             both.append((rendered(free), rendered(taken)))
-        return JudgedRow(row.walk, scored.category, found, both[0], both[1])
+        return JudgedRow(walk, scored.category, found, both[0], both[1])
 
 
 _DATASETS: Final = (Dataset.RAG, Dataset.SFT)
 
 
-def _text(row: RowOrder, raw: bytes, shown: str) -> _Text | FailedRow:
-    if digest_of(raw) != row.digest:
-        return FailedRow(row.walk, shown, None, None)
-    if row.malformed is not None:
-        return _Text(None, raw.decode(errors="replace"))
-    value, marked, _ = parse_object(raw)
-    if value is None:
-        return FailedRow(row.walk, shown, None, None)
-    return _Text(scored_run(value, marked=marked), "")
+def _head(raw: bytes, malformed: Malformed) -> _Head:
+    return _Head(raw[:HEAD_BYTES].decode(errors="replace"), malformed)
 
 
 def failed_row(walk: int, error: UnreadableError | InputChanged) -> FailedRow:
@@ -386,20 +447,20 @@ def error_of(failed: FailedRow) -> UnreadableError | InputChanged:
     return UnreadableError(failed.path, OSError(failed.errno, failed.why))
 
 
-def _finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
+def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
+    """Return the code of an outcome, and its line with its time."""
     times = (stamp,) if isinstance(stamp, str) else stamp
     if isinstance(outcome, Ship):
         return SHIPPED, outcome.line(*times)
     return REASON_CODES[outcome.reason], rendered(outcome).line(*times)
 
 
-def _is_as_recorded(row: RowOrder, in_rag: Outcome, in_sft: Outcome) -> bool:
-    assert row.recorded is not None  # noqa: S101  asked by the caller
-    rag_code, rag_line, rag_stamp, sft_code, sft_line, sft_stamp = row.recorded
+def _is_as_recorded(recorded: Recorded, in_rag: Outcome, in_sft: Outcome) -> bool:
+    rag_code, rag_line, rag_stamp, sft_code, sft_line, sft_stamp = recorded
     return all(
-        code == recorded and digest_of(line) == digest
-        for (code, line), recorded, digest in (
-            (_finished(in_rag, rag_stamp), rag_code, rag_line),
-            (_finished(in_sft, sft_stamp), sft_code, sft_line),
+        code == known and digest_of(line) == digest
+        for (code, line), known, digest in (
+            (finished(in_rag, rag_stamp), rag_code, rag_line),
+            (finished(in_sft, sft_stamp), sft_code, sft_line),
         )
     )

@@ -12,7 +12,7 @@ from distilld.core.json_text import parse_object
 from distilld.core.model import Category, InputChanged, InputKind, Options, RowRef, UnreadableError
 from distilld.core.outcome import Rendered, rendered
 from distilld.core.records import evidence_record, scored_run
-from distilld.engine.judge_span import FailedRow, failed_row
+from distilld.engine.judge_span import FailedRow, failed_row, finished
 from distilld.lake.lines import digest_of, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
@@ -31,11 +31,15 @@ class SideOrder(NamedTuple):
 
 
 class TaskOrder(NamedTuple):
-    """The pairs of a task, by the places of their sides among ``sides``: the chosen one, the other one."""
+    """The pairs of a task, by the places of their sides among ``sides``: the chosen one, the other one.
+
+    Of a plain task nothing is recorded, and its ids are free: its lines are finished with the time ``stamp``.
+    """
 
     task_id: str
     sides: tuple[SideOrder, ...]
     pairs: tuple[tuple[int, int], ...]
+    stamp: str | None
 
 
 class JudgedPair(NamedTuple):
@@ -46,9 +50,13 @@ class JudgedPair(NamedTuple):
 
 
 class TaskDone(NamedTuple):
-    """What came of a task; with a ``failure`` it is not known, for a file of it cannot be read, or changed."""
+    """What came of a task; with a ``failure`` it is not known, for a file of it cannot be read, or changed.
+
+    ``finished`` are the pairs of a plain task: the code of its outcome, its line's digest, its line.
+    """
 
     pairs: tuple[JudgedPair, ...]
+    finished: tuple[tuple[int, bytes, bytes], ...]
     failure: FailedRow | None
     bytes_read: int
 
@@ -79,9 +87,11 @@ class TaskJudge:
                 sides.append(self._read(side, files, stack))
                 size += side.scored[1] + side.evidence[1]
         except (UnreadableError, InputChanged) as error:
-            return TaskDone((), failed_row(-1, error), size)
-        pairs = (self._pair(sides[chosen], sides[other], task.sides[chosen]) for chosen, other in task.pairs)
-        return TaskDone(tuple(pairs), None, size)
+            return TaskDone((), (), failed_row(-1, error), size)
+        cases = [(sides[chosen], sides[other], task.sides[chosen]) for chosen, other in task.pairs]
+        if task.stamp is None:
+            return TaskDone(tuple(self._pair(*case) for case in cases), (), None, size)
+        return TaskDone((), tuple(self._finished(*case, task.stamp) for case in cases), None, size)
 
     def _read(self, side: SideOrder, files: dict[tuple[InputKind, str], int], stack: ExitStack) -> PairSide:
         values = []
@@ -103,6 +113,11 @@ class TaskJudge:
         return PairSide(
             scored_run(scored, marked=scored_marked), evidence_record(evidence, marked=evidence_marked), side.verdict
         )
+
+    def _finished(self, chosen: PairSide, other: PairSide, at: SideOrder, stamp: str) -> tuple[int, bytes, bytes]:
+        case = PairCase(chosen, other, False, self._options, self._missing)
+        code, line = finished(preference.judge(case, RowRef(at.path, at.line)), stamp)
+        return code, digest_of(line), line
 
     def _pair(self, chosen: PairSide, other: PairSide, at: SideOrder) -> JudgedPair:
         case = PairCase(chosen, other, False, self._options, self._missing)

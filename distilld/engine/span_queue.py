@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import LINE_BITS
-from distilld.core.model import Dataset, Options
+from distilld.core.model import Category, Dataset, Options
 from distilld.engine.jobs import SpanJob
-from distilld.engine.judge_span import RowOrder, Span, Stamp
+from distilld.engine.judge_span import NewPartition, RowOrder, ScoredFile, Span, Stamp
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.frozen import EVIDENCE_PRUNED
 from distilld.store.work import Place, QueuedRow, Work, WorkRow
@@ -29,11 +29,11 @@ PAGE_ROWS: Final = 4000
 
 
 class UnreadEvidence(NamedTuple):
-    """A new evidence file that is read when its rows are judged: its size, and how many rows there are."""
+    """A new evidence file that is read when its rows are judged, and the new scored file that they stand in."""
 
     path: str
     size: int
-    rows: int
+    scored: ScoredFile
 
 
 class QueuedSpan(NamedTuple):
@@ -41,7 +41,7 @@ class QueuedSpan(NamedTuple):
 
     place: Place
     rows: dict[int, QueuedRow]
-    read_evidence: bool
+    is_new: bool
     last: int
 
 
@@ -98,27 +98,29 @@ class SpanQueue:
         """Return the jobs, in walk order."""
         for place, low, high in self._work.partitions_queued(self._after, forced_only=self._forced_only):
             unread = self._unread.get(place.partition_id)
+            if unread is not None:
+                yield from self._make_room(unread.scored.lines, unread.size + unread.scored.size)
+                self._add_new(place, unread)
+                yield from self._close_full_job()
+                continue
             after, page = max(self._after, place.base - 1), list[QueuedRow]()
             while True:
-                yield from self._make_room(unread)
-                limit = PAGE_ROWS if unread is None else NO_LIMIT
-                page = page or self._work.queued(place, (low, high), after, limit, forced_only=self._forced_only)
+                yield from self._make_room(1, 1)
+                page = page or self._work.queued(place, (low, high), after, PAGE_ROWS, forced_only=self._forced_only)
                 if not page:
                     break
-                rows = page if unread is not None else page[: self._fitting(page)]
+                rows = page[: self._fitting(page)]
                 page = page[len(rows) :]
-                self._add(place, rows, unread)
+                self._add(place, rows)
                 after = rows[-1].walk
-                if self._size >= JOB_BYTES or self._job_rows >= JOB_ROWS or len(self._spans) >= JOB_SPANS:
-                    yield from self._close_job()
+                yield from self._close_full_job()
         yield from self._close_job()
         if self._held is not None:
             self._held.ends_batch = self._held.ends_queue = True
             yield self._give_out(self._held)
 
-    def _make_room(self, unread: UnreadEvidence | None) -> Iterator[SpanJob]:
-        """End the batch in hand where it is full, or where a partition that is judged as a whole does not fit."""
-        rows, size = (unread.rows, unread.size) if unread is not None else (1, 1)
+    def _make_room(self, rows: int, size: int) -> Iterator[SpanJob]:
+        """End the batch in hand where so much does not fit."""
         if self._rows and (self._rows + rows > self._batch_rows or self._bytes + size > self._batch_bytes):
             yield from self._close_job()
             assert self._held is not None  # noqa: S101  the batch has rows
@@ -135,29 +137,52 @@ class SpanQueue:
                 return number
         return limit
 
-    def _add(self, place: Place, rows: list[QueuedRow], unread: UnreadEvidence | None) -> None:
+    def _add_new(self, place: Place, unread: UnreadEvidence) -> None:
+        """Add a partition that is new as a whole: its rows are plain, but for those that are named."""
+        low, high = place.base, place.base + unread.scored.lines
+        contested = self._work.contested_among(low, high, everything=self._lines_missing or bool(self._vacated))
+        verdicts = {walk - low: self._verdicts_of(run_id) for walk, run_id in contested}
+        self._take(
+            Span(place.path, place.base, (), NewPartition(unread.scored, verdicts)),
+            QueuedSpan(place, {}, True, high - 1),
+            unread.scored.lines,
+            unread.scored.size + unread.size,
+        )
+
+    def _take(self, span: Span, queued: QueuedSpan, rows: int, size: int) -> None:
+        """Put a span into the job and the batch in hand."""
         if self._identity is None:
             last = self._held.identity if self._held is not None else None
             self._identity = self._next_identity(last)
+        self._spans.append(span)
+        self._queued.append(queued)
+        self._rows, self._bytes = self._rows + rows, self._bytes + size
+        self._job_rows, self._size = self._job_rows + rows, self._size + size
+
+    def _verdicts_of(self, run_id: str | None) -> tuple[Category | None, Category | None]:
+        return (None, None) if run_id is None else self._work.verdict_of(run_id, self._options)
+
+    def _add(self, place: Place, rows: list[QueuedRow]) -> None:
         batches = {batch for row in rows for batch in (row.rag_batch, row.sft_batch) if batch is not None}
         if new := batches.difference(self._stamps):
             self._stamps |= dict.fromkeys(new, "") | self._work.stamps(new)
         self.pruned.update(row.sample_key for row in rows if row.evidence_changed == EVIDENCE_PRUNED)
         odd = self._lines_missing or bool(self._vacated)
         orders = tuple([_plain(row) if not odd and row.is_new_and_plain else self._order(row) for row in rows])
-        size = sum([row.length + (row.evidence_length or 0) for row in rows]) + (unread.size if unread else 0)
-        self._spans.append(Span(place.path, place.base, orders, unread is not None))
         known = {
             row.walk: row for row, order in zip(rows, orders, strict=True) if row.rag is not None and not order.verdicts
         }
-        self._queued.append(QueuedSpan(place, known, unread is not None, rows[-1].walk))
-        self._rows, self._bytes = self._rows + len(rows), self._bytes + size
-        self._job_rows, self._size = self._job_rows + len(rows), self._size + size
+        self._take(
+            Span(place.path, place.base, orders, None),
+            QueuedSpan(place, known, False, rows[-1].walk),
+            len(rows),
+            sum([row.length + (row.evidence_length or 0) for row in rows]),
+        )
 
     def _order(self, row: QueuedRow) -> RowOrder:
         verdicts = None
         if self._is_contested(row):
-            verdicts = (None, None) if row.run_id is None else self._work.verdict_of(row.run_id, self._options)
+            verdicts = self._verdicts_of(row.run_id)
         recorded = None
         if row.rag is not None and row.sft is not None and verdicts is None:
             recorded = (
@@ -184,6 +209,10 @@ class SpanQueue:
         if not batch and row.sample_key is not None:
             return self._work.adopted(dataset, row.sample_key) or ""
         return self._stamps.get(batch or 0, "")
+
+    def _close_full_job(self) -> Iterator[SpanJob]:
+        if self._size >= JOB_BYTES or self._job_rows >= JOB_ROWS or len(self._spans) >= JOB_SPANS:
+            yield from self._close_job()
 
     def _close_job(self) -> Iterator[SpanJob]:
         """Give out the job before this one: of the last one it is not known yet whether its batch ends."""

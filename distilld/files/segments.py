@@ -13,7 +13,6 @@ from typing import Final, NamedTuple, Self
 
 BLOCK_BYTES: Final = 1 << 17
 SHA_BYTES: Final = 32
-MARK_BYTES: Final = 4
 
 
 class Segment(NamedTuple):

@@ -12,13 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
-from distilld.core.model import OperatorError
+from distilld.core.model import MarkedLines, Marks, OperatorError
 from distilld.core.remedies import remedy_of
 
 MEMORY_BYTES: Final = 1 << 19
-_BLOCK: Final = 1 << 17
 
 
 class SpoolError(OperatorError):
@@ -51,6 +50,15 @@ def unnamed_file(folder: Path) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=folder, buffering=0)
 
 
+class _Part(NamedTuple):
+    """Whole lines in a file; no marks where they are not known."""
+
+    descriptor: int
+    offset: int
+    length: int
+    marks: Marks | None
+
+
 class LineSpool:
     """Finished lines in order: single ones, and parts that stand in files which somebody else holds open."""
 
@@ -58,8 +66,8 @@ class LineSpool:
         self._folder = folder
         self._lines: list[bytes] = []
         self._held = 0
-        self._parts: list[tuple[int, int, int]] = []
-        """Descriptor, offset, length of what was added before ``_lines``."""
+        self._parts: list[_Part] = []
+        """What was added before ``_lines``."""
         self._file: IO[bytes] | None = None
         self._written = 0
         self.rows = 0
@@ -71,44 +79,50 @@ class LineSpool:
         Raises:
             SpoolError: The system refused.
         """
-        self.add_block(line, 1)
-
-    def add_block(self, block: bytes, rows: int) -> None:
-        """Take some lines in one piece.
-
-        Raises:
-            SpoolError: The system refused.
-        """
-        self._lines.append(block)
-        self._held += len(block)
-        self.rows += rows
-        self.bytes += len(block)
+        self._lines.append(line)
+        self._held += len(line)
+        self.rows += 1
+        self.bytes += len(line)
         if self._held > MEMORY_BYTES:
             self._spill()
 
-    def add_part(self, descriptor: int, offset: int, length: int, rows: int) -> None:
-        """Take ``rows`` lines that stand at ``offset`` behind ``descriptor``; they are read when they are asked for.
+    def add_piece(self, lines: MarkedLines) -> None:
+        """Take some lines.
 
         Raises:
             SpoolError: The system refused.
         """
         if self._lines:
             self._spill()
-        self._parts.append((descriptor, offset, length))
-        self.rows += rows
+        self._keep(lines.content, lines.marks)
+        self.rows += len(lines.marks.lengths)
+        self.bytes += len(lines.content)
+
+    def add_part(self, descriptor: int, offset: int, length: int, marks: Marks) -> None:
+        """Take lines that stand at ``offset`` behind ``descriptor``; they are read when they are asked for.
+
+        Raises:
+            SpoolError: The system refused.
+        """
+        if self._lines:
+            self._spill()
+        self._parts.append(_Part(descriptor, offset, length, marks))
+        self.rows += len(marks.lengths)
         self.bytes += length
 
     def _spill(self) -> None:
+        self._keep(b"".join(self._lines), None)
+        self._lines, self._held = [], 0
+
+    def _keep(self, block: bytes, marks: Marks | None) -> None:
         if self._file is None:
             self._file = unnamed_file(self._folder)
-        block = b"".join(self._lines)
         with spool_faults(self._folder):
             view = memoryview(block)
             while view:
                 view = view[self._file.write(view) :]
-        self._parts.append((self._file.fileno(), self._written, len(block)))
+        self._parts.append(_Part(self._file.fileno(), self._written, len(block), marks))
         self._written += len(block)
-        self._lines, self._held = [], 0
 
     def blocks(self) -> Iterator[bytes]:
         """Return everything in order, in blocks of some size.
@@ -116,21 +130,30 @@ class LineSpool:
         Raises:
             SpoolError: The system refused, or a part is not there.
         """
-        for descriptor, start, length in self._parts:
-            offset, end = start, start + length
-            while offset < end:
-                block = self._read(descriptor, min(end - offset, _BLOCK), offset)
-                offset += len(block)
-                yield block
+        return (piece.content if isinstance(piece, MarkedLines) else piece for piece in self.pieces())
+
+    def pieces(self) -> Iterator[bytes | MarkedLines]:
+        """Return the same, with the marks that are known.
+
+        Raises:
+            SpoolError: The system refused, or a part is not there.
+        """
+        for part in self._parts:
+            content = self._read(part)
+            yield content if part.marks is None else MarkedLines(content, part.marks)
         if self._lines:
             yield b"".join(self._lines)
 
-    def _read(self, descriptor: int, length: int, offset: int) -> bytes:
+    def _read(self, part: _Part) -> bytes:
+        blocks, offset, end = list[bytes](), part.offset, part.offset + part.length
         with spool_faults(self._folder):
-            block = os.pread(descriptor, length, offset)
-            if not block:
-                raise OSError(errno.EIO, "lines of the batch are missing")
-        return block
+            while offset < end:
+                block = os.pread(part.descriptor, end - offset, offset)
+                if not block:
+                    raise OSError(errno.EIO, "lines of the batch are missing")
+                blocks.append(block)
+                offset += len(block)
+        return b"".join(blocks) if len(blocks) != 1 else blocks[0]
 
     def close(self) -> None:
         """Give the temporary file back."""

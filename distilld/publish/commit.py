@@ -7,7 +7,7 @@ anew beside the old one, which is also how a row is replaced: no reader sees two
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +17,7 @@ import orjson
 
 from distilld.core.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
 from distilld.core.line_facts import VERDICTS
-from distilld.core.model import EXPORT_PATHS, Committed, Dataset, Options, ProgramError
+from distilld.core.model import EXPORT_PATHS, Committed, Dataset, Options, Pieces, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
 from distilld.publish.exports import drop_digests, drop_ids
@@ -266,7 +266,7 @@ class NewVersion:
     """A whole new version of an export; ``rows`` is asked once the blocks are written."""
 
     name: str
-    blocks: Iterable[bytes]
+    blocks: Pieces
     rows: Callable[[], int]
 
 
@@ -301,9 +301,9 @@ def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetCh
         if drops := leaving.total():
             temp = _temp_name(name, identity.batch_id)
             is_old = drop if name == dataset else None
-            writes.append(ExportWrite(name, spool.blocks(), spool.rows, temp, drop, drops, leaving, spool, is_old))
+            writes.append(ExportWrite(name, spool.pieces(), spool.rows, temp, drop, drops, leaving, spool, is_old))
         elif spool.rows:
-            writes.append(ExportWrite(name, spool.blocks(), spool.rows, None, None, 0))
+            writes.append(ExportWrite(name, spool.pieces(), spool.rows, None, None, 0))
     return writes
 
 

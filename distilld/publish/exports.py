@@ -13,16 +13,16 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Final
 
-from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
+from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Committed, Pieces, StatFacts
 from distilld.files.durable import make_folder, open_in_folder, sync_up
 from distilld.files.regular import without_space
-from distilld.files.segments import MARK_BYTES, SegmentHash, Span
+from distilld.files.segments import SegmentHash, Span
 from distilld.publish.live_files import LiveFiles
 from distilld.publish.new_file import Output, Written, create
 from distilld.publish.overwrite import LEAST_BYTES, OpenExport, Overwriting, overwrite, plan_overwrite
@@ -62,7 +62,7 @@ class Exports(LiveFiles):
 
     # writing
 
-    def append(self, name: str, known: Committed, blocks: Iterable[bytes]) -> Written:
+    def append(self, name: str, known: Committed, blocks: Pieces) -> Written:
         """Append behind the committed length, fsync; there is a file, and the caller has committed an intent.
 
         Raises:
@@ -86,7 +86,7 @@ class Exports(LiveFiles):
         self._hashes[name] = (output.sha, facts)
         return output.written(facts, known.spaces)
 
-    def rewrite(self, name: str, known: Committed, temp: str, drop: Drop, blocks: Iterable[bytes]) -> Written:
+    def rewrite(self, name: str, known: Committed, temp: str, drop: Drop, blocks: Pieces) -> Written:
         """Stream the file into a temporary one beside it, without the dropped lines and with new ones behind; fsync.
 
         White space between its rows is left out, too. The live file is left as it is until :meth:`install`.
@@ -114,7 +114,7 @@ class Exports(LiveFiles):
                     os.close(old)
         return replace(written, dropped=dropped)
 
-    def compose(self, name: str, temp: str, blocks: Iterable[bytes]) -> Written:
+    def compose(self, name: str, temp: str, blocks: Pieces) -> Written:
         """Write a whole new version of a file into a temporary one beside it; fsync. The live file is left as it is.
 
         Raises:
@@ -132,7 +132,7 @@ class Exports(LiveFiles):
                 if like is not None:
                     os.close(like)
 
-    def _beside(self, name: str, temp: str, like: int | None, blocks: Iterable[bytes]) -> Written:
+    def _beside(self, name: str, temp: str, like: int | None, blocks: Pieces) -> Written:
         """Write a temporary file beside the live one, with the owner, group and mode of ``like``."""
         folder = (self._root / EXPORT_PATHS[name]).parent
         self._hashes.pop(name, None)
@@ -174,7 +174,7 @@ class Exports(LiveFiles):
             self._hashes[name] = (planned.sha, facts)
         return planned
 
-    def planned(self, name: str, known: Committed, planned: Overwriting, blocks: Iterable[bytes] | None) -> Written:
+    def planned(self, name: str, known: Committed, planned: Overwriting, blocks: Pieces | None) -> Written:
         """What the file is once it was overwritten, with these blocks appended; they are appended now."""
         if blocks is not None:
             written = self.append(name, known, blocks)

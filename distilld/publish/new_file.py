@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from array import array
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
-from distilld.core.model import SEGMENT_BYTES, Committed, StatFacts
+from distilld.core.model import MARK_BYTES, SEGMENT_BYTES, Committed, MarkedLines, Marks, StatFacts
 from distilld.files.durable import open_in_folder, take_after, write_all
 from distilld.files.regular import without_space
-from distilld.files.segments import MARK_BYTES, Segment, SegmentHash
+from distilld.files.segments import Segment, SegmentHash
 from distilld.lake.lines import digest_of
 from distilld.publish.reading import split_lines
 
@@ -45,18 +48,30 @@ class Output:
         self._rest = b""
         self._line_end = sha.size
 
-    def write(self, block: bytes) -> None:
-        """Take the next bytes."""
+    def write(self, block: bytes | MarkedLines) -> None:
+        """Take the next bytes; lines whose marks are known begin where a line does."""
+        marks = None
+        if isinstance(block, MarkedLines):
+            block, marks = block
         self.sha.update(block)
         if self._descriptor is not None:
             write_all(self._descriptor, block)
-        data = self._rest + block
-        end = data.rfind(b"\n") + 1
-        self._rest = data[end:]
-        for line in split_lines(data[:end]):
-            self._line_end += len(line)
-            marks = self._marks.setdefault((self._line_end - 1) // self.sha.segment_bytes, bytearray())
-            marks += digest_of(without_space(line))[:MARK_BYTES]
+        if marks is None:
+            data = self._rest + block
+            end = data.rfind(b"\n") + 1
+            self._rest = data[end:]
+            marks = marks_of(split_lines(data[:end]))
+        self._mark(marks)
+
+    def _mark(self, marks: Marks) -> None:
+        ends = list(accumulate(marks.lengths, initial=self._line_end))
+        self._line_end = ends[-1]
+        done, width = 0, self.sha.segment_bytes
+        while done < len(marks.lengths):
+            number = (ends[done + 1] - 1) // width
+            upto = bisect_right(ends, (number + 1) * width, done + 1) - 1
+            self._marks.setdefault(number, bytearray()).extend(marks.marks[done * MARK_BYTES : upto * MARK_BYTES])
+            done = upto
 
     def written(self, facts: StatFacts, spaces: int = 0) -> Written:
         """What was written, with the segments that got new bytes."""
@@ -67,6 +82,12 @@ class Output:
             for number in range(self._first, ends)
         )
         return Written(sha.size, sha.hexdigest(), facts, 0, segments, sha.segment_bytes, spaces)
+
+
+def marks_of(lines: list[bytes]) -> Marks:
+    """The lengths and marks of lines of an export."""
+    marks = b"".join([digest_of(without_space(line))[:MARK_BYTES] for line in lines])
+    return Marks(array("L", map(len, lines)), marks)
 
 
 def create(target: Path, like: int | None) -> int:

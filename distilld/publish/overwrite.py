@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from distilld.core.model import Committed
+from distilld.core.model import MARK_BYTES, Committed
 from distilld.files.durable import write_all
 from distilld.files.regular import without_space
-from distilld.files.segments import MARK_BYTES, Segment, SegmentHash, Span, read_span
+from distilld.files.segments import Segment, SegmentHash, Span, read_span
 from distilld.lake.lines import digest_of
 from distilld.publish.reading import ExportTamperedError
 

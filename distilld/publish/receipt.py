@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from distilld.core.decisions import Decisions, Lines
-from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Trigger
+from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Pieces, Trigger
 from distilld.files.git import GitState
 from distilld.lake.scan import tree_path
 from distilld.publish.exports import Drop
@@ -71,7 +70,7 @@ class ExportWrite:
     """
 
     name: str
-    blocks: Iterable[bytes]
+    blocks: Pieces
     rows: int
     temp: str | None
     drop: Drop | None

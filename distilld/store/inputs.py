@@ -8,7 +8,7 @@ transaction, so that a crash between indexing and judging loses nothing.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,6 @@ from distilld.core.line_facts import (
     REASON_CODES,
     SHIPPED,
     VERDICTS,
-    EvidenceFacts,
     RowFacts,
 )
 from distilld.core.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, Reason, StatFacts
@@ -220,7 +219,7 @@ class Inputs:
 
     # scored rows
 
-    def add_scored(self, record: FileRecord, rows: list[RowFacts]) -> None:
+    def add_scored(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows behind those that are known of the file; they are unjudged."""
         found = self._evidence_found(record.partition_id, "?5")
         base = record.walk_base
@@ -269,13 +268,18 @@ class Inputs:
             ).fetchone()[0]
         )
 
-    def add_unread_evidence(self, record: FileRecord, rows: list[EvidenceFacts]) -> None:
+    def add_unread_evidence(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
         """Take in an evidence file that was read when its rows were judged, which know already whether they have any.
 
-        Queue the tasks that may form pairs now.
+        Rows that could not be judged learn it here. Queue the tasks that may form pairs now.
         """
         self.add_evidence(record, rows)
         self.write_file(record)
+        low, found = record.walk_base, self._evidence_found(record.partition_id, "scored_rows.run_id")
+        self._run(
+            f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
+            (low, low + LINES_END),
+        )
         self.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
         self._touch_tasks("scored_rows s", can_pair(record.walk_base, record.walk_base + LINES_END), "s.task_id")
 
@@ -584,7 +588,7 @@ class Inputs:
 
     # evidence rows
 
-    def add_evidence(self, record: FileRecord, rows: list[EvidenceFacts]) -> None:
+    def add_evidence(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert evidence that no scored row waits for: the last row of a run counts."""
         self._many(
             f"INSERT OR REPLACE INTO evidence_rows VALUES ({record.partition_id}, ?, ?, ?, ?, ?)",
@@ -599,7 +603,7 @@ class Inputs:
             " digest BLOB) WITHOUT ROWID"
         )
 
-    def add_staged_evidence(self, rows: list[EvidenceFacts]) -> None:
+    def add_staged_evidence(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Stage some evidence rows, in order."""
         self._many("INSERT OR REPLACE INTO incoming VALUES (?, ?, ?, ?, ?)", rows)
 

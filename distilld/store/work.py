@@ -345,6 +345,14 @@ class Work:
             rows = sorted([*rows, *(row for row in new if row[0] not in known)]) if rows else new
         return [tuple.__new__(QueuedRow, row) for row in rows[:limit]]
 
+    def contested_among(self, low: int, high: int, *, everything: bool) -> list[tuple[int, str | None]]:
+        """The contested rows in [low, high), in walk order, with their runs; ``everything`` takes them all for such."""
+        contested = "1" if everything else _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
+        query = (
+            f"SELECT s.walk, s.run_id FROM scored_rows s WHERE s.walk >= ? AND s.walk < ? AND {contested} ORDER BY 1"
+        )
+        return self._run(query, (low, high)).fetchall()
+
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
         """Note whether lines stand in exports that belong to no present row; returns the places of those held.
 

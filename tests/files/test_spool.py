@@ -16,12 +16,11 @@ from tests.support.builders import PROPERTY
 
 
 @PROPERTY
-@given(st.lists(st.binary(max_size=30), max_size=40), st.integers(0, 200), st.integers(1, 50))
-def test_lines_come_out_as_they_went_in(lines: list[bytes], memory_bytes: int, block: int) -> None:
+@given(st.lists(st.binary(max_size=30), max_size=40), st.integers(0, 200))
+def test_lines_come_out_as_they_went_in(lines: list[bytes], memory_bytes: int) -> None:
     """However many are kept in the file; rows and bytes are counted, and they can be read again."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(module, "MEMORY_BYTES", memory_bytes)
-        patch.setattr(module, "_BLOCK", block)
         spool = LineSpool(Path(folder))
         for number, line in enumerate(lines, 1):
             spool.add(line)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
-from distilld.files.segments import MARK_BYTES, SHA_BYTES, SegmentHash, Span
+from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Committed, StatFacts
+from distilld.files.segments import SHA_BYTES, SegmentHash, Span
 from distilld.lake.lines import digest_of
 from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
