@@ -92,6 +92,8 @@ class Batches:
         self._queue: SpanQueue | None = None
         self._results: Iterator[Done[SpanJob]] = iter(())
         self._next: Done[SpanJob] | None = None
+        self._places: dict[str, int] = {}
+        """Where the first rows of tasks stand, for as long as batches judge no row."""
         self._ahead: set[int] = set()
         """Rows that batches so far judged before their turn."""
 
@@ -180,7 +182,9 @@ class Batches:
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
         decisions.judged_to = last.spans[-1].last if last is not None and left_over else NO_LIMIT
         # What else stands in a task may be among rows whose evidence is not known to the store before the commit.
-        pairs.judge(self._work.tasks(0 if left_over or batch.read else TASKS_PER_BATCH))
+        if last is not None or rows.done:
+            self._places.clear()
+        pairs.judge(self._work.tasks(0 if left_over or batch.read else TASKS_PER_BATCH, self._places))
         touched = self._work.tasks_of_unjudged(decisions.judged_to)
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
         if not left_over:

@@ -13,7 +13,7 @@ from distilld.core.model import Committed, OperatorError, StatFacts
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import open_in_folder
 from distilld.files.regular import owned, without_space
-from distilld.files.segments import SegmentHash, blocks_of
+from distilld.files.segments import BLOCK_BYTES, SegmentHash, blocks_of
 
 
 class ExportTamperedError(OperatorError):
@@ -79,7 +79,7 @@ class CommittedFile:
             ExportTamperedError: At the end: somebody touched the file since it was opened.
             ExportReadError: The system refused.
         """
-        for start, length in spans:
+        for start, length in _joined(spans):
             with reading_errors(self._shown):
                 block = os.pread(self._descriptor, length, start)
             yield block
@@ -89,6 +89,20 @@ class CommittedFile:
     def _look(self) -> StatFacts:
         with reading_errors(self._shown):
             return StatFacts.of(os.fstat(self._descriptor), time.time_ns())
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same spans; those that lie one behind the other, as one, up to the length of a block."""
+    start = length = 0
+    for next_start, next_length in spans:
+        if next_start == start + length and length + next_length <= BLOCK_BYTES:
+            length += next_length
+            continue
+        if length:
+            yield start, length
+        start, length = next_start, next_length
+    if length:
+        yield start, length
 
 
 def committed_lines(descriptor: int, known: Committed, shown: str, pulse: Callable[[], None]) -> Iterator[list[bytes]]:

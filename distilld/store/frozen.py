@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
@@ -92,6 +94,23 @@ def _overruled(pair: str = "pairs") -> str:
     )
     chosen = last.format(side="chosen", expected=accepted, allowed=accepted)
     return f"{chosen} OR {last.format(side='rejected', expected=rejected, allowed=f'{partial}, {rejected}')}"
+
+
+def _places_in(name: str) -> str:
+    """SQL for the lines of an export by their keys, each with its place in canonical walk order."""
+    dataset, sign = _lines_in(name)
+    if dataset == Dataset.PREFERENCE:
+        key = "sample_key" if dataset == name else "line"
+        return (
+            f"SELECT {key} AS key, (SELECT min(f.walk) FROM scored_rows f WHERE f.task_id = r.task_id"
+            f" AND f.evidence_found = 1) AS place, slot FROM pairs r WHERE frozen IS NULL AND outcome {sign} {SHIPPED}"
+        )
+    key = "sample_key" if dataset == name else f"{dataset}_line"
+    return (
+        f"SELECT {key} AS key, walk AS place, 0 AS slot FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
+        f" UNION ALL SELECT {key}, p.walk_base + f.line, 1 FROM frozen_rows f CROSS JOIN partitions p"
+        f" USING (partition_id) WHERE f.kind = 'absent' AND {dataset} {sign} {SHIPPED}"
+    )
 
 
 def _lines_in(export: str) -> tuple[str, str]:
@@ -690,6 +709,13 @@ class Frozen:
 
     # canonical order
 
+    def is_in_order(self, name: str, lines: Iterable[tuple[int, int, object]]) -> bool:
+        """Whether an export's lines are those of :meth:`order_lines`, in that order; the same ``lines``."""
+        with closing(self._run(f"SELECT key FROM ({_places_in(name)}) ORDER BY place, slot")) as expected:
+            return all(
+                line is not None and row is not None and line[2] == row[0] for line, row in zip_longest(lines, expected)
+            )
+
     def order_lines(
         self, name: str, lines: Iterable[tuple[int, int, object]]
     ) -> Generator[tuple[int, int], None, None]:
@@ -701,24 +727,10 @@ class Frozen:
         self._run("DROP TABLE IF EXISTS temp.lines")
         self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key)")
         self._many("INSERT INTO lines VALUES (?, ?, ?)", lines)
-        dataset, sign = _lines_in(name)
-        if dataset == Dataset.PREFERENCE:
-            key = "sample_key" if dataset == name else "line"
-            places = (
-                f"SELECT {key} AS key, (SELECT min(f.walk) FROM scored_rows f WHERE f.task_id = r.task_id"
-                f" AND f.evidence_found = 1) AS place, slot FROM pairs r WHERE frozen IS NULL AND outcome {sign} {SHIPPED}"
-            )
-        else:
-            key = "sample_key" if dataset == name else f"{dataset}_line"
-            places = (
-                f"SELECT {key} AS key, walk AS place, 0 AS slot FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
-                f" UNION ALL SELECT {key}, p.walk_base + f.line, 1 FROM frozen_rows f CROSS JOIN partitions p"
-                f" USING (partition_id) WHERE f.kind = 'absent' AND {dataset} {sign} {SHIPPED}"
-            )
         self._run("DROP TABLE IF EXISTS temp.places")
         self._run(
             "CREATE TEMP TABLE places AS SELECT *, row_number() OVER (PARTITION BY key ORDER BY place, slot) AS nth"
-            f" FROM ({places})"
+            f" FROM ({_places_in(name)})"
         )
         self._run("CREATE INDEX temp.places_by_key ON places (key, nth)")
         yield from self._run(

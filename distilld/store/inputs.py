@@ -807,8 +807,10 @@ class Inputs:
         )
         self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM pairs")
         self._run(
-            "INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM scored_rows"
-            " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL"
+            "INSERT OR IGNORE INTO rejudge_tasks SELECT task_id, 0 FROM scored_rows"
+            " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL GROUP BY task_id"
+            f" HAVING max(category = {CATEGORY_CODES[Category.ACCEPTED]}) AND max(category IN"
+            f" ({CATEGORY_CODES[Category.REJECTED]}, {CATEGORY_CODES[Category.PARTIALLY_ACCEPTED]}))"
         )
         self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind <> 'orphan'")
         self._run("UPDATE frozen_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")

@@ -501,23 +501,24 @@ class Work:
 
     # tasks
 
-    def tasks(self, limit: int) -> list[tuple[int, str]]:
+    def tasks(self, limit: int, places: dict[str, int]) -> list[tuple[int, str]]:
         """Tasks whose pairs are to be formed anew, each behind the place of its first row, in that order.
 
         All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
-        same batch count as well. Tasks that wait for an id of theirs and come first now are among them.
+        same batch count as well. Tasks that wait for an id of theirs and come first now are among them. ``places`` are
+        those of the first rows that are known; what is asked for is added.
         """
         chosen = self._queued_tasks(forced=True)
+        others = self._queued_tasks(forced=False) if limit else set[str]()
         if limit:
-            others = self._queued_tasks(forced=False)
-            known = {task_id for _, task_id in (*chosen, *others)}
-            others += self._first_walks(sorted(self.tasks_of_unjudged(1 << 62) - known))
-            chosen += sorted(others)[:limit]
-        return sorted({*chosen, *self._passed_over(chosen)})
+            others |= self.tasks_of_unjudged(1 << 62) - chosen
+        places.update(self._first_walks(sorted((chosen | others).difference(places))))
+        first = sorted((places[task_id], task_id) for task_id in others)[:limit]
+        first += [(places[task_id], task_id) for task_id in chosen]
+        return sorted({*first, *self._passed_over(first)})
 
-    def _queued_tasks(self, *, forced: bool) -> list[tuple[int, str]]:
-        rows = self._run(f"SELECT task_id, {_FIRST_WALKS} FROM rejudge_tasks t WHERE forced = ?", (int(forced),))
-        return [(_least(walks), task_id) for task_id, *walks in rows]
+    def _queued_tasks(self, *, forced: bool) -> set[str]:
+        return {row[0] for row in self._run("SELECT task_id FROM rejudge_tasks WHERE forced = ?", (int(forced),))}
 
     def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         """Tasks with a pair that is held because a pair of one of these ships its id, which stand before that one now."""
@@ -546,14 +547,14 @@ class Work:
                 )
         return found
 
-    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[int, str]]:
+    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[str, int]]:
         for start in range(0, len(tasks), ASKED_AT_ONCE):
             rows = self._run(
                 f"{_ASKED} SELECT task_id, {_FIRST_WALKS} FROM (SELECT value AS task_id FROM asked"
                 " WHERE value IS NOT NULL) t",
                 _asked(tasks[start : start + ASKED_AT_ONCE]),
             ).fetchall()
-            yield from ((_least(walks), task_id) for task_id, *walks in rows)
+            yield from ((task_id, _least(walks)) for task_id, *walks in rows)
 
     def first_walk(self, task_id: str) -> int:
         """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""
