@@ -11,6 +11,7 @@ import orjson
 from distilld.core.line_facts import REASONS, SHIPPED
 from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, WHOLE_FILE, Committed, Dataset, InputKind, StatFacts
 from distilld.store.connection import Store
+from distilld.store.moved import forget_moved_rows
 from distilld.store.schema import last_verdict
 
 if TYPE_CHECKING:
@@ -337,6 +338,7 @@ class Ledger:
             ],
         )
         self._run("DELETE FROM frozen_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
+        forget_moved_rows(self._store, decisions.frozen_seen)
         self._apply_missing(decisions)
 
     def _apply_fresh(self, decisions: Decisions) -> None:
