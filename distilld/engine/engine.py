@@ -175,6 +175,7 @@ class Engine:
         finally:
             self._pool.close()
             self._pool = None
+            self.teller.end_pass()
 
     def _new_pool(self) -> Pool:
         return Pool(self.root, self._spool(), workers=self.workers, executor=self.executor, pulse=self.pulse)
@@ -278,7 +279,7 @@ class Engine:
         if not changed:
             return
         for path in sorted(changed):
-            log.warning("input_changed", path=path)
+            self.teller.input_changed(path)
         with self.store.transaction():
             self.inputs.doubt([key for key in self.inputs.files() if lake.tree_path(*key) in changed])
         result.changed_inputs = tuple(sorted(self._changed_inputs))
