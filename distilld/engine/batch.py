@@ -170,6 +170,8 @@ class Batches:
         pruned = self._queue.pruned
         last = self._judge_spans(batch, rows)
         rows.judge_joined()
+        rows.take_moved()
+        rows.judge_joined()
         batch.left_over = left_over = last is not None and not last.ends_queue
         if last is not None and left_over:
             forced = self._new_queue(after=last.spans[-1].last, forced_in=batch)

@@ -54,6 +54,7 @@ from distilld.store.connection import Store
 from distilld.store.frozen import Frozen, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
+from distilld.store.moved import forget_empty_files
 from distilld.store.segments import Segments
 from distilld.store.work import Work
 
@@ -174,6 +175,7 @@ class Engine:
         finally:
             self._pool.close()
             self._pool = None
+            self.teller.end_pass()
 
     def _new_pool(self) -> Pool:
         return Pool(self.root, self._spool(), workers=self.workers, executor=self.executor, pulse=self.pulse)
@@ -203,6 +205,8 @@ class Engine:
         whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.waiting().anything)
         if whole and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
+        if (result.indexed.changes or result.batches) and forget_empty_files(self.store):
+            self.inputs.forget_files()
         if not self.work.waiting().anything:
             self.judged_with.settle(self.options)
             if trigger in (Trigger.REBUILD, Trigger.COMPACT):
@@ -275,7 +279,7 @@ class Engine:
         if not changed:
             return
         for path in sorted(changed):
-            log.warning("input_changed", path=path)
+            self.teller.input_changed(path)
         with self.store.transaction():
             self.inputs.doubt([key for key in self.inputs.files() if lake.tree_path(*key) in changed])
         result.changed_inputs = tuple(sorted(self._changed_inputs))

@@ -26,6 +26,7 @@ from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
 from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.moved import forget_unnamed_evidence
 
 ROWS_PER_TRANSACTION: Final = 20_000
 READ_WHOLE_BYTES: Final = 64 << 20
@@ -135,12 +136,12 @@ class Indexer:
         if not (reads or plan.gone or purge):
             return self._out
         self._progress(0, 0)
-        self._fresh = self._inputs.is_fresh()
         with self._transactions():
             self._take_gone(
                 [known[key] for key in plan.gone],
                 [record for record in purge if (record.kind, record.path) not in seen],
             )
+            self._fresh = self._inputs.is_fresh()
             places = self._place(reads, known)
             new = [seen[key] for key, look in reads if look is Look.NEW]
             self._pool.expect(sum(seen[key].stat.size for key, _ in reads))
@@ -310,6 +311,7 @@ class Indexer:
                 self._inputs.thaw_scored(record, self._options)
             self._note(record, "absent", 0, 0, 0)
             self._drop(record)
+        forget_unnamed_evidence(self._store, {record.partition_id for record in gone})
 
     def _set_absent(self, record: FileRecord) -> None:
         record.state = "absent"
@@ -356,15 +358,13 @@ class Indexer:
         if known is None:
             self._append(reader, facts, new_record(file.kind, file.path, place, file.stat), "new")
             return
-        proven = reader.prove_prefix(known.indexed_bytes, known.indexed_sha256)
-        if (look is Look.RETURNED or not proven) and not self._is_still(facts, key):
+        # Of a file that returned, what is known may have moved to another one meanwhile.
+        proven = look is Look.CHANGED and reader.prove_prefix(known.indexed_bytes, known.indexed_sha256)
+        if not (proven or self._is_still(facts, key)):
             self._out.unsettled.append(key)
             return
-        whole = self._is_read_anew(key) or (look is Look.RETURNED and file.kind is InputKind.EVIDENCE)
-        if proven and not whole:
-            self._set_present(known)
-            if self._append(reader, facts, known, look.value if look is Look.RETURNED else "appended"):
-                return
+        if proven and not self._is_read_anew(key) and self._append(reader, facts, known, "appended"):
+            return
         reader.rewind()
         self._rewrite(reader, facts, known, look)
 

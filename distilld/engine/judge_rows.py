@@ -66,6 +66,8 @@ class RowJudge:
         self._judge_one = judge_one
         self._ahead = ahead
         self._joined: list[int] = []
+        self._moving: dict[int, FrozenRow] = {}
+        """Absent rows whose lines stand in a present file, and were judged there in this batch, by id."""
         self.done: set[int] = set()
         """The rows that were judged one by one, not by the span."""
         self._displaced: set[int] = set()
@@ -155,6 +157,8 @@ class RowJudge:
             self._out_of_reach(row, error)
             return
         self.done.add(row.walk)
+        if self.loose and row.rag is None:
+            self._moving |= {each.frozen_id: each for each in self.work.moved_to(row)}
         self._judge_row(row, judged, outcomes)
 
     def _checked(self, row: WorkRow) -> JudgedRow:
@@ -227,18 +231,23 @@ class RowJudge:
         )
 
     def take_frozen(self, frozen: Iterable[FrozenRow]) -> None:
-        """Frozen rows leave when their run is revoked; absent ones also where their line stands once more."""
+        """Frozen rows leave when their run is revoked; absent ones also where their line stands once more.
+
+        Where that is yet to be judged, they are left until it is, for it takes their lines over: :meth:`take_moved`.
+        """
+        left = set(self.out.frozen_left)
         for row in frozen:
+            copies = self.work.copies(row.digest, row.run_id) if row.kind == "absent" else []
+            waits = any(not judged and walk not in self.done for walk, judged in copies)
             self.out.frozen_seen.append(row.frozen_id)
-            copied = row.kind == "absent" and self.work.stands_elsewhere(row.digest, row.run_id)
             for dataset, code, line, batch in (
                 (Dataset.RAG, row.rag, row.rag_line, row.rag_batch),
                 (Dataset.SFT, row.sft, row.sft_line, row.sft_batch),
             ):
-                if code is None or line is None or batch is None:
+                if code is None or line is None or batch is None or (dataset, row.frozen_id) in left:
                     continue
                 revoked = code == SHIPPED and self._forbidden(dataset, row.run_id)
-                if not (copied or revoked):
+                if not revoked and (waits or not copies):
                     continue
                 self.out.frozen_left.append((dataset, row.frozen_id))
                 self.out.totals[dataset, "frozen", code] -= 1
@@ -247,6 +256,10 @@ class RowJudge:
                     self._lanes[dataset].free(row.sample_key or 0, Recorded(SHIPPED, line, batch), row.run_id, cause)
                 else:
                     self.out.changes[dataset].drop_held(line)
+
+    def take_moved(self) -> None:
+        """Absent rows whose lines were judged elsewhere in this batch leave."""
+        self.take_frozen(self._moving.values())
 
     def finish(self) -> None:
         """Lines that no row took over leave their datasets, and are published."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,8 @@ from distilld.publish.receipt_files import stage_heads
 
 PATHS_LOGGED: Final = 20
 """How many paths a line of the log names; its count says how many there are."""
+LINES_A_PASS: Final = 100
+"""How many lines of one event about inputs a pass logs; what is beyond is counted."""
 
 log = structlog.get_logger()
 
@@ -29,41 +32,64 @@ class Teller:
         self._not_listed: frozenset[Oddity] = frozenset()
         self._unreadable: frozenset[tuple[str, str]] = frozenset()
         self._tails: frozenset[str] = frozenset()
+        self._logged: Counter[str] = Counter()
+        """The lines of this pass so far, by event."""
+
+    def end_pass(self) -> None:
+        """Say how many lines were left out, because there were too many of their kind."""
+        for event, lines in self._logged.items():
+            if lines > LINES_A_PASS:
+                log.warning("lines_left_out", of=event, lines=lines - LINES_A_PASS)
+        self._logged.clear()
+
+    def _room_for(self, event: str) -> bool:
+        """Count one more line of an event that every file may cause; say whether it is to be logged."""
+        self._logged[event] += 1
+        return self._logged[event] <= LINES_A_PASS
+
+    def input_changed(self, path: str) -> None:
+        """Tell of a file that changed while it was read."""
+        if self._room_for("input_changed"):
+            log.warning("input_changed", path=path)
 
     def odd_folders(self, scan: Scan) -> None:
         """Partition folders whose names are no date; they are read all the same."""
         for folder in sorted(set(scan.odd_folders) - self._odd_folders):
-            log.warning("odd_partition_name", path=folder)
+            if self._room_for("odd_partition_name"):
+                log.warning("odd_partition_name", path=folder)
         self._odd_folders.update(scan.odd_folders)
 
     def not_listed(self, scan: Scan) -> None:
         """Folders that cannot be listed, and those that a file system keeps for itself."""
         for oddity in scan.not_listed:
-            if oddity not in self._not_listed:
+            if oddity not in self._not_listed and self._room_for("folder_not_listed"):
                 log.error("folder_not_listed", path=oddity.path, problem=oddity.problem)
         self._not_listed = frozenset(scan.not_listed)
         for folder in sorted(set(scan.ignored) - self._ignored):
-            log.info("folder_ignored", path=folder)
+            if self._room_for("folder_ignored"):
+                log.info("folder_ignored", path=folder)
         self._ignored.update(scan.ignored)
 
     def unreadable(self, unreadable: tuple[Oddity, ...]) -> None:
         """Inputs that were left out; of folders :meth:`not_listed` tells."""
         for oddity in unreadable:
-            if (oddity.path, oddity.problem) not in self._unreadable and oddity not in self._not_listed:
+            known = (oddity.path, oddity.problem) in self._unreadable or oddity in self._not_listed
+            if not known and self._room_for("file_unreadable"):
                 log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
         self._unreadable = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
 
     def odd_lines(self, malformed: Iterable[OddLines], unreviewed: Iterable[OddLines]) -> None:
         """Warn of lines that are malformed, and of verdicts of none of the four categories."""
         for each in malformed:
-            path, figures = tree_path(each.kind, each.path), {"lines": each.lines, "first_line": each.first_line}
-            if each.kind is InputKind.EVIDENCE:
-                log.warning("malformed_evidence", path=path, **figures)
-            else:
-                log.warning("malformed_scored", path=path, **figures)
+            figures = {"path": tree_path(each.kind, each.path), "lines": each.lines, "first_line": each.first_line}
+            if each.kind is InputKind.SCORED and self._room_for("malformed_scored"):
+                log.warning("malformed_scored", **figures)
+            if each.kind is InputKind.EVIDENCE and self._room_for("malformed_evidence"):
+                log.warning("malformed_evidence", **figures)
         for each in unreviewed:
-            path = tree_path(each.kind, each.path)
-            log.warning("unreviewed_verdict", path=path, lines=each.lines, first_line=each.first_line)
+            if self._room_for("unreviewed_verdict"):
+                path = tree_path(each.kind, each.path)
+                log.warning("unreviewed_verdict", path=path, lines=each.lines, first_line=each.first_line)
 
     def committed(self, root: Path, batch: CommittedBatch, *, kept: bool, written: bool) -> None:
         """A batch, its inputs that are out of the ordinary first.
@@ -80,7 +106,7 @@ class Teller:
 
     def _tell_tails(self, tails: list[dict[str, Any]]) -> None:
         for tail in tails:
-            if tail["path"] not in self._tails:
+            if tail["path"] not in self._tails and self._room_for("pending_tail"):
                 log.info("pending_tail", path=tail["path"], bytes=tail["bytes"])
         self._tails = frozenset(tail["path"] for tail in tails)
 

@@ -136,6 +136,8 @@ class FullPass:
     frozen_pairs: list[FrozenPair] = field(default_factory=list)
     kept: int = 0
     """How many outcomes stay although the evidence is not there."""
+    left_behind: list[RowRef] = field(default_factory=list)
+    """Absent verdicts whose lines are in a present partition: they are to be forgotten."""
 
     def quarantine(self, dataset: Dataset) -> Counter[bytes]:
         """The quarantine lines as a multiset, which is how SPEC 3 compares them."""
@@ -227,7 +229,7 @@ def export(
     remembered of it; with ``places`` it is also told by the places of rows and pairs.
     """
     verdicts = Verdicts(_all_rows(lines, options), frozen, options)
-    result = FullPass(places=places)
+    result = FullPass(places=places, left_behind=verdicts.moved)
     without_evidence: list[tuple[Dataset, _Row, Placed]] = []
     tasks = _Tasks()
     for row in _all_rows(lines, options):
@@ -307,9 +309,13 @@ class Verdicts:
             if frozen.any:
                 self._lines.add((row.run.run_id if row.run else None, digest_of(row.raw)))
         self._absent: dict[str, list[AbsentVerdict]] = {}
+        self.moved: list[RowRef] = []
+        """Absent verdicts whose lines are in a present partition. They count only there, and leave nothing behind."""
         for each in sorted(frozen.verdicts, key=lambda each: _place(each.at)):
             # A line that is too long to be read now clears nothing.
-            if (None if each.malformed else each.run_id, each.digest) not in self._lines:
+            if (None if each.malformed else each.run_id, each.digest) in self._lines:
+                self.moved.append(each.at)
+            else:
                 self._absent.setdefault(each.run_id, []).append(each)
 
     def line_stands(self, run_id: str | None, digest: bytes) -> bool:

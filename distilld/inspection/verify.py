@@ -292,6 +292,8 @@ def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, Line
         return
     report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
     report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
+    moved = [f"{at.partition} line {at.line}: its line is in a present partition" for at in full.left_behind]
+    report.checks.append(_deep_check("deep: absent verdicts", moved, report))
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
     for dataset in Dataset:
         faults = _compare_dataset(full.shipped[dataset], exports[dataset.value]())

@@ -86,7 +86,10 @@ class Committer(Recovery):
         with self._pins.let_in_at_failure():
             records = self._ledger.exports()
             published = [_published(each, identity, self._ledger) for each in decisions.withdrawals]
-            writes = self._in_place(_writes_of(identity, decisions, published, records), records)
+            repeated = self._withdrawals.repeated(published)
+            writes = self._in_place(
+                _writes_of(identity, decisions, published, list(repeated.values()), records), records
+            )
             intents = [
                 Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp)
                 for write in writes
@@ -101,7 +104,8 @@ class Committer(Recovery):
                     self._ledger.intend(intents)
             written = {write.name: self._write(write, records[write.name].committed) for write in writes}
             with self._store.transaction():
-                receipt = self._transact(identity, decisions, published, context, records, writes, written, also)
+                self._withdrawals.add(published, repeated)
+                receipt = self._transact(identity, decisions, context, records, writes, written, also)
             return CommittedBatch(
                 identity,
                 receipt,
@@ -157,7 +161,6 @@ class Committer(Recovery):
         self,
         identity: BatchIdentity,
         decisions: Decisions,
-        published: list[PublishedWithdrawal],
         context: BatchContext,
         records: dict[str, ExportRecord],
         writes: list[ExportWrite],
@@ -178,7 +181,6 @@ class Committer(Recovery):
             context.bytes_read(decisions), (ended_ns - identity.started_ns) // MS,
         )  # fmt: skip
         self._store.remember("last_recorded_at", identity.recorded_at)
-        ledger.add_withdrawals(published)
         totals = ledger.totals()
         exports = ledger.exports()
         checks = self._checks(decisions, context, totals, exports)
@@ -274,6 +276,7 @@ def _writes_of(
     identity: BatchIdentity,
     decisions: Decisions,
     published: list[PublishedWithdrawal],
+    repeated: list[PublishedWithdrawal],
     records: dict[str, ExportRecord],
 ) -> list[ExportWrite]:
     writes = []
@@ -281,8 +284,12 @@ def _writes_of(
         writes += _dataset_writes(identity, dataset, change)
         gone = [each for each in published if each.dataset is dataset]
         if gone:
-            lines = b"".join(each.line() for each in gone)
-            writes.append(ExportWrite(f"withdrawals_{dataset}", (lines,), len(gone), None, None, 0))
+            name, lines = f"withdrawals_{dataset}", b"".join(each.line() for each in gone)
+            folded = Counter(digest_of(each.line()) for each in repeated if each.dataset is dataset)
+            temp, drop = (
+                (_temp_name(name, identity.batch_id), drop_digests(folded, digest_of)) if folded else (None, None)
+            )
+            writes.append(ExportWrite(name, (lines,), len(gone), temp, drop, folded.total(), folded))
     return [write if records[write.name].committed.size else _as_first(write, identity) for write in writes]
 
 

@@ -32,6 +32,7 @@ from distilld.publish.set_aside import copy_aside, move_aside
 from distilld.store.connection import Store
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.segments import Segments
+from distilld.store.withdrawals import Withdrawals
 
 FIRST: Final = ".first"
 """Marks the temporary file of an export without rows: a file that has some is not to be replaced by it unseen."""
@@ -57,6 +58,7 @@ class Recovery:
         self._store = store
         self._ledger = Ledger(store)
         self._segments = Segments(store)
+        self._withdrawals = Withdrawals(store)
         self._exports = exports
         self._pins = Pins(root)
         self._clock = clock

@@ -27,6 +27,7 @@ from distilld.store.connection import Store
 from distilld.store.frozen import Frozen
 from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.segments import Segments
+from distilld.store.withdrawals import Withdrawals
 
 _ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
@@ -146,7 +147,7 @@ class Restorer:
 
     def _restore_log(self, name: str) -> None:
         dataset = Dataset(name.removeprefix("withdrawals_"))
-        lines = [each.line() for each in self._ledger.withdrawals(dataset)]
+        lines = [each.line() for each in Withdrawals(self._store).of(dataset)]
         self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], lambda: self._restored(name))
         log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=len(lines), rows_missing=0)
 

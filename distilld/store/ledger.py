@@ -1,8 +1,7 @@
-"""What was done: outcomes, exports, batches, receipts, withdrawals."""
+"""What was done: outcomes, exports, batches, receipts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -11,11 +10,12 @@ import orjson
 from distilld.core.line_facts import REASONS, SHIPPED
 from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, WHOLE_FILE, Committed, Dataset, InputKind, StatFacts
 from distilld.store.connection import Store
+from distilld.store.moved import forget_moved_rows
 from distilld.store.schema import last_verdict
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
-    from distilld.core.decisions import Decisions, PublishedWithdrawal
+    from distilld.core.decisions import Decisions
 
 
 _HOUR_NS: Final = 3600 * 10**9
@@ -337,6 +337,7 @@ class Ledger:
             ],
         )
         self._run("DELETE FROM frozen_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
+        forget_moved_rows(self._store, decisions.frozen_seen)
         self._apply_missing(decisions)
 
     def _apply_fresh(self, decisions: Decisions) -> None:
@@ -393,32 +394,6 @@ class Ledger:
         )
         self._many("DELETE FROM rejudge_tasks WHERE task_id = ?", [(task,) for task in decisions.tasks])
         self._many("INSERT OR IGNORE INTO rejudge_tasks VALUES (?, 0)", [(task,) for task in decisions.tasks_to_queue])
-
-    def add_withdrawals(self, published: list[PublishedWithdrawal]) -> None:
-        """Keep the published withdrawals where people can query them, and where a damaged log is restored from."""
-        self._many(
-            "INSERT INTO withdrawals (dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict,"
-            " shipped_batch, withdrawn_batch, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (*each[:7], orjson.dumps(each.verdict).decode() if each.verdict else None, *each[8:])
-                for each in published
-            ],
-        )
-
-    def withdrawals(self, dataset: Dataset) -> Iterator[PublishedWithdrawal]:
-        """All withdrawals from a dataset, in the order in which they were published."""
-        from distilld.core.decisions import PublishedWithdrawal
-
-        rows = self._run(
-            "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch,"
-            " withdrawn_batch, withdrawn_at FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id",
-            (dataset.value,),
-        )
-        for _, id_, source, chosen, rejected, cause, replaced, verdict, shipped, withdrawn, at in rows:
-            told = orjson.loads(verdict) if verdict else None
-            yield PublishedWithdrawal(
-                dataset, id_, source, chosen, rejected, cause, bool(replaced), told, shipped, withdrawn, at
-            )
 
     def batch_id_of(self, batch: int | None) -> str | None:
         """The id of a batch; None for an adopted row's."""

@@ -440,6 +440,11 @@ def m005_verdicts_in_malformed_lines(db: Database) -> None:
     )
 
 
+def m007_moved_lines(db: Database) -> None:
+    """Of a line that moved to another file nothing is kept under its old name: what was kept so far is looked at again."""
+    db.conn.execute("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'absent'")
+
+
 _STATES: Final = ("live", "frozen", "departing")
 
 
@@ -449,6 +454,7 @@ MIGRATIONS: Final = (
     m003_segments,
     m004_claimants_of_an_id,
     m005_verdicts_in_malformed_lines,
+    m007_moved_lines,
 )
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 

@@ -239,6 +239,7 @@ class Standing(NamedTuple):
 
 
 _PAIR: Final = ", ".join(WorkPair._fields)
+_FROZEN: Final = ", ".join(f"f.{name}" for name in FrozenRow._fields)
 ASKED_AT_ONCE: Final = 200
 """Tasks that one statement asks for."""
 _ASKED: Final = f"WITH asked (value) AS (VALUES {', '.join(['(?)'] * ASKED_AT_ONCE)})"
@@ -455,19 +456,29 @@ class Work:
     def frozen_queue(self) -> Generator[FrozenRow, None, None]:
         """Frozen rows whose reason to stay may be gone."""
         rows = self._run(
-            "SELECT f.frozen_id, kind, partition_id, line, digest, run_id, category, sample_key, rag, rag_line, rag_batch,"
-            " sft, sft_line, sft_batch FROM rejudge_frozen CROSS JOIN frozen_rows f USING (frozen_id)"
+            f"SELECT {_FROZEN} FROM rejudge_frozen q CROSS JOIN frozen_rows f ON f.frozen_id = q.frozen_id"
         )
         yield from map(FrozenRow._make, rows)
 
-    def stands_elsewhere(self, digest: bytes, run_id: str | None) -> bool:
-        """Whether a present scored row has these very bytes; one that is too long now says no run."""
+    def copies(self, digest: bytes, run_id: str | None) -> list[tuple[int, bool]]:
+        """The present scored rows with these very bytes, and whether what became of them is known.
+
+        One that is too long now names no run, and is always held.
+        """
         found = self._run(
-            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?1 AND digest = ?2)"
-            " OR EXISTS (SELECT 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?2)",
+            "SELECT walk, rag IS NOT NULL FROM scored_rows WHERE run_id = ?1 AND digest = ?2"
+            " UNION ALL SELECT walk, 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?2",
             (run_id, digest),
         )
-        return bool(found.fetchone()[0])
+        return found.fetchall()
+
+    def moved_to(self, row: WorkRow) -> list[FrozenRow]:
+        """The absent rows whose very line this present row is now."""
+        rows = self._run(
+            f"SELECT {_FROZEN} FROM frozen_rows f WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
+            (row.digest, row.run_id),
+        )
+        return [FrozenRow._make(each) for each in rows]
 
     def has_frozen_verdicts(self) -> bool:
         """Whether any absent verdict is remembered."""
@@ -630,7 +641,7 @@ class Work:
                 "SELECT digest FROM frozen_rows WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
                 (run_id, partition_id, task_id, category),
             )
-            return any(not self.stands_elsewhere(digest, run_id) for (digest,) in absent)
+            return any(not self.copies(digest, run_id) for (digest,) in absent)
         if states.get("evidence") != "absent":
             return False
         found = self._run(

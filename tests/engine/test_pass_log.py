@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from distilld import logs
 from distilld.core.model import OperatorError
+from distilld.engine import pass_log
 from distilld.publish import receipt_files as receipt
 from distilld.publish.exports import Exports
 from distilld.publish.receipt_files import ReceiptWriteError
@@ -177,3 +178,18 @@ def test_store_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_store(path, tmp_path).close()
         Store.open(path, tmp_path).close()
     assert [(line["event"], line["path"]) for line in lines] == [("store_migrated", str(path))]
+
+
+def test_log_of_a_pass_is_bounded_whatever_a_producer_does(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty thousand FIFOs once filled the log with a line each; now the first few are named, and all are counted."""
+    monkeypatch.setattr(pass_log, "LINES_A_PASS", 3)
+    for number in range(9):
+        os.mkfifo(lake.scored_path(A).with_name(f"fifo-{number}.jsonl"))
+    for number in range(5):
+        lake.evidence(f"2026/05/01/{number}.jsonl", b"no JSON")
+    lines = told(lake, "file_unreadable", "malformed_evidence", "lines_left_out")
+    assert [line.get("of", line["event"]) for line in lines] == [
+        *["malformed_evidence"] * 3, *["file_unreadable"] * 3, "malformed_evidence", "file_unreadable",
+    ]  # fmt: skip
+    assert [line["lines"] for line in lines if "of" in line] == [2, 6]
+    assert told(lake, "file_unreadable", "lines_left_out") == []

@@ -57,7 +57,7 @@ def test_agrees_with_what_the_engine_did(lake: tuple[SampleLake, Engine]) -> Non
     """After any pass nothing is wrong, in depth too, while the writer has the store open."""
     report = report_of(lake[0])
     assert not faulty(report)
-    assert len(report.checks) == 11
+    assert len(report.checks) == 12
 
 
 def edit_row(path: Path) -> None:

@@ -41,9 +41,12 @@ class Side(NamedTuple):
 
 @dataclass
 class Remembered:
-    """The lines of a scored file as of the last pass that saw it, and what became of each, None where that left."""
+    """The lines of a scored file as of the last pass that saw it, and what became of each, None where that left.
 
-    lines: list[Line]
+    A line of an absent file that moved to a present one is None: nothing is left of it here.
+    """
+
+    lines: list[Line | None]
     placed: list[dict[Dataset, Placed | None]]
 
 
@@ -88,6 +91,7 @@ class Absence:
             for number, (line, by_dataset) in enumerate(
                 zip(self._scored[path].lines, self._scored[path].placed, strict=True)
             )
+            if line is not None
             for dataset, placed in by_dataset.items()
             if placed is not None
         }
@@ -114,6 +118,7 @@ class Absence:
             if id(row) not in stayed:
                 self._scored[path].placed[number][dataset] = None
         self._scored = {path: self._scored[path] for path in look.absent}
+        self._forget_moved(look)
         self._evidence = {path: self._evidence[path] for path in look.without}
         for kind, path in look.present:
             if kind is InputKind.EVIDENCE:
@@ -123,7 +128,7 @@ class Absence:
                     {each: result.rows[each, RowRef(path, number)] for each in (Dataset.RAG, Dataset.SFT)}
                     for number in range(len(look.lines[path]))
                 ]
-                self._scored[path] = Remembered(look.lines[path], placed)
+                self._scored[path] = Remembered([*look.lines[path]], placed)
         stayed = {id(pair) for pair in result.frozen_pairs}
         self._pairs = [(sides, pair.placed) for sides, pair in look.pairs if id(pair) in stayed]
         self._pairs += [
@@ -131,6 +136,17 @@ class Absence:
             for pair in result.pairs
         ]
         return result
+
+    def _forget_moved(self, look: Look) -> None:
+        """A line of an absent file that is in a present one, and says the same there, counts only there from now on."""
+        standing = {line[:3] for lines in look.lines.values() for line in lines}
+        for path in look.absent:
+            of = self._scored[path]
+            of.lines = [line if line is None or line[:3] not in standing else None for line in of.lines]
+        for path in look.without:
+            if (InputKind.SCORED, path) not in look.present:
+                named = self._scored[path].lines if path in self._scored else []
+                self._evidence[path] &= {line.run_id for line in named if line is not None}
 
     def prune(self, root: Path) -> None:
         """An operator gave up what is not there."""
@@ -142,13 +158,18 @@ class Absence:
         """Whether a pair's side stands in an absent file alone, or on absent evidence."""
         if side.path in look.absent:
             standing = {line.raw for each in look.lines.values() for line in each}
-            return any(line[2:] == side[1:] and line.raw not in standing for line in self._scored[side.path].lines)
+            return any(
+                line is not None and line[2:] == side[1:] and line.raw not in standing
+                for line in self._scored[side.path].lines
+            )
         stands = any(line[2:] == side[1:] for line in look.lines.get(side.path, ()))
         return side.path in look.without and side.run_id in self._evidence[side.path] and stands
 
     def _verdicts(self, absent: list[str]) -> Iterator[AbsentVerdict]:
         for path in absent:
             for number, line in enumerate(self._scored[path].lines):
+                if line is None:
+                    continue
                 run = scored_run(parse_object(line.raw).value or {}) if line.readable else None
                 for run_id, category in oracle.verdicts_of(line.raw, run):
                     yield AbsentVerdict(RowRef(path, number), run_id, category, digest_of(line.raw), not line.readable)
@@ -164,15 +185,14 @@ class Absence:
                             yield (dataset, RowRef(path, number)), placed
 
 
-def match(before: list[Line], now: list[Line]) -> Iterator[tuple[int, int]]:
+def match(before: list[Line | None], now: list[Line]) -> Iterator[tuple[int, int]]:
     """Which line was which: one that stands where it stood, or else the next of the same bytes."""
-    pairs = {
-        number: number for number, line in enumerate(now) if number < len(before) and before[number][:2] == line[:2]
-    }
-    left = [number for number in range(len(before)) if number not in pairs]
+    known = [None if line is None else line[:2] for line in before]
+    pairs = {number: number for number, line in enumerate(now) if number < len(known) and known[number] == line[:2]}
+    left = [number for number in range(len(known)) if number not in pairs]
     for number, line in enumerate(now):
         if number not in pairs:
-            found = next((old for old in left if before[old][:2] == line[:2]), None)
+            found = next((old for old in left if known[old] == line[:2]), None)
             if found is not None:
                 pairs[number] = found
                 left.remove(found)

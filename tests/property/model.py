@@ -208,6 +208,8 @@ class History:
         self.torn: dict[Path, bytes] = {}
         """What is still to come of a file's last line."""
         self.deleted: dict[Path, bytes] = {}
+        self.saved: tuple[Path, Path] | None = None
+        """A file that is about to be saved, and its other name until then."""
         for kind in InputKind:
             (root / tree_path(kind, "")).mkdir(parents=True)
         (root / "sources").mkdir()
@@ -362,6 +364,23 @@ class History:
             for kind in InputKind:
                 if self.path(kind, partition).exists():
                     self.move(kind, self.files(kind).index(self.path(kind, partition)), to_partition)
+
+    def begin_to_save(self, kind: InputKind, number: int) -> None:
+        """An editor writes a file once more, under the name of another partition."""
+        files = self.files(kind)
+        if files:
+            path = files[number % len(files)]
+            self.torn.pop(path, None)
+            self.saved = path, path.with_name(".saved.jsonl")
+            self.saved[1].write_bytes(self._read(path))
+
+    def save(self) -> None:
+        """The editor puts it in the place of the file."""
+        if self.saved is not None:
+            path, beside = self.saved
+            beside.rename(path)
+            self.torn.pop(path, None)
+            self.saved = None
 
     def swap(self, kind: InputKind, number: int, other: int) -> None:
         """Two partition files change names."""

@@ -324,6 +324,23 @@ class Histories(RuleBasedStateMachine):
         self.history.move_both(number, to)
         self.after(then)
 
+    @rule(number=number, to=number, at=number, row=scored_rows(), then=then)
+    def move_and_correct(self, number: int, to: int, at: int, row: Row, then: bool) -> None:
+        """A partition moves with its evidence; then lines of it are corrected under the new name."""
+        self.history.move_both(number, to)
+        self.after(True)
+        self.history.rescore(number, at)
+        self.history.change_line(InputKind.SCORED, number + 1, at, row, in_place=True)
+        self.after(then)
+
+    @rule(kind=kinds, number=number, first=maybe, then=then)
+    def save_atomically(self, kind: InputKind, number: int, first: bool, then: bool) -> None:
+        """A file is written under another name and put in place; a pass may see both."""
+        self.history.begin_to_save(kind, number)
+        self.after(first)
+        self.history.save()
+        self.after(then)
+
     @rule(kind=kinds, number=number, other=number, then=then)
     def swap(self, kind: InputKind, number: int, other: int, then: bool) -> None:
         self.history.swap(kind, number, other)

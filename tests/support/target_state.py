@@ -159,9 +159,8 @@ def _place_of(held: bytes) -> tuple[str, int]:
 def publish_what_left(before: Exports, after: Exports) -> None:
     """Every id that left a dataset, or got new content, stands in the new lines of the withdrawals file (SPEC 3.9)."""
     for dataset in Dataset:
-        known = len(before.withdrawn[dataset])
-        assert after.whole[f"withdrawals_{dataset}"].startswith(before.whole[f"withdrawals_{dataset}"])
-        last = {row["id"]: row["replaced"] for row in after.withdrawn[dataset][known:]}
+        news = new_withdrawals(before, after, dataset)
+        last = {row["id"]: row["replaced"] for row in news}
         told = set(last)
         old, new = before.shipped[dataset], after.shipped[dataset]
         assert {key for key in old if key not in new} <= told, f"{dataset}: a row left and nobody was told"
@@ -170,6 +169,21 @@ def publish_what_left(before: Exports, after: Exports) -> None:
             f"{dataset}: told of a row that stayed"
         )
         assert not [key for key, replaced in last.items() if replaced and key not in new]
+
+
+def new_withdrawals(before: Exports, after: Exports, dataset: Dataset) -> list[dict[str, Any]]:
+    """The lines that came to a log; those before it stay, but for what a new one says again."""
+    known = {row["withdrawn_batch"] for row in before.withdrawn[dataset]}
+    news = [row for row in after.withdrawn[dataset] if row["withdrawn_batch"] not in known]
+    said = [_said(row) for row in news]
+    assert after.withdrawn[dataset] == [row for row in before.withdrawn[dataset] if _said(row) not in said] + news
+    return news
+
+
+def _said(row: dict[str, Any]) -> list[Any]:
+    verdict = row["verdict"] or {"category": None}
+    runs = [row[name] for name in ("source_run_id", "chosen_run_id", "rejected_run_id")]
+    return [row["id"], *runs, row["cause"], row["replaced"], verdict["category"]]
 
 
 def let_no_mass_vanish(before: Exports, after: Exports, lake: oracle.Lake, rows: int, share: float) -> None:
@@ -185,7 +199,7 @@ def let_no_mass_vanish(before: Exports, after: Exports, lake: oracle.Lake, rows:
         joined |= scored & {line.get("run_id") for line in _objects(partition.evidence)}
     for dataset in Dataset:
         vanished = []
-        for row in after.withdrawn[dataset][len(before.withdrawn[dataset]) :]:
+        for row in new_withdrawals(before, after, dataset):
             runs = {row["source_run_id"] or row["chosen_run_id"], row["source_run_id"] or row["rejected_run_id"]}
             alone = row["cause"] in ("evidence_changed", "displaced") and not runs <= joined
             if not row["replaced"] and ((row["cause"] == "row_removed" and not runs <= named) or alone):

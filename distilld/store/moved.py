@@ -1,0 +1,73 @@
+"""Forgets what moved: a line of an absent file that is in a present one counts only there (SPEC 3, 'Absent partitions').
+
+What nothing refers to any more goes with it: evidence of the runs, records of files, partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from distilld.store.connection import Store
+
+_MOVED: Final = (
+    "(EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest) OR f.run_id IS NULL"
+    " AND EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
+)
+"""Whether the line of frozen row ``f`` is in a present file and says the same there.
+
+One that is too long to be read now does not: its absent verdict still forbids.
+"""
+_EMPTY: Final = (
+    "f.state = 'absent' AND CASE f.kind"
+    " WHEN 'scored' THEN NOT EXISTS (SELECT 1 FROM frozen_rows r WHERE r.partition_id = f.partition_id AND r.kind = 'absent')"
+    " ELSE NOT EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = f.partition_id) END"
+)
+"""Whether nothing is known of absent file ``f`` but that it was there."""
+
+
+def forget_moved_rows(store: Store, frozen_ids: Iterable[int]) -> None:
+    """Forget those of these absent rows that moved and have no line left in the exports."""
+    partitions = set()
+    for frozen_id in frozen_ids:
+        gone = store.connection.execute(
+            f"DELETE FROM frozen_rows AS f WHERE frozen_id = ? AND kind = 'absent' AND rag IS NULL AND sft IS NULL AND {_MOVED}"
+            " RETURNING partition_id",
+            (frozen_id,),
+        ).fetchall()
+        partitions.update(gone)
+    forget_unnamed_evidence(store, (partition_id for (partition_id,) in partitions))
+
+
+def forget_unnamed_evidence(store: Store, partitions: Iterable[int]) -> None:
+    """Forget the evidence in these partitions that is absent, and whose runs no scored row there names."""
+    store.connection.executemany(
+        "DELETE FROM evidence_rows WHERE partition_id = ?1"
+        " AND EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'evidence' AND state = 'absent')"
+        " AND NOT EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'scored' AND state = 'present')"
+        " AND NOT EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = evidence_rows.run_id AND f.partition_id = ?1"
+        " AND f.kind = 'absent')",
+        [(partition_id,) for partition_id in partitions],
+    )
+
+
+def forget_empty_files(store: Store) -> bool:
+    """Forget absent files of which nothing is left, and partitions that nothing names; say whether there were any.
+
+    What the next receipt is yet to tell of stays until it has.
+    """
+    run = store.connection.execute
+    empty = run(
+        f"SELECT partition_id, kind FROM files f WHERE {_EMPTY} AND partition_id NOT IN (SELECT partition_id FROM unreported_inputs)"
+    ).fetchall()
+    if not empty:
+        return False
+    with store.transaction():
+        store.connection.executemany("DELETE FROM files WHERE partition_id = ? AND kind = ?", empty)
+        run(
+            "DELETE FROM partitions WHERE partition_id IN (SELECT partition_id FROM partitions"
+            " EXCEPT SELECT partition_id FROM files EXCEPT SELECT partition_id FROM frozen_rows"
+            " EXCEPT SELECT partition_id FROM departures EXCEPT SELECT partition_id FROM unreported_inputs"
+            " EXCEPT SELECT chosen_partition FROM pairs EXCEPT SELECT rejected_partition FROM pairs)"
+        )
+    return True

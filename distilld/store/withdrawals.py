@@ -1,0 +1,63 @@
+"""The published withdrawals: where people can query them, and where a damaged log is restored from (SPEC 3.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import orjson
+
+from distilld.core.decisions import PublishedWithdrawal
+from distilld.core.model import Dataset
+from distilld.store.connection import Store
+
+_COLUMNS: Final = (
+    "dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch, withdrawn_batch,"
+    " withdrawn_at"
+)
+
+
+class Withdrawals:
+    """The part of the store that keeps them."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+
+    def of(self, dataset: Dataset) -> Iterator[PublishedWithdrawal]:
+        """All withdrawals from a dataset, in the order in which they were published."""
+        rows = self._run(
+            f"SELECT {_COLUMNS} FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id", (dataset.value,)
+        )
+        return map(_published, rows)
+
+    def repeated(self, published: Iterable[PublishedWithdrawal]) -> dict[int, PublishedWithdrawal]:
+        """The earlier withdrawals that these say again, by number: they differ in batches and places alone."""
+        found: dict[int, PublishedWithdrawal] = {}
+        for each in published:
+            rows = self._run(
+                f"SELECT {_COLUMNS}, withdrawal_id FROM withdrawals WHERE id = ? AND source_run_id IS ?"
+                " AND chosen_run_id IS ? AND rejected_run_id IS ? AND cause = ? AND replaced = ?"
+                " AND verdict ->> '$.category' IS ?",
+                (*each[1:7], each.verdict["category"] if each.verdict else None),
+            )
+            found.update((row[-1], _published(row[:-1])) for row in rows)
+        return found
+
+    def add(self, published: Iterable[PublishedWithdrawal], repeated: Iterable[int]) -> None:
+        """Keep published withdrawals in the place of those that they say again."""
+        self._many(
+            f"INSERT INTO withdrawals ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (*each[:7], orjson.dumps(each.verdict).decode() if each.verdict else None, *each[8:])
+                for each in published
+            ],
+        )
+        # Not before: a number is never given twice, for people ask what came after one.
+        self._many("DELETE FROM withdrawals WHERE withdrawal_id = ?", [(number,) for number in repeated])
+
+
+def _published(row: tuple[Any, ...]) -> PublishedWithdrawal:
+    dataset, id_, source, chosen, rejected, cause, replaced, verdict, *batches = row
+    told = orjson.loads(verdict) if verdict else None
+    return PublishedWithdrawal(Dataset(dataset), id_, source, chosen, rejected, cause, bool(replaced), told, *batches)

@@ -1,0 +1,157 @@
+"""A line that moves to another partition moves with its outcomes, its verdict and its evidence (SPEC 3)."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake with nothing in it."""
+    with history_lake(tmp_path) as made:
+        yield made
+
+
+def rename(lake: HistoryLake, old: str, new: str) -> None:
+    """Rename a partition in both trees."""
+    for path in (lake.scored_path, lake.evidence_path):
+        if path(old).exists():
+            path(new).parent.mkdir(parents=True, exist_ok=True)
+            path(old).rename(path(new))
+
+
+def rows_by_table(lake: HistoryLake) -> dict[str, int]:
+    """How many rows each table of the store has, those of batches and receipts left out."""
+    tables = [name for (name,) in lake.ask("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    return {
+        name: lake.ask(f"SELECT count(*) FROM {name}")[0][0]
+        for name in tables
+        if name not in ("batches", "receipts") and not name.startswith("sqlite_")
+    }
+
+
+@pytest.mark.parametrize(("old", "new"), [(C, A), (A, C)])
+def test_corrected_verdict_counts_after_a_rename(lake: HistoryLake, old: str, new: str) -> None:
+    """A rejection was renamed and then corrected; the row stayed out for ever, for the absent file still forbade it."""
+    lake.both(old, run("r1", "rejected"), run("r2"))
+    lake.both(B, run("b1"))
+    lake.go()
+    rename(lake, old, new)
+    lake.go()
+    assert lake.shipped("rag") == {"r2", "b1"}
+    lake.scored(new, run("r1"), run("r2"))
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r1", "r2", "b1"}
+
+
+def test_rejection_that_was_not_seen_elsewhere_still_forbids(lake: HistoryLake) -> None:
+    """A partition is renamed and its rejection changed before any pass: the rejection was deleted, and forbids."""
+    lake.both(C, run("r1", "rejected"), run("r2"))
+    lake.go()
+    rename(lake, C, A)
+    lake.scored(A, run("r1"), run("r2"))
+    lake.go()
+    assert lake.shipped("rag") == {"r2"}
+
+
+def test_store_is_as_large_after_any_number_of_renames(lake: HistoryLake) -> None:
+    """Twenty renames of all partitions and back: the store once kept every line and all evidence under every name."""
+    lake.both(A, run("a1", task_id="t"), run("a2", "rejected", "t"), run("a3", "?"))
+    lake.scored(B, run("b1"), b'{"evidence_run_id":"a1","category":"rejected"', run("b2"))
+    lake.evidence(B, given("b1"), given("nobody"))
+    lake.go()
+    before, exports = rows_by_table(lake), lake.files()
+    for number in range(20):
+        for partition in (A, B):
+            away = partition.replace("2026", f"2027-{number}")
+            rename(lake, partition, away)
+        lake.go()
+        for partition in (A, B):
+            rename(lake, partition.replace("2026", f"2027-{number}"), partition)
+        lake.go()
+    after = rows_by_table(lake)
+    assert after == before
+    for name in ("rag", "sft", "preference", "withdrawals_rag"):
+        assert lake.files()[name] == exports[name]
+
+
+@pytest.mark.parametrize("first", ["scored", "evidence"])
+def test_trees_that_are_renamed_one_after_the_other_leave_nothing_behind(lake: HistoryLake, first: str) -> None:
+    """A pass between the renames of the two trees changes nothing of what is left in the end."""
+    lake.both(A, run("a1"), run("a2", "rejected"))
+    lake.go()
+    before = rows_by_table(lake)
+    assert lake.shipped("rag") == {"a1"}
+    for tree in (first, "evidence" if first == "scored" else "scored"):
+        (old,), (new,) = lake.paths(A, tree), lake.paths(B, tree)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        old.rename(new)
+        lake.go()
+    after = rows_by_table(lake)
+    for name in ("partitions", "files", "scored_rows", "evidence_rows", "frozen_rows"):
+        assert after[name] == before[name], name
+    assert lake.shipped("rag") == {"a1"}
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 50_000])
+def test_rename_withdraws_nothing_however_small_batches_are(lake: HistoryLake, batch_rows: int) -> None:
+    """Rows of a renamed partition beyond the first batch once left the datasets, and came back with the next batch."""
+    lake.restart(batch_rows=batch_rows)
+    lake.both(C, run("a1"), run("a2", "rejected"), run("a3"), run("a4"))
+    lake.go()
+    before = lake.files()
+    rename(lake, C, A)
+    lake.go()
+    for name in ("rag", "sft", "withdrawals_rag", "withdrawals_sft"):
+        assert lake.files()[name] == before[name], name
+
+
+def test_returned_partition_takes_back_what_moved_meanwhile(lake: HistoryLake) -> None:
+    """A line moved to another file, and then its partition returned with all its lines: each is judged where it is."""
+    rows = run("a1"), run("a2"), run("a3", "rejected")
+    lake.both(B, *rows)
+    lake.go()
+    lake.move_away(*lake.paths(B, "both"))
+    lake.go()
+    lake.both(C, rows[0])
+    lake.go()
+    assert lake.ask("SELECT run_id FROM frozen_rows ORDER BY 1") == [("a2",), ("a3",)]
+    lake.bring_back(*lake.paths(B, "both"))
+    lake.go()
+    assert lake.shipped("rag") == {"a1", "a2"}
+    assert lake.held("rag")["a1"] == "duplicate_id"
+    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+
+
+def test_older_store_forgets_what_it_kept_of_renamed_partitions(lake: HistoryLake) -> None:
+    """A store from before keeps absent lines that moved: its next pass forgets them, and the correction counts."""
+    lake.both(A, run("r1", "rejected"), run("r2"))
+    lake.go()
+    lake.stop()
+    with sqlite3.connect(lake.state) as store:
+        store.execute("DELETE FROM _sqlite_migrations WHERE name = 'm007_moved_lines'")
+        store.execute(
+            "INSERT INTO partitions VALUES (99, '2026/04/30/old.jsonl', (SELECT max(walk_base) << 1 FROM partitions))"
+        )
+        store.execute(
+            "INSERT INTO files SELECT 99, kind, 'absent', device, inode, size_bytes, mtime_ns, ctime_ns, looked_ns,"
+            " indexed_bytes, indexed_sha256, indexed_lines, judged_lines, malformed_lines, tail, tail_bytes, tail_digest"
+            " FROM files WHERE kind = 'scored'"
+        )
+        store.execute(
+            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category,"
+            " sample_key) SELECT 'absent', 99, 0, start_byte, length_bytes, digest, run_id, task_id, category, sample_key"
+            " FROM scored_rows WHERE run_id = 'r1'"
+        )
+    store.close()
+    lake.scored(A, run("r1", "rejected"), run("r2"), run("r3"))
+    lake.go()
+    lake.scored(A, run("r1"), run("r2"), run("r3"))
+    lake.go()
+    assert lake.shipped("rag") == {"r1", "r2"}
