@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from distilld.core.model import Dataset, OperatorError, UsageError
-from distilld.delivery.rows import created_at, id_of_line
+from distilld.delivery.rows import CREATED, id_of_line
 from distilld.delivery.snapshot import refuse_incomplete
 from distilld.files.regular import is_there
 from distilld.files.spool import LineSpool
@@ -26,9 +26,6 @@ from distilld.publish.receipt_files import BATCH_ID, receipt_path
 from distilld.store.delivery_queries import knows_batch
 
 ALL: Final = "0"
-_IDS: Final = re.compile(rb'\{"schema_version":1,"id":"([^"]+)"')
-_CREATED: Final = re.compile(rb'"created_at":"([^"]*)"')
-"""Within a text a quote is escaped, so both stand in a row but once."""
 _STAMP: Final = re.compile(rb"(\d{4})-(\d{2})-(\d{2}T\d{2}):(\d{2}):(\d{2}\.\d{3}Z)")
 
 
@@ -78,22 +75,31 @@ def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, up
         _refuse_unknown(root, batch, since)
     refuse_incomplete(batch, dataset)
     left = {} if since == ALL else _withdrawn(batch, dataset, since)
-    after = b"" if since == ALL else _time_of(since)
-    for block in whole_lines(batch.exports[dataset.value].blocks()):
-        if left:
-            for id_ in _IDS.findall(block):
-                left.pop(id_.decode(), None)
-        # Most of a large dataset is older: its lines need not even be told apart.
-        if any(_is_news(written, after) for written in _CREATED.findall(block)):
-            for line in filter(None, map(bytes.strip, block.split(b"\n"))):
-                if _is_news(written := created_at(line), after):
-                    upserts.add(_upsert(line, written))
+    for row, written in _news(batch.exports[dataset.value].blocks(), b"" if since == ALL else _time_of(since)):
+        upserts.add(_upsert(row, written))
+        left.pop(id_of_line(row), None)
     return Changes({"dataset": dataset, "since": since, "through": batch.batch.batch_id}, list(left.values()), upserts)
 
 
-def _is_news(written: bytes, after: bytes) -> bool:
-    """Whether a row was written after a time. One that no batch of ours can have is of a row that was adopted."""
-    return written > after or _STAMP.fullmatch(written) is None
+def _news(blocks: Iterator[bytes], after: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The rows that were written after a time, with theirs. One that no batch of ours can have is an adopted row's.
+
+    Most of a large dataset is older: of its rows nothing but the time is looked at.
+    """
+    old: set[bytes] = set()
+    for block in whole_lines(blocks):
+        start = 0
+        while start < len(block):
+            if (end := block.find(b"\n", start)) < 0:
+                end = len(block)
+            at = block.rfind(CREATED, start, end) + len(CREATED)
+            written = block[at : block.find(b'"', at)]
+            if written not in old:
+                if written <= after and _STAMP.fullmatch(written):
+                    old.add(written)
+                elif row := block[start:end].strip():
+                    yield row, written
+            start = end + 1
 
 
 def _upsert(line: bytes, written: bytes) -> bytes:
