@@ -18,11 +18,9 @@ import orjson
 
 from distilld.core.model import Dataset, OperatorError, UsageError
 from distilld.delivery.rows import CREATED, id_of_line
-from distilld.delivery.snapshot import refuse_incomplete
 from distilld.files.regular import is_there
 from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch, whole_lines
-from distilld.publish.receipt_files import BATCH_ID, receipt_path
 from distilld.store.delivery_queries import knows_batch
 
 ALL: Final = "0"
@@ -73,16 +71,17 @@ def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, up
         raise OperatorError("no batch was committed yet", hint="distilld run --once")
     if since != ALL:
         _refuse_unknown(root, batch, since)
-    refuse_incomplete(batch, dataset)
+    batch.refuse_incomplete(dataset)
     left = {} if since == ALL else _withdrawn(batch, dataset, since)
-    for row, written in _news(batch.exports[dataset.value].blocks(), b"" if since == ALL else _time_of(since)):
-        upserts.add(_upsert(row, written))
-        left.pop(id_of_line(row), None)
+    for row, batch_id in _news(batch.exports[dataset.value].blocks(), since):
+        id_ = id_of_line(row)
+        upserts.add(_line({"type": "upsert", "id": id_, "batch": batch_id})[:-2] + b',"row":' + row + b"}\n")
+        left.pop(id_, None)
     return Changes({"dataset": dataset, "since": since, "through": batch.batch.batch_id}, list(left.values()), upserts)
 
 
-def _news(blocks: Iterator[bytes], after: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The rows that were written after a time, with theirs. One that no batch of ours can have is an adopted row's.
+def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | None]]:
+    """The rows that were written after a batch, with theirs. An adopted row may have none, and is always news.
 
     Most of a large dataset is older: of its rows nothing but the time is looked at.
     """
@@ -95,30 +94,22 @@ def _news(blocks: Iterator[bytes], after: bytes) -> Iterator[tuple[bytes, bytes]
             at = block.rfind(CREATED, start, end) + len(CREATED)
             written = block[at : block.find(b'"', at)]
             if written not in old:
-                if written <= after and _STAMP.fullmatch(written):
+                stamp = _STAMP.fullmatch(written)
+                batch_id = b"".join(stamp.groups()).decode() if stamp else None
+                if batch_id is not None and batch_id <= since:
                     old.add(written)
                 elif row := block[start:end].strip():
-                    yield row, written
+                    yield row, batch_id
             start = end + 1
 
 
-def _upsert(line: bytes, written: bytes) -> bytes:
-    stamp = _STAMP.fullmatch(written)
-    batch_id = b"".join(stamp.groups()).decode() if stamp else None
-    told = _line({"type": "upsert", "id": id_of_line(line), "batch": batch_id})
-    return told[:-2] + b',"row":' + line + b"}\n"
-
-
-def _time_of(batch_id: str) -> bytes:
-    """The time that a batch stamps on its rows."""
-    year, month, day, minute, second = BATCH_ID.fullmatch(batch_id).groups()  # type: ignore[union-attr]  # it is one
-    return f"{year}-{month}-{day}:{minute}:{second}".encode()
-
-
 def _refuse_unknown(root: Path, batch: CommittedBatch, since: str) -> None:
+    if knows_batch(batch.store, since):
+        return
+    from distilld.publish.receipt_files import BATCH_ID, receipt_path  # seldom needed, and slow to import
+
     assert batch.batch is not None  # noqa: S101  refused before
-    known = BATCH_ID.fullmatch(since) is not None and since <= batch.batch.batch_id
-    if not known or not (knows_batch(batch.store, since) or is_there(root / receipt_path(since))):
+    if not BATCH_ID.fullmatch(since) or since > batch.batch.batch_id or not is_there(root / receipt_path(since)):
         hint = "load the dataset again, with --since 0"
         raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
 

@@ -18,7 +18,7 @@ import orjson
 from distilld import __version__
 from distilld.core.card import CardConfig, card_text
 from distilld.core.decisions import key_of
-from distilld.core.model import CARD, DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.core.model import CARD, Dataset, OperatorError, UsageError
 from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
 from distilld.delivery.forms import ANSWERS, PROMPTS, Form, Row, chosen_forms, provenance_of
 from distilld.delivery.rows import content_sha256, id_of_line
@@ -106,19 +106,6 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
     return Snapshot(folder, manifest)
 
 
-def refuse_incomplete(batch: CommittedBatch, dataset: Dataset) -> None:
-    """Refuse an export that was damaged and restored in part: the next batch writes what is missing.
-
-    Raises:
-        OperatorError: Rows are missing.
-    """
-    if missing := batch.ledger.missing_rows(dataset.value):
-        raise OperatorError(
-            f"{DATASET_PATHS[dataset]} is being restored: {missing} rows are yet to be written again",
-            hint="distilld run --once writes them",
-        )
-
-
 class _Row(NamedTuple):
     """A row on its way into files; ``row`` is None where it goes only into the form of the exports' own rows."""
 
@@ -156,7 +143,7 @@ class _Writer:
         waiting = {}
         for dataset, forms in self._forms.items():
             if forms:
-                refuse_incomplete(self._batch, dataset)
+                self._batch.refuse_incomplete(dataset)
                 waiting[dataset] = _Waiting(LineSpool(self._folder))
                 self._stream(dataset, forms, waiting[dataset])
                 self._close(forms, TRAIN)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -28,6 +30,7 @@ from distilld.store.segments import Segments
 
 ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
+_BLOCKS_AT_ONCE: Final = 8
 _WHITE: Final = b" \t\r\n"
 
 T = TypeVar("T")
@@ -131,7 +134,9 @@ class CommittedExport:
         Raises:
             BatchMovedError, OperatorError: As :meth:`blocks`.
         """
-        return map(rows_of, whole_lines(self.blocks()))
+        blocks = whole_lines(self.blocks())
+        while some := list(islice(blocks, _BLOCKS_AT_ONCE)):
+            yield [row for block in some for row in rows_of(block)]
 
     def lines(self) -> Iterator[bytes]:
         """The same, each with its line feed."""
@@ -186,7 +191,7 @@ def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def rows_of(block: bytes) -> list[bytes]:
     """The rows in whole lines, without line feeds and white space around them."""
-    return [row for line in block.split(b"\n") if (row := line.strip(_WHITE))]
+    return [row for line in BytesIO(block) if (row := line.strip(_WHITE))]
 
 
 def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -196,10 +201,10 @@ def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """
     start = 0
     for block in whole_lines(blocks):
-        for line in block.removesuffix(b"\n").split(b"\n"):
+        for line in BytesIO(block):
             if row := line.strip(_WHITE):
                 yield start, row + b"\n"
-            start += len(line) + 1
+            start += len(line)
 
 
 class CommittedBatch:
@@ -212,6 +217,18 @@ class CommittedBatch:
         self.writing = Writing.of(store)
         records = self.ledger.exports()
         self.exports = {name: CommittedExport(root, records[name]) for name in names}
+
+    def refuse_incomplete(self, name: str) -> None:
+        """Refuse an export that was damaged and restored in part: the next batch writes what is missing.
+
+        Raises:
+            OperatorError: Rows are missing.
+        """
+        if missing := self.ledger.missing_rows(name):
+            raise OperatorError(
+                f"{EXPORT_PATHS[name]} is being restored: {missing} rows are yet to be written again",
+                hint="distilld run --once writes them",
+            )
 
 
 def at_one_batch(
