@@ -107,11 +107,19 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
 
 
 class _Row(NamedTuple):
-    """A row on its way into files; ``row`` is None where it goes only into the form of the exports' own rows."""
+    """A row as it is printed in each form, None where it is left out of one; and what provenance/ says of it."""
 
-    line: bytes
-    task: str
-    row: Row | None
+    lines: list[bytes | None]
+    told: bytes
+
+
+def _printed(forms: list[Form], side: str, line: bytes, task: str, row: Row | None) -> list[_Row]:
+    """A row in its forms: in that of the exports' own rows alone if ``row`` is None. None, if it is in no form."""
+    lines = [line if form.make is None else orjson.dumps(form.make(row)) if row else None for form in forms]
+    if not any(lines):
+        return []
+    told = {"id": id_of_line(line), "split": side, "task_id": task, "row_sha256": content_sha256(line)}
+    return [_Row(lines, orjson.dumps({**told, **provenance_of(row)} if row else told))]
 
 
 @dataclass(slots=True)
@@ -176,7 +184,7 @@ class _Writer:
                         answer = row[ANSWERS[dataset][0]]
                         self._texts.add(side, answer)
                 if side == TRAIN:
-                    train.append(_Row(line, task, row))
+                    train += _printed(forms, side, line, task, row)
                 else:
                     waiting.spool.add(line + b"\n")
                     waiting.told.append((task, None if answer is None else hash(answer)))
@@ -197,44 +205,29 @@ class _Writer:
             for line in rows_of(block):
                 task, answer = next(told)
                 leaks = answer in on_both
-                self._counts[dataset].validation_left_out += leaks
-                rows.append(_Row(line, task, None if answer is None or leaks else orjson.loads(line)))
+                if answer is not None and leaks:
+                    self._counts[dataset].validation_left_out += 1
+                    self._texts.validation.discard(answer)
+                row = None if answer is None or leaks else orjson.loads(line)
+                rows += _printed(forms, VALIDATION, line, task, row)
             self._put(dataset, forms, VALIDATION, rows)
         waiting.spool.close()
 
     def _put(self, dataset: Dataset, forms: list[Form], side: str, rows: list[_Row]) -> None:
         """Write rows in each form."""
-        shaped = [each.row for each in rows if each.row is not None]
-        put = [each for each in rows if each.row is not None]
-        for form in forms:
-            if form.make is None:
-                put = rows
-                self._file(form, side).add([each.line for each in rows])
-            elif shaped:
-                self._file(form, side).add([orjson.dumps(form.make(row)) for row in shaped])
-        if not put:
+        if not rows:
             return
+        for form, lines in zip(forms, zip(*(row.lines for row in rows), strict=True), strict=True):
+            if some := [line for line in lines if line is not None]:
+                self._file(form, side).add(some)
         if side == TRAIN:
-            self._counts[dataset].train += len(put)
+            self._counts[dataset].train += len(rows)
         else:
-            self._counts[dataset].validation += len(put)
+            self._counts[dataset].validation += len(rows)
         path = f"{PROVENANCE}/{dataset}.jsonl"
         if path not in self._open:
             self._open[path] = JsonLines(self._folder, path)
-        self._open[path].add(
-            [
-                orjson.dumps(
-                    {
-                        "id": id_of_line(each.line),
-                        "split": side,
-                        "task_id": each.task,
-                        "row_sha256": content_sha256(each.line),
-                        **(provenance_of(each.row) if each.row is not None else {}),
-                    }
-                )
-                for each in put
-            ]
-        )
+        self._open[path].add([row.told for row in rows])
 
     def _file(self, form: Form, side: str) -> RowFile:
         key = f"{form.folder}/{side}"

@@ -162,6 +162,7 @@ def test_validation_row_whose_answer_stands_in_train_is_left_out(lake: HistoryLa
     folder = made(lake, validation=0.3)
     counts = manifest_of(folder)["datasets"]["sft"]
     assert counts["validation_left_out"] == 1
+    assert manifest_of(folder)["split"]["texts_on_both_sides"] == 0
     assert sft_id("in") not in {row["id"] for row in rows_of(folder / "sft/validation.jsonl")}
     assert sft_id("out") in {row["id"] for row in rows_of(folder / "sft/train.jsonl")}
     assert counts["rows"] == counts["train"] + counts["validation"] + counts["duplicates_dropped"] + 1
