@@ -69,8 +69,7 @@ test-slow: $(DEVELOPMENT) ## Run the slow tests
 	@$(BARE) $(BIN)/python -m pytest $(SPREAD) -m slow
 
 test-consumers: $(CONSUMERS) $(LLAMA_FACTORY) ## Try trainers and vector stores on snapshots and changes (installs gigabytes)
-	@LLAMA_FACTORY_PYTHON='$(CURDIR)/$(LLAMA_FACTORY_VENV)/bin/python' $(CONSUMERS_VENV)/bin/python -m pytest \
-		-o addopts= -o filterwarnings=default -o timeout=600 -ra tests/consumers
+	@$(BARE) $(CONSUMERS_VENV)/bin/python -m pytest -o addopts= -o filterwarnings=default -o timeout=600 -ra tests/consumers
 
 coverage: $(DEVELOPMENT) ## Run the tests and show which branches of the pure core they miss
 	@$(BARE) $(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term-missing
@@ -159,13 +158,15 @@ $(CONSUMERS): pyproject.toml constraints-consumers.txt
 	@$(PYTHON) -m venv --clear $(CONSUMERS_VENV)
 	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-consumers.txt torch
 	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-consumers.txt -e '.[test,consumers]'
+	@# Alone: what Axolotl requires are other versions of all the rest, and its row readers do without.
+	@$(CONSUMERS_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -c constraints-consumers.txt axolotl
 	@touch $@
 
 # Its own torchvision and torchaudio are made for other builds of torch, and without them it reads text all the same.
-$(LLAMA_FACTORY): constraints-consumers.txt
+$(LLAMA_FACTORY): constraints-llama-factory.txt
 	@echo "Installing LLaMA-Factory into $(LLAMA_FACTORY_VENV) ..."
 	@$(PYTHON) -m venv --clear $(LLAMA_FACTORY_VENV)
-	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
-	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5
+	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-llama-factory.txt torch
+	@$(LLAMA_FACTORY_VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-llama-factory.txt llamafactory
 	@$(LLAMA_FACTORY_VENV)/bin/python -m pip uninstall -qq -y torchvision torchaudio
 	@touch $@

@@ -17,18 +17,13 @@ from typing import Any, Final
 import orjson
 
 from distilld.core.model import Dataset, OperatorError, UsageError
-from distilld.delivery.rows import created_at, id_of_line
-from distilld.delivery.snapshot import refuse_incomplete
+from distilld.delivery.rows import CREATED, id_of_line
 from distilld.files.regular import is_there
 from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch, whole_lines
-from distilld.publish.receipt_files import BATCH_ID, receipt_path
 from distilld.store.delivery_queries import knows_batch
 
 ALL: Final = "0"
-_IDS: Final = re.compile(rb'\{"schema_version":1,"id":"([^"]+)"')
-_CREATED: Final = re.compile(rb'"created_at":"([^"]*)"')
-"""Within a text a quote is escaped, so both stand in a row but once."""
 _STAMP: Final = re.compile(rb"(\d{4})-(\d{2})-(\d{2}T\d{2}):(\d{2}):(\d{2}\.\d{3}Z)")
 
 
@@ -76,43 +71,45 @@ def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, up
         raise OperatorError("no batch was committed yet", hint="distilld run --once")
     if since != ALL:
         _refuse_unknown(root, batch, since)
-    refuse_incomplete(batch, dataset)
+    batch.refuse_incomplete(dataset)
     left = {} if since == ALL else _withdrawn(batch, dataset, since)
-    after = b"" if since == ALL else _time_of(since)
-    for block in whole_lines(batch.exports[dataset.value].blocks()):
-        if left:
-            for id_ in _IDS.findall(block):
-                left.pop(id_.decode(), None)
-        # Most of a large dataset is older: its lines need not even be told apart.
-        if any(_is_news(written, after) for written in _CREATED.findall(block)):
-            for line in filter(None, map(bytes.strip, block.split(b"\n"))):
-                if _is_news(written := created_at(line), after):
-                    upserts.add(_upsert(line, written))
+    for row, batch_id in _news(batch.exports[dataset.value].blocks(), since):
+        id_ = id_of_line(row)
+        upserts.add(_line({"type": "upsert", "id": id_, "batch": batch_id})[:-2] + b',"row":' + row + b"}\n")
+        left.pop(id_, None)
     return Changes({"dataset": dataset, "since": since, "through": batch.batch.batch_id}, list(left.values()), upserts)
 
 
-def _is_news(written: bytes, after: bytes) -> bool:
-    """Whether a row was written after a time. One that no batch of ours can have is of a row that was adopted."""
-    return written > after or _STAMP.fullmatch(written) is None
+def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | None]]:
+    """The rows that were written after a batch, with theirs. An adopted row may have none, and is always news.
 
-
-def _upsert(line: bytes, written: bytes) -> bytes:
-    stamp = _STAMP.fullmatch(written)
-    batch_id = b"".join(stamp.groups()).decode() if stamp else None
-    told = _line({"type": "upsert", "id": id_of_line(line), "batch": batch_id})
-    return told[:-2] + b',"row":' + line + b"}\n"
-
-
-def _time_of(batch_id: str) -> bytes:
-    """The time that a batch stamps on its rows."""
-    year, month, day, minute, second = BATCH_ID.fullmatch(batch_id).groups()  # type: ignore[union-attr]  # it is one
-    return f"{year}-{month}-{day}:{minute}:{second}".encode()
+    Most of a large dataset is older: of its rows nothing but the time is looked at.
+    """
+    old: set[bytes] = set()
+    for block in whole_lines(blocks):
+        start = 0
+        while start < len(block):
+            if (end := block.find(b"\n", start)) < 0:
+                end = len(block)
+            at = block.rfind(CREATED, start, end) + len(CREATED)
+            written = block[at : block.find(b'"', at)]
+            if written not in old:
+                stamp = _STAMP.fullmatch(written)
+                batch_id = b"".join(stamp.groups()).decode() if stamp else None
+                if batch_id is not None and batch_id <= since:
+                    old.add(written)
+                elif row := block[start:end].strip():
+                    yield row, batch_id
+            start = end + 1
 
 
 def _refuse_unknown(root: Path, batch: CommittedBatch, since: str) -> None:
+    if knows_batch(batch.store, since):
+        return
+    from distilld.publish.receipt_files import BATCH_ID, receipt_path  # seldom needed, and slow to import
+
     assert batch.batch is not None  # noqa: S101  refused before
-    known = BATCH_ID.fullmatch(since) is not None and since <= batch.batch.batch_id
-    if not known or not (knows_batch(batch.store, since) or is_there(root / receipt_path(since))):
+    if not BATCH_ID.fullmatch(since) or since > batch.batch.batch_id or not is_there(root / receipt_path(since)):
         hint = "load the dataset again, with --since 0"
         raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
 

@@ -6,10 +6,11 @@ is asked for nothing but the committed lengths, and where it was lost the files 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
@@ -19,10 +20,10 @@ from distilld.delivery.files import facts_of
 from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
 from distilld.files.regular import open_regular, read_regular
-from distilld.publish.committed import at_one_batch, placed_lines
+from distilld.files.segments import blocks_of
+from distilld.publish.committed import at_one_batch, rows_of, whole_lines
 
-Lines = Callable[[str], Iterator[bytes]]
-_BLOCK_BYTES: Final = 1 << 20
+Rows = Callable[[str], Iterator[list[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,11 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
     if found.damaged:
         return found
     if not state.exists():
-        found.changed = _changed(folder, found, lambda name: _lines_as_they_stand(root / EXPORT_PATHS[name]))
+        found.changed = _changed(folder, found, lambda name: _rows_as_they_stand(root / EXPORT_PATHS[name]))
         return found
     names = [name for name in EXPORT_PATHS if not name.startswith("quarantine_")]
     found.changed = at_one_batch(
-        root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].lines()), names=names
+        root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].rows()), names=names
     )
     return found
 
@@ -97,52 +98,57 @@ def _damages(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{file['path']}: has other bytes than when it was made"
 
 
-def _changed(folder: Path, found: Checked, lines: Lines) -> list[ChangedRow]:
+def _changed(folder: Path, found: Checked, rows: Rows) -> list[ChangedRow]:
     changed: list[ChangedRow] = []
     found.rows = 0
     for dataset in Dataset:
         path = folder / PROVENANCE / f"{dataset}.jsonl"
         if path.exists():
-            changed += _changed_of(dataset, path, found, lines)
+            changed += _changed_of(dataset, path, found, rows)
     return changed
 
 
-def _changed_of(dataset: Dataset, path: Path, found: Checked, lines: Lines) -> Iterator[ChangedRow]:
+def _changed_of(dataset: Dataset, path: Path, found: Checked, rows: Rows) -> Iterator[ChangedRow]:
     """The changed rows of one dataset, in the snapshot's order; of each row eight bytes are held."""
-    left = {_short(row["row_sha256"]) for row in _rows(path)}
-    for line in lines(dataset.value):
-        left.discard(_short(content_sha256(line)))
+    left = {_short(row["row_sha256"]) for row in _told(path)}
+    for block in rows(dataset.value):
+        left.difference_update(_short(content_sha256(row)) for row in block)
     ids = []
-    for row in _rows(path):
+    for told in _told(path):
         found.rows += 1
-        if _short(row["row_sha256"]) in left:
-            ids.append(row["id"])
+        if _short(told["row_sha256"]) in left:
+            ids.append(told["id"])
     if not ids:
         return
     wanted = set(ids)
-    standing = wanted & {id_of_line(line) for line in lines(dataset.value)}
-    withdrawn = {row["id"]: row for row in map(orjson.loads, lines(f"withdrawals_{dataset}")) if row["id"] in wanted}
+    standing = {id_ for block in rows(dataset.value) for id_ in wanted.intersection(map(id_of_line, block))}
+    withdrawn = {
+        each["id"]: each
+        for block in rows(f"withdrawals_{dataset}")
+        for each in map(orjson.loads, block)
+        if each["id"] in wanted
+    }
     for id_ in ids:
-        told = withdrawn.get(id_, {})
-        yield ChangedRow(dataset, id_, id_ in standing, told.get("cause"), told.get("withdrawn_batch"))
+        why = withdrawn.get(id_, {})
+        yield ChangedRow(dataset, id_, id_ in standing, why.get("cause"), why.get("withdrawn_batch"))
 
 
 def _short(sha256: str) -> int:
     return int(sha256[:16], 16)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _told(path: Path) -> Iterator[dict[str, Any]]:
+    """What the snapshot says of its rows."""
     with path.open("rb") as file:
         yield from map(orjson.loads, file)
 
 
-def _lines_as_they_stand(path: Path) -> Iterator[bytes]:
-    """The whole lines of an export that no store knows the length of."""
+def _rows_as_they_stand(path: Path) -> Iterator[list[bytes]]:
+    """The whole rows of an export that no store knows the length of."""
     try:
         with open_regular(path) as file:
-            for _, line in placed_lines(iter(lambda: file.read(_BLOCK_BYTES), b"")):
-                if line.endswith(b"}\n"):
-                    yield line
+            for block in whole_lines(blocks_of(file.fileno(), sys.maxsize)):
+                yield [row for row in rows_of(block) if row.endswith(b"}")]
     except FileNotFoundError:
         return
     except OSError as error:

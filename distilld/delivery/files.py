@@ -13,7 +13,6 @@ from distilld.core.columns import Column
 from distilld.core.model import UsageError
 from distilld.files.durable import FILE_MODE, make_folder, write_all
 
-_BUFFER_BYTES: Final = 1 << 18
 _ROW_GROUP_BYTES: Final = 1 << 20
 _PIECE_ROWS: Final = 200
 
@@ -30,11 +29,8 @@ class FileFacts(NamedTuple):
 class RowFile(Protocol):
     """A file that takes rows."""
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take a row."""
-
-    def add_line(self, line: bytes) -> None:
-        """Take a row that is printed already, line feed included."""
+    def add(self, rows: list[bytes]) -> None:
+        """Take printed rows, without line feeds."""
 
     def close(self) -> FileFacts:
         """Write what is left, fsync; returns the file's facts."""
@@ -49,33 +45,19 @@ class JsonLines:
         self.path = path
         self.rows = self._bytes = 0
         self._sha = hashlib.sha256()
-        self._held: list[bytes] = []
-        self._held_bytes = 0
         self._descriptor = create(folder / path)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take a row."""
-        self.add_line(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-
-    def add_line(self, line: bytes) -> None:
-        """Take a row that is printed already, line feed included."""
-        self._held.append(line)
-        self._held_bytes += len(line)
-        self.rows += 1
-        if self._held_bytes > _BUFFER_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        block = b"".join(self._held)
+    def add(self, rows: list[bytes]) -> None:
+        """Take printed rows, without line feeds; they are written at once."""
+        block = b"\n".join((*rows, b""))
         self._sha.update(block)
         write_all(self._descriptor, block)
+        self.rows += len(rows)
         self._bytes += len(block)
-        self._held, self._held_bytes = [], 0
 
     def close(self) -> FileFacts:
         """Write what is left, fsync; returns the file's facts."""
         try:
-            self._flush()
             os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
@@ -103,15 +85,11 @@ class Parquet:
         pa.set_memory_pool(pa.system_memory_pool())
         self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", use_dictionary=False)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take a row."""
-        self.add_line(orjson.dumps(row))
-
-    def add_line(self, line: bytes) -> None:
-        """Take a row that is printed already."""
-        self._held.append(line)
-        self._held_bytes += len(line)
-        self.rows += 1
+    def add(self, rows: list[bytes]) -> None:
+        """Take printed rows, without line feeds."""
+        self._held += rows
+        self._held_bytes += sum(map(len, rows))
+        self.rows += len(rows)
         if self._held_bytes > _ROW_GROUP_BYTES:
             self._flush()
 

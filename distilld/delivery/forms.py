@@ -157,11 +157,14 @@ def chosen_forms(names: tuple[str, ...]) -> dict[Dataset, list[Form]]:
 PROMPTS: Final = {Dataset.SFT: ("instruction", "context"), Dataset.PREFERENCE: ("prompt",)}
 ANSWERS: Final = {Dataset.SFT: ("response",), Dataset.PREFERENCE: ("chosen", "rejected")}
 """The keys whose texts make two rows duplicates; the first answer is the one that a model learns."""
-_TEXTS: Final = frozenset({"title", "content", "tags", "embedding_text", "instruction", "context", "response", "prompt",
-                           "chosen", "rejected"})  # fmt: skip
+_ELSEWHERE: Final = ("id", "title", "content", "tags", "embedding_text", "instruction", "context", "response", "prompt",
+                     "chosen", "rejected", "provenance")  # fmt: skip
 
 
 def provenance_of(row: Row) -> Row:
     """All of a row that is no text to train on, flat."""
-    told = {key: value for key, value in row.items() if key not in _TEXTS and key not in ("id", "provenance")}
-    return {**told, **row["provenance"]}
+    told = row.copy()
+    for key in _ELSEWHERE:
+        told.pop(key, None)
+    told.update(row["provenance"])
+    return told

@@ -9,31 +9,28 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from distilld import __version__
 from distilld.core.card import CardConfig, card_text
 from distilld.core.decisions import key_of
-from distilld.core.model import CARD, DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.core.model import CARD, Dataset, OperatorError, UsageError
 from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
 from distilld.delivery.forms import ANSWERS, PROMPTS, Form, Row, chosen_forms, provenance_of
 from distilld.delivery.rows import content_sha256, id_of_line
-from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validation, short_digest
+from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validation
 from distilld.files.durable import FOLDER_MODE, sync_folder
 from distilld.files.spool import LineSpool
-from distilld.publish.committed import CommittedBatch, CommittedExport, at_one_batch
+from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of, whole_lines
 from distilld.store.delivery_queries import tasks_of
 
 MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
 PROVENANCE: Final = "provenance"
-_CHUNK_ROWS: Final = 500
 _FIREWALL: Final = (
     "When this batch was committed, no row in a dataset had a run whose verdict in force forbade it, and every input"
     " row was shipped or held with a reason. Nothing is said of near duplicates or of benchmarks."
@@ -109,25 +106,28 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
     return Snapshot(folder, manifest)
 
 
-def refuse_incomplete(batch: CommittedBatch, dataset: Dataset) -> None:
-    """Refuse an export that was damaged and restored in part: the next batch writes what is missing.
+class _Row(NamedTuple):
+    """A row as it is printed in each form, None where it is left out of one; and what provenance/ says of it."""
 
-    Raises:
-        OperatorError: Rows are missing.
-    """
-    if missing := batch.ledger.missing_rows(dataset.value):
-        raise OperatorError(
-            f"{DATASET_PATHS[dataset]} is being restored: {missing} rows are yet to be written again",
-            hint="distilld run --once writes them",
-        )
+    lines: list[bytes | None]
+    told: bytes
+
+
+def _printed(forms: list[Form], side: str, line: bytes, task: str, row: Row | None) -> list[_Row]:
+    """A row in its forms: in that of the exports' own rows alone if ``row`` is None. None, if it is in no form."""
+    lines = [line if form.make is None else orjson.dumps(form.make(row)) if row else None for form in forms]
+    if not any(lines):
+        return []
+    told = {"id": id_of_line(line), "split": side, "task_id": task, "row_sha256": content_sha256(line)}
+    return [_Row(lines, orjson.dumps({**told, **provenance_of(row)} if row else told))]
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A validation row, kept until all train rows are known."""
+    """Validation rows, kept until all train rows are known: of each its task, and its answer if it is in question."""
 
     spool: LineSpool
-    tasks: list[tuple[str, int | None]] = field(default_factory=list)
+    told: list[tuple[str, int | None]] = field(default_factory=list)
 
 
 class _Writer:
@@ -151,7 +151,7 @@ class _Writer:
         waiting = {}
         for dataset, forms in self._forms.items():
             if forms:
-                refuse_incomplete(self._batch, dataset)
+                self._batch.refuse_incomplete(dataset)
                 waiting[dataset] = _Waiting(LineSpool(self._folder))
                 self._stream(dataset, forms, waiting[dataset])
                 self._close(forms, TRAIN)
@@ -167,68 +167,67 @@ class _Writer:
     def _stream(self, dataset: Dataset, forms: list[Form], waiting: _Waiting) -> None:
         counts, seen = self._counts[dataset], set[int]()
         shaped = any(form.make for form in forms)
-        for line, task in self._with_tasks(dataset, self._batch.exports[dataset.value]):
-            counts.rows += 1
-            side = self._side(dataset, task)
-            row = orjson.loads(line) if shaped else None
-            answer = None
-            is_new = True
-            if row is not None and dataset is not Dataset.RAG:
-                before = len(seen)
-                seen.add(short_digest(*(row[key] for key in PROMPTS[dataset] + ANSWERS[dataset])))
-                is_new = len(seen) > before
-                answer = short_digest(row[ANSWERS[dataset][0]])
-            if not is_new:
-                counts.duplicates_dropped += 1
-            elif side == VALIDATION:
-                waiting.spool.add(line)
-                waiting.tasks.append((task, answer))
-                if answer is not None:
-                    self._texts.add(VALIDATION, answer)
-                continue
-            elif answer is not None:
-                self._texts.add(TRAIN, answer)
-            self._put(dataset, forms, side, task, line, row if is_new else None)
+        for lines in self._batch.exports[dataset.value].rows():
+            train = []
+            for line, task in zip(lines, self._tasks_of(dataset, lines), strict=True):
+                side = self._side(dataset, task)
+                row = orjson.loads(line) if shaped else None
+                answer = None
+                if row is not None and dataset is not Dataset.RAG:
+                    # Equal texts have equal hashes, and 64 bits tell millions of others apart.
+                    before = len(seen)
+                    seen.add(hash(tuple([row[key] for key in PROMPTS[dataset] + ANSWERS[dataset]])))
+                    if len(seen) == before:
+                        counts.duplicates_dropped += 1
+                        row = None
+                    else:
+                        answer = row[ANSWERS[dataset][0]]
+                        self._texts.add(side, answer)
+                if side == TRAIN:
+                    train += _printed(forms, side, line, task, row)
+                else:
+                    waiting.spool.add(line + b"\n")
+                    waiting.told.append((task, None if answer is None else hash(answer)))
+            counts.rows += len(lines)
+            self._put(dataset, forms, TRAIN, train)
 
     def _side(self, dataset: Dataset, task: str) -> str:
         if not self._wanted.validation or dataset is Dataset.RAG:
             return TRAIN
         side = VALIDATION if is_validation(task, self._wanted.validation) else TRAIN
-        self._tasks.add(side, short_digest(task))
+        self._tasks.add(side, task)
         return side
 
     def _validate(self, dataset: Dataset, forms: list[Form], waiting: _Waiting, on_both: set[int]) -> None:
-        lines = (line for block in waiting.spool.blocks() for line in block.splitlines(keepends=True))
-        for line, (task, answer) in zip(_whole(lines), waiting.tasks, strict=True):
-            leaks = answer in on_both
-            self._counts[dataset].validation_left_out += leaks
-            row = orjson.loads(line) if answer is not None and not leaks else None
-            self._put(dataset, forms, VALIDATION, task, line, row)
-            if answer is not None and leaks:
-                self._texts.validation.discard(answer)
+        told = iter(waiting.told)
+        for block in whole_lines(waiting.spool.blocks()):
+            rows = []
+            for line in rows_of(block):
+                task, answer = next(told)
+                leaks = answer in on_both
+                if answer is not None and leaks:
+                    self._counts[dataset].validation_left_out += 1
+                    self._texts.validation.discard(answer)
+                row = None if answer is None or leaks else orjson.loads(line)
+                rows += _printed(forms, VALIDATION, line, task, row)
+            self._put(dataset, forms, VALIDATION, rows)
         waiting.spool.close()
 
-    def _put(self, dataset: Dataset, forms: list[Form], side: str, task: str, line: bytes, row: Row | None) -> None:
-        """Write a row in each form; in the exports' own alone where ``row`` is None."""
-        put = False
-        for form in forms:
-            if form.make is None:
-                self._file(form, side).add_line(line)
-                put = True
-            elif row is not None:
-                self._file(form, side).add(form.make(row))
-                put = True
-        if not put:
+    def _put(self, dataset: Dataset, forms: list[Form], side: str, rows: list[_Row]) -> None:
+        """Write rows in each form."""
+        if not rows:
             return
+        for form, lines in zip(forms, zip(*(row.lines for row in rows), strict=True), strict=True):
+            if some := [line for line in lines if line is not None]:
+                self._file(form, side).add(some)
         if side == TRAIN:
-            self._counts[dataset].train += 1
+            self._counts[dataset].train += len(rows)
         else:
-            self._counts[dataset].validation += 1
-        told = {"id": id_of_line(line), "split": side, "task_id": task, "row_sha256": content_sha256(line)}
+            self._counts[dataset].validation += len(rows)
         path = f"{PROVENANCE}/{dataset}.jsonl"
         if path not in self._open:
             self._open[path] = JsonLines(self._folder, path)
-        self._open[path].add({**told, **provenance_of(row)} if row is not None else told)
+        self._open[path].add([row.told for row in rows])
 
     def _file(self, form: Form, side: str) -> RowFile:
         key = f"{form.folder}/{side}"
@@ -241,16 +240,15 @@ class _Writer:
             self._configs.setdefault(form.config, (form, {}))[1][side] = path
         return file
 
-    def _with_tasks(self, dataset: Dataset, export: CommittedExport) -> Iterator[tuple[bytes, str]]:
-        """Each row with its task: the scored row's, or the run where it has none."""
-        lines = export.lines()
+    def _tasks_of(self, dataset: Dataset, lines: list[bytes]) -> list[str]:
+        """The task of each row: the scored row's, or the run where it has none."""
         run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
-        while chunk := list(islice(lines, _CHUNK_ROWS)):
-            keys = [key_of(id_of_line(line).rpartition("-")[2]) for line in chunk]
-            tasks = tasks_of(self._batch.store, dataset, keys)
-            for line, key in zip(chunk, keys, strict=True):
-                task = tasks.get(key)
-                yield line, task if task is not None else str(orjson.loads(line)[run])
+        keys = [key_of(id_of_line(line).rpartition("-")[2]) for line in lines]
+        tasks = tasks_of(self._batch.store, dataset, keys)
+        return [
+            task if (task := tasks.get(key)) is not None else str(orjson.loads(line)[run])
+            for line, key in zip(lines, keys, strict=True)
+        ]
 
     def _close(self, forms: list[Form], side: str) -> None:
         """No more rows come to these files: what they hold in memory is written."""
@@ -316,16 +314,6 @@ class _Writer:
             "datasets": {dataset.value: asdict(counts) for dataset, counts in self._counts.items()},
             "files": [facts._asdict() for facts in sorted(self._files)],
         }
-
-
-def _whole(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines out of pieces of lines."""
-    held = b""
-    for piece in pieces:
-        held += piece
-        if held.endswith(b"\n"):
-            yield held
-            held = b""
 
 
 def _json(value: object) -> bytes:

@@ -18,28 +18,19 @@ def is_validation(task: str, share: float, salt: str = SALT) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
-def short_digest(*texts: str) -> int:
-    """Eight bytes that stand for texts: enough to find equal ones among millions of rows."""
-    sha = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        sha.update(text.encode())
-        sha.update(b"\0")
-    return int.from_bytes(sha.digest(), "big")
-
-
 @dataclass(slots=True)
 class Sides:
-    """What stands on each side, as short digests: of many train rows eight bytes each, of few validation rows a set."""
+    """What stands on each side, as hashes: of many train rows eight bytes each, of few validation rows a set."""
 
-    train: array[int] = field(default_factory=lambda: array("Q"))
+    train: array[int] = field(default_factory=lambda: array("q"))
     validation: set[int] = field(default_factory=set)
 
-    def add(self, side: str, digest: int) -> None:
+    def add(self, side: str, what: str) -> None:
         """Something stands on a side."""
         if side == TRAIN:
-            self.train.append(digest)
+            self.train.append(hash(what))
         else:
-            self.validation.add(digest)
+            self.validation.add(hash(what))
 
     def on_both(self) -> set[int]:
         """What stands on both sides."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from distilld.core.card import export_cards
+from distilld.core.export_cards import export_cards
 from distilld.core.model import CARD, CARD_MARKER, EXPORT_PATHS
 from distilld.files.durable import replace_file
 from distilld.files.regular import read_regular

@@ -13,13 +13,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError
 from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
-from distilld.files.segments import SegmentHash
+from distilld.files.segments import SegmentHash, blocks_of
 from distilld.publish.pins import pinned
 from distilld.store.connection import Store
 from distilld.store.ledger import BatchRecord, ExportRecord, Ledger
@@ -28,7 +30,7 @@ from distilld.store.segments import Segments
 
 ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
-_BLOCK_BYTES: Final = 1 << 20
+_BLOCKS_AT_ONCE: Final = 8
 _WHITE: Final = b" \t\r\n"
 
 T = TypeVar("T")
@@ -116,28 +118,29 @@ class CommittedExport:
             raise BatchMovedError
         if self.file is None:
             return
-        sha, left, offset = SegmentHash(self.committed.segment_bytes), self.committed.size, 0
-        while left:
-            try:
-                # Where the file stands is nobody's: several may be in the middle of it.
-                block = os.pread(self.file.fileno(), min(_BLOCK_BYTES, left), offset)
-            except OSError as error:
-                raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error)) from error
-            if not block:
-                break
-            sha.update(block)
-            left, offset = left - len(block), offset + len(block)
-            yield block
+        sha = SegmentHash(self.committed.segment_bytes)
+        try:
+            for block in blocks_of(self.file.fileno(), self.committed.size):
+                sha.update(block)
+                yield block
+        except OSError as error:
+            raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error)) from error
         if sha.hexdigest() != self.committed.sha256:
             raise BatchMovedError
 
-    def lines(self) -> Iterator[bytes]:
-        """The committed rows, each with its line feed and nothing else around it.
+    def rows(self) -> Iterator[list[bytes]]:
+        """The committed rows, some at a time, without what stands around them.
 
         Raises:
             BatchMovedError, OperatorError: As :meth:`blocks`.
         """
-        return (row for _, row in placed_lines(self.blocks()))
+        blocks = whole_lines(self.blocks())
+        while some := list(islice(blocks, _BLOCKS_AT_ONCE)):
+            yield [row for block in some for row in rows_of(block)]
+
+    def lines(self) -> Iterator[bytes]:
+        """The same, each with its line feed."""
+        return (row + b"\n" for rows in self.rows() for row in rows)
 
     @cached_property
     def intact(self) -> bool:
@@ -176,14 +179,19 @@ def _open(path: Path, pending_temp: str | None) -> BinaryIO:
 
 def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The same bytes in blocks of whole lines; of the last one the end may be missing."""
-    rest = b""
+    held: list[bytes] = []
     for block in blocks:
-        end = block.rfind(b"\n") + 1
-        if end:
-            yield rest + block[:end]
-        rest = block[end:] if end else rest + block
-    if rest:
+        if end := block.rfind(b"\n") + 1:
+            yield b"".join((*held, memoryview(block)[:end]))
+            held = []
+        held.append(block[end:])
+    if rest := b"".join(held):
         yield rest
+
+
+def rows_of(block: bytes) -> list[bytes]:
+    """The rows in whole lines, without line feeds and white space around them."""
+    return [row for line in BytesIO(block) if (row := line.strip(_WHITE))]
 
 
 def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -193,10 +201,10 @@ def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """
     start = 0
     for block in whole_lines(blocks):
-        for line in block.removesuffix(b"\n").split(b"\n"):
+        for line in BytesIO(block):
             if row := line.strip(_WHITE):
                 yield start, row + b"\n"
-            start += len(line) + 1
+            start += len(line)
 
 
 class CommittedBatch:
@@ -209,6 +217,18 @@ class CommittedBatch:
         self.writing = Writing.of(store)
         records = self.ledger.exports()
         self.exports = {name: CommittedExport(root, records[name]) for name in names}
+
+    def refuse_incomplete(self, name: str) -> None:
+        """Refuse an export that was damaged and restored in part: the next batch writes what is missing.
+
+        Raises:
+            OperatorError: Rows are missing.
+        """
+        if missing := self.ledger.missing_rows(name):
+            raise OperatorError(
+                f"{EXPORT_PATHS[name]} is being restored: {missing} rows are yet to be written again",
+                hint="distilld run --once writes them",
+            )
 
 
 def at_one_batch(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.support.command import REPOSITORY
 from tests.support.consumers_page import Place, snippets
 
 
@@ -30,8 +31,8 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def code(name: str) -> str:
-    """A snippet by its name."""
-    (found,) = [code for kind, code in snippets() if kind.split()[2:] == [name]]
+    """A snippet by the last word of its kind."""
+    (found,) = [code for kind, code in snippets() if kind.split()[-1] == name]
     return found
 
 
@@ -92,6 +93,46 @@ def test_torchtune_reads_both_of_its_forms(place: Place) -> None:
             assert row["instruction"] in user.text_content
             assert row["input"] in user.text_content
             assert assistant.text_content == row["output"]
+
+
+def axolotl_rows(place: Place, name: str) -> tuple[str, list[dict[str, Any]]]:
+    """The type that a config of the page names, and the rows as Axolotl loads them."""
+    from datasets import load_dataset
+
+    (dataset,) = yaml.safe_load(place.here(code(name)))["datasets"]
+    rows = load_dataset(dataset["ds_type"], data_files=dataset["path"], split="train")
+    assert len(rows) > 0
+    return dataset["type"], list(rows)
+
+
+def test_axolotl_tokenizes_alpaca_rows(place: Place) -> None:
+    """Axolotl's own strategy makes a prompt of instruction and input, and learns the output alone."""
+    from axolotl.prompt_tokenizers import IGNORE_INDEX, AlpacaPromptTokenizingStrategy
+    from axolotl.prompters import AlpacaPrompter
+    from transformers import AutoTokenizer
+
+    kind, rows = axolotl_rows(place, "axolotl")
+    assert kind == "alpaca"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(place.folder / "axolotl-model"))
+    strategy = AlpacaPromptTokenizingStrategy(AlpacaPrompter(), tokenizer, False, 100_000)
+    for row in rows:
+        found = strategy.tokenize_prompt(row)
+        learned = [label for label in found["labels"] if label != IGNORE_INDEX]
+        prompt = tokenizer.decode(found["input_ids"][: -len(learned)])
+        assert row["instruction"] in prompt
+        assert row["input"] in prompt
+        assert tokenizer.decode(learned) == row["output"] + "<eos>"
+
+
+def test_axolotl_reads_pairs_of_text(place: Place) -> None:
+    """Axolotl's own transform puts the chat marks around the texts of a pair."""
+    from axolotl.prompt_strategies.dpo import load
+
+    kind, rows = axolotl_rows(place, "axolotl-pairs")
+    for row in rows:
+        found = load(kind, None)(dict(row))
+        for key in ("prompt", "chosen", "rejected"):
+            assert row[key] in found[key] != row[key]
 
 
 def embed(text: str) -> list[float]:
@@ -185,10 +226,9 @@ def test_llama_factory_reads_every_entry_of_dataset_info(place: Place) -> None:
     """LLaMA-Factory's own loader and converter give each row's question and answers, and train holds no validation row."""
     infos = json.loads((place.snapshot / "dataset_info.json").read_bytes())
     assert {"alpaca_sft", "alpaca_preference", "openai_sft", "raw_sft", "raw_preference"} < set(infos)
-    python = os.environ["LLAMA_FACTORY_PYTHON"]
-    answer = json.loads(
-        place.run(python, "-c", _LLAMA_FACTORY, str(place.snapshot), json.dumps(list(infos))).splitlines()[-1]
-    )
+    python = str(REPOSITORY / ".venv-llama-factory" / "bin" / "python")
+    told = place.run(python, "-c", _LLAMA_FACTORY, str(place.snapshot), json.dumps(list(infos)))
+    answer = json.loads(told.splitlines()[-1])
     for name, info in infos.items():
         rows = [json.loads(line) for line in (place.snapshot / info["file_name"]).read_bytes().splitlines()]
         assert len(answer[name]) == len(rows) > 0

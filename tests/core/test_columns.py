@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from distilld.core.card import export_cards
 from distilld.core.columns import DIALECTS, Column, card_features, columns_of
 from distilld.core.documents import WithdrawalRow
+from distilld.core.export_cards import export_cards
 from distilld.core.model import Dataset
 from distilld.core.samples import SAMPLES, QuarantineRow
 

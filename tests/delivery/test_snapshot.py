@@ -16,15 +16,16 @@ from typing import Any, Final
 
 import pytest
 
-from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, Trigger, UsageError
 from distilld.delivery import files
 from distilld.delivery import snapshot as snapshot_module
 from distilld.delivery.check import check
 from distilld.delivery.forms import FORMS, chosen_forms
 from distilld.delivery.snapshot import SnapshotWriteError, Wanted, make
 from distilld.delivery.split import is_validation
-from distilld.files import durable
+from distilld.files import durable, segments
 from distilld.files.spool import SpoolError
+from distilld.publish import committed, exports, live_files
 from tests.support.calls import Call, calls
 from tests.support.command import distilld, python
 from tests.support.deaths import dies_at
@@ -162,6 +163,7 @@ def test_validation_row_whose_answer_stands_in_train_is_left_out(lake: HistoryLa
     folder = made(lake, validation=0.3)
     counts = manifest_of(folder)["datasets"]["sft"]
     assert counts["validation_left_out"] == 1
+    assert manifest_of(folder)["split"]["texts_on_both_sides"] == 0
     assert sft_id("in") not in {row["id"] for row in rows_of(folder / "sft/validation.jsonl")}
     assert sft_id("out") in {row["id"] for row in rows_of(folder / "sft/train.jsonl")}
     assert counts["rows"] == counts["train"] + counts["validation"] + counts["duplicates_dropped"] + 1
@@ -285,6 +287,50 @@ print("pyarrow" in sys.modules, file=sys.stderr)
         assert process.stdout is not None
         assert "written to" in process.communicate()[0]
     assert process.returncode == 0
+
+
+def test_is_pinned_beside_a_writer_that_commits_before_every_read(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come, leave and are replaced ten times a second all the while; the first try has all rows of one batch."""
+    committed_at: dict[str, dict[Dataset, bytes]] = {}
+    tries = 0
+
+    def commit() -> None:
+        number = len(committed_at)
+        lake.both(f"2026/06/{number + 1:02}/a.jsonl", run(f"new{number}", task_id="new"))
+        lake.scored(f"2026/05/{number + 1:02}/a.jsonl", run(f"{number}-0", "rejected"))
+        if number % 3 == 0:
+            lake.evidence(B, given("twice", f"Answer {number}"), given("bare"), given("tasklesss"))
+        lake.now_ns += 100_000_000
+        assert lake.engine.run_pass(Trigger.WATCH).batches
+        batch_id = lake.ask("SELECT max(batch_id) FROM batches")[0][0]
+        committed_at[batch_id] = {dataset: lake.content(dataset) for dataset in Dataset}
+
+    def blocks_of(descriptor: int, size: int) -> Iterator[bytes]:
+        for block in segments.blocks_of(descriptor, size):
+            commit()
+            yield block
+
+    class Batch(committed.CommittedBatch):
+        def __init__(self, *args: Any) -> None:
+            nonlocal tries
+            tries += 1
+            super().__init__(*args)
+
+    commit()
+    monkeypatch.setattr(segments, "BLOCK_BYTES", 1 << 13)
+    monkeypatch.setattr(exports, "LEAST_BYTES", 0)
+    monkeypatch.setattr(live_files, "SEGMENT_BYTES", 4096)
+    monkeypatch.setattr(committed, "blocks_of", blocks_of)
+    monkeypatch.setattr(committed, "CommittedBatch", Batch)
+    folder = made(lake, forms=("raw", "trl"))
+    assert tries == 1
+    assert len(committed_at) > 10
+    wanted = committed_at[manifest_of(folder)["batch_id"]]
+    for dataset in Dataset:
+        rows = [row.strip() for row in wanted[dataset].splitlines()]
+        assert (folder / f"raw/{dataset}/train.jsonl").read_bytes().splitlines() == rows
 
 
 def test_kill_at_any_moment_leaves_no_folder_under_the_name(lake: HistoryLake) -> None:

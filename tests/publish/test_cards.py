@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from distilld.core.card import export_cards
+from distilld.core.export_cards import export_cards
 from distilld.core.model import CARD, CARD_MARKER
 from distilld.publish import cards
 from tests.support.command import bring, distilld, put
