@@ -23,6 +23,7 @@ import structlog
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
 from distilld.core.model import (
+    TAMPERINGS_AN_HOUR,
     Dataset,
     InputChanged,
     InputKind,
@@ -49,7 +50,7 @@ from distilld.publish.commit import CommittedBatch, Committer
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
-from distilld.publish.restore import Restorer
+from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.store.connection import Store
 from distilld.store.frozen import Frozen, Pruned
 from distilld.store.inputs import Inputs
@@ -120,6 +121,8 @@ class Engine:
         self._unsettled_since: dict[FileKey, int] = {}
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
+        self._mendings = 0
+        """How often the pass has looked at the exports."""
         self._pool: Pool | None = None
         self._batches: Batches | None = None
         self._judging: _Judging | None = None
@@ -181,7 +184,8 @@ class Engine:
     def _look_and_judge(self, trigger: Trigger) -> PassResult:
         result = PassResult()
         self.refuse_missing_lake()
-        self._mend_exports()
+        self._mendings = 0
+        self._mend_exports(patient=trigger in (Trigger.WATCH, Trigger.RESCAN))
         result.scan = scan = lake.scan(self.root)
         self.teller.odd_folders(scan)
         self.teller.not_listed(scan)
@@ -414,8 +418,12 @@ class Engine:
 
     # parts of a pass
 
-    def _mend_exports(self) -> None:
-        """Make exports and store agree before anything is judged: take older exports in, restore damaged ones."""
+    def _mend_exports(self, *, patient: bool = False) -> None:
+        """Make exports and store agree before anything is judged: take older exports in, restore damaged ones.
+
+        Raises:
+            AnotherWriterError: They are damaged the third time within a pass.
+        """
         if self.committer.writes:
             self.committer.keep_lock()
             if self.committer.needs_recovery():
@@ -423,7 +431,13 @@ class Engine:
             now_ns = time.time_ns()
             if self.restorer.take_over(now_ns):
                 self.inputs.forget_files()
-            self.restorer.check(now_ns)
+            self._mendings += 1
+            if self._mendings > TAMPERINGS_AN_HOUR and self.restorer.damaged():
+                raise AnotherWriterError(
+                    "another writer changes exports/ whenever they are restored",
+                    hint="find out who writes below exports/ and stop it; see export_tampered in the log",
+                )
+            self.restorer.check(now_ns, patient=patient)
 
     def _thaw(self) -> None:
         """What was frozen with a partition that returned is live again, pairs too."""

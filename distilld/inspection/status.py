@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -263,14 +264,13 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         )
     if another := _another_writer(ledger):
         found.problems.append(another)
+    found.problems += _changed_exports(found, settings, store)
     if found.writer.running:
         return  # what is under way is no fault
     unfinished = ledger.intents() or ledger.unwritten_receipts() or Segments(store).due()
     if unfinished or any(each.pending_temp for each in records.values()):
         text = "a batch was cut off and is neither completed nor undone"
         found.problems.append(Problem("recovery_pending", text, _RUN))
-    else:
-        found.problems += _changed_exports(settings.root, records)
     if found.waiting.anything:
         text = f"{counted(found.waiting.rows, 'row')} and {counted(found.waiting.tasks, 'task')} wait to be judged"
         found.problems.append(Problem("work_waiting", text, _RUN))
@@ -293,9 +293,7 @@ def _another_writer(ledger: Ledger) -> Problem | None:
     recent = ledger.recent_tamperings(time.time_ns())
     if len(recent) < TAMPERINGS_AN_HOUR:
         return None
-    text = (
-        f"exports were changed from outside {len(recent)} times within an hour; nothing is written until that is over"
-    )
+    text = f"exports were changed from outside {len(recent)} times within an hour; each is restored after a pause"
     return Problem("another_writer", text, "find out who writes below exports/")
 
 
@@ -312,25 +310,40 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
         yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
 
 
-def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[Problem]:
-    for name, record in records.items():
-        path = EXPORT_PATHS[name]
-        try:
-            status = os.lstat(root / path)
-        except FileNotFoundError:
-            if record.committed.size == 0:
-                continue
-            problem = "is gone"
-        except OSError as error:
-            problem = f"cannot be looked at: {error.strerror}"
-        else:
-            if status.st_size != record.committed.size:
-                problem = f"has {status.st_size} bytes and should have {record.committed.size}"
-            elif record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
-                continue
-            elif not (problem := _fault_of_content(root / path, record.committed)):
-                continue  # chmod, chgrp, touch: with the same bytes that is no edit
-        yield Problem("export_changed", f"{path} {problem}", f"find out who writes there, then {_RUN}")
+def _changed_exports(found: Status, settings: Settings, store: Store) -> Iterator[Problem]:
+    """The exports that somebody else changed, but for those that the writer has in hand, or finished meanwhile."""
+    records = Ledger(store).exports()
+    if not (faults := {name: why for name, record in records.items() if (why := _fault_of(settings.root, record))}):
+        return
+    with ExitStack() as later:
+        if found.writer.running:
+            store = later.enter_context(reading(settings.state, settings.root))
+        ledger, in_hand = Ledger(store), set(Segments(store).due())
+        appending = {intent.name: intent.base_bytes for intent in ledger.intents() if intent.temp is None}
+        now = ledger.exports()
+    for name, (problem, size) in faults.items():
+        grown = name in appending and size is not None and size >= appending[name]
+        if now[name] == records[name] and not (name in in_hand or now[name].pending_temp or grown):
+            then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
+            yield Problem("export_changed", f"{EXPORT_PATHS[name]} {problem}", f"find out who writes there; {then}")
+
+
+def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None:
+    """What is wrong with an export, and how long it is where it is as long as ever or longer."""
+    path, committed = root / EXPORT_PATHS[record.name], record.committed
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return ("is gone", None) if committed.size else None
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}", None
+    if status.st_size != committed.size:
+        return f"has {status.st_size} bytes and should have {committed.size}", status.st_size
+    if record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
+        return None
+    # chmod, chgrp, touch: with the same bytes that is no edit
+    problem = _fault_of_content(path, committed)
+    return (problem, status.st_size) if problem else None
 
 
 def _fault_of_content(path: Path, committed: Committed) -> str:

@@ -122,8 +122,8 @@ class Ledger:
         return [each for each in self.tamperings() if 0 <= now_ns - each < _HOUR_NS]
 
     def count_tampering(self, now_ns: int) -> None:
-        """Exports were found changed from outside; more times than stop the writing are not counted within an hour."""
-        times = [*self.recent_tamperings(now_ns), now_ns][:TAMPERINGS_AN_HOUR]
+        """Exports were found changed from outside; the newest times that make another writer are kept."""
+        times = [*self.recent_tamperings(now_ns), now_ns][-TAMPERINGS_AN_HOUR:]
         self._store.remember("tamperings", orjson.dumps(times).decode())
 
     def lacks(self, sequence: int, batch_id: str) -> bool:
