@@ -52,7 +52,7 @@ from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.store.connection import Store
-from distilld.store.frozen import Frozen, Pruned
+from distilld.store.frozen import Frozen, Only, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.segments import Segments
@@ -288,12 +288,12 @@ class Engine:
         """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
         return self.run_pass(Trigger.REBUILD)
 
-    def prune(self, partition_glob: str | None, *, orphans_only: bool) -> tuple[Pruned, PassResult]:
+    def prune(self, partition_glob: str | None, only: Only | None = None) -> tuple[Pruned, PassResult]:
         """Withdraw frozen rows, forget the absent verdicts behind them; returns what was let go, and what followed."""
-        pruned = self.give_up(partition_glob, orphans_only=orphans_only)
+        pruned = self.give_up(partition_glob, only)
         return pruned, self.run_pass(Trigger.PRUNE)
 
-    def give_up(self, partition_glob: str | None, *, orphans_only: bool) -> Pruned:
+    def give_up(self, partition_glob: str | None, only: Only | None = None) -> Pruned:
         """Let frozen rows go: the next pass withdraws them.
 
         Absent files that stand there again, or may do so in a folder that cannot be listed, keep theirs.
@@ -310,9 +310,7 @@ class Engine:
                 for each in absent
                 if (each.kind, each.path) in seen or (scan and scan.is_unknown(each.kind, each.path))
             ]
-            pruned = self.frozen.prune(
-                partition_glob, orphans_only=orphans_only, options=self.options, returned=returned
-            )
+            pruned = self.frozen.prune(partition_glob, only=only, options=self.options, returned=returned)
         self.inputs.forget_files()
         log.info("pruned", rows=pruned.rows, files=pruned.files, accepted=False)
         return pruned

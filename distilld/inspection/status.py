@@ -259,7 +259,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
             Problem(
                 "tripwire",
                 f"so many rows vanished from data/ at once that they stay until somebody decides ({kept})",
-                "distilld prune --yes withdraws them, distilld prune --accept --yes keeps them",
+                "distilld prune --vanished --yes withdraws them, distilld prune --accept --yes keeps them",
             )
         )
     if another := _another_writer(ledger):
@@ -279,11 +279,11 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
 def _frozen_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
         rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "shipped row")
-        yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune --yes takes them out"
+        yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune shows what would go"
     vanished = found.frozen.get("vanished", 0) + found.frozen.get("evidence vanished", 0)
     if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
         rows = counted(accepted, "shipped row")
-        yield f"kept for good although they vanished from data/: {rows}; distilld prune --yes takes them out"
+        yield f"kept for good although they vanished from data/: {rows}; distilld prune shows what would go"
     if orphans := found.frozen.get("orphan"):
         rows = counted(orphans, "shipped row")
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"

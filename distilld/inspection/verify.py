@@ -291,7 +291,7 @@ def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, Line
         report.checks.append(Check("deep (inputs changed meanwhile)"))
         return
     report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
-    report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
+    report.kept_shipped = Stories(store).frozen(None)
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
     for dataset in Dataset:
         faults = _compare_dataset(full.shipped[dataset], exports[dataset.value]())

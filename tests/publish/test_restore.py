@@ -46,6 +46,7 @@ from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.publish.set_aside import COPIES_KEPT
 from distilld.service.run_once import recover
 from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTooNewError
+from distilld.store.frozen import Only
 from distilld.store.open_writer import open_store, opened_store
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
 
@@ -731,7 +732,7 @@ def test_orphan_leaves_by_prune(phase4: HistoryLake) -> None:
     phase4.go()
     phase4.move_away(phase4.scored_path("2026/03/03/audits.jsonl"))
     phase4.go()
-    phase4.prune(orphans_only=True)
+    phase4.prune(only=Only.ORPHAN)
     for dataset in Dataset:
         (gone,) = phase4.withdrawn(dataset)
         assert gone["id"].endswith("-0123456789abcdef")

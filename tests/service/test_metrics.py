@@ -133,7 +133,7 @@ def test_rows_that_are_kept_without_their_evidence_are_frozen(settings: Settings
         (settings.root / "data/evidence" / partition_of(0)).unlink()
         bulletin.passed(one_pass(engine), watching="events", folders=8)
         kept = {(each.value,): 0 for each in Dataset}
-        for dataset, _, rows in Stories(engine.store).frozen(None, orphans_only=False):
+        for dataset, _, rows in Stories(engine.store).frozen(None):
             kept[dataset.value,] += rows
     told = samples(tmp_path / "distilld.prom")
     assert {labels: rows for (name, labels), rows in told.items() if name == "distilld_frozen_rows"} == kept

@@ -189,7 +189,7 @@ def test_question_works_at_rest(lake_of_all: Path, number: str, words: str, comm
         assert {row["how_many"] for row in found} == {0}
     if number == "9":
         with reading(lake_of_all / "state/distilld.db", lake_of_all) as store:
-            frozen = Stories(store).frozen(None, orphans_only=False)
+            frozen = Stories(store).frozen(None)
         told = Counter[tuple[str, str]]()
         for row in found:
             for dataset, column in (("rag", "rag"), ("sft", "sft"), ("preference", "pairs")):
