@@ -36,7 +36,7 @@ def status(common: Common, as_json: bool) -> ExitCode:
 def _print(found: Status) -> None:
     from distilld.cli.output import say, show
     from distilld.core.model import DATASET_PATHS
-    from distilld.tables import Table
+    from distilld.tables import Size, Table
 
     say(f"root         {found.root}")
     say(f"state        {found.state}")
@@ -51,25 +51,27 @@ def _print(found: Status) -> None:
     if found.exports:
         datasets = {dataset.value for dataset in DATASET_PATHS}
         rows = [
-            (each.name, each.rows, each.frozen, each.committed_bytes, each.path)
+            (each.name, each.rows, each.frozen, Size(each.committed_bytes), each.path)
             for each in found.exports
             if each.name in datasets
         ]
-        show(Table("Datasets", ("dataset", "rows", "frozen", "bytes", "file"), rows))
+        show(Table("Datasets", ("dataset", "rows", "retained", "size", "file"), rows))
     if found.quarantine:
         held = [(str(each.dataset), str(each.reason), each.rows) for each in found.quarantine]
         show(Table("Held back", ("dataset", "reason", "rows"), held))
     if found.trees:
         trees = [
-            (str(each.kind), each.present, each.absent, each.lines, each.malformed_lines, each.size_bytes)
+            (str(each.kind), each.present, each.absent, each.lines, each.malformed_lines, Size(each.size_bytes))
             for each in found.trees
         ]
-        show(Table("Input, as it was read", ("tree", "files", "absent", "lines", "malformed", "bytes"), trees))
+        show(Table("Input, as it was read", ("tree", "files", "absent", "lines", "malformed", "size"), trees))
     if found.pending_tails:
-        tails = [(each.path, each.bytes) for each in found.pending_tails]
-        show(Table("Last lines that are not finished", ("file", "bytes"), tails))
+        tails = [(each.path, Size(each.bytes)) for each in found.pending_tails]
+        show(Table("Last lines that are not finished", ("file", "size"), tails))
     sizes = [(name, getattr(found.sizes, name)) for name in ("state", "receipts", "withdrawals", "set_aside")]
-    show(Table("distilld's own files", ("what", "bytes"), [(name.replace("_", " "), size) for name, size in sizes]))
+    show(
+        Table("distilld's own files", ("what", "size"), [(name.replace("_", " "), Size(size)) for name, size in sizes])
+    )
     for note in found.notes:
         say(f"note: {note}")
     for problem in found.problems:
@@ -90,11 +92,13 @@ def _writer(found: Status) -> str:
 
 
 def _lag(found: Status) -> str:
+    from distilld.tables import Size
+
     lag = found.lag
     if lag is None or not (lag.new_files or lag.changed_files or lag.gone_files):
         return "nothing: every file is read as it stands"
     text = (
         f"{lag.new_files:,} new, {lag.changed_files:,} changed and {lag.gone_files:,} missing files,"
-        f" {lag.unread_bytes:,} bytes not read yet"
+        f" {Size(lag.unread_bytes)} not read yet"
     )
     return f"{text}, for {lag.seconds:,.0f} s" if lag.new_files or lag.changed_files else text

@@ -62,7 +62,7 @@ class Settings:
     state: Path = _key(
         FilePath(),
         "state/distilld.db",
-        "The state store, one SQLite file on a local disk. A relative path is taken from the root.",
+        "The state store, one SQLite file on a local disk. A relative path in this file is taken from the root.",
     )
 
     include_partial: bool = _key(

@@ -40,7 +40,7 @@ from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
-from distilld.tables import counted
+from distilld.tables import Size, counted
 
 PERIODS: Final = 3
 """After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
@@ -169,7 +169,7 @@ def _foreign_cards(root: Path) -> Iterator[str]:
 
 def _set_aside(found: Status) -> Iterator[Problem]:
     if size := _bytes_below(found.root / SET_ASIDE):
-        text = f"{SET_ASIDE} holds what was found in the place of exports ({size} bytes)"
+        text = f"{SET_ASIDE} holds what was found in the place of exports ({Size(size)})"
         yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
     if corrupt := _stores_set_aside(found.state):
         names = " ".join(shlex.quote(str(each)) for each in corrupt)

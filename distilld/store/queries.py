@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, SHIPPED, VERDICTS
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, SHIPPED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Store, StoreOfOtherRootError
 from distilld.store.frozen import KEPT_BITS
@@ -208,6 +208,12 @@ class Views:
     def last_withdrawal(self) -> int:
         """The number of the newest withdrawal, 0 where there is none."""
         return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
+
+    def shipped_of(self, dataset: Dataset, category: Category) -> int:
+        """How many present rows of a category stand in a dataset."""
+        where = f"{dataset} = {SHIPPED} AND category = ?"
+        count = self._run(f"SELECT count(*) FROM scored_rows WHERE {where}", (CATEGORY_CODES[category],))
+        return int(count.fetchone()[0])
 
     def causes_since(self, withdrawal: int) -> dict[tuple[Dataset, Cause, bool], int]:
         """Withdrawals after a number, by dataset, cause and whether the row was replaced under its id."""
