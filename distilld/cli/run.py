@@ -339,11 +339,13 @@ def print_changes(report: RunReport) -> None:
 
 
 def say_work(report: RunReport) -> None:
-    """Say how much a run took, and where the receipt of its last batch is, if it had one."""
+    """Say how much a run took, and where its receipt is, or which its receipts are."""
     from distilld.cli.output import say
     from distilld.tables import Size
 
     at = f"; receipt: {report.receipt}" if report.receipt else ""
+    if len(report.batch_ids) > 1:
+        at = f" in {len(report.batch_ids)} batches; receipts: {report.batch_ids[0]} to {report.batch_ids[-1]}"
     say(f"{report.rows_judged:,} rows judged, {Size(report.bytes_read)} read{at}")
 
 

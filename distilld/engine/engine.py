@@ -373,6 +373,7 @@ class Engine:
             indexed.bytes_read + result.read_alike,
             tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
             rows_judged_before=result.judged_alike,
+            run=result.batches[-1].receipt["run"] if result.batches else None,
         )
         committed = self._made_durable(batch.identity, decisions, context, partial(self._add_read, batch))
         for place, read in batch.read:

@@ -160,6 +160,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
         rescan_seconds=300.0,
         batch_rows=50_000,
         workers=0,
+        writer="daemon",
         receipts_keep=10_000,
         log_level="info",
         log_format="auto",

@@ -31,7 +31,7 @@ from distilld.lake.scan import open_partition, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import iso_time
 from distilld.service.health_record import Failure, Unreadable, Vitals, read_vitals, write_vitals
-from distilld.service.lock import tell_trouble
+from distilld.service.lock import LOCK_FILE, tell_trouble
 from distilld.service.run_once import bring_up_to_date, writer
 from distilld.store.connection import Store
 from distilld.store.ledger import ExportRecord, Intent
@@ -109,6 +109,19 @@ def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> No
     """Without a daemon the lake is unhealthy, but not where a timer keeps it."""
     assert names(settings) == ["no_writer"]
     assert names(settings, daemon=False) == []
+
+
+def test_timer_is_judged_by_the_age_of_its_last_run(settings: Settings) -> None:
+    """The story: who ran distilld from a timer, as the README says, was told every time that no daemon runs."""
+    timed = replace(settings, writer="timer")
+    assert names(timed) == []
+    lock = settings.root / LOCK_FILE
+    os.utime(lock, (time.time(), time.time() - 4 * settings.rescan_seconds))
+    assert names(timed) == ["run_overdue"]
+    assert names(timed, daemon=False) == []
+    with capture_logs(), writer(timed) as engine:
+        bring_up_to_date(engine)
+    assert names(timed) == []
 
 
 def test_command_that_writes_is_a_writer(settings: Settings) -> None:

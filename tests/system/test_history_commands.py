@@ -391,7 +391,7 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
     ran = cli("rebuild", "--root", root)
     assert ran.code == 0
     assert "every row judged anew; the files stand in walk order\n1,052 rows judged, " in ran.out
-    assert " bytes read; receipt: reports/distillation/" in ran.out
+    assert " MiB read; receipt: reports/distillation/" in ran.out
     assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == [
         "rebuild_started",
         "rebuild_finished",
