@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from distilld.core.model import (
     StatFacts,
     UsageError,
 )
+from distilld.core.remedies import BY_EVENT
 from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import hash_of
 from distilld.lake import scan as lake
@@ -44,6 +45,7 @@ from distilld.tables import Size, counted
 
 PERIODS: Final = 3
 """After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
+_AGES: Final = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)))
 _RUN: Final = "distilld run --once"
 
 
@@ -105,7 +107,12 @@ class Status:
     state: Path
     writer: Holder
     sizes: Sizes
+    rescan_seconds: float
+    timer: bool
+    """Whether a timer is to run distilld, and no daemon."""
     last_batch: BatchLine | None = None
+    rows_before: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows of each dataset an hour and a day ago, where that is known."""
     exports: list[ExportState] = field(default_factory=list)
     frozen: dict[str, int] = field(default_factory=dict)
     """Shipped rows and pairs that stay although no present input gives them, by kind."""
@@ -132,7 +139,14 @@ def look(settings: Settings) -> Status:
         OperatorError: The store or the lock cannot be read.
         UsageError: The store is from a newer version, or belongs to another root.
     """
-    found = Status(settings.root, settings.state, holder(settings.root), _sizes(settings))
+    found = Status(
+        settings.root,
+        settings.state,
+        holder(settings.root),
+        _sizes(settings),
+        settings.rescan_seconds,
+        settings.writer == "timer",
+    )
     if found.writer.state not in (None, settings.state) and os.path.exists(found.writer.state):
         text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
         found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
@@ -229,6 +243,8 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     views, ledger = Views(store), Ledger(store)
     found.vitals = read_vitals(store)
     found.last_batch = next(iter(views.last_batches(1)), None)
+    now = datetime.now(UTC)
+    found.rows_before = {name: views.rows_at((now - age).isoformat(timespec="milliseconds")) for name, age in _AGES}
     found.quarantine = views.quarantine()
     found.trees = views.trees()
     found.waiting = Work(store).waiting()
@@ -248,7 +264,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     ]
     found.notes += _options_notes(found, views, settings)
     found.notes += _frozen_notes(found)
-    if not found.writer.running:
+    if not (found.writer.running or found.timer):
         found.notes.append(
             "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
             " systemctl start distilld, or distilld run"
@@ -259,7 +275,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
             Problem(
                 "tripwire",
                 f"so many rows vanished from data/ at once that they stay until somebody decides ({kept})",
-                "distilld prune --vanished --yes withdraws them, distilld prune --accept --yes keeps them",
+                BY_EVENT["tripwire_tripped"],
             )
         )
     if another := _another_writer(ledger):
@@ -294,7 +310,7 @@ def _another_writer(ledger: Ledger) -> Problem | None:
     if len(recent) < TAMPERINGS_AN_HOUR:
         return None
     text = f"exports were changed from outside {len(recent)} times within an hour; each is restored after a pause"
-    return Problem("another_writer", text, "find out who writes below exports/")
+    return Problem("another_writer", text, BY_EVENT["export_tampered"])
 
 
 def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[str]:

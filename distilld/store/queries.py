@@ -65,6 +65,19 @@ class KeptReceipt(NamedTuple):
     written: bool
 
 
+class PublishedLine(NamedTuple):
+    """A withdrawal as it was published."""
+
+    withdrawn_at: str
+    withdrawn_batch: str
+    dataset: str
+    id: str
+    cause: str
+    source_run_id: str | None
+    chosen_run_id: str | None
+    rejected_run_id: str | None
+
+
 class Withdrawn(NamedTuple):
     """A row that left a dataset or was replaced under its id."""
 
@@ -197,6 +210,32 @@ class Views:
         width = len(BatchLine._fields)
         for row in rows:
             yield KeptReceipt(BatchLine._make(row[:width]), row[width], row[width + 1], bool(row[width + 2]))
+
+    def rows_at(self, moment: str) -> dict[str, int]:
+        """The rows of each dataset at a time; empty where no receipt that is kept goes back so far."""
+        found = self._run(
+            "SELECT json_extract(receipt, '$.record_counts.per_exporter') FROM receipts JOIN batches USING (batch)"
+            " WHERE recorded_at <= ? ORDER BY batch DESC LIMIT 1",
+            (moment,),
+        ).fetchone()
+        return {dataset: counts["shipped"] for dataset, counts in json.loads(found[0]).items()} if found else {}
+
+    def withdrawals_since(self, moment: str, limit: int | None) -> tuple[int, list[PublishedLine]]:
+        """How many rows left the datasets after a time, and the newest of them, oldest first; None for all."""
+        after = "FROM withdrawals WHERE replaced = 0 AND withdrawn_at > ?"
+        rows = self._run(
+            f"SELECT {', '.join(PublishedLine._fields)} {after} ORDER BY withdrawal_id DESC LIMIT ?",
+            (moment, -1 if limit is None else limit),
+        ).fetchall()
+        count = self._run(f"SELECT count(*) {after}", (moment,)).fetchone()[0]
+        return count, [PublishedLine._make(row) for row in reversed(rows)]
+
+    def runs_of(self, sample_id: str) -> list[str]:
+        """The runs that withdrawals of an id name."""
+        rows = self._run(
+            "SELECT coalesce(source_run_id, chosen_run_id), rejected_run_id FROM withdrawals WHERE id = ?", (sample_id,)
+        )
+        return list(dict.fromkeys(run_id for row in rows for run_id in row if run_id is not None))
 
     def last_options(self) -> dict[str, Any] | None:
         """The options of the newest batch whose receipt is kept."""

@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import EXPORT_PATHS, InputKind, OperatorError, StatFacts, Trigger, UnreadableError
+from distilld.core.remedies import BY_EVENT
 from distilld.engine import index
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
@@ -451,6 +452,7 @@ def test_docs_say_what_to_do_on_every_error_event() -> None:
     text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     table = text.partition("## What to do on an event")[2].partition("\n## ")[0]
     assert dict(re.findall(r"^\| `([a-z_]+)` \| (\w+) \|", table, flags=re.MULTILINE)) == logged
+    assert BY_EVENT.keys() == logged.keys()
 
 
 def test_a_folder_that_cannot_be_listed_is_named_until_a_run_can(
