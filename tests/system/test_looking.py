@@ -22,6 +22,7 @@ from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
 from distilld.inspection.status import look
 from distilld.publish.receipt import iso_time
 from tests.support.command import (
+    REPOSITORY,
     distilld,
     once,
     phase4,
@@ -333,3 +334,33 @@ def test_schemas_hold_the_second_wall(tmp_path: Path) -> None:
     quarantine = distilld("schema", "quarantine", cwd=tmp_path).json
     assert "source_provenance" not in quarantine["required"]
     assert distilld("schema", "nothing", cwd=tmp_path).code == 2
+
+
+def test_ten_questions_have_one_command_each(sample: SampleLake) -> None:
+    """Each command of the table in docs/operations.md answers its question, and no question needs SQL."""
+    assert once(sample.root).code == 0
+    rescore_in_place(sample, sample.rescored_run_id)
+    assert once(sample.root).code == 0
+    shutil.rmtree(sample.scored_path(sample.partitions[-1]).parent)
+    assert once(sample.root).code == 0
+    row = rows(sample.root / EXPORT_PATHS["rag"])[0]
+    values = {"RUN_ID": row["source_run_id"], "ID": row["id"], "TIME": "2026-01-01"}
+    answers = {
+        "health": "no distilld is running",
+        "status": "retained",
+        "explain": row["id"],
+        "show": row["source_run_id"],
+        "withdrawals": sample.rescored_run_id,
+        "quarantine": "category_disallowed",
+        "receipts": "the chain is whole",
+        "verify": "agree",
+        "run": "up to date",
+        "prune": "absent",
+    }
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## See what it does")[2].partition("\n## ")[0]
+    commands = re.findall(r"^\| [^|]+\? \| `distilld ([^`]+)` \|$", table, flags=re.MULTILINE)
+    assert [command.split()[0] for command in commands] == [*answers]
+    for command in commands:
+        words = [values.get(word, word) for word in command.split()]
+        assert answers[words[0]] in distilld(*words, "--root", sample.root, cwd=sample.root).out, command
