@@ -112,7 +112,7 @@ install-program: # The program in a virtual environment of its own, and the comm
 	@$(FOR_ALL) printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -I -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
 	@chmod 0755 '$(DESTDIR)$(PREFIX)/bin/distilld'
 	@$(FOR_ALL) install -d '$(DESTDIR)$(DOCDIR)'
-	@install -m 0644 README.md CHANGELOG.md docs/*.md '$(DESTDIR)$(DOCDIR)'
+	@install -m 0644 README.md CHANGELOG.md docs/*.md monitoring/* '$(DESTDIR)$(DOCDIR)'
 
 install-units: # The service's unit, its user and its folders
 	@$(FOR_ALL) install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
