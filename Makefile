@@ -45,6 +45,9 @@ RENDER = sed -e 's|/usr/local/share/doc/distilld|$(call as_text,$(DOCDIR))|g' \
 	-e 's|^User=distilld$$|User=$(SERVICE_USER)|' -e 's|^Group=distilld$$|Group=$(SERVICE_USER)|' \
 	-e 's| distilld distilld -$$| $(SERVICE_USER) $(SERVICE_USER) -|' \
 	-e 's| distilld distilld-read -$$| $(SERVICE_USER) distilld-read -|'
+# The unit as a template: distilld@NAME keeps the lake /srv/NAME with /etc/distilld/NAME.toml and /var/lib/distilld/NAME.
+AS_INSTANCE := -e 's|/etc/distilld/distilld.toml|/etc/distilld/%i.toml|g' -e 's|/srv/lakehouse|/srv/%i|g' \
+	-e 's|^StateDirectory=distilld|StateDirectory=distilld/%i|' -e 's|^Description=.*|& (%i)|'
 # The service's user reads what root installs, whatever root's umask.
 FOR_ALL := umask 022 &&
 
@@ -108,20 +111,28 @@ install-program: # The program in a virtual environment of its own, and the comm
 	@$(FOR_ALL) printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -I -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
 	@chmod 0755 '$(DESTDIR)$(PREFIX)/bin/distilld'
 	@$(FOR_ALL) install -d '$(DESTDIR)$(DOCDIR)'
-	@install -m 0644 README.md CHANGELOG.md docs/*.md '$(DESTDIR)$(DOCDIR)'
+	@install -m 0644 README.md CHANGELOG.md docs/*.md monitoring/* '$(DESTDIR)$(DOCDIR)'
 
 install-units: # The service's unit, its user and its folders
 	@$(FOR_ALL) install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
 	@$(FOR_ALL) $(RENDER) systemd/distilld.service >'$(DESTDIR)$(UNITDIR)/distilld.service'
+	@$(FOR_ALL) $(RENDER) systemd/distilld.timer >'$(DESTDIR)$(UNITDIR)/distilld.timer'
+	@# One run for the timer, and an instance for each of several lakes: the same unit, with other words in a few places.
+	@$(FOR_ALL) $(RENDER) systemd/distilld.service | sed '/^\[Install\]/,$$d' >'$(DESTDIR)$(UNITDIR)/distilld-once.service'
+	@$(FOR_ALL) install -d '$(DESTDIR)$(UNITDIR)/distilld-once.service.d'
+	@$(FOR_ALL) $(RENDER) systemd/distilld-once.conf >'$(DESTDIR)$(UNITDIR)/distilld-once.service.d/once.conf'
+	@$(FOR_ALL) sed $(AS_INSTANCE) systemd/distilld.service | $(RENDER) >'$(DESTDIR)$(UNITDIR)/distilld@.service'
 	@$(FOR_ALL) $(RENDER) systemd/distilld.tmpfiles >'$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
 	@# Another user is there already; the group of those who train may not be.
 	@$(FOR_ALL) if test '$(SERVICE_USER)' = distilld; then cat systemd/distilld.sysusers; \
 		else grep -v '^u ' systemd/distilld.sysusers; fi >'$(DESTDIR)$(SYSUSERSDIR)/distilld.conf'
-	@chmod 0644 '$(DESTDIR)$(UNITDIR)/distilld.service' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
+	@chmod 0644 '$(DESTDIR)$(UNITDIR)'/distilld*.service '$(DESTDIR)$(UNITDIR)'/distilld*.d/* '$(DESTDIR)$(UNITDIR)/distilld.timer' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
 
 uninstall: ## Remove what 'make install' put there; the config, the state and the lake stay
 	rm -rf '$(INSTALLED)' '$(DESTDIR)$(DOCDIR)'
 	rm -f '$(DESTDIR)$(PREFIX)/bin/distilld' '$(DESTDIR)$(UNITDIR)/distilld.service' \
+		'$(DESTDIR)$(UNITDIR)/distilld.timer' '$(DESTDIR)$(UNITDIR)/distilld@.service' \
+		'$(DESTDIR)$(UNITDIR)/distilld-once.service' '$(DESTDIR)$(UNITDIR)/distilld-once.service.d/once.conf' \
 		'$(DESTDIR)$(SYSUSERSDIR)/distilld.conf' '$(DESTDIR)$(TMPFILESDIR)/distilld.conf'
 
 clean: ## Remove what the other targets made

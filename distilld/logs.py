@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 from distilld.core.model import DistilldError, ProgramError
+from distilld.core.remedies import BY_EVENT
 
 if TYPE_CHECKING:
     # Commands that log nothing do without it.
@@ -143,6 +144,7 @@ def configure(
             _refuse_unknown_event,
             _add_time,
             _tell_exception,
+            _add_hint,
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVEL_NUMBERS[level]),
@@ -218,6 +220,13 @@ def _leads_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     except (OSError, ValueError):  # no file behind the stream, or it is closed
         return False
     return environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+
+
+def _add_hint(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Whatever warns says what to do about it."""
+    if method in ("warning", "error") and event["event"] in BY_EVENT:
+        event.setdefault("hint", BY_EVENT[event["event"]])
+    return event
 
 
 def _refuse_unknown_event(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:

@@ -16,6 +16,17 @@ _LEAST_ROOM: Final = 20
 """The last column of a table is wrapped where it has as much room; else each row becomes a block."""
 
 
+class Size(int):
+    """A number of bytes."""
+
+    def __str__(self) -> str:
+        """Return it as people read it."""
+        if self < 1 << 10:
+            return counted(int(self), "byte")
+        power = min((self.bit_length() - 1) // 10, 4)
+        return f"{self / (1 << 10 * power):,.1f} {('', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A title, the columns' names and the rows. A column that holds numbers alone stands to the right."""
@@ -39,6 +50,8 @@ def text_of(cell: Cell) -> str:
     """A cell as it is shown: on one line, nothing in it that a terminal would obey, thousands apart."""
     if cell is None:
         return "-"
+    if isinstance(cell, Size):
+        return str(cell)
     return f"{cell:,}" if isinstance(cell, int) else printable(cell)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -26,7 +27,9 @@ COMMANDS: Final = MappingProxyType(
         "status": "distilld.cli.status",
         "health": "distilld.cli.health",
         "explain": "distilld.cli.explain",
+        "show": "distilld.cli.show",
         "quarantine": "distilld.cli.quarantine",
+        "withdrawals": "distilld.cli.withdrawals",
         "receipts": "distilld.cli.receipts",
         "verify": "distilld.cli.verify",
         "diff": "distilld.cli.diff",
@@ -70,6 +73,15 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; the message about an unknown one names the nearest."""
+        if args and args[0][:1].isalnum() and args[0] not in COMMANDS:
+            nearest = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.0)[0]
+            ctx.fail(f"No such command {args[0]!r}; the nearest one is '{nearest}'.")
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
@@ -92,7 +104,7 @@ _OPTIONS: Final = (
         help="The configuration file. Default: config/distilld.toml, if it exists.",
     ),
     click.option("--root", metavar="DIR", help="The lakehouse: the folder that holds data/, exports/ and reports/."),
-    click.option("--state", metavar="FILE", help="The state store. A relative path is taken from the root."),
+    click.option("--state", metavar="FILE", help="The state store, one SQLite file on a local disk."),
 )
 
 

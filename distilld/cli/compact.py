@@ -25,6 +25,7 @@ def compact(common: Common, as_json: bool) -> ExitCode:
     from distilld.cli.settings import load_settings
     from distilld.core.model import Trigger
     from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, writer
+    from distilld.tables import Size
 
     settings = load_settings(common)
     logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
@@ -41,5 +42,5 @@ def compact(common: Common, as_json: bool) -> ExitCode:
         print_json({**shown, "receipt": report.receipt, "space_bytes_removed": spaces})
     else:
         print_changes(report)
-        say(f"{spaces} bytes of white space are removed; the files stand in walk order")
+        say(f"{Size(spaces)} of white space are removed; the files stand in walk order")
     return say_not_read(report)

@@ -35,11 +35,12 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
     if as_json:
         print_json(story)
     else:
-        _print(story)
+        print_story(story)
     return ExitCode.DONE
 
 
-def _print(story: RunStory) -> None:
+def print_story(story: RunStory) -> None:
+    """Print everything about a run."""
     from distilld.cli.output import say, say_block
     from distilld.inspection.explain import place_of
 

@@ -31,7 +31,7 @@ def init(common: Common) -> ExitCode:
         # The file says where the lake is whatever folder distilld is started in.
         given["root"] = os.path.abspath(common.root) if common.root else ""
     if common.state is not None:
-        given["state"] = common.state
+        given["state"] = os.path.abspath(common.state) if common.state else ""
     text = config_text(given, source="the command line")
     _create(path, text)
     say(f"wrote {path}")

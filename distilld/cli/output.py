@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,12 @@ from distilld.tables import Table, labelled, plain_text
 def say(line: str = "") -> None:
     """Print one line; what stands in it is made safe for a terminal, and cannot begin another line."""
     click.echo(printable(line))
+
+
+def say_coloured(line: str, colour: str) -> None:
+    """Print one line in colour where standard output is a terminal and NO_COLOR is not set."""
+    text = printable(line)
+    click.echo(text if os.environ.get("NO_COLOR") else click.style(text, fg=colour, bold=True))
 
 
 def complain(line: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,7 +15,7 @@ from distilld.core.model import UsageError
 if TYPE_CHECKING:
     from distilld.config.settings import Settings
     from distilld.service.run_once import RunReport
-    from distilld.store.frozen import Pruned
+    from distilld.store.frozen import Only, Pruned
     from distilld.store.run_queries import FrozenCount
 
 
@@ -26,39 +26,56 @@ if TYPE_CHECKING:
     help="Only what came from partitions whose path (YYYY/MM/DD/name.jsonl) matches; * matches / too.",
 )
 @click.option("--orphans", is_flag=True, help="Only orphans: rows from before this store that no input gives.")
+@click.option("--vanished", is_flag=True, help="Only what the tripwire retained and nobody accepted.")
 @click.option("--accept", is_flag=True, help="Keep for good what the tripwire retained, and withdraw nothing.")
 @click.option("--yes", is_flag=True, help="Do it. Without it, prune only shows what it would do.")
 @common_options
 @json_option
-def prune(common: Common, partition: str | None, orphans: bool, accept: bool, yes: bool, as_json: bool) -> ExitCode:
+def prune(
+    common: Common, partition: str | None, orphans: bool, vanished: bool, accept: bool, yes: bool, as_json: bool
+) -> ExitCode:
     """Withdraw retained rows: those of absent partitions, those that the tripwire retained, and orphans.
 
-    The verdicts of absent partitions are forgotten with them: what only they forbade is exported again. Without --yes
-    nothing is changed: prune shows what it would do, and the exit code is 2 if there is anything to do.
+    The verdicts of absent partitions are forgotten with them, unless --orphans or --vanished limits it: what only they
+    forbade is exported again. Without --yes nothing is changed: prune shows what each group would lose, and the exit
+    code is 2 if there is anything to do.
     """
     from distilld.cli.settings import load_settings
     from distilld.store.connection import refuse_missing
+    from distilld.store.frozen import Only
 
     if partition is not None and (orphans or accept):
         raise UsageError(
             f"--partition does not go with {'--orphans' if orphans else '--accept'}",
             hint="orphans have no partition" if orphans else "what the tripwire kept is accepted as a whole",
         )
-    if orphans and accept:
-        raise UsageError("--orphans does not go with --accept", hint="the tripwire keeps no orphans")
+    asked = [flag for flag, on in (("--orphans", orphans), ("--vanished", vanished), ("--accept", accept)) if on]
+    if len(asked) > 1:
+        raise UsageError(f"{asked[0]} does not go with {asked[1]}", hint="run prune once for each")
     if partition is not None and partition != partition.encode(errors="replace").decode():
         raise UsageError(f"--partition = {partition!r}; allowed: UTF-8, as the name of every partition is")
     settings = load_settings(common)
+    only = Only.ORPHAN if orphans else Only.VANISHED if vanished else None
     if not yes:
-        return _preview(settings, partition, orphans=orphans, accept=accept, as_json=as_json)
+        return _preview(settings, partition, only, accept=accept, as_json=as_json)
     # A writer would begin one, and do a whole first pass that nobody asked for.
     refuse_missing(settings.state)
     if accept:
         return _accept(settings, as_json=as_json)
-    return _prune(settings, partition, orphans=orphans, as_json=as_json)
+    return _prune(settings, partition, only, as_json=as_json)
 
 
-def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept: bool, as_json: bool) -> ExitCode:
+_ONLY_THESE: Final = {
+    "orphan": "--orphans",
+    "vanished": "--vanished",
+    "evidence vanished": "--vanished",
+    "absent": "--partition GLOB",
+    "evidence absent": "--partition GLOB",
+}
+"""What limits a prune to rows that are retained for one reason."""
+
+
+def _preview(settings: Settings, partition: str | None, only: Only | None, *, accept: bool, as_json: bool) -> ExitCode:
     from distilld.cli.output import print_json, say, show
     from distilld.store.frozen import Frozen
     from distilld.store.queries import reading
@@ -67,8 +84,8 @@ def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept
 
     with reading(settings.state, settings.root) as store:
         held = Frozen(store).held_by_tripwire() if accept else {}
-        frozen: list[FrozenCount] = [] if accept else Stories(store).frozen(partition, orphans_only=orphans)
-        files = 0 if accept or orphans else Stories(store).absent_files(partition)
+        frozen: list[FrozenCount] = [] if accept else Stories(store).frozen(partition, only)
+        files = 0 if accept or only else Stories(store).absent_files(partition)
     due = bool(held or frozen or files)
     if as_json:
         print_json({"done": False, "accept": held, "withdraw": frozen, "forget_absent_files": files})
@@ -76,8 +93,8 @@ def _preview(settings: Settings, partition: str | None, *, orphans: bool, accept
     if held:
         show(Table("What would be kept for good", ("dataset", "rows"), list(held.items())))
     if frozen:
-        rows = [(str(each.dataset), each.kind, each.rows) for each in frozen]
-        show(Table("What would be withdrawn", ("dataset", "why it stands there", "rows"), rows))
+        rows = [(str(each.dataset), each.kind, each.rows, _ONLY_THESE[each.kind]) for each in frozen]
+        show(Table("What would be withdrawn", ("dataset", "retained as", "rows", "only these"), rows))
     if files:
         say(f"{counted(files, 'absent file')} would be forgotten, with the verdicts that stood there")
     say("nothing was changed; add --yes to do it" if due else "there is nothing to prune")
@@ -109,7 +126,7 @@ def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
     return ExitCode.DONE
 
 
-def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json: bool) -> ExitCode:
+def _prune(settings: Settings, partition: str | None, only: Only | None, *, as_json: bool) -> ExitCode:
     from distilld import logs
     from distilld.cli.output import plain, print_json, say
     from distilld.cli.progress import progress_bar
@@ -125,7 +142,7 @@ def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json:
             with writer(settings, progress=progress) as engine:
                 recover(engine)
                 # Before a look at the inputs: what vanishes only now, nobody has agreed to.
-                gone = engine.give_up(partition, orphans_only=orphans)
+                gone = engine.give_up(partition, only)
                 return gone, bring_up_to_date(engine, Trigger.PRUNE)
 
         gone, report = on_whole_store(pruned)
@@ -136,7 +153,7 @@ def _prune(settings: Settings, partition: str | None, *, orphans: bool, as_json:
         print_json({**done, **shown, "receipt": report.receipt})
     else:
         if gone.rows:
-            say(f"frozen rows and pairs that were let go: {gone.rows:,}")
+            say(f"retained rows and pairs that were let go: {gone.rows:,}")
         if gone.files:
             were = "was" if gone.files == 1 else "were"
             say(f"{counted(gone.files, 'absent file')} {were} forgotten, with the verdicts that stood there")

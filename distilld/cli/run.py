@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -13,11 +15,12 @@ import click
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 from distilld.cli.streams import WorkCommand
-from distilld.core.model import Category, Dataset, UsageError
+from distilld.core.model import Category, Dataset, DistilldError, UsageError
 
 if TYPE_CHECKING:
     from distilld.config.settings import Settings
     from distilld.engine.engine import Engine
+    from distilld.engine.pass_result import Progress
     from distilld.service.run_once import DatasetReport, RunReport
 
 R = TypeVar("R")
@@ -64,7 +67,7 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
         click.option(
             "--include-review", is_flag=True, help="Export runs that need a human review to RAG, in this run only."
         ),
-        click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+        click.option("--dry-run", is_flag=True, help="Show what one run would change, and change nothing."),
         click.option(
             "--take-over", is_flag=True, help="Use this state store although the lake was last kept with another one."
         ),
@@ -92,7 +95,7 @@ def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
     if check:
         _refuse_with_check({"--once": once, "--dry-run": given.dry_run, "--json": given.as_json})
         return _check(common)
-    if once:
+    if once or given.dry_run:
         return _bring(common, (), given)
     return _serve(common, given)
 
@@ -153,9 +156,8 @@ def _check(common: Common) -> ExitCode:
 
 
 def _serve(common: Common, flags: _Flags) -> ExitCode:
-    for given, name in ((flags.dry_run, "--dry-run"), (flags.as_json, "--json")):
-        if given:
-            raise UsageError(f"{name} needs --once", hint="without --once this is the daemon, which never ends")
+    if flags.as_json:
+        raise UsageError("--json needs --once", hint="without --once this is the daemon, which never ends")
     # It would end the process. The daemon lets what waits come as soon as it can take it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     import faulthandler
@@ -192,11 +194,11 @@ def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> Exi
     settings = load_settings(common)
     by_flag = {each for each in _INCLUSIONS if getattr(flags, each.option) and not getattr(settings, each.option)}
     settings = _with_flags(settings, flags)
-    report = _report(settings, flags)
+    report, let_in = _report(settings, flags, by_flag)
     if flags.as_json:
         _print_json(report, flags)
     else:
-        _print(report, settings, summed_up, flags, by_flag)
+        _print(report, summed_up, flags, let_in)
     return say_not_read(report)
 
 
@@ -214,12 +216,45 @@ def say_not_read(report: RunReport) -> ExitCode:
     """Name the inputs that could not be read on standard error; returns the exit code that follows from them."""
     from distilld.cli.output import complain
 
+    if report.no_inputs:
+        complain(f"warning: no partition file lies below {report.no_inputs}; correct root, or mount what is missing")
     for problem in report.not_read:
         complain(f"not read: {problem}")
     return ExitCode.FAILED if report.not_read else ExitCode.DONE
 
 
-def _report(settings: Settings, flags: _Flags) -> RunReport:
+def _let_in(engine: Engine, by_flag: set[_Inclusion]) -> dict[_Inclusion, int]:
+    """How many rows stand in their datasets for the flags of this run alone."""
+    from distilld.store.queries import Views
+
+    views = Views(engine.store)
+    return {each: views.shipped_of(each.dataset, each.category) for each in by_flag}
+
+
+def _warn_of_flags(settings: Settings, by_flag: set[_Inclusion], progress: Callable[[Progress], None] | None) -> None:
+    """Say before anything is written what the next run without these flags withdraws: a rehearsal tells."""
+    from distilld import logs
+    from distilld.cli.output import complain
+    from distilld.service.dry_run import rehearsal
+    from distilld.service.run_once import bring_up_to_date
+
+    if not by_flag:
+        return
+    rows: dict[_Inclusion, int] = {}
+    logs.configure(level="error", fmt=settings.log_format, environ=os.environ)
+    with (
+        suppress(DistilldError, OSError, sqlite3.Error),
+        rehearsal(settings, take_over=True, progress=progress) as trial,
+    ):
+        bring_up_to_date(trial)
+        rows = _let_in(trial, by_flag)
+    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+    for each in by_flag:
+        these = f"{rows[each]:,} {each.category} rows" if each in rows else f"the {each.category} rows"
+        complain(f"warning: the next run without {each.flag} withdraws {these} from {each.dataset} again")
+
+
+def _report(settings: Settings, flags: _Flags, by_flag: set[_Inclusion]) -> tuple[RunReport, dict[_Inclusion, int]]:
     from distilld import logs
     from distilld.cli.progress import progress_bar
     from distilld.service.dry_run import rehearsal
@@ -232,11 +267,12 @@ def _report(settings: Settings, flags: _Flags) -> RunReport:
             listed = None if flags.as_json else WITHDRAWN_SHOWN
             with rehearsal(settings, take_over=flags.take_over, progress=progress) as engine:
                 _say_damaged(engine)
-                return bring_up_to_date(engine, withdrawals_listed=listed)
+                return bring_up_to_date(engine, withdrawals_listed=listed), _let_in(engine, by_flag)
 
-        def bring() -> RunReport:
+        def bring() -> tuple[RunReport, dict[_Inclusion, int]]:
             with writer(settings, take_over=flags.take_over, progress=progress) as engine:
-                return bring_up_to_date(engine)
+                _warn_of_flags(settings, by_flag, progress)
+                return bring_up_to_date(engine), _let_in(engine, by_flag)
 
         return on_whole_store(bring)
 
@@ -253,16 +289,9 @@ def _print_json(report: RunReport, flags: _Flags) -> None:
     print_json({"dry_run": flags.dry_run, "up_to_date": not report.changed, **shown, "receipt": report.receipt})
 
 
-def _print(
-    report: RunReport, settings: Settings, summed_up: tuple[Dataset, ...], flags: _Flags, by_flag: set[_Inclusion]
-) -> None:
+def _print(report: RunReport, summed_up: tuple[Dataset, ...], flags: _Flags, let_in: Mapping[_Inclusion, int]) -> None:
     from distilld.cli.output import say
-    from distilld.core.model import InputKind
-    from distilld.lake.scan import TREES
 
-    scored = TREES[InputKind.SCORED]
-    if not (settings.root / scored).exists():
-        say(f"note: there is no {scored} below {settings.root}, so there is nothing to read")
     if report.recovered:
         done = "the next run completes or undoes it first" if flags.dry_run else "it was completed or undone first"
         say(f"an earlier batch was cut off; {done}")
@@ -283,7 +312,7 @@ def _print(
     for dataset in summed_up:
         for line in _summary(dataset, report, dry_run=flags.dry_run):
             say(f"[export_{dataset}] {line}")
-    for dataset, line in _inclusions(report, by_flag):
+    for dataset, line in _inclusions(report, let_in):
         say(f"[export_{dataset}] {line}" if summed_up else f"{dataset}: {line}")
 
 
@@ -310,11 +339,14 @@ def print_changes(report: RunReport) -> None:
 
 
 def say_work(report: RunReport) -> None:
-    """Say how much a run took, and where the receipt of its last batch is, if it had one."""
+    """Say how much a run took, and where its receipt is, or which its receipts are."""
     from distilld.cli.output import say
+    from distilld.tables import Size
 
     at = f"; receipt: {report.receipt}" if report.receipt else ""
-    say(f"{report.rows_judged:,} rows judged, {report.bytes_read:,} bytes read{at}")
+    if len(report.batch_ids) > 1:
+        at = f" in {len(report.batch_ids)} batches; receipts: {report.batch_ids[0]} to {report.batch_ids[-1]}"
+    say(f"{report.rows_judged:,} rows judged, {Size(report.bytes_read)} read{at}")
 
 
 def _print_dry_run(report: RunReport) -> None:
@@ -369,16 +401,16 @@ def _listed(counts: Iterable[tuple[str, int]], between: str = " ") -> str:
     return ", ".join(f"{name}{between}{count}" for name, count in counts)
 
 
-def _inclusions(report: RunReport, by_flag: set[_Inclusion]) -> Iterator[tuple[Dataset, str]]:
+def _inclusions(report: RunReport, let_in: Mapping[_Inclusion, int]) -> Iterator[tuple[Dataset, str]]:
     """What the run let in beyond the default, and what left because an earlier run had let it in."""
     from distilld.core.model import Cause
 
     for each in _INCLUSIONS:
         if getattr(report.options, each.option):
-            source = each.flag if each in by_flag else f"{each.option} in the settings"
+            source = each.flag if each in let_in else f"{each.option} in the settings"
             yield each.dataset, f"{each.category} INCLUDED ({source})"
-        if each in by_flag:
-            yield each.dataset, f"the next run without {each.flag} withdraws these rows again"
+        if each in let_in:
+            yield each.dataset, f"the next run without {each.flag} withdraws these {let_in[each]} rows again"
         left = report.datasets[each.dataset].causes.get(Cause.OPTIONS_CHANGED, 0)
         if each.option in report.dropped_flags and left:
             yield (

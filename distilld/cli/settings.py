@@ -54,6 +54,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
         config_file=common.config,
         default_counts=common.config is not None or _default_config_counts(cwd / DEFAULT_CONFIG_FILE),
         cwd=cwd,
+        warn=_warn,
     )
     resolved = replace(
         settings,
@@ -68,6 +69,12 @@ def load_settings(common: Common, **flags: object) -> Settings:
     if resolved.metrics_file is not None:
         _refuse_unusable_metrics_file(resolved.root, resolved.state, resolved.metrics_file)
     return resolved
+
+
+def _warn(text: str) -> None:
+    from distilld.cli.output import complain
+
+    complain(f"warning: {text}")
 
 
 def _default_config_counts(path: Path) -> bool:

@@ -66,10 +66,10 @@ def snapshot(
 
 def _print(made: Snapshot) -> None:
     from distilld.cli.output import say, show
-    from distilld.tables import Table
+    from distilld.tables import Size, Table
 
-    files = [(file["path"], file["rows"], file["bytes"]) for file in made.manifest["files"]]
-    show(Table(f"Batch {made.manifest['batch_id']}", ("file", "rows", "bytes"), files))
+    files = [(file["path"], file["rows"], Size(file["bytes"])) for file in made.manifest["files"]]
+    show(Table(f"Batch {made.manifest['batch_id']}", ("file", "rows", "size"), files))
     for dataset, counts in made.manifest["datasets"].items():
         if counts["duplicates_dropped"] or counts["validation_left_out"]:
             say(

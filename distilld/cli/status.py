@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -11,13 +14,15 @@ from distilld.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from distilld.inspection.status import Status
+    from distilld.store.queries import BatchLine
+    from distilld.tables import Cell
 
 
 @click.command(short_help="Show the state of the lake, and what is wrong with it.")
 @common_options
 @json_option
 def status(common: Common, as_json: bool) -> ExitCode:
-    """Show whether a writer runs, the rows of the datasets, what is quarantined, and how far the input is read.
+    """Say whether the lake is healthy; show the writer, the datasets, and how far the input is read.
 
     Each problem is shown in words, with the command that resolves it. Changes nothing.
     """
@@ -34,48 +39,82 @@ def status(common: Common, as_json: bool) -> ExitCode:
 
 
 def _print(found: Status) -> None:
-    from distilld.cli.output import say, show
-    from distilld.core.model import DATASET_PATHS
+    from distilld.cli.output import say, say_coloured, show
     from distilld.tables import Table
 
-    say(f"root         {found.root}")
-    say(f"state        {found.state}")
-    say(f"writer       {_writer(found)}")
-    if found.last_batch is not None:
-        last = found.last_batch
-        counts = f"{last.rows_shipped:,} shipped, {last.rows_held:,} quarantined, {last.rows_withdrawn:,} withdrawn"
-        say(f"last batch   {last.batch_id}, set off by {last.trigger}: {counts}")
-    if found.lag is not None:
-        say(f"behind       {_lag(found)}")
-    say()
-    if found.exports:
-        datasets = {dataset.value for dataset in DATASET_PATHS}
-        rows = [
-            (each.name, each.rows, each.frozen, each.committed_bytes, each.path)
-            for each in found.exports
-            if each.name in datasets
-        ]
-        show(Table("Datasets", ("dataset", "rows", "frozen", "bytes", "file"), rows))
-    if found.quarantine:
-        held = [(str(each.dataset), str(each.reason), each.rows) for each in found.quarantine]
-        show(Table("Held back", ("dataset", "reason", "rows"), held))
-    if found.trees:
-        trees = [
-            (str(each.kind), each.present, each.absent, each.lines, each.malformed_lines, each.size_bytes)
-            for each in found.trees
-        ]
-        show(Table("Input, as it was read", ("tree", "files", "absent", "lines", "malformed", "bytes"), trees))
-    if found.pending_tails:
-        tails = [(each.path, each.bytes) for each in found.pending_tails]
-        show(Table("Last lines that are not finished", ("file", "bytes"), tails))
-    sizes = [(name, getattr(found.sizes, name)) for name in ("state", "receipts", "withdrawals", "set_aside")]
-    show(Table("distilld's own files", ("what", "bytes"), [(name.replace("_", " "), size) for name, size in sizes]))
-    for note in found.notes:
-        say(f"note: {note}")
+    if found.problems:
+        say_coloured(f"unhealthy: {', '.join(dict.fromkeys(each.name for each in found.problems))}", "red")
+    elif found.writer.running or found.timer:
+        say_coloured("healthy", "green")
+    else:
+        say_coloured("healthy as of the last run, and no distilld is running", "yellow")
     for problem in found.problems:
         say(f"problem: {problem.text}; to put it right: {problem.remedy}")
-    if not found.problems:
-        say("no problem is known")
+    for label, text in _facts(found):
+        say(f"{label:<12} {text}")
+    say()
+    if rows := _datasets(found):
+        columns = ("dataset", "rows", "last hour", "last day", "quarantined", "retained", "size")
+        show(Table("Datasets", columns, rows))
+    for note in found.notes:
+        say(f"note: {note}")
+
+
+def _facts(found: Status) -> Iterator[tuple[str, str]]:
+    from distilld.tables import Size, counted
+
+    yield "root", str(found.root)
+    yield "state", str(found.state)
+    yield "writer", _writer(found)
+    if found.last_batch is not None:
+        yield "last batch", _batch(found.last_batch)
+    if found.lag is not None:
+        yield "lag", _lag(found)
+    if found.pending_tails:
+        first = found.pending_tails[0]
+        others = f" and {len(found.pending_tails) - 1:,} more" if len(found.pending_tails) > 1 else ""
+        yield "unfinished", f"the last line of {first.path} ({Size(first.bytes)}){others}"
+    if found.trees:
+        files = " and ".join(f"{each.present:,} {each.kind}" for each in found.trees)
+        malformed = counted(sum(each.malformed_lines for each in found.trees), "malformed line")
+        yield "input", f"{files} files, {Size(sum(each.size_bytes for each in found.trees))}, {malformed}"
+    sizes = [(name, getattr(found.sizes, name)) for name in ("state", "receipts", "withdrawals", "set_aside")]
+    yield "disk", ", ".join(f"{name.replace('_', ' ')} {Size(size)}" for name, size in sizes)
+
+
+def _datasets(found: Status) -> list[tuple[Cell, ...]]:
+    from distilld.core.model import DATASET_PATHS
+    from distilld.tables import Size
+
+    held: Counter[str] = Counter()
+    for each in found.quarantine:
+        held[str(each.dataset)] += each.rows
+    return [
+        (
+            each.name, each.rows, *(_change(each.rows, then.get(each.name)) for then in found.rows_before.values()),
+            held[each.name], each.frozen, Size(each.committed_bytes),
+        )
+        for each in found.exports
+        if each.name in {dataset.value for dataset in DATASET_PATHS}
+    ]  # fmt: skip
+
+
+def _change(now: int, then: int | None) -> str:
+    return "-" if then is None else f"{now - then:+,}"
+
+
+def _ago(moment: str) -> str:
+    """How long ago that was."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    for name, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+def _batch(last: BatchLine) -> str:
+    done = f"{last.rows_shipped:,} exported, {last.rows_held:,} quarantined, {last.rows_withdrawn:,} withdrawn"
+    return f"{_ago(last.recorded_at)} (trigger {last.trigger}): {done}"
 
 
 def _writer(found: Status) -> str:
@@ -86,15 +125,20 @@ def _writer(found: Status) -> str:
         return said
     vitals = found.vitals
     how = {None: "", "events": ", watching"}.get(vitals.watching, f", scanning only ({vitals.watching})")
-    return f"{said}, the daemon since {vitals.started_at}, last scan {vitals.last_scan_at or 'under way'}{how}"
+    scanned = "the first scan is under way"
+    if vitals.last_scan_at is not None:
+        scanned = f"scanned {_ago(vitals.last_scan_at)}, at least every {found.rescan_seconds:g} s"
+    return f"the daemon, pid {found.writer.pid}{how}; {scanned}"
 
 
 def _lag(found: Status) -> str:
+    from distilld.tables import Size
+
     lag = found.lag
     if lag is None or not (lag.new_files or lag.changed_files or lag.gone_files):
-        return "nothing: every file is read as it stands"
+        return "none: every file is read as it is"
     text = (
         f"{lag.new_files:,} new, {lag.changed_files:,} changed and {lag.gone_files:,} missing files,"
-        f" {lag.unread_bytes:,} bytes not read yet"
+        f" {Size(lag.unread_bytes)} not read yet"
     )
     return f"{text}, for {lag.seconds:,.0f} s" if lag.new_files or lag.changed_files else text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -65,11 +65,13 @@ def load(
     config_file: Path | None,
     cwd: Path,
     default_counts: bool = True,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Settings:
     """The settings in force: a flag wins over ``DISTILLD_<KEY>``, that over the file, the file over the default.
 
     ``flags`` is keyed like the file; None stands for a flag that was not given. ``config_file`` None means
     ``config/distilld.toml`` below ``cwd`` if it is there and ``default_counts``; a file that is named must be there.
+    ``warn`` is called with what is odd and stops nothing.
 
     Raises ConfigError with every fault of the file, the environment and the flags.
     """
@@ -78,7 +80,7 @@ def load(
     layers = [
         list(_from_root_variable(environ)),
         list(_from_file(config_file, cwd, faults)) if config_file or default_counts else [],
-        list(_from_environment(environ, faults)),
+        list(_from_environment(environ, warn)),
         list(_from_flags(flags)),
     ]
     values: dict[str, object] = {key.name: key.kind.read(key.default) for key in KEYS.values()}
@@ -90,7 +92,23 @@ def load(
                 faults.append(ConfigFault(key.name, _shown(given.value), key.kind.allowed, given.source))
     if faults:
         raise ConfigError(tuple(faults))
+    named = next((given for layer in reversed(layers[2:]) for key, given in layer if key.name == "state"), None)
+    if named is not None:
+        values["state"] = _named_state(named, cwd, cwd / str(values["root"]))
     return _settings(values, cwd)
+
+
+def _named_state(named: _Given, cwd: Path, root: Path) -> Path:
+    """A state store that a flag or the environment names: a relative path is taken from the working directory.
+
+    Raises:
+        ConfigError: There is none, but one of that name stands below the root.
+    """
+    path, below = cwd / str(named.value), root / str(named.value)
+    if not path.exists() and below.exists():
+        allowed = f"a state store; there is none at {_plain(str(path))}, and one at {_plain(str(below))}"
+        raise ConfigError((ConfigFault("state", _shown(named.value), allowed, named.source),))
+    return path
 
 
 def _from_root_variable(environ: Mapping[str, str]) -> Iterator[tuple[Key, _Given]]:
@@ -122,7 +140,7 @@ def _parsed_file(path: Path, source: str, faults: list[ConfigFault], *, may_be_m
     return {}
 
 
-def _from_environment(environ: Mapping[str, str], faults: list[ConfigFault]) -> Iterator[tuple[Key, _Given]]:
+def _from_environment(environ: Mapping[str, str], warn: Callable[[str], None]) -> Iterator[tuple[Key, _Given]]:
     variables = {key.variable: key for key in KEYS.values()}
     for name in sorted(environ):
         if not name.startswith(ENVIRONMENT_PREFIX):
@@ -130,7 +148,8 @@ def _from_environment(environ: Mapping[str, str], faults: list[ConfigFault]) -> 
         if key := variables.get(name):
             yield key, _Given(key.kind.from_text(environ[name]), name)
         else:
-            faults.append(_unknown(name, environ[name], "the environment", tuple(variables)))
+            # Kubernetes sets such names in every pod beside a service named distilld.
+            warn(str(_unknown(name, environ[name], "the environment", tuple(variables))))
 
 
 def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[Key, _Given]]:

@@ -17,6 +17,7 @@ from distilld.config.kinds import Choice, FilePath, Kind, Number, Switch, Text, 
 from distilld.core.model import OnDelete, Options
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+Writer = Literal["daemon", "timer"]
 LogFormat = Literal["auto", "json", "console"]
 
 DEFAULT_CONFIG_FILE: Final = Path("config", "distilld.toml")
@@ -62,7 +63,7 @@ class Settings:
     state: Path = _key(
         FilePath(),
         "state/distilld.db",
-        "The state store, one SQLite file on a local disk. A relative path is taken from the root.",
+        "The state store, one SQLite file on a local disk. A relative path in this file is taken from the root.",
     )
 
     include_partial: bool = _key(
@@ -133,11 +134,17 @@ class Settings:
         "minus one.",
     )
 
+    writer: Writer = _key(
+        Choice(get_args(Writer)),
+        "daemon",
+        "What 'distilld health' asks for: 'daemon' that one runs and scans, 'timer' that the last run is no older than "
+        "three times rescan_seconds.",
+        begins="Reports",
+    )
     receipts_keep: int = _key(
         Whole(0, _COUNT_MOST),
         10_000,
         "How many receipts are kept, on disk and in the state store; the oldest are removed. 0: all are kept.",
-        begins="Reports",
     )
     log_level: LogLevel = _key(Choice(get_args(LogLevel)), "info", "The minimum level that is logged.")
     log_format: LogFormat = _key(

@@ -20,7 +20,7 @@ def commented_toml() -> str:
         "# distilld: every setting with its default. Remove the '#' before a key to set it.",
         f"# Read from {DEFAULT_CONFIG_FILE} in the working directory, or from the file that --config names.",
         f"# Precedence: command line flag, environment ({ENVIRONMENT_PREFIX}<KEY>), this file, default.",
-        "# Relative paths are taken from the working directory, a relative 'state' from the root.",
+        "# Relative paths are taken from the working directory; a relative 'state' in this file from the root.",
     ]
     for key in KEYS.values():
         if key.begins:

@@ -176,6 +176,24 @@ class ReceiptCounts(_Closed):
     per_exporter: dict[Literal["rag", "sft", "preference"], ReceiptDatasetCounts]
 
 
+class ReceiptRunCounts(_Closed):
+    """What a run did to one dataset; replaced rows are among the appended ones alone."""
+
+    appended: int
+    withdrawn: int
+    by_cause: dict[str, int]
+
+
+class ReceiptRun(_Closed):
+    """A run up to this batch: one scan and all batches that followed from it. A few withdrawn runs are named."""
+
+    run_id: str
+    batches: int
+    started_at: str
+    datasets: dict[Literal["rag", "sft", "preference"], ReceiptRunCounts]
+    withdrawn_runs: list[str]
+
+
 class ReceiptWork(_Closed):
     """What a batch cost."""
 
@@ -210,6 +228,7 @@ class Receipt(_Closed):
     inputs: list[ReceiptInput]
     outputs: list[ReceiptOutput]
     record_counts: ReceiptCounts
+    run: ReceiptRun | None = None
     work: ReceiptWork
     pending_tails: list[ReceiptTail]
     validation_pass: bool

@@ -228,7 +228,7 @@ DATASET_PATHS: Final = {
 SET_ASIDE: Final = "exports/.set-aside"
 """Where a file goes that was found in the place of an export."""
 TAMPERINGS_AN_HOUR: Final = 3
-"""Changed from outside so often within an hour, exports are somebody else's too: writing stops."""
+"""Changed from outside so often within an hour, exports have another writer."""
 REPORTS: Final = "reports/distillation"
 
 EXPORT_PATHS: Final[dict[str, str]] = {

@@ -69,6 +69,39 @@ BY_SQLITE: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
+BY_EVENT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "batch_undone": "none for this event alone: the line before or after it says why",
+        "batch_failed": "see the exception, and report it; it is tried again",
+        "stage_finished": "see what the command printed",
+        "scan_failed": "mount the input trees, or make them readable",
+        "folder_not_listed": "make the folder readable, or mount what is missing",
+        "file_unreadable": "make it readable for distilld's user, or take it away",
+        "odd_partition_name": "name partition folders YYYY/MM/DD; the rows are read all the same",
+        "malformed_scored": "check the producer; distilld explain RUN_ID names a line that still rejects a run",
+        "unreviewed_verdict": "check the scorer: the category is none of the four",
+        "malformed_evidence": "check the producer: the runs on these lines have no evidence",
+        "input_changed": "none: the file is read again",
+        "partition_absent": "bring the files back; if they are to go, see distilld prune",
+        "tripwire_tripped": "distilld prune --vanished --yes withdraws them, distilld prune --accept --yes keeps them",
+        "export_tampered": "find out who writes below exports/ and stop it (ls -l, fuser, auditctl)",
+        "export_set_aside": "look at the copy, then remove it",
+        "export_restored": "none: rows that are missing are judged again",
+        "card_not_written": "make the folder writable for distilld's user",
+        "orphan_kept": "distilld prune --orphans shows them, and withdraws them with --yes",
+        "store_set_aside": "if it was corrupt, have the disk checked (smartctl, dmesg); then remove the copy",
+        "page_not_written": "move away what is at its path",
+        "withdrawal_overdue": "do what batch_failed says; do not train until failure_over",
+        "lock_taken_anew": "find out who removed the lock file, and leave it alone",
+        "reload_refused": "correct the configuration and reload again",
+        "watch_fallback": "none, if scans are enough; see 'Many partitions' in docs/operations.md",
+        "retry_scheduled": "do what the line before says; failure_over marks the end",
+        "metrics_failed": "make the file's folder writable for distilld's user",
+    }
+)
+"""What to do about an event of the log that warns, where the line itself does not know better."""
+
+
 def remedy_of(error: BaseException) -> str:
     """What to do about an error, by its errno or its SQLite code; an extended code counts before its primary one."""
     if isinstance(error, OSError):

@@ -23,6 +23,7 @@ import structlog
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
 from distilld.core.model import (
+    TAMPERINGS_AN_HOUR,
     Dataset,
     InputChanged,
     InputKind,
@@ -49,9 +50,9 @@ from distilld.publish.commit import CommittedBatch, Committer
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
-from distilld.publish.restore import Restorer
+from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.store.connection import Store
-from distilld.store.frozen import Frozen, Pruned
+from distilld.store.frozen import Frozen, Only, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.moved import forget_empty_files
@@ -121,6 +122,8 @@ class Engine:
         self._unsettled_since: dict[FileKey, int] = {}
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
+        self._mendings = 0
+        """How often the pass has looked at the exports."""
         self._pool: Pool | None = None
         self._batches: Batches | None = None
         self._judging: _Judging | None = None
@@ -183,7 +186,8 @@ class Engine:
     def _look_and_judge(self, trigger: Trigger) -> PassResult:
         result = PassResult()
         self.refuse_missing_lake()
-        self._mend_exports()
+        self._mendings = 0
+        self._mend_exports(patient=trigger in (Trigger.WATCH, Trigger.RESCAN))
         result.scan = scan = lake.scan(self.root)
         self.teller.odd_folders(scan)
         self.teller.not_listed(scan)
@@ -288,12 +292,12 @@ class Engine:
         """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
         return self.run_pass(Trigger.REBUILD)
 
-    def prune(self, partition_glob: str | None, *, orphans_only: bool) -> tuple[Pruned, PassResult]:
+    def prune(self, partition_glob: str | None, only: Only | None = None) -> tuple[Pruned, PassResult]:
         """Withdraw frozen rows, forget the absent verdicts behind them; returns what was let go, and what followed."""
-        pruned = self.give_up(partition_glob, orphans_only=orphans_only)
+        pruned = self.give_up(partition_glob, only)
         return pruned, self.run_pass(Trigger.PRUNE)
 
-    def give_up(self, partition_glob: str | None, *, orphans_only: bool) -> Pruned:
+    def give_up(self, partition_glob: str | None, only: Only | None = None) -> Pruned:
         """Let frozen rows go: the next pass withdraws them.
 
         Absent files that stand there again, or may do so in a folder that cannot be listed, keep theirs.
@@ -310,9 +314,7 @@ class Engine:
                 for each in absent
                 if (each.kind, each.path) in seen or (scan and scan.is_unknown(each.kind, each.path))
             ]
-            pruned = self.frozen.prune(
-                partition_glob, orphans_only=orphans_only, options=self.options, returned=returned
-            )
+            pruned = self.frozen.prune(partition_glob, only=only, options=self.options, returned=returned)
         self.inputs.forget_files()
         log.info("pruned", rows=pruned.rows, files=pruned.files, accepted=False)
         return pruned
@@ -375,6 +377,7 @@ class Engine:
             indexed.bytes_read + result.read_alike,
             tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
             rows_judged_before=result.judged_alike,
+            run=result.batches[-1].receipt["run"] if result.batches else None,
         )
         committed = self._made_durable(batch.identity, decisions, context, partial(self._add_read, batch))
         for place, read in batch.read:
@@ -418,8 +421,12 @@ class Engine:
 
     # parts of a pass
 
-    def _mend_exports(self) -> None:
-        """Make exports and store agree before anything is judged: take older exports in, restore damaged ones."""
+    def _mend_exports(self, *, patient: bool = False) -> None:
+        """Make exports and store agree before anything is judged: take older exports in, restore damaged ones.
+
+        Raises:
+            AnotherWriterError: They are damaged the third time within a pass.
+        """
         if self.committer.writes:
             self.committer.keep_lock()
             if self.committer.needs_recovery():
@@ -427,7 +434,13 @@ class Engine:
             now_ns = time.time_ns()
             if self.restorer.take_over(now_ns):
                 self.inputs.forget_files()
-            self.restorer.check(now_ns)
+            self._mendings += 1
+            if self._mendings > TAMPERINGS_AN_HOUR and self.restorer.damaged():
+                raise AnotherWriterError(
+                    "another writer changes exports/ whenever they are restored",
+                    hint="find out who writes below exports/ and stop it; see export_tampered in the log",
+                )
+            self.restorer.check(now_ns, patient=patient)
 
     def _thaw(self) -> None:
         """What was frozen with a partition that returned is live again, pairs too."""

@@ -124,8 +124,12 @@ def _tell_inputs(inputs: list[dict[str, Any]], *, kept: bool) -> None:
 
 
 def _figures(receipt: dict[str, Any]) -> dict[str, Any]:
-    per = receipt["record_counts"]["per_exporter"]
+    per, run = receipt["record_counts"]["per_exporter"], receipt["run"]
+    causes: Counter[str] = Counter()
+    for done in run["datasets"].values():
+        causes.update(done["by_cause"])
     return dict(
+        run_id=run["run_id"],
         sequence=receipt["sequence"],
         trigger=receipt["trigger"],
         duration_ms=receipt["duration_ms"],
@@ -133,4 +137,5 @@ def _figures(receipt: dict[str, Any]) -> dict[str, Any]:
         **receipt["work"],
         **{f"{name}_{key}": per[name][key] for name in per for key in ("appended", "withdrawn", "shipped", "held")},
         validation_pass=receipt["validation_pass"],
+        **({"run_withdrawn": dict(causes), "withdrawn_runs": run["withdrawn_runs"]} if causes else {}),
     )

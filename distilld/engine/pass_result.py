@@ -7,7 +7,7 @@ from typing import Literal
 
 from distilld.core.model import OperatorError, UnreadableError
 from distilld.engine.index import Indexed
-from distilld.lake.scan import Oddity, Scan
+from distilld.lake.scan import Oddity, Scan, tree_path
 from distilld.publish.commit import CommittedBatch
 
 
@@ -40,6 +40,16 @@ class PassResult:
     """The bytes that were read for that."""
     changed_inputs: tuple[str, ...] = ()
     """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
+
+    @property
+    def lag_seconds(self) -> float:
+        """For how long the file has stood there that was changed first of those which wait to be read."""
+        waiting = {tree_path(*key) for key in self.indexed.unsettled} | {each.path for each in self.unreadable}
+        files = self.scan.files if waiting and self.scan is not None else ()
+        ages = [
+            file.stat.looked_ns - file.stat.ctime_ns for file in files if tree_path(file.kind, file.path) in waiting
+        ]
+        return max(ages, default=0) / 1e9
 
     @property
     def changed(self) -> bool:

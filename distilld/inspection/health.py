@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
+
 from distilld.config.settings import Settings
-from distilld.inspection.status import Problem, look
+from distilld.inspection.status import PERIODS, Problem, look
+from distilld.service.lock import LOCK_FILE
 
 
 def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
     """Everything that keeps the lake from being healthy, each with what resolves it; nothing where it is.
 
-    ``daemon`` false is for a lake that a timer brings up to date: whether one runs, and when it scanned, is left out.
+    Where ``settings.writer`` is a timer, the age of the last run is asked for; ``daemon`` false asks for neither.
 
     Raises:
         OperatorError: The store or the lock cannot be read.
         UsageError: The store is from a newer version, or belongs to another root.
     """
     found = look(settings)
-    if not daemon:
-        return [each for each in found.problems if each.name != "scan_overdue"]
-    if not found.writer.running:
-        found.problems.append(
-            Problem("no_writer", "no distilld is running", "systemctl start distilld, or distilld run")
+    problems = found.problems
+    if not daemon or settings.writer == "timer":
+        problems = [each for each in problems if each.name != "scan_overdue"]
+    if daemon and settings.writer == "timer":
+        problems += _overdue_run(settings)
+    elif daemon and not found.writer.running:
+        remedy = "systemctl start distilld, or distilld run; where a timer runs distilld: set writer = timer"
+        problems.append(Problem("no_writer", "no distilld is running", f"{remedy}, or ask with --no-daemon"))
+    return problems
+
+
+def _overdue_run(settings: Settings) -> Iterator[Problem]:
+    try:
+        # Whoever is the writer writes its lock file when it begins.
+        age = time.time() - os.stat(settings.root / LOCK_FILE).st_mtime
+    except OSError:
+        return  # nobody ever ran, which is a problem of its own
+    if age > PERIODS * settings.rescan_seconds:
+        text = f"the last run began {age:,.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
+        yield Problem(
+            "run_overdue", text, "see systemctl list-timers distilld.timer, then systemctl start distilld-once"
         )
-    return found.problems

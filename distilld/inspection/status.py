@@ -7,8 +7,9 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from distilld.core.model import (
     StatFacts,
     UsageError,
 )
+from distilld.core.remedies import BY_EVENT
 from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import hash_of
 from distilld.lake import scan as lake
@@ -39,10 +41,11 @@ from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
-from distilld.tables import counted
+from distilld.tables import Size, counted
 
 PERIODS: Final = 3
 """After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
+_AGES: Final = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)))
 _RUN: Final = "distilld run --once"
 
 
@@ -104,7 +107,12 @@ class Status:
     state: Path
     writer: Holder
     sizes: Sizes
+    rescan_seconds: float
+    timer: bool
+    """Whether a timer is to run distilld, and no daemon."""
     last_batch: BatchLine | None = None
+    rows_before: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows of each dataset an hour and a day ago, where that is known."""
     exports: list[ExportState] = field(default_factory=list)
     frozen: dict[str, int] = field(default_factory=dict)
     """Shipped rows and pairs that stay although no present input gives them, by kind."""
@@ -131,7 +139,14 @@ def look(settings: Settings) -> Status:
         OperatorError: The store or the lock cannot be read.
         UsageError: The store is from a newer version, or belongs to another root.
     """
-    found = Status(settings.root, settings.state, holder(settings.root), _sizes(settings))
+    found = Status(
+        settings.root,
+        settings.state,
+        holder(settings.root),
+        _sizes(settings),
+        settings.rescan_seconds,
+        settings.writer == "timer",
+    )
     if found.writer.state not in (None, settings.state) and os.path.exists(found.writer.state):
         text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
         found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
@@ -168,7 +183,7 @@ def _foreign_cards(root: Path) -> Iterator[str]:
 
 def _set_aside(found: Status) -> Iterator[Problem]:
     if size := _bytes_below(found.root / SET_ASIDE):
-        text = f"{SET_ASIDE} holds what was found in the place of exports ({size} bytes)"
+        text = f"{SET_ASIDE} holds what was found in the place of exports ({Size(size)})"
         yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
     if corrupt := _stores_set_aside(found.state):
         names = " ".join(shlex.quote(str(each)) for each in corrupt)
@@ -228,6 +243,8 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     views, ledger = Views(store), Ledger(store)
     found.vitals = read_vitals(store)
     found.last_batch = next(iter(views.last_batches(1)), None)
+    now = datetime.now(UTC)
+    found.rows_before = {name: views.rows_at((now - age).isoformat(timespec="milliseconds")) for name, age in _AGES}
     found.quarantine = views.quarantine()
     found.trees = views.trees()
     found.waiting = Work(store).waiting()
@@ -247,7 +264,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     ]
     found.notes += _options_notes(found, views, settings)
     found.notes += _frozen_notes(found)
-    if not found.writer.running:
+    if not (found.writer.running or found.timer):
         found.notes.append(
             "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
             " systemctl start distilld, or distilld run"
@@ -258,19 +275,18 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
             Problem(
                 "tripwire",
                 f"so many rows vanished from data/ at once that they stay until somebody decides ({kept})",
-                "distilld prune --yes withdraws them, distilld prune --accept --yes keeps them",
+                BY_EVENT["tripwire_tripped"],
             )
         )
     if another := _another_writer(ledger):
         found.problems.append(another)
+    found.problems += _changed_exports(found, settings, store)
     if found.writer.running:
         return  # what is under way is no fault
     unfinished = ledger.intents() or ledger.unwritten_receipts() or Segments(store).due()
     if unfinished or any(each.pending_temp for each in records.values()):
         text = "a batch was cut off and is neither completed nor undone"
         found.problems.append(Problem("recovery_pending", text, _RUN))
-    else:
-        found.problems += _changed_exports(settings.root, records)
     if found.waiting.anything:
         text = f"{counted(found.waiting.rows, 'row')} and {counted(found.waiting.tasks, 'task')} wait to be judged"
         found.problems.append(Problem("work_waiting", text, _RUN))
@@ -279,11 +295,11 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
 def _frozen_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
         rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "shipped row")
-        yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune --yes takes them out"
+        yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune shows what would go"
     vanished = found.frozen.get("vanished", 0) + found.frozen.get("evidence vanished", 0)
     if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
         rows = counted(accepted, "shipped row")
-        yield f"kept for good although they vanished from data/: {rows}; distilld prune --yes takes them out"
+        yield f"kept for good although they vanished from data/: {rows}; distilld prune shows what would go"
     if orphans := found.frozen.get("orphan"):
         rows = counted(orphans, "shipped row")
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
@@ -293,10 +309,8 @@ def _another_writer(ledger: Ledger) -> Problem | None:
     recent = ledger.recent_tamperings(time.time_ns())
     if len(recent) < TAMPERINGS_AN_HOUR:
         return None
-    text = (
-        f"exports were changed from outside {len(recent)} times within an hour; nothing is written until that is over"
-    )
-    return Problem("another_writer", text, "find out who writes below exports/")
+    text = f"exports were changed from outside {len(recent)} times within an hour; each is restored after a pause"
+    return Problem("another_writer", text, BY_EVENT["export_tampered"])
 
 
 def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[str]:
@@ -312,25 +326,40 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
         yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
 
 
-def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[Problem]:
-    for name, record in records.items():
-        path = EXPORT_PATHS[name]
-        try:
-            status = os.lstat(root / path)
-        except FileNotFoundError:
-            if record.committed.size == 0:
-                continue
-            problem = "is gone"
-        except OSError as error:
-            problem = f"cannot be looked at: {error.strerror}"
-        else:
-            if status.st_size != record.committed.size:
-                problem = f"has {status.st_size} bytes and should have {record.committed.size}"
-            elif record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
-                continue
-            elif not (problem := _fault_of_content(root / path, record.committed)):
-                continue  # chmod, chgrp, touch: with the same bytes that is no edit
-        yield Problem("export_changed", f"{path} {problem}", f"find out who writes there, then {_RUN}")
+def _changed_exports(found: Status, settings: Settings, store: Store) -> Iterator[Problem]:
+    """The exports that somebody else changed, but for those that the writer has in hand, or finished meanwhile."""
+    records = Ledger(store).exports()
+    if not (faults := {name: why for name, record in records.items() if (why := _fault_of(settings.root, record))}):
+        return
+    with ExitStack() as later:
+        if found.writer.running:
+            store = later.enter_context(reading(settings.state, settings.root))
+        ledger, in_hand = Ledger(store), set(Segments(store).due())
+        appending = {intent.name: intent.base_bytes for intent in ledger.intents() if intent.temp is None}
+        now = ledger.exports()
+    for name, (problem, size) in faults.items():
+        grown = name in appending and size is not None and size >= appending[name]
+        if now[name] == records[name] and not (name in in_hand or now[name].pending_temp or grown):
+            then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
+            yield Problem("export_changed", f"{EXPORT_PATHS[name]} {problem}", f"find out who writes there; {then}")
+
+
+def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None:
+    """What is wrong with an export, and how long it is where it is as long as ever or longer."""
+    path, committed = root / EXPORT_PATHS[record.name], record.committed
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return ("is gone", None) if committed.size else None
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}", None
+    if status.st_size != committed.size:
+        return f"has {status.st_size} bytes and should have {committed.size}", status.st_size
+    if record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
+        return None
+    # chmod, chgrp, touch: with the same bytes that is no edit
+    problem = _fault_of_content(path, committed)
+    return (problem, status.st_size) if problem else None
 
 
 def _fault_of_content(path: Path, committed: Committed) -> str:

@@ -291,7 +291,7 @@ def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, Line
         report.checks.append(Check("deep (inputs changed meanwhile)"))
         return
     report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
-    report.kept_shipped = Stories(store).frozen(None, orphans_only=False)
+    report.kept_shipped = Stories(store).frozen(None)
     moved = [f"{at.partition} line {at.line}: its line is in a present partition" for at in full.left_behind]
     report.checks.append(_deep_check("deep: absent verdicts", moved, report))
     report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept

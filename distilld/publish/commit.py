@@ -178,7 +178,7 @@ class Committer(Recovery):
         ended_ns = max(self._clock(), identity.started_ns)
         ledger.add_batch(
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at, decisions,
-            context.bytes_read(decisions), (ended_ns - identity.started_ns) // MS,
+            context.rows_judged(decisions), context.bytes_read(decisions), (ended_ns - identity.started_ns) // MS,
         )  # fmt: skip
         self._store.remember("last_recorded_at", identity.recorded_at)
         totals = ledger.totals()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from distilld.core.decisions import Decisions, Lines
+from distilld.core.decisions import Decisions, Lines, Withdrawal
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Pieces, Trigger
 from distilld.files.git import GitState
 from distilld.lake.scan import tree_path
@@ -44,6 +45,12 @@ class BatchContext:
     errors: tuple[str, ...] = ()
     rows_judged_before: int = 0
     """Rows that were judged since the last receipt in batches which changed nothing."""
+    run: Mapping[str, Any] | None = None
+    """What the receipt of the batch before says of the run that both are of."""
+
+    def rows_judged(self, decisions: Decisions) -> int:
+        """The rows that were judged for a batch."""
+        return decisions.rows_judged + self.rows_judged_before
 
     def bytes_read(self, decisions: Decisions) -> int:
         """What was read of the inputs for a batch: to learn what stands there, and to judge it."""
@@ -119,9 +126,10 @@ def receipt_of(
         "inputs": [_input(each) for each in inputs],
         "outputs": _outputs(decisions, writes, written, exports, replaced),
         "record_counts": _record_counts(decisions, totals),
+        "run": _run(identity, decisions, context.run),
         "work": {
             "rows_indexed": context.rows_indexed,
-            "rows_judged": decisions.rows_judged + context.rows_judged_before,
+            "rows_judged": context.rows_judged(decisions),
             "bytes_read": context.bytes_read(decisions),
         },
         "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
@@ -145,6 +153,40 @@ def _input(note: InputNote) -> dict[str, Any]:
         "lines": note.lines,
         "malformed_lines": note.malformed_lines,
     }
+
+
+def _run(identity: BatchIdentity, decisions: Decisions, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the run did up to this batch: one scan and all that followed from it. Its id is that of its first batch."""
+    left = Counter((each.dataset, each.cause) for each in decisions.withdrawals if not each.replaced)
+    datasets = {}
+    for dataset in Dataset:
+        past: Mapping[str, Any] = before["datasets"][dataset.value] if before else {"appended": 0, "by_cause": {}}
+        causes: Counter[str] = Counter(past["by_cause"])
+        causes.update({cause.value: rows for (of, cause), rows in left.items() if of is dataset})
+        datasets[dataset.value] = {
+            "appended": past["appended"] + decisions.changes[dataset].shipped.rows,
+            "withdrawn": causes.total(),
+            "by_cause": dict(sorted(causes.items())),
+        }
+    named = list(before["withdrawn_runs"]) if before else []
+    named += [run_id for each in decisions.withdrawals if not each.replaced for run_id in _runs_of(each)]
+    return {
+        "run_id": before["run_id"] if before else identity.batch_id,
+        "batches": (before["batches"] if before else 0) + 1,
+        "started_at": before["started_at"] if before else iso_time(identity.started_ns),
+        "datasets": datasets,
+        "withdrawn_runs": list(dict.fromkeys(named))[:_RUNS_NAMED],
+    }
+
+
+_RUNS_NAMED: Final = 10
+_RUN_ID_SHOWN: Final = 200
+
+
+def _runs_of(each: Withdrawal) -> Iterator[str]:
+    """The run of a row that left, or the one that was chosen in a pair."""
+    if run_id := each.source_run_id or each.chosen_run_id:
+        yield run_id if len(run_id) <= _RUN_ID_SHOWN else f"{run_id[:_RUN_ID_SHOWN]}..."
 
 
 def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:

@@ -275,24 +275,43 @@ def _write_page(root: Path, receipt: Mapping[str, Any]) -> None:
 
 
 def latest_page(receipt: Mapping[str, Any]) -> str:
-    """The newest batch on one page: what came in, what stands in the datasets, what is quarantined and why."""
+    """The newest run on one page: what it did, what is in the datasets, what is quarantined and why.
+
+    A run is one scan and all batches that followed from it; the receipt is that of the last one so far.
+    """
     counts = receipt["record_counts"]
+    # An older version wrote nothing of runs; each of its batches stands for itself.
+    run = receipt.get("run") or {"batches": 1, "started_at": receipt["started_at"], "datasets": counts["per_exporter"]}
+    several = (
+        f"Run `{run['run_id']}` of {run['batches']} batches; the last one: batch" if run["batches"] > 1 else "Batch"
+    )
     lines = [
-        "# The latest batch",
+        "# The latest run",
         "",
-        f"Batch `{receipt['batch_id']}`, number {receipt['sequence']}, set off by {receipt['trigger']}; "
-        f"{receipt['started_at']} to {receipt['ended_at']} ({receipt['duration_ms']} ms). "
+        f"{several} `{receipt['batch_id']}`, number {receipt['sequence']}, trigger: {receipt['trigger']}; "
+        f"{run['started_at']} to {receipt['ended_at']}. "
         + ("All its checks passed." if receipt["validation_pass"] else "**A check failed.**"),
         "",
-        "| dataset | rows at rest | quarantined | appended | withdrawn |",
+        "| dataset | rows now | quarantined | appended | withdrawn |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, per in counts["per_exporter"].items():
-        lines.append(f"| {name} | {per['shipped']} | {per['held']} | {per['appended']} | {per['withdrawn']} |")
-    lines += ["", "## Held back, by reason", "", "| dataset | reason | rows |", "|---|---|---:|"]
+        done = run["datasets"][name]
+        lines.append(f"| {name} | {per['shipped']} | {per['held']} | {done['appended']} | {done['withdrawn']} |")
+    causes = [(name, *each) for name, done in run["datasets"].items() for each in done.get("by_cause", {}).items()]
+    if causes:
+        lines += ["", "## Withdrawn, by cause", "", "| dataset | cause | rows |", "|---|---|---:|"]
+        lines += [f"| {name} | {cause} | {rows} |" for name, cause, rows in causes]
+        lines += ["", f"Runs, the first few: {', '.join(map(_cell, run['withdrawn_runs']))}"]
+    lines += ["", "## Quarantined, by reason", "", "| dataset | reason | rows |", "|---|---|---:|"]
     for name, per in counts["per_exporter"].items():
         lines += [f"| {name} | {reason} | {rows} |" for reason, rows in per["by_reason"].items()]
-    lines += ["", "## Inputs of this batch", "", *_input_table(receipt["inputs"])]
+    lines += [
+        "",
+        "## Inputs of this batch" if run["batches"] == 1 else "## Inputs of the last batch",
+        "",
+        *_input_table(receipt["inputs"]),
+    ]
     for title, key in (("Warnings", "warnings"), ("Errors", "errors")):
         if receipt[key]:
             lines += ["", f"## {title}", "", *(f"- {_cell(text)}" for text in receipt[key])]

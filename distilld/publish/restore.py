@@ -29,13 +29,15 @@ from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
+PAUSE_SECONDS: Final = 20.0
+"""So long a daemon leaves the third damage within an hour as it is: beside another writer it would do nothing else."""
 _ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
 log = structlog.get_logger()
 
 
 class AnotherWriterError(OperatorError):
-    """The exports are changed from outside again and again: writing stops until somebody finds out who does it."""
+    """The exports are changed from outside again and again within one pass: it ends."""
 
 
 class Restorer:
@@ -50,26 +52,41 @@ class Restorer:
         self._frozen = Frozen(store)
         self._segments = Segments(store)
         self._takeover = TakeOver(root, store, exports, committer)
+        self._seen: dict[str, ExportRecord] = {}
+        self._paths = {name: f"{root}/{path}" for name, path in EXPORT_PATHS.items()}
 
     # damaged files
 
-    def check(self, now_ns: int) -> int:
+    def check(self, now_ns: int, *, patient: bool = False) -> int:
         """Look at every export by its stat facts, by its content where they changed; restore what is damaged.
 
-        Returns how many files were damaged.
-
-        Raises:
-            AnotherWriterError: It is the third time within an hour.
+        Who is ``patient`` leaves it damaged as long as :meth:`pause_left` says. Returns how many files were damaged.
         """
         self._learn_segments()
         damaged = self.damaged()
-        for error in damaged.values():
+        known = self._restoring()
+        for error in (error for name, error in damaged.items() if name not in known):
             log.error("export_tampered", path=error.path, problem=error.problem)
-        if damaged:
-            self._count_tampering(damaged, now_ns)
-        for name in damaged:
-            self.restore(name, now_ns)
+        if set(damaged) != known:
+            self._count_tampering(damaged, now_ns, again=bool(known))
+        if damaged and not (patient and self.pause_left(now_ns)):
+            for name in damaged:
+                self.restore(name, now_ns)
         return len(damaged)
+
+    def pause_left(self, now_ns: int) -> float:
+        """For how many seconds a damaged export is left as it is, by who need not write it."""
+        recent = self._ledger.recent_tamperings(now_ns)
+        waited = (now_ns - recent[-1]) / 1e9 if len(recent) >= TAMPERINGS_AN_HOUR else PAUSE_SECONDS
+        return max(PAUSE_SECONDS - waited, 0.0)
+
+    def note_committed(self) -> None:
+        """From now on, :meth:`disturbed` compares with what is committed now."""
+        self._seen = self._ledger.exports()
+
+    def disturbed(self) -> bool:
+        """Whether an export no longer looks as it did when that was noted."""
+        return not all(self._looks_as_recorded(name, record) for name, record in self._seen.items())
 
     def damaged(self, *, apart_from: Collection[str] = ()) -> dict[str, ExportTamperedError]:
         """The exports that :meth:`check` would restore; the facts of those that are whole are noted."""
@@ -106,7 +123,7 @@ class Restorer:
 
     def _looks_as_recorded(self, name: str, record: ExportRecord) -> bool:
         try:
-            status = os.lstat(self._root / EXPORT_PATHS[name])
+            status = os.lstat(self._paths[name])
         except FileNotFoundError:
             return record.committed.size == 0
         except OSError:
@@ -116,18 +133,12 @@ class Restorer:
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         ) == facts[:5]  # fmt: skip
 
-    def _count_tampering(self, damaged: dict[str, ExportTamperedError], now_ns: int) -> None:
-        """Count what one look found as one time. What was counted and is yet to be restored is not counted again."""
+    def _count_tampering(self, damaged: Collection[str], now_ns: int, *, again: bool) -> None:
+        """Note what is to be restored. All until that is done counts as one time."""
         with self._store.transaction():
-            if not set(damaged) <= self._restoring():
+            if damaged and not again:
                 self._ledger.count_tampering(now_ns)
-            self._store.remember("restoring", orjson.dumps(sorted(damaged)).decode())
-        if len(self._ledger.recent_tamperings(now_ns)) >= TAMPERINGS_AN_HOUR:
-            error = next(iter(damaged.values()))
-            raise AnotherWriterError(
-                f"another writer: {error.path} {error.problem}, the third time within an hour",
-                hint="find out who writes below exports/; nothing is written until an hour after the first time",
-            )
+            self._store.remember("restoring", orjson.dumps(sorted(damaged)).decode() if damaged else None)
 
     def _restoring(self) -> set[str]:
         """The exports that are being restored."""

@@ -35,7 +35,8 @@ from distilld.store.queries import Views
 log = structlog.get_logger()
 
 TICK_SECONDS: Final = 0.25
-"""How long a wait lasts at most: so late a replaced folder is noticed, or a signal that comes without a file event."""
+"""How long a wait lasts at most: so late a replaced folder or a changed export is noticed, or a signal that comes
+without a file event."""
 FIRST_RETRY_SECONDS: Final = 1.0
 LONGEST_RETRY_SECONDS: Final = 60.0
 LEAST_PAUSE_SECONDS: Final = 0.1
@@ -121,6 +122,7 @@ class Daemon:
         self._hinted = False
         self._again_at: float | None = None
         self._rescan_at = self._retry_at = self._checkpoint_at = float("inf")
+        self._mend_at = 0.0
         self._listener = Listener(
             [str(self.settings.root / tree) for tree in TREES.values()],
             self._new_watcher(),
@@ -227,6 +229,8 @@ class Daemon:
             return self._next
         if self._hinted or (self._again_at is not None and now >= self._again_at):
             return Trigger.WATCH
+        if now >= self._mend_at and self._engine.restorer.disturbed():
+            return Trigger.WATCH
         return Trigger.RESCAN if moved or now >= self._rescan_at else None
 
     def _rest(self) -> None:
@@ -255,6 +259,8 @@ class Daemon:
                 self._engine.store.connection.rollback()
                 recover(self._engine)
             result = self._engine.run_pass(trigger)
+            self._engine.restorer.note_committed()
+            self._mend_at = self._clock() + self._engine.restorer.pause_left(time.time_ns())
         except (StoreCorruptError, UsageError, WriterBusy) as error:
             if self._stop:
                 raise PassEnded from error

@@ -58,6 +58,12 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         "distilld_partition_files": Metric("gauge", ("tree",), "Partition files that the last scan saw."),
         "distilld_pending_tails": Metric("gauge", (), "Partition files whose last line is not finished."),
         "distilld_unsettled_files": Metric("gauge", (), "Partition files that are left alone until they are still."),
+        "distilld_lag_seconds": Metric(
+            "gauge", (), "For how long the file has been waiting that waits longest to be read; 0: none waits."
+        ),
+        "distilld_exports_tampered": Metric(
+            "gauge", (), "How often exports were changed from outside within an hour; 3 stands for more."
+        ),
         "distilld_unreadable_inputs": Metric("gauge", (), "Inputs that cannot be read."),
         "distilld_overdue_withdrawal_seconds": Metric(
             "gauge", (), "How long rows have been waiting to leave that a failure keeps in a dataset; 0: none waits."

@@ -174,6 +174,7 @@ class Bulletin:
             metrics.set("distilld_last_batch_time_seconds", now / 1e9)
         else:
             metrics.add("distilld_read_bytes_total", result.indexed.bytes_read)
+        metrics.set("distilld_lag_seconds", result.lag_seconds)
         if result.scan is not None:
             files = [file.kind.value for file in result.scan.files]
             for kind in ("scored", "evidence"):
@@ -195,6 +196,7 @@ class Bulletin:
         metrics.replace("distilld_tripwire_rows", [((each.value,), kept.get(each.value, 0)) for each in Dataset])
         heads = {"distill": ledger.last_receipt_sha256() or "", **stage_heads(self._engine.root)}
         metrics.replace("distilld_chain_head", [(head, 1) for head in heads.items() if head[1]])
+        metrics.set("distilld_exports_tampered", len(ledger.recent_tamperings(self._clock())))
         metrics.set("distilld_waiting_rows", self._engine.work.waiting().rows)
         metrics.set("distilld_pending_tails", len(ledger.pending_tails()))
 

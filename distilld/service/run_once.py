@@ -30,7 +30,7 @@ from distilld.core.model import (
 )
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult, Progress
-from distilld.lake.scan import tree_path
+from distilld.lake.scan import TREES, tree_path
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import newest_receipt, receipt_path
@@ -196,6 +196,8 @@ class RunReport:
     taken_over: bool
     """Whether exports stood there that the store knew nothing of."""
     not_read: tuple[str, ...]
+    no_inputs: str
+    """The two trees, if not one partition file was seen in them; else empty."""
     dropped_flags: tuple[str, ...]
     """Options that were on when the last batch was committed, and are off now."""
     withdrawn: tuple[Withdrawn, ...] = field(default=())
@@ -243,6 +245,7 @@ def bring_up_to_date(
         recovered=recovered,
         taken_over=taken_over,
         not_read=_not_read(results[-1]),
+        no_inputs=_no_inputs(engine.root, results[-1]),
         dropped_flags=tuple(
             name for name in ("include_partial", "include_review") if options_before.get(name) and not _on(engine, name)
         ),
@@ -335,6 +338,12 @@ def _not_read(last: PassResult) -> tuple[str, ...]:
     return (*oddities, *problems, *moving)
 
 
+def _no_inputs(root: Path, last: PassResult) -> str:
+    if last.scan is None or last.scan.files or last.scan.unlisted:
+        return ""
+    return " and ".join(str(root / tree) for tree in TREES.values())
+
+
 def _report(
     engine: Engine,
     results: list[PassResult],
@@ -342,6 +351,7 @@ def _report(
     recovered: bool,
     taken_over: bool,
     not_read: tuple[str, ...],
+    no_inputs: str,
     dropped_flags: tuple[str, ...],
     withdrawal: int,
     withdrawals_listed: int | None,
@@ -379,6 +389,7 @@ def _report(
         recovered=recovered,
         taken_over=taken_over,
         not_read=not_read,
+        no_inputs=no_inputs,
         dropped_flags=dropped_flags,
         withdrawn=tuple(views.withdrawn_since(withdrawal, withdrawals_listed)),
     )

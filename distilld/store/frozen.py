@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
+from enum import StrEnum
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -123,10 +124,10 @@ def without_evidence(dataset: Dataset) -> str:
     """A query for the shipped rows that are kept although their evidence is gone: why, and where in the walk order."""
     ships = f"s.{dataset} = {SHIPPED} AND s.evidence_found = 0"
     return (
-        "SELECT 'evidence vanished' AS kind, s.walk FROM scored_rows s INDEXED BY kept_rows"
+        "SELECT 'evidence vanished' AS kind, s.walk, s.kept FROM scored_rows s INDEXED BY kept_rows"
         f" WHERE s.kept <> 0 AND {ships} UNION ALL"
         # Else SQLite makes an index of its own for the shipped rows, and reads all of them for each absent file.
-        " SELECT 'evidence absent', s.walk FROM files f CROSS JOIN partitions p USING (partition_id)"
+        " SELECT 'evidence absent', s.walk, s.kept FROM files f CROSS JOIN partitions p USING (partition_id)"
         f" CROSS JOIN scored_rows s NOT INDEXED ON s.walk >= p.walk_base AND s.walk < p.walk_base + {LINES_END}"
         f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {ships}"
     )
@@ -137,6 +138,25 @@ def shipped_by_exception(totals: Totals, without_evidence: Mapping[Dataset, Mapp
     return {
         dataset.value: totals.frozen(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
     }
+
+
+class Only(StrEnum):
+    """A kind of retained rows that ``prune`` may be limited to."""
+
+    ORPHAN = "orphan"
+    VANISHED = "vanished"
+    """What the tripwire keeps and nobody accepted."""
+
+
+def only_kind(only: Only | None, column: str = "kind") -> str:
+    """Which frozen rows or pairs are of this kind; ``column`` says why each is frozen."""
+    match only:
+        case None:
+            return "1"
+        case Only.ORPHAN:
+            return f"{column} = 'orphan'"
+        case Only.VANISHED:
+            return f"{column} = 'vanished' AND accepted = 0"
 
 
 class Orphan(NamedTuple):
@@ -358,9 +378,9 @@ class Frozen:
         return int(done)
 
     def prune(
-        self, partition_glob: str | None, *, orphans_only: bool, options: Options, returned: Iterable[FileRecord] = ()
+        self, partition_glob: str | None, *, only: Only | None, options: Options, returned: Iterable[FileRecord] = ()
     ) -> Pruned:
-        """Let frozen rows depart, and forget the absent verdicts behind them.
+        """Let frozen rows depart, and forget the absent verdicts behind them, unless ``only`` one kind is meant.
 
         What they hold leaves the files with the next batch, and is published as pruned. What belongs to absent files that
         have ``returned`` is left alone: the next look finds it.
@@ -378,7 +398,7 @@ class Frozen:
             values = (partition_glob,)
         where = (
             matches.format(column="frozen_rows.partition_id")
-            + (" AND kind = 'orphan'" if orphans_only else "")
+            + f" AND {only_kind(only)}"
             + " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = frozen_rows.partition_id AND x.kind = 'scored')"
         )
         runs = [
@@ -396,10 +416,12 @@ class Frozen:
             f"DELETE FROM rejudge_frozen WHERE frozen_id IN (SELECT frozen_id FROM frozen_rows WHERE {where})", values
         )
         self._run(f"DELETE FROM frozen_rows WHERE {where}", values)
-        pruned += self._depart_pairs(partition_glob, orphans_only=orphans_only)
+        pruned += self._depart_pairs(partition_glob, only)
         files = 0
-        if not orphans_only:
+        if only is None:
             files = self._forget_absent_files(partition_glob, spared)
+        if only is not Only.ORPHAN:
+            self._give_up_kept(partition_glob, only)
             pruned += self._rows_without_evidence()
         for run_id, old in zip(runs, before, strict=True):
             self._inputs.queue_verdict_change(run_id, old, self._inputs.in_force(run_id, options), options)
@@ -426,11 +448,9 @@ class Frozen:
             f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
         )
 
-    def _depart_pairs(self, partition_glob: str | None, *, orphans_only: bool) -> int:
-        where, values = "frozen IS NOT NULL", ()
+    def _depart_pairs(self, partition_glob: str | None, only: Only | None) -> int:
+        where, values = f"frozen IS NOT NULL AND {only_kind(only, 'frozen')}", ()
         where += " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))"
-        if orphans_only:
-            where += " AND frozen = 'orphan'"
         if partition_glob is not None:
             where += (
                 " AND EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id IN (chosen_partition, rejected_partition)"
@@ -473,13 +493,17 @@ class Frozen:
                 )
             self._inputs.forget_file(record)
             forgotten += 1
+        self._inputs.forget_files()
+        return forgotten
+
+    def _give_up_kept(self, partition_glob: str | None, only: Only | None) -> None:
+        """Rows that are kept though their evidence vanished are judged without it."""
+        decided = f" AND kept & {KEPT_FOR_GOOD} = 0" if only is Only.VANISHED else ""
         self._give_up(
-            "kept <> 0 AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
+            f"kept <> 0{decided} AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
             " WHERE p.walk_base = (scored_rows.walk >> 26) << 26 AND p.path GLOB ?1))",
             (partition_glob,),
         )
-        self._inputs.forget_files()
-        return forgotten
 
     def _rows_without_evidence(self) -> int:
         """Shipped rows that are judged without the evidence which was given up."""

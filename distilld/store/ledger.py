@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
@@ -115,16 +116,16 @@ class Ledger:
 
     def tamperings(self) -> list[int]:
         """When exports were found damaged, in nanoseconds since the epoch."""
-        return [int(each) for each in orjson.loads(self._store.recall("tamperings") or "[]")]
+        return [_ns_of(each) for each in orjson.loads(self._store.recall("tamperings") or "[]")]
 
     def recent_tamperings(self, now_ns: int) -> list[int]:
         """Those of the last hour. One that lies ahead of the clock is of a clock that went wrong, and does not count."""
         return [each for each in self.tamperings() if 0 <= now_ns - each < _HOUR_NS]
 
     def count_tampering(self, now_ns: int) -> None:
-        """Exports were found changed from outside; more times than stop the writing are not counted within an hour."""
-        times = [*self.recent_tamperings(now_ns), now_ns][:TAMPERINGS_AN_HOUR]
-        self._store.remember("tamperings", orjson.dumps(times).decode())
+        """Exports were found changed from outside; the newest times that make another writer are kept."""
+        times = [*self.recent_tamperings(now_ns), now_ns][-TAMPERINGS_AN_HOUR:]
+        self._store.remember("tamperings", orjson.dumps([_moment(each) for each in times]).decode())
 
     def lacks(self, sequence: int, batch_id: str) -> bool:
         """Whether the store should know a batch and does not: it is from before it, or went another way.
@@ -156,6 +157,7 @@ class Ledger:
         trigger: str,
         recorded_at: str,
         decisions: Decisions,
+        rows_judged: int,
         bytes_read: int,
         duration_ms: int,
     ) -> None:
@@ -166,7 +168,7 @@ class Ledger:
                 sequence, batch_id, trigger, recorded_at,
                 sum(change.shipped.rows for change in decisions.changes.values()),
                 sum(change.held.rows for change in decisions.changes.values()),
-                len(decisions.withdrawals), decisions.rows_judged, bytes_read, duration_ms,
+                len(decisions.withdrawals), rows_judged, bytes_read, duration_ms,
             ),
         )  # fmt: skip
 
@@ -424,3 +426,14 @@ class Ledger:
 
 
 _EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def _moment(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns // 1_000_000 / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _ns_of(moment: str | int) -> int:
+    """A time in nanoseconds, which is also how older versions wrote it."""
+    if isinstance(moment, int):
+        return moment
+    return round(datetime.fromisoformat(moment).timestamp() * 1000) * 1_000_000

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, SHIPPED, VERDICTS
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, SHIPPED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Store, StoreOfOtherRootError
 from distilld.store.frozen import KEPT_BITS
@@ -63,6 +63,19 @@ class KeptReceipt(NamedTuple):
     text: str
     sha256: str
     written: bool
+
+
+class PublishedLine(NamedTuple):
+    """A withdrawal as it was published."""
+
+    withdrawn_at: str
+    withdrawn_batch: str
+    dataset: str
+    id: str
+    cause: str
+    source_run_id: str | None
+    chosen_run_id: str | None
+    rejected_run_id: str | None
 
 
 class Withdrawn(NamedTuple):
@@ -198,6 +211,32 @@ class Views:
         for row in rows:
             yield KeptReceipt(BatchLine._make(row[:width]), row[width], row[width + 1], bool(row[width + 2]))
 
+    def rows_at(self, moment: str) -> dict[str, int]:
+        """The rows of each dataset at a time; empty where no receipt that is kept goes back so far."""
+        found = self._run(
+            "SELECT json_extract(receipt, '$.record_counts.per_exporter') FROM receipts JOIN batches USING (batch)"
+            " WHERE recorded_at <= ? ORDER BY batch DESC LIMIT 1",
+            (moment,),
+        ).fetchone()
+        return {dataset: counts["shipped"] for dataset, counts in json.loads(found[0]).items()} if found else {}
+
+    def withdrawals_since(self, moment: str, limit: int | None) -> tuple[int, list[PublishedLine]]:
+        """How many rows left the datasets after a time, and the newest of them, oldest first; None for all."""
+        after = "FROM withdrawals WHERE replaced = 0 AND withdrawn_at > ?"
+        rows = self._run(
+            f"SELECT {', '.join(PublishedLine._fields)} {after} ORDER BY withdrawal_id DESC LIMIT ?",
+            (moment, -1 if limit is None else limit),
+        ).fetchall()
+        count = self._run(f"SELECT count(*) {after}", (moment,)).fetchone()[0]
+        return count, [PublishedLine._make(row) for row in reversed(rows)]
+
+    def runs_of(self, sample_id: str) -> list[str]:
+        """The runs that withdrawals of an id name."""
+        rows = self._run(
+            "SELECT coalesce(source_run_id, chosen_run_id), rejected_run_id FROM withdrawals WHERE id = ?", (sample_id,)
+        )
+        return list(dict.fromkeys(run_id for row in rows for run_id in row if run_id is not None))
+
     def last_options(self) -> dict[str, Any] | None:
         """The options of the newest batch whose receipt is kept."""
         newest = next(self.receipts(1), None)
@@ -208,6 +247,12 @@ class Views:
     def last_withdrawal(self) -> int:
         """The number of the newest withdrawal, 0 where there is none."""
         return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
+
+    def shipped_of(self, dataset: Dataset, category: Category) -> int:
+        """How many present rows of a category stand in a dataset."""
+        where = f"{dataset} = {SHIPPED} AND category = ?"
+        count = self._run(f"SELECT count(*) FROM scored_rows WHERE {where}", (CATEGORY_CODES[category],))
+        return int(count.fetchone()[0])
 
     def causes_since(self, withdrawal: int) -> dict[tuple[Dataset, Cause, bool], int]:
         """Withdrawals after a number, by dataset, cause and whether the row was replaced under its id."""

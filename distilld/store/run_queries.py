@@ -8,7 +8,7 @@ from distilld.core.decisions import id_of
 from distilld.core.line_facts import DUPLICATE, LINE_BITS, REASONS, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
 from distilld.store.connection import Store
-from distilld.store.frozen import without_evidence
+from distilld.store.frozen import KEPT_FOR_GOOD, Only, only_kind, without_evidence
 
 
 class Recorded(NamedTuple):
@@ -213,26 +213,25 @@ class Stories:
 
     # what is frozen
 
-    def frozen(self, partition_glob: str | None, *, orphans_only: bool) -> list[FrozenCount]:
+    def frozen(self, partition_glob: str | None, only: Only | None = None) -> list[FrozenCount]:
         """The shipped rows and pairs that ``prune`` would withdraw, by dataset and kind."""
         matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
-        only = " AND kind = 'orphan'" if orphans_only else ""
+        undecided = f" AND kind = 'evidence vanished' AND kept & {KEPT_FOR_GOOD} = 0" if only else ""
         counts: list[FrozenCount] = []
         for dataset in (Dataset.RAG, Dataset.SFT):
             frozen = (
-                f"SELECT kind FROM frozen_rows f WHERE {dataset} = {SHIPPED}{only}"
+                f"SELECT kind FROM frozen_rows f WHERE {dataset} = {SHIPPED} AND {only_kind(only)}"
                 f" AND {matches.format(which='p.partition_id = f.partition_id')}"
             )
             place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
-            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}"
-            source = frozen if orphans_only else f"{frozen} UNION ALL {kept}"
+            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}{undecided}"
+            source = frozen if only is Only.ORPHAN else f"{frozen} UNION ALL {kept}"
             counts += self._counts(dataset, source, partition_glob)
         pairs = (
             f"SELECT frozen AS kind FROM pairs r WHERE frozen IS NOT NULL AND outcome = {SHIPPED}"
-            f" AND {matches.format(which='p.partition_id IN (r.chosen_partition, r.rejected_partition)')}"
+            f" AND {only_kind(only, 'frozen')} AND {matches.format(which='p.partition_id IN (r.chosen_partition, r.rejected_partition)')}"
         )
-        source = f"SELECT kind FROM ({pairs}) WHERE 1{only}"
-        return [*counts, *self._counts(Dataset.PREFERENCE, source, partition_glob)]
+        return [*counts, *self._counts(Dataset.PREFERENCE, pairs, partition_glob)]
 
     def _counts(self, dataset: Dataset, source: str, partition_glob: str | None) -> list[FrozenCount]:
         rows = self._run(f"SELECT kind, count(*) FROM ({source}) GROUP BY kind ORDER BY kind", (partition_glob,))

@@ -160,6 +160,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
         rescan_seconds=300.0,
         batch_rows=50_000,
         workers=0,
+        writer="daemon",
         receipts_keep=10_000,
         log_level="info",
         log_format="auto",
@@ -249,6 +250,23 @@ def test_relative_paths_start_at_the_working_directory_and_state_at_the_root(tmp
     assert settings.metrics_file == tmp_path / "m.prom"
 
 
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_state_that_is_not_from_the_file_starts_at_the_working_directory(tmp_path: Path, how: str) -> None:
+    """The story: --state own.db named another file than the shell's own completion showed."""
+    flags: dict[str, object] = {"state": "s.db"} if how == "flag" else {}
+    environ = {} if flags else {"DISTILLD_STATE": "s.db"}
+    (tmp_path / "lake").mkdir()
+    assert loaded(tmp_path, 'root = "lake"\n', environ=environ, flags=flags).state == tmp_path / "s.db"
+    below = tmp_path / "lake" / "s.db"
+    below.touch()
+    (fault,) = faults(tmp_path, 'root = "lake"\n', environ=environ, flags=flags)
+    assert (fault.key, fault.source) == ("state", "--state" if how == "flag" else "DISTILLD_STATE")
+    assert str(below) in str(fault)
+    assert str(tmp_path / "s.db") in str(fault)
+    (tmp_path / "s.db").touch()
+    assert loaded(tmp_path, 'root = "lake"\n', environ=environ, flags=flags).state == tmp_path / "s.db"
+
+
 def test_source_files_root_is_the_root_by_default(tmp_path: Path) -> None:
     """Without source_files_root the path check looks below the root."""
     assert loaded(tmp_path, 'root = "/lake"').source_files_root == Path("/lake")
@@ -261,11 +279,15 @@ def test_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
     assert str(fault) == "config/distilld.toml: batch_row is not a known key; the nearest one is batch_rows"
 
 
-def test_unknown_variable_names_the_nearest_known_one(tmp_path: Path) -> None:
-    """An unknown DISTILLD_ variable is a fault that names the nearest variable, and not its value."""
-    (fault,) = faults(tmp_path, environ={"DISTILLD_ONDELETE": "withdraw", "OTHER": "x"})
-    assert fault.nearest == "DISTILLD_ON_DELETE"
-    assert str(fault) == "the environment: DISTILLD_ONDELETE is not a known key; the nearest one is DISTILLD_ON_DELETE"
+def test_unknown_variable_is_a_warning_that_names_the_nearest_known_one(tmp_path: Path) -> None:
+    """The story: Kubernetes sets DISTILLD_SERVICE_HOST beside a service named distilld, and every command ended with 2."""
+    told: list[str] = []
+    environ = {"DISTILLD_ONDELETE": "withdraw", "DISTILLD_SERVICE_HOST": "10.0.0.1", "OTHER": "x"}
+    settings = load(flags={}, environ=environ, config_file=None, cwd=tmp_path, warn=told.append)
+    assert settings.on_delete is OnDelete.KEEP
+    assert told[0] == "the environment: DISTILLD_ONDELETE is not a known key; the nearest one is DISTILLD_ON_DELETE"
+    assert "DISTILLD_SERVICE_HOST" in told[1]
+    assert "10.0.0.1" not in told[1]
 
 
 @pytest.mark.parametrize("toml", ["[distilld]\nroot = '/x'\n", "a.b = 1\n", "'' = 1\n", '"\\u001b[2J" = 1\n'])
@@ -282,13 +304,13 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         loaded(
             tmp_path,
             "revok = true\nbatch_rows = 0\nlog_level = 'loud'\n",
-            environ={"DISTILLD_WORKERS": "-1", "DISTILLD_ROT": "/"},
+            environ={"DISTILLD_WORKERS": "-1"},
             flags={"tripwire_share": 7.0},
         )
     error = caught.value
     assert isinstance(error, UsageError)
     assert {fault.key for fault in error.faults} == {
-        "revok", "batch_rows", "log_level", "workers", "DISTILLD_ROT", "tripwire_share",
+        "revok", "batch_rows", "log_level", "workers", "tripwire_share",
     }  # fmt: skip
     assert str(error).splitlines() == [str(fault) for fault in error.faults]
     assert "init" in error.hint

@@ -12,6 +12,8 @@ from typing import NoReturn
 import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
+from distilld.store.frozen import Only
+from distilld.store.run_queries import Stories
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import whole_scans
 
@@ -661,6 +663,40 @@ def test_prune_withdraws_what_the_tripwire_kept(lake: HistoryLake, how: str) -> 
 
 
 @pytest.mark.parametrize("how", ["scored", "evidence"])
+def test_prune_of_what_vanished_leaves_all_else(lake: HistoryLake, how: str) -> None:
+    """The story: the tripwire's remedy also withdrew the rows of absent partitions, and forgot their verdicts."""
+    many_rows(lake)
+    lake.both(C, run("c1"), run("c2"))
+    lake.scored("2026/09/09/no.jsonl", run("b1", "rejected"))
+    lake.go()
+    lake.move_away(*lake.paths(C, "both"), *lake.paths("2026/09/09/no.jsonl", "scored"))
+    lake.go()
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    (lake.scored if how == "scored" else lake.evidence)(A)
+    lake.go()
+    said = Stories(lake.engine.store).frozen(None, Only.VANISHED)
+    assert {(each.dataset.value, each.rows) for each in said} == set(lake.engine.frozen.held_by_tripwire().items())
+    lake.prune(only=Only.VANISHED)
+    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.shipped("rag") == lake.shipped("sft") == {"b2", "c1", "c2"}
+    assert lake.causes("rag") == ["revoked", *["pruned"] * 6]
+
+
+@pytest.mark.parametrize("how", ["scored", "evidence"])
+def test_prune_of_what_vanished_leaves_what_was_accepted(lake: HistoryLake, how: str) -> None:
+    """What an operator kept for good is not what the tripwire asks about."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    (lake.scored if how == "scored" else lake.evidence)(A)
+    lake.go()
+    lake.engine.accept_vanished()
+    assert Stories(lake.engine.store).frozen(None, Only.VANISHED) == []
+    lake.prune(only=Only.VANISHED)
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+
+
+@pytest.mark.parametrize("how", ["scored", "evidence"])
 def test_accept_keeps_for_good(lake: HistoryLake, how: str) -> None:
     """What the tripwire kept and the operator accepted stays, and trips nothing any more."""
     many_rows(lake)
@@ -828,7 +864,7 @@ def test_prune_beside_a_folder_that_cannot_be_searched(lake: HistoryLake, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refuse)
-        assert lake.engine.give_up(None, orphans_only=False).files == 0
+        assert lake.engine.give_up(None).files == 0
     lake.go()
     assert lake.files() == before
 

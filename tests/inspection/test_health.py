@@ -20,20 +20,23 @@ from structlog.testing import capture_logs
 
 from distilld.config.load import load
 from distilld.config.settings import Settings
-from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
+from distilld.core.model import EXPORT_PATHS, InputKind, OperatorError, StatFacts, Trigger, UnreadableError
+from distilld.core.remedies import BY_EVENT
 from distilld.engine import index
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
+from distilld.inspection import status
 from distilld.inspection.health import diagnose
 from distilld.inspection.status import look
 from distilld.lake.scan import open_partition, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import iso_time
 from distilld.service.health_record import Failure, Unreadable, Vitals, read_vitals, write_vitals
-from distilld.service.lock import tell_trouble
+from distilld.service.lock import LOCK_FILE, tell_trouble
 from distilld.service.run_once import bring_up_to_date, writer
 from distilld.store.connection import Store
-from tests.support.lake_by_formula import partition_of, write_bench_lake
+from distilld.store.ledger import ExportRecord, Intent
+from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 from tests.support.query_plans import whole_scans
 
 REPOSITORY = Path(__file__).parents[2]
@@ -109,6 +112,19 @@ def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> No
     assert names(settings, daemon=False) == []
 
 
+def test_timer_is_judged_by_the_age_of_its_last_run(settings: Settings) -> None:
+    """The story: who ran distilld from a timer, as the README says, was told every time that no daemon runs."""
+    timed = replace(settings, writer="timer")
+    assert names(timed) == []
+    lock = settings.root / LOCK_FILE
+    os.utime(lock, (time.time(), time.time() - 4 * settings.rescan_seconds))
+    assert names(timed) == ["run_overdue"]
+    assert names(timed, daemon=False) == []
+    with capture_logs(), writer(timed) as engine:
+        bring_up_to_date(engine)
+    assert names(timed) == []
+
+
 def test_command_that_writes_is_a_writer(settings: Settings) -> None:
     """While 'run --once' or 'rebuild' holds the lake, nobody misses the daemon, nor its scans."""
     with capture_logs(), writer(settings) as engine:
@@ -123,6 +139,61 @@ def test_scan_that_is_overdue(settings: Settings, running: Engine) -> None:
     assert names(settings) == [each.name for each in look(settings).problems] == ["scan_overdue"]
     assert names(settings, daemon=False) == []
     leave(running, alive(started_at=ago(1), last_scan_at=ago(late)))
+    assert names(settings) == []
+
+
+@pytest.mark.parametrize("change", ["append", "truncate", "empty", "replace", "delete"])
+def test_changed_export_beside_a_daemon(settings: Settings, running: Engine, change: str) -> None:
+    """The story: a row that somebody appended to a dataset beside a daemon left health green for five minutes."""
+    path = settings.root / EXPORT_PATHS["sft"]
+    content = path.read_bytes()
+    assert content
+    if change == "delete":
+        path.unlink()
+    elif change == "replace":
+        path.with_name("other").write_bytes(content[::-1])
+        path.with_name("other").rename(path)
+    else:
+        path.write_bytes({"append": content + b'{"id":"leak"}\n', "truncate": content[:-9], "empty": b""}[change])
+    (problem,) = diagnose(settings)
+    assert problem.name == "export_changed"
+    assert EXPORT_PATHS["sft"] in problem.text
+
+
+def test_export_with_other_permissions_is_whole(settings: Settings, running: Engine) -> None:
+    """Beside a daemon, too, a chmod or a touch with equal bytes is no edit."""
+    path = settings.root / EXPORT_PATHS["sft"]
+    path.chmod(0o600)
+    os.utime(path)
+    assert names(settings) == []
+
+
+def test_what_the_writer_has_in_hand_is_no_fault(settings: Settings, running: Engine) -> None:
+    """An export that grows under an open intent is being appended to; one that shrinks is not."""
+    path = settings.root / EXPORT_PATHS["sft"]
+    size = path.stat().st_size
+    with running.store.transaction():
+        running.ledger.intend([Intent("sft", 2, size, None)])
+    with path.open("ab") as file:
+        file.write(b'{"schema_version":1,')
+    assert names(settings) == []
+    os.truncate(path, size - 1)
+    assert names(settings) == ["export_changed"]
+
+
+def test_batch_that_comes_while_health_looks_is_no_fault(
+    settings: Settings, running: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export that is longer than the store said a moment ago, and as long as it says now, is whole."""
+    real = status._fault_of
+
+    def look_late(root: Path, record: ExportRecord) -> object:
+        monkeypatch.setattr(status, "_fault_of", real)
+        append_bench_rows(root, partition_index=0, first_row=21, rows=7)
+        running.run_pass(Trigger.WATCH)
+        return real(root, record)
+
+    monkeypatch.setattr(status, "_fault_of", look_late)
     assert names(settings) == []
 
 
@@ -381,6 +452,7 @@ def test_docs_say_what_to_do_on_every_error_event() -> None:
     text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     table = text.partition("## What to do on an event")[2].partition("\n## ")[0]
     assert dict(re.findall(r"^\| `([a-z_]+)` \| (\w+) \|", table, flags=re.MULTILINE)) == logged
+    assert BY_EVENT.keys() == logged.keys()
 
 
 def test_a_folder_that_cannot_be_listed_is_named_until_a_run_can(

@@ -87,7 +87,7 @@ class Deliveries(Histories):
     def prune(self) -> None:
         assert self.engine is not None
         self.check_pass()
-        self.engine.prune(None, orphans_only=False)
+        self.engine.prune(None)
         self.check_pass()
 
     def refuse(self, partition: int, kinds: list[InputKind], other: int, both: Any) -> None:

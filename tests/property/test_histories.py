@@ -422,7 +422,7 @@ class KeepHistories(Histories):
         assert self.engine is not None
         self.check_pass()
         self.absence.prune(self.folder)
-        self.engine.prune(None, orphans_only=False)
+        self.engine.prune(None)
         self.check_pass()
         assert not self.engine.frozen.frozen_counts()
 
@@ -469,7 +469,7 @@ class TripwireHistories(KeepHistories):
     def prune(self) -> None:
         assert self.engine is not None
         self.check_pass()
-        self.engine.prune(None, orphans_only=False)
+        self.engine.prune(None)
         self.check_pass()
         assert self.exceptions() == oracle.NOTHING_FROZEN
 

@@ -194,6 +194,16 @@ class TestPage:
         assert "All its checks passed." in page
         assert "**A check failed.**" in latest_page(facts(validation_pass=False))
 
+    def test_it_is_of_the_run(self) -> None:
+        """The story: a run of two batches added 23,425 rows, and the page of its last batch said that it added none."""
+        done = {"appended": 23, "withdrawn": 4, "by_cause": {"revoked": 3, "row_removed": 1}}
+        run = {"run_id": "first", "batches": 2, "started_at": "2026-04-27T03:57:00.000Z", "withdrawn_runs": ["a|b"]}
+        page = latest_page(facts(run={**run, "datasets": {dataset.value: done for dataset in Dataset}}))
+        assert "Run `first` of 2 batches" in page
+        assert "| rag | 5 | 2 | 23 | 4 |" in page
+        assert "| rag | revoked | 3 |" in page
+        assert r"Runs, the first few: a\|b" in page
+
     def test_warnings_and_errors_have_their_own_lists(self) -> None:
         """Only where there are some."""
         page = latest_page(facts(warnings=["first", "second"], errors=["third"]))

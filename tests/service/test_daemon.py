@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,9 +25,11 @@ from distilld import logs
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
+from distilld.engine import engine as engine_module
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection.health import diagnose
+from distilld.publish import restore
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportWriteError
@@ -245,6 +248,41 @@ def test_every_pass_puts_the_rescan_off(stage: Stage) -> None:
     stage.wait(stage.settings.rescan_seconds * 0.9)
     stage.run()
     assert Trigger.RESCAN not in stage.passes
+
+
+def meddle(stage: Stage) -> None:
+    """Append a foreign row to a dataset."""
+    with (stage.root / EXPORT).open("ab") as file:
+        file.write(b'{"id":"leak"}\n')
+
+
+def test_edited_export_is_restored_at_a_tick(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in an hour the next tick takes an edit back; from the third time on it takes a pause, and one pass.
+
+    The story: nothing watched the exports, so a foreign row stood in a dataset until the rescan.
+    """
+    clock = SimpleNamespace(time_ns=lambda: round(stage.script.now * 1e9), monotonic=time.monotonic)
+    monkeypatch.setattr(engine_module, "time", clock)
+    monkeypatch.setattr(daemon, "time", clock)
+    lasted: list[int] = []
+
+    def look() -> None:
+        if b"leak" in (stage.root / EXPORT).read_bytes():
+            lasted[-1] += 1
+            stage.then(look)
+        elif len(lasted) < 4:
+            lasted.append(0)
+            meddle(stage)
+            stage.then(look)
+
+    stage.then(look)
+    stage.run()
+    pause = round(restore.PAUSE_SECONDS / daemon.TICK_SECONDS)
+    assert lasted[:2] == [0, 0]
+    assert all(pause <= ticks <= pause + 2 for ticks in lasted[2:])
+    assert len(stage.events("export_tampered")) == 4
+    # Two at the start, one for each of the first edits, two for each of the others: to see it, and to restore it.
+    assert len(stage.passes) == 2 + 2 + 2 * 2
 
 
 def test_new_folders_are_watched_and_looked_at_again(stage: Stage) -> None:

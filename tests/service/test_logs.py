@@ -64,6 +64,22 @@ def test_line_is_one_json_object_with_time_level_and_event_first() -> None:
     assert json.loads(line)["by_reason"] == {"empty_content": 1}
 
 
+def test_every_event_that_warns_says_what_to_do() -> None:
+    """A warning without a hint of its own gets the one of its event, and one that has a better one keeps that.
+
+    The story: at night the log said that the tripwire had tripped, and neither what of it nor what to do.
+    """
+    stream = io.StringIO()
+    logs.configure(level="info", fmt="json", stream=stream)
+    logs.get_logger().error("tripwire_tripped", dataset="rag", rows=7)
+    logs.get_logger().error("batch_failed", problem="no room", hint="make room")
+    logs.get_logger().info("up_to_date")
+    tripped, failed, fine = map(json.loads, stream.getvalue().splitlines())
+    assert tripped["hint"].startswith("distilld prune --vanished --yes withdraws them")
+    assert failed["hint"] == "make room"
+    assert "hint" not in fine
+
+
 def test_batch_id_stands_on_every_line_of_a_batch() -> None:
     """Whoever writes a line within a batch writes its id, and nobody writes it afterwards."""
     stream = io.StringIO()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,20 @@ def test_names_are_as_prometheus_wants_them() -> None:
         assert not re.search(r"_(ms|milliseconds|kib|mib|percent)(_|$)", name)
 
 
+@pytest.mark.parametrize("name", ["alerts.yml", "grafana.json"])
+def test_rules_and_dashboard_name_metrics_that_there_are(name: str) -> None:
+    """No alert waits for a metric that was renamed, and each label that is asked for is one of the metric."""
+    text = (REPOSITORY / "monitoring" / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"\bdistilld_[a-z_]+", text))
+    assert len(named) > 5
+    assert named <= set(METRICS)
+    if name == "grafana.json":
+        assert len(json.loads(text)["panels"]) == 10
+    else:
+        rules = pytest.importorskip("yaml").safe_load(text)["groups"][0]["rules"]
+        assert all({"alert", "expr", "labels", "annotations"} <= rule.keys() for rule in rules)
+
+
 def test_docs_name_every_metric() -> None:
     """The table in docs/operations.md holds exactly the metrics, in their order, with kind, labels and meaning."""
     text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -133,11 +149,29 @@ def test_rows_that_are_kept_without_their_evidence_are_frozen(settings: Settings
         (settings.root / "data/evidence" / partition_of(0)).unlink()
         bulletin.passed(one_pass(engine), watching="events", folders=8)
         kept = {(each.value,): 0 for each in Dataset}
-        for dataset, _, rows in Stories(engine.store).frozen(None, orphans_only=False):
+        for dataset, _, rows in Stories(engine.store).frozen(None):
             kept[dataset.value,] += rows
     told = samples(tmp_path / "distilld.prom")
     assert {labels: rows for (name, labels), rows in told.items() if name == "distilld_frozen_rows"} == kept
     assert kept["rag",] > 0
+
+
+def test_lag_is_the_age_of_the_file_that_waits_longest(settings: Settings, tmp_path: Path) -> None:
+    """A rewritten file that is not still yet is a lag; once it is read there is none. A damaged export is counted."""
+    with capture_logs(), writer(replace(settings, settle_seconds=3600.0)) as engine:
+        bulletin = Bulletin(settings, engine, Notifier(None))
+        engine.run_pass(Trigger.STARTUP)
+        path = settings.root / "data/scored-runs" / partition_of(0)
+        path.write_bytes(path.read_bytes()[:-9])
+        (settings.root / "exports/sft/instruction_response.jsonl").unlink()
+        result = engine.run_pass(Trigger.WATCH)
+        bulletin.passed(result, watching="events", folders=1)
+        told = samples(tmp_path / "distilld.prom")
+        assert told["distilld_lag_seconds", ()] == result.lag_seconds > 0
+        assert told["distilld_exports_tampered", ()] == 1
+        engine.settle_ns = 0
+        bulletin.passed(engine.run_pass(Trigger.WATCH), watching="events", folders=1)
+        assert samples(tmp_path / "distilld.prom")["distilld_lag_seconds", ()] == 0
 
 
 def test_failure_shows_and_goes(settings: Settings, tmp_path: Path) -> None:
@@ -160,7 +194,6 @@ def test_failure_shows_and_goes(settings: Settings, tmp_path: Path) -> None:
 
 def test_file_that_cannot_be_written_stops_nothing(settings: Settings, tmp_path: Path) -> None:
     """A missing folder is told once, not at every pass; when it is there the file is written."""
-    from dataclasses import replace
 
     path = tmp_path / "missing" / "distilld.prom"
     with capture_logs() as lines, writer(replace(settings, metrics_file=path)) as engine:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -383,3 +384,49 @@ def test_receipt_of_another_lake_gives_the_store_up_once(kept: HistoryLake) -> N
         kept.both(B, run("r2"))
         kept.go()
     assert kept.content("rag").startswith(before)
+
+
+def receipts(lake: HistoryLake, since: int = 0) -> list[dict[str, Any]]:
+    """The receipts of the batches behind the first ``since``."""
+    return [json.loads(path.read_text()) for path in sorted((lake.root / REPORTS).glob("*/receipt.json"))[since:]]
+
+
+def test_receipts_sum_their_run_up(tmp_path: Path) -> None:
+    """The last receipt of a run has what all its batches did, and why rows left; the next run begins at nothing."""
+    with history_lake(tmp_path) as lake:
+        lake.restart(batch_rows=2)
+        lake.both(A, *(run(f"run-{n}") for n in range(6)))
+        lake.go()
+        first = receipts(lake)
+        assert len(first) > 1
+        assert {each["run"]["run_id"] for each in first} == {first[0]["batch_id"]}
+        assert [each["run"]["batches"] for each in first] == [*range(1, len(first) + 1)]
+        assert first[-1]["run"]["datasets"]["rag"] == {"appended": 6, "withdrawn": 0, "by_cause": {}}
+        page = (lake.root / REPORTS / "latest.md").read_text()
+        assert f"of {len(first)} batches" in page
+        assert "| rag | 6 | 0 | 6 | 0 |" in page
+        lake.scored(B, run("run-1", "rejected"), run("run-2", "rejected"))
+        with capture_logs() as logs:
+            lake.go()
+        second = receipts(lake, len(first))
+        assert second[-1]["run"]["run_id"] == second[0]["batch_id"]
+        assert second[-1]["run"]["datasets"]["sft"] == {"appended": 0, "withdrawn": 2, "by_cause": {"revoked": 2}}
+        assert second[-1]["run"]["withdrawn_runs"] == ["run-1", "run-2"]
+        told = [each for each in logs if each["event"] == "batch_committed"][-1]
+        assert (told["run_withdrawn"], told["withdrawn_runs"]) == ({"revoked": 4}, ["run-1", "run-2"])
+        assert told["run_id"] == second[0]["batch_id"]
+
+
+def test_receipts_of_a_rebuild_record_its_work(tmp_path: Path) -> None:
+    """The story: a rebuild judged 2,002 rows, and its receipt and ``batches`` said that it judged none."""
+    with history_lake(tmp_path) as lake:
+        lake.both(B, *(run(f"late-{n}") for n in range(3)))
+        lake.go()
+        lake.both(A, *(run(f"run-{n}") for n in range(6)))
+        lake.go()
+        done = len(receipts(lake))
+        lake.go(Trigger.REBUILD)
+        written = receipts(lake, done)
+        assert sum(each["work"]["rows_judged"] for each in written) == 9
+        judged = lake.ask("SELECT sum(rows_judged) FROM batches WHERE trigger = 'rebuild'")
+        assert judged == [(9,)]

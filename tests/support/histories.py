@@ -159,7 +159,7 @@ def run_once(engine: Engine) -> PassResult:
 def pass_and_prune(engine: Engine) -> PassResult:
     """A pass that freezes, and what an operator does then."""
     engine.run_pass(Trigger.ONCE)
-    return engine.prune(None, orphans_only=False)[1]
+    return engine.prune(None)[1]
 
 
 @dataclass(frozen=True)

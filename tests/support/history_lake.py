@@ -25,6 +25,7 @@ from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
 from distilld.store.connection import Store
+from distilld.store.frozen import Only
 from tests.support.builders import evidence, jsonl, scored
 
 A: Final = "2026/04/27/alpha.jsonl"
@@ -155,10 +156,10 @@ class HistoryLake:
         self.check()
         return result
 
-    def prune(self, glob: str | None = None, *, orphans_only: bool = False) -> PassResult:
+    def prune(self, glob: str | None = None, *, only: Only | None = None) -> PassResult:
         """Prune, a minute after the last pass."""
         self.now_ns += MINUTE_NS
-        _, result = self.engine.prune(glob, orphans_only=orphans_only)
+        _, result = self.engine.prune(glob, only)
         self.check()
         return result
 

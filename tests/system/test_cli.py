@@ -129,6 +129,7 @@ def test_unknown_command_and_option_are_wrong_usage(tmp_path: Path) -> None:
     ran = distilld("distil", cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")
     assert "No such command 'distil'" in ran.err
+    assert "'explain'" in distilld("explian", cwd=tmp_path).err
     ran = distilld("run", "--twice", cwd=tmp_path)
     assert ran.code == 2
     assert "--twice" in ran.err
@@ -181,7 +182,6 @@ def test_json_is_all_that_is_printed(done: Path, arguments: tuple[str, ...]) -> 
         ((), "on_delete = 'forget'", {}, 2, "on_delete = 'forget'; allowed: keep or withdraw"),
         ((), "bach_rows = 5", {}, 2, "bach_rows is not a known key; the nearest one is batch_rows"),
         ((), "root = ", {}, 2, "config/distilld.toml: is not TOML"),
-        ((), "", {"DISTILLD_WORKER": "5"}, 2, "DISTILLD_WORKER is not a known key; the nearest one is"),
         ((), "", {"DISTILLD_REVOKE": "maybe"}, 2, "DISTILLD_REVOKE: revoke = 'maybe'; allowed: true or false"),
         (("--state", "data/scored-runs/2026/03/02/a.jsonl"), "", {}, 2, "a.jsonl' lies below data of the root; allowed"),
         ((), "state = 'exports/rag/x.db'", {}, 2, "/exports/rag/x.db' lies below exports of the root; allowed: a file "),
@@ -312,6 +312,14 @@ def test_check_goes_with_no_work(tmp_path: Path, flag: str) -> None:
     assert ran.errors == [
         f"distilld: --check does not go with {flag} (it validates the configuration and does no work)"
     ]
+
+
+def test_unknown_variable_is_a_warning(done: Path) -> None:
+    """A command does its work, and says on standard error that nobody reads such a variable."""
+    ran = distilld("status", "--root", done, cwd=done, env={"DISTILLD_SERVICE_HOST": "10.0.0.1"})
+    assert ran.code == 0
+    (warning,) = ran.errors
+    assert warning.startswith("distilld: warning: the environment: DISTILLD_SERVICE_HOST is not a known key")
 
 
 def test_state_below_a_mounted_tree_is_refused(tmp_path: Path) -> None:
@@ -482,7 +490,7 @@ def test_init_sets_root_and_state(done: Path, tmp_path: Path) -> None:
     ran = distilld("init", "--config", "deep/own.toml", "--root", "rel", "--state", 'sta"te.db', cwd=tmp_path)
     assert ran.out.splitlines() == ["wrote deep/own.toml", "use it with --config deep/own.toml"]
     settings = load(flags={}, environ={}, config_file=tmp_path / "deep" / "own.toml", cwd=Path("/"))
-    assert (settings.root, settings.state) == (tmp_path / "rel", tmp_path / "rel" / 'sta"te.db')
+    assert (settings.root, settings.state) == (tmp_path / "rel", tmp_path / 'sta"te.db')
     ran = distilld("init", "--config", "bad.toml", "--root", "", cwd=tmp_path)
     assert ran.code == 2
     assert not (tmp_path / "bad.toml").exists()

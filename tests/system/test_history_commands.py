@@ -234,7 +234,7 @@ def test_what_is_kept_is_counted_alike(
     assert status["frozen"] == by_kind
     assert {each["name"]: each["frozen"] for each in status["exports"] if each["frozen"]} == by_dataset
     (note,) = (each for each in status["notes"] if "prune" in each)
-    assert f": {by_kind.total()} shipped rows; distilld prune --yes takes them out" in note
+    assert f": {by_kind.total()} shipped rows; distilld prune shows what would go" in note
     ran = cli("verify", "--deep", "--root", worked)
     assert ", ".join(f"{each['dataset']} {each['rows']} {each['kind']}" for each in frozen) in ran.out
     assert "question 9 in docs/state.md" in ran.out
@@ -319,7 +319,10 @@ def test_pruned_partition_that_returned_meanwhile_stays(cli: Cli, worked: Path) 
 
 
 def test_prune_decides_about_the_tripwire(cli: Cli, worked: Path) -> None:
-    """What the tripwire keeps is accepted with --accept --yes, and withdrawn by a later prune --yes."""
+    """What the tripwire keeps is accepted with --accept --yes, and withdrawn by a later prune --yes.
+
+    prune --vanished is what the tripwire's remedy names, and takes exactly what status counts.
+    """
     for path in (worked / "data/scored-runs").rglob("*.jsonl"):
         path.write_bytes(b"")
     env = {"DISTILLD_TRIPWIRE_ROWS": "50", "DISTILLD_SETTLE_SECONDS": "0"}
@@ -328,9 +331,13 @@ def test_prune_decides_about_the_tripwire(cli: Cli, worked: Path) -> None:
     assert files(worked)["rag"] == before["rag"]
     asked = cli("prune", "--accept", "--root", worked, "--json", **env)
     assert (asked.code, asked.json["accept"]) == (2, {"rag": 446, "sft": 351, "preference": 83})
+    told = cli("prune", "--vanished", "--root", worked, "--json", **env).json["withdraw"]
+    assert {each["dataset"]: each["rows"] for each in told} == asked.json["accept"]
+    assert "--vanished" in cli("prune", "--root", worked, **env).out
     accepted = cli("prune", "--accept", "--yes", "--root", worked, **env)
     assert accepted.out == "kept for good: rag 446, sft 351, preference 83\n"
     assert cli("prune", "--accept", "--root", worked, **env).code == 0
+    assert cli("prune", "--vanished", "--root", worked, **env).code == 0
     cli("run", "--once", "--root", worked, **env)
     assert files(worked)["rag"] == before["rag"]
     assert cli("prune", "--yes", "--root", worked, **env).code == 0
@@ -338,7 +345,13 @@ def test_prune_decides_about_the_tripwire(cli: Cli, worked: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [["--orphans", "--accept"], ["--orphans", "--partition", "*"], ["--accept", "--partition", "*"]]
+    "flags",
+    [
+        ["--orphans", "--accept"],
+        ["--vanished", "--accept"],
+        ["--orphans", "--partition", "*"],
+        ["--accept", "--partition", "*"],
+    ],
 )
 def test_prune_refuses_flags_that_do_not_go_together(cli: Cli, done: Path, flags: list[str]) -> None:
     """Flags of prune that contradict each other are wrong usage."""
@@ -378,7 +391,7 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
     ran = cli("rebuild", "--root", root)
     assert ran.code == 0
     assert "every row judged anew; the files stand in walk order\n1,052 rows judged, " in ran.out
-    assert " bytes read; receipt: reports/distillation/" in ran.out
+    assert " MiB read; receipt: reports/distillation/" in ran.out
     assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == [
         "rebuild_started",
         "rebuild_finished",

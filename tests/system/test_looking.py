@@ -6,16 +6,23 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from distilld.config.load import load
 from distilld.core.model import EXPORT_PATHS
-from distilld.demo.sample_lake import SampleLake, append_rows
+from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
+from distilld.inspection.status import look
+from distilld.publish.receipt import iso_time
 from tests.support.command import (
+    REPOSITORY,
     distilld,
     once,
     phase4,
@@ -51,8 +58,86 @@ def test_status_of_a_lake_at_rest(done: Path) -> None:
     ]
     assert (shown["problems"], shown["notes"], shown["pending_tails"]) == ([], [NO_WRITER], [])
     text = distilld("status", "--root", done, cwd=done).out
-    assert "behind       nothing: every file is read as it stands\n" in text
-    assert text.endswith(f"note: {NO_WRITER}\nno problem is known\n")
+    assert text.startswith("healthy as of the last run, and no distilld is running\n")
+    assert "\nlag          none: every file is read as it is\n" in text
+    assert text.endswith(f"note: {NO_WRITER}\n")
+    timed = distilld("status", "--root", done, cwd=done, env={"DISTILLD_WRITER": "timer"}).out
+    assert timed.startswith("healthy\n")
+    assert "note:" not in timed
+
+
+def test_status_shows_how_the_datasets_grew(sample: SampleLake) -> None:
+    """Rows an hour and a day ago are those of the newest receipts that are as old; before there was one, nothing is known."""
+    assert once(sample.root).code == 0
+    root, state = sample.root, sample.root / "state" / "distilld.db"
+    settings = load(flags={"root": root}, environ={}, config_file=None, cwd=root)
+    assert look(settings).rows_before == {"hour": {}, "day": {}}
+    then = {each.name: each.rows for each in look(settings).exports if each.name in {"rag", "sft", "preference"}}
+    with closing(sqlite3.connect(state)) as store, store:
+        store.execute("UPDATE batches SET recorded_at = ?", (iso_time(time.time_ns() - 2 * 3600 * 10**9),))
+    rescore_in_place(sample, sample.rescored_run_id)
+    assert once(sample.root).code == 0
+    assert look(settings).rows_before == {"hour": then, "day": {}}
+    shown = distilld("status", "--root", root, cwd=root).out
+    assert re.search(r"^ +sft +\d+ +-1 +- ", shown, flags=re.MULTILINE)
+
+
+def test_status_of_a_usual_lake_fits_one_screen(sample: SampleLake) -> None:
+    """At 80 columns and 24 lines, and the first line names what is wrong.
+
+    The story: the problems stood below four tables, where nobody saw them.
+    """
+    assert once(sample.root).code == 0
+    with (sample.root / EXPORT_PATHS["sft"]).open("ab") as file:
+        file.write(b"{}\n")
+    lines = distilld("status", "--root", sample.root, cwd=sample.root).out.splitlines()
+    assert lines[0] == "unhealthy: export_changed"
+    assert lines[1].startswith("problem: exports/sft/instruction_response.jsonl has ")
+    table = [line for line in lines if line.startswith("  ")]
+    assert all(len(line) <= 80 for line in table)
+    assert sum(len(line) // 80 + 1 for line in lines) <= 24
+
+
+def test_withdrawals_since_a_time_or_a_batch(sample: SampleLake) -> None:
+    """What left is listed with its cause and run; what left before the time, or with the batch itself, is not."""
+    cli = partial(distilld, cwd=sample.root)
+    assert once(sample.root).code == 0
+    first = cli("receipts", "--root", sample.root, "--json").json["receipts"][0]["batch_id"]
+    rescore_in_place(sample, sample.rescored_run_id)
+    assert once(sample.root).code == 0
+    last = cli("receipts", "--root", sample.root, "--json").json["receipts"][0]["batch_id"]
+    shown = cli("withdrawals", "--since", first, "--root", sample.root)
+    assert sample.rescored_run_id in shown.out
+    found = cli("withdrawals", "--since", "2026-01-01", "--root", sample.root, "--json", "--limit", "1").json
+    assert len(found["withdrawals"]) == 1 < found["count"]
+    assert {each["withdrawn_batch"] for each in found["withdrawals"]} == {last}
+    assert cli("withdrawals", "--since", last, "--root", sample.root).out.startswith("nothing was withdrawn since")
+    wrong = cli("withdrawals", "--since", "yesterday", "--root", sample.root)
+    assert wrong.code == 2
+    assert "--since = 'yesterday'; allowed: a time such as" in wrong.err
+
+
+def test_show_of_a_row_and_of_one_that_left(sample: SampleLake) -> None:
+    """The row, its run and what became of it; after its withdrawal the run alone; an id that never was is an error."""
+    cli = partial(distilld, cwd=sample.root)
+    assert once(sample.root).code == 0
+    row = next(
+        each for each in rows(sample.root / EXPORT_PATHS["sft"]) if each["source_run_id"] == sample.rescored_run_id
+    )
+    shown = cli("show", row["id"], "--root", sample.root)
+    assert shown.out.startswith(f"row {row['id']} of sft\n")
+    assert f"run {sample.rescored_run_id}\n" in shown.out
+    assert cli("show", row["id"], "--root", sample.root, "--json").json["row"] == row
+    pair = rows(sample.root / EXPORT_PATHS["preference"])[0]
+    both = cli("show", pair["id"], "--root", sample.root, "--json").json["runs"]
+    assert [each["run_id"] for each in both] == [pair["chosen_run_id"], pair["rejected_run_id"]]
+    rescore_in_place(sample, sample.rescored_run_id)
+    assert once(sample.root).code == 0
+    gone = cli("show", row["id"], "--root", sample.root)
+    assert gone.out.startswith(f"row {row['id']} is no longer in sft\n")
+    assert "Withdrawn\n" in gone.out
+    assert cli("show", "sft-0000000000000000", "--root", sample.root).code == 1
+    assert cli("show", "sft-1", "--root", sample.root).code == 2
 
 
 def test_status_of_a_lake_that_was_never_run(tmp_path: Path) -> None:
@@ -61,7 +146,7 @@ def test_status_of_a_lake_that_was_never_run(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     text = distilld("status", "--root", root, cwd=tmp_path).out
     assert re.search(
-        r"^behind       90 new, 0 changed and 0 missing files, [\d,]+ bytes not read yet, for \d+ s$",
+        r"^lag          90 new, 0 changed and 0 missing files, [\d.]+ MiB not read yet, for \d+ s$",
         text,
         flags=re.MULTILINE,
     )
@@ -249,3 +334,33 @@ def test_schemas_hold_the_second_wall(tmp_path: Path) -> None:
     quarantine = distilld("schema", "quarantine", cwd=tmp_path).json
     assert "source_provenance" not in quarantine["required"]
     assert distilld("schema", "nothing", cwd=tmp_path).code == 2
+
+
+def test_ten_questions_have_one_command_each(sample: SampleLake) -> None:
+    """Each command of the table in docs/operations.md answers its question, and no question needs SQL."""
+    assert once(sample.root).code == 0
+    rescore_in_place(sample, sample.rescored_run_id)
+    assert once(sample.root).code == 0
+    shutil.rmtree(sample.scored_path(sample.partitions[-1]).parent)
+    assert once(sample.root).code == 0
+    row = rows(sample.root / EXPORT_PATHS["rag"])[0]
+    values = {"RUN_ID": row["source_run_id"], "ID": row["id"], "TIME": "2026-01-01"}
+    answers = {
+        "health": "no distilld is running",
+        "status": "retained",
+        "explain": row["id"],
+        "show": row["source_run_id"],
+        "withdrawals": sample.rescored_run_id,
+        "quarantine": "category_disallowed",
+        "receipts": "the chain is whole",
+        "verify": "agree",
+        "run": "up to date",
+        "prune": "absent",
+    }
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## See what it does")[2].partition("\n## ")[0]
+    commands = re.findall(r"^\| [^|]+\? \| `distilld ([^`]+)` \|$", table, flags=re.MULTILINE)
+    assert [command.split()[0] for command in commands] == [*answers]
+    for command in commands:
+        words = [values.get(word, word) for word in command.split()]
+        assert answers[words[0]] in distilld(*words, "--root", sample.root, cwd=sample.root).out, command

@@ -100,6 +100,17 @@ def test_starts_ships_and_stops(running: Box) -> None:
     assert "healthy" in running.run("distilld", "--config", CONFIG, "health", "--no-daemon")
 
 
+def test_timer_runs_it_once(running: Box) -> None:
+    """Where a timer runs distilld, its service does one run in the same sandbox, and health asks for its age alone."""
+    running.run("systemctl", "stop", "distilld")
+    run = append(running, 500)
+    running.run("systemctl", "start", "distilld-once")
+    assert f'"{run}"' in (running.root / LAKE.lstrip("/") / RAG).read_text()
+    assert "distilld-once.service" in running.run("systemctl", "show", "distilld.timer", "-p", "Unit")
+    timed = ("env", "DISTILLD_WRITER=timer", "distilld", "--config", CONFIG, "health")
+    assert "healthy" in running.run(*timed)
+
+
 def test_workers_work_in_the_sandbox(running: Box) -> None:
     """Many new partitions are judged in processes of their own, shut in as the service is, which end with the work."""
     running.run("systemctl", "stop", "distilld")

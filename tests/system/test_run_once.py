@@ -83,15 +83,16 @@ def test_lake_through_a_link_is_the_same_lake(worked: Path, tmp_path: Path) -> N
 
 
 def test_empty_root_is_an_empty_lake(tmp_path: Path) -> None:
-    """A root without data is empty: nothing ships, exit 0, and the run says that there is nothing to read."""
+    """A root without data is empty: nothing ships, exit 0, and one warning names the folders and what to do."""
     root = tmp_path / "empty"
     root.mkdir()
     ran = once(root)
     assert ran.code == 0
     assert ran.out.splitlines() == [
-        f"note: there is no data/scored-runs below {root}, so there is nothing to read",
         "up to date: rag 0 (0 quarantined), sft 0 (0 quarantined), preference 0 (0 quarantined)",
     ]
+    (warning,) = (line for line in ran.errors if "warning" in line)
+    assert f"no partition file lies below {root}/data/scored-runs and {root}/data/evidence" in warning
 
 
 def test_rejected_run_leaves_and_is_waited_for(sample: SampleLake) -> None:
@@ -263,8 +264,12 @@ def test_flag_holds_for_one_run(worked: Path) -> None:
     assert ran.out.splitlines()[0].endswith(" added=95 withdrawn=0")
     assert ran.out.splitlines()[2:] == [
         "[export_sft] partially_accepted INCLUDED (--include-partial)",
-        "[export_sft] the next run without --include-partial withdraws these rows again",
+        "[export_sft] the next run without --include-partial withdraws these 95 rows again",
     ]
+    (warning,) = (line for line in ran.errors if "warning: the next run" in line)
+    assert warning.endswith(
+        "the next run without --include-partial withdraws 95 partially_accepted rows from sft again"
+    )
     assert Counter(row["quality_score"] for row in rows(sft)) == {"accepted": 351, "partially_accepted": 95}
     ran = distilld("export-sft", "--root", worked, cwd=worked)
     assert ran.out.splitlines()[0].endswith(" added=0 withdrawn=95")
@@ -279,15 +284,16 @@ def test_flag_holds_for_one_run(worked: Path) -> None:
 
 def test_review_flag_says_so_too(sample: SampleLake) -> None:
     """--include-review ships unreviewed runs to RAG, never to SFT, and the run after it withdraws them and says so."""
+    said = once(sample.root, "--include-review", "--dry-run").out
     ran = once(sample.root, "--include-review")
     assert "rag: needs_human_review INCLUDED (--include-review)\n" in ran.out
-    assert "rag: the next run without --include-review withdraws these rows again\n" in ran.out
     rag = sample.root / EXPORT_PATHS["rag"]
     shipped = {row["id"] for row in rows(rag) if row["source_category"] == "needs_human_review"}
     assert shipped
     assert {row["quality_score"] for row in rows(sample.root / EXPORT_PATHS["sft"])} == {"accepted"}
     ran = once(sample.root)
     left = len(shipped - {row["id"] for row in rows(rag)})
+    assert f"rag: the next run without --include-review withdraws these {len(shipped)} rows again\n" in said
     assert {row["source_category"] for row in rows(rag)} == {"accepted", "partially_accepted"}
     assert f"rag: withdrew {left} needs_human_review rows: the run before had include_review" in ran.out
 

@@ -189,7 +189,7 @@ def test_question_works_at_rest(lake_of_all: Path, number: str, words: str, comm
         assert {row["how_many"] for row in found} == {0}
     if number == "9":
         with reading(lake_of_all / "state/distilld.db", lake_of_all) as store:
-            frozen = Stories(store).frozen(None, orphans_only=False)
+            frozen = Stories(store).frozen(None)
         told = Counter[tuple[str, str]]()
         for row in found:
             for dataset, column in (("rag", "rag"), ("sft", "sft"), ("preference", "pairs")):
@@ -277,6 +277,24 @@ def test_datasette_shows_the_store_beside_a_writer(writing: Path) -> None:
 
         before = newest()
         until(lambda: newest() > before, "a batch that is new")
+
+
+@needs_datasette
+def test_dashboard_has_something_in_every_chart(lake_of_all: Path) -> None:
+    """The first page leads to it; what people do not ask for is hidden, and codes are words."""
+    with datasette(lake_of_all / "state/distilld.db") as address:
+        assert "/-/dashboards/distilld" in fetched(address, "/")
+        page = fetched(address, "/-/dashboards/distilld")
+        charts = pytest.importorskip("yaml").safe_load(METADATA.read_text())["plugins"]["datasette-dashboards"][
+            "distilld"
+        ]["charts"]
+        for name, chart in charts.items():
+            assert chart["title"] in page
+            query = urlencode({"sql": chart["query"], "_shape": "array"})
+            assert json.loads(fetched(address, f"/distilld.json?{query}")) or name == "withdrawn", name
+        tables = json.loads(fetched(address, "/distilld.json"))["tables"]
+        assert {each["name"] for each in tables if not each["hidden"]} == {"withdrawals", "frozen_rows"}
+        assert "exported" in fetched(address, "/distilld/row_places")
 
 
 def test_inspect_names_a_store_that_is_not_there(tmp_path: Path) -> None:

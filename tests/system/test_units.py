@@ -58,18 +58,41 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
 
 
-def test_unit_is_without_fault(unit: Path) -> None:
+UNITS = ("distilld.service", "distilld-once.service", "distilld@lake.service", "distilld.timer")
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_unit_is_without_fault(unit: Path, name: str) -> None:
     """systemd-analyze verify finds nothing to say of the unit."""
-    done = analyze("verify", "--man=no", "--recursive-errors=one", str(unit))
+    done = analyze("verify", "--man=no", "--recursive-errors=one", str(unit.with_name(name)))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_exposure_is_low(unit: Path) -> None:
+@pytest.mark.parametrize("name", UNITS[:2])
+def test_exposure_is_low(unit: Path, name: str) -> None:
     """systemd-analyze security scores the unit 0.4 or lower."""
-    done = analyze("security", "--offline=true", "--no-pager", str(unit))
-    found = re.search(r"Overall exposure level for distilld.service: ([0-9.]+)", done.stdout)
+    done = analyze("security", "--offline=true", "--no-pager", str(unit.with_name(name)))
+    found = re.search(r"Overall exposure level for [a-z-]+.service: ([0-9.]+)", done.stdout)
     assert found is not None, done.stdout + done.stderr
     assert float(found[1]) <= EXPOSURE_MOST
+
+
+def test_other_units_are_the_service_but_for_a_few_words(unit: Path) -> None:
+    """One run, and an instance, are shut in like the service; only what must differ does."""
+    service = unit.read_text().splitlines()
+    once = unit.with_name("distilld-once.service").read_text().splitlines()
+    assert once == service[: service.index("[Install]")]
+    changed = {
+        new.partition("=")[0]: new
+        for old, new in zip(service, unit.with_name("distilld@.service").read_text().splitlines(), strict=True)
+        if old != new and not new.startswith("#")
+    }
+    assert set(changed) == {
+        "Description", "RequiresMountsFor", "ExecStartPre", "ExecStart", "StateDirectory", "ReadWritePaths",
+        "NoExecPaths", "ReadOnlyPaths",
+    }  # fmt: skip
+    assert changed["StateDirectory"] == "StateDirectory=distilld/%i"
+    assert changed["ReadWritePaths"] == "ReadWritePaths=-/srv/%i/exports -/srv/%i/reports"
 
 
 def test_every_setting_that_hardens_says_what_it_protects() -> None:
