@@ -17,6 +17,7 @@ from distilld.core.model import (
     CARD,
     CARD_MARKER,
     EXPORT_PATHS,
+    HOUR_NS,
     REPORTS,
     SET_ASIDE,
     TAMPERINGS_AN_HOUR,
@@ -36,6 +37,7 @@ from distilld.store.connection import Store, is_kept
 from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.looks import Looks
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
@@ -43,6 +45,8 @@ from distilld.tables import counted
 
 PERIODS: Final = 3
 """After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
+SCRUB_LATE: Final = 1.2
+"""After so many times ``scrub_hours`` a file that was not hashed again is told of."""
 _RUN: Final = "distilld run --once"
 
 
@@ -247,6 +251,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     ]
     found.notes += _options_notes(found, views, settings)
     found.notes += _frozen_notes(found)
+    found.notes += _scrub_note(found, Looks(store, Inputs(store)), settings)
     if not found.writer.running:
         found.notes.append(
             "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
@@ -289,6 +294,16 @@ def _frozen_notes(found: Status) -> Iterator[str]:
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
 
 
+def _scrub_note(found: Status, looks: Looks, settings: Settings) -> Iterator[str]:
+    files, oldest_ns = looks.oldest()
+    hours = (time.time_ns() - oldest_ns) / HOUR_NS
+    if found.daemon_runs and files and settings.scrub_hours and hours > SCRUB_LATE * settings.scrub_hours:
+        yield (
+            f"input files were last hashed again up to {hours:.1f} hours ago, and scrub_hours is"
+            f" {settings.scrub_hours:g}: the lake is too large for that at 2 % of a core"
+        )
+
+
 def _another_writer(ledger: Ledger) -> Problem | None:
     recent = ledger.recent_tamperings(time.time_ns())
     if len(recent) < TAMPERINGS_AN_HOUR:
@@ -326,7 +341,7 @@ def _changed_exports(root: Path, records: dict[str, ExportRecord]) -> Iterator[P
         else:
             if status.st_size != record.committed.size:
                 problem = f"has {status.st_size} bytes and should have {record.committed.size}"
-            elif record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
+            elif record.facts is None or record.facts == StatFacts.of(status):
                 continue
             elif not (problem := _fault_of_content(root / path, record.committed)):
                 continue  # chmod, chgrp, touch: with the same bytes that is no edit
@@ -369,12 +384,12 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         key = (file.kind, file.path)
         seen.add(key)
         record = files.get(key)
-        if record is not None and record.state == "present" and record.facts.same_file_state(file.stat):
+        if record is not None and record.state == "present" and record.facts == file.stat:
             continue
         new += record is None
         changed += record is not None
         unread += max(0, file.stat.size - (record.indexed_bytes if record else 0))
-        waiting_ns = max(waiting_ns, file.stat.looked_ns - file.stat.ctime_ns)
+        waiting_ns = max(waiting_ns, time.time_ns() - file.stat.ctime_ns)
         path = tree_path(file.kind, file.path)
         if not os.access(root / path, os.R_OK):
             found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))

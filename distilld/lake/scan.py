@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,8 +168,6 @@ class _Walker:
         try:
             # Before it is listed: a folder that takes its place in between is another one, and is noticed.
             status = os.stat(folder)
-            # And before any file is looked at: what is written from now on must not seem older than the look.
-            looked_ns = time.time_ns()
             with os.scandir(folder) as entries:
                 # In walk order from the start, which leaves little to sort at the end.
                 found = sorted(entries, key=_name_of)
@@ -181,7 +178,7 @@ class _Walker:
         taken_before, reported_before = len(self.files[kind]), len(self.oddities)
         try:
             if depth == len(_FOLDER_NAMES):
-                self._take_files(kind, found, below, looked_ns)
+                self._take_files(kind, found, below)
                 if odd and len(self.files[kind]) > taken_before:
                     self.odd_folders[below.rstrip("/")] = None
             else:
@@ -219,7 +216,7 @@ class _Walker:
                 odd = True
             self._walk_folder(kind, entry.path, path + "/", depth + 1, odd=odd)
 
-    def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str, looked_ns: int) -> None:
+    def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str) -> None:
         """Take a partition folder's files; the one loop whose every step counts, for a lake has many files."""
         take, make = self.files[kind].append, tuple.__new__
         for entry in found:
@@ -235,8 +232,7 @@ class _Walker:
             if problem is None:
                 # What the classes' own constructors do, without their price.
                 facts = make(
-                    StatFacts,
-                    (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, looked_ns),
+                    StatFacts, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
                 )
                 take(make(PartitionFile, (kind, below + name, facts)))
             else:
@@ -317,11 +313,10 @@ def open_partition(root: Path, kind: InputKind, path: str) -> Iterator[tuple[int
     """
     descriptor = _open_below(root / TREES[kind], path, tree_path(kind, path))
     try:
-        looked_ns = time.time_ns()
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InputChanged(tree_path(kind, path))
-        yield descriptor, StatFacts.of(status, looked_ns)
+        yield descriptor, StatFacts.of(status)
     finally:
         os.close(descriptor)
 

@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from distilld.core.decisions import key_of
-from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, OperatorError, Options
+from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, OperatorError, Options, StatFacts
 from distilld.lake.lines import digest_of
 from distilld.publish.commit import Committer, NewVersion
 from distilld.publish.exports import Exports
@@ -110,10 +110,7 @@ class Restorer:
             return record.committed.size == 0
         except OSError:
             return False  # opening it will say why
-        facts = record.facts
-        return facts is not None and (
-            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        ) == facts[:5]  # fmt: skip
+        return record.facts == StatFacts.of(status)
 
     def _count_tampering(self, damaged: dict[str, ExportTamperedError], now_ns: int) -> None:
         """Count what one look found as one time. What was counted and is yet to be restored is not counted again."""
