@@ -260,9 +260,9 @@ def _print(
     from distilld.core.model import InputKind
     from distilld.lake.scan import TREES
 
-    scored = TREES[InputKind.SCORED]
-    if not (settings.root / scored).exists():
-        say(f"note: there is no {scored} below {settings.root}, so there is nothing to read")
+    if not (report.files_seen or report.not_read):
+        trees = " and ".join(str(settings.root / TREES[kind]) for kind in InputKind)
+        say(f"warning: no partition file lies below {trees}: correct root, or mount what is missing")
     if report.recovered:
         done = "the next run completes or undoes it first" if flags.dry_run else "it was completed or undone first"
         say(f"an earlier batch was cut off; {done}")

@@ -65,6 +65,9 @@ def _print(found: Status) -> None:
             for each in found.trees
         ]
         show(Table("Input, as it was read", ("tree", "files", "absent", "lines", "malformed", "bytes"), trees))
+    if found.strays:
+        strays = [(each.kind, each.entries, each.example) for each in found.strays]
+        show(Table("Not read: no partitions", ("kind", "entries", "for example"), strays))
     if found.pending_tails:
         tails = [(each.path, each.bytes) for each in found.pending_tails]
         show(Table("Last lines that are not finished", ("file", "bytes"), tails))

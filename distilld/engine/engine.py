@@ -197,6 +197,7 @@ class Engine:
         result.scan = scan = lake.scan(self.root)
         self.teller.odd_folders(scan)
         self.teller.not_listed(scan)
+        self.teller.strays(scan)
         options_changed = self.judged_with.take(self.options, anew=trigger is Trigger.REBUILD)
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)

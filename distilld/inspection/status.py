@@ -30,7 +30,7 @@ from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import hash_of
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
-from distilld.lake.scan import TREES, ListingError, tree_path
+from distilld.lake.scan import TREES, ListingError, Stray, tree_path
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
@@ -117,6 +117,8 @@ class Status:
     trees: list[TreeSummary] = field(default_factory=list)
     lag: Lag | None = None
     waiting: Waiting = field(default_factory=lambda: Waiting(0, 0, 0, 0))
+    strays: tuple[Stray, ...] = ()
+    """What lies in the input trees and is no partition."""
     pending_tails: list[PendingTail] = field(default_factory=list)
     vitals: Vitals = field(default_factory=Vitals)
     problems: list[Problem] = field(default_factory=list)
@@ -376,6 +378,7 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         Problem("not_listed", f"{folder.path} {folder.problem}", f"make the folder readable, then {_RUN}")
         for folder in scan.not_listed
     ]
+    found.strays = scan.strays
     if not (scan.files or scan.unlisted):
         found.problems.append(_without_inputs(found, known=bool(files)))
     new = changed = unread = waiting_ns = 0

@@ -185,6 +185,8 @@ class RunReport:
     ``rows_judged`` and ``bytes_read`` count also what nothing followed from, of which no receipt tells.
     """
 
+    files_seen: int
+    """Partition files in the trees."""
     rows_read: int
     datasets: Mapping[Dataset, DatasetReport]
     pairing: Pairing
@@ -369,6 +371,7 @@ def _report(
             causes=left,
         )
     return RunReport(
+        files_seen=results[-1].indexed.files_seen,
         rows_read=views.rows_read(),
         datasets=datasets,
         pairing=views.pairing(),

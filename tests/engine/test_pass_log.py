@@ -12,7 +12,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from distilld import logs
+from distilld.config.load import load
 from distilld.core.model import OperatorError
+from distilld.inspection.status import look
 from distilld.publish import receipt_files as receipt
 from distilld.publish.exports import Exports
 from distilld.publish.receipt_files import ReceiptWriteError
@@ -177,3 +179,18 @@ def test_store_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_store(path, tmp_path).close()
         Store.open(path, tmp_path).close()
     assert [(line["event"], line["path"]) for line in lines] == [("store_migrated", str(path))]
+
+
+def test_what_is_no_partition_is_told_once_and_counted_by_status(lake: HistoryLake) -> None:
+    """One line for each kind, and none at the next pass, however many there are by then."""
+    lake.both(A, run("a"))
+    for name in ("b.ndjson", "c.ndjson"):
+        lake.scored_path(A).with_name(name).write_bytes(b"{}")
+    (line,) = told(lake, "not_a_partition")
+    assert (line["log_level"], line["kind"], line["entries"]) == ("warning", ".ndjson", 2)
+    assert line["example"] == scored_path(A).replace("alpha.jsonl", "b.ndjson")
+    lake.scored_path(A).with_name("a.ndjson").write_bytes(b"{}")
+    assert told(lake, "not_a_partition") == []
+    settings = load(flags={"root": lake.root}, environ={}, config_file=None, cwd=lake.root)
+    lake.stop()
+    assert [(each.kind, each.entries) for each in look(settings).strays] == [(".ndjson", 3)]

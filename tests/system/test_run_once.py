@@ -83,13 +83,14 @@ def test_lake_through_a_link_is_the_same_lake(worked: Path, tmp_path: Path) -> N
 
 
 def test_empty_root_is_an_empty_lake(tmp_path: Path) -> None:
-    """A root without data is empty: nothing ships, exit 0, and the run says that there is nothing to read."""
+    """A root without data is empty: nothing ships, exit 0, and the run warns and names the folders."""
     root = tmp_path / "empty"
     root.mkdir()
+    trees = f"{root}/data/scored-runs and {root}/data/evidence"
     ran = once(root)
     assert ran.code == 0
     assert ran.out.splitlines() == [
-        f"note: there is no data/scored-runs below {root}, so there is nothing to read",
+        f"warning: no partition file lies below {trees}: correct root, or mount what is missing",
         "up to date: rag 0 (0 quarantined), sft 0 (0 quarantined), preference 0 (0 quarantined)",
     ]
 
