@@ -30,15 +30,17 @@ class ContentHash:
         if isinstance(data, int):
             self._nuls += data
             return
-        body = data.lstrip(b"\0")
-        self._nuls += len(data) - len(body)
-        if not body:
-            return
-        self._end_run()
-        text = body.rstrip(b"\0")
-        self._sha.update(text)
-        self._length += len(text)
-        self._nuls = len(body) - len(text)
+        for start in range(0, len(data), NUL_RUN_BYTES):
+            # A piece of this size holds no run that begins and ends within it.
+            piece = data[start : start + NUL_RUN_BYTES]
+            body = piece.lstrip(b"\0")
+            self._nuls += len(piece) - len(body)
+            if body:
+                self._end_run()
+                text = body.rstrip(b"\0")
+                self._sha.update(text)
+                self._length += len(text)
+                self._nuls = len(body) - len(text)
 
     def copy(self) -> ContentHash:
         """Another one that has taken the same."""
