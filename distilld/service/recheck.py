@@ -37,7 +37,8 @@ class Recheck:
         self._waiting: deque[FileRecord] = deque()
         self._reading: Generator[None, None, _Outcome] | None = None
         self._scrubs = False
-        self._scrubbed_at = monotonic()
+        self._scrub_at: float | None = None
+        """When the next file's turn comes, if all come once within the time."""
         self.found = False
         """Whether a file had other bytes: the next pass reads it."""
 
@@ -85,22 +86,19 @@ class Recheck:
             return unsure
         if overdue := self._looks.hashed_before(time_ns() - scrub_ns):
             return overdue
-        if self._scrub_due_in() > 0:
+        now, turn_at = monotonic(), self._scrub_at
+        if turn_at is not None and now < turn_at:
             return []
-        self._scrubbed_at = monotonic()
-        return self._looks.hashed_before(time_ns(), 1)
-
-    def _scrub_due_in(self) -> float:
-        """In how many seconds the next file's turn comes, if all come once within the time."""
         files, _ = self._looks.oldest()
-        return self._scrubbed_at + self._engine.scrub_ns / 1e9 / max(1, files) - monotonic()
+        self._scrub_at = now + scrub_ns / 1e9 / max(1, files)
+        return [] if turn_at is None else self._looks.hashed_before(time_ns(), 1)
 
     def _pause(self) -> float:
         with self._engine.store.faults():
-            sure_at_ns, pause = self._looks.sure_at_ns(), LONGEST_PAUSE_SECONDS
-            if sure_at_ns is not None:
-                pause = (sure_at_ns - monotonic_ns()) / 1e9
-            return max(0.0, min(pause, self._scrub_due_in() if self._engine.scrub_ns else pause, LONGEST_PAUSE_SECONDS))
+            sure_at_ns = self._looks.sure_at_ns()
+        sure_in = LONGEST_PAUSE_SECONDS if sure_at_ns is None else (sure_at_ns - monotonic_ns()) / 1e9
+        scrub_in = self._scrub_at - monotonic() if self._engine.scrub_ns and self._scrub_at else sure_in
+        return max(0.0, min(sure_in, scrub_in, LONGEST_PAUSE_SECONDS))
 
     def _hash(self, record: FileRecord) -> Generator[None, None, _Outcome]:
         began_ns = monotonic_ns()
