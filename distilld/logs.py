@@ -52,6 +52,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "scan_finished": "All partitions were listed and compared with the store.",
         "scan_failed": "The input trees could not be looked at; nothing was judged or withdrawn.",
         "folder_not_listed": "A folder of inputs cannot be listed; its files count as recorded, all others go on.",
+        "not_a_partition": "Files or folders in the input trees are not read; their kind, how many, and one of them.",
         "folder_ignored": "A folder that the file system keeps for itself (lost+found); nothing of it is read.",
         "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
         "odd_partition_name": "A partition folder is not named YYYY/MM/DD (reported once); it is still read.",

@@ -51,6 +51,10 @@ def print_story(story: RunStory) -> None:
         say(f"evidence: {place_of(each.partition, each.line)}{'' if each.present else ', its file is absent'}")
     if not story.evidence:
         say("evidence: none")
+    for one, other in story.look_alikes:
+        say(f"note: {one} and {other} look alike, but differ in their Unicode normal form:")
+        say(f"  {one!a}")
+        say(f"  {other!a}")
     for dataset, cause in story.leaving:
         say(f"about to leave {dataset}: {cause}")
     say()

@@ -124,6 +124,12 @@ class Settings:
         300,
         "How often everything is scanned, whether or not file events arrived.",
     )
+    scrub_hours: float = _key(
+        Number(0, 365 * 24),
+        24,
+        "Every input file is hashed again once in so many hours, in case its size and times do not show a change. "
+        "0: off.",
+    )
     batch_rows: int = _key(
         Whole(1, 10_000_000), 50_000, "The maximum number of rows in a batch. A batch also ends at 32 MiB of input."
     )
@@ -176,6 +182,7 @@ class EngineLimits(NamedTuple):
     tripwire_rows: int
     tripwire_share: float
     receipts_keep: int
+    scrub_hours: float
     workers: int
 
 

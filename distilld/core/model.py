@@ -191,33 +191,26 @@ class Options:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-SETTLED_AFTER_NS: Final = 2_000_000_000
-"""A change that is older than this when a file is looked at cannot be followed by one that leaves the same times."""
+HOUR_NS: Final = 3600 * 10**9
 
 
 class StatFacts(NamedTuple):
-    """What a stat says of a file, and when it was asked; times in nanoseconds since the epoch."""
+    """What a stat says of a file; times in nanoseconds since the epoch, by the clock of the file's server."""
 
     device: int
     inode: int
     size: int
     mtime_ns: int
     ctime_ns: int
-    looked_ns: int
 
     @classmethod
-    def of(cls, status: Any, looked_ns: int) -> StatFacts:
-        """From an ``os.stat_result``, asked for at ``looked_ns``."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, looked_ns)
+    def of(cls, status: Any) -> StatFacts:
+        """From an ``os.stat_result``."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
-    def same_file_state(self, other: StatFacts) -> bool:
-        """Whether both looks saw the same inode, size and times."""
-        return self[:5] == other[:5]
-
-    def is_settled(self, within_ns: int = SETTLED_AFTER_NS) -> bool:
-        """Whether the last change was long enough before the look that a later one would show in the times."""
-        latest_ns = self.looked_ns - within_ns
-        return self.mtime_ns < latest_ns and self.ctime_ns < latest_ns
+    def doubted(self) -> StatFacts:
+        """Facts that no look will see, so that the file is read at the next."""
+        return self._replace(ctime_ns=-1)
 
 
 DATASET_PATHS: Final = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from distilld.core.model import InputKind, StatFacts
 
@@ -24,6 +24,9 @@ class Known(Protocol):
         """Whether it stood in its tree when it was last looked for."""
 
 
+K = TypeVar("K", bound=Known)
+
+
 class Look(StrEnum):
     """Why a file is to be read."""
 
@@ -41,13 +44,14 @@ class Plan(NamedTuple):
 
 def compare(
     seen: Mapping[FileKey, StatFacts],
-    known: Mapping[FileKey, Known],
+    known: Mapping[FileKey, K],
     is_unknown: Callable[[InputKind, str], bool] = lambda *_: False,
+    is_doubtful: Callable[[K], bool] = lambda _: False,
 ) -> Plan:
     """What a scan asks for. Files that ``is_unknown`` names could not be looked for: they are not gone (SPEC 2).
 
-    A file counts as unchanged, without being read, only where all its facts are as recorded and were long enough
-    unchanged when they were recorded (SPEC 4, 'A change is never trusted to be an append').
+    A file counts as unchanged, without being read, only where all its facts are as recorded. Where they may be so
+    although its bytes changed, ``is_doubtful`` says so (SPEC 4, 'A change is never trusted to be an append').
     """
     to_read: list[tuple[FileKey, Look]] = []
     new = 0
@@ -58,10 +62,8 @@ def compare(
             new += 1
         elif not record.present:
             to_read.append((key, Look.RETURNED))
-        else:
-            recorded = record.facts
-            if not (recorded[:5] == facts[:5] and recorded.is_settled()):
-                to_read.append((key, Look.CHANGED))
+        elif record.facts != facts or is_doubtful(record):
+            to_read.append((key, Look.CHANGED))
     if len(seen) - new == len(known):
         return Plan(tuple(to_read), ())  # all that is known was seen
     gone = tuple(key for key, record in known.items() if record.present and key not in seen and not is_unknown(*key))

@@ -23,6 +23,7 @@ import structlog
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
 from distilld.core.model import (
+    HOUR_NS,
     TAMPERINGS_AN_HOUR,
     Dataset,
     InputChanged,
@@ -30,6 +31,7 @@ from distilld.core.model import (
     OnDelete,
     OperatorError,
     Options,
+    StatFacts,
     Trigger,
     UnreadableError,
 )
@@ -41,6 +43,7 @@ from distilld.engine.pass_log import Teller
 from distilld.engine.pass_result import PassResult, Progress
 from distilld.engine.pool import Pool
 from distilld.engine.span_queue import UnreadEvidence
+from distilld.files.boot import boot_id
 from distilld.files.git import GitState, git_state
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
@@ -55,6 +58,7 @@ from distilld.store.connection import Store
 from distilld.store.frozen import Frozen, Only, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
+from distilld.store.looks import Looks
 from distilld.store.moved import forget_empty_files
 from distilld.store.segments import Segments
 from distilld.store.work import Work
@@ -76,6 +80,7 @@ class Engine:
         tripwire_rows: int = 1000,
         tripwire_share: float = 0.5,
         receipts_keep: int = 0,
+        scrub_hours: float = 24,
         clock: Callable[[], int] = time.time_ns,
         progress: Callable[[Progress], None] | None = None,
         pulse: Callable[[], None] = lambda: None,
@@ -100,6 +105,9 @@ class Engine:
         self.options = options
         self.batch_rows = batch_rows
         self.settle_ns = round(settle_seconds * 1e9)
+        self.scrub_ns = round(scrub_hours * HOUR_NS)
+        self.believes_facts = False
+        """Whether somebody else hashes the files again whose facts may not tell that their bytes changed."""
         self.progress = progress
         self.pulse = pulse
         self.git: GitState = git_state(root)
@@ -107,6 +115,7 @@ class Engine:
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
+        self.looks = Looks(store, self.inputs)
         self.committer = committer or Committer(
             root, store, self.exports, clock=clock, receipts_keep=receipts_keep, keep_lock=keep_lock
         )
@@ -119,7 +128,8 @@ class Engine:
         self.workers = workers
         self.executor = executor
         self._spool_folder = spool_folder
-        self._unsettled_since: dict[FileKey, int] = {}
+        self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
+        """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
         self._mendings = 0
@@ -141,12 +151,14 @@ class Engine:
         tripwire_rows: int,
         tripwire_share: float,
         receipts_keep: int,
+        scrub_hours: float,
         workers: int,
     ) -> None:
         """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
         self.options = options
         self.batch_rows = batch_rows
         self.settle_ns = round(settle_seconds * 1e9)
+        self.scrub_ns = round(scrub_hours * HOUR_NS)
         self.tripwire_rows = tripwire_rows
         self.tripwire_share = tripwire_share
         self.committer.receipts_keep = receipts_keep
@@ -191,6 +203,7 @@ class Engine:
         result.scan = scan = lake.scan(self.root)
         self.teller.odd_folders(scan)
         self.teller.not_listed(scan)
+        self.teller.strays(scan)
         options_changed = self.judged_with.take(self.options, anew=trigger is Trigger.REBUILD)
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
@@ -394,7 +407,7 @@ class Engine:
         """Put the evidence files that were read with a batch's rows into the store, inside its transaction."""
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
-            record_reading(record, read.reading)
+            record_reading(record, read.reading, 0)
             self.inputs.add_unread_evidence(record, read.facts)
 
     def _made_durable(
@@ -471,14 +484,14 @@ class Engine:
         indexer.take_one(file, result.untold)
 
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
+        self.looks.begin_boot(boot_id(), monotonic_ns())
         indexer = self._indexer(scan)
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
-        now = monotonic_ns()
-        self._unsettled_since = {key: self._unsettled_since.get(key, now) for key in indexed.unsettled}
+        self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
         return indexed
 
     def _indexer(self, scan: Scan) -> Indexer:
@@ -489,9 +502,9 @@ class Engine:
             self.options,
             self._pool or self._new_pool(),
             batch_rows=self.batch_rows,
-            settle_ns=self.settle_ns,
-            overdue=self._overdue,
+            is_still=self._is_still,
             progress=self._reading(scan),
+            hashed_since_ns=None if self.believes_facts else time.time_ns() - self.scrub_ns if self.scrub_ns else 0,
         )
 
     def _tell_judging(self, done: int, size: int) -> None:
@@ -527,13 +540,13 @@ class Engine:
             if known.get((file.kind, file.path)) != (file.stat.size, file.stat.mtime_ns)
         )
 
-    def _overdue(self, key: FileKey) -> bool:
-        """Whether a file never came to rest for ten times the settling time: then it is read as it is.
-
-        Its times may lie ahead of a wall clock that stepped back.
-        """
-        since = self._unsettled_since.get(key)
-        return since is not None and monotonic_ns() - since >= 10 * self.settle_ns
+    def _is_still(self, key: FileKey, facts: StatFacts) -> bool:
+        """Whether our looks saw no change for the settling time, or changes without end for ten times that."""
+        now = monotonic_ns()
+        first, seen, since = self._moving.get(key, (now, facts, now))
+        since = since if seen == facts else now
+        self._moving[key] = first, facts, since
+        return now - since >= self.settle_ns or now - first >= 10 * self.settle_ns
 
     def _spool(self) -> Path:
         folder = self._spool_folder or self.root / "exports"

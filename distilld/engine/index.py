@@ -7,11 +7,11 @@ it. Transactions are bounded by rows and may hold several files; a crash between
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic_ns
 from typing import Final
 
 from distilld.core.line_facts import LINES_END, EvidenceFacts, OddLines, RowFacts, run_of_evidence
@@ -80,19 +80,24 @@ class Indexer:
         pool: Pool,
         *,
         batch_rows: int,
-        settle_ns: int,
-        overdue: Callable[[FileKey], bool] = lambda _: False,
+        is_still: Callable[[FileKey, StatFacts], bool] = lambda *_: True,
         progress: Callable[[int, int], None] = lambda _files, _bytes: None,
+        hashed_since_ns: int | None = None,
     ) -> None:
+        """Files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet, are read.
+
+        With None the facts of a file are believed: somebody else looks after the rest.
+        """
         self._root = root
         self._store = store
         self._inputs = inputs
         self._options = options
         self._pool = pool
         self._batch_rows = batch_rows
-        self._settle_ns = settle_ns
-        self._overdue = overdue
+        self._is_still = is_still
         self._progress = progress
+        self._hashed_since_ns = hashed_since_ns
+        self._began_ns = monotonic_ns()
         self._out = Indexed()
         self._rows_in_transaction = 0
         self._fresh = True
@@ -109,7 +114,9 @@ class Indexer:
         Raises:
             ListingError: A tree is missing although files of it are known.
         """
-        if not (read_anew or owed or self._withdraws or scan.missing) and self._inputs.all_as_recorded(scan.files):
+        if not (read_anew or owed or self._withdraws or scan.missing) and self._inputs.all_as_recorded(
+            scan.files, hashed_since_ns=self._hashed_since_ns
+        ):
             return self._out
         known = self._inputs.files()
         refuse_missing_trees(scan.missing, known)
@@ -120,6 +127,7 @@ class Indexer:
             {key: file.stat for key, file in seen.items()},
             known,
             scan.is_unknown,
+            lambda record: record.is_doubtful(self._hashed_since_ns),
         )
         reads: list[tuple[FileKey, Look]] = list(plan.to_read)
         if read_anew or owed:
@@ -167,7 +175,7 @@ class Indexer:
         for file, record, look in files:
             if file not in read or not self._is_unchanged(record, read.pop(file)):
                 self._take_file(file, record, look, (0, 0))
-            self._progress(len(self._out.changes), self._out.bytes_read)
+            self._pulse()
 
     def _read(self, files: list[PartitionFile]) -> _Reads:
         """Have files read as a whole, by workers where there are any; what is too large is left out."""
@@ -187,7 +195,7 @@ class Indexer:
         if self._inputs.facts_of(record) != sorted(read.facts):
             return False
         self._out.rows_indexed += reading.lines
-        record.facts = reading.facts
+        record.note_hashed(reading.facts, self._began_ns)
         self._inputs.write_file(record)
         return True
 
@@ -228,7 +236,7 @@ class Indexer:
                 self._take_file(file, None, Look.NEW, places[file.path])
             else:
                 self._add_read(new_record(file.kind, file.path, places[file.path], file.stat), found)
-            self._progress(len(self._out.changes), self._out.bytes_read)
+            self._pulse()
 
     def _add_read(self, record: FileRecord, read: FileRead) -> None:
         """Put a new file, read as a whole, into the store."""
@@ -247,7 +255,7 @@ class Indexer:
             self._inputs.apply_evidence(record, whole_file=False)
         else:
             self._inputs.add_evidence(record, read.facts)
-        record_reading(record, reading)
+        record_reading(record, reading, self._began_ns)
         self._inputs.write_file(record)
         self._close_over(record, 0, record.indexed_lines)
         self._note(record, "new", 0, reading.lines, reading.malformed)
@@ -359,14 +367,17 @@ class Indexer:
             self._append(reader, facts, new_record(file.kind, file.path, place, file.stat), "new")
             return
         # Of a file that returned, what is known may have moved to another one meanwhile.
-        proven = look is Look.CHANGED and reader.prove_prefix(known.indexed_bytes, known.indexed_sha256)
-        if not (proven or self._is_still(facts, key)):
+        proven = look is Look.CHANGED and reader.prove_prefix(known.indexed_bytes, known.indexed_sha256, self._pulse)
+        if not (proven or self._is_still(key, facts)):
             self._out.unsettled.append(key)
             return
         if proven and not self._is_read_anew(key) and self._append(reader, facts, known, "appended"):
             return
         reader.rewind()
         self._rewrite(reader, facts, known, look)
+
+    def _pulse(self) -> None:
+        self._progress(len(self._out.changes), self._out.bytes_read)
 
     def _set_present(self, record: FileRecord) -> None:
         """An absent file is there again, and has been read: nothing else would see that its rows are to come back."""
@@ -376,11 +387,6 @@ class Indexer:
         if record.kind is InputKind.SCORED:
             self._inputs.thaw_scored(record, self._options)
         self._inputs.write_file(record)
-
-    def _is_still(self, facts: StatFacts, key: FileKey) -> bool:
-        if self._settle_ns == 0:
-            return True
-        return time.time_ns() - max(facts.mtime_ns, facts.ctime_ns) >= self._settle_ns or self._overdue(key)
 
     def _append(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, change: str) -> bool:
         """Index what stands behind the consumed prefix; False where a provisional last line became another one."""
@@ -392,8 +398,11 @@ class Indexer:
         known_tail = (record.tail, record.tail_digest, record.tail_bytes)
         lines, malformed, new_lines = record.indexed_lines - (provisional is not None), 0, 0
         for block in reader.blocks():
+            self._pulse()
+            if not block:
+                continue
             if provisional is not None:
-                if not block or block[0].digest != provisional:
+                if (block[0].start, block[0].digest) != (from_offset, provisional):
                     return False
                 block, lines, provisional = block[1:], lines + 1, None  # noqa: PLW2901  the first line is known
                 record.tail, record.tail_digest, record.tail_bytes = None, None, 0
@@ -401,18 +410,18 @@ class Indexer:
             malformed += self._add(record, block, lines, staged=staged)
             lines, new_lines = lines + len(block), new_lines + len(block)
             record.indexed_lines = lines
-            # As if looked at before anything: until its end is read, the file does not count as unchanged.
-            _record_reading(record, reader, facts._replace(looked_ns=0))
+            # Until its end is read, the file does not count as unchanged.
+            self._record_reading(record, reader, facts.doubted())
             if not staged:
                 self._inputs.write_file(record)
                 self._close_over(record, first_line, lines)
                 first_line = lines
                 self._breathe(len(block))
         tail = reader.tail
-        if provisional is not None and (tail is None or tail.digest != provisional):
+        if provisional is not None and (tail is None or (tail.start, tail.digest) != (from_offset, provisional)):
             return False
         added = self._take_tail(record, tail, lines, staged=staged, known=provisional is not None)
-        _record_reading(record, reader, facts)
+        self._record_reading(record, reader, facts)
         record.indexed_lines = lines + (record.tail == "provisional")
         record.malformed_lines += malformed
         if staged:
@@ -457,6 +466,7 @@ class Indexer:
         (self._inputs.stage_scored if scored else self._inputs.stage_evidence)()
         lines = malformed = 0
         for block in reader.blocks():
+            self._pulse()
             malformed += self._stage(record, block, lines)
             lines += len(block)
             _refuse_too_many(record, lines)
@@ -467,7 +477,7 @@ class Indexer:
             lines += 1
         self._set_present(record)
         same = record.indexed_sha256 == reader.sha256 and record.indexed_bytes == reader.consumed
-        _record_reading(record, reader, facts)
+        self._record_reading(record, reader, facts)
         record.indexed_lines, record.malformed_lines = lines, malformed
         if scored:
             self._inputs.replace_scored(record, self._options)
@@ -477,6 +487,10 @@ class Indexer:
         if not (same and self._is_read_anew((record.kind, record.path)) and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)
+
+    def _record_reading(self, record: FileRecord, reader: PartitionReader, facts: StatFacts) -> None:
+        record.indexed_bytes, record.indexed_sha256 = reader.consumed, reader.sha256
+        record.note_hashed(facts, self._began_ns)
 
     def _stage(self, record: FileRecord, block: list[Line], first_line: int) -> int:
         self._out.rows_indexed += len(block)
@@ -533,16 +547,12 @@ class _Reads:
         return done.result if isinstance(done.result, FileRead) else None
 
 
-def record_reading(record: FileRecord, reading: Reading) -> None:
-    """Note in a file's record how far it was read, and what stood there."""
-    record.facts, record.indexed_bytes, record.indexed_sha256 = reading.facts, reading.consumed, reading.sha256
+def record_reading(record: FileRecord, reading: Reading, began_ns: int) -> None:
+    """Note in a file's record how far it was read, not before ``began_ns``, and what stood there."""
+    record.note_hashed(reading.facts, began_ns)
+    record.indexed_bytes, record.indexed_sha256 = reading.consumed, reading.sha256
     record.indexed_lines, record.malformed_lines = reading.lines, reading.malformed
     record.tail, record.tail_bytes, record.tail_digest = reading.tail, reading.tail_bytes, reading.tail_digest
-
-
-def _record_reading(record: FileRecord, reader: PartitionReader, facts: StatFacts) -> None:
-    record.indexed_bytes, record.indexed_sha256 = reader.consumed, reader.sha256
-    record.facts = facts
 
 
 def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
@@ -562,7 +572,8 @@ def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFac
 
 def new_record(kind: InputKind, path: str, place: tuple[int, int], facts: StatFacts) -> FileRecord:
     """The record of a file of which nothing was read yet; ``place`` is its partition's id and base."""
-    return FileRecord(*place, path, kind, "present", facts, 0, hashlib.sha256().hexdigest(), 0, 0, None, 0, None)
+    empty = hashlib.sha256().hexdigest()
+    return FileRecord(*place, path, kind, "present", facts.doubted(), 0, empty, 0, 0, None, 0, None)
 
 
 def _refuse_too_many(record: FileRecord, lines: int) -> None:

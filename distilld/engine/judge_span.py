@@ -36,7 +36,7 @@ from distilld.core.model import (
 from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.engine.read_file import FileRead, read_evidence
-from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours, read_span
+from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
 FLUSH_BYTES: Final = 1 << 19
@@ -289,7 +289,7 @@ class SpanJudge:
         """
         shown = tree_path(InputKind.SCORED, path)
         with open_partition(self._root, InputKind.SCORED, path) as (descriptor, _):
-            content = read_span(descriptor, 0, known.size + known.tail_bytes, shown)
+            (content,) = read_neighbours(descriptor, ((0, known.size + known.tail_bytes),), shown)
         whole = memoryview(content)[: known.size]
         lines = [line for line in content.split(b"\n") if line]
         tail = digest_of(content[known.size :]) if known.tail_bytes else None

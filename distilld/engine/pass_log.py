@@ -29,6 +29,7 @@ class Teller:
     def __init__(self) -> None:
         self._odd_folders: set[str] = set()
         self._ignored: set[str] = set()
+        self._strays: set[str] = set()
         self._not_listed: frozenset[Oddity] = frozenset()
         self._unreadable: frozenset[tuple[str, str]] = frozenset()
         self._tails: frozenset[str] = frozenset()
@@ -69,6 +70,13 @@ class Teller:
             if self._room_for("folder_ignored"):
                 log.info("folder_ignored", path=folder)
         self._ignored.update(scan.ignored)
+
+    def strays(self, scan: Scan) -> None:
+        """What lies in the trees and is no partition, each kind once."""
+        for stray in scan.strays:
+            if stray.kind not in self._strays:
+                log.warning("not_a_partition", kind=stray.kind, entries=stray.entries, example=stray.example)
+        self._strays.update(stray.kind for stray in scan.strays)
 
     def unreadable(self, unreadable: tuple[Oddity, ...]) -> None:
         """Inputs that were left out; of folders :meth:`not_listed` tells."""

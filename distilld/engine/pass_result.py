@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,9 +47,8 @@ class PassResult:
         """For how long the file has stood there that was changed first of those which wait to be read."""
         waiting = {tree_path(*key) for key in self.indexed.unsettled} | {each.path for each in self.unreadable}
         files = self.scan.files if waiting and self.scan is not None else ()
-        ages = [
-            file.stat.looked_ns - file.stat.ctime_ns for file in files if tree_path(file.kind, file.path) in waiting
-        ]
+        now = time.time_ns()
+        ages = [now - file.stat.ctime_ns for file in files if tree_path(file.kind, file.path) in waiting]
         return max(ages, default=0) / 1e9
 
     @property

@@ -124,6 +124,8 @@ class RunStory:
     withdrawals: tuple[WithdrawalStory, ...]
     leaving: tuple[tuple[str, str], ...]
     """Datasets that still hold a line of the run which the next batch takes out, and why."""
+    look_alikes: tuple[tuple[str, str], ...]
+    """A partition of the run, and another one whose name differs in its Unicode normal form alone."""
 
 
 def explain(settings: Settings, run_id: str) -> RunStory:
@@ -155,6 +157,7 @@ class _Facts:
     evidence: tuple[EvidenceStory, ...]
     withdrawals: tuple[WithdrawalStory, ...]
     leaving: tuple[tuple[str, str], ...]
+    look_alikes: tuple[tuple[str, str], ...]
     lengths: dict[Dataset, int]
     options: Options
     """Those of the newest batch: flags may have held for one run, or hold for a daemon."""
@@ -173,16 +176,19 @@ class _Facts:
 def _read(settings: Settings, run_id: str) -> _Facts:
     with reading(settings.state, settings.root) as store:
         stories, records, told = Stories(store), Ledger(store).exports(), Views(store).last_options()
+        rows, evidence = stories.rows(run_id), stories.evidence(run_id)
+        partitions = {row.at.partition for row in rows if row.at} | {each.at.partition for each in evidence}
         facts = _Facts(
             run_id,
-            stories.rows(run_id),
+            rows,
             stories.pairs(run_id),
-            tuple(EvidenceStory(*each.at, each.present) for each in stories.evidence(run_id)),
+            tuple(EvidenceStory(*each.at, each.present) for each in evidence),
             tuple(
                 WithdrawalStory(*each[:4], json.loads(each.verdict) if each.verdict else None, *each[5:])
                 for each in stories.withdrawals(run_id)
             ),
             tuple(stories.leaving(run_id)),
+            tuple(stories.look_alikes(partitions)),
             {dataset: records[f"quarantine_{dataset}"].committed.size for dataset in Dataset},
             settings.options() if told is None else Options.from_json(told),
         )
@@ -248,7 +254,9 @@ def _story(facts: _Facts, errors: dict[Dataset, dict[bytes, tuple[str, ...]]]) -
         for dataset in (Dataset.RAG, Dataset.SFT)
         if (verdict := _in_force(dataset, facts.rows, options)) and verdict.category and verdict.at
     )
-    return RunStory(facts.run_id, verdicts, rows, facts.evidence, pairs, facts.withdrawals, facts.leaving)
+    return RunStory(
+        facts.run_id, verdicts, rows, facts.evidence, pairs, facts.withdrawals, facts.leaving, facts.look_alikes
+    )
 
 
 def _in_force(dataset: Dataset, rows: list[RunRow], options: Options) -> RunRow | None:

@@ -18,6 +18,7 @@ from distilld.core.model import (
     CARD,
     CARD_MARKER,
     EXPORT_PATHS,
+    HOUR_NS,
     REPORTS,
     SET_ASIDE,
     TAMPERINGS_AN_HOUR,
@@ -31,13 +32,14 @@ from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import hash_of
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
-from distilld.lake.scan import TREES, ListingError, tree_path
+from distilld.lake.scan import TREES, ListingError, Stray, tree_path
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
 from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.looks import Looks
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
@@ -46,6 +48,8 @@ from distilld.tables import Size, counted
 PERIODS: Final = 3
 """After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
 _AGES: Final = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)))
+SCRUB_LATE: Final = 1.2
+"""After so many times ``scrub_hours`` a file that was not hashed again is told of."""
 _RUN: Final = "distilld run --once"
 
 
@@ -121,6 +125,8 @@ class Status:
     trees: list[TreeSummary] = field(default_factory=list)
     lag: Lag | None = None
     waiting: Waiting = field(default_factory=lambda: Waiting(0, 0, 0, 0))
+    strays: tuple[Stray, ...] = ()
+    """What lies in the input trees and is no partition."""
     pending_tails: list[PendingTail] = field(default_factory=list)
     vitals: Vitals = field(default_factory=Vitals)
     problems: list[Problem] = field(default_factory=list)
@@ -264,6 +270,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     ]
     found.notes += _options_notes(found, views, settings)
     found.notes += _frozen_notes(found)
+    found.notes += _scrub_note(found, Looks(store, Inputs(store)), settings)
     if not (found.writer.running or found.timer):
         found.notes.append(
             "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
@@ -303,6 +310,16 @@ def _frozen_notes(found: Status) -> Iterator[str]:
     if orphans := found.frozen.get("orphan"):
         rows = counted(orphans, "shipped row")
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
+
+
+def _scrub_note(found: Status, looks: Looks, settings: Settings) -> Iterator[str]:
+    files, oldest_ns = looks.oldest()
+    hours = (time.time_ns() - oldest_ns) / HOUR_NS
+    if found.daemon_runs and files and settings.scrub_hours and hours > SCRUB_LATE * settings.scrub_hours:
+        yield (
+            f"input files were last hashed again up to {hours:.1f} hours ago, and scrub_hours is"
+            f" {settings.scrub_hours:g}: the lake is too large for that at 2 % of a core"
+        )
 
 
 def _another_writer(ledger: Ledger) -> Problem | None:
@@ -355,7 +372,7 @@ def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None
         return f"cannot be looked at: {error.strerror}", None
     if status.st_size != committed.size:
         return f"has {status.st_size} bytes and should have {committed.size}", status.st_size
-    if record.facts is None or record.facts.same_file_state(StatFacts.of(status, 0)):
+    if record.facts is None or record.facts == StatFacts.of(status):
         return None
     # chmod, chgrp, touch: with the same bytes that is no edit
     problem = _fault_of_content(path, committed)
@@ -390,6 +407,7 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         Problem("not_listed", f"{folder.path} {folder.problem}", f"make the folder readable, then {_RUN}")
         for folder in scan.not_listed
     ]
+    found.strays = scan.strays
     if not (scan.files or scan.unlisted):
         found.problems.append(_without_inputs(found, known=bool(files)))
     new = changed = unread = waiting_ns = 0
@@ -398,12 +416,12 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
         key = (file.kind, file.path)
         seen.add(key)
         record = files.get(key)
-        if record is not None and record.state == "present" and record.facts.same_file_state(file.stat):
+        if record is not None and record.state == "present" and record.facts == file.stat:
             continue
         new += record is None
         changed += record is not None
         unread += max(0, file.stat.size - (record.indexed_bytes if record else 0))
-        waiting_ns = max(waiting_ns, file.stat.looked_ns - file.stat.ctime_ns)
+        waiting_ns = max(waiting_ns, time.time_ns() - file.stat.ctime_ns)
         path = tree_path(file.kind, file.path)
         if not os.access(root / path, os.R_OK):
             found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))

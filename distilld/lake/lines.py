@@ -1,20 +1,22 @@
 """A span of a partition becomes complete lines with their offsets (SPEC 2).
 
 The bytes that are hashed are the bytes that are given out. Memory is bounded by one block and one line of at most
-``max_line_bytes``; a longer line is passed by with its first bytes and its digest.
+``max_line_bytes``; a longer line is passed by with its first bytes and its digest. Holes of sparse files are not read.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine, parse_object
 from distilld.core.line_facts import TOO_LONG
 from distilld.core.model import InputChanged, UnreadableError
 from distilld.core.unreadable_verdict import UnreadableVerdict, VerdictSearch, unreadable_verdict
+from distilld.lake.content_hash import ContentHash
 
 BLOCK_BYTES: Final = 1 << 17
 HEAD_BYTES: Final = 1024
@@ -87,7 +89,7 @@ class PartitionReader:
         self._size = size
         self._max = max_line_bytes
         self._shown = shown
-        self._sha = hashlib.sha256()
+        self._sha = ContentHash()
         self.consumed = 0
         """The offset behind the last complete line that was given out, or proven."""
         self.bytes_read = 0
@@ -97,99 +99,115 @@ class PartitionReader:
     @property
     def sha256(self) -> str:
         """The sha256 of the bytes up to ``consumed``, in hex."""
-        return self._sha.hexdigest()
+        return self._sha.digest().hex()
 
-    def prove_prefix(self, length: int, sha256: str) -> bool:
+    def prove_prefix(self, length: int, sha256: str, pulse: Callable[[], None] = lambda: None) -> bool:
         """Whether the file begins with exactly what was consumed before; afterwards :meth:`blocks` goes on behind it.
 
-        If it does not, the reader stands at the start of the file again.
+        If it does not, the reader stands at the start of the file again. ``pulse`` is called at each block.
         """
+        steps = self.proof(length, sha256)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return bool(end.value)
+            pulse()
+
+    def proof(self, length: int, sha256: str) -> Generator[None, None, bool]:
+        """The same, block by block, for who has other things to do in between."""
         if length <= self._size:
-            sha = hashlib.sha256()
-            position = 0
-            while position < length:
-                block = self._read(position, min(BLOCK_BYTES, length - position))
-                sha.update(block)
-                position += len(block)
-            if sha.hexdigest() == sha256:
+            sha = ContentHash()
+            for piece in self._pieces(0, length):
+                sha.update(piece)
+                yield
+            if sha.digest().hex() == sha256:
                 self._sha, self.consumed = sha, length
                 return True
         return False
 
     def rewind(self) -> None:
         """Go back to the start of the file, as if nothing had been read."""
-        self._sha, self.consumed, self.tail = hashlib.sha256(), 0, None
+        self._sha, self.consumed, self.tail = ContentHash(), 0, None
 
     def blocks(self) -> Iterator[list[Line]]:
         """The complete non-empty lines behind ``consumed``, in order, as many as one read gives; then ``tail`` is set.
 
-        While a block is out, ``consumed`` and ``sha256`` stand behind its last line.
+        While a block is out, ``consumed`` and ``sha256`` stand behind its last line. A read within a line gives none.
         """
-        start = position = self.consumed
+        start, ahead = self.consumed, self._sha.copy()
         rest = b""
         long: _LongLine | None = None
-        while position < self._size:
-            block = self._read(position, min(BLOCK_BYTES, self._size - position))
-            position += len(block)
-            if long is not None:
-                end = block.find(b"\n")
-                if end < 0:
-                    long.add(block)
-                    continue
-                long.add(block[:end])
-                self._consume_long(long, position - len(block) + end + 1)
-                yield [long.line()]
-                start, block, long = self.consumed, block[end + 1 :], None
-            data = rest + block if rest else block
-            last = data.rfind(b"\n") + 1
-            if last:
-                self._sha.update(memoryview(data)[:last])
-                self.consumed = start + last
-                found = []
-                for raw in data[: last - 1].split(b"\n"):
+        for piece in self._pieces(start, self._size):
+            found = []
+            last = 0 if isinstance(piece, int) else piece.rfind(b"\n") + 1
+            if not isinstance(piece, int) and last:
+                whole, piece = piece[:last], piece[last:]  # noqa: PLW2901  what is left of it
+                ahead.update(whole)
+                self._sha = ahead.copy()
+                if long is not None:
+                    end = whole.find(b"\n")
+                    long.add(whole[:end])
+                    found.append(long.line())
+                    start, whole, long = start + long.length + 1, whole[end + 1 :], None
+                for raw in (rest + whole).split(b"\n")[:-1]:
                     if raw:
                         found.append(self._line(start, raw))
                     start += len(raw) + 1
-                yield found
-            rest = data[last:] if last else data
-            if len(rest) > self._max:
-                long, rest = _LongLine(start, self._sha.copy(), rest), b""
+                rest = b""
+                self.consumed = start
+            ahead.update(piece)
+            if long is not None:
+                long.add(piece)
+            elif (piece if isinstance(piece, int) else len(piece)) + len(rest) > self._max:
+                long, rest = _LongLine(start, rest), b""
+                long.add(piece)
+            else:
+                rest += bytes(piece)
+            yield found
         self.tail = long.line() if long is not None else self._line(start, rest) if rest else None
 
     def _line(self, start: int, raw: bytes) -> Line:
-        digest = _sha256(raw).digest()[:DIGEST_BYTES]
         if len(raw) > self._max:
-            search = VerdictSearch()
-            search.add(raw)
-            return Line(start, len(raw), None, raw[:HEAD_BYTES], digest, search)
-        return _make(Line, (start, len(raw), raw, b"", digest, None))
+            return _LongLine(start, raw).line()
+        return _make(Line, (start, len(raw), raw, b"", _sha256(raw).digest()[:DIGEST_BYTES], None))
 
-    def _consume_long(self, long: _LongLine, end: int) -> None:
-        self._sha = long.file_sha
-        self._sha.update(b"\n")
-        self.consumed = end
-
-    def _read(self, position: int, length: int) -> bytes:
-        block = _read_block(self._descriptor, position, length, self._shown)
-        self.bytes_read += len(block)
-        return block
+    def _pieces(self, start: int, end: int) -> Iterator[bytes | int]:
+        for piece in _pieces(self._descriptor, start, end, self._shown):
+            self.bytes_read += 0 if isinstance(piece, int) else len(piece)
+            yield piece
 
 
-def read_span(descriptor: int, start: int, length: int, shown: str) -> bytes:
-    """``length`` bytes from ``start`` on, as one piece.
+def _pieces(descriptor: int, start: int, end: int, shown: str) -> Iterator[bytes | int]:
+    """The bytes from ``start`` to ``end`` in blocks; a number stands for so many NULs, which are a hole of the file.
 
     Raises:
         InputChanged: The file is shorter.
         UnreadableError: The system refuses.
     """
-    return b"".join(_span_blocks(descriptor, start, length, shown))
-
-
-def _span_blocks(descriptor: int, start: int, length: int, shown: str) -> Iterator[bytes]:
-    while length:
-        block = _read_block(descriptor, start, min(length, BLOCK_BYTES), shown)
+    while start < end:
+        block = _read_block(descriptor, start, min(end - start, BLOCK_BYTES), shown)
         yield block
-        start, length = start + len(block), length - len(block)
+        start += len(block)
+        if block[-1] == 0 and start < end and not block.strip(b"\0"):
+            hole = _hole_bytes(descriptor, start, end, shown)
+            if hole >= BLOCK_BYTES:
+                yield hole
+                start += hole
+
+
+def _hole_bytes(descriptor: int, start: int, end: int, shown: str) -> int:
+    """How many bytes from ``start`` on, up to ``end``, take no room on the disk, as far as the file system tells."""
+    try:
+        data = os.lseek(descriptor, start, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            return 0
+        # All the rest is a hole, or the file is shorter by now.
+        data = os.fstat(descriptor).st_size
+        if data < end:
+            raise InputChanged(shown) from error
+    return min(data, end) - start
 
 
 def _read_block(descriptor: int, start: int, length: int, shown: str) -> bytes:
@@ -203,23 +221,25 @@ def _read_block(descriptor: int, start: int, length: int, shown: str) -> bytes:
 
 
 class _LongLine:
-    """A line that is too long to be held: its head, its length, its digest, and the file's hash along with it."""
+    """A line that is too long to be held: its head, its length, its digest, and the verdict that it may hide."""
 
-    def __init__(self, start: int, file_sha: hashlib._Hash, first: bytes) -> None:
+    def __init__(self, start: int, first: bytes) -> None:
         self.start = start
-        self.head = first[:HEAD_BYTES]
-        self.length = len(first)
-        self.sha = hashlib.sha256(first)
-        self.file_sha = file_sha
-        self.file_sha.update(first)
+        self.head = b""
+        self.length = 0
+        self.sha = ContentHash()
         self.search = VerdictSearch()
-        self.search.add(first)
+        self.add(first)
 
-    def add(self, part: bytes) -> None:
-        self.length += len(part)
+    def add(self, part: bytes | int) -> None:
+        """Take the next bytes; a number stands for so many NULs, among which no verdict is found."""
         self.sha.update(part)
-        self.file_sha.update(part)
-        self.search.add(part)
+        if isinstance(part, int):
+            self.length += part
+        else:
+            self.head += part[: HEAD_BYTES - len(self.head)]
+            self.length += len(part)
+            self.search.add(part)
 
     def line(self) -> Line:
         return Line(self.start, self.length, None, self.head, self.sha.digest()[:DIGEST_BYTES], self.search)
@@ -261,10 +281,10 @@ def read_head(descriptor: int, start: int, length: int, digest: bytes, shown: st
         InputChanged: The bytes are no longer those that were indexed.
         UnreadableError: The system refuses.
     """
-    head, sha = b"", hashlib.sha256()
-    for block in _span_blocks(descriptor, start, length, shown):
-        sha.update(block)
-        head += block[: HEAD_BYTES - len(head)]
+    head, sha = b"", ContentHash()
+    for piece in _pieces(descriptor, start, start + length, shown):
+        sha.update(piece)
+        head += b"" if isinstance(piece, int) else piece[: HEAD_BYTES - len(head)]
     if sha.digest()[:DIGEST_BYTES] != digest:
         raise InputChanged(shown)
     return head

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,9 @@ LOST_AND_FOUND: Final = "lost+found"
 """What a file system keeps at the top of a mount; only root may list it."""
 _OWN_TROUBLE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _WENT_AWAY: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+_ANOTHER_DEPTH: Final = "another depth"
+_LIKE_PARTITIONS: Final = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz")
 
 _FOLDER_NAMES: Final = (re.compile(r"[0-9]{4}"), re.compile(r"0[1-9]|1[0-2]"), re.compile(r"0[1-9]|[12][0-9]|3[01]"))
 _EDITOR_LOCK: Final = re.compile(r"[^/]+@[^/]+\.[0-9]+(:[0-9]+)?")
@@ -65,6 +67,14 @@ class Oddity:
     problem: str
 
 
+class Stray(NamedTuple):
+    """What lies in the trees and is no partition, of one kind: how many, and the path of one, made safe to print."""
+
+    kind: str
+    entries: int
+    example: str
+
+
 class Unlisted(NamedTuple):
     """A folder that could not be listed: what it holds is unknown, never deleted (SPEC 2).
 
@@ -87,7 +97,8 @@ class Scan:
 
     ``odd_folders`` hold files, and are relative to their tree (``a/b/c``): one that stands in both trees counts once.
     ``folders`` are all that were listed, by absolute path, with their st_dev and st_ino: what is to be watched.
-    ``unlisted`` are those that could not be. ``ignored`` are folders that a file system keeps for itself.
+    ``unlisted`` are those that could not be. ``ignored`` are folders that a file system keeps for itself. ``strays``
+    are not read although somebody may take them for partitions.
     """
 
     files: tuple[PartitionFile, ...]
@@ -97,6 +108,7 @@ class Scan:
     folders: Mapping[str, tuple[int, int]]
     unlisted: tuple[Unlisted, ...] = ()
     ignored: tuple[str, ...] = ()
+    strays: tuple[Stray, ...] = ()
 
     def is_unknown(self, kind: InputKind, path: str) -> bool:
         """Whether a partition stands below a folder that could not be listed, so that it counts as it was recorded."""
@@ -140,6 +152,7 @@ def scan(root: Path) -> Scan:
         walker.folders,
         tuple(walker.unlisted),
         tuple(walker.ignored),
+        tuple(Stray(kind, *found) for kind, found in sorted(walker.strays.items())),
     )
 
 
@@ -158,6 +171,7 @@ class _Walker:
         self.folders: dict[str, tuple[int, int]] = {}
         self.unlisted: list[Unlisted] = []
         self.ignored: list[str] = []
+        self.strays: dict[str, tuple[int, str]] = {}
 
     def walk_tree(self, kind: InputKind) -> None:
         if is_missing(self.root, kind):
@@ -169,8 +183,6 @@ class _Walker:
         try:
             # Before it is listed: a folder that takes its place in between is another one, and is noticed.
             status = os.stat(folder)
-            # And before any file is looked at: what is written from now on must not seem older than the look.
-            looked_ns = time.time_ns()
             with os.scandir(folder) as entries:
                 # In walk order from the start, which leaves little to sort at the end.
                 found = sorted(entries, key=_name_of)
@@ -181,7 +193,7 @@ class _Walker:
         taken_before, reported_before = len(self.files[kind]), len(self.oddities)
         try:
             if depth == len(_FOLDER_NAMES):
-                self._take_files(kind, found, below, looked_ns)
+                self._take_files(kind, found, below)
                 if odd and len(self.files[kind]) > taken_before:
                     self.odd_folders[below.rstrip("/")] = None
             else:
@@ -218,13 +230,25 @@ class _Walker:
                     return
                 odd = True
             self._walk_folder(kind, entry.path, path + "/", depth + 1, odd=odd)
+        else:
+            self._stray(kind, path, _ANOTHER_DEPTH)
 
-    def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str, looked_ns: int) -> None:
+    def _stray(self, kind: InputKind, path: str, what: str) -> None:
+        """Count what is no partition; hidden files are somebody's temporary ones."""
+        if not path.rpartition("/")[2].startswith("."):
+            entries, example = self.strays.get(what, (0, printable(tree_path(kind, path))))
+            self.strays[what] = entries + 1, example
+
+    def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str) -> None:
         """Take a partition folder's files; the one loop whose every step counts, for a lake has many files."""
         take, make = self.files[kind].append, tuple.__new__
         for entry in found:
             name = entry.name
-            if not name.endswith(SUFFIX) or _is_editor_lock(entry):
+            if not name.endswith(SUFFIX):
+                folder = entry.is_dir(follow_symlinks=False)
+                self._stray(kind, below + name, _ANOTHER_DEPTH if folder else _suffix_of(name))
+                continue
+            if _is_editor_lock(entry):
                 continue
             try:
                 status = entry.stat(follow_symlinks=False)
@@ -235,8 +259,7 @@ class _Walker:
             if problem is None:
                 # What the classes' own constructors do, without their price.
                 facts = make(
-                    StatFacts,
-                    (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, looked_ns),
+                    StatFacts, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
                 )
                 take(make(PartitionFile, (kind, below + name, facts)))
             else:
@@ -273,6 +296,12 @@ def _is_editor_lock(entry: os.DirEntry[str]) -> bool:
         return _EDITOR_LOCK.fullmatch(os.readlink(entry.path)) is not None
     except OSError:
         return False
+
+
+def _suffix_of(name: str) -> str:
+    """What a file name that is no partition's ends in, where that looks like one."""
+    lower = name.lower()
+    return next((name[-len(suffix) :] for suffix in _LIKE_PARTITIONS if lower.endswith(suffix)), "another name")
 
 
 def _name_of(entry: os.DirEntry[str]) -> str:
@@ -317,11 +346,10 @@ def open_partition(root: Path, kind: InputKind, path: str) -> Iterator[tuple[int
     """
     descriptor = _open_below(root / TREES[kind], path, tree_path(kind, path))
     try:
-        looked_ns = time.time_ns()
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InputChanged(tree_path(kind, path))
-        yield descriptor, StatFacts.of(status, looked_ns)
+        yield descriptor, StatFacts.of(status)
     finally:
         os.close(descriptor)
 

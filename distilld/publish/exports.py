@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -56,7 +55,7 @@ class Exports(LiveFiles):
         with self._opened(name, known) as descriptor, reading_errors(EXPORT_PATHS[name]):
             for lines in committed_lines(descriptor, known, EXPORT_PATHS[name], self._pulse):
                 found.write(b"".join(lines))
-            facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+            facts = StatFacts.of(os.fstat(descriptor))
         self._hashes[name] = (found.sha, facts)
         return found.written(facts)
 
@@ -78,7 +77,7 @@ class Exports(LiveFiles):
                 for block in blocks:
                     output.write(block)
                 os.fsync(descriptor)
-                facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+                facts = StatFacts.of(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
         if facts.size != output.sha.size:
@@ -144,7 +143,7 @@ class Exports(LiveFiles):
                 self._pulse()
                 output.write(block)
             os.fsync(descriptor)
-            facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+            facts = StatFacts.of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
         sync_up(folder, self._root)
@@ -202,10 +201,10 @@ class Exports(LiveFiles):
             descriptor = open_in_folder(path, os.O_RDWR)
             try:
                 # The length before rows are cut off is not recorded; overwrite() looks at it.
-                before = StatFacts.of(os.fstat(descriptor), 0)
-                was_whole = facts is not None and facts.same_file_state(before._replace(size=facts.size))
+                before = StatFacts.of(os.fstat(descriptor))
+                was_whole = facts is not None and facts == before._replace(size=facts.size)
                 done = overwrite(descriptor, committed, spans, digests)
-                now = StatFacts.of(os.fstat(descriptor), time.time_ns())
+                now = StatFacts.of(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
         if not (done and was_whole):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +72,9 @@ class LiveFiles:
                 os.close(descriptor)
 
     def _check_open(self, name: str, descriptor: int, known: Committed) -> StatFacts:
-        facts = StatFacts.of(os.fstat(descriptor), time.time_ns())
+        facts = StatFacts.of(os.fstat(descriptor))
         held = self._hashes.get(name)
-        if held is not None and held[1].same_file_state(facts):
+        if held is not None and held[1] == facts:
             return facts
         self._hashes.pop(name, None)
         sha = self._recorded(name, descriptor, known, facts) or self._sha_of(descriptor, known)
@@ -87,7 +86,7 @@ class LiveFiles:
     def _recorded(self, name: str, descriptor: int, known: Committed, facts: StatFacts) -> SegmentHash | None:
         """The running digest of a file that looks as its last commit left it: only its last segment is read."""
         recorded = self._segments.recorded(name) if self._segments is not None else None
-        if recorded is None or not recorded[0].same_file_state(facts):
+        if recorded is None or recorded[0] != facts:
             return None
         start = known.size // known.segment_bytes * known.segment_bytes
         last = read_span(descriptor, Span(start, known.size - start))
@@ -158,7 +157,7 @@ class LiveFiles:
         if not found or live is None:
             self._hashes.pop(name, None)
             return None
-        facts = StatFacts.of(live, time.time_ns())
+        facts = StatFacts.of(live)
         held = self._hashes.get(name)
         if held is not None:
             self._hashes[name] = (held[0], facts)
@@ -170,7 +169,7 @@ class LiveFiles:
         if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != committed.size:
             return False
         held = self._hashes.get(name)
-        if held is not None and held[1].same_file_state(StatFacts.of(status, 0)):
+        if held is not None and held[1] == StatFacts.of(status):
             return held[0].hexdigest() == committed.sha256
         descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -198,7 +197,7 @@ class LiveFiles:
                 return
             os.ftruncate(descriptor, known.size)
             os.fsync(descriptor)
-            self._hashes[name] = (sha, StatFacts.of(os.fstat(descriptor), time.time_ns()))
+            self._hashes[name] = (sha, StatFacts.of(os.fstat(descriptor)))
         finally:
             os.close(descriptor)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,12 +82,12 @@ class CommittedFile:
             with reading_errors(self._shown):
                 block = os.pread(self._descriptor, length, start)
             yield block
-        if not self._look().same_file_state(self._facts):
+        if self._look() != self._facts:
             raise ExportTamperedError(self._shown, "was changed while it was read")
 
     def _look(self) -> StatFacts:
         with reading_errors(self._shown):
-            return StatFacts.of(os.fstat(self._descriptor), time.time_ns())
+            return StatFacts.of(os.fstat(self._descriptor))
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

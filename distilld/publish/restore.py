@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from distilld.core.decisions import key_of
-from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, OperatorError, Options
+from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, OperatorError, Options, StatFacts
 from distilld.lake.lines import digest_of
 from distilld.publish.commit import Committer, NewVersion
 from distilld.publish.exports import Exports
@@ -128,10 +128,7 @@ class Restorer:
             return record.committed.size == 0
         except OSError:
             return False  # opening it will say why
-        facts = record.facts
-        return facts is not None and (
-            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        ) == facts[:5]  # fmt: skip
+        return record.facts == StatFacts.of(status)
 
     def _count_tampering(self, damaged: Collection[str], now_ns: int, *, again: bool) -> None:
         """Note what is to be restored. All until that is done counts as one time."""

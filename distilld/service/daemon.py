@@ -26,10 +26,11 @@ from distilld.engine.pass_result import PassResult
 from distilld.lake.scan import TREES, ListingError, tree_path
 from distilld.service.inotify import Watcher
 from distilld.service.listener import Listener
+from distilld.service.recheck import Recheck
 from distilld.service.reporter import Bulletin
 from distilld.service.run_once import on_whole_store, recover, writer
 from distilld.service.systemd import Notifier
-from distilld.store.connection import StoreCorruptError
+from distilld.store.connection import StoreCorruptError, StoreFaultError
 from distilld.store.queries import Views
 
 log = structlog.get_logger()
@@ -104,6 +105,7 @@ class Daemon:
         self._cuttable = False
         self._engine = engine
         self._bulletin = Bulletin(self.settings, engine, self._notifier)
+        self._recheck = Recheck(engine)
         self._await_everything()
         engine.store.connection.set_progress_handler(self._pulse_of_sql, SQL_STEPS_A_PULSE)
         try:
@@ -121,7 +123,7 @@ class Daemon:
         self._next: Trigger | None = Trigger.STARTUP
         self._hinted = False
         self._again_at: float | None = None
-        self._rescan_at = self._retry_at = self._checkpoint_at = float("inf")
+        self._rescan_at = self._retry_at = self._checkpoint_at = self._recheck_at = float("inf")
         self._mend_at = 0.0
         self._listener = Listener(
             [str(self.settings.root / tree) for tree in TREES.values()],
@@ -157,6 +159,7 @@ class Daemon:
         self._cuttable = False
         self._notifier.stopping()
         self._listener.close()
+        self._recheck.close()
         connection = self._engine.store.connection
         connection.set_progress_handler(None, 0)
         with suppress(DistilldError, sqlite3.Error):
@@ -243,9 +246,19 @@ class Daemon:
                 cut = self._engine.store.checkpoint()
             # A reader that lasts keeps the log; it is cut soon after that reader's end, also while nothing changes.
             self._checkpoint_at = float("inf") if cut else self._clock() + CHECKPOINT_AFTER_SECONDS
-        times = (self._retry_at, self._rescan_at, self._checkpoint_at, self._again_at or float("inf"))
+        if now >= self._recheck_at:
+            self._look_again(now)
+        times = (self._recheck_at, self._retry_at, self._rescan_at, self._checkpoint_at, self._again_at or float("inf"))
         seconds = max(min(TICK_SECONDS, *(each - now for each in times)), LEAST_WAIT_SECONDS)
         self._hinted = self._listener.wait(seconds) or self._hinted
+
+    def _look_again(self, now: float) -> None:
+        """Hash a little of what may have changed unnoticed."""
+        pause = LONGEST_RETRY_SECONDS
+        with suppress(StoreFaultError):
+            pause = self._recheck.step()
+        self._recheck_at = now + pause
+        self._hinted, self._recheck.found = self._hinted or self._recheck.found, False
 
     # passes
 
@@ -285,6 +298,8 @@ class Daemon:
         now = self._clock()
         if result.changed:
             self._checkpoint_at = now + CHECKPOINT_AFTER_SECONDS
+        if result.indexed.bytes_read or trigger is not Trigger.WATCH:
+            self._recheck_at = now
         if result.unfinished:
             self._again_at = now + max(self.settings.settle_seconds, LEAST_PAUSE_SECONDS)
         self._tell_settling(result)

@@ -40,7 +40,7 @@ class DryCommitter(Committer):
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
         """Say that the file was written; its rows are counted, its bytes are not."""
-        return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0, 0), write.drops)
+        return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0), write.drops)
 
     def finish(self) -> None:
         """Nothing was written, so nothing waits to be put in place."""

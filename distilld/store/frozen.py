@@ -612,7 +612,7 @@ class Frozen:
             self._forbid_orphans(run_id, CATEGORIES[code])
         paths = [path for (path,) in self._run("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")]
         for path, place in self._inputs.place_partitions(paths).items():
-            nothing = StatFacts(0, 0, 0, 0, 0, 0)
+            nothing = StatFacts(0, 0, 0, 0, 0)
             self._inputs.write_file(
                 FileRecord(*place, path, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None)
             )

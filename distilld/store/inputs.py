@@ -8,6 +8,7 @@ transaction, so that a crash between indexing and judging loses nothing.
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -21,7 +22,7 @@ from distilld.core.line_facts import (
     VERDICTS,
     RowFacts,
 )
-from distilld.core.model import SETTLED_AFTER_NS, Category, Dataset, InputKind, Options, ProgramError, Reason, StatFacts
+from distilld.core.model import Category, Dataset, InputKind, Options, ProgramError, Reason, StatFacts
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
 from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID, last_verdict
@@ -36,6 +37,10 @@ ORDER_MATTERS: Final = (
 )
 """SQL for whether any pair could have another outcome if its task came earlier or later; answered once a statement."""
 _OUTCOMES = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
+
+
+SURE_AFTER_NS: Final = 2_000_000_000
+"""Bytes that were hashed so long after our first look at a file's facts cannot change later under the same facts."""
 
 
 @dataclass(slots=True)
@@ -55,11 +60,42 @@ class FileRecord:
     tail: str | None
     tail_bytes: int
     tail_digest: bytes | None
+    unsure_since_ns: int | None = None
+    """Our first look that saw these facts, by the monotonic clock; None once its bytes were hashed long enough after."""
+    hashed_at_ns: int = 0
+    """When its bytes were hashed last, by our clock."""
+
+    def note_hashed(self, facts: StatFacts, began_ns: int) -> None:
+        """Note that its bytes were hashed while it had these facts, and not before ``began_ns`` (monotonic)."""
+        now_ns = time.monotonic_ns()
+        since_ns = now_ns if facts != self.facts else self.unsure_since_ns
+        sure = since_ns is None or began_ns - since_ns >= SURE_AFTER_NS
+        self.facts, self.unsure_since_ns, self.hashed_at_ns = facts, None if sure else since_ns, time.time_ns()
+
+    def is_doubtful(self, hashed_since_ns: int | None) -> bool:
+        """Whether it is to be read though it has its facts: they do not prove its bytes, or it is overdue to be hashed."""
+        if hashed_since_ns is None:
+            return False
+        return self.unsure_since_ns is not None or self.hashed_at_ns <= hashed_since_ns
 
     @property
     def present(self) -> bool:
         """Whether the file stood in its tree when it was last looked for."""
         return self.state == "present"
+
+
+def file_records(store: Store, which: str = "", values: tuple[int, ...] = ()) -> list[FileRecord]:
+    """The records of all files, or of those that an SQL clause selects."""
+    rows = store.connection.execute(
+        "SELECT partition_id, p.walk_base, p.path, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns,"
+        " indexed_bytes, indexed_sha256, indexed_lines, malformed_lines, tail, tail_bytes, tail_digest,"
+        f" unsure_since_ns, hashed_at_ns FROM files f CROSS JOIN partitions p USING (partition_id) {which}",
+        values,
+    )
+    kinds = {kind.value: kind for kind in InputKind}
+    return [
+        FileRecord(row[0], row[1], row[2], kinds[row[3]], row[4], StatFacts._make(row[5:10]), *row[10:]) for row in rows
+    ]
 
 
 class InForce(NamedTuple):
@@ -88,23 +124,15 @@ class Inputs:
         wrote, :meth:`forget_files` lets the next call read anew.
         """
         if self._files is None:
-            rows = self._run(
-                "SELECT f.partition_id, p.walk_base, p.path, f.kind, f.state, f.device, f.inode, f.size_bytes, f.mtime_ns,"
-                " f.ctime_ns, f.looked_ns, f.indexed_bytes, f.indexed_sha256, f.indexed_lines, f.malformed_lines, f.tail,"
-                " f.tail_bytes, f.tail_digest FROM files f CROSS JOIN partitions p USING (partition_id)"
-            )
-            kinds = {kind.value: kind for kind in InputKind}
-            self._files = {
-                (kinds[row[3]], row[2]): FileRecord(
-                    row[0], row[1], row[2], kinds[row[3]], row[4], StatFacts._make(row[5:11]), *row[11:]
-                )
-                for row in rows
-            }
+            self._files = {(record.kind, record.path): record for record in file_records(self._store)}
         return self._files
 
-    def all_as_recorded(self, files: Collection[tuple[InputKind, str, StatFacts]]) -> bool:
-        """Whether these files are all that are known and present, each as when it was read, and at rest then.
+    def all_as_recorded(
+        self, files: Collection[tuple[InputKind, str, StatFacts]], *, hashed_since_ns: int | None = None
+    ) -> bool:
+        """Whether these files are all that are known and present, each as when it was read.
 
+        With ``hashed_since_ns``, each must have been hashed since then as well, and its facts prove its bytes.
         The same as that :func:`distilld.core.plan.compare` finds nothing in them, at a third of the price at a start: no
         record is made of what mostly did not change. Where the records are at hand it says False, for them to be asked.
         """
@@ -113,12 +141,12 @@ class Inputs:
         (present,) = self._run("SELECT count(*) FROM files WHERE state = 'present'").fetchone()
         if len(files) != present:
             return False
-        seen = {(kind, path, *facts[:5]) for kind, path, facts in files}
+        seen = {(kind, path, *facts) for kind, path, facts in files}
+        proven = "" if hashed_since_ns is None else f" AND unsure_since_ns IS NULL AND hashed_at_ns > {hashed_since_ns}"
         recorded = self._run(
             "SELECT f.kind, p.path, f.device, f.inode, f.size_bytes, f.mtime_ns, f.ctime_ns"
             " FROM files f CROSS JOIN partitions p USING (partition_id)"
-            " WHERE f.state = 'present' AND max(f.mtime_ns, f.ctime_ns) < f.looked_ns - ?",
-            (SETTLED_AFTER_NS,),
+            f" WHERE f.state = 'present'{proven}"
         )
         return sum(map(seen.__contains__, recorded)) == len(files)
 
@@ -131,11 +159,13 @@ class Inputs:
         values = (
             record.partition_id, record.kind.value, record.state, *record.facts[:2], *record.facts[2:],
             record.indexed_bytes, record.indexed_sha256, record.indexed_lines, record.indexed_lines if judged else 0,
-            record.malformed_lines, record.tail, record.tail_bytes, record.tail_digest,
+            record.malformed_lines, record.tail, record.tail_bytes, record.tail_digest, record.unsure_since_ns,
+            record.hashed_at_ns,
         )  # fmt: skip
         columns = (
-            "partition_id, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns, looked_ns, indexed_bytes,"
-            " indexed_sha256, indexed_lines, judged_lines, malformed_lines, tail, tail_bytes, tail_digest"
+            "partition_id, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns, indexed_bytes,"
+            " indexed_sha256, indexed_lines, judged_lines, malformed_lines, tail, tail_bytes, tail_digest,"
+            " unsure_since_ns, hashed_at_ns"
         )
         kept = ("partition_id", "kind") if judged else ("partition_id", "kind", "judged_lines")
         updates = ", ".join(f"{name} = excluded.{name}" for name in columns.split(", ") if name.strip() not in kept)
@@ -146,11 +176,16 @@ class Inputs:
         )
         self.files()[record.kind, record.path] = record
 
+    def take(self, record: FileRecord) -> None:
+        """Have what is held in memory follow what another part of the store wrote of a file."""
+        if self._files is not None:
+            self._files[record.kind, record.path] = record
+
     def doubt(self, keys: Iterable[FileKey]) -> None:
         """Have known files read at the next look, though a stat should say that they are as recorded."""
         for key in keys:
             record = self.files()[key]
-            record.facts = record.facts._replace(looked_ns=0)
+            record.facts = record.facts.doubted()
             self.write_file(record)
 
     def forget_file(self, record: FileRecord) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
 from distilld.core.line_facts import REASONS, SHIPPED
-from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, WHOLE_FILE, Committed, Dataset, InputKind, StatFacts
+from distilld.core.model import (
+    EXPORT_PATHS,
+    HOUR_NS,
+    TAMPERINGS_AN_HOUR,
+    WHOLE_FILE,
+    Committed,
+    Dataset,
+    InputKind,
+    StatFacts,
+)
 from distilld.store.connection import Store
 from distilld.store.moved import forget_moved_rows
 from distilld.store.schema import last_verdict
@@ -17,9 +26,6 @@ from distilld.store.schema import last_verdict
 if TYPE_CHECKING:
     # Those who only look at the store do without it.
     from distilld.core.decisions import Decisions
-
-
-_HOUR_NS: Final = 3600 * 10**9
 
 
 class Intent(NamedTuple):
@@ -120,7 +126,7 @@ class Ledger:
 
     def recent_tamperings(self, now_ns: int) -> list[int]:
         """Those of the last hour. One that lies ahead of the clock is of a clock that went wrong, and does not count."""
-        return [each for each in self.tamperings() if 0 <= now_ns - each < _HOUR_NS]
+        return [each for each in self.tamperings() if 0 <= now_ns - each < HOUR_NS]
 
     def count_tampering(self, now_ns: int) -> None:
         """Exports were found changed from outside; the newest times that make another writer are kept."""
@@ -259,12 +265,12 @@ class Ledger:
         """All nine, those that have no file yet included."""
         records = {name: ExportRecord(name, Committed(0, 0, _EMPTY), 0, None, None, None) for name in EXPORT_PATHS}
         for row in self._run(
-            "SELECT name, size_bytes, rows, sha256, generation, device, inode, mtime_ns, ctime_ns, looked_ns, pending_temp,"
+            "SELECT name, size_bytes, rows, sha256, generation, device, inode, mtime_ns, ctime_ns, pending_temp,"
             " segment_bytes, space_bytes FROM export_files"
         ):
-            facts = StatFacts(row[5], row[6], row[1], row[7], row[8], row[9]) if row[7] is not None else None
-            committed = Committed(row[1], row[2], row[3], row[11] or WHOLE_FILE, row[12])
-            records[row[0]] = ExportRecord(row[0], committed, row[4], row[6], facts, row[10])
+            facts = StatFacts(row[5], row[6], row[1], row[7], row[8]) if row[7] is not None else None
+            committed = Committed(row[1], row[2], row[3], row[10] or WHOLE_FILE, row[11])
+            records[row[0]] = ExportRecord(row[0], committed, row[4], row[6], facts, row[9])
         return records
 
     def intend(self, intents: list[Intent]) -> None:
@@ -286,12 +292,12 @@ class Ledger:
     def set_export(self, name: str, committed: Committed, facts: StatFacts, temp: str | None) -> None:
         """Record what an export is from now on."""
         self._run(
-            "INSERT INTO export_files VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
-            " ON CONFLICT (name) DO UPDATE SET generation = generation + (?11 IS NOT NULL), size_bytes = ?3, rows = ?4,"
-            " sha256 = ?5, device = ?6, inode = ?7, mtime_ns = ?8, ctime_ns = ?9, looked_ns = ?10, pending_temp = ?11,"
-            " segment_bytes = ?12, space_bytes = ?13",
+            "INSERT INTO export_files VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+            " ON CONFLICT (name) DO UPDATE SET generation = generation + (?10 IS NOT NULL), size_bytes = ?3, rows = ?4,"
+            " sha256 = ?5, device = ?6, inode = ?7, mtime_ns = ?8, ctime_ns = ?9, pending_temp = ?10,"
+            " segment_bytes = ?11, space_bytes = ?12",
             (name, EXPORT_PATHS[name], committed.size, committed.rows, committed.sha256, facts.device, facts.inode,
-             facts.mtime_ns, facts.ctime_ns, facts.looked_ns, temp, committed.segment_bytes, committed.spaces),
+             facts.mtime_ns, facts.ctime_ns, temp, committed.segment_bytes, committed.spaces),
         )  # fmt: skip
 
     def set_installed(self, name: str, facts: StatFacts | None) -> None:
@@ -300,9 +306,9 @@ class Ledger:
             self._run("UPDATE export_files SET pending_temp = NULL, mtime_ns = NULL WHERE name = ?", (name,))
             return
         self._run(
-            "UPDATE export_files SET pending_temp = NULL, device = ?, inode = ?, mtime_ns = ?, ctime_ns = ?, looked_ns = ?"
+            "UPDATE export_files SET pending_temp = NULL, device = ?, inode = ?, mtime_ns = ?, ctime_ns = ?"
             " WHERE name = ?",
-            (facts.device, facts.inode, facts.mtime_ns, facts.ctime_ns, facts.looked_ns, name),
+            (facts.device, facts.inode, facts.mtime_ns, facts.ctime_ns, name),
         )
 
     # outcomes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
+from unicodedata import normalize
 
 from distilld.core.decisions import id_of
 from distilld.core.line_facts import DUPLICATE, LINE_BITS, REASONS, SHIPPED, VERDICTS
@@ -108,6 +110,15 @@ class Stories:
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
+
+    def look_alikes(self, paths: Iterable[str]) -> list[tuple[str, str]]:
+        """Partitions with other names that look the same: they differ in their Unicode normal form alone."""
+        by_look = {normalize("NFC", path): path for path in sorted(paths) if not path.isascii()}
+        if not by_look:
+            return []
+        others = self._run("SELECT path FROM partitions WHERE length(path) <> length(CAST(path AS BLOB)) ORDER BY path")
+        found = ((by_look.get(normalize("NFC", other)), other) for (other,) in others)
+        return [(path, other) for path, other in found if path is not None and path != other]
 
     def rows(self, run_id: str) -> list[RunRow]:
         """All its scored rows in walk order; orphans come last."""

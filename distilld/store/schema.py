@@ -440,6 +440,18 @@ def m005_verdicts_in_malformed_lines(db: Database) -> None:
     )
 
 
+def m006_own_looks(db: Database) -> None:
+    """Whether a file's facts prove its bytes is decided by our looks, not by its server's clock: all are read again."""
+    _run_script(
+        db,
+        "ALTER TABLE files DROP COLUMN looked_ns;\nALTER TABLE export_files DROP COLUMN looked_ns;\n"
+        "ALTER TABLE files ADD COLUMN unsure_since_ns INTEGER DEFAULT 0;\n"
+        "ALTER TABLE files ADD COLUMN hashed_at_ns INTEGER NOT NULL DEFAULT 0;\n"
+        "CREATE INDEX unsure_files ON files (unsure_since_ns) WHERE unsure_since_ns IS NOT NULL AND state = 'present';\n"
+        "CREATE INDEX files_by_hash ON files (hashed_at_ns) WHERE state = 'present';\n",
+    )
+
+
 def m007_moved_lines(db: Database) -> None:
     """Of a line that moved to another file nothing is kept under its old name: what was kept so far is looked at again."""
     db.conn.execute("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'absent'")
@@ -454,6 +466,7 @@ MIGRATIONS: Final = (
     m003_segments,
     m004_claimants_of_an_id,
     m005_verdicts_in_malformed_lines,
+    m006_own_looks,
     m007_moved_lines,
 )
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""

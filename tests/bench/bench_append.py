@@ -18,6 +18,7 @@ from distilld.core.model import Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.lake import scan as lake
 from distilld.store.connection import Store
+from distilld.store.inputs import SURE_AFTER_NS
 from tests.bench.machine import describe_machine, spread
 from tests.support.lake_by_formula import append_bench_rows, write_bench_lake
 
@@ -32,8 +33,7 @@ def append_seconds(root: Path, rows: int) -> tuple[list[float], list[float], int
     store = Store.open(root / "state/distilld.db", root)
     engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
     engine.run_pass(Trigger.ONCE)
-    while any(not file.stat.is_settled() for file in lake.scan(root).files):
-        time.sleep(0.2)
+    time.sleep(SURE_AFTER_NS / 1e9)
     engine.run_pass(Trigger.ONCE)
     seconds, scans, judged = [], [], 0
     for turn in range(APPENDS + 1):

@@ -22,6 +22,7 @@ from distilld.core.model import Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.lake import scan as lake
 from distilld.store.connection import Store
+from distilld.store.inputs import SURE_AFTER_NS
 from tests.bench.machine import describe_machine, spread
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 
@@ -81,8 +82,7 @@ def main(rows: int = ROWS) -> None:
         store = Store.open(root / "state/distilld.db", root)
         engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
         engine.run_pass(Trigger.ONCE)
-        while any(not file.stat.is_settled() for file in lake.scan(root).files):
-            time.sleep(0.2)
+        time.sleep(SURE_AFTER_NS / 1e9)
         engine.run_pass(Trigger.ONCE)
         counted = Counted(patch, store)
         seconds, floors = [], []

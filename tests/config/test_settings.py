@@ -41,6 +41,8 @@ VALID = [
     ("settle_seconds", "0", 0.0),
     ("settle_seconds", "0.25", 0.25),
     ("rescan_seconds", "0.5", 0.5),
+    ("scrub_hours", "0", 0.0),
+    ("scrub_hours", "0.01", 0.01),
     ("batch_rows", "1", 1),
     ("workers", "4", 4),
     ("receipts_keep", "0", 0),
@@ -158,6 +160,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
         debounce_ms=100,
         settle_seconds=1.0,
         rescan_seconds=300.0,
+        scrub_hours=24.0,
         batch_rows=50_000,
         workers=0,
         writer="daemon",
@@ -477,5 +480,6 @@ def test_a_byte_order_mark_before_the_file_is_fine(tmp_path: Path) -> None:
 def test_limits_are_the_settings_of_their_names(tmp_path: Path) -> None:
     """What bounds the work of a pass is handed on as it was set, so that a new limit is named here and nowhere else."""
     given = {"batch_rows": 7, "settle_seconds": 0.5, "tripwire_rows": 3, "tripwire_share": 0.25, "receipts_keep": 9}
+    given["scrub_hours"] = 6
     limits = load(flags={**given, "workers": 2}, environ={}, config_file=None, cwd=tmp_path).limits()
     assert limits._asdict() == {**given, "workers": 2}

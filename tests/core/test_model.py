@@ -189,29 +189,12 @@ def test_the_exports_are_the_nine_files_of_the_contract() -> None:
     assert {str(dataset): path for dataset, path in DATASET_PATHS.items()} | others == EXPORT_PATHS
 
 
-SECOND = 1_000_000_000
-
-
 def test_a_file_state_is_inode_size_and_times() -> None:
-    """Two looks saw the same file where device, inode, size and both times agree, whenever they were taken."""
+    """Two looks saw the same file where device, inode, size and both times agree, and doubted facts are those of no file."""
     status = SimpleNamespace(st_dev=1, st_ino=2, st_size=3, st_mtime_ns=4, st_ctime_ns=5, st_mode=6)
-    facts = StatFacts.of(status, 100)
-    assert facts == StatFacts(device=1, inode=2, size=3, mtime_ns=4, ctime_ns=5, looked_ns=100)
-    assert facts.same_file_state(facts._replace(looked_ns=200))
-    for name in ("device", "inode", "size", "mtime_ns", "ctime_ns"):
-        other: dict[str, Any] = {name: 9}
-        assert not facts.same_file_state(facts._replace(**other))
-
-
-def test_a_file_is_settled_two_seconds_after_its_later_time() -> None:
-    """A time within two seconds of the look, or after it, proves nothing, be it mtime or ctime."""
-    for name, other in (("mtime_ns", "ctime_ns"), ("ctime_ns", "mtime_ns")):
-        for age, settled in ((3, True), (2, False), (1, False), (0, False), (-5, False)):
-            times: dict[str, Any] = {name: 10 * SECOND - age * SECOND, other: 0}
-            facts = StatFacts(1, 2, 3, 0, 0, 10 * SECOND)._replace(**times)
-            assert facts.is_settled() is settled
-    assert StatFacts(1, 2, 3, 0, 7 * SECOND + 1, 9 * SECOND).is_settled() is False
-    assert StatFacts(1, 2, 3, 0, 7 * SECOND - 1, 9 * SECOND).is_settled() is True
+    facts = StatFacts.of(status)
+    assert facts == StatFacts(device=1, inode=2, size=3, mtime_ns=4, ctime_ns=5)
+    assert facts.doubted() != facts
 
 
 def test_errors_carry_what_their_reader_needs() -> None:

@@ -12,8 +12,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from distilld import logs
+from distilld.config.load import load
 from distilld.core.model import OperatorError
 from distilld.engine import pass_log
+from distilld.inspection.status import look
 from distilld.publish import receipt_files as receipt
 from distilld.publish.exports import Exports
 from distilld.publish.receipt_files import ReceiptWriteError
@@ -193,3 +195,18 @@ def test_log_of_a_pass_is_bounded_whatever_a_producer_does(lake: HistoryLake, mo
     ]  # fmt: skip
     assert [line["lines"] for line in lines if "of" in line] == [2, 6]
     assert told(lake, "file_unreadable", "lines_left_out") == []
+
+
+def test_what_is_no_partition_is_told_once_and_counted_by_status(lake: HistoryLake) -> None:
+    """One line for each kind, and none at the next pass, however many there are by then."""
+    lake.both(A, run("a"))
+    for name in ("b.ndjson", "c.ndjson"):
+        lake.scored_path(A).with_name(name).write_bytes(b"{}")
+    (line,) = told(lake, "not_a_partition")
+    assert (line["log_level"], line["kind"], line["entries"]) == ("warning", ".ndjson", 2)
+    assert line["example"] == scored_path(A).replace("alpha.jsonl", "b.ndjson")
+    lake.scored_path(A).with_name("a.ndjson").write_bytes(b"{}")
+    assert told(lake, "not_a_partition") == []
+    settings = load(flags={"root": lake.root}, environ={}, config_file=None, cwd=lake.root)
+    lake.stop()
+    assert [(each.kind, each.entries) for each in look(settings).strays] == [(".ndjson", 3)]

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from distilld.core.model import SETTLED_AFTER_NS, Dataset, InputKind, OperatorError, StatFacts, UnreadableError
+from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, UnreadableError
 from distilld.core.plan import FileKey, compare
 from distilld.engine import index
 from distilld.engine.engine import Engine
@@ -20,8 +20,8 @@ from distilld.store.inputs import FileRecord, Inputs
 from tests.support.history_lake import A, given, history_lake, run
 
 Facts = dict[FileKey, StatFacts]
-LOOKED_NS = 10 * SETTLED_AFTER_NS
-AT_REST = StatFacts(1, 2, 3, LOOKED_NS - SETTLED_AFTER_NS - 1, 5, LOOKED_NS)
+AT_REST = StatFacts(1, 2, 3, 4, 5)
+HASHED_NS = 1000
 SCORED, EVIDENCE = (InputKind.SCORED, "2026/01/01/a.jsonl"), (InputKind.EVIDENCE, "2026/01/01/a.jsonl")
 OTHER = (InputKind.SCORED, "2026/01/02/b.jsonl")
 RECORDED: Facts = {SCORED: AT_REST, EVIDENCE: AT_REST._replace(inode=20), OTHER: AT_REST._replace(inode=30)}
@@ -34,20 +34,26 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield made
 
 
-def record(store: Store, facts: Facts, *, absent: FileKey | None = None) -> None:
-    """Record files as they were read."""
+def record(store: Store, facts: Facts, *, absent: FileKey | None = None, looks: dict[str, int] | None = None) -> None:
+    """Record files as they were read; of the last one how far its facts prove its bytes."""
     inputs = Inputs(store)
     with store.transaction():
         places = inputs.place_partitions(path for _, path in facts)
         for (kind, path), each in facts.items():
             state = "absent" if (kind, path) == absent else "present"
-            inputs.write_file(FileRecord(*places[path], path, kind, state, each, 0, "", 0, 0, None, 0, None))
+            sure: dict[str, Any] = {
+                "unsure_since_ns": None,
+                "hashed_at_ns": HASHED_NS,
+                **((looks or {}) if path == OTHER[1] else {}),
+            }
+            inputs.write_file(FileRecord(*places[path], path, kind, state, each, 0, "", 0, 0, None, 0, None, **sure))
 
 
 def answers(store: Store, seen: Facts) -> tuple[bool, bool]:
     """The quick answer of one who has just opened the store, and the one of a comparison."""
-    plan = compare(seen, Inputs(store).files())
-    quick = Inputs(store).all_as_recorded([(kind, path, facts) for (kind, path), facts in seen.items()])
+    plan = compare(seen, Inputs(store).files(), is_doubtful=lambda record: record.is_doubtful(HASHED_NS - 1))
+    files = [(kind, path, facts) for (kind, path), facts in seen.items()]
+    quick = Inputs(store).all_as_recorded(files, hashed_since_ns=HASHED_NS - 1)
     return quick, plan == ((), ())
 
 
@@ -57,16 +63,15 @@ def with_facts(**changes: int) -> Callable[[Facts], Facts]:
 
 
 def test_unchanged(store: Store) -> None:
-    """Files that are as they were read are found so, whenever one looks."""
+    """Files that are as they were read are found so."""
     record(store, RECORDED)
-    later = {key: facts._replace(looked_ns=LOOKED_NS * 2) for key, facts in RECORDED.items()}
-    assert answers(store, later) == (True, True)
+    assert answers(store, RECORDED) == (True, True)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        *(with_facts(**{name: 4}) for name in ("device", "inode", "size", "mtime_ns", "ctime_ns")),
+        *(with_facts(**{name: 9}) for name in ("device", "inode", "size", "mtime_ns", "ctime_ns")),
         lambda facts: {key: facts[key] for key in (SCORED, OTHER)},
         lambda facts: {**facts, (InputKind.EVIDENCE, OTHER[1]): AT_REST},
         lambda facts: {SCORED: facts[SCORED], EVIDENCE: facts[EVIDENCE], (InputKind.EVIDENCE, OTHER[1]): facts[OTHER]},
@@ -81,11 +86,11 @@ def test_every_change_is_noticed(store: Store, change: Callable[[Facts], Facts])
     assert answers(store, change(RECORDED)) == (False, False)
 
 
-def test_file_that_was_not_at_rest_is_read_again(store: Store) -> None:
-    """Facts that were taken within the time in which a later change could leave the same ones prove nothing."""
-    just_now = AT_REST._replace(mtime_ns=LOOKED_NS - SETTLED_AFTER_NS)
-    record(store, {**RECORDED, OTHER: just_now})
-    assert answers(store, {**RECORDED, OTHER: just_now}) == (False, False)
+@pytest.mark.parametrize("looks", [{"unsure_since_ns": 5}, {"hashed_at_ns": HASHED_NS - 1}], ids=["unsure", "overdue"])
+def test_file_whose_facts_prove_nothing_is_read_again(store: Store, looks: dict[str, int]) -> None:
+    """Facts under which the bytes may change unseen prove nothing; nor do those of a file that is due for a scrub."""
+    record(store, RECORDED, looks=looks)
+    assert answers(store, RECORDED) == (False, False)
 
 
 def test_file_that_returned(store: Store) -> None:
@@ -112,8 +117,8 @@ def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
         lake.evidence(A, given("a", "long" * 1000))
         lake.go()
         assert lake.shipped(Dataset.RAG) == {"a"}
-        # As after a look that was long after the last change.
-        lake.engine.store.connection.execute("UPDATE files SET looked_ns = looked_ns + 3600000000000")
+        # As if the files had been read long after the first look at them.
+        lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = NULL")
         lake.restart(replace(lake.options, max_line_bytes=2000))
 
         def refuse(_root: Path, _kind: InputKind, path: str) -> NoReturn:
@@ -147,8 +152,8 @@ def test_options_that_were_taken_back_are_no_change_for_ever(
                 lake.go()
         lake.restart(before)
         lake.go()
-        # As after a look that was long after the last change.
-        lake.engine.store.connection.execute("UPDATE files SET looked_ns = looked_ns + 3600000000000")
+        # As if the files had been read long after the first look at them.
+        lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = NULL")
         lake.restart()
         with capture_logs() as logs:
             assert lake.go().indexed.bytes_read == 0

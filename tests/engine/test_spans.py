@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from distilld.core.datasets import rag
 from distilld.core.firewall import RAG_GATES
-from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, StatFacts, Trigger
+from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, Trigger
 from distilld.engine import index, pool, span_queue
 from distilld.engine.engine import Engine
 from distilld.engine.pool import Pool, WorkerDied
@@ -28,7 +28,7 @@ from distilld.publish.commit import CommittedBatch
 from distilld.store.queries import Exceptions
 from tests.support import target_state as invariants
 from tests.support.builders import jsonl
-from tests.support.history_lake import A, B, C, HistoryLake, given, rag_id, run
+from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, rag_id, run
 from tests.support.running import until
 
 D = "2026/04/30/delta.jsonl"
@@ -179,7 +179,7 @@ def test_unknown_runs_beside_known_ones(tmp_path: Path, monkeypatch: pytest.Monk
     lake.both(B, run("one"), run("two"))
     lake.go()
     # As if the first files had been written long ago: a file that was looked at a moment later is looked at again.
-    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    believe_facts(monkeypatch)
     lake.both(A, run("three"), run("four", "rejected", "task-one"))
     lake.go()
     assert lake.shipped(Dataset.SFT) == {"one", "two", "three"}
@@ -330,7 +330,7 @@ def test_ids_of_known_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, know
     The story: 'a|b' with 'c' stood there, and 'a' with 'b|c' came. A live row made the batch fail at every retry, and
     beside a frozen one the id stood twice.
     """
-    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    believe_facts(monkeypatch)
     options = Options(source_files_root=str(tmp_path), check_source_files=True)
     lake = HistoryLake(tmp_path, options, tripwire_rows=0, tripwire_share=0.0)
     (tmp_path / "there").touch()
@@ -353,7 +353,7 @@ def test_ids_of_their_own_beside_known_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any]
 ) -> None:
     """Beside known rows with a '|', ids that new rows share go to the first of these."""
-    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    believe_facts(monkeypatch)
     lake = HistoryLake(tmp_path)
     lake.both(B, known, run("x"))
     lake.go()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.model import Options, StatFacts, Trigger
+from distilld.core.model import Options, Trigger
 from distilld.engine import index, pool, span_queue
 from distilld.engine.pass_result import PassResult
-from tests.support.history_lake import HistoryLake
+from tests.support.history_lake import HistoryLake, believe_facts
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 
 ROWS = 1200
@@ -47,7 +47,7 @@ def test_bytes_of_a_large_file_and_of_known_runs(tmp_path: Path, monkeypatch: py
     """Evidence above the limit is read twice, its own bytes alone; known runs have their rows judged, not their files."""
     monkeypatch.setattr(index, "LEAVE_FROM", 0)
     # As if the files had been written long ago: one that was looked at a moment later is looked at again.
-    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    believe_facts(monkeypatch)
     lake, size = lake_of(tmp_path, rich=False)
     path = tmp_path / "data/evidence" / partition_of(3)
     with path.open("ab") as file:
@@ -66,7 +66,7 @@ def test_bytes_of_a_large_file_and_of_known_runs(tmp_path: Path, monkeypatch: py
 
 def test_rows_that_a_rebuild_and_other_options_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row once; the receipt of a rebuild states them."""
-    monkeypatch.setattr(StatFacts, "is_settled", lambda _: True)
+    believe_facts(monkeypatch)
     lake, size = lake_of(tmp_path, rich=True)
     lake.go()
     result = lake.engine.rebuild()

@@ -4,6 +4,8 @@ CREATE UNIQUE INDEX departed_ids ON departures (dataset, sample_key) WHERE outco
 
 CREATE INDEX emptied_rows ON frozen_rows (kind) WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL;
 
+CREATE INDEX files_by_hash ON files (hashed_at_ns) WHERE state = 'present';
+
 CREATE INDEX frozen_pairs ON pairs (frozen, accepted, outcome) WHERE frozen IS NOT NULL;
 
 CREATE UNIQUE INDEX frozen_rag_ids ON frozen_rows (sample_key) WHERE rag = 0;
@@ -46,6 +48,8 @@ CREATE INDEX scored_rows_by_task ON scored_rows (task_id, category)
 CREATE UNIQUE INDEX sft_ids ON scored_rows (sample_key) WHERE sft = 0;
 
 CREATE INDEX unjudged_files ON files (partition_id) WHERE kind = 'scored' AND judged_lines < indexed_lines;
+
+CREATE INDEX unsure_files ON files (unsure_since_ns) WHERE unsure_since_ns IS NOT NULL AND state = 'present';
 
 CREATE INDEX unwritten_receipts ON receipts (batch) WHERE written = 0;
 
@@ -116,7 +120,6 @@ CREATE TABLE export_files (
     inode         INTEGER,
     mtime_ns      INTEGER,
     ctime_ns      INTEGER,
-    looked_ns     INTEGER,
     pending_temp  TEXT
 , segment_bytes INTEGER, space_bytes INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 
@@ -131,7 +134,6 @@ CREATE TABLE files (
     size_bytes       INTEGER NOT NULL,
     mtime_ns         INTEGER NOT NULL,
     ctime_ns         INTEGER NOT NULL,
-    looked_ns        INTEGER NOT NULL,
     indexed_bytes    INTEGER NOT NULL,
     indexed_sha256   TEXT    NOT NULL,
     indexed_lines    INTEGER NOT NULL,
@@ -139,7 +141,7 @@ CREATE TABLE files (
     malformed_lines  INTEGER NOT NULL,
     tail             TEXT    CHECK (tail IN ('provisional', 'pending')),
     tail_bytes       INTEGER NOT NULL,
-    tail_digest      BLOB,
+    tail_digest      BLOB, unsure_since_ns INTEGER DEFAULT 0, hashed_at_ns INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (partition_id, kind)
 ) STRICT, WITHOUT ROWID;
 

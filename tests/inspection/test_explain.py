@@ -313,3 +313,14 @@ def test_explain_changes_nothing_beside_a_writer(lake: HistoryLake) -> None:
     lake.scored(C, run("r1", "rejected"))
     lake.go()
     assert len(story_of(lake, "r1").rows) == 2
+
+
+def test_names_that_look_alike_are_told_apart(lake: HistoryLake) -> None:
+    """The story: the same name in another Unicode normal form in each tree; the row had no evidence, and all looked well."""
+    composed, decomposed = (f"2026/04/27/caf{end}.jsonl" for end in ("\xe9", "e\u0301"))
+    lake.scored(composed, run("r1"))
+    lake.evidence(decomposed, given("r1"))
+    lake.both("2026/04/27/caf\xe8.jsonl", run("r2"))
+    lake.go()
+    assert story_of(lake, "r1").look_alikes == ((composed, decomposed),)
+    assert story_of(lake, "r2").look_alikes == ()

@@ -347,7 +347,7 @@ def test_row_on_absent_evidence_is_no_fault(lake: tuple[SampleLake, Engine], tmp
     assert not faulty(report)
     assert not report.changed
     assert report.kept
-    engine.store.connection.execute("UPDATE files SET looked_ns = 0")
+    engine.store.connection.execute("UPDATE files SET ctime_ns = -1")
     shutil.copy(tmp_path / "away.jsonl", partition)
     assert report_of(sample).changed
 

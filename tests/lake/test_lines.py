@@ -76,7 +76,7 @@ def test_lines_are_those_of_a_plain_split(content: bytes, block_bytes: int, max_
         for block in reader.blocks():
             given_out += block
             assert reader.sha256 == hashlib.sha256(content[: reader.consumed]).hexdigest()
-            assert content[: reader.consumed].endswith(b"\n")
+            assert reader.consumed == 0 or content[: reader.consumed].endswith(b"\n")
         lines, rest = naive(content, max_line_bytes)
         assert list(map(seen, given_out)) == lines
         assert seen(reader.tail) == rest
@@ -143,7 +143,7 @@ def test_a_line_of_just_the_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
             assert reader.tail is not None
             assert reader.tail.raw == b"abcd"
         with reading(b"abcde", 4) as reader:
-            assert list(reader.blocks()) == []
+            assert list(reader.blocks()) == [[]] * -(-5 // block_bytes)
             assert reader.tail is not None
             assert (reader.tail.raw, reader.tail.length) == (None, 5)
 

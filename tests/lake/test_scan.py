@@ -500,3 +500,22 @@ def refuse_search(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         return real(path, **named)
 
     monkeypatch.setattr(os, "stat", refusing)
+
+
+def test_what_is_no_partition_is_counted(tmp_path: Path) -> None:
+    """The story: eight files at another depth or with another suffix, none of them read, and not a word about it."""
+    put(tmp_path, "2026/04/27/read.jsonl")
+    for path in ("2026/04/27/a.ndjson", "2026/04/27/b.ndjson", "2026/04/27/c.JSONL", "2026/04/27/d.jsonl.gz",
+                 "2026/04/27/note\x1b.txt", "2026/04/e.jsonl", "f.jsonl", "2026/04/27/deep/g.jsonl",
+                 "2026/04/27/.hidden.tmp"):  # fmt: skip
+        put(tmp_path, path)
+    put(tmp_path, "2026/04/27/h.ndjson", tree="evidence")
+    found = scan(tmp_path)
+    assert paths(found) == ["2026/04/27/read.jsonl"]
+    assert {stray.kind: (stray.entries, stray.example) for stray in found.strays} == {
+        ".JSONL": (1, "data/scored-runs/2026/04/27/c.JSONL"),
+        ".jsonl.gz": (1, "data/scored-runs/2026/04/27/d.jsonl.gz"),
+        ".ndjson": (3, "data/scored-runs/2026/04/27/a.ndjson"),
+        "another depth": (3, "data/scored-runs/2026/04/27/deep"),
+        "another name": (1, "data/scored-runs/2026/04/27/note\\x1b.txt"),
+    }

@@ -6,12 +6,10 @@ import os
 import random
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -26,6 +24,7 @@ from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.verify import frozen_of, verify
 from distilld.lake import scan as lake
+from distilld.lake.scan import tree_path
 from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
@@ -35,6 +34,7 @@ from distilld.store.queries import Exceptions
 from tests.property.absence import Absence
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
 from tests.support import target_state as invariants
+from tests.support.history_lake import believe_facts
 from tests.support.target_state import Exports
 
 QUICK_FOLDER: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -161,8 +161,7 @@ class Histories(RuleBasedStateMachine):
 
     def let_settle(self) -> None:
         """From now on files count as looked at long after they changed: those whose facts stay the same are not read."""
-        later = SimpleNamespace(time_ns=lambda: time.time_ns() + 10**10)
-        self.limits.setattr(lake, "time", later)
+        believe_facts(self.limits)
 
     def here(self, options: Options) -> Options:
         return replace(options, on_delete=OnDelete.WITHDRAW, source_files_root=str(self.folder / "sources"))
@@ -393,6 +392,24 @@ class Histories(RuleBasedStateMachine):
         cls.rows_judged += sum(each.receipt["work"]["rows_judged"] for each in result.batches)
 
 
+class LyingHistories(Histories):
+    """The same where files change behind their facts, too."""
+
+    @rule(number=number, at=number)
+    def lie(self, number: int, at: int) -> None:
+        """A file changes behind its facts, which had proven its bytes: the next scrub finds it."""
+        assert self.engine is not None
+        self.check_pass()
+        self.history.rescore(number, at)
+        with self.engine.store.transaction():
+            for record in self.engine.inputs.files().values():
+                path = self.folder / tree_path(record.kind, record.path)
+                if path.exists():
+                    record.facts, record.unsure_since_ns, record.hashed_at_ns = StatFacts.of(path.stat()), None, 0
+                    self.engine.inputs.write_file(record)
+        self.check_pass()
+
+
 class KeepHistories(Histories):
     """The same where files that disappear are mostly kept, the default: what they held is frozen."""
 
@@ -525,6 +542,12 @@ def test_exports_equal_the_full_pass_after_every_step() -> None:
 
 
 @pytest.mark.timeout(600)
+def test_scrub_finds_files_with_lying_facts_after_every_step() -> None:
+    """The same where files change behind facts that had proven their bytes: the next scrub finds them."""
+    run(LyingHistories, steps=30, max_examples=10, derandomize=True)
+
+
+@pytest.mark.timeout(600)
 def test_absent_partitions_are_frozen_after_every_step() -> None:
     """The same where files that disappear are kept: beside the full pass stands what SPEC 3 freezes, byte for byte."""
     run(KeepHistories, steps=30, max_examples=20, derandomize=True)
@@ -538,7 +561,7 @@ def test_tripwire_holds_what_vanishes_after_every_step() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7_200)
-@pytest.mark.parametrize("histories", [Histories, KeepHistories, TripwireHistories])
+@pytest.mark.parametrize("histories", [Histories, LyingHistories, KeepHistories, TripwireHistories])
 def test_ten_thousand_steps(histories: type[Histories]) -> None:
     """The same for 10,000 steps, drawn from the seed in HISTORIES_SEED or a new one, which is printed."""
     seed_of_run = int(os.environ.get("HISTORIES_SEED") or random.SystemRandom().randrange(1 << 32))

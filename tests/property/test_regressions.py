@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -660,7 +659,8 @@ def test_file_that_is_not_what_was_read_of_it_stops_nothing(lake: Histories, kin
     path = lake.history.path(kind, 0)
     path.write_bytes(path.read_bytes().replace(b"one", b"two"))
     record = lake.engine.inputs.files()[kind, PARTITIONS[0]]
-    record.facts = StatFacts.of(path.stat(), time.time_ns() + 10**10)
+    record.facts = StatFacts.of(path.stat())
+    record.unsure_since_ns = None
     with lake.engine.store.transaction():
         lake.engine.inputs.write_file(record)
     # The first needs the text of the changed line, the second takes a row out, the third comes in.

@@ -365,7 +365,7 @@ def test_edit_is_seen_before_anything_is_planned(file: File) -> None:
 
 
 def _facts_now(path: Path) -> StatFacts:
-    return StatFacts.of(path.stat(), 0)
+    return StatFacts.of(path.stat())
 
 
 class TestDigests:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +17,6 @@ from distilld.config.load import load
 from distilld.core.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
 from distilld.demo.sample_lake import SampleLake, rescore_in_place, write_sample_lake
 from distilld.engine import engine as batch
-from distilld.engine import index
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import Progress
 from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
@@ -85,25 +84,27 @@ def test_run_waits_and_in_the_end_says_what_never_held_still(engine: Engine, lak
     assert report.datasets[Dataset.SFT].withdrawn == 0
 
 
-def test_file_from_the_future_is_waited_for_no_longer(
-    engine: Engine, lake: SampleLake, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("never_still", [False, True])
+@pytest.mark.parametrize("hours_ahead", [-24, 0, 24])
+def test_file_is_still_by_our_own_looks(
+    engine: Engine, lake: SampleLake, monkeypatch: pytest.MonkeyPatch, never_still: bool, hours_ahead: int
 ) -> None:
-    """Ten times settle_seconds after it was first seen a rewritten file is read, whatever the wall clock says.
+    """A rewritten file is read when no look saw a change for settle_seconds, or after ten times that in any case.
 
-    The story: the wall clock stepped back by a day, and for a day nothing that such a file revoked was withdrawn.
+    The story: the file's times were compared with the wall clock. Of a server whose clock was behind, files were read
+    in the middle of being rewritten; and where a clock was a day ahead, what a file revoked was not withdrawn for a day.
     """
     bring_up_to_date(engine)
-    rescore_in_place(lake, lake.rescored_run_id)
-    passed, stepped_back = 0, 0
-    start = time.time_ns()
-    wall = SimpleNamespace(time_ns=lambda: start + passed - stepped_back)
-    monkeypatch.setattr(batch, "time", wall)
-    monkeypatch.setattr(index, "time", wall)
+    path = rescore_in_place(lake, lake.rescored_run_id)
+    passed = 0
     monkeypatch.setattr(batch, "monotonic_ns", lambda: passed)
-    for settlings, unsettled in ((0, True), (9, True), (10, False)):
-        passed = settlings * engine.settle_ns
-        stepped_back = 86_400 * 10**9 if passed else 0
-        assert bool(engine.run_pass(Trigger.WATCH).indexed.unsettled) is unsettled
+    last = 10 if never_still else 1
+    for settlings in (0, last - 0.5, last):
+        passed = round(settlings * engine.settle_ns)
+        stamp = (time.time() + hours_ahead * 3600) + (settlings if never_still else 0)
+        if never_still or not settlings:
+            os.utime(path, (stamp, stamp))
+        assert bool(engine.run_pass(Trigger.WATCH).indexed.unsettled) is (settlings < last)
 
 
 def test_file_that_changes_while_it_is_judged_is_planned_anew(lake: SampleLake) -> None:

@@ -464,7 +464,7 @@ class Placing:
             places = self.inputs.place_partitions(paths)
             for path in new:
                 record = FileRecord(
-                    *places[path], path, InputKind.SCORED, "present", StatFacts(0, 0, 0, 0, 0, 0),
+                    *places[path], path, InputKind.SCORED, "present", StatFacts(0, 0, 0, 0, 0),
                     indexed_bytes=0, indexed_sha256="", indexed_lines=0, malformed_lines=0,
                     tail=None, tail_bytes=0, tail_digest=None,
                 )  # fmt: skip

@@ -24,6 +24,7 @@ from distilld.engine import engine as batch
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
+from distilld.store import inputs
 from distilld.store.connection import Store
 from distilld.store.frozen import Only
 from tests.support.builders import evidence, jsonl, scored
@@ -235,6 +236,11 @@ class HistoryLake:
             " FROM pairs WHERE frozen IS NULL) WHERE outcome IS NOT NULL GROUP BY 1, 3"
         )
         assert sorted(actual) == sorted(self.ask("SELECT dataset, state, outcome, rows FROM totals WHERE rows <> 0"))
+
+
+def believe_facts(patch: pytest.MonkeyPatch) -> None:
+    """From now on the facts of a file that was read prove its bytes, as they do of one that has long been at rest."""
+    patch.setattr(inputs, "SURE_AFTER_NS", -(1 << 62))
 
 
 def _drop(*_: object) -> NoReturn:

@@ -1,0 +1,73 @@
+"""Whose bytes are to be hashed again although their facts are as recorded, and what came of it (SPEC 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from distilld.store.connection import Store
+from distilld.store.inputs import SURE_AFTER_NS, FileRecord, Inputs, file_records
+
+_PAGE = 64
+_UNSURE = "state = 'present' AND unsure_since_ns IS NOT NULL AND ctime_ns >= 0"
+"""Facts with a negative time are doubted already: the next pass reads such a file."""
+
+
+class Looks:
+    """The part of the store that knows how far the facts of files prove their bytes."""
+
+    def __init__(self, store: Store, inputs: Inputs) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._inputs = inputs
+
+    def begin_boot(self, boot_id: str, now_ns: int) -> None:
+        """Forget what was proven before the machine started: monotonic times of two starts cannot be compared."""
+        if self._store.recall("boot_id") == boot_id:
+            return
+        with self._store.transaction():
+            self._run("UPDATE files SET unsure_since_ns = ?", (now_ns,))
+            self._store.remember("boot_id", boot_id)
+        self._inputs.forget_files()
+
+    def unsure(self, now_ns: int) -> list[FileRecord]:
+        """Some files that were seen with their facts long enough ago to be proven now."""
+        rows = f"WHERE {_UNSURE} AND unsure_since_ns <= ? ORDER BY unsure_since_ns LIMIT {_PAGE}"
+        return file_records(self._store, rows, (now_ns - SURE_AFTER_NS,))
+
+    def sure_at_ns(self) -> int | None:
+        """When the next file can be proven; None where none waits."""
+        (since_ns,) = self._run(f"SELECT min(unsure_since_ns) FROM files WHERE {_UNSURE}").fetchone()
+        return None if since_ns is None else since_ns + SURE_AFTER_NS
+
+    def hashed_before(self, before_ns: int, most: int = _PAGE) -> list[FileRecord]:
+        """Some files that were hashed last before then, the oldest first."""
+        rows = f"WHERE state = 'present' AND ctime_ns >= 0 AND hashed_at_ns <= ? ORDER BY hashed_at_ns LIMIT {most}"
+        return file_records(self._store, rows, (before_ns,))
+
+    def oldest(self) -> tuple[int, int]:
+        """How many files are present, and when that was hashed which was not hashed for the longest time."""
+        files, hashed_at_ns = self._run(
+            "SELECT count(*), min(hashed_at_ns) FROM files WHERE state = 'present'"
+        ).fetchone()
+        return files, hashed_at_ns or 0
+
+    def note(self, hashed: Iterable[tuple[FileRecord, bool]]) -> bool:
+        """Record which files have the bytes that they had. All others are doubted; returns whether there were any.
+
+        A file of which more was taken in meanwhile is left as it is.
+        """
+        doubted = False
+        for record, same in hashed:
+            facts = record.facts if same else record.facts.doubted()
+            changed = self._run(
+                "UPDATE files SET ctime_ns = ?, unsure_since_ns = ?, hashed_at_ns = ? WHERE partition_id = ? AND kind = ?"
+                " AND state = 'present' AND (device, inode, size_bytes, mtime_ns, ctime_ns) = (?, ?, ?, ?, ?)"
+                " AND indexed_sha256 = ?",
+                (facts.ctime_ns, record.unsure_since_ns, record.hashed_at_ns, record.partition_id, record.kind.value,
+                 *record.facts, record.indexed_sha256),
+            ).rowcount  # fmt: skip
+            if changed:
+                doubted |= not same
+                record.facts = facts
+                self._inputs.take(record)
+        return doubted

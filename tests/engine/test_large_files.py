@@ -1,0 +1,140 @@
+"""Files that are larger than what anybody would wait for: they hold up nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distilld.core.model import Dataset
+from distilld.lake import lines
+from tests.support.builders import jsonl
+from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
+
+TERABYTE = 1 << 40
+MALFORMED = "schema_violation"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[HistoryLake]:
+    """A lake of one run that ships."""
+    with history_lake(tmp_path) as made:
+        made.both(B, run("b"))
+        made.go()
+        assert made.shipped(Dataset.RAG) == {"b"}
+        yield made
+
+
+def hollow(path: Path, behind: bytes = b"", size: int = TERABYTE) -> None:
+    """Make a file that takes no room but for what stands behind its hole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(behind)
+
+
+@pytest.mark.parametrize("tree", ["scored", "evidence", "both"])
+def test_terabyte_of_nothing_delays_no_rejection(lake: HistoryLake, tree: str) -> None:
+    """The story: ``truncate -s 1T x.jsonl`` costs nothing on the disk, and was hashed as one line before anything was judged.
+
+    It is read up to the line limit, and its hole is passed by.
+    """
+    for path in lake.paths(A, tree):
+        hollow(path)
+    lake.scored(B, run("b", "rejected"))
+    result = lake.go()
+    assert lake.shipped(Dataset.RAG) == set()
+    assert result.bytes_read < 3 * (lake.options.max_line_bytes + lines.BLOCK_BYTES)
+    assert {size for (size,) in lake.ask("SELECT tail_bytes FROM files WHERE tail = 'pending'")} == {TERABYTE}
+
+
+def test_lines_behind_a_hole_are_read(lake: HistoryLake) -> None:
+    """A line that a hole makes too long is malformed; a rejection in it, and in lines behind it, counts all the same."""
+    hidden = jsonl([run("b", "rejected")])
+    hollow(lake.scored_path(C), hidden + jsonl([run("c")]))
+    lake.evidence(C, given("c"))
+    lake.go()
+    assert lake.shipped(Dataset.RAG) == {"c"}
+    assert sorted(lake.held(Dataset.RAG).values()) == [MALFORMED, "unsafe_rag_category"]
+    # What was consumed is proven at each look, and grows like any other file.
+    with lake.scored_path(C).open("ab") as file:
+        file.write(jsonl([run("c", "rejected")]))
+    result = lake.go()
+    assert lake.shipped(Dataset.RAG) == set()
+    assert result.bytes_read < 10 * (lake.options.max_line_bytes + lines.BLOCK_BYTES)
+
+
+def test_run_of_nuls_within_a_line_has_one_digest(lake: HistoryLake) -> None:
+    """A line that is too long is read again when it is judged, in other pieces than before: it is the same line."""
+    lake.scored(A, b"a" * 10 + bytes(300_000) + b"b" * lake.options.max_line_bytes)
+    with lake.scored_path(A).open("ab") as file:
+        file.write(b"\n")
+    result = lake.go()
+    assert not result.changed_inputs
+    assert list(lake.held(Dataset.RAG).values()) == [MALFORMED]
+
+
+def test_hole_that_was_filled_with_zeros_is_no_change(lake: HistoryLake) -> None:
+    """What is a hole and what is NULs on the disk is the file system's matter: the content has one hash."""
+    size = 20 << 20
+    hollow(lake.scored_path(A), jsonl([run("a")]), size)
+    lake.evidence(A, given("a"))
+    lake.go()
+    lake.scored_path(A).write_bytes(bytes(size) + jsonl([run("a")]))
+    assert [change.change for change in lake.go().indexed.changes] == []
+    content = bytearray(lake.scored_path(A).read_bytes())
+    content[size // 2] = 1
+    lake.scored_path(A).write_bytes(content)
+    assert [change.change for change in lake.go().indexed.changes] == ["rewritten"]
+
+
+@pytest.mark.parametrize("change", ["new", "appended", "rewritten", "evidence"])
+def test_every_block_gives_a_sign_of_life(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """The story: one long line was hashed for longer than the watchdog waits, and the service was killed in a loop."""
+    monkeypatch.setattr("distilld.engine.index.READ_WHOLE_BYTES", 0)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1000)
+    line = b'{"text":"' + b"x" * 200_000 + b'"}\n'
+    path = lake.evidence_path(B) if change == "evidence" else lake.scored_path(A)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if change in ("appended", "rewritten"):
+        path.write_bytes(line)
+        lake.go()
+    with path.open("wb" if change == "rewritten" else "ab") as file:
+        file.write(line if change != "rewritten" else line.replace(b"x", b"y"))
+    pulses = 0
+
+    def pulse() -> None:
+        nonlocal pulses
+        pulses += 1
+
+    lake.engine.pulse = pulse
+    read = lake.go().indexed.bytes_read
+    assert read > 190_000
+    assert pulses > read / 1000
+
+
+def test_a_sparse_file_is_no_larger_for_its_owner(tmp_path: Path) -> None:
+    """The files of these tests take no room: else they would test nothing."""
+    path = tmp_path / "hollow"
+    hollow(path)
+    assert os.stat(path).st_blocks * 512 < 1 << 20
+
+
+def test_no_scrub_reads_a_hole(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing again what was consumed passes by the holes, too."""
+    hollow(lake.scored_path(C), b"\n")
+    lake.go()
+    reads: list[int] = []
+    real = os.pread
+
+    def noted(descriptor: int, length: int, offset: int) -> Any:
+        reads.append(length)
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", noted)
+    lake.go()
+    assert 0 < sum(reads) < 10 * lines.BLOCK_BYTES
