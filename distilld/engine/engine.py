@@ -17,6 +17,7 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from time import monotonic_ns
+from typing import Final
 
 import structlog
 
@@ -64,6 +65,9 @@ from distilld.store.segments import Segments
 from distilld.store.work import Work
 
 log = structlog.get_logger()
+
+LOOK_AGAIN_NS: Final = 2 * 10**9
+"""For so long a pass goes on with what it saw before it looks for new changes between two batches."""
 
 
 class Engine:
@@ -132,6 +136,7 @@ class Engine:
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
+        self._look_at_ns = 0
         self._mendings = 0
         """How often the pass has looked at the exports."""
         self._pool: Pool | None = None
@@ -285,10 +290,40 @@ class Engine:
                     result.batches.append(committed)
                 elif not self._took_any:
                     return
+                if monotonic_ns() >= self._look_at_ns:
+                    self._look_again(result)
             if self._judging is not None:
                 self._tell(self._judging.end())
         finally:
             self._drop_batches()
+
+    def _look_again(self, result: PassResult) -> None:
+        """Look for new changes in the middle of a long pass: what a verdict forbids now leaves with the next batch."""
+        began = monotonic_ns()
+        scan = lake.scan(self.root)
+        # What this pass read is believed to be as it was; the next pass looks closer.
+        indexer = self._indexer(scan, hashed_since_ns=None)
+        news = indexer.take(scan, unread=result.indexed.unread)
+        self._moving = {key: self._moving[key] for key in news.unsettled if key in self._moving}
+        self._look_at_ns = self._next_look(began)
+        if not (news.changes or news.problems):
+            return
+        self._drop_batches()
+        self.work.forget_places()
+        result.scan = scan
+        result.indexed.add(news)
+        if result.untold is not result.indexed:
+            result.untold.add(news)
+        self._unreadable.update((str(problem), problem) for problem in news.problems)
+        self.teller.odd_lines(news.malformed, news.unreviewed.values())
+        self._thaw()
+        self._trip()
+        self._lose_missing()
+
+    def _next_look(self, began_ns: int) -> int:
+        """When to look again: looking takes a tenth of a long pass at most."""
+        now = monotonic_ns()
+        return now + max(LOOK_AGAIN_NS, 10 * (now - began_ns))
 
     def _doubt_changed(self, result: PassResult) -> None:
         """Have the files that changed under the pass read again, whatever a stat says of them."""
@@ -479,22 +514,30 @@ class Engine:
     def _index_unread(self, unread: UnreadEvidence, result: PassResult) -> None:
         """Take in an evidence file at once that was to be read with its rows, and could not be."""
         assert result.scan is not None  # noqa: S101  it was seen there
-        indexer = self._indexer(result.scan)
-        file = next(each for each in result.scan.files if (each.kind, each.path) == (InputKind.EVIDENCE, unread.path))
-        indexer.take_one(file, result.untold)
+        key = (InputKind.EVIDENCE, unread.path)
+        for file in result.scan.files:
+            if (file.kind, file.path) == key:
+                self._indexer(result.scan, None).take_one(file, result.untold)
 
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
         self.looks.begin_boot(boot_id(), monotonic_ns())
-        indexer = self._indexer(scan)
+        indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
         self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
+        self._look_at_ns = monotonic_ns() + LOOK_AGAIN_NS
         return indexed
 
-    def _indexer(self, scan: Scan) -> Indexer:
+    def _hashed_since_ns(self) -> int | None:
+        """The time since which a file must have been hashed; None where somebody else looks after that."""
+        if self.believes_facts:
+            return None
+        return time.time_ns() - self.scrub_ns if self.scrub_ns else 0
+
+    def _indexer(self, scan: Scan, hashed_since_ns: int | None) -> Indexer:
         return Indexer(
             self.root,
             self.store,
@@ -504,7 +547,7 @@ class Engine:
             batch_rows=self.batch_rows,
             is_still=self._is_still,
             progress=self._reading(scan),
-            hashed_since_ns=None if self.believes_facts else time.time_ns() - self.scrub_ns if self.scrub_ns else 0,
+            hashed_since_ns=hashed_since_ns,
         )
 
     def _tell_judging(self, done: int, size: int) -> None:

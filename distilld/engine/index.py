@@ -67,6 +67,17 @@ class Indexed:
     rows_indexed: int = 0
     bytes_read: int = 0
 
+    def add(self, later: Indexed) -> None:
+        """Add what another scan brought behind this one."""
+        self.changes += later.changes
+        self.problems += later.problems
+        self.malformed += later.malformed
+        self.unreviewed |= later.unreviewed
+        self.unread |= later.unread
+        self.unsettled, self.unreadable = later.unsettled, later.unreadable
+        self.rows_indexed += later.rows_indexed
+        self.bytes_read += later.bytes_read
+
 
 class Indexer:
     """Brings the store's facts up to date with one scan."""
@@ -105,11 +116,19 @@ class Indexer:
         self._first_malformed: int | None = None
         self._owed: Set[FileKey] = frozenset()
 
-    def take(self, scan: Scan, *, read_anew: bool = False, owed: Set[FileKey] = frozenset()) -> Indexed:
+    def take(
+        self,
+        scan: Scan,
+        *,
+        read_anew: bool = False,
+        owed: Set[FileKey] = frozenset(),
+        unread: dict[int, UnreadEvidence] | None = None,
+    ) -> Indexed:
         """Compare the scan with what is recorded and index what changed.
 
         ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
-        that are ``owed`` such a reading get it alone.
+        that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so, but for the
+        partitions that changed since, which are taken from it.
 
         Raises:
             ListingError: A tree is missing although files of it are known.
@@ -129,7 +148,8 @@ class Indexer:
             scan.is_unknown,
             lambda record: record.is_doubtful(self._hashed_since_ns),
         )
-        reads: list[tuple[FileKey, Look]] = list(plan.to_read)
+        left = _left_unread(unread or {}, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
+        reads: list[tuple[FileKey, Look]] = [read for read in plan.to_read if read[0] not in left]
         if read_anew or owed:
             planned = {key for key, _ in reads}
             reads = sorted(
@@ -528,6 +548,13 @@ class Indexer:
         if self._first_malformed is not None:
             self._out.malformed.append(OddLines(record.kind, record.path, malformed, self._first_malformed))
         self._out.changes.append(FileChange(record.kind, record.path, change, lines))
+
+
+def _left_unread(unread: dict[int, UnreadEvidence], changed: Set[str]) -> set[FileKey]:
+    """Take the partitions that changed from what was left unread; return the evidence files that stay so."""
+    for partition_id in [number for number, each in unread.items() if each.path in changed]:
+        del unread[partition_id]
+    return {(InputKind.EVIDENCE, each.path) for each in unread.values()}
 
 
 class _Reads:

@@ -11,7 +11,6 @@ else than what is recorded, goes back row by row, without times: another row may
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from distilld.core.model import (
 from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.engine.read_file import FileRead, read_evidence
+from distilld.lake.content_hash import ContentHash
 from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
@@ -290,10 +290,13 @@ class SpanJudge:
         shown = tree_path(InputKind.SCORED, path)
         with open_partition(self._root, InputKind.SCORED, path) as (descriptor, _):
             (content,) = read_neighbours(descriptor, ((0, known.size + known.tail_bytes),), shown)
-        whole = memoryview(content)[: known.size]
         lines = [line for line in content.split(b"\n") if line]
         tail = digest_of(content[known.size :]) if known.tail_bytes else None
-        if (hashlib.sha256(whole).hexdigest(), tail, len(lines)) != (known.sha256, known.tail_digest, known.lines):
+        if (ContentHash(content[: known.size]).digest().hex(), tail, len(lines)) != (
+            known.sha256,
+            known.tail_digest,
+            known.lines,
+        ):
             raise InputChanged(shown)
         return lines
 

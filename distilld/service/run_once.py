@@ -185,7 +185,6 @@ class RunReport:
     ``rows_judged`` and ``bytes_read`` count also what nothing followed from, of which no receipt tells.
     """
 
-    """Partition files in the trees."""
     rows_read: int
     datasets: Mapping[Dataset, DatasetReport]
     pairing: Pairing

@@ -237,6 +237,19 @@ def test_file_that_grows_in_between_is_read_to_its_end_next_time(
     lake.stop()
 
 
+def test_new_partition_with_a_hole_is_judged_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest of a file counts its holes in another way, and so does who reads the file as a whole again."""
+    monkeypatch.setattr(index, "LEAVE_FROM", 0)
+    lake = HistoryLake(tmp_path)
+    lake.both(A, run("one"), run("two"))
+    with lake.scored_path(A).open("ab") as file:
+        file.write(bytes(1 << 18) + b"\n" + jsonl([run("three", "rejected")]))
+    assert lake.engine.run_pass(Trigger.ONCE).changed_inputs == ()
+    assert lake.shipped(Dataset.SFT) == {"one", "two"}
+    assert lake.held(Dataset.SFT)["three"] == "unsafe_sft_category"
+    lake.stop()
+
+
 @pytest.mark.parametrize("how", ["gone", "refused", "other"])
 def test_evidence_that_cannot_be_read_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """New evidence is read with its rows; where it cannot be, they are judged as rows without it, and all others go on."""
