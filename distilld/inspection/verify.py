@@ -387,7 +387,8 @@ def _changed_inputs(root: Path, store: Store) -> list[str]:
     changed = [
         tree_path(kind, path)
         for (kind, path), facts in seen.items()
-        if (known := files.get((kind, path))) is None or not (known.present and known.facts.same_file_state(facts))
+        if (known := files.get((kind, path))) is None
+        or not (known.present and known.facts.looked_ns and known.facts.same_file_state(facts))
     ]
     changed += [
         tree_path(kind, path)

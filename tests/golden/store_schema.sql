@@ -49,6 +49,8 @@ CREATE INDEX unjudged_files ON files (partition_id) WHERE kind = 'scored' AND ju
 
 CREATE INDEX unwritten_receipts ON receipts (batch) WHERE written = 0;
 
+CREATE INDEX verdicts_in_rests ON files (rest_digest) WHERE rest_category IS NOT NULL;
+
 CREATE INDEX withdrawals_by_id ON withdrawals (id);
 
 CREATE INDEX withdrawals_by_run ON withdrawals (source_run_id);
@@ -139,7 +141,7 @@ CREATE TABLE files (
     malformed_lines  INTEGER NOT NULL,
     tail             TEXT    CHECK (tail IN ('provisional', 'pending')),
     tail_bytes       INTEGER NOT NULL,
-    tail_digest      BLOB,
+    tail_digest      BLOB, rest_digest BLOB, rest_category INTEGER,
     PRIMARY KEY (partition_id, kind)
 ) STRICT, WITHOUT ROWID;
 

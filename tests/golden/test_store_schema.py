@@ -23,5 +23,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m003_segments",
         "m004_claimants_of_an_id",
         "m005_verdicts_in_malformed_lines",
-        "m007_moved_lines",
+        "m007_moved_lines_and_rests",
     ]
