@@ -22,7 +22,7 @@ from distilld.engine.judge_span import ScoredFile
 from distilld.engine.pool import Pool
 from distilld.engine.read_file import FileRead, Reading, scored_facts, unreviewed_lines
 from distilld.engine.span_queue import UnreadEvidence
-from distilld.lake.lines import Line, PartitionReader, end_of, parse_line
+from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of
 from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
@@ -217,6 +217,7 @@ class Indexer:
         self._out.rows_indexed += reading.lines
         record.note_hashed(reading.facts, self._began_ns)
         self._inputs.write_file(record)
+        self._take_rest(record, read.rest)
         return True
 
     def _take_new(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
@@ -278,6 +279,7 @@ class Indexer:
         record_reading(record, reading, self._began_ns)
         self._inputs.write_file(record)
         self._close_over(record, 0, record.indexed_lines)
+        self._take_rest(record, read.rest)
         self._note(record, "new", 0, reading.lines, reading.malformed)
         self._breathe(reading.lines)
 
@@ -330,10 +332,10 @@ class Indexer:
                 self._drop(record)
             elif record.kind is InputKind.SCORED:
                 self._inputs.freeze_scored(record, self._options)
-                self._set_absent(record)
             else:
                 self._inputs.lose_evidence(record)
-                self._set_absent(record)
+                record.state = "absent"
+                self._inputs.write_file(record)
         for record in purge:
             if record.kind is InputKind.SCORED:
                 self._inputs.thaw_scored(record, self._options)
@@ -341,12 +343,9 @@ class Indexer:
             self._drop(record)
         forget_unnamed_evidence(self._store, {record.partition_id for record in gone})
 
-    def _set_absent(self, record: FileRecord) -> None:
-        record.state = "absent"
-        self._inputs.write_file(record)
-
     def _drop(self, record: FileRecord) -> None:
         if record.kind is InputKind.SCORED:
+            self._inputs.set_rest(record, None, self._options)
             self._inputs.drop_scored(record, self._options)
         else:
             self._inputs.stage_evidence()
@@ -405,6 +404,7 @@ class Indexer:
             return
         record.state = "present"
         if record.kind is InputKind.SCORED:
+            self._inputs.set_rest(record, None, self._options)
             self._inputs.thaw_scored(record, self._options)
         self._inputs.write_file(record)
 
@@ -448,6 +448,7 @@ class Indexer:
             self._inputs.apply_evidence(record, whole_file=False)
         self._inputs.write_file(record)
         self._close_over(record, first_line, record.indexed_lines)
+        self._take_rest(record, rest_of(tail))
         moved = record.indexed_bytes != from_offset or added
         tail_moved = known_tail != (record.tail, record.tail_digest, record.tail_bytes)
         if moved or change != "appended":
@@ -480,6 +481,19 @@ class Indexer:
         self._add(record, [tail], line, staged=staged)
         return 1
 
+    def _take_rest(self, record: FileRecord, rest: Rest | None) -> None:
+        """Obey what the rest behind the last line feed forbids, once it does not change (SPEC 2)."""
+        if record.kind is not InputKind.SCORED:
+            return
+        key = (record.kind, record.path)
+        if rest is not None and not self._is_still(key, record.facts):
+            self._out.unsettled.append(key)
+            self._inputs.doubt([key])
+            return
+        if rest is not None:
+            self._inputs.add_malformed_runs([(run_id, rest.digest) for run_id in rest.verdict.run_ids])
+        self._inputs.set_rest(record, rest and (rest.digest, rest.verdict.category), self._options)
+
     def _rewrite(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, look: Look) -> None:
         """Take a file in from its start, in the place of what was known of it."""
         scored = record.kind is InputKind.SCORED
@@ -504,6 +518,7 @@ class Indexer:
         else:
             self._inputs.apply_evidence(record, whole_file=True, returned=look is Look.RETURNED)
         self._inputs.write_file(record, judged=True)
+        self._take_rest(record, rest_of(tail))
         if not (same and self._is_read_anew((record.kind, record.path)) and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from distilld.core.line_facts import LIKE_REJECTED, RowFacts, row_facts, run_of_evidence
 from distilld.core.model import InputKind, StatFacts
 from distilld.core.records import EvidenceRecord, evidence_record
-from distilld.lake.lines import Line, PartitionReader, end_of, parse_line, verdict_in
+from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
 
 
@@ -40,6 +40,7 @@ class FileRead(NamedTuple):
     facts: list[tuple[Any, ...]]
     malformed_runs: list[tuple[str, bytes]] = []  # noqa: RUF012  nobody adds to it
     unreviewed: list[int] = []  # noqa: RUF012  as above
+    rest: Rest | None = None
 
 
 def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> FileRead:
@@ -58,8 +59,8 @@ def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> Fi
         facts.append(scored_facts(line, number, runs))
         return facts[-1].malformed is None
 
-    reading = _read_lines(root, kind, path, max_line_bytes, take)
-    return FileRead(reading, list(map(tuple, facts)), runs, unreviewed_lines(facts))
+    reading, rest = _read_lines(root, kind, path, max_line_bytes, take)
+    return FileRead(reading, list(map(tuple, facts)), runs, unreviewed_lines(facts), rest)
 
 
 def unreviewed_lines(rows: list[RowFacts]) -> list[int]:
@@ -100,13 +101,13 @@ def read_evidence(root: Path, path: str, max_line_bytes: int, records: dict[str,
                 records[run_id] = evidence_record(value, marked=marked)
         return True
 
-    reading = _read_lines(root, InputKind.EVIDENCE, path, max_line_bytes, take)
+    reading, _ = _read_lines(root, InputKind.EVIDENCE, path, max_line_bytes, take)
     return FileRead(reading, list(found.values()))
 
 
 def _read_lines(
     root: Path, kind: InputKind, path: str, max_line_bytes: int, take: Callable[[Line, int], bool]
-) -> Reading:
+) -> tuple[Reading, Rest | None]:
     """Give each line with its number to ``take``, which says whether it is well-formed.
 
     The unterminated end counts as a line if it is a complete JSON object (SPEC 2).
@@ -125,7 +126,8 @@ def _read_lines(
         if reader.tail is not None and end.digest is not None:
             take(reader.tail, lines)
             lines += 1
-        return Reading(
+        reading = Reading(
             facts, reader.consumed, reader.sha256, lines, malformed, first_malformed, end.state, end.length, end.digest,
             reader.bytes_read,
         )  # fmt: skip
+        return reading, rest_of(reader.tail) if kind is InputKind.SCORED else None

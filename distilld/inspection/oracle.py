@@ -36,10 +36,14 @@ STAMP: Final = "-"
 
 
 class Partition(NamedTuple):
-    """The lines that count of one partition, without line feeds: scored rows, and the mirrored evidence."""
+    """The lines that count of one partition, without line feeds: scored rows, and the mirrored evidence.
+
+    ``rest`` is the unterminated end of the scored file where it is no line that counts.
+    """
 
     scored: tuple[bytes, ...]
     evidence: tuple[bytes, ...]
+    rest: bytes = b""
 
 
 Lake = Mapping[str, Partition]
@@ -61,6 +65,7 @@ class AbsentVerdict(NamedTuple):
     category: Category
     digest: bytes
     malformed: bool = False
+    is_rest: bool = False
 
 
 class FrozenRow(NamedTuple):
@@ -167,7 +172,9 @@ class LakeOnDisk(Mapping[str, Partition]):
             self._kinds.setdefault(file.path, set()).add(file.kind)
 
     def __getitem__(self, path: str) -> Partition:
-        return Partition(self._lines(InputKind.SCORED, path), self._lines(InputKind.EVIDENCE, path))
+        scored, evidence = self._content(InputKind.SCORED, path), self._content(InputKind.EVIDENCE, path)
+        limit = self._max_line_bytes
+        return Partition(lines_of(scored, limit), lines_of(evidence, limit), rest_of(scored, limit))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)
@@ -175,10 +182,8 @@ class LakeOnDisk(Mapping[str, Partition]):
     def __len__(self) -> int:
         return len(self._kinds)
 
-    def _lines(self, kind: InputKind, path: str) -> tuple[bytes, ...]:
-        if kind not in self._kinds[path]:
-            return ()
-        return lines_of(read_file(self._root, kind, path), self._max_line_bytes)
+    def _content(self, kind: InputKind, path: str) -> bytes:
+        return read_file(self._root, kind, path) if kind in self._kinds[path] else b""
 
 
 def read_lake(root: Path, options: Options) -> dict[str, Partition]:
@@ -194,11 +199,17 @@ def read_file(root: Path, kind: InputKind, path: str) -> bytes:
 
 def lines_of(content: bytes, max_line_bytes: int) -> tuple[bytes, ...]:
     """The lines that count (SPEC 2): complete and not empty; an unterminated last one only if it is a JSON object."""
-    *complete, last = content.split(b"\n")
-    lines = [line for line in complete if line]
-    if len(last) <= max_line_bytes and parse_object(last).value is not None:
+    lines = [line for line in content.split(b"\n")[:-1] if line]
+    last = content.rpartition(b"\n")[2]
+    if last and not rest_of(content, max_line_bytes):
         lines.append(last)
     return tuple(lines)
+
+
+def rest_of(content: bytes, max_line_bytes: int) -> bytes:
+    """The unterminated last line where it does not count (SPEC 2)."""
+    last = content.rpartition(b"\n")[2]
+    return b"" if len(last) <= max_line_bytes and parse_object(last).value is not None else last
 
 
 # The pass
@@ -228,7 +239,7 @@ def export(
     ``missing_files`` is the path check (SPEC 3.5), None where it is off. ``keep`` makes of what became of a row what is
     remembered of it; with ``places`` it is also told by the places of rows and pairs.
     """
-    verdicts = Verdicts(_all_rows(lines, options), frozen, options)
+    verdicts = verdicts_in_force(lines, options, frozen)
     result = FullPass(places=places, left_behind=verdicts.moved)
     without_evidence: list[tuple[Dataset, _Row, Placed]] = []
     tasks = _Tasks()
@@ -296,7 +307,9 @@ def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: Verdicts, opti
 class Verdicts:
     """The verdicts in force (SPEC 3.4): the last present one, or a later absent one that forbids."""
 
-    def __init__(self, rows: Iterable[_Row], frozen: Frozen, options: Options) -> None:
+    def __init__(
+        self, rows: Iterable[_Row], rests: Iterable[tuple[RowRef, bytes]], frozen: Frozen, options: Options
+    ) -> None:
         self._options = options
         self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
         self._named: set[str | None] = set()
@@ -308,12 +321,19 @@ class Verdicts:
                 self._present[run_id] = _place(row.at), category
             if frozen.any:
                 self._lines.add((row.run.run_id if row.run else None, digest_of(row.raw)))
+        standing: set[bytes] = set()
+        for at, rest in rests:
+            for run_id, category in verdicts_of(rest, None):
+                standing.add(digest_of(rest))
+                if run_id not in self._present or self._present[run_id][0] < _place(at):
+                    self._present[run_id] = _place(at), category
         self._absent: dict[str, list[AbsentVerdict]] = {}
         self.moved: list[RowRef] = []
         """Absent verdicts whose lines are in a present partition. They count only there, and leave nothing behind."""
         for each in sorted(frozen.verdicts, key=lambda each: _place(each.at)):
             # A line that is too long to be read now clears nothing.
-            if (None if each.malformed else each.run_id, each.digest) in self._lines:
+            stands = (None if each.malformed else each.run_id, each.digest) in self._lines
+            if stands or (each.is_rest and each.digest in standing):
                 self.moved.append(each.at)
             else:
                 self._absent.setdefault(each.run_id, []).append(each)
@@ -356,12 +376,17 @@ _walk_key: Final = lru_cache(maxsize=8)(walk_key)
 
 def verdicts_in_force(lines: Lake, options: Options, frozen: Frozen = NOTHING_FROZEN) -> Verdicts:
     """The verdict in force of each run, over all partitions (SPEC 3.4)."""
-    return Verdicts(_all_rows(lines, options), frozen, options)
+    rests: list[tuple[RowRef, bytes]] = []
+    return Verdicts(_all_rows(lines, options, rests), rests, frozen, options)
 
 
-def _all_rows(lines: Lake, options: Options) -> Iterator[_Row]:
+def _all_rows(lines: Lake, options: Options, rests: list[tuple[RowRef, bytes]] | None = None) -> Iterator[_Row]:
+    """All rows in walk order; what files end in that is no row is added to ``rests``."""
     for path in sorted(lines, key=walk_key):
-        yield from _rows_of(path, lines[path], options)
+        partition = lines[path]
+        if partition.rest and rests is not None:
+            rests.append((RowRef(path, len(partition.scored)), partition.rest))
+        yield from _rows_of(path, partition, options)
 
 
 def _rows_at(places: set[RowRef], lines: Lake, options: Options) -> dict[RowRef, _Row]:

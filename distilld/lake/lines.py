@@ -60,6 +60,21 @@ class End(NamedTuple):
     digest: bytes | None
 
 
+class Rest(NamedTuple):
+    """An unterminated rest of a scored file that forbids runs: its digest, and what it says (SPEC 2)."""
+
+    digest: bytes
+    verdict: UnreadableVerdict
+
+
+def rest_of(tail: Line | None) -> Rest | None:
+    """Search the unterminated end of a scored file, where it does not count as a line."""
+    if tail is None or parse_line(tail).value is not None:
+        return None
+    verdict = verdict_in(tail)
+    return None if verdict is None else Rest(tail.digest, verdict)
+
+
 def parse_line(line: Line) -> ParsedLine:
     """What a line says, or why it says nothing; one that was not read because of its length is too long."""
     return TOO_LONG if line.raw is None else parse_object(line.raw)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -154,10 +154,15 @@ class Restorer:
             self._restore_rows(name, aside)
 
     def _restore_log(self, name: str) -> None:
+        lines = self._rewrite_log(name, lambda: self._restored(name))
+        log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=lines, rows_missing=0)
+
+    def _rewrite_log(self, name: str, also: Callable[[], None]) -> int:
+        """Write a log of withdrawals anew, from the store; returns how many lines it has."""
         dataset = Dataset(name.removeprefix("withdrawals_"))
         lines = [each.line() for each in Withdrawals(self._store).of(dataset)]
-        self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], lambda: self._restored(name))
-        log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=len(lines), rows_missing=0)
+        self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], also)
+        return len(lines)
 
     def _restore_rows(self, name: str, aside: Path | None) -> None:
         kept = 0
@@ -203,15 +208,17 @@ class Restorer:
     # canonical order
 
     def reorder(self) -> None:
-        """Put every dataset and quarantine file into canonical walk order; the bytes of their lines stay.
+        """Put every dataset and quarantine file into canonical walk order, and logs without white space between lines.
 
         Raises:
             ExportTamperedError: A file is not what its last commit left; :meth:`check` restores it.
         """
         for name, record in self._ledger.exports().items():
-            if name.startswith("withdrawals_") or not record.committed.rows:
-                continue
-            self._reorder(name, record.committed)
+            if name.startswith("withdrawals_"):
+                if record.committed.spaces:
+                    self._rewrite_log(name, lambda: None)
+            elif record.committed.rows:
+                self._reorder(name, record.committed)
 
     def _reorder(self, name: str, committed: Committed) -> None:
         keys = _digests if name.startswith("quarantine_") else _sample_keys

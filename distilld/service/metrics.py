@@ -56,6 +56,7 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         ),
         "distilld_waiting_rows": Metric("gauge", (), "Rows that are yet to be judged."),
         "distilld_partition_files": Metric("gauge", ("tree",), "Partition files that the last scan saw."),
+        "distilld_malformed_lines": Metric("gauge", ("tree",), "Malformed lines in partition files that are there."),
         "distilld_pending_tails": Metric("gauge", (), "Partition files whose last line is not finished."),
         "distilld_unsettled_files": Metric("gauge", (), "Partition files that are left alone until they are still."),
         "distilld_lag_seconds": Metric(

@@ -198,6 +198,8 @@ class Bulletin:
         metrics.replace("distilld_chain_head", [(head, 1) for head in heads.items() if head[1]])
         metrics.set("distilld_exports_tampered", len(ledger.recent_tamperings(self._clock())))
         metrics.set("distilld_waiting_rows", self._engine.work.waiting().rows)
+        trees = Views(self._engine.store).trees()
+        metrics.replace("distilld_malformed_lines", [((each.kind.value,), each.malformed_lines) for each in trees])
         metrics.set("distilld_pending_tails", len(ledger.pending_tails()))
 
     def _measure_overdue(self, metrics: Metrics) -> None:

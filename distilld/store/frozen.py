@@ -404,7 +404,12 @@ class Frozen:
         runs = [
             run_id
             for (run_id,) in self._run(
-                f"SELECT DISTINCT run_id FROM frozen_rows WHERE run_id IS NOT NULL AND {where}", values
+                f"SELECT DISTINCT run_id FROM frozen_rows WHERE run_id IS NOT NULL AND {where}"
+                " UNION SELECT m.run_id FROM frozen_rows CROSS JOIN malformed_runs m ON m.digest = frozen_rows.digest"
+                f" WHERE frozen_rows.run_id IS NULL AND {where}"
+                " UNION SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
+                " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL",
+                values,
             )
         ]
         before = [self._inputs.in_force(run_id, options) for run_id in runs]

@@ -25,7 +25,7 @@ from distilld.core.line_facts import (
 from distilld.core.model import Category, Dataset, InputKind, Options, ProgramError, Reason, StatFacts
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
-from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID, last_verdict
+from distilld.store.schema import BASE_END, BASE_STEP, BEHIND_ID, REST, last_verdict, rest_moved
 
 _MASK = LINES_END - 1
 _FACTS = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
@@ -36,6 +36,10 @@ ORDER_MATTERS: Final = (
     f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
 )
 """SQL for whether any pair could have another outcome if its task came earlier or later; answered once a statement."""
+_RESTS = (
+    "SELECT p.walk_base + f.indexed_lines, f.rest_category FROM malformed_runs m CROSS JOIN files f"
+    f" ON {REST} CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?1"
+)
 _OUTCOMES = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
 
 
@@ -180,6 +184,27 @@ class Inputs:
         """Have what is held in memory follow what another part of the store wrote of a file."""
         if self._files is not None:
             self._files[record.kind, record.path] = record
+
+    def set_rest(self, record: FileRecord, rest: tuple[bytes, int] | None, options: Options) -> None:
+        """Record what a scored file's unterminated rest forbids, by its digest and category; None: nothing."""
+        place = (record.partition_id, InputKind.SCORED.value)
+        query = "SELECT rest_digest, rest_category FROM files WHERE partition_id = ? AND kind = ? AND rest_category IS NOT NULL"
+        known = self._run(query, place).fetchone()
+        if known == rest:
+            return
+        digests = [each[0] for each in (known, rest) if each is not None]
+        runs = {
+            run_id
+            for digest in digests
+            for (run_id,) in self._run("SELECT run_id FROM malformed_runs WHERE digest = ?", (digest,))
+        }
+        before = [(run_id, self.in_force(run_id, options)) for run_id in sorted(runs)]
+        self._run(
+            "UPDATE files SET rest_digest = ?, rest_category = ? WHERE partition_id = ? AND kind = ?",
+            (*(rest or (None, None)), *place),
+        )
+        for run_id, old in before:
+            self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
 
     def doubt(self, keys: Iterable[FileKey]) -> None:
         """Have known files read at the next look, though a stat should say that they are as recorded."""
@@ -391,7 +416,8 @@ class Inputs:
             " category IS NOT NULL AND walk < ?2 ORDER BY walk DESC LIMIT 1)"
             " UNION ALL SELECT s.walk, s.category FROM malformed_runs m CROSS JOIN scored_rows s"
             "  ON s.digest = m.digest AND s.run_id IS NULL WHERE m.run_id = ?1 AND s.category IS NOT NULL"
-            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)) ORDER BY walk DESC LIMIT 1",
+            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)"
+            f" UNION ALL {_RESTS.format('present')}) ORDER BY walk DESC LIMIT 1",
             (run_id, low, high),
         ).fetchone()
         elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
@@ -402,7 +428,8 @@ class Inputs:
             " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN frozen_rows f"
             " ON f.digest = m.digest AND f.run_id IS NULL CROSS JOIN partitions p USING (partition_id)"
             " WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IS NOT NULL AND NOT EXISTS"
-            f" (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND {elsewhere}) ORDER BY 1 DESC",
+            f" (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND {elsewhere})"
+            f" UNION ALL {_RESTS.format('absent')} AND NOT {rest_moved('NOT (s.walk >= ?2 AND s.walk < ?3)')} ORDER BY 1 DESC",
             (run_id, low, high),
         ).fetchall()
         return InForce(
@@ -704,6 +731,7 @@ class Inputs:
         low, high = record.walk_base, record.walk_base + LINES_END
         span = "walk >= ?1 AND walk < ?2"
         runs = self._runs_of(low, high)
+        runs += self._runs_of_rest(record)
         before = [self.in_force(run_id, options) for run_id in runs]
         self._touch_tasks("scored_rows", f"{_CAN_HAVE_PAIRS.format('scored_rows')} AND walk >= {low} AND walk < {high}")
         self._run(
@@ -719,8 +747,18 @@ class Inputs:
                   " AND EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = frozen_rows.run_id)", (record.partition_id,))  # fmt: skip
         self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE partition_id = ?"
                   " AND run_id IS NULL", (record.partition_id,))  # fmt: skip
+        record.state = "absent"
+        self.write_file(record)
         for run_id, old in zip(runs, before, strict=True):
             self.queue_verdict_change(run_id, old, self.in_force(run_id, options), options)
+
+    def _runs_of_rest(self, record: FileRecord) -> list[str]:
+        found = self._run(
+            "SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
+            " WHERE f.partition_id = ? AND f.kind = 'scored' AND f.rest_category IS NOT NULL",
+            (record.partition_id,),
+        )
+        return [run_id for (run_id,) in found]
 
     def _runs_of(self, low: int, high: int) -> list[str]:
         found = self._run(
@@ -899,7 +937,8 @@ def _forbids(run: str, options: Options, *datasets: Dataset) -> str:
         f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
         f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m"
         f" CROSS JOIN frozen_rows f ON f.digest = m.digest AND f.run_id IS NULL WHERE m.run_id = {run}"
-        f" AND f.kind = 'absent' AND f.category IN ({codes})))"
+        f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m CROSS JOIN files f"
+        f" ON {REST.format('absent')} AND f.rest_category IN ({codes}) WHERE m.run_id = {run}))"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from distilld.store.connection import Store
+from distilld.store.schema import rest_moved
 
 _MOVED: Final = (
     "(EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest) OR f.run_id IS NULL"
@@ -20,10 +21,15 @@ One that is too long to be read now does not: its absent verdict still forbids.
 """
 _EMPTY: Final = (
     "f.state = 'absent' AND CASE f.kind"
-    " WHEN 'scored' THEN NOT EXISTS (SELECT 1 FROM frozen_rows r WHERE r.partition_id = f.partition_id AND r.kind = 'absent')"
+    " WHEN 'scored' THEN f.rest_category IS NULL AND NOT EXISTS (SELECT 1 FROM frozen_rows r WHERE r.partition_id = f.partition_id AND r.kind = 'absent')"
     " ELSE NOT EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = f.partition_id) END"
 )
 """Whether nothing is known of absent file ``f`` but that it was there."""
+
+
+_MOVED_RESTS: Final = (
+    f"SELECT partition_id FROM files f WHERE state = 'absent' AND rest_category IS NOT NULL AND {rest_moved()}"
+)
 
 
 def forget_moved_rows(store: Store, frozen_ids: Iterable[int]) -> None:
@@ -57,6 +63,9 @@ def forget_empty_files(store: Store) -> bool:
     What the next receipt is yet to tell of stays until it has.
     """
     run = store.connection.execute
+    if run(f"SELECT EXISTS ({_MOVED_RESTS})").fetchone()[0]:
+        with store.transaction():
+            run(f"UPDATE files SET rest_category = NULL WHERE kind = 'scored' AND partition_id IN ({_MOVED_RESTS})")
     empty = run(
         f"SELECT partition_id, kind FROM files f WHERE {_EMPTY} AND partition_id NOT IN (SELECT partition_id FROM unreported_inputs)"
     ).fetchall()

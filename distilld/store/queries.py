@@ -285,6 +285,7 @@ class KeptVerdict(NamedTuple):
     category: Category
     digest: bytes
     malformed: bool
+    is_rest: bool = False
 
 
 class KeptLine(NamedTuple):
@@ -331,8 +332,13 @@ class Exceptions:
             " UNION ALL SELECT p.path, f.line, m.run_id, f.category, f.digest, 1 FROM malformed_runs m"
             " CROSS JOIN frozen_rows f ON f.digest = m.digest AND f.run_id IS NULL"
             " CROSS JOIN partitions p USING (partition_id) WHERE f.kind = 'absent' AND f.category IS NOT NULL"
+            " UNION ALL SELECT p.path, f.indexed_lines, m.run_id, f.rest_category, f.rest_digest, 2 FROM malformed_runs m"
+            " CROSS JOIN files f ON f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = 'absent'"
+            " CROSS JOIN partitions p USING (partition_id)"
         ):
-            yield KeptVerdict(RowRef(path, line), run_id, VERDICTS[category], digest, bool(malformed))
+            yield KeptVerdict(
+                RowRef(path, line), run_id, VERDICTS[category], digest, malformed > 0, is_rest=malformed == 2
+            )
 
     def rows(self) -> Iterator[KeptLine]:
         """The lines of rows that no present partition holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 from unicodedata import normalize
 
@@ -141,8 +141,11 @@ class Stories:
             " AND f.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()
-        found: dict[object, RunRow] = {}
-        for path, line, walk, state, category, digest, evidence, waits, kept, key, *outcomes in [*present, *frozen]:
+        found: dict[object, RunRow] = {row.at: row for row in self._rests(run_id)}
+        for path, line, walk, state, category, digest, evidence, waits, kept, key, *outcomes in [
+            *present,
+            *frozen,
+        ]:
             recorded = {
                 dataset: self._recorded(dataset, key, *outcomes[start : start + 4])
                 for dataset, start in ((Dataset.RAG, 0), (Dataset.SFT, 4))
@@ -155,6 +158,17 @@ class Stories:
             else:
                 found[len(found)] = row
         return sorted(found.values(), key=lambda row: (row.walk, row.state))
+
+    def _rests(self, run_id: str) -> Iterator[RunRow]:
+        """The unterminated ends of files that forbid the run: verdicts of which no row comes."""
+        for path, line, walk, state, category, digest in self._run(
+            "SELECT p.path, f.indexed_lines, p.walk_base + f.indexed_lines, f.state, f.rest_category, f.rest_digest"
+            " FROM malformed_runs m CROSS JOIN files f ON f.rest_digest = m.digest AND f.rest_category IS NOT NULL"
+            " CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?",
+            (run_id,),
+        ):
+            at = RowRef(path, line)
+            yield RunRow(at, walk, state, VERDICTS[category], digest, "unknown", waits=False, kept=False, outcomes={})
 
     def _recorded(
         self,

@@ -40,17 +40,33 @@ BEHIND_ID: Final = {
 """Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
 
 
+REST: Final = "f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = '{}'"
+"""SQL for whether file ``f`` ends in the rest that ``m`` of ``malformed_runs`` is about."""
+
+
+def rest_moved(which: str = "1") -> str:
+    """SQL for whether the rest of absent file ``f`` is in a present one, or is a line there; ``which`` lines ``s`` count."""
+    return (
+        "(EXISTS (SELECT 1 FROM files o WHERE o.rest_digest = f.rest_digest AND o.rest_category IS NOT NULL"
+        " AND o.state = 'present') OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL"
+        f" AND s.digest = f.rest_digest AND {which}))"
+    )
+
+
 def last_verdict_place(run: str) -> str:
     """SQL for a run's last present verdict, its walk times 8 plus its category code; NULL where it has none.
 
-    ``run`` is an expression. What malformed lines say counts by their digests.
+    ``run`` is an expression. What malformed lines and unterminated rests say counts by their digests.
     """
     return (
         "nullif(max("
         f"coalesce((SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = {run}"
         " AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1), -1),"
-        " coalesce((SELECT max(v.walk << 3 | v.category) FROM malformed_runs m CROSS JOIN scored_rows v"
-        f" INDEXED BY nameless_rows ON v.digest = m.digest AND v.run_id IS NULL WHERE m.run_id = {run}), -1)), -1)"
+        " coalesce((SELECT max(max(coalesce((SELECT max(v.walk << 3 | v.category) FROM scored_rows v"
+        " INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL), -1),"
+        " coalesce((SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f"
+        f" CROSS JOIN partitions p USING (partition_id) WHERE {REST.format('present')}), -1)))"
+        f" FROM malformed_runs m WHERE m.run_id = {run}), -1)), -1)"
     )
 
 
@@ -452,8 +468,16 @@ def m006_own_looks(db: Database) -> None:
     )
 
 
-def m007_moved_lines(db: Database) -> None:
-    """Of a line that moved to another file nothing is kept under its old name: what was kept so far is looked at again."""
+def m007_moved_lines_and_rests(db: Database) -> None:
+    """Of a line that moved to another file nothing is kept under its old name: what was kept so far is looked at again.
+
+    An unterminated rest may forbid the runs that it names, like a malformed line: by its digest, too.
+    """
+    _run_script(
+        db,
+        "ALTER TABLE files ADD COLUMN rest_digest BLOB;\nALTER TABLE files ADD COLUMN rest_category INTEGER;\n"
+        "CREATE INDEX verdicts_in_rests ON files (rest_digest) WHERE rest_category IS NOT NULL;\n",
+    )
     db.conn.execute("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'absent'")
 
 
@@ -467,7 +491,7 @@ MIGRATIONS: Final = (
     m004_claimants_of_an_id,
     m005_verdicts_in_malformed_lines,
     m006_own_looks,
-    m007_moved_lines,
+    m007_moved_lines_and_rests,
 )
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 

@@ -239,6 +239,7 @@ class Standing(NamedTuple):
 
 
 _PAIR: Final = ", ".join(WorkPair._fields)
+_ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
 _FROZEN: Final = ", ".join(f"f.{name}" for name in FrozenRow._fields)
 ASKED_AT_ONCE: Final = 200
 """Tasks that one statement asks for."""
@@ -431,7 +432,9 @@ class Work:
     def has_loose_lines(self) -> bool:
         """Whether any line stands in a dataset that belongs to no present row."""
         return bool(
-            self._run("SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM frozen_rows)").fetchone()[0]
+            self._run(
+                f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM frozen_rows) OR {_ABSENT_RESTS}"
+            ).fetchone()[0]
         )
 
     def departures(self, limit: int) -> list[Departure]:
@@ -482,7 +485,8 @@ class Work:
 
     def has_frozen_verdicts(self) -> bool:
         """Whether any absent verdict is remembered."""
-        return bool(self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent')").fetchone()[0])
+        absent = f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent') OR {_ABSENT_RESTS}"
+        return bool(self._run(absent).fetchone()[0])
 
     def verdicts(self, run_id: str, options: Options) -> tuple[Category | None, Category | None, Category | None]:
         """The categories in force for RAG and SFT, and among present verdicts alone."""
@@ -505,6 +509,15 @@ class Work:
                 " WHERE (f.run_id = ?1 OR f.run_id IS NULL AND f.digest IN (SELECT digest FROM malformed_runs"
                 f" WHERE run_id = ?1)) AND f.category IN ({codes}) AND f.kind = 'absent'"
                 " ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",
+                (run_id,),
+            ).fetchone()
+        )
+        found = (
+            found
+            or self._run(
+                "SELECT p.path, f.indexed_lines FROM malformed_runs m CROSS JOIN files f ON f.rest_digest = m.digest"
+                f" AND f.rest_category IN ({codes}) CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?"
+                " ORDER BY p.walk_base DESC LIMIT 1",
                 (run_id,),
             ).fetchone()
         )

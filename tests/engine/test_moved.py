@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from distilld.config.load import load
+from distilld.core.model import InputKind
+from distilld.inspection.explain import explain
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
 
 
@@ -135,12 +139,16 @@ def test_older_store_forgets_what_it_kept_of_renamed_partitions(lake: HistoryLak
     lake.go()
     lake.stop()
     with sqlite3.connect(lake.state) as store:
-        store.execute("DELETE FROM _sqlite_migrations WHERE name = 'm007_moved_lines'")
+        store.execute("DELETE FROM _sqlite_migrations WHERE name = 'm007_moved_lines_and_rests'")
+        store.execute("DROP INDEX verdicts_in_rests")
+        for column in ("rest_digest", "rest_category"):
+            store.execute(f"ALTER TABLE files DROP COLUMN {column}")
+        columns = ", ".join(name for _, name, *_ in store.execute("PRAGMA table_info(files)"))
         store.execute(
             "INSERT INTO partitions VALUES (99, '2026/04/30/old.jsonl', (SELECT max(walk_base) << 1 FROM partitions))"
         )
         store.execute(
-            "INSERT INTO files SELECT 99, kind, 'absent', device, inode, size_bytes, mtime_ns, ctime_ns, looked_ns,"
+            f"INSERT INTO files ({columns}) SELECT 99, kind, 'absent', device, inode, size_bytes, mtime_ns, ctime_ns, looked_ns,"
             " indexed_bytes, indexed_sha256, indexed_lines, judged_lines, malformed_lines, tail, tail_bytes, tail_digest"
             " FROM files WHERE kind = 'scored'"
         )
@@ -155,3 +163,110 @@ def test_older_store_forgets_what_it_kept_of_renamed_partitions(lake: HistoryLak
     lake.scored(A, run("r1"), run("r2"), run("r3"))
     lake.go()
     assert lake.shipped("rag") == {"r1", "r2"}
+
+
+# rests
+
+
+REJECTED = b'{"evidence_run_id":"r1","category":"rejected","x":"torn'
+
+
+def rest(lake: HistoryLake, partition: str, content: bytes) -> None:
+    """Put something behind the last line feed of a scored file, or in the place of what is there."""
+    path = lake.scored_path(partition)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_bytes().rpartition(b"\n")[0] + b"\n" if path.exists() else b""
+    path.write_bytes(lines + content)
+
+
+@pytest.mark.parametrize("partition", [B, C])
+def test_rest_that_spells_out_a_rejection_forbids(lake: HistoryLake, partition: str) -> None:
+    """A writer stopped in the middle of a rejection: it was no verdict, and the row stayed in the datasets."""
+    lake.both(B, run("r1"), run("r2"))
+    lake.go()
+    rest(lake, partition, REJECTED)
+    lake.go()
+    assert lake.shipped("rag") == lake.shipped("sft") == {"r2"}
+    verdict = lake.withdrawn("rag")[0]["verdict"]
+    line = 2 if partition == B else 0
+    assert verdict == {"category": "rejected", "location": {"partition": partition, "line_offset": line}}
+    settings = load(flags={"root": lake.root, "state": lake.state}, environ={}, config_file=None, cwd=lake.root)
+    told = explain(settings, "r1")
+    assert {(each.partition, each.line, each.forbids) for each in told.verdicts} == {(partition, line, True)}
+    assert [(row.state, row.fates) for row in told.rows if (row.partition, row.line) == (partition, line)] == [
+        ("present", ())
+    ]
+    rest(lake, partition, b"")
+    lake.go()
+    assert lake.shipped("rag") == {"r1", "r2"}
+    lake.restart()
+    lake.go()
+    assert lake.shipped("rag") == {"r1", "r2"}
+
+
+def test_rest_counts_once_it_does_not_change(lake: HistoryLake) -> None:
+    """A rest that was written a moment ago may still become another line; a pass looks again when it is still."""
+    lake.both(B, run("r1"))
+    lake.go()
+    lake.restart(settle_seconds=60)
+    rest(lake, C, REJECTED)
+    result = lake.go()
+    assert result.indexed.unsettled == [(InputKind.SCORED, C)]
+    assert lake.shipped("rag") == {"r1"}
+    os.utime(lake.scored_path(C), (1, 1))
+    lake.restart(settle_seconds=0)
+    assert not lake.go().indexed.unsettled
+    assert lake.shipped("rag") == set()
+
+
+def test_completed_rest_says_what_its_line_says(lake: HistoryLake) -> None:
+    """The torn line is written to its end: it is a row like any other, and a later verdict overrules it."""
+    lake.both(B, run("r1"))
+    rest(lake, C, REJECTED)
+    lake.go()
+    assert lake.shipped("rag") == set()
+    rest(lake, C, REJECTED + b'"}\n' + b'{"evidence_run_id":"r1","category":"accepted"}\n')
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}
+
+
+def test_rest_of_an_absent_file_forbids_until_it_is_pruned(lake: HistoryLake) -> None:
+    """The file is deleted: its rest goes on to forbid, as any absent verdict does."""
+    lake.both(B, run("r1"))
+    rest(lake, C, REJECTED)
+    lake.go()
+    lake.move_away(lake.scored_path(C))
+    lake.go()
+    assert lake.shipped("rag") == set()
+    lake.prune()
+    assert lake.shipped("rag") == {"r1"}
+
+
+def test_rest_moves_with_its_file(lake: HistoryLake) -> None:
+    """The file is renamed and then completed: nothing of the rest is left under the old name."""
+    lake.both(B, run("r1"))
+    rest(lake, C, REJECTED)
+    lake.go()
+    before = rows_by_table(lake)
+    rename(lake, C, A)
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}  # the rest is in A alone, and B comes later
+    assert rows_by_table(lake)["files"] == before["files"]
+    rename(lake, A, C)
+    lake.go()
+    assert lake.shipped("rag") == set()
+    rest(lake, C, b'{"evidence_run_id":"r1","category":"accepted"}\n')
+    lake.go()
+    assert lake.shipped("rag") == {"r1"}
+
+
+def test_pruned_malformed_rejection_forbids_no_more(lake: HistoryLake) -> None:
+    """Rows that a malformed line of an absent file forbade stayed out when that file was given up."""
+    lake.both(B, run("r1"))
+    lake.scored(C, REJECTED)
+    lake.go()
+    lake.move_away(lake.scored_path(C))
+    lake.go()
+    assert lake.shipped("rag") == set()
+    lake.prune()
+    assert lake.shipped("rag") == {"r1"}

@@ -53,6 +53,8 @@ CREATE INDEX unsure_files ON files (unsure_since_ns) WHERE unsure_since_ns IS NO
 
 CREATE INDEX unwritten_receipts ON receipts (batch) WHERE written = 0;
 
+CREATE INDEX verdicts_in_rests ON files (rest_digest) WHERE rest_category IS NOT NULL;
+
 CREATE INDEX withdrawals_by_id ON withdrawals (id);
 
 CREATE INDEX withdrawals_by_run ON withdrawals (source_run_id);
@@ -141,7 +143,7 @@ CREATE TABLE files (
     malformed_lines  INTEGER NOT NULL,
     tail             TEXT    CHECK (tail IN ('provisional', 'pending')),
     tail_bytes       INTEGER NOT NULL,
-    tail_digest      BLOB, unsure_since_ns INTEGER DEFAULT 0, hashed_at_ns INTEGER NOT NULL DEFAULT 0,
+    tail_digest      BLOB, unsure_since_ns INTEGER DEFAULT 0, hashed_at_ns INTEGER NOT NULL DEFAULT 0, rest_digest BLOB, rest_category INTEGER,
     PRIMARY KEY (partition_id, kind)
 ) STRICT, WITHOUT ROWID;
 

@@ -24,5 +24,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m004_claimants_of_an_id",
         "m005_verdicts_in_malformed_lines",
         "m006_own_looks",
-        "m007_moved_lines",
+        "m007_moved_lines_and_rests",
     ]

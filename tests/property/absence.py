@@ -48,6 +48,8 @@ class Remembered:
 
     lines: list[Line | None]
     placed: list[dict[Dataset, Placed | None]]
+    rest: bytes
+    """What it ended in that was no line."""
 
 
 @dataclass
@@ -128,7 +130,7 @@ class Absence:
                     {each: result.rows[each, RowRef(path, number)] for each in (Dataset.RAG, Dataset.SFT)}
                     for number in range(len(look.lines[path]))
                 ]
-                self._scored[path] = Remembered([*look.lines[path]], placed)
+                self._scored[path] = Remembered([*look.lines[path]], placed, look.now[path].rest)
         stayed = {id(pair) for pair in result.frozen_pairs}
         self._pairs = [(sides, pair.placed) for sides, pair in look.pairs if id(pair) in stayed]
         self._pairs += [
@@ -142,6 +144,8 @@ class Absence:
         standing = {line[:3] for lines in look.lines.values() for line in lines}
         for path in look.absent:
             of = self._scored[path]
+            if of.rest in {each.rest for each in look.now.values()} or (of.rest, False, None) in standing:
+                of.rest = b""
             of.lines = [line if line is None or line[:3] not in standing else None for line in of.lines]
         for path in look.without:
             if (InputKind.SCORED, path) not in look.present:
@@ -167,7 +171,10 @@ class Absence:
 
     def _verdicts(self, absent: list[str]) -> Iterator[AbsentVerdict]:
         for path in absent:
-            for number, line in enumerate(self._scored[path].lines):
+            of = self._scored[path]
+            for run_id, category in oracle.verdicts_of(of.rest, None):
+                yield AbsentVerdict(RowRef(path, len(of.lines)), run_id, category, digest_of(of.rest), True, True)
+            for number, line in enumerate(of.lines):
                 if line is None:
                     continue
                 run = scored_run(parse_object(line.raw).value or {}) if line.readable else None

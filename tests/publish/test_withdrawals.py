@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.model import EXPORT_PATHS, Dataset
+from distilld.core.model import EXPORT_PATHS, Dataset, Trigger
 from distilld.delivery.changes import changes
 from distilld.publish import exports as exports_module
 from tests.support.committed import committed_and_whole
@@ -50,15 +50,21 @@ def test_verdict_that_flips_leaves_one_line_an_id(
 ) -> None:
     """Flips of 48 bytes once added a line for each row of their run, for good: 14 MB each where there were 20,000."""
     monkeypatch.setattr(exports_module, "LEAST_BYTES", least_bytes)
-    flip(lake, 1, run_id="other")
+    flip(lake, 2, run_id="other")
     flip(lake, 7)
     told = [row for row in lake.withdrawn("rag") if row["source_run_id"] == "many"]
     assert len({row["id"] for row in told}) == len(told) == ROWS
-    assert {row["verdict"]["location"]["line_offset"] for row in told} == {7}
+    assert {row["verdict"]["location"]["line_offset"] for row in told} == {8}
     assert {row["withdrawn_batch"] for row in told} == {last_batch(lake)}
     assert next(row["source_run_id"] for row in lake.withdrawn("rag")) == "other"
     assert lake.ask("SELECT count(*) FROM withdrawals") == [(2 * ROWS + 2,)]
     committed_and_whole(lake.root)
+    flip(lake, 1, run_id="other")
+    assert (b" " in lake.content("withdrawals_rag")) == (least_bytes == 0)
+    lines = lake.rows("withdrawals_rag")
+    lake.go(Trigger.COMPACT)
+    assert lake.rows("withdrawals_rag") == lines
+    assert b" " not in lake.content("withdrawals_rag")
 
 
 def test_copy_learns_of_a_withdrawal_that_was_told_before(lake: HistoryLake) -> None:
