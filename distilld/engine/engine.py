@@ -128,6 +128,8 @@ class Engine:
         self._spool_folder = spool_folder
         self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
+        self._postponed: list[FileKey] = []
+        """Large files that the last pass left to the next ones."""
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
         self._pool: Pool | None = None
@@ -470,7 +472,8 @@ class Engine:
         self.looks.begin_boot(boot_id(), monotonic_ns())
         indexer = self._indexer(scan)
         owed = self.judged_with.owed_readings()
-        indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
+        indexed = indexer.take(scan, read_anew=read_anew, owed=owed, next_turn=next(iter(self._postponed), None))
+        self._postponed = indexed.postponed
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
