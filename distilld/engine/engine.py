@@ -134,6 +134,8 @@ class Engine:
         self._spool_folder = spool_folder
         self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
+        self._postponed: list[FileKey] = []
+        """Large files that the last pass left to the next ones."""
         self._took_any = False
         """Whether the last batch took anything out of the queues; what it put in may be as much."""
         self._look_at_ns = 0
@@ -304,14 +306,15 @@ class Engine:
         # What this pass read is believed to be as it was; the next pass looks closer.
         indexer = self._indexer(scan, hashed_since_ns=None)
         news = indexer.take(scan, unread=result.indexed.unread)
+        self._postponed = news.postponed
         self._moving = {key: self._moving[key] for key in news.unsettled if key in self._moving}
         self._look_at_ns = self._next_look(began)
+        result.indexed.add(news)
         if not (news.changes or news.problems):
             return
         self._drop_batches()
         self.work.forget_places()
         result.scan = scan
-        result.indexed.add(news)
         if result.untold is not result.indexed:
             result.untold.add(news)
         self._unreadable.update((str(problem), problem) for problem in news.problems)
@@ -523,7 +526,8 @@ class Engine:
         self.looks.begin_boot(boot_id(), monotonic_ns())
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
-        indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
+        indexed = indexer.take(scan, read_anew=read_anew, owed=owed, next_turn=next(iter(self._postponed), None))
+        self._postponed = indexed.postponed
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()

@@ -7,7 +7,7 @@ it. Transactions are bounded by rows and may hold several files; a crash between
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ from distilld.store.moved import forget_unnamed_evidence
 ROWS_PER_TRANSACTION: Final = 20_000
 READ_WHOLE_BYTES: Final = 64 << 20
 """Bytes of a file whose facts are held in memory as a whole; one that is larger is read block by block, here."""
+TURN_BYTES: Final = 256 << 20
+"""Evidence files that are larger are read one in a pass, and behind all others: these do not wait until it is read."""
 LEAVE_FROM: Final = 4 << 20
 """Bytes of new files from which their evidence is left unread until it is judged with; less is read at once."""
 LEAVE_BYTES: Final = 8 << 20
@@ -55,6 +57,8 @@ class Indexed:
     changes: list[FileChange] = field(default_factory=list)
     unsettled: list[FileKey] = field(default_factory=list)
     """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
+    postponed: list[FileKey] = field(default_factory=list)
+    """Large files that are left to the passes that follow at once."""
     problems: list[OperatorError] = field(default_factory=list)
     malformed: list[OddLines] = field(default_factory=list)
     unreviewed: dict[str, OddLines] = field(default_factory=dict)
@@ -74,7 +78,7 @@ class Indexed:
         self.malformed += later.malformed
         self.unreviewed |= later.unreviewed
         self.unread |= later.unread
-        self.unsettled, self.unreadable = later.unsettled, later.unreadable
+        self.unsettled, self.unreadable, self.postponed = later.unsettled, later.unreadable, later.postponed
         self.rows_indexed += later.rows_indexed
         self.bytes_read += later.bytes_read
 
@@ -123,12 +127,13 @@ class Indexer:
         read_anew: bool = False,
         owed: Set[FileKey] = frozenset(),
         unread: dict[int, UnreadEvidence] | None = None,
+        next_turn: FileKey | None = None,
     ) -> Indexed:
         """Compare the scan with what is recorded and index what changed.
 
         ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
         that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so, but for the
-        partitions that changed since, which are taken from it.
+        partitions that changed since, which are taken from it. ``next_turn`` was postponed, and is not postponed again.
 
         Raises:
             ListingError: A tree is missing although files of it are known.
@@ -156,6 +161,8 @@ class Indexer:
                 [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
+        elif not plan.gone:
+            reads = self._take_turns(reads, seen, next_turn)
         purge = [
             record
             for record in known.values()
@@ -176,6 +183,22 @@ class Indexer:
             self._take_files([(seen[key], known[key], look) for key, look in reads if look is not Look.NEW])
             self._take_new(new, places)
         return self._out
+
+    def _take_turns(
+        self, reads: list[tuple[FileKey, Look]], seen: Mapping[FileKey, PartitionFile], next_turn: FileKey | None
+    ) -> list[tuple[FileKey, Look]]:
+        """Postpone large evidence while there is other work.
+
+        Scored files never are, for they may forbid what others allow; nor is evidence that comes with its rows.
+        """
+        with_rows = {path for (kind, path), _ in reads if kind is InputKind.SCORED}
+        large = [key for key, _ in reads if seen[key].stat.size > TURN_BYTES and key[1] not in with_rows]
+        if next_turn in large:
+            large.remove(next_turn)
+        elif len(large) == len(reads):
+            del large[:1]
+        self._out.postponed = large
+        return [read for read in reads if read[0] not in set(large)]
 
     def take_one(self, file: PartitionFile, out: Indexed) -> None:
         """Take in an evidence file that was left unread, and add what that brings to ``out``."""

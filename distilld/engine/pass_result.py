@@ -70,8 +70,8 @@ class PassResult:
 
     @property
     def unfinished(self) -> bool:
-        """Whether inputs were left alone because they were being written; another pass is due soon."""
-        return bool(self.indexed.unsettled or self.changed_inputs)
+        """Whether inputs were left alone: they were being written, or others came first. Another pass is due soon."""
+        return bool(self.indexed.unsettled or self.changed_inputs or self.indexed.postponed)
 
     @property
     def unreadable(self) -> tuple[Oddity, ...]:

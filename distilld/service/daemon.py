@@ -301,7 +301,9 @@ class Daemon:
         if result.indexed.bytes_read or trigger is not Trigger.WATCH:
             self._recheck_at = now
         if result.unfinished:
-            self._again_at = now + max(self.settings.settle_seconds, LEAST_PAUSE_SECONDS)
+            self._again_at = now
+            if not result.indexed.postponed:
+                self._again_at += max(self.settings.settle_seconds, LEAST_PAUSE_SECONDS)
         self._tell_settling(result)
         if result.scan is not None and self._listener.cover(result.scan.folders):
             self._again_at = now

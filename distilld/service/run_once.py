@@ -323,6 +323,8 @@ def _passes(
                 engine.committer.recover()
             raise
         yield result
+        if result.indexed.postponed:
+            continue
         if not result.unfinished or clock() >= until:
             return
         log.info("settling", files=[tree_path(*key) for key in result.indexed.unsettled])

@@ -24,11 +24,12 @@ from structlog.testing import capture_logs
 from distilld import logs
 from distilld.config.load import load
 from distilld.config.settings import Settings
-from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, Trigger, UsageError, WriterBusy
+from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, StatFacts, Trigger, UsageError, WriterBusy
 from distilld.engine import engine as engine_module
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection.health import diagnose
+from distilld.lake.scan import tree_path
 from distilld.publish import restore
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.exports import Exports
@@ -232,6 +233,28 @@ def test_hint_is_followed_by_a_pass(stage: Stage) -> None:
     stage.run()
     assert stage.passes == [Trigger.STARTUP, Trigger.WATCH, Trigger.WATCH]
     assert stage.shipped() == 2
+
+
+def test_change_that_the_facts_hide_is_found_in_a_rest(stage: Stage) -> None:
+    """Without a file event, and with facts that are as recorded: hashing the file again leads to a pass, once."""
+    stage.settings = stage.read(settle_seconds=0)
+    engines: list[Engine] = []
+    stage.looks.append(engines.append)
+
+    def lie() -> None:
+        engine, path = engines[0], stage.root / "data/scored-runs" / partition_of(0)
+        path.write_bytes(path.read_bytes().replace(b"accepted", b"rejected"))
+        with engine.store.transaction():
+            for record in engine.inputs.files().values():
+                facts = StatFacts.of((stage.root / tree_path(record.kind, record.path)).stat())
+                record.facts, record.unsure_since_ns = facts, 0
+                engine.inputs.write_file(record)
+
+    stage.then(lie)
+    stage.wait(100)
+    stage.run()
+    assert stage.passes == [Trigger.STARTUP, Trigger.WATCH, Trigger.WATCH]
+    assert stage.shipped() == 0
 
 
 def test_nothing_to_do_is_no_pass(stage: Stage) -> None:
