@@ -25,7 +25,7 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch, n
     """NO_COLOR keeps a line plain, also on a terminal; what is said is made safe either way."""
     said: list[str] = []
     monkeypatch.setenv("NO_COLOR", no_color)
-    monkeypatch.setattr(output.click, "echo", said.append)
+    monkeypatch.setattr("click.echo", said.append)
     say_coloured("healthy\x07", "green")
     assert said == ["healthy\\x07" if no_color else "\x1b[32m\x1b[1mhealthy\\x07\x1b[0m"]
 
