@@ -15,9 +15,9 @@ from distilld.cli.exit_codes import ExitCode
 def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
     """Check whether the lake is healthy, for a monitor: exit code 0 if it is, else 1 and each reason on a line.
 
-    Unhealthy: no writer runs; the last batch failed; a recovery is pending; the tripwire retains rows; something was
-    set aside; a withdrawal is overdue; an input cannot be read; the last scan is older than three rescan periods. Each
-    reason names the command that resolves it. Changes nothing.
+    Unhealthy: no writer runs; the last batch failed; a recovery is pending; the tripwire retains rows; an export was
+    changed or set aside; a withdrawal is overdue; an input cannot be read; the last scan is older than three rescan
+    periods. Each reason names the command that resolves it. Changes nothing.
     """
     from distilld.cli.output import print_json, say
     from distilld.cli.settings import load_settings

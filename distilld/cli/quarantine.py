@@ -63,7 +63,7 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
         return ExitCode.DONE
     show(
         Table(
-            "Held back",
+            "Quarantined",
             ("dataset", "reason", "rows"),
             [(str(count.dataset), str(count.reason), count.rows) for count in counts],
         )

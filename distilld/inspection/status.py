@@ -7,7 +7,6 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,14 +21,12 @@ from distilld.core.model import (
     REPORTS,
     SET_ASIDE,
     TAMPERINGS_AN_HOUR,
-    Committed,
     InputKind,
-    StatFacts,
     UsageError,
 )
 from distilld.core.remedies import BY_EVENT
-from distilld.files.regular import open_regular, read_regular
-from distilld.files.segments import hash_of
+from distilld.files.regular import read_regular
+from distilld.inspection.export_faults import changed_exports
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
 from distilld.lake.scan import TREES, ListingError, Stray, tree_path
@@ -38,7 +35,7 @@ from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
 from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
 from distilld.store.segments import Segments
@@ -287,7 +284,9 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         )
     if another := _another_writer(ledger):
         found.problems.append(another)
-    found.problems += _changed_exports(found, settings, store)
+    for path, problem in changed_exports(settings, store, beside_writer=found.writer.running):
+        then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
+        found.problems.append(Problem("export_changed", f"{path} {problem}", f"find out who writes there; {then}"))
     if found.writer.running:
         return  # what is under way is no fault
     unfinished = ledger.intents() or ledger.unwritten_receipts() or Segments(store).due()
@@ -341,53 +340,6 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
             else "the next run judges every row anew"
         )
         yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
-
-
-def _changed_exports(found: Status, settings: Settings, store: Store) -> Iterator[Problem]:
-    """The exports that somebody else changed, but for those that the writer has in hand, or finished meanwhile."""
-    records = Ledger(store).exports()
-    if not (faults := {name: why for name, record in records.items() if (why := _fault_of(settings.root, record))}):
-        return
-    with ExitStack() as later:
-        if found.writer.running:
-            store = later.enter_context(reading(settings.state, settings.root))
-        ledger, in_hand = Ledger(store), set(Segments(store).due())
-        appending = {intent.name: intent.base_bytes for intent in ledger.intents() if intent.temp is None}
-        now = ledger.exports()
-    for name, (problem, size) in faults.items():
-        grown = name in appending and size is not None and size >= appending[name]
-        if now[name] == records[name] and not (name in in_hand or now[name].pending_temp or grown):
-            then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
-            yield Problem("export_changed", f"{EXPORT_PATHS[name]} {problem}", f"find out who writes there; {then}")
-
-
-def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None:
-    """What is wrong with an export, and how long it is where it is as long as ever or longer."""
-    path, committed = root / EXPORT_PATHS[record.name], record.committed
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return ("is gone", None) if committed.size else None
-    except OSError as error:
-        return f"cannot be looked at: {error.strerror}", None
-    if status.st_size != committed.size:
-        return f"has {status.st_size} bytes and should have {committed.size}", status.st_size
-    if record.facts is None or record.facts == StatFacts.of(status):
-        return None
-    # chmod, chgrp, touch: with the same bytes that is no edit
-    problem = _fault_of_content(path, committed)
-    return (problem, status.st_size) if problem else None
-
-
-def _fault_of_content(path: Path, committed: Committed) -> str:
-    """What is wrong with the bytes of an export that was touched; empty where they are the committed ones."""
-    try:
-        with open_regular(path) as file:
-            found = hash_of(file.fileno(), committed.size, committed.segment_bytes)
-            same = found.hexdigest() == committed.sha256
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return "" if same else "has other bytes than its last commit"
 
 
 # what the disk says

@@ -15,6 +15,8 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +25,10 @@ import structlog
 from distilld.core.model import EXPORT_PATHS, SET_ASIDE
 from distilld.publish import receipt_files as receipts
 from distilld.publish.cards import write_cards
-from distilld.publish.exports import RENAME_ORDER, Exports
+from distilld.publish.exports import RENAME_ORDER, Exports, drop_ids
 from distilld.publish.overwrite import touched
 from distilld.publish.pins import Pins
-from distilld.publish.reading import ExportTamperedError, ExportWriteError
+from distilld.publish.reading import ExportTamperedError, ExportWriteError, file_lines
 from distilld.publish.receipt import iso_time
 from distilld.publish.set_aside import copy_aside, move_aside
 from distilld.store.connection import Store
@@ -142,12 +144,20 @@ class Recovery:
             raise ExportWriteError(EXPORT_PATHS[name], error) from error
         put_aside = copy_aside if regular and not temp else move_aside
         try:
-            kept = put_aside(path, self._root / SET_ASIDE, name, iso_time(now_ns).replace(":", ""))
+            stamp = iso_time(now_ns).replace(":", "")
+            kept = put_aside(path, self._root / SET_ASIDE, name, stamp, partial(self._holds_lost, name))
         except OSError as error:
             raise ExportWriteError(SET_ASIDE, error) from error
         shown = f"{SET_ASIDE}/{kept.name}" if kept is not None else None
         log.warning("export_set_aside", path=str(path.relative_to(self._root)), copy=shown)
         return kept if regular else None
+
+    def _holds_lost(self, name: str, copy: Path) -> bool:
+        """Whether a copy that was set aside holds a row that was published as lost."""
+        is_lost = drop_ids({each.encode() for each in self._ledger.lost_ids(name)})
+        with suppress(OSError):
+            return any(map(is_lost, file_lines(copy)))
+        return False
 
     def _report(self, *, cut_off: bool = False) -> None:
         """Write the receipts of what was committed, and remove those that are kept no longer."""

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,8 +24,15 @@ BLOCK_BYTES: Final = 1 << 20
 _STAMP: Final = re.compile(r"[0-9][0-9TZ.-]*")
 """What stands behind ``name-``; whatever else stands in the folder is somebody's own."""
 
+Needed = Callable[[Path], bool]
+"""Whether a copy holds what stands nowhere else."""
 
-def copy_aside(path: Path, folder: Path, name: str, stamp: str) -> Path:
+
+def _nothing(_: Path) -> bool:
+    return False
+
+
+def copy_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = _nothing) -> Path:
     """Copy a file to ``name-stamp`` in ``folder``, or find the newest copy to hold the same bytes; returns the copy.
 
     Raises:
@@ -34,13 +42,13 @@ def copy_aside(path: Path, folder: Path, name: str, stamp: str) -> Path:
     newest = _copies(folder, name)[-1:]
     if newest and _same_bytes(newest[0], path):
         return newest[0]
-    _thin_out(folder, name)
+    _thin_out(folder, name, needed)
     target = _free(folder, name, stamp)
     _make(path, target, name)
     return target
 
 
-def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
+def move_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = _nothing) -> Path | None:
     """Move what nobody reads to ``name-stamp`` in ``folder``; returns where it is now.
 
     From another file system only a file, a link and a folder can be moved, by making them anew. All else has no content
@@ -50,7 +58,7 @@ def move_aside(path: Path, folder: Path, name: str, stamp: str) -> Path | None:
         OSError: The system refused.
     """
     _make_own(folder)
-    _thin_out(folder, name)
+    _thin_out(folder, name, needed)
     target = _free(folder, name, stamp)
     try:
         os.rename(path, target)
@@ -91,12 +99,16 @@ def _free(folder: Path, name: str, stamp: str) -> Path:
     return target
 
 
-def _thin_out(folder: Path, name: str) -> None:
+def _thin_out(folder: Path, name: str, needed: Needed) -> None:
     """Make room for one more copy; the newest ones stay, for nobody knows yet whether there will be another.
 
-    So does one that cannot be removed: a copy too many is no reason to restore nothing.
+    One that is ``needed`` goes after those that are not. A copy that cannot be removed stays: a copy too many is no
+    reason to restore nothing.
     """
-    for old in _copies(folder, name)[: 1 - COPIES_KEPT]:
+    copies = _copies(folder, name)
+    if len(copies) < COPIES_KEPT:
+        return
+    for old in sorted(copies, key=needed)[: len(copies) + 1 - COPIES_KEPT]:
         with suppress(OSError):
             _remove(old)
 

@@ -1,8 +1,7 @@
 """A receipt around a stage that is not ours, such as build_evidence_index or score_runs (SPEC 4, 'Other stages').
 
-The receipt has the form of a batch's and stands among them, in a chain of its own for each stage: it names the sha256
-of that stage's receipt before it. No store and no lock are taken, so it runs beside a daemon, and two stages run beside
-each other; their folders carry the stage's name, so no two receipts meet.
+The receipt has the form of a batch's, in a chain of its own for each stage: it names the sha256 of that stage's
+receipt before it. It takes no store and no lock, and its folder carries the stage's name: stages may run side by side.
 """
 
 from __future__ import annotations
@@ -147,6 +146,7 @@ def _facts(
         "inputs": [_input(path, state, previous) for path, state in done.read.items()],
         "outputs": [_output(root, path, state, done.before.get(path)) for path, state in after.items()],
         "record_counts": _counts(done.read, done.before, after),
+        "run": None,
         "work": {"rows_indexed": 0, "rows_judged": 0, "bytes_read": sum(each.size for each in done.read.values())},
         "pending_tails": [],
         "validation_pass": done.exit_code == 0,

@@ -133,6 +133,11 @@ class Ledger:
         times = [*self.recent_tamperings(now_ns), now_ns][-TAMPERINGS_AN_HOUR:]
         self._store.remember("tamperings", orjson.dumps([_moment(each) for each in times]).decode())
 
+    def lost_ids(self, dataset: str) -> list[str]:
+        """The ids of the rows that a damaged dataset lost for good."""
+        rows = self._run("SELECT DISTINCT id FROM withdrawals WHERE dataset = ? AND cause = 'lost'", (dataset,))
+        return [sample_id for (sample_id,) in rows]
+
     def lacks(self, sequence: int, batch_id: str) -> bool:
         """Whether the store should know a batch and does not: it is from before it, or went another way.
 

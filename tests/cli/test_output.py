@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distilld.cli import output
-from distilld.cli.output import plain, print_json, say, say_block, show
+from distilld.cli.output import plain, print_json, say, say_block, say_coloured, show
 from distilld.core.model import Dataset, RowRef
 from distilld.service.lock import Holder
 from distilld.tables import Table
@@ -18,6 +18,16 @@ def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Everything that does not print is escaped, line ends too: what is quoted forges no line."""
     say("a\x1b[2J\tb\nc\u2028\u202e\x7f")
     assert capsys.readouterr().out == "a\\x1b[2J\\tb\\nc\\u2028\\u202e\\x7f\n"
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch, no_color: str) -> None:
+    """NO_COLOR keeps a line plain, also on a terminal; what is said is made safe either way."""
+    said: list[str] = []
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr("click.echo", said.append)
+    say_coloured("healthy\x07", "green")
+    assert said == ["healthy\\x07" if no_color else "\x1b[32m\x1b[1mhealthy\\x07\x1b[0m"]
 
 
 def test_shown_table_ends_with_an_empty_line(capsys: pytest.CaptureFixture[str]) -> None:

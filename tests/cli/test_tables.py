@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilld.tables import Table, counted, plain_text, text_of
+from distilld.tables import Size, Table, counted, plain_text, text_of
 
 
 def test_numbers_stand_to_the_right_and_text_to_the_left() -> None:
@@ -49,3 +49,10 @@ def test_cells_cannot_steer_a_terminal() -> None:
 def test_one_of_a_kind_is_no_plural() -> None:
     """What is counted stands in the plural but of one."""
     assert [counted(number, "fault") for number in (0, 1, 1_000)] == ["0 faults", "1 fault", "1,000 faults"]
+
+
+def test_sizes_are_shown_as_people_read_them() -> None:
+    """Bytes, then KiB to TiB with one digit behind the point; a size stands to the right like any number."""
+    shown = [text_of(Size(each)) for each in (0, 1, 1023, 1024, 1536, 12_748_588, 1 << 30, 5 << 50)]
+    assert shown == ["0 bytes", "1 byte", "1,023 bytes", "1.0 KiB", "1.5 KiB", "12.2 MiB", "1.0 GiB", "5,120.0 TiB"]
+    assert Table("T", ("size",), [(Size(5),)]).is_number(0)

@@ -25,7 +25,7 @@ from distilld.core.remedies import BY_EVENT
 from distilld.engine import index
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
-from distilld.inspection import status
+from distilld.inspection import export_faults
 from distilld.inspection.health import diagnose
 from distilld.inspection.status import look
 from distilld.lake.scan import open_partition, tree_path
@@ -185,15 +185,15 @@ def test_batch_that_comes_while_health_looks_is_no_fault(
     settings: Settings, running: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export that is longer than the store said a moment ago, and as long as it says now, is whole."""
-    real = status._fault_of
+    real = export_faults._fault_of
 
     def look_late(root: Path, record: ExportRecord) -> object:
-        monkeypatch.setattr(status, "_fault_of", real)
+        monkeypatch.setattr(export_faults, "_fault_of", real)
         append_bench_rows(root, partition_index=0, first_row=21, rows=7)
         running.run_pass(Trigger.WATCH)
         return real(root, record)
 
-    monkeypatch.setattr(status, "_fault_of", look_late)
+    monkeypatch.setattr(export_faults, "_fault_of", look_late)
     assert names(settings) == []
 
 

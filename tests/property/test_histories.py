@@ -29,6 +29,7 @@ from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
+from distilld.store.frozen import Only
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions
 from tests.property.absence import Absence
@@ -489,6 +490,17 @@ class TripwireHistories(KeepHistories):
         self.engine.prune(None)
         self.check_pass()
         assert self.exceptions() == oracle.NOTHING_FROZEN
+
+    @rule()
+    def prune_vanished(self) -> None:
+        """An operator gives up what the tripwire kept, and nothing else."""
+        assert self.engine is not None
+        self.check_pass()
+        verdicts = set(Exceptions(self.store).verdicts()) if self.store is not None else set()
+        self.engine.prune(None, Only.VANISHED)
+        self.check_pass()
+        assert not self.engine.frozen.held_by_tripwire()
+        assert self.store is None or set(Exceptions(self.store).verdicts()) == verdicts
 
     def check_pass(self) -> None:
         before = self.before

@@ -620,6 +620,27 @@ def test_damage_and_a_partition_that_is_gone_at_once(lake: HistoryLake, gone: st
     assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
 
 
+def test_copy_with_a_lost_row_is_kept_longest(full: HistoryLake) -> None:
+    """Five copies are kept, and of those the one with rows that stand nowhere else.
+
+    The story: six edits by a program that appended a line each pushed the only copy of lost rows out.
+    """
+    full.move_away(*full.paths(A, "both"))
+    full.go()
+    append_junk(path_of(full, "sft"))
+    full.go()
+    (only,) = set_aside(full, "sft")
+    path_of(full, "sft").write_bytes(b"")
+    full.go()
+    assert "lost" in full.causes("sft")
+    for number in range(2 * COPIES_KEPT):
+        with path_of(full, "sft").open("ab") as file:
+            file.write(b"line %d of another program\n" % number)
+        full.go()
+    assert len(set_aside(full, "sft")) == COPIES_KEPT
+    assert only in set_aside(full, "sft")
+
+
 def test_lost_row_ships_again_when_its_partition_returns(full: HistoryLake) -> None:
     """A lost row is made again as soon as its partition is back."""
     full.move_away(full.scored_path(A))

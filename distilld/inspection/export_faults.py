@@ -1,0 +1,63 @@
+"""Which exports somebody else changed, seen beside a running writer too (SPEC 6). Reads only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from distilld.config.settings import Settings
+from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
+from distilld.files.regular import open_regular
+from distilld.files.segments import hash_of
+from distilld.store.connection import Store
+from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.queries import reading
+from distilld.store.segments import Segments
+
+
+def changed_exports(settings: Settings, store: Store, *, beside_writer: bool) -> Iterator[tuple[str, str]]:
+    """Path and problem of each changed export, but for those that the writer has in hand, or finished meanwhile."""
+    records = Ledger(store).exports()
+    if not (faults := {name: why for name, record in records.items() if (why := _fault_of(settings.root, record))}):
+        return
+    with ExitStack() as later:
+        if beside_writer:
+            store = later.enter_context(reading(settings.state, settings.root))
+        ledger, in_hand = Ledger(store), set(Segments(store).due())
+        appending = {intent.name: intent.base_bytes for intent in ledger.intents() if intent.temp is None}
+        now = ledger.exports()
+    for name, (problem, size) in faults.items():
+        grown = name in appending and size is not None and size >= appending[name]
+        if now[name] == records[name] and not (name in in_hand or now[name].pending_temp or grown):
+            yield EXPORT_PATHS[name], problem
+
+
+def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None:
+    """What is wrong with an export, and how long it is where it is as long as ever or longer."""
+    path, committed = root / EXPORT_PATHS[record.name], record.committed
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return ("is gone", None) if committed.size else None
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}", None
+    if status.st_size != committed.size:
+        return f"has {status.st_size} bytes and should have {committed.size}", status.st_size
+    if record.facts is None or record.facts == StatFacts.of(status):
+        return None
+    # chmod, chgrp, touch: with the same bytes that is no edit
+    problem = _fault_of_content(path, committed)
+    return (problem, status.st_size) if problem else None
+
+
+def _fault_of_content(path: Path, committed: Committed) -> str:
+    """What is wrong with the bytes of an export that was touched; empty where they are the committed ones."""
+    try:
+        with open_regular(path) as file:
+            found = hash_of(file.fileno(), committed.size, committed.segment_bytes)
+            same = found.hexdigest() == committed.sha256
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if same else "has other bytes than its last commit"
