@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def test_trl_trains_a_step_with_the_chat_template(place: Place) -> None:
     """SFTTrainer and DPOTrainer take a step on the trl form without any mapping, and the chat template is applied."""
     model = tiny_model(place.folder / "model")
     names: dict[str, Any] = {}
-    on_cpu = code("trl").replace('report_to="none"', 'report_to="none", use_cpu=True, bf16=False')
+    page = (REPOSITORY / "docs" / "consumers.md").read_text()
+    (without_gpu,) = re.findall(r"Without a GPU, add `(.+)` to both", page)
+    on_cpu = code("trl").replace('report_to="none"', f'report_to="none", {without_gpu}')
     exec(place.here(on_cpu).replace("MODEL", str(model)), names)
     for trainer in (names["sft"], names["dpo"]):
         assert trainer.state.global_step == 1
