@@ -148,6 +148,8 @@ class FullPass:
 class LakeOnDisk(Mapping[str, Partition]):
     """All partitions below ``root``: found by one look, and each read anew when it is asked for.
 
+    ``read`` takes the bytes and the rows of each; ``bytes`` is what all of them hold.
+
     Raises:
         ListingError: A folder could not be listed.
         UnreadableError: A file could not be read.
@@ -158,14 +160,18 @@ class LakeOnDisk(Mapping[str, Partition]):
         self._root = root
         self._max_line_bytes = options.max_line_bytes
         self._kinds: dict[str, set[InputKind]] = {}
+        self.read: Callable[[int, int], None] = lambda _bytes, _rows: None
         scan = lake.scan(root)
+        self.bytes = sum(file.stat.size for file in scan.files)
         for folder in scan.unlisted:
             raise lake.ListingError(tree_path(folder.kind, folder.below), folder.problem or "it went away meanwhile")
         for file in scan.files:
             self._kinds.setdefault(file.path, set()).add(file.kind)
 
     def __getitem__(self, path: str) -> Partition:
-        return Partition(self._lines(InputKind.SCORED, path), self._lines(InputKind.EVIDENCE, path))
+        found = Partition(self._lines(InputKind.SCORED, path), self._lines(InputKind.EVIDENCE, path))
+        self.read(sum(len(line) + 1 for lines in found for line in lines), len(found.scored))
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)
