@@ -34,11 +34,13 @@ def diff(common: Common, file: Path, dataset: str | None, limit: int, as_json: b
     all rows are listed.
     """
     from distilld.cli.output import plain, print_json
+    from distilld.cli.progress import progress_bar
     from distilld.cli.settings import load_settings
     from distilld.inspection.diff import compare
 
     listed = None if as_json and not limit else limit
-    found = compare(load_settings(common), file, Dataset(dataset) if dataset else None, listed)
+    with progress_bar() as progress:
+        found = compare(load_settings(common), file, Dataset(dataset) if dataset else None, listed, progress)
     if as_json:
         print_json({"equal": found.equal, **plain(found)})
     else:

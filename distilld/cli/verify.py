@@ -29,12 +29,15 @@ def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> Exi
     fault. Files that changed meanwhile are named as changed, not as faults.
     """
     from distilld.cli.output import print_json, say, show
+    from distilld.cli.progress import progress_bar
     from distilld.cli.settings import load_settings
     from distilld.inspection.verify import verify as check
     from distilld.tables import Table, counted
 
     settings = load_settings(common)
-    report = check(settings.root, settings.state, settings.options(), deep=deep, anchor=anchor and _sha256(anchor))
+    noted = anchor and _sha256(anchor)
+    with progress_bar(wanted=deep) as progress:
+        report = check(settings.root, settings.state, settings.options(), deep=deep, anchor=noted, progress=progress)
     if as_json:
         print_json({"batch_id": report.batch_id, "deep": deep, "faults": report.faults, "kept": report.kept,
                     "kept_shipped": report.kept_shipped, "changed": report.changed,

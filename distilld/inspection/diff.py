@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -18,6 +18,7 @@ from distilld.config.settings import Settings
 from distilld.core.decisions import ID_PREFIX
 from distilld.core.json_text import parse_object
 from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.inspection.reading import Reading, Tell
 from distilld.publish.committed import CommittedBatch, at_one_batch, placed_lines
 
 TIMES: Final = frozenset({"created_at", "provenance.recorded_at"})
@@ -63,7 +64,9 @@ class Difference:
         return not (self.only_here or self.only_there or self.different or self.unreadable or self.repeated)
 
 
-def compare(settings: Settings, theirs: Path, dataset: Dataset | None, limit: int | None) -> Difference:
+def compare(
+    settings: Settings, theirs: Path, dataset: Dataset | None, limit: int | None, progress: Tell | None = None
+) -> Difference:
     """Compare our dataset with another file; ``limit`` bounds each list, None lists all.
 
     Raises:
@@ -80,15 +83,21 @@ def compare(settings: Settings, theirs: Path, dataset: Dataset | None, limit: in
                     f" that begins with {', '.join(ID_PREFIX.values())}",
                     hint=f"give --dataset {'|'.join(Dataset)}",
                 )
-            return _compare(settings, dataset, rows, theirs, limit)
+            return _compare(settings, dataset, rows, theirs, limit, progress)
     except OSError as error:
         raise OperatorError(f"cannot read {error.filename or theirs}: {error.strerror}") from error
 
 
-def _compare(settings: Settings, dataset: Dataset, rows: _Rows, theirs: Path, limit: int | None) -> Difference:
+def _compare(
+    settings: Settings, dataset: Dataset, rows: _Rows, theirs: Path, limit: int | None, progress: Tell | None
+) -> Difference:
     found = Difference(dataset, DATASET_PATHS[dataset], str(theirs))
     listed = _Listed(limit)
-    ours = _Ours(settings, dataset)
+    reading = Reading(
+        progress, sum(path.stat().st_size for path in (theirs, settings.root / found.ours) if path.exists())
+    )
+    rows.read = reading.add
+    ours = _Ours(settings, dataset, reading)
     with ours:
         found.rows_here = len(ours.places)
         seen: set[str] = set()
@@ -156,6 +165,7 @@ class _Rows:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._looked_at: list[dict[str, Any] | None] = []
+        self.read: Callable[[int], None] = lambda _bytes: None
 
     def guess(self) -> Dataset | None:
         for row in self._lines():
@@ -174,6 +184,7 @@ class _Rows:
 
     def _lines(self) -> Iterator[dict[str, Any] | None]:
         for line in self._file:
+            self.read(len(line))
             if line.strip(b"\r\n"):
                 yield parse_object(line.rstrip(b"\r\n")).value
 
@@ -181,8 +192,9 @@ class _Rows:
 class _Ours:
     """Our dataset as of the last commit: where each id's row stands."""
 
-    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+    def __init__(self, settings: Settings, dataset: Dataset, reading: Reading) -> None:
         self._settings = settings
+        self._reading = reading
         self._dataset = dataset
         self._file: BinaryIO | None = None
         self.places: dict[str, int] = {}
@@ -192,9 +204,10 @@ class _Ours:
 
     def _look(self, batch: CommittedBatch) -> None:
         export = batch.exports[self._dataset.value]
-        self.places = {
-            str((parse_object(line[:-1]).value or {}).get("id")): start for start, line in placed_lines(export.blocks())
-        }
+        self.places = {}
+        for start, line in placed_lines(export.blocks()):
+            self._reading.add(len(line))
+            self.places[str((parse_object(line[:-1]).value or {}).get("id"))] = start
         if export.file is not None:
             self._file = os.fdopen(os.dup(export.file.fileno()), "rb")
 

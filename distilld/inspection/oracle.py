@@ -155,6 +155,8 @@ class FullPass:
 class LakeOnDisk(Mapping[str, Partition]):
     """All partitions below ``root``: found by one look, and each read anew when it is asked for.
 
+    ``read`` takes the bytes and the rows of each; ``bytes`` is what all of them hold.
+
     Raises:
         ListingError: A folder could not be listed.
         UnreadableError: A file could not be read.
@@ -165,7 +167,9 @@ class LakeOnDisk(Mapping[str, Partition]):
         self._root = root
         self._max_line_bytes = options.max_line_bytes
         self._kinds: dict[str, set[InputKind]] = {}
+        self.read: Callable[[int, int], None] = lambda _bytes, _rows: None
         scan = lake.scan(root)
+        self.bytes = sum(file.stat.size for file in scan.files)
         for folder in scan.unlisted:
             raise lake.ListingError(tree_path(folder.kind, folder.below), folder.problem or "it went away meanwhile")
         for file in scan.files:
@@ -174,7 +178,9 @@ class LakeOnDisk(Mapping[str, Partition]):
     def __getitem__(self, path: str) -> Partition:
         scored, evidence = self._content(InputKind.SCORED, path), self._content(InputKind.EVIDENCE, path)
         limit = self._max_line_bytes
-        return Partition(lines_of(scored, limit), lines_of(evidence, limit), rest_of(scored, limit))
+        found = Partition(lines_of(scored, limit), lines_of(evidence, limit), rest_of(scored, limit))
+        self.read(len(scored) + len(evidence), len(found.scored))
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)

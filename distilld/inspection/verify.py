@@ -29,6 +29,7 @@ from distilld.core.samples import faults_of
 from distilld.files.regular import read_regular
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
+from distilld.inspection.reading import Reading, Tell
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
@@ -79,7 +80,15 @@ class Report:
         return sum(check.faults for check in self.checks)
 
 
-def verify(root: Path, state: Path, options: Options, *, deep: bool = False, anchor: str | None = None) -> Report:
+def verify(
+    root: Path,
+    state: Path,
+    options: Options,
+    *,
+    deep: bool = False,
+    anchor: str | None = None,
+    progress: Tell | None = None,
+) -> Report:
     """Check one committed batch; ``anchor`` is the sha256 of a receipt that was noted elsewhere.
 
     Raises:
@@ -88,13 +97,20 @@ def verify(root: Path, state: Path, options: Options, *, deep: bool = False, anc
     """
 
     def check(pinned: CommittedBatch) -> Report:
-        return _verify(root, state, options, pinned, deep=deep, anchor=anchor)
+        return _verify(root, state, options, pinned, deep=deep, anchor=anchor, progress=progress)
 
     return at_one_batch(root, state, check)
 
 
 def _verify(
-    root: Path, state: Path, options: Options, pinned: CommittedBatch, *, deep: bool, anchor: str | None
+    root: Path,
+    state: Path,
+    options: Options,
+    pinned: CommittedBatch,
+    *,
+    deep: bool,
+    anchor: str | None,
+    progress: Tell | None,
 ) -> Report:
     store, ledger, exports = pinned.store, pinned.ledger, pinned.exports
     report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
@@ -109,7 +125,7 @@ def _verify(
     report.checks.append(_schemas(whole))
     report.checks.append(_firewall(store, options, whole, report))
     if deep:
-        _deep(root, store, options, whole, report)
+        _deep(root, store, options, whole, report, progress)
     report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
     report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in ledger.unwritten_receipts()]
     return report
@@ -274,7 +290,9 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
     return _check("firewall", faults)
 
 
-def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, Lines], report: Report) -> None:
+def _deep(
+    root: Path, store: Store, options: Options, exports: Mapping[str, Lines], report: Report, progress: Tell | None
+) -> None:
     """Hold the exports against a naive full pass over the inputs as they are now.
 
     Its lines are remembered by their digests: what is compared may be larger than the memory.
@@ -283,9 +301,10 @@ def _deep(root: Path, store: Store, options: Options, exports: Mapping[str, Line
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
     frozen = frozen_of(Exceptions(store), lambda name: exports[name](), keep=_brief)
     try:
-        full = oracle.export(
-            oracle.LakeOnDisk(root, options), options, missing_files=missing_files, frozen=frozen, keep=_brief
-        )
+        inputs = oracle.LakeOnDisk(root, options)
+        # For the verdicts, for the rows, and for the sides of pairs.
+        inputs.read = Reading(progress, 3 * inputs.bytes).add
+        full = oracle.export(inputs, options, missing_files=missing_files, frozen=frozen, keep=_brief)
     except InputChanged as error:
         report.changed.append(error.path)
         report.checks.append(Check("deep (inputs changed meanwhile)"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def test_trl_trains_a_step_with_the_chat_template(place: Place) -> None:
     """SFTTrainer and DPOTrainer take a step on the trl form without any mapping, and the chat template is applied."""
     model = tiny_model(place.folder / "model")
     names: dict[str, Any] = {}
-    on_cpu = code("trl").replace('report_to="none"', 'report_to="none", use_cpu=True, bf16=False')
+    page = (REPOSITORY / "docs" / "consumers.md").read_text()
+    (without_gpu,) = re.findall(r"Without a GPU, add `(.+)` to both", page)
+    on_cpu = code("trl").replace('report_to="none"', f'report_to="none", {without_gpu}')
     exec(place.here(on_cpu).replace("MODEL", str(model)), names)
     for trainer in (names["sft"], names["dpo"]):
         assert trainer.state.global_step == 1
@@ -166,14 +169,11 @@ def rag_rows(place: Place) -> dict[str, Any]:
 def test_lancedb_follows_by_changes(place: Place, feed: Any) -> None:
     """A LanceDB table that lives on changes alone has the rows of the dataset, those that left no more."""
     import lancedb
-    import pyarrow as pa
 
-    schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), 4))])
-    table = lancedb.connect("index").create_table("rag", schema=schema)
     since = "0"
     for name in ("first.jsonl", "second.jsonl"):
         since = do(place, "lancedb", changes=feed, embed=embed, since=since)["through"]
-        table.checkout_latest()
+        table = lancedb.connect("index").open_table("rag")
         found = {row["id"]: row["text"] for row in table.to_arrow().to_pylist()}
         assert found == {id_: row["content"] for id_, row in rag_rows(place).items()}
         reject_some(place, f"lancedb-{name}")
@@ -182,10 +182,8 @@ def test_lancedb_follows_by_changes(place: Place, feed: Any) -> None:
 def test_qdrant_follows_by_changes(place: Place, feed: Any) -> None:
     """A Qdrant collection in memory that lives on changes alone has the rows of the dataset."""
     from qdrant_client import QdrantClient
-    from qdrant_client.models import Distance, VectorParams
 
     client = QdrantClient(":memory:")
-    client.create_collection("rag", VectorParams(size=4, distance=Distance.COSINE))
     since = "0"
     for name in ("first.jsonl", "second.jsonl"):
         since = do(place, "qdrant", changes=feed, embed=embed, since=since, client=client)["through"]

@@ -143,14 +143,14 @@ def test_older_store_forgets_what_it_kept_of_renamed_partitions(lake: HistoryLak
         store.execute("DROP INDEX verdicts_in_rests")
         for column in ("rest_digest", "rest_category"):
             store.execute(f"ALTER TABLE files DROP COLUMN {column}")
-        columns = ", ".join(name for _, name, *_ in store.execute("PRAGMA table_info(files)"))
+        columns = [name for _, name, *_ in store.execute("PRAGMA table_info(files)")]
+        old = {"partition_id": "99", "state": "'absent'"}
         store.execute(
             "INSERT INTO partitions VALUES (99, '2026/04/30/old.jsonl', (SELECT max(walk_base) << 1 FROM partitions))"
         )
         store.execute(
-            f"INSERT INTO files ({columns}) SELECT 99, kind, 'absent', device, inode, size_bytes, mtime_ns, ctime_ns, looked_ns,"
-            " indexed_bytes, indexed_sha256, indexed_lines, judged_lines, malformed_lines, tail, tail_bytes, tail_digest"
-            " FROM files WHERE kind = 'scored'"
+            f"INSERT INTO files ({', '.join(columns)})"
+            f" SELECT {', '.join(old.get(name, name) for name in columns)} FROM files WHERE kind = 'scored'"
         )
         store.execute(
             "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category,"

@@ -532,6 +532,15 @@ def test_terminal_gets_a_bar_and_tables(tmp_path: Path) -> None:
     assert re.search(r"\[info +\] batch_committed", plain)
 
 
+def test_terminal_gets_a_bar_while_a_long_look_goes_on(done: Path) -> None:
+    """A check against the inputs and a comparison show how much was read, and leave nothing behind but their result."""
+    dataset = done / "exports/rag/playbooks.jsonl"
+    for arguments in (("verify", "--deep"), ("diff", str(dataset))):
+        code, shown = on_terminal(command(*arguments, "--root", str(done)))
+        assert code == 0
+        assert re.search(r"reading .*[ 0-9]+ % [\d,]+ rows  \d+ MB", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
+
+
 def test_pipe_gets_no_escape_sequence(done: Path) -> None:
     """What is no terminal gets plain text alone."""
     for arguments in (("status",), ("receipts",), ("quarantine", "--limit", "2")):
