@@ -5,18 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import structlog
 
 from distilld.engine import engine as batch
 from distilld.files.git import GitState
-from distilld.lake import scan as lake
 from tests.support.histories import History, Lake
+from tests.support.history_lake import believe_facts
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +31,7 @@ def still_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Without this, reading everything anew would hide a file that was recorded as read too early.
     """
-    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 10_000_000_000)
-    monkeypatch.setattr(lake, "time", later)
+    believe_facts(monkeypatch)
     monkeypatch.setattr(batch, "git_state", lambda _: GitState())
 
 
