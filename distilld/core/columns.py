@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Kind = Literal["string", "int64", "bool", "json", "struct"]
 
@@ -47,7 +48,7 @@ def _column(name: str, annotation: Any) -> Column:
         return _column(name, type(words[0]))
     if origin is list:
         return replace(_column(name, words[0]), is_list=True)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if hasattr(annotation, "model_fields"):
         return Column(name, "struct", fields=columns_of(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return Column(name)

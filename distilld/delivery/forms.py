@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from distilld.core.columns import Column, columns_of
 from distilld.core.model import Dataset
-from distilld.core.samples import SAMPLES
 
 Row = dict[str, Any]
 _MESSAGE: Final = (Column("role"), Column("content"))
@@ -20,7 +19,7 @@ _MESSAGE: Final = (Column("role"), Column("content"))
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One dataset in one form: the columns, and what makes a row of them. ``make`` is None for the export's own rows.
+    """One dataset in one form: what makes a row, and of which columns. ``make`` is None for the export's own rows.
 
     ``llama_factory`` are the columns by the names of LLaMA-Factory's dataset_info.json, where it can read the form.
     """
@@ -28,7 +27,7 @@ class Form:
     name: str
     dataset: Dataset
     folder: str
-    columns: tuple[Column, ...]
+    made_of: tuple[Column, ...]
     make: Callable[[Row], Row] | None
     llama_factory: Mapping[str, Any] | None = None
 
@@ -36,6 +35,15 @@ class Form:
     def config(self) -> str:
         """The name by which it is loaded."""
         return self.folder.replace("/", "_")
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The types of its rows."""
+        if self.make is not None:
+            return self.made_of
+        from distilld.core.samples import SAMPLES  # slow to import, and other forms do without
+
+        return columns_of(SAMPLES[self.dataset])
 
 
 def _texts(*names: str) -> tuple[Column, ...]:
@@ -79,7 +87,7 @@ def _raw(dataset: Dataset) -> Form:
         Dataset.SFT: {"columns": {"prompt": "instruction", "query": "context", "response": "response"}},
         Dataset.PREFERENCE: _PAIRS_OF_TEXT,
     }
-    return Form("raw", dataset, f"raw/{dataset}", columns_of(SAMPLES[dataset]), None, known.get(dataset))
+    return Form("raw", dataset, f"raw/{dataset}", (), None, known.get(dataset))
 
 
 FORMS: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
