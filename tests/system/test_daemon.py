@@ -166,9 +166,11 @@ def test_removed_exports_let_no_second_writer_in(root: Path, tmp_path: Path) -> 
         assert distilld("health", "--root", root, cwd=root.parent).out == "healthy\n"
         second = distilld("run", "--once", "--root", root, "--state", tmp_path / "other.db", cwd=root.parent)
         assert second.code == 75
+        # It would hold the lake again within a moment.
+        running.send(signal.SIGSTOP)
         shutil.rmtree(root / "exports")
         with another_writer(root, tmp_path / "other.db"):
-            append(root, accepted(2000))
+            running.send(signal.SIGCONT)
             assert running.process.wait(STOP_SECONDS) == 75
         assert os.listdir(root / "exports") == [".distilld.lock"]
 
