@@ -35,6 +35,8 @@ LEAVE_FROM: Final = 4 << 20
 LEAVE_BYTES: Final = 8 << 20
 LEAVE_ROWS: Final = 20_000
 """The most that an evidence file which is left unread may hold, and the rows that it is judged with."""
+LEAVE_REPEATED_BYTES: Final = 64 << 20
+"""What its text may come to at most where several rows of a run repeat it, for all of it is held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,9 @@ class Indexer:
         rows = min(LEAVE_ROWS, self._batch_rows)
         for file in left:
             record = records.get((InputKind.SCORED, file.path))
-            if record is not None and 0 < record.indexed_lines <= rows:
+            if record is None or not 0 < record.indexed_lines <= rows:
+                continue
+            if self._inputs.rows_beside_others(record) * file.stat.size <= LEAVE_REPEATED_BYTES:
                 leaving.discard(file)
                 self._out.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat.size, record.indexed_lines)
         self._take_read([file for file in left if file in leaving], places)
