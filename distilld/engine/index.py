@@ -38,6 +38,8 @@ LEAVE_FROM: Final = 4 << 20
 LEAVE_BYTES: Final = 8 << 20
 LEAVE_ROWS: Final = 20_000
 """The most that an evidence file which is left unread and its scored file may hold, each, and their rows."""
+LEAVE_REPEATED_BYTES: Final = 64 << 20
+"""What its text may come to at most where several rows of a run repeat it, for all of it is held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,9 @@ class Indexer:
         rows = min(LEAVE_ROWS, self._batch_rows)
         for file in left:
             record = records.get((InputKind.SCORED, file.path))
-            if record is not None and 0 < record.indexed_lines <= rows and record.indexed_bytes <= LEAVE_BYTES:
+            if record is None or not (0 < record.indexed_lines <= rows and record.indexed_bytes <= LEAVE_BYTES):
+                continue
+            if self._inputs.rows_beside_others(record) * file.stat.size <= LEAVE_REPEATED_BYTES:
                 leaving.discard(file)
                 indexed = ScoredFile(
                     record.indexed_bytes,

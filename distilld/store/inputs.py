@@ -318,6 +318,16 @@ class Inputs:
             (low, low + LINES_END),
         ).fetchall()
 
+    def rows_beside_others(self, record: FileRecord) -> int:
+        """How many rows of a scored file there are beyond one for each run."""
+        low = record.walk_base
+        return int(
+            self._run(
+                "SELECT count(run_id) - count(DISTINCT run_id) FROM scored_rows WHERE walk >= ? AND walk < ?",
+                (low, low + LINES_END),
+            ).fetchone()[0]
+        )
+
     def has_exceptions(self) -> bool:
         """Whether anything is absent, kept by way of exception, or about to depart."""
         return bool(

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from distilld.core.datasets import rag
 from distilld.core.firewall import RAG_GATES
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, Trigger
-from distilld.engine import index, pool, span_queue
+from distilld.engine import batch, index, pool, span_queue
 from distilld.engine.engine import Engine
 from distilld.engine.pool import Pool, WorkerDied
 from distilld.inspection import oracle
@@ -28,7 +28,7 @@ from distilld.publish.commit import CommittedBatch
 from distilld.store.queries import Exceptions
 from tests.support import target_state as invariants
 from tests.support.builders import jsonl
-from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, rag_id, run
+from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, rag_id, run
 from tests.support.running import until
 
 D = "2026/04/30/delta.jsonl"
@@ -515,3 +515,18 @@ def test_malformed_evidence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     told = [each for each in logs if each["event"] == "malformed_evidence"]
     assert [(each["path"], each["lines"], each["first_line"]) for each in told] == [(f"data/evidence/{A}", 2, 1)]
     lake.stop()
+
+
+@pytest.mark.parametrize(("runs", "whole"), [(1, False), (10, True)])
+def test_text_that_rows_repeat_is_judged_in_spans_by_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: int, whole: bool
+) -> None:
+    """A hundred rows of one run with a text of 7 MB took 1.4 GB: their evidence was read with them, in one piece."""
+    monkeypatch.setattr(index, "LEAVE_FROM", 0)
+    monkeypatch.setattr(index, "LEAVE_REPEATED_BYTES", 40_000)
+    monkeypatch.setattr(batch, "BATCH_BYTES", 16_000)
+    with history_lake(tmp_path) as lake:
+        lake.scored(A, *(run(f"r{number % runs}", provenance__sig_hash=f"s{number}") for number in range(10)))
+        lake.evidence(A, *(given(f"r{number}", "x" * 8_000) for number in range(runs)))
+        assert (len(lake.go().batches) == 1) == whole
+        assert len(lake.rows("rag")) == 10
