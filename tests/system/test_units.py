@@ -174,4 +174,4 @@ def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
     traces = [path for path in (tmp_path / "d").rglob("*") if path.is_file() and b"/d/opt/x" in path.read_bytes()]
     assert traces == []
     assert closed_to_others(tmp_path / "d") == []
-    assert 'exec /opt/x/lib/distilld/bin/python -m distilld "$@"' in (tmp_path / "d/opt/x/bin/distilld").read_text()
+    assert 'exec /opt/x/lib/distilld/bin/python -I -m distilld "$@"' in (tmp_path / "d/opt/x/bin/distilld").read_text()
