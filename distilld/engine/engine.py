@@ -207,7 +207,8 @@ class Engine:
         self.refuse_missing_lake()
         self._mendings = 0
         self._mend_exports(patient=trigger in (Trigger.WATCH, Trigger.RESCAN))
-        result.scan = scan = lake.scan(self.root)
+        scan = lake.scan(self.root)
+        result.scan, result.looked_at_ns = scan, time.time_ns()
         self.teller.odd_folders(scan)
         self.teller.not_listed(scan)
         self.teller.strays(scan)
@@ -314,7 +315,7 @@ class Engine:
             return
         self._drop_batches()
         self.work.forget_places()
-        result.scan = scan
+        result.scan, result.looked_at_ns = scan, time.time_ns()
         if result.untold is not result.indexed:
             result.untold.add(news)
         self._unreadable.update((str(problem), problem) for problem in news.problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,6 +38,8 @@ class PassResult:
     """Rows that were judged in batches which changed nothing, and that no receipt has told of yet."""
     read_alike: int = 0
     """The bytes that were read for that."""
+    looked_at_ns: int = 0
+    """When the inputs were looked at last, by our clock."""
     changed_inputs: tuple[str, ...] = ()
     """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
 
@@ -47,8 +48,7 @@ class PassResult:
         """For how long the file has stood there that was changed first of those which wait to be read."""
         waiting = {tree_path(*key) for key in self.indexed.unsettled} | {each.path for each in self.unreadable}
         files = self.scan.files if waiting and self.scan is not None else ()
-        now = time.time_ns()
-        ages = [now - file.stat.ctime_ns for file in files if tree_path(file.kind, file.path) in waiting]
+        ages = [self.looked_at_ns - file.stat.ctime_ns for file in files if tree_path(file.kind, file.path) in waiting]
         return max(ages, default=0) / 1e9
 
     @property

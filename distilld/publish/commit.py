@@ -97,7 +97,7 @@ class Committer(Recovery):
             ]
             for write in writes:
                 if write.temp is None and self.writes:
-                    with self._left_as_found(write.name):
+                    with self.left_as_found(write.name):
                         self._exports.check(write.name, records[write.name].committed)
             if intents:
                 with self._store.transaction():
@@ -125,17 +125,17 @@ class Committer(Recovery):
             planned = None
             if write.drops and not write.replaces():
                 known = records[write.name].committed
-                with self._left_as_found(write.name):
+                with self.left_as_found(write.name):
                     planned = self._exports.plan(write.name, known, write.leaving, grows=write.rows > 0)
             done.append(write if planned is None else replace(write, temp=None, drop=None, planned=planned))
         return done
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
         if write.planned is not None:
-            with self._left_as_found(write.name):
+            with self.left_as_found(write.name):
                 return self._exports.planned(write.name, known, write.planned, write.blocks if write.rows else None)
         if write.temp is None:
-            with self._left_as_found(write.name):
+            with self.left_as_found(write.name):
                 return self._exports.append(write.name, known, write.blocks)
         assert write.drop is not None  # noqa: S101  a rewrite always drops
         result = self._exports.rewrite(write.name, known, write.temp, write.drop, write.blocks)
@@ -144,7 +144,7 @@ class Committer(Recovery):
         return result
 
     @contextmanager
-    def _left_as_found(self, name: str) -> Iterator[None]:
+    def left_as_found(self, name: str) -> Iterator[None]:
         """Within it, an export that is to be appended to and was changed by somebody else is not cut back by recovery.
 
         What was put there may be needed. The next look goes by the content, whatever stat says, and sets it aside.

@@ -223,8 +223,9 @@ class Restorer:
     def _reorder(self, name: str, committed: Committed) -> None:
         keys = _digests if name.startswith("quarantine_") else _sample_keys
         with self._exports.reading(name, committed) as file:
-            if not committed.spaces and self._frozen.is_in_order(name, keys(file.rows())):
-                return
+            with self._committer.left_as_found(name):
+                if not committed.spaces and self._frozen.is_in_order(name, keys(file.rows())):
+                    return
             # A question that is left half answered, by a fault in the middle, would lock the tables that it reads.
             with closing(self._frozen.order_lines(name, keys(file.rows()))) as order:
                 self._committer.replace([NewVersion(name, file.pick(order), lambda: committed.rows)], lambda: None)

@@ -77,7 +77,7 @@ def test_explain_tells_of_a_run(cli: Cli, done: Path) -> None:
         assert text in ran.out
     story = cli("explain", run_id, "--root", done, "--json").json
     assert story["run_id"] == run_id
-    assert set(story) == {"run_id", "verdicts", "rows", "evidence", "pairs", "withdrawals", "leaving"}
+    assert set(story) == {"run_id", "verdicts", "rows", "evidence", "pairs", "withdrawals", "leaving", "look_alikes"}
     assert [fate["dataset"] for fate in story["rows"][0]["fates"]] == ["rag", "sft"]
 
 
