@@ -170,7 +170,7 @@ class LakeOnDisk(Mapping[str, Partition]):
 
     def __getitem__(self, path: str) -> Partition:
         found = Partition(self._lines(InputKind.SCORED, path), self._lines(InputKind.EVIDENCE, path))
-        self.read(sum(len(line) + 1 for lines in found for line in lines), len(found.scored))
+        self.read(sum(len(line) + 1 for line in found.scored + found.evidence), len(found.scored))
         return found
 
     def __iter__(self) -> Iterator[str]:
