@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -24,16 +24,6 @@ class FileFacts(NamedTuple):
     rows: int | None
     bytes: int
     sha256: str
-
-
-class RowFile(Protocol):
-    """A file that takes rows."""
-
-    def add(self, rows: list[bytes]) -> None:
-        """Take printed rows, without line feeds."""
-
-    def close(self) -> FileFacts:
-        """Write what is left, fsync; returns the file's facts."""
 
 
 class JsonLines:
@@ -111,6 +101,9 @@ class Parquet:
             self._file.flush()
             os.fsync(self._file.fileno())
         return facts_of(self._folder, self.path, self.rows)
+
+
+RowFile = JsonLines | Parquet
 
 
 def _fields(columns: tuple[Column, ...]) -> list[Any]:
