@@ -51,6 +51,8 @@ class Batch:
     read: list[tuple[Place, FileRead]] = field(default_factory=list)
     left_over: bool = False
     """Whether more rows wait for their turn."""
+    from_start: bool = True
+    """Whether it began with the first row that waits; else what was queued behind its back waits for the next one."""
     files: list[Done[SpanJob]] = field(default_factory=list)
 
     def close(self) -> None:
@@ -125,6 +127,7 @@ class Batches:
         return batch
 
     def _begin(self) -> Batch:
+        from_start = self._queue is None
         if self._queue is None:
             self._ahead = set()
             self._queue = self._new_queue(after=-1)
@@ -135,7 +138,8 @@ class Batches:
             given = self._queue.under_way[0].identity
             identity = replace(given, sequence=identity.sequence)
         missing = self._work.missing_lines()
-        return Batch(identity, empty_decisions(identity.sequence, identity.recorded_at, self._folder, missing))
+        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._folder, missing)
+        return Batch(identity, decisions, from_start=from_start)
 
     def _new_queue(self, *, after: int, forced_in: Batch | None = None) -> SpanQueue:
         """Rows behind ``after``: all of them, or those that are forced into a batch, which have its time then."""

@@ -413,7 +413,7 @@ class Engine:
         decisions, indexed = batch.decisions, result.untold
         self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
         self._changed_inputs |= decisions.changed_inputs
-        self._took_any = decisions.took_any or batch.left_over
+        self._took_any = decisions.took_any or batch.left_over or not batch.from_start
         news = self.ledger.has_news() or decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
         if not (news or batch.read or _changes_exports(decisions)):
             with self.store.transaction():

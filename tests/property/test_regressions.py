@@ -751,3 +751,31 @@ def test_row_that_is_forced_before_its_turn_is_judged_once() -> None:
     rows = [bad(0), *[scored("a", "accepted")] * 2, scored("e", "rejected"), scored("a", "accepted")]
     state.append_both(both=(rows, [evidence("a")]), partition=0, then=True, torn=None)
     state.teardown()
+
+
+def test_row_that_is_queued_behind_the_place_of_its_batch_is_judged_in_the_same_pass() -> None:
+    """A row whose kept holder gave its id up is judged again; where it was the last one, it once waited for the next pass."""
+    rows = [scored("d", "accepted", "t", "s", "", "no task"), scored("a", "accepted", "t", "s", "", "")]
+    given = [evidence("d", "one", "executor", "", "")]
+    with structlog.testing.capture_logs():
+        machine = Histories()
+        try:
+            machine.start(
+                options=Options(include_review=True, missing_source_file="", max_line_bytes=600), rows=1, size=1 << 25,
+                tasks=10_000, departures=200_000, job=4000, page=4000, settled=False, in_one_go=False, in_place=None,
+                files=[(rows, given), (rows, given)],
+            )  # fmt: skip
+            machine.complete(number=0, then=True)
+            machine.duplicate(at=1, count=0, kind=SCORED, number=0, then=True, to=0)
+            machine.complete(number=0, then=True)
+            other = [bad(0), evidence("a", " two \n", "executor", "", "")]
+            machine.insert_evidence(at=0, in_place=True, number=0, rows=other, then=True)
+            machine.duplicate(at=2, count=3, kind=SCORED, number=2, then=True, to=5)
+            machine.rescore(at=2, number=1, then=False)
+            machine.complete(number=5, then=True)
+            last = [evidence("d", "", "executor", "", ""), evidence("a", "one", "extractor", "", "")]
+            machine.insert_evidence(at=2, in_place=True, number=7, rows=last, then=False)
+            machine.truncate(kind=EVIDENCE, number=4, size=1999, then=False)
+            machine.truncate(kind=EVIDENCE, number=5, size=514, then=True)
+        finally:
+            machine.teardown()
