@@ -431,13 +431,14 @@ class Inputs:
             (run_id, low, high),
         ).fetchone()
         elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
+        codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # of absent ones no other counts
         absent = self._run(
             "SELECT p.walk_base + f.line, f.category FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
-            " WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IS NOT NULL AND NOT EXISTS"
+            f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
             f" (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND {elsewhere})"
             " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN frozen_rows f"
             " ON f.digest = m.digest AND f.run_id IS NULL CROSS JOIN partitions p USING (partition_id)"
-            " WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IS NOT NULL AND NOT EXISTS"
+            f" WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
             f" (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND {elsewhere})"
             f" UNION ALL {_RESTS.format('absent')} AND NOT {rest_moved('NOT (s.walk >= ?2 AND s.walk < ?3)')} ORDER BY 1 DESC",
             (run_id, low, high),

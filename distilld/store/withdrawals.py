@@ -36,7 +36,7 @@ class Withdrawals:
         found: dict[int, PublishedWithdrawal] = {}
         for each in published:
             rows = self._run(
-                f"SELECT {_COLUMNS}, withdrawal_id FROM withdrawals WHERE id = ? AND source_run_id IS ?"
+                f"SELECT {_COLUMNS}, withdrawal_id FROM withdrawals INDEXED BY withdrawals_by_id WHERE id = ? AND source_run_id IS ?"
                 " AND chosen_run_id IS ? AND rejected_run_id IS ? AND cause = ? AND replaced = ?"
                 " AND verdict ->> '$.category' IS ?",
                 (*each[1:7], each.verdict["category"] if each.verdict else None),
