@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO, Final, Generic, TypeVar
 
@@ -123,6 +124,8 @@ class Pool:
             for process in processes:
                 process.kill()
             executor.shutdown(wait=True, cancel_futures=True)
+            del executor, processes
+            _end_tracker()
 
     def run(self, jobs: Iterable[J], options: Options) -> Iterator[Done[J]]:
         """Do jobs, in order; they are asked for ahead of their results.
@@ -197,6 +200,14 @@ class Pool:
         if isinstance(result, SpoolFault):
             raise SpoolError(self._folder, OSError(result.errno, result.why))
         return result
+
+
+def _end_tracker() -> None:
+    """End the process that multiprocessing starts beside workers, and leaves: a daemon would keep it for good."""
+    # What it looks after, the semaphores of the queues, must be gone before, or it is started anew.
+    gc.collect()
+    if not multiprocessing.active_children():
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def _nothing() -> None:

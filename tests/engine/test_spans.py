@@ -442,6 +442,21 @@ def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: 
     lake.stop()
 
 
+def children() -> set[str]:
+    """The processes that this one started."""
+    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+def test_nothing_is_left_of_the_workers(tmp_path: Path) -> None:
+    """The story: a process of the library that looks after semaphores stayed beside the daemon for good."""
+    before = children()
+    workers = Pool(tmp_path, tmp_path, workers=1)
+    workers.expect(pool.PROCESSES_FROM)
+    assert children() > before
+    workers.close()
+    assert children() == before
+
+
 def test_signals_to_the_service_are_not_for_its_workers(tmp_path: Path) -> None:
     """The story: 'systemctl kill --signal=HUP' ended the workers, and the batch with them."""
     workers = Pool(tmp_path, tmp_path, workers=1)
