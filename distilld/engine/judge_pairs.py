@@ -22,7 +22,8 @@ from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_span import error_of
 from distilld.engine.judge_task import JudgedPair, SideOrder, TaskDone, TaskOrder
 from distilld.lake.lines import digest_of
-from distilld.store.work import ASKED_AT_ONCE, TaskRow, Work, WorkPair
+from distilld.store.tasks import ASKED_AT_ONCE, TaskRow, WorkPair
+from distilld.store.work import Work
 
 TASKS_A_JOB: Final = ASKED_AT_ONCE
 _PAIRED: Final = (Category.ACCEPTED, Category.REJECTED, Category.PARTIALLY_ACCEPTED)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
+from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
-from distilld.store.inputs import ORDER_MATTERS, Inputs, can_pair
+from distilld.store.inputs import Inputs
 from distilld.store.schema import BEHIND_ID, last_verdict, last_verdict_place
+from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
 
 _VERDICT: Final = last_verdict_place("s.run_id")
 _HOLDER: Final = (
@@ -26,11 +27,7 @@ _FACTS: Final = (
 )
 _RECORDED: Final = " s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
 _QUEUED: Final = " coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
-_EVIDENCE: Final = (
-    f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
-    " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
-)
-_ROW: Final = f"SELECT {_FACTS}{_RECORDED}{_QUEUED} FROM scored_rows s{_EVIDENCE}"
+_ROW: Final = f"SELECT {_FACTS}{_RECORDED}{_QUEUED} FROM scored_rows s{EVIDENCE_OF_ROWS}"
 
 _QUEUED_FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
@@ -52,13 +49,7 @@ _CONTESTED_BESIDE_LOOSE: Final = (
     f" AND d.outcome = {SHIPPED}))"
 )
 """Whether row ``s`` is contested; a departed line may go to the row that ships its id now."""
-
-_FIRST_WALKS: Final = ", ".join(
-    "(SELECT f.walk FROM scored_rows f WHERE f.task_id = t.task_id AND f.evidence_found = 1"
-    f" AND f.category IS {category} ORDER BY f.walk LIMIT 1)"
-    for category in ("NULL", *VERDICTS)
-)
-"""Where the first rows of task ``t`` stand whose evidence is found, one of each category."""
+_ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
 
 
 class Place(NamedTuple):
@@ -155,43 +146,6 @@ class QueuedRow(NamedTuple):
         )
 
 
-class TaskRow(NamedTuple):
-    """A row that may stand in a pair; ``verdict`` is the code of the last present verdict of its run."""
-
-    walk: int
-    task_id: str
-    run_id: str
-    category: int
-    partition_id: int
-    path: str
-    base: int
-    start: int
-    length: int
-    digest: bytes
-    evidence_start: int
-    evidence_length: int
-    evidence_digest: bytes
-    verdict: int | None
-
-
-class WorkPair(NamedTuple):
-    """A recorded pair of a task: what became of it and where its line stands."""
-
-    pair_id: int
-    task_id: str
-    slot: int
-    frozen: str | None
-    chosen_run_id: str
-    rejected_run_id: str
-    rejected_category: int
-    chosen_partition: int | None
-    rejected_partition: int | None
-    sample_key: int
-    outcome: int
-    line: bytes
-    batch: int
-
-
 class Departure(NamedTuple):
     """A line that still stands in an export although the row behind it is gone; of a pair, ``run_id`` is the chosen."""
 
@@ -238,17 +192,7 @@ class Standing(NamedTuple):
     run_id: str | None
 
 
-_PAIR: Final = ", ".join(WorkPair._fields)
-_ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
 _FROZEN: Final = ", ".join(f"f.{name}" for name in FrozenRow._fields)
-ASKED_AT_ONCE: Final = 200
-"""Tasks that one statement asks for."""
-_ASKED: Final = f"WITH asked (value) AS (VALUES {', '.join(['(?)'] * ASKED_AT_ONCE)})"
-
-
-def _asked(tasks: Sequence[str]) -> list[str | None]:
-    """The values of a statement that asks for tasks; SQLite's JSON would cut a task id at a NUL."""
-    return [*tasks, *[None] * (ASKED_AT_ONCE - len(tasks))]
 
 
 class Waiting(NamedTuple):
@@ -265,12 +209,11 @@ class Waiting(NamedTuple):
         return any(self)
 
 
-class Work:
+class Work(Tasks):
     """The part of the store that hands out what must be judged."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
+        super().__init__(store)
         self._inputs = Inputs(store)
         self._places: dict[int, Place] = {}
         self._has_loose = True
@@ -289,13 +232,6 @@ class Work:
             "SELECT (SELECT value FROM counters WHERE name = 'scored_rows'), (SELECT sum(indexed_bytes) FROM files)"
         ).fetchone()
         return int(rows * (size or 0) / max(known, 1))
-
-    def _unjudged_spans(self) -> list[tuple[int, int]]:
-        return self._run(
-            "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM files f INDEXED BY unjudged_files"
-            " CROSS JOIN partitions p USING (partition_id)"
-            " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present' ORDER BY 1"
-        ).fetchall()
 
     def partitions_queued(self, after: int, *, forced_only: bool) -> Iterator[tuple[Place, int, int]]:
         """Partitions with rows to be judged behind a place, in walk order, and where their unjudged rows stand.
@@ -463,18 +399,6 @@ class Work:
         )
         yield from map(FrozenRow._make, rows)
 
-    def copies(self, digest: bytes, run_id: str | None) -> list[tuple[int, bool]]:
-        """The present scored rows with these very bytes, and whether what became of them is known.
-
-        One that is too long now names no run, and is always held.
-        """
-        found = self._run(
-            "SELECT walk, rag IS NOT NULL FROM scored_rows WHERE run_id = ?1 AND digest = ?2"
-            " UNION ALL SELECT walk, 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?2",
-            (run_id, digest),
-        )
-        return found.fetchall()
-
     def moved_to(self, row: WorkRow) -> list[FrozenRow]:
         """The absent rows whose very line this present row is now."""
         rows = self._run(
@@ -523,147 +447,6 @@ class Work:
         )
         return Verdict(category, RowRef(*found)) if found else None
 
-    # tasks
-
-    def tasks(self, limit: int, places: dict[str, int]) -> list[tuple[int, str]]:
-        """Tasks whose pairs are to be formed anew, each behind the place of its first row, in that order.
-
-        All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
-        same batch count as well. Tasks that wait for an id of theirs and come first now are among them. ``places`` are
-        those of the first rows that are known; what is asked for is added.
-        """
-        chosen = self._queued_tasks(forced=True)
-        others = self._queued_tasks(forced=False) if limit else set[str]()
-        if limit:
-            others |= self.tasks_of_unjudged(1 << 62) - chosen
-        places.update(self._first_walks(sorted((chosen | others).difference(places))))
-        first = sorted((places[task_id], task_id) for task_id in others)[:limit]
-        first += [(places[task_id], task_id) for task_id in chosen]
-        return sorted({*first, *self._passed_over(first)})
-
-    def _queued_tasks(self, *, forced: bool) -> set[str]:
-        return {row[0] for row in self._run("SELECT task_id FROM rejudge_tasks WHERE forced = ?", (int(forced),))}
-
-    def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-        """Tasks with a pair that is held because a pair of one of these ships its id, which stand before that one now."""
-        if not self._run(f"SELECT {ORDER_MATTERS}").fetchone()[0]:
-            return
-        waiting = (
-            "SELECT w.task_id FROM pairs h CROSS JOIN pairs w ON w.sample_key = h.sample_key AND w.task_id <> h.task_id"
-            f" WHERE h.task_id = ? AND h.outcome = {SHIPPED} AND w.outcome = {DUPLICATE} AND w.frozen IS NULL"
-        )
-        for place in chosen:
-            for (task_id,) in self._run(waiting, (place[1],)).fetchall():
-                other = self.first_walk(task_id), task_id
-                if other < place:
-                    yield other
-
-    def tasks_of_unjudged(self, up_to: int) -> set[str]:
-        """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""
-        found: set[str] = set()
-        for low, high in self._unjudged_spans():
-            if low <= up_to:
-                found.update(
-                    task_id
-                    for (task_id,) in self._run(
-                        f"SELECT DISTINCT task_id FROM scored_rows s WHERE {can_pair(low, min(high, up_to + 1))}"
-                    )
-                )
-        return found
-
-    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[str, int]]:
-        for start in range(0, len(tasks), ASKED_AT_ONCE):
-            rows = self._run(
-                f"{_ASKED} SELECT task_id, {_FIRST_WALKS} FROM (SELECT value AS task_id FROM asked"
-                " WHERE value IS NOT NULL) t",
-                _asked(tasks[start : start + ASKED_AT_ONCE]),
-            ).fetchall()
-            yield from ((task_id, _least(walks)) for task_id, *walks in rows)
-
-    def first_walk(self, task_id: str) -> int:
-        """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""
-        return _least(self._run(f"SELECT {_FIRST_WALKS} FROM (SELECT ? AS task_id) t", (task_id,)).fetchone())
-
-    def task_rows(
-        self, tasks: Sequence[str], categories: Sequence[Category], limit: int
-    ) -> dict[str, list[list[TaskRow]]]:
-        """The first rows of tasks whose evidence is found, up to ``limit`` of each category, by task."""
-        place = {CATEGORY_CODES[category]: number for number, category in enumerate(categories)}
-        found: dict[str, list[list[TaskRow]]] = {task_id: [[] for _ in categories] for task_id in tasks}
-        first = " UNION ALL ".join(
-            "SELECT f.walk FROM asked t CROSS JOIN scored_rows f ON f.walk IN (SELECT walk FROM scored_rows"
-            f" WHERE task_id = t.value AND evidence_found = 1 AND category = {code} ORDER BY walk LIMIT {limit})"
-            for code in place
-        )
-        rows = self._run(
-            f"{_ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, p.path, p.walk_base, s.start_byte,"
-            f" s.length_bytes, s.digest, e.start_byte, e.length_bytes, e.digest, {last_verdict('s.run_id')}"
-            f" FROM ({first}) q CROSS JOIN scored_rows s USING (walk){_EVIDENCE}",
-            _asked(tasks),
-        ).fetchall()
-        for columns in sorted(rows):
-            row = TaskRow._make(columns)
-            found[row.task_id][place[row.category]].append(row)
-        return found
-
-    def pairs_of_tasks(self, tasks: Sequence[str]) -> dict[str, list[WorkPair]]:
-        """The recorded pairs of tasks, frozen ones included, by task; a task without any is left out."""
-        found: dict[str, list[WorkPair]] = {}
-        rows = self._run(
-            f"{_ASKED} SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot",
-            _asked(tasks),
-        )
-        for pair in map(WorkPair._make, rows):
-            found.setdefault(pair.task_id, []).append(pair)
-        return found
-
-    def pairs_with_keys(self, keys: Iterable[int]) -> dict[int, list[WorkPair]]:
-        """The recorded pairs with these ids, by id."""
-        found: dict[int, list[WorkPair]] = {}
-        rows = self._run(
-            f"SELECT {_PAIR} FROM pairs WHERE sample_key IN (SELECT value FROM json_each(?))",
-            (f"[{','.join(map(str, keys))}]",),
-        )
-        for pair in map(WorkPair._make, rows):
-            found.setdefault(pair.sample_key, []).append(pair)
-        return found
-
-    def absent_files(self) -> frozenset[int]:
-        """The partitions of which a file is absent."""
-        return frozenset(row[0] for row in self._run("SELECT partition_id FROM files WHERE state = 'absent'"))
-
-    def names_run(self, run_id: str) -> bool:
-        """Whether a present scored row names the run."""
-        return bool(self._run("SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?)", (run_id,)).fetchone()[0])
-
-    def lacks_evidence(self, run_id: str) -> bool:
-        """Whether no present scored row of the run has evidence."""
-        found = self._run(
-            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND evidence_found = 1)", (run_id,)
-        ).fetchone()
-        return not found[0]
-
-    def side_is_absent(self, partition_id: int, run_id: str, task_id: str, category: int) -> bool:
-        """Whether a pair's side stands in an absent scored file, or on an absent evidence file.
-
-        A line that also stands in a present partition counts only there (SPEC 3).
-        """
-        states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
-        if states.get("scored") == "absent":
-            absent = self._run(
-                "SELECT digest FROM frozen_rows WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
-                (run_id, partition_id, task_id, category),
-            )
-            return any(not self.copies(digest, run_id) for (digest,) in absent)
-        if states.get("evidence") != "absent":
-            return False
-        found = self._run(
-            "SELECT EXISTS (SELECT 1 FROM row_places r CROSS JOIN evidence_rows e USING (partition_id, run_id)"
-            " WHERE r.run_id = ? AND r.partition_id = ? AND r.task_id = ? AND r.category = ?)",
-            (run_id, partition_id, task_id, category),
-        )
-        return bool(found.fetchone()[0])
-
     def missing_lines(self) -> dict[str, Counter[bytes]]:
         """Lines that a damaged export lost and that are yet to be written again, by export."""
         found: dict[str, Counter[bytes]] = {}
@@ -688,7 +471,3 @@ class Work:
             (dataset.value, sample_key),
         ).fetchone()
         return (found[0], found[1]) if found else None
-
-
-def _least(walks: Iterable[int | None]) -> int:
-    return min((walk for walk in walks if walk is not None), default=1 << 62)
