@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,9 +90,8 @@ def measure(rows: int) -> dict[str, Any]:
         return found
 
 
-def main() -> None:
+def main(sizes: Sequence[int] = SIZES) -> None:
     """Print the figures; sizes may be given as numbers of rows."""
-    sizes = tuple(map(int, sys.argv[1:])) or SIZES
     print("one run rejected at a time, in a process that runs on")
     print(describe_machine())
     medians = []
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main([int(each) for each in sys.argv[1:]] or SIZES)
