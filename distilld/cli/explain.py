@@ -27,11 +27,14 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
     batch, the pairs that it is in, and what was withdrawn. Exits with 1 if nothing names the run. Changes nothing.
     """
     from distilld.cli.output import print_json
+    from distilld.cli.progress import progress_bar
     from distilld.cli.settings import load_settings
     from distilld.inspection.explain import explain as tell
 
     # Bytes that are not UTF-8 were read as U+FFFD from the inputs too.
-    story = tell(load_settings(common), run_id.encode(errors="surrogateescape").decode(errors="replace"))
+    run_id = run_id.encode(errors="surrogateescape").decode(errors="replace")
+    with progress_bar() as progress:
+        story = tell(load_settings(common), run_id, progress)
     if as_json:
         print_json(story)
     else:

@@ -16,6 +16,7 @@ from distilld.config.settings import Settings
 from distilld.core.json_text import QUOTED_DEPTH, parse_object, stringify
 from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, Options
 from distilld.files.regular import committed_lines
+from distilld.inspection.reading import Reading, Tell
 from distilld.lake.lines import digest_of
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Views, reading
@@ -128,8 +129,8 @@ class RunStory:
     """A partition of the run, and another one whose name differs in its Unicode normal form alone."""
 
 
-def explain(settings: Settings, run_id: str) -> RunStory:
-    """Tell the story of a run.
+def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> RunStory:
+    """Tell the story of a run; ``progress`` is told how much of the quarantine files was read for it.
 
     Raises:
         UnknownRunError: Nothing names it.
@@ -139,8 +140,9 @@ def explain(settings: Settings, run_id: str) -> RunStory:
     for attempt in range(_ATTEMPTS):
         facts = _read(settings, run_id)
         wanted = facts.held_lines()
+        read = Reading(progress, sum(facts.lengths[dataset] for dataset, lines in wanted.items() if lines))
         errors = {
-            dataset: _errors(settings.root, dataset, lines, facts.lengths[dataset], run_id)
+            dataset: _errors(settings.root, dataset, lines, facts.lengths[dataset], run_id, read)
             for dataset, lines in wanted.items()
         }
         # A quarantine file may be replaced between the two looks; then they are of different batches.
@@ -200,13 +202,16 @@ def _read(settings: Settings, run_id: str) -> _Facts:
     return facts
 
 
-def _errors(root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_id: str) -> dict[bytes, tuple[str, ...]]:
+def _errors(
+    root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_id: str, read: Reading
+) -> dict[bytes, tuple[str, ...]]:
     """The errors of some quarantine lines, by their digests; lines that are not found are left out."""
     found: dict[bytes, tuple[str, ...]] = {}
     if wanted:
         named = stringify(run_id)[1:-1]
         with suppress(FileNotFoundError):
             for line in committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
+                read.add(len(line))
                 if named in line and (digest := digest_of(line)) in wanted:
                     errors = (parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}).get("errors")
                     found[digest] = tuple(map(str, errors)) if isinstance(errors, list) else ()

@@ -14,6 +14,8 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.json_text import MAX_DEPTH
 from distilld.core.model import Dataset, OperatorError
+from distilld.engine.pass_result import Progress
+from distilld.inspection import reading
 from distilld.inspection.explain import Fate, RunStory, UnknownRunError, explain
 from distilld.lake.scan import scan
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
@@ -90,6 +92,19 @@ def test_held_rows_tell_their_errors(lake: HistoryLake) -> None:
     (pair,) = story.pairs
     assert (pair.fate.outcome, pair.fate.reason) == ("held", "invalid_preference_pairing")
     assert "chosen and rejected texts identical" in pair.fate.errors
+
+
+def test_reading_for_a_run_is_told_as_it_goes_on(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large quarantine it takes seconds; a bar shows how far it has come, and ends at the whole or before."""
+    monkeypatch.setattr(reading, "_STEP_BYTES", 1)
+    lake.both(A, *(run(f"r{number}", "rejected") for number in range(3)))
+    lake.go()
+    lake.stop()
+    told: list[Progress] = []
+    explain(settings_of(lake), "r2", told.append)
+    done = [each.done for each in told]
+    assert done == sorted(done)
+    assert 0 < done[-1] <= told[-1].whole
 
 
 def test_held_row_at_the_greatest_depth_tells_its_errors(lake: HistoryLake) -> None:
