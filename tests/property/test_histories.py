@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.engine import batch, index, judge_span, judge_task, read_file, span_queue
+from distilld.engine import batch, engine, index, judge_span, judge_task, read_file, span_queue
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.verify import frozen_of, verify
@@ -48,6 +49,7 @@ some_scored = st.lists(scored_rows(), min_size=1, max_size=6)
 some_evidence = st.lists(evidence_rows(), min_size=1, max_size=6)
 torn = st.sampled_from((None, None, 0, 1, 50, 200, 300))
 maybe = st.booleans()
+some_tree = st.sampled_from(("", *(tree_path(kind, "") for kind in InputKind)))
 then = st.sampled_from((True, True, False))
 """Whether a pass follows; several changes between two passes are as common as one."""
 
@@ -65,6 +67,26 @@ def refused(partition: str, *kinds: InputKind) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (index, judge_span, judge_task, read_file):
             patch.setattr(module, "open_partition", refusing)
+        yield
+
+
+@contextmanager
+def unlisted(folder: str) -> Iterator[None]:
+    """A folder of the input trees cannot be listed by the engine; whoever checks it sees all."""
+    real = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith(folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    def scan(root: Path) -> lake.Scan:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "scandir", refusing)
+            return lake.scan(root)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "lake", SimpleNamespace(**{**vars(lake), "scan": scan}))
         yield
 
 
@@ -222,6 +244,23 @@ class Histories(RuleBasedStateMachine):
             self.history.append(InputKind.SCORED, other, both[0])
             self.history.append(InputKind.EVIDENCE, other, both[1])
         with refused(PARTITIONS[partition], *kinds):
+            self.engine.run_pass(Trigger.WATCH)
+        self.before, self.lake = Exports.read(self.folder), oracle.read_lake(self.folder, self.options)
+        self.check_pass()
+
+    @rule(partition=number, tree=some_tree, depth=st.integers(1, 3),
+          other=number, both=joined_rows())  # fmt: skip
+    def refuse_to_list(
+        self, partition: int, tree: str, depth: int, other: int, both: tuple[list[Row], list[Row]]
+    ) -> None:
+        """A folder of one tree, or of both, cannot be listed while rows come in elsewhere; the next look sees all."""
+        assert self.engine is not None
+        self.check_pass()
+        folder = "/".join(PARTITIONS[partition % len(PARTITIONS)].split("/")[:depth])
+        if not PARTITIONS[other % len(PARTITIONS)].startswith(f"{folder}/"):
+            self.history.append(InputKind.SCORED, other, both[0])
+            self.history.append(InputKind.EVIDENCE, other, both[1])
+        with unlisted(tree + folder):
             self.engine.run_pass(Trigger.WATCH)
         self.before, self.lake = Exports.read(self.folder), oracle.read_lake(self.folder, self.options)
         self.check_pass()
