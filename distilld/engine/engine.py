@@ -307,8 +307,7 @@ class Engine:
         # What this pass read is believed to be as it was; the next pass looks closer.
         indexer = self._indexer(scan, hashed_since_ns=None)
         news = indexer.take(scan, unread=result.indexed.unread)
-        self._postponed = news.postponed
-        self._moving = {key: self._moving[key] for key in news.unsettled if key in self._moving}
+        self._note_left_alone(news)
         self._look_at_ns = self._next_look(began)
         result.indexed.add(news)
         if not (news.changes or news.problems):
@@ -528,13 +527,17 @@ class Engine:
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed, next_turn=next(iter(self._postponed), None))
-        self._postponed = indexed.postponed
+        self._note_left_alone(indexed)
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_anew=read_anew)
         self.work.forget_places()
-        self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
         self._look_at_ns = monotonic_ns() + LOOK_AGAIN_NS
         return indexed
+
+    def _note_left_alone(self, indexed: Indexed) -> None:
+        """Remember what a look left to later ones."""
+        self._postponed = indexed.postponed
+        self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
 
     def _hashed_since_ns(self) -> int | None:
         """The time since which a file must have been hashed; None where somebody else looks after that."""

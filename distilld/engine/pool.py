@@ -81,7 +81,6 @@ class Pool:
         """
         self._root = str(root)
         self._folder = folder
-        self._wanted = workers
         self._given_executor = executor
         self._executor = executor
         self._pulse = pulse

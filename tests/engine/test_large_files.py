@@ -96,8 +96,8 @@ def test_hole_that_was_filled_with_zeros_is_no_change(lake: HistoryLake) -> None
     assert [change.change for change in lake.go().indexed.changes] == ["rewritten"]
 
 
-def test_large_evidence_has_its_turn_behind_all_others(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What else there is to do comes first, and then one large file a pass, also where others never end."""
+def large_evidence_beside_a_rejection(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large evidence comes for two partitions that are known, and a rejection in a third one."""
     believe_facts(monkeypatch)
     monkeypatch.setattr(index, "TURN_BYTES", 2000)
     lake.scored(A, run("a"))
@@ -106,6 +106,11 @@ def test_large_evidence_has_its_turn_behind_all_others(lake: HistoryLake, monkey
     for partition, run_id in ((A, "a"), (C, "c")):
         lake.evidence(partition, given(run_id, "long" * 1000))
     lake.scored(B, run("b", "rejected"))
+
+
+def test_large_evidence_has_its_turn_behind_all_others(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else there is to do comes first, and then one large file a pass, also where others never end."""
+    large_evidence_beside_a_rejection(lake, monkeypatch)
     assert lake.go().indexed.postponed == [(InputKind.EVIDENCE, A), (InputKind.EVIDENCE, C)]
     assert lake.shipped(Dataset.RAG) == set()
     lake.scored(B, run("b", "accepted"))
@@ -118,14 +123,7 @@ def test_large_evidence_has_its_turn_behind_all_others(lake: HistoryLake, monkey
 
 def test_run_goes_on_until_every_large_file_had_its_turn(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """It neither pauses nor gives up before."""
-    believe_facts(monkeypatch)
-    monkeypatch.setattr(index, "TURN_BYTES", 2000)
-    lake.scored(A, run("a"))
-    lake.scored(C, run("c"))
-    lake.go()
-    for partition, run_id in ((A, "a"), (C, "c")):
-        lake.evidence(partition, given(run_id, "long" * 1000))
-    lake.scored(B, run("b", "rejected"))
+    large_evidence_beside_a_rejection(lake, monkeypatch)
     report = bring_up_to_date(
         lake.engine, pause=lambda _: pytest.fail("a pause"), clock=iter(range(0, 10**6, 1000)).__next__
     )
