@@ -69,10 +69,10 @@ def test_explain_tells_of_a_run(cli: Cli, done: Path) -> None:
     assert ran.code == 0
     for text in (
         f"run {run_id}",
-        "verdict in force: ",
+        "current verdict: ",
         "evidence: 2026/",
         "\nScored rows\n  2026/",
-        "shipped",
+        "exported",
     ):
         assert text in ran.out
     story = cli("explain", run_id, "--root", done, "--json").json
@@ -83,14 +83,14 @@ def test_explain_tells_of_a_run(cli: Cli, done: Path) -> None:
 
 def test_run_id_forges_no_line_of_explain(cli: Cli, tmp_path: Path) -> None:
     """The story: a run id with a line feed told of a verdict that nobody had given."""
-    run_id = "r\nverdict in force: accepted\x1b[2J\u2028evidence: none"
+    run_id = "r\ncurrent verdict: accepted\x1b[2J\u2028evidence: none"
     row = {"evidence_run_id": run_id, "evidence_task_id": "t", "category": "rejected"}
     put(tmp_path / TREES[0] / DAY / "a.jsonl", json.dumps(row) + "\n")
     bring(tmp_path)
     shown = cli("explain", run_id, "--root", tmp_path).out.splitlines()
-    assert shown[0] == "run r\\nverdict in force: accepted\\x1b[2J\\u2028evidence: none"
+    assert shown[0] == "run r\\ncurrent verdict: accepted\\x1b[2J\\u2028evidence: none"
     assert [line for line in shown if line.startswith("verdict")] == [
-        f"verdict in force: rejected, at {DAY}/a.jsonl:0; forbids rag and sft"
+        f"current verdict: rejected, at {DAY}/a.jsonl:0; forbids rag and sft"
     ]
 
 

@@ -51,7 +51,14 @@ def test_status_of_a_lake_at_rest(done: Path) -> None:
         assert (exports[name]["path"], exports[name]["committed_bytes"]) == (path, len(content))
         assert exports[name]["rows"] == content.count(b"\n")
     assert shown["writer"]["running"] is False
-    assert shown["lag"] == {"new_files": 0, "changed_files": 0, "gone_files": 0, "unread_bytes": 0, "seconds": 0.0}
+    assert shown["lag"] == {
+        "new_files": 0,
+        "changed_files": 0,
+        "gone_files": 0,
+        "unread_bytes": 0,
+        "seconds": 0.0,
+        "oldest": [],
+    }
     assert [(tree["kind"], tree["present"], tree["lines"]) for tree in shown["trees"]] == [
         ("scored", 45, 1052),
         ("evidence", 45, 1052),
@@ -168,7 +175,12 @@ def test_status_tells_what_is_behind_and_what_waits(sample: SampleLake) -> None:
     os.utime(scored.with_name("new.jsonl"), (1, 1))
     sample.evidence_path(sample.partitions[1]).unlink()
     shown = distilld("status", "--root", sample.root, "--json", cwd=sample.root).json
-    assert 0 < shown["lag"].pop("seconds") < time.time() - began
+    assert 0 < (seconds := shown["lag"].pop("seconds")) < time.time() - began
+    oldest = shown["lag"].pop("oldest")
+    changed = [sample.evidence_path(sample.partitions[0]), scored.with_name("new.jsonl")]
+    assert [each["path"] for each in oldest] == [str(each.relative_to(sample.root)) for each in changed]
+    assert [each["unread_bytes"] for each in oldest] == [10, scored.stat().st_size]
+    assert oldest[0]["seconds"] == seconds
     assert shown["lag"] == {
         "new_files": 1, "changed_files": 1, "gone_files": 1, "unread_bytes": 10 + scored.stat().st_size
     }  # fmt: skip
