@@ -89,7 +89,7 @@ def test_run_id_forges_no_line_of_explain(cli: Cli, tmp_path: Path) -> None:
     bring(tmp_path)
     shown = cli("explain", run_id, "--root", tmp_path).out.splitlines()
     assert shown[0] == "run r\\ncurrent verdict: accepted\\x1b[2J\\u2028evidence: none"
-    assert [line for line in shown if line.startswith("verdict")] == [
+    assert [line for line in shown if line.startswith("current verdict")] == [
         f"current verdict: rejected, at {DAY}/a.jsonl:0; forbids rag and sft"
     ]
 

@@ -326,6 +326,28 @@ def test_receipts_follow_the_chain(sample: SampleLake) -> None:
     assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 2 of 2 receipts")
 
 
+def test_receipts_of_other_stages_are_listed(sample: SampleLake) -> None:
+    """They were nowhere but in their folder: each run is listed with its exit code, and a broken chain is named."""
+    assert once(sample.root).code == 0
+    for word, code in (("true", 0), ("false", 1)):
+        assert distilld("stage", "score_runs", "--root", sample.root, "--", word, cwd=sample.root).code == code
+    shown = distilld("receipts", "--root", sample.root, "--json", cwd=sample.root)
+    assert (shown.code, shown.json["chain"]) == (0, "whole")
+    newest, first = shown.json["stages"]
+    assert [(each["stage"], each["exit_code"], each["problem"]) for each in (newest, first)] == [
+        ("score_runs", 1, None), ("score_runs", 0, None)
+    ]  # fmt: skip
+    text = distilld("receipts", "--root", sample.root, cwd=sample.root).out
+    assert text.index(newest["batch_id"]) < text.index(first["batch_id"])
+    assert text.endswith("the chain is whole over 3 receipts\n")
+    assert first["batch_id"] not in distilld("receipts", "--root", sample.root, "--limit", "1", cwd=sample.root).out
+
+    receipt = sample.root / "reports/distillation" / first["batch_id"] / "receipt.json"
+    receipt.write_bytes(receipt.read_bytes().replace(b'"once"', b'"ONCE"'))
+    ran = distilld("receipts", "--root", sample.root, cwd=sample.root)
+    assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 1 of 3 receipts")
+
+
 @pytest.mark.parametrize("name", ["rag", "sft", "preference"])
 def test_schema_describes_the_rows(done: Path, name: str) -> None:
     """The schema of a dataset names exactly the keys of its rows, in their order, and allows no other."""
