@@ -312,14 +312,14 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
 
 def _frozen_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
-        rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "shipped row")
+        rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "exported row")
         yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune shows what would go"
     vanished = found.frozen.get("vanished", 0) + found.frozen.get("evidence vanished", 0)
     if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
-        rows = counted(accepted, "shipped row")
+        rows = counted(accepted, "exported row")
         yield f"kept for good although they vanished from data/: {rows}; distilld prune shows what would go"
     if orphans := found.frozen.get("orphan"):
-        rows = counted(orphans, "shipped row")
+        rows = counted(orphans, "exported row")
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
 
 
@@ -349,7 +349,7 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
         follows = (
             "the daemon that runs keeps those that it was started with or last reloaded"
             if found.daemon_runs
-            else "the next run judges every row anew"
+            else "the next run judges every row again"
         )
         yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
 

@@ -234,7 +234,7 @@ def test_what_is_kept_is_counted_alike(
     assert status["frozen"] == by_kind
     assert {each["name"]: each["frozen"] for each in status["exports"] if each["frozen"]} == by_dataset
     (note,) = (each for each in status["notes"] if "prune" in each)
-    assert f": {by_kind.total()} shipped rows; distilld prune shows what would go" in note
+    assert f": {by_kind.total()} exported rows; distilld prune shows what would go" in note
     ran = cli("verify", "--deep", "--root", worked)
     assert ", ".join(f"{each['dataset']} {each['rows']} {each['kind']}" for each in frozen) in ran.out
     assert "question 9 in docs/state.md" in ran.out
@@ -390,7 +390,7 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
     before = files(root)
     ran = cli("rebuild", "--root", root)
     assert ran.code == 0
-    assert "every row judged anew; the files stand in walk order\n1,052 rows judged, " in ran.out
+    assert "every row judged again; the files are in walk order\n1,052 rows judged, " in ran.out
     assert " MiB read; receipt: reports/distillation/" in ran.out
     assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == [
         "rebuild_started",

@@ -157,7 +157,7 @@ def test_status_of_a_lake_that_was_never_run(tmp_path: Path) -> None:
         text,
         flags=re.MULTILINE,
     )
-    assert f"problem: there is no state store at {root}/state/distilld.db; to put it right: distilld run --once" in text
+    assert f"problem: there is no state store at {root}/state/distilld.db; what to do: distilld run --once" in text
     assert snapshot(tmp_path) == before
 
 
@@ -213,7 +213,7 @@ def test_status_tells_each_problem_with_its_remedy(worked: Path) -> None:
     assert ran.json["notes"] == [
         (
             "the settings are not those of the last batch (include_partial False to True);"
-            " the next run judges every row anew"
+            " the next run judges every row again"
         ),
         NO_WRITER,
     ]
