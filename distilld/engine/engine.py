@@ -56,6 +56,7 @@ from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.store.connection import Store
+from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.frozen import Frozen, Only, Pruned
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
@@ -119,6 +120,7 @@ class Engine:
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
+        self.evidence = EvidenceRows(store, self.inputs)
         self.looks = Looks(store, self.inputs)
         self.committer = committer or Committer(
             root, store, self.exports, clock=clock, receipts_keep=receipts_keep, keep_lock=keep_lock
@@ -446,7 +448,7 @@ class Engine:
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
             record_reading(record, read.reading, 0)
-            self.inputs.add_unread_evidence(record, read.facts)
+            self.evidence.add_unread(record, read.facts)
 
     def _made_durable(
         self,

@@ -41,6 +41,7 @@ from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.run_queries import FrozenCount, Stories
 from distilld.store.segments import Segments
+from distilld.store.verdicts import Verdicts
 from distilld.store.work import Work
 
 Lines = Callable[[], Iterator[bytes]]
@@ -270,14 +271,14 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
     """
     if not options.revoke:
         return Check("firewall (revoke is off)")
-    inputs, views = Inputs(store), Views(store)
+    verdicts, views = Verdicts(store), Views(store)
     faults = []
     leaving = 0
     for dataset in Dataset:
         run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
         for line in exports[dataset.value]():
             row = parse_object(line[:-1]).value or {}
-            in_force = inputs.in_force(str(row.get(run)), options)
+            in_force = verdicts.in_force(str(row.get(run)), options)
             verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
             if verdict is None or not options.forbids(dataset, verdict):
                 continue

@@ -14,8 +14,11 @@ from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, LINE
 from distilld.core.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
-from distilld.store.inputs import FileRecord, Inputs, forbidding_codes
-from distilld.store.schema import last_verdict
+from distilld.store.counts import Counts
+from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.verdicts import Verdicts, forbidding_codes, last_verdict
+from distilld.store.walk_order import place_partitions
 from distilld.store.work import Work
 
 if TYPE_CHECKING:
@@ -187,6 +190,17 @@ class ToldVerdict(NamedTuple):
     reason: Reason | None
 
 
+def has_exceptions(store: Store) -> bool:
+    """Whether anything is absent, kept by way of exception, or about to depart."""
+    return bool(
+        store.connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM frozen_rows) OR EXISTS (SELECT 1 FROM departures)"
+            " OR EXISTS (SELECT 1 FROM files WHERE state = 'absent')"
+            " OR EXISTS (SELECT 1 FROM pairs WHERE frozen IS NOT NULL)"
+        ).fetchone()[0]
+    )
+
+
 class Frozen:
     """The part of the store that knows what is kept by way of exception."""
 
@@ -195,6 +209,9 @@ class Frozen:
         self._run = store.connection.execute
         self._many = store.connection.executemany
         self._inputs = Inputs(store)
+        self._evidence = EvidenceRows(store, self._inputs)
+        self._counts = Counts(store)
+        self._verdicts = Verdicts(store)
 
     # the tripwire
 
@@ -294,8 +311,8 @@ class Frozen:
         if not counts:
             return
         for outcome, rows in counts:
-            self._inputs.add_total(dataset.value, "live", outcome, -rows)
-            self._inputs.add_total(dataset.value, "departing", outcome, rows)
+            self._counts.add_total(dataset.value, "live", outcome, -rows)
+            self._counts.add_total(dataset.value, "departing", outcome, rows)
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
             f" partition_id, row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch,"
@@ -316,14 +333,14 @@ class Frozen:
         where = f"frozen = 'absent' AND task_id IN (SELECT task_id FROM rejudge_tasks) AND NOT {_ABSENT_FILE}"
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1").fetchall()
         for outcome, rows in counts:
-            self._inputs.add_total(Dataset.PREFERENCE.value, "frozen", outcome, -rows)
-            self._inputs.add_total(Dataset.PREFERENCE.value, "live", outcome, rows)
+            self._counts.add_total(Dataset.PREFERENCE.value, "frozen", outcome, -rows)
+            self._counts.add_total(Dataset.PREFERENCE.value, "live", outcome, rows)
         if counts:
             self._run(f"UPDATE pairs SET frozen = NULL WHERE {where}")
 
     def _shift(self, dataset: Dataset, source: str, target: str, rows: int) -> None:
-        self._inputs.add_total(dataset.value, source, SHIPPED, -rows)
-        self._inputs.add_total(dataset.value, target, SHIPPED, rows)
+        self._counts.add_total(dataset.value, source, SHIPPED, -rows)
+        self._counts.add_total(dataset.value, target, SHIPPED, rows)
 
     def held_by_tripwire(self) -> dict[str, int]:
         """Rows that the tripwire keeps and nobody has decided on, by dataset; datasets without any are left out."""
@@ -412,7 +429,7 @@ class Frozen:
                 values,
             )
         ]
-        before = [self._inputs.in_force(run_id, options) for run_id in runs]
+        before = [self._verdicts.in_force(run_id, options) for run_id in runs]
         pruned = 0
         for dataset in KEPT_BITS:
             pruned += self._count(f"SELECT count(*) FROM frozen_rows WHERE {dataset} = {SHIPPED} AND {where}", *values)
@@ -429,7 +446,7 @@ class Frozen:
             self._give_up_kept(partition_glob, only)
             pruned += self._rows_without_evidence()
         for run_id, old in zip(runs, before, strict=True):
-            self._inputs.queue_verdict_change(run_id, old, self._inputs.in_force(run_id, options), options)
+            self._verdicts.queue_change(run_id, old, self._verdicts.in_force(run_id, options), options)
         self._run("DROP TABLE temp.spared")
         return Pruned(pruned, files)
 
@@ -438,8 +455,8 @@ class Frozen:
             f"SELECT {dataset}, count(*) FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
         ).fetchall()
         for outcome, rows in counts:
-            self._inputs.add_total(dataset.value, "frozen", outcome, -rows)
-            self._inputs.add_total(dataset.value, "departing", outcome, rows)
+            self._counts.add_total(dataset.value, "frozen", outcome, -rows)
+            self._counts.add_total(dataset.value, "departing", outcome, rows)
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause, partition_id,"
             f" row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch, run_id, task_id,"
@@ -468,8 +485,8 @@ class Frozen:
         """Let frozen pairs depart; returns how many of them ship."""
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1", values).fetchall()
         for outcome, rows in counts:
-            self._inputs.add_total(Dataset.PREFERENCE.value, "frozen", outcome, -rows)
-            self._inputs.add_total(Dataset.PREFERENCE.value, "departing", outcome, rows)
+            self._counts.add_total(Dataset.PREFERENCE.value, "frozen", outcome, -rows)
+            self._counts.add_total(Dataset.PREFERENCE.value, "departing", outcome, rows)
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, other_run_id, task_id, cause)"
             f" SELECT 'preference', outcome, sample_key, line, batch, chosen_run_id, rejected_run_id, task_id, {cause}"
@@ -490,8 +507,8 @@ class Frozen:
             if record.present or key in spared or not self._matches(record.path, partition_glob):
                 continue
             if record.kind.value == "evidence":
-                self._inputs.stage_evidence()
-                self._inputs.apply_evidence(record, whole_file=True)
+                self._evidence.stage()
+                self._evidence.apply(record, whole_file=True)
                 self._give_up(
                     "walk >= ?1 AND walk < ?2 AND evidence_found = 0",
                     (record.walk_base, record.walk_base + LINES_END),
@@ -575,7 +592,7 @@ class Frozen:
         self._run(
             "INSERT INTO adopted_rows SELECT ?, sample_key, created_at, recorded_at FROM arrivals", (dataset.value,)
         )
-        self._inputs.add_total(dataset.value, "frozen", SHIPPED, rows)
+        self._counts.add_total(dataset.value, "frozen", SHIPPED, rows)
         self._run("DROP TABLE temp.arrivals")
 
     def add_history(self, dataset: Dataset) -> None:
@@ -616,7 +633,7 @@ class Frozen:
         for run_id, code in self._run("SELECT DISTINCT run_id, category FROM told").fetchall():
             self._forbid_orphans(run_id, CATEGORIES[code])
         paths = [path for (path,) in self._run("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")]
-        for path, place in self._inputs.place_partitions(paths).items():
+        for path, place in place_partitions(self._store, paths).items():
             nothing = StatFacts(0, 0, 0, 0, 0)
             self._inputs.write_file(
                 FileRecord(*place, path, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None)
@@ -633,7 +650,7 @@ class Frozen:
         )
         staying = "SELECT dataset, outcome, count(*) FROM told WHERE digest IS NOT NULL GROUP BY 1, 2"
         for dataset, code, rows in self._run(staying).fetchall():
-            self._inputs.add_total(dataset, "frozen", code, rows)
+            self._counts.add_total(dataset, "frozen", code, rows)
         self._run("DROP TABLE temp.told")
 
     def _forbid_orphans(self, run_id: str, category: Category) -> None:
