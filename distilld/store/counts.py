@@ -47,3 +47,8 @@ class Counts:
             f"SELECT {dataset}, count(*) FROM {table} WHERE {dataset} IS NOT NULL AND {where} GROUP BY {dataset}"
         ).fetchall()
         self.shift(dataset, source, target, counts)
+
+
+def count(store: Store, query: str, *values: object) -> int:
+    """The number that a query answers."""
+    return int(store.connection.execute(query, values).fetchone()[0])

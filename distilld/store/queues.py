@@ -21,6 +21,8 @@ ORDER_MATTERS: Final = (
     f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
 )
 """SQL for whether any pair could have another outcome if its task came earlier or later; answered once a statement."""
+EVIDENCE_PRUNED: Final = 2
+"""In ``rejudge_rows.evidence_changed``: the row stood on evidence that an operator gave up, and is published as pruned."""
 
 
 class Queues:

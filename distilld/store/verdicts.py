@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import VERDICTS
+from distilld.core.line_facts import CATEGORY_CODES, VERDICTS
 from distilld.core.model import Category, Dataset, InputKind, Options
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord
@@ -213,3 +213,13 @@ def named_in_malformed(rows: str) -> str:
         f"SELECT m.run_id FROM {rows} n CROSS JOIN malformed_runs m INDEXED BY malformed_runs_by_digest"
         " ON m.digest = n.digest WHERE n.run_id IS NULL AND n.category IS NOT NULL"
     )
+
+
+def overruled(pair: str = "pairs") -> str:
+    """SQL for whether the last present verdict about a side of a pair is not the one that the pair was formed with."""
+    last = f"coalesce({last_verdict(pair + '.{side}_run_id')}, {{expected}}) NOT IN ({{allowed}})"
+    accepted, partial, rejected = (
+        CATEGORY_CODES[category] for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    )
+    chosen = last.format(side="chosen", expected=accepted, allowed=accepted)
+    return f"{chosen} OR {last.format(side='rejected', expected=rejected, allowed=f'{partial}, {rejected}')}"

@@ -30,8 +30,8 @@ from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
-from distilld.store.frozen import Only
 from distilld.store.ledger import Ledger
+from distilld.store.pruning import Only
 from distilld.store.queries import Exceptions
 from tests.property.absence import Absence
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
