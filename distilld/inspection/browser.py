@@ -44,6 +44,7 @@ from distilld.store.copy import copy_store
 from distilld.tables import labelled
 
 HOST: Final = "127.0.0.1"
+_HOSTS: Final = {HOST.encode(), b"localhost"}
 NAME: Final = "distilld"
 """The database's name in addresses, whatever the store's file is called; the questions belong to it."""
 _FOLDER: Final = Path(__file__).with_name("datasette")
@@ -101,7 +102,7 @@ def serve(settings: Settings, port: int, announce: Callable[[str], None]) -> Non
         nonce = secrets.token_urlsafe(_TOKEN_BYTES)
         datasette.jinja_env.globals["script_nonce"] = nonce
         datasette.jinja_env.add_extension(_Nonces)
-        guard = _Guard(datasette.app(), f"/{token}/", port, nonce)
+        guard = _Guard(datasette.app(), f"/{token}/", nonce)
         announce(f"http://{HOST}:{port}/{token}/")
         uvicorn.Server(uvicorn.Config(guard, log_level="warning")).run(sockets=[listener])
 
@@ -124,10 +125,9 @@ def readable(store: Path, kept: ExitStack) -> Path:
 class _Guard:
     """Refuses who does not know the address, or uses another name; keeps pages from loading what is elsewhere."""
 
-    def __init__(self, app: App, prefix: str, port: int, nonce: str) -> None:
+    def __init__(self, app: App, prefix: str, nonce: str) -> None:
         self._app = app
         self._prefix = prefix.encode()
-        self._hosts = {f"{name}:{port}".encode() for name in (HOST, "localhost")}
         policy = (
             f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; "
             "img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -159,7 +159,7 @@ class _Guard:
         return (
             scope["method"] in {"GET", "HEAD"}
             and len(hosts) == 1
-            and hosts[0] in self._hosts
+            and hosts[0].partition(b":")[0] in _HOSTS  # another port leads here, too, through a tunnel
             and secrets.compare_digest(start, self._prefix)
         )
 
