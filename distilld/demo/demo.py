@@ -211,6 +211,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (f"{call} run --once --include-partial --dry-run", "what this flag would include"),
         (f"{call} quarantine --limit 5", "the first quarantined rows, with their errors"),
         (f"{call} status", "the state of the lake"),
+        (f"{call} inspect", "the same in a browser; needs pip install 'distilld[inspect]'"),
     )
     width = max(len(command) for command, _ in tries)
     for command, what in tries:
