@@ -11,6 +11,7 @@ else than what is recorded, goes back row by row, without times: another row may
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,9 +35,10 @@ from distilld.core.model import (
 )
 from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
+from distilld.core.samples import sample_line
 from distilld.engine.read_file import FileRead, read_evidence
 from distilld.lake.content_hash import ContentHash
-from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours
+from distilld.lake.lines import DIGEST_BYTES, HEAD_BYTES, digest_of, read_head, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
 FLUSH_BYTES: Final = 1 << 20
@@ -50,6 +52,7 @@ SFT_HELD: Final = 3
 
 _TOO_LONG: Final = MALFORMED_CODES[Malformed.TOO_LONG]
 
+_sha256: Final = hashlib.sha256
 _make: Final = tuple.__new__
 """What a NamedTuple's own constructor does, without its price, where there is one for each row."""
 
@@ -387,13 +390,14 @@ class SpanJudge:
                 continue
             rag_code, rag_line = finished(in_rag, stamp)
             sft_code, sft_line = finished(in_sft, stamp)
-            rag_digest, sft_digest = digest_of(rag_line), digest_of(sft_line)
-            for stream, line, digest in (
-                (RAG_HELD if rag_code else RAG_SHIPPED, rag_line, rag_digest),
-                (SFT_HELD if sft_code else SFT_SHIPPED, sft_line, sft_digest),
-            ):
-                lines[stream].append(line)
-                digests[stream].append(digest)
+            rag_digest = _sha256(rag_line).digest()[:DIGEST_BYTES]
+            sft_digest = _sha256(sft_line).digest()[:DIGEST_BYTES]
+            stream = RAG_HELD if rag_code else RAG_SHIPPED
+            lines[stream].append(rag_line)
+            digests[stream].append(rag_digest)
+            stream = SFT_HELD if sft_code else SFT_SHIPPED
+            lines[stream].append(sft_line)
+            digests[stream].append(sft_digest)
             by_rag[rag_code] += 1
             by_sft[sft_code] += 1
             fresh((rag_code, rag_digest, sft_code, sft_digest, found, walk))
@@ -454,7 +458,7 @@ def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
     """Return the code of an outcome, and its line with its time."""
     times = (stamp,) if isinstance(stamp, str) else stamp
     if isinstance(outcome, Ship):
-        return SHIPPED, outcome.line(*times)
+        return SHIPPED, sample_line(outcome.sample, *times)
     before, behind = outcome.parts()
     return REASON_CODES[outcome.reason], b"%b%b%b" % (before, times[0].encode(), behind)
 
