@@ -102,7 +102,10 @@ install: install-program install-units ## Install the program and the service (P
 install-program: # The program in a virtual environment of its own, and the command that starts it
 	@$(FOR_ALL) $(PYTHON) -m venv --clear '$(INSTALLED)'
 	@echo 'Installing distilld into $(INSTALLED) ...'
-	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt .
+	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile --require-hashes -r requirements.txt
+	@# The build backend is among them, and nothing else is fetched.
+	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile \
+		--no-index --no-deps --no-build-isolation .
 	@# The service cannot write compiled files; and neither they nor the scripts may name DESTDIR.
 	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
 	@grep -rlIF '$(INSTALLED)' '$(INSTALLED)/bin' '$(INSTALLED)/pyvenv.cfg' | xargs -r sed -i 's|$(INSTALLED)|$(PREFIX)/lib/distilld|g'
