@@ -200,7 +200,8 @@ class Decisions:
     """Rows that give up an id in this batch, so that another row may take it in the same transaction."""
     tasks: list[str] = field(default_factory=list)
     dropped_pairs: list[int] = field(default_factory=list)
-    pairs: list[PairRow] = field(default_factory=list)
+    pairs: list[tuple[Any, ...]] = field(default_factory=list)
+    """PairRows; those that come ready from a worker are plain tuples."""
     frozen_pairs: list[int] = field(default_factory=list)
     departures: list[int] = field(default_factory=list)
     frozen_seen: list[int] = field(default_factory=list)

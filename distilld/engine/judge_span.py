@@ -15,9 +15,10 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from distilld.core.datasets import rag, sft
+from distilld.core.decisions import Lines
 from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, parse_object
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
@@ -27,6 +28,7 @@ from distilld.core.model import (
     Dataset,
     InputChanged,
     InputKind,
+    MarkedLines,
     Marks,
     Options,
     RowRef,
@@ -139,6 +141,14 @@ class Part(NamedTuple):
     offset: int
     content: int | bytes
     marks: Marks
+
+    def put_into(self, lines: Lines, file: IO[bytes] | None) -> None:
+        """Add the lines to those that go to an export; ``file`` is the job's."""
+        if isinstance(self.content, int):
+            assert file is not None  # noqa: S101  it says where in the file
+            lines.add_part(file.fileno(), self.offset, self.content, self.marks)
+        else:
+            lines.add_piece(MarkedLines(self.content, self.marks))
 
 
 @dataclass(slots=True)

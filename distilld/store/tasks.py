@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED, VERDICTS
 from distilld.core.model import Category
@@ -22,25 +22,6 @@ _FIRST_WALKS: Final = ", ".join(
     for category in ("NULL", *VERDICTS)
 )
 """Where the first rows of task ``t`` stand whose evidence is found, one of each category."""
-
-
-class TaskRow(NamedTuple):
-    """A row that may stand in a pair; ``verdict`` is the code of the last present verdict of its run."""
-
-    walk: int
-    task_id: str
-    run_id: str
-    category: int
-    partition_id: int
-    path: str
-    base: int
-    start: int
-    length: int
-    digest: bytes
-    evidence_start: int
-    evidence_length: int
-    evidence_digest: bytes
-    verdict: int | None
 
 
 class WorkPair(NamedTuple):
@@ -158,24 +139,26 @@ class Tasks:
 
     def task_rows(
         self, tasks: Sequence[str], categories: Sequence[Category], limit: int
-    ) -> dict[str, list[list[TaskRow]]]:
-        """The first rows of tasks whose evidence is found, up to ``limit`` of each category, by task."""
+    ) -> dict[str, list[list[tuple[Any, ...]]]]:
+        """The first rows of tasks whose evidence is found, up to ``limit`` of each category, by task: TaskRows.
+
+        They are plain tuples, for most of them only pass through on their way to a worker.
+        """
         place = {CATEGORY_CODES[category]: number for number, category in enumerate(categories)}
-        found: dict[str, list[list[TaskRow]]] = {task_id: [[] for _ in categories] for task_id in tasks}
+        found: dict[str, list[list[tuple[Any, ...]]]] = {task_id: [[] for _ in categories] for task_id in tasks}
         first = " UNION ALL ".join(
             "SELECT f.walk FROM asked t CROSS JOIN scored_rows f ON f.walk IN (SELECT walk FROM scored_rows"
             f" WHERE task_id = t.value AND evidence_found = 1 AND category = {code} ORDER BY walk LIMIT {limit})"
             for code in place
         )
         rows = self._run(
-            f"{_ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, p.path, p.walk_base, s.start_byte,"
+            f"{_ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, s.start_byte,"
             f" s.length_bytes, s.digest, e.start_byte, e.length_bytes, e.digest, {last_verdict('s.run_id')}"
             f" FROM ({first}) q CROSS JOIN scored_rows s USING (walk){EVIDENCE_OF_ROWS}",
             _asked(tasks),
         ).fetchall()
-        for columns in sorted(rows):
-            row = TaskRow._make(columns)
-            found[row.task_id][place[row.category]].append(row)
+        for row in sorted(rows):
+            found[row[1]][place[row[3]]].append(row)
         return found
 
     def pairs_of_tasks(self, tasks: Sequence[str]) -> dict[str, list[WorkPair]]:
