@@ -234,6 +234,11 @@ class Decisions:
         """Whether anything that waited was judged, be it that nothing followed from it."""
         return bool(self.judged_walks or self.tasks or self.departures or self.frozen_seen)
 
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether anything is left, since a file that it needs cannot be read, or changed."""
+        return bool(self.unreadable or self.changed_inputs)
+
     def note_out_of_reach(self, error: UnreadableError | InputChanged) -> None:
         """Something is left for a later batch, since a file that it needs cannot be read, or changed."""
         if isinstance(error, UnreadableError):

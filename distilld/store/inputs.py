@@ -338,20 +338,27 @@ class Inputs:
             ).fetchone()[0]
         )
 
-    def add_unread_evidence(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
+    def add_unread_evidence(
+        self, record: FileRecord, rows: Sequence[tuple[Any, ...]], *, all_judged: bool = False
+    ) -> None:
         """Take in an evidence file that was read when its rows were judged, which know already whether they have any.
 
-        Rows that could not be judged learn it here. Queue the tasks that may form pairs now.
+        Unless all were judged, the others learn it here. Queue the tasks that may form pairs now.
         """
         self.add_evidence(record, rows)
         self.write_file(record)
-        low, found = record.walk_base, self._evidence_found(record.partition_id, "scored_rows.run_id")
+        low = record.walk_base
+        if not all_judged:
+            found = self._evidence_found(record.partition_id, "scored_rows.run_id")
+            self._run(
+                f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
+                (low, low + LINES_END),
+            )
+        self.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
         self._run(
-            f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
+            f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 FROM scored_rows s WHERE {CAN_PAIR}",
             (low, low + LINES_END),
         )
-        self.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
-        self._touch_tasks("scored_rows s", can_pair(record.walk_base, record.walk_base + LINES_END), "s.task_id")
 
     def count_rows(self, rows: int, unjudged: int) -> None:
         """Count scored rows in, or with negative numbers out; ``unjudged`` of them were never judged."""
@@ -591,8 +598,8 @@ class Inputs:
             (rows, dataset, state, outcome),
         )
 
-    def _touch_tasks(self, table: str, where: str, task: str = "task_id") -> None:
-        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT {task}, 0 FROM {table} WHERE {where}")
+    def _touch_tasks(self, table: str, where: str) -> None:
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
 
     def _move(self, low: int) -> None:
         """Lines whose bytes stood elsewhere in the file take their outcomes along."""
@@ -961,11 +968,7 @@ def _named_in_malformed(rows: str) -> str:
     )
 
 
-def can_pair(low: int, high: int) -> str:
-    """Rows of a span that may change pairs: their task has an accepted row and another one to set it against.
-
-    A row of any category may be the first of its task. That matters where pairs of two tasks have one id.
-    """
+def _can_pair() -> str:
     other = "SELECT 1 FROM scored_rows o WHERE o.task_id = s.task_id AND o.evidence_found = 1 AND o.category = {}"
     accepted, partial, rejected = (
         other.format(CATEGORY_CODES[category])
@@ -976,7 +979,14 @@ def can_pair(low: int, high: int) -> str:
         " WHERE p.task_id = s.task_id"
     )
     return (
-        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1"
+        "s.walk >= ?1 AND s.walk < ?2 AND s.task_id IS NOT NULL AND s.evidence_found = 1"
         f" AND (s.category <= 3 AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
         f" OR {ORDER_MATTERS} AND EXISTS ({shares}))"
     )
+
+
+CAN_PAIR: Final = _can_pair()
+"""SQL for rows of a span that may change pairs: their task has an accepted row and another one to set it against.
+
+A row of any category may be the first of its task. That matters where pairs of two tasks have one id.
+"""

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED, VERDICTS
 from distilld.core.model import Category
 from distilld.store.connection import Store
-from distilld.store.inputs import ORDER_MATTERS, can_pair
+from distilld.store.inputs import CAN_PAIR, ORDER_MATTERS
 from distilld.store.schema import last_verdict
 
 EVIDENCE_OF_ROWS: Final = (
@@ -59,11 +59,12 @@ class Tasks:
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
 
-    def _unjudged_spans(self) -> list[tuple[int, int]]:
+    def _unjudged_spans(self, which: str = "") -> list[tuple[int, int]]:
         return self._run(
             "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM files f INDEXED BY unjudged_files"
             " CROSS JOIN partitions p USING (partition_id)"
-            " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present' ORDER BY 1"
+            " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present'"
+            f"{which} ORDER BY 1"
         ).fetchall()
 
     def copies(self, digest: bytes, run_id: str | None) -> list[tuple[int, bool]]:
@@ -114,14 +115,17 @@ class Tasks:
     def tasks_of_unjudged(self, up_to: int) -> set[str]:
         """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""
         found: set[str] = set()
-        for low, high in self._unjudged_spans():
+        # Without its evidence file, which may be read with its rows, no row of a partition pairs.
+        known = (
+            " AND EXISTS (SELECT 1 FROM files e WHERE e.partition_id = f.partition_id AND e.kind = 'evidence'"
+            " AND e.state = 'present')"
+        )
+        for low, high in self._unjudged_spans(known):
             if low <= up_to:
-                found.update(
-                    task_id
-                    for (task_id,) in self._run(
-                        f"SELECT DISTINCT task_id FROM scored_rows s WHERE {can_pair(low, min(high, up_to + 1))}"
-                    )
+                rows = self._run(
+                    f"SELECT DISTINCT task_id FROM scored_rows s WHERE {CAN_PAIR}", (low, min(high, up_to + 1))
                 )
+                found.update(task_id for (task_id,) in rows)
         return found
 
     def _first_walks(self, tasks: list[str]) -> Iterator[tuple[str, int]]:
