@@ -59,6 +59,23 @@ class EvidenceFacts(NamedTuple):
     digest: bytes
 
 
+class TaskRow(NamedTuple):
+    """A row that may stand in a pair, with its evidence; ``verdict`` is the code of its run's verdict in force."""
+
+    walk: int
+    task_id: str
+    run_id: str
+    category: int
+    partition_id: int
+    start: int
+    length: int
+    digest: bytes
+    evidence_start: int
+    evidence_length: int
+    evidence_digest: bytes
+    verdict: int | None
+
+
 class OddLines(NamedTuple):
     """Lines of a file that people should look at: how many came, and the number of the first (SPEC 2, 3.4)."""
 

@@ -452,7 +452,7 @@ class Engine:
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
             record_reading(record, read.reading, 0)
-            self.evidence.add_unread(record, read.facts)
+            self.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
 
     def _made_durable(
         self,

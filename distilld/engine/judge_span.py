@@ -16,9 +16,10 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from distilld.core.datasets import rag, sft
+from distilld.core.decisions import Lines
 from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, ParsedLine, parse_object
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
@@ -28,6 +29,7 @@ from distilld.core.model import (
     Dataset,
     InputChanged,
     InputKind,
+    MarkedLines,
     Marks,
     Options,
     RowRef,
@@ -143,6 +145,14 @@ class Part(NamedTuple):
     content: int | bytes
     marks: Marks
 
+    def put_into(self, lines: Lines, file: IO[bytes] | None) -> None:
+        """Add the lines to those that go to an export; ``file`` is the job's."""
+        if isinstance(self.content, int):
+            assert file is not None  # noqa: S101  it says where in the file
+            lines.add_part(file.fileno(), self.offset, self.content, self.marks)
+        else:
+            lines.add_piece(MarkedLines(self.content, self.marks))
+
 
 @dataclass(slots=True)
 class SpanDone:
@@ -171,10 +181,18 @@ class Sink:
 
     def __init__(self, write: Callable[[bytes], None] | None) -> None:
         self._write = write
-        self._offset = 0
+        self._offset = self._gathered = 0
         self.lines: tuple[list[bytes], ...] = ([], [], [], [])
         self.digests: tuple[list[bytes], ...] = ([], [], [], [])
         self._items: list[Part | JudgedRow | FailedRow] = []
+
+    def add(self, stream: int, line: bytes, digest: bytes) -> None:
+        """Add a line to a stream; hand over the lines so far where they are many."""
+        self.lines[stream].append(line)
+        self.digests[stream].append(digest)
+        self._gathered += len(line)
+        if self._gathered > FLUSH_BYTES:
+            self.flush()
 
     def put(self, item: JudgedRow | FailedRow) -> None:
         """Hand over a row behind the lines so far."""
@@ -189,6 +207,7 @@ class Sink:
 
     def flush(self) -> None:
         """Hand over the lines so far."""
+        self._gathered = 0
         for stream, (lines, digests) in enumerate(zip(self.lines, self.digests, strict=True)):
             if not lines:
                 continue

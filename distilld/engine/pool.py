@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Final, Generic, TypeVar
 
 from distilld.core.model import OperatorError, Options
-from distilld.engine.jobs import Job, Result, SpanJob, SpoolFault, perform
+from distilld.engine.jobs import Job, ReadJob, Result, SpoolFault, perform
 from distilld.files.spool import SpoolError, unnamed_file
 
 PROCESSES_FROM: Final = 12 << 20
@@ -173,7 +173,8 @@ class Pool:
         job = next(coming, None)
         if job is None:
             return False
-        file = unnamed_file(self._folder) if isinstance(job, SpanJob) and self._given_executor is None else None
+        keeps_lines = self._given_executor is None and not isinstance(job, ReadJob)
+        file = unnamed_file(self._folder) if keeps_lines else None
         path = None if file is None else f"/proc/{os.getpid()}/fd/{file.fileno()}"
         given: _Given[J] = _Given(job, file, None)
         under_way.append(given)
