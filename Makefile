@@ -87,9 +87,7 @@ bench: $(DEVELOPMENT) ## Measure; see docs for what the figures mean
 	@$(BIN)/python -m tests.bench
 
 inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=state/distilld.db PORT=8001
-	@test -f '$(STORE)' || { echo "there is no state store at $(STORE): try 'make inspect STORE=/path/to/distilld.db'" >&2; exit 1; }
-	@$(BIN)/datasette serve '$(STORE)' --metadata distilld/inspection/datasette/metadata.yaml --plugins-dir distilld/inspection/datasette/plugins \
-		--host 127.0.0.1 --port $(PORT)
+	@$(BIN)/distilld inspect --state '$(STORE)' --port '$(PORT)'
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
 	@$(FOR_ALL) test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
