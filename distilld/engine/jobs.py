@@ -1,12 +1,14 @@
 """The work that any process can do: jobs and results are plain values that pickle.
 
-:func:`perform` is all that an executor has to call. What a job needs beside itself is below the root, which its
+:func:`answer` is all that an executor has to call. What a job needs beside itself is below the root, which its
 process must see under the same path.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +57,38 @@ class SpoolFault:
 
 
 Result = FileRead | FailedRow | list[SpanDone] | list[TaskDone] | SpoolFault
+
+
+class JobFailed(Exception):
+    """A job met an error that is a fault of the program; its traceback as text, which any process can unpickle."""
+
+
+def answer(root: str, options: Options, job: Job, file: str | None) -> Result:
+    """Do a job for another process.
+
+    Raises:
+        JobFailed: In the place of any other exception, of which many do not unpickle.
+    """
+    try:
+        return perform(root, options, job, file)
+    except Exception as error:
+        raise JobFailed("".join(traceback.format_exception(error))) from error
+
+
+def could_not_read(job: Job, result: Result) -> bool:
+    """Whether anything of a job is missing because a file could not be read, or was another one."""
+    if not isinstance(result, list):
+        return not isinstance(result, FileRead)
+    orders: Sequence[Span | TaskOrder] = job.spans if isinstance(job, SpanJob) else getattr(job, "tasks", ())
+    answers: Sequence[SpanDone | TaskDone] = result
+    return any(map(_is_incomplete, orders, answers))
+
+
+def _is_incomplete(order: Span | TaskOrder, done: SpanDone | TaskDone) -> bool:
+    if isinstance(done, TaskDone):
+        return done.failure is not None
+    is_unread = isinstance(order, Span) and order.new is not None and done.evidence is None
+    return is_unread or any(type(item) is FailedRow for item in done.items)
 
 
 def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
