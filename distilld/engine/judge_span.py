@@ -169,7 +169,7 @@ class SpanDone:
     categories: list[int] = field(default_factory=lambda: [0] * (len(CATEGORIES) + 1))
     """Plain rows by the code of their category."""
     evidence: FileRead | None = None
-    evidence_failure: FailedRow | None = None
+    """The evidence file of a new partition; None where it could not be read."""
     bytes_read: int = 0
 
 
@@ -272,8 +272,7 @@ class SpanJudge:
         texts: dict[str, ParsedLine] = {}
         try:
             done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, texts)
-        except (UnreadableError, InputChanged) as error:
-            done.evidence_failure = failed_row(-1, error)
+        except (UnreadableError, InputChanged):
             return
         done.bytes_read += done.evidence.reading.bytes_read + new.scored.size + new.scored.tail_bytes
         try:
