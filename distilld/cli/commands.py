@@ -130,6 +130,13 @@ def json_option(function: Callable[..., R]) -> Callable[..., R]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
 
 
+def executor_option(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command --executor; it takes ``executor``, None where it is not given."""
+    return click.option("--executor", metavar="ADDRESS", help="Judge on a Dask cluster, such as dask://HOST:8786.")(
+        function
+    )
+
+
 @click.group(
     name="distilld",
     cls=_Commands,
