@@ -269,7 +269,8 @@ class Lane:
         self._out.released[self._dataset].append(row.walk)
         if key not in self._shipped_now:
             lost = self._changes.is_missing(SHIPPED, recorded.line) and self._is_frozen(row, hold)
-            self.free(key, recorded, row.run_id, Cause.LOST if lost else self._cause_of_hold(row, hold))
+            cause = Cause.LOST if lost else self._cause_of_hold(row, hold)
+            self.free(key, recorded, row.run_id, cause, contested=row.contested)
 
     def give_up(self, row: WorkRow, recorded: Recorded) -> None:
         """What became of a row is taken back, as if it had never been judged."""
@@ -284,8 +285,11 @@ class Lane:
         forbidden = revoked is not None and self._judge.options.forbids(self._dataset, revoked)
         self.free(row.sample_key or 0, recorded, row.run_id, Cause.REVOKED if forbidden else Cause.UNDONE)
 
-    def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause) -> None:
-        """A line is without its row: it leaves unless another row ships the id, and who waits for the id joins."""
+    def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause, *, contested: bool = True) -> None:
+        """A line is without its row: it leaves unless another row ships the id, and who waits for the id joins.
+
+        Where its row is not ``contested``, no other has the id.
+        """
         verdict: Verdict | None = None
         if cause is Cause.REVOKED and run_id is not None:
             category = self._judge.verdict_in(self._dataset, run_id)
@@ -301,7 +305,8 @@ class Lane:
         )
         self._taken[key] = None
         self._freed[key] = _Freed(recorded.line, recorded.batch, withdrawal)
-        self._judge.wake(self._dataset, key, -1)
+        if contested:
+            self._judge.wake(self._dataset, key, -1)
         self._look_again(key, -1)
 
     def finish(self) -> None:

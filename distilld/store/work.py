@@ -49,6 +49,16 @@ _CONTESTED_BESIDE_LOOSE: Final = (
     f" AND d.outcome = {SHIPPED}))"
 )
 """Whether row ``s`` is contested; a departed line may go to the row that ships its id now."""
+_NOTED: Final = "EXISTS (SELECT 1 FROM temp.contested c WHERE c.walk = s.walk)"
+_NAMED_TWICE: Final = (
+    "SELECT run_id FROM scored_rows INDEXED BY scored_rows_by_run WHERE run_id IS NOT NULL GROUP BY 1 HAVING count(*) > 1"
+    " UNION SELECT run_id FROM malformed_runs UNION SELECT run_id FROM frozen_rows"
+)
+_HAD_TWICE: Final = (
+    "SELECT sample_key FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key IS NOT NULL GROUP BY 1"
+    f" HAVING count(*) > 1 UNION SELECT sample_key FROM frozen_rows WHERE rag = {SHIPPED} OR sft = {SHIPPED}"
+    f" UNION SELECT sample_key FROM departures WHERE dataset IN ('rag', 'sft') AND outcome = {SHIPPED}"
+)
 _ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
 
 
@@ -217,6 +227,7 @@ class Work(Tasks):
         self._inputs = Inputs(store)
         self._places: dict[int, Place] = {}
         self._has_loose = True
+        self._noted = False
 
     def waiting(self) -> Waiting:
         """How much is to be judged; rows may be counted twice, never missed."""
@@ -262,8 +273,7 @@ class Work(Tasks):
 
         ``span`` is where its rows stand that were never judged.
         """
-        self_contested = _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
-        facts = f"SELECT {_QUEUED_FACTS}, {{changed}}, {self_contested} FROM {{source}}{_EVIDENCE_OF}"
+        facts = f"SELECT {_QUEUED_FACTS}, {{changed}}, {self._contested()} FROM {{source}}{_EVIDENCE_OF}"
         # A row that was never judged has no line to withdraw: it waits for its turn, for its job may be made already.
         forced = " AND q.forced = 1 AND s.rag IS NOT NULL" if forced_only else ""
         source = "rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
@@ -285,11 +295,37 @@ class Work(Tasks):
 
     def contested_among(self, low: int, high: int, *, everything: bool) -> list[tuple[int, str | None]]:
         """The contested rows in [low, high), in walk order, with their runs; ``everything`` takes them all for such."""
-        contested = "1" if everything else _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
+        contested = "1" if everything else self._contested()
         query = (
             f"SELECT s.walk, s.run_id FROM scored_rows s WHERE s.walk >= ? AND s.walk < ? AND {contested} ORDER BY 1"
         )
         return self._run(query, (low, high)).fetchall()
+
+    def _contested(self) -> str:
+        if self._noted:
+            return _NOTED
+        return _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
+
+    def note_contested(self) -> None:
+        """Note which rows are contested, where that is quicker than to ask for each row that waits.
+
+        As long as the facts of the inputs stay as they are: then :meth:`forget_contested` is due.
+        """
+        (known,) = self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()
+        self._noted = bool(known) and 4 * self.waiting().rows >= known
+        if not self._noted:
+            return
+        self._run("CREATE TEMP TABLE IF NOT EXISTS contested (walk INTEGER PRIMARY KEY)")
+        self._run("DELETE FROM temp.contested")
+        for column, values in (("run_id", _NAMED_TWICE), ("sample_key", _HAD_TWICE)):
+            self._run(
+                "INSERT OR IGNORE INTO temp.contested SELECT s.walk"
+                f" FROM ({values}) t CROSS JOIN scored_rows s ON s.{column} = t.{column}"
+            )
+
+    def forget_contested(self) -> None:
+        """The facts of the inputs may change."""
+        self._noted = False
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
         """Note whether lines stand in exports that belong to no present row; returns the places of those held.
