@@ -21,7 +21,7 @@ from distilld.engine.judge_pairs import PairJudge
 from distilld.engine.judge_rows import RowJudge
 from distilld.engine.judge_span import FailedRow, JudgedRow, Sink, Span, SpanDone, SpanJudge, error_of
 from distilld.engine.pool import Done, Pool
-from distilld.engine.read_file import FileRead
+from distilld.engine.read_file import FileRead, as_scanned
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
 from distilld.lake.scan import SourceFiles
 from distilld.publish.commit import Committer
@@ -35,7 +35,7 @@ DEPARTURES_PER_BATCH: Final = 200_000
 
 
 class UnreadFailed(OperatorError):
-    """An evidence file that was to be read with its rows cannot be read, or is another one now."""
+    """An evidence file that was to be read with its rows cannot be read, or is not as it was scanned."""
 
     def __init__(self, unread: UnreadEvidence) -> None:
         super().__init__(f"{unread.path} cannot be judged with")
@@ -218,12 +218,14 @@ class Batches:
         assert isinstance(done.result, list)  # noqa: S101  what a SpanJob gives
         for span, order, result in zip(queued.spans, done.job.spans, done.result, strict=True):
             assert isinstance(result, SpanDone)  # noqa: S101  as above
-            if result.evidence_failure is not None:
-                raise UnreadFailed(self._unread.pop(span.place.partition_id))
+            if order.new is not None:
+                unread = self._unread[span.place.partition_id]
+                read = as_scanned(result.evidence, unread.facts) if result.evidence is not None else None
+                if read is None:
+                    raise UnreadFailed(self._unread.pop(span.place.partition_id))
+                batch.read.append((span.place, read))
             rows.settle(span, result, done.file)
             self._told(order.size(), result.bytes_read)
-            if result.evidence is not None:
-                batch.read.append((span.place, result.evidence))
 
     def _judge_one(self, row: WorkRow) -> JudgedRow | FailedRow:
         """Judge a row that joins the batch, here and now."""

@@ -37,6 +37,7 @@ from distilld.core.model import (
     UnreadableError,
 )
 from distilld.core.plan import FileKey
+from distilld.engine import cluster
 from distilld.engine.batch import Batch, Batches, UnreadFailed
 from distilld.engine.index import Indexed, Indexer, new_record, record_reading, refuse_missing_trees
 from distilld.engine.options_in_force import JudgedWith
@@ -56,12 +57,16 @@ from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.store.connection import Store
-from distilld.store.frozen import Frozen, Only, Pruned
+from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.export_lines import ExportLines
+from distilld.store.frozen import Frozen
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
 from distilld.store.moved import forget_empty_files
+from distilld.store.pruning import Only, Pruned, Pruning
 from distilld.store.segments import Segments
+from distilld.store.tripwire import Tripwire
 from distilld.store.work import Work
 
 log = structlog.get_logger()
@@ -91,12 +96,12 @@ class Engine:
         committer: Committer | None = None,
         spool_folder: Path | None = None,
         workers: int = 0,
-        executor: Executor | None = None,
+        executor: Executor | str | None = None,
         keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
         """``workers`` are the processes that read and judge where much is to be done; 0: one a core in all.
 
-        An ``executor`` takes their place.
+        An ``executor`` takes their place; one that is named by its address is joined when much is to be done.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
         ``keep_lock`` is called before anything is written there, and raises where this is not the one writer.
@@ -119,11 +124,13 @@ class Engine:
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
+        self.evidence = EvidenceRows(store, self.inputs)
         self.looks = Looks(store, self.inputs)
         self.committer = committer or Committer(
             root, store, self.exports, clock=clock, receipts_keep=receipts_keep, keep_lock=keep_lock
         )
         self.frozen = Frozen(store)
+        self.tripwire = Tripwire(store)
         self.judged_with = JudgedWith(store, self.inputs)
         self.teller = Teller()
         self.restorer = Restorer(root, store, self.exports, self.committer)
@@ -160,6 +167,7 @@ class Engine:
         receipts_keep: int,
         scrub_hours: float,
         workers: int,
+        executor: str,
     ) -> None:
         """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
         self.options = options
@@ -170,6 +178,7 @@ class Engine:
         self.tripwire_share = tripwire_share
         self.committer.receipts_keep = receipts_keep
         self.workers = workers
+        self.executor = executor
         self.git = git_state(self.root)
 
     # one pass
@@ -200,7 +209,11 @@ class Engine:
             self.teller.end_pass()
 
     def _new_pool(self) -> Pool:
-        return Pool(self.root, self._spool(), workers=self.workers, executor=self.executor, pulse=self.pulse)
+        join, executor = None, self.executor
+        if isinstance(executor, str):
+            join = partial(cluster.join, executor, self.root, self._spool(), self.options) if executor else None
+            executor = None
+        return Pool(self.root, self._spool(), workers=self.workers, executor=executor, join=join, pulse=self.pulse)
 
     def _look_and_judge(self, trigger: Trigger) -> PassResult:
         result = PassResult()
@@ -365,7 +378,7 @@ class Engine:
                 for each in absent
                 if (each.kind, each.path) in seen or (scan and scan.is_unknown(each.kind, each.path))
             ]
-            pruned = self.frozen.prune(partition_glob, only=only, options=self.options, returned=returned)
+            pruned = Pruning(self.store).prune(partition_glob, only=only, options=self.options, returned=returned)
         self.inputs.forget_files()
         log.info("pruned", rows=pruned.rows, files=pruned.files, accepted=False)
         return pruned
@@ -373,7 +386,7 @@ class Engine:
     def accept_vanished(self) -> int:
         """Keep for good what the tripwire kept; returns how many rows and pairs."""
         with self.store.at_work(), self.store.transaction():
-            accepted = self.frozen.accept()
+            accepted = Pruning(self.store).accept()
         log.info("pruned", rows=accepted, accepted=True)
         return accepted
 
@@ -446,7 +459,7 @@ class Engine:
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
             record_reading(record, read.reading, 0)
-            self.inputs.add_unread_evidence(record, read.facts, all_judged=not batch.decisions.out_of_reach)
+            self.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
 
     def _made_durable(
         self,
@@ -502,16 +515,16 @@ class Engine:
         """What a damaged export lost is written again from its inputs; where these went as well, it is lost."""
         if self.work.missing_lines():
             with self.store.transaction():
-                self.frozen.lose_missing()
+                ExportLines(self.store).lose_missing()
 
     def _trip(self) -> None:
         """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
         for dataset in Dataset:
             stood = self.ledger.exports()[dataset.value].committed.rows
-            vanishing = self.frozen.vanishing(dataset, self.options)
+            vanishing = self.tripwire.vanishing(dataset, self.options)
             if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
                 with self.store.transaction():
-                    self.frozen.keep_vanishing(dataset, self.options)
+                    self.tripwire.keep(dataset, self.options)
                 log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
 
     def _index_unread(self, unread: UnreadEvidence, result: PassResult) -> None:
@@ -523,7 +536,7 @@ class Engine:
                 self._indexer(result.scan, None).take_one(file, result.untold)
 
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
-        self.looks.begin_boot(boot_id(), monotonic_ns())
+        self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed, next_turn=next(iter(self._postponed), None))

@@ -1,12 +1,13 @@
 """The work that any process can do: jobs and results are plain values that pickle.
 
-:func:`perform` is all that an executor has to call. What a job needs beside itself is below the root, which its
+:func:`answer` is all that an executor has to call. What a job needs beside itself is below the root, which its
 process must see under the same path.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,37 @@ class SpoolFault:
 
 
 Result = FileRead | FailedRow | list[SpanDone] | list[PlainTasks | TaskDone] | SpoolFault
+
+
+class JobFailed(Exception):
+    """A job met an error that is a fault of the program; its traceback as text, which any process can unpickle."""
+
+
+def answer(root: str, options: Options, job: Job, file: str | None) -> Result:
+    """Do a job for another process.
+
+    Raises:
+        JobFailed: In the place of any other exception, of which many do not unpickle.
+    """
+    try:
+        return perform(root, options, job, file)
+    except Exception as error:
+        raise JobFailed("".join(traceback.format_exception(error))) from error
+
+
+def could_not_read(job: Job, result: Result) -> bool:
+    """Whether anything of a job is missing because a file could not be read, or was another one."""
+    if isinstance(job, SpanJob) and isinstance(result, list):
+        return any(map(_is_incomplete, job.spans, result))
+    if isinstance(result, list):
+        return any(isinstance(done, TaskDone) and done.failure is not None for done in result)
+    return not isinstance(result, FileRead)
+
+
+def _is_incomplete(span: Span, done: SpanDone | PlainTasks | TaskDone) -> bool:
+    assert isinstance(done, SpanDone)  # noqa: S101  what a SpanJob gives
+    is_unread = span.new is not None and done.evidence is None
+    return is_unread or any(type(item) is FailedRow for item in done.items)
 
 
 def perform(root: str, options: Options, job: Job, file: str | None) -> Result:

@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED, VERDICTS
 from distilld.core.model import Category
 from distilld.store.connection import Store
-from distilld.store.inputs import CAN_PAIR, ORDER_MATTERS
-from distilld.store.schema import last_verdict
+from distilld.store.queues import CAN_PAIR, ORDER_MATTERS
+from distilld.store.verdicts import last_verdict
 
 EVIDENCE_OF_ROWS: Final = (
     f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
