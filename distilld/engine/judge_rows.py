@@ -211,8 +211,13 @@ class RowJudge:
         Where that is yet to be judged, they are left until it is, for it takes their lines over: :meth:`take_moved`.
         """
         left = set(self.out.frozen_left)
+        of_run: tuple[str | None, dict[bytes, list[tuple[int, bool]]]] = None, {}
         for row in frozen:
-            copies = self.work.copies(row.digest, row.run_id) if row.kind == "absent" else []
+            copies = []
+            if row.kind == "absent":
+                if of_run[0] != row.run_id:
+                    of_run = row.run_id, self.work.rows_of_run(row.run_id) if row.run_id is not None else {}
+                copies = self.work.copies(row.digest, row.run_id, of_run[1])
             waits = any(not judged and walk not in self.done for walk, judged in copies)
             self.out.frozen_seen.append(row.frozen_id)
             for dataset, code, line, batch in (

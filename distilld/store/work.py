@@ -11,7 +11,7 @@ from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.schema import BEHIND_ID
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
-from distilld.store.verdicts import Verdicts, last_verdict, last_verdict_place
+from distilld.store.verdicts import InForce, Verdicts, last_verdict, last_verdict_place
 
 _VERDICT: Final = last_verdict_place("s.run_id")
 _HOLDER: Final = (
@@ -60,6 +60,8 @@ _HAD_TWICE: Final = (
     f" UNION SELECT sample_key FROM departures WHERE dataset IN ('rag', 'sft') AND outcome = {SHIPPED}"
 )
 _ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
+
+RUNS_REMEMBERED: Final = 10_000
 
 
 class Place(NamedTuple):
@@ -228,6 +230,8 @@ class Work(Tasks):
         self._places: dict[int, Place] = {}
         self._has_loose = True
         self._noted = False
+        self._said: dict[str, InForce] | None = None
+        """What is in force for runs, as long as the facts of the inputs stay as they are."""
 
     def waiting(self) -> Waiting:
         """How much is to be judged; rows may be counted twice, never missed."""
@@ -306,11 +310,12 @@ class Work(Tasks):
             return _NOTED
         return _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
 
-    def note_contested(self) -> None:
-        """Note which rows are contested, where that is quicker than to ask for each row that waits.
+    def begin_judging(self) -> None:
+        """Remember what follows from the facts of the inputs: they stay as they are until :meth:`end_judging`.
 
-        As long as the facts of the inputs stay as they are: then :meth:`forget_contested` is due.
+        Which rows are contested is noted, where that is quicker than to ask for each row that waits.
         """
+        self._said = {}
         (known,) = self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()
         self._noted = bool(known) and 4 * self.waiting().rows >= known
         if not self._noted:
@@ -323,9 +328,9 @@ class Work(Tasks):
                 f" FROM ({values}) t CROSS JOIN scored_rows s ON s.{column} = t.{column}"
             )
 
-    def forget_contested(self) -> None:
+    def end_judging(self) -> None:
         """The facts of the inputs may change."""
-        self._noted = False
+        self._noted, self._said = False, None
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
         """Note whether lines stand in exports that belong to no present row; returns the places of those held.
@@ -341,7 +346,7 @@ class Work(Tasks):
     def verdict_of(self, run_id: str, options: Options) -> tuple[Category | None, Category | None]:
         """The verdicts in force for a run, in RAG and in SFT."""
         if self._has_loose:
-            return self._verdicts.in_force(run_id, options)[:2]
+            return self.verdicts(run_id, options)[:2]
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
         category = VERDICTS[found] if found is not None else None
         return category, category
@@ -438,7 +443,8 @@ class Work(Tasks):
     def moved_to(self, row: WorkRow) -> list[FrozenRow]:
         """The absent rows whose very line this present row is now."""
         rows = self._run(
-            f"SELECT {_FROZEN} FROM frozen_rows f WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
+            f"SELECT {_FROZEN} FROM frozen_rows f INDEXED BY frozen_rows_by_digest"
+            " WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
             (row.digest, row.run_id),
         )
         return [FrozenRow._make(each) for each in rows]
@@ -448,9 +454,16 @@ class Work(Tasks):
         absent = f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent') OR {_ABSENT_RESTS}"
         return bool(self._run(absent).fetchone()[0])
 
-    def verdicts(self, run_id: str, options: Options) -> tuple[Category | None, Category | None, Category | None]:
+    def verdicts(self, run_id: str, options: Options) -> InForce:
         """The categories in force for RAG and SFT, and among present verdicts alone."""
-        return self._verdicts.in_force(run_id, options)
+        if self._said is None:
+            return self._verdicts.in_force(run_id, options)
+        found = self._said.get(run_id)
+        if found is None:
+            if len(self._said) >= RUNS_REMEMBERED:
+                self._said.clear()
+            found = self._said[run_id] = self._verdicts.in_force(run_id, options)
+        return found
 
     def verdict_place(self, run_id: str, category: Category) -> Verdict | None:
         """Where the last verdict of this category stands: present, or else absent."""
