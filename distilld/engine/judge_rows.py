@@ -17,7 +17,8 @@ from distilld.core.outcome import Rendered
 from distilld.engine.judge_span import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.engine.lane import Lane, Recorded
 from distilld.engine.span_queue import QueuedSpan
-from distilld.store.work import Departure, FrozenRow, Work, WorkRow
+from distilld.store.loose_lines import Departure, FrozenRow
+from distilld.store.work import Work, WorkRow
 
 _END: Final = 1 << 62
 _NEVER: Final = Recorded(None, b"", 0)
@@ -133,7 +134,7 @@ class RowJudge:
             return
         self.done.add(row.walk)
         if self.loose and row.rag is None:
-            self._moving |= {each.frozen_id: each for each in self.work.moved_to(row)}
+            self._moving |= {each.frozen_id: each for each in self.work.moved_to(row.digest, row.run_id)}
         self._judge_row(row, judged, outcomes)
 
     def _checked(self, row: WorkRow) -> JudgedRow:

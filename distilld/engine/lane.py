@@ -9,7 +9,8 @@ from distilld.core.line_facts import DUPLICATE, REASON_CODES, SHIPPED
 from distilld.core.model import Category, Cause, Dataset, Options, Verdict
 from distilld.core.outcome import Rendered
 from distilld.lake.lines import digest_of
-from distilld.store.work import Departure, Standing, Work, WorkRow
+from distilld.store.loose_lines import Departure, Standing
+from distilld.store.work import Work, WorkRow
 
 _WAITS_FOR_ID: Final = frozenset({"duplicate", "shape", "source_files", "schema"})
 """The gates whose word may change with who ships the id: the one for ids, and those behind it."""

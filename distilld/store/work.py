@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
+from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
 from distilld.store.schema import BEHIND_ID
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
 from distilld.store.verdicts import InForce, Verdicts, last_verdict, last_verdict_place
@@ -59,7 +59,6 @@ _HAD_TWICE: Final = (
     f" HAVING count(*) > 1 UNION SELECT sample_key FROM frozen_rows WHERE rag = {SHIPPED} OR sft = {SHIPPED}"
     f" UNION SELECT sample_key FROM departures WHERE dataset IN ('rag', 'sft') AND outcome = {SHIPPED}"
 )
-_ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
 
 RUNS_REMEMBERED: Final = 10_000
 
@@ -158,55 +157,6 @@ class QueuedRow(NamedTuple):
         )
 
 
-class Departure(NamedTuple):
-    """A line that still stands in an export although the row behind it is gone; of a pair, ``run_id`` is the chosen."""
-
-    departure_id: int
-    dataset: Dataset
-    outcome: int
-    sample_key: int | None
-    line: bytes
-    batch: int
-    run_id: str | None
-    other_run_id: str | None
-    category: int | None
-    cause: str
-    partition_id: int | None
-    row_line: int | None
-
-
-class FrozenRow(NamedTuple):
-    """A row whose outcomes are frozen; an outcome that left is None."""
-
-    frozen_id: int
-    kind: str
-    partition_id: int | None
-    line: int | None
-    digest: bytes
-    run_id: str | None
-    category: int | None
-    sample_key: int | None
-    rag: int | None
-    rag_line: bytes | None
-    rag_batch: int | None
-    sft: int | None
-    sft_line: bytes | None
-    sft_batch: int | None
-
-
-class Standing(NamedTuple):
-    """The line that an id has in its dataset now: whose it is, its digest, the batch that wrote it."""
-
-    owner: str
-    owner_id: int
-    line: bytes
-    batch: int
-    run_id: str | None
-
-
-_FROZEN: Final = ", ".join(f"f.{name}" for name in FrozenRow._fields)
-
-
 class Waiting(NamedTuple):
     """How much is to be judged."""
 
@@ -221,7 +171,7 @@ class Waiting(NamedTuple):
         return any(self)
 
 
-class Work(Tasks):
+class Work(LooseLines, Tasks):
     """The part of the store that hands out what must be judged."""
 
     def __init__(self, store: Store) -> None:
@@ -391,67 +341,9 @@ class Work(Tasks):
         )
         return [each for (each,) in found]
 
-    def frozen_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
-        """The line of this id that belongs to no present row: a departed one's, or a frozen one's."""
-        found = self._run(
-            "SELECT 'departure', departure_id, line, batch, run_id FROM departures"
-            f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {SHIPPED}",
-            (dataset.value, sample_key),
-        ).fetchone()
-        if found is None and dataset is not Dataset.PREFERENCE:
-            found = self._run(
-                f"SELECT 'frozen', frozen_id, {dataset}_line, {dataset}_batch, run_id FROM frozen_rows"
-                f" WHERE sample_key = ? AND {dataset} = {SHIPPED}",
-                (sample_key,),
-            ).fetchone()
-        return Standing(*found) if found else None
-
-    def has_loose_lines(self) -> bool:
-        """Whether any line stands in a dataset that belongs to no present row."""
-        return bool(
-            self._run(
-                f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM frozen_rows) OR {_ABSENT_RESTS}"
-            ).fetchone()[0]
-        )
-
-    def departures(self, limit: int) -> list[Departure]:
-        """Lines whose rows are gone: up to ``limit``, and all those of whose runs a verdict speaks, for it may forbid them."""
-        columns = (
-            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
-            " partition_id, row_line FROM departures"
-        )
-        rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
-        if len(rows) == limit:
-            rows += self._run(
-                f"{columns} d WHERE departure_id > ? AND outcome = {SHIPPED} AND ("
-                " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
-                " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
-                " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id IN (d.run_id, d.other_run_id))"
-                " OR EXISTS (SELECT 1 FROM frozen_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
-                "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
-                (rows[-1][0],),
-            )
-        return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
-
-    def frozen_queue(self) -> Generator[FrozenRow, None, None]:
-        """Frozen rows whose reason to stay may be gone."""
-        rows = self._run(
-            f"SELECT {_FROZEN} FROM rejudge_frozen q CROSS JOIN frozen_rows f ON f.frozen_id = q.frozen_id"
-        )
-        yield from map(FrozenRow._make, rows)
-
-    def moved_to(self, row: WorkRow) -> list[FrozenRow]:
-        """The absent rows whose very line this present row is now."""
-        rows = self._run(
-            f"SELECT {_FROZEN} FROM frozen_rows f INDEXED BY frozen_rows_by_digest"
-            " WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
-            (row.digest, row.run_id),
-        )
-        return [FrozenRow._make(each) for each in rows]
-
     def has_frozen_verdicts(self) -> bool:
         """Whether any absent verdict is remembered."""
-        absent = f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent') OR {_ABSENT_RESTS}"
+        absent = f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent') OR {ABSENT_RESTS}"
         return bool(self._run(absent).fetchone()[0])
 
     def verdicts(self, run_id: str, options: Options) -> InForce:
@@ -496,13 +388,6 @@ class Work(Tasks):
         )
         return Verdict(category, RowRef(*found)) if found else None
 
-    def missing_lines(self) -> dict[str, Counter[bytes]]:
-        """Lines that a damaged export lost and that are yet to be written again, by export."""
-        found: dict[str, Counter[bytes]] = {}
-        for name, digest, copies in self._run("SELECT name, digest, copies FROM missing_lines"):
-            found.setdefault(name, Counter())[digest] = copies
-        return found
-
     def stamps(self, batches: Iterable[int]) -> dict[int, str]:
         """The times that batches stamped on their rows."""
         wanted = sorted(set(batches))
@@ -512,11 +397,3 @@ class Work(Tasks):
             marks = ",".join("?" * len(part))
             found.update(self._run(f"SELECT batch, recorded_at FROM batches WHERE batch IN ({marks})", part).fetchall())
         return found
-
-    def adopted(self, dataset: Dataset, sample_key: int) -> tuple[str, str] | None:
-        """The two timestamps that an adopted row brought."""
-        found = self._run(
-            "SELECT created_at, recorded_at FROM adopted_rows WHERE dataset = ? AND sample_key = ?",
-            (dataset.value, sample_key),
-        ).fetchone()
-        return (found[0], found[1]) if found else None
