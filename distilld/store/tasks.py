@@ -67,17 +67,26 @@ class Tasks:
             f"{which} ORDER BY 1"
         ).fetchall()
 
-    def copies(self, digest: bytes, run_id: str | None) -> list[tuple[int, bool]]:
+    def copies(
+        self, digest: bytes, run_id: str | None, of_run: dict[bytes, list[tuple[int, bool]]] | None = None
+    ) -> list[tuple[int, bool]]:
         """The present scored rows with these very bytes, and whether what became of them is known.
 
-        One that is too long now names no run, and is always held.
+        One that is too long now names no run, and is always held. ``of_run`` are the :meth:`rows_of_run` if at hand.
         """
-        found = self._run(
-            "SELECT walk, rag IS NOT NULL FROM scored_rows WHERE run_id = ?1 AND digest = ?2"
-            " UNION ALL SELECT walk, 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?2",
-            (run_id, digest),
-        )
-        return found.fetchall()
+        if of_run is None:
+            of_run = {} if run_id is None else self.rows_of_run(run_id)
+        named = of_run.get(digest, [])
+        nameless = self._run("SELECT walk, 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?", (digest,))
+        return [*named, *nameless]
+
+    def rows_of_run(self, run_id: str) -> dict[bytes, list[tuple[int, bool]]]:
+        """The present scored rows that name a run, by digest, and whether what became of them is known."""
+        found: dict[bytes, list[tuple[int, bool]]] = {}
+        rows = self._run("SELECT digest, walk, rag IS NOT NULL FROM scored_rows WHERE run_id = ?", (run_id,))
+        for digest, walk, judged in rows:
+            found.setdefault(digest, []).append((walk, bool(judged)))
+        return found
 
     def tasks(self, limit: int, places: dict[str, int]) -> list[tuple[int, str]]:
         """Tasks whose pairs are to be formed anew, each behind the place of its first row, in that order.

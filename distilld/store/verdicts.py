@@ -85,8 +85,8 @@ class Verdicts:
         codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # of absent ones no other counts
         absent = self._run(
             "SELECT p.walk_base + f.line, f.category FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
-            f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
-            f" (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND {elsewhere})"
+            f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND f.digest NOT IN"
+            " (SELECT s.digest FROM scored_rows s WHERE s.run_id = ?1 AND NOT (s.walk >= ?2 AND s.walk < ?3))"
             " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN frozen_rows f"
             " ON f.digest = m.digest AND f.run_id IS NULL CROSS JOIN partitions p USING (partition_id)"
             f" WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
