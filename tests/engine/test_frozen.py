@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
-from distilld.store.frozen import Only
+from distilld.store.pruning import Only
 from distilld.store.run_queries import Stories
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import whole_scans
@@ -631,6 +631,33 @@ def test_tripwire_keeps_what_vanished_before_a_kill(
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
     assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+
+
+@pytest.mark.parametrize("word", ["REJECTED", " rejected"])
+def test_tripwire_keeps_pairs_whose_other_side_is_rejected_in_another_spelling(lake: HistoryLake, word: str) -> None:
+    """A random history: the verdict agreed with the pair, but not to the letter, so the pair left without a word."""
+    lake.both(A, run("a1", task_id="t"), run("x1", "rejected", "t"))
+    lake.go()
+    assert lake.shipped("preference") == {"a1>x1"}
+    lake.scored(B, run("x1", word, "t"))
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.evidence(A)
+    lake.go()
+    assert lake.shipped("preference") == {"a1>x1"}
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1, "preference": 1}
+
+
+def test_pairs_whose_other_side_is_partially_accepted_now_do_not_trip(lake: HistoryLake) -> None:
+    """A pair that a verdict overrules leaves for that, though its evidence goes in the same pass."""
+    lake.both(A, run("a1", task_id="t"), run("x1", "rejected", "t"))
+    lake.go()
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.scored(B, run("x1", "partially_accepted", "t"))
+    lake.evidence(A)
+    lake.go()
+    assert lake.shipped("preference") == set()
+    assert lake.causes("preference") == ["revoked"]
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1}
 
 
 def test_rescored_rows_do_not_trip_though_their_evidence_goes(lake: HistoryLake) -> None:
