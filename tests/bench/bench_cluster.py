@@ -1,7 +1,8 @@
 """A Dask cluster beside local workers, on the pair-rich lake: what it costs more, and what it gives where judging is slow.
 
-Scheduler and workers run on this machine, so they share its cores with the process that commits. Where judging is to be
-slow, each row that is judged waits, as for the answer of a distant file server: in the workers and in the process that
+Scheduler and workers run on this machine, so they share its cores with the process that commits. Beside the time stands
+what all processes together used of the processor: on cores that are busy the time follows it. Where judging is to be
+slow, each row that is judged waits, as for the answer of a distant file server: in the workers, and in the process that
 commits, which does a job itself where it would wait.
 """
 
@@ -12,28 +13,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.bench.machine import describe_machine, spread
-from tests.support.dask_cluster import dask_cluster
+from tests.support.dask_cluster import DaskCluster, dask_cluster
 from tests.support.lake_by_formula import write_bench_lake
 
 ROWS: Final = 30_000
 PARTITIONS: Final = 81
-TURNS: Final = 5
+TURNS: Final = 3
 SLOW_SECONDS: Final = 160e-6
 """What a row waits: with what judging takes, some five times that."""
 
 SLOW: Final = f"""
 import time
 from distilld.engine import judge_span
-def waiting(self, span, *rest):
-    time.sleep(span.size() * {SLOW_SECONDS})
-    return judge(self, span, *rest)
 if not hasattr(judge_span, "slow"):
-    judge_span.slow, judge = True, judge_span.SpanJudge.judge
+    judge_span.slow = judge = judge_span.SpanJudge.judge
+    def waiting(self, span, *rest):
+        time.sleep(span.size() * {SLOW_SECONDS})
+        return judge(self, span, *rest)
     judge_span.SpanJudge.judge = waiting
 """
 
@@ -47,20 +47,40 @@ from distilld.service.run_once import writer
 logs.configure(level="error", fmt="json")
 root = Path(sys.argv[1])
 settings = load(flags={"root": root, "workers": 1, "executor": sys.argv[2]}, environ={}, config_file=None, cwd=root)
-exec(sys.argv[3])
+exec(sys.argv[3], {})
+if sys.argv[2]:
+    import distributed
 with writer(settings) as engine:
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     engine.run_pass(Trigger.ONCE)
-    print(time.perf_counter() - start)
+    seconds, used = time.perf_counter() - start, time.process_time() - used
+import resource
+children = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(seconds, used + children.ru_utime + children.ru_stime)
 """
 
 
-def pass_seconds(root: Path, executor: str = "", first: str = "") -> float:
-    """How long a first pass takes, in a process of its own."""
+class Pass(NamedTuple):
+    """One first pass: seconds, and seconds of processors in all processes."""
+
+    seconds: float
+    cpu: float
+
+
+def first_pass(root: Path, cluster: DaskCluster | None = None, before: str = "") -> Pass:
+    """One first pass, in a process of its own."""
     for name in ("exports", "state", "reports"):
         shutil.rmtree(root / name, ignore_errors=True)
-    command = [sys.executable, "-c", _PASS, str(root), executor, first]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    used = cluster.cpu_seconds() if cluster else 0.0
+    command = [sys.executable, "-c", _PASS, str(root), cluster.address if cluster else "", before]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    return Pass(float(told[0]), float(told[1]) + (cluster.cpu_seconds() - used if cluster else 0.0))
+
+
+def say(name: str, passes: list[Pass]) -> None:
+    """Print the figures of some passes."""
+    seconds, cpu = zip(*passes, strict=True)
+    print(f"  {name:<28}{spread(seconds, 's')}; processors {spread(cpu, 's')}")
 
 
 def main() -> None:
@@ -71,26 +91,29 @@ def main() -> None:
         root, folder = Path(name, "lake"), Path(name, "cluster")
         folder.mkdir()
         write_bench_lake(root, rows=ROWS, partitions=PARTITIONS, rich=True)
+        local, joined = list[Pass](), list[Pass]()
         with dask_cluster(folder) as cluster:
             cluster.start_worker()
-            local, joined = [], []
             for _ in range(TURNS):
-                local.append(pass_seconds(root))
-                joined.append(pass_seconds(root, cluster.address))
-        ratios = [one / other for one, other in zip(joined, local, strict=True)]
-        print(f"  one local worker            {spread(local, 's')}")
-        print(f"  one worker of the cluster   {spread(joined, 's')}")
-        print(f"    cluster / local           {spread(ratios, 'times')}")
-        slow: dict[int, list[float]] = {1: [], 4: []}
-        for workers, seconds in slow.items():
-            with dask_cluster(folder) as cluster:
-                for _ in range(workers):
-                    cluster.start_worker(preload=SLOW)
-                seconds += [pass_seconds(root, cluster.address, SLOW) for _ in range(TURNS)]
+                local.append(first_pass(root))
+                joined.append(first_pass(root, cluster))
+        say("one local worker", local)
+        say("one worker of a cluster", joined)
+        for what in ("seconds", "cpu"):
+            ratios = [getattr(one, what) / getattr(other, what) for one, other in zip(joined, local, strict=True)]
+            print(f"    cluster / local, {what:<8} {spread(ratios, 'times')}")
+        slow: dict[int, list[Pass]] = {1: [], 4: []}
+        for _ in range(TURNS):
+            for workers, passes in slow.items():
+                with dask_cluster(folder) as cluster:
+                    for _ in range(workers):
+                        cluster.start_worker(preload=SLOW)
+                    passes.append(first_pass(root, cluster, SLOW))
         print("  where judging takes five times as long")
-        for workers, seconds in slow.items():
-            print(f"    workers = {workers}               {spread(seconds, 's')}")
-        print(f"    1 worker / 4 workers      {statistics.median(slow[1]) / statistics.median(slow[4]):.2f} times")
+        for workers, passes in slow.items():
+            say(f"  {workers} workers of a cluster", passes)
+        one, four = (statistics.median(each.seconds for each in slow[workers]) for workers in slow)
+        print(f"    1 worker / 4 workers       {one / four:.2f} times")
 
 
 if __name__ == "__main__":

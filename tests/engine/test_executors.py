@@ -155,7 +155,7 @@ def test_mount_that_shows_older_files_changes_nothing(
 
 
 class Odd(Exception):
-    """An exception that pickles, and does not unpickle."""
+    """An exception that does not unpickle: it is made of other arguments than it keeps."""
 
     def __init__(self, one: str, other: str) -> None:
         super().__init__(f"{one} and {other}")
@@ -168,8 +168,6 @@ def test_exception_of_a_job_unpickles(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Odd("one", "other")
 
     monkeypatch.setattr(jobs, "perform", raising)
-    with pytest.raises(TypeError):
-        pickle.loads(pickle.dumps(Odd("one", "other")))
     with pytest.raises(JobFailed, match="Odd: one and other") as caught:
         answer("/", Options(), ReadJob(InputKind.SCORED, A, 1), None)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
