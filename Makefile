@@ -90,9 +90,7 @@ bench: $(DEVELOPMENT) ## Measure; see docs for what the figures mean
 	@$(BIN)/python -m tests.bench
 
 inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=state/distilld.db PORT=8001
-	@test -f '$(STORE)' || { echo "there is no state store at $(STORE): try 'make inspect STORE=/path/to/distilld.db'" >&2; exit 1; }
-	@$(BIN)/datasette serve '$(STORE)' --metadata distilld/inspection/datasette/metadata.yaml --plugins-dir distilld/inspection/datasette/plugins \
-		--host 127.0.0.1 --port $(PORT)
+	@$(BIN)/distilld inspect --state '$(STORE)' --port '$(PORT)'
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
 	@$(FOR_ALL) test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
@@ -105,7 +103,10 @@ install: install-program install-units ## Install the program and the service (P
 install-program: # The program in a virtual environment of its own, and the command that starts it
 	@$(FOR_ALL) $(PYTHON) -m venv --clear '$(INSTALLED)'
 	@echo 'Installing distilld into $(INSTALLED) ...'
-	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt .
+	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile --require-hashes -r requirements.txt
+	@# The build backend is among them, and nothing else is fetched.
+	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile \
+		--no-index --no-deps --no-build-isolation .
 	@# The service cannot write compiled files; and neither they nor the scripts may name DESTDIR.
 	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
 	@grep -rlIF '$(INSTALLED)' '$(INSTALLED)/bin' '$(INSTALLED)/pyvenv.cfg' | xargs -r sed -i 's|$(INSTALLED)|$(PREFIX)/lib/distilld|g'

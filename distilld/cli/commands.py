@@ -39,6 +39,7 @@ COMMANDS: Final = MappingProxyType(
         "compact": "distilld.cli.compact",
         "prune": "distilld.cli.prune",
         "stage": "distilld.cli.stage",
+        "inspect": "distilld.cli.inspect",
         "schema": "distilld.cli.schema",
         "init": "distilld.cli.init",
         "demo": "distilld.cli.demo",

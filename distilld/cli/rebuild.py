@@ -42,7 +42,7 @@ def rebuild(common: Common, as_json: bool, executor: str | None) -> ExitCode:
         print_json({**_plain(report), "receipt": report.receipt})
     else:
         print_changes(report)
-        say("every input was read anew and every row judged anew; the files stand in walk order")
+        say("every input was read and every row judged again; the files are in walk order")
         say_work(report)
     return say_not_read(report)
 

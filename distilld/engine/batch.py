@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,6 @@ from distilld.engine.jobs import SpanJob, TaskJob
 from distilld.engine.judge_pairs import PairJudge
 from distilld.engine.judge_rows import RowJudge
 from distilld.engine.judge_span import FailedRow, JudgedRow, Sink, Span, SpanDone, SpanJudge, error_of
-from distilld.engine.judge_task import TaskDone
 from distilld.engine.pool import Done, Pool
 from distilld.engine.read_file import FileRead, as_scanned
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
@@ -53,7 +53,8 @@ class Batch:
     """Whether more rows wait for their turn."""
     from_start: bool = True
     """Whether it began with the first row that waits; else what was queued behind its back waits for the next one."""
-    files: list[Done[SpanJob]] = field(default_factory=list)
+    files: list[Done[SpanJob] | Done[TaskJob]] = field(default_factory=list)
+    """The jobs whose files hold its lines."""
 
     def close(self) -> None:
         """Drop its lines."""
@@ -165,7 +166,9 @@ class Batches:
             options_changed=self._options_changed,
             ahead=self._ahead,
         )
-        pairs = PairJudge(self._work, self._options, decisions, self._do, options_changed=self._options_changed)
+        pairs = PairJudge(
+            self._work, self._options, decisions, partial(self._do, batch), options_changed=self._options_changed
+        )
         # Closed even where a fault ends the batch: a query that is left half read locks the tables of the pass.
         with closing(self._work.frozen_queue()) as frozen:
             rows.take_frozen(frozen)
@@ -230,12 +233,13 @@ class Batches:
         assert isinstance(judged, JudgedRow | FailedRow)  # noqa: S101  it is judged by itself
         return judged
 
-    def _do(self, jobs: Iterable[TaskJob]) -> Iterator[list[TaskDone]]:
+    def _do(self, batch: Batch, jobs: Iterable[TaskJob]) -> Iterator[Done[TaskJob]]:
         for done in self._pool.run(jobs, self._options):
+            batch.files.append(done)
             if isinstance(done.result, FailedRow):
                 raise error_of(done.result)
             self._told(len(done.job.tasks), done.job.size)
-            yield done.result  # type: ignore[misc]
+            yield done
 
 
 def _as_pruned(withdrawal: Withdrawal) -> Withdrawal:

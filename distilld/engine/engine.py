@@ -459,7 +459,7 @@ class Engine:
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
             record_reading(record, read.reading, 0)
-            self.evidence.add_unread(record, read.facts)
+            self.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
 
     def _made_durable(
         self,
@@ -536,7 +536,7 @@ class Engine:
                 self._indexer(result.scan, None).take_one(file, result.untold)
 
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
-        self.looks.begin_boot(boot_id(), monotonic_ns())
+        self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed, next_turn=next(iter(self._postponed), None))

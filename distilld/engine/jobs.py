@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 from distilld.core.model import InputChanged, InputKind, Options, UnreadableError
 from distilld.engine.judge_span import FailedRow, Sink, Span, SpanDone, SpanJudge
-from distilld.engine.judge_task import TaskDone, TaskJudge, TaskOrder
+from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrder
 from distilld.engine.read_file import FileRead, read_file
 from distilld.files.durable import write_all
 from distilld.lake.scan import SourceFiles
@@ -39,9 +38,15 @@ class SpanJob(NamedTuple):
 
 
 class TaskJob(NamedTuple):
-    """Judge the pairs of some tasks."""
+    """Judge the pairs of some tasks; what is of plain ones belongs to the batch with this number and time.
+
+    ``paths`` are those of the partitions that the tasks' rows stand in.
+    """
 
     tasks: tuple[TaskOrder, ...]
+    paths: dict[int, str]
+    batch: int
+    stamp: str
     size: int
 
 
@@ -56,7 +61,7 @@ class SpoolFault:
     why: str
 
 
-Result = FileRead | FailedRow | list[SpanDone] | list[TaskDone] | SpoolFault
+Result = FileRead | FailedRow | list[SpanDone] | list[PlainTasks | TaskDone] | SpoolFault
 
 
 class JobFailed(Exception):
@@ -77,22 +82,21 @@ def answer(root: str, options: Options, job: Job, file: str | None) -> Result:
 
 def could_not_read(job: Job, result: Result) -> bool:
     """Whether anything of a job is missing because a file could not be read, or was another one."""
-    if not isinstance(result, list):
-        return not isinstance(result, FileRead)
-    orders: Sequence[Span | TaskOrder] = job.spans if isinstance(job, SpanJob) else getattr(job, "tasks", ())
-    answers: Sequence[SpanDone | TaskDone] = result
-    return any(map(_is_incomplete, orders, answers))
+    if isinstance(job, SpanJob) and isinstance(result, list):
+        return any(map(_is_incomplete, job.spans, result))
+    if isinstance(result, list):
+        return any(isinstance(done, TaskDone) and done.failure is not None for done in result)
+    return not isinstance(result, FileRead)
 
 
-def _is_incomplete(order: Span | TaskOrder, done: SpanDone | TaskDone) -> bool:
-    if isinstance(done, TaskDone):
-        return done.failure is not None
-    is_unread = isinstance(order, Span) and order.new is not None and done.evidence is None
+def _is_incomplete(span: Span, done: SpanDone | PlainTasks | TaskDone) -> bool:
+    assert isinstance(done, SpanDone)  # noqa: S101  what a SpanJob gives
+    is_unread = span.new is not None and done.evidence is None
     return is_unread or any(type(item) is FailedRow for item in done.items)
 
 
 def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
-    """Do a job; the lines of a SpanJob go into ``file``, or back with the answer where there is none."""
+    """Do a job; finished lines go into ``file``, or back with the answer where there is none."""
     if isinstance(job, ReadJob):
         try:
             return read_file(Path(root), job.kind, job.path, options.max_line_bytes)
@@ -100,24 +104,25 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
             return FailedRow(-1, error.path, error.errno, error.why)
         except InputChanged as error:
             return FailedRow(-1, error.path, None, None)
-    spans, pairs = _judges(root, options)
-    if isinstance(job, TaskJob):
-        try:
-            return pairs.judge(job.tasks)
-        except UnreadableError as error:
-            return FailedRow(-1, error.path, error.errno, error.why)
     try:
         if file is None:
-            sink = Sink(None)
-            return [spans.judge(span, job.stamp, sink) for span in job.spans]
+            return _judge(root, options, job, Sink(None))
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            sink = Sink(lambda block: write_all(descriptor, block))
-            return [spans.judge(span, job.stamp, sink) for span in job.spans]
+            return _judge(root, options, job, Sink(lambda block: write_all(descriptor, block)))
         finally:
             os.close(descriptor)
+    except UnreadableError as error:
+        return FailedRow(-1, error.path, error.errno, error.why)
     except OSError as error:
         return SpoolFault(error.errno, error.strerror or str(error))
+
+
+def _judge(root: str, options: Options, job: SpanJob | TaskJob, sink: Sink) -> Result:
+    spans, pairs = _judges(root, options)
+    if isinstance(job, TaskJob):
+        return pairs.judge(job.tasks, job.paths, job.batch, job.stamp, sink)
+    return [spans.judge(span, job.stamp, sink) for span in job.spans]
 
 
 @lru_cache(maxsize=2)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Final, Generic, NamedTuple, TypeVar
 
 from distilld.core.model import OperatorError, Options
-from distilld.engine.jobs import Job, Result, SpanJob, SpoolFault, answer, could_not_read, perform
+from distilld.engine.jobs import Job, ReadJob, Result, SpoolFault, answer, could_not_read, perform
 from distilld.files.spool import SpoolError, unnamed_file
 
 PROCESSES_FROM: Final = 12 << 20
@@ -198,7 +198,8 @@ class Pool:
         if job is None:
             return False
         here = here or self._executor is None
-        file = unnamed_file(self._folder) if isinstance(job, SpanJob) and (here or not self._elsewhere) else None
+        keeps_lines = not isinstance(job, ReadJob) and (here or not self._elsewhere)
+        file = unnamed_file(self._folder) if keeps_lines else None
         path = None if file is None else f"/proc/{os.getpid()}/fd/{file.fileno()}"
         given: _Given[J] = _Given(job, file, None)
         under_way.append(given)

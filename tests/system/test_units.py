@@ -19,7 +19,7 @@ STUB = """#!/bin/sh
 [ "$1" != -I ] || shift
 case "$2" in
     venv) mkdir -p "$4/bin" "$4/lib" && cp "$0" "$4/bin/python" && echo "home = $4" >"$4/pyvenv.cfg" ;;
-    pip) echo program >"${0%/bin/python}/lib/installed" ;;
+    pip) echo "$*" >>"${0%/bin/python}/lib/installed" ;;
     distilld) echo config >"$4" ;;
 esac
 """
@@ -134,6 +134,18 @@ def test_what_the_service_needs_is_open_to_its_user(tmp_path: Path) -> None:
     assert closed_to_others(tmp_path / "d") == []
 
 
+def test_install_fetches_only_what_the_lock_file_has_a_hash_of(tmp_path: Path) -> None:
+    """Root's 'make install' ran whatever an index gave out as setuptools that day, to build the wheel."""
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    make("install-program", tmp_path, PYTHON=str(stub))
+    for call in (tmp_path / "prefix/lib/distilld/lib/installed").read_text().splitlines():
+        locked = {"--require-hashes", "-r", "requirements.txt"} <= set(call.split())
+        own = {"--no-index", "--no-deps", "--no-build-isolation"} <= set(call.split())
+        assert locked or own, call
+
+
 def test_lake_may_have_any_name(tmp_path: Path) -> None:
     """The story: '&' stood for the path in the template, '|' ended the rendering."""
     make("install-units", tmp_path, LAKE=r"/srv/R&D|a\b", PREFIX="/opt/x", DESTDIR=str(tmp_path / "d"))
@@ -155,7 +167,13 @@ def test_uninstall_takes_away_what_install_put(unit: Path, tmp_path: Path) -> No
 def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
     """'make install' with DESTDIR leaves a program that runs, a config that is proved good, and no trace of DESTDIR."""
     source = tmp_path / "source"
-    shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests"))
+    shutil.copytree(
+        REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "__pycache__")
+    )
+    planted = source / "build/lib/distilld/left_over.py"
+    planted.parent.mkdir(parents=True)
+    planted.touch()
+    before = sorted(source.rglob("*"))
     done = subprocess.run(
         ["make", "-s", "-C", str(source), "install", f"DESTDIR={tmp_path / 'd'}", "PREFIX=/opt/x",
          f"LAKE={tmp_path / 'lake'}"],
@@ -175,3 +193,7 @@ def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
     assert traces == []
     assert closed_to_others(tmp_path / "d") == []
     assert 'exec /opt/x/lib/distilld/bin/python -I -m distilld "$@"' in (tmp_path / "d/opt/x/bin/distilld").read_text()
+    assert list((tmp_path / "d").rglob("left_over*")) == []
+    assert sorted(source.rglob("*")) == before, "root left files in the checkout"
+    pip = subprocess.run([str(program), "-m", "pip", "--version"], capture_output=True, text=True, check=True).stdout
+    assert f"pip {re.findall('^pip==([^ ]+)', (REPOSITORY / 'requirements.txt').read_text(), re.MULTILINE)[0]} " in pip
