@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,14 +69,14 @@ class JobFailed(Exception):
     """A job met an error that is a fault of the program; its traceback as text, which any process can unpickle."""
 
 
-def answer(root: str, options: Options, job: Job, file: str | None) -> Result:
-    """Do a job for another process.
+def answer(root: str, options: Options, jobs: Sequence[Job], file: str | None) -> list[Result]:
+    """Do jobs for another process, in order.
 
     Raises:
         JobFailed: In the place of any other exception, of which many do not unpickle.
     """
     try:
-        return perform(root, options, job, file)
+        return [perform(root, options, job, file) for job in jobs]
     except Exception as error:
         raise JobFailed("".join(traceback.format_exception(error))) from error
 
