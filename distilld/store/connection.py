@@ -21,8 +21,8 @@ from distilld.core.model import DistilldError, OperatorError, ProgramError, Usag
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import make_folder, make_private_again
 from distilld.files.regular import is_there, owned
+from distilld.store.migrations import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 from distilld.store.read_only import ReadOnly, open_read_only
-from distilld.store.schema import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:

@@ -1,4 +1,6 @@
-"""The state store's tables, indexes and views, as named, append-only migrations (SPEC 4; docs/state.md explains them).
+"""The state store's tables, indexes and views as version 0.1 began with them (SPEC 4; docs/state.md explains them).
+
+They are never edited: what changed since is in :mod:`distilld.store.migrations`.
 
 A row's place in walk order is one integer, ``walk``: its partition's ``walk_base`` plus its line. Bases grow with the
 walk order of the paths and leave gaps, so that a new partition finds a place between two others.
@@ -6,28 +8,11 @@ walk order of the paths and leave gaps, so that a new partition finds a place be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from distilld.core.line_facts import (
-    CATEGORIES,
-    DUPLICATE,
-    LIKE_REJECTED,
-    LINE_BITS,
-    LINES_END,
-    REASON_CODES,
-    REASONS,
-    SHIPPED,
-    UNREVIEWED,
-)
-from distilld.core.model import Dataset, Reason
-from distilld.store.without_pandas import without_pandas
+from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, SHIPPED
+from distilld.core.model import Reason
 
-if TYPE_CHECKING:
-    # It takes a tenth of a second, and those who only read do without it.
-    from sqlite_utils import Database, Migrations
-
-MIGRATION_SET: Final = "distilld"
-MIGRATIONS_TABLE: Final = "_sqlite_migrations"
 BASE_STEP: Final = LINES_END << 17
 BASE_END: Final = 1 << 60
 
@@ -92,7 +77,7 @@ _ROW_COLUMNS = """
     sft_batch     INTEGER
 """
 
-_TABLES = f"""
+TABLES: Final = f"""
 CREATE TABLE lake (
     name   TEXT PRIMARY KEY,
     value  TEXT
@@ -317,7 +302,7 @@ CREATE INDEX withdrawals_by_run ON withdrawals (source_run_id);
 
 _SAMPLE_ID = "'{dataset}-' || printf('%016x', {alias}.sample_key)"
 
-_VIEWS = f"""
+VIEWS: Final = f"""
 CREATE VIEW row_places AS
     SELECT s.*, p.partition_id, p.path AS partition, s.walk - p.walk_base AS line
     FROM scored_rows s CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS};
@@ -380,128 +365,3 @@ CREATE VIEW batch_history AS
            duration_ms
     FROM batches ORDER BY batch DESC;
 """
-
-
-def _run_script(db: Database, script: str) -> None:
-    # executescript() would commit the migration's transaction.
-    for statement in script.split(";\n"):
-        if statement.strip():
-            db.conn.execute(statement)
-
-
-def m001_first_version(db: Database) -> None:
-    """Everything that version 0.1 keeps."""
-    _run_script(db, _TABLES)
-    _run_script(db, _VIEWS)
-    codes: list[tuple[str, list[tuple[int, Any]]]] = [
-        ("outcomes", [(SHIPPED, "shipped"), *((code, reason.value) for code, reason in REASONS.items())]),
-        ("categories", [(code, category.value) for code, category in CATEGORIES.items()]),
-    ]
-    for table, rows in codes:
-        db.conn.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
-    every = [
-        (dataset.value, state, code, 0) for dataset in Dataset for state in _STATES for code in (SHIPPED, *REASONS)
-    ]
-    db.conn.executemany("INSERT INTO totals VALUES (?, ?, ?, ?)", every)
-    db.conn.executemany(
-        "INSERT INTO counters VALUES (?, 0)", [("scored_rows",), ("unjudged_rows",), ("walk_relabels",)]
-    )
-
-
-def m002_indexes_of_exceptions(db: Database) -> None:
-    """What is kept by way of exception is asked for at every pass, status and health: without a look at every row."""
-    _run_script(
-        db,
-        "CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;\n"
-        "CREATE INDEX frozen_pairs ON pairs (frozen, accepted, outcome) WHERE frozen IS NOT NULL;\n"
-        "CREATE INDEX frozen_rows_by_kind ON frozen_rows (kind, accepted, rag, sft);\n"
-        "CREATE INDEX emptied_rows ON frozen_rows (kind) WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL;\n",
-    )
-
-
-def m003_segments(db: Database) -> None:
-    """An export has a digest for each segment, and a withdrawn row is overwritten in its place after COMMIT.
-
-    A file that no segment is known of has the sha256 of all its bytes; the next start reads it once.
-    """
-    _run_script(
-        db,
-        "ALTER TABLE export_files ADD COLUMN segment_bytes INTEGER;\n"
-        "ALTER TABLE export_files ADD COLUMN space_bytes INTEGER NOT NULL DEFAULT 0;\n"
-        "CREATE TABLE export_segments (name TEXT NOT NULL, segment INTEGER NOT NULL, sha256 BLOB NOT NULL,"
-        " space_bytes INTEGER NOT NULL, line_marks BLOB NOT NULL, PRIMARY KEY (name, segment)) STRICT, WITHOUT ROWID;\n"
-        "CREATE TABLE overwrites (name TEXT NOT NULL, start_byte INTEGER NOT NULL, length_bytes INTEGER NOT NULL,"
-        " PRIMARY KEY (name, start_byte)) STRICT, WITHOUT ROWID;\n",
-    )
-
-
-def m004_claimants_of_an_id(db: Database) -> None:
-    """Whoever has an id, judged or not, is found by one index, in the place of four that knew of judged rows alone."""
-    _run_script(
-        db,
-        "CREATE INDEX scored_rows_by_key ON scored_rows (sample_key) WHERE sample_key IS NOT NULL;\n"
-        "DROP INDEX rag_waiting;\nDROP INDEX sft_waiting;\nDROP INDEX rag_behind;\nDROP INDEX sft_behind;\n",
-    )
-
-
-def m005_verdicts_in_malformed_lines(db: Database) -> None:
-    """A malformed scored line may name runs, and forbid them: which ones follows from its bytes, so from its digest."""
-    _run_script(
-        db,
-        "CREATE TABLE malformed_runs (run_id TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (run_id, digest))"
-        " STRICT, WITHOUT ROWID;\nCREATE INDEX malformed_runs_by_digest ON malformed_runs (digest);\n",
-    )
-    db.conn.executemany(
-        "INSERT INTO categories VALUES (?, ?)", [(LIKE_REJECTED, "like rejected"), (UNREVIEWED, "unreviewed")]
-    )
-
-
-def m006_own_looks(db: Database) -> None:
-    """Whether a file's facts prove its bytes is decided by our looks, not by its server's clock: all are read again."""
-    _run_script(
-        db,
-        "ALTER TABLE files DROP COLUMN looked_ns;\nALTER TABLE export_files DROP COLUMN looked_ns;\n"
-        "ALTER TABLE files ADD COLUMN unsure_since_ns INTEGER DEFAULT 0;\n"
-        "ALTER TABLE files ADD COLUMN hashed_at_ns INTEGER NOT NULL DEFAULT 0;\n"
-        "CREATE INDEX unsure_files ON files (unsure_since_ns) WHERE unsure_since_ns IS NOT NULL AND state = 'present';\n"
-        "CREATE INDEX files_by_hash ON files (hashed_at_ns) WHERE state = 'present';\n",
-    )
-
-
-def m007_moved_lines_and_rests(db: Database) -> None:
-    """Of a line that moved to another file nothing is kept under its old name: what was kept so far is looked at again.
-
-    An unterminated rest may forbid the runs that it names, like a malformed line: by its digest, too.
-    """
-    _run_script(
-        db,
-        "ALTER TABLE files ADD COLUMN rest_digest BLOB;\nALTER TABLE files ADD COLUMN rest_category INTEGER;\n"
-        "CREATE INDEX verdicts_in_rests ON files (rest_digest) WHERE rest_category IS NOT NULL;\n",
-    )
-    db.conn.execute("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'absent'")
-
-
-_STATES: Final = ("live", "frozen", "departing")
-
-
-MIGRATIONS: Final = (
-    m001_first_version,
-    m002_indexes_of_exceptions,
-    m003_segments,
-    m004_claimants_of_an_id,
-    m005_verdicts_in_malformed_lines,
-    m006_own_looks,
-    m007_moved_lines_and_rests,
-)
-"""All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
-
-
-def migrations() -> Migrations:
-    """The same as sqlite-utils applies them: each in one transaction with the record that it was applied."""
-    with without_pandas():
-        from sqlite_utils import Migrations
-
-    named = Migrations(MIGRATION_SET)
-    for migration in MIGRATIONS:
-        named()(migration)
-    return named

@@ -20,7 +20,7 @@ from distilld.publish import receipt_files as receipt
 from distilld.publish.exports import Exports
 from distilld.publish.receipt_files import ReceiptWriteError
 from distilld.store import connection as stores
-from distilld.store import schema
+from distilld.store import migrations
 from distilld.store.connection import Store
 from distilld.store.open_writer import open_store
 from tests.support.builders import jsonl
@@ -175,8 +175,8 @@ def test_store_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with capture_logs() as lines:
         open_store(path, tmp_path).close()
         assert lines == []
-        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, m999_later))
-        monkeypatch.setattr(stores, "_OURS", {each.__name__ for each in schema.MIGRATIONS})
+        monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m999_later))
+        monkeypatch.setattr(stores, "_OURS", {each.__name__ for each in migrations.MIGRATIONS})
         open_store(path, tmp_path).close()
         Store.open(path, tmp_path).close()
     assert [(line["event"], line["path"]) for line in lines] == [("store_migrated", str(path))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distilld.store.schema import MIGRATIONS
+from distilld.store.migrations import MIGRATIONS
 from tests.golden.store_schema import schema_sql
 
 GOLDEN = Path(__file__).with_name("store_schema.sql")

@@ -33,7 +33,8 @@ from distilld.store.connection import (
     StoreTooNewError,
 )
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.schema import BASE_STEP, migrations
+from distilld.store.migrations import migrations
+from distilld.store.schema import BASE_STEP
 from tests.support.builders import PROPERTY
 from tests.support.committed import accounted, at_rest, committed_and_whole
 from tests.support.deaths import Killed, in_child
