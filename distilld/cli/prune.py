@@ -15,7 +15,7 @@ from distilld.core.model import UsageError
 if TYPE_CHECKING:
     from distilld.config.settings import Settings
     from distilld.service.run_once import RunReport
-    from distilld.store.frozen import Only, Pruned
+    from distilld.store.pruning import Only, Pruned
     from distilld.store.run_queries import FrozenCount
 
 
@@ -42,7 +42,7 @@ def prune(
     """
     from distilld.cli.settings import load_settings
     from distilld.store.connection import refuse_missing
-    from distilld.store.frozen import Only
+    from distilld.store.pruning import Only
 
     if partition is not None and (orphans or accept):
         raise UsageError(

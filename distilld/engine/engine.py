@@ -56,12 +56,16 @@ from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.store.connection import Store
-from distilld.store.frozen import Frozen, Only, Pruned
+from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.export_lines import ExportLines
+from distilld.store.frozen import Frozen
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
 from distilld.store.moved import forget_empty_files
+from distilld.store.pruning import Only, Pruned, Pruning
 from distilld.store.segments import Segments
+from distilld.store.tripwire import Tripwire
 from distilld.store.work import Work
 
 log = structlog.get_logger()
@@ -119,11 +123,13 @@ class Engine:
         self.ledger = Ledger(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
+        self.evidence = EvidenceRows(store, self.inputs)
         self.looks = Looks(store, self.inputs)
         self.committer = committer or Committer(
             root, store, self.exports, clock=clock, receipts_keep=receipts_keep, keep_lock=keep_lock
         )
         self.frozen = Frozen(store)
+        self.tripwire = Tripwire(store)
         self.judged_with = JudgedWith(store, self.inputs)
         self.teller = Teller()
         self.restorer = Restorer(root, store, self.exports, self.committer)
@@ -365,7 +371,7 @@ class Engine:
                 for each in absent
                 if (each.kind, each.path) in seen or (scan and scan.is_unknown(each.kind, each.path))
             ]
-            pruned = self.frozen.prune(partition_glob, only=only, options=self.options, returned=returned)
+            pruned = Pruning(self.store).prune(partition_glob, only=only, options=self.options, returned=returned)
         self.inputs.forget_files()
         log.info("pruned", rows=pruned.rows, files=pruned.files, accepted=False)
         return pruned
@@ -373,7 +379,7 @@ class Engine:
     def accept_vanished(self) -> int:
         """Keep for good what the tripwire kept; returns how many rows and pairs."""
         with self.store.at_work(), self.store.transaction():
-            accepted = self.frozen.accept()
+            accepted = Pruning(self.store).accept()
         log.info("pruned", rows=accepted, accepted=True)
         return accepted
 
@@ -446,7 +452,7 @@ class Engine:
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
             record_reading(record, read.reading, 0)
-            self.inputs.add_unread_evidence(record, read.facts)
+            self.evidence.add_unread(record, read.facts)
 
     def _made_durable(
         self,
@@ -502,16 +508,16 @@ class Engine:
         """What a damaged export lost is written again from its inputs; where these went as well, it is lost."""
         if self.work.missing_lines():
             with self.store.transaction():
-                self.frozen.lose_missing()
+                ExportLines(self.store).lose_missing()
 
     def _trip(self) -> None:
         """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
         for dataset in Dataset:
             stood = self.ledger.exports()[dataset.value].committed.rows
-            vanishing = self.frozen.vanishing(dataset, self.options)
+            vanishing = self.tripwire.vanishing(dataset, self.options)
             if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
                 with self.store.transaction():
-                    self.frozen.keep_vanishing(dataset, self.options)
+                    self.tripwire.keep(dataset, self.options)
                 log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
 
     def _index_unread(self, unread: UnreadEvidence, result: PassResult) -> None:

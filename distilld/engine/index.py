@@ -24,9 +24,17 @@ from distilld.engine.read_file import FileRead, Reading, scored_facts, unreviewe
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of
 from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
+from distilld.store.absent_files import AbsentFiles
 from distilld.store.connection import Store
+from distilld.store.counts import Counts
+from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.frozen import has_exceptions
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.moved import forget_unnamed_evidence
+from distilld.store.rewritten_file import RewrittenFile
+from distilld.store.scored_rows import ScoredRows
+from distilld.store.verdicts import Verdicts
+from distilld.store.walk_order import place_partitions
 
 ROWS_PER_TRANSACTION: Final = 20_000
 READ_WHOLE_BYTES: Final = 64 << 20
@@ -108,6 +116,11 @@ class Indexer:
         self._root = root
         self._store = store
         self._inputs = inputs
+        self._scored = ScoredRows(store)
+        self._rewritten = RewrittenFile(store)
+        self._evidence = EvidenceRows(store, inputs)
+        self._absent = AbsentFiles(store, inputs)
+        self._verdicts = Verdicts(store)
         self._options = options
         self._pool = pool
         self._batch_rows = batch_rows
@@ -178,7 +191,7 @@ class Indexer:
                 [known[key] for key in plan.gone],
                 [record for record in purge if (record.kind, record.path) not in seen],
             )
-            self._fresh = self._inputs.is_fresh()
+            self._fresh = Counts(self._store).is_fresh()
             places = self._place(reads, known)
             new = [seen[key] for key, look in reads if look is Look.NEW]
             self._pool.expect(sum(seen[key].stat.size for key, _ in reads))
@@ -206,7 +219,7 @@ class Indexer:
         """Take in an evidence file that was left unread, and add what that brings to ``out``."""
         self._out = out
         with self._transactions():
-            place = self._inputs.place_partitions([file.path])[file.path]
+            place = place_partitions(self._store, [file.path])[file.path]
             self._take_file(file, None, Look.NEW, place)
 
     def _take_files(self, files: list[tuple[PartitionFile, FileRecord, Look]]) -> None:
@@ -237,7 +250,7 @@ class Indexer:
         tail = (reading.lines, reading.tail, reading.tail_bytes, reading.tail_digest)
         if tail != (record.indexed_lines, record.tail, record.tail_bytes, record.tail_digest):
             return False
-        if self._inputs.facts_of(record) != sorted(read.facts):
+        if (self._scored if record.kind is InputKind.SCORED else self._evidence).facts(record) != sorted(read.facts):
             return False
         self._out.rows_indexed += reading.lines
         record.note_hashed(reading.facts, self._began_ns)
@@ -247,7 +260,7 @@ class Indexer:
 
     def _take_new(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
         """Take in new files; where they are many, evidence is left unread as far as only its own rows need it."""
-        if sum(file.stat.size for file in files) < LEAVE_FROM or self._inputs.has_exceptions():
+        if sum(file.stat.size for file in files) < LEAVE_FROM or has_exceptions(self._store):
             self._take_read(files, places)
             return
         scored = {file.path for file in files if file.kind is InputKind.SCORED}
@@ -264,7 +277,7 @@ class Indexer:
             record = records.get((InputKind.SCORED, file.path))
             if record is None or not (0 < record.indexed_lines <= rows and record.indexed_bytes <= LEAVE_BYTES):
                 continue
-            if self._inputs.rows_beside_others(record) * file.stat.size <= LEAVE_REPEATED_BYTES:
+            if self._scored.rows_beside_others(record) * file.stat.size <= LEAVE_REPEATED_BYTES:
                 leaving.discard(file)
                 indexed = ScoredFile(
                     record.indexed_bytes,
@@ -294,15 +307,15 @@ class Indexer:
         self._out.bytes_read += reading.bytes_read
         self._out.rows_indexed += reading.lines
         if record.kind is InputKind.SCORED:
-            self._inputs.add_malformed_runs(read.malformed_runs)
-            self._inputs.add_scored(record, read.facts)
+            self._verdicts.add_malformed_runs(read.malformed_runs)
+            self._scored.add(record, read.facts)
             self._note_unreviewed(record, read.unreviewed)
-        elif self._inputs.has_scored_rows(record):
-            self._inputs.stage_evidence()
-            self._inputs.add_staged_evidence(read.facts)
-            self._inputs.apply_evidence(record, whole_file=False)
+        elif self._scored.any_in(record):
+            self._evidence.stage()
+            self._evidence.add_staged(read.facts)
+            self._evidence.apply(record, whole_file=False)
         else:
-            self._inputs.add_evidence(record, read.facts)
+            self._evidence.add(record, read.facts)
         record_reading(record, reading, self._began_ns)
         self._inputs.write_file(record)
         self._close_over(record, 0, record.indexed_lines)
@@ -315,7 +328,7 @@ class Indexer:
         new = [path for (kind, path), _ in reads if (kind, path) not in known]
         if not new:
             return {}
-        places = self._inputs.place_partitions(new)
+        places = place_partitions(self._store, new)
         for record in known.values():
             record.walk_base = places[record.path][1]
         return places
@@ -358,25 +371,25 @@ class Indexer:
             if self._withdraws:
                 self._drop(record)
             elif record.kind is InputKind.SCORED:
-                self._inputs.freeze_scored(record, self._options)
+                self._absent.freeze_scored(record, self._options)
             else:
-                self._inputs.lose_evidence(record)
+                self._absent.lose_evidence(record)
                 record.state = "absent"
                 self._inputs.write_file(record)
         for record in purge:
             if record.kind is InputKind.SCORED:
-                self._inputs.thaw_scored(record, self._options)
+                self._absent.thaw_scored(record, self._options)
             self._note(record, "absent", 0, 0, 0)
             self._drop(record)
         forget_unnamed_evidence(self._store, {record.partition_id for record in gone})
 
     def _drop(self, record: FileRecord) -> None:
         if record.kind is InputKind.SCORED:
-            self._inputs.set_rest(record, None, self._options)
-            self._inputs.drop_scored(record, self._options)
+            self._verdicts.set_rest(record, None, self._options)
+            self._rewritten.drop(record, self._options)
         else:
-            self._inputs.stage_evidence()
-            self._inputs.apply_evidence(record, whole_file=True)
+            self._evidence.stage()
+            self._evidence.apply(record, whole_file=True)
         self._inputs.forget_file(record)
 
     # files that are there
@@ -431,17 +444,17 @@ class Indexer:
             return
         record.state = "present"
         if record.kind is InputKind.SCORED:
-            self._inputs.set_rest(record, None, self._options)
-            self._inputs.thaw_scored(record, self._options)
+            self._verdicts.set_rest(record, None, self._options)
+            self._absent.thaw_scored(record, self._options)
         self._inputs.write_file(record)
 
     def _append(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, change: str) -> bool:
         """Index what stands behind the consumed prefix; False where a provisional last line became another one."""
         from_offset, first_line = record.indexed_bytes, record.indexed_lines
         provisional = record.tail_digest if record.tail == "provisional" else None
-        staged = record.kind is InputKind.EVIDENCE and self._inputs.has_scored_rows(record)
+        staged = record.kind is InputKind.EVIDENCE and self._scored.any_in(record)
         if staged:
-            self._inputs.stage_evidence()
+            self._evidence.stage()
         known_tail = (record.tail, record.tail_digest, record.tail_bytes)
         lines, malformed, new_lines = record.indexed_lines - (provisional is not None), 0, 0
         for block in reader.blocks():
@@ -472,7 +485,7 @@ class Indexer:
         record.indexed_lines = lines + (record.tail == "provisional")
         record.malformed_lines += malformed
         if staged:
-            self._inputs.apply_evidence(record, whole_file=False)
+            self._evidence.apply(record, whole_file=False)
         self._inputs.write_file(record)
         self._close_over(record, first_line, record.indexed_lines)
         self._take_rest(record, rest_of(tail))
@@ -486,18 +499,18 @@ class Indexer:
 
     def _close_over(self, record: FileRecord, first_line: int, end_line: int) -> None:
         if record.kind is InputKind.SCORED and end_line > first_line and not self._fresh:
-            self._inputs.close_over_new(record, first_line, end_line, self._options)
+            self._scored.close_over_new(record, first_line, end_line, self._options)
 
     def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
         """Insert a block's facts; returns how many lines are malformed."""
         if record.kind is InputKind.SCORED:
             rows, malformed = self._scored_facts(record, block, first_line)
-            self._inputs.add_scored(record, rows)
+            self._scored.add(record, rows)
             self._out.rows_indexed += len(rows)
             return malformed
         found, malformed = self._evidence_facts(block, first_line)
         self._out.rows_indexed += len(block)
-        (self._inputs.add_staged_evidence if staged else lambda rows: self._inputs.add_evidence(record, rows))(found)
+        (self._evidence.add_staged if staged else lambda rows: self._evidence.add(record, rows))(found)
         return malformed
 
     def _take_tail(self, record: FileRecord, tail: Line | None, line: int, *, staged: bool, known: bool) -> int:
@@ -518,13 +531,13 @@ class Indexer:
             self._inputs.doubt([key])
             return
         if rest is not None:
-            self._inputs.add_malformed_runs([(run_id, rest.digest) for run_id in rest.verdict.run_ids])
-        self._inputs.set_rest(record, rest and (rest.digest, rest.verdict.category), self._options)
+            self._verdicts.add_malformed_runs([(run_id, rest.digest) for run_id in rest.verdict.run_ids])
+        self._verdicts.set_rest(record, rest and (rest.digest, rest.verdict.category), self._options)
 
     def _rewrite(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, look: Look) -> None:
         """Take a file in from its start, in the place of what was known of it."""
         scored = record.kind is InputKind.SCORED
-        (self._inputs.stage_scored if scored else self._inputs.stage_evidence)()
+        (self._rewritten.stage if scored else self._evidence.stage)()
         lines = malformed = 0
         for block in reader.blocks():
             self._pulse()
@@ -541,9 +554,9 @@ class Indexer:
         self._record_reading(record, reader, facts)
         record.indexed_lines, record.malformed_lines = lines, malformed
         if scored:
-            self._inputs.replace_scored(record, self._options)
+            self._rewritten.replace(record, self._options)
         else:
-            self._inputs.apply_evidence(record, whole_file=True, returned=look is Look.RETURNED)
+            self._evidence.apply(record, whole_file=True, returned=look is Look.RETURNED)
         self._inputs.write_file(record, judged=True)
         self._take_rest(record, rest_of(tail))
         if not (same and self._is_read_anew((record.kind, record.path)) and look is Look.CHANGED):
@@ -558,10 +571,10 @@ class Indexer:
         self._out.rows_indexed += len(block)
         if record.kind is InputKind.SCORED:
             rows, malformed = self._scored_facts(record, block, first_line)
-            self._inputs.add_staged(rows)
+            self._rewritten.add(rows)
             return malformed
         found, malformed = self._evidence_facts(block, first_line)
-        self._inputs.add_staged_evidence(found)
+        self._evidence.add_staged(found)
         return malformed
 
     def _scored_facts(self, record: FileRecord, block: list[Line], first_line: int) -> tuple[list[RowFacts], int]:
@@ -570,7 +583,7 @@ class Indexer:
         malformed = [row.line for row in rows if row.malformed is not None]
         if malformed and self._first_malformed is None:
             self._first_malformed = malformed[0]
-        self._inputs.add_malformed_runs(runs)
+        self._verdicts.add_malformed_runs(runs)
         self._note_unreviewed(record, unreviewed_lines(rows))
         return rows, len(malformed)
 

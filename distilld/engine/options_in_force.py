@@ -11,6 +11,7 @@ from distilld.engine.index import Indexed
 from distilld.lake.scan import Scan
 from distilld.store.connection import Store
 from distilld.store.inputs import Inputs
+from distilld.store.queues import Queues
 
 log = structlog.get_logger()
 
@@ -21,6 +22,7 @@ class JudgedWith:
     def __init__(self, store: Store, inputs: Inputs) -> None:
         self._store = store
         self._inputs = inputs
+        self._queues = Queues(store)
 
     def take(self, options: Options, *, anew: bool) -> str | None:
         """Queue everything where the options are not those that the store was judged with; returns what changed."""
@@ -29,14 +31,14 @@ class JudgedWith:
         if recorded == options.sha256 and in_hand is None:
             if anew:
                 with self._store.transaction():
-                    self._inputs.queue_everything(options)
+                    self._queues.add_all(options)
             return None
         lines = _lines(options)
         read_with = self._store.recall("options_lines")
         other_lines = read_with not in (None, lines)
         if in_hand != options.sha256 or anew:
             with self._store.transaction():
-                self._inputs.queue_everything(options)
+                self._queues.add_all(options)
                 self._store.remember("options_in_hand", options.sha256)
                 # Until all is read anew, no line counts as read with these options only.
                 self._store.remember("options_lines", "unsettled" if other_lines else lines)

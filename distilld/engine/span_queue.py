@@ -17,7 +17,7 @@ from distilld.core.model import Category, Dataset, Options
 from distilld.engine.jobs import SpanJob
 from distilld.engine.judge_span import NewPartition, RowOrder, ScoredFile, Span, Stamp
 from distilld.publish.receipt import BatchIdentity
-from distilld.store.frozen import EVIDENCE_PRUNED
+from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.work import Place, QueuedRow, Work, WorkRow
 
 NO_LIMIT: Final = 1 << 62

@@ -3,7 +3,7 @@
 It reads every input anew and remembers nothing, so it can say whether the incremental engine is right: ``verify
 --deep`` and the property tests compare the exports with it. It shares the pure core (what a line says, which gate holds
 it, what a row looks like) and the walk over the partitions with the engine; how lines are found, joined, ordered and
-remembered is written here a second time, in the plainest way.
+remembered is written a second time, in the plainest way, here and in ``oracle_lake`` and ``oracle_verdicts``.
 
 It goes over the lake up to three times, a partition at a time: for the verdicts, for the rows, and for the rows that
 stand in pairs. In memory it holds what it says of each row, which may be as short as a digest, and the rows of pairs.
@@ -11,43 +11,21 @@ stand in pairs. In memory it holds what it says of each row, which may be as sho
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from distilld.core.datasets import preference, rag, sft
 from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase, revoking
-from distilld.core.json_text import Malformed, parse_object, trim
+from distilld.core.json_text import Malformed
 from distilld.core.model import Category, Dataset, InputKind, Options, RowRef
 from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
-from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
-from distilld.lake import scan as lake
-from distilld.lake.lines import digest_of
-from distilld.lake.scan import tree_path, walk_key
-
-STAMP: Final = "-"
-"""Stands for every timestamp that a batch gives, so that lines of different batches can be compared."""
-
-
-class Partition(NamedTuple):
-    """The lines that count of one partition, without line feeds: scored rows, and the mirrored evidence.
-
-    ``rest`` is the unterminated end of the scored file where it is no line that counts.
-    """
-
-    scored: tuple[bytes, ...]
-    evidence: tuple[bytes, ...]
-    rest: bytes = b""
-
-
-Lake = Mapping[str, Partition]
-"""Partitions by their path below the input trees."""
+from distilld.core.records import id_digits
+from distilld.inspection.oracle_lake import Lake, Row, all_rows, rows_at
+from distilld.inspection.oracle_verdicts import AbsentVerdict, Verdicts
+from distilld.inspection.unstamped import STAMP
+from distilld.lake.scan import tree_path
 
 
 class Placed(NamedTuple):
@@ -55,17 +33,6 @@ class Placed(NamedTuple):
 
     id: str | None
     line: bytes
-
-
-class AbsentVerdict(NamedTuple):
-    """A verdict in an absent partition: it still forbids, and never clears (SPEC 3)."""
-
-    at: RowRef
-    run_id: str
-    category: Category
-    digest: bytes
-    malformed: bool = False
-    is_rest: bool = False
 
 
 class FrozenRow(NamedTuple):
@@ -149,88 +116,6 @@ class FullPass:
         return Counter(self.held[dataset])
 
 
-# The inputs
-
-
-class LakeOnDisk(Mapping[str, Partition]):
-    """All partitions below ``root``: found by one look, and each read anew when it is asked for.
-
-    ``read`` takes the bytes and the rows of each; ``bytes`` is what all of them hold.
-
-    Raises:
-        ListingError: A folder could not be listed.
-        UnreadableError: A file could not be read.
-        InputChanged: A file went away meanwhile.
-    """
-
-    def __init__(self, root: Path, options: Options) -> None:
-        self._root = root
-        self._max_line_bytes = options.max_line_bytes
-        self._kinds: dict[str, set[InputKind]] = {}
-        self.read: Callable[[int, int], None] = lambda _bytes, _rows: None
-        scan = lake.scan(root)
-        self.bytes = sum(file.stat.size for file in scan.files)
-        for folder in scan.unlisted:
-            raise lake.ListingError(tree_path(folder.kind, folder.below), folder.problem or "it went away meanwhile")
-        for file in scan.files:
-            self._kinds.setdefault(file.path, set()).add(file.kind)
-
-    def __getitem__(self, path: str) -> Partition:
-        scored, evidence = self._content(InputKind.SCORED, path), self._content(InputKind.EVIDENCE, path)
-        limit = self._max_line_bytes
-        found = Partition(lines_of(scored, limit), lines_of(evidence, limit), rest_of(scored, limit))
-        self.read(len(scored) + len(evidence), len(found.scored))
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kinds)
-
-    def __len__(self) -> int:
-        return len(self._kinds)
-
-    def _content(self, kind: InputKind, path: str) -> bytes:
-        return read_file(self._root, kind, path) if kind in self._kinds[path] else b""
-
-
-def read_lake(root: Path, options: Options) -> dict[str, Partition]:
-    """The same, all of it read now."""
-    return dict(LakeOnDisk(root, options))
-
-
-def read_file(root: Path, kind: InputKind, path: str) -> bytes:
-    """One input file as it is now."""
-    with lake.open_partition(root, kind, path) as (descriptor, _), os.fdopen(os.dup(descriptor), "rb") as file:
-        return file.read()
-
-
-def lines_of(content: bytes, max_line_bytes: int) -> tuple[bytes, ...]:
-    """The lines that count (SPEC 2): complete and not empty; an unterminated last one only if it is a JSON object."""
-    lines = [line for line in content.split(b"\n")[:-1] if line]
-    last = content.rpartition(b"\n")[2]
-    if last and not rest_of(content, max_line_bytes):
-        lines.append(last)
-    return tuple(lines)
-
-
-def rest_of(content: bytes, max_line_bytes: int) -> bytes:
-    """The unterminated last line where it does not count (SPEC 2)."""
-    last = content.rpartition(b"\n")[2]
-    return b"" if len(last) <= max_line_bytes and parse_object(last).value is not None else last
-
-
-# The pass
-
-
-class _Row(NamedTuple):
-    """One scored line: what it says, or why it says nothing, and the evidence that it joins."""
-
-    at: RowRef
-    raw: bytes
-    run: ScoredRun | None
-    malformed: Malformed | None
-    evidence: EvidenceRecord | None
-
-
 def export(
     lines: Lake,
     options: Options,
@@ -247,9 +132,9 @@ def export(
     """
     verdicts = verdicts_in_force(lines, options, frozen)
     result = FullPass(places=places, left_behind=verdicts.moved)
-    without_evidence: list[tuple[Dataset, _Row, Placed]] = []
+    without_evidence: list[tuple[Dataset, Row, Placed]] = []
     tasks = _Tasks()
-    for row in _all_rows(lines, options):
+    for row in all_rows(lines, options):
         result.lines += 1
         tasks.add(row)
         for dataset in (Dataset.RAG, Dataset.SFT):
@@ -260,7 +145,7 @@ def export(
             else:
                 _put_row(result, dataset, row.at, placed)
     pairs = tasks.pairs()
-    sides = _rows_at({at for pair in pairs for at in pair}, lines, options)
+    sides = rows_at({at for pair in pairs for at in pair}, lines, options)
     for chosen, rejected in pairs:
         outcome = _pair_outcome(result, sides[chosen], sides[rejected], verdicts, options, missing_files)
         placed = _put(result, Dataset.PREFERENCE, keep(_placed(outcome)))
@@ -272,7 +157,7 @@ def export(
     return result
 
 
-def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, _Row, Placed]], frozen: Frozen) -> None:
+def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, Row, Placed]], frozen: Frozen) -> None:
     """Rows on absent evidence stay what they were, but a present row that ships the same id wins wherever it stands."""
     for dataset, row, held in without_evidence:
         placed = frozen.kept[dataset, row.at]
@@ -310,154 +195,11 @@ def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: Verdicts, opti
             result.frozen_pairs.append(pair)
 
 
-class Verdicts:
-    """The verdicts in force (SPEC 3.4): the last present one, or a later absent one that forbids."""
-
-    def __init__(
-        self, rows: Iterable[_Row], rests: Iterable[tuple[RowRef, bytes]], frozen: Frozen, options: Options
-    ) -> None:
-        self._options = options
-        self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
-        self._named: set[str | None] = set()
-        self._lines: set[tuple[str | None, bytes]] = set()
-        for row in rows:
-            if row.run:
-                self._named.add(row.run.run_id)
-            for run_id, category in verdicts_of(row.raw, row.run):
-                self._present[run_id] = _place(row.at), category
-            if frozen.any:
-                self._lines.add((row.run.run_id if row.run else None, digest_of(row.raw)))
-        standing: set[bytes] = set()
-        for at, rest in rests:
-            for run_id, category in verdicts_of(rest, None):
-                standing.add(digest_of(rest))
-                if run_id not in self._present or self._present[run_id][0] < _place(at):
-                    self._present[run_id] = _place(at), category
-        self._absent: dict[str, list[AbsentVerdict]] = {}
-        self.moved: list[RowRef] = []
-        """Absent verdicts whose lines are in a present partition. They count only there, and leave nothing behind."""
-        for each in sorted(frozen.verdicts, key=lambda each: _place(each.at)):
-            # A line that is too long to be read now clears nothing.
-            stands = (None if each.malformed else each.run_id, each.digest) in self._lines
-            if stands or (each.is_rest and each.digest in standing):
-                self.moved.append(each.at)
-            else:
-                self._absent.setdefault(each.run_id, []).append(each)
-
-    def line_stands(self, run_id: str | None, digest: bytes) -> bool:
-        """Whether a line also stands in a present partition, where it may be too long now to say its run."""
-        return not self._lines.isdisjoint({(run_id, digest), (None, digest)})
-
-    def names(self, run_id: str | None) -> bool:
-        """Whether a present scored row names the run: then no orphan of it stays (SPEC 3.11)."""
-        return run_id is not None and run_id in self._named
-
-    def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
-        """The category in force for a run in a dataset."""
-        place, category = self._present.get(run_id or "", (None, None))
-        for each in self._absent.get(run_id or "", ()):
-            later = place is None or _place(each.at) > place
-            if later and self._options.forbids(dataset, each.category):
-                category = each.category
-        return category
-
-    def of_run(self, run_id: str | None) -> tuple[Category | None, Category | None]:
-        """What a side of a pair must agree with: the last present verdict, and an absent one that forbids as well."""
-        _, present = self._present.get(run_id or "", (None, None))
-        return present, self.of(Dataset.PREFERENCE, run_id)
-
-    def of_side(self, run: ScoredRun) -> Category | None:
-        """That of the two which a present row does not agree with, if there is one."""
-        present, in_force = self.of_run(run.run_id)
-        return in_force if present is run.category else present
-
-
-def _place(at: RowRef) -> tuple[tuple[str, ...], int]:
-    return _walk_key(at.partition), at.line
-
-
-_walk_key: Final = lru_cache(maxsize=8)(walk_key)
-"""One key for all the rows of a partition."""
-
-
 def verdicts_in_force(lines: Lake, options: Options, frozen: Frozen = NOTHING_FROZEN) -> Verdicts:
     """The verdict in force of each run, over all partitions (SPEC 3.4)."""
     rests: list[tuple[RowRef, bytes]] = []
-    return Verdicts(_all_rows(lines, options, rests), rests, frozen, options)
-
-
-def _all_rows(lines: Lake, options: Options, rests: list[tuple[RowRef, bytes]] | None = None) -> Iterator[_Row]:
-    """All rows in walk order; what files end in that is no row is added to ``rests``."""
-    for path in sorted(lines, key=walk_key):
-        partition = lines[path]
-        if partition.rest and rests is not None:
-            rests.append((RowRef(path, len(partition.scored)), partition.rest))
-        yield from _rows_of(path, partition, options)
-
-
-def _rows_at(places: set[RowRef], lines: Lake, options: Options) -> dict[RowRef, _Row]:
-    return {
-        row.at: row
-        for path in sorted({at.partition for at in places})
-        for row in _rows_of(path, lines[path], options)
-        if row.at in places
-    }
-
-
-def _rows_of(path: str, partition: Partition, options: Options) -> list[_Row]:
-    evidence: dict[str, EvidenceRecord] = {}
-    for raw in partition.evidence:
-        parsed = parse_object(raw)
-        if len(raw) <= options.max_line_bytes and parsed.value is not None:
-            record = evidence_record(parsed.value, marked=parsed.marked)
-            if record.run_id:
-                evidence[record.run_id] = record  # the last one counts
-    rows = []
-    for number, raw in enumerate(partition.scored):
-        at = RowRef(path, number)
-        parsed = parse_object(raw)
-        if len(raw) > options.max_line_bytes:
-            rows.append(_Row(at, raw, None, Malformed.TOO_LONG, None))
-        elif parsed.value is None:
-            rows.append(_Row(at, raw, None, parsed.malformed, None))
-        else:
-            run = scored_run(parsed.value, marked=parsed.marked)
-            rows.append(_Row(at, raw, run, None, evidence.get(run.run_id) if run.run_id else None))
-    return rows
-
-
-_CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*"')
-_NOT_TEXT: Final = str.maketrans("", "", "\0\ufeff")
-_FORBIDDING: Final = {"rejected": Category.REJECTED, "needs_human_review": Category.NEEDS_HUMAN_REVIEW}
-
-
-def verdicts_of(raw: bytes, run: ScoredRun | None) -> list[tuple[str, Category]]:
-    """Return what a scored line says of runs: its verdict, or what a malformed one still spells out (SPEC 2, 3.4)."""
-    if run is not None:
-        if not run.run_id:
-            return []
-        category = run.category
-        if category is None:
-            said = run.value.get("category")
-            word = trim(said).lower() if isinstance(said, str) else ""
-            category = Category.REJECTED if word == "rejected" else Category.NEEDS_HUMAN_REVIEW
-        return [(run.run_id, category)]
-    utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = raw.decode("utf-16" if utf16 else "utf-8", errors="replace").translate(_NOT_TEXT)
-    words = {found.group(1).lower() for found in _CATEGORY.finditer(text)}
-    category = next((_FORBIDDING[word] for word in _FORBIDDING if word in words), None)
-    if category is None:
-        return []
-    named = re.finditer(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:\\.|[^"\\])+)"', text, re.DOTALL)
-    return [(_unescaped(found.group(1)), category) for found in named]
-
-
-def _unescaped(text: str) -> str:
-    try:
-        text = str(_DECODER.decode(f'"{text}"'))
-    except ValueError:
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    rows = all_rows(lines, options, rests)
+    return Verdicts(rows, rests, options, absent=frozen.verdicts, keep_lines=frozen.any)
 
 
 class _Tasks:
@@ -466,7 +208,7 @@ class _Tasks:
     def __init__(self) -> None:
         self._tasks: dict[str, dict[Category, list[RowRef]]] = {}
 
-    def add(self, row: _Row) -> None:
+    def add(self, row: Row) -> None:
         """Take a row of the lake. Those behind the first few of a task and a category stand in no pair."""
         if row.run and row.run.task_id and row.evidence:
             of = self._tasks.setdefault(row.run.task_id, {})
@@ -487,7 +229,7 @@ class _Tasks:
 def _row_outcome(
     result: FullPass,
     dataset: Dataset,
-    row: _Row,
+    row: Row,
     verdicts: Verdicts,
     options: Options,
     missing_files: MissingFiles | None,
@@ -509,8 +251,8 @@ def _row_outcome(
 
 def _pair_outcome(
     result: FullPass,
-    chosen: _Row,
-    rejected: _Row,
+    chosen: Row,
+    rejected: Row,
     verdicts: Verdicts,
     options: Options,
     missing_files: MissingFiles | None,
@@ -542,44 +284,3 @@ def _put_row(result: FullPass, dataset: Dataset, at: RowRef, placed: Placed) -> 
     _put(result, dataset, placed)
     if result.places:
         result.rows[dataset, at] = placed
-
-
-# Lines of the exports, to be compared
-
-
-def unstamped_sample(line: bytes) -> bytes:
-    """A dataset's line with :data:`STAMP` in the place of its two timestamps; another text comes back as it is."""
-    head, created, rest = line.partition(b',"created_at":"')
-    middle, recorded, end = rest.rpartition(b',"recorded_at":"')
-    if not created or not recorded or not end.endswith(b'"}}\n') or b'"' in end[:-4]:
-        return line
-    time, quote, between = middle.partition(b'"')
-    return (
-        b"".join((head, created, STAMP.encode(), quote, between, recorded, STAMP.encode(), b'"}}\n')) if time else line
-    )
-
-
-def unstamped_hold(line: bytes) -> bytes:
-    """A quarantine line with :data:`STAMP` in the place of its timestamp; another text comes back as it is.
-
-    What stands before it is the producer's own JSON, which is stepped over value by value and not searched.
-    """
-    try:
-        text = line.decode()
-        _, at = _value_after(text, '"source_record":', text.index('"source_record":'))
-        _, at = _value_after(text, ',"errors":', at)
-        start = at
-        _, at = _value_after(text, ',"recorded_at":', at)
-    except ValueError:
-        return line
-    return f'{text[:start]},"recorded_at":"{STAMP}"{text[at:]}'.encode()
-
-
-def _value_after(text: str, key: str, at: int) -> tuple[object, int]:
-    if not text.startswith(key, at):
-        raise ValueError(key)
-    value: tuple[object, int] = _DECODER.raw_decode(text, at + len(key))
-    return value
-
-
-_DECODER: Final = json.JSONDecoder()

@@ -7,29 +7,27 @@ against it; the deep one takes nobody's word and holds the files against :mod:`d
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from distilld.core.decisions import id_of
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.line_facts import REASONS, SHIPPED
 from distilld.core.model import (
     EXPORT_PATHS,
-    Category,
     Dataset,
     InputChanged,
     Options,
-    RowRef,
 )
 from distilld.core.samples import faults_of
 from distilld.files.regular import read_regular
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
+from distilld.inspection.oracle_exceptions import frozen_of
+from distilld.inspection.oracle_lake import LakeOnDisk
 from distilld.inspection.reading import Reading, Tell
+from distilld.inspection.unstamped import unstamped_hold, unstamped_sample
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
@@ -41,6 +39,7 @@ from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.run_queries import FrozenCount, Stories
 from distilld.store.segments import Segments
+from distilld.store.verdicts import Verdicts
 from distilld.store.work import Work
 
 Lines = Callable[[], Iterator[bytes]]
@@ -48,7 +47,6 @@ Lines = Callable[[], Iterator[bytes]]
 SHOWN: Final = 20
 """How many rows of one kind are named; all are counted."""
 _SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
-_LESS_THAN_ACCEPTED: Final = (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,14 +268,14 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
     """
     if not options.revoke:
         return Check("firewall (revoke is off)")
-    inputs, views = Inputs(store), Views(store)
+    verdicts, views = Verdicts(store), Views(store)
     faults = []
     leaving = 0
     for dataset in Dataset:
         run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
         for line in exports[dataset.value]():
             row = parse_object(line[:-1]).value or {}
-            in_force = inputs.in_force(str(row.get(run)), options)
+            in_force = verdicts.in_force(str(row.get(run)), options)
             verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
             if verdict is None or not options.forbids(dataset, verdict):
                 continue
@@ -301,7 +299,7 @@ def _deep(
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
     frozen = frozen_of(Exceptions(store), lambda name: exports[name](), keep=_brief)
     try:
-        inputs = oracle.LakeOnDisk(root, options)
+        inputs = LakeOnDisk(root, options)
         # For the verdicts, for the rows, and for the sides of pairs.
         inputs.read = Reading(progress, 3 * inputs.bytes).add
         full = oracle.export(inputs, options, missing_files=missing_files, frozen=frozen, keep=_brief)
@@ -325,69 +323,6 @@ def _brief(placed: oracle.Placed) -> oracle.Placed:
     """The same, its line known by its digest; of a quarantine line, what people are told of it stands behind that."""
     digest = digest_of(placed.line)
     return placed._replace(line=digest if placed.id is not None else digest + _place(placed.line).encode())
-
-
-def frozen_of(
-    exceptions: Exceptions,
-    lines: Callable[[str], Iterable[bytes]],
-    *,
-    keep: Callable[[oracle.Placed], oracle.Placed] = lambda placed: placed,
-) -> oracle.Frozen:
-    """What may stand by way of exception: its lines are known by their digests and read from the exports.
-
-    The store alone knows of these rows; whether they may still stand is for the full pass to say. ``lines`` are those
-    of an export by its name, ``keep`` is as for :func:`distilld.inspection.oracle.export`.
-    """
-    digests: dict[str, dict[bytes, bytes]] = {}
-
-    def line_of(dataset: Dataset, digest: bytes, *, shipped: bool) -> bytes | None:
-        name = dataset.value if shipped else f"quarantine_{dataset}"
-        if name not in digests:
-            unstamped = oracle.unstamped_sample if shipped else oracle.unstamped_hold
-            id_ = dataset.value if shipped else None
-            digests[name] = {digest_of(line): keep(oracle.Placed(id_, unstamped(line))).line for line in lines(name)}
-        return digests[name].get(digest)
-
-    def placed(dataset: Dataset, outcome: int, digest: bytes, key: int | None, at: RowRef | None) -> oracle.Placed:
-        line = line_of(dataset, digest, shipped=outcome == SHIPPED)
-        if outcome == SHIPPED:
-            return oracle.Placed(id_of(dataset, key or 0), line or b"lost")
-        if line is None:
-            place = {"partition": at.partition, "line_offset": at.line} if at else None
-            line = json.dumps({"reason": REASONS[outcome], "location": place}).encode()
-            return keep(oracle.Placed(None, line))
-        return oracle.Placed(None, line)
-
-    rows = tuple(
-        oracle.FrozenRow(
-            row.dataset,
-            placed(row.dataset, row.outcome, row.line, row.sample_key, row.at),
-            row.run_id,
-            row.row,
-            row.is_orphan,
-            row.told,
-        )
-        for row in exceptions.rows()
-    )
-    kept = {
-        (row.dataset, row.at): placed(row.dataset, row.outcome, row.line, row.sample_key, row.at)
-        for row in exceptions.rows_without_evidence()
-        if row.at is not None
-    }
-    pairs = tuple(
-        oracle.FrozenPair(
-            placed(Dataset.PREFERENCE, pair.outcome, pair.line, pair.sample_key, None),
-            (
-                (pair.chosen_run_id, (Category.ACCEPTED,)),
-                # Of a pair from an older exporter nobody knows which of the two the rejected side was.
-                (pair.rejected_run_id, (pair.rejected,) if pair.rejected else _LESS_THAN_ACCEPTED),
-            ),
-            pair.is_orphan,
-        )
-        for pair in exceptions.pairs()
-    )
-    verdicts = tuple(oracle.AbsentVerdict(*verdict) for verdict in exceptions.verdicts())
-    return oracle.Frozen(verdicts, rows, pairs, kept)
 
 
 def _deep_check(name: str, faults: list[str], report: Report) -> Check:
@@ -424,13 +359,13 @@ def _compare_dataset(wanted: dict[str, bytes], lines: Iterable[bytes]) -> list[s
     for line in lines:
         id_ = str((parse_object(line[:-1]).value or {}).get("id"))
         expected = missing.pop(id_, None)
-        if expected != _brief(oracle.Placed(id_, oracle.unstamped_sample(line))).line:
+        if expected != _brief(oracle.Placed(id_, unstamped_sample(line))).line:
             faults.append(f"{'extra' if expected is None else 'different'}: {id_}")
     return faults + [f"missing: {id_}" for id_ in missing]
 
 
 def _compare_quarantine(wanted: Counter[bytes], lines: Iterable[bytes]) -> list[str]:
-    found = Counter(_brief(oracle.Placed(None, oracle.unstamped_hold(line))).line for line in lines)
+    found = Counter(_brief(oracle.Placed(None, unstamped_hold(line))).line for line in lines)
     return [f"extra: {_told(line)}" for line in (found - wanted).elements()] + [
         f"missing: {_told(line)}" for line in (wanted - found).elements()
     ]

@@ -12,7 +12,7 @@ from distilld.core.records import category_of
 from distilld.core.samples import faults_of
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import is_partition
-from distilld.store.frozen import Orphan, ToldVerdict
+from distilld.store.orphans import Orphan, ToldVerdict
 
 _REASONS: Final = {reason.value: reason for reason in Reason}
 

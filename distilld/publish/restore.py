@@ -24,8 +24,10 @@ from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportTamperedError, file_lines
 from distilld.publish.takeover import TakeOver
 from distilld.store.connection import Store
+from distilld.store.export_lines import ExportLines
 from distilld.store.frozen import Frozen
 from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.orphans import Orphans
 from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
@@ -49,7 +51,8 @@ class Restorer:
         self._exports = exports
         self._committer = committer
         self._ledger = Ledger(store)
-        self._frozen = Frozen(store)
+        self._lines = ExportLines(store)
+        self._orphans = Orphans(store)
         self._segments = Segments(store)
         self._takeover = TakeOver(root, store, exports, committer)
         self._seen: dict[str, ExportRecord] = {}
@@ -171,16 +174,16 @@ class Restorer:
         def good_lines() -> Iterator[bytes]:
             nonlocal kept
             for line in file_lines(aside):
-                if line.endswith(b"\n") and self._frozen.is_expected(digest_of(line)):
+                if line.endswith(b"\n") and self._lines.is_expected(digest_of(line)):
                     kept += 1
                     yield line
 
         def queue() -> None:
             nonlocal missing
-            missing = self._frozen.miss_expected(name)
+            missing = self._lines.miss_expected(name)
             self._restored(name)
 
-        self._frozen.expect(name)
+        self._lines.expect(name)
         self._committer.replace([NewVersion(name, good_lines(), lambda: kept)], queue)
         log.warning("export_restored", path=EXPORT_PATHS[name], rows_kept=kept, rows_missing=missing)
 
@@ -196,11 +199,11 @@ class Restorer:
 
     def settle_orphans(self, options: Options) -> int:
         """Decide on the orphans once every input was judged; returns how many are to leave."""
-        if not self._frozen.unsettled_orphans():
+        if not self._orphans.undecided():
             return 0
         with self._store.transaction():
-            gone = self._frozen.settle_orphans(options)
-        kept = self._frozen.frozen_counts().get("orphan", 0)
+            gone = self._orphans.settle(options)
+        kept = Frozen(self._store).frozen_counts().get("orphan", 0)
         if kept:
             log.warning("orphan_kept", rows=kept)
         return gone
@@ -224,10 +227,10 @@ class Restorer:
         keys = _digests if name.startswith("quarantine_") else _sample_keys
         with self._exports.reading(name, committed) as file:
             with self._committer.left_as_found(name):
-                if not committed.spaces and self._frozen.is_in_order(name, keys(file.rows())):
+                if not committed.spaces and self._lines.is_in_order(name, keys(file.rows())):
                     return
             # A question that is left half answered, by a fault in the middle, would lock the tables that it reads.
-            with closing(self._frozen.order_lines(name, keys(file.rows()))) as order:
+            with closing(self._lines.order_lines(name, keys(file.rows()))) as order:
                 self._committer.replace([NewVersion(name, file.pick(order), lambda: committed.rows)], lambda: None)
 
 

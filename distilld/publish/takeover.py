@@ -26,8 +26,8 @@ from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import BATCH_ID, Link, newest_receipt
 from distilld.publish.recovery import FIRST
 from distilld.store.connection import Store
-from distilld.store.frozen import Frozen
 from distilld.store.ledger import Ledger
+from distilld.store.orphans import Orphans
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class TakeOver:
         self._exports = exports
         self._committer = committer
         self._ledger = Ledger(store)
-        self._frozen = Frozen(store)
+        self._orphans = Orphans(store)
 
     def take_over(self, now_ns: int) -> bool:
         """Take in the exports that stand where no store knows of any; returns whether there were some.
@@ -121,22 +121,22 @@ class TakeOver:
             if bad:
                 self._committer.set_aside(name, now_ns)
             if name == dataset:
-                self._frozen.add_orphans(dataset)
+                self._orphans.take_rows(dataset)
             else:
-                self._frozen.add_history(dataset)
+                self._orphans.take_withdrawals(dataset)
 
-        self._frozen.stage_arrivals()
+        self._orphans.stage()
         self._committer.replace([NewVersion(name, good_lines(), lambda: good)], settle)
         return good, bad
 
     def _take_orphan(self, dataset: Dataset, line: bytes) -> bool:
         orphan = orphan_of(dataset, line)
-        return orphan is not None and self._frozen.stage_orphan(orphan)
+        return orphan is not None and self._orphans.add_row(orphan)
 
     def _take_withdrawal(self, dataset: Dataset, line: bytes) -> bool:
         withdrawal = withdrawal_of(dataset, line)
         if withdrawal is not None:
-            self._frozen.stage_history(withdrawal)
+            self._orphans.add_withdrawal(withdrawal)
         return withdrawal is not None
 
     def _leave_quarantines(self, names: list[str], anchor: Link | None, now_ns: int) -> None:
@@ -149,7 +149,7 @@ class TakeOver:
         """
         copies = {name: self._committer.set_aside(name, now_ns) for name in names}
         kept: Counter[str] = Counter()
-        self._frozen.stage_verdicts()
+        self._orphans.stage_verdicts()
 
         def lines_that_stay(name: str, copy: Path) -> Iterator[bytes]:
             gone: dict[str, bool] = {}
@@ -159,13 +159,13 @@ class TakeOver:
                     continue
                 stays = verdict.at is not None and self._is_gone(verdict.at.partition, gone) and line.endswith(b"\n")
                 digest = digest_of(line) if stays else None
-                is_first = self._frozen.stage_verdict(Dataset(name.removeprefix("quarantine_")), verdict, digest)
+                is_first = self._orphans.add_verdict(Dataset(name.removeprefix("quarantine_")), verdict, digest)
                 if stays and is_first:
                     kept[name] += 1
                     yield line
 
         def settle() -> None:
-            self._frozen.add_verdicts()
+            self._orphans.take_verdicts()
             if anchor is not None:
                 self._ledger.anchor(*anchor)
             self._store.remember("taken_over", iso_time(now_ns))

@@ -1,8 +1,9 @@
 """The state store: one SQLite file, written by one process, read by people (SPEC 4).
 
-This package is the only place that knows SQL. :class:`Store` opens the file and owns its transactions; its parts each
-own a group of tables: ``inputs`` (files and the facts of their rows), ``work`` (what must be judged and with what),
-``ledger`` (outcomes, exports, batches, receipts), ``views`` (questions that people ask).
+This package is the only place that knows SQL. :class:`Store` opens the file and owns its transactions. Its parts each
+know one thing: ``inputs`` (files), ``scored_rows`` and ``evidence_rows`` (what they say), ``verdicts`` (who speaks last),
+``queues`` and ``work`` (what must be judged and with what), ``frozen`` (retained rows), ``ledger`` (outcomes, exports,
+batches, receipts), ``queries`` (questions that people ask).
 """
 
 from __future__ import annotations

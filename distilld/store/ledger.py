@@ -21,7 +21,7 @@ from distilld.core.model import (
 )
 from distilld.store.connection import Store
 from distilld.store.moved import forget_moved_rows
-from distilld.store.schema import last_verdict
+from distilld.store.verdicts import last_verdict
 
 if TYPE_CHECKING:
     # Those who only look at the store do without it.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from distilld.store.connection import Store
-from distilld.store.schema import rest_moved
+from distilld.store.verdicts import rest_moved
 
 _MOVED: Final = (
     "(EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest) OR f.run_id IS NULL"

@@ -10,7 +10,8 @@ from distilld.core.decisions import id_of
 from distilld.core.line_facts import DUPLICATE, LINE_BITS, REASONS, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
 from distilld.store.connection import Store
-from distilld.store.frozen import KEPT_FOR_GOOD, Only, only_kind, without_evidence
+from distilld.store.frozen import KEPT_FOR_GOOD, without_evidence
+from distilld.store.pruning import Only, only_kind
 
 
 class Recorded(NamedTuple):

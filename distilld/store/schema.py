@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, REASON_CODES, SHIPPED
+from distilld.core.line_facts import DUPLICATE, LINE_BITS, REASON_CODES, SHIPPED
 from distilld.core.model import Reason
-
-BASE_STEP: Final = LINES_END << 17
-BASE_END: Final = 1 << 60
 
 BEHIND_ID: Final = {
     "rag": f"rag IN ({REASON_CODES[Reason.HALLUCINATED_FILE_PATH]}, {REASON_CODES[Reason.SCHEMA_VIOLATION]})"
@@ -23,41 +20,6 @@ BEHIND_ID: Final = {
     f" {REASON_CODES[Reason.MISSING_SOURCE_RUN_ID]}) AND sample_key IS NOT NULL AND evidence_found = 1",
 }
 """Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
-
-
-REST: Final = "f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = '{}'"
-"""SQL for whether file ``f`` ends in the rest that ``m`` of ``malformed_runs`` is about."""
-
-
-def rest_moved(which: str = "1") -> str:
-    """SQL for whether the rest of absent file ``f`` is in a present one, or is a line there; ``which`` lines ``s`` count."""
-    return (
-        "(EXISTS (SELECT 1 FROM files o WHERE o.rest_digest = f.rest_digest AND o.rest_category IS NOT NULL"
-        " AND o.state = 'present') OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL"
-        f" AND s.digest = f.rest_digest AND {which}))"
-    )
-
-
-def last_verdict_place(run: str) -> str:
-    """SQL for a run's last present verdict, its walk times 8 plus its category code; NULL where it has none.
-
-    ``run`` is an expression. What malformed lines and unterminated rests say counts by their digests.
-    """
-    return (
-        "nullif(max("
-        f"coalesce((SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = {run}"
-        " AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1), -1),"
-        " coalesce((SELECT max(max(coalesce((SELECT max(v.walk << 3 | v.category) FROM scored_rows v"
-        " INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL), -1),"
-        " coalesce((SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f"
-        f" CROSS JOIN partitions p USING (partition_id) WHERE {REST.format('present')}), -1)))"
-        f" FROM malformed_runs m WHERE m.run_id = {run}), -1)), -1)"
-    )
-
-
-def last_verdict(run: str) -> str:
-    """SQL for the category code of a run's last present verdict; NULL where it has none. ``run`` is an expression."""
-    return f"({last_verdict_place(run)} & 7)"
 
 
 _ROW_COLUMNS = """

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED, VERDICTS
 from distilld.core.model import Category
 from distilld.store.connection import Store
-from distilld.store.inputs import ORDER_MATTERS, can_pair
-from distilld.store.schema import last_verdict
+from distilld.store.queues import ORDER_MATTERS, can_pair
+from distilld.store.verdicts import last_verdict
 
 EVIDENCE_OF_ROWS: Final = (
     f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
-from distilld.store.inputs import Inputs
-from distilld.store.schema import BEHIND_ID, last_verdict, last_verdict_place
+from distilld.store.schema import BEHIND_ID
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
+from distilld.store.verdicts import Verdicts, last_verdict, last_verdict_place
 
 _VERDICT: Final = last_verdict_place("s.run_id")
 _HOLDER: Final = (
@@ -214,7 +214,7 @@ class Work(Tasks):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._inputs = Inputs(store)
+        self._verdicts = Verdicts(store)
         self._places: dict[int, Place] = {}
         self._has_loose = True
 
@@ -305,7 +305,7 @@ class Work(Tasks):
     def verdict_of(self, run_id: str, options: Options) -> tuple[Category | None, Category | None]:
         """The verdicts in force for a run, in RAG and in SFT."""
         if self._has_loose:
-            return self._inputs.in_force(run_id, options)[:2]
+            return self._verdicts.in_force(run_id, options)[:2]
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
         category = VERDICTS[found] if found is not None else None
         return category, category
@@ -414,7 +414,7 @@ class Work(Tasks):
 
     def verdicts(self, run_id: str, options: Options) -> tuple[Category | None, Category | None, Category | None]:
         """The categories in force for RAG and SFT, and among present verdicts alone."""
-        return self._inputs.in_force(run_id, options)
+        return self._verdicts.in_force(run_id, options)
 
     def verdict_place(self, run_id: str, category: Category) -> Verdict | None:
         """Where the last verdict of this category stands: present, or else absent."""

@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
-from distilld.store.frozen import Only
+from distilld.store.pruning import Only
 from distilld.store.run_queries import Stories
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import whole_scans

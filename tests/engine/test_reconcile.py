@@ -17,6 +17,7 @@ from distilld.engine import index
 from distilld.engine.engine import Engine
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.walk_order import place_partitions
 from tests.support.history_lake import A, given, history_lake, run
 
 Facts = dict[FileKey, StatFacts]
@@ -38,7 +39,7 @@ def record(store: Store, facts: Facts, *, absent: FileKey | None = None, looks: 
     """Record files as they were read; of the last one how far its facts prove its bytes."""
     inputs = Inputs(store)
     with store.transaction():
-        places = inputs.place_partitions(path for _, path in facts)
+        places = place_partitions(store, [path for _, path in facts])
         for (kind, path), each in facts.items():
             state = "absent" if (kind, path) == absent else "present"
             sure: dict[str, Any] = {

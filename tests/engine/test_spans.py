@@ -23,7 +23,8 @@ from distilld.engine import batch, index, pool, span_queue
 from distilld.engine.engine import Engine
 from distilld.engine.pool import Pool, WorkerDied
 from distilld.inspection import oracle
-from distilld.inspection.verify import frozen_of
+from distilld.inspection.oracle_exceptions import frozen_of
+from distilld.inspection.oracle_lake import read_lake
 from distilld.publish.commit import CommittedBatch
 from distilld.store.queries import Exceptions
 from tests.support import target_state as invariants
@@ -285,7 +286,7 @@ def equal_the_full_pass(lake: HistoryLake) -> None:
     exports = invariants.Exports.read(lake.root)
     frozen = frozen_of(Exceptions(lake.engine.store), exports.lines)
     expected = oracle.export(
-        oracle.read_lake(lake.root, lake.options),
+        read_lake(lake.root, lake.options),
         lake.options,
         missing_files=invariants.path_check(lake.options),
         frozen=frozen,
@@ -302,7 +303,7 @@ def watched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     def watching(self: Engine, *arguments: Any) -> CommittedBatch:
         committed = made_durable(self, *arguments)
         batches.append(committed.identity.sequence)
-        verdicts = oracle.verdicts_in_force(oracle.read_lake(lake.root, lake.options), lake.options)
+        verdicts = oracle.verdicts_in_force(read_lake(lake.root, lake.options), lake.options)
         invariants.ship_no_forbidden_run(invariants.Exports.read(lake.root), verdicts, lake.options)
         return committed
 

@@ -17,7 +17,7 @@ from distilld.core.decisions import Decisions
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset, InputKind, Options, Trigger
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
 from distilld.engine.engine import Engine
-from distilld.inspection import oracle
+from distilld.inspection import oracle_lake
 from distilld.inspection.verify import Report, verify
 from distilld.publish import committed
 from distilld.publish import receipt_files as receipt_module
@@ -203,13 +203,13 @@ def test_input_that_changes_meanwhile_is_no_fault(
     """The deep check reads the lake as it is now: where a file goes or changes while it does, nothing can be said yet."""
     sample, _ = lake
     changed = sorted((sample.root / "data/evidence").rglob("*.jsonl"))[-1]
-    read_file = oracle.read_file
+    read_file = oracle_lake.read_file
 
     def read(root: Path, kind: InputKind, path: str) -> bytes:
         change(changed)
         return read_file(root, kind, path)
 
-    monkeypatch.setattr(oracle, "read_file", read)
+    monkeypatch.setattr(oracle_lake, "read_file", read)
     report = report_of(sample)
     assert not faulty(report)
     assert changed.relative_to(sample.root).as_posix() in report.changed

@@ -15,7 +15,9 @@ from distilld.core.json_text import parse_object
 from distilld.core.model import Category, Dataset, InputKind, OnDelete, Options, RowRef
 from distilld.core.records import evidence_record, scored_run
 from distilld.inspection import oracle
-from distilld.inspection.oracle import AbsentVerdict, Frozen, FrozenPair, FrozenRow, FullPass, Placed
+from distilld.inspection.oracle import Frozen, FrozenPair, FrozenRow, FullPass, Placed
+from distilld.inspection.oracle_lake import Lake, read_lake
+from distilld.inspection.oracle_verdicts import AbsentVerdict, verdicts_of
 from distilld.lake import scan as lake
 from distilld.lake.lines import digest_of
 
@@ -56,7 +58,7 @@ class Remembered:
 class Look:
     """The lake as it is now, and what may be frozen in the exports because of what is not there."""
 
-    now: oracle.Lake
+    now: Lake
     present: set[tuple[InputKind, str]]
     lines: dict[str, list[Line]]
     absent: list[str]
@@ -80,7 +82,7 @@ class Absence:
     def look(self, root: Path, options: Options) -> Look:
         """Look at the lake; nothing is remembered yet."""
         present = {(file.kind, file.path) for file in lake.scan(root).files}
-        now = oracle.read_lake(root, options)
+        now = read_lake(root, options)
         lines = {path: [line_of(raw, options) for raw in partition.scored] for path, partition in now.items()}
         look = Look(now, present, lines, [], set())
         if options.on_delete is OnDelete.WITHDRAW:
@@ -172,13 +174,13 @@ class Absence:
     def _verdicts(self, absent: list[str]) -> Iterator[AbsentVerdict]:
         for path in absent:
             of = self._scored[path]
-            for run_id, category in oracle.verdicts_of(of.rest, None):
+            for run_id, category in verdicts_of(of.rest, None):
                 yield AbsentVerdict(RowRef(path, len(of.lines)), run_id, category, digest_of(of.rest), True, True)
             for number, line in enumerate(of.lines):
                 if line is None:
                     continue
                 run = scored_run(parse_object(line.raw).value or {}) if line.readable else None
-                for run_id, category in oracle.verdicts_of(line.raw, run):
+                for run_id, category in verdicts_of(line.raw, run):
                     yield AbsentVerdict(RowRef(path, number), run_id, category, digest_of(line.raw), not line.readable)
 
     def _kept(self, look: Look) -> Iterator[tuple[tuple[Dataset, RowRef], Placed]]:

@@ -23,15 +23,19 @@ from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts
 from distilld.engine import batch, engine, index, judge_span, judge_task, read_file, span_queue
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
-from distilld.inspection.verify import frozen_of, verify
+from distilld.inspection.oracle_exceptions import frozen_of
+from distilld.inspection.oracle_lake import Lake, read_lake
+from distilld.inspection.oracle_verdicts import Verdicts
+from distilld.inspection.unstamped import unstamped_hold
+from distilld.inspection.verify import verify
 from distilld.lake import scan as lake
 from distilld.lake.scan import tree_path
 from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
-from distilld.store.frozen import Only
 from distilld.store.ledger import Ledger
+from distilld.store.pruning import Only
 from distilld.store.queries import Exceptions
 from tests.property.absence import Absence
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
@@ -93,7 +97,7 @@ def unlisted(folder: str) -> Iterator[None]:
 class WatchedEngine(Engine):
     """An engine whose batches are looked at one by one, not only at the end of a pass."""
 
-    verdicts: Callable[[], oracle.Verdicts]
+    verdicts: Callable[[], Verdicts]
 
     def run_batch(self, *args: Any, **named: Any) -> CommittedBatch | None:
         """One batch; afterwards, what must hold after every single one."""
@@ -123,7 +127,7 @@ class Histories(RuleBasedStateMachine):
         self.limits = pytest.MonkeyPatch()
         self.store: Store | None = None
         self.engine: WatchedEngine | None = None
-        self.lake: oracle.Lake = {}
+        self.lake: Lake = {}
         self.before = Exports.read(self.folder)
         """The lake and the exports as the last pass left them."""
 
@@ -228,10 +232,10 @@ class Histories(RuleBasedStateMachine):
 
     def in_order(self, exports: Exports) -> None:
         """Lines stand in the order of the full pass."""
-        expected = self.full_pass(oracle.read_lake(self.folder, self.options))
+        expected = self.full_pass(read_lake(self.folder, self.options))
         for dataset in Dataset:
             assert list(exports.shipped[dataset]) == list(expected.shipped[dataset])
-            assert list(map(oracle.unstamped_hold, exports.held[dataset])) == expected.held[dataset]
+            assert list(map(unstamped_hold, exports.held[dataset])) == expected.held[dataset]
 
     @rule(partition=number, kinds=st.sampled_from(([InputKind.SCORED], [InputKind.EVIDENCE], list(InputKind))),
           other=number, both=joined_rows())  # fmt: skip
@@ -245,7 +249,7 @@ class Histories(RuleBasedStateMachine):
             self.history.append(InputKind.EVIDENCE, other, both[1])
         with refused(PARTITIONS[partition], *kinds):
             self.engine.run_pass(Trigger.WATCH)
-        self.before, self.lake = Exports.read(self.folder), oracle.read_lake(self.folder, self.options)
+        self.before, self.lake = Exports.read(self.folder), read_lake(self.folder, self.options)
         self.check_pass()
 
     @rule(partition=number, tree=some_tree, depth=st.integers(1, 3),
@@ -262,7 +266,7 @@ class Histories(RuleBasedStateMachine):
             self.history.append(InputKind.EVIDENCE, other, both[1])
         with unlisted(tree + folder):
             self.engine.run_pass(Trigger.WATCH)
-        self.before, self.lake = Exports.read(self.folder), oracle.read_lake(self.folder, self.options)
+        self.before, self.lake = Exports.read(self.folder), read_lake(self.folder, self.options)
         self.check_pass()
 
     # what happens to the lake
@@ -393,13 +397,13 @@ class Histories(RuleBasedStateMachine):
         if then:
             self.check_pass()
 
-    def full_pass(self, now: oracle.Lake) -> oracle.FullPass:
+    def full_pass(self, now: Lake) -> oracle.FullPass:
         """What the oracle says of the lake."""
         return oracle.export(now, self.options, missing_files=invariants.path_check(self.options))
 
-    def verdicts(self) -> oracle.Verdicts:
+    def verdicts(self) -> Verdicts:
         """The verdicts in force as of now."""
-        return oracle.verdicts_in_force(oracle.read_lake(self.folder, self.options), self.options)
+        return oracle.verdicts_in_force(read_lake(self.folder, self.options), self.options)
 
     def check_pass(self) -> None:
         """One pass brings the exports to what the oracle says, and a second one finds nothing to do."""
@@ -409,7 +413,7 @@ class Histories(RuleBasedStateMachine):
         assert not result.indexed.problems
         assert not result.indexed.unsettled
         exports = Exports.read(self.folder)
-        now = oracle.read_lake(self.folder, self.options)
+        now = read_lake(self.folder, self.options)
         expected = self.full_pass(now)
         invariants.equal_the_full_pass(exports, expected)
         invariants.account_for_every_line(exports, expected)
@@ -466,10 +470,10 @@ class KeepHistories(Histories):
     def refuse(self, *_: Any, **__: Any) -> None:
         """No rule here: what a verdict forbids in one dataset leaves both, and comes back only with its evidence."""
 
-    def full_pass(self, now: oracle.Lake) -> oracle.FullPass:
+    def full_pass(self, now: Lake) -> oracle.FullPass:
         return self.absence.full_pass(self.folder, self.options, invariants.path_check(self.options))
 
-    def verdicts(self) -> oracle.Verdicts:
+    def verdicts(self) -> Verdicts:
         look = self.absence.look(self.folder, self.options)
         return oracle.verdicts_in_force(look.now, self.options, look.frozen)
 
@@ -497,13 +501,13 @@ class TripwireHistories(KeepHistories):
         super().__init__()
         self.tripwire_rows, self.tripwire_share = 0, 0.0
 
-    def full_pass(self, now: oracle.Lake) -> oracle.FullPass:
+    def full_pass(self, now: Lake) -> oracle.FullPass:
         return oracle.export(
             now, self.options, missing_files=invariants.path_check(self.options), frozen=self.exceptions()
         )
 
-    def verdicts(self) -> oracle.Verdicts:
-        return oracle.verdicts_in_force(oracle.read_lake(self.folder, self.options), self.options, self.exceptions())
+    def verdicts(self) -> Verdicts:
+        return oracle.verdicts_in_force(read_lake(self.folder, self.options), self.options, self.exceptions())
 
     def exceptions(self) -> oracle.Frozen:
         """What the store says of rows that no present input gives."""
@@ -544,11 +548,11 @@ class TripwireHistories(KeepHistories):
     def check_pass(self) -> None:
         before = self.before
         super().check_pass()
-        now = oracle.read_lake(self.folder, self.options)
+        now = read_lake(self.folder, self.options)
         invariants.let_no_mass_vanish(before, self.before, now, self.tripwire_rows, self.tripwire_share)
 
 
-def places_of(now: oracle.Lake) -> set[tuple[tuple[str, int], bytes]]:
+def places_of(now: Lake) -> set[tuple[tuple[str, int], bytes]]:
     """Where each scored line stands."""
     return {((path, at), line) for path, partition in now.items() for at, line in enumerate(partition.scored)}
 

@@ -13,7 +13,7 @@ import structlog
 
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
 from distilld.engine import batch, index
-from distilld.inspection import oracle
+from distilld.inspection.oracle_lake import read_lake
 from distilld.lake.lines import Line, PartitionReader
 from distilld.lake.scan import tree_path
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
@@ -626,7 +626,7 @@ def test_row_waits_that_would_take_an_id_from_one_that_cannot_be_read(lake: Hist
     assert [PARTITIONS[0] in str(problem) for problem in result.indexed.problems] == [True]
     shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
     assert {row["source_run_id"]: row["response"] for row in shipped} == {"a": "one", "b": "one", "d": "one"}
-    lake.before, lake.lake = Exports.read(lake.folder), oracle.read_lake(lake.folder, lake.options)
+    lake.before, lake.lake = Exports.read(lake.folder), read_lake(lake.folder, lake.options)
     lake.check_pass()
 
 
@@ -645,7 +645,7 @@ def test_row_waits_whose_displaced_row_would_displace_one_that_cannot_be_read(la
             assert lake.engine.run_pass(Trigger.WATCH).unreadable
     shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
     assert [row["source_run_id"] for row in shipped] == ["a"]
-    lake.before, lake.lake = Exports.read(lake.folder), oracle.read_lake(lake.folder, lake.options)
+    lake.before, lake.lake = Exports.read(lake.folder), read_lake(lake.folder, lake.options)
     lake.check_pass()
 
 
@@ -672,7 +672,7 @@ def test_file_that_is_not_what_was_read_of_it_stops_nothing(lake: Histories, kin
     assert result.unfinished
     shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
     assert {row["source_run_id"] for row in shipped} == {"a", "e"}
-    lake.before, lake.lake = Exports.read(lake.folder), oracle.read_lake(lake.folder, lake.options)
+    lake.before, lake.lake = Exports.read(lake.folder), read_lake(lake.folder, lake.options)
     lake.check_pass()
 
 

@@ -46,8 +46,8 @@ from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.publish.set_aside import COPIES_KEPT
 from distilld.service.run_once import recover
 from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTooNewError
-from distilld.store.frozen import Only
 from distilld.store.open_writer import open_store, opened_store
+from distilld.store.pruning import Only
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"

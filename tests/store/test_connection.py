@@ -9,21 +9,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from itertools import pairwise
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sqlite_utils import Database
 
 from distilld import __version__
-from distilld.core.line_facts import LINES_END, RowFacts
-from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger
-from distilld.files.git import GitState
+from distilld.core.model import OperatorError
 from distilld.store import connection as module
-from distilld.store import inputs
 from distilld.store.connection import (
     NotAStoreError,
     Store,
@@ -32,30 +26,16 @@ from distilld.store.connection import (
     StoreOfOtherRootError,
     StoreTooNewError,
 )
-from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.migrations import migrations
-from distilld.store.schema import BASE_STEP
-from tests.support.builders import PROPERTY
-from tests.support.committed import accounted, at_rest, committed_and_whole
+from tests.support.committed import at_rest
 from tests.support.deaths import Killed, in_child
-from tests.support.histories import NINE, Lake, run
-from tests.support.histories import Inputs as Producer
+from tests.support.histories import Lake
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where the store is to stand."""
     return tmp_path / "state" / "distilld.db"
-
-
-@pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    """A lake with something in every table that one pass fills."""
-    monkeypatch.setattr("distilld.engine.engine.git_state", lambda _: GitState())
-    made = Lake(NINE, tmp_path)
-    with made.opened() as engine:
-        engine.run_pass(Trigger.ONCE)
-    return made
 
 
 class TestOpening:
@@ -440,129 +420,3 @@ class TestReaders:
         store = Store.open(path, tmp_path)
         path.unlink()
         store.close()
-
-
-# Places in walk order.
-
-
-def facts_of(number: int) -> RowFacts:
-    """A row that can be told from others."""
-    return RowFacts(number, 0, 0, b"", f"run-{number}", None, None, None, None)
-
-
-class Placing:
-    """A store into which partitions come in any order, each with some rows, some of them queued."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.inputs = Inputs(store)
-        self.rows: list[tuple[str, int]] = []
-
-    def add(self, paths: list[str]) -> None:
-        """Place some partitions at once, then add their rows."""
-        new = [path for path in paths if path not in {known for known, _ in self.rows}]
-        with self.store.transaction():
-            places = self.inputs.place_partitions(paths)
-            for path in new:
-                record = FileRecord(
-                    *places[path], path, InputKind.SCORED, "present", StatFacts(0, 0, 0, 0, 0),
-                    indexed_bytes=0, indexed_sha256="", indexed_lines=0, malformed_lines=0,
-                    tail=None, tail_bytes=0, tail_digest=None,
-                )  # fmt: skip
-                self.inputs.add_scored(record, [facts_of(number) for number in range(3)])
-                self.store.connection.execute(
-                    "INSERT INTO rejudge_rows (walk, forced) VALUES (?, 0)", (record.walk_base + 1,)
-                )
-                self.rows += [(path, number) for number in range(3)]
-
-    def check(self) -> None:
-        """Every row stands where its path and line say, and what was queued is still queued."""
-        ordered = sorted(self.rows, key=lambda row: (row[0].split("/"), row[1]))
-        run = self.store.connection.execute
-        assert run("SELECT partition, line FROM row_places ORDER BY walk").fetchall() == ordered
-        queued = run("SELECT partition, line FROM row_places JOIN rejudge_rows USING (walk) ORDER BY walk").fetchall()
-        assert queued == [row for row in ordered if row[1] == 1]
-        bases = [base for (base,) in run("SELECT walk_base FROM partitions ORDER BY walk_base")]
-        assert all(base % LINES_END == 0 and base > 0 for base in bases)
-        assert all(high - low >= LINES_END for low, high in pairwise(bases))
-
-    @property
-    def relabels(self) -> int:
-        """How often all places were spread anew."""
-        found = self.store.connection.execute("SELECT value FROM counters WHERE name = 'walk_relabels'").fetchone()
-        return int(found[0])
-
-
-@contextmanager
-def placing() -> Iterator[Placing]:
-    """A store in memory."""
-    with closing(Store(Path("memory"), sqlite3.connect(":memory:", isolation_level=None))) as store:
-        store.db = Database(store.connection, execute_plugins=False, strict=True)
-        migrations().apply(store.db)
-        yield Placing(store)
-
-
-class TestPlaces:
-    """A partition that comes late stands where its path says, for the price of a look-up, now and then of a spread."""
-
-    def test_one_that_comes_between_two_takes_the_middle(self) -> None:
-        """And moves nobody."""
-        with placing() as places:
-            places.add(["2026/04/01/a.jsonl", "2026/04/03/a.jsonl"])
-            places.add(["2026/04/02/a.jsonl"])
-            places.check()
-            bases = [base for (base,) in places.store.connection.execute("SELECT walk_base FROM partitions ORDER BY 1")]
-            assert bases == [BASE_STEP, BASE_STEP * 3 // 2, BASE_STEP * 2]
-            assert places.relabels == 0
-
-    def test_many_that_come_into_one_gap_spread_all(self) -> None:
-        """Each in front of the one before: the gap is halved until it is used up; no row is lost or out of order."""
-        with placing() as places:
-            places.add(["0/0/0/a.jsonl", "9/9/9/z.jsonl"])
-            for number in range(60, 0, -1):
-                places.add([f"5/5/5/{number:03}.jsonl"])
-                places.check()
-            assert places.relabels >= 2
-
-    def test_a_spread_makes_room_for_those_that_come_together(self) -> None:
-        """Several groups in one call, some of which find room and some do not."""
-        with placing() as places:
-            places.add(["0/0/0/a.jsonl", "5/5/5/a.jsonl", "9/9/9/z.jsonl"])
-            for number in range(17, 0, -1):
-                places.add([f"1/1/1/{number:03}.jsonl"])
-            places.add([*(f"1/1/1/000-{number}.jsonl" for number in range(9)), *(f"6/6/6/{n}.jsonl" for n in range(9))])
-            places.check()
-            assert places.relabels == 1
-
-    @settings(PROPERTY, max_examples=60)
-    @given(st.lists(st.lists(st.text("ab-", min_size=1, max_size=6), max_size=5), max_size=25), st.integers(1, 6))
-    def test_any_order_of_coming_is_the_walk_order(self, groups: list[list[str]], step_bits: int) -> None:
-        """With gaps so small that a spread is an everyday thing."""
-        with pytest.MonkeyPatch.context() as patch, placing() as places:
-            patch.setattr(inputs, "BASE_STEP", LINES_END << step_bits)
-            for group in groups:
-                places.add(sorted({f"2026/04/{name}/x.jsonl" for name in group}))
-                places.check()
-
-    def test_known_partitions_keep_their_places(self) -> None:
-        """Asking again gives the same answer and writes nothing."""
-        with placing() as places, places.store.transaction():
-            first = places.inputs.place_partitions(["b", "a"])
-            assert places.inputs.place_partitions(["a", "b"]) == first
-            assert first["a"][1] < first["b"][1]
-
-    def test_a_lake_that_grows_at_the_wrong_end_is_as_one_read_at_once(self, lake: Lake) -> None:
-        """Partitions that come in falling order, and a spread: the files are those of a fresh pass."""
-        producer = Producer(lake.root / "data")
-        with lake.opened() as engine:
-            for number in range(24, 0, -1):
-                file = producer.scored(f"2026/04/27/beside-{number:02}.jsonl")
-                producer.append(file, run("a3", "two", "accepted"), run(f"n{number}", "n", "rejected"))
-                engine.run_pass(Trigger.WATCH)
-            assert engine.ledger.counter("walk_relabels") == 1
-        committed_and_whole(lake.root)
-        accounted(lake.root)
-        grown = at_rest(lake.root)
-        lake.reset()
-        lake.start()
-        assert grown == at_rest(lake.root)

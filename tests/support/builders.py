@@ -19,7 +19,7 @@ from distilld.core.json_text import parse_object
 from distilld.core.model import Category, Dataset, Options, RowRef
 from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
-from distilld.inspection.oracle import verdicts_of
+from distilld.inspection.oracle_verdicts import verdicts_of
 
 AT: Final = RowRef("2026/04/27/scrum_reviews.jsonl", 7)
 STAMP: Final = "2026-04-27T03:57:40.123Z"

@@ -26,7 +26,7 @@ from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
 from distilld.store import inputs
 from distilld.store.connection import Store
-from distilld.store.frozen import Only
+from distilld.store.pruning import Only
 from tests.support.builders import evidence, jsonl, scored
 
 A: Final = "2026/04/27/alpha.jsonl"

@@ -15,6 +15,9 @@ from distilld.core.json_text import parse_object
 from distilld.core.model import EXPORT_PATHS, Dataset, Options, Reason
 from distilld.core.samples import SAMPLES, SCHEMA_VERSION
 from distilld.inspection import oracle
+from distilld.inspection.oracle_lake import Lake
+from distilld.inspection.oracle_verdicts import Verdicts
+from distilld.inspection.unstamped import unstamped_hold, unstamped_sample
 from distilld.lake.scan import SourceFiles
 from tests.support.committed import digest_by_segments
 
@@ -83,9 +86,9 @@ def path_check(options: Options) -> MissingFiles | None:
 def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
     """At rest the datasets, keyed by id, and the quarantines, as multisets, are those of the full pass (SPEC 3)."""
     for dataset in Dataset:
-        found = {key: oracle.unstamped_sample(line) for key, line in exports.shipped[dataset].items()}
+        found = {key: unstamped_sample(line) for key, line in exports.shipped[dataset].items()}
         assert found == expected.shipped[dataset], f"{dataset} is not what a full pass gives"
-        held = Counter(map(oracle.unstamped_hold, exports.held[dataset]))
+        held = Counter(map(unstamped_hold, exports.held[dataset]))
         assert held == expected.quarantine(dataset), (
             f"{dataset}'s quarantine is not what a full pass gives:"
             f" missing {expected.quarantine(dataset) - held}, extra {held - expected.quarantine(dataset)}"
@@ -116,7 +119,7 @@ def have_the_keys_of_their_dataset(exports: Exports) -> None:
             SAMPLES[dataset].model_validate(row)
 
 
-def ship_no_forbidden_run(exports: Exports, verdicts: oracle.Verdicts, options: Options) -> None:
+def ship_no_forbidden_run(exports: Exports, verdicts: Verdicts, options: Options) -> None:
     """No row stands in a dataset whose run (of a pair, the chosen one) has a verdict in force against it (SPEC 3.4)."""
     if not options.revoke:
         return
@@ -135,12 +138,12 @@ def keep_what_did_not_change(before: Exports, after: Exports, stayed: Set[tuple[
     for dataset in Dataset:
         for key, line in after.shipped[dataset].items():
             old = before.shipped[dataset].get(key)
-            if old is not None and oracle.unstamped_sample(old) == oracle.unstamped_sample(line):
+            if old is not None and unstamped_sample(old) == unstamped_sample(line):
                 assert old == line, f"{dataset} rewrote {key}, which did not change"
         old_lines, new_lines = (
             [line for line in exports.held[dataset] if _place_of(line) in stayed] for exports in (before, after)
         )
-        same = Counter(map(oracle.unstamped_hold, old_lines)) & Counter(map(oracle.unstamped_hold, new_lines))
+        same = Counter(map(unstamped_hold, old_lines)) & Counter(map(unstamped_hold, new_lines))
         kept = Counter(old_lines) & Counter(new_lines)
         assert kept.total() == same.total(), f"{dataset}'s quarantine rewrote rows that did not change"
 
@@ -186,7 +189,7 @@ def _said(row: dict[str, Any]) -> list[Any]:
     return [row["id"], *runs, row["cause"], row["replaced"], verdict["category"]]
 
 
-def let_no_mass_vanish(before: Exports, after: Exports, lake: oracle.Lake, rows: int, share: float) -> None:
+def let_no_mass_vanish(before: Exports, after: Exports, lake: Lake, rows: int, share: float) -> None:
     """No more rows left than the tripwire lets pass only because they vanished (SPEC 3).
 
     That is, no scored row names their run any more, or none that has evidence.

@@ -1,0 +1,81 @@
+"""What stays by way of exception, as the oracle takes it: the store knows the rows, the exports hold their lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from distilld.core.decisions import id_of
+from distilld.core.line_facts import REASONS, SHIPPED
+from distilld.core.model import Category, Dataset, RowRef
+from distilld.inspection import oracle
+from distilld.inspection.oracle_verdicts import AbsentVerdict
+from distilld.inspection.unstamped import unstamped_hold, unstamped_sample
+from distilld.lake.lines import digest_of
+from distilld.store.queries import Exceptions
+
+_LESS_THAN_ACCEPTED: Final = (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
+
+
+def frozen_of(
+    exceptions: Exceptions,
+    lines: Callable[[str], Iterable[bytes]],
+    *,
+    keep: Callable[[oracle.Placed], oracle.Placed] = lambda placed: placed,
+) -> oracle.Frozen:
+    """What may stand by way of exception: its lines are known by their digests and read from the exports.
+
+    The store alone knows of these rows; whether they may still stand is for the full pass to say. ``lines`` are those
+    of an export by its name, ``keep`` is as for :func:`distilld.inspection.oracle.export`.
+    """
+    digests: dict[str, dict[bytes, bytes]] = {}
+
+    def line_of(dataset: Dataset, digest: bytes, *, shipped: bool) -> bytes | None:
+        name = dataset.value if shipped else f"quarantine_{dataset}"
+        if name not in digests:
+            unstamped = unstamped_sample if shipped else unstamped_hold
+            id_ = dataset.value if shipped else None
+            digests[name] = {digest_of(line): keep(oracle.Placed(id_, unstamped(line))).line for line in lines(name)}
+        return digests[name].get(digest)
+
+    def placed(dataset: Dataset, outcome: int, digest: bytes, key: int | None, at: RowRef | None) -> oracle.Placed:
+        line = line_of(dataset, digest, shipped=outcome == SHIPPED)
+        if outcome == SHIPPED:
+            return oracle.Placed(id_of(dataset, key or 0), line or b"lost")
+        if line is None:
+            place = {"partition": at.partition, "line_offset": at.line} if at else None
+            line = json.dumps({"reason": REASONS[outcome], "location": place}).encode()
+            return keep(oracle.Placed(None, line))
+        return oracle.Placed(None, line)
+
+    rows = tuple(
+        oracle.FrozenRow(
+            row.dataset,
+            placed(row.dataset, row.outcome, row.line, row.sample_key, row.at),
+            row.run_id,
+            row.row,
+            row.is_orphan,
+            row.told,
+        )
+        for row in exceptions.rows()
+    )
+    kept = {
+        (row.dataset, row.at): placed(row.dataset, row.outcome, row.line, row.sample_key, row.at)
+        for row in exceptions.rows_without_evidence()
+        if row.at is not None
+    }
+    pairs = tuple(
+        oracle.FrozenPair(
+            placed(Dataset.PREFERENCE, pair.outcome, pair.line, pair.sample_key, None),
+            (
+                (pair.chosen_run_id, (Category.ACCEPTED,)),
+                # Of a pair from an older exporter nobody knows which of the two the rejected side was.
+                (pair.rejected_run_id, (pair.rejected,) if pair.rejected else _LESS_THAN_ACCEPTED),
+            ),
+            pair.is_orphan,
+        )
+        for pair in exceptions.pairs()
+    )
+    verdicts = tuple(AbsentVerdict(*verdict) for verdict in exceptions.verdicts())
+    return oracle.Frozen(verdicts, rows, pairs, kept)

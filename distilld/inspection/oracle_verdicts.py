@@ -1,0 +1,141 @@
+"""The oracle's verdicts: what each scored line says of runs, and which of all that is said decides (SPEC 3.4)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from distilld.core.json_text import trim
+from distilld.core.model import Category, Dataset, Options, RowRef
+from distilld.core.records import ScoredRun
+from distilld.inspection.oracle_lake import Row
+from distilld.lake.lines import digest_of
+from distilld.lake.scan import walk_key
+
+
+class AbsentVerdict(NamedTuple):
+    """A verdict in an absent partition: it still forbids, and never clears (SPEC 3)."""
+
+    at: RowRef
+    run_id: str
+    category: Category
+    digest: bytes
+    malformed: bool = False
+    is_rest: bool = False
+
+
+class Verdicts:
+    """The verdicts in force (SPEC 3.4): the last present one, or a later absent one that forbids."""
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        rests: Iterable[tuple[RowRef, bytes]],
+        options: Options,
+        *,
+        absent: Collection[AbsentVerdict] = (),
+        keep_lines: bool = False,
+    ) -> None:
+        """``rests`` is what files end in that is no row; ``keep_lines`` lets :meth:`line_stands` be asked."""
+        self._options = options
+        self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
+        self._named: set[str | None] = set()
+        self._lines: set[tuple[str | None, bytes]] = set()
+        for row in rows:
+            if row.run:
+                self._named.add(row.run.run_id)
+            for run_id, category in verdicts_of(row.raw, row.run):
+                self._present[run_id] = _place(row.at), category
+            if keep_lines:
+                self._lines.add((row.run.run_id if row.run else None, digest_of(row.raw)))
+        standing: set[bytes] = set()
+        for at, rest in rests:
+            for run_id, category in verdicts_of(rest, None):
+                standing.add(digest_of(rest))
+                if run_id not in self._present or self._present[run_id][0] < _place(at):
+                    self._present[run_id] = _place(at), category
+        self._absent: dict[str, list[AbsentVerdict]] = {}
+        self.moved: list[RowRef] = []
+        """Absent verdicts whose lines are in a present partition. They count only there, and leave nothing behind."""
+        for each in sorted(absent, key=lambda each: _place(each.at)):
+            # A line that is too long to be read now clears nothing.
+            stands = (None if each.malformed else each.run_id, each.digest) in self._lines
+            if stands or (each.is_rest and each.digest in standing):
+                self.moved.append(each.at)
+            else:
+                self._absent.setdefault(each.run_id, []).append(each)
+
+    def line_stands(self, run_id: str | None, digest: bytes) -> bool:
+        """Whether a line also stands in a present partition, where it may be too long now to say its run."""
+        return not self._lines.isdisjoint({(run_id, digest), (None, digest)})
+
+    def names(self, run_id: str | None) -> bool:
+        """Whether a present scored row names the run: then no orphan of it stays (SPEC 3.11)."""
+        return run_id is not None and run_id in self._named
+
+    def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
+        """The category in force for a run in a dataset."""
+        place, category = self._present.get(run_id or "", (None, None))
+        for each in self._absent.get(run_id or "", ()):
+            later = place is None or _place(each.at) > place
+            if later and self._options.forbids(dataset, each.category):
+                category = each.category
+        return category
+
+    def of_run(self, run_id: str | None) -> tuple[Category | None, Category | None]:
+        """What a side of a pair must agree with: the last present verdict, and an absent one that forbids as well."""
+        _, present = self._present.get(run_id or "", (None, None))
+        return present, self.of(Dataset.PREFERENCE, run_id)
+
+    def of_side(self, run: ScoredRun) -> Category | None:
+        """That of the two which a present row does not agree with, if there is one."""
+        present, in_force = self.of_run(run.run_id)
+        return in_force if present is run.category else present
+
+
+def _place(at: RowRef) -> tuple[tuple[str, ...], int]:
+    return _walk_key(at.partition), at.line
+
+
+_walk_key: Final = lru_cache(maxsize=8)(walk_key)
+"""One key for all the rows of a partition."""
+
+
+_CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*"')
+_NOT_TEXT: Final = str.maketrans("", "", "\0\ufeff")
+_FORBIDDING: Final = {"rejected": Category.REJECTED, "needs_human_review": Category.NEEDS_HUMAN_REVIEW}
+
+
+def verdicts_of(raw: bytes, run: ScoredRun | None) -> list[tuple[str, Category]]:
+    """Return what a scored line says of runs: its verdict, or what a malformed one still spells out (SPEC 2, 3.4)."""
+    if run is not None:
+        if not run.run_id:
+            return []
+        category = run.category
+        if category is None:
+            said = run.value.get("category")
+            word = trim(said).lower() if isinstance(said, str) else ""
+            category = Category.REJECTED if word == "rejected" else Category.NEEDS_HUMAN_REVIEW
+        return [(run.run_id, category)]
+    utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = raw.decode("utf-16" if utf16 else "utf-8", errors="replace").translate(_NOT_TEXT)
+    words = {found.group(1).lower() for found in _CATEGORY.finditer(text)}
+    category = next((_FORBIDDING[word] for word in _FORBIDDING if word in words), None)
+    if category is None:
+        return []
+    named = re.finditer(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:\\.|[^"\\])+)"', text, re.DOTALL)
+    return [(_unescaped(found.group(1)), category) for found in named]
+
+
+def _unescaped(text: str) -> str:
+    try:
+        text = str(_DECODER.decode(f'"{text}"'))
+    except ValueError:
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+_DECODER: Final = json.JSONDecoder()

@@ -1,0 +1,121 @@
+"""The facts of evidence rows, and what a change of them means for the scored rows that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distilld.core.line_facts import LINES_END
+from distilld.store.connection import Store
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.queues import Queues, can_pair
+
+
+class EvidenceRows:
+    """The part of the store that knows evidence."""
+
+    def __init__(self, store: Store, inputs: Inputs) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+        self._inputs = inputs
+        self._queues = Queues(store)
+
+    def add(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert evidence that no scored row waits for: the last row of a run counts."""
+        self._many(
+            f"INSERT OR REPLACE INTO evidence_rows VALUES ({record.partition_id}, ?, ?, ?, ?, ?)",
+            rows,
+        )
+
+    def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
+        """The facts of a file's evidence as they are known, by run: EvidenceFacts."""
+        return self._run(
+            "SELECT run_id, line, start_byte, length_bytes, digest FROM evidence_rows WHERE partition_id = ? ORDER BY 1",
+            (record.partition_id,),
+        ).fetchall()
+
+    def add_unread(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Take in an evidence file that was read when its rows were judged, which know already whether they have any.
+
+        Rows that could not be judged learn it here. Queue the tasks that may form pairs now.
+        """
+        self.add(record, rows)
+        self._inputs.write_file(record)
+        low, found = record.walk_base, evidence_found(self._store, record.partition_id, "scored_rows.run_id")
+        self._run(
+            f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
+            (low, low + LINES_END),
+        )
+        self._inputs.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
+        self._queues.add_tasks("scored_rows s", can_pair(record.walk_base, record.walk_base + LINES_END), "s.task_id")
+
+    def stage(self) -> None:
+        """Begin to take in evidence whose effect on known scored rows matters."""
+        self._run("DROP TABLE IF EXISTS temp.incoming")
+        self._run(
+            "CREATE TEMP TABLE incoming (run_id TEXT PRIMARY KEY, line INTEGER, start_byte INTEGER, length_bytes INTEGER,"
+            " digest BLOB) WITHOUT ROWID"
+        )
+
+    def add_staged(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Stage some evidence rows, in order."""
+        self._many("INSERT OR REPLACE INTO incoming VALUES (?, ?, ?, ?, ?)", rows)
+
+    def apply(self, record: FileRecord, *, whole_file: bool, returned: bool = False) -> None:
+        """Take the staged evidence in; queue the scored rows of runs whose evidence came, changed or went.
+
+        ``whole_file`` says that what is not staged is gone; ``returned`` that the file was absent before, so that every
+        run of it counts as changed.
+        """
+        partition, low = record.partition_id, record.walk_base
+        known = "SELECT run_id, digest FROM evidence_rows WHERE partition_id = ?1"
+        self._run("DROP TABLE IF EXISTS temp.changed")
+        self._run("CREATE TEMP TABLE changed (run_id TEXT PRIMARY KEY, found INTEGER) WITHOUT ROWID")
+        self._run(
+            f"INSERT INTO changed SELECT i.run_id, 1 FROM incoming i LEFT JOIN ({known}) e USING (run_id)"
+            " WHERE e.digest IS NULL OR e.digest <> i.digest OR ?2",
+            (partition, returned),
+        )
+        if whole_file:
+            self._run(
+                f"INSERT INTO changed SELECT e.run_id, 0 FROM ({known}) e WHERE e.run_id NOT IN (SELECT run_id FROM incoming)",
+                (partition,),
+            )
+            self._run("DELETE FROM evidence_rows WHERE partition_id = ?", (partition,))
+        self._run(
+            "INSERT OR REPLACE INTO evidence_rows SELECT ?, run_id, line, start_byte, length_bytes, digest FROM incoming",
+            (partition,),
+        )
+        self._queue_changed(low)
+        self._run("DROP TABLE temp.incoming")
+        self._run("DROP TABLE temp.changed")
+
+    def _queue_changed(self, low: int) -> None:
+        in_partition = "FROM changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
+        span = (low, low + LINES_END)
+        self._run(
+            f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 {in_partition} WHERE s.task_id IS NOT NULL",
+            span,
+        )
+        self._run(
+            f"INSERT INTO rejudge_rows SELECT s.walk, 0, 1 {in_partition} WHERE s.rag IS NOT NULL"
+            " ON CONFLICT (walk) DO UPDATE SET evidence_changed = 1",
+            span,
+        )
+        self._run(
+            "UPDATE scored_rows SET evidence_found = c.found, kept = CASE c.found WHEN 1 THEN 0 ELSE kept END FROM changed c WHERE scored_rows.run_id = c.run_id"
+            " AND scored_rows.walk >= ?1 AND scored_rows.walk < ?2 AND scored_rows.evidence_found <> c.found",
+            span,
+        )
+
+
+def evidence_found(store: Store, partition_id: int, run: str) -> str:
+    """SQL for whether a run has evidence in the mirrored partition; an absent evidence file has none to give."""
+    present = store.connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM files WHERE partition_id = ? AND kind = 'evidence' AND state = 'present')",
+        (partition_id,),
+    ).fetchone()[0]
+    if not present:
+        return "0"
+    return f"EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = {partition_id} AND e.run_id = {run})"

@@ -1,0 +1,137 @@
+"""Which lines an export is to hold, and in what order; what a damaged one lost (SPEC 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from functools import partial
+from itertools import zip_longest
+
+from distilld.core.line_facts import SHIPPED
+from distilld.core.model import Dataset
+from distilld.store.connection import Store
+from distilld.store.counts import count
+from distilld.store.frozen import Frozen
+
+
+class ExportLines:
+    """The part of the store that knows the lines of exports by their digests."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+        self._count = partial(count, store)
+        self._frozen = Frozen(store)
+
+    def expect(self, name: str) -> None:
+        """Collect the digests of the lines that an export is to hold, in ``temp.expected``."""
+        self._run("DROP TABLE IF EXISTS temp.expected")
+        self._run("CREATE TEMP TABLE expected (digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
+        dataset, sign = _lines_in(name)
+        if dataset == Dataset.PREFERENCE:
+            lines = f"SELECT line FROM pairs WHERE outcome {sign} {SHIPPED}"
+        else:
+            lines = (
+                f"SELECT {dataset}_line AS line FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
+                f" UNION ALL SELECT {dataset}_line FROM frozen_rows WHERE {dataset} {sign} {SHIPPED}"
+            )
+        lines += f" UNION ALL SELECT line FROM departures WHERE dataset = '{dataset}' AND outcome {sign} {SHIPPED}"
+        self._run(f"INSERT INTO expected SELECT line, count(*) FROM ({lines}) WHERE line IS NOT NULL GROUP BY line")
+
+    def is_expected(self, digest: bytes) -> bool:
+        """Whether one more line with this digest is expected; it counts as found then."""
+        return bool(
+            self._run("UPDATE expected SET copies = copies - 1 WHERE digest = ? AND copies > 0", (digest,)).rowcount
+        )
+
+    def miss_expected(self, name: str) -> int:
+        """What was not found is missing: rows are queued to be written again, frozen rows are lost."""
+        self._run("DELETE FROM missing_lines WHERE name = ?", (name,))
+        self._run("INSERT INTO missing_lines SELECT ?, digest, copies FROM expected WHERE copies > 0", (name,))
+        missing = self._count("SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?", name)
+        lines = "(SELECT digest FROM expected WHERE copies > 0)"
+        dataset, sign = _lines_in(name)
+        self._lose(name, lines)
+        if dataset == Dataset.PREFERENCE:
+            self._run(
+                f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE line IN {lines}"
+            )
+        else:
+            self._run(
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
+                f" WHERE {dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
+            )
+        self._run("DROP TABLE temp.expected")
+        return missing
+
+    def lose_missing(self) -> None:
+        """Lines that a damaged export lost and whose rows were frozen since cannot be written again: they are lost."""
+        for (name,) in self._run("SELECT DISTINCT name FROM missing_lines").fetchall():
+            self._lose(name, f"(SELECT digest FROM missing_lines WHERE name = '{name}')")
+
+    def _lose(self, name: str, lines: str) -> None:
+        """Frozen rows and pairs whose lines an export lost, by their digests, leave."""
+        dataset, sign = _lines_in(name)
+        if dataset == Dataset.PREFERENCE:
+            self._frozen.depart_pairs(
+                f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "'lost'"
+            )
+            return
+        where = f"{dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
+        self._frozen.depart_rows(Dataset(dataset), where, (), "'lost'")
+        self._frozen.empty_rows(Dataset(dataset), where)
+
+    def is_in_order(self, name: str, lines: Iterable[tuple[int, int, object]]) -> bool:
+        """Whether an export's lines are those of :meth:`order_lines`, in that order; the same ``lines``."""
+        with closing(self._run(f"SELECT key FROM ({_places_in(name)}) ORDER BY place, slot")) as expected:
+            return all(
+                line is not None and row is not None and line[2] == row[0] for line, row in zip_longest(lines, expected)
+            )
+
+    def order_lines(
+        self, name: str, lines: Iterable[tuple[int, int, object]]
+    ) -> Generator[tuple[int, int], None, None]:
+        """The (offset, length) of an export's lines in canonical walk order; to be closed if it is not read to its end.
+
+        Rows of absent partitions stand where they stood; pairs that are frozen, and orphans, come last. ``lines`` gives
+        offset, length and key of each line: the sample key in a dataset, the digest in a quarantine.
+        """
+        self._run("DROP TABLE IF EXISTS temp.lines")
+        self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key)")
+        self._many("INSERT INTO lines VALUES (?, ?, ?)", lines)
+        self._run("DROP TABLE IF EXISTS temp.places")
+        self._run(
+            "CREATE TEMP TABLE places AS SELECT *, row_number() OVER (PARTITION BY key ORDER BY place, slot) AS nth"
+            f" FROM ({_places_in(name)})"
+        )
+        self._run("CREATE INDEX temp.places_by_key ON places (key, nth)")
+        yield from self._run(
+            "SELECT l.start, l.length FROM (SELECT *, row_number() OVER (PARTITION BY key ORDER BY start) AS nth"
+            " FROM lines) l LEFT JOIN places p ON p.key = l.key AND p.nth = l.nth"
+            " ORDER BY p.place IS NULL, p.place, p.slot, l.start"
+        )
+        self._run("DROP TABLE temp.lines")
+        self._run("DROP TABLE temp.places")
+
+
+def _places_in(name: str) -> str:
+    """SQL for the lines of an export by their keys, each with its place in canonical walk order."""
+    dataset, sign = _lines_in(name)
+    if dataset == Dataset.PREFERENCE:
+        key = "sample_key" if dataset == name else "line"
+        return (
+            f"SELECT {key} AS key, (SELECT min(f.walk) FROM scored_rows f WHERE f.task_id = r.task_id"
+            f" AND f.evidence_found = 1) AS place, slot FROM pairs r WHERE frozen IS NULL AND outcome {sign} {SHIPPED}"
+        )
+    key = "sample_key" if dataset == name else f"{dataset}_line"
+    return (
+        f"SELECT {key} AS key, walk AS place, 0 AS slot FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
+        f" UNION ALL SELECT {key}, p.walk_base + f.line, 1 FROM frozen_rows f CROSS JOIN partitions p"
+        f" USING (partition_id) WHERE f.kind = 'absent' AND {dataset} {sign} {SHIPPED}"
+    )
+
+
+def _lines_in(export: str) -> tuple[str, str]:
+    """Whose lines stand in an export: the dataset, and how their outcomes compare with SHIPPED."""
+    dataset = export.removeprefix("quarantine_")
+    return dataset, "=" if dataset == export else "<>"

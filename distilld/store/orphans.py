@@ -1,0 +1,202 @@
+"""What is taken in from exports that no store knows: orphans, older withdrawals, verdicts in old quarantine files (SPEC 3.11)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, REASON_CODES, SHIPPED
+from distilld.core.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
+from distilld.store.connection import Store
+from distilld.store.counts import Counts, count
+from distilld.store.frozen import KEPT_BITS, Frozen
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.verdicts import forbidding_codes, overruled
+from distilld.store.walk_order import place_partitions
+
+if TYPE_CHECKING:
+    from distilld.core.decisions import PublishedWithdrawal
+
+
+class Orphan(NamedTuple):
+    """A shipped row of an export that no store knows: from an older exporter, or from before a store was lost."""
+
+    key: int
+    digest: bytes
+    run_id: str
+    other_run_id: str | None
+    task_id: str | None
+    created_at: str
+    recorded_at: str
+
+
+class ToldVerdict(NamedTuple):
+    """What a row of an old quarantine file says of a run, and where and why the row was held, if it says so."""
+
+    run_id: str
+    category: Category
+    at: RowRef | None
+    reason: Reason | None
+
+
+class Orphans:
+    """The part of the store that takes older exports in, and decides on their rows when all inputs are judged."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._count = partial(count, store)
+        self._counts = Counts(store)
+        self._frozen = Frozen(store)
+        self._inputs = Inputs(store)
+
+    def stage(self) -> None:
+        """Begin to take a file in that no store knows."""
+        self._run("DROP TABLE IF EXISTS temp.arrivals")
+        self._run(
+            "CREATE TEMP TABLE arrivals (sample_key INTEGER PRIMARY KEY, line BLOB, run_id TEXT, other_run_id TEXT,"
+            " task_id TEXT, created_at TEXT, recorded_at TEXT)"
+        )
+        self._run("DROP TABLE IF EXISTS temp.history")
+        self._run(
+            "CREATE TEMP TABLE history (nth INTEGER PRIMARY KEY, id TEXT, source_run_id TEXT, chosen_run_id TEXT,"
+            " rejected_run_id TEXT, cause TEXT, replaced INTEGER, verdict TEXT, shipped_batch TEXT, withdrawn_batch TEXT,"
+            " withdrawn_at TEXT)"
+        )
+
+    def add_row(self, orphan: Orphan) -> bool:
+        """Take in a row of an export; False for one whose id was taken in before."""
+        return bool(self._run("INSERT OR IGNORE INTO arrivals VALUES (?, ?, ?, ?, ?, ?, ?)", orphan).rowcount)
+
+    def add_withdrawal(self, withdrawal: PublishedWithdrawal) -> None:
+        """Take in a line of an older log of withdrawals."""
+        verdict = orjson.dumps(withdrawal.verdict).decode() if withdrawal.verdict is not None else None
+        self._run(
+            "INSERT INTO history (id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict,"
+            " shipped_batch, withdrawn_batch, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*withdrawal[1:7], verdict, *withdrawal[8:]),
+        )
+
+    def take_rows(self, dataset: Dataset) -> None:
+        """The staged rows are orphans of this dataset."""
+        if dataset is Dataset.PREFERENCE:
+            rows = self._run(
+                "INSERT INTO pairs (task_id, slot, frozen, chosen_run_id, rejected_run_id, rejected_category, sample_key,"
+                f" outcome, line, batch) SELECT coalesce(task_id, ''), 0, 'orphan', run_id, coalesce(other_run_id, ''), 0,"
+                f" sample_key, {SHIPPED}, line, 0 FROM arrivals"
+            ).rowcount
+        else:
+            rows = self._run(
+                f"INSERT INTO frozen_rows (kind, start_byte, length_bytes, digest, run_id, sample_key, {dataset},"
+                f" {dataset}_line, {dataset}_batch) SELECT 'orphan', 0, 0, x'', run_id, sample_key, {SHIPPED}, line, 0"
+                " FROM arrivals"
+            ).rowcount
+        self._run(
+            "INSERT INTO adopted_rows SELECT ?, sample_key, created_at, recorded_at FROM arrivals", (dataset.value,)
+        )
+        self._counts.add_total(dataset.value, "frozen", SHIPPED, rows)
+        self._run("DROP TABLE temp.arrivals")
+
+    def take_withdrawals(self, dataset: Dataset) -> None:
+        """The staged lines are withdrawals from before this store: numbered up to 0, so that they count as no news."""
+        self._run(
+            "INSERT INTO withdrawals SELECT (SELECT min(coalesce(min(withdrawal_id), 1), 1) FROM withdrawals) - n.down, ?1,"
+            " id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch, withdrawn_batch,"
+            " withdrawn_at FROM (SELECT *, row_number() OVER (ORDER BY nth DESC) AS down FROM history) AS n",
+            (dataset.value,),
+        )
+        self._run("DROP TABLE temp.history")
+
+    def stage_verdicts(self) -> None:
+        """Begin to take in what old quarantine files say of runs."""
+        self._run("DROP TABLE IF EXISTS temp.told")
+        self._run(
+            "CREATE TEMP TABLE told (dataset TEXT, path TEXT, line INTEGER, run_id TEXT, category INTEGER, outcome INTEGER,"
+            " digest BLOB, UNIQUE (dataset, path, line))"
+        )
+
+    def add_verdict(self, dataset: Dataset, verdict: ToldVerdict, line: bytes | None) -> bool:
+        """Take one in, with the digest of its line if that is to stay; False where another told of the same row."""
+        partition, number = verdict.at or (None, None)
+        outcome = REASON_CODES[verdict.reason] if verdict.reason is not None else None
+        return bool(
+            self._run(
+                "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (dataset.value, partition, number, verdict.run_id, CATEGORY_CODES[verdict.category], outcome, line),
+            ).rowcount
+        )
+
+    def take_verdicts(self) -> None:
+        """The staged verdicts forbid: orphans at once, and all rows of their runs until their partitions are read.
+
+        A partition counts as absent until then; nothing of the row but its line is known. When it is read it is taken in
+        as one that was rewritten meanwhile.
+        """
+        for run_id, code in self._run("SELECT DISTINCT run_id, category FROM told").fetchall():
+            self._forbid_orphans(run_id, CATEGORIES[code])
+        paths = [path for (path,) in self._run("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")]
+        for path, place in place_partitions(self._store, paths).items():
+            nothing = StatFacts(0, 0, 0, 0, 0)
+            self._inputs.write_file(
+                FileRecord(*place, path, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None)
+            )
+        line = "max(t.digest) FILTER (WHERE t.dataset = '{0}')"
+        outcome = "max(t.outcome) FILTER (WHERE t.dataset = '{0}' AND t.digest IS NOT NULL)"
+        self._run(
+            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category,"
+            " rag, rag_line, rag_batch, sft, sft_line, sft_batch)"
+            " SELECT 'absent', p.partition_id, t.line, 0, 0, x'', min(t.run_id), min(t.category),"
+            f" {outcome.format('rag')}, {line.format('rag')}, iif({line.format('rag')} IS NULL, NULL, 0),"
+            f" {outcome.format('sft')}, {line.format('sft')}, iif({line.format('sft')} IS NULL, NULL, 0)"
+            " FROM told t CROSS JOIN partitions p ON p.path = t.path GROUP BY p.partition_id, t.line"
+        )
+        staying = "SELECT dataset, outcome, count(*) FROM told WHERE digest IS NOT NULL GROUP BY 1, 2"
+        for dataset, code, rows in self._run(staying).fetchall():
+            self._counts.add_total(dataset, "frozen", code, rows)
+        self._run("DROP TABLE temp.told")
+
+    def _forbid_orphans(self, run_id: str, category: Category) -> None:
+        """A row of an old quarantine file says that a run was rejected, or never reviewed."""
+        self._run(
+            "UPDATE frozen_rows SET category = ? WHERE run_id = ? AND kind = 'orphan' AND coalesce(category, 0) <> ?",
+            (CATEGORY_CODES[category], run_id, CATEGORY_CODES[Category.REJECTED]),
+        )
+        self._run("UPDATE pairs SET rejected_category = -1 WHERE chosen_run_id = ? AND frozen = 'orphan'", (run_id,))
+
+    def undecided(self) -> bool:
+        """Whether there are orphans that nobody has decided on."""
+        return bool(
+            self._count("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'orphan' AND accepted = 0)")
+            or self._count("SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen = 'orphan' AND accepted = 0)")
+        )
+
+    def settle(self, options: Options) -> int:
+        """Once every input was judged: orphans leave where the inputs name their runs, or something forbids them.
+
+        Those that stay are marked as looked at; returns how many leave.
+        """
+        gone = 0
+        for dataset in KEPT_BITS:
+            codes = forbidding_codes(options, dataset)
+            where = (
+                f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"
+                f" WHERE s.run_id = frozen_rows.run_id) OR category IN ({codes}))"
+            )
+            gone += self._count(f"SELECT count(*) FROM frozen_rows WHERE {where}")
+            self._frozen.depart_rows(
+                dataset, where, (), f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END"
+            )
+            self._frozen.empty_rows(dataset, where)
+        self._run("DELETE FROM frozen_rows WHERE kind = 'orphan' AND rag IS NULL AND sft IS NULL")
+        gone += self._frozen.depart_pairs(
+            "frozen = 'orphan' AND accepted = 0 AND (rejected_category = -1 OR EXISTS (SELECT 1 FROM scored_rows s"
+            " WHERE s.run_id = pairs.chosen_run_id) OR EXISTS (SELECT 1 FROM scored_rows s"
+            " WHERE s.run_id = pairs.rejected_run_id))",
+            (),
+            f"CASE WHEN rejected_category = -1 OR {overruled()} THEN 'revoked' ELSE 'rescored' END",
+        )
+        self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'orphan'")
+        self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'orphan'")
+        return gone

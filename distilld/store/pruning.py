@@ -1,0 +1,188 @@
+"""What an operator decides about retained rows: to keep them for good, or to let them go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from functools import partial
+from typing import NamedTuple
+
+from distilld.core.line_facts import LINES_END, SHIPPED
+from distilld.core.model import Options
+from distilld.core.plan import FileKey
+from distilld.store.connection import Store
+from distilld.store.counts import count
+from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.frozen import KEPT_BITS, KEPT_FOR_GOOD, Frozen
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.queues import EVIDENCE_PRUNED
+from distilld.store.verdicts import Verdicts
+
+
+class Only(StrEnum):
+    """A kind of retained rows that ``prune`` may be limited to."""
+
+    ORPHAN = "orphan"
+    VANISHED = "vanished"
+    """What the tripwire keeps and nobody accepted."""
+
+
+def only_kind(only: Only | None, column: str = "kind") -> str:
+    """Which frozen rows or pairs are of this kind; ``column`` says why each is frozen."""
+    match only:
+        case None:
+            return "1"
+        case Only.ORPHAN:
+            return f"{column} = 'orphan'"
+        case Only.VANISHED:
+            return f"{column} = 'vanished' AND accepted = 0"
+
+
+class Pruned(NamedTuple):
+    """What prune let go: shipped rows and pairs, and absent files with the verdicts of their rows."""
+
+    rows: int
+    files: int
+
+
+class Pruning:
+    """The part of the store that carries out such decisions."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+        self._count = partial(count, store)
+        self._inputs = Inputs(store)
+        self._evidence = EvidenceRows(store, self._inputs)
+        self._frozen = Frozen(store)
+        self._verdicts = Verdicts(store)
+
+    def accept(self) -> int:
+        """Keep what the tripwire kept for good; returns how many rows and pairs."""
+        done = self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
+        done += self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'vanished' AND accepted = 0").rowcount
+        self._run(
+            f"UPDATE frozen_rows SET accepted = accepted | {KEPT_FOR_GOOD} WHERE kind = 'absent' AND accepted <> 0"
+        )
+        done += self._run(
+            f"UPDATE scored_rows SET kept = kept | {KEPT_FOR_GOOD} WHERE kept <> 0 AND kept & {KEPT_FOR_GOOD} = 0"
+        ).rowcount
+        return int(done)
+
+    def prune(
+        self, partition_glob: str | None, *, only: Only | None, options: Options, returned: Iterable[FileRecord] = ()
+    ) -> Pruned:
+        """Let frozen rows depart, and forget the absent verdicts behind them, unless ``only`` one kind is meant.
+
+        What they hold leaves the files with the next batch, and is published as pruned. What belongs to absent files that
+        have ``returned`` is left alone: the next look finds it.
+        """
+        spared = {(record.kind, record.path): record for record in returned}
+        self._run("DROP TABLE IF EXISTS temp.spared")
+        self._run("CREATE TEMP TABLE spared (partition_id INTEGER, kind TEXT)")
+        self._many(
+            "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
+        )
+        matches = "1"
+        values: tuple[object, ...] = ()
+        if partition_glob is not None:
+            matches = "EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id = {column} AND p.path GLOB ?1)"
+            values = (partition_glob,)
+        where = (
+            matches.format(column="frozen_rows.partition_id")
+            + f" AND {only_kind(only)}"
+            + " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = frozen_rows.partition_id AND x.kind = 'scored')"
+        )
+        runs = [
+            run_id
+            for (run_id,) in self._run(
+                f"SELECT DISTINCT run_id FROM frozen_rows WHERE run_id IS NOT NULL AND {where}"
+                " UNION SELECT m.run_id FROM frozen_rows CROSS JOIN malformed_runs m ON m.digest = frozen_rows.digest"
+                f" WHERE frozen_rows.run_id IS NULL AND {where}"
+                " UNION SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
+                " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL",
+                values,
+            )
+        ]
+        with self._verdicts.changing(runs, options):
+            pruned = 0
+            for dataset in KEPT_BITS:
+                pruned += self._count(
+                    f"SELECT count(*) FROM frozen_rows WHERE {dataset} = {SHIPPED} AND {where}", *values
+                )
+                self._frozen.depart_rows(dataset, where, values, "'pruned'")
+            self._run(
+                f"DELETE FROM rejudge_frozen WHERE frozen_id IN (SELECT frozen_id FROM frozen_rows WHERE {where})",
+                values,
+            )
+            self._run(f"DELETE FROM frozen_rows WHERE {where}", values)
+            pruned += self._depart_pairs(partition_glob, only)
+            files = 0
+            if only is None:
+                files = self._forget_absent_files(partition_glob, spared)
+            if only is not Only.ORPHAN:
+                self._give_up_kept(partition_glob, only)
+                pruned += self._rows_without_evidence()
+        self._run("DROP TABLE temp.spared")
+        return Pruned(pruned, files)
+
+    def _depart_pairs(self, partition_glob: str | None, only: Only | None) -> int:
+        where, values = f"frozen IS NOT NULL AND {only_kind(only, 'frozen')}", ()
+        where += " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))"
+        if partition_glob is not None:
+            where += (
+                " AND EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id IN (chosen_partition, rejected_partition)"
+                " AND p.path GLOB ?1)"
+            )
+            values = (partition_glob,)  # type: ignore[assignment]
+        return self._frozen.depart_pairs(where, values, "'pruned'")
+
+    def _forget_absent_files(self, partition_glob: str | None, spared: Mapping[FileKey, FileRecord]) -> int:
+        """Evidence that is absent, or vanished and was missed, is gone for good: what was built on it is judged without.
+
+        Returns how many files are forgotten.
+        """
+        forgotten = 0
+        self._inputs.forget_files()
+        for key, record in list(self._inputs.files().items()):
+            if record.present or key in spared or not self._matches(record.path, partition_glob):
+                continue
+            if record.kind.value == "evidence":
+                self._evidence.stage()
+                self._evidence.apply(record, whole_file=True)
+                self._give_up(
+                    "walk >= ?1 AND walk < ?2 AND evidence_found = 0",
+                    (record.walk_base, record.walk_base + LINES_END),
+                )
+            self._inputs.forget_file(record)
+            forgotten += 1
+        self._inputs.forget_files()
+        return forgotten
+
+    def _give_up_kept(self, partition_glob: str | None, only: Only | None) -> None:
+        """Rows that are kept though their evidence vanished are judged without it."""
+        decided = f" AND kept & {KEPT_FOR_GOOD} = 0" if only is Only.VANISHED else ""
+        self._give_up(
+            f"kept <> 0{decided} AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
+            " WHERE p.walk_base = (scored_rows.walk >> 26) << 26 AND p.path GLOB ?1))",
+            (partition_glob,),
+        )
+
+    def _rows_without_evidence(self) -> int:
+        """Shipped rows that are judged without the evidence which was given up."""
+        return self._count(
+            "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
+            f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"
+        )
+
+    def _give_up(self, where: str, values: tuple[object, ...]) -> None:
+        """Rows that stand without their evidence are judged without it, and count as pruned where they leave."""
+        self._run(
+            f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows WHERE rag IS NOT NULL AND {where}"
+            f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}",
+            values,
+        )
+        self._run(f"UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND {where}", values)
+
+    def _matches(self, path: str, partition_glob: str | None) -> bool:
+        return partition_glob is None or bool(self._count("SELECT ? GLOB ?", path, partition_glob))

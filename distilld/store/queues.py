@@ -1,0 +1,145 @@
+"""The queues: which rows and tasks a change of facts can give another outcome, and so are judged again.
+
+What is queued is written in the transaction that changes the facts, so that a crash between indexing and judging loses
+nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
+from distilld.core.model import Category, Dataset, Options, Reason
+from distilld.store.connection import Store
+from distilld.store.schema import BEHIND_ID
+from distilld.store.verdicts import is_forbidden
+
+CAN_HAVE_PAIRS: Final = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
+"""Rows whose task may have pairs: of one whose evidence is absent, pairs can be frozen."""
+ORDER_MATTERS: Final = (
+    "EXISTS (SELECT 1 FROM totals WHERE dataset = 'preference' AND state = 'live' AND rows > 0"
+    f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
+)
+"""SQL for whether any pair could have another outcome if its task came earlier or later; answered once a statement."""
+EVIDENCE_PRUNED: Final = 2
+"""In ``rejudge_rows.evidence_changed``: the row stood on evidence that an operator gave up, and is published as pruned."""
+
+
+class Queues:
+    """The part of the store that queues what is to be judged again."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+
+    def add_all(self, options: Options) -> None:
+        """Queue every row and every task; what ships and a verdict may now forbid comes first."""
+        self._run(
+            "INSERT INTO rejudge_rows (walk, forced) SELECT walk, "
+            f"CASE WHEN rag = {SHIPPED} OR sft = {SHIPPED} THEN {is_forbidden('s.run_id', options, Dataset.RAG, Dataset.SFT)}"
+            " ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
+            " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
+        )
+        self._run(
+            f"INSERT INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE outcome = {SHIPPED}"
+            f" AND {is_forbidden('pairs.chosen_run_id', options, Dataset.PREFERENCE)}"
+            " ON CONFLICT (task_id) DO UPDATE SET forced = 1"
+        )
+        self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM pairs")
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_tasks SELECT task_id, 0 FROM scored_rows"
+            " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL GROUP BY task_id"
+            f" HAVING max(category = {CATEGORY_CODES[Category.ACCEPTED]}) AND max(category IN"
+            f" ({CATEGORY_CODES[Category.REJECTED]}, {CATEGORY_CODES[Category.PARTIALLY_ACCEPTED]}))"
+        )
+        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind <> 'orphan'")
+        self._run("UPDATE frozen_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
+        self._run("UPDATE pairs SET accepted = 0 WHERE frozen = 'orphan' AND accepted = 1")
+
+    def add_tasks(self, table: str, where: str, task: str = "task_id") -> None:
+        """Queue the tasks of a table's rows."""
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT {task}, 0 FROM {table} WHERE {where}")
+
+    def woken(self, rows: str) -> list[tuple[str, int]]:
+        """The ids, by dataset, that queued ones of these rows wait for: nobody else may have been woken for them."""
+        return [
+            (dataset, key)
+            for dataset in ("rag", "sft")
+            for (key,) in self._run(
+                f"SELECT DISTINCT d.sample_key FROM {rows} d CROSS JOIN rejudge_rows q ON q.walk = d.walk"
+                f" WHERE d.{dataset} = {DUPLICATE}"
+            )
+        ]
+
+    def wake_next(self, woken: list[tuple[str, int]]) -> None:
+        """Queue the next row that waits for each of these ids: the one that was woken for it is gone."""
+        for dataset, key in woken:
+            self._run(
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
+                f" WHERE sample_key = ? AND {dataset} = {DUPLICATE} ORDER BY walk LIMIT 1",
+                (key,),
+            )
+
+    def wake_waiters(self, source: str) -> None:
+        """Queue the first row that waits for an id which rows ``g`` ship."""
+        for dataset in ("rag", "sft"):
+            self._run(
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0"
+                f" {source.replace(' WHERE ', f' CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE} WHERE ')}"
+                f" AND g.{dataset} = {SHIPPED} GROUP BY d.sample_key"
+            )
+
+    def add_rows_behind(self, dataset: str, source: str, where: str) -> None:
+        """Queue the rows that a later gate holds: duplicates now, if a row of ``source`` ships their id from before them."""
+        held = BEHIND_ID[dataset].replace(f"{dataset} IN", f"b.{dataset} IN")
+        held = held.replace("sample_key", "b.sample_key").replace("evidence_found", "b.evidence_found")
+        self._run(
+            f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT b.walk, 0 FROM {source} CROSS JOIN scored_rows b"
+            f" ON b.sample_key = m.sample_key WHERE {where} AND m.{dataset} = {SHIPPED} AND b.walk > m.walk AND {held}"
+        )
+
+    def add_copied(self, source: str) -> None:
+        """Queue frozen rows ``f`` whose very lines are in a present partition: they count only there, and so do their pairs."""
+        if not self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows)").fetchone()[0]:
+            return
+        self._run(f"INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM {source} WHERE f.kind <> 'orphan'")
+        for side in ("chosen", "rejected"):
+            self._run(
+                f"INSERT OR IGNORE INTO rejudge_tasks SELECT p.task_id, 0 FROM {source} CROSS JOIN pairs p"
+                f" ON p.{side}_run_id = f.run_id WHERE f.kind <> 'orphan' AND p.frozen = 'absent'"
+            )
+
+    def doubt_orphans(self, source: str) -> None:
+        """Orphans of runs that new rows name are to be decided on anew: the inputs speak of them now (SPEC 3.11)."""
+        named = f"(SELECT run_id FROM {source})"
+        if self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'orphan' AND accepted = 1)").fetchone()[0]:
+            self._run(
+                "UPDATE frozen_rows INDEXED BY frozen_rows_by_run SET accepted = 0"
+                f" WHERE kind = 'orphan' AND run_id IN {named}"
+            )
+        if self._run("SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen = 'orphan' AND accepted = 1)").fetchone()[0]:
+            for side in ("chosen", "rejected"):
+                self._run(
+                    f"UPDATE pairs INDEXED BY pairs_by_{side}_run SET accepted = 0"
+                    f" WHERE frozen = 'orphan' AND {side}_run_id IN {named}"
+                )
+
+
+def can_pair(low: int, high: int) -> str:
+    """Rows of a span that may change pairs: their task has an accepted row and another one to set it against.
+
+    A row of any category may be the first of its task. That matters where pairs of two tasks have one id.
+    """
+    other = "SELECT 1 FROM scored_rows o WHERE o.task_id = s.task_id AND o.evidence_found = 1 AND o.category = {}"
+    accepted, partial, rejected = (
+        other.format(CATEGORY_CODES[category])
+        for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    )
+    shares = (
+        "SELECT 1 FROM pairs p CROSS JOIN pairs q ON q.sample_key = p.sample_key AND q.task_id <> p.task_id"
+        " WHERE p.task_id = s.task_id"
+    )
+    return (
+        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1"
+        f" AND (s.category <= 3 AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
+        f" OR {ORDER_MATTERS} AND EXISTS ({shares}))"
+    )

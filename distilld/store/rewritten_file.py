@@ -1,0 +1,179 @@
+"""A rewritten scored file: its lines are staged, matched with the rows that are known of it, and take their places."""
+
+from __future__ import annotations
+
+from distilld.core.line_facts import DUPLICATE, LINES_END, SHIPPED, RowFacts
+from distilld.core.model import Options
+from distilld.store.connection import Store
+from distilld.store.counts import Counts
+from distilld.store.evidence_rows import evidence_found
+from distilld.store.inputs import FileRecord
+from distilld.store.queues import CAN_HAVE_PAIRS, Queues
+from distilld.store.scored_rows import ROW_FACTS, ROW_OUTCOMES
+from distilld.store.verdicts import Verdicts, named_in_malformed
+
+
+class RewrittenFile:
+    """The part of the store that takes a scored file in from its start, in the place of what was known of it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+        self._counts = Counts(store)
+        self._queues = Queues(store)
+        self._verdicts = Verdicts(store)
+
+    def stage(self) -> None:
+        """Begin to take in a rewritten scored file."""
+        self._run("DROP TABLE IF EXISTS temp.incoming")
+        self._run(
+            "CREATE TEMP TABLE incoming (line INTEGER PRIMARY KEY, start_byte INTEGER, length_bytes INTEGER, digest BLOB,"
+            " run_id TEXT, task_id TEXT, category INTEGER, malformed INTEGER, sample_key INTEGER, old_walk INTEGER)"
+        )
+
+    def add(self, rows: list[RowFacts]) -> None:
+        """Stage some lines of the rewritten file."""
+        self._many(f"INSERT INTO incoming (line, {ROW_FACTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def replace(self, record: FileRecord, options: Options) -> None:
+        """Put the staged lines in the place of what was known of the file.
+
+        A line whose bytes stood in the file before keeps its outcomes and is not judged anew for having moved, but for
+        what its place decides: a quarantine row's location, and who holds an id.
+        """
+        low, high = record.walk_base, record.walk_base + LINES_END
+        self._match(low, high)
+        runs = [
+            run_id
+            for (run_id,) in self._run(
+                "SELECT i.run_id FROM incoming i LEFT JOIN scored_rows s ON s.walk = i.old_walk WHERE i.run_id IS NOT NULL"
+                " AND (i.old_walk IS NULL OR i.old_walk <> i.line + ?1 OR s.category IS NOT i.category)"
+                " UNION SELECT run_id FROM departing WHERE run_id IS NOT NULL"
+                f" UNION {named_in_malformed('incoming')} UNION {named_in_malformed('departing')}",
+                (low,),
+            )
+        ]
+        with self._verdicts.changing(runs, options):
+            self._depart(record.partition_id, low)
+            self._move(low)
+            self._insert_new(record, low)
+            self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
+                      " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
+            self._run("UPDATE scored_rows SET category = i.category FROM incoming i WHERE walk = i.line + ?1"
+                      " AND scored_rows.category IS NOT i.category", (low,))  # fmt: skip
+            self._queues.add_copied("incoming n CROSS JOIN frozen_rows f ON f.digest = n.digest")
+            self._queues.doubt_orphans("incoming")
+        self._queue_unjudged(low, high)
+        self._run("DROP TABLE temp.incoming")
+        self._run("DROP TABLE temp.departing")
+
+    def drop(self, record: FileRecord, options: Options) -> None:
+        """A scored file is gone for good: as if it had become empty."""
+        self.stage()
+        self.replace(record, options)
+
+    def _match(self, low: int, high: int) -> None:
+        """Pair staged lines with known rows of the same bytes, in place or else in order; unpaired known rows depart."""
+        self._run("DROP TABLE IF EXISTS temp.paired")
+        # Another line limit makes a line too long that was not, or the other way round: then its bytes alone say nothing.
+        self._run(
+            "CREATE TEMP TABLE paired AS SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
+            " ON s.walk = i.line + ?1 AND s.digest = i.digest AND s.malformed IS i.malformed",
+            (low,),
+        )
+        self._run(
+            "INSERT INTO paired WITH"
+            " o AS (SELECT walk, digest, malformed, row_number() OVER (PARTITION BY digest ORDER BY walk) AS nth"
+            "       FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND walk NOT IN (SELECT walk FROM paired)),"
+            " n AS (SELECT line, digest, malformed, row_number() OVER (PARTITION BY digest ORDER BY line) AS nth"
+            "       FROM incoming WHERE line NOT IN (SELECT line FROM paired))"
+            " SELECT n.line, o.walk FROM n JOIN o ON n.digest = o.digest AND n.nth = o.nth"
+            " AND n.malformed IS o.malformed",
+            (low, high),
+        )
+        self._run("UPDATE incoming SET old_walk = paired.walk FROM paired WHERE paired.line = incoming.line")
+        self._run("DROP TABLE IF EXISTS temp.departing")
+        self._run(
+            "CREATE TEMP TABLE departing AS SELECT * FROM scored_rows WHERE walk >= ?1 AND walk < ?2"
+            " AND walk NOT IN (SELECT walk FROM paired)",
+            (low, high),
+        )
+        self._run("DROP TABLE temp.paired")
+
+    def _depart(self, partition_id: int, low: int) -> None:
+        """Rows that the file no longer holds: their lines in the exports wait in ``departures``."""
+        for dataset in ("rag", "sft"):
+            self._run(
+                "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
+                " partition_id, row_line, row)"
+                f" SELECT '{dataset}', d.{dataset}, d.sample_key, d.{dataset}_line, d.{dataset}_batch, d.run_id, d.task_id,"
+                " d.category, CASE WHEN i.run_id = d.run_id THEN 'rescored' ELSE 'row_removed' END, ?1, d.walk - ?2,"
+                " d.digest FROM departing d LEFT JOIN incoming i ON i.line = d.walk - ?2"
+                f" WHERE d.{dataset} IS NOT NULL",
+                (partition_id, low),
+            )
+            self._counts.shift_rows(dataset, "departing", "live", "departing")
+        self._queues.add_tasks("departing", CAN_HAVE_PAIRS.format("departing"))
+        removed, unjudged = self._run("SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM departing").fetchone()
+        self._counts.count_rows(-removed, -unjudged)
+        woken = self._queues.woken("departing")
+        self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT walk FROM departing)")
+        self._run("DELETE FROM scored_rows WHERE walk IN (SELECT walk FROM departing)")
+        self._queues.wake_next(woken)
+
+    def _move(self, low: int) -> None:
+        """Lines whose bytes stood elsewhere in the file take their outcomes along."""
+        self._run("DROP TABLE IF EXISTS temp.moving")
+        self._run(
+            f"CREATE TEMP TABLE moving AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
+            f" s.{', s.'.join(ROW_FACTS.split(', '))}, {ROW_OUTCOMES}, s.evidence_found, s.kept"
+            " FROM incoming i CROSS JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
+            (low,),
+        )
+        self._run("DROP TABLE IF EXISTS temp.waiting")
+        self._run(
+            "CREATE TEMP TABLE waiting AS SELECT m.walk, q.forced, q.evidence_changed FROM moving m JOIN rejudge_rows q"
+            " ON q.walk = m.old_walk"
+        )
+        self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT old_walk FROM moving)")
+        self._run("DELETE FROM scored_rows WHERE walk IN (SELECT old_walk FROM moving)")
+        facts = ROW_FACTS.replace("start_byte", "new_start")
+        self._run(
+            f"INSERT INTO scored_rows (walk, {ROW_FACTS}, {ROW_OUTCOMES}, evidence_found, kept)"
+            f" SELECT walk, {facts}, {ROW_OUTCOMES}, evidence_found, kept FROM moving"
+        )
+        self._run("INSERT INTO rejudge_rows SELECT walk, forced, evidence_changed FROM waiting")
+        self._run("DROP TABLE temp.waiting")
+        self._run(
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM moving"
+            f" WHERE rag IS NULL OR rag <> {SHIPPED} OR sft IS NULL OR sft <> {SHIPPED}"
+        )
+        for dataset in ("rag", "sft"):
+            self._run(
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT d.walk, 0 FROM moving m CROSS JOIN scored_rows d"
+                f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"
+                f" WHERE m.{dataset} = {SHIPPED} AND d.walk < m.walk"
+            )
+            self._queues.add_rows_behind(dataset, "moving m", "1")
+        self._queues.add_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")
+        self._run("DROP TABLE temp.moving")
+
+    def _insert_new(self, record: FileRecord, low: int) -> None:
+        found = evidence_found(self._store, record.partition_id, "incoming.run_id")
+        self._run(
+            f"INSERT INTO scored_rows (walk, {ROW_FACTS}, evidence_found)"
+            f" SELECT line + ?1, {ROW_FACTS}, {found} FROM incoming WHERE old_walk IS NULL",
+            (low,),
+        )
+        added = self._run("SELECT count(*) FROM incoming WHERE old_walk IS NULL").fetchone()[0]
+        self._counts.count_rows(added, added)
+
+    def _queue_unjudged(self, low: int, high: int) -> None:
+        """Rows that were never judged, new ones and those that a pass did not get to, wait in the queues with their tasks.
+
+        No mark stands before them any more (:meth:`Inputs.write_file`), so nobody else would ask for them.
+        """
+        never = f"walk >= {low} AND walk < {high} AND rag IS NULL"
+        self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {never}")
+        self._queues.add_tasks("scored_rows", f"{never} AND task_id IS NOT NULL AND evidence_found = 1")

@@ -1,0 +1,225 @@
+"""The verdicts in force: which row speaks last of a run, what else forbids it, and whom a change of that concerns (SPEC 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from distilld.core.line_facts import CATEGORY_CODES, VERDICTS
+from distilld.core.model import Category, Dataset, InputKind, Options
+from distilld.store.connection import Store
+from distilld.store.inputs import FileRecord
+
+REST: Final = "f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = '{}'"
+"""SQL for whether file ``f`` ends in the rest that ``m`` of ``malformed_runs`` is about."""
+
+
+_RESTS = (
+    "SELECT p.walk_base + f.indexed_lines, f.rest_category FROM malformed_runs m CROSS JOIN files f"
+    f" ON {REST} CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?1"
+)
+
+
+def rest_moved(which: str = "1") -> str:
+    """SQL for whether the rest of absent file ``f`` is in a present one, or is a line there; ``which`` lines ``s`` count."""
+    return (
+        "(EXISTS (SELECT 1 FROM files o WHERE o.rest_digest = f.rest_digest AND o.rest_category IS NOT NULL"
+        " AND o.state = 'present') OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL"
+        f" AND s.digest = f.rest_digest AND {which}))"
+    )
+
+
+def last_verdict_place(run: str) -> str:
+    """SQL for a run's last present verdict, its walk times 8 plus its category code; NULL where it has none.
+
+    ``run`` is an expression. What malformed lines and unterminated rests say counts by their digests.
+    """
+    return (
+        "nullif(max("
+        f"coalesce((SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = {run}"
+        " AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1), -1),"
+        " coalesce((SELECT max(max(coalesce((SELECT max(v.walk << 3 | v.category) FROM scored_rows v"
+        " INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL), -1),"
+        " coalesce((SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f"
+        f" CROSS JOIN partitions p USING (partition_id) WHERE {REST.format('present')}), -1)))"
+        f" FROM malformed_runs m WHERE m.run_id = {run}), -1)), -1)"
+    )
+
+
+def last_verdict(run: str) -> str:
+    """SQL for the category code of a run's last present verdict; NULL where it has none. ``run`` is an expression."""
+    return f"({last_verdict_place(run)} & 7)"
+
+
+class InForce(NamedTuple):
+    """The categories that decide over a run: per dataset, and among the present verdicts alone."""
+
+    rag: Category | None
+    sft: Category | None
+    present: Category | None
+
+
+class Verdicts:
+    """The part of the store that knows what is said of each run."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+
+    def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
+        """The verdicts in force of a run (SPEC 3.4; absent ones forbid and never clear)."""
+        low, high = without or (0, 0)
+        present = self._run(
+            "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
+            " category IS NOT NULL AND walk >= ?3 ORDER BY walk DESC LIMIT 1)"
+            " UNION ALL SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
+            " category IS NOT NULL AND walk < ?2 ORDER BY walk DESC LIMIT 1)"
+            " UNION ALL SELECT s.walk, s.category FROM malformed_runs m CROSS JOIN scored_rows s"
+            "  ON s.digest = m.digest AND s.run_id IS NULL WHERE m.run_id = ?1 AND s.category IS NOT NULL"
+            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)"
+            f" UNION ALL {_RESTS.format('present')}) ORDER BY walk DESC LIMIT 1",
+            (run_id, low, high),
+        ).fetchone()
+        elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
+        codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # of absent ones no other counts
+        absent = self._run(
+            "SELECT p.walk_base + f.line, f.category FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
+            f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
+            f" (SELECT 1 FROM scored_rows s WHERE s.run_id = ?1 AND {elsewhere})"
+            " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN frozen_rows f"
+            " ON f.digest = m.digest AND f.run_id IS NULL CROSS JOIN partitions p USING (partition_id)"
+            f" WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
+            f" (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND {elsewhere})"
+            f" UNION ALL {_RESTS.format('absent')} AND NOT {rest_moved('NOT (s.walk >= ?2 AND s.walk < ?3)')} ORDER BY 1 DESC",
+            (run_id, low, high),
+        ).fetchall()
+        return InForce(
+            _last(Dataset.RAG, present, absent, options),
+            _last(Dataset.SFT, present, absent, options),
+            VERDICTS[present[1]] if present else None,
+        )
+
+    @contextmanager
+    def changing(self, runs: Collection[str], options: Options) -> Iterator[None]:
+        """Queue what follows from the changes that the block makes to the verdicts in force of these runs."""
+        before = [self.in_force(run_id, options) for run_id in runs]
+        yield
+        for run_id, old in zip(runs, before, strict=True):
+            self.queue_change(run_id, old, self.in_force(run_id, options), options)
+
+    def queue_change(self, run_id: str, before: InForce, after: InForce, options: Options) -> None:
+        """Queue what a change of the verdicts in force can change: the run's rows, its frozen rows, its pairs."""
+        if not options.revoke or before == after:
+            return
+        flips = [
+            options.forbids(dataset, new) if new else False
+            for dataset, old, new in ((Dataset.RAG, before.rag, after.rag), (Dataset.SFT, before.sft, after.sft))
+            if old is not new and any(category and options.forbids(dataset, category) for category in (old, new))
+        ]
+        if flips:
+            self._run(
+                "INSERT INTO rejudge_rows (walk, forced) SELECT walk, ?2 FROM scored_rows WHERE run_id = ?1"
+                " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)",
+                (run_id, int(any(flips))),
+            )
+        # What was taken over leaves for a verdict that forbids it, for no other: a first pass would queue it all.
+        forbids = any(
+            new is not None and options.forbids(dataset, new)
+            for dataset, new in ((Dataset.RAG, after.rag), (Dataset.SFT, after.sft))
+        )
+        some = "" if forbids else " AND kind <> 'orphan'"
+        self._run(
+            f"INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE run_id = ?{some}", (run_id,)
+        )
+        self._run(
+            "INSERT OR REPLACE INTO rejudge_tasks SELECT task_id, 1 FROM pairs WHERE chosen_run_id = ?1"
+            " UNION SELECT task_id, 1 FROM pairs WHERE rejected_run_id = ?1",
+            (run_id,),
+        )
+
+    def set_rest(self, record: FileRecord, rest: tuple[bytes, int] | None, options: Options) -> None:
+        """Record what a scored file's unterminated rest forbids, by its digest and category; None: nothing."""
+        place = (record.partition_id, InputKind.SCORED.value)
+        query = "SELECT rest_digest, rest_category FROM files WHERE partition_id = ? AND kind = ? AND rest_category IS NOT NULL"
+        known = self._run(query, place).fetchone()
+        if known == rest:
+            return
+        digests = [each[0] for each in (known, rest) if each is not None]
+        runs = {
+            run_id
+            for digest in digests
+            for (run_id,) in self._run("SELECT run_id FROM malformed_runs WHERE digest = ?", (digest,))
+        }
+        with self.changing(sorted(runs), options):
+            self._run(
+                "UPDATE files SET rest_digest = ?, rest_category = ? WHERE partition_id = ? AND kind = ?",
+                (*(rest or (None, None)), *place),
+            )
+
+    def add_malformed_runs(self, runs: list[tuple[str, bytes]]) -> None:
+        """Remember the runs that malformed lines name, by the lines' digests; before the lines are added or applied."""
+        if runs:
+            self._many("INSERT OR IGNORE INTO malformed_runs VALUES (?, ?)", runs)
+
+    def runs_of_rest(self, record: FileRecord) -> list[str]:
+        """The runs that a scored file's unterminated rest forbids."""
+        found = self._run(
+            "SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
+            " WHERE f.partition_id = ? AND f.kind = 'scored' AND f.rest_category IS NOT NULL",
+            (record.partition_id,),
+        )
+        return [run_id for (run_id,) in found]
+
+
+def _last(
+    dataset: Dataset, present: tuple[int, int] | None, absent: list[tuple[int, int]], options: Options
+) -> Category | None:
+    """The last verdict among the present one and the absent ones that forbid; ``absent`` is in falling walk order."""
+    for walk, code in absent:
+        if present and walk < present[0]:
+            break
+        if options.forbids(dataset, VERDICTS[code]):
+            return VERDICTS[code]
+    return VERDICTS[present[1]] if present else None
+
+
+def forbidding_codes(options: Options, *datasets: Dataset) -> str:
+    """SQL for a list of the categories that revoke a run in one of the datasets."""
+    return ",".join(
+        str(code)
+        for code, category in VERDICTS.items()
+        if any(options.forbids(dataset, category) for dataset in datasets)
+    )
+
+
+def is_forbidden(run: str, options: Options, *datasets: Dataset) -> str:
+    """SQL for whether the last present verdict of a run, or any absent one, forbids it in one of the datasets."""
+    if not options.revoke:
+        return "0"
+    codes = forbidding_codes(options, *datasets)
+    return (
+        f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
+        f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m"
+        f" CROSS JOIN frozen_rows f ON f.digest = m.digest AND f.run_id IS NULL WHERE m.run_id = {run}"
+        f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m CROSS JOIN files f"
+        f" ON {REST.format('absent')} AND f.rest_category IN ({codes}) WHERE m.run_id = {run}))"
+    )
+
+
+def named_in_malformed(rows: str) -> str:
+    """SQL for the runs that malformed lines among these rows, called ``n``, forbid."""
+    return (
+        f"SELECT m.run_id FROM {rows} n CROSS JOIN malformed_runs m INDEXED BY malformed_runs_by_digest"
+        " ON m.digest = n.digest WHERE n.run_id IS NULL AND n.category IS NOT NULL"
+    )
+
+
+def overruled(pair: str = "pairs") -> str:
+    """SQL for whether the last present verdict about a side of a pair is not the one that the pair was formed with."""
+    last = f"coalesce({last_verdict(pair + '.{side}_run_id')}, {{expected}}) NOT IN ({{allowed}})"
+    accepted, partial, rejected = (
+        CATEGORY_CODES[category] for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    )
+    chosen = last.format(side="chosen", expected=accepted, allowed=accepted)
+    return f"{chosen} OR {last.format(side='rejected', expected=rejected, allowed=f'{partial}, {rejected}')}"
