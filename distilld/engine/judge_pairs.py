@@ -22,7 +22,8 @@ from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_span import error_of
 from distilld.engine.judge_task import JudgedPair, SideOrder, TaskDone, TaskOrder
 from distilld.lake.lines import digest_of
-from distilld.store.tasks import ASKED_AT_ONCE, TaskRow, WorkPair
+from distilld.store.asked import ASKED_AT_ONCE
+from distilld.store.tasks import TaskRow, WorkPair
 from distilld.store.work import Work
 
 TASKS_A_JOB: Final = ASKED_AT_ONCE
@@ -146,6 +147,8 @@ class PairJudge:
             ]
             for task_id in task_ids
         }
+        paired = {row.walk: row.run_id for pairs in formed.values() for pair in pairs for row in pair[:2]}
+        over = self._work.over_limit(paired.items(), self._options)
         others = self._work.pairs_with_keys({pair.key for pairs in formed.values() for pair in pairs})
         tasks = []
         for task_id in task_ids:
@@ -154,7 +157,7 @@ class PairJudge:
             place = {walk: number for number, walk in enumerate(sides)}
             order = TaskOrder(
                 task_id,
-                tuple(self._side(row) for row in sides.values()),
+                tuple(self._side(row, row.walk in over) for row in sides.values()),
                 tuple((place[pair.chosen.walk], place[pair.rejected.walk]) for pair in pairs),
                 self._out.recorded_at if plainly and self._is_plain(pairs, recorded.get(task_id), others) else None,
             )
@@ -170,13 +173,14 @@ class PairJudge:
         self._given_out |= keys
         return free and not recorded
 
-    def _side(self, row: TaskRow) -> SideOrder:
+    def _side(self, row: TaskRow, over_limit: bool) -> SideOrder:
         return SideOrder(
             row.path,
             row.walk - row.base,
             (row.start, row.length, row.digest),
             (row.evidence_start, row.evidence_length, row.evidence_digest),
             self._verdict(row),
+            over_limit,
         )
 
     def _verdict(self, row: TaskRow) -> Category | None:

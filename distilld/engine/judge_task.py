@@ -21,13 +21,17 @@ _BEHIND_IDS = frozenset({None, "schema"})
 
 
 class SideOrder(NamedTuple):
-    """A row that stands in a pair: where it and its evidence stand, and the verdict in force for its run."""
+    """A row that stands in a pair: where it and its evidence stand, and what is said of its run.
+
+    That is the verdict in force, and whether the row is over ``max_exports_per_run``.
+    """
 
     path: str
     line: int
     scored: tuple[int, int, bytes]
     evidence: tuple[int, int, bytes]
     verdict: Category | None
+    over_limit: bool
 
 
 class TaskOrder(NamedTuple):
@@ -111,7 +115,10 @@ class TaskJudge:
             values.append((value, marked))
         (scored, scored_marked), (evidence, evidence_marked) = values
         return PairSide(
-            scored_run(scored, marked=scored_marked), evidence_record(evidence, marked=evidence_marked), side.verdict
+            scored_run(scored, marked=scored_marked),
+            evidence_record(evidence, marked=evidence_marked),
+            side.verdict,
+            side.over_limit,
         )
 
     def _finished(self, chosen: PairSide, other: PairSide, at: SideOrder, stamp: str) -> tuple[int, bytes, bytes]:

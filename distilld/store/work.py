@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
+from distilld.store.run_exports import RunExports
 from distilld.store.schema import BEHIND_ID
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
 from distilld.store.verdicts import Verdicts, last_verdict, last_verdict_place
@@ -215,6 +216,7 @@ class Work(Tasks):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._verdicts = Verdicts(store)
+        self._exports = RunExports(store)
         self._places: dict[int, Place] = {}
         self._has_loose = True
 
@@ -309,6 +311,10 @@ class Work(Tasks):
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
         category = VERDICTS[found] if found is not None else None
         return category, category
+
+    def over_limit(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
+        """Of some rows, by their places and runs, those that are over ``max_exports_per_run``."""
+        return self._exports.over(rows, options)
 
     def row(self, walk: int) -> WorkRow:
         """One row by its place."""
