@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,23 @@ def test_row_of_a_run_over_the_limit_costs_itself(lake: HistoryLake) -> None:
     result = lake.go()
     assert [batch.receipt["work"]["rows_judged"] for batch in result.batches] == [1]
     assert len(over(lake)) == 19
+
+
+def test_older_store_learns_the_reason(lake: HistoryLake) -> None:
+    """A store of before has no such reason: the first pass with this version withdraws what is over the limit."""
+    lake.restart(replace(lake.options, max_exports_per_run=0))
+    lake.both(B, *(score(f"s{number}") for number in range(4)))
+    lake.go()
+    lake.stop()
+    with sqlite3.connect(lake.state) as store:
+        store.execute("DELETE FROM _sqlite_migrations WHERE name = 'm008_too_many_exports'")
+        store.execute("DELETE FROM outcomes WHERE outcome = 'too_many_exports'")
+        store.execute("DELETE FROM totals WHERE outcome NOT IN (SELECT code FROM outcomes)")
+    lake.restart(replace(lake.options, max_exports_per_run=2))
+    lake.go()
+    assert sorted(signed(lake)) == ["s0", "s1"]
+    assert lake.ask("SELECT * FROM quarantine_by_reason WHERE dataset = 'rag'") == [("rag", "too_many_exports", 2)]
+    look(lake)
 
 
 def test_evidence_of_rows_over_the_limit_is_not_read(lake: HistoryLake) -> None:
