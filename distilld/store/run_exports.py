@@ -15,7 +15,7 @@ from distilld.store.connection import Store
 Export = tuple[int | None, str | None]
 """What the rows of one export share: the id that they would have, and their task."""
 Within = dict[str, set[Export]]
-"""The exports within the limit, by run, of those runs alone that have others."""
+"""The exports within the limit, by run, of the runs that have more rows than it: no other has too many exports."""
 NOWHERE: Final = (0, 0)
 
 
@@ -28,10 +28,8 @@ class RunExports:
 
     def within(self, runs: Iterable[str], options: Options, without: tuple[int, int] = NOWHERE) -> Within:
         """The exports within the limit, as if there were no rows in ``without``."""
-        found = {
-            run_id: self._first(run_id, options.max_exports_per_run, without) for run_id in self._large(runs, options)
-        }
-        return {run_id: first for run_id, first in found.items() if first is not None}
+        most = options.max_exports_per_run
+        return {run_id: self._first(run_id, most, without) for run_id in self._large(runs, most)}
 
     def over(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
         """Of some rows, by their places and runs, those that are over the limit."""
@@ -66,11 +64,8 @@ class RunExports:
                 walks,
             )
 
-    def _large(self, runs: Iterable[str], options: Options) -> list[str]:
-        """The runs with more rows than the limit."""
-        most, wanted = options.max_exports_per_run, list(runs)
-        if not most:
-            return []
+    def _large(self, runs: Iterable[str], most: int) -> list[str]:
+        wanted = list(runs) if most else []
         return [
             run_id
             for start in range(0, len(wanted), ASKED_AT_ONCE)
@@ -81,15 +76,14 @@ class RunExports:
             )
         ]
 
-    def _first(self, run_id: str, most: int, without: tuple[int, int]) -> set[Export] | None:
-        """The first exports of a run; None if there are no others."""
+    def _first(self, run_id: str, most: int, without: tuple[int, int]) -> set[Export]:
         first: set[Export] = set()
         rows = self._run(
             "SELECT sample_key, task_id FROM scored_rows WHERE run_id = ?1 AND NOT (walk >= ?2 AND walk < ?3) ORDER BY walk",
             (run_id, *without),
         )
         for export in rows:
-            if len(first) == most and export not in first:
-                return first
             first.add(export)
-        return None
+            if len(first) == most:
+                break
+        return first

@@ -205,6 +205,30 @@ def test_run_stands_in_pairs_of_few_tasks(lake: HistoryLake) -> None:
     look(lake)
 
 
+def test_pair_goes_over_the_limit_with_its_side(lake: HistoryLake) -> None:
+    """A row of another task came first, and the pair that it displaced stayed, for none of its own task had changed."""
+    lake.scored(B, *(score("s", task_id=task) for task in ("t1", "t2")), run("bad", "rejected", "t2"))
+    lake.evidence(B, given("r"), given("bad"))
+    lake.go()
+    assert lake.shipped("preference") == {"r>bad"}
+    lake.scored(A, score("s", task_id="t0"))
+    lake.go()
+    assert lake.shipped("preference") == set()
+    assert [row["errors"] for row in lake.rows("quarantine_preference")] == [["chosen: more than 2 exports of one run"]]
+    look(lake)
+
+
+def test_row_that_loses_its_id_may_be_over_the_limit(lake: HistoryLake) -> None:
+    """A row that is judged before its turn, for an earlier one took its id, is told the same of its run as in its turn."""
+    lake.restart(replace(lake.options, max_exports_per_run=1))
+    lake.both(B, score("s", task_id="t1"), run("other"))
+    lake.go()
+    lake.both(A, score("s", task_id="t0"))
+    lake.go()
+    assert [row["reason"] for row in lake.rows("quarantine_rag")] == ["too_many_exports"]
+    look(lake)
+
+
 def test_row_of_a_run_over_the_limit_costs_itself(lake: HistoryLake) -> None:
     """Each appended row of a run with many exports had all of them judged again."""
     lake.both(B, *(score(f"s{number}") for number in range(20)))

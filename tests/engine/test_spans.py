@@ -84,7 +84,11 @@ def fill(lake: HistoryLake) -> None:
     )
     lake.both(B, run("clears", "rejected"), run("a", provenance__sig_hash="b|c"), run("again"), run("b"))
     lake.both(
-        C, run("overruled", "rejected"), run("clears"), run("c", "accepted", "task-b"), run("d", "rejected", "task-b"),
+        C,
+        run("overruled", "rejected"),
+        run("clears"),
+        run("c", "accepted", "task-b"),
+        run("d", "rejected", "task-b"),
         run("many", provenance__sig_hash="m3"),
     )
     with lake.scored_path(C).open("ab") as file:
