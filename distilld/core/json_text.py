@@ -69,7 +69,9 @@ def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> ParsedLine:
 
     ``max_depth`` is more for what quotes a row, as a quarantine line does.
     """
-    if raw.count(b"{") + raw.count(b"[") > max_depth and _depth(raw) > max_depth:
+    # How many brackets open; taking them out is several times as quick as counting them.
+    opening = 2 * len(raw) - len(raw.replace(b"{", b"")) - len(raw.replace(b"[", b""))
+    if opening > max_depth and _depth(raw) > max_depth:
         return ParsedLine(None, False, Malformed.TOO_DEEP)
     try:
         value = orjson.loads(raw)
@@ -256,7 +258,8 @@ def is_blank(text: str) -> bool:
 def cut(text: str, units: int) -> str:
     """The first ``units`` UTF-16 code units, one fewer where that would split a surrogate pair."""
     head = text[:units]
-    if head.isascii() or 2 * len(head) <= units:
+    # No character takes more units than it takes bytes of UTF-8, and counting those is quick.
+    if head.isascii() or 2 * len(head) <= units or len(head.encode(errors="surrogatepass")) <= units:
         return head
     wide = head.encode("utf-16-le")
     return head if len(wide) <= 2 * units else wide[: 2 * units].decode("utf-16-le", errors="ignore")

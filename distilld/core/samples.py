@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from distilld.core.json_text import WHITESPACE
 from distilld.core.model import SFT_NEVER, Category, Dataset, Reason, RowRef
@@ -120,18 +121,32 @@ _FAULTS: Final = {
     "extra_forbidden": "is not a key of this dataset",
 }
 
-_VALIDATE: Final = {dataset: model.__pydantic_validator__.validate_python for dataset, model in SAMPLES.items()}
+
+def _typed_dict(model: type[BaseModel]) -> Any:
+    """The same rules for a dictionary: no instance is made of it, which would take twice as long."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        kind: Any = _typed_dict(Provenance) if field.annotation is Provenance else field.annotation
+        fields[name] = Annotated[kind, *field.metadata] if field.metadata else kind
+    rules: Any = cast("Any", TypedDict)(model.__name__, fields)
+    rules.__pydantic_config__ = model.model_config
+    return rules
+
+
+_VALIDATORS: Final = {dataset: TypeAdapter(_typed_dict(model)).validator for dataset, model in SAMPLES.items()}
 
 
 def faults_of(dataset: Dataset, sample: dict[str, Any]) -> tuple[str, ...]:
     """What is wrong with a finished row by its schema: a text per fault, without any value of the row."""
-    try:
-        _VALIDATE[dataset](sample)
-    except ValidationError as error:
-        return tuple(
-            f"{'.'.join(map(str, fault['loc']))}: {_FAULTS.get(fault['type'], fault['type'])}"
-            for fault in error.errors(include_url=False, include_context=False, include_input=False)
-        )
+    validator = _VALIDATORS[dataset]
+    if not validator.isinstance_python(sample):
+        try:
+            validator.validate_python(sample)
+        except ValidationError as error:
+            return tuple(
+                f"{'.'.join(map(str, fault['loc']))}: {_FAULTS.get(fault['type'], fault['type'])}"
+                for fault in error.errors(include_url=False, include_context=False, include_input=False)
+            )
     if dataset is Dataset.PREFERENCE:
         return _pair_faults(sample)
     return ()

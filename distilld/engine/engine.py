@@ -529,7 +529,7 @@ class Engine:
                 self._indexer(result.scan, None).take_one(file, result.untold)
 
     def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
-        self.looks.begin_boot(boot_id(), monotonic_ns())
+        self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_anew=read_anew, owed=owed, next_turn=next(iter(self._postponed), None))

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from distilld.core.datasets import rag, sft
 from distilld.core.firewall import MissingFiles, RowCase
-from distilld.core.json_text import Malformed, parse_object
+from distilld.core.json_text import Malformed, ParsedLine, parse_object
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
 from distilld.core.model import (
     MARK_BYTES,
@@ -39,8 +39,8 @@ from distilld.lake.content_hash import ContentHash
 from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
-FLUSH_BYTES: Final = 1 << 19
-"""A stream of lines is handed over when it has gathered this much."""
+FLUSH_BYTES: Final = 1 << 20
+"""Lines are handed over when they have gathered this much."""
 OUTCOMES: Final = len(REASON_CODES) + 1
 
 RAG_SHIPPED: Final = 0
@@ -167,53 +167,44 @@ class SpanDone:
 
 
 class Sink:
-    """Where the lines of plain rows go: to a file that the other side holds open too, or back with the answer."""
+    """Where the lines of plain rows go: to a file that the other side holds open too, or back with the answer.
+
+    ``lines`` and ``digests`` have a list for each stream, which whoever judges fills; :meth:`flush` empties them.
+    """
 
     def __init__(self, write: Callable[[bytes], None] | None) -> None:
         self._write = write
         self._offset = 0
-        self._lines: tuple[list[bytes], ...] = ([], [], [], [])
-        self._digests: tuple[list[bytes], ...] = ([], [], [], [])
-        self._gathered = [0, 0, 0, 0]
-        self.items: list[Part | JudgedRow | FailedRow] = []
-
-    def add(self, stream: int, line: bytes, digest: bytes) -> None:
-        """Add a line to a stream."""
-        self._lines[stream].append(line)
-        self._digests[stream].append(digest)
-        self._gathered[stream] += len(line)
-        if self._gathered[stream] > FLUSH_BYTES:
-            self._flush(stream)
+        self.lines: tuple[list[bytes], ...] = ([], [], [], [])
+        self.digests: tuple[list[bytes], ...] = ([], [], [], [])
+        self._items: list[Part | JudgedRow | FailedRow] = []
 
     def put(self, item: JudgedRow | FailedRow) -> None:
         """Hand over a row behind the lines so far."""
-        for stream in range(len(self._lines)):
-            self._flush(stream)
-        self.items.append(item)
+        self.flush()
+        self._items.append(item)
 
     def end(self) -> list[Part | JudgedRow | FailedRow]:
         """Return what was handed over since the last call."""
-        for stream in range(len(self._lines)):
-            self._flush(stream)
-        items, self.items = self.items, []
+        self.flush()
+        items, self._items = self._items, []
         return items
 
-    def _flush(self, stream: int) -> None:
-        lines = self._lines[stream]
-        if not lines:
-            return
-        digests = self._digests[stream]
-        marks = Marks(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
-        block = b"".join(lines)
-        if self._write is None:
-            self.items.append(Part(stream, 0, block, marks))
-        else:
-            self._write(block)
-            self.items.append(Part(stream, self._offset, len(block), marks))
-            self._offset += len(block)
-        lines.clear()
-        digests.clear()
-        self._gathered[stream] = 0
+    def flush(self) -> None:
+        """Hand over the lines so far."""
+        for stream, (lines, digests) in enumerate(zip(self.lines, self.digests, strict=True)):
+            if not lines:
+                continue
+            marks = Marks(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
+            block = b"".join(lines)
+            lines.clear()
+            digests.clear()
+            if self._write is None:
+                self._items.append(Part(stream, 0, block, marks))
+            else:
+                self._write(block)
+                self._items.append(Part(stream, self._offset, len(block), marks))
+                self._offset += len(block)
 
 
 class _Head(NamedTuple):
@@ -262,9 +253,9 @@ class SpanJudge:
 
     def _cases_of_new(self, span: Span, new: NewPartition, done: SpanDone) -> Iterator[_Case]:
         """All rows; none where the evidence file cannot be read: then it is not known what any row comes to."""
-        records: dict[str, EvidenceRecord] = {}
+        texts: dict[str, ParsedLine] = {}
         try:
-            done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, records)
+            done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, texts)
         except (UnreadableError, InputChanged) as error:
             done.evidence_failure = failed_row(-1, error)
             return
@@ -277,14 +268,13 @@ class SpanJudge:
             return
         contested, readable, longest = new.contested.get, self._readable, self._options.max_line_bytes
         for line, raw in enumerate(lines):
-            text = self._text(raw) if len(raw) <= longest else _head(raw, Malformed.TOO_LONG)
-            record = None
+            text = _text(raw) if len(raw) <= longest else _head(raw, Malformed.TOO_LONG)
+            found = record = None
             if type(text) is ScoredRun and text.run_id is not None:
-                record = records.get(text.run_id)
-                needed = record if text.category in readable else None
-                yield _make(_Case, (span.base + line, text, needed, record is not None, contested(line), None))
-            else:
-                yield _Case(span.base + line, text, None, False, contested(line), None)
+                found = texts.get(text.run_id)
+                if found is not None and found.value is not None and text.category in readable:
+                    record = evidence_record(found.value, marked=found.marked)
+            yield _make(_Case, (span.base + line, text, record, found is not None, contested(line), None))
 
     def _read_whole(self, path: str, known: ScoredFile) -> list[bytes]:
         """Return the lines of a scored file.
@@ -336,7 +326,7 @@ class SpanJudge:
                     if row.malformed != _TOO_LONG:
                         raw = next(lines)
                         known = digest_of(raw) == row.digest
-                        texts.append(self._text(raw) if known else FailedRow(row.walk, shown, None, None))
+                        texts.append(_text(raw) if known else FailedRow(row.walk, shown, None, None))
                         continue
                     try:
                         head = read_head(descriptor, row.start, row.length, row.digest, shown)
@@ -348,10 +338,6 @@ class SpanJudge:
                 return texts
         except (UnreadableError, InputChanged) as error:
             return [failed_row(row.walk, error) for row in span.rows]
-
-    def _text(self, raw: bytes) -> ScoredRun | _Head:
-        value, marked, malformed = parse_object(raw)
-        return scored_run(value, marked=marked) if value is not None else _head(raw, malformed or Malformed.NOT_JSON)
 
     def _read_spans(
         self, path: str, wanted: list[tuple[int, tuple[int, int, bytes]]], done: SpanDone
@@ -377,13 +363,14 @@ class SpanJudge:
     # judging
 
     def _judge(self, span: Span, cases: Iterator[_Case], stamp: str, done: SpanDone, sink: Sink) -> None:
-        options, missing, base = self._options, self._missing, span.base
-        fresh, by_rag, by_sft = done.fresh.append, *done.outcomes
+        options, missing, base, path = self._options, self._missing, span.base, span.path
+        fresh, by_rag, by_sft, by_category = done.fresh.append, *done.outcomes, done.categories
+        lines, digests, gathered = sink.lines, sink.digests, 0
         for walk, text, evidence, found, verdicts, recorded in cases:
             if type(text) is FailedRow:
                 sink.put(text)
                 continue
-            at = RowRef(span.path, walk - base)
+            at = _make(RowRef, (path, walk - base))
             category = None
             try:
                 if type(text) is _Head:
@@ -394,7 +381,7 @@ class SpanJudge:
                     if verdicts is not None:
                         sink.put(self._contested(walk, text, evidence, found, verdicts, at))
                         continue
-                    case = RowCase(text, evidence, category, False, options, missing)
+                    case = _make(RowCase, (text, evidence, category, False, options, missing))
                     in_rag, in_sft = rag.judge(case, at), sft.judge(case, at)
             except (UnreadableError, InputChanged) as error:
                 sink.put(failed_row(walk, error))
@@ -402,18 +389,26 @@ class SpanJudge:
             if verdicts is not None or (recorded is not None and not _is_as_recorded(recorded, in_rag, in_sft)):
                 sink.put(JudgedRow(walk, category, found, (rendered(in_rag), None), (rendered(in_sft), None)))
                 continue
-            done.categories[CATEGORY_CODES[category] if category else 0] += 1
+            by_category[CATEGORY_CODES[category] if category else 0] += 1
             if recorded is not None:
                 done.same.append(walk)
                 continue
             rag_code, rag_line = finished(in_rag, stamp)
             sft_code, sft_line = finished(in_sft, stamp)
             rag_digest, sft_digest = digest_of(rag_line), digest_of(sft_line)
-            sink.add(RAG_HELD if rag_code else RAG_SHIPPED, rag_line, rag_digest)
-            sink.add(SFT_HELD if sft_code else SFT_SHIPPED, sft_line, sft_digest)
+            for stream, line, digest in (
+                (RAG_HELD if rag_code else RAG_SHIPPED, rag_line, rag_digest),
+                (SFT_HELD if sft_code else SFT_SHIPPED, sft_line, sft_digest),
+            ):
+                lines[stream].append(line)
+                digests[stream].append(digest)
             by_rag[rag_code] += 1
             by_sft[sft_code] += 1
             fresh((rag_code, rag_digest, sft_code, sft_digest, found, walk))
+            gathered += len(rag_line) + len(sft_line)
+            if gathered > FLUSH_BYTES:
+                sink.flush()
+                gathered = 0
 
     def _malformed(self, dataset: Dataset, head: _Head, at: RowRef) -> Outcome:
         return hold_malformed(
@@ -440,6 +435,11 @@ class SpanJudge:
 _DATASETS: Final = (Dataset.RAG, Dataset.SFT)
 
 
+def _text(raw: bytes) -> ScoredRun | _Head:
+    value, marked, malformed = parse_object(raw)
+    return scored_run(value, marked=marked) if value is not None else _head(raw, malformed or Malformed.NOT_JSON)
+
+
 def _head(raw: bytes, malformed: Malformed) -> _Head:
     return _Head(raw[:HEAD_BYTES].decode(errors="replace"), malformed)
 
@@ -463,7 +463,8 @@ def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
     times = (stamp,) if isinstance(stamp, str) else stamp
     if isinstance(outcome, Ship):
         return SHIPPED, outcome.line(*times)
-    return REASON_CODES[outcome.reason], rendered(outcome).line(*times)
+    before, behind = outcome.parts()
+    return REASON_CODES[outcome.reason], b"%b%b%b" % (before, times[0].encode(), behind)
 
 
 def _is_as_recorded(recorded: Recorded, in_rag: Outcome, in_sft: Outcome) -> bool:

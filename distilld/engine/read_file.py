@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distilld.core.json_text import ParsedLine
 from distilld.core.line_facts import LIKE_REJECTED, RowFacts, row_facts, run_of_evidence
 from distilld.core.model import InputKind, StatFacts
-from distilld.core.records import EvidenceRecord, evidence_record
 from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
 
@@ -81,8 +81,8 @@ def scored_facts(line: Line, number: int, malformed_runs: list[tuple[str, bytes]
     return facts._replace(category=verdict.category)
 
 
-def read_evidence(root: Path, path: str, max_line_bytes: int, records: dict[str, EvidenceRecord] | None) -> FileRead:
-    """Read an evidence file; what its rows say is put into ``records``, by run.
+def read_evidence(root: Path, path: str, max_line_bytes: int, texts: dict[str, ParsedLine] | None) -> FileRead:
+    """Read an evidence file; its rows as they were parsed are put into ``texts``, by run.
 
     Raises:
         InputChanged: It is gone, or shorter than it was when it was opened.
@@ -91,14 +91,14 @@ def read_evidence(root: Path, path: str, max_line_bytes: int, records: dict[str,
     found: dict[str, tuple[Any, ...]] = {}
 
     def take(line: Line, number: int) -> bool:
-        value, marked, _ = parse_line(line)
-        if value is None:
+        parsed = parse_line(line)
+        if parsed.value is None:
             return False
-        run_id = run_of_evidence(value)
+        run_id = run_of_evidence(parsed.value)
         if run_id is not None:
             found[run_id] = (run_id, number, line.start, line.length, line.digest)
-            if records is not None:
-                records[run_id] = evidence_record(value, marked=marked)
+            if texts is not None:
+                texts[run_id] = parsed
         return True
 
     reading, _ = _read_lines(root, InputKind.EVIDENCE, path, max_line_bytes, take)

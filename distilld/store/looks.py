@@ -20,13 +20,23 @@ class Looks:
         self._run = store.connection.execute
         self._inputs = inputs
 
-    def begin_boot(self, boot_id: str, now_ns: int) -> None:
-        """Forget what was proven before the machine started: monotonic times of two starts cannot be compared."""
-        if self._store.recall("boot_id") == boot_id:
+    def begin(self, boot_id: str, now_ns: int, time_ns: int) -> None:
+        """Let go of times that our clocks cannot be compared with: monotonic ones of another start, and future ones.
+
+        A file that was hashed in the future counts as hashed now: our clock was set back since.
+        """
+        future = "state = 'present' AND hashed_at_ns > ?"
+        started = self._store.recall("boot_id") != boot_id
+        if (
+            not started
+            and not self._run(f"SELECT EXISTS (SELECT 1 FROM files WHERE {future})", (time_ns,)).fetchone()[0]
+        ):
             return
         with self._store.transaction():
-            self._run("UPDATE files SET unsure_since_ns = ?", (now_ns,))
-            self._store.remember("boot_id", boot_id)
+            self._run(f"UPDATE files SET hashed_at_ns = ? WHERE {future}", (time_ns, time_ns))
+            if started:
+                self._run("UPDATE files SET unsure_since_ns = ?", (now_ns,))
+                self._store.remember("boot_id", boot_id)
         self._inputs.forget_files()
 
     def unsure(self, now_ns: int) -> list[FileRecord]:

@@ -221,9 +221,20 @@ def named_in_malformed(rows: str) -> str:
 
 def overruled(pair: str = "pairs") -> str:
     """SQL for whether the last present verdict about a side of a pair is not the one that the pair was formed with."""
-    last = f"coalesce({last_verdict(pair + '.{side}_run_id')}, {{expected}}) NOT IN ({{allowed}})"
-    accepted, partial, rejected = (
-        CATEGORY_CODES[category] for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    chosen, rejected = (
+        f"coalesce({last_verdict(f'{pair}.{side}_run_id')} IN ({{}}), 1)" for side in ("chosen", "rejected")
     )
-    chosen = last.format(side="chosen", expected=accepted, allowed=accepted)
-    return f"{chosen} OR {last.format(side='rejected', expected=rejected, allowed=f'{partial}, {rejected}')}"
+    accepted, partial, other = (
+        _codes_of(category) for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+    )
+    # Of a pair from an older exporter nobody knows which of the two its rejected side was.
+    return (
+        f"NOT {chosen.format(accepted)} OR NOT CASE {pair}.rejected_category WHEN {CATEGORY_CODES[Category.PARTIALLY_ACCEPTED]} THEN {rejected.format(partial)}"
+        f" WHEN {CATEGORY_CODES[Category.REJECTED]} THEN {rejected.format(other)}"
+        f" ELSE {rejected.format(f'{partial},{other}')} END"
+    )
+
+
+def _codes_of(category: Category) -> str:
+    """SQL for a list of the codes that say a category of a run, to the letter or not."""
+    return ",".join(str(code) for code, said in VERDICTS.items() if said is category)

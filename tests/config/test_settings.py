@@ -350,7 +350,13 @@ def test_shown_value_is_escaped_and_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "toml", ["workers = 0x" + "F" * 5000, "workers = [0b1" + "0" * 50_000 + "]", "workers" + ".a" * 3000 + " = 1"]
+    "toml",
+    [
+        "workers = 0x" + "F" * 5000,
+        "workers = [0b1" + "0" * 50_000 + "]",
+        # Deeper than any version of Python goes, of parts that each can be read.
+        "workers" + (".a" * 1000 + " = {a") * 40 + " = 1" + "}" * 40,
+    ],
 )
 def test_value_that_cannot_be_shown_is_a_fault_like_others(tmp_path: Path, toml: str) -> None:
     """The story: Python writes no such number in decimal and no such depth at all; a start ended with a traceback."""

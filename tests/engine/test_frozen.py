@@ -633,6 +633,33 @@ def test_tripwire_keeps_what_vanished_before_a_kill(
     assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
 
 
+@pytest.mark.parametrize("word", ["REJECTED", " rejected"])
+def test_tripwire_keeps_pairs_whose_other_side_is_rejected_in_another_spelling(lake: HistoryLake, word: str) -> None:
+    """A random history: the verdict agreed with the pair, but not to the letter, so the pair left without a word."""
+    lake.both(A, run("a1", task_id="t"), run("x1", "rejected", "t"))
+    lake.go()
+    assert lake.shipped("preference") == {"a1>x1"}
+    lake.scored(B, run("x1", word, "t"))
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.evidence(A)
+    lake.go()
+    assert lake.shipped("preference") == {"a1>x1"}
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1, "preference": 1}
+
+
+def test_pairs_whose_other_side_is_partially_accepted_now_do_not_trip(lake: HistoryLake) -> None:
+    """A pair that a verdict overrules leaves for that, though its evidence goes in the same pass."""
+    lake.both(A, run("a1", task_id="t"), run("x1", "rejected", "t"))
+    lake.go()
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.scored(B, run("x1", "partially_accepted", "t"))
+    lake.evidence(A)
+    lake.go()
+    assert lake.shipped("preference") == set()
+    assert lake.causes("preference") == ["revoked"]
+    assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1}
+
+
 def test_rescored_rows_do_not_trip_though_their_evidence_goes(lake: HistoryLake) -> None:
     """Four of six rows whose evidence goes are rejected in the same pass: only two vanish, and the limit is three."""
     many_rows(lake)

@@ -171,6 +171,21 @@ def test_run_once_hashes_what_is_overdue(lake: HistoryLake) -> None:
     assert lake.shipped(Dataset.RAG) == {"b"}
 
 
+def test_clock_that_was_set_back_delays_no_scrub_for_good(lake: HistoryLake) -> None:
+    """The story: files were taken in while the clock was a year ahead, and no scrub came to them for a year."""
+    lake.engine.store.connection.execute(
+        "UPDATE files SET unsure_since_ns = NULL, hashed_at_ns = hashed_at_ns + ?", (365 * 24 * HOUR,)
+    )
+    lake.restart(scrub_hours=3)
+    lake.go()
+    lake.engine.store.connection.execute("UPDATE files SET hashed_at_ns = hashed_at_ns - ?", (2 * HOUR,))
+    reject(lake, A)
+    hide(lake)
+    lake.restart(scrub_hours=1)
+    lake.go()
+    assert lake.shipped(Dataset.RAG) == {"b"}
+
+
 def test_daemon_proves_new_files_once_two_seconds_have_passed(lake: HistoryLake, clock: SimpleNamespace) -> None:
     """Behind new work, with no pass, and then no more; a scan takes their facts as they are meanwhile."""
     lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = ?", (clock.now,))
