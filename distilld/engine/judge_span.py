@@ -381,7 +381,7 @@ class SpanJudge:
                     if verdicts is not None:
                         sink.put(self._contested(walk, text, evidence, found, verdicts, at))
                         continue
-                    case = _make(RowCase, (text, evidence, category, False, options, missing))
+                    case = _make(RowCase, (text, evidence, category, False, options, missing, False))
                     in_rag, in_sft = rag.judge(case, at), sft.judge(case, at)
             except (UnreadableError, InputChanged) as error:
                 sink.put(failed_row(walk, error))
