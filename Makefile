@@ -8,6 +8,7 @@ CREATED := $(VENV)/.created
 RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 INSPECTION := $(VENV)/.installed-inspection
+DASK := $(VENV)/.installed-dask
 # Trainers and vector stores stand apart: they take gigabytes, and LLaMA-Factory wants other versions than the rest.
 CONSUMERS_VENV := .venv-consumers
 LLAMA_FACTORY_VENV := .venv-llama-factory
@@ -57,13 +58,15 @@ PORT ?= 8001
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-consumers coverage lint bench inspect clean install install-program install-units uninstall
+.PHONY: help demo dask test test-slow test-consumers coverage lint bench inspect clean install install-program install-units uninstall
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## Show distilld at work on a small lakehouse of its own
 	@$(BIN)/distilld demo
+
+dask: $(DEVELOPMENT) $(DASK) ## Install Dask, without which 'make test' skips the tests of clusters
 
 test: $(DEVELOPMENT) ## Run the tests but the slow ones
 	@$(BARE) $(BIN)/python -m pytest $(SPREAD) -m 'not slow'
@@ -87,9 +90,7 @@ bench: $(DEVELOPMENT) ## Measure; see docs for what the figures mean
 	@$(BIN)/python -m tests.bench
 
 inspect: $(INSPECTION) ## Browse a state store, read-only: make inspect STORE=state/distilld.db PORT=8001
-	@test -f '$(STORE)' || { echo "there is no state store at $(STORE): try 'make inspect STORE=/path/to/distilld.db'" >&2; exit 1; }
-	@$(BIN)/datasette serve '$(STORE)' --metadata distilld/inspection/datasette/metadata.yaml --plugins-dir distilld/inspection/datasette/plugins \
-		--host 127.0.0.1 --port $(PORT)
+	@$(BIN)/distilld inspect --state '$(STORE)' --port '$(PORT)'
 
 install: install-program install-units ## Install the program and the service (PREFIX, DESTDIR, LAKE, SERVICE_USER)
 	@$(FOR_ALL) test -e '$(DESTDIR)$(CONFIG)' || { install -d '$(DESTDIR)$(SYSCONFDIR)/distilld' && \
@@ -165,6 +166,11 @@ $(DEVELOPMENT): pyproject.toml constraints.txt $(CREATED)
 	@# Datasette too: its pages are tested.
 	@$(PIP_INSTALL) -e '.[test,dev,inspect]'
 	@touch $(RUNTIME) $(INSPECTION) $@
+
+$(DASK): pyproject.toml constraints.txt $(CREATED)
+	@echo "Installing Dask into $(VENV) ..."
+	@$(PIP_INSTALL) -e '.[dask]'
+	@touch $@
 
 # torch alone first, at its pinned version: what is asked for together may bring another build of it.
 $(CONSUMERS): pyproject.toml constraints-consumers.txt

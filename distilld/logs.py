@@ -23,7 +23,7 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
-from distilld.core.model import DistilldError, ProgramError
+from distilld.core.model import Dataset, DistilldError, ProgramError
 from distilld.core.remedies import BY_EVENT
 
 if TYPE_CHECKING:
@@ -295,6 +295,7 @@ class _ConsoleLine:
 
     def __call__(self, logger: WrappedLogger, method: str, line: EventDict) -> str:
         def render(values: Mapping[str, Any]) -> str:
+            values = _in_short(values) if values["event"] == "batch_committed" else values
             shown = {
                 printable(key): value if key in _FIRST_KEYS else _console_value(value)
                 for key, value in values.items()
@@ -304,6 +305,16 @@ class _ConsoleLine:
             return self._renderer(logger, method, shown).rstrip()
 
         return _fitted(line, render, MAX_LINE_BYTES - 1)
+
+
+def _in_short(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a batch did, on a line of 120 columns; its receipt has the rest."""
+    shown = {key: batch.get(key) for key in ("ts", "level", "event", "trigger")}
+    shown |= {"ms": batch.get("duration_ms"), "judged": batch.get("rows_judged")}
+    for dataset in Dataset:
+        figures = (("+", batch.get(f"{dataset}_appended")), ("-", batch.get(f"{dataset}_withdrawn")))
+        shown[dataset] = "".join(f"{sign}{rows}" for sign, rows in figures if rows)
+    return shown if batch.get("validation_pass", True) else shown | {"validation_pass": False}
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ COMMANDS: Final = MappingProxyType(
         "compact": "distilld.cli.compact",
         "prune": "distilld.cli.prune",
         "stage": "distilld.cli.stage",
+        "inspect": "distilld.cli.inspect",
         "schema": "distilld.cli.schema",
         "init": "distilld.cli.init",
         "demo": "distilld.cli.demo",
@@ -127,6 +128,13 @@ def common_options(function: Callable[..., R]) -> Callable[..., R]:
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
     """Give a command --json; it takes ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
+
+
+def executor_option(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command --executor; it takes ``executor``, None where it is not given."""
+    return click.option("--executor", metavar="ADDRESS", help="Judge on a Dask cluster, such as dask://HOST:8786.")(
+        function
+    )
 
 
 @click.group(

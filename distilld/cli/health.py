@@ -28,7 +28,7 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
         print_json({"healthy": not problems, "problems": problems})
     elif problems:
         for problem in problems:
-            say(f"unhealthy: {problem.text}; to put it right: {problem.remedy}")
+            say(f"unhealthy: {problem.text}; what to do: {problem.remedy}")
     else:
         say("healthy")
     return ExitCode.FAILED if problems else ExitCode.DONE

@@ -25,13 +25,15 @@ def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] 
     from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from distilld.tables import Size
+
     labels = {"read": "reading", "judge": "judging"}
     tasks: dict[str, TaskID] = {}
     with Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[rows]:,} rows  {task.fields[megabytes]:,} MB  {task.fields[rate]:,} rows/s"),
+        TextColumn("{task.fields[rows]:,} rows  {task.fields[size]}  {task.fields[rate]:,} rows/s"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -41,7 +43,7 @@ def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] 
             if progress.phase not in tasks:
                 if not progress.whole:
                     return
-                tasks[progress.phase] = bar.add_task(labels[progress.phase], total=None, megabytes=0, rows=0, rate=0)
+                tasks[progress.phase] = bar.add_task(labels[progress.phase], total=None, size=Size(0), rows=0, rate=0)
             task = bar.tasks[tasks[progress.phase]]
             if progress.done < task.completed:  # another pass
                 bar.reset(task.id)
@@ -50,7 +52,7 @@ def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] 
                 task.id,
                 completed=progress.done,
                 total=max(progress.whole, progress.done),
-                megabytes=progress.bytes // 1_000_000,
+                size=Size(progress.bytes),
                 rows=progress.rows,
                 rate=rate,
             )

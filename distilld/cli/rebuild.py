@@ -6,7 +6,7 @@ import os
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.commands import Common, common_options, executor_option, json_option
 from distilld.cli.exit_codes import ExitCode
 from distilld.cli.streams import WorkCommand
 
@@ -14,7 +14,8 @@ from distilld.cli.streams import WorkCommand
 @click.command(cls=WorkCommand, short_help="Read everything again, and put the files in order.")
 @common_options
 @json_option
-def rebuild(common: Common, as_json: bool) -> ExitCode:
+@executor_option
+def rebuild(common: Common, as_json: bool, executor: str | None) -> ExitCode:
     """Read every input again, judge every row again, and put the files in canonical walk order.
 
     Rows with unchanged content keep their created_at. Retained rows and the history of withdrawals stay. On a healthy
@@ -28,7 +29,7 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
     from distilld.core.model import Trigger
     from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, writer
 
-    settings = load_settings(common)
+    settings = load_settings(common, executor=executor)
     with progress_bar() as progress:
         logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
 
@@ -41,7 +42,7 @@ def rebuild(common: Common, as_json: bool) -> ExitCode:
         print_json({**_plain(report), "receipt": report.receipt})
     else:
         print_changes(report)
-        say("every input was read anew and every row judged anew; the files stand in walk order")
+        say("every input was read and every row judged again; the files are in walk order")
         say_work(report)
     return say_not_read(report)
 

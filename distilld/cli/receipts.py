@@ -12,6 +12,7 @@ from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from distilld.publish.receipt_files import StageReceipt
     from distilld.store.queries import Views
 
 WHOLE = "ok"
@@ -38,40 +39,51 @@ class ReceiptLine(NamedTuple):
 @common_options
 @json_option
 def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
-    """List the newest batches, and check each one's receipt and its link to the one before.
+    """List the newest batches and runs of other stages, and check each one's receipt and its link to the one before.
 
     A receipt is 'ok' if the file in reports/distillation/ has the sha256 that the store recorded, and names the sha256
     of the receipt before it. Exits with 1 if one is not.
     """
-    from distilld.cli.output import print_json, say, show
+    from distilld.cli.output import print_json, say
     from distilld.cli.settings import load_settings
+    from distilld.publish.receipt_files import stage_receipts
     from distilld.store.queries import Views, reading
-    from distilld.tables import Table, counted
 
     settings = load_settings(common)
     with reading(settings.state, settings.root) as store:
         anchor = store.recall("receipt_anchor_id")
         lines = list(_lines(settings.root, Views(store), limit or None, store.recall("receipt_anchor_sha256")))
-    broken = [line for line in lines if line.state != WHOLE]
+    stages = sorted(stage_receipts(settings.root), reverse=True)[: limit or None]
+    states = [line.state for line in lines] + [each.problem or WHOLE for each in stages]
+    broken = len([state for state in states if state != WHOLE])
+    code = ExitCode.FAILED if broken else ExitCode.DONE
     if as_json:
-        print_json({"chain": "broken" if broken else "whole", "anchor": anchor, "receipts": lines})
-        return ExitCode.FAILED if broken else ExitCode.DONE
-    if not lines:
+        chain = "broken" if broken else "whole"
+        print_json({"chain": chain, "anchor": anchor, "receipts": lines, "stages": stages})
+    elif not states:
         say("no batch was committed yet")
-        return ExitCode.DONE
-    columns = ("batch", "trigger", "shipped", "held", "withdrawn", "judged", "ms", "receipt")
+    else:
+        _print(lines, stages, anchor, broken)
+    return code
+
+
+def _print(lines: list[ReceiptLine], stages: list[StageReceipt], anchor: str | None, broken: int) -> None:
+    from distilld.cli.output import say, show
+    from distilld.tables import Table, counted
+
+    columns = ("batch", "trigger", "added", "quarantined", "withdrawn", "ms", "receipt")
     rows = [
-        (line.batch_id, line.trigger, line.shipped, line.held, line.withdrawn, line.judged, line.duration_ms,
+        (line.batch_id, line.trigger, line.shipped, line.held, line.withdrawn, line.duration_ms,
          line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}")
         for line in lines
     ]  # fmt: skip
     show(Table("Batches, newest first", columns, rows))
-    if broken:
-        say(f"the chain is broken in {len(broken)} of {counted(len(lines), 'receipt')}")
-        return ExitCode.FAILED
+    if stages:
+        runs = [(each.batch_id, each.exit_code, each.duration_ms, each.problem or WHOLE) for each in stages]
+        show(Table("Other stages, newest first", ("run", "exit code", "ms", "receipt"), runs))
+    found = counted(len(lines) + len(stages), "receipt")
     older = f"; older ones ended with {anchor}" if anchor else ""
-    say(f"the chain is whole over {counted(len(lines), 'receipt')}{older}")
-    return ExitCode.DONE
+    say(f"the chain is broken in {broken} of {found}" if broken else f"the chain is whole over {found}{older}")
 
 
 def _lines(root: Path, views: Views, limit: int | None, anchor_sha256: str | None) -> Iterator[ReceiptLine]:

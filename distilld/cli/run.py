@@ -8,11 +8,11 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.commands import Common, common_options, executor_option, json_option
 from distilld.cli.exit_codes import ExitCode
 from distilld.cli.streams import WorkCommand
 from distilld.core.model import Category, Dataset, DistilldError, UsageError
@@ -37,6 +37,7 @@ class _Flags:
     include_review: bool
     dry_run: bool
     take_over: bool
+    executor: str | None
     as_json: bool
 
 
@@ -72,7 +73,7 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
             "--take-over", is_flag=True, help="Use this state store although the lake was last kept with another one."
         ),
     )
-    function = common_options(json_option(function))
+    function = common_options(json_option(executor_option(function)))
     for option in reversed(options):
         function = option(function)
     return function
@@ -82,7 +83,7 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
 @click.option("--once", is_flag=True, help="Do it once and exit.")
 @click.option("--check", is_flag=True, help="Validate the configuration and exit; nothing is changed.")
 @_run_options
-def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
+def run(common: Common, once: bool, check: bool, **flags: Any) -> ExitCode:
     """Keep the datasets up to date with data/, until SIGTERM or Ctrl-C.
 
     Watches the two trees, exports and withdraws rows as files change, and writes a receipt of every batch. SIGHUP
@@ -94,7 +95,7 @@ def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
     given = _Flags(**flags)
     if check:
         _refuse_with_check({"--once": once, "--dry-run": given.dry_run, "--json": given.as_json})
-        return _check(common)
+        return _check(common, given)
     if once or given.dry_run:
         return _bring(common, (), given)
     return _serve(common, given)
@@ -102,7 +103,7 @@ def run(common: Common, once: bool, check: bool, **flags: bool) -> ExitCode:
 
 @click.command("export-rag", cls=WorkCommand, short_help="Like 'run --once', ending with the RAG exporter's summary.")
 @_run_options
-def export_rag(common: Common, **flags: bool) -> ExitCode:
+def export_rag(common: Common, **flags: Any) -> ExitCode:
     """Bring the datasets up to date, and sum up RAG as the older exporter did.
 
     The datasets share one state, so all three are brought up to date.
@@ -112,7 +113,7 @@ def export_rag(common: Common, **flags: bool) -> ExitCode:
 
 @click.command("export-sft", cls=WorkCommand, short_help="Like 'run --once', ending with the SFT exporter's summary.")
 @_run_options
-def export_sft(common: Common, **flags: bool) -> ExitCode:
+def export_sft(common: Common, **flags: Any) -> ExitCode:
     """Bring the datasets up to date, and sum up SFT as the older exporter did.
 
     The datasets share one state, so all three are brought up to date.
@@ -124,7 +125,7 @@ def export_sft(common: Common, **flags: bool) -> ExitCode:
     "export-preference", cls=WorkCommand, short_help="Like 'run --once', ending with the preference exporter's summary."
 )
 @_run_options
-def export_preference(common: Common, **flags: bool) -> ExitCode:
+def export_preference(common: Common, **flags: Any) -> ExitCode:
     """Bring the datasets up to date, and sum up the preference pairs as the older exporter did.
 
     The datasets share one state, so all three are brought up to date.
@@ -134,7 +135,7 @@ def export_preference(common: Common, **flags: bool) -> ExitCode:
 
 @click.command("export-all", cls=WorkCommand, short_help="Like 'run --once', ending with all three summaries.")
 @_run_options
-def export_all(common: Common, **flags: bool) -> ExitCode:
+def export_all(common: Common, **flags: Any) -> ExitCode:
     """Bring the datasets up to date, and sum up all three as the older exporters did."""
     return _bring(common, tuple(Dataset), _Flags(**flags))
 
@@ -146,11 +147,11 @@ def _refuse_with_check(others: Mapping[str, bool]) -> None:
             raise UsageError(f"--check does not go with {name}", hint=hint)
 
 
-def _check(common: Common) -> ExitCode:
+def _check(common: Common, flags: _Flags) -> ExitCode:
     from distilld.cli.output import say
     from distilld.cli.settings import load_settings
 
-    settings = load_settings(common)
+    settings = load_settings(common, executor=flags.executor)
     say(f"the configuration is good: root {settings.root}, state {settings.state}")
     return ExitCode.DONE
 
@@ -170,7 +171,7 @@ def _serve(common: Common, flags: _Flags) -> ExitCode:
     notifier = Notifier.from_environ(os.environ)
 
     def read_settings() -> Settings:
-        return _with_flags(load_settings(common), flags)
+        return _with_flags(load_settings(common, executor=flags.executor), flags)
 
     settings = read_settings()
     logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
@@ -191,7 +192,7 @@ def _with_flags(settings: Settings, flags: _Flags) -> Settings:
 def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: _Flags) -> ExitCode:
     from distilld.cli.settings import load_settings
 
-    settings = load_settings(common)
+    settings = load_settings(common, executor=flags.executor)
     by_flag = {each for each in _INCLUSIONS if getattr(flags, each.option) and not getattr(settings, each.option)}
     settings = _with_flags(settings, flags)
     report, let_in = _report(settings, flags, by_flag)

@@ -44,7 +44,8 @@ def load_settings(common: Common, **flags: object) -> Settings:
     Raises:
         ConfigError: The configuration is wrong.
         UsageError: A path leads to a name that is not allowed, or the root is no folder, or the state or the metrics
-            file lies where other files of the lake do, or is a file of something else.
+            file lies where other files of the lake do, or is a file of something else, or what the executor needs is
+            not installed.
         OperatorError: The root cannot be read, or the working directory is gone.
     """
     cwd = _working_directory()
@@ -66,6 +67,10 @@ def load_settings(common: Common, **flags: object) -> Settings:
     _refuse_unusable_root(resolved.root)
     become_keeper(resolved.root, resolved.state, works=WorkCommand.ran)
     _refuse_unusable_state(resolved.root, resolved.state)
+    if resolved.executor and WorkCommand.ran:
+        from distilld.engine.cluster import refuse_without_dask
+
+        refuse_without_dask(resolved.executor)
     if resolved.metrics_file is not None:
         _refuse_unusable_metrics_file(resolved.root, resolved.state, resolved.metrics_file)
     return resolved

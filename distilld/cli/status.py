@@ -49,7 +49,7 @@ def _print(found: Status) -> None:
     else:
         say_coloured("healthy as of the last run, and no distilld is running", "yellow")
     for problem in found.problems:
-        say(f"problem: {problem.text}; to put it right: {problem.remedy}")
+        say(f"problem: {problem.text}; what to do: {problem.remedy}")
     for label, text in _facts(found):
         say(f"{label:<12} {text}")
     say()
@@ -79,7 +79,7 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         malformed = counted(sum(each.malformed_lines for each in found.trees), "malformed line")
         yield "input", f"{files} files, {Size(sum(each.size_bytes for each in found.trees))}, {malformed}"
     sizes = [(name, getattr(found.sizes, name)) for name in ("state", "receipts", "withdrawals", "set_aside")]
-    yield "disk", ", ".join(f"{name.replace('_', ' ')} {Size(size)}" for name, size in sizes)
+    yield "disk", ", ".join(f"{name.replace('_', ' ')} {Size(size)}" for name, size in sizes if size) or "nothing yet"
 
 
 def _datasets(found: Status) -> list[tuple[Cell, ...]]:

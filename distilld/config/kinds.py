@@ -94,6 +94,26 @@ class Text(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class Address(Kind):
+    """The address of something that listens, with its scheme; or empty for none."""
+
+    scheme: str
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.scheme}HOST:PORT, or empty for none"
+
+    def read(self, value: object) -> str:
+        if value == "":
+            return ""
+        form = re.escape(self.scheme) + r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})"
+        found = re.fullmatch(form, value) if isinstance(value, str) else None
+        if found is None or not 0 < int(found[2]) < 1 << 16:
+            raise ValueError
+        return found[0]
+
+
+@dataclass(frozen=True, slots=True)
 class FilePath(Kind):
     """A path that can be stored, logged and put into a table; empty only where ``empty_means`` says what that is."""
 

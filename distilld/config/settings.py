@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from distilld.config.kinds import Choice, FilePath, Kind, Number, Switch, Text, Whole
+from distilld.config.kinds import Address, Choice, FilePath, Kind, Number, Switch, Text, Whole
 from distilld.core.model import OnDelete, Options
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -145,6 +145,12 @@ class Settings:
         "Worker processes that judge rows when there are many, beside the process that commits. 0: the number of cores "
         "minus one.",
     )
+    executor: str = _key(
+        Address("dask://"),
+        "",
+        "The scheduler of a Dask cluster whose workers judge instead, such as dask://HOST:8786. They must see the root "
+        "under the same path; see docs/scale.md.",
+    )
 
     writer: Writer = _key(
         Choice(get_args(Writer)),
@@ -190,6 +196,7 @@ class EngineLimits(NamedTuple):
     receipts_keep: int
     scrub_hours: float
     workers: int
+    executor: str
 
 
 KEYS: Final[Mapping[str, Key]] = MappingProxyType(

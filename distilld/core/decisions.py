@@ -200,7 +200,8 @@ class Decisions:
     """Rows that give up an id in this batch, so that another row may take it in the same transaction."""
     tasks: list[str] = field(default_factory=list)
     dropped_pairs: list[int] = field(default_factory=list)
-    pairs: list[PairRow] = field(default_factory=list)
+    pairs: list[tuple[Any, ...]] = field(default_factory=list)
+    """PairRows; those that come ready from a worker are plain tuples."""
     frozen_pairs: list[int] = field(default_factory=list)
     departures: list[int] = field(default_factory=list)
     frozen_seen: list[int] = field(default_factory=list)
@@ -232,6 +233,11 @@ class Decisions:
     def took_any(self) -> bool:
         """Whether anything that waited was judged, be it that nothing followed from it."""
         return bool(self.judged_walks or self.tasks or self.departures or self.frozen_seen)
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether anything is left, since a file that it needs cannot be read, or changed."""
+        return bool(self.unreadable or self.changed_inputs)
 
     def note_out_of_reach(self, error: UnreadableError | InputChanged) -> None:
         """Something is left for a later batch, since a file that it needs cannot be read, or changed."""

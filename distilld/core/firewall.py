@@ -77,8 +77,10 @@ class PairGate(NamedTuple):
 
 
 def revoking(dataset: Dataset, verdict: Category | None, options: Options) -> bool:
-    """Whether the verdict in force takes the run's rows out of ``dataset`` (SPEC 3.4)."""
-    return options.revoke and verdict is not None and options.forbids(dataset, verdict)
+    """Whether the verdict in force takes the run's rows out of ``dataset`` (SPEC 3.4); acceptance never does."""
+    if verdict is None or verdict is Category.ACCEPTED:
+        return False
+    return options.revoke and options.forbids(dataset, verdict)
 
 
 def _category_text(case: RowCase) -> str:
@@ -115,12 +117,10 @@ def _rag_category(case: RowCase) -> Texts:
 
 
 def _rag_revoked(case: RowCase) -> Texts:
-    return _revoked(Dataset.RAG, case)
+    return _revoked(case) if revoking(Dataset.RAG, case.verdict, case.options) else ()
 
 
-def _revoked(dataset: Dataset, case: RowCase) -> Texts:
-    if not revoking(dataset, case.verdict, case.options):
-        return ()
+def _revoked(case: RowCase) -> Texts:
     return (f"run revoked: the verdict in force is {case.verdict}",)
 
 
@@ -148,11 +148,11 @@ def _duplicate(case: RowCase) -> Texts:
 
 
 def _files(case: RowCase) -> Texts:
-    return _missing(case.evidence, case.missing_files)
+    return () if case.missing_files is None else _missing(case.evidence, case.missing_files)
 
 
-def _missing(evidence: EvidenceRecord | None, missing_files: MissingFiles | None) -> Texts:
-    if missing_files is None or evidence is None or evidence.source_files is None:
+def _missing(evidence: EvidenceRecord | None, missing_files: MissingFiles) -> Texts:
+    if evidence is None or evidence.source_files is None:
         return ()
     return tuple(f"source file does not exist: {name}" for name in missing_files(evidence.source_files))
 
@@ -193,7 +193,7 @@ def _sft_provenance(case: RowCase) -> Texts:
 
 
 def _sft_revoked(case: RowCase) -> Texts:
-    return _revoked(Dataset.SFT, case)
+    return _revoked(case) if revoking(Dataset.SFT, case.verdict, case.options) else ()
 
 
 def _sft_evidence(case: RowCase) -> Texts:
@@ -267,6 +267,8 @@ def _pair_duplicate(case: PairCase) -> Texts:
 
 
 def _pair_files(case: PairCase) -> Texts:
+    if case.missing_files is None:
+        return ()
     chosen = _missing(case.chosen.evidence, case.missing_files)
     return (*chosen, *_missing(case.rejected.evidence, case.missing_files))
 

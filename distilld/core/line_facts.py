@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import Malformed, ParsedLine, trim
 from distilld.core.model import Category, InputKind, Reason
-from distilld.core.records import category_of, id_digits
+from distilld.core.records import id_digits
 
 LINE_BITS: Final = 26
 """A partition holds fewer than 2^26 lines; the bits above them are its place among the partitions."""
@@ -21,6 +21,7 @@ REASONS: Final = {code: reason for reason, code in REASON_CODES.items()}
 DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
 CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category, 1)}
 CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
+_CODES: Final = {category.value: code for category, code in CATEGORY_CODES.items()}
 LIKE_REJECTED: Final = len(Category) + 1
 """The code of what forbids as a rejection does, without being one to the letter (SPEC 3.4)."""
 UNREVIEWED: Final = LIKE_REJECTED + 1
@@ -58,6 +59,23 @@ class EvidenceFacts(NamedTuple):
     digest: bytes
 
 
+class TaskRow(NamedTuple):
+    """A row that may stand in a pair, with its evidence; ``verdict`` is the code of its run's verdict in force."""
+
+    walk: int
+    task_id: str
+    run_id: str
+    category: int
+    partition_id: int
+    start: int
+    length: int
+    digest: bytes
+    evidence_start: int
+    evidence_length: int
+    evidence_digest: bytes
+    verdict: int | None
+
+
 class OddLines(NamedTuple):
     """Lines of a file that people should look at: how many came, and the number of the first (SPEC 2, 3.4)."""
 
@@ -92,11 +110,9 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
 
 
 def _category_code(value: Any, *, names_run: bool) -> int | None:
-    category = category_of(value)
-    if category is not None:
-        return CATEGORY_CODES[category]
-    if not names_run:
-        return None
+    code = _CODES.get(value) if type(value) is str else None
+    if code is not None or not names_run:
+        return code
     rejected = type(value) is str and trim(value).lower() == Category.REJECTED.value
     return LIKE_REJECTED if rejected else UNREVIEWED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -22,8 +21,7 @@ RAW_UNITS = 200
 """How much of a malformed line goes into its quarantine row, in UTF-16 code units."""
 
 
-@dataclass(slots=True)
-class Ship:
+class Ship(NamedTuple):
     """A sample that stands in its dataset; ``digits`` are the 16 hex digits of its id."""
 
     digits: str
@@ -38,8 +36,7 @@ class Ship:
         return sample_parts(self.sample)
 
 
-@dataclass(slots=True)
-class Hold:
+class Hold(NamedTuple):
     """A row or pair that stands in quarantine, and the gate that holds it; ``record`` gives the source record."""
 
     gate: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +20,8 @@ from distilld.engine.jobs import SpanJob, TaskJob
 from distilld.engine.judge_pairs import PairJudge
 from distilld.engine.judge_rows import RowJudge
 from distilld.engine.judge_span import FailedRow, JudgedRow, Sink, Span, SpanDone, SpanJudge, error_of
-from distilld.engine.judge_task import TaskDone
 from distilld.engine.pool import Done, Pool
-from distilld.engine.read_file import FileRead
+from distilld.engine.read_file import FileRead, as_scanned
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
 from distilld.lake.scan import SourceFiles
 from distilld.publish.commit import Committer
@@ -35,7 +35,7 @@ DEPARTURES_PER_BATCH: Final = 200_000
 
 
 class UnreadFailed(OperatorError):
-    """An evidence file that was to be read with its rows cannot be read, or is another one now."""
+    """An evidence file that was to be read with its rows cannot be read, or is not as it was scanned."""
 
     def __init__(self, unread: UnreadEvidence) -> None:
         super().__init__(f"{unread.path} cannot be judged with")
@@ -53,7 +53,8 @@ class Batch:
     """Whether more rows wait for their turn."""
     from_start: bool = True
     """Whether it began with the first row that waits; else what was queued behind its back waits for the next one."""
-    files: list[Done[SpanJob]] = field(default_factory=list)
+    files: list[Done[SpanJob] | Done[TaskJob]] = field(default_factory=list)
+    """The jobs whose files hold its lines."""
 
     def close(self) -> None:
         """Drop its lines."""
@@ -165,7 +166,9 @@ class Batches:
             options_changed=self._options_changed,
             ahead=self._ahead,
         )
-        pairs = PairJudge(self._work, self._options, decisions, self._do, options_changed=self._options_changed)
+        pairs = PairJudge(
+            self._work, self._options, decisions, partial(self._do, batch), options_changed=self._options_changed
+        )
         # Closed even where a fault ends the batch: a query that is left half read locks the tables of the pass.
         with closing(self._work.frozen_queue()) as frozen:
             rows.take_frozen(frozen)
@@ -213,12 +216,14 @@ class Batches:
         assert isinstance(done.result, list)  # noqa: S101  what a SpanJob gives
         for span, order, result in zip(queued.spans, done.job.spans, done.result, strict=True):
             assert isinstance(result, SpanDone)  # noqa: S101  as above
-            if result.evidence_failure is not None:
-                raise UnreadFailed(self._unread.pop(span.place.partition_id))
+            if order.new is not None:
+                unread = self._unread[span.place.partition_id]
+                read = as_scanned(result.evidence, unread.facts) if result.evidence is not None else None
+                if read is None:
+                    raise UnreadFailed(self._unread.pop(span.place.partition_id))
+                batch.read.append((span.place, read))
             rows.settle(span, result, done.file)
             self._told(order.size(), result.bytes_read)
-            if result.evidence is not None:
-                batch.read.append((span.place, result.evidence))
 
     def _judge_one(self, row: WorkRow) -> JudgedRow | FailedRow:
         """Judge a row that joins the batch, here and now."""
@@ -228,12 +233,13 @@ class Batches:
         assert isinstance(judged, JudgedRow | FailedRow)  # noqa: S101  it is judged by itself
         return judged
 
-    def _do(self, jobs: Iterable[TaskJob]) -> Iterator[list[TaskDone]]:
+    def _do(self, batch: Batch, jobs: Iterable[TaskJob]) -> Iterator[Done[TaskJob]]:
         for done in self._pool.run(jobs, self._options):
+            batch.files.append(done)
             if isinstance(done.result, FailedRow):
                 raise error_of(done.result)
             self._told(len(done.job.tasks), done.job.size)
-            yield done.result  # type: ignore[misc]
+            yield done
 
 
 def _as_pruned(withdrawal: Withdrawal) -> Withdrawal:

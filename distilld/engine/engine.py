@@ -37,6 +37,7 @@ from distilld.core.model import (
     UnreadableError,
 )
 from distilld.core.plan import FileKey
+from distilld.engine import cluster
 from distilld.engine.batch import Batch, Batches, UnreadFailed
 from distilld.engine.index import Indexed, Indexer, new_record, record_reading, refuse_missing_trees
 from distilld.engine.options_in_force import JudgedWith
@@ -95,12 +96,12 @@ class Engine:
         committer: Committer | None = None,
         spool_folder: Path | None = None,
         workers: int = 0,
-        executor: Executor | None = None,
+        executor: Executor | str | None = None,
         keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
         """``workers`` are the processes that read and judge where much is to be done; 0: one a core in all.
 
-        An ``executor`` takes their place.
+        An ``executor`` takes their place; one that is named by its address is joined when much is to be done.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
         ``keep_lock`` is called before anything is written there, and raises where this is not the one writer.
@@ -166,6 +167,7 @@ class Engine:
         receipts_keep: int,
         scrub_hours: float,
         workers: int,
+        executor: str,
     ) -> None:
         """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
         self.options = options
@@ -176,6 +178,7 @@ class Engine:
         self.tripwire_share = tripwire_share
         self.committer.receipts_keep = receipts_keep
         self.workers = workers
+        self.executor = executor
         self.git = git_state(self.root)
 
     # one pass
@@ -206,7 +209,11 @@ class Engine:
             self.teller.end_pass()
 
     def _new_pool(self) -> Pool:
-        return Pool(self.root, self._spool(), workers=self.workers, executor=self.executor, pulse=self.pulse)
+        join, executor = None, self.executor
+        if isinstance(executor, str):
+            join = partial(cluster.join, executor, self.root, self._spool(), self.options) if executor else None
+            executor = None
+        return Pool(self.root, self._spool(), workers=self.workers, executor=executor, join=join, pulse=self.pulse)
 
     def _look_and_judge(self, trigger: Trigger) -> PassResult:
         result = PassResult()
@@ -452,7 +459,7 @@ class Engine:
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
             record_reading(record, read.reading, 0)
-            self.evidence.add_unread(record, read.facts)
+            self.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
 
     def _made_durable(
         self,

@@ -20,7 +20,7 @@ from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.jobs import ReadJob
 from distilld.engine.judge_span import ScoredFile
 from distilld.engine.pool import Pool
-from distilld.engine.read_file import FileRead, Reading, scored_facts, unreviewed_lines
+from distilld.engine.read_file import FileRead, Reading, as_scanned, scored_facts, unreviewed_lines
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of
 from distilld.lake.scan import ListingError, PartitionFile, Scan, open_partition, tree_path
@@ -286,7 +286,7 @@ class Indexer:
                     record.tail_bytes if record.tail_digest else 0,
                     record.indexed_lines,
                 )
-                self._out.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat.size, indexed)
+                self._out.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat, indexed)
         self._take_read([file for file in left if file in leaving], places)
 
     def _take_read(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
@@ -623,10 +623,10 @@ class _Reads:
         return file in self._files
 
     def pop(self, file: PartitionFile) -> FileRead | None:
-        """What was read of the next file; None where it could not be read: who reads it then tells of it."""
+        """What was read of the next file; None where it could not be read as scanned: who reads it then tells of it."""
         done = next(self._results)
         assert done.job.path == file.path  # noqa: S101  they are asked for in order
-        return done.result if isinstance(done.result, FileRead) else None
+        return as_scanned(done.result, file.stat) if isinstance(done.result, FileRead) else None
 
 
 def record_reading(record: FileRecord, reading: Reading, began_ns: int) -> None:

@@ -1,12 +1,13 @@
 """The work that any process can do: jobs and results are plain values that pickle.
 
-:func:`perform` is all that an executor has to call. What a job needs beside itself is below the root, which its
+:func:`answer` is all that an executor has to call. What a job needs beside itself is below the root, which its
 process must see under the same path.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from distilld.core.model import InputChanged, InputKind, Options, UnreadableError
 from distilld.engine.judge_span import FailedRow, Sink, Span, SpanDone, SpanJudge
-from distilld.engine.judge_task import TaskDone, TaskJudge, TaskOrder
+from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrder
 from distilld.engine.read_file import FileRead, read_file
 from distilld.files.durable import write_all
 from distilld.lake.scan import SourceFiles
@@ -37,9 +38,17 @@ class SpanJob(NamedTuple):
 
 
 class TaskJob(NamedTuple):
-    """Judge the pairs of some tasks."""
+    """Judge the pairs of some tasks; what is of plain ones belongs to the batch with this number and time.
+
+    ``paths`` are those of the partitions that the tasks' rows stand in; ``over_limit`` are the rows that are over
+    ``max_exports_per_run``.
+    """
 
     tasks: tuple[TaskOrder, ...]
+    paths: dict[int, str]
+    over_limit: set[int]
+    batch: int
+    stamp: str
     size: int
 
 
@@ -54,11 +63,42 @@ class SpoolFault:
     why: str
 
 
-Result = FileRead | FailedRow | list[SpanDone] | list[TaskDone] | SpoolFault
+Result = FileRead | FailedRow | list[SpanDone] | list[PlainTasks | TaskDone] | SpoolFault
+
+
+class JobFailed(Exception):
+    """A job met an error that is a fault of the program; its traceback as text, which any process can unpickle."""
+
+
+def answer(root: str, options: Options, job: Job, file: str | None) -> Result:
+    """Do a job for another process.
+
+    Raises:
+        JobFailed: In the place of any other exception, of which many do not unpickle.
+    """
+    try:
+        return perform(root, options, job, file)
+    except Exception as error:
+        raise JobFailed("".join(traceback.format_exception(error))) from error
+
+
+def could_not_read(job: Job, result: Result) -> bool:
+    """Whether anything of a job is missing because a file could not be read, or was another one."""
+    if isinstance(job, SpanJob) and isinstance(result, list):
+        return any(map(_is_incomplete, job.spans, result))
+    if isinstance(result, list):
+        return any(isinstance(done, TaskDone) and done.failure is not None for done in result)
+    return not isinstance(result, FileRead)
+
+
+def _is_incomplete(span: Span, done: SpanDone | PlainTasks | TaskDone) -> bool:
+    assert isinstance(done, SpanDone)  # noqa: S101  what a SpanJob gives
+    is_unread = span.new is not None and done.evidence is None
+    return is_unread or any(type(item) is FailedRow for item in done.items)
 
 
 def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
-    """Do a job; the lines of a SpanJob go into ``file``, or back with the answer where there is none."""
+    """Do a job; finished lines go into ``file``, or back with the answer where there is none."""
     if isinstance(job, ReadJob):
         try:
             return read_file(Path(root), job.kind, job.path, options.max_line_bytes)
@@ -66,24 +106,25 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
             return FailedRow(-1, error.path, error.errno, error.why)
         except InputChanged as error:
             return FailedRow(-1, error.path, None, None)
-    spans, pairs = _judges(root, options)
-    if isinstance(job, TaskJob):
-        try:
-            return pairs.judge(job.tasks)
-        except UnreadableError as error:
-            return FailedRow(-1, error.path, error.errno, error.why)
     try:
         if file is None:
-            sink = Sink(None)
-            return [spans.judge(span, job.stamp, sink) for span in job.spans]
+            return _judge(root, options, job, Sink(None))
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            sink = Sink(lambda block: write_all(descriptor, block))
-            return [spans.judge(span, job.stamp, sink) for span in job.spans]
+            return _judge(root, options, job, Sink(lambda block: write_all(descriptor, block)))
         finally:
             os.close(descriptor)
+    except UnreadableError as error:
+        return FailedRow(-1, error.path, error.errno, error.why)
     except OSError as error:
         return SpoolFault(error.errno, error.strerror or str(error))
+
+
+def _judge(root: str, options: Options, job: SpanJob | TaskJob, sink: Sink) -> Result:
+    spans, pairs = _judges(root, options)
+    if isinstance(job, TaskJob):
+        return pairs.judge(job.tasks, job.paths, job.over_limit, job.batch, job.stamp, sink)
+    return [spans.judge(span, job.stamp, sink) for span in job.spans]
 
 
 @lru_cache(maxsize=2)

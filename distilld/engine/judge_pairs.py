@@ -11,24 +11,29 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from distilld.core.datasets import preference
 from distilld.core.decisions import Decisions, PairRow, Withdrawal, key_of
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED, VERDICTS
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED, TaskRow
 from distilld.core.model import Category, Cause, Dataset, Options, Reason
 from distilld.core.outcome import Rendered
 from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_span import error_of
-from distilld.engine.judge_task import JudgedPair, SideOrder, TaskDone, TaskOrder
+from distilld.engine.judge_task import HELD_PAIRS, SHIPPED_PAIRS, JudgedPair, PlainTasks, TaskDone, TaskOrder
+from distilld.engine.pool import Done
 from distilld.lake.lines import digest_of
 from distilld.store.asked import ASKED_AT_ONCE
-from distilld.store.tasks import TaskRow, WorkPair
+from distilld.store.tasks import WorkPair
 from distilld.store.work import Work
 
 TASKS_A_JOB: Final = ASKED_AT_ONCE
 _PAIRED: Final = (Category.ACCEPTED, Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 _PREFERENCE: Final = Dataset.PREFERENCE
+_WALK, _RUN_ID, _PARTITION, _LENGTH, _EVIDENCE_LENGTH = map(
+    TaskRow._fields.index, ("walk", "run_id", "partition_id", "length", "evidence_length")
+)
+_KEY, _OUTCOME = map(PairRow._fields.index, ("sample_key", "outcome"))
 _SCHEMA_VIOLATION: Final = REASON_CODES[Reason.SCHEMA_VIOLATION]
 
 
@@ -41,12 +46,16 @@ class _Formed(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """A task with all that judging it takes: its pairs now, those that are recorded, and who else has their ids."""
+    """A task as it was asked for; of one that is not plain its pairs now, those recorded, and others with their ids."""
 
     order: TaskOrder
     formed: list[_Formed]
     recorded: list[WorkPair]
     others: dict[int, list[WorkPair]]
+
+
+Turn = tuple[int, str]
+"""A task's place among the tasks: that of its first row, its id."""
 
 
 class PairJudge:
@@ -57,70 +66,108 @@ class PairJudge:
         work: Work,
         options: Options,
         decisions: Decisions,
-        do: Callable[[Iterable[TaskJob]], Iterator[list[TaskDone]]],
+        do: Callable[[Iterable[TaskJob]], Iterator[Done[TaskJob]]],
         *,
         options_changed: bool,
     ) -> None:
-        """``do`` does jobs, in order."""
+        """``do`` does jobs, in order, and keeps their files."""
         self._work = work
         self._options = options
         self._out = decisions
         self._do = do
         self._options_changed = options_changed
-        self._shipped: dict[int, str] = {}
-        self._given_out: set[int] = set()
-        """The ids of the tasks that were given out as plain ones, which no other task of the batch may have."""
+        self._shipped: set[int] = set()
+        self._formed: set[int] = set()
+        """The ids of all pairs that this batch's tasks formed so far."""
         self._freed: dict[int, tuple[WorkPair, Cause]] = {}
         self._absent = work.absent_files()
         self._absent_verdicts = work.has_frozen_verdicts()
         self._stamps: dict[int, str] = {}
+        self._known: set[str] = set()
+        self._touched: list[Turn] = []
+        """Tasks that others touched, and whose turn is yet to come."""
         self.left: set[str] = set()
         """Tasks for a later batch: a file of theirs is out of reach, or their turn was over when they were touched."""
         # Pairs whose line another task took over before their own task was formed anew.
         self._moved_on: set[int] = set()
 
-    def judge(self, tasks: Iterable[tuple[int, str]]) -> None:
+    def judge(self, tasks: Iterable[Turn]) -> None:
         """Form the pairs of these tasks anew, in the order of the tasks' first rows, whose places are given.
 
         Only in this order is it known whether an earlier pair ships an id, so a task whose turn is over is left.
         """
         first = sorted(tasks)
-        known = {task_id for _, task_id in first}
-        expected = self._judged((task_id for _, task_id in first), plainly=True)
-        coming, touched_later = deque(first), list[tuple[int, str]]()
-        while coming or touched_later:
-            if touched_later and (not coming or touched_later[0] < coming[0]):
-                turn = heapq.heappop(touched_later)
-                task, done = next(self._judged([turn[1]]))
-            else:
-                turn = coming.popleft()
-                task, done = next(expected)
-            task_id = turn[1]
-            self._out.bytes_read += done.bytes_read
-            if done.finished and not self._shipped.keys().isdisjoint(pair.key for pair in task.formed):
-                # A task that was touched ships an id of this one, and comes before it.
-                task, done = next(self._judged([task_id]))
-            if done.failure is not None:
-                self._out.note_out_of_reach(error_of(done.failure))
-                self.left.add(task_id)
-                touched = self._let_forbidden_go(task)
-            elif done.finished:
-                touched = self._take_finished(task, done.finished)
-            else:
-                touched = self._judge_task(task, done.pairs)
-            for at in sorted((self._work.first_walk(other), other) for other in touched - known):
-                if at < turn:
-                    self.left.add(at[1])
-                else:
-                    known.add(at[1])
-                    heapq.heappush(touched_later, at)
-        self._out.tasks.extend(known - self.left)
+        self._known = {task_id for _, task_id in first}
+        coming = iter(first)
+        for some, result, file in self._judged((task_id for _, task_id in first), plainly=True):
+            turns = list(islice(coming, len(some)))
+            if isinstance(result, TaskDone):
+                self._settle(turns[0], some[0], result)
+            elif not self._take_plain(turns, result, file):
+                self._judge_again(turns)
+        while self._touched:
+            self._judge_touched()
+        self._out.tasks.extend(self._known - self.left)
         for pair, cause in self._freed.values():
             self._withdraw(pair, cause)
 
+    def _judge_again(self, turns: list[Turn]) -> None:
+        """Settle tasks one by one that were taken for plain, and are not."""
+        coming = iter(turns)
+        for (task,), result, _ in self._judged(task_id for _, task_id in turns):
+            assert isinstance(result, TaskDone)  # noqa: S101  none is asked for as a plain one
+            self._settle(next(coming), task, result)
+
+    def _judge_touched(self) -> None:
+        turn = heapq.heappop(self._touched)
+        (task,), result, _ = next(self._judged([turn[1]]))
+        assert isinstance(result, TaskDone)  # noqa: S101  it is not asked for as a plain one
+        self._settle(turn, task, result)
+
+    def _settle(self, turn: Turn, task: _Task, done: TaskDone) -> None:
+        """Settle one task, behind those that were touched and come before it."""
+        while self._touched and self._touched[0] < turn:
+            self._judge_touched()
+        self._out.bytes_read += done.bytes_read
+        self._formed.update(pair.key for pair in task.formed)
+        if done.failure is not None:
+            self._out.note_out_of_reach(error_of(done.failure))
+            self.left.add(turn[1])
+            touched = self._let_forbidden_go(task)
+        else:
+            touched = self._judge_task(task, done.pairs)
+        for at in sorted((self._work.first_walk(other), other) for other in touched - self._known):
+            if at < turn:
+                self.left.add(at[1])
+            else:
+                self._known.add(at[1])
+                heapq.heappush(self._touched, at)
+
+    def _take_plain(self, turns: list[Turn], done: PlainTasks, file: IO[bytes] | None) -> bool:
+        """Take in tasks whose lines are finished, all at once; False where an id of theirs is not free after all."""
+        keys = [pair[_KEY] for pair in done.pairs]
+        formed = set(keys)
+        if len(formed) < len(keys) or not formed.isdisjoint(self._formed) or self._work.pairs_with_keys(formed):
+            return False
+        if self._touched and self._touched[0] < turns[-1]:
+            return False
+        self._formed |= formed
+        out, changes = self._out, self._out.changes[_PREFERENCE]
+        out.bytes_read += done.bytes_read
+        self._shipped.update([pair[_KEY] for pair in done.pairs if pair[_OUTCOME] == SHIPPED])
+        out.pairs += done.pairs
+        for code, pairs in enumerate(done.outcomes):
+            out.totals[_PREFERENCE, "live", code] += pairs
+        streams = {SHIPPED_PAIRS: changes.shipped, HELD_PAIRS: changes.held}
+        for part in done.parts:
+            part.put_into(streams[part.stream], file)
+        return True
+
     # many tasks at a time
 
-    def _judged(self, task_ids: Iterable[str], *, plainly: bool = False) -> Iterator[tuple[_Task, TaskDone]]:
+    def _judged(
+        self, task_ids: Iterable[str], *, plainly: bool = False
+    ) -> Iterator[tuple[list[_Task], PlainTasks | TaskDone, IO[bytes] | None]]:
         """Look tasks up and have their pairs judged; with ``plainly``, workers finish the lines of plain tasks."""
         under_way: deque[list[_Task]] = deque()
 
@@ -129,66 +176,51 @@ class PairJudge:
             while some := list(islice(coming, TASKS_A_JOB)):
                 tasks = self._look_up(some, plainly=plainly)
                 under_way.append(tasks)
-                yield TaskJob(
-                    tuple(task.order for task in tasks),
-                    sum(side.scored[1] + side.evidence[1] for task in tasks for side in task.order.sides),
-                )
+                yield self._job(tuple(task.order for task in tasks))
 
         for done in self._do(jobs()):
-            yield from zip(under_way.popleft(), done, strict=True)
+            assert isinstance(done.result, list)  # noqa: S101  what a TaskJob gives
+            tasks = iter(under_way.popleft())
+            for result in done.result:
+                assert isinstance(result, TaskDone | PlainTasks)  # noqa: S101  as above
+                number = result.tasks if isinstance(result, PlainTasks) else 1
+                yield list(islice(tasks, number)), result, done.file
 
-    def _look_up(self, task_ids: Sequence[str], *, plainly: bool) -> list[_Task]:
-        rows = self._work.task_rows(task_ids, _PAIRED, preference.PAIRS_PER_TASK)
-        recorded = self._work.pairs_of_tasks(task_ids)
-        formed = {
-            task_id: [
-                _Formed(chosen, other, key_of(preference.id_digits(chosen.run_id, other.run_id, task_id)))
-                for chosen, other in preference.pair_up(*rows[task_id])
-            ]
-            for task_id in task_ids
-        }
-        paired = {row.walk: row.run_id for pairs in formed.values() for pair in pairs for row in pair[:2]}
-        over = self._work.over_limit(paired.items(), self._options)
-        others = self._work.pairs_with_keys({pair.key for pairs in formed.values() for pair in pairs})
-        tasks = []
-        for task_id in task_ids:
-            pairs = formed[task_id]
-            sides = {row.walk: row for pair in pairs for row in (pair.chosen, pair.rejected)}
-            place = {walk: number for number, walk in enumerate(sides)}
-            order = TaskOrder(
-                task_id,
-                tuple(self._side(row, row.walk in over) for row in sides.values()),
-                tuple((place[pair.chosen.walk], place[pair.rejected.walk]) for pair in pairs),
-                self._out.recorded_at if plainly and self._is_plain(pairs, recorded.get(task_id), others) else None,
-            )
-            tasks.append(_Task(order, pairs, recorded.get(task_id, []), others))
-        return tasks
-
-    def _is_plain(
-        self, pairs: list[_Formed], recorded: list[WorkPair] | None, others: dict[int, list[WorkPair]]
-    ) -> bool:
-        """Whether nothing is recorded of a task, and no other one has an id of it."""
-        keys = {pair.key for pair in pairs}
-        free = len(keys) == len(pairs) and keys.isdisjoint(others) and keys.isdisjoint(self._given_out)
-        self._given_out |= keys
-        return free and not recorded
-
-    def _side(self, row: TaskRow, over_limit: bool) -> SideOrder:
-        return SideOrder(
-            row.path,
-            row.walk - row.base,
-            (row.start, row.length, row.digest),
-            (row.evidence_start, row.evidence_length, row.evidence_digest),
-            self._verdict(row),
-            over_limit,
+    def _job(self, orders: tuple[TaskOrder, ...]) -> TaskJob:
+        rows = [row for order in orders for rows in order.rows for row in rows]
+        places = {row[_PARTITION]: row[_WALK] for row in rows}
+        return TaskJob(
+            orders,
+            {partition_id: self._work.place(walk).path for partition_id, walk in places.items()},
+            self._work.over_limit([(row[_WALK], row[_RUN_ID]) for row in rows], self._options),
+            self._out.sequence,
+            self._out.recorded_at,
+            sum([row[_LENGTH] + row[_EVIDENCE_LENGTH] for row in rows]),
         )
 
-    def _verdict(self, row: TaskRow) -> Category | None:
-        """The verdict in force that a side must agree with; an absent one forbids and never clears."""
-        if not self._absent_verdicts:
-            return VERDICTS[row.verdict] if row.verdict is not None else None
+    def _look_up(self, task_ids: Sequence[str], *, plainly: bool) -> list[_Task]:
+        found = self._work.task_rows(task_ids, _PAIRED, preference.PAIRS_PER_TASK)
+        recorded = self._work.pairs_of_tasks(task_ids)
+        tasks = []
+        for task_id in task_ids:
+            accepted, rejected, partial = found[task_id]
+            rows = [accepted, rejected, [] if rejected else partial] if accepted else [[], [], []]
+            if self._absent_verdicts:
+                rows = [[(*row[:-1], self._verdict(TaskRow._make(row))) for row in some] for some in rows]
+            is_plain = plainly and task_id not in recorded
+            formed = [] if is_plain else _formed(task_id, rows)
+            tasks.append(_Task(TaskOrder(task_id, rows, is_plain), formed, recorded.get(task_id, []), {}))
+        keys = {pair.key for task in tasks for pair in task.formed}
+        if not keys:
+            return tasks
+        others = self._work.pairs_with_keys(keys)
+        return [task._replace(others=others) for task in tasks]
+
+    def _verdict(self, row: TaskRow) -> int | None:
+        """The code of the verdict in force that a side must agree with; an absent one forbids and never clears."""
         _, in_force, present = self._work.verdicts(row.run_id, self._options)
-        return in_force if present is CATEGORIES[row.category] else present
+        verdict = in_force if present is CATEGORIES[row.category] else present
+        return None if verdict is None else CATEGORY_CODES[verdict]
 
     # one task
 
@@ -206,25 +238,6 @@ class PairJudge:
             self._let_go(pair, touched)
         self._record(live, formed)
         return touched - {task_id}
-
-    def _take_finished(self, task: _Task, finished: Iterable[tuple[int, bytes, bytes]]) -> set[str]:
-        """Take in a plain task, whose lines are finished: it touches no other one."""
-        task_id, batch = task.order.task_id, self._out.sequence
-        changes = self._out.changes[_PREFERENCE]
-        for slot, ((chosen, rejected, key), (code, digest, line)) in enumerate(zip(task.formed, finished, strict=True)):
-            if code == SHIPPED:
-                self._shipped[key] = task_id
-                changes.shipped.add(line)
-            else:
-                changes.held.add(line)
-            self._out.totals[_PREFERENCE, "live", code] += 1
-            self._out.pairs.append(
-                PairRow(
-                    task_id, slot, chosen.run_id, rejected.run_id, rejected.category, chosen.partition_id,
-                    rejected.partition_id, key, code, digest, batch,
-                )
-            )  # fmt: skip
-        return set()
 
     def _let_forbidden_go(self, task: _Task) -> set[str]:
         """Of a task that cannot be formed anew, pairs that a verdict overrules leave; returns as for a whole task."""
@@ -300,7 +313,7 @@ class PairJudge:
         others: list[WorkPair],
         touched: set[str],
     ) -> tuple[int, bytes, int]:
-        self._shipped[key] = task_id
+        self._shipped.add(key)
         self._out.totals[_PREFERENCE, "live", SHIPPED] += 1
         changes = self._out.changes[_PREFERENCE]
         standing, cause = self._standing(key, unmatched, others, touched)
@@ -479,3 +492,11 @@ class PairJudge:
         if batch not in self._stamps:
             self._stamps |= self._work.stamps([batch])
         return self._stamps.get(batch, "")
+
+
+def _formed(task_id: str, rows: list[list[tuple[Any, ...]]]) -> list[_Formed]:
+    pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*rows)]
+    return [
+        _Formed(chosen, other, key_of(preference.id_digits(chosen.run_id, other.run_id, task_id)))
+        for chosen, other in pairs
+    ]

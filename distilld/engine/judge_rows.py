@@ -12,7 +12,7 @@ from typing import IO, Final
 
 from distilld.core.decisions import Decisions, RowUpdate, Withdrawal
 from distilld.core.line_facts import CATEGORIES, SHIPPED
-from distilld.core.model import Category, Cause, Dataset, InputChanged, MarkedLines, Options, UnreadableError
+from distilld.core.model import Category, Cause, Dataset, InputChanged, Options, UnreadableError
 from distilld.core.outcome import Rendered
 from distilld.engine.judge_span import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.engine.lane import Lane, Recorded
@@ -67,11 +67,7 @@ class RowJudge:
         )  # fmt: skip
         for item in done.items:
             if isinstance(item, Part):
-                if isinstance(item.content, int):
-                    assert file is not None  # noqa: S101  it says where in the file
-                    streams[item.stream].add_part(file.fileno(), item.offset, item.content, item.marks)
-                else:
-                    streams[item.stream].add_piece(MarkedLines(item.content, item.marks))
+                item.put_into(streams[item.stream], file)
             elif item.walk not in self._ahead:
                 self._judge_joined(item.walk)
                 row = span.rows.get(item.walk)

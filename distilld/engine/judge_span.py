@@ -11,13 +11,15 @@ else than what is recorded, goes back row by row, without times: another row may
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from distilld.core.datasets import rag, sft
+from distilld.core.decisions import Lines
 from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, ParsedLine, parse_object
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
@@ -27,6 +29,7 @@ from distilld.core.model import (
     Dataset,
     InputChanged,
     InputKind,
+    MarkedLines,
     Marks,
     Options,
     RowRef,
@@ -34,9 +37,10 @@ from distilld.core.model import (
 )
 from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
+from distilld.core.samples import sample_line
 from distilld.engine.read_file import FileRead, read_evidence
 from distilld.lake.content_hash import ContentHash
-from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours
+from distilld.lake.lines import DIGEST_BYTES, HEAD_BYTES, digest_of, read_head, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
 FLUSH_BYTES: Final = 1 << 20
@@ -50,6 +54,7 @@ SFT_HELD: Final = 3
 
 _TOO_LONG: Final = MALFORMED_CODES[Malformed.TOO_LONG]
 
+_sha256: Final = hashlib.sha256
 _make: Final = tuple.__new__
 """What a NamedTuple's own constructor does, without its price, where there is one for each row."""
 
@@ -146,6 +151,14 @@ class Part(NamedTuple):
     content: int | bytes
     marks: Marks
 
+    def put_into(self, lines: Lines, file: IO[bytes] | None) -> None:
+        """Add the lines to those that go to an export; ``file`` is the job's."""
+        if isinstance(self.content, int):
+            assert file is not None  # noqa: S101  it says where in the file
+            lines.add_part(file.fileno(), self.offset, self.content, self.marks)
+        else:
+            lines.add_piece(MarkedLines(self.content, self.marks))
+
 
 @dataclass(slots=True)
 class SpanDone:
@@ -162,7 +175,7 @@ class SpanDone:
     categories: list[int] = field(default_factory=lambda: [0] * (len(CATEGORIES) + 1))
     """Plain rows by the code of their category."""
     evidence: FileRead | None = None
-    evidence_failure: FailedRow | None = None
+    """The evidence file of a new partition; None where it could not be read."""
     bytes_read: int = 0
 
 
@@ -174,10 +187,18 @@ class Sink:
 
     def __init__(self, write: Callable[[bytes], None] | None) -> None:
         self._write = write
-        self._offset = 0
+        self._offset = self._gathered = 0
         self.lines: tuple[list[bytes], ...] = ([], [], [], [])
         self.digests: tuple[list[bytes], ...] = ([], [], [], [])
         self._items: list[Part | JudgedRow | FailedRow] = []
+
+    def add(self, stream: int, line: bytes, digest: bytes) -> None:
+        """Add a line to a stream; hand over the lines so far where they are many."""
+        self.lines[stream].append(line)
+        self.digests[stream].append(digest)
+        self._gathered += len(line)
+        if self._gathered > FLUSH_BYTES:
+            self.flush()
 
     def put(self, item: JudgedRow | FailedRow) -> None:
         """Hand over a row behind the lines so far."""
@@ -192,6 +213,7 @@ class Sink:
 
     def flush(self) -> None:
         """Hand over the lines so far."""
+        self._gathered = 0
         for stream, (lines, digests) in enumerate(zip(self.lines, self.digests, strict=True)):
             if not lines:
                 continue
@@ -256,8 +278,7 @@ class SpanJudge:
         texts: dict[str, ParsedLine] = {}
         try:
             done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, texts)
-        except (UnreadableError, InputChanged) as error:
-            done.evidence_failure = failed_row(-1, error)
+        except (UnreadableError, InputChanged):
             return
         done.bytes_read += done.evidence.reading.bytes_read + new.scored.size + new.scored.tail_bytes
         try:
@@ -395,13 +416,14 @@ class SpanJudge:
                 continue
             rag_code, rag_line = finished(in_rag, stamp)
             sft_code, sft_line = finished(in_sft, stamp)
-            rag_digest, sft_digest = digest_of(rag_line), digest_of(sft_line)
-            for stream, line, digest in (
-                (RAG_HELD if rag_code else RAG_SHIPPED, rag_line, rag_digest),
-                (SFT_HELD if sft_code else SFT_SHIPPED, sft_line, sft_digest),
-            ):
-                lines[stream].append(line)
-                digests[stream].append(digest)
+            rag_digest = _sha256(rag_line).digest()[:DIGEST_BYTES]
+            sft_digest = _sha256(sft_line).digest()[:DIGEST_BYTES]
+            stream = RAG_HELD if rag_code else RAG_SHIPPED
+            lines[stream].append(rag_line)
+            digests[stream].append(rag_digest)
+            stream = SFT_HELD if sft_code else SFT_SHIPPED
+            lines[stream].append(sft_line)
+            digests[stream].append(sft_digest)
             by_rag[rag_code] += 1
             by_sft[sft_code] += 1
             fresh((rag_code, rag_digest, sft_code, sft_digest, found, walk))
@@ -462,7 +484,7 @@ def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
     """Return the code of an outcome, and its line with its time."""
     times = (stamp,) if isinstance(stamp, str) else stamp
     if isinstance(outcome, Ship):
-        return SHIPPED, outcome.line(*times)
+        return SHIPPED, sample_line(outcome.sample, *times)
     before, behind = outcome.parts()
     return REASON_CODES[outcome.reason], b"%b%b%b" % (before, times[0].encode(), behind)
 

@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from distilld.core.datasets import preference
+from distilld.core.decisions import key_of
 from distilld.core.firewall import MissingFiles, PairCase, PairSide
 from distilld.core.json_text import parse_object
-from distilld.core.model import Category, InputChanged, InputKind, Options, RowRef, UnreadableError
+from distilld.core.line_facts import LINES_END, SHIPPED, VERDICTS, TaskRow
+from distilld.core.model import InputChanged, InputKind, Options, RowRef, UnreadableError
 from distilld.core.outcome import Rendered, rendered
 from distilld.core.records import evidence_record, scored_run
-from distilld.engine.judge_span import FailedRow, failed_row, finished
+from distilld.engine.judge_span import OUTCOMES, FailedRow, Part, Sink, failed_row, finished
 from distilld.lake.lines import digest_of, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
 _BEHIND_IDS = frozenset({None, "schema"})
 """What becomes of a pair that no gate before the one for ids holds."""
-
-
-class SideOrder(NamedTuple):
-    """A row that stands in a pair: where it and its evidence stand, and what is said of its run.
-
-    That is the verdict in force, and whether the row is over ``max_exports_per_run``.
-    """
-
-    path: str
-    line: int
-    scored: tuple[int, int, bytes]
-    evidence: tuple[int, int, bytes]
-    verdict: Category | None
-    over_limit: bool
+SHIPPED_PAIRS: Final = 0
+HELD_PAIRS: Final = 1
 
 
 class TaskOrder(NamedTuple):
-    """The pairs of a task, by the places of their sides among ``sides``: the chosen one, the other one.
+    """A task, and its first rows of each category that may pair: TaskRows, as plain tuples.
 
-    Of a plain task nothing is recorded, and its ids are free: its lines are finished with the time ``stamp``.
+    Of a plain task nothing is recorded: its lines are finished as if its ids were free.
     """
 
     task_id: str
-    sides: tuple[SideOrder, ...]
-    pairs: tuple[tuple[int, int], ...]
-    stamp: str | None
+    rows: list[list[tuple[Any, ...]]]
+    plain: bool
 
 
 class JudgedPair(NamedTuple):
@@ -54,15 +44,25 @@ class JudgedPair(NamedTuple):
 
 
 class TaskDone(NamedTuple):
-    """What came of a task; with a ``failure`` it is not known, for a file of it cannot be read, or changed.
-
-    ``finished`` are the pairs of a plain task: the code of its outcome, its line's digest, its line.
-    """
+    """What came of a task; with a ``failure`` it is not known, for a file of it cannot be read, or changed."""
 
     pairs: tuple[JudgedPair, ...]
-    finished: tuple[tuple[int, bytes, bytes], ...]
     failure: FailedRow | None
     bytes_read: int
+
+
+@dataclass(slots=True)
+class PlainTasks:
+    """What came of some plain tasks in a row: their pairs as they are to be recorded, and where their lines are."""
+
+    tasks: int = 0
+    pairs: list[tuple[Any, ...]] = field(default_factory=list)
+    """PairRows, as plain tuples."""
+    outcomes: list[int] = field(default_factory=lambda: [0] * OUTCOMES)
+    """Pairs by outcome code."""
+    parts: list[Part] = field(default_factory=list)
+    """In the streams SHIPPED_PAIRS and HELD_PAIRS."""
+    bytes_read: int = 0
 
 
 class TaskJudge:
@@ -73,66 +73,148 @@ class TaskJudge:
         self._options = options
         self._missing = missing
 
-    def judge(self, tasks: tuple[TaskOrder, ...]) -> list[TaskDone]:
+    def judge(
+        self,
+        tasks: tuple[TaskOrder, ...],
+        paths: dict[int, str],
+        over_limit: set[int],
+        batch: int,
+        stamp: str,
+        sink: Sink,
+    ) -> list[PlainTasks | TaskDone]:
         """Judge tasks one after the other; files that are opened for one stay open for the next.
 
         Raises:
             UnreadableError: The path check was refused.
+            OSError: The sink cannot be written.
         """
+        done: list[PlainTasks | TaskDone] = []
+        plain = PlainTasks()
         with ExitStack() as stack:
-            files: dict[tuple[InputKind, str], int] = {}
-            return [self._judge(task, files, stack) for task in tasks]
+            reader = _Reader(self._root, paths, over_limit, stack)
+            for task in tasks:
+                reader.size = 0
+                pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*task.rows)]
+                sides: dict[int, PairSide] = {}
+                try:
+                    for row in (row for pair in pairs for row in pair):
+                        if row.walk not in sides:
+                            sides[row.walk] = reader.side(row)
+                except (UnreadableError, InputChanged) as error:
+                    _close(plain, done, sink)
+                    plain = PlainTasks()
+                    done.append(TaskDone((), failed_row(-1, error), reader.size))
+                    continue
+                if task.plain:
+                    self._finish(task.task_id, pairs, sides, paths, (batch, stamp), plain, sink)
+                    plain.tasks += 1
+                    plain.bytes_read += reader.size
+                    continue
+                _close(plain, done, sink)
+                plain = PlainTasks()
+                done.append(TaskDone(tuple(self._pair(*pair, sides, paths) for pair in pairs), None, reader.size))
+            _close(plain, done, sink)
+        return done
 
-    def _judge(self, task: TaskOrder, files: dict[tuple[InputKind, str], int], stack: ExitStack) -> TaskDone:
-        size = 0
-        try:
-            sides = []
-            for side in task.sides:
-                sides.append(self._read(side, files, stack))
-                size += side.scored[1] + side.evidence[1]
-        except (UnreadableError, InputChanged) as error:
-            return TaskDone((), (), failed_row(-1, error), size)
-        cases = [(sides[chosen], sides[other], task.sides[chosen]) for chosen, other in task.pairs]
-        if task.stamp is None:
-            return TaskDone(tuple(self._pair(*case) for case in cases), (), None, size)
-        return TaskDone((), tuple(self._finished(*case, task.stamp) for case in cases), None, size)
+    def _finish(
+        self,
+        task_id: str,
+        pairs: list[tuple[TaskRow, TaskRow]],
+        sides: dict[int, PairSide],
+        paths: dict[int, str],
+        batch: tuple[int, str],
+        plain: PlainTasks,
+        sink: Sink,
+    ) -> None:
+        """Finish the lines of a plain task."""
+        number, stamp = batch
+        for slot, (chosen, rejected) in enumerate(pairs):
+            case = PairCase(sides[chosen.walk], sides[rejected.walk], False, self._options, self._missing)
+            code, line = finished(preference.judge(case, _at(chosen, paths)), stamp)
+            digest = digest_of(line)
+            sink.add(SHIPPED_PAIRS if code == SHIPPED else HELD_PAIRS, line, digest)
+            plain.outcomes[code] += 1
+            key = key_of(preference.id_digits(chosen.run_id, rejected.run_id, task_id))
+            plain.pairs.append(
+                (
+                    task_id, slot, chosen.run_id, rejected.run_id, rejected.category, chosen.partition_id,
+                    rejected.partition_id, key, code, digest, number,
+                )
+            )  # fmt: skip
 
-    def _read(self, side: SideOrder, files: dict[tuple[InputKind, str], int], stack: ExitStack) -> PairSide:
-        values = []
-        for kind, (start, length, digest) in ((InputKind.SCORED, side.scored), (InputKind.EVIDENCE, side.evidence)):
-            shown = tree_path(kind, side.path)
-            descriptor = files.get((kind, side.path))
-            if descriptor is None:
-                if len(files) >= _OPEN_AT_MOST:
-                    stack.close()
-                    files.clear()
-                descriptor, _ = stack.enter_context(open_partition(self._root, kind, side.path))
-                files[kind, side.path] = descriptor
-            (raw,) = read_neighbours(descriptor, ((start, length),), shown)
-            value, marked, _ = parse_object(raw)
-            if value is None or digest_of(raw) != digest:
-                raise InputChanged(shown)
-            values.append((value, marked))
-        (scored, scored_marked), (evidence, evidence_marked) = values
-        return PairSide(
-            scored_run(scored, marked=scored_marked),
-            evidence_record(evidence, marked=evidence_marked),
-            side.verdict,
-            side.over_limit,
-        )
-
-    def _finished(self, chosen: PairSide, other: PairSide, at: SideOrder, stamp: str) -> tuple[int, bytes, bytes]:
-        case = PairCase(chosen, other, False, self._options, self._missing)
-        code, line = finished(preference.judge(case, RowRef(at.path, at.line)), stamp)
-        return code, digest_of(line), line
-
-    def _pair(self, chosen: PairSide, other: PairSide, at: SideOrder) -> JudgedPair:
-        case = PairCase(chosen, other, False, self._options, self._missing)
-        place = RowRef(at.path, at.line)
+    def _pair(
+        self,
+        chosen: TaskRow,
+        rejected: TaskRow,
+        sides: dict[int, PairSide],
+        paths: dict[int, str],
+    ) -> JudgedPair:
+        case = PairCase(sides[chosen.walk], sides[rejected.walk], False, self._options, self._missing)
+        place = _at(chosen, paths)
         free = rendered(preference.judge(case, place))
         if free.gate not in _BEHIND_IDS:
             return JudgedPair(free, None)
         return JudgedPair(free, rendered(preference.judge(case._replace(id_taken=True), place)))
+
+
+class _Reader:
+    """Reads rows and their evidence; files stay open."""
+
+    def __init__(self, root: Path, paths: dict[int, str], over_limit: set[int], stack: ExitStack) -> None:
+        self._root = root
+        self._paths = paths
+        self._over_limit = over_limit
+        self._stack = stack
+        self._files: dict[tuple[InputKind, int], int] = {}
+        self.size = 0
+
+    def side(self, row: TaskRow) -> PairSide:
+        """Return a side of a pair as it stands in its files.
+
+        Raises:
+            InputChanged: It is no longer what was indexed.
+            UnreadableError: The system refuses.
+        """
+        self.size += row.length + row.evidence_length
+        scored, marked = self._read(InputKind.SCORED, row.partition_id, row.start, row.length, row.digest)
+        evidence, evidence_marked = self._read(
+            InputKind.EVIDENCE, row.partition_id, row.evidence_start, row.evidence_length, row.evidence_digest
+        )
+        return PairSide(
+            scored_run(scored, marked=marked),
+            evidence_record(evidence, marked=evidence_marked),
+            VERDICTS[row.verdict] if row.verdict is not None else None,
+            row.walk in self._over_limit,
+        )
+
+    def _read(
+        self, kind: InputKind, partition_id: int, start: int, length: int, digest: bytes
+    ) -> tuple[dict[str, Any], bool]:
+        path = self._paths[partition_id]
+        shown = tree_path(kind, path)
+        descriptor = self._files.get((kind, partition_id))
+        if descriptor is None:
+            if len(self._files) >= _OPEN_AT_MOST:
+                self._stack.close()
+                self._files.clear()
+            descriptor, _ = self._stack.enter_context(open_partition(self._root, kind, path))
+            self._files[kind, partition_id] = descriptor
+        (raw,) = read_neighbours(descriptor, ((start, length),), shown)
+        value, marked, _ = parse_object(raw)
+        if value is None or digest_of(raw) != digest:
+            raise InputChanged(shown)
+        return value, marked
+
+
+def _close(plain: PlainTasks, done: list[PlainTasks | TaskDone], sink: Sink) -> None:
+    """Hand over the plain tasks so far."""
+    if plain.tasks:
+        plain.parts += [part for part in sink.end() if isinstance(part, Part)]
+        done.append(plain)
+
+
+def _at(chosen: TaskRow, paths: dict[int, str]) -> RowRef:
+    return RowRef(paths[chosen.partition_id], chosen.walk & LINES_END - 1)
 
 
 _OPEN_AT_MOST = 48

@@ -76,4 +76,4 @@ class JudgedWith:
 
 def _lines(options: Options) -> str:
     """What decides how a line is read."""
-    return f"{options.max_line_bytes}/{options.rules_version}"
+    return f"max_line_bytes {options.max_line_bytes}, rules {options.rules_version}"

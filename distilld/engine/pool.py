@@ -14,15 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import IO, Final, Generic, TypeVar
+from typing import IO, Final, Generic, NamedTuple, TypeVar
 
 from distilld.core.model import OperatorError, Options
-from distilld.engine.jobs import Job, Result, SpanJob, SpoolFault, perform
+from distilld.engine.jobs import Job, ReadJob, Result, SpoolFault, answer, could_not_read, perform
 from distilld.files.spool import SpoolError, unnamed_file
 
 PROCESSES_FROM: Final = 12 << 20
@@ -30,8 +29,19 @@ PROCESSES_FROM: Final = 12 << 20
 BYTES_AHEAD: Final = 20 << 20
 """Bytes of input that a worker may have waiting: enough while a batch is committed, and some is left to others."""
 JOBS_AHEAD: Final = 64
+BYTES_AHEAD_ELSEWHERE: Final = 256 << 20
+"""Bytes of input at most of which another executor's answers are held in memory or waited for."""
+WAIT_SECONDS: Final = 1.0
+"""How long an answer is waited for before a sign of life."""
 
 J = TypeVar("J", bound=Job)
+
+
+class Joined(NamedTuple):
+    """An executor of other machines, which is shut down at the end of a pass, and how many jobs it does at a time."""
+
+    executor: Executor
+    workers: int
 
 
 class WorkerDied(OperatorError):
@@ -73,16 +83,21 @@ class Pool:
         *,
         workers: int,
         executor: Executor | None = None,
+        join: Callable[[], Joined] | None = None,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
         """``workers`` are the processes beside this one; 0: one a core in all. ``folder`` is for files of lines.
 
-        An ``executor`` that is given is used from the first job on, and is not shut down.
+        An ``executor`` that is given is used from the first job on, and is not shut down. ``join`` gives one that takes
+        the place of processes of our own. The lines of either come back with the answers, and what it could not read is
+        tried here.
         """
         self._root = str(root)
         self._folder = folder
         self._given_executor = executor
         self._executor = executor
+        self._join = join
+        self._elsewhere = bool(executor or join)
         self._pulse = pulse
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._unanswered = 0
@@ -93,6 +108,9 @@ class Pool:
     def expect(self, size: int) -> None:
         """Say that so many bytes are to be read: where they are many, processes are started."""
         if self._executor is not None or size < PROCESSES_FROM:
+            return
+        if self._join is not None:
+            self._executor, self._workers = self._join()
             return
         self._executor = ProcessPoolExecutor(
             self._workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
@@ -106,7 +124,7 @@ class Pool:
                 f"cannot start a worker process: {error.strerror or error}",
                 hint="let it start processes: look at its limits and at the memory that is left",
             ) from error
-        except BrokenProcessPool as error:
+        except BrokenExecutor as error:
             self.close()
             raise WorkerDied from error
 
@@ -118,7 +136,11 @@ class Pool:
     def close(self) -> None:
         """End the processes; what they have in hand is dropped."""
         executor, self._executor = self._executor, self._given_executor
-        if isinstance(executor, ProcessPoolExecutor) and executor is not self._given_executor:
+        if executor is None or executor is self._given_executor:
+            return
+        if not isinstance(executor, ProcessPoolExecutor):
+            executor.shutdown(cancel_futures=True)
+        else:
             processes = list((executor._processes or {}).values())
             for process in processes:
                 process.kill()
@@ -145,7 +167,7 @@ class Pool:
                 head = under_way[0]
                 while more and head.future is not None and not head.future.done() and self._lends_a_hand(under_way):
                     more = self._give(coming, under_way, options, here=True)
-                result = self._result(head)
+                result = self._result(head, options)
                 self._pulse()
                 under_way.popleft()
                 yield Done(head.job, result, head.file)
@@ -159,6 +181,8 @@ class Pool:
     def _has_room(self, under_way: deque[_Given[J]]) -> bool:
         if self._executor is None:
             return not under_way
+        if self._elsewhere and sum(each.job.size for each in under_way) >= BYTES_AHEAD_ELSEWHERE:
+            return not under_way
         while self._answered:
             self._unanswered -= self._answered.popleft()
         return not under_way or (
@@ -167,13 +191,15 @@ class Pool:
 
     def _lends_a_hand(self, under_way: deque[_Given[J]]) -> bool:
         """Whether this process does a job itself while it waits; what is done lies in files, but not without end."""
-        return self._given_executor is None and len(under_way) < JOBS_AHEAD
+        return len(under_way) < JOBS_AHEAD
 
     def _give(self, coming: Iterator[J], under_way: deque[_Given[J]], options: Options, *, here: bool) -> bool:
         job = next(coming, None)
         if job is None:
             return False
-        file = unnamed_file(self._folder) if isinstance(job, SpanJob) and self._given_executor is None else None
+        here = here or self._executor is None
+        keeps_lines = not isinstance(job, ReadJob) and (here or not self._elsewhere)
+        file = unnamed_file(self._folder) if keeps_lines else None
         path = None if file is None else f"/proc/{os.getpid()}/fd/{file.fileno()}"
         given: _Given[J] = _Given(job, file, None)
         under_way.append(given)
@@ -181,20 +207,25 @@ class Pool:
             given.result = perform(self._root, options, job, path)
         else:
             try:
-                given.future = self._executor.submit(perform, self._root, options, job, path)
-            except BrokenProcessPool as error:
+                given.future = self._executor.submit(answer, self._root, options, job, path)
+            except BrokenExecutor as error:
                 raise WorkerDied from error
             self._unanswered += job.size
             given.future.add_done_callback(lambda _: self._answered.append(job.size))
         return True
 
-    def _result(self, given: _Given[J]) -> Result:
+    def _result(self, given: _Given[J], options: Options) -> Result:
         result = given.result
         if given.future is not None:
+            while not wait((given.future,), WAIT_SECONDS).done:
+                self._pulse()
             try:
                 result = given.future.result()
-            except BrokenProcessPool as error:
+            except BrokenExecutor as error:
                 raise WorkerDied from error
+            if self._elsewhere and could_not_read(given.job, result):
+                # Its mount may be stale or away; what stands in the files is decided by what is seen here.
+                result = perform(self._root, options, given.job, None)
         assert result is not None  # noqa: S101  done here, or answered
         if isinstance(result, SpoolFault):
             raise SpoolError(self._folder, OSError(result.errno, result.why))

@@ -43,6 +43,16 @@ class FileRead(NamedTuple):
     rest: Rest | None = None
 
 
+def as_scanned(read: FileRead, facts: StatFacts) -> FileRead | None:
+    """What was read, with the facts of the scan; None where another size or other times were seen than by the scan.
+
+    A mount of another machine has a device of its own, and may show a file as it was a while ago.
+    """
+    if read.reading.facts[2:] != facts[2:]:
+        return None
+    return read._replace(reading=read.reading._replace(facts=facts))
+
+
 def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> FileRead:
     """Read a file of either tree.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import LINE_BITS
-from distilld.core.model import Dataset, Options
+from distilld.core.model import Dataset, Options, StatFacts
 from distilld.engine.jobs import SpanJob
 from distilld.engine.judge_span import NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
@@ -32,7 +32,7 @@ class UnreadEvidence(NamedTuple):
     """A new evidence file that is read when its rows are judged, and the new scored file that they stand in."""
 
     path: str
-    size: int
+    facts: StatFacts
     scored: ScoredFile
 
 
@@ -99,7 +99,7 @@ class SpanQueue:
         for place, low, high in self._work.partitions_queued(self._after, forced_only=self._forced_only):
             unread = self._unread.get(place.partition_id)
             if unread is not None:
-                yield from self._make_room(unread.scored.lines, unread.size + unread.scored.size)
+                yield from self._make_room(unread.scored.lines, unread.facts.size + unread.scored.size)
                 self._add_new(place, unread)
                 yield from self._close_full_job()
                 continue
@@ -147,7 +147,7 @@ class SpanQueue:
             Span(place.path, place.base, (), NewPartition(unread.scored, verdicts)),
             QueuedSpan(place, {}, True, high - 1),
             unread.scored.lines,
-            unread.scored.size + unread.size,
+            unread.scored.size + unread.facts.size,
         )
 
     def _take(self, span: Span, queued: QueuedSpan, rows: int, size: int) -> None:

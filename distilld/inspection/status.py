@@ -47,6 +47,7 @@ PERIODS: Final = 3
 _AGES: Final = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)))
 SCRUB_LATE: Final = 1.2
 """After so many times ``scrub_hours`` a file that was not hashed again is told of."""
+_OLDEST: Final = 10
 _RUN: Final = "distilld run --once"
 
 
@@ -71,6 +72,15 @@ class ExportState:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadFile:
+    """A file that is new or changed: how long ago it was last changed, and how many bytes of it were not read."""
+
+    path: str
+    seconds: float
+    unread_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lag:
     """What stands in data/ and was not read yet. A file that is only still being written may be among the changed."""
 
@@ -80,6 +90,8 @@ class Lag:
     unread_bytes: int = 0
     seconds: float = 0.0
     """How long ago the file that waits longest was last changed, by the file system's own clock."""
+    oldest: tuple[UnreadFile, ...] = ()
+    """The files that wait longest, the first few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +312,14 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
 
 def _frozen_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
-        rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "shipped row")
+        rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "exported row")
         yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune shows what would go"
     vanished = found.frozen.get("vanished", 0) + found.frozen.get("evidence vanished", 0)
     if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
-        rows = counted(accepted, "shipped row")
+        rows = counted(accepted, "exported row")
         yield f"kept for good although they vanished from data/: {rows}; distilld prune shows what would go"
     if orphans := found.frozen.get("orphan"):
-        rows = counted(orphans, "shipped row")
+        rows = counted(orphans, "exported row")
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
 
 
@@ -337,7 +349,7 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
         follows = (
             "the daemon that runs keeps those that it was started with or last reloaded"
             if found.daemon_runs
-            else "the next run judges every row anew"
+            else "the next run judges every row again"
         )
         yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
 
@@ -362,7 +374,8 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
     found.strays = scan.strays
     if not (scan.files or scan.unlisted):
         found.problems.append(_without_inputs(found, known=bool(files)))
-    new = changed = unread = waiting_ns = 0
+    new = changed = 0
+    waiting = []
     seen = set()
     for file in scan.files:
         key = (file.kind, file.path)
@@ -372,15 +385,18 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
             continue
         new += record is None
         changed += record is not None
-        unread += max(0, file.stat.size - (record.indexed_bytes if record else 0))
-        waiting_ns = max(waiting_ns, time.time_ns() - file.stat.ctime_ns)
+        unread = max(0, file.stat.size - (record.indexed_bytes if record else 0))
         path = tree_path(file.kind, file.path)
+        waiting.append(UnreadFile(path, max(0, time.time_ns() - file.stat.ctime_ns) / 1e9, unread))
         if not os.access(root / path, os.R_OK):
             found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))
     gone = sum(
         record.state == "present" and key not in seen and not scan.is_unknown(*key) for key, record in files.items()
     )
-    found.lag = Lag(new, changed, gone, unread, waiting_ns / 1e9)
+    waiting.sort(key=lambda each: -each.seconds)
+    unread_bytes = sum(each.unread_bytes for each in waiting)
+    seconds = waiting[0].seconds if waiting else 0.0
+    found.lag = Lag(new, changed, gone, unread_bytes, seconds, tuple(waiting[:_OLDEST]))
     found.problems += [
         Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
         for oddity in scan.oddities

@@ -227,13 +227,14 @@ class Committer(Recovery):
     def _second_look(self, decisions: Decisions, options: Options) -> bool:
         if not options.revoke:
             return True
-        codes = {
-            dataset: tuple(code for code, category in VERDICTS.items() if options.forbids(dataset, category))
-            for dataset in (Dataset.RAG, Dataset.SFT)
+        shipped = {dataset: set(decisions.shipped_walks[dataset]) for dataset in (Dataset.RAG, Dataset.SFT)}
+        forbidden = {
+            dataset: {code for code, category in VERDICTS.items() if options.forbids(dataset, category)}
+            for dataset in shipped
         }
+        found = self._ledger.verdicts_among(sorted(set().union(*shipped.values())), set().union(*forbidden.values()))
         return not any(
-            self._ledger.forbidden_among(decisions.shipped_walks[dataset], forbidden)
-            for dataset, forbidden in codes.items()
+            walk in walks and code in forbidden[dataset] for walk, code in found for dataset, walks in shipped.items()
         )
 
     # whole files

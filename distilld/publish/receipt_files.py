@@ -60,6 +60,16 @@ class Link(NamedTuple):
     recorded_at: str
 
 
+class StageReceipt(NamedTuple):
+    """The receipt of another stage: what it says, and what is wrong with it or its link to the one before it."""
+
+    batch_id: str
+    stage: str
+    exit_code: int | None
+    duration_ms: int | None
+    problem: str | None
+
+
 def receipt_bytes(facts: Mapping[str, Any]) -> bytes:
     """The receipt's file: indented JSON with a line feed."""
     return orjson.dumps(
@@ -185,8 +195,19 @@ def broken_stage_chains(root: Path) -> Iterator[str]:
     Raises:
         OSError: The folder of the receipts cannot be listed.
     """
-    for batch_ids in _stage_chains(root).values():
-        yield from _broken_links(root, batch_ids)
+    for each in stage_receipts(root):
+        if each.problem is not None:
+            yield f"{receipt_path(each.batch_id)}: {each.problem}"
+
+
+def stage_receipts(root: Path) -> Iterator[StageReceipt]:
+    """The receipts of other stages, each stage's oldest first.
+
+    Raises:
+        OSError: The folder of the receipts cannot be listed.
+    """
+    for stage, batch_ids in _stage_chains(root).items():
+        yield from _links(root, stage, batch_ids)
 
 
 def stage_heads(root: Path) -> dict[str, str]:
@@ -226,25 +247,27 @@ def _stage_chains(root: Path) -> dict[str, list[str]]:
     return chains
 
 
-def _broken_links(root: Path, batch_ids: Sequence[str]) -> Iterator[str]:
+def _links(root: Path, stage: str, batch_ids: Sequence[str]) -> Iterator[StageReceipt]:
     before: set[str | None] = set()
-    for path in map(receipt_path, batch_ids):
+    for batch_id in batch_ids:
         try:
-            content = read_regular(root / path)
+            content = read_regular(root / receipt_path(batch_id))
         except FileNotFoundError:
             continue  # its stage is about to write it, or was killed
         except OSError as error:
-            yield f"{path}: cannot be read: {error.strerror}"
+            yield StageReceipt(batch_id, stage, None, None, f"cannot be read: {error.strerror}")
             continue
-        facts = _facts_in(content)
+        facts, problem = _facts_in(content), None
         if facts is None:
-            yield f"{path}: is not as it was written"
+            problem = "is not as it was written"
         # Two runs of a stage at one time may follow the same receipt, even one that is kept no longer.
         elif not before:
             before.add(facts.get("previous_receipt_sha256"))
         elif facts.get("previous_receipt_sha256") not in before:
-            yield f"{path}: the receipt before it is gone, or is not as it was written"
+            problem = "the receipt before it is gone, or is not as it was written"
         before.add(sha256_of(content))
+        exit_code, duration_ms = (facts or {}).get("exit_code"), (facts or {}).get("duration_ms")
+        yield StageReceipt(batch_id, stage, exit_code, duration_ms, problem)
 
 
 def _facts_in(content: bytes) -> dict[str, Any] | None:

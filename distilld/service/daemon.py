@@ -21,6 +21,7 @@ import structlog
 from distilld import __version__, logs
 from distilld.config.settings import Settings
 from distilld.core.model import DistilldError, OperatorError, Trigger, UsageError, WriterBusy
+from distilld.engine.cluster import UnfitWorker
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.lake.scan import TREES, ListingError, tree_path
@@ -277,8 +278,12 @@ class Daemon:
         except (StoreCorruptError, UsageError, WriterBusy) as error:
             if self._stop:
                 raise PassEnded from error
-            # A corrupt store is set aside, and another is begun; a lake that another writer took is left to it.
-            raise
+            if not isinstance(error, UnfitWorker):
+                # A corrupt store is set aside, and another is begun; a lake that another writer took is left to it.
+                raise
+            # Somebody is mending the cluster, perhaps: the daemon need not be started again then.
+            self._cuttable = False
+            self._failed(error)
         except Exception as error:
             # The one place: whatever it is, the next try may work.
             if self._stop:

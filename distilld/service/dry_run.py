@@ -78,7 +78,8 @@ def rehearsal(
                 settings.root,
                 store,
                 settings.options(),
-                **settings.limits()._asdict(),
+                # A cluster is asked for a file below the root.
+                **settings.limits()._replace(executor="")._asdict(),
                 progress=progress,
                 committer=DryCommitter(settings.root, store),
                 spool_folder=folder,

@@ -269,6 +269,10 @@ class Store:
             "foreign_keys = ON",
             f"cache_size = -{CACHE_KIB}",
             "journal_size_limit = 67108864",
+            # Each move of the log into the file writes pages again that the next batch changes once more.
+            "wal_autocheckpoint = 4000",
+            # Facts and digests, no text: what is deleted need not be written over with zeros.
+            "secure_delete = OFF",
         )
         self._refuse_newer()
         self._refuse_others(root)

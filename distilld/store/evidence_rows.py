@@ -8,7 +8,7 @@ from typing import Any
 from distilld.core.line_facts import LINES_END
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.queues import Queues, can_pair
+from distilld.store.queues import CAN_PAIR, Queues
 
 
 class EvidenceRows:
@@ -35,20 +35,25 @@ class EvidenceRows:
             (record.partition_id,),
         ).fetchall()
 
-    def add_unread(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
+    def add_unread(self, record: FileRecord, rows: Sequence[tuple[Any, ...]], *, all_judged: bool = False) -> None:
         """Take in an evidence file that was read when its rows were judged, which know already whether they have any.
 
-        Rows that could not be judged learn it here. Queue the tasks that may form pairs now.
+        Unless all were judged, the others learn it here. Queue the tasks that may form pairs now.
         """
         self.add(record, rows)
         self._inputs.write_file(record)
-        low, found = record.walk_base, evidence_found(self._store, record.partition_id, "scored_rows.run_id")
+        low = record.walk_base
+        if not all_judged:
+            found = evidence_found(self._store, record.partition_id, "scored_rows.run_id")
+            self._run(
+                f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
+                (low, low + LINES_END),
+            )
+        self._inputs.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
         self._run(
-            f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
+            f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 FROM scored_rows s WHERE {CAN_PAIR}",
             (low, low + LINES_END),
         )
-        self._inputs.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
-        self._queues.add_tasks("scored_rows s", can_pair(record.walk_base, record.walk_base + LINES_END), "s.task_id")
 
     def stage(self) -> None:
         """Begin to take in evidence whose effect on known scored rows matters."""

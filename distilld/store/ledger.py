@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -425,15 +426,13 @@ class Ledger:
         """One of the store's counters."""
         return int(self._run("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()[0])
 
-    def forbidden_among(self, walks: list[int], forbidden: tuple[int, ...]) -> int:
-        """How many of these rows' runs have a last present verdict of a forbidden category: the firewall's second look."""
-        marks = ",".join(map(str, forbidden))
-        found = self._run(
-            "SELECT count(*) FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value"
-            f" WHERE {last_verdict('s.run_id')} IN ({marks})",
+    def verdicts_among(self, walks: Iterable[int], codes: Iterable[int]) -> list[tuple[int, int]]:
+        """Those of these rows whose run's last present verdict has one of the codes, with it: the firewall's second look."""
+        return self._run(
+            f"SELECT s.walk, {last_verdict('s.run_id')} AS code FROM json_each(?) j CROSS JOIN scored_rows s"
+            f" ON s.walk = j.value WHERE code IN ({','.join(map(str, codes))})",
             (f"[{','.join(map(str, walks))}]",),
-        )
-        return int(found.fetchone()[0])
+        ).fetchall()
 
 
 _EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -55,9 +55,9 @@ class Queues:
         self._run("UPDATE frozen_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
         self._run("UPDATE pairs SET accepted = 0 WHERE frozen = 'orphan' AND accepted = 1")
 
-    def add_tasks(self, table: str, where: str, task: str = "task_id") -> None:
+    def add_tasks(self, table: str, where: str) -> None:
         """Queue the tasks of a table's rows."""
-        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT {task}, 0 FROM {table} WHERE {where}")
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
 
     def woken(self, rows: str) -> list[tuple[str, int]]:
         """The ids, by dataset, that queued ones of these rows wait for: nobody else may have been woken for them."""
@@ -124,11 +124,7 @@ class Queues:
                 )
 
 
-def can_pair(low: int, high: int) -> str:
-    """Rows of a span that may change pairs: their task has an accepted row and another one to set it against.
-
-    A row of any category may be the first of its task. That matters where pairs of two tasks have one id.
-    """
+def _can_pair() -> str:
     other = "SELECT 1 FROM scored_rows o WHERE o.task_id = s.task_id AND o.evidence_found = 1 AND o.category = {}"
     accepted, partial, rejected = (
         other.format(CATEGORY_CODES[category])
@@ -139,7 +135,14 @@ def can_pair(low: int, high: int) -> str:
         " WHERE p.task_id = s.task_id"
     )
     return (
-        f"s.walk >= {low} AND s.walk < {high} AND s.task_id IS NOT NULL AND s.evidence_found = 1"
+        "s.walk >= ?1 AND s.walk < ?2 AND s.task_id IS NOT NULL AND s.evidence_found = 1"
         f" AND (s.category <= 3 AND EXISTS ({accepted}) AND (EXISTS ({rejected}) OR EXISTS ({partial}))"
         f" OR {ORDER_MATTERS} AND EXISTS ({shares}))"
     )
+
+
+CAN_PAIR: Final = _can_pair()
+"""SQL for rows of a span that may change pairs: their task has an accepted row and another one to set it against.
+
+A row of any category may be the first of its task. That matters where pairs of two tasks have one id.
+"""

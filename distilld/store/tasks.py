@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED, VERDICTS
 from distilld.core.model import Category
 from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
 from distilld.store.connection import Store
-from distilld.store.queues import ORDER_MATTERS, can_pair
+from distilld.store.queues import CAN_PAIR, ORDER_MATTERS
 from distilld.store.verdicts import last_verdict
 
 EVIDENCE_OF_ROWS: Final = (
@@ -23,25 +23,6 @@ _FIRST_WALKS: Final = ", ".join(
     for category in ("NULL", *VERDICTS)
 )
 """Where the first rows of task ``t`` stand whose evidence is found, one of each category."""
-
-
-class TaskRow(NamedTuple):
-    """A row that may stand in a pair; ``verdict`` is the code of the last present verdict of its run."""
-
-    walk: int
-    task_id: str
-    run_id: str
-    category: int
-    partition_id: int
-    path: str
-    base: int
-    start: int
-    length: int
-    digest: bytes
-    evidence_start: int
-    evidence_length: int
-    evidence_digest: bytes
-    verdict: int | None
 
 
 class WorkPair(NamedTuple):
@@ -71,11 +52,12 @@ class Tasks:
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
 
-    def _unjudged_spans(self) -> list[tuple[int, int]]:
+    def _unjudged_spans(self, which: str = "") -> list[tuple[int, int]]:
         return self._run(
             "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM files f INDEXED BY unjudged_files"
             " CROSS JOIN partitions p USING (partition_id)"
-            " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present' ORDER BY 1"
+            " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present'"
+            f"{which} ORDER BY 1"
         ).fetchall()
 
     def copies(self, digest: bytes, run_id: str | None) -> list[tuple[int, bool]]:
@@ -126,14 +108,17 @@ class Tasks:
     def tasks_of_unjudged(self, up_to: int) -> set[str]:
         """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""
         found: set[str] = set()
-        for low, high in self._unjudged_spans():
+        # Without its evidence file, which may be read with its rows, no row of a partition pairs.
+        known = (
+            " AND EXISTS (SELECT 1 FROM files e WHERE e.partition_id = f.partition_id AND e.kind = 'evidence'"
+            " AND e.state = 'present')"
+        )
+        for low, high in self._unjudged_spans(known):
             if low <= up_to:
-                found.update(
-                    task_id
-                    for (task_id,) in self._run(
-                        f"SELECT DISTINCT task_id FROM scored_rows s WHERE {can_pair(low, min(high, up_to + 1))}"
-                    )
+                rows = self._run(
+                    f"SELECT DISTINCT task_id FROM scored_rows s WHERE {CAN_PAIR}", (low, min(high, up_to + 1))
                 )
+                found.update(task_id for (task_id,) in rows)
         return found
 
     def _first_walks(self, tasks: list[str]) -> Iterator[tuple[str, int]]:
@@ -151,24 +136,26 @@ class Tasks:
 
     def task_rows(
         self, tasks: Sequence[str], categories: Sequence[Category], limit: int
-    ) -> dict[str, list[list[TaskRow]]]:
-        """The first rows of tasks whose evidence is found, up to ``limit`` of each category, by task."""
+    ) -> dict[str, list[list[tuple[Any, ...]]]]:
+        """The first rows of tasks whose evidence is found, up to ``limit`` of each category, by task: TaskRows.
+
+        They are plain tuples, for most of them only pass through on their way to a worker.
+        """
         place = {CATEGORY_CODES[category]: number for number, category in enumerate(categories)}
-        found: dict[str, list[list[TaskRow]]] = {task_id: [[] for _ in categories] for task_id in tasks}
+        found: dict[str, list[list[tuple[Any, ...]]]] = {task_id: [[] for _ in categories] for task_id in tasks}
         first = " UNION ALL ".join(
             "SELECT f.walk FROM asked t CROSS JOIN scored_rows f ON f.walk IN (SELECT walk FROM scored_rows"
             f" WHERE task_id = t.value AND evidence_found = 1 AND category = {code} ORDER BY walk LIMIT {limit})"
             for code in place
         )
         rows = self._run(
-            f"{ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, p.path, p.walk_base, s.start_byte,"
+            f"{ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, s.start_byte,"
             f" s.length_bytes, s.digest, e.start_byte, e.length_bytes, e.digest, {last_verdict('s.run_id')}"
             f" FROM ({first}) q CROSS JOIN scored_rows s USING (walk){EVIDENCE_OF_ROWS}",
             asked(tasks),
         ).fetchall()
-        for columns in sorted(rows):
-            row = TaskRow._make(columns)
-            found[row.task_id][place[row.category]].append(row)
+        for row in sorted(rows):
+            found[row[1]][place[row[3]]].append(row)
         return found
 
     def pairs_of_tasks(self, tasks: Sequence[str]) -> dict[str, list[WorkPair]]:

@@ -24,6 +24,9 @@ VALID = [
     ("root", '"lake/../lake"', Path("{cwd}/lake/../lake")),
     ("state", '"elsewhere.db"', Path("{cwd}/elsewhere.db")),
     ("state", '"/var/lib/distilld/distilld.db"', Path("/var/lib/distilld/distilld.db")),
+    ("executor", '""', ""),
+    ("executor", '"dask://host.example:8786"', "dask://host.example:8786"),
+    ("executor", '"dask://[fd00::1]:8786"', "dask://[fd00::1]:8786"),
     ("include_partial", "true", True),
     ("include_review", "true", True),
     ("revoke", "false", False),
@@ -54,6 +57,13 @@ VALID = [
 ]
 
 INVALID = [
+    ("executor", '"host:8786"', "dask://HOST:PORT"),
+    ("executor", '"tcp://host:8786"', "dask://HOST:PORT"),
+    ("executor", '"dask://host"', "dask://HOST:PORT"),
+    ("executor", '"dask://host:0"', "dask://HOST:PORT"),
+    ("executor", '"dask://host:65536"', "dask://HOST:PORT"),
+    ("executor", '"dask://user@host:8786"', "dask://HOST:PORT"),
+    ("executor", "8786", "dask://HOST:PORT"),
     ("root", '""', "a path"),
     ("root", "1", "a path"),
     ("root", '"a\\u0000b"', "a path"),
@@ -166,6 +176,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
         scrub_hours=24.0,
         batch_rows=50_000,
         workers=0,
+        executor="",
         writer="daemon",
         receipts_keep=10_000,
         log_level="info",
@@ -490,7 +501,14 @@ def test_a_byte_order_mark_before_the_file_is_fine(tmp_path: Path) -> None:
 
 def test_limits_are_the_settings_of_their_names(tmp_path: Path) -> None:
     """What bounds the work of a pass is handed on as it was set, so that a new limit is named here and nowhere else."""
-    given = {"batch_rows": 7, "settle_seconds": 0.5, "tripwire_rows": 3, "tripwire_share": 0.25, "receipts_keep": 9}
+    given: dict[str, object] = {
+        "batch_rows": 7,
+        "settle_seconds": 0.5,
+        "tripwire_rows": 3,
+        "tripwire_share": 0.25,
+        "receipts_keep": 9,
+    }
     given["scrub_hours"] = 6
-    limits = load(flags={**given, "workers": 2}, environ={}, config_file=None, cwd=tmp_path).limits()
-    assert limits._asdict() == {**given, "workers": 2}
+    given |= {"workers": 2, "executor": "dask://host:8786"}
+    limits = load(flags=given, environ={}, config_file=None, cwd=tmp_path).limits()
+    assert limits._asdict() == given

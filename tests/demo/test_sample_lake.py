@@ -179,7 +179,10 @@ class TestWriteSampleLake:
         One is reserved; the other takes a run of a thousand rows.
         """
         found = reasons_for(write_sample_lake(tmp_path, seed=seed, days=days))
-        assert {reason for reason, count in found.items() if count} == set(Reason) - {Reason.SELF_PAIRING, Reason.TOO_MANY_EXPORTS}
+        assert {reason for reason, count in found.items() if count} == set(Reason) - {
+            Reason.SELF_PAIRING,
+            Reason.TOO_MANY_EXPORTS,
+        }
 
     def test_one_malformed_line(self, lake: SampleLake) -> None:
         """Every line parses but one, which is the first half of a scored row."""

@@ -205,7 +205,7 @@ def test_other_settings_beside_a_daemon(settings: Settings, running: Engine) -> 
         f"{before}the daemon that runs keeps those that it was started with or last reloaded"
     ]
     leave(running, alive(pid=1))
-    assert look(changed).notes == [f"{before}the next run judges every row anew"]
+    assert look(changed).notes == [f"{before}the next run judges every row again"]
 
 
 def test_clock_that_ran_ahead_hides_no_hang(settings: Settings, running: Engine) -> None:

@@ -270,6 +270,23 @@ def test_console_line_is_for_people() -> None:
     )
 
 
+def test_batch_is_one_line_of_a_console() -> None:
+    """A batch took five lines of a terminal; what its receipt says is left out, and no figure of a dataset that stayed."""
+    figures = {f"{name}_{key}": 98_765 for name in ("rag", "preference") for key in ("appended", "shipped", "held")}
+    out = io.StringIO()
+    logs.configure(level="info", fmt="console", stream=out, environ={})
+    logs.get_logger().info(
+        "batch_committed", batch_id="20260427T035740.123Z", run_id="20260427T035740.123Z", sequence=7, trigger="rescan",
+        duration_ms=12_345, inputs=3, rows_indexed=5, rows_judged=98_765, bytes_read=9, **figures, rag_withdrawn=12,
+        sft_appended=0, validation_pass=True, receipt_sha256="a" * 64, run_withdrawn={"revoked": 12}, withdrawn_runs=["r"],
+    )  # fmt: skip
+    (line,) = out.getvalue().splitlines()
+    assert len(line) <= 120
+    assert line.split("batch_committed")[1].split() == [
+        "trigger=rescan", "ms=12345", "judged=98765", "rag=+98765-12", "preference=+98765"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("stream", "environ", "colored"),
     [(Terminal, {}, True), (Terminal, {"NO_COLOR": "1"}, False), (io.StringIO, {}, False)],

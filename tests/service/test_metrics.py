@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +105,14 @@ def test_rules_and_dashboard_name_metrics_that_there_are(name: str) -> None:
     else:
         rules = pytest.importorskip("yaml").safe_load(text)["groups"][0]["rules"]
         assert all({"alert", "expr", "labels", "annotations"} <= rule.keys() for rule in rules)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian's package prometheus) is not installed")
+def test_prometheus_takes_the_rules() -> None:
+    """Prometheus' own check finds no fault in the alert rules."""
+    rules = REPOSITORY / "monitoring" / "alerts.yml"
+    checked = subprocess.run(["promtool", "check", "rules", rules], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_docs_name_every_metric() -> None:

@@ -69,10 +69,10 @@ def test_explain_tells_of_a_run(cli: Cli, done: Path) -> None:
     assert ran.code == 0
     for text in (
         f"run {run_id}",
-        "verdict in force: ",
+        "current verdict: ",
         "evidence: 2026/",
         "\nScored rows\n  2026/",
-        "shipped",
+        "exported",
     ):
         assert text in ran.out
     story = cli("explain", run_id, "--root", done, "--json").json
@@ -83,14 +83,14 @@ def test_explain_tells_of_a_run(cli: Cli, done: Path) -> None:
 
 def test_run_id_forges_no_line_of_explain(cli: Cli, tmp_path: Path) -> None:
     """The story: a run id with a line feed told of a verdict that nobody had given."""
-    run_id = "r\nverdict in force: accepted\x1b[2J\u2028evidence: none"
+    run_id = "r\ncurrent verdict: accepted\x1b[2J\u2028evidence: none"
     row = {"evidence_run_id": run_id, "evidence_task_id": "t", "category": "rejected"}
     put(tmp_path / TREES[0] / DAY / "a.jsonl", json.dumps(row) + "\n")
     bring(tmp_path)
     shown = cli("explain", run_id, "--root", tmp_path).out.splitlines()
-    assert shown[0] == "run r\\nverdict in force: accepted\\x1b[2J\\u2028evidence: none"
-    assert [line for line in shown if line.startswith("verdict")] == [
-        f"verdict in force: rejected, at {DAY}/a.jsonl:0; forbids rag and sft"
+    assert shown[0] == "run r\\ncurrent verdict: accepted\\x1b[2J\\u2028evidence: none"
+    assert [line for line in shown if line.startswith("current verdict")] == [
+        f"current verdict: rejected, at {DAY}/a.jsonl:0; forbids rag and sft"
     ]
 
 
@@ -234,7 +234,7 @@ def test_what_is_kept_is_counted_alike(
     assert status["frozen"] == by_kind
     assert {each["name"]: each["frozen"] for each in status["exports"] if each["frozen"]} == by_dataset
     (note,) = (each for each in status["notes"] if "prune" in each)
-    assert f": {by_kind.total()} shipped rows; distilld prune shows what would go" in note
+    assert f": {by_kind.total()} exported rows; distilld prune shows what would go" in note
     ran = cli("verify", "--deep", "--root", worked)
     assert ", ".join(f"{each['dataset']} {each['rows']} {each['kind']}" for each in frozen) in ran.out
     assert "question 9 in docs/state.md" in ran.out
@@ -390,7 +390,7 @@ def test_rebuild_leaves_walk_order(cli: Cli, tmp_path: Path) -> None:
     before = files(root)
     ran = cli("rebuild", "--root", root)
     assert ran.code == 0
-    assert "every row judged anew; the files stand in walk order\n1,052 rows judged, " in ran.out
+    assert "every row judged again; the files are in walk order\n1,052 rows judged, " in ran.out
     assert " MiB read; receipt: reports/distillation/" in ran.out
     assert [each["event"] for each in ran.events if each["event"].startswith("rebuild")] == [
         "rebuild_started",

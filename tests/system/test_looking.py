@@ -51,7 +51,14 @@ def test_status_of_a_lake_at_rest(done: Path) -> None:
         assert (exports[name]["path"], exports[name]["committed_bytes"]) == (path, len(content))
         assert exports[name]["rows"] == content.count(b"\n")
     assert shown["writer"]["running"] is False
-    assert shown["lag"] == {"new_files": 0, "changed_files": 0, "gone_files": 0, "unread_bytes": 0, "seconds": 0.0}
+    assert shown["lag"] == {
+        "new_files": 0,
+        "changed_files": 0,
+        "gone_files": 0,
+        "unread_bytes": 0,
+        "seconds": 0.0,
+        "oldest": [],
+    }
     assert [(tree["kind"], tree["present"], tree["lines"]) for tree in shown["trees"]] == [
         ("scored", 45, 1052),
         ("evidence", 45, 1052),
@@ -150,7 +157,7 @@ def test_status_of_a_lake_that_was_never_run(tmp_path: Path) -> None:
         text,
         flags=re.MULTILINE,
     )
-    assert f"problem: there is no state store at {root}/state/distilld.db; to put it right: distilld run --once" in text
+    assert f"problem: there is no state store at {root}/state/distilld.db; what to do: distilld run --once" in text
     assert snapshot(tmp_path) == before
 
 
@@ -168,7 +175,12 @@ def test_status_tells_what_is_behind_and_what_waits(sample: SampleLake) -> None:
     os.utime(scored.with_name("new.jsonl"), (1, 1))
     sample.evidence_path(sample.partitions[1]).unlink()
     shown = distilld("status", "--root", sample.root, "--json", cwd=sample.root).json
-    assert 0 < shown["lag"].pop("seconds") < time.time() - began
+    assert 0 < (seconds := shown["lag"].pop("seconds")) < time.time() - began
+    oldest = shown["lag"].pop("oldest")
+    changed = [sample.evidence_path(sample.partitions[0]), scored.with_name("new.jsonl")]
+    assert [each["path"] for each in oldest] == [str(each.relative_to(sample.root)) for each in changed]
+    assert [each["unread_bytes"] for each in oldest] == [10, scored.stat().st_size]
+    assert oldest[0]["seconds"] == seconds
     assert shown["lag"] == {
         "new_files": 1, "changed_files": 1, "gone_files": 1, "unread_bytes": 10 + scored.stat().st_size
     }  # fmt: skip
@@ -201,7 +213,7 @@ def test_status_tells_each_problem_with_its_remedy(worked: Path) -> None:
     assert ran.json["notes"] == [
         (
             "the settings are not those of the last batch (include_partial False to True);"
-            " the next run judges every row anew"
+            " the next run judges every row again"
         ),
         NO_WRITER,
     ]
@@ -312,6 +324,28 @@ def test_receipts_follow_the_chain(sample: SampleLake) -> None:
     assert [each["state"] for each in ran.json["receipts"]] == ["changed", "missing"]
     ran = distilld("receipts", "--root", sample.root, cwd=sample.root)
     assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 2 of 2 receipts")
+
+
+def test_receipts_of_other_stages_are_listed(sample: SampleLake) -> None:
+    """They were nowhere but in their folder: each run is listed with its exit code, and a broken chain is named."""
+    assert once(sample.root).code == 0
+    for word, code in (("true", 0), ("false", 1)):
+        assert distilld("stage", "score_runs", "--root", sample.root, "--", word, cwd=sample.root).code == code
+    shown = distilld("receipts", "--root", sample.root, "--json", cwd=sample.root)
+    assert (shown.code, shown.json["chain"]) == (0, "whole")
+    newest, first = shown.json["stages"]
+    assert [(each["stage"], each["exit_code"], each["problem"]) for each in (newest, first)] == [
+        ("score_runs", 1, None), ("score_runs", 0, None)
+    ]  # fmt: skip
+    text = distilld("receipts", "--root", sample.root, cwd=sample.root).out
+    assert text.index(newest["batch_id"]) < text.index(first["batch_id"])
+    assert text.endswith("the chain is whole over 3 receipts\n")
+    assert first["batch_id"] not in distilld("receipts", "--root", sample.root, "--limit", "1", cwd=sample.root).out
+
+    receipt = sample.root / "reports/distillation" / first["batch_id"] / "receipt.json"
+    receipt.write_bytes(receipt.read_bytes().replace(b'"once"', b'"ONCE"'))
+    ran = distilld("receipts", "--root", sample.root, cwd=sample.root)
+    assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 1 of 3 receipts")
 
 
 @pytest.mark.parametrize("name", ["rag", "sft", "preference"])

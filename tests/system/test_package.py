@@ -16,7 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.command import REPOSITORY
+from distilld.demo.sample_lake import SampleLake
+from tests.support.command import REPOSITORY, once
+from tests.support.inspecting import fetched, inspecting, needs_datasette
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 BUILD = (
@@ -56,9 +58,28 @@ def test_source_distribution_is_complete(checkout: Path) -> None:
     assert pages | {"Makefile", "constraints.txt", "requirements.txt", "pyproject.toml"} <= names
 
 
-def test_wheel_holds_what_its_commands_need(checkout: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel_file(checkout: Path) -> Path:
+    """The wheel."""
+    return built(checkout, "build_wheel")
+
+
+@needs_datasette
+def test_inspect_works_from_a_wheel(wheel_file: Path, sample: SampleLake, tmp_path: Path) -> None:
+    """The views for Datasette were in the checkout alone; the command of a wheel shows its pages without one."""
+    assert once(sample.root).code == 0
+    with zipfile.ZipFile(wheel_file) as wheel:
+        wheel.extractall(tmp_path / "installed")
+    code = "from distilld.cli.main import main; main()"
+    words = [sys.executable, "-c", code, "inspect", "--root", str(sample.root), "--port", "0"]
+    with inspecting(sample.root / "state/distilld.db", start=words, package=tmp_path / "installed") as address:
+        assert "<h1>Dashboard</h1>" in fetched(address, "")
+        assert "What became of a run?" in fetched(address, "distilld")
+
+
+def test_wheel_holds_what_its_commands_need(checkout: Path, wheel_file: Path) -> None:
     """A wheel has every file of the package, data included, and nothing beside it."""
-    with zipfile.ZipFile(built(checkout, "build_wheel")) as wheel:
+    with zipfile.ZipFile(wheel_file) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
     package = {path.relative_to(checkout).as_posix() for path in (checkout / "distilld").rglob("*") if path.is_file()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,10 +10,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,6 +23,7 @@ from distilld.core.model import EXPORT_PATHS
 from distilld.store.queries import reading
 from distilld.store.run_queries import Stories
 from tests.support.command import REPOSITORY, bring, phase4, rows
+from tests.support.inspecting import fetched, inspecting, needs_datasette
 from tests.support.lake_by_formula import append_bench_rows
 from tests.support.running import daemon, until
 
@@ -209,45 +208,13 @@ def test_question_works_beside_a_writer(writing: Path, number: str, words: str, 
 # Datasette
 
 
-@contextmanager
-def datasette(store: Path) -> Iterator[str]:
-    """``make inspect`` on the store, on a free port, with the packages of this interpreter; gives its address."""
-    process = subprocess.Popen(
-        ["make", "-s", "-C", str(REPOSITORY), "-o", ".venv/.installed-inspection", "inspect",
-         f"BIN={Path(sys.executable).parent}", f"STORE={store}", "PORT=0"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                yield found[0]
-                return
-        raise AssertionError("datasette did not start")
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def fetched(address: str, path: str) -> str:
-    """A page, which must be there."""
-    with urllib.request.urlopen(f"{address}{path}", timeout=30) as response:
-        assert response.status == 200
-        return str(response.read().decode())
-
-
-needs_datasette = pytest.mark.skipif(
-    importlib.util.find_spec("datasette") is None, reason="datasette (the extra 'inspect') is not installed"
-)
-
-
 @needs_datasette
 def test_datasette_changes_nothing(lake_of_all: Path) -> None:
-    """'make inspect' opens the store read-only: pages are fetched, and no byte of it is another."""
+    """'distilld inspect' opens the store read-only: pages are fetched, and no byte of it is another."""
     store = lake_of_all / "state/distilld.db"
     before = store.read_bytes()
-    with datasette(store) as address:
-        assert "batch_id" in fetched(address, "/distilld/batches")
+    with inspecting(store) as address:
+        assert "batch_id" in fetched(address, "distilld/batches")
     assert store.read_bytes() == before
 
 
@@ -261,48 +228,19 @@ def test_datasette_shows_the_store_beside_a_writer(writing: Path) -> None:
         "id": asked["ID"],
         "reason": "empty_content",
     }
-    with datasette(writing / "state/distilld.db") as address:
-        assert "What became of a run?" in fetched(address, "/distilld")
-        assert "The time that it stamped on its rows" in fetched(address, "/distilld/batches")
+    with inspecting(writing / "state/distilld.db") as address:
+        assert "What became of a run?" in fetched(address, "distilld")
+        assert "The time that it stamped on its rows" in fetched(address, "distilld/batches")
         for name in described():
-            fetched(address, f"/distilld/{name}")
+            fetched(address, f"distilld/{name}")
         named = re.findall(r"^      (\w+):\n        title:", METADATA.read_text(), flags=re.MULTILINE)
         assert len(named) == 10
         for name in named:
-            assert json.loads(fetched(address, f"/distilld/{name}.json?_shape=array&{urlencode(parameters)}")), name
+            assert json.loads(fetched(address, f"distilld/{name}.json?_shape=array&{urlencode(parameters)}")), name
 
         def newest() -> int:
-            found = json.loads(fetched(address, "/distilld/batches.json?_shape=array"))
+            found = json.loads(fetched(address, "distilld/batches.json?_shape=array"))
             return int(found[0]["batch"])
 
         before = newest()
         until(lambda: newest() > before, "a batch that is new")
-
-
-@needs_datasette
-def test_dashboard_has_something_in_every_chart(lake_of_all: Path) -> None:
-    """The first page leads to it; what people do not ask for is hidden, and codes are words."""
-    with datasette(lake_of_all / "state/distilld.db") as address:
-        assert "/-/dashboards/distilld" in fetched(address, "/")
-        page = fetched(address, "/-/dashboards/distilld")
-        charts = pytest.importorskip("yaml").safe_load(METADATA.read_text())["plugins"]["datasette-dashboards"][
-            "distilld"
-        ]["charts"]
-        for name, chart in charts.items():
-            assert chart["title"] in page
-            query = urlencode({"sql": chart["query"], "_shape": "array"})
-            assert json.loads(fetched(address, f"/distilld.json?{query}")) or name == "withdrawn", name
-        tables = json.loads(fetched(address, "/distilld.json"))["tables"]
-        assert {each["name"] for each in tables if not each["hidden"]} == {"withdrawals", "frozen_rows"}
-        assert "exported" in fetched(address, "/distilld/row_places")
-
-
-def test_inspect_names_a_store_that_is_not_there(tmp_path: Path) -> None:
-    """'make inspect' without a store says where it looked and how to name another."""
-    done = subprocess.run(
-        ["make", "-s", "-C", str(REPOSITORY), "-o", ".venv/.installed-inspection", "inspect",
-         f"STORE={tmp_path / 'none.db'}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert f"there is no state store at {tmp_path / 'none.db'}: try 'make inspect STORE=" in done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from distilld.core.firewall import RowCase, RowGate
 from distilld.core.json_text import stringify
@@ -12,6 +12,8 @@ from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Hold, Outcome, Ship, n
 from distilld.core.records import id_digits
 from distilld.core.samples import faults_of
 
+_make: Final = tuple.__new__
+"""What a NamedTuple's own constructor does, without its price, where there is one for each row."""
 Build = Callable[[RowCase, str], dict[str, Any] | str]
 """Makes the sample for an id, or names the field of the evidence that it lacks."""
 
@@ -23,21 +25,17 @@ def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: 
         if errors:
             record = _short_record(case) if dataset is Dataset.SFT and gate.name == "shape" else None
             return _hold(dataset, gate.name, gate.reason, errors, case, at, record, gate.with_provenance)
-    return _finished(dataset, build, case, at)
-
-
-def _finished(dataset: Dataset, build: Build, case: RowCase, at: RowRef) -> Outcome:
     scored, evidence = case.scored, case.evidence
     digits = id_digits(scored.run_id or "", scored.sig_hash or "")
     sample = build(case, digits)
     if isinstance(sample, str):
-        errors: tuple[str, ...] = (f"evidence.{sample}: must be a string",)
+        errors = (f"evidence.{sample}: must be a string",)
     elif scored.marked or (evidence is not None and evidence.marked):
         errors = (NOT_UNICODE,)
     else:
         errors = faults_of(dataset, sample)
         if not errors:
-            return Ship(digits, sample)
+            return _make(Ship, (digits, sample))
     return _hold(dataset, "schema", Reason.SCHEMA_VIOLATION, errors, case, at)
 
 
@@ -52,14 +50,17 @@ def _hold(
     with_provenance: bool = True,
 ) -> Hold:
     row = case.scored.json
-    return Hold(
-        gate,
-        dataset,
-        reason,
-        errors,
-        at,
-        row.record if record is None else (lambda: stringify(record)),
-        row.provenance if with_provenance else no_provenance,
+    return _make(
+        Hold,
+        (
+            gate,
+            dataset,
+            reason,
+            errors,
+            at,
+            row.record if record is None else (lambda: stringify(record)),
+            row.provenance if with_provenance else no_provenance,
+        ),
     )
 
 

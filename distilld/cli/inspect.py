@@ -1,0 +1,44 @@
+"""``distilld inspect``: the lake and its state store in a browser."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from distilld.cli.commands import Common, common_options
+from distilld.cli.exit_codes import ExitCode
+from distilld.core.model import OperatorError
+
+_HIGHEST_PORT = 65_535
+
+
+@click.command(short_help="Look at the lake and its state store in a browser.")
+@click.option("--port", type=click.IntRange(0, _HIGHEST_PORT), metavar="N", default=8001, show_default=True,
+              help="The port on 127.0.0.1; 0: any that is free.")  # fmt: skip
+@common_options
+def inspect(common: Common, port: int) -> ExitCode:
+    """Serve a dashboard, the history of each run and row, and the state store in Datasette; Ctrl-C ends it.
+
+    It prints the address, which has a random token and works on this machine alone. Without --root, the lake is the
+    one that the store belongs to. Needs pip install 'distilld[inspect]'. Changes nothing.
+    """
+    from distilld.cli.output import say
+    from distilld.cli.settings import load_settings
+    from distilld.store.connection import Store
+
+    settings = load_settings(common)
+    store = Store.open_readonly(settings.state)
+    with store.one_reading():
+        root = store.recall("root")
+    if common.root is None and root is not None:
+        settings = replace(settings, root=Path(root))
+    try:
+        from distilld.inspection.browser import serve
+    except ModuleNotFoundError as error:
+        raise OperatorError(f"{error.name} is not installed", hint="pip install 'distilld[inspect]'") from error
+    with suppress(KeyboardInterrupt):  # the usual end
+        serve(settings, port, say)
+    return ExitCode.DONE

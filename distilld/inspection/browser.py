@@ -1,0 +1,272 @@
+"""A lake in the browser: its state store in Datasette, and pages of ours beside it (docs/state.md).
+
+Who knows the address gets in: it has a random token. What stands in the lake is text, whatever it looks like: no script
+runs that is not in a template, nothing is loaded from elsewhere, and no text becomes a link to elsewhere.
+Needs the extra ``inspect``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import uvicorn
+from datasette import hookimpl
+from datasette.app import Datasette
+from datasette.database import Database
+from datasette.plugins import pm
+from datasette.utils import is_url, parse_metadata
+from datasette.utils.asgi import Request, Response
+from jinja2.ext import Extension
+from markupsafe import Markup, escape
+
+from distilld.config.settings import Settings
+from distilld.core.line_facts import REASONS, SHIPPED, VERDICTS
+from distilld.core.model import DistilldError
+from distilld.inspection.explain import explain
+from distilld.inspection.health import diagnose
+from distilld.inspection.row_history import dataset_of, find_row
+from distilld.inspection.status import Problem, look
+from distilld.inspection.story_text import Text, text_of_row, text_of_run
+from distilld.logs import printable
+from distilld.store.copy import copy_store
+from distilld.tables import labelled
+
+HOST: Final = "127.0.0.1"
+_HOSTS: Final = {HOST.encode(), b"localhost"}
+NAME: Final = "distilld"
+"""The database's name in addresses, whatever the store's file is called; the questions belong to it."""
+_FOLDER: Final = Path(__file__).with_name("datasette")
+_SQL_MS: Final = 10_000
+_TOKEN_BYTES: Final = 24
+_LONGEST: Final = 300
+"""A longer text is cut off in a cell, and is no link."""
+_OUTCOMES: Final = {SHIPPED: "exported", **{code: reason.value for code, reason in REASONS.items()}}
+_WORDS: Final = {
+    "category": {code: category.value for code, category in VERDICTS.items()},
+    **dict.fromkeys(("rag", "sft", "outcome"), _OUTCOMES),
+}
+_WITH_CODES: Final = {"scored_rows", "row_places", "frozen_rows", "pairs"}
+_HISTORY: Final = "/-/history?of="
+_LEADS_TO: Final = {
+    **dict.fromkeys(("run_id", "source_run_id", "chosen_run_id", "rejected_run_id"), _HISTORY),
+    **dict.fromkeys(("id", "rag_id", "sft_id"), _HISTORY),
+    **dict.fromkeys(
+        ("batch_id", "judged_in", "shipped_in", "shipped_batch", "withdrawn_batch"),
+        f"/{NAME}/inputs_of_a_batch?batch_id=",
+    ),
+    "partition": f"/{NAME}/file_lag?partition=",
+}
+"""The pages of ours that the cells of a column lead to."""
+_ROW_ID: Final = re.compile(r"\b((?:rag|sft|pref)-[0-9a-f]{16})\b")
+
+F = TypeVar("F", bound=Callable[..., Any])
+_hook: Callable[[F], F] = hookimpl
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def serve(settings: Settings, port: int, announce: Callable[[str], None]) -> None:
+    """Serve a lake whose store exists on 127.0.0.1 until SIGINT or SIGTERM; ``announce`` gets the address.
+
+    Raises:
+        OperatorError: The store cannot be read.
+        OSError: The port is taken.
+    """
+    token = secrets.token_urlsafe(_TOKEN_BYTES)
+    with ExitStack() as kept:
+        listener = kept.enter_context(socket.create_server((HOST, port)))
+        port = listener.getsockname()[1]
+        pm.register(_Lake(settings))
+        datasette = Datasette(
+            metadata=parse_metadata((_FOLDER / "metadata.yaml").read_text(encoding="utf-8")),
+            template_dir=str(_FOLDER / "templates"),
+            settings={"base_url": f"/{token}/", "sql_time_limit_ms": _SQL_MS},
+        )
+        path = readable(settings.state, kept)
+        datasette.add_database(Database(datasette, path=str(path), is_mutable=True), name=NAME)
+        nonce = secrets.token_urlsafe(_TOKEN_BYTES)
+        datasette.jinja_env.globals["script_nonce"] = nonce
+        datasette.jinja_env.add_extension(_Nonces)
+        guard = _Guard(datasette.app(), f"/{token}/", nonce)
+        announce(f"http://{HOST}:{port}/{token}/")
+        uvicorn.Server(uvicorn.Config(guard, log_level="warning")).run(sockets=[listener])
+
+
+def readable(store: Path, kept: ExitStack) -> Path:
+    """The store; or a copy, where SQLite cannot make the files beside it that reading a live one takes."""
+    try:
+        connection = sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:
+        copy = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="distilld-inspect-"))) / store.name
+        copy_store(store, copy, writer_runs=False)
+        return copy
+    return store
+
+
+class _Guard:
+    """Refuses who does not know the address, or uses another name; keeps pages from loading what is elsewhere."""
+
+    def __init__(self, app: App, prefix: str, nonce: str) -> None:
+        self._app = app
+        self._prefix = prefix.encode()
+        policy = (
+            f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; "
+            "img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        )
+        self._headers = [
+            (b"content-security-policy", policy.encode()),
+            (b"referrer-policy", b"no-referrer"),  # the token is in the address
+            (b"x-content-type-options", b"nosniff"),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._headers]
+            await send(message)
+
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http" and self._allows(scope):
+            await self._app(scope, receive, guarded)
+        else:
+            await Response.text("Forbidden: use the address that 'distilld inspect' printed.", status=403).asgi_send(
+                send
+            )
+
+    def _allows(self, scope: Scope) -> bool:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        start = scope["raw_path"][: len(self._prefix)]
+        return (
+            scope["method"] in {"GET", "HEAD"}
+            and len(hosts) == 1
+            and hosts[0].partition(b":")[0] in _HOSTS  # another port leads here, too, through a tunnel
+            and secrets.compare_digest(start, self._prefix)
+        )
+
+
+class _Nonces(Extension):
+    """Marks the scripts that stand in templates, and so none that came with data."""
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:  # noqa: ARG002
+        return source.replace("<script", '<script nonce="{{ script_nonce }}"')
+
+
+class _Lake:
+    """What Datasette shows of a lake beside the tables of its store."""
+
+    __name__ = "distilld.inspection.browser"  # Datasette asks its plugins for it
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @_hook
+    def prepare_connection(self, conn: sqlite3.Connection) -> None:
+        """Give queries what the store does not know: which input files wait to be read."""
+        conn.create_function("unread_files", 0, self._unread_files)
+
+    @_hook
+    def register_routes(self) -> list[tuple[str, Callable[..., Awaitable[Response]]]]:
+        """The dashboard is the first page; a run and a row have a page each."""
+        return [(r"^/$", self._first_page), (r"^/-/history$", self._history_page)]
+
+    @_hook
+    def extra_template_vars(self, template: str, datasette: Any) -> Callable[[], Awaitable[dict[str, Any]]]:
+        """The dashboard says what is wrong, and the page of the store what each view is."""
+
+        async def found() -> dict[str, Any]:
+            if template == "dashboard_view.html":
+                return {"problems": await asyncio.to_thread(self._problems)}
+            return {"described": lambda name: datasette.table_metadata(NAME, name)}
+
+        return found
+
+    @_hook
+    def render_cell(self, value: object, column: str, table: str | None, datasette: Any) -> str | None:
+        """Words for codes, hex digits for bytes, a link to the history of a run or row; no link to anywhere else."""
+        if isinstance(value, bytes):
+            return value.hex()
+        if isinstance(value, int):
+            return _WORDS.get(column, {}).get(value) if table in _WITH_CODES else None
+        if isinstance(value, str) and value:
+            if column in _LEADS_TO and len(value) <= _LONGEST:
+                return _link(datasette, value, _LEADS_TO[column])
+            if is_url(value.strip()):
+                return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+        return None
+
+    # pages
+
+    async def _first_page(self, datasette: Any) -> Response:
+        return Response.redirect(datasette.urls.path(f"/-/dashboards/{NAME}"))
+
+    async def _history_page(self, request: Request, datasette: Any) -> Response:
+        asked = (request.args.get("of") or "").strip()
+        lines = await asyncio.to_thread(lambda: list(_lines(self._history(asked), datasette)))
+        page = await datasette.render_template("history.html", {"asked": asked, "lines": lines}, request=request)
+        return Response.html(page)
+
+    # what they show
+
+    def _history(self, asked: str) -> Text:
+        try:
+            if dataset_of(asked):
+                yield from text_of_row(find_row(self._settings, asked))
+            else:
+                yield from text_of_run(explain(self._settings, asked))
+        except DistilldError as error:
+            yield f"{error}" + (f" ({error.hint})" if error.hint else "")
+
+    def _problems(self) -> list[Problem]:
+        try:
+            return diagnose(self._settings)
+        except DistilldError as error:
+            return [Problem("not_known", str(error), error.hint)]
+
+    def _unread_files(self) -> str:
+        try:
+            lag = look(self._settings).lag
+        except DistilldError:
+            lag = None  # the page says why
+        return json.dumps([asdict(each) for each in lag.oldest] if lag else [])
+
+
+def _lines(text: Text, datasette: Any) -> Iterator[Markup]:
+    """A story as lines of HTML, in which ids lead to their own; no text begins a line of its own."""
+
+    def linked(line: str) -> Markup:
+        parts = enumerate(_ROW_ID.split(printable(line)))
+        return Markup("").join(_link(datasette, part) if number % 2 else part for number, part in parts)
+
+    for each in text:
+        if isinstance(each, str):
+            yield linked(each)
+            continue
+        yield linked(each.head)
+        for (label, words), line in zip(each.parts, labelled(each.parts, None), strict=True):
+            is_run = label.strip() in {"chosen", "rejected"} and len(words) <= _LONGEST
+            start = line.removesuffix(words)
+            yield escape(start) + _link(datasette, words) if is_run and start != line else linked(line)
+
+
+def _link(datasette: Any, text: str, leads_to: str = _HISTORY) -> Markup:
+    return Markup('<a href="{}{}">{}</a>').format(datasette.urls.path(leads_to), quote(text, safe=""), text)

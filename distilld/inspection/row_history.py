@@ -1,0 +1,68 @@
+"""One row of a dataset, and the history of its runs: what ``distilld show`` prints. Reads only."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from distilld.config.settings import Settings
+from distilld.core.decisions import ID_PREFIX
+from distilld.core.model import Dataset, OperatorError, UsageError
+from distilld.inspection.explain import RunStory, UnknownRunError, explain
+from distilld.publish.committed import CommittedBatch, at_one_batch
+from distilld.store.queries import Views
+
+_DIGITS: Final = re.compile("[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class RowHistory:
+    """A row as it is in its dataset (None: it is there no longer), and the runs that it comes from."""
+
+    id: str
+    dataset: Dataset
+    row: dict[str, Any] | None
+    runs: tuple[RunStory, ...]
+
+
+def dataset_of(row_id: str) -> Dataset | None:
+    """Return the dataset whose rows have ids of this form; None if there is none."""
+    for dataset, prefix in ID_PREFIX.items():
+        if row_id.startswith(prefix) and _DIGITS.fullmatch(row_id.removeprefix(prefix)):
+            return dataset
+    return None
+
+
+def find_row(settings: Settings, row_id: str) -> RowHistory:
+    """Find a row by its id, and the history of its runs; of a row that was withdrawn, the runs alone.
+
+    Raises:
+        UsageError: It is no id; or the store is from a newer version, or belongs to another root.
+        OperatorError: No dataset ever had it; or there is no store, or it cannot be read.
+    """
+    dataset = dataset_of(row_id)
+    if dataset is None:
+        raise UsageError(f"ID = {row_id!r}; allowed: an id of a dataset's row, such as rag-0123456789abcdef")
+    start = f'{{"schema_version":1,"id":"{row_id}"'.encode()
+
+    def look(batch: CommittedBatch) -> tuple[bytes | None, list[str]]:
+        # To the end: what was read counts only if all of it is as it was committed.
+        found = [line for line in batch.exports[dataset.value].lines() if line.startswith(start)]
+        return (found[0] if found else None), Views(batch.store).runs_of(row_id)
+
+    line, runs = at_one_batch(settings.root, settings.state, look, names=(dataset.value,))
+    row = json.loads(line) if line is not None else None
+    if row is not None:
+        named = [row.get(key) for key in ("source_run_id", "chosen_run_id", "rejected_run_id")]
+        runs = [run_id for run_id in named if run_id]
+    if not runs:
+        raise OperatorError(f"no row of {dataset} ever had the id {row_id}")
+    stories = []
+    for run_id in runs:
+        try:
+            stories.append(explain(settings, run_id))
+        except UnknownRunError:
+            continue
+    return RowHistory(row_id, dataset, row, tuple(stories))

@@ -1,0 +1,45 @@
+"""What the browser is shown is a store that can be read, whoever asks."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import ExitStack, closing
+
+import pytest
+
+from tests.support.inspecting import needs_datasette
+from tests.support.users import STRANGER, needs_root, open_folder
+
+
+@needs_datasette
+@needs_root
+@pytest.mark.parametrize("killed", [False, True])
+def test_store_beside_which_no_file_can_be_made_is_copied(killed: bool) -> None:
+    """SQLite reads a live store through files beside it; who may not make them was refused a store that they may read."""
+    from distilld.inspection.browser import readable
+
+    with open_folder() as folder:
+        store = folder / "distilld.db"
+        with closing(sqlite3.connect(store)) as writer:
+            writer.execute("PRAGMA journal_mode = WAL")
+            writer.execute("CREATE TABLE told (word TEXT)")
+            writer.execute("INSERT INTO told VALUES ('yes')")
+            writer.commit()
+            store.chmod(0o644)
+            log = store.with_name("distilld.db-wal")
+            left = log.read_bytes()
+        if killed:
+            log.write_bytes(left)
+            log.chmod(0o644)
+        with ExitStack() as kept:
+            os.seteuid(STRANGER.uid)
+            try:
+                found = readable(store, kept)
+                with closing(sqlite3.connect(found)) as copy:
+                    assert copy.execute("SELECT word FROM told").fetchall() == [("yes",)]
+            finally:
+                os.seteuid(0)
+            assert found != store
+            assert readable(store, kept) == store
+        assert not found.exists()
