@@ -35,6 +35,7 @@ _MEANINGS: Final = {
     Reason.DUPLICATE_ID: "the same run was scored the same twice; the first row is exported",
     Reason.SELF_PAIRING: "reserved",
     Reason.CATEGORY_DISALLOWED: "a category that this dataset does not take",
+    Reason.TOO_MANY_EXPORTS: "the run has more exports than a setting allows",
 }
 
 
