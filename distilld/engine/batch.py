@@ -19,10 +19,12 @@ from distilld.engine.batch_start import empty_decisions
 from distilld.engine.jobs import SpanJob, TaskJob
 from distilld.engine.judge_pairs import PairJudge
 from distilld.engine.judge_rows import RowJudge
-from distilld.engine.judge_span import FailedRow, JudgedRow, Sink, Span, SpanDone, SpanJudge, error_of
+from distilld.engine.judge_span import SpanJudge
 from distilld.engine.pool import Done, Pool
 from distilld.engine.read_file import FileRead, as_scanned
+from distilld.engine.sink import Sink
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
+from distilld.engine.spans import FailedRow, JudgedRow, Span, SpanDone, error_of
 from distilld.lake.scan import SourceFiles
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import BatchIdentity

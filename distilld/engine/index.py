@@ -16,10 +16,10 @@ from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.index_file import FileIndexer, new_record
 from distilld.engine.index_lines import Indexed
 from distilld.engine.jobs import ReadJob
-from distilld.engine.judge_span import ScoredFile
 from distilld.engine.pool import Pool
 from distilld.engine.read_file import FileRead, as_scanned
 from distilld.engine.span_queue import UnreadEvidence
+from distilld.engine.spans import ScoredFile
 from distilld.lake.scan import ListingError, PartitionFile, Scan, tree_path
 from distilld.store.connection import Store
 from distilld.store.counts import Counts

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distilld.core.model import InputChanged, InputKind, Options, UnreadableError
-from distilld.engine.judge_span import FailedRow, Sink, Span, SpanDone, SpanJudge
+from distilld.engine.judge_span import SpanJudge
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrder
 from distilld.engine.read_file import FileRead, read_file
+from distilld.engine.sink import Sink
+from distilld.engine.spans import FailedRow, Span, SpanDone
 from distilld.files.durable import write_all
 from distilld.lake.scan import SourceFiles
 

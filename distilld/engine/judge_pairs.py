@@ -19,9 +19,9 @@ from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REAS
 from distilld.core.model import Category, Cause, Dataset, Options, Reason
 from distilld.core.outcome import Rendered
 from distilld.engine.jobs import TaskJob
-from distilld.engine.judge_span import error_of
 from distilld.engine.judge_task import HELD_PAIRS, SHIPPED_PAIRS, JudgedPair, PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pool import Done
+from distilld.engine.spans import error_of
 from distilld.lake.lines import digest_of
 from distilld.store.asked import ASKED_AT_ONCE
 from distilld.store.tasks import WorkPair

@@ -14,9 +14,9 @@ from distilld.core.decisions import Decisions, RowUpdate, Withdrawal
 from distilld.core.line_facts import CATEGORIES, SHIPPED
 from distilld.core.model import Category, Cause, Dataset, InputChanged, Options, UnreadableError
 from distilld.core.outcome import Rendered
-from distilld.engine.judge_span import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.engine.lane import Lane, Recorded
 from distilld.engine.span_queue import QueuedSpan
+from distilld.engine.spans import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.store.loose_lines import Departure, FrozenRow
 from distilld.store.work import Work, WorkRow
 

@@ -12,25 +12,18 @@ else than what is recorded, goes back row by row, without times: another row may
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from distilld.core.datasets import rag, sft
-from distilld.core.decisions import Lines
 from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, ParsedLine, parse_object
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
+from distilld.core.line_facts import CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
 from distilld.core.model import (
-    MARK_BYTES,
-    Category,
     Dataset,
     InputChanged,
     InputKind,
-    MarkedLines,
-    Marks,
     Options,
     RowRef,
     UnreadableError,
@@ -38,195 +31,29 @@ from distilld.core.model import (
 from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.core.samples import sample_line
-from distilld.engine.read_file import FileRead, read_evidence
+from distilld.engine.read_file import read_evidence
+from distilld.engine.sink import FLUSH_BYTES, RAG_HELD, RAG_SHIPPED, SFT_HELD, SFT_SHIPPED, Sink
+from distilld.engine.spans import (
+    FailedRow,
+    JudgedRow,
+    NewPartition,
+    Recorded,
+    ScoredFile,
+    Span,
+    SpanDone,
+    Stamp,
+    Verdicts,
+    failed_row,
+)
 from distilld.lake.content_hash import ContentHash
 from distilld.lake.lines import DIGEST_BYTES, HEAD_BYTES, digest_of, read_head, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
-
-FLUSH_BYTES: Final = 1 << 20
-"""Lines are handed over when they have gathered this much."""
-OUTCOMES: Final = len(REASON_CODES) + 1
-
-RAG_SHIPPED: Final = 0
-RAG_HELD: Final = 1
-SFT_SHIPPED: Final = 2
-SFT_HELD: Final = 3
 
 _TOO_LONG: Final = MALFORMED_CODES[Malformed.TOO_LONG]
 
 _sha256: Final = hashlib.sha256
 _make: Final = tuple.__new__
 """What a NamedTuple's own constructor does, without its price, where there is one for each row."""
-
-Stamp = str | tuple[str, str]
-"""The time of a line's batch, or the two times that an adopted line brought."""
-
-
-class Verdicts(NamedTuple):
-    """What a row cannot know of its run: the verdicts in force in RAG and in SFT, whether it has too many exports."""
-
-    rag: Category | None
-    sft: Category | None
-    over_limit: bool
-
-
-Recorded = tuple[int, bytes, Stamp, int, bytes, Stamp]
-"""What stands in the exports of a row: code, line digest and stamp of RAG, then of SFT."""
-
-
-class RowOrder(NamedTuple):
-    """A row that is to be judged.
-
-    ``evidence`` is its evidence's start, length and digest. ``recorded`` is None where it was never judged.
-    ``verdicts`` are those of a contested row; None says that it is plain.
-    """
-
-    walk: int
-    start: int
-    length: int
-    digest: bytes
-    malformed: int | None
-    evidence: tuple[int, int, bytes] | None
-    recorded: Recorded | None
-    verdicts: Verdicts | None
-
-
-class ScoredFile(NamedTuple):
-    """What a scored file held when it was indexed: the bytes up to its last line feed, its lines, its last one."""
-
-    size: int
-    sha256: str
-    tail_digest: bytes | None
-    tail_bytes: int
-    lines: int
-
-
-class NewPartition(NamedTuple):
-    """A partition of which nothing was judged yet, its evidence file not even read: it is judged as a whole.
-
-    ``contested`` is what is said of the runs of its contested rows, by line; all others are plain.
-    """
-
-    scored: ScoredFile
-    contested: dict[int, Verdicts]
-
-
-class Span(NamedTuple):
-    """Rows of one partition in walk order: all of a ``new`` one, else those of ``rows``."""
-
-    path: str
-    base: int
-    rows: tuple[RowOrder, ...]
-    new: NewPartition | None
-
-    def size(self) -> int:
-        """How many rows it has."""
-        return len(self.rows) if self.new is None else self.new.scored.lines
-
-
-class JudgedRow(NamedTuple):
-    """What becomes of one row: in RAG and in SFT with its id free, and with its id taken where that differs."""
-
-    walk: int
-    category: Category | None
-    found: bool
-    rag: tuple[Rendered, Rendered | None]
-    sft: tuple[Rendered, Rendered | None]
-
-
-class FailedRow(NamedTuple):
-    """A row whose file, or whose evidence's file, cannot be read (``errno`` and ``why``), or is another one now."""
-
-    walk: int
-    path: str
-    errno: int | None
-    why: str | None
-
-
-class Part(NamedTuple):
-    """Finished lines of plain rows: their stream, and where they stand in the job's file, or the lines themselves."""
-
-    stream: int
-    offset: int
-    content: int | bytes
-    marks: Marks
-
-    def put_into(self, lines: Lines, file: IO[bytes] | None) -> None:
-        """Add the lines to those that go to an export; ``file`` is the job's."""
-        if isinstance(self.content, int):
-            assert file is not None  # noqa: S101  it says where in the file
-            lines.add_part(file.fileno(), self.offset, self.content, self.marks)
-        else:
-            lines.add_piece(MarkedLines(self.content, self.marks))
-
-
-@dataclass(slots=True)
-class SpanDone:
-    """What came of a span."""
-
-    items: list[Part | JudgedRow | FailedRow] = field(default_factory=list)
-    """In the order of the rows."""
-    fresh: list[tuple[int, bytes, int, bytes, bool, int]] = field(default_factory=list)
-    """Plain rows that were never judged: code and line digest of RAG, of SFT, whether evidence was found, walk."""
-    same: list[int] = field(default_factory=list)
-    """Plain rows that come to what is recorded of them."""
-    outcomes: tuple[list[int], list[int]] = field(default_factory=lambda: ([0] * OUTCOMES, [0] * OUTCOMES))
-    """Fresh rows by outcome code in RAG and in SFT."""
-    categories: list[int] = field(default_factory=lambda: [0] * (len(CATEGORIES) + 1))
-    """Plain rows by the code of their category."""
-    evidence: FileRead | None = None
-    """The evidence file of a new partition; None where it could not be read."""
-    bytes_read: int = 0
-
-
-class Sink:
-    """Where the lines of plain rows go: to a file that the other side holds open too, or back with the answer.
-
-    ``lines`` and ``digests`` have a list for each stream, which whoever judges fills; :meth:`flush` empties them.
-    """
-
-    def __init__(self, write: Callable[[bytes], None] | None) -> None:
-        self._write = write
-        self._offset = self._gathered = 0
-        self.lines: tuple[list[bytes], ...] = ([], [], [], [])
-        self.digests: tuple[list[bytes], ...] = ([], [], [], [])
-        self._items: list[Part | JudgedRow | FailedRow] = []
-
-    def add(self, stream: int, line: bytes, digest: bytes) -> None:
-        """Add a line to a stream; hand over the lines so far where they are many."""
-        self.lines[stream].append(line)
-        self.digests[stream].append(digest)
-        self._gathered += len(line)
-        if self._gathered > FLUSH_BYTES:
-            self.flush()
-
-    def put(self, item: JudgedRow | FailedRow) -> None:
-        """Hand over a row behind the lines so far."""
-        self.flush()
-        self._items.append(item)
-
-    def end(self) -> list[Part | JudgedRow | FailedRow]:
-        """Return what was handed over since the last call."""
-        self.flush()
-        items, self._items = self._items, []
-        return items
-
-    def flush(self) -> None:
-        """Hand over the lines so far."""
-        self._gathered = 0
-        for stream, (lines, digests) in enumerate(zip(self.lines, self.digests, strict=True)):
-            if not lines:
-                continue
-            marks = Marks(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
-            block = b"".join(lines)
-            lines.clear()
-            digests.clear()
-            if self._write is None:
-                self._items.append(Part(stream, 0, block, marks))
-            else:
-                self._write(block)
-                self._items.append(Part(stream, self._offset, len(block), marks))
-                self._offset += len(block)
 
 
 class _Head(NamedTuple):
@@ -464,20 +291,6 @@ def _text(raw: bytes) -> ScoredRun | _Head:
 
 def _head(raw: bytes, malformed: Malformed) -> _Head:
     return _Head(raw[:HEAD_BYTES].decode(errors="replace"), malformed)
-
-
-def failed_row(walk: int, error: UnreadableError | InputChanged) -> FailedRow:
-    """What an error is handed over as."""
-    if isinstance(error, UnreadableError):
-        return FailedRow(walk, error.path, error.errno, error.why)
-    return FailedRow(walk, error.path, None, None)
-
-
-def error_of(failed: FailedRow) -> UnreadableError | InputChanged:
-    """The error that a row failed with."""
-    if failed.why is None:
-        return InputChanged(failed.path)
-    return UnreadableError(failed.path, OSError(failed.errno, failed.why))
 
 
 def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:

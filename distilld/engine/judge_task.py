@@ -15,7 +15,9 @@ from distilld.core.line_facts import LINES_END, SHIPPED, VERDICTS, TaskRow
 from distilld.core.model import InputChanged, InputKind, Options, RowRef, UnreadableError
 from distilld.core.outcome import Rendered, rendered
 from distilld.core.records import evidence_record, scored_run
-from distilld.engine.judge_span import OUTCOMES, FailedRow, Part, Sink, failed_row, finished
+from distilld.engine.judge_span import finished
+from distilld.engine.sink import Sink
+from distilld.engine.spans import OUTCOMES, FailedRow, Part, failed_row
 from distilld.lake.lines import digest_of, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 

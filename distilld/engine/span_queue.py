@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from distilld.core.line_facts import LINE_BITS
 from distilld.core.model import Dataset, Options, StatFacts
 from distilld.engine.jobs import SpanJob
-from distilld.engine.judge_span import NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
+from distilld.engine.spans import NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.work import Place, QueuedRow, Work, WorkRow

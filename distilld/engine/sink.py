@@ -1,0 +1,68 @@
+"""Where finished lines go until their batch is committed."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Final
+
+from distilld.core.model import MARK_BYTES, Marks
+from distilld.engine.spans import FailedRow, JudgedRow, Part
+
+FLUSH_BYTES: Final = 1 << 20
+"""Lines are handed over when they have gathered this much."""
+
+RAG_SHIPPED: Final = 0
+RAG_HELD: Final = 1
+SFT_SHIPPED: Final = 2
+SFT_HELD: Final = 3
+
+
+class Sink:
+    """Where the lines of plain rows go: to a file that the other side holds open too, or back with the answer.
+
+    ``lines`` and ``digests`` have a list for each stream, which whoever judges fills; :meth:`flush` empties them.
+    """
+
+    def __init__(self, write: Callable[[bytes], None] | None) -> None:
+        self._write = write
+        self._offset = self._gathered = 0
+        self.lines: tuple[list[bytes], ...] = ([], [], [], [])
+        self.digests: tuple[list[bytes], ...] = ([], [], [], [])
+        self._items: list[Part | JudgedRow | FailedRow] = []
+
+    def add(self, stream: int, line: bytes, digest: bytes) -> None:
+        """Add a line to a stream; hand over the lines so far where they are many."""
+        self.lines[stream].append(line)
+        self.digests[stream].append(digest)
+        self._gathered += len(line)
+        if self._gathered > FLUSH_BYTES:
+            self.flush()
+
+    def put(self, item: JudgedRow | FailedRow) -> None:
+        """Hand over a row behind the lines so far."""
+        self.flush()
+        self._items.append(item)
+
+    def end(self) -> list[Part | JudgedRow | FailedRow]:
+        """Return what was handed over since the last call."""
+        self.flush()
+        items, self._items = self._items, []
+        return items
+
+    def flush(self) -> None:
+        """Hand over the lines so far."""
+        self._gathered = 0
+        for stream, (lines, digests) in enumerate(zip(self.lines, self.digests, strict=True)):
+            if not lines:
+                continue
+            marks = Marks(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
+            block = b"".join(lines)
+            lines.clear()
+            digests.clear()
+            if self._write is None:
+                self._items.append(Part(stream, 0, block, marks))
+            else:
+                self._write(block)
+                self._items.append(Part(stream, self._offset, len(block), marks))
+                self._offset += len(block)

@@ -1,0 +1,148 @@
+"""Spans of partitions: what is asked of whoever judges them, and what comes of it. Plain values that pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import IO, Final, NamedTuple
+
+from distilld.core.decisions import Lines
+from distilld.core.line_facts import CATEGORIES, REASON_CODES
+from distilld.core.model import Category, InputChanged, MarkedLines, Marks, UnreadableError
+from distilld.core.outcome import Rendered
+from distilld.engine.read_file import FileRead
+
+OUTCOMES: Final = len(REASON_CODES) + 1
+
+Stamp = str | tuple[str, str]
+"""The time of a line's batch, or the two times that an adopted line brought."""
+
+
+class Verdicts(NamedTuple):
+    """What a row cannot know of its run: the verdicts in force in RAG and in SFT, whether it has too many exports."""
+
+    rag: Category | None
+    sft: Category | None
+    over_limit: bool
+
+
+Recorded = tuple[int, bytes, Stamp, int, bytes, Stamp]
+"""What stands in the exports of a row: code, line digest and stamp of RAG, then of SFT."""
+
+
+class RowOrder(NamedTuple):
+    """A row that is to be judged.
+
+    ``evidence`` is its evidence's start, length and digest. ``recorded`` is None where it was never judged.
+    ``verdicts`` are those of a contested row; None says that it is plain.
+    """
+
+    walk: int
+    start: int
+    length: int
+    digest: bytes
+    malformed: int | None
+    evidence: tuple[int, int, bytes] | None
+    recorded: Recorded | None
+    verdicts: Verdicts | None
+
+
+class ScoredFile(NamedTuple):
+    """What a scored file held when it was indexed: the bytes up to its last line feed, its lines, its last one."""
+
+    size: int
+    sha256: str
+    tail_digest: bytes | None
+    tail_bytes: int
+    lines: int
+
+
+class NewPartition(NamedTuple):
+    """A partition of which nothing was judged yet, its evidence file not even read: it is judged as a whole.
+
+    ``contested`` is what is said of the runs of its contested rows, by line; all others are plain.
+    """
+
+    scored: ScoredFile
+    contested: dict[int, Verdicts]
+
+
+class Span(NamedTuple):
+    """Rows of one partition in walk order: all of a ``new`` one, else those of ``rows``."""
+
+    path: str
+    base: int
+    rows: tuple[RowOrder, ...]
+    new: NewPartition | None
+
+    def size(self) -> int:
+        """How many rows it has."""
+        return len(self.rows) if self.new is None else self.new.scored.lines
+
+
+class JudgedRow(NamedTuple):
+    """What becomes of one row: in RAG and in SFT with its id free, and with its id taken where that differs."""
+
+    walk: int
+    category: Category | None
+    found: bool
+    rag: tuple[Rendered, Rendered | None]
+    sft: tuple[Rendered, Rendered | None]
+
+
+class FailedRow(NamedTuple):
+    """A row whose file, or whose evidence's file, cannot be read (``errno`` and ``why``), or is another one now."""
+
+    walk: int
+    path: str
+    errno: int | None
+    why: str | None
+
+
+class Part(NamedTuple):
+    """Finished lines of plain rows: their stream, and where they stand in the job's file, or the lines themselves."""
+
+    stream: int
+    offset: int
+    content: int | bytes
+    marks: Marks
+
+    def put_into(self, lines: Lines, file: IO[bytes] | None) -> None:
+        """Add the lines to those that go to an export; ``file`` is the job's."""
+        if isinstance(self.content, int):
+            assert file is not None  # noqa: S101  it says where in the file
+            lines.add_part(file.fileno(), self.offset, self.content, self.marks)
+        else:
+            lines.add_piece(MarkedLines(self.content, self.marks))
+
+
+@dataclass(slots=True)
+class SpanDone:
+    """What came of a span."""
+
+    items: list[Part | JudgedRow | FailedRow] = field(default_factory=list)
+    """In the order of the rows."""
+    fresh: list[tuple[int, bytes, int, bytes, bool, int]] = field(default_factory=list)
+    """Plain rows that were never judged: code and line digest of RAG, of SFT, whether evidence was found, walk."""
+    same: list[int] = field(default_factory=list)
+    """Plain rows that come to what is recorded of them."""
+    outcomes: tuple[list[int], list[int]] = field(default_factory=lambda: ([0] * OUTCOMES, [0] * OUTCOMES))
+    """Fresh rows by outcome code in RAG and in SFT."""
+    categories: list[int] = field(default_factory=lambda: [0] * (len(CATEGORIES) + 1))
+    """Plain rows by the code of their category."""
+    evidence: FileRead | None = None
+    """The evidence file of a new partition; None where it could not be read."""
+    bytes_read: int = 0
+
+
+def failed_row(walk: int, error: UnreadableError | InputChanged) -> FailedRow:
+    """What an error is handed over as."""
+    if isinstance(error, UnreadableError):
+        return FailedRow(walk, error.path, error.errno, error.why)
+    return FailedRow(walk, error.path, None, None)
+
+
+def error_of(failed: FailedRow) -> UnreadableError | InputChanged:
+    """The error that a row failed with."""
+    if failed.why is None:
+        return InputChanged(failed.path)
+    return UnreadableError(failed.path, OSError(failed.errno, failed.why))
