@@ -14,12 +14,13 @@ from itertools import islice
 from typing import IO, Any, Final, NamedTuple
 
 from distilld.core.datasets import preference
-from distilld.core.decisions import Decisions, PairRow, Withdrawal, key_of
+from distilld.core.decisions import Decisions, PairRow, key_of
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED, TaskRow
 from distilld.core.model import Category, Cause, Dataset, Options, Reason
 from distilld.core.outcome import Rendered
 from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_task import HELD_PAIRS, SHIPPED_PAIRS, JudgedPair, PlainTasks, TaskDone, TaskOrder
+from distilld.engine.leaving_pairs import LeavingPairs
 from distilld.engine.pool import Done
 from distilld.engine.spans import error_of
 from distilld.lake.lines import digest_of
@@ -80,7 +81,7 @@ class PairJudge:
         self._formed: set[int] = set()
         """The ids of all pairs that this batch's tasks formed so far."""
         self._freed: dict[int, tuple[WorkPair, Cause]] = {}
-        self._absent = work.absent_files()
+        self._leaving = LeavingPairs(work, options, decisions, options_changed=options_changed)
         self._absent_verdicts = work.has_frozen_verdicts()
         self._stamps: dict[int, str] = {}
         self._known: set[str] = set()
@@ -109,7 +110,7 @@ class PairJudge:
             self._judge_touched()
         self._out.tasks.extend(self._known - self.left)
         for pair, cause in self._freed.values():
-            self._withdraw(pair, cause)
+            self._leaving.withdraw(pair, cause)
 
     def _judge_again(self, turns: list[Turn]) -> None:
         """Settle tasks one by one that were taken for plain, and are not."""
@@ -243,7 +244,7 @@ class PairJudge:
         """Of a task that cannot be formed anew, pairs that a verdict overrules leave; returns as for a whole task."""
         touched: set[str] = set()
         for pair in task.recorded:
-            if pair.outcome == SHIPPED and self._overruled(pair):
+            if pair.outcome == SHIPPED and self._leaving.overruled(pair):
                 if pair.frozen is None:
                     self._out.dropped_pairs.append(pair.pair_id)
                 self._let_go(pair, touched)
@@ -326,7 +327,7 @@ class PairJudge:
                 return SHIPPED, standing.line, standing.batch
             changes.drop_key(key, standing.line)
             self._out.unadopted.append((_PREFERENCE, key))
-            self._publish(standing, cause, replaced=True)
+            self._leaving.publish(standing, cause, replaced=True)
         line = ship.line(self._out.recorded_at)
         changes.shipped.add(line)
         return SHIPPED, digest_of(line), self._out.sequence
@@ -373,7 +374,7 @@ class PairJudge:
             same = (pair.chosen_run_id, pair.rejected_run_id, pair.outcome) == (*run_ids, code)
             stamped = hold.line(self._stamp(pair.batch)) if same else b""
             # One with an absent side is another pair, whatever its line says: it stays.
-            if same and digest_of(stamped) == pair.line and not self._is_absent(pair):
+            if same and digest_of(stamped) == pair.line and not self._leaving.is_absent(pair):
                 self._out.changes[_PREFERENCE].keep_held(pair.line, stamped)
                 del unmatched[pair.pair_id]
                 self._leave_totals(pair)
@@ -393,8 +394,8 @@ class PairJudge:
         """A recorded pair that the task's present rows do not form: it leaves, or it is frozen (SPEC 3)."""
         if pair.pair_id in self._moved_on:
             return
-        overruled = self._overruled(pair)
-        kept = pair.frozen in ("vanished", "orphan") or self._is_absent(pair)
+        overruled = self._leaving.overruled(pair)
+        kept = pair.frozen in ("vanished", "orphan") or self._leaving.is_absent(pair)
         # Without its rows a line that a damaged file lost cannot be written again.
         lost = kept and self._out.changes[_PREFERENCE].is_missing(pair.outcome, pair.line)
         if kept and not lost and (pair.outcome != SHIPPED or not overruled):
@@ -411,7 +412,7 @@ class PairJudge:
         if pair.outcome != SHIPPED:
             self._out.changes[_PREFERENCE].drop_held(pair.line)
             return
-        cause = Cause.LOST if lost and not overruled else self._cause(pair, overruled=overruled)
+        cause = Cause.LOST if lost and not overruled else self._leaving.cause(pair, overruled=overruled)
         self._freed[pair.sample_key] = (pair, cause)
         touched.update(self._waiting_for(pair.sample_key))
 
@@ -422,65 +423,6 @@ class PairJudge:
             for pair in self._work.pairs_with_keys([key]).get(key, [])
             if pair.outcome == DUPLICATE and pair.frozen is None
         }
-
-    def _is_absent(self, pair: WorkPair) -> bool:
-        return any(
-            partition in self._absent and self._work.side_is_absent(partition, run_id, pair.task_id, category)
-            for partition, run_id, category in (
-                (pair.chosen_partition or 0, pair.chosen_run_id, CATEGORY_CODES[Category.ACCEPTED]),
-                (pair.rejected_partition or 0, pair.rejected_run_id, pair.rejected_category),
-            )
-        )
-
-    def _overruled(self, pair: WorkPair) -> bool:
-        """Whether a verdict in force says otherwise than the pair about one of its sides."""
-        if not self._options.revoke:
-            return False
-        # Of a pair from an older exporter nobody knows which of the two the rejected side was.
-        known = CATEGORIES.get(pair.rejected_category)
-        rejected = (known,) if known else (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
-        return any(
-            said is not None and said not in categories
-            for run_id, categories in ((pair.chosen_run_id, (Category.ACCEPTED,)), (pair.rejected_run_id, rejected))
-            for said in self._work.verdicts(run_id, self._options)[1:]
-        )
-
-    def _cause(self, pair: WorkPair, *, overruled: bool) -> Cause:
-        if overruled:
-            return Cause.REVOKED
-        if not all(self._work.names_run(run_id) for run_id in (pair.chosen_run_id, pair.rejected_run_id)):
-            return Cause.ROW_REMOVED
-        if self._work.lacks_evidence(pair.chosen_run_id) or self._work.lacks_evidence(pair.rejected_run_id):
-            return Cause.EVIDENCE_CHANGED
-        return Cause.OPTIONS_CHANGED if self._options_changed else Cause.DISPLACED
-
-    def _withdraw(self, pair: WorkPair, cause: Cause) -> None:
-        self._out.changes[_PREFERENCE].drop_key(pair.sample_key, pair.line)
-        self._out.unadopted.append((_PREFERENCE, pair.sample_key))
-        self._publish(pair, cause, replaced=False)
-
-    def _publish(self, pair: WorkPair, cause: Cause, *, replaced: bool) -> None:
-        verdict = None
-        if cause is Cause.REVOKED:
-            for run_id in (pair.chosen_run_id, pair.rejected_run_id):
-                category = self._work.verdicts(run_id, self._options)[1]
-                place = self._work.verdict_place(run_id, category) if category else None
-                expected = Category.ACCEPTED if run_id == pair.chosen_run_id else None
-                if place is not None and category is not expected:
-                    verdict = place
-                    break
-        self._out.withdrawals.append(
-            Withdrawal(
-                _PREFERENCE,
-                pair.sample_key,
-                cause,
-                replaced,
-                chosen_run_id=pair.chosen_run_id,
-                rejected_run_id=pair.rejected_run_id,
-                verdict=verdict,
-                shipped_batch=pair.batch or None,
-            )
-        )
 
     def _stamped(self, key: int, ship: Rendered, batch: int) -> bytes:
         if batch == 0:

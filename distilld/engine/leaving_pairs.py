@@ -1,0 +1,87 @@
+"""Pairs that leave the preference dataset: whether a verdict takes them out, for what cause, and what is published."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from distilld.core.decisions import Decisions, Withdrawal
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES
+from distilld.core.model import Category, Cause, Dataset, Options
+from distilld.store.tasks import WorkPair
+from distilld.store.work import Work
+
+_PREFERENCE: Final = Dataset.PREFERENCE
+
+
+class LeavingPairs:
+    """Knows of recorded pairs why they leave, and adds that to a batch's decisions."""
+
+    def __init__(self, work: Work, options: Options, decisions: Decisions, *, options_changed: bool) -> None:
+        self._work = work
+        self._options = options
+        self._out = decisions
+        self._options_changed = options_changed
+        self._absent = work.absent_files()
+
+    def is_absent(self, pair: WorkPair) -> bool:
+        """Whether a side of the pair is absent: its scored line, or the evidence that it stood on."""
+        return any(
+            partition in self._absent and self._work.side_is_absent(partition, run_id, pair.task_id, category)
+            for partition, run_id, category in (
+                (pair.chosen_partition or 0, pair.chosen_run_id, CATEGORY_CODES[Category.ACCEPTED]),
+                (pair.rejected_partition or 0, pair.rejected_run_id, pair.rejected_category),
+            )
+        )
+
+    def overruled(self, pair: WorkPair) -> bool:
+        """Whether a verdict in force says otherwise than the pair about one of its sides."""
+        if not self._options.revoke:
+            return False
+        # Of a pair from an older exporter nobody knows which of the two the rejected side was.
+        known = CATEGORIES.get(pair.rejected_category)
+        rejected = (known,) if known else (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
+        return any(
+            said is not None and said not in categories
+            for run_id, categories in ((pair.chosen_run_id, (Category.ACCEPTED,)), (pair.rejected_run_id, rejected))
+            for said in self._work.verdicts(run_id, self._options)[1:]
+        )
+
+    def cause(self, pair: WorkPair, *, overruled: bool) -> Cause:
+        """Why a pair leaves that its task does not form any more."""
+        if overruled:
+            return Cause.REVOKED
+        if not all(self._work.names_run(run_id) for run_id in (pair.chosen_run_id, pair.rejected_run_id)):
+            return Cause.ROW_REMOVED
+        if self._work.lacks_evidence(pair.chosen_run_id) or self._work.lacks_evidence(pair.rejected_run_id):
+            return Cause.EVIDENCE_CHANGED
+        return Cause.OPTIONS_CHANGED if self._options_changed else Cause.DISPLACED
+
+    def withdraw(self, pair: WorkPair, cause: Cause) -> None:
+        """Take the pair's line out of the dataset, and publish that."""
+        self._out.changes[_PREFERENCE].drop_key(pair.sample_key, pair.line)
+        self._out.unadopted.append((_PREFERENCE, pair.sample_key))
+        self.publish(pair, cause, replaced=False)
+
+    def publish(self, pair: WorkPair, cause: Cause, *, replaced: bool) -> None:
+        """Publish that the pair's line leaves, or that another takes its place."""
+        verdict = None
+        if cause is Cause.REVOKED:
+            for run_id in (pair.chosen_run_id, pair.rejected_run_id):
+                category = self._work.verdicts(run_id, self._options)[1]
+                place = self._work.verdict_place(run_id, category) if category else None
+                expected = Category.ACCEPTED if run_id == pair.chosen_run_id else None
+                if place is not None and category is not expected:
+                    verdict = place
+                    break
+        self._out.withdrawals.append(
+            Withdrawal(
+                _PREFERENCE,
+                pair.sample_key,
+                cause,
+                replaced,
+                chosen_run_id=pair.chosen_run_id,
+                rejected_run_id=pair.rejected_run_id,
+                verdict=verdict,
+                shipped_batch=pair.batch or None,
+            )
+        )
