@@ -31,21 +31,39 @@ class UnreadableVerdict(NamedTuple):
 
 
 class VerdictSearch:
-    """Searches a line that comes in blocks; memory is bounded by a block and ``WINDOW_BYTES``."""
+    """Searches a line that comes in blocks; memory is bounded by a block and ``WINDOW_BYTES``.
+
+    It searches the bytes without NULs, and, where the line begins with a mark of UTF-16, what it says in UTF-16 too. So
+    what is found does not depend on how long the line is.
+    """
 
     def __init__(self) -> None:
-        self._window = b""
+        self._windows = [b"", b""]
+        self._start = b""
+        self._utf16: codecs.IncrementalDecoder | None = None
+        self._begun = False
         self._runs: dict[str, None] = {}
         self._category: int | None = None
 
     def add(self, block: bytes) -> None:
         """Search the next bytes of the line."""
-        text = self._window + block.replace(b"\0", b"").replace(codecs.BOM_UTF8, b"")
+        self._look(0, block)
+        if not self._begun:
+            self._start += block
+            self._begun = len(self._start) >= len(codecs.BOM_UTF16)
+            if self._begun and self._start.startswith(_UTF16):
+                self._utf16 = codecs.getincrementaldecoder("utf-16")(errors="replace")
+            block = self._start
+        if self._utf16 is not None:
+            self._look(1, self._utf16.decode(block).encode(errors="replace"))
+
+    def _look(self, window: int, text: bytes) -> None:
+        text = self._windows[window] + text.replace(b"\0", b"").replace(codecs.BOM_UTF8, b"")
         self._runs |= dict.fromkeys(_text(found) for found in _RUN.findall(text))
         for category in _CATEGORY.findall(text):
             code = LIKE_REJECTED if category.lower() == b"rejected" else UNREVIEWED
             self._category = min(code, self._category or code)
-        self._window = text[-WINDOW_BYTES:]
+        self._windows[window] = text[-WINDOW_BYTES:]
 
     def found(self) -> UnreadableVerdict | None:
         """Return what the line says so far; None where no run is forbidden."""
@@ -54,8 +72,6 @@ class VerdictSearch:
 
 def unreadable_verdict(raw: bytes) -> UnreadableVerdict | None:
     """Search a whole malformed line; None where it forbids no run."""
-    if raw.startswith(_UTF16):
-        raw = raw.decode("utf-16", errors="replace").encode("utf-8", errors="replace")
     search = VerdictSearch()
     search.add(raw)
     return search.found()

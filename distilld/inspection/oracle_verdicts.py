@@ -110,6 +110,7 @@ _walk_key: Final = lru_cache(maxsize=8)(walk_key)
 
 
 _CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*"')
+_RUN: Final = re.compile(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:\\.|[^"\\])+)"', re.DOTALL)
 _NOT_TEXT: Final = str.maketrans("", "", "\0\ufeff")
 _FORBIDDING: Final = {"rejected": Category.REJECTED, "needs_human_review": Category.NEEDS_HUMAN_REVIEW}
 
@@ -125,14 +126,13 @@ def verdicts_of(raw: bytes, run: ScoredRun | None) -> list[tuple[str, Category]]
             word = trim(said).lower() if isinstance(said, str) else ""
             category = Category.REJECTED if word == "rejected" else Category.NEEDS_HUMAN_REVIEW
         return [(run.run_id, category)]
-    utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = raw.decode("utf-16" if utf16 else "utf-8", errors="replace").translate(_NOT_TEXT)
-    words = {found.group(1).lower() for found in _CATEGORY.finditer(text)}
+    encodings = ("utf-8", "utf-16") if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8",)
+    texts = [raw.decode(each, errors="replace").translate(_NOT_TEXT) for each in encodings]
+    words = {found.group(1).lower() for text in texts for found in _CATEGORY.finditer(text)}
     category = next((_FORBIDDING[word] for word in _FORBIDDING if word in words), None)
     if category is None:
         return []
-    named = re.finditer(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:\\.|[^"\\])+)"', text, re.DOTALL)
-    return [(_unescaped(found.group(1)), category) for found in named]
+    return [(_unescaped(found.group(1)), category) for text in texts for found in _RUN.finditer(text)]
 
 
 def _unescaped(text: str) -> str:

@@ -1,0 +1,58 @@
+"""What a malformed scored line still says (SPEC 2)."""
+
+from __future__ import annotations
+
+import codecs
+
+import pytest
+
+from distilld.core.line_facts import LIKE_REJECTED, UNREVIEWED
+from distilld.core.unreadable_verdict import WINDOW_BYTES, UnreadableVerdict, VerdictSearch, unreadable_verdict
+
+REJECTED = '{"evidence_run_id":"r1","category":"rejected"'
+LINES = {
+    "torn": REJECTED.encode(),
+    "mark": codecs.BOM_UTF8 + REJECTED.encode(),
+    "utf16": REJECTED.encode("utf-16"),
+    "utf16 big": codecs.BOM_UTF16_BE + REJECTED.encode("utf-16-be"),
+    "utf16 without mark": REJECTED.encode("utf-16-le"),
+    "wrong mark": codecs.BOM_UTF16_LE * 300 + REJECTED.encode(),
+    "odd behind a wrong mark": codecs.BOM_UTF16_LE + b"x" + REJECTED.encode(),
+    "NULs": bytes(5000) + REJECTED.encode(),
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 17])
+def test_verdict_is_found_whatever_the_blocks_are(line: bytes, block: int) -> None:
+    """A random history: a line behind a mark of UTF-16 forbade its run if it was too long to be read, and else not."""
+    search = VerdictSearch()
+    for start in range(0, len(line), block):
+        search.add(line[start : start + block])
+    assert search.found() == unreadable_verdict(line) == UnreadableVerdict(LIKE_REJECTED, ("r1",))
+
+
+def test_utf16_names_runs_beyond_ascii() -> None:
+    """Without its NULs such a name would be another one; both count."""
+    found = unreadable_verdict('{"evidence_run_id":"läuft","category":"needs_human_review"'.encode("utf-16"))
+    assert found is not None
+    assert found.category == UNREVIEWED
+    assert "läuft" in found.run_ids
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"evidence_run_id":"r1","category":"accepted"', '{"category":"rejected"', r'"{\"category\":\"rejected\"'],
+    ids=str,
+)
+def test_line_that_rejects_no_run_forbids_none(line: str) -> None:
+    """Neither a run nor a rejection alone forbids, nor what is quoted inside a string."""
+    assert unreadable_verdict(line.encode()) is None
+
+
+def test_verdict_is_found_across_blocks_within_its_window() -> None:
+    """What lies between a run and its category may be longer than any block."""
+    search = VerdictSearch()
+    for block in (b'{"evidence_run_id":"r1","category":"rej', b'ected"', b" " * (2 * WINDOW_BYTES)):
+        search.add(block)
+    assert search.found() == UnreadableVerdict(LIKE_REJECTED, ("r1",))
