@@ -192,7 +192,8 @@ def _said(row: dict[str, Any]) -> list[Any]:
 def let_no_mass_vanish(before: Exports, after: Exports, lake: Lake, rows: int, share: float) -> None:
     """No more rows left than the tripwire lets pass only because they vanished (SPEC 3).
 
-    That is, no scored row names their run any more, or none that has evidence.
+    That is, no scored row names their run any more, or none that has evidence. A row that is over the limit on its
+    run's exports now leaves for that.
     """
     named: set[object] = set()
     joined: set[object] = set()
@@ -200,11 +201,17 @@ def let_no_mass_vanish(before: Exports, after: Exports, lake: Lake, rows: int, s
         scored = {line.get("evidence_run_id") for line in _objects(partition.scored)}
         named |= scored
         joined |= scored & {line.get("run_id") for line in _objects(partition.evidence)}
+    records = [
+        row["source_record"]
+        for row in map(json.loads, (line for lines in after.held.values() for line in lines))
+        if row["reason"] == "too_many_exports"
+    ]
+    over = {record.get(key) for record in records for key in ("evidence_run_id", "chosen_run_id", "rejected_run_id")}
     for dataset in Dataset:
         vanished = []
         for row in new_withdrawals(before, after, dataset):
             runs = {row["source_run_id"] or row["chosen_run_id"], row["source_run_id"] or row["rejected_run_id"]}
-            alone = row["cause"] in ("evidence_changed", "displaced") and not runs <= joined
+            alone = row["cause"] in ("evidence_changed", "displaced") and not runs <= joined and runs.isdisjoint(over)
             if not row["replaced"] and ((row["cause"] == "row_removed" and not runs <= named) or alone):
                 vanished.append(row["id"])
         stood = len(before.shipped[dataset])
