@@ -520,13 +520,13 @@ def on_terminal(arguments: list[str]) -> tuple[int, str]:
 
 
 def test_terminal_gets_a_bar_and_tables(tmp_path: Path) -> None:
-    """On a terminal a pass shows rows, megabytes, rows a second and the time left, and tables."""
+    """On a terminal a pass shows rows, mebibytes, rows a second and the time left, and tables."""
     root = phase4(tmp_path)
     code, shown = on_terminal(command("run", "--once", "--root", str(root)))
     assert code == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert re.search(r"reading .* 100 % 1,052 rows  \d MB  [\d,]+ rows/s +\d:\d\d:\d\d", plain)
-    assert re.search(r"judging .* 100 % 1,052 rows  \d MB  [\d,]+ rows/s", plain)
+    assert re.search(r"reading .* 100 % 1,052 rows  \d\.\d MiB  [\d,]+ rows/s +\d:\d\d:\d\d", plain)
+    assert re.search(r"judging .* 100 % 1,052 rows  \d\.\d MiB  [\d,]+ rows/s", plain)
     assert re.search(r"  dataset +rows", plain)
     assert re.search(r"rag +446 +446 +0 +0 +606\r?\n", plain)
     assert re.search(r"\[info +\] batch_committed", plain)
@@ -538,7 +538,9 @@ def test_terminal_gets_a_bar_while_a_long_look_goes_on(done: Path) -> None:
     for arguments in (("verify", "--deep"), ("diff", str(dataset))):
         code, shown = on_terminal(command(*arguments, "--root", str(done)))
         assert code == 0
-        assert re.search(r"reading .*[ 0-9]+ % [\d,]+ rows  \d+ MB", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
+        assert re.search(
+            r"reading .*[ 0-9]+ % [\d,]+ rows  [\d.,]+ (?:bytes|KiB|MiB)", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+        )
 
 
 def test_pipe_gets_no_escape_sequence(done: Path) -> None:

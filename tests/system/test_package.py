@@ -70,7 +70,7 @@ def test_inspect_works_from_a_wheel(wheel_file: Path, sample: SampleLake, tmp_pa
     assert once(sample.root).code == 0
     with zipfile.ZipFile(wheel_file) as wheel:
         wheel.extractall(tmp_path / "installed")
-    code = "from distilld.cli.main import main; main()"
+    code = f"import distilld.__main__ as it; assert it.__file__.startswith({str(tmp_path)!r}); it.main()"
     words = [sys.executable, "-c", code, "inspect", "--root", str(sample.root), "--port", "0"]
     with inspecting(sample.root / "state/distilld.db", start=words, package=tmp_path / "installed") as address:
         assert "<h1>Dashboard</h1>" in fetched(address, "")
