@@ -99,9 +99,11 @@ class Batches:
         """Where the first rows of tasks stand, for as long as batches judge no row."""
         self._ahead: set[int] = set()
         """Rows that batches so far judged before their turn."""
+        work.begin_judging()
 
     def close(self) -> None:
         """Drop what was judged ahead."""
+        self._work.end_judging()
         if self._next is not None:
             self._next.close()
             self._next = None

@@ -39,7 +39,9 @@ from distilld.core.model import (
 from distilld.core.plan import FileKey
 from distilld.engine import cluster
 from distilld.engine.batch import Batch, Batches, UnreadFailed
-from distilld.engine.index import Indexed, Indexer, new_record, record_reading, refuse_missing_trees
+from distilld.engine.index import Indexer, refuse_missing_trees
+from distilld.engine.index_file import new_record, record_reading
+from distilld.engine.index_lines import Indexed
 from distilld.engine.options_in_force import JudgedWith
 from distilld.engine.pass_log import Teller
 from distilld.engine.pass_result import PassResult, Progress

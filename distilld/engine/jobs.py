@@ -41,11 +41,13 @@ class SpanJob(NamedTuple):
 class TaskJob(NamedTuple):
     """Judge the pairs of some tasks; what is of plain ones belongs to the batch with this number and time.
 
-    ``paths`` are those of the partitions that the tasks' rows stand in.
+    ``paths`` are those of the partitions that the tasks' rows stand in; ``over_limit`` are the rows that are over
+    ``max_exports_per_run``.
     """
 
     tasks: tuple[TaskOrder, ...]
     paths: dict[int, str]
+    over_limit: set[int]
     batch: int
     stamp: str
     size: int
@@ -122,7 +124,7 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
 def _judge(root: str, options: Options, job: SpanJob | TaskJob, sink: Sink) -> Result:
     spans, pairs = _judges(root, options)
     if isinstance(job, TaskJob):
-        return pairs.judge(job.tasks, job.paths, job.batch, job.stamp, sink)
+        return pairs.judge(job.tasks, job.paths, job.over_limit, job.batch, job.stamp, sink)
     return [spans.judge(span, job.stamp, sink) for span in job.spans]
 
 

@@ -17,7 +17,8 @@ from distilld.core.outcome import Rendered
 from distilld.engine.judge_span import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.engine.lane import Lane, Recorded
 from distilld.engine.span_queue import QueuedSpan
-from distilld.store.work import Departure, FrozenRow, Work, WorkRow
+from distilld.store.loose_lines import Departure, FrozenRow
+from distilld.store.work import Work, WorkRow
 
 _END: Final = 1 << 62
 _NEVER: Final = Recorded(None, b"", 0)
@@ -133,7 +134,7 @@ class RowJudge:
             return
         self.done.add(row.walk)
         if self.loose and row.rag is None:
-            self._moving |= {each.frozen_id: each for each in self.work.moved_to(row)}
+            self._moving |= {each.frozen_id: each for each in self.work.moved_to(row.digest, row.run_id)}
         self._judge_row(row, judged, outcomes)
 
     def _checked(self, row: WorkRow) -> JudgedRow:
@@ -211,8 +212,13 @@ class RowJudge:
         Where that is yet to be judged, they are left until it is, for it takes their lines over: :meth:`take_moved`.
         """
         left = set(self.out.frozen_left)
+        of_run: tuple[str | None, dict[bytes, list[tuple[int, bool]]]] = None, {}
         for row in frozen:
-            copies = self.work.copies(row.digest, row.run_id) if row.kind == "absent" else []
+            copies = []
+            if row.kind == "absent":
+                if of_run[0] != row.run_id:
+                    of_run = row.run_id, self.work.rows_of_run(row.run_id) if row.run_id is not None else {}
+                copies = self.work.copies(row.digest, row.run_id, of_run[1])
             waits = any(not judged and walk not in self.done for walk, judged in copies)
             self.out.frozen_seen.append(row.frozen_id)
             for dataset, code, line, batch in (

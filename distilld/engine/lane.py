@@ -9,7 +9,8 @@ from distilld.core.line_facts import DUPLICATE, REASON_CODES, SHIPPED
 from distilld.core.model import Category, Cause, Dataset, Options, Verdict
 from distilld.core.outcome import Rendered
 from distilld.lake.lines import digest_of
-from distilld.store.work import Departure, Standing, Work, WorkRow
+from distilld.store.loose_lines import Departure, Standing
+from distilld.store.work import Work, WorkRow
 
 _WAITS_FOR_ID: Final = frozenset({"duplicate", "shape", "source_files", "schema"})
 """The gates whose word may change with who ships the id: the one for ids, and those behind it."""
@@ -269,7 +270,8 @@ class Lane:
         self._out.released[self._dataset].append(row.walk)
         if key not in self._shipped_now:
             lost = self._changes.is_missing(SHIPPED, recorded.line) and self._is_frozen(row, hold)
-            self.free(key, recorded, row.run_id, Cause.LOST if lost else self._cause_of_hold(row, hold))
+            cause = Cause.LOST if lost else self._cause_of_hold(row, hold)
+            self.free(key, recorded, row.run_id, cause, contested=row.contested)
 
     def give_up(self, row: WorkRow, recorded: Recorded) -> None:
         """What became of a row is taken back, as if it had never been judged."""
@@ -284,8 +286,11 @@ class Lane:
         forbidden = revoked is not None and self._judge.options.forbids(self._dataset, revoked)
         self.free(row.sample_key or 0, recorded, row.run_id, Cause.REVOKED if forbidden else Cause.UNDONE)
 
-    def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause) -> None:
-        """A line is without its row: it leaves unless another row ships the id, and who waits for the id joins."""
+    def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause, *, contested: bool = True) -> None:
+        """A line is without its row: it leaves unless another row ships the id, and who waits for the id joins.
+
+        Where its row is not ``contested``, no other has the id.
+        """
         verdict: Verdict | None = None
         if cause is Cause.REVOKED and run_id is not None:
             category = self._judge.verdict_in(self._dataset, run_id)
@@ -301,7 +306,8 @@ class Lane:
         )
         self._taken[key] = None
         self._freed[key] = _Freed(recorded.line, recorded.batch, withdrawal)
-        self._judge.wake(self._dataset, key, -1)
+        if contested:
+            self._judge.wake(self._dataset, key, -1)
         self._look_again(key, -1)
 
     def finish(self) -> None:
@@ -322,6 +328,8 @@ class Lane:
             return Cause.DISPLACED
         if self._judge.options_changed:
             return Cause.OPTIONS_CHANGED
+        if hold.gate == "over_limit":
+            return Cause.DISPLACED
         return Cause.EVIDENCE_CHANGED if row.evidence_changed else Cause.UNDONE
 
     def _cause_of_change(self, row: WorkRow, *, own: bool) -> Cause:

@@ -28,6 +28,8 @@ PROCESSES_FROM: Final = 12 << 20
 """Bytes to read from which worker processes pay; fewer are done before a process has started."""
 BYTES_AHEAD: Final = 20 << 20
 """Bytes of input that a worker may have waiting: enough while a batch is committed, and some is left to others."""
+BYTES_HELD: Final = 48 << 20
+"""Bytes of input at most, for each worker, whose answers are held in memory or waited for."""
 JOBS_AHEAD: Final = 64
 BYTES_AHEAD_ELSEWHERE: Final = 256 << 20
 """Bytes of input at most of which another executor's answers are held in memory or waited for."""
@@ -185,17 +187,21 @@ class Pool:
     def _has_room(self, under_way: deque[_Given[J]]) -> bool:
         if self._executor is None:
             return not under_way
-        if self._elsewhere and sum(each.job.size for each in under_way) >= BYTES_AHEAD_ELSEWHERE:
-            return not under_way
         while self._answered:
             self._unanswered -= self._answered.popleft()
         return not under_way or (
-            len(under_way) < JOBS_AHEAD * self._workers and self._unanswered < BYTES_AHEAD * self._workers
+            len(under_way) < JOBS_AHEAD * self._workers
+            and self._unanswered < BYTES_AHEAD * self._workers
+            and not self._holds_much(under_way)
         )
 
     def _lends_a_hand(self, under_way: deque[_Given[J]]) -> bool:
         """Whether this process does a job itself while it waits; what is done lies in files, but not without end."""
-        return len(under_way) < JOBS_AHEAD
+        return len(under_way) < JOBS_AHEAD and not self._holds_much(under_way)
+
+    def _holds_much(self, under_way: deque[_Given[J]]) -> bool:
+        limit = BYTES_AHEAD_ELSEWHERE if self._elsewhere else BYTES_HELD * self._workers
+        return sum(each.job.size for each in under_way) >= limit
 
     def _give(self, coming: Iterator[J], under_way: deque[_Given[J]], options: Options, *, here: bool) -> bool:
         job = next(coming, None)

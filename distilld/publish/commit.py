@@ -26,7 +26,7 @@ from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of
 from distilld.publish.recovery import FIRST, Recovery
-from distilld.store.ledger import ExportRecord, Intent, Ledger, Totals
+from distilld.store.ledger import ExportRecord, Intent, Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,11 @@ class Committer(Recovery):
         self.keep_lock()
         with self._pins.let_in_at_failure():
             records = self._ledger.exports()
-            published = [_published(each, identity, self._ledger) for each in decisions.withdrawals]
+            batch_ids = {
+                batch: self._ledger.batch_id_of(batch)
+                for batch in {each.shipped_batch for each in decisions.withdrawals}
+            }
+            published = [_published(each, identity, batch_ids[each.shipped_batch]) for each in decisions.withdrawals]
             repeated = self._withdrawals.repeated(published)
             writes = self._in_place(
                 _writes_of(identity, decisions, published, list(repeated.values()), records), records
@@ -287,9 +291,7 @@ def _writes_of(
         if gone:
             name, lines = f"withdrawals_{dataset}", b"".join(each.line() for each in gone)
             folded = Counter(digest_of(each.line()) for each in repeated if each.dataset is dataset)
-            temp, drop = (
-                (_temp_name(name, identity.batch_id), drop_digests(folded, digest_of)) if folded else (None, None)
-            )
+            temp, drop = (_temp_name(name, identity.batch_id), drop_digests(folded)) if folded else (None, None)
             writes.append(ExportWrite(name, (lines,), len(gone), temp, drop, folded.total(), folded))
     return [write if records[write.name].committed.size else _as_first(write, identity) for write in writes]
 
@@ -304,7 +306,7 @@ def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetCh
     ids = {id_of(dataset, key).encode() for key in change.removed_keys}
     for name, spool, leaving, drop in (
         (dataset.value, change.shipped, Counter(change.removed_keys.values()), drop_ids(ids)),
-        (f"quarantine_{dataset}", change.held, change.removed_held, drop_digests(change.removed_held, digest_of)),
+        (f"quarantine_{dataset}", change.held, change.removed_held, drop_digests(change.removed_held)),
     ):
         if drops := leaving.total():
             temp = _temp_name(name, identity.batch_id)
@@ -319,7 +321,7 @@ def _temp_name(name: str, batch_id: str) -> str:
     return f".{EXPORT_PATHS[name].rsplit('/', 1)[1]}.{batch_id}.tmp"
 
 
-def _published(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) -> PublishedWithdrawal:
+def _published(each: Withdrawal, identity: BatchIdentity, shipped_batch: str | None) -> PublishedWithdrawal:
     verdict = None
     if each.verdict is not None:
         at = each.verdict.at
@@ -336,7 +338,7 @@ def _published(each: Withdrawal, identity: BatchIdentity, ledger: Ledger) -> Pub
         each.cause.value,
         each.replaced,
         verdict,
-        ledger.batch_id_of(each.shipped_batch),
+        shipped_batch,
         identity.batch_id,
         identity.recorded_at,
     )

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import os
 import stat
+from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import Final, Protocol
 
-from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Committed, Pieces, StatFacts
+from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Committed, MarkedLines, Marks, Pieces, StatFacts
 from distilld.files.durable import make_folder, open_in_folder, sync_up
 from distilld.files.regular import without_space
 from distilld.files.segments import SegmentHash, Span
+from distilld.lake.lines import digest_of
 from distilld.publish.live_files import LiveFiles
 from distilld.publish.new_file import Output, Written, create
 from distilld.publish.overwrite import LEAST_BYTES, OpenExport, Overwriting, overwrite, plan_overwrite
@@ -37,8 +39,11 @@ from distilld.publish.reading import (
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
 """Rows that must leave are gone from the datasets before anything else is renamed."""
 
-Drop = Callable[[bytes], bool]
-"""Whether a line (line feed included) is left out of a rewritten file."""
+
+class Drop(Protocol):
+    """Whether a line (line feed included) is left out of a rewritten file; its digest is given where it is known."""
+
+    def __call__(self, line: bytes, digest: bytes = b"", /) -> bool: ...
 
 
 class Exports(LiveFiles):
@@ -96,13 +101,16 @@ class Exports(LiveFiles):
         """
         dropped = 0
 
-        def kept(old: int) -> Iterator[bytes]:
+        def kept(old: int) -> Iterator[MarkedLines]:
             nonlocal dropped
             for lines in committed_lines(old, known, EXPORT_PATHS[name], self._pulse):
                 rows = [without_space(line) for line in lines] if known.spaces else lines
-                staying = [row for row in rows if not drop(row)]
+                digested = [(row, digest_of(row)) for row in rows]
+                staying = [each for each in digested if not drop(*each)]
                 dropped += len(rows) - len(staying)
-                yield b"".join(staying)
+                marks = b"".join([digest[:MARK_BYTES] for _, digest in staying])
+                content = [row for row, _ in staying]
+                yield MarkedLines(b"".join(content), Marks(array("L", map(len, content)), marks))
 
         with writing_errors(EXPORT_PATHS[name]):
             old = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
@@ -219,18 +227,18 @@ def drop_ids(ids: Collection[bytes]) -> Drop:
     prefix = b'{"schema_version":1,"id":"'
     start = len(prefix)
 
-    def drop(line: bytes) -> bool:
+    def drop(line: bytes, _: bytes = b"", /) -> bool:
         return line.startswith(prefix) and line[start : line.find(b'"', start)] in ids
 
     return drop
 
 
-def drop_digests(digests: Counter[bytes], digest_of: Callable[[bytes], bytes]) -> Drop:
+def drop_digests(digests: Counter[bytes]) -> Drop:
     """Drop as many lines of each digest as are counted."""
     left = Counter(digests)
 
-    def drop(line: bytes) -> bool:
-        digest = digest_of(line)
+    def drop(line: bytes, digest: bytes = b"", /) -> bool:
+        digest = digest or digest_of(line)
         if left[digest] > 0:
             left[digest] -= 1
             return True

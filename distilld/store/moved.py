@@ -11,11 +11,13 @@ from typing import Final
 from distilld.store.connection import Store
 from distilld.store.verdicts import rest_moved
 
-_MOVED: Final = (
-    "(EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest) OR f.run_id IS NULL"
-    " AND EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
+_FORGET: Final = (
+    "DELETE FROM frozen_rows AS f WHERE frozen_id IN (SELECT value FROM json_each(?1)) AND kind = 'absent'"
+    " AND rag IS NULL AND sft IS NULL AND run_id IS ?2 AND CASE WHEN ?2 IS NULL"
+    " THEN EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest)"
+    " ELSE f.digest IN (SELECT digest FROM scored_rows WHERE run_id = ?2) END RETURNING partition_id"
 )
-"""Whether the line of frozen row ``f`` is in a present file and says the same there.
+"""Forget those of a run's frozen rows whose lines are in a present file and say the same there.
 
 One that is too long to be read now does not: its absent verdict still forbids.
 """
@@ -34,14 +36,13 @@ _MOVED_RESTS: Final = (
 
 def forget_moved_rows(store: Store, frozen_ids: Iterable[int]) -> None:
     """Forget those of these absent rows that moved and have no line left in the exports."""
-    partitions = set()
+    run, partitions = store.connection.execute, set()
+    by_run: dict[str | None, list[int]] = {}
     for frozen_id in frozen_ids:
-        gone = store.connection.execute(
-            f"DELETE FROM frozen_rows AS f WHERE frozen_id = ? AND kind = 'absent' AND rag IS NULL AND sft IS NULL AND {_MOVED}"
-            " RETURNING partition_id",
-            (frozen_id,),
-        ).fetchall()
-        partitions.update(gone)
+        for (run_id,) in run("SELECT run_id FROM frozen_rows WHERE frozen_id = ? AND kind = 'absent'", (frozen_id,)):
+            by_run.setdefault(run_id, []).append(frozen_id)
+    for run_id, some in by_run.items():
+        partitions.update(run(_FORGET, (f"[{','.join(map(str, some))}]", run_id)).fetchall())
     forget_unnamed_evidence(store, (partition_id for (partition_id,) in partitions))
 
 

@@ -32,9 +32,9 @@ _EVIDENCE_GONE: Final = (
 _MOVED_ALONE: Final = (
     "SELECT f.* FROM rejudge_frozen q CROSS JOIN frozen_rows f USING (frozen_id)"
     f" WHERE f.kind = 'absent' AND f.{{dataset}} = {SHIPPED}"
+    " AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.evidence_found = 1)"
     " AND (EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest)"
     "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
-    " AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.evidence_found = 1)"
     " AND {not_forbidden}"
 )
 """Absent rows whose very lines stand in a present partition now, but without their evidence."""

@@ -33,16 +33,14 @@ class Withdrawals:
 
     def repeated(self, published: Iterable[PublishedWithdrawal]) -> dict[int, PublishedWithdrawal]:
         """The earlier withdrawals that these say again, by number: they differ in batches and places alone."""
-        found: dict[int, PublishedWithdrawal] = {}
-        for each in published:
-            rows = self._run(
-                f"SELECT {_COLUMNS}, withdrawal_id FROM withdrawals INDEXED BY withdrawals_by_id WHERE id = ? AND source_run_id IS ?"
-                " AND chosen_run_id IS ? AND rejected_run_id IS ? AND cause = ? AND replaced = ?"
-                " AND verdict ->> '$.category' IS ?",
-                (*each[1:7], each.verdict["category"] if each.verdict else None),
-            )
-            found.update((row[-1], _published(row[:-1])) for row in rows)
-        return found
+        said = {_what_it_says(each) for each in published}
+        rows = self._run(
+            f"SELECT {_COLUMNS}, withdrawal_id FROM withdrawals INDEXED BY withdrawals_by_id"
+            " WHERE id IN (SELECT value FROM json_each(?))",
+            (orjson.dumps(sorted({what[0] for what in said})).decode(),),
+        )
+        known = ((row[-1], _published(row[:-1])) for row in rows)
+        return {number: each for number, each in known if _what_it_says(each) in said}
 
     def add(self, published: Iterable[PublishedWithdrawal], repeated: Iterable[int]) -> None:
         """Keep published withdrawals in the place of those that they say again."""
@@ -55,6 +53,10 @@ class Withdrawals:
         )
         # Not before: a number is never given twice, for people ask what came after one.
         self._many("DELETE FROM withdrawals WHERE withdrawal_id = ?", [(number,) for number in repeated])
+
+
+def _what_it_says(each: PublishedWithdrawal) -> tuple[Any, ...]:
+    return (*each[1:7], each.verdict["category"] if each.verdict else None)
 
 
 def _published(row: tuple[Any, ...]) -> PublishedWithdrawal:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
+from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
+from distilld.store.run_exports import RunExports
 from distilld.store.schema import BEHIND_ID
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
-from distilld.store.verdicts import Verdicts, last_verdict, last_verdict_place
+from distilld.store.verdicts import InForce, Verdicts, last_verdict, last_verdict_place
 
 _VERDICT: Final = last_verdict_place("s.run_id")
 _HOLDER: Final = (
@@ -49,7 +50,18 @@ _CONTESTED_BESIDE_LOOSE: Final = (
     f" AND d.outcome = {SHIPPED}))"
 )
 """Whether row ``s`` is contested; a departed line may go to the row that ships its id now."""
-_ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
+_NOTED: Final = "EXISTS (SELECT 1 FROM temp.contested c WHERE c.walk = s.walk)"
+_NAMED_TWICE: Final = (
+    "SELECT run_id FROM scored_rows INDEXED BY scored_rows_by_run WHERE run_id IS NOT NULL GROUP BY 1 HAVING count(*) > 1"
+    " UNION SELECT run_id FROM malformed_runs UNION SELECT run_id FROM frozen_rows"
+)
+_HAD_TWICE: Final = (
+    "SELECT sample_key FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key IS NOT NULL GROUP BY 1"
+    f" HAVING count(*) > 1 UNION SELECT sample_key FROM frozen_rows WHERE rag = {SHIPPED} OR sft = {SHIPPED}"
+    f" UNION SELECT sample_key FROM departures WHERE dataset IN ('rag', 'sft') AND outcome = {SHIPPED}"
+)
+
+RUNS_REMEMBERED: Final = 10_000
 
 
 class Place(NamedTuple):
@@ -146,55 +158,6 @@ class QueuedRow(NamedTuple):
         )
 
 
-class Departure(NamedTuple):
-    """A line that still stands in an export although the row behind it is gone; of a pair, ``run_id`` is the chosen."""
-
-    departure_id: int
-    dataset: Dataset
-    outcome: int
-    sample_key: int | None
-    line: bytes
-    batch: int
-    run_id: str | None
-    other_run_id: str | None
-    category: int | None
-    cause: str
-    partition_id: int | None
-    row_line: int | None
-
-
-class FrozenRow(NamedTuple):
-    """A row whose outcomes are frozen; an outcome that left is None."""
-
-    frozen_id: int
-    kind: str
-    partition_id: int | None
-    line: int | None
-    digest: bytes
-    run_id: str | None
-    category: int | None
-    sample_key: int | None
-    rag: int | None
-    rag_line: bytes | None
-    rag_batch: int | None
-    sft: int | None
-    sft_line: bytes | None
-    sft_batch: int | None
-
-
-class Standing(NamedTuple):
-    """The line that an id has in its dataset now: whose it is, its digest, the batch that wrote it."""
-
-    owner: str
-    owner_id: int
-    line: bytes
-    batch: int
-    run_id: str | None
-
-
-_FROZEN: Final = ", ".join(f"f.{name}" for name in FrozenRow._fields)
-
-
 class Waiting(NamedTuple):
     """How much is to be judged."""
 
@@ -209,14 +172,18 @@ class Waiting(NamedTuple):
         return any(self)
 
 
-class Work(Tasks):
+class Work(LooseLines, Tasks):
     """The part of the store that hands out what must be judged."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._verdicts = Verdicts(store)
+        self._exports = RunExports(store)
         self._places: dict[int, Place] = {}
         self._has_loose = True
+        self._noted = False
+        self._said: dict[str, InForce] | None = None
+        """What is in force for runs, as long as the facts of the inputs stay as they are."""
 
     def waiting(self) -> Waiting:
         """How much is to be judged; rows may be counted twice, never missed."""
@@ -262,8 +229,7 @@ class Work(Tasks):
 
         ``span`` is where its rows stand that were never judged.
         """
-        self_contested = _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
-        facts = f"SELECT {_QUEUED_FACTS}, {{changed}}, {self_contested} FROM {{source}}{_EVIDENCE_OF}"
+        facts = f"SELECT {_QUEUED_FACTS}, {{changed}}, {self._contested()} FROM {{source}}{_EVIDENCE_OF}"
         # A row that was never judged has no line to withdraw: it waits for its turn, for its job may be made already.
         forced = " AND q.forced = 1 AND s.rag IS NOT NULL" if forced_only else ""
         source = "rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
@@ -285,11 +251,38 @@ class Work(Tasks):
 
     def contested_among(self, low: int, high: int, *, everything: bool) -> list[tuple[int, str | None]]:
         """The contested rows in [low, high), in walk order, with their runs; ``everything`` takes them all for such."""
-        contested = "1" if everything else _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
+        contested = "1" if everything else self._contested()
         query = (
             f"SELECT s.walk, s.run_id FROM scored_rows s WHERE s.walk >= ? AND s.walk < ? AND {contested} ORDER BY 1"
         )
         return self._run(query, (low, high)).fetchall()
+
+    def _contested(self) -> str:
+        if self._noted:
+            return _NOTED
+        return _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
+
+    def begin_judging(self) -> None:
+        """Remember what follows from the facts of the inputs: they stay as they are until :meth:`end_judging`.
+
+        Which rows are contested is noted, where that is quicker than to ask for each row that waits.
+        """
+        self._said = {}
+        (known,) = self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()
+        self._noted = bool(known) and 4 * self.waiting().rows >= known
+        if not self._noted:
+            return
+        self._run("CREATE TEMP TABLE IF NOT EXISTS contested (walk INTEGER PRIMARY KEY)")
+        self._run("DELETE FROM temp.contested")
+        for column, values in (("run_id", _NAMED_TWICE), ("sample_key", _HAD_TWICE)):
+            self._run(
+                "INSERT OR IGNORE INTO temp.contested SELECT s.walk"
+                f" FROM ({values}) t CROSS JOIN scored_rows s ON s.{column} = t.{column}"
+            )
+
+    def end_judging(self) -> None:
+        """The facts of the inputs may change."""
+        self._noted, self._said = False, None
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
         """Note whether lines stand in exports that belong to no present row; returns the places of those held.
@@ -305,10 +298,14 @@ class Work(Tasks):
     def verdict_of(self, run_id: str, options: Options) -> tuple[Category | None, Category | None]:
         """The verdicts in force for a run, in RAG and in SFT."""
         if self._has_loose:
-            return self._verdicts.in_force(run_id, options)[:2]
+            return self.verdicts(run_id, options)[:2]
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
         category = VERDICTS[found] if found is not None else None
         return category, category
+
+    def over_limit(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
+        """Of some rows, by their places and runs, those that are over ``max_exports_per_run``."""
+        return self._exports.over(rows, options)
 
     def row(self, walk: int) -> WorkRow:
         """One row by its place."""
@@ -350,71 +347,21 @@ class Work(Tasks):
         )
         return [each for (each,) in found]
 
-    def frozen_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
-        """The line of this id that belongs to no present row: a departed one's, or a frozen one's."""
-        found = self._run(
-            "SELECT 'departure', departure_id, line, batch, run_id FROM departures"
-            f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {SHIPPED}",
-            (dataset.value, sample_key),
-        ).fetchone()
-        if found is None and dataset is not Dataset.PREFERENCE:
-            found = self._run(
-                f"SELECT 'frozen', frozen_id, {dataset}_line, {dataset}_batch, run_id FROM frozen_rows"
-                f" WHERE sample_key = ? AND {dataset} = {SHIPPED}",
-                (sample_key,),
-            ).fetchone()
-        return Standing(*found) if found else None
-
-    def has_loose_lines(self) -> bool:
-        """Whether any line stands in a dataset that belongs to no present row."""
-        return bool(
-            self._run(
-                f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM frozen_rows) OR {_ABSENT_RESTS}"
-            ).fetchone()[0]
-        )
-
-    def departures(self, limit: int) -> list[Departure]:
-        """Lines whose rows are gone: up to ``limit``, and all those of whose runs a verdict speaks, for it may forbid them."""
-        columns = (
-            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
-            " partition_id, row_line FROM departures"
-        )
-        rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
-        if len(rows) == limit:
-            rows += self._run(
-                f"{columns} d WHERE departure_id > ? AND outcome = {SHIPPED} AND ("
-                " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
-                " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
-                " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id IN (d.run_id, d.other_run_id))"
-                " OR EXISTS (SELECT 1 FROM frozen_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
-                "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
-                (rows[-1][0],),
-            )
-        return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
-
-    def frozen_queue(self) -> Generator[FrozenRow, None, None]:
-        """Frozen rows whose reason to stay may be gone."""
-        rows = self._run(
-            f"SELECT {_FROZEN} FROM rejudge_frozen q CROSS JOIN frozen_rows f ON f.frozen_id = q.frozen_id"
-        )
-        yield from map(FrozenRow._make, rows)
-
-    def moved_to(self, row: WorkRow) -> list[FrozenRow]:
-        """The absent rows whose very line this present row is now."""
-        rows = self._run(
-            f"SELECT {_FROZEN} FROM frozen_rows f WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
-            (row.digest, row.run_id),
-        )
-        return [FrozenRow._make(each) for each in rows]
-
     def has_frozen_verdicts(self) -> bool:
         """Whether any absent verdict is remembered."""
-        absent = f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent') OR {_ABSENT_RESTS}"
+        absent = f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent') OR {ABSENT_RESTS}"
         return bool(self._run(absent).fetchone()[0])
 
-    def verdicts(self, run_id: str, options: Options) -> tuple[Category | None, Category | None, Category | None]:
+    def verdicts(self, run_id: str, options: Options) -> InForce:
         """The categories in force for RAG and SFT, and among present verdicts alone."""
-        return self._verdicts.in_force(run_id, options)
+        if self._said is None:
+            return self._verdicts.in_force(run_id, options)
+        found = self._said.get(run_id)
+        if found is None:
+            if len(self._said) >= RUNS_REMEMBERED:
+                self._said.clear()
+            found = self._said[run_id] = self._verdicts.in_force(run_id, options)
+        return found
 
     def verdict_place(self, run_id: str, category: Category) -> Verdict | None:
         """Where the last verdict of this category stands: present, or else absent."""
@@ -447,13 +394,6 @@ class Work(Tasks):
         )
         return Verdict(category, RowRef(*found)) if found else None
 
-    def missing_lines(self) -> dict[str, Counter[bytes]]:
-        """Lines that a damaged export lost and that are yet to be written again, by export."""
-        found: dict[str, Counter[bytes]] = {}
-        for name, digest, copies in self._run("SELECT name, digest, copies FROM missing_lines"):
-            found.setdefault(name, Counter())[digest] = copies
-        return found
-
     def stamps(self, batches: Iterable[int]) -> dict[int, str]:
         """The times that batches stamped on their rows."""
         wanted = sorted(set(batches))
@@ -463,11 +403,3 @@ class Work(Tasks):
             marks = ",".join("?" * len(part))
             found.update(self._run(f"SELECT batch, recorded_at FROM batches WHERE batch IN ({marks})", part).fetchall())
         return found
-
-    def adopted(self, dataset: Dataset, sample_key: int) -> tuple[str, str] | None:
-        """The two timestamps that an adopted row brought."""
-        found = self._run(
-            "SELECT created_at, recorded_at FROM adopted_rows WHERE dataset = ? AND sample_key = ?",
-            (dataset.value, sample_key),
-        ).fetchone()
-        return (found[0], found[1]) if found else None

@@ -102,7 +102,7 @@ def test_a_copy_of_the_line_that_was_provisional_is_not_taken_for_it(prepare: Pr
             file.write(b"\n" + jsonl([other, twin]))
 
     one_read = len(jsonl([twin, other])) + 10
-    limits = {"distilld.engine.index.ROWS_PER_TRANSACTION": 1, "distilld.lake.lines.BLOCK_BYTES": one_read}
+    limits = {"distilld.engine.index_lines.ROWS_PER_TRANSACTION": 1, "distilld.lake.lines.BLOCK_BYTES": one_read}
     lake = prepare(History("twins", go_on, before=begin, limits=limits))
     made = calls_of(lake)
     expected = outcome(lake.root)

@@ -22,7 +22,7 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import EXPORT_PATHS, InputKind, OperatorError, StatFacts, Trigger, UnreadableError
 from distilld.core.remedies import BY_EVENT
-from distilld.engine import index
+from distilld.engine import index_file
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection import export_faults
@@ -297,7 +297,7 @@ def test_input_that_a_run_by_a_timer_cannot_read(settings: Settings, monkeypatch
     path.write_bytes(path.read_bytes() + b"{}\n")
     shown = []
     with monkeypatch.context() as patch:
-        patch.setattr(index, "open_partition", all_but_one)
+        patch.setattr(index_file, "open_partition", all_but_one)
         for _ in range(2):
             run_once(settings)
             (problem,) = [each for each in diagnose(settings, daemon=False) if each.name == "not_read"]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.engine import batch, engine, index, judge_span, judge_task, read_file, span_queue
+from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, read_file, span_queue
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import frozen_of
@@ -69,7 +69,7 @@ def refused(partition: str, *kinds: InputKind) -> Iterator[None]:
         return real(root, kind, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (index, judge_span, judge_task, read_file):
+        for module in (index_file, judge_span, judge_task, read_file):
             patch.setattr(module, "open_partition", refusing)
         yield
 

@@ -74,7 +74,7 @@ class File:
             self.lines.remove(each)
         planned = self.exports.plan(NAME, self.known, leaving, grows=False)
         if planned is None:
-            written = self.exports.rewrite(NAME, self.known, TEMP, lambda row: _takes(leaving, row), [])
+            written = self.exports.rewrite(NAME, self.known, TEMP, lambda row, *_: _takes(leaving, row), [])
             with self.store.transaction():
                 self.segments.begin_anew(NAME)
                 self.segments.append(NAME, written.segments)

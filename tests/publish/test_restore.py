@@ -33,7 +33,7 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.engine import engine as batch
-from distilld.engine import index, judge_span, judge_task, read_file
+from distilld.engine import index_file, judge_span, judge_task, read_file
 from distilld.engine.judge_rows import RowJudge
 from distilld.inspection import status
 from distilld.inspection.verify import verify
@@ -1097,7 +1097,7 @@ def out_of_reach(
             raise UnreadableError(path, OSError(errno.EIO, os.strerror(errno.EIO)))
         return open_partition(root, kind, path)
 
-    for module in (index, judge_span, judge_task, read_file, takeover):
+    for module in (index_file, judge_span, judge_task, read_file, takeover):
         monkeypatch.setattr(module, "open_partition", refusing)
     return monkeypatch.undo
 

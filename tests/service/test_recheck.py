@@ -11,7 +11,7 @@ import pytest
 
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, Trigger
 from distilld.engine import engine as passes
-from distilld.engine import index
+from distilld.engine import index_file, index_lines
 from distilld.files.boot import boot_id
 from distilld.lake import scan as scanning
 from distilld.service import recheck
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(recheck, "monotonic_ns", lambda: hands.now)
     monkeypatch.setattr(recheck, "time_ns", lambda: OLD + hands.now)
     monkeypatch.setattr(passes, "monotonic_ns", lambda: hands.now)
-    monkeypatch.setattr(index, "monotonic_ns", lambda: hands.now)
+    monkeypatch.setattr(index_lines, "monotonic_ns", lambda: hands.now)
     times = SimpleNamespace(monotonic_ns=lambda: hands.now, time_ns=lambda: OLD + hands.now)
     monkeypatch.setattr(inputs, "time", times)
     monkeypatch.setattr(passes, "time", times)
@@ -76,7 +76,7 @@ def whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
             return self._open.__exit__(*why)
 
     monkeypatch.setattr(scanning, "scan", scanned)
-    for module in (index, recheck):
+    for module in (index_file, recheck):
         monkeypatch.setattr(module, "open_partition", Opened)
     monkeypatch.setattr(StatFacts, "of", classmethod(lambda cls, status: stamped(real_facts(status))))
 

@@ -1,0 +1,179 @@
+"""Put the facts of lines into the store, and note what is told of their file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic_ns
+from typing import Final
+
+from distilld.core.line_facts import EvidenceFacts, OddLines, RowFacts, run_of_evidence
+from distilld.core.model import InputKind, OperatorError, Options, StatFacts
+from distilld.core.plan import FileKey
+from distilld.engine.read_file import scored_facts, unreviewed_lines
+from distilld.engine.span_queue import UnreadEvidence
+from distilld.lake.lines import Line, parse_line
+from distilld.store.absent_files import AbsentFiles
+from distilld.store.connection import Store
+from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.rewritten_file import RewrittenFile
+from distilld.store.scored_rows import ScoredRows
+from distilld.store.verdicts import Verdicts
+
+ROWS_PER_TRANSACTION: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One input file that changed, as logs and receipts name it."""
+
+    kind: InputKind
+    path: str
+    change: str
+    lines: int = 0
+
+
+@dataclass(slots=True)
+class Indexed:
+    """What one scan brought."""
+
+    changes: list[FileChange] = field(default_factory=list)
+    unsettled: list[FileKey] = field(default_factory=list)
+    """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
+    postponed: list[FileKey] = field(default_factory=list)
+    """Large files that are left to the passes that follow at once."""
+    problems: list[OperatorError] = field(default_factory=list)
+    malformed: list[OddLines] = field(default_factory=list)
+    unreviewed: dict[str, OddLines] = field(default_factory=dict)
+    """Scored rows with none of the four categories, by partition."""
+    unreadable: list[FileKey] = field(default_factory=list)
+    """The files behind the problems."""
+    unread: dict[int, UnreadEvidence] = field(default_factory=dict)
+    """New evidence files that are read when their rows are judged, by partition."""
+    files_seen: int = 0
+    rows_indexed: int = 0
+    bytes_read: int = 0
+
+    def add(self, later: Indexed) -> None:
+        """Add what another scan brought behind this one."""
+        self.changes += later.changes
+        self.problems += later.problems
+        self.malformed += later.malformed
+        self.unreviewed |= later.unreviewed
+        self.unread |= later.unread
+        self.unsettled, self.unreadable, self.postponed = later.unsettled, later.unreadable, later.postponed
+        self.rows_indexed += later.rows_indexed
+        self.bytes_read += later.bytes_read
+
+
+class LineIndexer:
+    """Takes in lines of one file at a time, inside the transactions of whoever asks."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: Store,
+        inputs: Inputs,
+        options: Options,
+        *,
+        is_still: Callable[[FileKey, StatFacts], bool],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._inputs = inputs
+        self._scored = ScoredRows(store)
+        self._rewritten = RewrittenFile(store)
+        self._evidence = EvidenceRows(store, inputs)
+        self._absent = AbsentFiles(store, inputs)
+        self._verdicts = Verdicts(store)
+        self._options = options
+        self._is_still = is_still
+        self._progress = progress
+        self._began_ns = monotonic_ns()
+        self._out = Indexed()
+        self._rows_in_transaction = 0
+        self._fresh = True
+        self._read_anew = False
+        self._first_malformed: int | None = None
+        self._owed: Set[FileKey] = frozenset()
+
+    def _is_read_anew(self, key: FileKey) -> bool:
+        return self._read_anew or key in self._owed
+
+    def _breathe(self, rows: int) -> None:
+        self._rows_in_transaction += rows
+        if self._rows_in_transaction >= ROWS_PER_TRANSACTION:
+            self._store.connection.execute("COMMIT")
+            self._store.connection.execute("BEGIN IMMEDIATE")
+            self._rows_in_transaction = 0
+
+    def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
+        """Insert a block's facts; returns how many lines are malformed."""
+        if record.kind is InputKind.SCORED:
+            rows, malformed = self._scored_facts(record, block, first_line)
+            self._scored.add(record, rows)
+            self._out.rows_indexed += len(rows)
+            return malformed
+        found, malformed = self._evidence_facts(block, first_line)
+        self._out.rows_indexed += len(block)
+        (self._evidence.add_staged if staged else lambda rows: self._evidence.add(record, rows))(found)
+        return malformed
+
+    def _stage(self, record: FileRecord, block: list[Line], first_line: int) -> int:
+        self._out.rows_indexed += len(block)
+        if record.kind is InputKind.SCORED:
+            rows, malformed = self._scored_facts(record, block, first_line)
+            self._rewritten.add(rows)
+            return malformed
+        found, malformed = self._evidence_facts(block, first_line)
+        self._evidence.add_staged(found)
+        return malformed
+
+    def _scored_facts(self, record: FileRecord, block: list[Line], first_line: int) -> tuple[list[RowFacts], int]:
+        runs: list[tuple[str, bytes]] = []
+        rows = [scored_facts(line, number, runs) for number, line in enumerate(block, first_line)]
+        malformed = [row.line for row in rows if row.malformed is not None]
+        if malformed and self._first_malformed is None:
+            self._first_malformed = malformed[0]
+        self._verdicts.add_malformed_runs(runs)
+        self._note_unreviewed(record, unreviewed_lines(rows))
+        return rows, len(malformed)
+
+    def _evidence_facts(self, block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
+        found, malformed = evidence_facts(block, first_line)
+        if malformed and self._first_malformed is None:
+            self._first_malformed = malformed[0]
+        return found, len(malformed)
+
+    def _close_over(self, record: FileRecord, first_line: int, end_line: int) -> None:
+        if record.kind is InputKind.SCORED and end_line > first_line and not self._fresh:
+            self._scored.close_over_new(record, first_line, end_line, self._options)
+
+    def _note_unreviewed(self, record: FileRecord, lines: list[int]) -> None:
+        if lines:
+            of = self._out.unreviewed.setdefault(record.path, OddLines(InputKind.SCORED, record.path, 0, lines[0]))
+            self._out.unreviewed[record.path] = of._replace(lines=of.lines + len(lines))
+
+    def _note(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
+        self._inputs.note_input(record, change, from_offset, lines, malformed)
+        if self._first_malformed is not None:
+            self._out.malformed.append(OddLines(record.kind, record.path, malformed, self._first_malformed))
+        self._out.changes.append(FileChange(record.kind, record.path, change, lines))
+
+
+def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
+    """The facts of some evidence lines, and the numbers of those that are malformed."""
+    found = []
+    malformed = []
+    for number, line in enumerate(block, first_line):
+        value = parse_line(line).value
+        if value is None:
+            malformed.append(number)
+            continue
+        run_id = run_of_evidence(value)
+        if run_id is not None:
+            found.append(EvidenceFacts(run_id, number, line.start, line.length, line.digest))
+    return found, malformed

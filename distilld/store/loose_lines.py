@@ -1,0 +1,143 @@
+"""Lines that stand in exports, or should, and belong to no present row: departed, retained, lost, taken over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from typing import Final, NamedTuple
+
+from distilld.core.line_facts import SHIPPED
+from distilld.core.model import Dataset
+from distilld.store.connection import Store
+
+ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
+"""SQL for whether an unterminated rest of an absent file forbids anything."""
+
+
+class Departure(NamedTuple):
+    """A line that still stands in an export although the row behind it is gone; of a pair, ``run_id`` is the chosen."""
+
+    departure_id: int
+    dataset: Dataset
+    outcome: int
+    sample_key: int | None
+    line: bytes
+    batch: int
+    run_id: str | None
+    other_run_id: str | None
+    category: int | None
+    cause: str
+    partition_id: int | None
+    row_line: int | None
+
+
+class FrozenRow(NamedTuple):
+    """A row whose outcomes are frozen; an outcome that left is None."""
+
+    frozen_id: int
+    kind: str
+    partition_id: int | None
+    line: int | None
+    digest: bytes
+    run_id: str | None
+    category: int | None
+    sample_key: int | None
+    rag: int | None
+    rag_line: bytes | None
+    rag_batch: int | None
+    sft: int | None
+    sft_line: bytes | None
+    sft_batch: int | None
+
+
+class Standing(NamedTuple):
+    """The line that an id has in its dataset now: whose it is, its digest, the batch that wrote it."""
+
+    owner: str
+    owner_id: int
+    line: bytes
+    batch: int
+    run_id: str | None
+
+
+_FROZEN: Final = ", ".join(f"f.{name}" for name in FrozenRow._fields)
+
+
+class LooseLines:
+    """The part of the store that knows them."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+
+    def frozen_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
+        """The line of this id that belongs to no present row: a departed one's, or a frozen one's."""
+        found = self._run(
+            "SELECT 'departure', departure_id, line, batch, run_id FROM departures"
+            f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {SHIPPED}",
+            (dataset.value, sample_key),
+        ).fetchone()
+        if found is None and dataset is not Dataset.PREFERENCE:
+            found = self._run(
+                f"SELECT 'frozen', frozen_id, {dataset}_line, {dataset}_batch, run_id FROM frozen_rows"
+                f" WHERE sample_key = ? AND {dataset} = {SHIPPED}",
+                (sample_key,),
+            ).fetchone()
+        return Standing(*found) if found else None
+
+    def has_loose_lines(self) -> bool:
+        """Whether any line stands in a dataset that belongs to no present row."""
+        return bool(
+            self._run(
+                f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM frozen_rows) OR {ABSENT_RESTS}"
+            ).fetchone()[0]
+        )
+
+    def departures(self, limit: int) -> list[Departure]:
+        """Lines whose rows are gone: up to ``limit``, and all those of whose runs a verdict speaks, for it may forbid them."""
+        columns = (
+            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
+            " partition_id, row_line FROM departures"
+        )
+        rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
+        if len(rows) == limit:
+            rows += self._run(
+                f"{columns} d WHERE departure_id > ? AND outcome = {SHIPPED} AND ("
+                " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
+                " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
+                " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id IN (d.run_id, d.other_run_id))"
+                " OR EXISTS (SELECT 1 FROM frozen_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
+                "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
+                (rows[-1][0],),
+            )
+        return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
+
+    def frozen_queue(self) -> Generator[FrozenRow, None, None]:
+        """Frozen rows whose reason to stay may be gone."""
+        rows = self._run(
+            f"SELECT {_FROZEN} FROM rejudge_frozen q CROSS JOIN frozen_rows f ON f.frozen_id = q.frozen_id"
+        )
+        yield from map(FrozenRow._make, rows)
+
+    def moved_to(self, digest: bytes, run_id: str | None) -> list[FrozenRow]:
+        """The absent rows of a run with this very line, which a present row is now."""
+        rows = self._run(
+            f"SELECT {_FROZEN} FROM frozen_rows f INDEXED BY frozen_rows_by_digest"
+            " WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
+            (digest, run_id),
+        )
+        return [FrozenRow._make(each) for each in rows]
+
+    def missing_lines(self) -> dict[str, Counter[bytes]]:
+        """Lines that a damaged export lost and that are yet to be written again, by export."""
+        found: dict[str, Counter[bytes]] = {}
+        for name, digest, copies in self._run("SELECT name, digest, copies FROM missing_lines"):
+            found.setdefault(name, Counter())[digest] = copies
+        return found
+
+    def adopted(self, dataset: Dataset, sample_key: int) -> tuple[str, str] | None:
+        """The two timestamps that an adopted row brought."""
+        found = self._run(
+            "SELECT created_at, recorded_at FROM adopted_rows WHERE dataset = ? AND sample_key = ?",
+            (dataset.value, sample_key),
+        ).fetchone()
+        return (found[0], found[1]) if found else None
