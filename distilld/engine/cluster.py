@@ -128,8 +128,11 @@ class Cluster(Executor):
             raise
 
     async def _connect(self) -> int:
-        from distributed import Client
-
+        try:
+            from distributed import Client
+        except OSError as error:
+            # It looks at /proc/meminfo as it is imported.
+            raise OperatorError(f"Dask cannot be loaded: {error}", hint="set ProcSubset=all in the unit") from error
         for name in ("asyncio", "distributed", "distributed.client", "distributed.gc", "tornado.application"):
             # Standard error is for our own log; what goes wrong here is an error of the pass.
             logging.getLogger(name).setLevel(logging.CRITICAL)

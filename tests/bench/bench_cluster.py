@@ -28,13 +28,17 @@ SLOW_SECONDS: Final = 160e-6
 
 SLOW: Final = f"""
 import time
-from distilld.engine import judge_span
-if not hasattr(judge_span, "slow"):
-    judge_span.slow = judge = judge_span.SpanJudge.judge
-    def waiting(self, span, *rest):
-        time.sleep(span.size() * {SLOW_SECONDS})
-        return judge(self, span, *rest)
-    judge_span.SpanJudge.judge = waiting
+from distilld.engine.judge_span import SpanJudge
+from distilld.engine.judge_task import TaskJudge
+def slowly(judge, rows_of):
+    def waiting(self, work, *rest):
+        time.sleep(rows_of(work) * {SLOW_SECONDS})
+        return judge(self, work, *rest)
+    return waiting
+if not hasattr(SpanJudge, "slow"):
+    SpanJudge.slow = True
+    SpanJudge.judge = slowly(SpanJudge.judge, lambda span: span.size())
+    TaskJudge.judge = slowly(TaskJudge.judge, lambda tasks: sum(len(rows) for task in tasks for rows in task.rows))
 """
 
 _PASS: Final = """
