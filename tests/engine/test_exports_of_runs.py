@@ -12,12 +12,14 @@ import pytest
 
 from distilld.core.model import Options
 from distilld.inspection.verify import verify
+from distilld.store import run_exports
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run
 
 
 @pytest.fixture(params=[1, 2, 50_000], ids=lambda rows: f"batches-of-{rows}")
-def lake(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[HistoryLake]:
-    """A lake in which a run has two exports at most, worked off in batches of several sizes."""
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[HistoryLake]:
+    """A lake in which a run has two exports at most, worked off in batches of several sizes; runs are asked for in two ways."""
+    monkeypatch.setattr(run_exports, "_FEW", 0 if request.param == 2 else 20)
     options = Options(source_files_root=str(tmp_path), max_exports_per_run=2)
     with history_lake(tmp_path, options, batch_rows=request.param) as made:
         yield made
