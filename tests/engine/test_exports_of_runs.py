@@ -220,6 +220,18 @@ def test_pair_goes_over_the_limit_with_its_side(lake: HistoryLake) -> None:
     look(lake)
 
 
+def test_texts_of_pairs_over_the_limit_are_not_read(lake: HistoryLake) -> None:
+    """A run with a task in each of its rows had its text of megabytes read for each of the pairs that cannot ship."""
+    text, tasks = "long " * 4000, [f"t{number}" for number in range(30)]
+    lake.scored(B, *(score("s", task_id=task) for task in tasks),
+                *(run(f"bad-{task}", "rejected", task) for task in tasks))  # fmt: skip
+    lake.evidence(B, given("r", text), *(given(f"bad-{task}") for task in tasks))
+    result = lake.go()
+    assert len(lake.rows("preference")) == 2
+    assert sum(batch.receipt["work"]["bytes_read"] for batch in result.batches) < 9 * len(text)
+    look(lake)
+
+
 def test_row_that_loses_its_id_may_be_over_the_limit(lake: HistoryLake) -> None:
     """A row that is judged before its turn, for an earlier one took its id, is told the same of its run as in its turn."""
     lake.restart(replace(lake.options, max_exports_per_run=1))
