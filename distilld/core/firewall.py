@@ -275,10 +275,11 @@ def _pair_files(case: PairCase) -> Texts:
 
 PREFERENCE_GATES: tuple[PairGate, ...] = (
     PairGate("same_run", Reason.INVALID_PREFERENCE_PAIRING, _same_run),
+    # Before the texts, which may be large and are then not read.
+    PairGate("over_limit", Reason.TOO_MANY_EXPORTS, _pair_over_limit),
     PairGate("no_text", Reason.INVALID_PREFERENCE_PAIRING, _no_text),
     PairGate("same_text", Reason.INVALID_PREFERENCE_PAIRING, _same_text),
     PairGate("overruled", Reason.INVALID_PREFERENCE_PAIRING, _overruled),
-    PairGate("over_limit", Reason.TOO_MANY_EXPORTS, _pair_over_limit),
     PairGate("provenance", Reason.MISSING_PROVENANCE, _pair_provenance),
     PairGate("source_files", Reason.HALLUCINATED_FILE_PATH, _pair_files),
     PairGate("duplicate", Reason.DUPLICATE_ID, _pair_duplicate),

@@ -97,11 +97,8 @@ class TaskJudge:
             for task in tasks:
                 reader.size = 0
                 pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*task.rows)]
-                sides: dict[int, PairSide] = {}
                 try:
-                    for row in (row for pair in pairs for row in pair):
-                        if row.walk not in sides:
-                            sides[row.walk] = reader.side(row)
+                    sides = reader.sides(pairs)
                 except (UnreadableError, InputChanged) as error:
                     _close(plain, done, sink)
                     plain = PlainTasks()
@@ -170,18 +167,29 @@ class _Reader:
         self._files: dict[tuple[InputKind, int], int] = {}
         self.size = 0
 
-    def side(self, row: TaskRow) -> PairSide:
-        """Return a side of a pair as it stands in its files.
+    def sides(self, pairs: list[tuple[TaskRow, TaskRow]]) -> dict[int, PairSide]:
+        """Return the sides of pairs as they stand in their files, by their places.
+
+        A side has no text if in each of its pairs one is over ``max_exports_per_run``: no gate asks for it then.
 
         Raises:
-            InputChanged: It is no longer what was indexed.
+            InputChanged: One is no longer what was indexed.
             UnreadableError: The system refuses.
         """
-        self.size += row.length + row.evidence_length
+        over = self._over_limit
+        needed = {row.walk for pair in pairs if over.isdisjoint(row.walk for row in pair) for row in pair}
+        rows = {row.walk: row for pair in pairs for row in pair}
+        return {walk: self._side(row, with_evidence=walk in needed) for walk, row in rows.items()}
+
+    def _side(self, row: TaskRow, *, with_evidence: bool) -> PairSide:
+        self.size += row.length
         scored, marked = self._read(InputKind.SCORED, row.partition_id, row.start, row.length, row.digest)
-        evidence, evidence_marked = self._read(
-            InputKind.EVIDENCE, row.partition_id, row.evidence_start, row.evidence_length, row.evidence_digest
-        )
+        evidence, evidence_marked = dict[str, Any](), False
+        if with_evidence:
+            self.size += row.evidence_length
+            evidence, evidence_marked = self._read(
+                InputKind.EVIDENCE, row.partition_id, row.evidence_start, row.evidence_length, row.evidence_digest
+            )
         return PairSide(
             scored_run(scored, marked=marked),
             evidence_record(evidence, marked=evidence_marked),

@@ -17,6 +17,8 @@ Export = tuple[int | None, str | None]
 Within = dict[str, set[Export]]
 """The exports within the limit, by run, of the runs that have more rows than it: no other has too many exports."""
 NOWHERE: Final = (0, 0)
+_FEW: Final = 20
+"""So few runs are asked for one by one: a statement that asks for many costs as much as that."""
 
 
 class RunExports:
@@ -66,13 +68,15 @@ class RunExports:
 
     def _large(self, runs: Iterable[str], most: int) -> list[str]:
         wanted = list(runs) if most else []
+        large = f"EXISTS (SELECT 1 FROM scored_rows WHERE run_id = value LIMIT 1 OFFSET {most})"
+        if len(wanted) < _FEW:
+            one = f"SELECT 1 FROM (SELECT ? AS value) WHERE {large}"
+            return [run_id for run_id in wanted if self._run(one, (run_id,)).fetchone()]
         return [
             run_id
             for start in range(0, len(wanted), ASKED_AT_ONCE)
             for (run_id,) in self._run(
-                f"{ASKED} SELECT value FROM asked WHERE EXISTS"
-                f" (SELECT 1 FROM scored_rows WHERE run_id = value LIMIT 1 OFFSET {most})",
-                asked(wanted[start : start + ASKED_AT_ONCE]),
+                f"{ASKED} SELECT value FROM asked WHERE {large}", asked(wanted[start : start + ASKED_AT_ONCE])
             )
         ]
 

@@ -197,6 +197,14 @@ PAIRS: dict[str, ExpectedPair] = {
         ["same run_id — self-pairing"],
         without=Reason.SCHEMA_VIOLATION,
     ),
+    "over_limit": ExpectedPair(
+        {"over_limit": True},
+        {"over_limit": True},
+        {"options": Options(max_exports_per_run=7)},
+        Reason.TOO_MANY_EXPORTS,
+        ["chosen: more than 7 exports of one run", "rejected: more than 7 exports of one run"],
+        without=SHIPS,
+    ),
     "no_text": ExpectedPair(
         {},
         {"e_text": "\u00a0\n"},
@@ -219,14 +227,6 @@ PAIRS: dict[str, ExpectedPair] = {
         {},
         Reason.INVALID_PREFERENCE_PAIRING,
         ["chosen: category accepted is not that of its run's verdict in force"],
-        without=SHIPS,
-    ),
-    "over_limit": ExpectedPair(
-        {"over_limit": True},
-        {"over_limit": True},
-        {"options": Options(max_exports_per_run=7)},
-        Reason.TOO_MANY_EXPORTS,
-        ["chosen: more than 7 exports of one run", "rejected: more than 7 exports of one run"],
         without=SHIPS,
     ),
     "provenance": ExpectedPair(
@@ -311,10 +311,10 @@ def test_the_tables_are_those_of_the_contract() -> None:
     ]
     assert [(gate.name, gate.reason.value) for gate in PREFERENCE_GATES] == [
         ("same_run", "invalid_preference_pairing"),
+        ("over_limit", "too_many_exports"),
         ("no_text", "invalid_preference_pairing"),
         ("same_text", "invalid_preference_pairing"),
         ("overruled", "invalid_preference_pairing"),
-        ("over_limit", "too_many_exports"),
         ("provenance", "missing_provenance"),
         ("source_files", "hallucinated_file_path"),
         ("duplicate", "duplicate_id"),

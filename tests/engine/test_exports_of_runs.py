@@ -12,12 +12,14 @@ import pytest
 
 from distilld.core.model import Options
 from distilld.inspection.verify import verify
+from distilld.store import run_exports
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run
 
 
 @pytest.fixture(params=[1, 2, 50_000], ids=lambda rows: f"batches-of-{rows}")
-def lake(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[HistoryLake]:
-    """A lake in which a run has two exports at most, worked off in batches of several sizes."""
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[HistoryLake]:
+    """A lake in which a run has two exports at most, worked off in batches of several sizes; runs are asked for in two ways."""
+    monkeypatch.setattr(run_exports, "_FEW", 0 if request.param == 2 else 20)
     options = Options(source_files_root=str(tmp_path), max_exports_per_run=2)
     with history_lake(tmp_path, options, batch_rows=request.param) as made:
         yield made
@@ -215,6 +217,18 @@ def test_pair_goes_over_the_limit_with_its_side(lake: HistoryLake) -> None:
     lake.go()
     assert lake.shipped("preference") == set()
     assert [row["errors"] for row in lake.rows("quarantine_preference")] == [["chosen: more than 2 exports of one run"]]
+    look(lake)
+
+
+def test_texts_of_pairs_over_the_limit_are_not_read(lake: HistoryLake) -> None:
+    """A run with a task in each of its rows had its text of megabytes read for each of the pairs that cannot ship."""
+    text, tasks = "long " * 4000, [f"t{number}" for number in range(30)]
+    lake.scored(B, *(score("s", task_id=task) for task in tasks),
+                *(run(f"bad-{task}", "rejected", task) for task in tasks))  # fmt: skip
+    lake.evidence(B, given("r", text), *(given(f"bad-{task}") for task in tasks))
+    result = lake.go()
+    assert len(lake.rows("preference")) == 2
+    assert sum(batch.receipt["work"]["bytes_read"] for batch in result.batches) < 9 * len(text)
     look(lake)
 
 
