@@ -93,6 +93,12 @@ class Settings:
     max_line_bytes: int = _key(
         Whole(1024, _BYTES_MOST), 8_388_608, "A longer line is quarantined without being read into memory."
     )
+    max_exports_per_run: int = _key(
+        Whole(0, _COUNT_MOST),
+        1000,
+        "One run is exported under at most this many ids, and in pairs of at most this many tasks; its other rows are "
+        "quarantined. 0: no limit.",
+    )
     on_delete: OnDelete = _key(
         Choice(tuple(OnDelete)),
         "keep",

@@ -27,7 +27,8 @@ class RowCase(NamedTuple):
     """One scored row as the gates of RAG and SFT see it.
 
     ``verdict`` is the category of the one in force for the run in this dataset; ``id_taken`` says that an earlier row
-    ships the same id; ``missing_files`` is None where the path check is off.
+    ships the same id; ``missing_files`` is None where the path check is off; ``over_limit`` says that earlier rows of
+    the run have as many other exports as ``max_exports_per_run`` allows.
     """
 
     scored: ScoredRun
@@ -36,14 +37,16 @@ class RowCase(NamedTuple):
     id_taken: bool
     options: Options
     missing_files: MissingFiles | None
+    over_limit: bool = False
 
 
 class PairSide(NamedTuple):
-    """One side of a preference pair, with the verdict in force for its run."""
+    """One side of a preference pair, with the verdict in force for its run; ``over_limit`` as in :class:`RowCase`."""
 
     scored: ScoredRun
     evidence: EvidenceRecord
     verdict: Category | None
+    over_limit: bool = False
 
 
 class PairCase(NamedTuple):
@@ -121,6 +124,14 @@ def _revoked(case: RowCase) -> Texts:
     return (f"run revoked: the verdict in force is {case.verdict}",)
 
 
+def _over_limit(case: RowCase) -> Texts:
+    return (_too_many(case.options),) if case.over_limit else ()
+
+
+def _too_many(options: Options) -> str:
+    return f"more than {options.max_exports_per_run} exports of one run"
+
+
 def _rag_evidence(case: RowCase) -> Texts:
     if case.evidence is not None:
         return ()
@@ -151,12 +162,13 @@ RAG_GATES: tuple[RowGate, ...] = (
     RowGate("run_id", Reason.MISSING_SOURCE_RUN_ID, _run_id),
     RowGate("category", Reason.CATEGORY_DISALLOWED, _rag_category),
     RowGate("revoked", Reason.UNSAFE_RAG_CATEGORY, _rag_revoked),
+    RowGate("over_limit", Reason.TOO_MANY_EXPORTS, _over_limit),
     RowGate("evidence", Reason.MISSING_SOURCE_RUN_ID, _rag_evidence),
     RowGate("content", Reason.EMPTY_CONTENT, _rag_content),
     RowGate("duplicate", Reason.DUPLICATE_ID, _duplicate),
     RowGate("source_files", Reason.HALLUCINATED_FILE_PATH, _files),
 )
-"""Gates 2 to 9 of SPEC 3.1; 1 (malformed) comes before there is a case, 10 (schema) after the row is built."""
+"""Gates 2 to 10 of SPEC 3.1; 1 (malformed) comes before there is a case, 11 (schema) after the row is built."""
 
 
 # SFT
@@ -204,12 +216,13 @@ SFT_GATES: tuple[RowGate, ...] = (
     RowGate("provenance", Reason.MISSING_PROVENANCE, _sft_provenance, with_provenance=False),
     RowGate("run_id", Reason.MISSING_SOURCE_RUN_ID, _run_id),
     RowGate("revoked", Reason.UNSAFE_SFT_CATEGORY, _sft_revoked),
+    RowGate("over_limit", Reason.TOO_MANY_EXPORTS, _over_limit),
     RowGate("evidence", Reason.MISSING_SOURCE_RUN_ID, _sft_evidence),
     RowGate("duplicate", Reason.DUPLICATE_ID, _duplicate),
     RowGate("shape", Reason.MISSING_SOURCE_RUN_ID, _sft_shape),
     RowGate("source_files", Reason.HALLUCINATED_FILE_PATH, _files),
 )
-"""Gates 2 to 10 of SPEC 3.2; 1 (malformed) comes before there is a case, 11 (schema) after the row is built."""
+"""Gates 2 to 11 of SPEC 3.2; 1 (malformed) comes before there is a case, 12 (schema) after the row is built."""
 
 
 # Preference
@@ -240,6 +253,11 @@ def _overruled(case: PairCase) -> Texts:
     )
 
 
+def _pair_over_limit(case: PairCase) -> Texts:
+    sides = (("chosen", case.chosen), ("rejected", case.rejected))
+    return tuple(f"{name}: {_too_many(case.options)}" for name, side in sides if side.over_limit)
+
+
 def _pair_provenance(case: PairCase) -> Texts:
     return () if case.chosen.scored.sig_hash else ("provenance missing",)
 
@@ -260,6 +278,7 @@ PREFERENCE_GATES: tuple[PairGate, ...] = (
     PairGate("no_text", Reason.INVALID_PREFERENCE_PAIRING, _no_text),
     PairGate("same_text", Reason.INVALID_PREFERENCE_PAIRING, _same_text),
     PairGate("overruled", Reason.INVALID_PREFERENCE_PAIRING, _overruled),
+    PairGate("over_limit", Reason.TOO_MANY_EXPORTS, _pair_over_limit),
     PairGate("provenance", Reason.MISSING_PROVENANCE, _pair_provenance),
     PairGate("source_files", Reason.HALLUCINATED_FILE_PATH, _pair_files),
     PairGate("duplicate", Reason.DUPLICATE_ID, _pair_duplicate),

@@ -83,6 +83,7 @@ class Reason(Word):
     DUPLICATE_ID = "duplicate_id"
     SELF_PAIRING = "self_pairing"
     CATEGORY_DISALLOWED = "category_disallowed"
+    TOO_MANY_EXPORTS = "too_many_exports"
 
 
 class InputKind(Word):
@@ -154,6 +155,7 @@ class Options:
     source_files_root: str = ""
     missing_source_file: str = ""
     max_line_bytes: int = 8_388_608
+    max_exports_per_run: int = 1000
     rules_version: int = RULES_VERSION
 
     @property

@@ -162,17 +162,21 @@ def chosen_forms(names: tuple[str, ...]) -> dict[Dataset, list[Form]]:
     return {dataset: [form for form in folders.values() if form.dataset is dataset] for dataset in Dataset}
 
 
-PROMPTS: Final = {Dataset.SFT: ("instruction", "context"), Dataset.PREFERENCE: ("prompt",)}
-ANSWERS: Final = {Dataset.SFT: ("response",), Dataset.PREFERENCE: ("chosen", "rejected")}
-"""The keys whose texts make two rows duplicates; the first answer is the one that a model learns."""
-_ELSEWHERE: Final = ("id", "title", "content", "tags", "embedding_text", "instruction", "context", "response", "prompt",
-                     "chosen", "rejected", "provenance")  # fmt: skip
+COMPARED: Final = {
+    Dataset.SFT: ("response", "instruction", "context"),
+    Dataset.PREFERENCE: ("chosen", "rejected", "prompt"),
+}
+"""The keys whose texts make two rows duplicates; the first is the answer that a model learns."""
+_ELSEWHERE: Final = frozenset(
+    {
+        "id", "title", "content", "tags", "embedding_text", "instruction", "context", "response", "prompt", "chosen",
+        "rejected", "provenance",
+    }
+)  # fmt: skip
 
 
 def provenance_of(row: Row) -> Row:
     """All of a row that is no text to train on, flat."""
-    told = row.copy()
-    for key in _ELSEWHERE:
-        told.pop(key, None)
+    told = {key: value for key, value in row.items() if key not in _ELSEWHERE}
     told.update(row["provenance"])
     return told

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -20,7 +23,7 @@ from distilld.core.card import CardConfig, card_text
 from distilld.core.decisions import key_of
 from distilld.core.model import CARD, Dataset, OperatorError, UsageError
 from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
-from distilld.delivery.forms import ANSWERS, PROMPTS, Form, Row, chosen_forms, provenance_of
+from distilld.delivery.forms import COMPARED, Form, Row, chosen_forms, provenance_of
 from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validation
 from distilld.files.durable import FOLDER_MODE, sync_folder
@@ -106,20 +109,29 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
     return Snapshot(folder, manifest)
 
 
-class _Row(NamedTuple):
-    """A row as it is printed in each form, None where it is left out of one; and what provenance/ says of it."""
+class _Printed:
+    """Some rows of one side, printed in each form, and what provenance/ says of them."""
 
-    lines: list[bytes | None]
-    told: bytes
+    def __init__(self, forms: list[Form], side: str) -> None:
+        self.made = [(form, list[bytes]()) for form in forms]
+        self.told: list[bytes] = []
+        self.side = side
 
-
-def _printed(forms: list[Form], side: str, line: bytes, task: str, row: Row | None) -> list[_Row]:
-    """A row in its forms: in that of the exports' own rows alone if ``row`` is None. None, if it is in no form."""
-    lines = [line if form.make is None else orjson.dumps(form.make(row)) if row else None for form in forms]
-    if not any(lines):
-        return []
-    told = {"id": id_of_line(line), "split": side, "task_id": task, "row_sha256": content_sha256(line)}
-    return [_Row(lines, orjson.dumps({**told, **provenance_of(row)} if row else told))]
+    def add(self, line: bytes, id_: str, task: str, row: Row | None) -> None:
+        """Print a row in its forms: in that of the exports' own rows alone if ``row`` is None; maybe in none."""
+        told = None
+        for form, made in self.made:
+            if form.make is None:
+                made.append(line)
+            elif row is not None:
+                made.append(orjson.dumps(form.make(row)))
+            else:
+                continue
+            told = told or {"id": id_, "split": self.side, "task_id": task, "row_sha256": content_sha256(line)}
+        if told is not None:
+            if row is not None:
+                told.update(provenance_of(row))
+            self.told.append(orjson.dumps(told))
 
 
 @dataclass(slots=True)
@@ -167,41 +179,46 @@ class _Writer:
     def _stream(self, dataset: Dataset, forms: list[Form], waiting: _Waiting) -> None:
         counts, seen = self._counts[dataset], set[int]()
         shaped = any(form.make for form in forms)
+        texts = itemgetter(*COMPARED[dataset]) if dataset in COMPARED else None
         for lines in self._batch.exports[dataset.value].rows():
-            train = []
-            for line, task in zip(lines, self._tasks_of(dataset, lines), strict=True):
-                side = self._side(dataset, task)
-                row = orjson.loads(line) if shaped else None
+            train = _Printed(forms, TRAIN)
+            ids = list(map(id_of_line, lines))
+            tasks = self._tasks_of(dataset, lines, ids)
+            for line, id_, task, side in zip(lines, ids, tasks, self._sides_of(dataset, tasks), strict=True):
+                row: Row | None = orjson.loads(line) if shaped else None
                 answer = None
-                if row is not None and dataset is not Dataset.RAG:
+                if row is not None and texts is not None:
                     # Equal texts have equal hashes, and 64 bits tell millions of others apart.
                     before = len(seen)
-                    seen.add(hash(tuple([row[key] for key in PROMPTS[dataset] + ANSWERS[dataset]])))
+                    seen.add(hash(compared := texts(row)))
                     if len(seen) == before:
                         counts.duplicates_dropped += 1
                         row = None
                     else:
-                        answer = row[ANSWERS[dataset][0]]
+                        answer = compared[0]
                         self._texts.add(side, answer)
                 if side == TRAIN:
-                    train += _printed(forms, side, line, task, row)
+                    train.add(line, id_, task, row)
                 else:
                     waiting.spool.add(line + b"\n")
                     waiting.told.append((task, None if answer is None else hash(answer)))
             counts.rows += len(lines)
-            self._put(dataset, forms, TRAIN, train)
+            self._put(dataset, train)
 
-    def _side(self, dataset: Dataset, task: str) -> str:
-        if not self._wanted.validation or dataset is Dataset.RAG:
-            return TRAIN
-        side = VALIDATION if is_validation(task, self._wanted.validation) else TRAIN
-        self._tasks.add(side, task)
-        return side
+    def _sides_of(self, dataset: Dataset, tasks: list[str]) -> Iterable[str]:
+        """The side of each row, by its task; the tasks of rows that can be on either are noted."""
+        share = self._wanted.validation
+        if not share or dataset is Dataset.RAG:
+            return repeat(TRAIN, len(tasks))
+        sides = [VALIDATION if is_validation(task, share) else TRAIN for task in tasks]
+        for side, task in zip(sides, tasks, strict=True):
+            self._tasks.add(side, task)
+        return sides
 
     def _validate(self, dataset: Dataset, forms: list[Form], waiting: _Waiting, on_both: set[int]) -> None:
         told = iter(waiting.told)
         for block in whole_lines(waiting.spool.blocks()):
-            rows = []
+            rows = _Printed(forms, VALIDATION)
             for line in rows_of(block):
                 task, answer = next(told)
                 leaks = answer in on_both
@@ -209,25 +226,25 @@ class _Writer:
                     self._counts[dataset].validation_left_out += 1
                     self._texts.validation.discard(answer)
                 row = None if answer is None or leaks else orjson.loads(line)
-                rows += _printed(forms, VALIDATION, line, task, row)
-            self._put(dataset, forms, VALIDATION, rows)
+                rows.add(line, id_of_line(line), task, row)
+            self._put(dataset, rows)
         waiting.spool.close()
 
-    def _put(self, dataset: Dataset, forms: list[Form], side: str, rows: list[_Row]) -> None:
+    def _put(self, dataset: Dataset, rows: _Printed) -> None:
         """Write rows in each form."""
-        if not rows:
+        if not rows.told:
             return
-        for form, lines in zip(forms, zip(*(row.lines for row in rows), strict=True), strict=True):
-            if some := [line for line in lines if line is not None]:
-                self._file(form, side).add(some)
-        if side == TRAIN:
-            self._counts[dataset].train += len(rows)
+        for form, lines in rows.made:
+            if lines:
+                self._file(form, rows.side).add(lines)
+        if rows.side == TRAIN:
+            self._counts[dataset].train += len(rows.told)
         else:
-            self._counts[dataset].validation += len(rows)
+            self._counts[dataset].validation += len(rows.told)
         path = f"{PROVENANCE}/{dataset}.jsonl"
         if path not in self._open:
             self._open[path] = JsonLines(self._folder, path)
-        self._open[path].add([row.told for row in rows])
+        self._open[path].add(rows.told)
 
     def _file(self, form: Form, side: str) -> RowFile:
         key = f"{form.folder}/{side}"
@@ -240,10 +257,10 @@ class _Writer:
             self._configs.setdefault(form.config, (form, {}))[1][side] = path
         return file
 
-    def _tasks_of(self, dataset: Dataset, lines: list[bytes]) -> list[str]:
+    def _tasks_of(self, dataset: Dataset, lines: list[bytes], ids: list[str]) -> list[str]:
         """The task of each row: the scored row's, or the run where it has none."""
         run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
-        keys = [key_of(id_of_line(line).rpartition("-")[2]) for line in lines]
+        keys = [key_of(id_.rpartition("-")[2]) for id_ in ids]
         tasks = tasks_of(self._batch.store, dataset, keys)
         return [
             task if (task := tasks.get(key)) is not None else str(orjson.loads(line)[run])

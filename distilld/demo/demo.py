@@ -35,6 +35,7 @@ _MEANINGS: Final = {
     Reason.DUPLICATE_ID: "the same run was scored the same twice; the first row is exported",
     Reason.SELF_PAIRING: "reserved",
     Reason.CATEGORY_DISALLOWED: "a category that this dataset does not take",
+    Reason.TOO_MANY_EXPORTS: "the run has more exports than a setting allows",
 }
 
 
@@ -211,6 +212,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (f"{call} run --once --include-partial --dry-run", "what this flag would include"),
         (f"{call} quarantine --limit 5", "the first quarantined rows, with their errors"),
         (f"{call} status", "the state of the lake"),
+        (f"{call} inspect", "the same in a browser; needs pip install 'distilld[inspect]'"),
     )
     width = max(len(command) for command, _ in tries)
     for command, what in tries:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,11 +41,13 @@ class SpanJob(NamedTuple):
 class TaskJob(NamedTuple):
     """Judge the pairs of some tasks; what is of plain ones belongs to the batch with this number and time.
 
-    ``paths`` are those of the partitions that the tasks' rows stand in.
+    ``paths`` are those of the partitions that the tasks' rows stand in; ``over_limit`` are the rows that are over
+    ``max_exports_per_run``.
     """
 
     tasks: tuple[TaskOrder, ...]
     paths: dict[int, str]
+    over_limit: set[int]
     batch: int
     stamp: str
     size: int
@@ -68,14 +71,14 @@ class JobFailed(Exception):
     """A job met an error that is a fault of the program; its traceback as text, which any process can unpickle."""
 
 
-def answer(root: str, options: Options, job: Job, file: str | None) -> Result:
-    """Do a job for another process.
+def answer(root: str, options: Options, jobs: Sequence[Job], file: str | None) -> list[Result]:
+    """Do jobs for another process, in order.
 
     Raises:
         JobFailed: In the place of any other exception, of which many do not unpickle.
     """
     try:
-        return perform(root, options, job, file)
+        return [perform(root, options, job, file) for job in jobs]
     except Exception as error:
         raise JobFailed("".join(traceback.format_exception(error))) from error
 
@@ -121,7 +124,7 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
 def _judge(root: str, options: Options, job: SpanJob | TaskJob, sink: Sink) -> Result:
     spans, pairs = _judges(root, options)
     if isinstance(job, TaskJob):
-        return pairs.judge(job.tasks, job.paths, job.batch, job.stamp, sink)
+        return pairs.judge(job.tasks, job.paths, job.over_limit, job.batch, job.stamp, sink)
     return [spans.judge(span, job.stamp, sink) for span in job.spans]
 
 

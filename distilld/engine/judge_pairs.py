@@ -23,13 +23,16 @@ from distilld.engine.judge_span import error_of
 from distilld.engine.judge_task import HELD_PAIRS, SHIPPED_PAIRS, JudgedPair, PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pool import Done
 from distilld.lake.lines import digest_of
-from distilld.store.tasks import ASKED_AT_ONCE, WorkPair
+from distilld.store.asked import ASKED_AT_ONCE
+from distilld.store.tasks import WorkPair
 from distilld.store.work import Work
 
 TASKS_A_JOB: Final = ASKED_AT_ONCE
 _PAIRED: Final = (Category.ACCEPTED, Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 _PREFERENCE: Final = Dataset.PREFERENCE
-_PARTITION, _LENGTH, _EVIDENCE_LENGTH = map(TaskRow._fields.index, ("partition_id", "length", "evidence_length"))
+_WALK, _RUN_ID, _PARTITION, _LENGTH, _EVIDENCE_LENGTH = map(
+    TaskRow._fields.index, ("walk", "run_id", "partition_id", "length", "evidence_length")
+)
 _KEY, _OUTCOME = map(PairRow._fields.index, ("sample_key", "outcome"))
 _SCHEMA_VIOLATION: Final = REASON_CODES[Reason.SCHEMA_VIOLATION]
 
@@ -185,10 +188,11 @@ class PairJudge:
 
     def _job(self, orders: tuple[TaskOrder, ...]) -> TaskJob:
         rows = [row for order in orders for rows in order.rows for row in rows]
-        places = {row[_PARTITION]: row[0] for row in rows}
+        places = {row[_PARTITION]: row[_WALK] for row in rows}
         return TaskJob(
             orders,
             {partition_id: self._work.place(walk).path for partition_id, walk in places.items()},
+            self._work.over_limit([(row[_WALK], row[_RUN_ID]) for row in rows], self._options),
             self._out.sequence,
             self._out.recorded_at,
             sum([row[_LENGTH] + row[_EVIDENCE_LENGTH] for row in rows]),

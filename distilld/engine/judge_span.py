@@ -62,8 +62,14 @@ Stamp = str | tuple[str, str]
 """The time of a line's batch, or the two times that an adopted line brought."""
 
 
-Verdicts = tuple[Category | None, Category | None]
-"""The verdicts in force for a run, in RAG and in SFT."""
+class Verdicts(NamedTuple):
+    """What a row cannot know of its run: the verdicts in force in RAG and in SFT, whether it has too many exports."""
+
+    rag: Category | None
+    sft: Category | None
+    over_limit: bool
+
+
 Recorded = tuple[int, bytes, Stamp, int, bytes, Stamp]
 """What stands in the exports of a row: code, line digest and stamp of RAG, then of SFT."""
 
@@ -98,7 +104,7 @@ class ScoredFile(NamedTuple):
 class NewPartition(NamedTuple):
     """A partition of which nothing was judged yet, its evidence file not even read: it is judged as a whole.
 
-    ``contested`` are the verdicts in force in RAG and SFT of its contested rows, by line; all others are plain.
+    ``contested`` is what is said of the runs of its contested rows, by line; all others are plain.
     """
 
     scored: ScoredFile
@@ -317,7 +323,9 @@ class SpanJudge:
         texts = self._read_scored(span, done)
         wanted: dict[int, tuple[int, int, bytes]] = {}
         for row, text in zip(span.rows, texts, strict=True):
-            if row.evidence is not None and type(text) is ScoredRun and text.category in self._readable:
+            is_over = row.verdicts is not None and row.verdicts.over_limit
+            readable = type(text) is ScoredRun and text.category in self._readable
+            if row.evidence is not None and readable and not is_over:
                 wanted[row.walk] = row.evidence
         found: dict[int, EvidenceRecord | FailedRow] = {}
         if wanted:
@@ -394,7 +402,7 @@ class SpanJudge:
                     if verdicts is not None:
                         sink.put(self._contested(walk, text, evidence, found, verdicts, at))
                         continue
-                    case = _make(RowCase, (text, evidence, category, False, options, missing))
+                    case = _make(RowCase, (text, evidence, category, False, options, missing, False))
                     in_rag, in_sft = rag.judge(case, at), sft.judge(case, at)
             except (UnreadableError, InputChanged) as error:
                 sink.put(failed_row(walk, error))
@@ -438,8 +446,8 @@ class SpanJudge:
         self, walk: int, scored: ScoredRun, record: EvidenceRecord | None, found: bool, verdicts: Verdicts, at: RowRef
     ) -> JudgedRow:
         both: list[tuple[Rendered, Rendered | None]] = []
-        for judge, verdict in zip((rag.judge, sft.judge), verdicts, strict=True):
-            case = RowCase(scored, record, verdict, False, self._options, self._missing)
+        for judge, verdict in ((rag.judge, verdicts.rag), (sft.judge, verdicts.sft)):
+            case = RowCase(scored, record, verdict, False, self._options, self._missing, verdicts.over_limit)
             free = judge(case, at)
             taken = judge(case._replace(id_taken=True), at)
             both.append((rendered(free), rendered(taken)))

@@ -74,7 +74,13 @@ class TaskJudge:
         self._missing = missing
 
     def judge(
-        self, tasks: tuple[TaskOrder, ...], paths: dict[int, str], batch: int, stamp: str, sink: Sink
+        self,
+        tasks: tuple[TaskOrder, ...],
+        paths: dict[int, str],
+        over_limit: set[int],
+        batch: int,
+        stamp: str,
+        sink: Sink,
     ) -> list[PlainTasks | TaskDone]:
         """Judge tasks one after the other; files that are opened for one stay open for the next.
 
@@ -85,7 +91,7 @@ class TaskJudge:
         done: list[PlainTasks | TaskDone] = []
         plain = PlainTasks()
         with ExitStack() as stack:
-            reader = _Reader(self._root, paths, stack)
+            reader = _Reader(self._root, paths, over_limit, stack)
             for task in tasks:
                 reader.size = 0
                 pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*task.rows)]
@@ -154,9 +160,10 @@ class TaskJudge:
 class _Reader:
     """Reads rows and their evidence; files stay open."""
 
-    def __init__(self, root: Path, paths: dict[int, str], stack: ExitStack) -> None:
+    def __init__(self, root: Path, paths: dict[int, str], over_limit: set[int], stack: ExitStack) -> None:
         self._root = root
         self._paths = paths
+        self._over_limit = over_limit
         self._stack = stack
         self._files: dict[tuple[InputKind, int], int] = {}
         self.size = 0
@@ -177,6 +184,7 @@ class _Reader:
             scored_run(scored, marked=marked),
             evidence_record(evidence, marked=evidence_marked),
             VERDICTS[row.verdict] if row.verdict is not None else None,
+            row.walk in self._over_limit,
         )
 
     def _read(

@@ -328,6 +328,8 @@ class Lane:
             return Cause.DISPLACED
         if self._judge.options_changed:
             return Cause.OPTIONS_CHANGED
+        if hold.gate == "over_limit":
+            return Cause.DISPLACED
         return Cause.EVIDENCE_CHANGED if row.evidence_changed else Cause.UNDONE
 
     def _cause_of_change(self, row: WorkRow, *, own: bool) -> Cause:

@@ -33,6 +33,8 @@ BYTES_HELD: Final = 48 << 20
 JOBS_AHEAD: Final = 64
 BYTES_AHEAD_ELSEWHERE: Final = 256 << 20
 """Bytes of input at most of which another executor's answers are held in memory or waited for."""
+ORDER_BYTES: Final = 2 << 20
+"""Jobs go to another executor together until they come to this much: each order costs some milliseconds there."""
 WAIT_SECONDS: Final = 1.0
 """How long an answer is waited for before a sign of life."""
 
@@ -71,7 +73,9 @@ class Done(Generic[J]):
 class _Given(Generic[J]):
     job: J
     file: IO[bytes] | None
-    future: Future[Result] | None
+    future: Future[list[Result]] | None = None
+    """The answer to this job and to some beside it."""
+    place: int = 0
     result: Result | None = None
 
 
@@ -203,21 +207,28 @@ class Pool:
         job = next(coming, None)
         if job is None:
             return False
-        here = here or self._executor is None
-        keeps_lines = not isinstance(job, ReadJob) and (here or not self._elsewhere)
-        file = unnamed_file(self._folder) if keeps_lines else None
-        path = None if file is None else f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        given: _Given[J] = _Given(job, file, None)
-        under_way.append(given)
-        if here or self._executor is None:
-            given.result = perform(self._root, options, job, path)
-        else:
-            try:
-                given.future = self._executor.submit(answer, self._root, options, job, path)
-            except BrokenExecutor as error:
-                raise WorkerDied from error
-            self._unanswered += job.size
-            given.future.add_done_callback(lambda _: self._answered.append(job.size))
+        executor = None if here else self._executor
+        jobs, size, file, path = [job], job.size, None, None
+        if executor is not None and self._elsewhere:
+            while size < ORDER_BYTES and (job := next(coming, None)) is not None:
+                jobs.append(job)
+                size += job.size
+        elif not isinstance(job, ReadJob):
+            file = unnamed_file(self._folder)
+            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        given = [_Given(job, file, place=place) for place, job in enumerate(jobs)]
+        under_way.extend(given)
+        if executor is None:
+            given[0].result = perform(self._root, options, jobs[0], path)
+            return True
+        try:
+            future = executor.submit(answer, self._root, options, jobs, path)
+        except BrokenExecutor as error:
+            raise WorkerDied from error
+        for each in given:
+            each.future = future
+        self._unanswered += size
+        future.add_done_callback(lambda _: self._answered.append(size))
         return True
 
     def _result(self, given: _Given[J], options: Options) -> Result:
@@ -226,7 +237,7 @@ class Pool:
             while not wait((given.future,), WAIT_SECONDS).done:
                 self._pulse()
             try:
-                result = given.future.result()
+                result = given.future.result()[given.place]
             except BrokenExecutor as error:
                 raise WorkerDied from error
             if self._elsewhere and could_not_read(given.job, result):

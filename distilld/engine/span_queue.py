@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import LINE_BITS
-from distilld.core.model import Category, Dataset, Options, StatFacts
+from distilld.core.model import Dataset, Options, StatFacts
 from distilld.engine.jobs import SpanJob
-from distilld.engine.judge_span import NewPartition, RowOrder, ScoredFile, Span, Stamp
+from distilld.engine.judge_span import NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.work import Place, QueuedRow, Work, WorkRow
@@ -141,7 +141,8 @@ class SpanQueue:
         """Add a partition that is new as a whole: its rows are plain, but for those that are named."""
         low, high = place.base, place.base + unread.scored.lines
         contested = self._work.contested_among(low, high, everything=self._lines_missing or bool(self._vacated))
-        verdicts = {walk - low: self._verdicts_of(run_id) for walk, run_id in contested}
+        over = self._work.over_limit(contested, self._options)
+        verdicts = {walk - low: self._verdicts_of(run_id, walk in over) for walk, run_id in contested}
         self._take(
             Span(place.path, place.base, (), NewPartition(unread.scored, verdicts)),
             QueuedSpan(place, {}, True, high - 1),
@@ -159,8 +160,9 @@ class SpanQueue:
         self._rows, self._bytes = self._rows + rows, self._bytes + size
         self._job_rows, self._size = self._job_rows + rows, self._size + size
 
-    def _verdicts_of(self, run_id: str | None) -> tuple[Category | None, Category | None]:
-        return (None, None) if run_id is None else self._work.verdict_of(run_id, self._options)
+    def _verdicts_of(self, run_id: str | None, over_limit: bool) -> Verdicts:
+        in_force = (None, None) if run_id is None else self._work.verdict_of(run_id, self._options)
+        return Verdicts(*in_force, over_limit)
 
     def _add(self, place: Place, rows: list[QueuedRow]) -> None:
         batches = {batch for row in rows for batch in (row.rag_batch, row.sft_batch) if batch is not None}
@@ -168,7 +170,10 @@ class SpanQueue:
             self._stamps |= dict.fromkeys(new, "") | self._work.stamps(new)
         self.pruned.update(row.sample_key for row in rows if row.evidence_changed == EVIDENCE_PRUNED)
         odd = self._lines_missing or bool(self._vacated)
-        orders = tuple([_plain(row) if not odd and row.is_new_and_plain else self._order(row) for row in rows])
+        over = self._work.over_limit([(row.walk, row.run_id) for row in rows if row.contested], self._options)
+        orders = tuple(
+            [_plain(row) if not odd and row.is_new_and_plain else self._order(row, row.walk in over) for row in rows]
+        )
         known = {
             row.walk: row for row, order in zip(rows, orders, strict=True) if row.rag is not None and not order.verdicts
         }
@@ -179,10 +184,10 @@ class SpanQueue:
             sum([row.length + (row.evidence_length or 0) for row in rows]),
         )
 
-    def _order(self, row: QueuedRow) -> RowOrder:
+    def _order(self, row: QueuedRow, over_limit: bool) -> RowOrder:
         verdicts = None
         if self._is_contested(row):
-            verdicts = self._verdicts_of(row.run_id)
+            verdicts = self._verdicts_of(row.run_id, over_limit)
         recorded = None
         if row.rag is not None and row.sft is not None and verdicts is None:
             recorded = (
@@ -239,7 +244,8 @@ def _plain(row: QueuedRow) -> RowOrder:
 
 def order_of(work: Work, options: Options, row: WorkRow) -> RowOrder:
     """The order for a row that joins a batch: judged with its id free and taken, whatever is recorded of it."""
-    verdicts = (None, None) if row.run_id is None else work.verdict_of(row.run_id, options)
+    in_force = (None, None) if row.run_id is None else work.verdict_of(row.run_id, options)
+    verdicts = Verdicts(*in_force, row.walk in work.over_limit([(row.walk, row.run_id)], options))
     return RowOrder(row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, verdicts)
 
 

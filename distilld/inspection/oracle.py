@@ -21,7 +21,7 @@ from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase, re
 from distilld.core.json_text import Malformed
 from distilld.core.model import Category, Dataset, InputKind, Options, RowRef
 from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
-from distilld.core.records import id_digits
+from distilld.core.records import ScoredRun, id_digits
 from distilld.inspection.oracle_lake import Lake, Row, all_rows, rows_at
 from distilld.inspection.oracle_verdicts import AbsentVerdict, Verdicts
 from distilld.inspection.unstamped import STAMP
@@ -133,12 +133,13 @@ def export(
     verdicts = verdicts_in_force(lines, options, frozen)
     result = FullPass(places=places, left_behind=verdicts.moved)
     without_evidence: list[tuple[Dataset, Row, Placed]] = []
-    tasks = _Tasks()
+    tasks, exports = _Tasks(), _ExportsOfRuns(options, verdicts)
     for row in all_rows(lines, options):
         result.lines += 1
         tasks.add(row)
+        exports.add(row)
         for dataset in (Dataset.RAG, Dataset.SFT):
-            outcome = _row_outcome(result, dataset, row, verdicts, options, missing_files)
+            outcome = _row_outcome(result, dataset, row, verdicts, exports, options, missing_files)
             placed = keep(_placed(outcome))
             if isinstance(outcome, Hold) and outcome.gate == "evidence" and (dataset, row.at) in frozen.kept:
                 without_evidence.append((dataset, row, placed))
@@ -147,7 +148,7 @@ def export(
     pairs = tasks.pairs()
     sides = rows_at({at for pair in pairs for at in pair}, lines, options)
     for chosen, rejected in pairs:
-        outcome = _pair_outcome(result, sides[chosen], sides[rejected], verdicts, options, missing_files)
+        outcome = _pair_outcome(result, sides[chosen], sides[rejected], verdicts, exports, options, missing_files)
         placed = _put(result, Dataset.PREFERENCE, keep(_placed(outcome)))
         if places:
             result.pairs.append(Pair(chosen, rejected, placed))
@@ -226,11 +227,38 @@ class _Tasks:
         ]
 
 
+class _ExportsOfRuns:
+    """The first exports of each run, as many as ``max_exports_per_run`` allows (SPEC 3.12).
+
+    A run with no more rows than that cannot have too many, so nothing is remembered of it.
+    """
+
+    def __init__(self, options: Options, verdicts: Verdicts) -> None:
+        self._most = options.max_exports_per_run
+        self._verdicts = verdicts
+        self._first: dict[str, set[tuple[str | None, str | None]]] = {}
+
+    def add(self, row: Row) -> None:
+        """Take the next row of the lake, in walk order."""
+        if row.run and row.run.run_id and 0 < self._most < self._verdicts.rows_naming(row.run.run_id):
+            first = self._first.setdefault(row.run.run_id, set())
+            if len(first) < self._most:
+                first.add(self._export_of(row.run))
+
+    def over_limit(self, run: ScoredRun) -> bool:
+        """Whether a row that was taken is of another export than the first ones of its run."""
+        return run.run_id in self._first and self._export_of(run) not in self._first[run.run_id]
+
+    def _export_of(self, run: ScoredRun) -> tuple[str | None, str | None]:
+        return id_digits(run.run_id or "", run.sig_hash) if run.sig_hash else None, run.task_id
+
+
 def _row_outcome(
     result: FullPass,
     dataset: Dataset,
     row: Row,
     verdicts: Verdicts,
+    exports: _ExportsOfRuns,
     options: Options,
     missing_files: MissingFiles | None,
 ) -> Outcome:
@@ -245,7 +273,8 @@ def _row_outcome(
         )
     run_id, signature = row.run.run_id or "", row.run.sig_hash or ""
     taken = f"{dataset}-{id_digits(run_id, signature)}" in result.shipped[dataset]
-    case = RowCase(row.run, row.evidence, verdicts.of(dataset, run_id), taken, options, missing_files)
+    over = exports.over_limit(row.run)
+    case = RowCase(row.run, row.evidence, verdicts.of(dataset, run_id), taken, options, missing_files, over)
     return rag.judge(case, row.at) if dataset is Dataset.RAG else sft.judge(case, row.at)
 
 
@@ -254,13 +283,14 @@ def _pair_outcome(
     chosen: Row,
     rejected: Row,
     verdicts: Verdicts,
+    exports: _ExportsOfRuns,
     options: Options,
     missing_files: MissingFiles | None,
 ) -> Outcome:
     sides = []
     for row in (chosen, rejected):
         assert row.run is not None and row.evidence is not None  # noqa: S101, PT018  _tasks_of() gives no others
-        sides.append(PairSide(row.run, row.evidence, verdicts.of_side(row.run)))
+        sides.append(PairSide(row.run, row.evidence, verdicts.of_side(row.run), exports.over_limit(row.run)))
     better, worse = sides
     task_id = better.scored.task_id or ""
     digits = preference.id_digits(better.scored.run_id or "", worse.scored.run_id or "", task_id)

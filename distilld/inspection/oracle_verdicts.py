@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -42,11 +43,11 @@ class Verdicts:
         """``rests`` is what files end in that is no row; ``keep_lines`` lets :meth:`line_stands` be asked."""
         self._options = options
         self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
-        self._named: set[str | None] = set()
+        self._rows_naming: Counter[str | None] = Counter()
         self._lines: set[tuple[str | None, bytes]] = set()
         for row in rows:
             if row.run:
-                self._named.add(row.run.run_id)
+                self._rows_naming[row.run.run_id] += 1
             for run_id, category in verdicts_of(row.raw, row.run):
                 self._present[run_id] = _place(row.at), category
             if keep_lines:
@@ -74,7 +75,11 @@ class Verdicts:
 
     def names(self, run_id: str | None) -> bool:
         """Whether a present scored row names the run: then no orphan of it stays (SPEC 3.11)."""
-        return run_id is not None and run_id in self._named
+        return self.rows_naming(run_id) > 0
+
+    def rows_naming(self, run_id: str | None) -> int:
+        """How many present scored rows name the run."""
+        return 0 if run_id is None else self._rows_naming[run_id]
 
     def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
         """The category in force for a run in a dataset."""

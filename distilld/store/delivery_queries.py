@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Final
 
 from distilld.core.line_facts import SHIPPED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 
-_ROW_TASKS = " UNION ALL ".join(
-    f"SELECT j.value, t.task_id FROM json_each(?1) j CROSS JOIN {table} t ON t.sample_key = j.value"
-    f" WHERE t.{{0}} = {SHIPPED} AND t.task_id IS NOT NULL"
-    for table in ("scored_rows", "frozen_rows")
-)
-_PAIR_TASKS = (
-    "SELECT j.value, t.task_id FROM json_each(?1) j CROSS JOIN pairs t ON t.sample_key = j.value"
-    f" WHERE t.outcome = {SHIPPED}"
-)
-_LEAVING_TASKS = (
-    " UNION ALL SELECT j.value, t.task_id FROM json_each(?1) j CROSS JOIN departures t ON t.sample_key = j.value"
-    f" WHERE t.dataset = ?2 AND t.outcome = {SHIPPED} AND t.task_id IS NOT NULL"
+_TASKS: Final = (
+    "SELECT j.value, t.task_id FROM json_each(?1) j CROSS JOIN {} t ON t.sample_key = j.value"
+    f" WHERE t.{{}} = {SHIPPED} AND t.task_id IS NOT NULL"
 )
 
 
-def tasks_of(store: Store, dataset: Dataset, keys: Sequence[int]) -> dict[int, str]:
-    """The task ids of rows that stand in a dataset, by their sample keys; a row without a task is left out."""
-    query = _PAIR_TASKS if dataset is Dataset.PREFERENCE else _ROW_TASKS.format(dataset.value)
-    wanted = f"[{','.join(map(str, keys))}]"
-    return dict(store.connection.execute(query + _LEAVING_TASKS, (wanted, dataset.value)))
+def tasks_of(store: Store, dataset: Dataset, keys: Iterable[int]) -> dict[int, str]:
+    """The task ids of rows that stand in a dataset, by their sample keys; a row without a task is left out.
+
+    Few rows are retained or about to leave: only those that no present row accounts for are looked for among them.
+    """
+    found: dict[int, str] = {}
+    tables = ("pairs",) if dataset is Dataset.PREFERENCE else ("scored_rows", "frozen_rows")
+    outcome = "outcome" if dataset is Dataset.PREFERENCE else dataset.value
+    queries = [_TASKS.format(table, outcome) for table in tables]
+    queries.append(f"{_TASKS.format('departures', 'outcome')} AND t.dataset = '{dataset}'")
+    for query in queries:
+        if wanted := [key for key in keys if key not in found]:
+            found.update(store.connection.execute(query, (f"[{','.join(map(str, wanted))}]",)))
+    return found
 
 
 def knows_batch(store: Store, batch_id: str) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from distilld.core.line_facts import CATEGORIES, LIKE_REJECTED, REASONS, SHIPPED, UNREVIEWED
-from distilld.core.model import Dataset
+from distilld.core.line_facts import CATEGORIES, LIKE_REJECTED, REASON_CODES, REASONS, SHIPPED, UNREVIEWED
+from distilld.core.model import Dataset, Reason
 from distilld.store.schema import TABLES, VIEWS
 from distilld.store.without_pandas import without_pandas
 
@@ -120,6 +120,14 @@ def m007_moved_lines_and_rests(db: Database) -> None:
     db.conn.execute("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'absent'")
 
 
+def m008_too_many_exports(db: Database) -> None:
+    """A run may have too many exports: a reason for a quarantine that the older exporters do not have."""
+    code = REASON_CODES[Reason.TOO_MANY_EXPORTS]
+    db.conn.execute("INSERT OR IGNORE INTO outcomes VALUES (?, ?)", (code, Reason.TOO_MANY_EXPORTS.value))
+    every = [(dataset.value, state, code) for dataset in Dataset for state in _STATES]
+    db.conn.executemany("INSERT OR IGNORE INTO totals VALUES (?, ?, ?, 0)", every)
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -128,6 +136,7 @@ MIGRATIONS: Final = (
     m005_verdicts_in_malformed_lines,
     m006_own_looks,
     m007_moved_lines_and_rests,
+    m008_too_many_exports,
 )
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 

@@ -12,6 +12,7 @@ from distilld.store.counts import Counts
 from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord
 from distilld.store.queues import Queues
+from distilld.store.run_exports import RunExports
 from distilld.store.verdicts import Verdicts, named_in_malformed
 
 ROW_FACTS: Final = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
@@ -28,6 +29,7 @@ class ScoredRows:
         self._counts = Counts(store)
         self._queues = Queues(store)
         self._verdicts = Verdicts(store)
+        self._exports = RunExports(store)
 
     def add(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows behind those that are known of the file; they are unjudged."""
@@ -69,7 +71,7 @@ class ScoredRows:
     def close_over_new(self, record: FileRecord, first_line: int, end_line: int, options: Options) -> None:
         """Queue what rows [first_line, end_line) of a scored file change elsewhere: verdicts, frozen copies."""
         low, high = record.walk_base + first_line, record.walk_base + end_line
-        runs = self._run(
+        found = self._run(
             "SELECT DISTINCT n.run_id FROM scored_rows n WHERE n.walk >= ?1 AND n.walk < ?2 AND n.run_id IS NOT NULL"
             " AND n.category IS NOT NULL AND ("
             " EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = n.run_id AND o.walk < ?1)"
@@ -80,8 +82,11 @@ class ScoredRows:
             " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id = n.run_id))"
             f" UNION {named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
             (low, high),
-        ).fetchall()
-        for (run_id,) in runs:
+        )
+        runs = [run_id for (run_id,) in found]
+        within = self._exports.within(runs, options)
+        self._exports.queue_changes(self._exports.within(within, options, without=(low, high)), within)
+        for run_id in runs:
             before = self._verdicts.in_force(run_id, options, without=(low, high))
             self._verdicts.queue_change(run_id, before, self._verdicts.in_force(run_id, options), options)
         self._queues.add_copied(

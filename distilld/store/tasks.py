@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED, VERDICTS
 from distilld.core.model import Category
+from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
 from distilld.store.connection import Store
 from distilld.store.queues import CAN_PAIR, ORDER_MATTERS
 from distilld.store.verdicts import last_verdict
@@ -43,14 +44,6 @@ class WorkPair(NamedTuple):
 
 
 _PAIR: Final = ", ".join(WorkPair._fields)
-ASKED_AT_ONCE: Final = 200
-"""Tasks that one statement asks for."""
-_ASKED: Final = f"WITH asked (value) AS (VALUES {', '.join(['(?)'] * ASKED_AT_ONCE)})"
-
-
-def _asked(tasks: Sequence[str]) -> list[str | None]:
-    """The values of a statement that asks for tasks; SQLite's JSON would cut a task id at a NUL."""
-    return [*tasks, *[None] * (ASKED_AT_ONCE - len(tasks))]
 
 
 class Tasks:
@@ -140,9 +133,9 @@ class Tasks:
     def _first_walks(self, tasks: list[str]) -> Iterator[tuple[str, int]]:
         for start in range(0, len(tasks), ASKED_AT_ONCE):
             rows = self._run(
-                f"{_ASKED} SELECT task_id, {_FIRST_WALKS} FROM (SELECT value AS task_id FROM asked"
+                f"{ASKED} SELECT task_id, {_FIRST_WALKS} FROM (SELECT value AS task_id FROM asked"
                 " WHERE value IS NOT NULL) t",
-                _asked(tasks[start : start + ASKED_AT_ONCE]),
+                asked(tasks[start : start + ASKED_AT_ONCE]),
             ).fetchall()
             yield from ((task_id, _least(walks)) for task_id, *walks in rows)
 
@@ -165,10 +158,10 @@ class Tasks:
             for code in place
         )
         rows = self._run(
-            f"{_ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, s.start_byte,"
+            f"{ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, s.start_byte,"
             f" s.length_bytes, s.digest, e.start_byte, e.length_bytes, e.digest, {last_verdict('s.run_id')}"
             f" FROM ({first}) q CROSS JOIN scored_rows s USING (walk){EVIDENCE_OF_ROWS}",
-            _asked(tasks),
+            asked(tasks),
         ).fetchall()
         for row in sorted(rows):
             found[row[1]][place[row[3]]].append(row)
@@ -178,8 +171,8 @@ class Tasks:
         """The recorded pairs of tasks, frozen ones included, by task; a task without any is left out."""
         found: dict[str, list[WorkPair]] = {}
         rows = self._run(
-            f"{_ASKED} SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot",
-            _asked(tasks),
+            f"{ASKED} SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot",
+            asked(tasks),
         )
         for pair in map(WorkPair._make, rows):
             found.setdefault(pair.task_id, []).append(pair)

@@ -10,6 +10,7 @@ from distilld.core.line_facts import CATEGORY_CODES, VERDICTS
 from distilld.core.model import Category, Dataset, InputKind, Options
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord
+from distilld.store.run_exports import RunExports
 
 REST: Final = "f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = '{}'"
 """SQL for whether file ``f`` ends in the rest that ``m`` of ``malformed_runs`` is about."""
@@ -66,6 +67,7 @@ class Verdicts:
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
         self._many = store.connection.executemany
+        self._exports = RunExports(store)
 
     def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
         """The verdicts in force of a run (SPEC 3.4; absent ones forbid and never clear)."""
@@ -102,9 +104,11 @@ class Verdicts:
 
     @contextmanager
     def changing(self, runs: Collection[str], options: Options) -> Iterator[None]:
-        """Queue what follows from the changes that the block makes to the verdicts in force of these runs."""
+        """Queue what follows from the changes that the block makes to these runs: to their verdicts, to their exports."""
+        within = self._exports.within(runs, options)
         before = [self.in_force(run_id, options) for run_id in runs]
         yield
+        self._exports.queue_changes(within, self._exports.within(runs, options))
         for run_id, old in zip(runs, before, strict=True):
             self.queue_change(run_id, old, self.in_force(run_id, options), options)
 

@@ -9,6 +9,7 @@ from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, V
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
+from distilld.store.run_exports import RunExports
 from distilld.store.schema import BEHIND_ID
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
 from distilld.store.verdicts import InForce, Verdicts, last_verdict, last_verdict_place
@@ -177,6 +178,7 @@ class Work(LooseLines, Tasks):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._verdicts = Verdicts(store)
+        self._exports = RunExports(store)
         self._places: dict[int, Place] = {}
         self._has_loose = True
         self._noted = False
@@ -300,6 +302,10 @@ class Work(LooseLines, Tasks):
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
         category = VERDICTS[found] if found is not None else None
         return category, category
+
+    def over_limit(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
+        """Of some rows, by their places and runs, those that are over ``max_exports_per_run``."""
+        return self._exports.over(rows, options)
 
     def row(self, walk: int) -> WorkRow:
         """One row by its place."""

@@ -40,6 +40,7 @@ VALID = [
     ("tripwire_share", "0", 0.0),
     ("tripwire_share", "1", 1.0),
     ("max_line_bytes", "1024", 1024),
+    ("max_exports_per_run", "0", 0),
     ("debounce_ms", "0", 0),
     ("settle_seconds", "0", 0.0),
     ("settle_seconds", "0.25", 0.25),
@@ -82,6 +83,7 @@ INVALID = [
     ("tripwire_share", "nan", "a number from 0 up to 1"),
     ("tripwire_share", "true", "a number from 0 up to 1"),
     ("max_line_bytes", "1023", "a whole number from 1024 to"),
+    ("max_exports_per_run", "-1", "a whole number from 0 to"),
     ("debounce_ms", "-1", "a whole number from 0 to"),
     ("debounce_ms", "1.0", "a whole number from 0 to"),
     ("settle_seconds", "-0.001", "a number from 0 up to"),
@@ -167,6 +169,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
         tripwire_rows=1000,
         tripwire_share=0.5,
         max_line_bytes=8_388_608,
+        max_exports_per_run=1000,
         debounce_ms=100,
         settle_seconds=1.0,
         rescan_seconds=300.0,
@@ -440,7 +443,8 @@ def test_options_hold_what_changes_the_target_state(tmp_path: Path) -> None:
     """options() hands on every setting that changes the target state, and no other."""
     toml = (
         'root = "/lake"\ninclude_partial = true\ninclude_review = true\nrevoke = false\non_delete = "withdraw"\n'
-        'check_source_files = true\nmissing_source_file = "?"\nmax_line_bytes = 2048\nworkers = 9\n'
+        'check_source_files = true\nmissing_source_file = "?"\nmax_line_bytes = 2048\n'
+        "max_exports_per_run = 7\nworkers = 9\n"
     )
     assert loaded(tmp_path, toml).options() == Options(
         include_partial=True,
@@ -451,6 +455,7 @@ def test_options_hold_what_changes_the_target_state(tmp_path: Path) -> None:
         source_files_root="/lake",
         missing_source_file="?",
         max_line_bytes=2048,
+        max_exports_per_run=7,
     )
 
 

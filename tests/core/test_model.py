@@ -49,7 +49,7 @@ CLOSED: dict[type[StrEnum], str] = {
     Reason: (
         "missing_provenance missing_source_run_id empty_content schema_violation unsafe_sft_category "
         "unsafe_rag_category invalid_preference_pairing hallucinated_file_path duplicate_id self_pairing "
-        "category_disallowed"
+        "category_disallowed too_many_exports"
     ),
     Cause: "pruned revoked rescored row_removed evidence_changed displaced options_changed lost undone",
 }
@@ -61,9 +61,9 @@ def test_the_closed_lists_are_those_of_the_contract(kind: type[StrEnum], names: 
     assert [member.value for member in kind] == names.split()
 
 
-def test_there_are_eleven_reasons() -> None:
-    """The taxonomy is the seeds' eleven."""
-    assert len(Reason) == 11
+def test_the_first_eleven_reasons_are_those_of_the_older_exporters() -> None:
+    """The seeds' taxonomy has eleven; a reason that is ours alone comes behind them."""
+    assert [*Reason][11:] == [Reason.TOO_MANY_EXPORTS]
 
 
 def test_sft_never_is_frozen() -> None:
@@ -115,6 +115,7 @@ def test_the_defaults() -> None:
         "source_files_root": "",
         "missing_source_file": "",
         "max_line_bytes": 8388608,
+        "max_exports_per_run": 1000,
         "rules_version": RULES_VERSION,
     }
 
@@ -128,6 +129,7 @@ OTHERS: dict[str, Any] = {
     "source_files_root": "/srv/code",
     "missing_source_file": "<none>",
     "max_line_bytes": 4096,
+    "max_exports_per_run": 0,
     "rules_version": RULES_VERSION + 1,
 }
 
@@ -147,7 +149,8 @@ def test_the_digest_is_pinned() -> None:
     """
     assert int(RULES_VERSION) == 2
     text = (
-        "check_source_files=False\ninclude_partial=False\ninclude_review=False\nmax_line_bytes=8388608\n"
+        "check_source_files=False\ninclude_partial=False\ninclude_review=False\n"
+        "max_exports_per_run=1000\nmax_line_bytes=8388608\n"
         "missing_source_file=''\non_delete='keep'\nrevoke=True\nrules_version=2\nsource_files_root=''"
     )
     assert Options().sha256 == hashlib.sha256(text.encode()).hexdigest()

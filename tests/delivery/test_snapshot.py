@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import Mock
 
 import pytest
 
@@ -131,6 +132,32 @@ def test_task_stands_on_one_side_alone(lake: HistoryLake, forms: tuple[str, ...]
     assert {row["split"] for row in rows_of(folder / "provenance/rag.jsonl")} == {"train"}
     split = manifest_of(folder)["split"]
     assert (split["share"], split["tasks_on_both_sides"], split["texts_on_both_sides"]) == (0.3, 0, 0)
+
+
+def tasks_told(folder: Path) -> dict[str, str]:
+    """The task of each row by its id, as provenance/ has it."""
+    return {row["id"]: row["task_id"] for dataset in Dataset for row in rows_of(folder / f"provenance/{dataset}.jsonl")}
+
+
+def test_retained_row_keeps_its_task(lake: HistoryLake) -> None:
+    """A row whose file is absent has the task that it had."""
+    before = tasks_told(made(lake, "before", forms=("raw",)))
+    lake.move_away(lake.scored_path(A))
+    lake.go()
+    assert tasks_told(made(lake, "after", forms=("raw",))) == before
+
+
+def test_row_that_is_about_to_leave_keeps_its_task(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is gone from its file stands in the export until a batch withdraws it, with the task that it had."""
+    before = tasks_told(made(lake, "before", forms=("raw",)))
+    lines = lake.scored_path(A).read_bytes().splitlines()
+    lake.scored(A, *lines[3:])
+    monkeypatch.setattr(lake.engine, "run_batch", Mock(side_effect=TimeoutError))
+    with pytest.raises(TimeoutError):
+        lake.go()
+    lake.stop()
+    assert lake.ask("SELECT count(*) FROM departures WHERE outcome = 0") == [(4,)]
+    assert tasks_told(made(lake, "after", forms=("raw",))) == before
 
 
 def test_split_is_even_and_never_moves_a_task() -> None:

@@ -62,6 +62,10 @@ def test_cluster_gives_what_this_process_gives(lakes: Path, cluster: DaskCluster
     """Two workers see the lakes through mounts of their own and are a minute ahead; nothing is left behind."""
     for _ in range(2):
         cluster.start_worker(lakes, preload=A_MINUTE_AHEAD)
+    joined = join(cluster.address, lakes, lakes, Options())
+    assert joined.executor.submit(os.stat, str(lakes)).result().st_dev != lakes.stat().st_dev
+    assert joined.executor.submit(time.time).result() > time.time() + 30
+    joined.executor.shutdown()
     expected = taken_in(lakes / "expected", executor=None)
     actual = taken_in(lakes / "actual", executor=cluster.address)
     are_equal(expected, actual)

@@ -530,7 +530,7 @@ MIXED: Lines = [
 
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=repr)
 def test_no_silent_drops(options: Options) -> None:
-    """For RAG and for SFT every non-empty line ships or is held, once, for one of the eleven reasons."""
+    """For RAG and for SFT every non-empty line ships or is held, once, for one of the twelve reasons."""
     result = export(lake_of(MIXED, [evidence_of(number) for number in range(1, 8)]), options)
     assert result.lines == len(MIXED)
     for dataset in (RAG, SFT):

@@ -64,9 +64,12 @@ def fill(lake: HistoryLake) -> None:
         run("no-category", category="odd"),
         run("again"),
         run("blank"),
+        run("many", provenance__sig_hash="m1"),
+        run("many", provenance__sig_hash="m2"),
     )
     lake.evidence(
         A,
+        given("many"),
         given("plain"),
         given("again", "first"),
         b"[]",
@@ -81,7 +84,12 @@ def fill(lake: HistoryLake) -> None:
     )
     lake.both(B, run("clears", "rejected"), run("a", provenance__sig_hash="b|c"), run("again"), run("b"))
     lake.both(
-        C, run("overruled", "rejected"), run("clears"), run("c", "accepted", "task-b"), run("d", "rejected", "task-b")
+        C,
+        run("overruled", "rejected"),
+        run("clears"),
+        run("c", "accepted", "task-b"),
+        run("d", "rejected", "task-b"),
+        run("many", provenance__sig_hash="m3"),
     )
     with lake.scored_path(C).open("ab") as file:
         file.write(jsonl([run("provisional")])[:-1])
@@ -93,7 +101,7 @@ def fill(lake: HistoryLake) -> None:
 
 def taken_in(root: Path, *, fill: Fill = fill, **limits: Any) -> HistoryLake:
     """A lake after one pass."""
-    lake = HistoryLake(root, Options(source_files_root="/", max_line_bytes=600), **limits)
+    lake = HistoryLake(root, Options(source_files_root="/", max_line_bytes=600, max_exports_per_run=2), **limits)
     fill(lake)
     lake.go()
     return lake
@@ -143,6 +151,7 @@ def test_result_does_not_depend_on_who_judges_what(
     for name in EXPORT_PATHS:
         assert unstamped(actual.content(name)) == unstamped(expected.content(name)), name
     assert state(actual) == state(expected)
+    assert actual.content("quarantine_rag").count(b'"too_many_exports"') == 1
     actual.go()
     assert actual.engine.work.waiting().rows == 0
     for lake in (expected, actual):

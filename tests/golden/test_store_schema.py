@@ -25,4 +25,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m005_verdicts_in_malformed_lines",
         "m006_own_looks",
         "m007_moved_lines_and_rests",
+        "m008_too_many_exports",
     ]

@@ -194,6 +194,7 @@ def whole_options() -> st.SearchStrategy[Options]:
         check_source_files=st.sampled_from((False, False, True)),
         missing_source_file=st.sampled_from(("", "none")),
         max_line_bytes=st.sampled_from((MAX_LINE_BYTES, MAX_LINE_BYTES, 10_000, 215)),
+        max_exports_per_run=st.sampled_from((1000, 1, 1, 2)),
     )
 
 

@@ -118,9 +118,12 @@ def row_case(
     id_taken: bool = False,
     options: Options | None = None,
     missing_files: MissingFiles | None = None,
+    over_limit: bool = False,
 ) -> RowCase:
     """A case around a scored row and its evidence (None: it has none)."""
-    return RowCase(run or scored_run(scored()), given, verdict, id_taken, options or Options(), missing_files)
+    return RowCase(
+        run or scored_run(scored()), given, verdict, id_taken, options or Options(), missing_files, over_limit
+    )
 
 
 def shipping_case(**around: Any) -> RowCase:
@@ -128,7 +131,7 @@ def shipping_case(**around: Any) -> RowCase:
     return row_case(given=evidence_record(evidence()), **around)
 
 
-def side(verdict: Category | object | None = ABSENT, **changes: Any) -> PairSide:
+def side(verdict: Category | object | None = ABSENT, *, over_limit: bool = False, **changes: Any) -> PairSide:
     """One side of a pair; ``e_text=…`` changes its evidence, other names its scored row."""
     ours = {name: value for name, value in changes.items() if not name.startswith("e_")}
     theirs = {name.removeprefix("e_"): value for name, value in changes.items() if name.startswith("e_")}
@@ -136,7 +139,7 @@ def side(verdict: Category | object | None = ABSENT, **changes: Any) -> PairSide
     given = evidence_record(evidence(**{"run_id": run.run_id, **theirs}))
     in_force = run.category if verdict is ABSENT else verdict
     assert in_force is None or isinstance(in_force, Category)
-    return PairSide(run, given, in_force)
+    return PairSide(run, given, in_force, over_limit)
 
 
 def pair_case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ class DaskCluster:
     def start_scheduler(self) -> subprocess.Popen[bytes]:
         """Start it on a free port, the first time, and on the same one from then on."""
         told = self.folder / f"scheduler-{len(self.processes)}.json"
+        told.unlink(missing_ok=True)
         process = self._start(
             "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard",
             "--no-show", "--scheduler-file", str(told),
@@ -81,6 +83,12 @@ class DaskCluster:
         self.workers.append(process)
         return process
 
+    def cpu_seconds(self) -> float:
+        """What all of them have used of the processor so far."""
+        texts = [Path(f"/proc/{process.pid}/stat").read_text() for process in self.processes if process.poll() is None]
+        ticks = [sum(map(int, text.rpartition(")")[2].split()[11:13])) for text in texts]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
     def log(self, process: subprocess.Popen[bytes]) -> str:
         """What a process has logged so far."""
         return (self.folder / f"log-{self.processes.index(process)}").read_text(errors="replace")
@@ -89,7 +97,7 @@ class DaskCluster:
         with (self.folder / f"log-{len(self.processes)}").open("wb") as log:
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", module, *arguments],
-                env=environment(),
+                env=environment({"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -96,7 +96,7 @@ def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
 
 
 def account_for_every_line(exports: Exports, expected: oracle.FullPass) -> None:
-    """Every scored line is shipped or held, once, in RAG and in SFT alike, for one of eleven reasons (SPEC 3.7)."""
+    """Every scored line is shipped or held, once, in RAG and in SFT alike, for one of twelve reasons (SPEC 3.7)."""
     for dataset in Dataset:
         rows = [json.loads(line) for line in exports.held[dataset]]
         assert {row["reason"] for row in rows} <= set(Reason)

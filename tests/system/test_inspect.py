@@ -43,7 +43,10 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = rows(some)[0]
     hostile = some.with_name(f"{EVIL_MARKUP.replace('/', '')}.jsonl")
     hostile.write_text(
-        "".join(json.dumps(row | {"evidence_run_id": each}) + "\n" for each in (EVIL_LINK, EVIL_MARKUP, HIDDEN_LINK))
+        "".join(
+            json.dumps(row | {"evidence_run_id": each, "evidence_task_id": EVIL_LINK}) + "\n"
+            for each in (EVIL_LINK, EVIL_MARKUP, HIDDEN_LINK)
+        )
     )
     bring(root)
     with some.open("ab") as file:
@@ -80,6 +83,7 @@ def every_page(lake: Path) -> dict[str, str]:
         "question": f"distilld/run?run_id={quote(run, safe='')}",
         "questions' rows": "distilld/left_lately",
         "hostile rows": f"distilld/run_history?partition__contains={quote('<img')}",
+        "hostile tasks": f"distilld/row_places?task_id={quote(EVIL_LINK, safe='')}",
         **{
             name: f"distilld/{name}" for name in ("seen_ids", "run_history", "file_lag", "batch_history", "withdrawals")
         },
@@ -164,6 +168,7 @@ def test_run_ids_are_no_links_to_elsewhere(lake: Path, address: str) -> None:
     page = fetched(address, every_page(lake)["hostile rows"])
     shown = {html.unescape(text) for text in re.findall(r'history\?of=[^"]*">([^<]*)</a>', page)}
     assert {EVIL_LINK, EVIL_MARKUP} <= shown
+    assert EVIL_LINK in fetched(address, every_page(lake)["hostile tasks"]).partition("<tbody>")[2]
 
 
 # what they show

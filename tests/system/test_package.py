@@ -74,6 +74,7 @@ def test_inspect_works_from_a_wheel(wheel_file: Path, sample: SampleLake, tmp_pa
     words = [sys.executable, "-c", code, "inspect", "--root", str(sample.root), "--port", "0"]
     with inspecting(sample.root / "state/distilld.db", start=words, package=tmp_path / "installed") as address:
         assert "<h1>Dashboard</h1>" in fetched(address, "")
+        assert "no scored row" in fetched(address, "-/history?of=nobody")
         assert "What became of a run?" in fetched(address, "distilld")
 
 

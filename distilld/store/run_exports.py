@@ -1,0 +1,89 @@
+"""The exports of a run: which of them are within ``max_exports_per_run``, and whom a change of that concerns (SPEC 3.12).
+
+Nothing of it is stored. It follows from the present rows, and only of a run with more rows than the limit is it asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from distilld.core.model import Options
+from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
+from distilld.store.connection import Store
+
+Export = tuple[int | None, str | None]
+"""What the rows of one export share: the id that they would have, and their task."""
+Within = dict[str, set[Export]]
+"""The exports within the limit, by run, of the runs that have more rows than it: no other has too many exports."""
+NOWHERE: Final = (0, 0)
+
+
+class RunExports:
+    """The part of the store that knows how many exports a run has."""
+
+    def __init__(self, store: Store) -> None:
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+
+    def within(self, runs: Iterable[str], options: Options, without: tuple[int, int] = NOWHERE) -> Within:
+        """The exports within the limit, as if there were no rows in ``without``."""
+        most = options.max_exports_per_run
+        return {run_id: self._first(run_id, most, without) for run_id in self._large(runs, most)}
+
+    def over(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
+        """Of some rows, by their places and runs, those that are over the limit."""
+        places: dict[str, list[int]] = {}
+        for walk, run_id in rows:
+            if run_id is not None:
+                places.setdefault(run_id, []).append(walk)
+        return {
+            walk
+            for run_id, within in self.within(places, options).items()
+            for walk in places[run_id]
+            if self._run("SELECT sample_key, task_id FROM scored_rows WHERE walk = ?", (walk,)).fetchone() not in within
+        }
+
+    def queue_changes(self, before: Within, after: Within) -> None:
+        """Queue the rows that came within the limit or went over it, and their tasks."""
+        for run_id in before.keys() | after.keys():
+            old, new = before.get(run_id), after.get(run_id)
+            if old == new:
+                continue
+            walks = [
+                (walk,)
+                for walk, *export in self._run(
+                    "SELECT walk, sample_key, task_id FROM scored_rows WHERE run_id = ?", (run_id,)
+                )
+                if (old is None or tuple(export) in old) != (new is None or tuple(export) in new)
+            ]
+            self._many("INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)", walks)
+            self._many(
+                "INSERT OR IGNORE INTO rejudge_tasks SELECT task_id, 0 FROM scored_rows"
+                " WHERE walk = ? AND task_id IS NOT NULL",
+                walks,
+            )
+
+    def _large(self, runs: Iterable[str], most: int) -> list[str]:
+        wanted = list(runs) if most else []
+        return [
+            run_id
+            for start in range(0, len(wanted), ASKED_AT_ONCE)
+            for (run_id,) in self._run(
+                f"{ASKED} SELECT value FROM asked WHERE EXISTS"
+                f" (SELECT 1 FROM scored_rows WHERE run_id = value LIMIT 1 OFFSET {most})",
+                asked(wanted[start : start + ASKED_AT_ONCE]),
+            )
+        ]
+
+    def _first(self, run_id: str, most: int, without: tuple[int, int]) -> set[Export]:
+        first: set[Export] = set()
+        rows = self._run(
+            "SELECT sample_key, task_id FROM scored_rows WHERE run_id = ?1 AND NOT (walk >= ?2 AND walk < ?3) ORDER BY walk",
+            (run_id, *without),
+        )
+        for export in rows:
+            first.add(export)
+            if len(first) == most:
+                break
+        return first
