@@ -23,4 +23,4 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def one_look_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a pass from looking at its inputs again after some seconds: on a slow machine a small one would do so."""
-    monkeypatch.setattr("distilld.engine.engine.LOOK_AGAIN_NS", 1 << 62)
+    monkeypatch.setattr("distilld.engine.looking.LOOK_AGAIN_NS", 1 << 62)

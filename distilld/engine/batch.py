@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from distilld.core.decisions import Decisions, Withdrawal
 from distilld.core.model import Cause, OperatorError, Options
@@ -55,8 +55,13 @@ class Batch:
     """Whether more rows wait for their turn."""
     from_start: bool = True
     """Whether it began with the first row that waits; else what was queued behind its back waits for the next one."""
-    files: list[Done[SpanJob] | Done[TaskJob]] = field(default_factory=list)
-    """The jobs whose files hold its lines."""
+    files: list[IO[bytes]] = field(default_factory=list)
+    """The files of jobs that hold its lines."""
+
+    def keep(self, file: IO[bytes] | None) -> None:
+        """Take over the file of a job."""
+        if file is not None:
+            self.files.append(file)
 
     def close(self) -> None:
         """Drop its lines."""
@@ -97,8 +102,6 @@ class Batches:
         self._queue: SpanQueue | None = None
         self._results: Iterator[Done[SpanJob]] = iter(())
         self._next: Done[SpanJob] | None = None
-        self._places: dict[str, int] = {}
-        """Where the first rows of tasks stand, for as long as batches judge no row."""
         self._ahead: set[int] = set()
         """Rows that batches so far judged before their turn."""
         work.begin_judging()
@@ -196,8 +199,8 @@ class Batches:
         decisions.judged_to = last.spans[-1].last if last is not None and left_over else NO_LIMIT
         # What else stands in a task may be among rows whose evidence is not known to the store before the commit.
         if last is not None or rows.done:
-            self._places.clear()
-        pairs.judge(self._work.tasks(0 if left_over or batch.read else TASKS_PER_BATCH, self._places))
+            self._work.forget_task_places()
+        pairs.judge(self._work.tasks(0 if left_over or batch.read else TASKS_PER_BATCH))
         touched = self._work.tasks_of_unjudged(decisions.judged_to)
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
         if not left_over:
@@ -216,7 +219,7 @@ class Batches:
         return None
 
     def _settle(self, batch: Batch, rows: RowJudge, queued: QueuedJob, done: Done[SpanJob]) -> None:
-        batch.files.append(done)
+        batch.keep(done.file)
         assert isinstance(done.result, list)  # noqa: S101  what a SpanJob gives
         for span, order, result in zip(queued.spans, done.job.spans, done.result, strict=True):
             assert isinstance(result, SpanDone)  # noqa: S101  as above
@@ -239,7 +242,7 @@ class Batches:
 
     def _do(self, batch: Batch, jobs: Iterable[TaskJob]) -> Iterator[Done[TaskJob]]:
         for done in self._pool.run(jobs, self._options):
-            batch.files.append(done)
+            batch.keep(done.file)
             if isinstance(done.result, FailedRow):
                 raise error_of(done.result)
             self._told(len(done.job.tasks), done.job.size)

@@ -28,7 +28,7 @@ PROCESSES_FROM: Final = 12 << 20
 """Bytes to read from which worker processes pay; fewer are done before a process has started."""
 BYTES_AHEAD: Final = 20 << 20
 """Bytes of input that a worker may have waiting: enough while a batch is committed, and some is left to others."""
-BYTES_HELD: Final = 48 << 20
+BYTES_HELD: Final = 32 << 20
 """Bytes of input at most, for each worker, whose answers are held in memory or waited for."""
 JOBS_AHEAD: Final = 64
 BYTES_AHEAD_ELSEWHERE: Final = 256 << 20

@@ -17,12 +17,14 @@ EVIDENCE_OF_ROWS: Final = (
     " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
 )
 """SQL that joins the evidence of rows ``s``, and their partitions ``p``."""
+_NOWHERE: Final = 1 << 62
 _FIRST_WALKS: Final = ", ".join(
-    "(SELECT f.walk FROM scored_rows f WHERE f.task_id = t.task_id AND f.evidence_found = 1"
-    f" AND f.category IS {category} ORDER BY f.walk LIMIT 1)"
+    "coalesce((SELECT f.walk FROM scored_rows f WHERE f.task_id = t.task_id AND f.evidence_found = 1"
+    f" AND f.category IS {category} ORDER BY f.walk LIMIT 1), {_NOWHERE})"
     for category in ("NULL", *VERDICTS)
 )
-"""Where the first rows of task ``t`` stand whose evidence is found, one of each category."""
+_FIRST_WALK: Final = f"min({_FIRST_WALKS})"
+"""Where the first row of task ``t`` stands whose evidence is found; beyond everything if there is none."""
 
 
 class WorkPair(NamedTuple):
@@ -51,6 +53,7 @@ class Tasks:
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
+        self._many = store.connection.executemany
 
     def _unjudged_spans(self, which: str = "") -> list[tuple[int, int]]:
         return self._run(
@@ -81,24 +84,42 @@ class Tasks:
             found.setdefault(digest, []).append((walk, bool(judged)))
         return found
 
-    def tasks(self, limit: int, places: dict[str, int]) -> list[tuple[int, str]]:
+    def tasks(self, limit: int) -> list[tuple[int, str]]:
         """Tasks whose pairs are to be formed anew, each behind the place of its first row, in that order.
 
         All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
-        same batch count as well. Tasks that wait for an id of theirs and come first now are among them. ``places`` are
-        those of the first rows that are known; what is asked for is added.
+        same batch count as well. Tasks that wait for an id of theirs and come first now are among them. Where the first
+        rows of others stand is kept by SQLite until :meth:`forget_task_places`.
         """
-        chosen = self._queued_tasks(forced=True)
-        others = self._queued_tasks(forced=False) if limit else set[str]()
+        run = self._run
+        self._make_task_places()
+        run(
+            f"INSERT INTO temp.task_places SELECT task_id, {_FIRST_WALK} FROM rejudge_tasks t WHERE forced >= ?"
+            " AND NOT EXISTS (SELECT 1 FROM temp.task_places p WHERE p.task_id = t.task_id)",
+            (0 if limit else 1,),
+        )
+        known = "SELECT p.walk, p.task_id FROM {} WHERE q.forced = {} ORDER BY p.walk, p.task_id LIMIT ?"
+        forced = run(known.format("rejudge_tasks q CROSS JOIN temp.task_places p USING (task_id)", 1), (-1,)).fetchall()
+        others: set[tuple[int, str]] = set()
         if limit:
-            others |= self.tasks_of_unjudged(1 << 62) - chosen
-        places.update(self._first_walks(sorted((chosen | others).difference(places))))
-        first = sorted((places[task_id], task_id) for task_id in others)[:limit]
-        first += [(places[task_id], task_id) for task_id in chosen]
+            waiting = known.format("temp.task_places p CROSS JOIN rejudge_tasks q USING (task_id)", 0)
+            others.update(run(waiting, (limit,)).fetchall())
+            unjudged = self.tasks_of_unjudged(_NOWHERE).difference(task_id for _, task_id in forced)
+            others.update(self._first_walks(sorted(unjudged)))
+        first = [*forced, *sorted(others)[:limit]]
+        self._many("DELETE FROM temp.task_places WHERE task_id = ?", [(task_id,) for _, task_id in first])
         return sorted({*first, *self._passed_over(first)})
 
-    def _queued_tasks(self, *, forced: bool) -> set[str]:
-        return {row[0] for row in self._run("SELECT task_id FROM rejudge_tasks WHERE forced = ?", (int(forced),))}
+    def _make_task_places(self) -> None:
+        self._run(
+            "CREATE TEMP TABLE IF NOT EXISTS task_places (task_id TEXT PRIMARY KEY, walk INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        self._run("CREATE INDEX IF NOT EXISTS temp.tasks_by_place ON task_places (walk, task_id)")
+
+    def forget_task_places(self) -> None:
+        """Rows may be judged, or come and go: the first ones of tasks may be others."""
+        self._make_task_places()
+        self._run("DELETE FROM temp.task_places")
 
     def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         """Tasks with a pair that is held because a pair of one of these ships its id, which stand before that one now."""
@@ -130,18 +151,16 @@ class Tasks:
                 found.update(task_id for (task_id,) in rows)
         return found
 
-    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[str, int]]:
+    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[int, str]]:
+        query = (
+            f"{ASKED} SELECT {_FIRST_WALK}, task_id FROM (SELECT value AS task_id FROM asked WHERE value IS NOT NULL) t"
+        )
         for start in range(0, len(tasks), ASKED_AT_ONCE):
-            rows = self._run(
-                f"{ASKED} SELECT task_id, {_FIRST_WALKS} FROM (SELECT value AS task_id FROM asked"
-                " WHERE value IS NOT NULL) t",
-                asked(tasks[start : start + ASKED_AT_ONCE]),
-            ).fetchall()
-            yield from ((task_id, _least(walks)) for task_id, *walks in rows)
+            yield from self._run(query, asked(tasks[start : start + ASKED_AT_ONCE])).fetchall()
 
     def first_walk(self, task_id: str) -> int:
         """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""
-        return _least(self._run(f"SELECT {_FIRST_WALKS} FROM (SELECT ? AS task_id) t", (task_id,)).fetchone())
+        return int(self._run(f"SELECT {_FIRST_WALK} FROM (SELECT ? AS task_id) t", (task_id,)).fetchone()[0])
 
     def task_rows(
         self, tasks: Sequence[str], categories: Sequence[Category], limit: int
@@ -224,7 +243,3 @@ class Tasks:
             (run_id, partition_id, task_id, category),
         )
         return bool(found.fetchone()[0])
-
-
-def _least(walks: Iterable[int | None]) -> int:
-    return min((walk for walk in walks if walk is not None), default=1 << 62)

@@ -176,7 +176,8 @@ class Work(LooseLines, Tasks):
     """The part of the store that hands out what must be judged."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(store)
+        LooseLines.__init__(self, store)
+        Tasks.__init__(self, store)
         self._verdicts = Verdicts(store)
         self._exports = RunExports(store)
         self._places: dict[int, Place] = {}
@@ -268,6 +269,7 @@ class Work(LooseLines, Tasks):
         Which rows are contested is noted, where that is quicker than to ask for each row that waits.
         """
         self._said = {}
+        self.forget_task_places()
         (known,) = self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()
         self._noted = bool(known) and 4 * self.waiting().rows >= known
         if not self._noted:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import Dataset, Trigger
-from distilld.engine import engine, index
+from distilld.engine import index, looking
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from tests.support.history_lake import A, B, C, HistoryLake, run
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("look_after_each_batch")
 @pytest.fixture
 def look_after_each_batch(one_look_a_pass: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the inputs after each batch."""
-    monkeypatch.setattr(engine, "LOOK_AGAIN_NS", -(1 << 62))
+    monkeypatch.setattr(looking, "LOOK_AGAIN_NS", -(1 << 62))
 
 
 def pass_with(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> PassResult:

@@ -133,7 +133,7 @@ def test_workers_take_part_wherever_much_is_to_be_done(tmp_path: Path, monkeypat
     submit = ProcessPoolExecutor.submit
 
     def noted(self: ProcessPoolExecutor, *arguments: object) -> object:
-        given.extend(type(each).__name__ for each in arguments if isinstance(each, tuple))
+        given.extend(type(job).__name__ for each in arguments if isinstance(each, list) for job in each)
         return submit(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, read_file, span_queue
+from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, read_file, span_queue, work_off
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import frozen_of
@@ -90,7 +90,8 @@ def unlisted(folder: str) -> Iterator[None]:
             return lake.scan(root)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "lake", SimpleNamespace(**{**vars(lake), "scan": scan}))
+        for module in (engine, work_off):
+            patch.setattr(module, "lake", SimpleNamespace(**{**vars(lake), "scan": scan}))
         yield
 
 

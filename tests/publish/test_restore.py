@@ -33,7 +33,7 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.engine import engine as batch
-from distilld.engine import index_file, judge_span, judge_task, read_file
+from distilld.engine import index_file, judge_span, judge_task, read_file, work_off
 from distilld.engine.judge_rows import RowJudge
 from distilld.inspection import status
 from distilld.inspection.verify import verify
@@ -263,7 +263,7 @@ def test_lines_of_others_are_told_and_kept_aside(full: HistoryLake, monkeypatch:
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(full.engine, "_index", meddled)
-    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
     for times in range(1, 4):
         full.both(f"2026/05/0{times}/new.jsonl", run(f"new{times}"))
         before = full.lines("rag")
@@ -338,7 +338,7 @@ def test_damage_that_stat_does_not_show_is_restored_by_an_append(full: HistoryLa
 
 def damaged_twice(full: HistoryLake, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lake whose clock is the test's, and an export that was damaged and restored two times within the hour."""
-    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
     before = full.lines(name)
     for _ in range(2):
         truncate(path_of(full, name))
@@ -402,7 +402,7 @@ def test_damage_that_was_taken_back_is_no_longer_waited_for(full: HistoryLake, m
 def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The story: two damages were counted a year ahead of time, and each one for a year to come was the third."""
     clock_ns = 365 * 24 * 60 * MINUTE_NS
-    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
+    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
     monkeypatch.setattr(status, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
     before = full.lines("rag")
     for _ in range(3):
@@ -419,7 +419,7 @@ def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monke
 
 def test_fourth_damage_is_counted_anew(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damages that lie more than an hour apart never stop the writing, and at most five copies of a file are kept."""
-    monkeypatch.setattr(batch, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
     before = full.lines("rag")
     for number in range(COPIES_KEPT + 2):
         os.truncate(path_of(full, "rag"), 100 * number)

@@ -25,7 +25,7 @@ from distilld import logs
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, StatFacts, Trigger, UsageError, WriterBusy
-from distilld.engine import engine as engine_module
+from distilld.engine import work_off
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection.health import diagnose
@@ -285,7 +285,7 @@ def test_edited_export_is_restored_at_a_tick(stage: Stage, monkeypatch: pytest.M
     The story: nothing watched the exports, so a foreign row stood in a dataset until the rescan.
     """
     clock = SimpleNamespace(time_ns=lambda: round(stage.script.now * 1e9), monotonic=time.monotonic)
-    monkeypatch.setattr(engine_module, "time", clock)
+    monkeypatch.setattr(work_off, "time", clock)
     monkeypatch.setattr(daemon, "time", clock)
     began: list[float] = []
     lasted: list[float] = []

@@ -11,7 +11,7 @@ import pytest
 
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, Trigger
 from distilld.engine import engine as passes
-from distilld.engine import index_file, index_lines
+from distilld.engine import index_file, index_lines, looking, work_off
 from distilld.files.boot import boot_id
 from distilld.lake import scan as scanning
 from distilld.service import recheck
@@ -41,10 +41,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(recheck, "monotonic", lambda: hands.now / 1e9)
     monkeypatch.setattr(recheck, "monotonic_ns", lambda: hands.now)
     monkeypatch.setattr(recheck, "time_ns", lambda: OLD + hands.now)
-    monkeypatch.setattr(passes, "monotonic_ns", lambda: hands.now)
     monkeypatch.setattr(index_lines, "monotonic_ns", lambda: hands.now)
     times = SimpleNamespace(monotonic_ns=lambda: hands.now, time_ns=lambda: OLD + hands.now)
     monkeypatch.setattr(inputs, "time", times)
+    for module in (looking, work_off):
+        monkeypatch.setattr(module, "monotonic_ns", lambda: hands.now)
+        monkeypatch.setattr(module, "time", times)
     monkeypatch.setattr(passes, "time", times)
     return hands
 

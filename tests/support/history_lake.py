@@ -20,7 +20,7 @@ import pytest
 import structlog
 
 from distilld.core.model import CARD, EXPORT_PATHS, Dataset, Options, Trigger
-from distilld.engine import engine as batch
+from distilld.engine import looking
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
@@ -266,7 +266,7 @@ def history_lake(root: Path, options: Options | None = None, **limits: Any) -> I
             tempfile.TemporaryDirectory(prefix="distilld-", dir=folder) as name,
             pytest.MonkeyPatch.context() as patch,
         ):
-            patch.setattr(batch, "git_state", lambda _: GitState())
+            patch.setattr(looking, "git_state", lambda _: GitState())
             lake = HistoryLake(Path(name), options, **limits)
             try:
                 yield lake

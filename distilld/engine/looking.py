@@ -1,0 +1,256 @@
+"""Looking at the inputs: what an engine holds, and how it takes in what one scan sees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from time import monotonic_ns
+from typing import Final
+
+from distilld.core.model import (
+    HOUR_NS,
+    InputKind,
+    OperatorError,
+    Options,
+    StatFacts,
+)
+from distilld.core.plan import FileKey
+from distilld.engine import cluster
+from distilld.engine.batch import Batches
+from distilld.engine.index import Indexer
+from distilld.engine.index_lines import Indexed
+from distilld.engine.options_in_force import JudgedWith
+from distilld.engine.pass_log import Teller
+from distilld.engine.pass_result import PassResult, Progress
+from distilld.engine.pool import Pool
+from distilld.engine.progress import Judging
+from distilld.engine.span_queue import UnreadEvidence
+from distilld.files.boot import boot_id
+from distilld.files.git import GitState, git_state
+from distilld.lake.scan import Scan
+from distilld.publish.commit import Committer
+from distilld.publish.exports import Exports
+from distilld.publish.restore import Restorer
+from distilld.store.connection import Store
+from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.frozen import Frozen
+from distilld.store.inputs import Inputs
+from distilld.store.ledger import Ledger
+from distilld.store.looks import Looks
+from distilld.store.segments import Segments
+from distilld.store.tripwire import Tripwire
+from distilld.store.work import Work
+
+LOOK_AGAIN_NS: Final = 2 * 10**9
+"""For so long a pass goes on with what it saw before it looks for new changes between two batches."""
+
+
+class Looking:
+    """Everything a pass needs, for one lake, and its look at the inputs."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: Store,
+        options: Options,
+        *,
+        batch_rows: int,
+        settle_seconds: float,
+        tripwire_rows: int = 1000,
+        tripwire_share: float = 0.5,
+        receipts_keep: int = 0,
+        scrub_hours: float = 24,
+        clock: Callable[[], int] = time.time_ns,
+        progress: Callable[[Progress], None] | None = None,
+        pulse: Callable[[], None] = lambda: None,
+        committer: Committer | None = None,
+        spool_folder: Path | None = None,
+        workers: int = 0,
+        executor: Executor | str | None = None,
+        keep_lock: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``workers`` are the processes that read and judge where much is to be done; 0: one a core in all.
+
+        An ``executor`` takes their place; one that is named by its address is joined when much is to be done.
+
+        ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
+        ``keep_lock`` is called before anything is written there, and raises where this is not the one writer.
+
+        ``pulse`` is called as the work goes on: at every file, batch, and block of an export that is read or rewritten.
+        What it raises ends the pass, as a kill would; :meth:`Committer.recover` then undoes the batch in hand.
+        """
+        self.root = root
+        self.store = store
+        self.options = options
+        self.batch_rows = batch_rows
+        self.settle_ns = round(settle_seconds * 1e9)
+        self.scrub_ns = round(scrub_hours * HOUR_NS)
+        self.believes_facts = False
+        """Whether somebody else hashes the files again whose facts may not tell that their bytes changed."""
+        self.progress = progress
+        self.pulse = pulse
+        self.git: GitState = git_state(root)
+        self.exports = Exports(root, pulse, segments=Segments(store))
+        self.ledger = Ledger(store)
+        self.work = Work(store)
+        self.inputs = Inputs(store)
+        self.evidence = EvidenceRows(store, self.inputs)
+        self.looks = Looks(store, self.inputs)
+        self.committer = committer or Committer(
+            root, store, self.exports, clock=clock, receipts_keep=receipts_keep, keep_lock=keep_lock
+        )
+        self.frozen = Frozen(store)
+        self.tripwire = Tripwire(store)
+        self.judged_with = JudgedWith(store, self.inputs)
+        self.teller = Teller()
+        self.restorer = Restorer(root, store, self.exports, self.committer)
+        self.tripwire_rows = tripwire_rows
+        self.tripwire_share = tripwire_share
+        self.workers = workers
+        self.executor = executor
+        self._spool_folder = spool_folder
+        self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
+        """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
+        self._postponed: list[FileKey] = []
+        """Large files that the last pass left to the next ones."""
+        self._took_any = False
+        """Whether the last batch took anything out of the queues; what it put in may be as much."""
+        self._look_at_ns = 0
+        self._mendings = 0
+        """How often the pass has looked at the exports."""
+        self._pool: Pool | None = None
+        self._batches: Batches | None = None
+        self._judging: Judging | None = None
+        self._unreadable: dict[str, OperatorError] = {}
+        """What the pass could not read so far, by its words."""
+        self._changed_inputs: set[str] = set()
+        """What changed while the pass judged it."""
+
+    def reconfigure(
+        self,
+        options: Options,
+        *,
+        batch_rows: int,
+        settle_seconds: float,
+        tripwire_rows: int,
+        tripwire_share: float,
+        receipts_keep: int,
+        scrub_hours: float,
+        workers: int,
+        executor: str,
+    ) -> None:
+        """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
+        self.options = options
+        self.batch_rows = batch_rows
+        self.settle_ns = round(settle_seconds * 1e9)
+        self.scrub_ns = round(scrub_hours * HOUR_NS)
+        self.tripwire_rows = tripwire_rows
+        self.tripwire_share = tripwire_share
+        self.committer.receipts_keep = receipts_keep
+        self.workers = workers
+        self.executor = executor
+        self.git = git_state(self.root)
+
+    def _new_pool(self) -> Pool:
+        join, executor = None, self.executor
+        if isinstance(executor, str):
+            join = partial(cluster.join, executor, self.root, self._spool(), self.options) if executor else None
+            executor = None
+        return Pool(self.root, self._spool(), workers=self.workers, executor=executor, join=join, pulse=self.pulse)
+
+    def _spool(self) -> Path:
+        folder = self._spool_folder or self.root / "exports"
+        return folder if folder.is_dir() else self.root
+
+    def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
+        self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
+        indexer = self._indexer(scan, self._hashed_since_ns())
+        owed = self.judged_with.owed_readings()
+        indexed = indexer.take(scan, read_anew=read_anew, owed=owed, next_turn=next(iter(self._postponed), None))
+        self._note_left_alone(indexed)
+        indexed.files_seen = len(scan.files)
+        self.judged_with.owe_readings(self.options, scan, indexed, owed, read_anew=read_anew)
+        self.work.forget_places()
+        self._look_at_ns = monotonic_ns() + LOOK_AGAIN_NS
+        return indexed
+
+    def _index_unread(self, unread: UnreadEvidence, result: PassResult) -> None:
+        """Take in an evidence file at once that was to be read with its rows, and could not be."""
+        assert result.scan is not None  # noqa: S101  it was seen there
+        key = (InputKind.EVIDENCE, unread.path)
+        for file in result.scan.files:
+            if (file.kind, file.path) == key:
+                self._indexer(result.scan, None).take_one(file, result.untold)
+
+    def _indexer(self, scan: Scan, hashed_since_ns: int | None) -> Indexer:
+        return Indexer(
+            self.root,
+            self.store,
+            self.inputs,
+            self.options,
+            self._pool or self._new_pool(),
+            batch_rows=self.batch_rows,
+            is_still=self._is_still,
+            progress=self._reading(scan),
+            hashed_since_ns=hashed_since_ns,
+        )
+
+    def _note_left_alone(self, indexed: Indexed) -> None:
+        """Remember what a look left to later ones."""
+        self._postponed = indexed.postponed
+        self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
+
+    def _hashed_since_ns(self) -> int | None:
+        """The time since which a file must have been hashed; None where somebody else looks after that."""
+        if self.believes_facts:
+            return None
+        return time.time_ns() - self.scrub_ns if self.scrub_ns else 0
+
+    def _is_still(self, key: FileKey, facts: StatFacts) -> bool:
+        """Whether our looks saw no change for the settling time, or changes without end for ten times that."""
+        now = monotonic_ns()
+        first, seen, since = self._moving.get(key, (now, facts, now))
+        since = since if seen == facts else now
+        self._moving[key] = first, facts, since
+        return now - since >= self.settle_ns or now - first >= 10 * self.settle_ns
+
+    def _next_look(self, began_ns: int) -> int:
+        """When to look again: looking takes a tenth of a long pass at most."""
+        now = monotonic_ns()
+        return now + max(LOOK_AGAIN_NS, 10 * (now - began_ns))
+
+    def _tell_judging(self, done: int, size: int) -> None:
+        self.pulse()
+        if self._judging is not None and self.progress is not None:
+            self.progress(self._judging.progress(done, size))
+
+    def _tell(self, progress: Progress) -> None:
+        self.pulse()
+        if self.progress is not None:
+            self.progress(progress)
+
+    def _reading(self, scan: Scan) -> Callable[[int, int], None]:
+        """What tells of files and bytes that were read; what is yet to be read is asked for only if somebody waits."""
+        if self.progress is None:
+            return lambda _files, _bytes: self.pulse()
+        whole = -1
+        before = self.ledger.counter("scored_rows")
+
+        def tell(files: int, done: int) -> None:
+            nonlocal whole
+            whole = self._bytes_to_read(scan) if whole < 0 else whole
+            rows = self.ledger.counter("scored_rows") - before
+            self._tell(Progress("read", done, max(whole, done), files, rows, done))
+
+        return tell
+
+    def _bytes_to_read(self, scan: Scan) -> int:
+        known = {key: (record.facts.size, record.facts.mtime_ns) for key, record in self.inputs.files().items()}
+        return sum(
+            file.stat.size
+            for file in scan.files
+            if known.get((file.kind, file.path)) != (file.stat.size, file.stat.mtime_ns)
+        )

@@ -1,0 +1,260 @@
+"""Working the queues off: batches are decided on and committed until nothing waits but what is out of reach."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from time import monotonic_ns
+
+import structlog
+
+from distilld.core.decisions import Decisions
+from distilld.core.line_facts import OddLines
+from distilld.core.model import (
+    TAMPERINGS_AN_HOUR,
+    Dataset,
+    InputChanged,
+    InputKind,
+    OnDelete,
+    Trigger,
+    UnreadableError,
+)
+from distilld.engine.batch import Batch, Batches, UnreadFailed
+from distilld.engine.index_file import new_record, record_reading
+from distilld.engine.index_lines import Indexed
+from distilld.engine.looking import Looking
+from distilld.engine.pass_result import PassResult
+from distilld.engine.progress import Judging
+from distilld.engine.span_queue import UnreadEvidence
+from distilld.lake import scan as lake
+from distilld.logs import lines_of_batch
+from distilld.publish.commit import CommittedBatch
+from distilld.publish.reading import ExportTamperedError
+from distilld.publish.receipt import BatchContext, BatchIdentity
+from distilld.publish.restore import AnotherWriterError
+from distilld.store.export_lines import ExportLines
+
+log = structlog.get_logger()
+
+
+class WorkingOff(Looking):
+    """Batches, and what stands between the look at the inputs and the first of them."""
+
+    def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
+        """Batches, one after the other, until nothing waits but what is out of reach."""
+        if self._pool is not None and not self._pool.has_workers:
+            self._pool.expect(self.work.bytes_waiting())
+        self._empty_queues(trigger, result, options_changed=options_changed)
+        self._doubt_changed(result)
+
+    def _empty_queues(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
+        self._judging = Judging(self.work, result.indexed.files_seen) if self.progress else None
+        self._tell_judging(0, 0)
+        try:
+            while self.work.waiting().anything or self.ledger.has_news():
+                try:
+                    committed = self.run_batch(trigger, result, options_changed=options_changed)
+                except InputChanged as error:
+                    self._changed_inputs.add(error.path)
+                    return
+                except UnreadFailed as error:
+                    self._drop_batches()
+                    self._index_unread(error.unread, result)
+                    continue
+                except ExportTamperedError:
+                    # Seen in the middle of a batch: undo the batch, mend the file, judge again.
+                    self._drop_batches()
+                    self.committer.recover()
+                    self._mend_exports()
+                    continue
+                if committed is not None:
+                    result.batches.append(committed)
+                elif not self._took_any:
+                    return
+                if monotonic_ns() >= self._look_at_ns:
+                    self._look_again(result)
+            if self._judging is not None:
+                self._tell(self._judging.end())
+        finally:
+            self._drop_batches()
+
+    def _look_again(self, result: PassResult) -> None:
+        """Look for new changes in the middle of a long pass: what a verdict forbids now leaves with the next batch."""
+        began = monotonic_ns()
+        scan = lake.scan(self.root)
+        # What this pass read is believed to be as it was; the next pass looks closer.
+        indexer = self._indexer(scan, hashed_since_ns=None)
+        news = indexer.take(scan, unread=result.indexed.unread)
+        self._note_left_alone(news)
+        self._look_at_ns = self._next_look(began)
+        result.indexed.add(news)
+        if not (news.changes or news.problems):
+            return
+        self._drop_batches()
+        self.work.forget_places()
+        result.scan, result.looked_at_ns = scan, time.time_ns()
+        if result.untold is not result.indexed:
+            result.untold.add(news)
+        self._unreadable.update((str(problem), problem) for problem in news.problems)
+        self.teller.odd_lines(news.malformed, news.unreviewed.values())
+        self._thaw()
+        self._trip()
+        self._lose_missing()
+
+    def _doubt_changed(self, result: PassResult) -> None:
+        """Have the files that changed under the pass read again, whatever a stat says of them."""
+        changed = self._changed_inputs.difference(result.changed_inputs)
+        if not changed:
+            return
+        for path in sorted(changed):
+            self.teller.input_changed(path)
+        with self.store.transaction():
+            self.inputs.doubt([key for key in self.inputs.files() if lake.tree_path(*key) in changed])
+        result.changed_inputs = tuple(sorted(self._changed_inputs))
+
+    def run_batch(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> CommittedBatch | None:
+        """Judge what fits into one batch and commit it; None where it changed nothing."""
+        if self._batches is None:
+            self._batches = self._new_batches(result.indexed.unread, options_changed=options_changed)
+        batch = self._batches.decide()
+        try:
+            return self._commit(batch, trigger, result)
+        finally:
+            batch.close()
+
+    def _new_batches(self, unread: dict[int, UnreadEvidence], *, options_changed: bool) -> Batches:
+        assert self._pool is not None  # noqa: S101  as long as a pass takes
+        return Batches(
+            self.root,
+            self.work,
+            self.committer,
+            self._pool,
+            self.options,
+            unread,
+            batch_rows=self.batch_rows,
+            spool_folder=self._spool(),
+            options_changed=options_changed,
+            told=self._tell_judging,
+        )
+
+    def _drop_batches(self) -> None:
+        """Forget what was judged ahead."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _commit(self, batch: Batch, trigger: Trigger, result: PassResult) -> CommittedBatch | None:
+        decisions, indexed = batch.decisions, result.untold
+        self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
+        self._changed_inputs |= decisions.changed_inputs
+        self._took_any = decisions.took_any or batch.left_over or not batch.from_start
+        news = self.ledger.has_news() or decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
+        if not (news or batch.read or _changes_exports(decisions)):
+            with self.store.transaction():
+                self.ledger.apply(decisions)
+            result.judged_alike += decisions.rows_judged
+            result.read_alike += decisions.bytes_read
+            return None
+        context = BatchContext(
+            trigger,
+            self.options,
+            self.git,
+            indexed.rows_indexed + sum(read.reading.lines for _, read in batch.read),
+            indexed.bytes_read + result.read_alike,
+            tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
+            rows_judged_before=result.judged_alike,
+            run=result.batches[-1].receipt["run"] if result.batches else None,
+        )
+        committed = self._made_durable(batch.identity, decisions, context, partial(self._add_read, batch))
+        for place, read in batch.read:
+            del result.indexed.unread[place.partition_id]
+            result.indexed.rows_indexed += read.reading.lines
+            if read.reading.first_malformed is not None:
+                reading = read.reading
+                malformed = OddLines(InputKind.EVIDENCE, place.path, reading.malformed, read.reading.first_malformed)
+                self.teller.odd_lines([malformed], ())
+        result.untold, result.judged_alike, result.read_alike = Indexed(), 0, 0
+        return committed
+
+    def _add_read(self, batch: Batch) -> None:
+        """Put the evidence files that were read with a batch's rows into the store, inside its transaction."""
+        for place, read in batch.read:
+            record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
+            record_reading(record, read.reading, 0)
+            self.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
+
+    def _made_durable(
+        self,
+        identity: BatchIdentity,
+        decisions: Decisions,
+        context: BatchContext,
+        also: Callable[[], None] = lambda: None,
+    ) -> CommittedBatch:
+        with lines_of_batch(identity.batch_id):
+            log.debug("batch_started", sequence=identity.sequence, trigger=context.trigger.value)
+            try:
+                committed = self.committer.commit(identity, decisions, context, also)
+            except BaseException:
+                log.error("batch_undone", sequence=identity.sequence)
+                raise
+            try:
+                self.committer.finish()
+            finally:
+                # The batch stands, also where the rest is left to recovery.
+                kept = self.options.on_delete is OnDelete.KEEP
+                self.teller.committed(self.root, committed, kept=kept, written=self.committer.writes)
+        return committed
+
+    def _mend_exports(self, *, patient: bool = False) -> None:
+        """Make exports and store agree before anything is judged: take older exports in, restore damaged ones.
+
+        Raises:
+            AnotherWriterError: They are damaged the third time within a pass.
+        """
+        if self.committer.writes:
+            self.committer.keep_lock()
+            if self.committer.needs_recovery():
+                self.committer.recover()
+            now_ns = time.time_ns()
+            if self.restorer.take_over(now_ns):
+                self.inputs.forget_files()
+            self._mendings += 1
+            if self._mendings > TAMPERINGS_AN_HOUR and self.restorer.damaged():
+                raise AnotherWriterError(
+                    "another writer changes exports/ whenever they are restored",
+                    hint="find out who writes below exports/ and stop it; see export_tampered in the log",
+                )
+            self.restorer.check(now_ns, patient=patient)
+
+    def _thaw(self) -> None:
+        """What was frozen with a partition that returned is live again, pairs too."""
+        with self.store.transaction():
+            self.frozen.thaw()
+
+    def _lose_missing(self) -> None:
+        """What a damaged export lost is written again from its inputs; where these went as well, it is lost."""
+        if self.work.missing_lines():
+            with self.store.transaction():
+                ExportLines(self.store).lose_missing()
+
+    def _trip(self) -> None:
+        """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
+        for dataset in Dataset:
+            stood = self.ledger.exports()[dataset.value].committed.rows
+            vanishing = self.tripwire.vanishing(dataset, self.options)
+            if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
+                with self.store.transaction():
+                    self.tripwire.keep(dataset, self.options)
+                log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
+
+
+def _problems_of(decisions: Decisions) -> list[UnreadableError]:
+    return [UnreadableError(path, OSError(why)) for path, why in decisions.unreadable.items()]
+
+
+def _changes_exports(decisions: Decisions) -> bool:
+    return bool(decisions.withdrawals) or any(
+        change.shipped.rows or change.held.rows or change.removed_keys or change.removed_held
+        for change in decisions.changes.values()
+    )
