@@ -107,6 +107,8 @@ install-program: # The program in a virtual environment of its own, and the comm
 	@# The build backend is among them, and nothing else is fetched.
 	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip install -qq --disable-pip-version-check --no-compile \
 		--no-index --no-deps --no-build-isolation .
+	@# What only builds does not stay, nor the setuptools that Python 3.11 puts into each environment.
+	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m pip uninstall -qq -y flit_core setuptools
 	@# The service cannot write compiled files; and neither they nor the scripts may name DESTDIR.
 	@$(FOR_ALL) '$(INSTALLED)/bin/python' -m compileall -q -f -s '$(DESTDIR)' '$(INSTALLED)/lib'
 	@grep -rlIF '$(INSTALLED)' '$(INSTALLED)/bin' '$(INSTALLED)/pyvenv.cfg' | xargs -r sed -i 's|$(INSTALLED)|$(PREFIX)/lib/distilld|g'
