@@ -13,14 +13,19 @@ from typing import Final, NamedTuple
 
 from distilld.core.line_facts import LIKE_REJECTED, UNREVIEWED
 
-WINDOW_BYTES: Final = 1 << 16
-"""A run id or a category is found in a line that is searched block by block if it is no longer than this."""
+WINDOW_BYTES: Final = 1 << 18
+"""Kept of a line that is searched block by block: a run id is found if it is no longer than this, less a block."""
 
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _RUN: Final = re.compile(rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*("(?:[^"\\]|\\.)+")', re.DOTALL)
 _CATEGORY: Final = re.compile(
-    rb'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*(rejected|needs_human_review)[ \t\n\r]*"', re.IGNORECASE
+    rb'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*((?i:rejected|needs_human_review))[ \t\n\r]*"'
 )
+_UNFINISHED: Final = re.compile(
+    rb'(?:"evidence_run_id"[ \t\n\r]*(?::[ \t\n\r]*)?|"category"[ \t\n\r]*(?::[ \t\n\r]*(?:"[ \t\n\r]*'
+    rb"(?:(?i:rejected|needs_human_review)[ \t\n\r]*)?)?)?)\Z"
+)
+"""What may become a run id or a category with the next block; its white space says nothing."""
 
 
 class UnreadableVerdict(NamedTuple):
@@ -58,12 +63,13 @@ class VerdictSearch:
             self._look(1, self._utf16.decode(block).encode(errors="replace"))
 
     def _look(self, window: int, text: bytes) -> None:
-        text = self._windows[window] + text.replace(b"\0", b"").replace(codecs.BOM_UTF8, b"")
+        text = (self._windows[window] + text.replace(b"\0", b"")).replace(codecs.BOM_UTF8, b"")
         self._runs |= dict.fromkeys(_text(found) for found in _RUN.findall(text))
         for category in _CATEGORY.findall(text):
             code = LIKE_REJECTED if category.lower() == b"rejected" else UNREVIEWED
             self._category = min(code, self._category or code)
-        self._windows[window] = text[-WINDOW_BYTES:]
+        unfinished = _UNFINISHED.search(text)
+        self._windows[window] = b"".join(unfinished[0].split()) if unfinished else text[-WINDOW_BYTES:]
 
     def found(self) -> UnreadableVerdict | None:
         """Return what the line says so far; None where no run is forbidden."""

@@ -18,6 +18,8 @@ LINES = {
     "utf16 without mark": REJECTED.encode("utf-16-le"),
     "wrong mark": codecs.BOM_UTF16_LE * 300 + REJECTED.encode(),
     "odd behind a wrong mark": codecs.BOM_UTF16_LE + b"x" + REJECTED.encode(),
+    "mark in a name": b'{"evidence_run_id":"r' + codecs.BOM_UTF8 + b'1","category":"rejected"',
+    "white space": b'{"category" \t: " rejected ","evidence_run_id" : \r"r1"',
     "NULs": bytes(5000) + REJECTED.encode(),
 }
 
@@ -56,3 +58,28 @@ def test_verdict_is_found_across_blocks_within_its_window() -> None:
     for block in (b'{"evidence_run_id":"r1","category":"rej', b'ected"', b" " * (2 * WINDOW_BYTES)):
         search.add(block)
     assert search.found() == UnreadableVerdict(LIKE_REJECTED, ("r1",))
+
+
+@pytest.mark.parametrize(
+    "where", [b'"evidence_run_id"', b'"evidence_run_id":', b'"category"', b'"category":', b'"category":"', b"rejected"]
+)
+def test_white_space_of_any_length_hides_no_verdict(where: bytes) -> None:
+    """It may be longer than anything that is remembered, and end anywhere in a block."""
+    before, behind = b'{"category":"rejected","evidence_run_id":"r1"'.split(where)
+    line = before + where + b" " * (WINDOW_BYTES + 70_000) + behind
+    search = VerdictSearch()
+    for start in range(0, len(line), 1 << 17):
+        search.add(line[start : start + (1 << 17)])
+    assert search.found() == unreadable_verdict(line) == UnreadableVerdict(LIKE_REJECTED, ("r1",))
+
+
+def test_key_is_read_to_the_letter_and_its_word_in_any_case() -> None:
+    """As in a row that can be read: a key of another case is another key."""
+    assert unreadable_verdict(b'{"CATEGORY":"rejected","evidence_run_id":"a"') is None
+    assert unreadable_verdict(b'{"category":"REJECTED","evidence_run_id":"a"') is not None
+
+
+def test_escapes_of_a_run_id_are_read_beside_control_characters() -> None:
+    """A tab that no JSON has must not keep the escapes behind it from being read."""
+    found = unreadable_verdict(b'{"category":"rejected","evidence_run_id":"a\t\\u00e9"')
+    assert found == UnreadableVerdict(LIKE_REJECTED, ("a\t\u00e9",))
