@@ -479,7 +479,7 @@ def test_signals_to_the_service_are_not_for_its_workers(tmp_path: Path) -> None:
         mask = int(status.read_text().partition("SigIgn:")[2].split()[0], 16)
         return mask & wanted == wanted
 
-    until(ignored, "the signals are ignored", seconds=10)
+    until(ignored, "the signals are ignored")
     workers.close()
 
 

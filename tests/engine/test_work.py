@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -134,7 +134,9 @@ def test_workers_take_part_wherever_much_is_to_be_done(tmp_path: Path, monkeypat
 
     def noted(self: ProcessPoolExecutor, *arguments: object) -> object:
         given.extend(type(job).__name__ for each in arguments if isinstance(each, list) for job in each)
-        return submit(self, *arguments)  # type: ignore[arg-type]
+        future: Future[object] = submit(self, *arguments)  # type: ignore[arg-type]
+        wait([future])  # a worker that is slow would leave jobs to this process
+        return future
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)
     for work in (
