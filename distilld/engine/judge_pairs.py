@@ -8,52 +8,27 @@ many tasks at a time; their pairs are judged by workers; the order among the tas
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Final
 
-from distilld.core.datasets import preference
-from distilld.core.decisions import Decisions, PairRow, key_of
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED, TaskRow
-from distilld.core.model import Category, Cause, Dataset, Options, Reason
+from distilld.core.decisions import Decisions, PairRow
+from distilld.core.line_facts import DUPLICATE, REASON_CODES, SHIPPED
+from distilld.core.model import Cause, Dataset, Options, Reason
 from distilld.core.outcome import Rendered
 from distilld.engine.jobs import TaskJob
-from distilld.engine.judge_task import HELD_PAIRS, SHIPPED_PAIRS, JudgedPair, PlainTasks, TaskDone, TaskOrder
+from distilld.engine.judge_task import HELD_PAIRS, SHIPPED_PAIRS, JudgedPair, PlainTasks, TaskDone
 from distilld.engine.leaving_pairs import LeavingPairs
+from distilld.engine.pair_jobs import AskedTask, FormedPair, PairJobs
 from distilld.engine.pool import Done
 from distilld.engine.spans import error_of
 from distilld.lake.lines import digest_of
-from distilld.store.asked import ASKED_AT_ONCE
 from distilld.store.tasks import WorkPair
 from distilld.store.work import Work
 
-TASKS_A_JOB: Final = ASKED_AT_ONCE
-_PAIRED: Final = (Category.ACCEPTED, Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 _PREFERENCE: Final = Dataset.PREFERENCE
-_WALK, _RUN_ID, _PARTITION, _LENGTH, _EVIDENCE_LENGTH = map(
-    TaskRow._fields.index, ("walk", "run_id", "partition_id", "length", "evidence_length")
-)
 _KEY, _OUTCOME = map(PairRow._fields.index, ("sample_key", "outcome"))
 _SCHEMA_VIOLATION: Final = REASON_CODES[Reason.SCHEMA_VIOLATION]
-
-
-class _Formed(NamedTuple):
-    """A pair of a task: its rows, its id."""
-
-    chosen: TaskRow
-    rejected: TaskRow
-    key: int
-
-
-class _Task(NamedTuple):
-    """A task as it was asked for; of one that is not plain its pairs now, those recorded, and others with their ids."""
-
-    order: TaskOrder
-    formed: list[_Formed]
-    recorded: list[WorkPair]
-    others: dict[int, list[WorkPair]]
-
 
 Turn = tuple[int, str]
 """A task's place among the tasks: that of its first row, its id."""
@@ -75,14 +50,13 @@ class PairJudge:
         self._work = work
         self._options = options
         self._out = decisions
-        self._do = do
+        self._jobs = PairJobs(work, options, decisions, do)
         self._options_changed = options_changed
         self._shipped: set[int] = set()
         self._formed: set[int] = set()
         """The ids of all pairs that this batch's tasks formed so far."""
         self._freed: dict[int, tuple[WorkPair, Cause]] = {}
         self._leaving = LeavingPairs(work, options, decisions, options_changed=options_changed)
-        self._absent_verdicts = work.has_frozen_verdicts()
         self._stamps: dict[int, str] = {}
         self._known: set[str] = set()
         self._touched: list[Turn] = []
@@ -100,7 +74,7 @@ class PairJudge:
         first = sorted(tasks)
         self._known = {task_id for _, task_id in first}
         coming = iter(first)
-        for some, result, file in self._judged((task_id for _, task_id in first), plainly=True):
+        for some, result, file in self._jobs.judged((task_id for _, task_id in first), plainly=True):
             turns = list(islice(coming, len(some)))
             if isinstance(result, TaskDone):
                 self._settle(turns[0], some[0], result)
@@ -115,17 +89,17 @@ class PairJudge:
     def _judge_again(self, turns: list[Turn]) -> None:
         """Settle tasks one by one that were taken for plain, and are not."""
         coming = iter(turns)
-        for (task,), result, _ in self._judged(task_id for _, task_id in turns):
+        for (task,), result, _ in self._jobs.judged(task_id for _, task_id in turns):
             assert isinstance(result, TaskDone)  # noqa: S101  none is asked for as a plain one
             self._settle(next(coming), task, result)
 
     def _judge_touched(self) -> None:
         turn = heapq.heappop(self._touched)
-        (task,), result, _ = next(self._judged([turn[1]]))
+        (task,), result, _ = next(self._jobs.judged([turn[1]]))
         assert isinstance(result, TaskDone)  # noqa: S101  it is not asked for as a plain one
         self._settle(turn, task, result)
 
-    def _settle(self, turn: Turn, task: _Task, done: TaskDone) -> None:
+    def _settle(self, turn: Turn, task: AskedTask, done: TaskDone) -> None:
         """Settle one task, behind those that were touched and come before it."""
         while self._touched and self._touched[0] < turn:
             self._judge_touched()
@@ -164,68 +138,9 @@ class PairJudge:
             part.put_into(streams[part.stream], file)
         return True
 
-    # many tasks at a time
-
-    def _judged(
-        self, task_ids: Iterable[str], *, plainly: bool = False
-    ) -> Iterator[tuple[list[_Task], PlainTasks | TaskDone, IO[bytes] | None]]:
-        """Look tasks up and have their pairs judged; with ``plainly``, workers finish the lines of plain tasks."""
-        under_way: deque[list[_Task]] = deque()
-
-        def jobs() -> Iterator[TaskJob]:
-            coming = iter(task_ids)
-            while some := list(islice(coming, TASKS_A_JOB)):
-                tasks = self._look_up(some, plainly=plainly)
-                under_way.append(tasks)
-                yield self._job(tuple(task.order for task in tasks))
-
-        for done in self._do(jobs()):
-            assert isinstance(done.result, list)  # noqa: S101  what a TaskJob gives
-            tasks = iter(under_way.popleft())
-            for result in done.result:
-                assert isinstance(result, TaskDone | PlainTasks)  # noqa: S101  as above
-                number = result.tasks if isinstance(result, PlainTasks) else 1
-                yield list(islice(tasks, number)), result, done.file
-
-    def _job(self, orders: tuple[TaskOrder, ...]) -> TaskJob:
-        rows = [row for order in orders for rows in order.rows for row in rows]
-        places = {row[_PARTITION]: row[_WALK] for row in rows}
-        return TaskJob(
-            orders,
-            {partition_id: self._work.place(walk).path for partition_id, walk in places.items()},
-            self._work.over_limit([(row[_WALK], row[_RUN_ID]) for row in rows], self._options),
-            self._out.sequence,
-            self._out.recorded_at,
-            sum([row[_LENGTH] + row[_EVIDENCE_LENGTH] for row in rows]),
-        )
-
-    def _look_up(self, task_ids: Sequence[str], *, plainly: bool) -> list[_Task]:
-        found = self._work.task_rows(task_ids, _PAIRED, preference.PAIRS_PER_TASK)
-        recorded = self._work.pairs_of_tasks(task_ids)
-        tasks = []
-        for task_id in task_ids:
-            accepted, rejected, partial = found[task_id]
-            rows = [accepted, rejected, [] if rejected else partial] if accepted else [[], [], []]
-            if self._absent_verdicts:
-                rows = [[(*row[:-1], self._verdict(TaskRow._make(row))) for row in some] for some in rows]
-            is_plain = plainly and task_id not in recorded
-            formed = [] if is_plain else _formed(task_id, rows)
-            tasks.append(_Task(TaskOrder(task_id, rows, is_plain), formed, recorded.get(task_id, []), {}))
-        keys = {pair.key for task in tasks for pair in task.formed}
-        if not keys:
-            return tasks
-        others = self._work.pairs_with_keys(keys)
-        return [task._replace(others=others) for task in tasks]
-
-    def _verdict(self, row: TaskRow) -> int | None:
-        """The code of the verdict in force that a side must agree with; an absent one forbids and never clears."""
-        _, in_force, present = self._work.verdicts(row.run_id, self._options)
-        verdict = in_force if present is CATEGORIES[row.category] else present
-        return None if verdict is None else CATEGORY_CODES[verdict]
-
     # one task
 
-    def _judge_task(self, task: _Task, judged: Sequence[JudgedPair]) -> set[str]:
+    def _judge_task(self, task: AskedTask, judged: Sequence[JudgedPair]) -> set[str]:
         """Settle one task's pairs; returns the tasks whose ids that may change."""
         task_id = task.order.task_id
         live = [pair for pair in task.recorded if pair.frozen is None]
@@ -240,7 +155,7 @@ class PairJudge:
         self._record(live, formed)
         return touched - {task_id}
 
-    def _let_forbidden_go(self, task: _Task) -> set[str]:
+    def _let_forbidden_go(self, task: AskedTask) -> set[str]:
         """Of a task that cannot be formed anew, pairs that a verdict overrules leave; returns as for a whole task."""
         touched: set[str] = set()
         for pair in task.recorded:
@@ -268,7 +183,7 @@ class PairJudge:
         self,
         task_id: str,
         slot: int,
-        pair: _Formed,
+        pair: FormedPair,
         judged: JudgedPair,
         unmatched: dict[int, WorkPair],
         others: list[WorkPair],
@@ -434,11 +349,3 @@ class PairJudge:
         if batch not in self._stamps:
             self._stamps |= self._work.stamps([batch])
         return self._stamps.get(batch, "")
-
-
-def _formed(task_id: str, rows: list[list[tuple[Any, ...]]]) -> list[_Formed]:
-    pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*rows)]
-    return [
-        _Formed(chosen, other, key_of(preference.id_digits(chosen.run_id, other.run_id, task_id)))
-        for chosen, other in pairs
-    ]
