@@ -1,0 +1,42 @@
+"""Working the queues off: it ends, whatever is out of reach."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from distilld.core.model import InputKind, StatFacts, UnreadableError
+from distilld.engine import judge_span
+from tests.support.history_lake import HistoryLake, run
+
+A = "2026/01/01/a.jsonl"
+
+
+@pytest.mark.timeout(60)
+def test_pass_ends_though_more_rows_than_a_batch_are_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random history: rows of a file that could not be read filled batch after batch, and the pass never ended."""
+    lake = HistoryLake(tmp_path)
+    runs = [run(f"r{number}") for number in range(3)]
+    lake.both(A, *runs)
+    lake.restart(batch_rows=1)
+    lake.go()
+    lake.evidence(A)
+    real = judge_span.open_partition
+
+    def refusing(root: Path, kind: InputKind, path: str) -> AbstractContextManager[tuple[int, StatFacts]]:
+        if kind is InputKind.SCORED:
+            raise UnreadableError(path, PermissionError(13, "Permission denied"))
+        return real(root, kind, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge_span, "open_partition", refusing)
+        lake.go()
+    assert lake.ask("SELECT count(*) FROM rejudge_rows") == [(3,)]
+    assert lake.shipped("rag") == {"r0", "r1", "r2"}
+    lake.go()
+    assert lake.shipped("rag") == set()
+    lake.stop()
