@@ -9,6 +9,7 @@ import pytest
 
 from distilld.core.model import InputKind, StatFacts, UnreadableError
 from distilld.engine import judge_span
+from distilld.lake import scan
 from tests.support.history_lake import HistoryLake, run
 
 A = "2026/01/01/a.jsonl"
@@ -25,7 +26,7 @@ def test_pass_ends_though_more_rows_than_a_batch_are_out_of_reach(
     lake.restart(batch_rows=1)
     lake.go()
     lake.evidence(A)
-    real = judge_span.open_partition
+    real = scan.open_partition
 
     def refusing(root: Path, kind: InputKind, path: str) -> AbstractContextManager[tuple[int, StatFacts]]:
         if kind is InputKind.SCORED:
