@@ -51,10 +51,6 @@ class Batch:
     identity: BatchIdentity
     decisions: Decisions
     read: list[tuple[Place, FileRead]] = field(default_factory=list)
-    left_over: bool = False
-    """Whether more rows wait for their turn."""
-    from_start: bool = True
-    """Whether it began with the first row that waits; else what was queued behind its back waits for the next one."""
     files: list[IO[bytes]] = field(default_factory=list)
     """The files of jobs that hold its lines."""
 
@@ -104,6 +100,10 @@ class Batches:
         self._next: Done[SpanJob] | None = None
         self._ahead: set[int] = set()
         """Rows that batches so far judged before their turn."""
+        self._took_any = False
+        """Whether the batches since the queue's first row took anything out of it; what they put in may be as much."""
+        self.took_none = False
+        """Whether all of the queue was gone through, and nothing taken: what waits is out of reach."""
         work.begin_judging()
 
     def close(self) -> None:
@@ -135,9 +135,8 @@ class Batches:
         return batch
 
     def _begin(self) -> Batch:
-        from_start = self._queue is None
         if self._queue is None:
-            self._ahead = set()
+            self._ahead, self._took_any = set(), False
             self._queue = self._new_queue(after=-1)
             self._results = self._pool.run(self._queue.jobs(), self._options)
         self._next = self._next or next(self._results, None)
@@ -147,7 +146,7 @@ class Batches:
             identity = replace(given, sequence=identity.sequence)
         missing = self._work.missing_lines()
         decisions = empty_decisions(identity.sequence, identity.recorded_at, self._folder, missing)
-        return Batch(identity, decisions, from_start=from_start)
+        return Batch(identity, decisions)
 
     def _new_queue(self, *, after: int, forced_in: Batch | None = None) -> SpanQueue:
         """Rows behind ``after``: all of them, or those that are forced into a batch, which have its time then."""
@@ -186,7 +185,7 @@ class Batches:
         rows.judge_joined()
         rows.take_moved()
         rows.judge_joined()
-        batch.left_over = left_over = last is not None and not last.ends_queue
+        left_over = last is not None and not last.ends_queue
         if last is not None and left_over:
             forced = self._new_queue(after=last.spans[-1].last, forced_in=batch)
             for done in self._pool.run(forced.jobs(), self._options):
@@ -205,6 +204,8 @@ class Batches:
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
         if not left_over:
             self._queue = None
+        self._took_any = self._took_any or decisions.took_any
+        self.took_none = not (self._took_any or left_over)
 
     def _judge_spans(self, batch: Batch, rows: RowJudge) -> QueuedJob | None:
         """Settle the rows of one batch; returns its last job, None where no row is queued."""

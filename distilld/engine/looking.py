@@ -116,8 +116,6 @@ class Looking:
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
         self._postponed: list[FileKey] = []
         """Large files that the last pass left to the next ones."""
-        self._took_any = self._took_none = False
-        """Whether the batches since the queues' start took anything out of them; whether all did, and took nothing."""
         self._look_at_ns = 0
         self._mendings = 0
         """How often the pass has looked at the exports."""

@@ -70,7 +70,7 @@ class WorkingOff(Looking):
                     continue
                 if committed is not None:
                     result.batches.append(committed)
-                elif self._took_none:
+                elif self._batches is not None and self._batches.took_none:
                     return
                 if monotonic_ns() >= self._look_at_ns:
                     self._look_again(result)
@@ -148,8 +148,6 @@ class WorkingOff(Looking):
         decisions, indexed = batch.decisions, result.untold
         self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
         self._changed_inputs |= decisions.changed_inputs
-        self._took_any = decisions.took_any or (self._took_any and not batch.from_start)
-        self._took_none = not (self._took_any or batch.left_over)
         news = self.ledger.has_news() or decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
         if not (news or batch.read or _changes_exports(decisions)):
             with self.store.transaction():
