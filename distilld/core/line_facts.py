@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import Malformed, ParsedLine, trim
 from distilld.core.model import Category, InputKind, Reason
-from distilld.core.records import id_digits
+from distilld.core.records import category_of, id_digits
 
 LINE_BITS: Final = 26
 """A partition holds fewer than 2^26 lines; the bits above them are its place among the partitions."""
@@ -21,7 +21,6 @@ REASONS: Final = {code: reason for reason, code in REASON_CODES.items()}
 DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
 CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category, 1)}
 CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
-_CODES: Final = {category.value: code for category, code in CATEGORY_CODES.items()}
 LIKE_REJECTED: Final = len(Category) + 1
 """The code of what forbids as a rejection does, without being one to the letter (SPEC 3.4)."""
 UNREVIEWED: Final = LIKE_REJECTED + 1
@@ -110,9 +109,11 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
 
 
 def _category_code(value: Any, *, names_run: bool) -> int | None:
-    code = _CODES.get(value) if type(value) is str else None
-    if code is not None or not names_run:
-        return code
+    category = category_of(value)
+    if category is not None:
+        return CATEGORY_CODES[category]
+    if not names_run:
+        return None
     rejected = type(value) is str and trim(value).lower() == Category.REJECTED.value
     return LIKE_REJECTED if rejected else UNREVIEWED
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
@@ -247,6 +247,11 @@ class Marks(NamedTuple):
 
     lengths: array[int]
     marks: bytes
+
+    @classmethod
+    def of(cls, lines: Sequence[bytes], digests: Iterable[bytes]) -> Marks:
+        """Those of some lines, whose digests are given."""
+        return cls(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
 
 
 class MarkedLines(NamedTuple):

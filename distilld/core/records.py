@@ -129,7 +129,7 @@ def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
             _CATEGORIES.get(category) if type(category) is str else None,
             sig_hash if type(sig_hash) is str and sig_hash else None,
             source_file if type(source_file) is str and source_file else None,
-            line_offset if type(line_offset) is int and -(2**53) <= line_offset <= 2**53 else _line_offset(line_offset),
+            _line_offset(line_offset),
             first if type(first) is str and first else None,
             marked,
             RowJson(value),

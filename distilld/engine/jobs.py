@@ -19,7 +19,7 @@ from distilld.engine.judge_span import SpanJudge
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrder
 from distilld.engine.read_file import FileRead, read_file
 from distilld.engine.sink import Sink
-from distilld.engine.spans import FailedRow, Span, SpanDone
+from distilld.engine.spans import FailedRow, Span, SpanDone, failed_row
 from distilld.files.durable import write_all
 from distilld.lake.scan import SourceFiles
 
@@ -105,10 +105,8 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
     if isinstance(job, ReadJob):
         try:
             return read_file(Path(root), job.kind, job.path, options.max_line_bytes)
-        except UnreadableError as error:
-            return FailedRow(-1, error.path, error.errno, error.why)
-        except InputChanged as error:
-            return FailedRow(-1, error.path, None, None)
+        except (UnreadableError, InputChanged) as error:
+            return failed_row(-1, error)
     try:
         if file is None:
             return _judge(root, options, job, Sink(None))
@@ -118,7 +116,7 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
         finally:
             os.close(descriptor)
     except UnreadableError as error:
-        return FailedRow(-1, error.path, error.errno, error.why)
+        return failed_row(-1, error)
     except OSError as error:
         return SpoolFault(error.errno, error.strerror or str(error))
 

@@ -11,7 +11,6 @@ else than what is recorded, goes back row by row, without times: another row may
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -30,9 +29,8 @@ from distilld.core.model import (
 )
 from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
-from distilld.core.samples import sample_line
 from distilld.engine.read_file import read_evidence
-from distilld.engine.sink import FLUSH_BYTES, RAG_HELD, RAG_SHIPPED, SFT_HELD, SFT_SHIPPED, Sink
+from distilld.engine.sink import RAG_HELD, RAG_SHIPPED, SFT_HELD, SFT_SHIPPED, Sink
 from distilld.engine.spans import (
     FailedRow,
     JudgedRow,
@@ -46,12 +44,11 @@ from distilld.engine.spans import (
     failed_row,
 )
 from distilld.lake.content_hash import ContentHash
-from distilld.lake.lines import DIGEST_BYTES, HEAD_BYTES, digest_of, read_head, read_neighbours
+from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
 _TOO_LONG: Final = MALFORMED_CODES[Malformed.TOO_LONG]
 
-_sha256: Final = hashlib.sha256
 _make: Final = tuple.__new__
 """What a NamedTuple's own constructor does, without its price, where there is one for each row."""
 
@@ -213,7 +210,7 @@ class SpanJudge:
     def _judge(self, span: Span, cases: Iterator[_Case], stamp: str, done: SpanDone, sink: Sink) -> None:
         options, missing, base, path = self._options, self._missing, span.base, span.path
         fresh, by_rag, by_sft, by_category = done.fresh.append, *done.outcomes, done.categories
-        lines, digests, gathered = sink.lines, sink.digests, 0
+        add = sink.add
         for walk, text, evidence, found, verdicts, recorded in cases:
             if type(text) is FailedRow:
                 sink.put(text)
@@ -243,21 +240,12 @@ class SpanJudge:
                 continue
             rag_code, rag_line = finished(in_rag, stamp)
             sft_code, sft_line = finished(in_sft, stamp)
-            rag_digest = _sha256(rag_line).digest()[:DIGEST_BYTES]
-            sft_digest = _sha256(sft_line).digest()[:DIGEST_BYTES]
-            stream = RAG_HELD if rag_code else RAG_SHIPPED
-            lines[stream].append(rag_line)
-            digests[stream].append(rag_digest)
-            stream = SFT_HELD if sft_code else SFT_SHIPPED
-            lines[stream].append(sft_line)
-            digests[stream].append(sft_digest)
+            rag_digest, sft_digest = digest_of(rag_line), digest_of(sft_line)
+            add(RAG_HELD if rag_code else RAG_SHIPPED, rag_line, rag_digest)
+            add(SFT_HELD if sft_code else SFT_SHIPPED, sft_line, sft_digest)
             by_rag[rag_code] += 1
             by_sft[sft_code] += 1
             fresh((rag_code, rag_digest, sft_code, sft_digest, found, walk))
-            gathered += len(rag_line) + len(sft_line)
-            if gathered > FLUSH_BYTES:
-                sink.flush()
-                gathered = 0
 
     def _malformed(self, dataset: Dataset, head: _Head, at: RowRef) -> Outcome:
         return hold_malformed(
@@ -297,7 +285,7 @@ def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
     """Return the code of an outcome, and its line with its time."""
     times = (stamp,) if isinstance(stamp, str) else stamp
     if isinstance(outcome, Ship):
-        return SHIPPED, sample_line(outcome.sample, *times)
+        return SHIPPED, outcome.line(*times)
     before, behind = outcome.parts()
     return REASON_CODES[outcome.reason], b"%b%b%b" % (before, times[0].encode(), behind)
 

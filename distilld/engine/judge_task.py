@@ -100,8 +100,7 @@ class TaskJudge:
                 try:
                     sides = reader.sides(pairs)
                 except (UnreadableError, InputChanged) as error:
-                    _close(plain, done, sink)
-                    plain = PlainTasks()
+                    plain = _close(plain, done, sink)
                     done.append(TaskDone((), failed_row(-1, error), reader.size))
                     continue
                 if task.plain:
@@ -109,8 +108,7 @@ class TaskJudge:
                     plain.tasks += 1
                     plain.bytes_read += reader.size
                     continue
-                _close(plain, done, sink)
-                plain = PlainTasks()
+                plain = _close(plain, done, sink)
                 done.append(TaskDone(tuple(self._pair(*pair, sides, paths) for pair in pairs), None, reader.size))
             _close(plain, done, sink)
         return done
@@ -216,11 +214,13 @@ class _Reader:
         return value, marked
 
 
-def _close(plain: PlainTasks, done: list[PlainTasks | TaskDone], sink: Sink) -> None:
-    """Hand over the plain tasks so far."""
-    if plain.tasks:
-        plain.parts += [part for part in sink.end() if isinstance(part, Part)]
-        done.append(plain)
+def _close(plain: PlainTasks, done: list[PlainTasks | TaskDone], sink: Sink) -> PlainTasks:
+    """Hand over the plain tasks so far; return room for more."""
+    if not plain.tasks:
+        return plain
+    plain.parts += [part for part in sink.end() if isinstance(part, Part)]
+    done.append(plain)
+    return PlainTasks()
 
 
 def _at(chosen: TaskRow, paths: dict[int, str]) -> RowRef:

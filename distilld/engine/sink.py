@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from typing import Final
 
-from distilld.core.model import MARK_BYTES, Marks
+from distilld.core.model import Marks
 from distilld.engine.spans import FailedRow, JudgedRow, Part
 
 FLUSH_BYTES: Final = 1 << 20
@@ -19,44 +18,40 @@ SFT_HELD: Final = 3
 
 
 class Sink:
-    """Where the lines of plain rows go: to a file that the other side holds open too, or back with the answer.
-
-    ``lines`` and ``digests`` have a list for each stream, which whoever judges fills; :meth:`flush` empties them.
-    """
+    """Where the lines of plain rows go: to a file that the other side holds open too, or back with the answer."""
 
     def __init__(self, write: Callable[[bytes], None] | None) -> None:
         self._write = write
         self._offset = self._gathered = 0
-        self.lines: tuple[list[bytes], ...] = ([], [], [], [])
-        self.digests: tuple[list[bytes], ...] = ([], [], [], [])
+        self._lines: tuple[list[bytes], ...] = ([], [], [], [])
+        self._digests: tuple[list[bytes], ...] = ([], [], [], [])
         self._items: list[Part | JudgedRow | FailedRow] = []
 
     def add(self, stream: int, line: bytes, digest: bytes) -> None:
         """Add a line to a stream; hand over the lines so far where they are many."""
-        self.lines[stream].append(line)
-        self.digests[stream].append(digest)
+        self._lines[stream].append(line)
+        self._digests[stream].append(digest)
         self._gathered += len(line)
         if self._gathered > FLUSH_BYTES:
-            self.flush()
+            self._flush()
 
     def put(self, item: JudgedRow | FailedRow) -> None:
         """Hand over a row behind the lines so far."""
-        self.flush()
+        self._flush()
         self._items.append(item)
 
     def end(self) -> list[Part | JudgedRow | FailedRow]:
         """Return what was handed over since the last call."""
-        self.flush()
+        self._flush()
         items, self._items = self._items, []
         return items
 
-    def flush(self) -> None:
-        """Hand over the lines so far."""
+    def _flush(self) -> None:
         self._gathered = 0
-        for stream, (lines, digests) in enumerate(zip(self.lines, self.digests, strict=True)):
+        for stream, (lines, digests) in enumerate(zip(self._lines, self._digests, strict=True)):
             if not lines:
                 continue
-            marks = Marks(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
+            marks = Marks.of(lines, digests)
             block = b"".join(lines)
             lines.clear()
             digests.clear()

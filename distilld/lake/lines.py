@@ -151,7 +151,7 @@ class PartitionReader:
         While a block is out, ``consumed`` and ``sha256`` stand behind its last line. A read within a line gives none.
         """
         start, ahead = self.consumed, self._sha.copy()
-        rest, longest = b"", self._max
+        rest = b""
         long: _LongLine | None = None
         for piece in self._pieces(start, self._size):
             found = []
@@ -166,18 +166,15 @@ class PartitionReader:
                     found.append(long.line())
                     start, whole, long = start + long.length + 1, whole[end + 1 :], None
                 for raw in (rest + whole).split(b"\n")[:-1]:
-                    length = len(raw)
-                    if length > longest:
-                        found.append(_LongLine(start, raw).line())
-                    elif length:
-                        found.append(_make(Line, (start, length, raw, b"", _sha256(raw).digest()[:DIGEST_BYTES], None)))
-                    start += length + 1
+                    if raw:
+                        found.append(self._line(start, raw))
+                    start += len(raw) + 1
                 rest = b""
                 self.consumed = start
             ahead.update(piece)
             if long is not None:
                 long.add(piece)
-            elif (piece if isinstance(piece, int) else len(piece)) + len(rest) > longest:
+            elif (piece if isinstance(piece, int) else len(piece)) + len(rest) > self._max:
                 long, rest = _LongLine(start, rest), b""
                 long.add(piece)
             else:

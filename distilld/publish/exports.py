@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import stat
-from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -108,9 +107,8 @@ class Exports(LiveFiles):
                 digested = [(row, digest_of(row)) for row in rows]
                 staying = [each for each in digested if not drop(*each)]
                 dropped += len(rows) - len(staying)
-                marks = b"".join([digest[:MARK_BYTES] for _, digest in staying])
                 content = [row for row, _ in staying]
-                yield MarkedLines(b"".join(content), Marks(array("L", map(len, content)), marks))
+                yield MarkedLines(b"".join(content), Marks.of(content, (digest for _, digest in staying)))
 
         with writing_errors(EXPORT_PATHS[name]):
             old = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)

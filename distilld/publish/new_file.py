@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
@@ -86,8 +85,7 @@ class Output:
 
 def marks_of(lines: list[bytes]) -> Marks:
     """The lengths and marks of lines of an export."""
-    marks = b"".join([digest_of(without_space(line))[:MARK_BYTES] for line in lines])
-    return Marks(array("L", map(len, lines)), marks)
+    return Marks.of(lines, (digest_of(without_space(line)) for line in lines))
 
 
 def create(target: Path, like: int | None) -> int:
