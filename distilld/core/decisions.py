@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
 from distilld.core.line_facts import SHIPPED
 from distilld.core.model import Category, Cause, Dataset, InputChanged, MarkedLines, Marks, UnreadableError, Verdict
 
-ID_PREFIX = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
+ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
+_DIGITS: Final = re.compile("[0-9a-f]{16}")
 
 
 def key_of(digits: str) -> int:
@@ -29,6 +31,14 @@ def digits_of(key: int) -> str:
 def id_of(dataset: Dataset, key: int) -> str:
     """The id that stands in the dataset."""
     return ID_PREFIX[dataset] + digits_of(key)
+
+
+def dataset_of(row_id: str) -> Dataset | None:
+    """Return the dataset whose rows have ids of this form; None if there is none."""
+    for dataset, prefix in ID_PREFIX.items():
+        if row_id.startswith(prefix) and _DIGITS.fullmatch(row_id.removeprefix(prefix)):
+            return dataset
+    return None
 
 
 class RowUpdate(NamedTuple):

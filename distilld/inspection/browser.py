@@ -32,11 +32,12 @@ from jinja2.ext import Extension
 from markupsafe import Markup, escape
 
 from distilld.config.settings import Settings
+from distilld.core.decisions import dataset_of
 from distilld.core.line_facts import REASONS, SHIPPED, VERDICTS
 from distilld.core.model import DistilldError
 from distilld.inspection.explain import explain
 from distilld.inspection.health import diagnose
-from distilld.inspection.row_history import dataset_of, find_row
+from distilld.inspection.row_history import find_row
 from distilld.inspection.status import Problem, look
 from distilld.inspection.story_text import Text, text_of_row, text_of_run
 from distilld.logs import printable

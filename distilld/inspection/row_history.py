@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from distilld.config.settings import Settings
-from distilld.core.decisions import ID_PREFIX
+from distilld.core.decisions import dataset_of
 from distilld.core.model import Dataset, OperatorError, UsageError
 from distilld.inspection.explain import RunStory, UnknownRunError, explain
 from distilld.publish.committed import CommittedBatch, at_one_batch
 from distilld.store.queries import Views
-
-_DIGITS: Final = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +22,6 @@ class RowHistory:
     dataset: Dataset
     row: dict[str, Any] | None
     runs: tuple[RunStory, ...]
-
-
-def dataset_of(row_id: str) -> Dataset | None:
-    """Return the dataset whose rows have ids of this form; None if there is none."""
-    for dataset, prefix in ID_PREFIX.items():
-        if row_id.startswith(prefix) and _DIGITS.fullmatch(row_id.removeprefix(prefix)):
-            return dataset
-    return None
 
 
 def find_row(settings: Settings, row_id: str) -> RowHistory:

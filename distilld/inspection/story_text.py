@@ -120,5 +120,5 @@ def _fate(fate: Fate) -> str:
 
 def _verdict(verdict: dict[str, object]) -> str:
     at = verdict["location"]
-    place = f"{at['partition']}:{at['line_offset']}" if isinstance(at, dict) else ""
+    place = place_of(at["partition"], at["line_offset"]) if isinstance(at, dict) else ""
     return f"{verdict['category']} at {place}"

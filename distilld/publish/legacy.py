@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from distilld.core.decisions import PublishedWithdrawal, key_of
+from distilld.core.decisions import PublishedWithdrawal, dataset_of, key_of
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import SFT_NEVER, Dataset, Reason, RowRef
@@ -24,11 +24,8 @@ def orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
     row, marked, _ = parse_object(line[:-1])
     if row is None or marked or faults_of(dataset, _with_line_offset(row)):
         return None
-    prefix, _, digits = row["id"].rpartition("-")
-    expected = {Dataset.RAG: "rag", Dataset.SFT: "sft", Dataset.PREFERENCE: "pref"}[dataset]
-    hexadecimal = len(digits) == 16 and all(sign in "0123456789abcdef" for sign in digits)
     starts = line.startswith(f'{{"schema_version":1,"id":"{row["id"]}",'.encode())
-    if prefix != expected or not hexadecimal or not starts:
+    if dataset_of(row["id"]) is not dataset or not starts:
         return None
     if dataset is Dataset.PREFERENCE:
         run_id, other_run_id = row["chosen_run_id"], row["rejected_run_id"]
@@ -36,7 +33,13 @@ def orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
     else:
         run_id, other_run_id, task = row["source_run_id"], None, None
     return Orphan(
-        key_of(digits), digest_of(line), run_id, other_run_id, task, row["created_at"], row["provenance"]["recorded_at"]
+        key_of(row["id"].rpartition("-")[2]),
+        digest_of(line),
+        run_id,
+        other_run_id,
+        task,
+        row["created_at"],
+        row["provenance"]["recorded_at"],
     )
 
 
