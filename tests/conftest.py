@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 
 import pytest
@@ -24,3 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def one_look_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a pass from looking at its inputs again after some seconds: on a slow machine a small one would do so."""
     monkeypatch.setattr("distilld.engine.looking.LOOK_AGAIN_NS", 1 << 62)
+
+
+@pytest.fixture(autouse=True)
+def quiet_callbacks() -> None:
+    """Keep SQLite's callbacks as Python has them: to import Datasette has each exception in one told of.
+
+    The daemon raises one on purpose to interrupt a statement.
+    """
+    sqlite3.enable_callback_tracebacks(False)
