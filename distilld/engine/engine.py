@@ -75,9 +75,7 @@ class Engine(WorkingOff):
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
         self.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
-        self._thaw()
-        self._trip()
-        self._lose_missing()
+        self._settle_exceptions(result.indexed)
         self._unreadable = {str(problem): problem for problem in result.indexed.problems}
         self._changed_inputs = set()
         try:

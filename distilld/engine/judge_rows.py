@@ -125,6 +125,9 @@ class RowJudge:
             if isinstance(judged, FailedRow):
                 raise error_of(judged)
             outcomes = self._outcomes(row, judged)
+            if self.out.withholds and _would_ship(row, outcomes):
+                self._leave(row)
+                return
             for displaced in self._displaced_by(row, outcomes):
                 # It gets a quarantine row instead, which quotes its text; and in the other dataset it may do the same.
                 for other in self._displaced_by(displaced, self._outcomes(displaced, self._checked(displaced))):
@@ -174,6 +177,8 @@ class RowJudge:
     def take_departures(self, departures: Iterable[Departure]) -> None:
         """Lines whose rows are gone: they leave, unless another row ships the same id."""
         for each in departures:
+            if self.out.withholds and not self._forbidden(each.dataset, each.run_id):
+                continue  # a row that is yet to be judged may take it over
             self.out.departures.append(each.departure_id)
             self.out.totals[each.dataset, "departing", each.outcome] -= 1
             if each.outcome != SHIPPED:
@@ -256,8 +261,11 @@ class RowJudge:
         """
         if row.walk in self._displaced:
             raise error  # its id is another row's already
+        self.out.note_out_of_reach(error)
+        self._leave(row)
+
+    def _leave(self, row: WorkRow) -> None:
         out = self.out
-        out.note_out_of_reach(error)
         out.rows_to_queue.append(row.walk)
         outcomes = (
             (self._rag, Recorded(row.rag, row.rag_line or b"", row.rag_batch or 0)),
@@ -311,3 +319,9 @@ class RowJudge:
             return False
         verdict = self.verdict_in(dataset, run_id)
         return verdict is not None and self.options.forbids(dataset, verdict)
+
+
+def _would_ship(row: WorkRow, outcomes: tuple[Rendered, Rendered]) -> bool:
+    """Whether a row would ship where it does not."""
+    codes = (row.rag, row.sft)
+    return any(code != SHIPPED and ships.gate is None for code, ships in zip(codes, outcomes, strict=True))
