@@ -84,10 +84,7 @@ class Batches:
         withholds: bool = False,
         told: Callable[[int, int], None] = lambda _done, _bytes: None,
     ) -> None:
-        """``told`` is called with how many rows or tasks were judged just now, and the bytes read for them.
-
-        With ``withholds`` what a verdict forbids leaves, and all else that waits is left for others.
-        """
+        """``told`` is called with how many rows or tasks were judged just now, and the bytes read for them."""
         self._told = told
         self._withholds = withholds
         self._work = work

@@ -6,7 +6,7 @@ it. Transactions are bounded by rows and may hold several files; a crash between
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -80,8 +80,7 @@ class Indexer(FileIndexer):
         """Compare the scan with what is recorded and index what changed.
 
         ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
-        that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so, but for the
-        partitions that changed since, which are taken from it.
+        that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so if unchanged.
 
         Raises:
             ListingError: A tree is missing although files of it are known.
@@ -94,18 +93,31 @@ class Indexer(FileIndexer):
         refuse_missing_trees(scan.missing, known)
         self._read_anew, self._owed = read_anew, owed
         seen = {(file.kind, file.path): file for file in scan.files}
-        reads, gone = self._plan(scan, seen, known, unread or {})
+        plan = compare(
+            {key: file.stat for key, file in seen.items()},
+            known,
+            scan.is_unknown,
+            lambda record: (record.kind, record.path) in self._postponed or record.is_doubtful(self._hashed_since_ns),
+        )
+        left = _left_unread(unread or {}, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
+        reads = [read for read in plan.to_read if read[0] not in left]
+        if read_anew or owed:
+            planned = {key for key, _ in reads}
+            reads = sorted(
+                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
+                key=lambda read: (read[0][1].split("/"), read[0][0]),
+            )
         purge = [
             record
             for record in known.values()
             if self._withdraws and not (record.present or scan.is_unknown(record.kind, record.path))
         ]
-        if not (reads or gone or purge):
+        if not (reads or plan.gone or purge):
             return self._out
         self._progress(0, 0)
         with self._transactions():
             self._take_gone(
-                [known[key] for key in gone],
+                [known[key] for key in plan.gone],
                 [record for record in purge if (record.kind, record.path) not in seen],
             )
             self._fresh = Counts(self._store).is_fresh()
@@ -116,30 +128,6 @@ class Indexer(FileIndexer):
             self._take_new(new, places)
         self._out.withholds = any(map(self._may_decide, self._out.postponed))
         return self._out
-
-    def _plan(
-        self,
-        scan: Scan,
-        seen: Mapping[FileKey, PartitionFile],
-        known: Mapping[FileKey, FileRecord],
-        unread: dict[int, UnreadEvidence],
-    ) -> tuple[list[tuple[FileKey, Look]], Sequence[FileKey]]:
-        """Return the files to read in this pass, and those that are gone."""
-        plan = compare(
-            {key: file.stat for key, file in seen.items()},
-            known,
-            scan.is_unknown,
-            lambda record: (record.kind, record.path) in self._postponed or record.is_doubtful(self._hashed_since_ns),
-        )
-        left = _left_unread(unread, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
-        reads = [read for read in plan.to_read if read[0] not in left]
-        if self._read_anew or self._owed:
-            planned = {key for key, _ in reads}
-            reads = sorted(
-                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
-                key=lambda read: (read[0][1].split("/"), read[0][0]),
-            )
-        return reads, plan.gone
 
     def _may_decide(self, key: FileKey) -> bool:
         """Whether the rest of a file may decide on rows that wait: it holds verdicts, or the evidence of new rows."""

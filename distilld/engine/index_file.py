@@ -29,8 +29,7 @@ class FileIndexer(LineIndexer):
     """Takes in one file at a time, inside the transactions of whoever asks."""
 
     _half_read: dict[FileKey, HalfRead]
-    _turn_bytes: int
-    """What large files may still take of this pass."""
+    _turn_bytes: int  # what large files may still take of this pass
 
     # a file that was read as a whole
 
@@ -65,15 +64,11 @@ class FileIndexer(LineIndexer):
         self._first_malformed = None
         # What is new in a store that shipped nothing can take nothing out; and a file is read anew in one go.
         large = file.stat.size > TURN_BYTES and not (self._fresh or self._is_read_anew(key))
-        if large and self._turn_bytes <= 0:
-            self._out.postponed.append(key)
-            return
         begun = self._half_read.pop(key, None)
         try:
             with open_partition(self._root, file.kind, file.path) as (descriptor, facts):
-                turn_bytes = self._turn_bytes if large else NO_LIMIT
-                limit = self._options.max_line_bytes
-                reader = PartitionReader(descriptor, facts.size, limit, shown, turn_bytes=turn_bytes)
+                most, limit = self._turn_bytes if large else NO_LIMIT, self._options.max_line_bytes
+                reader = PartitionReader(descriptor, facts.size, limit, shown, turn_bytes=most)
                 began_with = facts
                 if begun is not None and look is Look.CHANGED and begun.facts[:2] == facts[:2]:
                     began_with = begun.facts

@@ -125,7 +125,8 @@ class RowJudge:
             if isinstance(judged, FailedRow):
                 raise error_of(judged)
             outcomes = self._outcomes(row, judged)
-            if self.out.withholds and _would_ship(row, outcomes):
+            now = zip((row.rag, row.sft), outcomes, strict=True)
+            if self.out.withholds and any(code != SHIPPED and outcome.gate is None for code, outcome in now):
                 self._leave(row)
                 return
             for displaced in self._displaced_by(row, outcomes):
@@ -319,9 +320,3 @@ class RowJudge:
             return False
         verdict = self.verdict_in(dataset, run_id)
         return verdict is not None and self.options.forbids(dataset, verdict)
-
-
-def _would_ship(row: WorkRow, outcomes: tuple[Rendered, Rendered]) -> bool:
-    """Whether a row would ship where it does not."""
-    codes = (row.rag, row.sft)
-    return any(code != SHIPPED and ships.gate is None for code, ships in zip(codes, outcomes, strict=True))

@@ -207,10 +207,7 @@ class Looking:
         self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
 
     def _hashed_since_ns(self) -> int | None:
-        """The time since which a file must have been hashed; None where that is looked after by somebody else, or was.
-
-        A pass that goes on with what another one left believes what that one read.
-        """
+        """The time since which a file must have been hashed; None where somebody else or an earlier turn saw to it."""
         if self.believes_facts or self._postponed:
             return None
         return time.time_ns() - self.scrub_ns if self.scrub_ns else 0

@@ -231,13 +231,13 @@ def _pieces(descriptor: int, start: int, end: int, shown: str) -> Iterator[bytes
         yield block
         start += len(block)
         if block[-1] == 0 and start < end and not block.strip(b"\0"):
-            hole = _hole_bytes(descriptor, start, end, shown)
+            hole = hole_bytes(descriptor, start, end, shown)
             if hole >= BLOCK_BYTES:
                 yield hole
                 start += hole
 
 
-def _hole_bytes(descriptor: int, start: int, end: int, shown: str) -> int:
+def hole_bytes(descriptor: int, start: int, end: int, shown: str) -> int:
     """How many bytes from ``start`` on, up to ``end``, take no room on the disk, as far as the file system tells."""
     try:
         data = os.lseek(descriptor, start, os.SEEK_DATA)
