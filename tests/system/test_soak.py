@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_batches(tmp_path: Path) -> None:
     try:
         with made.signals(), writer(settings, pulse=made.pulse) as engine:
             made.run(engine)
-            last = engine.ledger.last_batch()
+            last = engine.receipts.last_batch()
             assert last is not None
             assert last.batch >= BATCHES
     finally:
