@@ -68,6 +68,7 @@ _LEADS_TO: Final = {
         f"/{NAME}/inputs_of_a_batch?batch_id=",
     ),
     "partition": f"/{NAME}/file_lag?partition=",
+    "reason": f"/{NAME}/rows_of_a_reason?reason=",
 }
 """The pages of ours that the cells of a column lead to."""
 _NUMBERS: Final = {
@@ -220,7 +221,7 @@ class _Lake:
         if isinstance(value, bytes):
             return value.hex()
         if isinstance(value, int):
-            if column in _NUMBERS and table != _NUMBERS[column]:
+            if column in _NUMBERS and table not in (_NUMBERS[column], "batch_history"):
                 return _labelled(datasette, _NUMBERS[column], value)
             return _WORDS.get(column, {}).get(value) if table in _WITH_CODES else None
         if isinstance(value, str) and value:

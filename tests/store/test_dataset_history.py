@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.model import Dataset, Trigger
+from distilld.core.model import EXPORT_PATHS, Dataset, Trigger
 from tests.support.history_lake import MINUTE_NS, A, B, HistoryLake, given, history_lake, run
 from tests.support.target_state import Exports, add_up
 
@@ -83,6 +83,18 @@ def test_adopted_rows_count_from_the_first_batch_on(lake: HistoryLake) -> None:
     lake.both(B, run("b1"), run("b2"))
     lake.go()
     assert [batch["rag"][:3] for batch in history(lake)] == [(3, 1, 0), (4, 1, 0)]
+
+
+def test_rows_that_are_written_again_count_as_added(lake: HistoryLake) -> None:
+    """A damaged export is restored; the rows that it lost counted all along, but for one that no input gives: it is lost."""
+    lake.both(B, run("b1"))
+    lake.go()
+    lake.move_away(*lake.paths(B, "both"))
+    lake.go()
+    (lake.root / EXPORT_PATHS["rag"]).unlink()
+    lake.go()
+    assert [batch["rag"][:3] for batch in history(lake)[-2:]] == [(3, 0, 0), (2, 2, 1)]
+    assert lake.causes("rag") == ["lost"]
 
 
 def lag_ms(lake: HistoryLake) -> int | None:

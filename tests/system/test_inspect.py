@@ -216,6 +216,10 @@ def test_internal_tables_are_hidden_and_codes_are_words(address: str) -> None:
     page = fetched(address, "distilld")
     assert page.index("What became of a run?") < page.index(">Rows of the datasets</a>") < page.index("internal tables")
     assert "exported" in fetched(address, "distilld/row_places")
+    for name in ("quarantine_by_reason", "held_back"):
+        for reason in ("category_disallowed", "invalid_preference_pairing"):
+            assert f'/distilld/rows_of_a_reason?reason={reason}">{reason}</a>' in fetched(address, f"distilld/{name}")
+            assert "history?of=" in fetched(address, f"distilld/rows_of_a_reason?reason={reason}")
 
 
 def test_numbers_lead_to_the_rows_that_they_stand_for(lake: Path, address: str) -> None:
