@@ -133,6 +133,7 @@ def receipt_of(
             "rows_indexed": context.rows_indexed,
             "rows_judged": context.rows_judged(decisions),
             "bytes_read": context.bytes_read(decisions),
+            "lag_ms": _lag_ms(identity, inputs),
         },
         "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
         "validation_pass": all(checks.values()),
@@ -141,6 +142,12 @@ def receipt_of(
         "errors": list(context.errors),
         "previous_receipt_sha256": previous,
     }
+
+
+def _lag_ms(identity: BatchIdentity, inputs: list[InputNote]) -> int | None:
+    """For how long the input had been waiting that waited longest; None where none was read."""
+    changed = [each.changed_ns for each in inputs if each.changed_ns is not None]
+    return max(0, identity.started_ns - min(changed)) // MS if changed else None
 
 
 def _input(note: InputNote) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class InputNote(NamedTuple):
     to_offset: int
     lines: int
     malformed_lines: int
+    changed_ns: int | None
+    """When it was changed before it was read, by its file system's clock; None where it is gone or to be read anew."""
 
 
 class BatchRecord(NamedTuple):
@@ -176,8 +178,10 @@ class Receipts:
     def unreported_inputs(self) -> list[InputNote]:
         """Input changes that no receipt has told yet, in walk order."""
         rows = self._run(
-            "SELECT p.path, u.kind, u.change, u.sha256, u.size_bytes, u.from_offset, u.to_offset, u.lines, u.malformed_lines"
-            " FROM unreported_inputs u CROSS JOIN partitions p USING (partition_id) ORDER BY p.walk_base, u.kind"
+            "SELECT p.path, u.kind, u.change, u.sha256, u.size_bytes, u.from_offset, u.to_offset, u.lines,"
+            " u.malformed_lines, CASE WHEN f.state = 'present' AND f.ctime_ns > 0 THEN f.ctime_ns END"
+            " FROM unreported_inputs u CROSS JOIN partitions p USING (partition_id)"
+            " LEFT JOIN files f USING (partition_id, kind) ORDER BY p.walk_base, u.kind"
         )
         return [InputNote(row[0], InputKind(row[1]), *row[2:]) for row in rows]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from distilld.core.model import Dataset, Trigger
-from tests.support.history_lake import A, B, HistoryLake, given, history_lake, run
+from distilld.core.model import EXPORT_PATHS, Dataset, Trigger
+from tests.support.history_lake import MINUTE_NS, A, B, HistoryLake, given, history_lake, run
 from tests.support.target_state import Exports, add_up
 
 Batch = dict[str, tuple[int, int, int, int]]
@@ -82,6 +83,38 @@ def test_adopted_rows_count_from_the_first_batch_on(lake: HistoryLake) -> None:
     lake.both(B, run("b1"), run("b2"))
     lake.go()
     assert [batch["rag"][:3] for batch in history(lake)] == [(3, 1, 0), (4, 1, 0)]
+
+
+def test_rows_that_are_written_again_count_as_added(lake: HistoryLake) -> None:
+    """A damaged export is restored; the rows that it lost counted all along, but for one that no input gives: it is lost."""
+    lake.both(B, run("b1"))
+    lake.go()
+    lake.move_away(*lake.paths(B, "both"))
+    lake.go()
+    (lake.root / EXPORT_PATHS["rag"]).unlink()
+    lake.go()
+    assert [batch["rag"][:3] for batch in history(lake)[-2:]] == [(3, 0, 0), (2, 2, 1)]
+    assert lake.causes("rag") == ["lost"]
+
+
+def lag_ms(lake: HistoryLake) -> int | None:
+    """What the newest receipt says of it."""
+    (receipt,) = lake.ask("SELECT receipt FROM receipts ORDER BY batch DESC LIMIT 1")[0]
+    found: int | None = json.loads(receipt)["work"]["lag_ms"]
+    return found
+
+
+def test_receipt_says_for_how_long_the_oldest_input_had_waited(lake: HistoryLake) -> None:
+    """From the last change of the input that waited longest; a batch that read none has no lag, nor one that is early."""
+    assert lag_ms(lake) == 0, "the clock of this lake is behind that of its files"
+    lake.both(B, run("b1"))
+    changed_ns = min(path.stat().st_ctime_ns for path in lake.paths(B, "both"))
+    lake.now_ns = changed_ns + 90 * 10**9 - MINUTE_NS
+    lake.go()
+    assert lag_ms(lake) in (89_999, 90_000)
+    lake.move_away(*lake.paths(B, "both"))
+    lake.go()
+    assert lag_ms(lake) is None
 
 
 @pytest.mark.parametrize(
