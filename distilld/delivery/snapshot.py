@@ -309,7 +309,7 @@ class _Writer:
     def _manifest(self) -> dict[str, Any]:
         batch = self._batch.batch
         assert batch is not None  # noqa: S101  refused before
-        receipts = self._batch.ledger.receipts(1)
+        receipts = self._batch.receipts.receipts(1)
         receipt: dict[str, Any] = orjson.loads(receipts[0][1]) if receipts else {}
         return {
             "schema_version": MANIFEST_VERSION,
@@ -317,7 +317,7 @@ class _Writer:
             "batch_id": batch.batch_id,
             "sequence": batch.batch,
             "recorded_at": batch.recorded_at,
-            "receipt_sha256": self._batch.ledger.last_receipt_sha256(),
+            "receipt_sha256": self._batch.receipts.last_receipt_sha256(),
             "options": receipt.get("options"),
             "options_sha256": receipt.get("options_sha256"),
             "firewall": {"statement": _FIREWALL, "checks": receipt.get("checks")},
