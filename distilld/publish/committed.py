@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -31,7 +30,6 @@ from distilld.store.segments import Segments
 
 ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
-_BLOCKS_AT_ONCE: Final = 8
 _WHITE: Final = b" \t\r\n"
 
 T = TypeVar("T")
@@ -135,9 +133,7 @@ class CommittedExport:
         Raises:
             BatchMovedError, OperatorError: As :meth:`blocks`.
         """
-        blocks = whole_lines(self.blocks())
-        while some := list(islice(blocks, _BLOCKS_AT_ONCE)):
-            yield [row for block in some for row in rows_of(block)]
+        return map(rows_of, whole_lines(self.blocks()))
 
     def lines(self) -> Iterator[bytes]:
         """The same, each with its line feed."""
