@@ -201,6 +201,34 @@ def test_file_that_is_rewritten_while_half_read_is_as_it_is_then(lake: HistoryLa
     assert lake.shipped(Dataset.RAG) == {"b", "c", "last"}
 
 
+def test_evidence_that_is_rewritten_while_half_read_is_taken_in_anew(lake: HistoryLake) -> None:
+    """Its first row was judged before the second turn; nobody would read it again."""
+    lake.scored(C, run("first"))
+    lake.go()
+    lake.evidence(C, given("first", "# One"), *(given(f"filler-{number}", "x" * 900) for number in range(100)))
+    lake.go()
+    assert [row["content"] for row in lake.rows("rag") if row["source_run_id"] == "first"] == ["# One"]
+    path = lake.evidence_path(C)
+    with path.open("r+b") as file:
+        file.write(path.read_bytes()[:2000].replace(b"# One", b"# Two"))
+    to_the_end(lake)
+    assert [row["content"] for row in lake.rows("rag") if row["source_run_id"] == "first"] == ["# Two"]
+
+
+def test_turn_that_is_undone_is_read_again(lake: HistoryLake) -> None:
+    """What a turn brought may be lost with its transaction; the next one must not go on behind it."""
+    append(lake.scored_path(C), jsonl([run("c")]) + padded())
+    lake.evidence(C, given("c"))
+    lake.evidence(LAST, given("other"))
+    lake.engine.pulse = lambda: pytest.fail("cut off") if lake.engine._half_read else None
+    with pytest.raises(pytest.fail.Exception):
+        lake.go()
+    assert lake.engine._half_read
+    lake.engine.pulse = lambda: None
+    to_the_end(lake)
+    assert lake.shipped(Dataset.RAG) == {"b", "c"}
+
+
 @pytest.mark.parametrize("change", ["gone", "replaced", "shorter"])
 def test_file_that_goes_while_half_read(lake: HistoryLake, change: str) -> None:
     """What was read of it is what is known of any file that changes so."""
@@ -310,6 +338,16 @@ class TestWithheld:
         assert (half_read.shipped(Dataset.RAG), half_read.causes(Dataset.RAG)) == ({"b"}, [])
         assert half_read.stamps(Dataset.RAG) == stamps
 
+    def test_row_that_moves_into_the_rest_does_not_vanish(self, lake: HistoryLake) -> None:
+        """The tripwire waits until it is known what the rest holds."""
+        lake.restart(tripwire_rows=0, tripwire_share=0.0)
+        append(lake.scored_path(LAST), padded(run("b"), times=8))
+        lake.evidence(LAST, given("b"))
+        lake.both(B)
+        to_the_end(lake)
+        assert (lake.shipped(Dataset.RAG), lake.causes(Dataset.RAG)) == ({"b"}, [])
+        assert not lake.engine.frozen.held_by_tripwire()
+
     def test_pair_leaves_and_none_takes_its_slot(self, lake: HistoryLake) -> None:
         """A pair that takes the slot of one that leaves may be one that the rest forbids."""
         lake.both(A, run("yes", task_id="t"), run("no", "rejected", "t"), run("later", "rejected", "t"))
@@ -332,6 +370,16 @@ class TestWithheld:
         lake.both(C, run("c", "accepted"), run("d", "accepted"))
         to_the_end(lake, lambda _: lake.shipped(Dataset.RAG) == {"b"} or pytest.fail("too early"))
         assert lake.shipped(Dataset.RAG) == {"b", "d"}
+
+    def test_row_that_a_verdict_gave_free_waits(self, lake: HistoryLake) -> None:
+        """It is judged before all others, as what a verdict forbids is, and would ship."""
+        lake.both(A, run("d"))
+        lake.scored(C, run("d", "rejected"))
+        lake.go()
+        append(lake.scored_path(LAST), padded(run("d", "rejected"), times=8))
+        lake.scored(C, run("d", "accepted"))
+        to_the_end(lake, lambda _: lake.shipped(Dataset.RAG) == {"b"} or pytest.fail("too early"))
+        assert lake.causes(Dataset.RAG) == []
 
     def test_retained_row_leaves_when_it_is_rejected(self, half_read: HistoryLake) -> None:
         """Its partition is absent."""
