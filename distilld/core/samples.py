@@ -133,6 +133,11 @@ def _typed_dict(model: type[BaseModel]) -> Any:
     return rules
 
 
+_NAMED: Final = {
+    Dataset.RAG: b',"source_run_id":%(one)b,"success_score":%(other)b,"source_category":%(other)b,',
+    Dataset.SFT: b',"source_run_id":%(one)b,"quality_score":%(other)b,',
+    Dataset.PREFERENCE: b',"chosen_run_id":%(one)b,"rejected_run_id":%(other)b,',
+}
 _VALIDATORS: Final = {dataset: TypeAdapter(_typed_dict(model)).validator for dataset, model in SAMPLES.items()}
 
 
@@ -200,6 +205,15 @@ def sample_parts(sample: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
         b'","provenance":%b,"recorded_at":"' % orjson.dumps(provenance)[:-1],
         b'"}}\n',
     )
+
+
+def sample_signs(dataset: Dataset, row_id: str, one: str | None, other: str | None) -> tuple[bytes, bytes]:
+    """How a dataset's line begins, and what else stands in it: its id; its run and category, or of a pair its two runs.
+
+    No text of the row can hold these bytes, for in a string of JSON each quote is escaped.
+    """
+    named = {b"one": orjson.dumps(one), b"other": orjson.dumps(other)}
+    return b'{"schema_version":1,"id":"%b",' % row_id.encode(), _NAMED[dataset] % named
 
 
 @lru_cache(maxsize=256)

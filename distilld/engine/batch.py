@@ -15,6 +15,7 @@ from typing import IO, Final
 
 from distilld.core.decisions import Decisions, Withdrawal
 from distilld.core.model import Cause, OperatorError, Options
+from distilld.engine.answers import check_lines, check_pairs, check_rows
 from distilld.engine.batch_start import empty_decisions
 from distilld.engine.jobs import SpanJob, TaskJob
 from distilld.engine.judge_pairs import PairJudge
@@ -200,6 +201,8 @@ class Batches:
         if last is not None or rows.done:
             self._work.forget_task_places()
         pairs.judge(self._work.tasks(0 if left_over or batch.read else TASKS_PER_BATCH))
+        if self._pool.is_elsewhere:
+            check_lines(decisions, self._work, self._options)
         touched = self._work.tasks_of_unjudged(decisions.judged_to)
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
         if not left_over:
@@ -230,6 +233,7 @@ class Batches:
                 if read is None:
                     raise UnreadFailed(self._unread.pop(span.place.partition_id))
                 batch.read.append((span.place, read))
+            check_rows(order, result)
             rows.settle(span, result, done.file)
             self._told(order.size(), result.bytes_read)
 
@@ -246,6 +250,8 @@ class Batches:
             batch.keep(done.file)
             if isinstance(done.result, FailedRow):
                 raise error_of(done.result)
+            if self._pool.is_elsewhere:
+                check_pairs(done.job, done.result, self._options)
             self._told(len(done.job.tasks), done.job.size)
             yield done
 

@@ -139,6 +139,11 @@ class Pool:
         """Whether jobs are done in other processes."""
         return self._executor is not None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether they may be processes of other machines."""
+        return self.has_workers and self._elsewhere
+
     def close(self) -> None:
         """End the processes; what they have in hand is dropped."""
         executor, self._executor = self._executor, self._given_executor

@@ -29,7 +29,7 @@ _make: Final = tuple.__new__
 """What a NamedTuple's own constructor does, without its price, where there is one for each line."""
 
 
-def digest_of(raw: bytes) -> bytes:
+def digest_of(raw: bytes | memoryview) -> bytes:
     """The digest that a line is known by: the first 16 bytes of its sha256."""
     return _sha256(raw).digest()[:DIGEST_BYTES]
 

@@ -16,7 +16,9 @@ from distilld.publish.exports import Drop
 from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import lines_of
-from distilld.store.ledger import ExportRecord, InputNote, Totals
+from distilld.store.export_records import ExportRecord
+from distilld.store.ledger import Totals
+from distilld.store.receipts import InputNote
 
 MS: Final = 1_000_000
 """Nanoseconds in a millisecond."""

@@ -313,6 +313,13 @@ class Work(LooseLines, Tasks):
         """One row by its place."""
         return WorkRow(*self._run(f"{_ROW} WHERE s.walk = ?", (walk,)).fetchone())
 
+    def known(self, walks: Iterable[int]) -> list[tuple[int, str | None, int | None, int | None]]:
+        """Rows by their places, in this order: place, run, code of the category, the number of the id."""
+        return self._run(
+            "SELECT s.walk, s.run_id, s.category, s.sample_key FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value",
+            (f"[{','.join(map(str, walks))}]",),
+        ).fetchall()
+
     def place(self, walk: int) -> Place:
         """The partition that a row stands in."""
         base = walk >> LINE_BITS << LINE_BITS
