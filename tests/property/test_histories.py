@@ -428,6 +428,7 @@ class Histories(RuleBasedStateMachine):
             invariants.publish_what_left(self.before, exports)
         receipts = [(batch_id, text) for batch_id, text, _ in Receipts(self.store).receipts(1 << 30)]
         invariants.chain(self.folder, receipts[::-1])
+        invariants.add_up(self.store.connection, exports)
         assert not self.engine.work.waiting().anything
         again = self.engine.run_pass(Trigger.RESCAN)
         assert not again.batches
