@@ -49,6 +49,7 @@ from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTo
 from distilld.store.open_writer import open_store, opened_store
 from distilld.store.pruning import Only
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
+from tests.support.limits import limits
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"
 STAMP = "2026-01-01T00:00:00.000Z"
@@ -1541,7 +1542,7 @@ def test_store_that_turns_out_to_be_corrupt_is_set_aside(full: HistoryLake) -> N
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
     with pytest.raises(StoreCorruptError), opened_store(full.state, full.root) as store:
-        batch.Engine(full.root, store, full.options, batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
+        batch.Engine(full.root, store, full.options, limits(batch_rows=100)).run_pass(Trigger.ONCE)
     assert len(list(full.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
     full.go()
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
@@ -1580,7 +1581,7 @@ def test_store_with_a_stale_page_is_set_aside(stale: HistoryLake) -> None:
         pytest.raises(StoreCorruptError, match="missing from index rag_ids"),
         opened_store(stale.state, stale.root) as store,
     ):
-        batch.Engine(stale.root, store, stale.options, batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
+        batch.Engine(stale.root, store, stale.options, limits(batch_rows=100)).run_pass(Trigger.ONCE)
     assert len(list(stale.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
     stale.go()
     assert stale.shipped("rag") == stale.shipped("sft") == {"a1", "c1"}
