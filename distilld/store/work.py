@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
+from distilld.core.line_facts import LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
+from distilld.store.queues import first_waiter
 from distilld.store.run_exports import RunExports
-from distilld.store.schema import BEHIND_ID
+from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
 from distilld.store.verdicts import InForce, Verdicts, last_verdict, last_verdict_place
 
 _VERDICT: Final = last_verdict_place("s.run_id")
 _HOLDER: Final = (
     "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
-    " WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+    " WHERE h.sample_key = s.sample_key AND {holds})"
 )
 _OWN_FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
     f" e.start_byte, e.length_bytes, e.digest, {_VERDICT},"
 )
 _FACTS: Final = (
-    f"{_OWN_FACTS} {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)},"
+    f"{_OWN_FACTS} {_HOLDER.format(holds=f'{HOLDS_RAG} = 0'.replace('rag', 'h.rag'))},"
+    f" {_HOLDER.format(holds=f'h.sft = {SHIPPED}')},"
 )
 _RECORDED: Final = " s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
 _QUEUED: Final = " coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
@@ -333,12 +335,8 @@ class Work(LooseLines, Tasks):
 
     def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
         """The first row behind ``walk`` that is held because an earlier row has this id."""
-        found = self._run(
-            "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key"
-            f" WHERE sample_key = ? AND {dataset} = {DUPLICATE} AND walk > ? ORDER BY walk LIMIT 1",
-            (sample_key, walk),
-        ).fetchone()
-        return found[0] if found else None
+        (found,) = self._run(first_waiter(dataset), (sample_key, walk)).fetchone()
+        return None if found is None else int(found)
 
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
         """The rows behind ``walk`` that a gate behind the one for ids holds, and that are duplicates if ``walk`` ships."""
