@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
+from distilld.core.line_facts import LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
+from distilld.store.queues import first_waiter
 from distilld.store.run_exports import RunExports
-from distilld.store.schema import BEHIND_ID
+from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
 from distilld.store.verdicts import InForce, Verdicts, last_verdict
 
@@ -20,11 +21,11 @@ _FACTS: Final = (
 )
 _HOLDER: Final = (
     "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
-    " WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+    " WHERE h.sample_key = s.sample_key AND {holds})"
 )
 _ROW: Final = (
     f"SELECT {_FACTS}, coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0), 1,"
-    f" {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)}"
+    f" {_HOLDER.format(holds=f'{HOLDS_RAG} = 0'.replace('rag', 'h.rag'))}, {_HOLDER.format(holds=f'h.sft = {SHIPPED}')}"
     f" FROM scored_rows s{EVIDENCE_OF_ROWS} WHERE s.walk = ?"
 )
 _EVIDENCE_OF: Final = " LEFT JOIN evidence_rows e ON e.partition_id = ?1 AND e.run_id = s.run_id"
@@ -311,12 +312,8 @@ class Work(LooseLines, Tasks):
 
     def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
         """The first row behind ``walk`` that is held because an earlier row has this id."""
-        found = self._run(
-            "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key"
-            f" WHERE sample_key = ? AND {dataset} = {DUPLICATE} AND walk > ? ORDER BY walk LIMIT 1",
-            (sample_key, walk),
-        ).fetchone()
-        return found[0] if found else None
+        (found,) = self._run(first_waiter(dataset), (sample_key, walk)).fetchone()
+        return None if found is None else int(found)
 
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
         """The rows behind ``walk`` that a gate behind the one for ids holds, and that are duplicates if ``walk`` ships."""

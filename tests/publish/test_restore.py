@@ -1562,7 +1562,7 @@ def stale(lake: HistoryLake) -> HistoryLake:
     """A lake whose store has a page that a lost write left as it was, and with something new in it."""
     lake.both(A, run("a1"))
     lake.go()
-    at, page = page_of(lake, "rag_ids")
+    at, page = page_of(lake, "sft_ids")
     lake.scored(A, run("a2"))
     lake.both(C, run("c1"))
     lake.go()
@@ -1578,7 +1578,7 @@ def stale(lake: HistoryLake) -> HistoryLake:
 def test_store_with_a_stale_page_is_set_aside(stale: HistoryLake) -> None:
     """The story: every pass failed, with 'a bug in distilld' or a constraint of SQLite, and none asked the store."""
     with (
-        pytest.raises(StoreCorruptError, match="missing from index rag_ids"),
+        pytest.raises(StoreCorruptError, match="missing from index sft_ids"),
         opened_store(stale.state, stale.root) as store,
     ):
         batch.Engine(stale.root, store, stale.options, limits(batch_rows=100)).run_pass(Trigger.ONCE)
@@ -1590,7 +1590,7 @@ def test_store_with_a_stale_page_is_set_aside(stale: HistoryLake) -> None:
 @pytest.mark.parametrize("error", [ProgramError("x"), sqlite3.IntegrityError("x"), AssertionError("x"), KeyError("x")])
 def test_only_an_unsound_store_is_to_blame(stale: HistoryLake, error: Exception) -> None:
     """What nobody foresaw is told as it is where the store is sound."""
-    with pytest.raises(StoreCorruptError, match="rag_ids") as raised, stale.engine.store.at_work():
+    with pytest.raises(StoreCorruptError, match="sft_ids") as raised, stale.engine.store.at_work():
         raise error
     assert raised.value.__cause__ is error
     stale.lose_store()
