@@ -32,7 +32,7 @@ def compact(common: Common, as_json: bool) -> ExitCode:
 
     def compacted() -> tuple[RunReport, int]:
         with writer(settings) as engine:
-            spaces = sum(record.committed.spaces for record in engine.ledger.exports().values())
+            spaces = sum(record.committed.spaces for record in engine.export_records.exports().values())
             return bring_up_to_date(engine, Trigger.COMPACT), spaces
 
     report, spaces = on_whole_store(compacted)

@@ -43,7 +43,7 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     """
     from distilld.cli.output import print_json, say, show
     from distilld.cli.settings import load_settings
-    from distilld.store.ledger import Ledger
+    from distilld.store.export_records import ExportRecords
     from distilld.store.queries import Views, reading
     from distilld.tables import Table
 
@@ -52,7 +52,7 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     why = Reason(reason) if reason else None
     with reading(settings.state, settings.root) as store:
         counts = Views(store).quarantine(only, why)
-        records = Ledger(store).exports()
+        records = ExportRecords(store).exports()
     lengths = {each: records[f"quarantine_{each}"].committed.size for each in Dataset}
     rows = list(islice(_rows(settings.root, counts, lengths, why), limit))
     if as_json:

@@ -200,6 +200,9 @@ class ReceiptWork(_Closed):
     rows_indexed: int
     rows_judged: int
     bytes_read: int
+    lag_ms: Annotated[int | None, Field(description="For how long the input had been waiting that waited longest.")] = (
+        None
+    )
 
 
 class ReceiptTail(_Closed):

@@ -20,8 +20,10 @@ def id_of_line(line: bytes) -> str:
 
 
 def content_sha256(line: bytes) -> str:
-    """The sha256 of a row without the values of its two timestamps."""
-    start = line.rindex(CREATED) + len(CREATED)
-    last = line.rindex(_RECORDED) + len(_RECORDED)
+    """The sha256 of a row without the values of its two timestamps; with them, if it was not printed as ours are."""
+    start, last = line.rfind(CREATED), line.rfind(_RECORDED)
+    if start < 0 or last < 0:
+        return hashlib.sha256(line).hexdigest()
+    start, last = start + len(CREATED), last + len(_RECORDED)
     kept = line[:start] + line[line.index(b'"', start) : last] + line[line.index(b'"', last) :]
     return hashlib.sha256(kept).hexdigest()

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +27,7 @@ from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validatio
 from distilld.files.durable import FOLDER_MODE, sync_folder
 from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of, whole_lines
-from distilld.store.delivery_queries import tasks_of
+from distilld.store.delivery_queries import RowTasks
 
 MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
@@ -133,6 +131,15 @@ class _Printed:
                 told.update(provenance_of(row))
             self.told.append(orjson.dumps(told))
 
+    def add_all(self, lines: list[bytes], ids: list[str], tasks: list[str]) -> None:
+        """Print rows in the form of the exports' own rows, where it is the only one."""
+        for _, made in self.made:
+            made.extend(lines)
+        self.told += [
+            orjson.dumps({"id": id_, "split": self.side, "task_id": task, "row_sha256": content_sha256(line)})
+            for line, id_, task in zip(lines, ids, tasks, strict=True)
+        ]
+
 
 @dataclass(slots=True)
 class _Waiting:
@@ -180,11 +187,16 @@ class _Writer:
         counts, seen = self._counts[dataset], set[int]()
         shaped = any(form.make for form in forms)
         texts = itemgetter(*COMPARED[dataset]) if dataset in COMPARED else None
+        known = RowTasks(self._batch.store, dataset)
         for lines in self._batch.exports[dataset.value].rows():
             train = _Printed(forms, TRAIN)
             ids = list(map(id_of_line, lines))
-            tasks = self._tasks_of(dataset, lines, ids)
-            for line, id_, task, side in zip(lines, ids, tasks, self._sides_of(dataset, tasks), strict=True):
+            tasks = _tasks_of(dataset, lines, ids, known)
+            sides = self._sides_of(dataset, tasks)
+            if not shaped and VALIDATION not in sides:
+                train.add_all(lines, ids, tasks)
+                sides = []
+            for line, id_, task, side in zip(lines, ids, tasks, sides, strict=False):
                 row: Row | None = orjson.loads(line) if shaped else None
                 answer = None
                 if row is not None and texts is not None:
@@ -205,11 +217,11 @@ class _Writer:
             counts.rows += len(lines)
             self._put(dataset, train)
 
-    def _sides_of(self, dataset: Dataset, tasks: list[str]) -> Iterable[str]:
+    def _sides_of(self, dataset: Dataset, tasks: list[str]) -> list[str]:
         """The side of each row, by its task; the tasks of rows that can be on either are noted."""
         share = self._wanted.validation
         if not share or dataset is Dataset.RAG:
-            return repeat(TRAIN, len(tasks))
+            return [TRAIN] * len(tasks)
         sides = [VALIDATION if is_validation(task, share) else TRAIN for task in tasks]
         for side, task in zip(sides, tasks, strict=True):
             self._tasks.add(side, task)
@@ -257,16 +269,6 @@ class _Writer:
             self._configs.setdefault(form.config, (form, {}))[1][side] = path
         return file
 
-    def _tasks_of(self, dataset: Dataset, lines: list[bytes], ids: list[str]) -> list[str]:
-        """The task of each row: the scored row's, or the run where it has none."""
-        run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
-        keys = [key_of(id_.rpartition("-")[2]) for id_ in ids]
-        tasks = tasks_of(self._batch.store, dataset, keys)
-        return [
-            task if (task := tasks.get(key)) is not None else str(orjson.loads(line)[run])
-            for line, key in zip(lines, keys, strict=True)
-        ]
-
     def _close(self, forms: list[Form], side: str) -> None:
         """No more rows come to these files: what they hold in memory is written."""
         self._files += [file.close() for form in forms if (file := self._open.pop(f"{form.folder}/{side}", None))]
@@ -307,7 +309,7 @@ class _Writer:
     def _manifest(self) -> dict[str, Any]:
         batch = self._batch.batch
         assert batch is not None  # noqa: S101  refused before
-        receipts = self._batch.ledger.receipts(1)
+        receipts = self._batch.receipts.receipts(1)
         receipt: dict[str, Any] = orjson.loads(receipts[0][1]) if receipts else {}
         return {
             "schema_version": MANIFEST_VERSION,
@@ -315,7 +317,7 @@ class _Writer:
             "batch_id": batch.batch_id,
             "sequence": batch.batch,
             "recorded_at": batch.recorded_at,
-            "receipt_sha256": self._batch.ledger.last_receipt_sha256(),
+            "receipt_sha256": self._batch.receipts.last_receipt_sha256(),
             "options": receipt.get("options"),
             "options_sha256": receipt.get("options_sha256"),
             "firewall": {"statement": _FIREWALL, "checks": receipt.get("checks")},
@@ -331,6 +333,17 @@ class _Writer:
             "datasets": {dataset.value: asdict(counts) for dataset, counts in self._counts.items()},
             "files": [facts._asdict() for facts in sorted(self._files)],
         }
+
+
+def _tasks_of(dataset: Dataset, lines: list[bytes], ids: list[str], known: RowTasks) -> list[str]:
+    """The task of each row: the scored row's, or the run where it has none."""
+    run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
+    keys = [key_of(id_.rpartition("-")[2]) for id_ in ids]
+    tasks = known.of(keys)
+    return [
+        task if (task := tasks.get(key)) is not None else str(orjson.loads(line)[run])
+        for line, key in zip(lines, keys, strict=True)
+    ]
 
 
 def _json(value: object) -> bytes:

@@ -36,10 +36,12 @@ from distilld.publish.exports import Exports
 from distilld.publish.restore import Restorer
 from distilld.store.connection import Store
 from distilld.store.evidence_rows import EvidenceRows
+from distilld.store.export_records import ExportRecords
 from distilld.store.frozen import Frozen
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
+from distilld.store.receipts import Receipts
 from distilld.store.segments import Segments
 from distilld.store.tripwire import Tripwire
 from distilld.store.work import Work
@@ -95,6 +97,8 @@ class Looking:
         self.git: GitState = git_state(root)
         self.exports = Exports(root, pulse, segments=Segments(store))
         self.ledger = Ledger(store)
+        self.receipts = Receipts(store)
+        self.export_records = ExportRecords(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
         self.evidence = EvidenceRows(store, self.inputs)

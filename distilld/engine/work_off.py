@@ -52,7 +52,7 @@ class WorkingOff(Looking):
         self._judging = Judging(self.work, result.indexed.files_seen) if self.progress else None
         self._tell_judging(0, 0)
         try:
-            while self.work.waiting().anything or self.ledger.has_news():
+            while self.work.waiting().anything or self.receipts.has_news():
                 try:
                     committed = self.run_batch(trigger, result, options_changed=options_changed)
                 except InputChanged as error:
@@ -148,8 +148,8 @@ class WorkingOff(Looking):
         decisions, indexed = batch.decisions, result.untold
         self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
         self._changed_inputs |= decisions.changed_inputs
-        news = self.ledger.has_news() or decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
-        if not (news or batch.read or _changes_exports(decisions)):
+        judged = decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
+        if not (judged or batch.read or _changes_exports(decisions) or self.receipts.has_news()):
             with self.store.transaction():
                 self.ledger.apply(decisions)
             result.judged_alike += decisions.rows_judged
@@ -240,7 +240,7 @@ class WorkingOff(Looking):
     def _trip(self) -> None:
         """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
         for dataset in Dataset:
-            stood = self.ledger.exports()[dataset.value].committed.rows
+            stood = self.export_records.exports()[dataset.value].committed.rows
             vanishing = self.tripwire.vanishing(dataset, self.options)
             if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
                 with self.store.transaction():

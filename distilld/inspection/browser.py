@@ -68,8 +68,20 @@ _LEADS_TO: Final = {
         f"/{NAME}/inputs_of_a_batch?batch_id=",
     ),
     "partition": f"/{NAME}/file_lag?partition=",
+    "reason": f"/{NAME}/rows_of_a_reason?reason=",
 }
 """The pages of ours that the cells of a column lead to."""
+_NUMBERS: Final = {
+    **dict.fromkeys(("batch", "rag_batch", "sft_batch"), "batches"),
+    **dict.fromkeys(("partition_id", "chosen_partition", "rejected_partition"), "partitions"),
+    "walk": "scored_rows",
+}
+"""The tables whose rows the numbers of a column stand for."""
+_LABELS: Final = {
+    "batches": "SELECT batch_id FROM batches WHERE batch = ?",
+    "partitions": "SELECT path FROM partitions WHERE partition_id = ?",
+    "scored_rows": "SELECT partition || ':' || line FROM row_places WHERE walk = ?",
+}
 _ROW_ID: Final = re.compile(r"\b((?:rag|sft|pref)-[0-9a-f]{16})\b")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -202,11 +214,15 @@ class _Lake:
         return found
 
     @_hook
-    def render_cell(self, value: object, column: str, table: str | None, datasette: Any) -> str | None:
-        """Words for codes, hex digits for bytes, a link to the history of a run or row; no link to anywhere else."""
+    def render_cell(self, value: object, column: str, table: str | None, datasette: Any) -> Any:
+        """Words for codes, hex digits for bytes, and links to the rows and histories of the store alone."""
+        if isinstance(value, dict):
+            value = value["value"]  # of a foreign key
         if isinstance(value, bytes):
             return value.hex()
         if isinstance(value, int):
+            if column in _NUMBERS and table not in (_NUMBERS[column], "batch_history"):
+                return _labelled(datasette, _NUMBERS[column], value)
             return _WORDS.get(column, {}).get(value) if table in _WITH_CODES else None
         if isinstance(value, str) and value:
             if column in _LEADS_TO and len(value) <= _LONGEST:
@@ -267,6 +283,12 @@ def _lines(text: Text, datasette: Any) -> Iterator[Markup]:
             is_run = label.strip() in {"chosen", "rejected"} and len(words) <= _LONGEST
             start = line.removesuffix(words)
             yield escape(start) + _link(datasette, words) if is_run and start != line else linked(line)
+
+
+async def _labelled(datasette: Any, table: str, number: int) -> Markup | None:
+    """A link to a row of the store in words; None where there is no such row."""
+    found = (await datasette.get_database(NAME).execute(_LABELS[table], [number])).first()
+    return Markup('<a href="{}">{}</a>').format(datasette.urls.row(NAME, table, str(number)), *found) if found else None
 
 
 def _link(datasette: Any, text: str, leads_to: str = _HISTORY) -> Markup:

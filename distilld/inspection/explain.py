@@ -18,7 +18,7 @@ from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, Options
 from distilld.files.regular import committed_lines
 from distilld.inspection.reading import Reading, Tell
 from distilld.lake.lines import digest_of
-from distilld.store.ledger import Ledger
+from distilld.store.export_records import ExportRecords
 from distilld.store.queries import Views, reading
 from distilld.store.run_queries import Recorded, RunPair, RunRow, Stories
 
@@ -177,7 +177,7 @@ class _Facts:
 
 def _read(settings: Settings, run_id: str) -> _Facts:
     with reading(settings.state, settings.root) as store:
-        stories, records, told = Stories(store), Ledger(store).exports(), Views(store).last_options()
+        stories, records, told = Stories(store), ExportRecords(store).exports(), Views(store).last_options()
         rows, evidence = stories.rows(run_id), stories.evidence(run_id)
         partitions = {row.at.partition for row in rows if row.at} | {each.at.partition for each in evidence}
         facts = _Facts(

@@ -12,22 +12,22 @@ from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
 from distilld.files.regular import open_regular
 from distilld.files.segments import hash_of
 from distilld.store.connection import Store
-from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
 from distilld.store.segments import Segments
 
 
 def changed_exports(settings: Settings, store: Store, *, beside_writer: bool) -> Iterator[tuple[str, str]]:
     """Path and problem of each changed export, but for those that the writer has in hand, or finished meanwhile."""
-    records = Ledger(store).exports()
+    records = ExportRecords(store).exports()
     if not (faults := {name: why for name, record in records.items() if (why := _fault_of(settings.root, record))}):
         return
     with ExitStack() as later:
         if beside_writer:
             store = later.enter_context(reading(settings.state, settings.root))
-        ledger, in_hand = Ledger(store), set(Segments(store).due())
-        appending = {intent.name: intent.base_bytes for intent in ledger.intents() if intent.temp is None}
-        now = ledger.exports()
+        export_records, in_hand = ExportRecords(store), set(Segments(store).due())
+        appending = {intent.name: intent.base_bytes for intent in export_records.intents() if intent.temp is None}
+        now = export_records.exports()
     for name, (problem, size) in faults.items():
         grown = name in appending and size is not None and size >= appending[name]
         if now[name] == records[name] and not (name in in_hand or now[name].pending_temp or grown):

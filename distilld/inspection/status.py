@@ -33,11 +33,13 @@ from distilld.lake.scan import TREES, ListingError, Stray, tree_path
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
+from distilld.store.export_records import ExportRecords
 from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
 from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
+from distilld.store.receipts import Receipts
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
 from distilld.tables import Size, counted
@@ -255,7 +257,7 @@ def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Pro
 
 
 def _ask_store(found: Status, store: Store, settings: Settings) -> None:
-    views, ledger = Views(store), Ledger(store)
+    views, receipts, export_records = Views(store), Receipts(store), ExportRecords(store)
     found.vitals = read_vitals(store)
     found.last_batch = next(iter(views.last_batches(1)), None)
     now = datetime.now(UTC)
@@ -263,8 +265,8 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     found.quarantine = views.quarantine()
     found.trees = views.trees()
     found.waiting = Work(store).waiting()
-    found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in ledger.pending_tails()]
-    records, totals = ledger.exports(), ledger.totals()
+    found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in receipts.pending_tails()]
+    records, totals = export_records.exports(), Ledger(store).totals()
     frozen_rows = Frozen(store)
     without_evidence = frozen_rows.counts_without_evidence()
     found.frozen = frozen_rows.frozen_counts()
@@ -294,14 +296,14 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
                 BY_EVENT["tripwire_tripped"],
             )
         )
-    if another := _another_writer(ledger):
+    if another := _another_writer(export_records):
         found.problems.append(another)
     for path, problem in changed_exports(settings, store, beside_writer=found.writer.running):
         then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
         found.problems.append(Problem("export_changed", f"{path} {problem}", f"find out who writes there; {then}"))
     if found.writer.running:
         return  # what is under way is no fault
-    unfinished = ledger.intents() or ledger.unwritten_receipts() or Segments(store).due()
+    unfinished = export_records.intents() or receipts.unwritten_receipts() or Segments(store).due()
     if unfinished or any(each.pending_temp for each in records.values()):
         text = "a batch was cut off and is neither completed nor undone"
         found.problems.append(Problem("recovery_pending", text, _RUN))
@@ -333,8 +335,8 @@ def _scrub_note(found: Status, looks: Looks, settings: Settings) -> Iterator[str
         )
 
 
-def _another_writer(ledger: Ledger) -> Problem | None:
-    recent = ledger.recent_tamperings(time.time_ns())
+def _another_writer(export_records: ExportRecords) -> Problem | None:
+    recent = export_records.recent_tamperings(time.time_ns())
     if len(recent) < TAMPERINGS_AN_HOUR:
         return None
     text = f"exports were changed from outside {len(recent)} times within an hour; each is restored after a pause"

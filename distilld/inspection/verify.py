@@ -34,9 +34,11 @@ from distilld.lake.scan import SourceFiles, tree_path
 from distilld.publish.committed import BatchMovedError, CommittedBatch, CommittedExport, Writing, at_one_batch
 from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of, stage_anchors
 from distilld.store.connection import Store
+from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
+from distilld.store.receipts import Receipts
 from distilld.store.run_queries import FrozenCount, Stories
 from distilld.store.segments import Segments
 from distilld.store.verdicts import Verdicts
@@ -110,22 +112,22 @@ def _verify(
     anchor: str | None,
     progress: Tell | None,
 ) -> Report:
-    store, ledger, exports = pinned.store, pinned.ledger, pinned.exports
+    store, receipts, exports = pinned.store, pinned.receipts, pinned.exports
     report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
-    options = _options_of(ledger, options)
+    options = _options_of(receipts, options)
     unfinished = _unfinished(root, state, pinned)
     whole = {name: export.lines if export.intact else _no_lines for name, export in exports.items()}
-    report.checks.append(_receipts(root, ledger))
+    report.checks.append(_receipts(root, receipts))
     if anchor is not None:
-        report.checks.append(_anchored(root, ledger, anchor))
+        report.checks.append(_anchored(root, receipts, anchor))
     report.checks.append(_hashes(exports, unfinished, Segments(store).all_digests()))
-    report.checks.append(_accounting(ledger))
+    report.checks.append(_accounting(Ledger(store), pinned.records))
     report.checks.append(_schemas(whole))
     report.checks.append(_firewall(store, options, whole, report))
     if deep:
         _deep(root, store, options, whole, report, progress)
     report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
-    report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in ledger.unwritten_receipts()]
+    report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in receipts.unwritten_receipts()]
     return report
 
 
@@ -134,9 +136,9 @@ def _no_lines() -> Iterator[bytes]:
     return iter(())
 
 
-def _options_of(ledger: Ledger, otherwise: Options) -> Options:
+def _options_of(receipts: Receipts, otherwise: Options) -> Options:
     """The options that the newest batch was judged with: flags may have held for one run."""
-    newest = ledger.receipts(1)
+    newest = receipts.receipts(1)
     if not newest:
         return otherwise
     told = (parse_object(newest[0][1].encode().replace(b"\n", b" ")).value or {}).get("options", {})
@@ -166,15 +168,15 @@ def _of_a_batch(behind: int) -> str:
     return f"{behind} bytes of a batch that is under way, or was cut off and is undone at the next start"
 
 
-def _receipts(root: Path, ledger: Ledger) -> Check:
+def _receipts(root: Path, receipts: Receipts) -> Check:
     """The chain of receipts and their files, and the chains of other stages.
 
     A batch is committed before its receipt's file is written.
     """
     faults = []
-    unwritten = {batch_id for _, batch_id, _ in ledger.unwritten_receipts()}
-    kept = list(reversed(ledger.receipts(1 << 31)))
-    previous: str | None = ledger.chain_anchor()
+    unwritten = {batch_id for _, batch_id, _ in receipts.unwritten_receipts()}
+    kept = list(reversed(receipts.receipts(1 << 31)))
+    previous: str | None = receipts.chain_anchor()
     for batch_id, text, sha256 in kept:
         facts = parse_object(text.encode().replace(b"\n", b" ")).value or {}
         if sha256_of(text.encode()) != sha256:
@@ -195,9 +197,9 @@ def _receipts(root: Path, ledger: Ledger) -> Check:
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
 
 
-def _anchored(root: Path, ledger: Ledger, anchor: str) -> Check:
+def _anchored(root: Path, receipts: Receipts, anchor: str) -> Check:
     """A receipt that was noted elsewhere still stands in its chain, or is the last one that is kept no longer."""
-    known = {sha256 for _, _, sha256 in ledger.receipts(1 << 31)} | {ledger.chain_anchor()} | stage_anchors(root)
+    known = {sha256 for _, _, sha256 in receipts.receipts(1 << 31)} | {receipts.chain_anchor()} | stage_anchors(root)
     fault = f"no receipt has the sha256 {anchor}: it was removed, or its chain was rewritten, or it is kept no longer"
     return _check("anchor", [] if anchor in known else [fault])
 
@@ -227,9 +229,9 @@ def _where_it_differs(export: CommittedExport, known: bytes) -> str:
     return f"{problem} in the {committed.segment_bytes} bytes from {', '.join(map(str, others[:SHOWN]))} on"
 
 
-def _accounting(ledger: Ledger) -> Check:
+def _accounting(ledger: Ledger, export_records: ExportRecords) -> Check:
     """No silent drops: every judged line ships or is held, and the files hold as many rows."""
-    totals, records = ledger.totals(), ledger.exports()
+    totals, records = ledger.totals(), export_records.exports()
     judged = ledger.counter("scored_rows") - ledger.counter("unjudged_rows")
     faults = [
         f"{dataset}: {judged} rows were judged, {totals.live(dataset)} have an outcome"
@@ -238,7 +240,7 @@ def _accounting(ledger: Ledger) -> Check:
     ]
     for dataset in Dataset:
         for name, rows in ((dataset.value, totals.shipped(dataset)), (f"quarantine_{dataset}", totals.held(dataset))):
-            stands = records[name].committed.rows + ledger.missing_rows(name)
+            stands = records[name].committed.rows + export_records.missing_rows(name)
             if stands != rows:
                 faults.append(f"{EXPORT_PATHS[name]}: {stands} rows stand, {rows} are accounted for")
     return _check("accounting", faults)

@@ -26,7 +26,8 @@ from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of
 from distilld.publish.recovery import FIRST, Recovery
-from distilld.store.ledger import ExportRecord, Intent, Totals
+from distilld.store.export_records import ExportRecord, Intent
+from distilld.store.ledger import Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Committer(Recovery):
         ``after`` is a batch whose time was given out and that is not committed yet: the time is behind that one's. The
         number is always that of the next batch, for the one before may come to nothing.
         """
-        last = self._ledger.last_batch()
+        last = self._receipts.last_batch()
         sequence = last.batch if last is not None else 0
         now_ns = self._clock() // MS * MS
         floor = after.recorded_at if after is not None else self._store.recall("last_recorded_at")
@@ -84,9 +85,9 @@ class Committer(Recovery):
         """
         self.keep_lock()
         with self._pins.let_in_at_failure():
-            records = self._ledger.exports()
+            records = self._records.exports()
             batch_ids = {
-                batch: self._ledger.batch_id_of(batch)
+                batch: self._receipts.batch_id_of(batch)
                 for batch in {each.shipped_batch for each in decisions.withdrawals}
             }
             published = [_published(each, identity, batch_ids[each.shipped_batch]) for each in decisions.withdrawals]
@@ -105,7 +106,7 @@ class Committer(Recovery):
                         self._exports.check(write.name, records[write.name].committed)
             if intents:
                 with self._store.transaction():
-                    self._ledger.intend(intents)
+                    self._records.intend(intents)
             written = {write.name: self._write(write, records[write.name].committed) for write in writes}
             with self._store.transaction():
                 self._withdrawals.add(published, repeated)
@@ -115,7 +116,7 @@ class Committer(Recovery):
                 receipt,
                 {write.name: write.rows for write in writes},
                 {name: result.dropped for name, result in written.items()},
-                self._ledger.last_receipt_sha256(),
+                self._receipts.last_receipt_sha256(),
             )
 
     def _in_place(self, writes: list[ExportWrite], records: dict[str, ExportRecord]) -> list[ExportWrite]:
@@ -157,8 +158,8 @@ class Committer(Recovery):
             yield
         except ExportTamperedError:
             with self._store.transaction():
-                self._ledger.drop_intent(name)
-                self._ledger.set_installed(name, None)
+                self._records.drop_intent(name)
+                self._records.set_installed(name, None)
             raise
 
     def _transact(
@@ -171,36 +172,34 @@ class Committer(Recovery):
         written: dict[str, Written],
         also: Callable[[], None],
     ) -> dict[str, Any]:
-        ledger = self._ledger
-        ledger.apply(decisions)
+        self._ledger.apply(decisions)
         also()
         for write in writes:
             result, before = written[write.name], records[write.name].committed
             now = result.committed(before.rows - result.dropped + write.rows)
-            ledger.set_export(write.name, now, result.facts, write.temp)
+            self._records.set_export(write.name, now, result.facts, write.temp)
             self._note_segments(write.name, write.temp, write.planned, result)
         ended_ns = max(self._clock(), identity.started_ns)
-        ledger.add_batch(
+        self._receipts.add_batch(
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at, decisions,
             context.rows_judged(decisions), context.bytes_read(decisions), (ended_ns - identity.started_ns) // MS,
         )  # fmt: skip
         self._store.remember("last_recorded_at", identity.recorded_at)
-        totals = ledger.totals()
-        exports = ledger.exports()
+        totals, exports = self._ledger.totals(), self._records.exports()
         checks = self._checks(decisions, context, totals, exports)
         failed = sorted(name for name, passed in checks.items() if not passed)
         if failed:
             raise ProgramError(f"batch {identity.batch_id} fails its checks: {', '.join(failed)}")
         receipt = receipt_of(
             identity, iso_time(ended_ns), (ended_ns - identity.started_ns) // MS, decisions, context, totals,
-            checks, ledger.unreported_inputs(), ledger.pending_tails(), writes, written, exports,
-            ledger.replaced_files(), ledger.last_receipt_sha256(),
+            checks, self._receipts.unreported_inputs(), self._receipts.pending_tails(), writes, written, exports,
+            self._receipts.replaced_files(), self._receipts.last_receipt_sha256(),
         )  # fmt: skip
         content = receipts.receipt_bytes(receipt)
-        ledger.add_receipt(identity.sequence, content.decode(), receipts.sha256_of(content))
-        if ledger.replaced_files():
-            ledger.note_replaced([])
-        ledger.drop_intents()
+        self._receipts.add_receipt(identity.sequence, content.decode(), receipts.sha256_of(content))
+        if self._receipts.replaced_files():
+            self._receipts.note_replaced([])
+        self._records.drop_intents()
         return dict(orjson.loads(content))
 
     def _note_segments(self, name: str, temp: str | None, planned: Overwriting | None, written: Written) -> None:
@@ -220,10 +219,10 @@ class Committer(Recovery):
             "sft_rows_accounted": totals.live(Dataset.SFT) == judged,
         }
         for dataset in Dataset:
-            shipped = exports[dataset.value].committed.rows + self._ledger.missing_rows(dataset.value)
+            shipped = exports[dataset.value].committed.rows + self._records.missing_rows(dataset.value)
             checks[f"{dataset}_file_rows"] = shipped == totals.shipped(dataset)
             quarantine = f"quarantine_{dataset}"
-            held = exports[quarantine].committed.rows + self._ledger.missing_rows(quarantine)
+            held = exports[quarantine].committed.rows + self._records.missing_rows(quarantine)
             checks[f"{dataset}_quarantine_rows"] = held == totals.held(dataset)
         checks["no_forbidden_verdict"] = self._second_look(decisions, context.options)
         return checks
@@ -253,7 +252,7 @@ class Committer(Recovery):
         intents = [Intent(file.name, stamp.sequence, 0, _temp_name(file.name, stamp.batch_id)) for file in files]
         if intents:
             with self._store.transaction():
-                self._ledger.intend(intents)
+                self._records.intend(intents)
         written = [
             self._exports.compose(file.name, intent.temp or "", file.blocks)
             for file, intent in zip(files, intents, strict=True)
@@ -261,10 +260,10 @@ class Committer(Recovery):
         with self._store.transaction():
             also()
             for file, intent, result in zip(files, intents, written, strict=True):
-                self._ledger.set_export(file.name, result.committed(file.rows()), result.facts, intent.temp)
+                self._records.set_export(file.name, result.committed(file.rows()), result.facts, intent.temp)
                 self._note_segments(file.name, intent.temp, None, result)
-            self._ledger.note_replaced([file.name for file in files])
-            self._ledger.drop_intents()
+            self._receipts.note_replaced([file.name for file in files])
+            self._records.drop_intents()
         self.finish()
 
 

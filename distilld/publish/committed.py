@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -24,13 +23,13 @@ from distilld.files.regular import open_regular
 from distilld.files.segments import SegmentHash, blocks_of
 from distilld.publish.pins import pinned
 from distilld.store.connection import Store
-from distilld.store.ledger import BatchRecord, ExportRecord, Ledger
+from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
+from distilld.store.receipts import BatchRecord, Receipts
 from distilld.store.segments import Segments
 
 ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
-_BLOCKS_AT_ONCE: Final = 8
 _WHITE: Final = b" \t\r\n"
 
 T = TypeVar("T")
@@ -68,13 +67,13 @@ class Writing:
     @classmethod
     def of(cls, store: Store) -> Writing:
         """What the store says of it."""
-        ledger = Ledger(store)
-        newest, records = ledger.last_batch(), ledger.exports()
+        newest, export_records = Receipts(store).last_batch(), ExportRecords(store)
+        records = export_records.exports()
         return cls(
             newest.batch if newest else 0,
             store.recall("batch_undone_at"),
             {name: (record.generation, record.committed) for name, record in records.items()},
-            frozenset(intent.name for intent in ledger.intents() if intent.temp is None),
+            frozenset(intent.name for intent in export_records.intents() if intent.temp is None),
             bool(Segments(store).due()),
         )
 
@@ -134,9 +133,7 @@ class CommittedExport:
         Raises:
             BatchMovedError, OperatorError: As :meth:`blocks`.
         """
-        blocks = whole_lines(self.blocks())
-        while some := list(islice(blocks, _BLOCKS_AT_ONCE)):
-            yield [row for block in some for row in rows_of(block)]
+        return map(rows_of, whole_lines(self.blocks()))
 
     def lines(self) -> Iterator[bytes]:
         """The same, each with its line feed."""
@@ -212,10 +209,11 @@ class CommittedBatch:
 
     def __init__(self, root: Path, store: Store, names: Collection[str]) -> None:
         self.store = store
-        self.ledger = Ledger(store)
-        self.batch: BatchRecord | None = self.ledger.last_batch()
+        self.receipts = Receipts(store)
+        self.records = ExportRecords(store)
+        self.batch: BatchRecord | None = self.receipts.last_batch()
         self.writing = Writing.of(store)
-        records = self.ledger.exports()
+        records = self.records.exports()
         self.exports = {name: CommittedExport(root, records[name]) for name in names}
 
     def refuse_incomplete(self, name: str) -> None:
@@ -224,7 +222,7 @@ class CommittedBatch:
         Raises:
             OperatorError: Rows are missing.
         """
-        if missing := self.ledger.missing_rows(name):
+        if missing := self.records.missing_rows(name):
             raise OperatorError(
                 f"{EXPORT_PATHS[name]} is being restored: {missing} rows are yet to be written again",
                 hint="distilld run --once writes them",

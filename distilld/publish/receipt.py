@@ -16,7 +16,9 @@ from distilld.publish.exports import Drop
 from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import lines_of
-from distilld.store.ledger import ExportRecord, InputNote, Totals
+from distilld.store.export_records import ExportRecord
+from distilld.store.ledger import Totals
+from distilld.store.receipts import InputNote
 
 MS: Final = 1_000_000
 """Nanoseconds in a millisecond."""
@@ -131,6 +133,7 @@ def receipt_of(
             "rows_indexed": context.rows_indexed,
             "rows_judged": context.rows_judged(decisions),
             "bytes_read": context.bytes_read(decisions),
+            "lag_ms": _lag_ms(identity, inputs),
         },
         "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
         "validation_pass": all(checks.values()),
@@ -139,6 +142,12 @@ def receipt_of(
         "errors": list(context.errors),
         "previous_receipt_sha256": previous,
     }
+
+
+def _lag_ms(identity: BatchIdentity, inputs: list[InputNote]) -> int | None:
+    """For how long the input had been waiting that waited longest; None where none was read."""
+    changed = [each.changed_ns for each in inputs if each.changed_ns is not None]
+    return max(0, identity.started_ns - min(changed)) // MS if changed else None
 
 
 def _input(note: InputNote) -> dict[str, Any]:

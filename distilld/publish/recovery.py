@@ -32,7 +32,9 @@ from distilld.publish.reading import ExportTamperedError, ExportWriteError, file
 from distilld.publish.receipt import iso_time
 from distilld.publish.set_aside import copy_aside, move_aside
 from distilld.store.connection import Store
-from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.export_records import ExportRecord, ExportRecords
+from distilld.store.ledger import Ledger
+from distilld.store.receipts import Receipts
 from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
@@ -59,6 +61,8 @@ class Recovery:
         self._root = root
         self._store = store
         self._ledger = Ledger(store)
+        self._receipts = Receipts(store)
+        self._records = ExportRecords(store)
         self._segments = Segments(store)
         self._withdrawals = Withdrawals(store)
         self._exports = exports
@@ -85,7 +89,7 @@ class Recovery:
 
     def _install(self) -> list[str]:
         """Put what was committed in place: datasets before all others. Returns what was changed in the meantime."""
-        records = self._ledger.exports()
+        records = self._records.exports()
         changed = self._overwrite(records)
         for name in RENAME_ORDER:
             record = records[name]
@@ -96,9 +100,9 @@ class Recovery:
             if facts is None:
                 self.set_aside(name, self._clock(), temp=record.pending_temp)
             with self._store.transaction():
-                self._ledger.set_installed(name, facts)
+                self._records.set_installed(name, facts)
                 if tampered:
-                    self._ledger.count_tampering(self._clock())
+                    self._records.count_tampering(self._clock())
         return changed
 
     def _overwrite(self, records: dict[str, ExportRecord]) -> list[str]:
@@ -113,7 +117,7 @@ class Recovery:
             facts[name] = self._exports.overwrite(name, record.committed, due[name], digests, record.facts)
         with self._store.transaction():
             for name, now in facts.items():
-                self._ledger.set_installed(name, now)
+                self._records.set_installed(name, now)
                 self._segments.done(name)
         return [name for name, now in facts.items() if now is None]
 
@@ -154,17 +158,17 @@ class Recovery:
 
     def _holds_lost(self, name: str, copy: Path) -> bool:
         """Whether a copy that was set aside holds a row that was published as lost."""
-        is_lost = drop_ids({each.encode() for each in self._ledger.lost_ids(name)})
+        is_lost = drop_ids({each.encode() for each in self._withdrawals.lost_ids(name)})
         with suppress(OSError):
             return any(map(is_lost, file_lines(copy)))
         return False
 
     def _report(self, *, cut_off: bool = False) -> None:
         """Write the receipts of what was committed, and remove those that are kept no longer."""
-        for sequence, batch_id, text in self._ledger.unwritten_receipts():
+        for sequence, batch_id, text in self._receipts.unwritten_receipts():
             receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
             with self._store.transaction():
-                self._ledger.mark_written(sequence)
+                self._receipts.mark_written(sequence)
             if cut_off:
                 log.info("receipt_repaired", batch_id=batch_id, path=receipts.receipt_path(batch_id))
             else:
@@ -172,21 +176,21 @@ class Recovery:
         self._retire_receipts()
 
     def _retire_receipts(self) -> None:
-        old = self._ledger.receipts_beyond(self.receipts_keep)
+        old = self._receipts.receipts_beyond(self.receipts_keep)
         if old:
             # The files first: the store is what knows that they are to go.
             receipts.remove_receipts(self._root, [batch_id for _, batch_id, _ in old])
             with self._store.transaction():
-                self._ledger.drop_receipts(old)
+                self._receipts.drop_receipts(old)
 
     def needs_recovery(self) -> bool:
         """Whether a write was cut off, or a finish is not done."""
         return bool(
-            self._ledger.intents()
-            or self._ledger.unwritten_receipts()
-            or self._ledger.receipts_beyond(self.receipts_keep)
+            self._records.intents()
+            or self._receipts.unwritten_receipts()
+            or self._receipts.receipts_beyond(self.receipts_keep)
             or self._segments.due()
-            or any(record.pending_temp for record in self._ledger.exports().values())
+            or any(record.pending_temp for record in self._records.exports().values())
         )
 
     def recover(self) -> bool:
@@ -206,12 +210,12 @@ class Recovery:
         self._pins.let_in()
         if not self.needs_recovery():
             return False
-        intents = self._ledger.intents()
+        intents = self._records.intents()
         if intents:
             self._settle_doubt()
         # The exports first: whatever is wrong with the reports, no row stands in them that was not committed.
         self._install()
-        records = self._ledger.exports()
+        records = self._records.exports()
         for intent in intents:
             if intent.temp is None:
                 self._exports.cut_back(intent.name, records[intent.name].committed)
@@ -220,8 +224,8 @@ class Recovery:
         with self._store.transaction():
             for intent in intents:
                 # The file itself may be why it was not written, whatever stat says; the next look goes by its content.
-                self._ledger.set_installed(intent.name, None)
-            self._ledger.drop_intents()
+                self._records.set_installed(intent.name, None)
+            self._records.drop_intents()
         self._report(cut_off=True)
         return True
 

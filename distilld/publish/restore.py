@@ -25,8 +25,8 @@ from distilld.publish.reading import ExportTamperedError, file_lines
 from distilld.publish.takeover import TakeOver
 from distilld.store.connection import Store
 from distilld.store.export_lines import ExportLines
+from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.frozen import Frozen
-from distilld.store.ledger import ExportRecord, Ledger
 from distilld.store.orphans import Orphans
 from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
@@ -50,7 +50,7 @@ class Restorer:
         self._store = store
         self._exports = exports
         self._committer = committer
-        self._ledger = Ledger(store)
+        self._records = ExportRecords(store)
         self._lines = ExportLines(store)
         self._orphans = Orphans(store)
         self._segments = Segments(store)
@@ -79,13 +79,13 @@ class Restorer:
 
     def pause_left(self, now_ns: int) -> float:
         """For how many seconds a damaged export is left as it is, by who need not write it."""
-        recent = self._ledger.recent_tamperings(now_ns)
+        recent = self._records.recent_tamperings(now_ns)
         waited = (now_ns - recent[-1]) / 1e9 if len(recent) >= TAMPERINGS_AN_HOUR else PAUSE_SECONDS
         return max(PAUSE_SECONDS - waited, 0.0)
 
     def note_committed(self) -> None:
         """From now on, :meth:`disturbed` compares with what is committed now."""
-        self._seen = self._ledger.exports()
+        self._seen = self._records.exports()
 
     def disturbed(self) -> bool:
         """Whether an export no longer looks as it did when that was noted."""
@@ -94,7 +94,7 @@ class Restorer:
     def damaged(self, *, apart_from: Collection[str] = ()) -> dict[str, ExportTamperedError]:
         """The exports that :meth:`check` would restore; the facts of those that are whole are noted."""
         found: dict[str, ExportTamperedError] = {}
-        for name, record in self._ledger.exports().items():
+        for name, record in self._records.exports().items():
             if name in apart_from or self._looks_as_recorded(name, record):
                 continue
             try:
@@ -104,12 +104,12 @@ class Restorer:
                 continue
             if facts is not None:
                 with self._store.transaction():
-                    self._ledger.set_installed(name, facts)
+                    self._records.set_installed(name, facts)
         return found
 
     def _learn_segments(self) -> None:
         """Read exports once whose digest is of another form: an older version recorded it."""
-        for name, record in self._ledger.exports().items():
+        for name, record in self._records.exports().items():
             known = record.committed
             if known.segment_bytes == self._exports.segment_bytes or not known.size:
                 continue
@@ -117,10 +117,10 @@ class Restorer:
                 found = self._exports.index(name, known)
             except ExportTamperedError:
                 with self._store.transaction():
-                    self._ledger.set_installed(name, None)
+                    self._records.set_installed(name, None)
                 continue
             with self._store.transaction():
-                self._ledger.set_export(name, found.committed(known.rows), found.facts, None)
+                self._records.set_export(name, found.committed(known.rows), found.facts, None)
                 self._segments.begin_anew(name)
                 self._segments.append(name, found.segments)
 
@@ -137,7 +137,7 @@ class Restorer:
         """Note what is to be restored. All until that is done counts as one time."""
         with self._store.transaction():
             if damaged and not again:
-                self._ledger.count_tampering(now_ns)
+                self._records.count_tampering(now_ns)
             self._store.remember("restoring", orjson.dumps(sorted(damaged)).decode() if damaged else None)
 
     def _restoring(self) -> set[str]:
@@ -216,7 +216,7 @@ class Restorer:
         Raises:
             ExportTamperedError: A file is not what its last commit left; :meth:`check` restores it.
         """
-        for name, record in self._ledger.exports().items():
+        for name, record in self._records.exports().items():
             if name.startswith("withdrawals_"):
                 if record.committed.spaces:
                     self._rewrite_log(name, lambda: None)

@@ -26,8 +26,9 @@ from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import BATCH_ID, Link, newest_receipt
 from distilld.publish.recovery import FIRST
 from distilld.store.connection import Store
-from distilld.store.ledger import Ledger
+from distilld.store.export_records import ExportRecords
 from distilld.store.orphans import Orphans
+from distilld.store.receipts import Receipts
 
 log = structlog.get_logger()
 
@@ -40,7 +41,8 @@ class TakeOver:
         self._store = store
         self._exports = exports
         self._committer = committer
-        self._ledger = Ledger(store)
+        self._records = ExportRecords(store)
+        self._receipts = Receipts(store)
         self._orphans = Orphans(store)
 
     def take_over(self, now_ns: int) -> bool:
@@ -49,7 +51,7 @@ class TakeOver:
         Raises:
             ExportReadError: A folder or a file cannot be looked at; what was not taken over yet is at the next try.
         """
-        if self._store.recall("taken_over") is not None or self._ledger.last_batch() is not None:
+        if self._store.recall("taken_over") is not None or self._receipts.last_batch() is not None:
             return False
         there = [name for name in EXPORT_PATHS if self._exports.stands(name)]
         leftovers = self._leftovers()
@@ -60,7 +62,7 @@ class TakeOver:
         rows = removed = 0
         for name in there:
             if (
-                not name.startswith("quarantine_") and not self._ledger.exports()[name].generation
+                not name.startswith("quarantine_") and not self._records.exports()[name].generation
             ):  # else: before a crash
                 good, bad = self._adopt(name, now_ns)
                 rows, removed = rows + good, removed + bad
@@ -167,7 +169,7 @@ class TakeOver:
         def settle() -> None:
             self._orphans.take_verdicts()
             if anchor is not None:
-                self._ledger.anchor(*anchor)
+                self._receipts.anchor(*anchor)
             self._store.remember("taken_over", iso_time(now_ns))
 
         versions = [

@@ -24,7 +24,6 @@ from distilld.publish.receipt import ExportWrite
 from distilld.service.lock import holder, refuse_other_store
 from distilld.store.connection import Store, is_kept
 from distilld.store.copy import copy_store
-from distilld.store.ledger import Ledger
 from distilld.store.read_only import file_facts
 
 _ATTEMPTS: Final = 5
@@ -49,7 +48,7 @@ class DryCommitter(Committer):
         """Whether a batch was cut off that the next real run completes or undoes first; nothing is done about it."""
         needed = self.needs_recovery()
         with self._store.transaction():
-            Ledger(self._store).drop_intents()
+            self._records.drop_intents()
         return needed
 
 
@@ -96,10 +95,10 @@ def damaged_exports(engine: Engine) -> Iterator[str]:
     Raises:
         OperatorError: An export cannot be read.
     """
-    if holder(engine.root).running or engine.ledger.last_batch() is None:
+    if holder(engine.root).running or engine.receipts.last_batch() is None:
         return
-    cut_off = {intent.name for intent in engine.ledger.intents()}
-    cut_off.update(name for name, record in engine.ledger.exports().items() if record.pending_temp is not None)
+    cut_off = {intent.name for intent in engine.export_records.intents()}
+    cut_off.update(name for name, record in engine.export_records.exports().items() if record.pending_temp is not None)
     for error in engine.restorer.damaged(apart_from=cut_off).values():
         yield f"{error.path} {error.problem}"
 

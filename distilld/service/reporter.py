@@ -185,7 +185,7 @@ class Bulletin:
         self._write(metrics)
 
     def _ask_store(self, metrics: Metrics) -> None:
-        ledger, totals = self._engine.ledger, self._engine.ledger.totals()
+        engine, totals = self._engine, self._engine.ledger.totals()
         metrics.replace("distilld_rows", [((each.value,), totals.shipped(each)) for each in Dataset])
         frozen = Frozen(self._engine.store)
         standing = shipped_by_exception(totals, frozen.counts_without_evidence())
@@ -194,13 +194,13 @@ class Bulletin:
         metrics.replace("distilld_held_rows", [((each.dataset.value, each.reason.value), each.rows) for each in held])
         kept = frozen.held_by_tripwire()
         metrics.replace("distilld_tripwire_rows", [((each.value,), kept.get(each.value, 0)) for each in Dataset])
-        heads = {"distill": ledger.last_receipt_sha256() or "", **stage_heads(self._engine.root)}
+        heads = {"distill": engine.receipts.last_receipt_sha256() or "", **stage_heads(self._engine.root)}
         metrics.replace("distilld_chain_head", [(head, 1) for head in heads.items() if head[1]])
-        metrics.set("distilld_exports_tampered", len(ledger.recent_tamperings(self._clock())))
+        metrics.set("distilld_exports_tampered", len(engine.export_records.recent_tamperings(self._clock())))
         metrics.set("distilld_waiting_rows", self._engine.work.waiting().rows)
         trees = Views(self._engine.store).trees()
         metrics.replace("distilld_malformed_lines", [((each.kind.value,), each.malformed_lines) for each in trees])
-        metrics.set("distilld_pending_tails", len(ledger.pending_tails()))
+        metrics.set("distilld_pending_tails", len(engine.receipts.pending_tails()))
 
     def _measure_overdue(self, metrics: Metrics) -> None:
         metrics.set("distilld_overdue_withdrawal_seconds", self.overdue_seconds)

@@ -37,9 +37,9 @@ from distilld.publish.receipt_files import newest_receipt, receipt_path
 from distilld.service.health_record import Vitals, read_vitals, write_vitals
 from distilld.service.lock import WriterLock, tell_trouble, writer_lock
 from distilld.store.connection import Store, StoreCorruptError, StoreOutdatedError
-from distilld.store.ledger import Ledger
 from distilld.store.open_writer import opened_store
 from distilld.store.queries import Pairing, Views, Withdrawn, by_reason
+from distilld.store.receipts import Receipts
 
 log = structlog.get_logger()
 
@@ -111,7 +111,7 @@ def _refuse_outdated(store: Store, root: Path) -> None:
         ReceiptReadError: The receipts cannot be read.
     """
     newest = newest_receipt(root)
-    if newest is not None and Ledger(store).lacks(newest.sequence, newest.batch_id):
+    if newest is not None and Receipts(store).lacks(newest.sequence, newest.batch_id):
         raise StoreOutdatedError(
             f"the state store {store.path} is older than the exports: it does not know batch {newest.batch_id}, whose"
             f" receipt stands in {REPORTS}"
@@ -279,7 +279,7 @@ def _now() -> str:
 
 
 def _takes_over(engine: Engine) -> bool:
-    if engine.ledger.last_batch() is not None or engine.committer.needs_recovery():
+    if engine.receipts.last_batch() is not None or engine.committer.needs_recovery():
         return False
     return any(engine.exports.stands(name) for name in EXPORT_PATHS)
 

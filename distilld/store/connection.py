@@ -2,8 +2,9 @@
 
 This package is the only place that knows SQL. :class:`Store` opens the file and owns its transactions. Its parts each
 know one thing: ``inputs`` (files), ``scored_rows`` and ``evidence_rows`` (what they say), ``verdicts`` (who speaks last),
-``queues`` and ``work`` (what must be judged and with what), ``frozen`` (retained rows), ``ledger`` (outcomes, exports,
-batches, receipts), ``queries`` (questions that people ask).
+``queues`` and ``work`` (what must be judged and with what), ``frozen`` (retained rows), ``ledger`` (outcomes),
+``export_records`` (the exports as files), ``receipts`` (batches and what is said of them), ``queries`` (questions that
+people ask).
 """
 
 from __future__ import annotations

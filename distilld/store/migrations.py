@@ -128,6 +128,20 @@ def m008_too_many_exports(db: Database) -> None:
     db.conn.executemany("INSERT OR IGNORE INTO totals VALUES (?, ?, ?, 0)", every)
 
 
+def m009_dataset_history(db: Database) -> None:
+    """The datasets over time, for people, dashboards and ``status``: what the kept receipts say, exact at each batch."""
+    _run_script(
+        db,
+        "CREATE VIEW dataset_history AS\n"
+        "    SELECT b.recorded_at AS at, d.key AS dataset, json_extract(d.value, '$.shipped') AS rows,\n"
+        "           json_extract(d.value, '$.appended') - json_extract(d.value, '$.replaced') AS added,\n"
+        "           json_extract(d.value, '$.withdrawn') AS withdrawn, json_extract(d.value, '$.held') AS quarantined,\n"
+        "           b.batch_id\n"
+        "    FROM batches b CROSS JOIN receipts r USING (batch)\n"
+        "    CROSS JOIN json_each(r.receipt, '$.record_counts.per_exporter') d ORDER BY b.batch DESC;\n",
+    )
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -137,6 +151,7 @@ MIGRATIONS: Final = (
     m006_own_looks,
     m007_moved_lines_and_rests,
     m008_too_many_exports,
+    m009_dataset_history,
 )
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 

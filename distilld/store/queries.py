@@ -213,12 +213,9 @@ class Views:
 
     def rows_at(self, moment: str) -> dict[str, int]:
         """The rows of each dataset at a time; empty where no receipt that is kept goes back so far."""
-        found = self._run(
-            "SELECT json_extract(receipt, '$.record_counts.per_exporter') FROM receipts JOIN batches USING (batch)"
-            " WHERE recorded_at <= ? ORDER BY batch DESC LIMIT 1",
-            (moment,),
-        ).fetchone()
-        return {dataset: counts["shipped"] for dataset, counts in json.loads(found[0]).items()} if found else {}
+        return dict(
+            self._run("SELECT dataset, rows FROM dataset_history WHERE at <= ? LIMIT ?", (moment, len(Dataset)))
+        )
 
     def withdrawals_since(self, moment: str, limit: int | None) -> tuple[int, list[PublishedLine]]:
         """How many rows left the datasets after a time, and the newest of them, oldest first; None for all."""

@@ -9,7 +9,7 @@ from typing import Final
 from distilld.core.model import StatFacts
 from distilld.files.segments import Segment, Span
 from distilld.store.connection import Store
-from distilld.store.ledger import Ledger
+from distilld.store.export_records import ExportRecords
 
 _FEW: Final = 8
 """So many marks are looked for one by one; more are looked for all at once."""
@@ -21,11 +21,11 @@ class Segments:
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
         self._many = store.connection.executemany
-        self._ledger = Ledger(store)
+        self._records = ExportRecords(store)
 
     def recorded(self, name: str) -> tuple[StatFacts, bytes] | None:
         """The facts of an export as its last commit left it, and the digests of its segments; None: not known."""
-        facts = self._ledger.exports()[name].facts
+        facts = self._records.exports()[name].facts
         rows = self._run("SELECT sha256 FROM export_segments WHERE name = ? ORDER BY segment", (name,))
         digests = b"".join(sha256 for (sha256,) in rows)
         return (facts, digests) if facts is not None and digests else None

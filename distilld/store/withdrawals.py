@@ -31,6 +31,11 @@ class Withdrawals:
         )
         return map(_published, rows)
 
+    def lost_ids(self, dataset: str) -> list[str]:
+        """The ids of the rows that a damaged dataset lost for good."""
+        rows = self._run("SELECT DISTINCT id FROM withdrawals WHERE dataset = ? AND cause = 'lost'", (dataset,))
+        return [sample_id for (sample_id,) in rows]
+
     def repeated(self, published: Iterable[PublishedWithdrawal]) -> dict[int, PublishedWithdrawal]:
         """The earlier withdrawals that these say again, by number: they differ in batches and places alone."""
         said = {_what_it_says(each) for each in published}

@@ -47,7 +47,7 @@ def start_comes_to(lake: Lake, expected: Outcome) -> None:
         settled(lake.root, expected)
         assert not engine.run_pass(Trigger.ONCE).changed
         damaged = lake.history.mishap is damage_the_exports
-        assert len(engine.ledger.tamperings()) == damaged, "a kill was taken for another writer"
+        assert len(engine.export_records.tamperings()) == damaged, "a kill was taken for another writer"
 
 
 def die_at_each(lake: Lake, chosen: list[Call], expected: Outcome) -> None:

@@ -268,7 +268,7 @@ def test_a_restoration_that_is_cut_off_is_no_second_tampering(prepare: Prepare) 
     lake.start()
     assert outcome(lake.root) == expected
     with lake.opened() as engine:
-        assert len(engine.ledger.tamperings()) == 1
+        assert len(engine.export_records.tamperings()) == 1
 
 
 @pytest.mark.parametrize("place", ["install", "_install"], ids=["before the rename", "behind it"])
@@ -328,7 +328,7 @@ def test_what_is_no_file_makes_room_for_a_version_that_waits(prepare: Prepare, w
     (aside,) = (lake.root / SET_ASIDE).iterdir()
     assert (aside.is_dir(), aside.is_symlink(), aside.is_fifo()) == (what == "folder", what == "link", what == "fifo")
     with lake.opened() as engine:
-        assert len(engine.ledger.tamperings()) == 1
+        assert len(engine.export_records.tamperings()) == 1
 
 
 def _empty_the_exports(root: Path) -> None:
@@ -388,4 +388,4 @@ def test_a_file_that_appears_during_the_first_pass_is_kept(
     (copy,) = (lake.root / SET_ASIDE).iterdir()
     assert copy.read_bytes() == b"the only copy\n"
     with lake.opened() as engine:
-        assert len(engine.ledger.tamperings()) == 1
+        assert len(engine.export_records.tamperings()) == 1

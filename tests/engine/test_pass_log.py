@@ -112,7 +112,7 @@ def test_receipt_that_a_crash_left_unwritten(lake: HistoryLake) -> None:
     lake.engine.store.connection.execute("UPDATE receipts SET written = 0")
     with capture_logs() as lines:
         lake.restart()
-        assert lake.engine.ledger.unwritten_receipts() == []
+        assert lake.engine.receipts.unwritten_receipts() == []
     (line,) = [line for line in lines if line["event"] == "receipt_repaired"]
     assert (lake.root / line["path"]).exists()
 
@@ -151,7 +151,7 @@ def test_batch_whose_receipt_cannot_be_written(lake: HistoryLake, monkeypatch: p
         "receipt_repaired",
     ]
     assert begun["sequence"] == told["sequence"] == 2
-    assert repaired["batch_id"] == lake.engine.ledger.last_batch().batch_id  # type: ignore[union-attr]
+    assert repaired["batch_id"] == lake.engine.receipts.last_batch().batch_id  # type: ignore[union-attr]
     assert lake.shipped("rag") == {"b", "c"}
 
 

@@ -19,7 +19,7 @@ import structlog
 from distilld.core.model import OperatorError, Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.store.connection import Store
-from distilld.store.ledger import Ledger
+from distilld.store.export_records import ExportRecords
 
 
 def main(root: Path) -> None:
@@ -44,7 +44,7 @@ def main(root: Path) -> None:
         print("undone", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Ledger.drop_intents = die  # type: ignore[assignment,method-assign]
+    ExportRecords.drop_intents = die  # type: ignore[assignment,method-assign]
     engine.committer.recover()
     os.kill(os.getpid(), signal.SIGKILL)
 

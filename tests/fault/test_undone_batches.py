@@ -29,11 +29,11 @@ def test_a_batch_that_fails_a_check_is_undone(
     real = Committer._checks
     monkeypatch.setattr(Committer, "_checks", lambda *given: {**real(*given), "rag_rows_accounted": False})
     with lake.opened() as engine:
-        batch = engine.ledger.last_batch()
+        batch = engine.receipts.last_batch()
         with pytest.raises(ProgramError, match="fails its checks: rag_rows_accounted"):
             engine.run_pass(Trigger.ONCE)
         assert engine.committer.recover()
-        assert engine.ledger.last_batch() == batch
+        assert engine.receipts.last_batch() == batch
         assert outcome(lake.root) == before
         committed_and_whole(lake.root)
         monkeypatch.undo()
@@ -71,7 +71,7 @@ def test_the_exports_are_whole_whatever_is_wrong_with_the_reports(
         with pytest.raises(ReceiptWriteError):
             engine.committer.recover()
         assert {name: read(lake, name) for name in EXPORT_PATHS} == before
-        assert engine.ledger.intents() == []
+        assert engine.export_records.intents() == []
         assert engine.committer.needs_recovery()
         reports.unlink()
         away.rename(reports)

@@ -298,6 +298,14 @@ CREATE VIEW batch_history AS
            duration_ms
     FROM batches ORDER BY batch DESC;
 
+CREATE VIEW dataset_history AS
+    SELECT b.recorded_at AS at, d.key AS dataset, json_extract(d.value, '$.shipped') AS rows,
+           json_extract(d.value, '$.appended') - json_extract(d.value, '$.replaced') AS added,
+           json_extract(d.value, '$.withdrawn') AS withdrawn, json_extract(d.value, '$.held') AS quarantined,
+           b.batch_id
+    FROM batches b CROSS JOIN receipts r USING (batch)
+    CROSS JOIN json_each(r.receipt, '$.record_counts.per_exporter') d ORDER BY b.batch DESC;
+
 CREATE VIEW file_lag AS
     SELECT p.path AS partition, f.kind, f.state, f.size_bytes, f.indexed_bytes,
            f.size_bytes - f.indexed_bytes AS unread_bytes, f.indexed_lines AS lines,

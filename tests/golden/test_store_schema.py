@@ -26,4 +26,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m006_own_looks",
         "m007_moved_lines_and_rests",
         "m008_too_many_exports",
+        "m009_dataset_history",
     ]

@@ -35,7 +35,7 @@ from distilld.service.health_record import Failure, Unreadable, Vitals, read_vit
 from distilld.service.lock import LOCK_FILE, tell_trouble
 from distilld.service.run_once import bring_up_to_date, writer
 from distilld.store.connection import Store
-from distilld.store.ledger import ExportRecord, Intent
+from distilld.store.export_records import ExportRecord, Intent
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 from tests.support.query_plans import whole_scans
 
@@ -173,7 +173,7 @@ def test_what_the_writer_has_in_hand_is_no_fault(settings: Settings, running: En
     path = settings.root / EXPORT_PATHS["sft"]
     size = path.stat().st_size
     with running.store.transaction():
-        running.ledger.intend([Intent("sft", 2, size, None)])
+        running.export_records.intend([Intent("sft", 2, size, None)])
     with path.open("ab") as file:
         file.write(b'{"schema_version":1,')
     assert names(settings) == []

@@ -24,7 +24,8 @@ from distilld.publish import receipt_files as receipt_module
 from distilld.publish.committed import CommittedExport
 from distilld.service.stage import run_stage
 from distilld.store.connection import Store
-from distilld.store.ledger import ExportRecord, Ledger
+from distilld.store.export_records import ExportRecord
+from distilld.store.ledger import Ledger
 from tests.support.history_lake import A, B, history_lake, run
 from tests.support.lake_by_formula import write_bench_lake
 
@@ -384,7 +385,7 @@ def test_anchor_tells_of_a_chain_that_was_rewritten(lake: tuple[SampleLake, Engi
     for _ in range(2):
         run_stage(root, "score_runs", inputs=(), outputs=(), command=("true",), receipts_keep=0)
     heads = receipt_module.stage_heads(root)
-    known = [lake[1].ledger.last_receipt_sha256(), heads["score_runs"]]
+    known = [lake[1].receipts.last_receipt_sha256(), heads["score_runs"]]
     for anchor in known:
         assert not faulty(verify(root, root / "state/distilld.db", Options(), anchor=anchor))
     newest = max(path for path in (root / "reports/distillation").iterdir() if path.name.endswith("-score_runs"))

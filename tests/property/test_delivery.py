@@ -18,7 +18,7 @@ from distilld.delivery.check import check
 from distilld.delivery.snapshot import Wanted, make
 from distilld.engine.engine import Engine
 from distilld.publish import restore
-from distilld.store import ledger
+from distilld.store import export_records
 from distilld.store.connection import Store
 from tests.property.model import joined_rows
 from tests.property.test_histories import Histories, number, run
@@ -63,7 +63,7 @@ class Deliveries(Histories):
         self.mirrors = {dataset: Mirror() for dataset in Dataset}
         self.snapshot: dict[Dataset, dict[str, Row]] | None = None
         self.limits.setattr(restore, "TAMPERINGS_AN_HOUR", 1 << 30)
-        self.limits.setattr(ledger, "TAMPERINGS_AN_HOUR", 1 << 30)
+        self.limits.setattr(export_records, "TAMPERINGS_AN_HOUR", 1 << 30)
 
     def here(self, options: Options) -> Options:
         return replace(super().here(options), on_delete=options.on_delete)
@@ -146,7 +146,7 @@ class Deliveries(Histories):
         assert self.engine is not None
         self.engine.run_pass(Trigger.WATCH)
         type(self).passes += 1
-        if self.engine.ledger.last_batch() is None:
+        if self.engine.receipts.last_batch() is None:
             return
         for dataset, mirror in self.mirrors.items():
             with changes(self.folder, self.folder / "state" / "distilld.db", dataset, mirror.since) as found:

@@ -34,9 +34,9 @@ from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
-from distilld.store.ledger import Ledger
 from distilld.store.pruning import Only
 from distilld.store.queries import Exceptions
+from distilld.store.receipts import Receipts
 from tests.property.absence import Absence
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
 from tests.support import target_state as invariants
@@ -424,8 +424,9 @@ class Histories(RuleBasedStateMachine):
             stayed |= invariants.places_of_frozen(expected)
             invariants.keep_what_did_not_change(self.before, exports, stayed)
             invariants.publish_what_left(self.before, exports)
-        receipts = [(batch_id, text) for batch_id, text, _ in Ledger(self.store).receipts(1 << 30)]
+        receipts = [(batch_id, text) for batch_id, text, _ in Receipts(self.store).receipts(1 << 30)]
         invariants.chain(self.folder, receipts[::-1])
+        invariants.add_up(self.store.connection, exports)
         assert not self.engine.work.waiting().anything
         again = self.engine.run_pass(Trigger.RESCAN)
         assert not again.batches

@@ -232,7 +232,7 @@ def test_whole_exports_folder_deleted(full: HistoryLake) -> None:
     shutil.rmtree(full.root / "exports")
     full.go()
     assert {name: full.lines(name) for name in EXPORT_PATHS} == before
-    assert len(full.engine.ledger.tamperings()) == 1
+    assert len(full.engine.export_records.tamperings()) == 1
 
 
 def test_export_restored_in_a_batch(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_lines_of_others_are_told_and_kept_aside(full: HistoryLake, monkeypatch:
         with capture_logs() as logs:
             full.go()
         assert [each["event"] for each in logs].count("export_tampered") == 1
-        assert len(full.engine.ledger.tamperings()) == times
+        assert len(full.engine.export_records.tamperings()) == times
         assert full.lines("rag") - before == Counter([full.content("rag").splitlines()[-1]])
         copy = full.root / SET_ASIDE / set_aside(full, "rag-")[-1]
         assert copy.read_bytes().endswith(b'"id":"rag-00000000000000')
@@ -364,7 +364,7 @@ def test_third_damage_within_an_hour_waits_and_stops_no_batch(
             assert f"held{number}" in full.shipped("rag")
             assert full.content("sft") == damaged
     assert [each["event"] for each in logs].count("export_tampered") == 1
-    assert len(full.engine.ledger.tamperings()) == TAMPERINGS_AN_HOUR
+    assert len(full.engine.export_records.tamperings()) == TAMPERINGS_AN_HOUR
     full.now_ns = moment + 30 * MINUTE_NS // 60
     full.go(Trigger.WATCH)
     assert full.content("sft") == whole
@@ -393,10 +393,10 @@ def test_damage_that_was_taken_back_is_no_longer_waited_for(full: HistoryLake, m
     full.engine.run_pass(Trigger.WATCH)
     path_of(full, "sft").write_bytes(whole)
     full.engine.run_pass(Trigger.WATCH)
-    first = full.engine.ledger.tamperings()
+    first = full.engine.export_records.tamperings()
     append_junk(path_of(full, "sft"))
     full.engine.run_pass(Trigger.WATCH)
-    assert full.engine.ledger.tamperings() == [*first[1:], full.now_ns]
+    assert full.engine.export_records.tamperings() == [*first[1:], full.now_ns]
 
 
 def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,9 +408,9 @@ def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monke
     for _ in range(3):
         truncate(path_of(full, "rag"))
         full.go()
-    assert status._another_writer(full.engine.ledger) is not None
+    assert status._another_writer(full.engine.export_records) is not None
     clock_ns = 0
-    assert status._another_writer(full.engine.ledger) is None
+    assert status._another_writer(full.engine.export_records) is None
     full.go()
     truncate(path_of(full, "rag"))
     full.go()
@@ -1364,7 +1364,7 @@ def test_damage_while_a_rebuild_judges_is_restored(
 
     while_it_judges(full, monkeypatch, once(meddle))
     assert {each: full.lines(each) for each in EXPORT_PATHS} == with_foreign
-    assert len(full.engine.ledger.tamperings()) == 1
+    assert len(full.engine.export_records.tamperings()) == 1
     whole = full.files()
     full.go(Trigger.REBUILD)
     assert full.files() == whole

@@ -34,16 +34,17 @@ from distilld.publish import restore
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportWriteError
-from distilld.service import daemon
+from distilld.service import daemon, schedule, signals
 from distilld.service import health_record as vitals
 from distilld.service import listener as listening
 from distilld.service import reporter as bulletin
-from distilld.service.daemon import Daemon, PassEnded
+from distilld.service.daemon import Daemon
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.inotify import FolderGoneError, Folders, Wake, WatchBrokenError
 from distilld.service.lock import holder
 from distilld.service.run_once import recover as real
 from distilld.service.run_once import writer
+from distilld.service.signals import PassEnded
 from distilld.service.systemd import Notifier
 from distilld.store.connection import Store, StoreCorruptError, StoreFaultError
 from distilld.store.queries import Views
@@ -82,7 +83,7 @@ class Script:
         self.armed = {}
 
     def wait(self, seconds: float) -> Wake:
-        assert 0 < seconds <= daemon.TICK_SECONDS
+        assert 0 < seconds <= schedule.TICK_SECONDS
         self.waits.append(seconds)
         self.now += seconds
         if not self.steps:
@@ -169,9 +170,9 @@ class Stage:
             notifier=notifier,
             clock=self.script.clock,
         )
-        self.script.stop = lambda: made._on_stop(signal.SIGTERM, None)
+        self.script.stop = lambda: made.signals.on_stop(signal.SIGTERM, None)
         try:
-            with capture_logs() as lines, made.signals(), writer(self.settings, pulse=made.pulse) as engine:
+            with capture_logs() as lines, made.signals.taken(), writer(self.settings, pulse=made.pulse) as engine:
                 self.lines = lines
                 self._listen(engine)
                 made.run(engine)
@@ -303,9 +304,9 @@ def test_edited_export_is_restored_at_a_tick(stage: Stage, monkeypatch: pytest.M
 
     stage.then(look)
     stage.run()
-    assert all(seconds <= daemon.TICK_SECONDS for seconds in lasted[:2]), lasted
+    assert all(seconds <= schedule.TICK_SECONDS for seconds in lasted[:2]), lasted
     pause = restore.PAUSE_SECONDS
-    assert all(pause <= seconds <= pause + 2 * daemon.TICK_SECONDS for seconds in lasted[2:]), lasted
+    assert all(pause <= seconds <= pause + 2 * schedule.TICK_SECONDS for seconds in lasted[2:]), lasted
     assert len(stage.events("export_tampered")) == 4
     # Two at the start, one for each of the first edits, two for each of the others: to see it, and to restore it.
     assert len(stage.passes) == 2 + 2 + 2 * 2
@@ -749,7 +750,7 @@ def test_root_and_state_do_not_change_while_it_runs(stage: Stage, tmp_path: Path
 
 def test_reload_tries_a_failing_pass_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """'systemctl reload' after the disk was emptied does not wait for the end of the pause."""
-    monkeypatch.setattr(daemon, "FIRST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(schedule, "FIRST_RETRY_SECONDS", 60.0)
     stage.failures = [DISK_FULL]
     stage.then(hang_up)
     stage.run()
@@ -828,7 +829,7 @@ def test_stop_within_a_pass_undoes_the_batch_in_hand(stage: Stage, monkeypatch: 
 
 def test_pass_that_gives_no_sign_is_cut_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that comes to no place where it could end is ended all the same, within seconds."""
-    monkeypatch.setattr(daemon, "STOP_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(signals, "STOP_PATIENCE_SECONDS", 0.05)
 
     def hang(_: Engine) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -844,7 +845,7 @@ def test_pass_that_gives_no_sign_is_cut_off(stage: Stage, monkeypatch: pytest.Mo
 
 def test_statement_that_takes_long_is_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement that works for minutes does not keep the daemon from ending."""
-    monkeypatch.setattr(daemon, "STOP_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(signals, "STOP_PATIENCE_SECONDS", 0.05)
 
     def work(engine: Engine) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -858,7 +859,7 @@ def test_statement_that_takes_long_is_interrupted(stage: Stage, monkeypatch: pyt
 
 def test_stop_before_the_first_pass(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that hangs, in git for example, is cut off as well."""
-    monkeypatch.setattr(daemon, "STOP_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(signals, "STOP_PATIENCE_SECONDS", 0.05)
 
     def hang(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -910,7 +911,7 @@ def test_log_is_cut_when_idle(stage: Stage) -> None:
     sizes: list[int] = []
     log = Path(f"{stage.settings.state}-wal")
     stage.then(lambda: sizes.append(log.stat().st_size))
-    stage.wait(daemon.CHECKPOINT_AFTER_SECONDS + 1)
+    stage.wait(schedule.CHECKPOINT_AFTER_SECONDS + 1)
     stage.then(lambda: sizes.append(log.stat().st_size))
     stage.run()
     assert sizes[0] > 0
@@ -939,7 +940,7 @@ def test_log_is_cut_soon_after_a_long_reader_ends(stage: Stage) -> None:
         return Wake.CHANGED
 
     stage.then(begin)
-    stage.wait(daemon.CHECKPOINT_AFTER_SECONDS + 1)
+    stage.wait(schedule.CHECKPOINT_AFTER_SECONDS + 1)
     stage.then(lambda: sizes.append(wal.stat().st_size), lambda: _close(readers))
     stage.wait(10)
     stage.then(lambda: sizes.append(wal.stat().st_size))
@@ -975,7 +976,7 @@ def test_failing_checkpoint_is_no_failure(stage: Stage, monkeypatch: pytest.Monk
         raise OperatorError("no room")
 
     monkeypatch.setattr("distilld.store.connection.Store.checkpoint", refuse)
-    stage.wait(daemon.CHECKPOINT_AFTER_SECONDS + 1)
+    stage.wait(schedule.CHECKPOINT_AFTER_SECONDS + 1)
     stage.run()
     assert not stage.events("batch_failed")
 

@@ -332,7 +332,15 @@ class TestTransactions:
             lake.start()
 
 
-VIEWS = ("row_places", "run_history", "seen_ids", "quarantine_by_reason", "file_lag", "batch_history")
+VIEWS = (
+    "row_places",
+    "run_history",
+    "seen_ids",
+    "quarantine_by_reason",
+    "file_lag",
+    "batch_history",
+    "dataset_history",
+)
 
 
 class TestReaders:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -236,6 +238,18 @@ def chain(root: Path, receipts: list[tuple[str, str]]) -> None:
         assert receipt["validation_pass"]
         previous = hashlib.sha256(content).hexdigest()
     assert sorted(batch_id for batch_id, _ in receipts) == [batch_id for batch_id, _ in receipts]
+
+
+def add_up(store: sqlite3.Connection, exports: Exports) -> None:
+    """The history of each dataset ends with what stands in its file, and each batch's rows follow from those before."""
+    for dataset in Dataset:
+        found = store.execute(
+            "SELECT rows, added, withdrawn, quarantined FROM dataset_history WHERE dataset = ?", (dataset,)
+        ).fetchall()
+        if found:
+            assert (found[0][0], found[0][3]) == (len(exports.shipped[dataset]), len(exports.held[dataset]))
+        for (rows, added, withdrawn, _), (before, *_) in pairwise([*found, (0,)]):
+            assert rows == before + added - withdrawn, f"the history of {dataset} does not add up"
 
 
 def agree_with_the_receipt(root: Path, exports: Exports, receipt: dict[str, Any]) -> None:

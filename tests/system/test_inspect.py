@@ -6,11 +6,13 @@ import html
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -85,7 +87,8 @@ def every_page(lake: Path) -> dict[str, str]:
         "hostile rows": f"distilld/run_history?partition__contains={quote('<img')}",
         "hostile tasks": f"distilld/row_places?task_id={quote(EVIL_LINK, safe='')}",
         **{
-            name: f"distilld/{name}" for name in ("seen_ids", "run_history", "file_lag", "batch_history", "withdrawals")
+            name: f"distilld/{name}"
+            for name in ("seen_ids", "run_history", "file_lag", "batch_history", "dataset_history", "withdrawals")
         },
         **{f"chart {name}": f"-/dashboards/distilld/{name}" for name in charts},
     }
@@ -213,6 +216,31 @@ def test_internal_tables_are_hidden_and_codes_are_words(address: str) -> None:
     page = fetched(address, "distilld")
     assert page.index("What became of a run?") < page.index(">Rows of the datasets</a>") < page.index("internal tables")
     assert "exported" in fetched(address, "distilld/row_places")
+    for name in ("quarantine_by_reason", "held_back"):
+        for reason in ("category_disallowed", "invalid_preference_pairing"):
+            assert f'/distilld/rows_of_a_reason?reason={reason}">{reason}</a>' in fetched(address, f"distilld/{name}")
+            assert "history?of=" in fetched(address, f"distilld/rows_of_a_reason?reason={reason}")
+
+
+def test_numbers_lead_to_the_rows_that_they_stand_for(lake: Path, address: str) -> None:
+    """The number of a batch, a partition or a place is a link to its row, in words; one that stands for none is not."""
+    with closing(sqlite3.connect(f"file:{lake / STORE}?mode=ro", uri=True)) as store:
+        walk, partition, path, line, batch, batch_id = store.execute(
+            "SELECT walk, partition_id, partition, line, batch, batch_id FROM row_places"
+            " JOIN batches ON batch = rag_batch ORDER BY walk LIMIT 1"
+        ).fetchone()
+        (pairs,) = store.execute("SELECT count(*) FROM pairs").fetchone()
+    page = html.unescape(fetched(address, f"distilld/row_places?walk={walk}"))
+    links = {
+        f"scored_rows/{walk}": f"{path}:{line}", f"batches/{batch}": batch_id, f"partitions/{partition}": path
+    }  # fmt: skip
+    for leads_to, text in links.items():
+        assert f'/distilld/{leads_to}">{text}</a>' in page
+        assert f">{leads_to.replace('/', ': ')}</h1>" in fetched(address, f"distilld/{leads_to}")
+    assert fetched(address, "distilld/pairs?_size=max").count("/distilld/partitions/") == 2 * pairs
+    assert f">{path}</a>" in html.unescape(fetched(address, f"distilld/files?partition_id={partition}"))
+    shown = fetched(address, "distilld?" + urlencode({"sql": "SELECT 0 AS batch"}))
+    assert "/distilld/batches/" not in shown.partition("<tbody>")[2]
 
 
 # where it cannot

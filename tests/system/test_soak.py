@@ -133,12 +133,12 @@ def test_memory_does_not_grow_with_batches(tmp_path: Path) -> None:
     script = Producer(root, BATCHES)
     Scripted.script = script
     made = Scripted(settings, read_settings=lambda: settings, environ={}, notifier=Notifier(None), clock=script.clock)
-    script.stop = lambda: made._on_stop(signal.SIGTERM, None)
+    script.stop = lambda: made.signals.on_stop(signal.SIGTERM, None)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
     try:
-        with made.signals(), writer(settings, pulse=made.pulse) as engine:
+        with made.signals.taken(), writer(settings, pulse=made.pulse) as engine:
             made.run(engine)
-            last = engine.ledger.last_batch()
+            last = engine.receipts.last_batch()
             assert last is not None
             assert last.batch >= BATCHES
     finally:
