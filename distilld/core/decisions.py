@@ -17,12 +17,6 @@ ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE
 _DIGITS: Final = re.compile("[0-9a-f]{16}")
 
 
-def key_of(digits: str) -> int:
-    """The 16 hex digits of an id as the signed 64-bit integer that the store keeps."""
-    number = int(digits, 16)
-    return number - (1 << 64) if number >= 1 << 63 else number
-
-
 def digits_of(key: int) -> str:
     """The 16 hex digits of a stored key."""
     return f"{key & (1 << 64) - 1:016x}"
@@ -231,6 +225,8 @@ class Decisions:
     """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)
     """Tasks that this batch touched and leaves to a later one."""
+    withholds: bool = False
+    """Whether nothing ships that did not before, and only what a verdict forbids leaves: others may not be read yet."""
     judged_to: int | None = None
     """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
 

@@ -26,7 +26,6 @@ from distilld.engine.index_lines import Indexed
 from distilld.engine.looking import Looking
 from distilld.engine.pass_result import PassResult
 from distilld.engine.progress import Judging
-from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake import scan as lake
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch
@@ -56,7 +55,7 @@ class WorkingOff(Looking):
                 try:
                     committed = self.run_batch(trigger, result, options_changed=options_changed)
                 except InputChanged as error:
-                    self._changed_inputs.add(error.path)
+                    result.changed_so_far.add(error.path)
                     return
                 except UnreadFailed as error:
                     self._drop_batches()
@@ -71,6 +70,8 @@ class WorkingOff(Looking):
                 if committed is not None:
                     result.batches.append(committed)
                 elif self._batches is not None and self._batches.took_none:
+                    return
+                if result.indexed.withholds:
                     return
                 if monotonic_ns() >= self._look_at_ns:
                     self._look_again(result)
@@ -89,41 +90,46 @@ class WorkingOff(Looking):
         self._note_left_alone(news)
         self._look_at_ns = self._next_look(began)
         result.indexed.add(news)
-        if not (news.changes or news.problems):
+        if not (news.changes or news.problems or news.withholds):
             return
         self._drop_batches()
         self.work.forget_places()
         result.scan, result.looked_at_ns = scan, time.time_ns()
         if result.untold is not result.indexed:
             result.untold.add(news)
-        self._unreadable.update((str(problem), problem) for problem in news.problems)
+        result.note_problems(news.problems)
         self.teller.odd_lines(news.malformed, news.unreviewed.values())
+        self._settle_exceptions(news)
+
+    def _settle_exceptions(self, indexed: Indexed) -> None:
+        """Settle what of the retained lines is live again, what vanished and what is lost, once that is known."""
         self._thaw()
-        self._trip()
-        self._lose_missing()
+        if not indexed.withholds:
+            self._trip()
+            self._lose_missing()
 
     def _doubt_changed(self, result: PassResult) -> None:
         """Have the files that changed under the pass read again, whatever a stat says of them."""
-        changed = self._changed_inputs.difference(result.changed_inputs)
+        changed = result.changed_so_far.difference(result.changed_inputs)
         if not changed:
             return
         for path in sorted(changed):
             self.teller.input_changed(path)
         with self.store.transaction():
             self.inputs.doubt([key for key in self.inputs.files() if lake.tree_path(*key) in changed])
-        result.changed_inputs = tuple(sorted(self._changed_inputs))
+        result.changed_inputs = tuple(sorted(result.changed_so_far))
 
     def run_batch(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> CommittedBatch | None:
         """Judge what fits into one batch and commit it; None where it changed nothing."""
         if self._batches is None:
-            self._batches = self._new_batches(result.indexed.unread, options_changed=options_changed)
+            self._batches = self._new_batches(result.indexed, options_changed=options_changed)
         batch = self._batches.decide()
         try:
             return self._commit(batch, trigger, result)
         finally:
             batch.close()
 
-    def _new_batches(self, unread: dict[int, UnreadEvidence], *, options_changed: bool) -> Batches:
+    def _new_batches(self, indexed: Indexed, *, options_changed: bool) -> Batches:
         assert self._pool is not None  # noqa: S101  as long as a pass takes
         return Batches(
             self.root,
@@ -131,10 +137,11 @@ class WorkingOff(Looking):
             self.committer,
             self._pool,
             self.options,
-            unread,
-            batch_rows=self.batch_rows,
+            indexed.unread,
+            batch_rows=self.limits.batch_rows,
             spool_folder=self._spool(),
             options_changed=options_changed,
+            withholds=indexed.withholds,
             told=self._tell_judging,
         )
 
@@ -146,8 +153,8 @@ class WorkingOff(Looking):
 
     def _commit(self, batch: Batch, trigger: Trigger, result: PassResult) -> CommittedBatch | None:
         decisions, indexed = batch.decisions, result.untold
-        self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
-        self._changed_inputs |= decisions.changed_inputs
+        result.note_problems(_problems_of(decisions))
+        result.changed_so_far |= decisions.changed_inputs
         judged = decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
         if not (judged or batch.read or _changes_exports(decisions) or self.receipts.has_news()):
             with self.store.transaction():
@@ -242,7 +249,7 @@ class WorkingOff(Looking):
         for dataset in Dataset:
             stood = self.export_records.exports()[dataset.value].committed.rows
             vanishing = self.tripwire.vanishing(dataset, self.options)
-            if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
+            if vanishing > self.limits.tripwire_rows and vanishing > self.limits.tripwire_share * stood:
                 with self.store.transaction():
                     self.tripwire.keep(dataset, self.options)
                 log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
