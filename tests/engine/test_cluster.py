@@ -209,7 +209,7 @@ def test_scheduler_that_goes_away_in_the_middle_of_a_pass(
     lake.engine.committer.recover()
     lake.check()
     lake.engine.pulse = lambda: None
-    lake.engine.executor = None
+    lake.engine.limits = lake.engine.limits._replace(executor="")
     lake.go()
     assert lake.shipped("rag") >= {"one", "three"}
     lake.stop()
