@@ -17,12 +17,6 @@ ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE
 _DIGITS: Final = re.compile("[0-9a-f]{16}")
 
 
-def key_of(digits: str) -> int:
-    """The 16 hex digits of an id as the signed 64-bit integer that the store keeps."""
-    number = int(digits, 16)
-    return number - (1 << 64) if number >= 1 << 63 else number
-
-
 def digits_of(key: int) -> str:
     """The 16 hex digits of a stored key."""
     return f"{key & (1 << 64) - 1:016x}"

@@ -94,7 +94,7 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
     run_id = run_id if type(run_id) is str and run_id else None
     category = _category_code(value.get("category"), names_run=run_id is not None)
     signature = provenance.get("sig_hash") if type(provenance) is dict else None
-    key = sample_key(run_id, signature) if run_id and type(signature) is str and signature else None
+    key = key_of(id_digits(run_id, signature)) if run_id and type(signature) is str and signature else None
     return RowFacts(
         line,
         start,
@@ -118,9 +118,9 @@ def _category_code(value: Any, *, names_run: bool) -> int | None:
     return LIKE_REJECTED if rejected else UNREVIEWED
 
 
-def sample_key(run_id: str, signature: str) -> int:
-    """The 16 hex digits of a row's ids as the signed integer that the store keeps."""
-    number = int(id_digits(run_id, signature), 16)
+def key_of(digits: str) -> int:
+    """The 16 hex digits of an id as the signed 64-bit integer that the store keeps."""
+    number = int(digits, 16)
     return number - (1 << 64) if number >> 63 else number
 
 

@@ -18,7 +18,7 @@ import orjson
 
 from distilld import __version__
 from distilld.core.card import CardConfig, card_text
-from distilld.core.decisions import key_of
+from distilld.core.line_facts import key_of
 from distilld.core.model import CARD, Dataset, OperatorError, UsageError
 from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
 from distilld.delivery.forms import COMPARED, Form, Row, chosen_forms, provenance_of

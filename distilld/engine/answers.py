@@ -10,8 +10,8 @@ from itertools import chain, islice
 from typing import Any, Final
 
 from distilld.core.datasets import preference
-from distilld.core.decisions import Decisions, PairRow, id_of, key_of
-from distilld.core.line_facts import CATEGORIES, SHIPPED, VERDICTS, TaskRow
+from distilld.core.decisions import Decisions, PairRow, id_of
+from distilld.core.line_facts import CATEGORIES, SHIPPED, VERDICTS, TaskRow, key_of
 from distilld.core.model import Dataset, OperatorError, Options
 from distilld.core.samples import sample_signs
 from distilld.engine.jobs import Result, TaskJob

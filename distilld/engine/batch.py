@@ -181,13 +181,13 @@ class Batches:
         )
         # Closed even where a fault ends the batch: a query that is left half read locks the tables of the pass.
         with closing(self._work.frozen_queue()) as frozen:
-            rows.take_frozen(frozen)
-        rows.take_departures(self._work.departures(DEPARTURES_PER_BATCH))
+            rows.loose_rows.take_frozen(frozen)
+        rows.loose_rows.take_departures(self._work.departures(DEPARTURES_PER_BATCH))
         assert self._queue is not None  # noqa: S101  begun
         pruned = self._queue.pruned
         last = self._judge_spans(batch, rows)
         rows.judge_joined()
-        rows.take_moved()
+        rows.loose_rows.take_moved()
         rows.judge_joined()
         left_over = self._withholds or (last is not None and not last.ends_queue)
         end = last.spans[-1].last if last is not None else -1

@@ -76,12 +76,11 @@ class Engine(WorkingOff):
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
         self.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
         self._settle_exceptions(result.indexed)
-        self._unreadable = {str(problem): problem for problem in result.indexed.problems}
-        self._changed_inputs = set()
+        result.note_problems(result.indexed.problems)
         try:
             self._work_off(trigger, result, options_changed=bool(options_changed))
         finally:
-            result.indexed.problems = list(self._unreadable.values())
+            result.indexed.problems = list(result.problems.values())
             self.teller.unreadable(result.unreadable)
         # What is not read, evidence too, may be what an orphan stands on.
         whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.waiting().anything)

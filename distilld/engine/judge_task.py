@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from distilld.core.datasets import preference
-from distilld.core.decisions import key_of
 from distilld.core.firewall import MissingFiles, PairCase, PairSide
 from distilld.core.json_text import parse_object
-from distilld.core.line_facts import LINES_END, SHIPPED, VERDICTS, TaskRow
+from distilld.core.line_facts import LINES_END, SHIPPED, VERDICTS, TaskRow, key_of
 from distilld.core.model import InputChanged, InputKind, Options, RowRef, UnreadableError
 from distilld.core.outcome import Rendered, rendered
 from distilld.core.records import evidence_record, scored_run

@@ -10,10 +10,10 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
+from distilld.config.settings import EngineLimits
 from distilld.core.model import (
     HOUR_NS,
     InputKind,
-    OperatorError,
     Options,
     StatFacts,
 )
@@ -59,25 +59,17 @@ class Looking:
         root: Path,
         store: Store,
         options: Options,
+        limits: EngineLimits,
         *,
-        batch_rows: int,
-        settle_seconds: float,
-        tripwire_rows: int = 1000,
-        tripwire_share: float = 0.5,
-        receipts_keep: int = 0,
-        scrub_hours: float = 24,
         clock: Callable[[], int] = time.time_ns,
         progress: Callable[[Progress], None] | None = None,
         pulse: Callable[[], None] = lambda: None,
         committer: Committer | None = None,
         spool_folder: Path | None = None,
-        workers: int = 0,
-        executor: Executor | str | None = None,
+        executor: Executor | None = None,
         keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
-        """``workers`` are the processes that read and judge where much is to be done; 0: one a core in all.
-
-        An ``executor`` takes their place; one that is named by its address is joined when much is to be done.
+        """An ``executor`` takes the place of the worker processes, and of the one that the limits name by its address.
 
         ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
         ``keep_lock`` is called before anything is written there, and raises where this is not the one writer.
@@ -88,9 +80,7 @@ class Looking:
         self.root = root
         self.store = store
         self.options = options
-        self.batch_rows = batch_rows
-        self.settle_ns = round(settle_seconds * 1e9)
-        self.scrub_ns = round(scrub_hours * HOUR_NS)
+        self.limits = limits
         self.believes_facts = False
         """Whether somebody else hashes the files again whose facts may not tell that their bytes changed."""
         self.progress = progress
@@ -105,16 +95,13 @@ class Looking:
         self.evidence = EvidenceRows(store, self.inputs)
         self.looks = Looks(store, self.inputs)
         self.committer = committer or Committer(
-            root, store, self.exports, clock=clock, receipts_keep=receipts_keep, keep_lock=keep_lock
+            root, store, self.exports, clock=clock, receipts_keep=limits.receipts_keep, keep_lock=keep_lock
         )
         self.frozen = Frozen(store)
         self.tripwire = Tripwire(store)
         self.judged_with = JudgedWith(store, self.inputs)
         self.teller = Teller()
         self.restorer = Restorer(root, store, self.exports, self.committer)
-        self.tripwire_rows = tripwire_rows
-        self.tripwire_share = tripwire_share
-        self.workers = workers
         self.executor = executor
         self._spool_folder = spool_folder
         self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
@@ -128,42 +115,24 @@ class Looking:
         self._pool: Pool | None = None
         self._batches: Batches | None = None
         self._judging: Judging | None = None
-        self._unreadable: dict[str, OperatorError] = {}
-        """What the pass could not read so far, by its words."""
-        self._changed_inputs: set[str] = set()
-        """What changed while the pass judged it."""
 
-    def reconfigure(
-        self,
-        options: Options,
-        *,
-        batch_rows: int,
-        settle_seconds: float,
-        tripwire_rows: int,
-        tripwire_share: float,
-        receipts_keep: int,
-        scrub_hours: float,
-        workers: int,
-        executor: str,
-    ) -> None:
+    def reconfigure(self, options: Options, limits: EngineLimits) -> None:
         """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
         self.options = options
-        self.batch_rows = batch_rows
-        self.settle_ns = round(settle_seconds * 1e9)
-        self.scrub_ns = round(scrub_hours * HOUR_NS)
-        self.tripwire_rows = tripwire_rows
-        self.tripwire_share = tripwire_share
-        self.committer.receipts_keep = receipts_keep
-        self.workers = workers
-        self.executor = executor
+        self.limits = limits
+        self.committer.receipts_keep = limits.receipts_keep
         self.git = git_state(self.root)
 
+    @property
+    def scrub_ns(self) -> int:
+        """The time within which every file is hashed once more; 0: never."""
+        return round(self.limits.scrub_hours * HOUR_NS)
+
     def _new_pool(self) -> Pool:
-        join, executor = None, self.executor
-        if isinstance(executor, str):
-            join = partial(cluster.join, executor, self.root, self._spool(), self.options) if executor else None
-            executor = None
-        return Pool(self.root, self._spool(), workers=self.workers, executor=executor, join=join, pulse=self.pulse)
+        join, workers, address = None, self.limits.workers, self.limits.executor
+        if address and self.executor is None:
+            join = partial(cluster.join, address, self.root, self._spool(), self.options)
+        return Pool(self.root, self._spool(), workers=workers, executor=self.executor, join=join, pulse=self.pulse)
 
     def _spool(self) -> Path:
         folder = self._spool_folder or self.root / "exports"
@@ -196,7 +165,7 @@ class Looking:
             self.inputs,
             self.options,
             self._pool or self._new_pool(),
-            batch_rows=self.batch_rows,
+            batch_rows=self.limits.batch_rows,
             is_still=self._is_still,
             progress=self._reading(scan),
             hashed_since_ns=hashed_since_ns,
@@ -221,8 +190,9 @@ class Looking:
         now = monotonic_ns()
         first, seen, since = self._moving.get(key, (now, facts, now))
         since = since if seen == facts else now
+        settle_ns = round(self.limits.settle_seconds * 1e9)
         self._moving[key] = first, facts, since
-        return now - since >= self.settle_ns or now - first >= 10 * self.settle_ns
+        return now - since >= settle_ns or now - first >= 10 * settle_ns
 
     def _next_look(self, began_ns: int) -> int:
         """When to look again: looking takes a tenth of a long pass at most."""

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import IO, Any, Final, NamedTuple
 
 from distilld.core.datasets import preference
-from distilld.core.decisions import Decisions, key_of
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, TaskRow
+from distilld.core.decisions import Decisions
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, TaskRow, key_of
 from distilld.core.model import Category, Options
 from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder

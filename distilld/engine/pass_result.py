@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,8 +41,15 @@ class PassResult:
     """The bytes that were read for that."""
     looked_at_ns: int = 0
     """When the inputs were looked at last, by our clock."""
+    problems: dict[str, OperatorError] = field(default_factory=dict)
+    """What could not be read so far, by its words."""
+    changed_so_far: set[str] = field(default_factory=set)
     changed_inputs: tuple[str, ...] = ()
     """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
+
+    def note_problems(self, problems: Iterable[OperatorError]) -> None:
+        """Keep what could not be read; said twice, it counts once."""
+        self.problems.update((str(problem), problem) for problem in problems)
 
     @property
     def lag_seconds(self) -> float:

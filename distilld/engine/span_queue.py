@@ -18,7 +18,7 @@ from distilld.engine.jobs import SpanJob
 from distilld.engine.spans import NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.queues import EVIDENCE_PRUNED
-from distilld.store.work import Place, QueuedRow, Work, WorkRow
+from distilld.store.work import Place, Work, WorkRow
 
 NO_LIMIT: Final = 1 << 62
 JOB_BYTES: Final = 3 << 20
@@ -40,7 +40,7 @@ class QueuedSpan(NamedTuple):
     """A span of a job: where it stands, and its rows that are known and not contested, by walk."""
 
     place: Place
-    rows: dict[int, QueuedRow]
+    rows: dict[int, WorkRow]
     is_new: bool
     last: int
 
@@ -103,7 +103,7 @@ class SpanQueue:
                 self._add_new(place, unread)
                 yield from self._close_full_job()
                 continue
-            after, page = max(self._after, place.base - 1), list[QueuedRow]()
+            after, page = max(self._after, place.base - 1), list[WorkRow]()
             while True:
                 yield from self._make_room(1, 1)
                 page = page or self._work.queued(place, (low, high), after, PAGE_ROWS, forced_only=self._forced_only)
@@ -127,7 +127,7 @@ class SpanQueue:
             self._held.ends_batch = True
             self._identity, self._rows, self._bytes = None, 0, 0
 
-    def _fitting(self, rows: list[QueuedRow]) -> int:
+    def _fitting(self, rows: list[WorkRow]) -> int:
         """How many rows fit into the job and the batch, one at least."""
         size = 0
         limit = min(len(rows), JOB_ROWS, self._batch_rows - self._rows)
@@ -164,7 +164,7 @@ class SpanQueue:
         in_force = (None, None) if run_id is None else self._work.verdict_of(run_id, self._options)
         return Verdicts(*in_force, over_limit)
 
-    def _add(self, place: Place, rows: list[QueuedRow]) -> None:
+    def _add(self, place: Place, rows: list[WorkRow]) -> None:
         batches = {batch for row in rows for batch in (row.rag_batch, row.sft_batch) if batch is not None}
         if new := batches.difference(self._stamps):
             self._stamps |= dict.fromkeys(new, "") | self._work.stamps(new)
@@ -172,7 +172,10 @@ class SpanQueue:
         odd = self._lines_missing or bool(self._vacated)
         over = self._work.over_limit([(row.walk, row.run_id) for row in rows if row.contested], self._options)
         orders = tuple(
-            [_plain(row) if not odd and row.is_new_and_plain else self._order(row, row.walk in over) for row in rows]
+            [
+                _plain(row) if row.rag is None and not odd and row.is_plain else self._order(row, row.walk in over)
+                for row in rows
+            ]
         )
         known = {
             row.walk: row for row, order in zip(rows, orders, strict=True) if row.rag is not None and not order.verdicts
@@ -184,7 +187,7 @@ class SpanQueue:
             sum([row.length + (row.evidence_length or 0) for row in rows]),
         )
 
-    def _order(self, row: QueuedRow, over_limit: bool) -> RowOrder:
+    def _order(self, row: WorkRow, over_limit: bool) -> RowOrder:
         verdicts = None
         if self._is_contested(row):
             verdicts = self._verdicts_of(row.run_id, over_limit)
@@ -199,18 +202,16 @@ class SpanQueue:
             RowOrder, (row.walk, row.start, row.length, row.digest, row.malformed, evidence, recorded, verdicts)
         )
 
-    def _is_contested(self, row: QueuedRow) -> bool:
+    def _is_contested(self, row: WorkRow) -> bool:
         """Whether more than its own text decides what is done with a row."""
-        if row.contested or row.kept or row.evidence_changed or self._lines_missing:
-            return True
-        if row.evidence_digest is not None and not row.evidence_found:
+        if self._lines_missing or not row.is_plain:
             return True
         if self._vacated and row.rag is None:
             place = self._work.place(row.walk)
             return (place.partition_id, row.walk & (1 << LINE_BITS) - 1) in self._vacated
         return False
 
-    def _stamp(self, dataset: Dataset, row: QueuedRow, batch: int | None) -> Stamp:
+    def _stamp(self, dataset: Dataset, row: WorkRow, batch: int | None) -> Stamp:
         if not batch and row.sample_key is not None:
             return self._work.adopted(dataset, row.sample_key) or ""
         return self._stamps.get(batch or 0, "")
@@ -236,7 +237,7 @@ class SpanQueue:
         return queued.job
 
 
-def _plain(row: QueuedRow) -> RowOrder:
+def _plain(row: WorkRow) -> RowOrder:
     """The order for a row that was never judged and depends on no other."""
     values = (row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, None)
     return tuple.__new__(RowOrder, values)
@@ -249,7 +250,7 @@ def order_of(work: Work, options: Options, row: WorkRow) -> RowOrder:
     return RowOrder(row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, verdicts)
 
 
-def _evidence_of(row: QueuedRow | WorkRow) -> tuple[int, int, bytes] | None:
+def _evidence_of(row: WorkRow) -> tuple[int, int, bytes] | None:
     if not row.evidence_found:
         return None
     start, length, digest = row.evidence_start, row.evidence_length, row.evidence_digest

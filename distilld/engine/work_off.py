@@ -55,7 +55,7 @@ class WorkingOff(Looking):
                 try:
                     committed = self.run_batch(trigger, result, options_changed=options_changed)
                 except InputChanged as error:
-                    self._changed_inputs.add(error.path)
+                    result.changed_so_far.add(error.path)
                     return
                 except UnreadFailed as error:
                     self._drop_batches()
@@ -97,7 +97,7 @@ class WorkingOff(Looking):
         result.scan, result.looked_at_ns = scan, time.time_ns()
         if result.untold is not result.indexed:
             result.untold.add(news)
-        self._unreadable.update((str(problem), problem) for problem in news.problems)
+        result.note_problems(news.problems)
         self.teller.odd_lines(news.malformed, news.unreviewed.values())
         self._settle_exceptions(news)
 
@@ -110,14 +110,14 @@ class WorkingOff(Looking):
 
     def _doubt_changed(self, result: PassResult) -> None:
         """Have the files that changed under the pass read again, whatever a stat says of them."""
-        changed = self._changed_inputs.difference(result.changed_inputs)
+        changed = result.changed_so_far.difference(result.changed_inputs)
         if not changed:
             return
         for path in sorted(changed):
             self.teller.input_changed(path)
         with self.store.transaction():
             self.inputs.doubt([key for key in self.inputs.files() if lake.tree_path(*key) in changed])
-        result.changed_inputs = tuple(sorted(self._changed_inputs))
+        result.changed_inputs = tuple(sorted(result.changed_so_far))
 
     def run_batch(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> CommittedBatch | None:
         """Judge what fits into one batch and commit it; None where it changed nothing."""
@@ -138,7 +138,7 @@ class WorkingOff(Looking):
             self._pool,
             self.options,
             indexed.unread,
-            batch_rows=self.batch_rows,
+            batch_rows=self.limits.batch_rows,
             spool_folder=self._spool(),
             options_changed=options_changed,
             withholds=indexed.withholds,
@@ -153,8 +153,8 @@ class WorkingOff(Looking):
 
     def _commit(self, batch: Batch, trigger: Trigger, result: PassResult) -> CommittedBatch | None:
         decisions, indexed = batch.decisions, result.untold
-        self._unreadable.update((str(problem), problem) for problem in _problems_of(decisions))
-        self._changed_inputs |= decisions.changed_inputs
+        result.note_problems(_problems_of(decisions))
+        result.changed_so_far |= decisions.changed_inputs
         judged = decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
         if not (judged or batch.read or _changes_exports(decisions) or self.receipts.has_news()):
             with self.store.transaction():
@@ -249,7 +249,7 @@ class WorkingOff(Looking):
         for dataset in Dataset:
             stood = self.export_records.exports()[dataset.value].committed.rows
             vanishing = self.tripwire.vanishing(dataset, self.options)
-            if vanishing > self.tripwire_rows and vanishing > self.tripwire_share * stood:
+            if vanishing > self.limits.tripwire_rows and vanishing > self.limits.tripwire_share * stood:
                 with self.store.transaction():
                     self.tripwire.keep(dataset, self.options)
                 log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from distilld.core.decisions import PublishedWithdrawal, dataset_of, key_of
+from distilld.core.decisions import PublishedWithdrawal, dataset_of
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.line_facts import LINES_END
+from distilld.core.line_facts import LINES_END, key_of
 from distilld.core.model import SFT_NEVER, Dataset, Reason, RowRef
 from distilld.core.records import category_of
 from distilld.core.samples import faults_of

@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 import structlog
 
-from distilld.core.decisions import key_of
+from distilld.core.line_facts import key_of
 from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, OperatorError, Options, StatFacts
 from distilld.lake.lines import digest_of
 from distilld.publish.commit import Committer, NewVersion

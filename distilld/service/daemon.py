@@ -283,7 +283,7 @@ class Daemon:
     def _reconfigure(self, settings: Settings) -> None:
         before, self.settings = self.settings, settings
         logs.configure(level=settings.log_level, fmt=settings.log_format, environ=self._environ)
-        self._engine.reconfigure(settings.options(), **settings.limits()._asdict())
+        self._engine.reconfigure(settings.options(), settings.limits())
         self._bulletin.take(settings)
         new_watcher = self._new_watcher() if settings.debounce_ms != before.debounce_ms else None
         self._listener.take(new_watcher, rescan_seconds=settings.rescan_seconds)

@@ -78,7 +78,7 @@ def rehearsal(
                 store,
                 settings.options(),
                 # A cluster is asked for a file below the root.
-                **settings.limits()._replace(executor="")._asdict(),
+                settings.limits()._replace(executor=""),
                 progress=progress,
                 committer=DryCommitter(settings.root, store),
                 spool_folder=folder,

@@ -141,7 +141,7 @@ def engine_for(
         settings.root,
         store,
         settings.options(),
-        **settings.limits()._asdict(),
+        settings.limits(),
         progress=progress,
         pulse=pulse,
         keep_lock=keep_lock,
@@ -312,7 +312,7 @@ def recover(engine: Engine) -> bool:
 def _passes(
     engine: Engine, trigger: Trigger, pause: Callable[[float], None], clock: Callable[[], float]
 ) -> Iterator[PassResult]:
-    settle_seconds = engine.settle_ns / 1e9
+    settle_seconds = engine.limits.settle_seconds
     until = clock() + 10 * settle_seconds + GRACE_SECONDS
     while True:
         try:

@@ -99,6 +99,16 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _system_faults(path: Path, doing: str) -> Iterator[None]:
+    """The same of what the system reports of the file beside SQLite."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot {doing} the state store {path}: {error.strerror or error}"
+        raise StoreFaultError(text, hint=remedy_of(error)) from error
+
+
 def _is_unforeseen(error: BaseException) -> bool:
     """Whether it is neither an error that is raised on purpose, but for what shows a bug, nor a way to end."""
     return isinstance(error, Exception) and (isinstance(error, ProgramError) or not isinstance(error, DistilldError))
@@ -110,12 +120,8 @@ def is_kept(path: Path) -> bool:
     Raises:
         StoreFaultError: The system does not say: a folder above it may not be entered.
     """
-    try:
+    with _system_faults(path, "look at"):
         return is_there(path)
-    except OSError as error:
-        raise StoreFaultError(
-            f"cannot look at the state store {path}: {error.strerror}", hint=remedy_of(error)
-        ) from error
 
 
 def refuse_missing(path: Path) -> None:
@@ -151,6 +157,69 @@ def begins_as_database(path: Path) -> bool:
     return False
 
 
+class Form:
+    """Whether an open database is a store, of which root, and of which version."""
+
+    def __init__(self, store: Store) -> None:
+        self._path = store.path
+        self._run = store.connection.execute
+        self._recall = store.recall
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it has every migration of this version."""
+        return self.migrations() >= _OURS
+
+    def migrations(self) -> set[str]:
+        """The names of the migrations that it has; none where it is no store."""
+        if MIGRATIONS_TABLE not in self._tables():
+            return set()
+        asked = f"SELECT name FROM {MIGRATIONS_TABLE} WHERE migration_set = ?"
+        return {name for (name,) in self._run(asked, (MIGRATION_SET,))}
+
+    def refuse_unwritable(self, root: Path) -> None:
+        """Refuse a writer of ``root`` what is not its store, or is of a later version."""
+        self._refuse_newer()
+        self._refuse_foreign()
+        known = self._recall("root") if self.migrations() else None
+        if known not in (None, str(root)):
+            raise StoreOfOtherRootError(
+                f"the state store {self._path} belongs to the root {known}, not to {root}",
+                hint="give each root its own --state",
+            )
+
+    def refuse_unreadable(self) -> None:
+        """Refuse a reader what only a writer can bring to the form that is read."""
+        self._refuse_newer()
+        self._refuse_foreign()
+        if self.is_current:
+            return
+        if not self._tables():
+            problem = "is empty"
+        elif not self.migrations() or self._recall("root") is None:
+            problem = "was cut off while it was made"
+        else:
+            problem = "is of an older version"
+        raise OperatorError(f"the state store {self._path} {problem}", hint="run 'distilld run --once'")
+
+    def _refuse_foreign(self) -> None:
+        if not self.migrations() and self._tables() - {MIGRATIONS_TABLE}:
+            raise NotAStoreError(f"{self._path} is a database of something else")
+
+    def _refuse_newer(self) -> None:
+        newer = sorted(self.migrations() - _OURS)
+        if newer:
+            version = self._recall("distilld_version")
+            raise StoreTooNewError(
+                f"the state store {self._path} was written by distilld {version} (it has {newer[-1]}); "
+                f"this is distilld {__version__}",
+                hint="install the newer distilld again, or give another --state",
+            )
+
+    def _tables(self) -> set[str]:
+        return {name for (name,) in self._run("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
 class Store:
     """An open state store."""
 
@@ -181,12 +250,8 @@ class Store:
             StoreFaultError: The system refused.
         """
         refuse_what_is_no_file(path)
-        try:
+        with _system_faults(path, "open"):
             make_folder(path.parent)
-        except OSError as error:
-            raise StoreFaultError(
-                f"cannot open the state store {path}: {error.strerror or error}", hint=remedy_of(error)
-            ) from error
         with store_faults(path, "open"):
             connection = sqlite3.connect(
                 path, isolation_level=None, timeout=_PATIENCE_MS / 1000, check_same_thread=False
@@ -212,16 +277,12 @@ class Store:
         refuse_missing(path)
         refuse_what_is_no_file(path)
         with store_faults(path, "read"):
-            try:
+            with _system_faults(path, "read"):
                 source = open_read_only(path)
-            except OSError as error:
-                raise StoreFaultError(
-                    f"cannot read the state store {path}: {error.strerror or error}", hint=remedy_of(error)
-                ) from error
             try:
                 store = cls(path, source.connection)
                 store._source = source
-                store._refuse_unready()
+                Form(store).refuse_unreadable()
             except BaseException:
                 source.close()
                 raise
@@ -275,68 +336,16 @@ class Store:
             # Facts and digests, no text: what is deleted need not be written over with zeros.
             "secure_delete = OFF",
         )
-        self._refuse_newer()
-        self._refuse_others(root)
+        form = Form(self)
+        form.refuse_unwritable(root)
         for pragma in pragmas:
             self.connection.execute(f"PRAGMA {pragma}")
-        if not self._is_current():
-            self.was_older = bool(self._applied())
+        if not form.is_current:
+            self.was_older = bool(form.migrations())
             migrations().apply(self.db)
         for name, value in (("distilld_version", __version__), ("root", str(root))):
             if self.recall(name) != value:
                 self.remember(name, value)
-
-    def _refuse_unready(self) -> None:
-        """Refuse a reader what only a writer can bring to the form that is read."""
-        self._refuse_newer()
-        self._refuse_foreign()
-        if self._is_current():
-            return
-        if not self._tables():
-            problem = "is empty"
-        elif not self._applied() or self.recall("root") is None:
-            problem = "was cut off while it was made"
-        else:
-            problem = "is of an older version"
-        raise OperatorError(f"the state store {self.path} {problem}", hint="run 'distilld run --once'")
-
-    def _refuse_foreign(self) -> None:
-        if not self._applied() and self._tables() - {MIGRATIONS_TABLE}:
-            raise NotAStoreError(f"{self.path} is a database of something else")
-
-    def _refuse_others(self, root: Path) -> None:
-        self._refuse_foreign()
-        if not self._applied():
-            return
-        known = self.recall("root")
-        if known not in (None, str(root)):
-            raise StoreOfOtherRootError(
-                f"the state store {self.path} belongs to the root {known}, not to {root}",
-                hint="give each root its own --state",
-            )
-
-    def _refuse_newer(self) -> None:
-        newer = sorted(self._applied() - _OURS)
-        if newer:
-            version = self.recall("distilld_version")
-            raise StoreTooNewError(
-                f"the state store {self.path} was written by distilld {version} (it has {newer[-1]}); "
-                f"this is distilld {__version__}",
-                hint="install the newer distilld again, or give another --state",
-            )
-
-    def _tables(self) -> set[str]:
-        return {name for (name,) in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-    def _is_current(self) -> bool:
-        return self._applied() >= _OURS
-
-    def _applied(self) -> set[str]:
-        """The names of the migrations that the store has; none where it is no store."""
-        if MIGRATIONS_TABLE not in self._tables():
-            return set()
-        asked = f"SELECT name FROM {MIGRATIONS_TABLE} WHERE migration_set = ?"
-        return {name for (name,) in self.connection.execute(asked, (MIGRATION_SET,))}
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from distilld.core.line_facts import CATEGORIES, LIKE_REJECTED, REASON_CODES, REASONS, SHIPPED, UNREVIEWED
 from distilld.core.model import Dataset, Reason
-from distilld.store.schema import TABLES, VIEWS
+from distilld.store.schema import HOLDS_RAG, TABLES, VIEWS
 from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:
@@ -142,6 +142,21 @@ def m009_dataset_history(db: Database) -> None:
     )
 
 
+def m010_smaller_store(db: Database) -> None:
+    """One index knows who has an id and that one row ships it; segments with many lines fill the pages they are in."""
+    _run_script(
+        db,
+        "DROP INDEX rag_ids;\nDROP INDEX pair_ids;\nDROP INDEX scored_rows_by_key;\nDROP INDEX pairs_by_key;\n"
+        f"CREATE UNIQUE INDEX scored_rows_by_key ON scored_rows (sample_key, {HOLDS_RAG})"
+        " WHERE sample_key IS NOT NULL;\n"
+        f"CREATE UNIQUE INDEX pairs_by_key ON pairs (sample_key, CASE outcome WHEN {SHIPPED} THEN 0 END);\n"
+        "ALTER TABLE export_segments RENAME TO old_segments;\n"
+        "CREATE TABLE export_segments (name TEXT NOT NULL, segment INTEGER NOT NULL, sha256 BLOB NOT NULL,"
+        " space_bytes INTEGER NOT NULL, line_marks BLOB NOT NULL, PRIMARY KEY (name, segment)) STRICT;\n"
+        "INSERT INTO export_segments SELECT * FROM old_segments;\nDROP TABLE old_segments;\n",
+    )
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -152,6 +167,7 @@ MIGRATIONS: Final = (
     m007_moved_lines_and_rests,
     m008_too_many_exports,
     m009_dataset_history,
+    m010_smaller_store,
 )
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 

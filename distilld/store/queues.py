@@ -11,7 +11,7 @@ from typing import Final
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
 from distilld.core.model import Category, Dataset, Options, Reason
 from distilld.store.connection import Store
-from distilld.store.schema import BEHIND_ID
+from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.verdicts import is_forbidden
 
 CAN_HAVE_PAIRS: Final = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
@@ -23,6 +23,19 @@ ORDER_MATTERS: Final = (
 """SQL for whether any pair could have another outcome if its task came earlier or later; answered once a statement."""
 EVIDENCE_PRUNED: Final = 2
 """In ``rejudge_rows.evidence_changed``: the row stood on evidence that an operator gave up, and is published as pruned."""
+
+
+def first_waiter(dataset: str) -> str:
+    """SQL for the first row behind place ?2 that is held because another row has the id ?1.
+
+    The index has the holder of the RAG id beside all others, so that each of the two parts is in walk order. Without the
+    plus sign SQLite writes the code into the index's expression, and knows it no more.
+    """
+    rows = (
+        "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ?1 AND walk > ?2"
+        f" AND +{dataset} = {DUPLICATE} AND {HOLDS_RAG}"
+    )
+    return f"SELECT min(walk) AS walk FROM (SELECT * FROM ({rows} IS NULL ORDER BY walk LIMIT 1) UNION ALL {rows} = 0)"
 
 
 class Queues:
@@ -74,9 +87,9 @@ class Queues:
         """Queue the next row that waits for each of these ids: the one that was woken for it is gone."""
         for dataset, key in woken:
             self._run(
-                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
-                f" WHERE sample_key = ? AND {dataset} = {DUPLICATE} ORDER BY walk LIMIT 1",
-                (key,),
+                "INSERT OR IGNORE INTO rejudge_rows (walk, forced)"
+                f" SELECT walk, 0 FROM ({first_waiter(dataset)}) WHERE walk IS NOT NULL",
+                (key, -1),
             )
 
     def wake_waiters(self, source: str) -> None:

@@ -21,6 +21,8 @@ BEHIND_ID: Final = {
 }
 """Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
 
+HOLDS_RAG: Final = f"CASE rag WHEN {SHIPPED} THEN 0 END"
+"""0 for the row that ships its id in RAG, else NULL: ``scored_rows_by_key`` has it behind the key, once for each key."""
 
 _ROW_COLUMNS = """
     start_byte    INTEGER NOT NULL,

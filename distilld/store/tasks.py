@@ -28,12 +28,12 @@ _FIRST_WALK: Final = f"min({_FIRST_WALKS})"
 
 
 class WorkPair(NamedTuple):
-    """A recorded pair of a task: what became of it and where its line stands."""
+    """A recorded pair of a task: what became of it and where its line stands; from the third field on as a PairRow."""
 
     pair_id: int
+    frozen: str | None
     task_id: str
     slot: int
-    frozen: str | None
     chosen_run_id: str
     rejected_run_id: str
     rejected_category: int

@@ -14,11 +14,18 @@ from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
 from distilld.store.work import Work
 
+_DEPARTED: Final = "(SELECT DISTINCT run_id FROM departures) r"
+_ABSENT: Final = "(SELECT DISTINCT f.run_id FROM rejudge_frozen q CROSS JOIN frozen_rows f USING (frozen_id)) r"
+_LINES: Final = "(SELECT s.run_id, s.digest FROM {} CROSS JOIN scored_rows s ON s.run_id = r.run_id)"
+_WITH_EVIDENCE: Final = (
+    "(SELECT r.run_id FROM {} WHERE EXISTS"
+    " (SELECT 1 FROM scored_rows s WHERE s.run_id = r.run_id AND s.evidence_found = 1))"
+)
+"""The runs of such rows: their present lines, and those that have evidence. Asked once: a run may have many rows."""
 _VANISHED: Final = (
     f"d.outcome = {SHIPPED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
     " AND (NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
-    "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id AND s.digest = d.row)"
-    "  AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id AND s.evidence_found = 1))"
+    f"  OR (d.run_id, d.row) IN {_LINES.format(_DEPARTED)} AND d.run_id NOT IN {_WITH_EVIDENCE.format(_DEPARTED)})"
     " AND {not_forbidden}"
 )
 """Rows whose run is named nowhere any more, or only by the very line, in another place and without its evidence."""
@@ -32,8 +39,8 @@ _EVIDENCE_GONE: Final = (
 _MOVED_ALONE: Final = (
     "SELECT f.* FROM rejudge_frozen q CROSS JOIN frozen_rows f USING (frozen_id)"
     f" WHERE f.kind = 'absent' AND f.{{dataset}} = {SHIPPED}"
-    " AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.evidence_found = 1)"
-    " AND (EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = f.run_id AND s.digest = f.digest)"
+    f" AND f.run_id NOT IN {_WITH_EVIDENCE.format(_ABSENT)}"
+    f" AND ((f.run_id, f.digest) IN {_LINES.format(_ABSENT)}"
     "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
     " AND {not_forbidden}"
 )

@@ -31,26 +31,21 @@ def rest_moved(which: str = "1") -> str:
     )
 
 
-def last_verdict_place(run: str) -> str:
-    """SQL for a run's last present verdict, its walk times 8 plus its category code; NULL where it has none.
+def last_verdict(run: str) -> str:
+    """SQL for the category code of a run's last present verdict; NULL where it has none.
 
     ``run`` is an expression. What malformed lines and unterminated rests say counts by their digests.
     """
     return (
-        "nullif(max("
+        "(nullif(max("
         f"coalesce((SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = {run}"
         " AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1), -1),"
         " coalesce((SELECT max(max(coalesce((SELECT max(v.walk << 3 | v.category) FROM scored_rows v"
         " INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL), -1),"
         " coalesce((SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f"
         f" CROSS JOIN partitions p USING (partition_id) WHERE {REST.format('present')}), -1)))"
-        f" FROM malformed_runs m WHERE m.run_id = {run}), -1)), -1)"
+        f" FROM malformed_runs m WHERE m.run_id = {run}), -1)), -1) & 7)"
     )
-
-
-def last_verdict(run: str) -> str:
-    """SQL for the category code of a run's last present verdict; NULL where it has none. ``run`` is an expression."""
-    return f"({last_verdict_place(run)} & 7)"
 
 
 class InForce(NamedTuple):

@@ -5,34 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import DUPLICATE, LINE_BITS, LINES_END, SHIPPED, VERDICTS
+from distilld.core.line_facts import LINE_BITS, LINES_END, SHIPPED, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
+from distilld.store.queues import first_waiter
 from distilld.store.run_exports import RunExports
-from distilld.store.schema import BEHIND_ID
+from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
-from distilld.store.verdicts import InForce, Verdicts, last_verdict, last_verdict_place
+from distilld.store.verdicts import InForce, Verdicts, last_verdict
 
-_VERDICT: Final = last_verdict_place("s.run_id")
+_FACTS: Final = (
+    "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.malformed, s.sample_key, s.evidence_found,"
+    " e.start_byte, e.length_bytes, e.digest, s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept"
+)
 _HOLDER: Final = (
     "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
-    " WHERE h.sample_key = s.sample_key AND h.{dataset} = {shipped})"
+    " WHERE h.sample_key = s.sample_key AND {holds})"
 )
-_OWN_FACTS: Final = (
-    "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
-    f" e.start_byte, e.length_bytes, e.digest, {_VERDICT},"
-)
-_FACTS: Final = (
-    f"{_OWN_FACTS} {_HOLDER.format(dataset='rag', shipped=SHIPPED)}, {_HOLDER.format(dataset='sft', shipped=SHIPPED)},"
-)
-_RECORDED: Final = " s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept,"
-_QUEUED: Final = " coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0)"
-_ROW: Final = f"SELECT {_FACTS}{_RECORDED}{_QUEUED} FROM scored_rows s{EVIDENCE_OF_ROWS}"
-
-_QUEUED_FACTS: Final = (
-    "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.category, s.malformed, s.sample_key, s.evidence_found,"
-    " e.start_byte, e.length_bytes, e.digest, s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept"
+_ROW: Final = (
+    f"SELECT {_FACTS}, coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0), 1,"
+    f" {_HOLDER.format(holds=f'{HOLDS_RAG} = 0'.replace('rag', 'h.rag'))}, {_HOLDER.format(holds=f'h.sft = {SHIPPED}')}"
+    f" FROM scored_rows s{EVIDENCE_OF_ROWS} WHERE s.walk = ?"
 )
 _EVIDENCE_OF: Final = " LEFT JOIN evidence_rows e ON e.partition_id = ?1 AND e.run_id = s.run_id"
 _OTHERS: Final = (
@@ -72,12 +66,21 @@ class Place(NamedTuple):
     base: int
 
 
+class Recorded(NamedTuple):
+    """What is recorded of a row in a dataset; ``code`` is None where it was never judged."""
+
+    code: int | None
+    line: bytes
+    batch: int
+
+
 class WorkRow(NamedTuple):
-    """A scored row that is to be judged: its facts, what it depends on, its outcomes so far.
+    """A scored row that is to be judged: its facts, its evidence, what is recorded of it, what it depends on.
 
-    Evidence columns without ``evidence_found`` mean that the evidence file is absent. ``verdict`` packs the last present
-    verdict of the run: its walk times 8 plus its category code. A holder is who ships the row's id now, below zero where
-    it stands without its evidence: it is kept, or about to go. A row that was never judged has no outcomes.
+    Evidence columns without ``evidence_found`` mean that the evidence file is absent. A row that was never judged has no
+    outcomes. It is contested where another row names its run or has its id, and where a line without a present row does.
+    A holder is who ships the row's id now, below zero where it stands without its evidence: it is kept, or about to go.
+    It is not known of rows in the queue: see :meth:`alone`.
     """
 
     walk: int
@@ -85,39 +88,6 @@ class WorkRow(NamedTuple):
     length: int
     digest: bytes
     run_id: str | None
-    category: int | None
-    malformed: int | None
-    sample_key: int | None
-    evidence_found: int
-    evidence_start: int | None
-    evidence_length: int | None
-    evidence_digest: bytes | None
-    verdict: int | None
-    rag_holder: int | None
-    sft_holder: int | None
-    rag: int | None = None
-    rag_line: bytes | None = None
-    rag_batch: int | None = None
-    sft: int | None = None
-    sft_line: bytes | None = None
-    sft_batch: int | None = None
-    kept: int = 0
-    evidence_changed: int = 0
-    contested: bool = True
-
-
-class QueuedRow(NamedTuple):
-    """A row in the queue: its facts, its evidence, what is recorded of it, and whether it is contested.
-
-    It is where another row names its run or has its id, and where a line without a present row does.
-    """
-
-    walk: int
-    start: int
-    length: int
-    digest: bytes
-    run_id: str | None
-    category: int | None
     malformed: int | None
     sample_key: int | None
     evidence_found: int
@@ -133,29 +103,31 @@ class QueuedRow(NamedTuple):
     kept: int
     evidence_changed: int
     contested: int
+    rag_holder: int | None
+    sft_holder: int | None
 
     @property
-    def is_new_and_plain(self) -> bool:
-        """Whether it was never judged, and nothing but its own text decides what becomes of it."""
-        return not (
-            self.contested
-            or self.rag is not None
-            or self.kept
-            or self.evidence_changed
-            or (self.evidence_digest is not None and not self.evidence_found)
-        )
+    def is_plain(self) -> bool:
+        """Whether nothing but its own text decides what becomes of it."""
+        evidence_is_absent = self.evidence_digest is not None and not self.evidence_found
+        return not (self.contested or self.kept or self.evidence_changed or evidence_is_absent)
 
     def alone(self) -> WorkRow:
-        """Return the row as one that is not contested is judged: its verdict and its ids are its own."""
+        """Return the row as one that is not contested is judged: its ids are its own."""
         holder = self.walk if self.evidence_found else -self.walk
-        return WorkRow(
-            *self[:12],
-            None if self.category is None else self.walk << 3 | self.category,
-            holder if self.rag == SHIPPED else None,
-            holder if self.sft == SHIPPED else None,
-            *self[12:20],
-            False,
+        return self._replace(
+            rag_holder=holder if self.rag == SHIPPED else None, sft_holder=holder if self.sft == SHIPPED else None
         )
+
+    def recorded(self, dataset: Dataset) -> Recorded:
+        """Return what is recorded of it in RAG or in SFT."""
+        if dataset is Dataset.RAG:
+            return Recorded(self.rag, self.rag_line or b"", self.rag_batch or 0)
+        return Recorded(self.sft, self.sft_line or b"", self.sft_batch or 0)
+
+    def holder(self, dataset: Dataset) -> int | None:
+        """Return who has its id in RAG or in SFT."""
+        return self.rag_holder if dataset is Dataset.RAG else self.sft_holder
 
 
 class Waiting(NamedTuple):
@@ -225,12 +197,12 @@ class Work(LooseLines, Tasks):
 
     def queued(
         self, place: Place, span: tuple[int, int], after: int, limit: int, *, forced_only: bool
-    ) -> list[QueuedRow]:
+    ) -> list[WorkRow]:
         """Up to ``limit`` rows of a partition that are to be judged behind a place, in walk order, each once.
 
         ``span`` is where its rows stand that were never judged.
         """
-        facts = f"SELECT {_QUEUED_FACTS}, {{changed}}, {self._contested()} FROM {{source}}{_EVIDENCE_OF}"
+        facts = f"SELECT {_FACTS}, {{changed}}, {self._contested()}, NULL, NULL FROM {{source}}{_EVIDENCE_OF}"
         # A row that was never judged has no line to withdraw: it waits for its turn, for its job may be made already.
         forced = " AND q.forced = 1 AND s.rag IS NOT NULL" if forced_only else ""
         source = "rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
@@ -248,7 +220,7 @@ class Work(LooseLines, Tasks):
                 (place.partition_id, low, high, limit),
             ).fetchall()
             rows = sorted([*rows, *(row for row in new if row[0] not in known)]) if rows else new
-        return [tuple.__new__(QueuedRow, row) for row in rows[:limit]]
+        return [tuple.__new__(WorkRow, row) for row in rows[:limit]]
 
     def contested_among(self, low: int, high: int, *, everything: bool) -> list[tuple[int, str | None]]:
         """The contested rows in [low, high), in walk order, with their runs; ``everything`` takes them all for such."""
@@ -311,7 +283,7 @@ class Work(LooseLines, Tasks):
 
     def row(self, walk: int) -> WorkRow:
         """One row by its place."""
-        return WorkRow(*self._run(f"{_ROW} WHERE s.walk = ?", (walk,)).fetchone())
+        return WorkRow(*self._run(_ROW, (walk,)).fetchone())
 
     def known(self, walks: Iterable[int]) -> list[tuple[int, str | None, int | None, int | None]]:
         """Rows by their places, in this order: place, run, code of the category, the number of the id."""
@@ -340,12 +312,8 @@ class Work(LooseLines, Tasks):
 
     def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
         """The first row behind ``walk`` that is held because an earlier row has this id."""
-        found = self._run(
-            "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key"
-            f" WHERE sample_key = ? AND {dataset} = {DUPLICATE} AND walk > ? ORDER BY walk LIMIT 1",
-            (sample_key, walk),
-        ).fetchone()
-        return found[0] if found else None
+        (found,) = self._run(first_waiter(dataset), (sample_key, walk)).fetchone()
+        return None if found is None else int(found)
 
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
         """The rows behind ``walk`` that a gate behind the one for ids holds, and that are duplicates if ``walk`` ships."""

@@ -21,6 +21,7 @@ from distilld.store.connection import Store
 from distilld.store.inputs import SURE_AFTER_NS
 from tests.bench.machine import describe_machine, spread
 from tests.support.lake_by_formula import append_bench_rows, write_bench_lake
+from tests.support.limits import limits
 
 SIZES = (5_000, 50_000, 500_000)
 ROWS_PER_PARTITION = 370
@@ -31,7 +32,7 @@ def append_seconds(root: Path, rows: int) -> tuple[list[float], list[float], int
     """Seconds of each pass after an append, seconds of its scan alone, rows judged by the last."""
     write_bench_lake(root, rows=rows, partitions=max(1, rows // ROWS_PER_PARTITION))
     store = Store.open(root / "state/distilld.db", root)
-    engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
+    engine = Engine(root, store, Options(), limits())
     engine.run_pass(Trigger.ONCE)
     time.sleep(SURE_AFTER_NS / 1e9)
     engine.run_pass(Trigger.ONCE)

@@ -25,6 +25,7 @@ from distilld.store.connection import Store
 from distilld.store.inputs import SURE_AFTER_NS
 from tests.bench.machine import describe_machine, spread
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
+from tests.support.limits import limits
 
 ROWS: Final = 1_000_000
 PARTITIONS: Final = 270
@@ -80,7 +81,7 @@ def main(rows: int = ROWS) -> None:
         root = Path(name)
         write_bench_lake(root, rows=rows, partitions=PARTITIONS)
         store = Store.open(root / "state/distilld.db", root)
-        engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
+        engine = Engine(root, store, Options(), limits())
         engine.run_pass(Trigger.ONCE)
         time.sleep(SURE_AFTER_NS / 1e9)
         engine.run_pass(Trigger.ONCE)

@@ -33,10 +33,11 @@ from distilld import logs
 from distilld.engine.engine import Engine
 from distilld.core.model import Options, Trigger
 from distilld.store.connection import Store
+from tests.support.limits import limits
 logs.configure(level="error", fmt="json")
 root, turns, at_once = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 store = Store.open(root / "state/distilld.db", root)
-engine = Engine(root, store, Options(), batch_rows=50_000, settle_seconds=0)
+engine = Engine(root, store, Options(), limits())
 start = time.perf_counter()
 engine.run_pass(Trigger.ONCE)
 first = time.perf_counter() - start

@@ -15,10 +15,11 @@ from distilld.cli.exit_codes import ExitCode
 from distilld.core.model import EXPORT_PATHS, Options, Trigger
 from distilld.engine import cluster as module
 from distilld.engine import pool
+from distilld.engine.answers import WrongAnswer
 from distilld.engine.cluster import NONCE, ClusterAway, UnfitWorker, join
 from distilld.engine.pool import Pool
 from tests.engine.test_executors import are_equal
-from tests.engine.test_spans import taken_in
+from tests.engine.test_spans import fill, taken_in
 from tests.support.builders import evidence, jsonl
 from tests.support.command import distilld
 from tests.support.dask_cluster import A_MINUTE_AHEAD, HIDDEN, OTHER_VERSION, DaskCluster, dask_cluster, needs_dask
@@ -118,6 +119,55 @@ def test_job_of_a_worker_that_is_killed_is_done_by_another(lakes: Path, cluster:
     joined.executor.shutdown()
 
 
+DIES = """
+import os, signal
+from distilld.engine.judge_span import SpanJudge
+SpanJudge.judge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_worker_that_is_killed_in_the_middle_of_a_pass_changes_nothing(lakes: Path, cluster: DaskCluster) -> None:
+    """It dies of the first rows that it is to judge, whatever these are; another judges them in the same pass."""
+    expected = taken_in(lakes / "expected", executor=None)
+    killed = cluster.start_worker(preload=DIES)
+    lake = HistoryLake(lakes / "actual", expected.options, executor=cluster.address)
+    fill(lake)
+
+    def replace_it() -> None:
+        if killed.poll() and len(cluster.workers) == 1:
+            cluster.start_worker()
+
+    lake.engine.pulse = replace_it
+    lake.go()
+    assert killed.wait() == -signal.SIGKILL
+    are_equal(expected, lake)
+    for each in (expected, lake):
+        each.stop()
+
+
+OTHER_IDS = """
+from distilld.core.datasets import rows
+rows.id_digits = lambda run_id, signature: 16 * "0"
+"""
+
+
+def test_worker_that_gives_other_ids_is_an_error(lakes: Path, cluster: DaskCluster) -> None:
+    """Its code says that it is the same version; nothing that it did is committed, and another worker does all."""
+    expected = taken_in(lakes / "expected", executor=None)
+    wrong = cluster.start_worker(preload=OTHER_IDS)
+    lake = HistoryLake(lakes / "actual", expected.options, executor=cluster.address)
+    fill(lake)
+    with pytest.raises(WrongAnswer, match="a line of rag is not that of its row"):
+        lake.go()
+    assert not any(lake.files().values())
+    wrong.kill()
+    cluster.start_worker()
+    lake.go()
+    are_equal(expected, lake)
+    for each in (expected, lake):
+        each.stop()
+
+
 def test_job_that_kills_every_worker_is_an_error(lakes: Path, cluster: DaskCluster) -> None:
     """It is not given out for ever; the pool makes WorkerDied of the error, as of a process of our own."""
     for _ in range(4):
@@ -164,7 +214,7 @@ def test_scheduler_that_goes_away_in_the_middle_of_a_pass(
     lake.engine.committer.recover()
     lake.check()
     lake.engine.pulse = lambda: None
-    lake.engine.executor = None
+    lake.engine.limits = lake.engine.limits._replace(executor="")
     lake.go()
     assert lake.shipped("rag") >= {"one", "three"}
     lake.stop()

@@ -20,6 +20,7 @@ from distilld.core.model import OperatorError, Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
+from tests.support.limits import limits
 
 
 def main(root: Path) -> None:
@@ -30,7 +31,7 @@ def main(root: Path) -> None:
     except OperatorError:
         os.kill(os.getpid(), signal.SIGKILL)
         raise
-    engine = Engine(root, store, Options(source_files_root="/"), batch_rows=50_000, settle_seconds=0)
+    engine = Engine(root, store, Options(source_files_root="/"), limits())
     try:
         engine.committer.recover()
         engine.run_pass(Trigger.ONCE)

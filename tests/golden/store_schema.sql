@@ -26,19 +26,15 @@ CREATE INDEX malformed_runs_by_digest ON malformed_runs (digest);
 
 CREATE INDEX nameless_rows ON scored_rows (digest) WHERE run_id IS NULL;
 
-CREATE UNIQUE INDEX pair_ids ON pairs (sample_key) WHERE outcome = 0;
-
 CREATE INDEX pairs_by_chosen_run ON pairs (chosen_run_id);
 
-CREATE INDEX pairs_by_key ON pairs (sample_key);
+CREATE UNIQUE INDEX pairs_by_key ON pairs (sample_key, CASE outcome WHEN 0 THEN 0 END);
 
 CREATE INDEX pairs_by_rejected_run ON pairs (rejected_run_id);
 
 CREATE INDEX pairs_by_task ON pairs (task_id, slot);
 
-CREATE UNIQUE INDEX rag_ids ON scored_rows (sample_key) WHERE rag = 0;
-
-CREATE INDEX scored_rows_by_key ON scored_rows (sample_key) WHERE sample_key IS NOT NULL;
+CREATE UNIQUE INDEX scored_rows_by_key ON scored_rows (sample_key, CASE rag WHEN 0 THEN 0 END) WHERE sample_key IS NOT NULL;
 
 CREATE INDEX scored_rows_by_run ON scored_rows (run_id) WHERE run_id IS NOT NULL;
 
@@ -125,7 +121,7 @@ CREATE TABLE export_files (
     pending_temp  TEXT
 , segment_bytes INTEGER, space_bytes INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 
-CREATE TABLE export_segments (name TEXT NOT NULL, segment INTEGER NOT NULL, sha256 BLOB NOT NULL, space_bytes INTEGER NOT NULL, line_marks BLOB NOT NULL, PRIMARY KEY (name, segment)) STRICT, WITHOUT ROWID;
+CREATE TABLE export_segments (name TEXT NOT NULL, segment INTEGER NOT NULL, sha256 BLOB NOT NULL, space_bytes INTEGER NOT NULL, line_marks BLOB NOT NULL, PRIMARY KEY (name, segment)) STRICT;
 
 CREATE TABLE files (
     partition_id     INTEGER NOT NULL REFERENCES partitions,

@@ -27,4 +27,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m007_moved_lines_and_rests",
         "m008_too_many_exports",
         "m009_dataset_history",
+        "m010_smaller_store",
     ]

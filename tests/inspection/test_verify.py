@@ -29,6 +29,7 @@ from distilld.store.ledger import Ledger
 from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, history_lake, run
 from tests.support.lake_by_formula import write_bench_lake
+from tests.support.limits import limits
 
 LAST = "2026/05/01/last.jsonl"
 
@@ -38,7 +39,7 @@ def lake(tmp_path: Path) -> Iterator[tuple[SampleLake, Engine]]:
     """A lake after a pass, an append and a re-score."""
     sample = write_sample_lake(tmp_path / "lake", days=1)
     store = Store.open(sample.root / "state/distilld.db", sample.root)
-    engine = Engine(sample.root, store, Options(), batch_rows=40, settle_seconds=0)
+    engine = Engine(sample.root, store, Options(), limits(batch_rows=40))
     engine.run_pass(Trigger.ONCE)
     append_rows(sample)
     rescore_in_place(sample, sample.rescored_run_id)
@@ -189,7 +190,7 @@ def test_memory_does_not_grow_with_the_exports(tmp_path: Path, deep: bool) -> No
     """What is compared may be larger than the memory: lines are read one by one, and remembered by their digests."""
     write_bench_lake(tmp_path, rows=300, partitions=30, text_bytes=100_000)
     with closing(Store.open(tmp_path / "state/distilld.db", tmp_path)) as store:
-        Engine(tmp_path, store, Options(), batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
+        Engine(tmp_path, store, Options(), limits(batch_rows=100)).run_pass(Trigger.ONCE)
     size = sum((tmp_path / path).stat().st_size for path in EXPORT_PATHS.values() if (tmp_path / path).exists())
     tracemalloc.start()
     report = verify(tmp_path, tmp_path / "state/distilld.db", Options(), deep=deep)

@@ -82,8 +82,7 @@ class ClusterHistories(KeepHistories):
             self.local.store.close()
         assert self.engine is not None
         store = Store.open(self.beside / "state" / "distilld.db", self.beside)
-        limits = {name: getattr(self, name) for name in ("batch_rows", "tripwire_rows", "tripwire_share")}
-        self.local = Engine(self.beside, store, self.options, settle_seconds=0, **limits)
+        self.local = Engine(self.beside, store, self.options, self.engine_limits())
         self.local.committer.recover()
         self.engine.__class__ = BesideLocal
         self.engine.local = self.local  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from distilld.store import export_records
 from distilld.store.connection import Store
 from tests.property.model import joined_rows
 from tests.property.test_histories import Histories, number, run
+from tests.support.limits import limits
 
 Row = dict[str, Any]
 WHERE_LINES: Final = ("first", "middle", "last")
@@ -73,7 +74,7 @@ class Deliveries(Histories):
         if self.store is not None:
             self.store.close()
         self.store = Store.open(self.folder / "state" / "distilld.db", self.folder)
-        engine = Engine(self.folder, self.store, self.options, batch_rows=self.batch_rows, settle_seconds=0)
+        engine = Engine(self.folder, self.store, self.options, limits(batch_rows=self.batch_rows))
         self.engine = engine  # type: ignore[assignment]  # it is not looked at batch by batch
         engine.committer.recover()
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from distilld.config.settings import EngineLimits
 from distilld.core.model import Category, Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
 from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, read_file, span_queue, work_off
 from distilld.engine.engine import Engine
@@ -44,6 +45,7 @@ from tests.property.absence import Absence
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
 from tests.support import target_state as invariants
 from tests.support.history_lake import believe_facts
+from tests.support.limits import limits
 from tests.support.target_state import Exports
 
 QUICK_FOLDER: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -224,13 +226,13 @@ class Histories(RuleBasedStateMachine):
             self.folder,
             self.store,
             self.options,
-            batch_rows=self.batch_rows,
-            settle_seconds=0,
-            tripwire_rows=self.tripwire_rows,
-            tripwire_share=self.tripwire_share,
+            self.engine_limits(),
         )
         self.engine.verdicts = self.verdicts
         self.engine.committer.recover()
+
+    def engine_limits(self) -> EngineLimits:
+        return limits(batch_rows=self.batch_rows, tripwire_rows=self.tripwire_rows, tripwire_share=self.tripwire_share)
 
     @rule(options=whole_options(), then=then)
     def other_options(self, options: Options, then: bool) -> None:

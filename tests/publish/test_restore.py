@@ -49,6 +49,7 @@ from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTo
 from distilld.store.open_writer import open_store, opened_store
 from distilld.store.pruning import Only
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
+from tests.support.limits import limits
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"
 STAMP = "2026-01-01T00:00:00.000Z"
@@ -1541,7 +1542,7 @@ def test_store_that_turns_out_to_be_corrupt_is_set_aside(full: HistoryLake) -> N
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
     with pytest.raises(StoreCorruptError), opened_store(full.state, full.root) as store:
-        batch.Engine(full.root, store, full.options, batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
+        batch.Engine(full.root, store, full.options, limits(batch_rows=100)).run_pass(Trigger.ONCE)
     assert len(list(full.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
     full.go()
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
@@ -1561,7 +1562,7 @@ def stale(lake: HistoryLake) -> HistoryLake:
     """A lake whose store has a page that a lost write left as it was, and with something new in it."""
     lake.both(A, run("a1"))
     lake.go()
-    at, page = page_of(lake, "rag_ids")
+    at, page = page_of(lake, "sft_ids")
     lake.scored(A, run("a2"))
     lake.both(C, run("c1"))
     lake.go()
@@ -1577,10 +1578,10 @@ def stale(lake: HistoryLake) -> HistoryLake:
 def test_store_with_a_stale_page_is_set_aside(stale: HistoryLake) -> None:
     """The story: every pass failed, with 'a bug in distilld' or a constraint of SQLite, and none asked the store."""
     with (
-        pytest.raises(StoreCorruptError, match="missing from index rag_ids"),
+        pytest.raises(StoreCorruptError, match="missing from index sft_ids"),
         opened_store(stale.state, stale.root) as store,
     ):
-        batch.Engine(stale.root, store, stale.options, batch_rows=100, settle_seconds=0).run_pass(Trigger.ONCE)
+        batch.Engine(stale.root, store, stale.options, limits(batch_rows=100)).run_pass(Trigger.ONCE)
     assert len(list(stale.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
     stale.go()
     assert stale.shipped("rag") == stale.shipped("sft") == {"a1", "c1"}
@@ -1589,7 +1590,7 @@ def test_store_with_a_stale_page_is_set_aside(stale: HistoryLake) -> None:
 @pytest.mark.parametrize("error", [ProgramError("x"), sqlite3.IntegrityError("x"), AssertionError("x"), KeyError("x")])
 def test_only_an_unsound_store_is_to_blame(stale: HistoryLake, error: Exception) -> None:
     """What nobody foresaw is told as it is where the store is sound."""
-    with pytest.raises(StoreCorruptError, match="rag_ids") as raised, stale.engine.store.at_work():
+    with pytest.raises(StoreCorruptError, match="sft_ids") as raised, stale.engine.store.at_work():
         raise error
     assert raised.value.__cause__ is error
     stale.lose_store()

@@ -179,7 +179,7 @@ def test_lag_is_the_age_of_the_file_that_waits_longest(settings: Settings, tmp_p
         told = samples(tmp_path / "distilld.prom")
         assert told["distilld_lag_seconds", ()] == result.lag_seconds > 0
         assert told["distilld_exports_tampered", ()] == 1
-        engine.settle_ns = 0
+        engine.limits = engine.limits._replace(settle_seconds=0)
         bulletin.passed(engine.run_pass(Trigger.WATCH), watching="events", folders=1)
         assert samples(tmp_path / "distilld.prom")["distilld_lag_seconds", ()] == 0
 

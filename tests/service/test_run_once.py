@@ -22,6 +22,7 @@ from distilld.engine.pass_result import Progress
 from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
 from distilld.store.connection import Store
 from tests.support.history_lake import A, B, HistoryLake, history_lake, run
+from tests.support.limits import limits
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def lake(tmp_path: Path) -> SampleLake:
 def engine(lake: SampleLake) -> Iterator[Engine]:
     """An engine on it, for which no file is still for an hour."""
     store = Store.open(lake.root / "state" / "distilld.db", lake.root)
-    yield Engine(lake.root, store, Options(), batch_rows=50_000, settle_seconds=3600)
+    yield Engine(lake.root, store, Options(), limits(settle_seconds=3600))
     store.close()
 
 
@@ -100,7 +101,7 @@ def test_file_is_still_by_our_own_looks(
     monkeypatch.setattr(looking, "monotonic_ns", lambda: passed)
     last = 10 if never_still else 1
     for settlings in (0, last - 0.5, last):
-        passed = round(settlings * engine.settle_ns)
+        passed = round(settlings * engine.limits.settle_seconds * 1e9)
         stamp = (time.time() + hours_ahead * 3600) + (settlings if never_still else 0)
         if never_still or not settlings:
             os.utime(path, (stamp, stamp))
@@ -118,7 +119,7 @@ def test_file_that_changes_while_it_is_judged_is_planned_anew(lake: SampleLake) 
             state["changed"] = True
             path.write_bytes(path.read_bytes().replace(b"the", b"THE"))
 
-    engine = Engine(lake.root, store, Options(), batch_rows=50_000, settle_seconds=0, progress=change_once)
+    engine = Engine(lake.root, store, Options(), limits(), progress=change_once)
     waited = Time()
     report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
     store.close()
@@ -145,7 +146,7 @@ def test_failure_is_recovered_from_before_it_is_told(engine: Engine, monkeypatch
 def test_report_adds_up(engine: Engine, lake: SampleLake) -> None:
     """Rows before, plus what was added, minus what was withdrawn, are the rows after; the causes add up too."""
     first = bring_up_to_date(engine)
-    engine.settle_ns = 0
+    engine.limits = limits()
     rescore_in_place(lake, lake.rescored_run_id)
     second = bring_up_to_date(engine, withdrawals_listed=None)
     for dataset in Dataset:
@@ -162,7 +163,7 @@ def test_progress_tells_how_far_a_pass_is(lake: SampleLake) -> None:
     """Progress begins at nothing, never goes back, and ends when every file is read, every row judged, every pair tried."""
     store = Store.open(lake.root / "state" / "distilld.db", lake.root)
     told: list[Progress] = []
-    engine = Engine(lake.root, store, Options(), batch_rows=20, settle_seconds=0, progress=told.append)
+    engine = Engine(lake.root, store, Options(), limits(batch_rows=20), progress=told.append)
     bring_up_to_date(engine)
     store.close()
     size = sum(path.stat().st_size for path in (lake.root / "data").rglob("*.jsonl"))

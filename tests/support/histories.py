@@ -18,6 +18,7 @@ from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.store.connection import Store
 from tests.support.builders import evidence, jsonl, scored
+from tests.support.limits import limits
 
 A: Final = "2026/04/27/alpha.jsonl"
 B: Final = "2026/04/28/beta.jsonl"
@@ -265,8 +266,7 @@ class Lake:
                 self.root,
                 store,
                 self.options,
-                batch_rows=self.history.batch_rows,
-                settle_seconds=0,
+                limits(batch_rows=self.history.batch_rows),
             )
         finally:
             store.close()

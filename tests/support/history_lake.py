@@ -28,6 +28,7 @@ from distilld.store import inputs
 from distilld.store.connection import Store
 from distilld.store.pruning import Only
 from tests.support.builders import evidence, jsonl, scored
+from tests.support.limits import limits
 
 A: Final = "2026/04/27/alpha.jsonl"
 B: Final = "2026/04/28/beta.jsonl"
@@ -123,8 +124,12 @@ class HistoryLake:
         """The writer; it is started, and recovers, where none runs."""
         if self._engine is None:
             store = Store.open(self.state, self.root)
-            limits = {"batch_rows": 50_000, "settle_seconds": 0, **self.limits}
-            self._engine = Engine(self.root, store, self.options, clock=lambda: self.now_ns, **limits)
+            # An executor, or the address of one.
+            given = self.limits.get("executor")
+            other = {"executor": given} if isinstance(given, str) else {}
+            chosen = limits(**{**self.limits, "executor": "", **other})
+            executor = None if other else given
+            self._engine = Engine(self.root, store, self.options, chosen, clock=lambda: self.now_ns, executor=executor)
             self._engine.committer.recover()
         return self._engine
 

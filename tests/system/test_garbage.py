@@ -22,6 +22,7 @@ from tests.support.builders import STAMP, changed, evidence, export, jsonl, scor
 from tests.support.committed import accounted, committed_and_whole, outcome, rows_of
 from tests.support.deaths import in_child
 from tests.support.histories import Inputs, given, run
+from tests.support.limits import limits
 
 PARTITION = "2026/04/27/garbage.jsonl"
 QUARANTINES = ("quarantine_rag", "quarantine_sft")
@@ -44,7 +45,7 @@ class Box:
         """One pass, after which everything is committed and accounted for."""
         store = Store.open(self.root / "state" / "distilld.db", self.root)
         try:
-            engine = Engine(self.root, store, self.options, batch_rows=50_000, settle_seconds=0)
+            engine = Engine(self.root, store, self.options, limits())
             passed = engine.run_pass(Trigger.ONCE)
         finally:
             store.close()

@@ -1,27 +1,54 @@
-"""Pairs that leave the preference dataset: whether a verdict takes them out, for what cause, and what is published."""
+"""The preference dataset's side of a batch, across its tasks: which ids it ships, and why recorded pairs leave."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from distilld.core.decisions import Decisions, Withdrawal
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE
 from distilld.core.model import Category, Cause, Dataset, Options
+from distilld.engine.stamps import Stamps
 from distilld.store.tasks import WorkPair
 from distilld.store.work import Work
 
 _PREFERENCE: Final = Dataset.PREFERENCE
 
 
-class LeavingPairs:
-    """Knows of recorded pairs why they leave, and adds that to a batch's decisions."""
+class PairLane:
+    """Knows what the tasks of a batch share, and adds to its decisions what is published of pairs that leave."""
 
     def __init__(self, work: Work, options: Options, decisions: Decisions, *, options_changed: bool) -> None:
         self._work = work
         self._options = options
-        self._out = decisions
         self._options_changed = options_changed
         self._absent = work.absent_files()
+        self.out = decisions
+        self.changes = decisions.changes[_PREFERENCE]
+        self.change = Cause.OPTIONS_CHANGED if options_changed else Cause.EVIDENCE_CHANGED
+        """Why a line changes whose pair is still formed."""
+        self.stamps = Stamps(work, _PREFERENCE)
+        self.shipped: set[int] = set()
+        self.freed: dict[int, tuple[WorkPair, Cause]] = {}
+        self.moved_on: set[int] = set()
+        """Pairs whose line another task took over before their own task was formed anew."""
+
+    def drop_totals(self, pair: WorkPair) -> None:
+        """A recorded pair no longer counts as what it was."""
+        self.out.totals[_PREFERENCE, "frozen" if pair.frozen else "live", pair.outcome] -= 1
+
+    def is_earlier(self, one: str, other: str) -> bool:
+        """Whether a task stands before another one in the order that decides on ids."""
+        return (self._work.first_walk(one), one) < (self._work.first_walk(other), other)
+
+    def waiting_for(self, key: int) -> set[str]:
+        """The tasks with a pair that was held because an earlier one has this id."""
+        return {
+            pair.task_id
+            for pair in self._work.pairs_with_keys([key]).get(key, [])
+            if pair.outcome == DUPLICATE and pair.frozen is None
+        }
+
+    # pairs that leave
 
     def is_absent(self, pair: WorkPair) -> bool:
         """Whether a side of the pair is absent: its scored line, or the evidence that it stood on."""
@@ -56,11 +83,12 @@ class LeavingPairs:
             return Cause.EVIDENCE_CHANGED
         return Cause.OPTIONS_CHANGED if self._options_changed else Cause.DISPLACED
 
-    def withdraw(self, pair: WorkPair, cause: Cause) -> None:
-        """Take the pair's line out of the dataset, and publish that."""
-        self._out.changes[_PREFERENCE].drop_key(pair.sample_key, pair.line)
-        self._out.unadopted.append((_PREFERENCE, pair.sample_key))
-        self.publish(pair, cause, replaced=False)
+    def finish(self) -> None:
+        """Lines that are still free leave the dataset, and that is published."""
+        for pair, cause in self.freed.values():
+            self.changes.drop_key(pair.sample_key, pair.line)
+            self.out.unadopted.append((_PREFERENCE, pair.sample_key))
+            self.publish(pair, cause, replaced=False)
 
     def publish(self, pair: WorkPair, cause: Cause, *, replaced: bool) -> None:
         """Publish that the pair's line leaves, or that another takes its place."""
@@ -73,15 +101,9 @@ class LeavingPairs:
                 if place is not None and category is not expected:
                     verdict = place
                     break
-        self._out.withdrawals.append(
+        self.out.withdrawals.append(
             Withdrawal(
-                _PREFERENCE,
-                pair.sample_key,
-                cause,
-                replaced,
-                chosen_run_id=pair.chosen_run_id,
-                rejected_run_id=pair.rejected_run_id,
-                verdict=verdict,
-                shipped_batch=pair.batch or None,
+                _PREFERENCE, pair.sample_key, cause, replaced, chosen_run_id=pair.chosen_run_id,
+                rejected_run_id=pair.rejected_run_id, verdict=verdict, shipped_batch=pair.batch or None,
             )
-        )
+        )  # fmt: skip

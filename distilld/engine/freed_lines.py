@@ -1,0 +1,74 @@
+"""Lines that came free in a batch: another row may take one over, and what is left at the end leaves."""
+
+from __future__ import annotations
+
+from distilld.core.decisions import Withdrawal
+from distilld.core.model import Cause, Dataset, Verdict
+from distilld.core.outcome import Rendered
+from distilld.engine.row_batch import RowBatch
+from distilld.engine.stamps import Stamps
+from distilld.lake.lines import digest_of
+from distilld.store.loose_lines import Departure
+from distilld.store.work import Recorded
+
+
+class FreedLines:
+    """The lines of one dataset and its quarantine whose rows gave them up, or are gone."""
+
+    def __init__(self, batch: RowBatch, dataset: Dataset, stamps: Stamps) -> None:
+        self._batch = batch
+        self._dataset = dataset
+        self._stamps = stamps
+        self._out = batch.out
+        self._changes = batch.out.changes[dataset]
+        self._shipped: dict[int, tuple[Recorded, Withdrawal]] = {}
+        """By id, with what is published if nobody takes it over."""
+        self._held: dict[tuple[int | None, int | None], Departure] = {}
+        """By partition and line: the row there now may come to the same."""
+
+    def add(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause) -> None:
+        """The dataset line of an id is without its row."""
+        verdict: Verdict | None = None
+        if cause is Cause.REVOKED and run_id is not None:
+            category = self._batch.verdict_in(self._dataset, run_id)
+            verdict = self._batch.work.verdict_place(run_id, category) if category else None
+        batch = recorded.batch or None
+        withdrawal = Withdrawal(
+            self._dataset, key, cause, False, source_run_id=run_id, verdict=verdict, shipped_batch=batch
+        )
+        self._shipped[key] = recorded, withdrawal
+
+    def take(self, key: int) -> Recorded | None:
+        """The free line of an id, for the row that ships the id now."""
+        return self._shipped.pop(key)[0] if key in self._shipped else None
+
+    def add_held(self, departure: Departure) -> None:
+        """A held row is gone; its quarantine line leaves, unless the row in its place comes to the very same."""
+        before = self._held.pop((departure.partition_id, departure.row_line), None)
+        if before is not None:
+            self._changes.drop_held(before.line)
+        self._held[departure.partition_id, departure.row_line] = departure
+
+    def take_held(self, walk: int, code: int, hold: Rendered) -> Recorded | None:
+        """The free quarantine line of a row's place, where the row comes to the very same."""
+        if not self._held:
+            return None
+        place = self._batch.work.place(walk)
+        left = self._held.get((place.partition_id, walk - place.base))
+        if left is None or left.outcome != code:
+            return None
+        stamped = hold.line(self._stamps.of(left.batch))
+        if digest_of(stamped) != left.line:
+            return None
+        del self._held[left.partition_id, left.row_line]
+        self._changes.keep_held(left.line, stamped)
+        return Recorded(code, left.line, left.batch)
+
+    def finish(self) -> None:
+        """What is still free leaves."""
+        for left in self._held.values():
+            self._changes.drop_held(left.line)
+        for key, (recorded, withdrawal) in self._shipped.items():
+            self._changes.drop_key(key, recorded.line)
+            self._out.withdrawals.append(withdrawal)
+            self._out.unadopted.append((self._dataset, key))

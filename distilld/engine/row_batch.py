@@ -1,0 +1,62 @@
+"""One batch of rows, as those who judge it share it: what it is judged with, and whose turn it is."""
+
+from __future__ import annotations
+
+import heapq
+
+from distilld.core.decisions import Decisions
+from distilld.core.model import Category, Dataset, Options
+from distilld.store.work import Work
+
+
+class RowBatch:
+    """Rows of the queue come in walk order; one that an outcome of theirs concerns joins the batch for its turn."""
+
+    def __init__(self, work: Work, options: Options, decisions: Decisions, *, options_changed: bool) -> None:
+        self.work = work
+        self.options = options
+        self.out = decisions
+        self.options_changed = options_changed
+        self.has_loose_lines = work.has_loose_lines()
+        """Whether lines stand in exports that belong to no present row."""
+        self.done: set[int] = set()
+        """The rows that were judged one by one, not by the span."""
+        self.displaced: set[int] = set()
+        self._joined: list[int] = []
+
+    def next_joined(self, before: int) -> int | None:
+        """The first row that joined the batch and stands before a place; it is not given again."""
+        while self._joined and self._joined[0] < before:
+            walk = heapq.heappop(self._joined)
+            if walk not in self.done:
+                return walk
+        return None
+
+    def join(self, walk: int) -> None:
+        """Let a row join the batch."""
+        heapq.heappush(self._joined, walk)
+
+    def displace(self, walk: int) -> None:
+        """Let a row join the batch that another one took the id from: it cannot be left for later."""
+        self.displaced.add(walk)
+        self.join(walk)
+
+    def wake(self, dataset: Dataset, key: int, after: int) -> None:
+        """Let the first row behind ``after`` join the batch that is held because an earlier one had this id."""
+        waiter = self.work.waiter_after(dataset, key, after)
+        while waiter is not None and waiter in self.done:
+            waiter = self.work.waiter_after(dataset, key, waiter)
+        if waiter is not None:
+            self.join(waiter)
+
+    def verdict_in(self, dataset: Dataset, run_id: str) -> Category | None:
+        """The verdict in force for a run in a dataset."""
+        in_rag, in_sft, _ = self.work.verdicts(run_id, self.options)
+        return in_rag if dataset is Dataset.RAG else in_sft
+
+    def forbids(self, dataset: Dataset, run_id: str | None) -> bool:
+        """Whether the verdict in force for a run takes its rows out of a dataset."""
+        if run_id is None or not self.options.revoke:
+            return False
+        verdict = self.verdict_in(dataset, run_id)
+        return verdict is not None and self.options.forbids(dataset, verdict)
