@@ -132,7 +132,12 @@ def test_worker_that_is_killed_in_the_middle_of_a_pass_changes_nothing(lakes: Pa
     killed = cluster.start_worker(preload=DIES)
     lake = HistoryLake(lakes / "actual", expected.options, executor=cluster.address)
     fill(lake)
-    lake.engine.pulse = lambda: cluster.start_worker() if killed.poll() and len(cluster.workers) == 1 else None
+
+    def start_another() -> None:
+        if killed.poll() and len(cluster.workers) == 1:
+            cluster.start_worker()
+
+    lake.engine.pulse = start_another
     lake.go()
     assert killed.wait() == -signal.SIGKILL
     are_equal(expected, lake)
