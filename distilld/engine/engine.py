@@ -75,9 +75,7 @@ class Engine(WorkingOff):
         read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
         result.indexed = result.untold = self._index(scan, read_anew=read_anew)
         self.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
-        self._thaw()
-        self._trip()
-        self._lose_missing()
+        self._settle_exceptions(result.indexed)
         result.note_problems(result.indexed.problems)
         try:
             self._work_off(trigger, result, options_changed=bool(options_changed))

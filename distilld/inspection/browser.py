@@ -54,11 +54,12 @@ _TOKEN_BYTES: Final = 24
 _LONGEST: Final = 300
 """A longer text is cut off in a cell, and is no link."""
 _OUTCOMES: Final = {SHIPPED: "exported", **{code: reason.value for code, reason in REASONS.items()}}
+_CATEGORIES: Final = {code: category.value for code, category in VERDICTS.items()}
 _WORDS: Final = {
-    "category": {code: category.value for code, category in VERDICTS.items()},
+    **dict.fromkeys(("category", "rejected_category", "rest_category"), _CATEGORIES),
     **dict.fromkeys(("rag", "sft", "outcome"), _OUTCOMES),
 }
-_WITH_CODES: Final = {"scored_rows", "row_places", "frozen_rows", "pairs"}
+_WITH_CODES: Final = {"scored_rows", "row_places", "frozen_rows", "pairs", "departures", "totals", "files"}
 _HISTORY: Final = "/-/history?of="
 _LEADS_TO: Final = {
     **dict.fromkeys(("run_id", "source_run_id", "chosen_run_id", "rejected_run_id"), _HISTORY),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from distilld.core.json_text import Malformed, parse_object
 from distilld.core.model import InputKind, Options, RowRef
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
+from distilld.lake import lines
 from distilld.lake import scan as lake
+from distilld.lake.content_hash import ContentHash
 from distilld.lake.scan import tree_path, walk_key
+
+_BLOCK_BYTES: Final = 1 << 16
+_KEPT_NULS: Final = 1024
 
 
 class Partition(NamedTuple):
@@ -43,30 +48,29 @@ class LakeOnDisk(Mapping[str, Partition]):
     def __init__(self, root: Path, options: Options) -> None:
         self._root = root
         self._max_line_bytes = options.max_line_bytes
-        self._kinds: dict[str, set[InputKind]] = {}
+        self._sizes: dict[str, dict[InputKind, int]] = {}
         self.read: Callable[[int, int], None] = lambda _bytes, _rows: None
         scan = lake.scan(root)
         self.bytes = sum(file.stat.size for file in scan.files)
         for folder in scan.unlisted:
             raise lake.ListingError(tree_path(folder.kind, folder.below), folder.problem or "it went away meanwhile")
         for file in scan.files:
-            self._kinds.setdefault(file.path, set()).add(file.kind)
+            self._sizes.setdefault(file.path, {})[file.kind] = file.stat.size
 
     def __getitem__(self, path: str) -> Partition:
-        scored, evidence = self._content(InputKind.SCORED, path), self._content(InputKind.EVIDENCE, path)
-        limit = self._max_line_bytes
-        found = Partition(lines_of(scored, limit), lines_of(evidence, limit), rest_of(scored, limit))
-        self.read(len(scored) + len(evidence), len(found.scored))
-        return found
+        (scored, rest), (evidence, _) = (self._lines(kind, path) for kind in (InputKind.SCORED, InputKind.EVIDENCE))
+        self.read(sum(self._sizes[path].values()), len(scored))
+        return Partition(scored, evidence, rest)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._kinds)
+        return iter(self._sizes)
 
     def __len__(self) -> int:
-        return len(self._kinds)
+        return len(self._sizes)
 
-    def _content(self, kind: InputKind, path: str) -> bytes:
-        return read_file(self._root, kind, path) if kind in self._kinds[path] else b""
+    def _lines(self, kind: InputKind, path: str) -> tuple[tuple[bytes, ...], bytes]:
+        content = read_file(self._root, kind, path) if kind in self._sizes[path] else []
+        return lines_of(content, self._max_line_bytes)
 
 
 def read_lake(root: Path, options: Options) -> dict[str, Partition]:
@@ -74,25 +78,60 @@ def read_lake(root: Path, options: Options) -> dict[str, Partition]:
     return dict(LakeOnDisk(root, options))
 
 
-def read_file(root: Path, kind: InputKind, path: str) -> bytes:
-    """One input file as it is now."""
-    with lake.open_partition(root, kind, path) as (descriptor, _), os.fdopen(os.dup(descriptor), "rb") as file:
-        return file.read()
+class LongLine(bytes):
+    """A line that is too long, without most of its holes; its length and its digest are those of the whole."""
+
+    length = 0
+    digest = b""
 
 
-def lines_of(content: bytes, max_line_bytes: int) -> tuple[bytes, ...]:
-    """The lines that count (SPEC 2): complete and not empty; an unterminated last one only if it is a JSON object."""
-    lines = [line for line in content.split(b"\n")[:-1] if line]
-    last = content.rpartition(b"\n")[2]
-    if last and not rest_of(content, max_line_bytes):
-        lines.append(last)
-    return tuple(lines)
+def length_of(line: bytes) -> int:
+    """How many bytes a line has."""
+    return line.length if isinstance(line, LongLine) else len(line)
 
 
-def rest_of(content: bytes, max_line_bytes: int) -> bytes:
-    """The unterminated last line where it does not count (SPEC 2)."""
-    last = content.rpartition(b"\n")[2]
-    return b"" if len(last) <= max_line_bytes and parse_object(last).value is not None else last
+def digest_of(line: bytes) -> bytes:
+    """The digest that a line is known by."""
+    return line.digest if isinstance(line, LongLine) else lines.digest_of(line)
+
+
+def read_file(root: Path, kind: InputKind, path: str) -> list[bytes | int]:
+    """One input file as it is now: its bytes, and between them how many NULs are a hole, which takes no room."""
+    content: list[bytes | int] = []
+    with lake.open_partition(root, kind, path) as (descriptor, facts):
+        at = 0
+        while at < facts.size:
+            hole = lines.hole_bytes(descriptor, at, facts.size, tree_path(kind, path))
+            block = os.pread(descriptor, min(_BLOCK_BYTES, facts.size - at - hole), at + hole)
+            content += [hole, block]
+            at += hole + len(block)
+    return content
+
+
+def lines_of(content: Iterable[bytes | int], max_line_bytes: int) -> tuple[tuple[bytes, ...], bytes]:
+    """The lines that count (SPEC 2), complete and not empty, and what the file ends in if that is no JSON object."""
+    found: list[list[bytes | int]] = [[]]
+    for piece in content:
+        first, *others = [piece] if isinstance(piece, int) else piece.split(b"\n")
+        found[-1].append(first)
+        found += [[other] for other in others]
+    *whole, last = [_joined(pieces, max_line_bytes) for pieces in found]
+    if last and length_of(last) <= max_line_bytes and parse_object(last).value is not None:
+        whole, last = [*whole, last], b""
+    return tuple([line for line in whole if line]), last
+
+
+def _joined(pieces: list[bytes | int], max_line_bytes: int) -> bytes:
+    """A line of its pieces; if it is too long, so many NULs of a hole as may be quoted and keep UTF-16 in step."""
+    length = sum([each if isinstance(each, int) else len(each) for each in pieces])
+    if length <= max_line_bytes:
+        return b"".join(map(bytes, pieces))
+    kept = [bytes(min(each, _KEPT_NULS + each % 2)) if isinstance(each, int) else each for each in pieces]
+    line, sha = LongLine(b"".join(kept)), ContentHash()
+    for each in pieces:
+        sha.update(each)
+    line.length, line.digest = length, sha.digest()[: lines.DIGEST_BYTES]
+    return line
 
 
 class Row(NamedTuple):
@@ -105,21 +144,21 @@ class Row(NamedTuple):
     evidence: EvidenceRecord | None
 
 
-def all_rows(lines: Lake, options: Options, rests: list[tuple[RowRef, bytes]] | None = None) -> Iterator[Row]:
+def all_rows(partitions: Lake, options: Options, rests: list[tuple[RowRef, bytes]] | None = None) -> Iterator[Row]:
     """All rows in walk order; what files end in that is no row is added to ``rests``."""
-    for path in sorted(lines, key=walk_key):
-        partition = lines[path]
+    for path in sorted(partitions, key=walk_key):
+        partition = partitions[path]
         if partition.rest and rests is not None:
             rests.append((RowRef(path, len(partition.scored)), partition.rest))
         yield from rows_of(path, partition, options)
 
 
-def rows_at(places: set[RowRef], lines: Lake, options: Options) -> dict[RowRef, Row]:
+def rows_at(places: set[RowRef], partitions: Lake, options: Options) -> dict[RowRef, Row]:
     """The rows at some places, by place."""
     return {
         row.at: row
         for path in sorted({at.partition for at in places})
-        for row in rows_of(path, lines[path], options)
+        for row in rows_of(path, partitions[path], options)
         if row.at in places
     }
 
@@ -129,7 +168,7 @@ def rows_of(path: str, partition: Partition, options: Options) -> list[Row]:
     evidence: dict[str, EvidenceRecord] = {}
     for raw in partition.evidence:
         parsed = parse_object(raw)
-        if len(raw) <= options.max_line_bytes and parsed.value is not None:
+        if length_of(raw) <= options.max_line_bytes and parsed.value is not None:
             record = evidence_record(parsed.value, marked=parsed.marked)
             if record.run_id:
                 evidence[record.run_id] = record  # the last one counts
@@ -137,7 +176,7 @@ def rows_of(path: str, partition: Partition, options: Options) -> list[Row]:
     for number, raw in enumerate(partition.scored):
         at = RowRef(path, number)
         parsed = parse_object(raw)
-        if len(raw) > options.max_line_bytes:
+        if length_of(raw) > options.max_line_bytes:
             rows.append(Row(at, raw, None, Malformed.TOO_LONG, None))
         elif parsed.value is None:
             rows.append(Row(at, raw, None, parsed.malformed, None))

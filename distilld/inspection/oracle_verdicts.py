@@ -12,8 +12,7 @@ from typing import Final, NamedTuple
 from distilld.core.json_text import trim
 from distilld.core.model import Category, Dataset, Options, RowRef
 from distilld.core.records import ScoredRun
-from distilld.inspection.oracle_lake import Row
-from distilld.lake.lines import digest_of
+from distilld.inspection.oracle_lake import Row, digest_of
 from distilld.lake.scan import walk_key
 
 

@@ -133,11 +133,11 @@ def test_worker_that_is_killed_in_the_middle_of_a_pass_changes_nothing(lakes: Pa
     lake = HistoryLake(lakes / "actual", expected.options, executor=cluster.address)
     fill(lake)
 
-    def start_another() -> None:
+    def replace_it() -> None:
         if killed.poll() and len(cluster.workers) == 1:
             cluster.start_worker()
 
-    lake.engine.pulse = start_another
+    lake.engine.pulse = replace_it
     lake.go()
     assert killed.wait() == -signal.SIGKILL
     are_equal(expected, lake)

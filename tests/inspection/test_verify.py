@@ -26,9 +26,12 @@ from distilld.service.stage import run_stage
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord
 from distilld.store.ledger import Ledger
+from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, history_lake, run
 from tests.support.lake_by_formula import write_bench_lake
 from tests.support.limits import limits
+
+LAST = "2026/05/01/last.jsonl"
 
 
 @pytest.fixture
@@ -198,6 +201,42 @@ def test_memory_does_not_grow_with_the_exports(tmp_path: Path, deep: bool) -> No
     assert peak < size
 
 
+@pytest.mark.parametrize("tree", ["scored", "evidence"])
+@pytest.mark.parametrize("mark", [b"", b"\xff\xfe"])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_hole_of_a_terabyte_is_passed_by(tmp_path: Path, tree: str, mark: bytes, end: bytes) -> None:
+    """The story: the deep check read each file as a whole, and ``truncate -s 1T x.jsonl`` was too much for it.
+
+    What it says of a line with a hole is what the engine says: its length, its quarantine row, what it forbids.
+    """
+    with history_lake(tmp_path) as lake:
+        lake.both(B, run("b"), run("u"), run("c"))
+        (path,) = lake.paths(LAST, tree)
+        path.parent.mkdir(parents=True)
+        words = '{"category":"rejected","evidence_run_id":"u"}'.encode("utf-16-le") if mark else b""
+        with path.open("wb") as file:
+            # A hole first, one between words of a line, and one at the end; one that is no longer than a line may be.
+            file.write(jsonl([run("x")]) + mark + words)
+            file.seek((1 << 40) + len(mark))
+            file.write(jsonl([run("b", "rejected")]) + b"{")
+            file.seek(1 << 20, os.SEEK_CUR)
+            file.write(b"}\n" + jsonl([run("c", "rejected")])[:-1])
+            file.truncate((1 << 41) + 1)
+            file.seek((1 << 41) + 1)
+            file.write(end)
+        while lake.go().unfinished:
+            pass
+        rejected = {"b", "c", *(["u"] if mark else [])} if tree == "scored" else set()
+        assert lake.shipped(Dataset.RAG) == {"b", "u", "c"} - rejected
+        tracemalloc.start()
+        report = verify(lake.root, lake.state, lake.options, deep=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert not faulty(report)
+        assert not report.changed
+        assert peak < 100 << 20
+
+
 @pytest.mark.parametrize("change", [lambda path: path.unlink(missing_ok=True), lambda path: path.write_bytes(b"")])
 def test_input_that_changes_meanwhile_is_no_fault(
     lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
@@ -207,7 +246,7 @@ def test_input_that_changes_meanwhile_is_no_fault(
     changed = sorted((sample.root / "data/evidence").rglob("*.jsonl"))[-1]
     read_file = oracle_lake.read_file
 
-    def read(root: Path, kind: InputKind, path: str) -> bytes:
+    def read(root: Path, kind: InputKind, path: str) -> list[bytes | int]:
         change(changed)
         return read_file(root, kind, path)
 

@@ -215,7 +215,9 @@ def test_internal_tables_are_hidden_and_codes_are_words(address: str) -> None:
     assert {each["name"] for each in tables if not each["hidden"]} == {"withdrawals", "frozen_rows"}
     page = fetched(address, "distilld")
     assert page.index("What became of a run?") < page.index(">Rows of the datasets</a>") < page.index("internal tables")
-    assert "exported" in fetched(address, "distilld/row_places")
+    for name in ("row_places", "totals", "pairs"):
+        assert ">exported</td>" in fetched(address, f"distilld/{name}")
+    assert ">rejected</td>" in fetched(address, "distilld/pairs")
     for name in ("quarantine_by_reason", "held_back"):
         for reason in ("category_disallowed", "invalid_preference_pairing"):
             assert f'/distilld/rows_of_a_reason?reason={reason}">{reason}</a>' in fetched(address, f"distilld/{name}")
