@@ -92,7 +92,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "daemon_stopping": "The daemon received a signal to stop; the current batch is finished or undone.",
         "daemon_stopped": "The daemon is down.",
         "lock_taken": "This process is the one writer of the lakehouse.",
-        "lock_taken_anew": "A lock file was removed while its writer ran; a new one was made and locked.",
+        "lock_taken_again": "A lock file was removed while its writer ran; a new one was made and locked.",
         "options_changed": "An option that changes the target state changed; every row is judged again.",
         "reload_started": "The configuration is read again.",
         "reload_refused": "The new configuration is invalid or cannot be read; the old one stays in use.",
@@ -350,7 +350,7 @@ def _fitted(line: EventDict, render: Callable[[Mapping[str, Any]], str], most_by
 
 
 def _bounded(value: object, limits: _Limits, levels: int) -> object:
-    """``value`` as JSON can hold it, within ``limits``. What is no plain value is told by its type alone."""
+    """``value`` as JSON can hold it, within ``limits``. Of any other value only the type is shown."""
     match value:
         case Enum():
             return _bounded(value.value, limits, levels)

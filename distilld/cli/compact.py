@@ -17,7 +17,7 @@ def compact(common: Common, as_json: bool) -> ExitCode:
     """Remove the spaces that withdrawn rows left in the files, and put the files in canonical walk order.
 
     The datasets are brought up to date first. Rows keep their bytes. The files are those of a rebuild, but no input is
-    read anew. Exits with 1 if an input could not be read; the rest is done all the same.
+    read again. Exits with 1 if an input could not be read; the rest is done all the same.
     """
     from distilld import logs
     from distilld.cli.output import plain, print_json, say

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distilld.config.settings import Settings
     from distilld.service.run_once import RunReport
     from distilld.store.pruning import Only, Pruned
-    from distilld.store.run_queries import FrozenCount
+    from distilld.store.run_queries import RetainedCount
 
 
 @click.command(cls=WorkCommand, short_help="Withdraw retained rows, or accept them.")
@@ -77,23 +77,23 @@ _ONLY_THESE: Final = {
 
 def _preview(settings: Settings, partition: str | None, only: Only | None, *, accept: bool, as_json: bool) -> ExitCode:
     from distilld.cli.output import print_json, say, show
-    from distilld.store.frozen import Frozen
     from distilld.store.queries import reading
+    from distilld.store.retained import Retained
     from distilld.store.run_queries import Stories
     from distilld.tables import Table, counted
 
     with reading(settings.state, settings.root) as store:
-        held = Frozen(store).held_by_tripwire() if accept else {}
-        frozen: list[FrozenCount] = [] if accept else Stories(store).frozen(partition, only)
+        kept = Retained(store).kept_by_tripwire() if accept else {}
+        retained: list[RetainedCount] = [] if accept else Stories(store).retained(partition, only)
         files = 0 if accept or only else Stories(store).absent_files(partition)
-    due = bool(held or frozen or files)
+    due = bool(kept or retained or files)
     if as_json:
-        print_json({"done": False, "accept": held, "withdraw": frozen, "forget_absent_files": files})
+        print_json({"done": False, "accept": kept, "withdraw": retained, "forget_absent_files": files})
         return ExitCode.WRONG_USAGE if due else ExitCode.DONE
-    if held:
-        show(Table("What would be kept for good", ("dataset", "rows"), list(held.items())))
-    if frozen:
-        rows = [(str(each.dataset), each.kind, each.rows, _ONLY_THESE[each.kind]) for each in frozen]
+    if kept:
+        show(Table("What would be kept for good", ("dataset", "rows"), list(kept.items())))
+    if retained:
+        rows = [(str(each.dataset), each.kind, each.rows, _ONLY_THESE[each.kind]) for each in retained]
         show(Table("What would be withdrawn", ("dataset", "retained as", "rows", "only these"), rows))
     if files:
         say(f"{counted(files, 'absent file')} would be forgotten, with the verdicts that stood there")
@@ -111,16 +111,16 @@ def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
     def accepted() -> dict[str, int]:
         with writer(settings) as engine:
             recover(engine)
-            held = engine.frozen.held_by_tripwire()
-            if held:
+            kept = engine.retained.kept_by_tripwire()
+            if kept:
                 engine.accept_vanished()
-            return held
+            return kept
 
-    held = on_whole_store(accepted)
+    kept = on_whole_store(accepted)
     if as_json:
-        print_json({"done": True, "accepted": held})
-    elif held:
-        say("kept for good: " + ", ".join(f"{dataset} {rows:,}" for dataset, rows in held.items()))
+        print_json({"done": True, "accepted": kept})
+    elif kept:
+        say("kept for good: " + ", ".join(f"{dataset} {rows:,}" for dataset, rows in kept.items()))
     else:
         say("the tripwire keeps nothing")
     return ExitCode.DONE

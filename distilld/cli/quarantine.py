@@ -14,10 +14,10 @@ from distilld.cli.exit_codes import ExitCode
 from distilld.core.model import EXPORT_PATHS, Dataset, Reason
 
 if TYPE_CHECKING:
-    from distilld.store.queries import HeldCount
+    from distilld.store.queries import QuarantineCount
 
 
-class HeldRow(NamedTuple):
+class QuarantineRow(NamedTuple):
     """A row of a quarantine file, its record left out."""
 
     dataset: str
@@ -74,7 +74,9 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     return ExitCode.DONE
 
 
-def _rows(root: Path, counts: list[HeldCount], lengths: dict[Dataset, int], reason: Reason | None) -> Iterator[HeldRow]:
+def _rows(
+    root: Path, counts: list[QuarantineCount], lengths: dict[Dataset, int], reason: Reason | None
+) -> Iterator[QuarantineRow]:
     """The rows of the quarantine files, up to what was committed, of the datasets that hold any."""
     for dataset in Dataset:
         if any(count.dataset is dataset for count in counts):
@@ -83,7 +85,7 @@ def _rows(root: Path, counts: list[HeldCount], lengths: dict[Dataset, int], reas
                     yield row
 
 
-def _read(path: Path, length: int) -> Iterator[HeldRow]:
+def _read(path: Path, length: int) -> Iterator[QuarantineRow]:
     import orjson
 
     from distilld.files.regular import committed_lines
@@ -92,7 +94,7 @@ def _read(path: Path, length: int) -> Iterator[HeldRow]:
         try:
             found = orjson.loads(line)
             place = found["location"]
-            yield HeldRow(
+            yield QuarantineRow(
                 str(found["exporter"]), str(found["reason"]), str(place["partition"]), int(place["line_offset"]),
                 tuple(map(str, found["errors"])),
             )  # fmt: skip

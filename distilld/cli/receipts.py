@@ -25,8 +25,8 @@ class ReceiptLine(NamedTuple):
     sequence: int
     trigger: str
     recorded_at: str
-    shipped: int
-    held: int
+    appended: int
+    quarantined: int
     withdrawn: int
     judged: int
     duration_ms: int
@@ -73,7 +73,7 @@ def _print(lines: list[ReceiptLine], stages: list[StageReceipt], anchor: str | N
 
     columns = ("batch", "trigger", "added", "quarantined", "withdrawn", "ms", "receipt")
     rows = [
-        (line.batch_id, line.trigger, line.shipped, line.held, line.withdrawn, line.duration_ms,
+        (line.batch_id, line.trigger, line.appended, line.quarantined, line.withdrawn, line.duration_ms,
          line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}")
         for line in lines
     ]  # fmt: skip
@@ -127,8 +127,8 @@ def _line(batch: Any, facts: dict[str, Any], problem: str, *, previous: str | No
         sequence=batch.batch,
         trigger=batch.trigger,
         recorded_at=batch.recorded_at,
-        shipped=batch.rows_shipped,
-        held=batch.rows_held,
+        appended=batch.rows_exported,
+        quarantined=batch.rows_quarantined,
         withdrawn=batch.rows_withdrawn,
         judged=batch.rows_judged,
         duration_ms=batch.duration_ms,

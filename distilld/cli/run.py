@@ -229,7 +229,7 @@ def _let_in(engine: Engine, by_flag: set[_Inclusion]) -> dict[_Inclusion, int]:
     from distilld.store.queries import Views
 
     views = Views(engine.store)
-    return {each: views.shipped_of(each.dataset, each.category) for each in by_flag}
+    return {each: views.exported_of(each.dataset, each.category) for each in by_flag}
 
 
 def _warn_of_flags(settings: Settings, by_flag: set[_Inclusion], progress: Callable[[Progress], None] | None) -> None:
@@ -318,7 +318,9 @@ def _print(report: RunReport, summed_up: tuple[Dataset, ...], flags: _Flags, let
 
 
 def _totals(report: RunReport) -> str:
-    return ", ".join(f"{each.dataset} {each.rows:,} ({each.held:,} quarantined)" for each in report.datasets.values())
+    return ", ".join(
+        f"{each.dataset} {each.rows:,} ({each.quarantined:,} quarantined)" for each in report.datasets.values()
+    )
 
 
 def print_changes(report: RunReport) -> None:
@@ -327,7 +329,7 @@ def print_changes(report: RunReport) -> None:
     from distilld.tables import Table
 
     rows = [
-        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.held)
+        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.quarantined)
         for each in report.datasets.values()
     ]
     columns = ("dataset", "rows", "added", "replaced", "withdrawn", "quarantined")
@@ -385,7 +387,7 @@ def _summary(dataset: Dataset, report: RunReport, *, dry_run: bool) -> Iterator[
         counts = f"pairs={each.rows} task_ids_paired={report.pairing.tasks_paired}"
     replaced = f" replaced={each.replaced}" if each.replaced else ""
     yield (
-        f"read={report.rows_read} {counts} {_held(each)} added={each.added}{replaced} withdrawn={each.withdrawn}"
+        f"read={report.rows_read} {counts} {_quarantined(each)} added={each.added}{replaced} withdrawn={each.withdrawn}"
         f"{' (DRY RUN)' if dry_run else ''}"
     )
     if dataset is Dataset.PREFERENCE:
@@ -393,9 +395,9 @@ def _summary(dataset: Dataset, report: RunReport, *, dry_run: bool) -> Iterator[
     yield f"output: {each.path}"
 
 
-def _held(report: DatasetReport) -> str:
+def _quarantined(report: DatasetReport) -> str:
     reasons = _listed(report.by_reason.items(), "=")
-    return f"quarantined={report.held}{f' ({reasons})' if reasons else ''}"
+    return f"quarantined={report.quarantined}{f' ({reasons})' if reasons else ''}"
 
 
 def _listed(counts: Iterable[tuple[str, int]], between: str = " ") -> str:

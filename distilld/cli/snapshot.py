@@ -1,4 +1,4 @@
-"""``distilld snapshot``: a frozen copy of one batch for training, and what has left it since."""
+"""``distilld snapshot``: an immutable copy of one batch for training, and what has left it since."""
 
 from __future__ import annotations
 

@@ -86,13 +86,13 @@ def _datasets(found: Status) -> list[tuple[Cell, ...]]:
     from distilld.core.model import DATASET_PATHS
     from distilld.tables import Size
 
-    held: Counter[str] = Counter()
+    quarantined: Counter[str] = Counter()
     for each in found.quarantine:
-        held[str(each.dataset)] += each.rows
+        quarantined[str(each.dataset)] += each.rows
     return [
         (
             each.name, each.rows, *(_change(each.rows, then.get(each.name)) for then in found.rows_before.values()),
-            held[each.name], each.frozen, Size(each.committed_bytes),
+            quarantined[each.name], each.retained, Size(each.committed_bytes),
         )
         for each in found.exports
         if each.name in {dataset.value for dataset in DATASET_PATHS}
@@ -113,7 +113,7 @@ def _ago(moment: str) -> str:
 
 
 def _batch(last: BatchLine) -> str:
-    done = f"{last.rows_shipped:,} exported, {last.rows_held:,} quarantined, {last.rows_withdrawn:,} withdrawn"
+    done = f"{last.rows_exported:,} exported, {last.rows_quarantined:,} quarantined, {last.rows_withdrawn:,} withdrawn"
     return f"{_ago(last.recorded_at)} (trigger {last.trigger}): {done}"
 
 

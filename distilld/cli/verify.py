@@ -40,7 +40,7 @@ def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> Exi
         report = check(settings.root, settings.state, settings.options(), deep=deep, anchor=noted, progress=progress)
     if as_json:
         print_json({"batch_id": report.batch_id, "deep": deep, "faults": report.faults, "kept": report.kept,
-                    "kept_shipped": report.kept_shipped, "changed": report.changed,
+                    "kept_exported": report.kept_exported, "changed": report.changed,
                     "checks": report.checks})  # fmt: skip
         return ExitCode.DONE if report.faults == 0 else ExitCode.FAILED
     say(f"batch {report.batch_id}" if report.batch_id else "no batch was committed yet")
@@ -51,9 +51,9 @@ def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> Exi
         if each.faults > len(each.shown):
             say(f"  {each.name}: ... and {each.faults - len(each.shown)} more")
     if report.kept:
-        shipped = ", ".join(f"{each.dataset} {each.rows} {each.kind}" for each in report.kept_shipped)
-        say(f"{counted(report.kept, 'row')} by way of exception, shipped or quarantined; shipped: {shipped or 'none'}")
-        say("question 9 in docs/state.md lists them by partition, 'distilld prune' decides about the shipped ones")
+        exported = ", ".join(f"{each.dataset} {each.rows} {each.kind}" for each in report.kept_exported)
+        say(f"{counted(report.kept, 'row')} retained, exported or quarantined; exported: {exported or 'none'}")
+        say("question 9 in docs/state.md lists them by partition, 'distilld prune' decides about the exported ones")
     for changed in report.changed:
         say(f"changed meanwhile: {changed}")
     say("everything agrees" if report.faults == 0 else counted(report.faults, "fault"))

@@ -1,7 +1,7 @@
 """The types of rows as loaders know them: one table for each kind of row, read off its pydantic model.
 
 The dataset cards, ``distilld schema --format``, the forms of a snapshot and its Parquet files all follow from these
-tables, so that none of them can say something else than the check that a row passes before it ships.
+tables, so that none of them can say something else than the check that a row passes before it is exported.
 """
 
 from __future__ import annotations

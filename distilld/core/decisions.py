@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from distilld.core.line_facts import SHIPPED
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Category, Cause, Dataset, InputChanged, MarkedLines, Marks, UnreadableError, Verdict
 
 ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
@@ -68,7 +68,7 @@ class PairRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """A shipped row that leaves, or is replaced under the same id (SPEC 3.9)."""
+    """An exported row that leaves, or is replaced under the same id (SPEC 3.9)."""
 
     dataset: Dataset
     key: int
@@ -133,46 +133,46 @@ class Lines(Protocol):
 class DatasetChanges:
     """What happens to one dataset's two files.
 
-    ``missing_shipped`` and ``missing_held`` count recorded lines that a damaged file lost: such a line need not be
-    dropped, and one that is to stay must be written again.
+    ``missing_exported`` and ``missing_quarantined`` count recorded lines that a damaged file lost: such a line need
+    not be dropped, and one that is to stay must be written again.
     """
 
-    shipped: Lines
-    held: Lines
-    missing_shipped: Counter[bytes] = field(default_factory=Counter)
-    missing_held: Counter[bytes] = field(default_factory=Counter)
+    exported: Lines
+    quarantined: Lines
+    missing_exported: Counter[bytes] = field(default_factory=Counter)
+    missing_quarantined: Counter[bytes] = field(default_factory=Counter)
     removed_keys: dict[int, bytes] = field(default_factory=dict)
     """Ids whose lines go, with the digests of these lines."""
-    removed_held: Counter[bytes] = field(default_factory=Counter)
+    removed_quarantined: Counter[bytes] = field(default_factory=Counter)
     """Digests of the quarantine lines that go, with how often."""
     adopted: int = 0
     restored: int = 0
 
     def drop_key(self, key: int, line: bytes) -> None:
         """The dataset line of this id, known by its digest, goes."""
-        if not self._was_missing(self.missing_shipped, line):
+        if not self._was_missing(self.missing_exported, line):
             self.removed_keys[key] = line
 
-    def drop_held(self, line: bytes) -> None:
+    def drop_quarantined(self, line: bytes) -> None:
         """One quarantine line with this digest goes."""
-        if not self._was_missing(self.missing_held, line):
-            self.removed_held[line] += 1
+        if not self._was_missing(self.missing_quarantined, line):
+            self.removed_quarantined[line] += 1
 
-    def keep_shipped(self, digest: bytes, line: bytes) -> None:
+    def keep_exported(self, digest: bytes, line: bytes) -> None:
         """A dataset line stays as it is; it is written again if a damaged file lost it."""
-        if self.missing_shipped and self._was_missing(self.missing_shipped, digest):
-            self.shipped.add(line)
+        if self.missing_exported and self._was_missing(self.missing_exported, digest):
+            self.exported.add(line)
             self.restored += 1
 
-    def keep_held(self, digest: bytes, line: bytes) -> None:
+    def keep_quarantined(self, digest: bytes, line: bytes) -> None:
         """A quarantine line stays as it is; it is written again if a damaged file lost it."""
-        if self.missing_held and self._was_missing(self.missing_held, digest):
-            self.held.add(line)
+        if self.missing_quarantined and self._was_missing(self.missing_quarantined, digest):
+            self.quarantined.add(line)
             self.restored += 1
 
     def is_missing(self, outcome: int | None, line: bytes) -> bool:
         """Whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
-        missing = self.missing_shipped if outcome == SHIPPED else self.missing_held
+        missing = self.missing_exported if outcome == EXPORTED else self.missing_quarantined
         return bool(missing) and missing[line] > 0
 
     @staticmethod
@@ -206,15 +206,15 @@ class Decisions:
     dropped_pairs: list[int] = field(default_factory=list)
     pairs: list[tuple[Any, ...]] = field(default_factory=list)
     """PairRows; those that come ready from a worker are plain tuples."""
-    frozen_pairs: list[int] = field(default_factory=list)
+    retained_pairs: list[int] = field(default_factory=list)
     departures: list[int] = field(default_factory=list)
-    frozen_seen: list[int] = field(default_factory=list)
-    frozen_left: list[tuple[Dataset, int]] = field(default_factory=list)
+    retained_seen: list[int] = field(default_factory=list)
+    retained_left: list[tuple[Dataset, int]] = field(default_factory=list)
     unadopted: list[tuple[Dataset, int]] = field(default_factory=list)
     withdrawals: list[Withdrawal] = field(default_factory=list)
     totals: Counter[tuple[Dataset, str, int]] = field(default_factory=Counter)
     by_category: Counter[Category] = field(default_factory=Counter)
-    shipped_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
+    exported_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows of which this batch wrote a line into a dataset, for the firewall's second look."""
     bytes_read: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -226,7 +226,7 @@ class Decisions:
     tasks_to_queue: list[str] = field(default_factory=list)
     """Tasks that this batch touched and leaves to a later one."""
     withholds: bool = False
-    """Whether nothing ships that did not before, and only what a verdict forbids leaves: others may not be read yet."""
+    """Whether nothing new is exported, and only what a verdict forbids leaves: others may not be read yet."""
     judged_to: int | None = None
     """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
 
@@ -237,8 +237,8 @@ class Decisions:
 
     @property
     def took_any(self) -> bool:
-        """Whether anything that waited was judged, be it that nothing followed from it."""
-        return bool(self.judged_walks or self.tasks or self.departures or self.frozen_seen)
+        """Whether anything that waited was judged, even if nothing followed from it."""
+        return bool(self.judged_walks or self.tasks or self.departures or self.retained_seen)
 
     @property
     def out_of_reach(self) -> bool:
@@ -255,5 +255,5 @@ class Decisions:
     def close(self) -> None:
         """Drop the spooled lines."""
         for change in self.changes.values():
-            change.shipped.close()
-            change.held.close()
+            change.exported.close()
+            change.quarantined.close()

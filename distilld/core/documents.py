@@ -1,7 +1,7 @@
 """What stands in files beside the datasets, for ``distilld schema``: what producers write, and what distilld tells.
 
 Producers are read tolerantly (:mod:`distilld.core.records`): a row that does not meet its model here is never refused
-as a whole, but it is held with a reason, or the field counts as absent.
+as a whole, but it is quarantined with a reason, or the field counts as absent.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class _Closed(BaseModel):
 class ScoredProvenance(_Open):
     """Where the scorer found the run."""
 
-    source_file: Annotated[NotEmpty, Field(description="Without it RAG holds the row.")]
+    source_file: Annotated[NotEmpty, Field(description="Without it RAG quarantines the row.")]
     line_offset: Annotated[int | None, Field(description="Copied to the dataset; null where it is no integer.")] = None
     sig_hash: Annotated[
-        NotEmpty, Field(description="With the run id it makes the row's id; without it the row is held.")
+        NotEmpty, Field(description="With the run id it makes the row's id; without it the row is quarantined.")
     ]
     recorded_at: str | None = None
 
@@ -71,9 +71,9 @@ class Evidence(_Open):
 
     run_id: NotEmpty
     task_id: str
-    model_role: Annotated[NotEmpty | None, Field(description="SFT ships executor, reviewer and applier alone.")] = None
+    model_role: Annotated[NotEmpty | None, Field(description="SFT takes executor, reviewer and applier alone.")] = None
     model_name: NotEmpty | None = None
-    text: Annotated[NotBlank, Field(description="The answer; a row without it is held.")]
+    text: Annotated[NotBlank, Field(description="The answer; a row without it is quarantined.")]
     source_files: list[str] = []
     retrieved_context: RetrievedContext | None = None
     metadata: EvidenceMetadata | None = None
@@ -152,9 +152,9 @@ class ReceiptOutput(_Closed):
 class ReceiptDatasetCounts(_Closed):
     """One dataset behind the batch, and what the batch did to it."""
 
-    shipped: int
-    held: int
-    frozen: int
+    rows: int
+    quarantine_rows: int
+    retained_rows: int
     appended: int
     withdrawn: int
     replaced: int

@@ -18,7 +18,7 @@ _ABOUT: Final = {
     Dataset.PREFERENCE: ("Preference pairs", "Two answers to one task, the better one chosen."),
 }
 _LIVE: Final = (
-    "These are live files: rows come, and rows leave when their run is rejected. To train, take a frozen copy with"
+    "These are live files: rows come, and rows leave when their run is rejected. To train, take an immutable copy with"
     " `distilld snapshot DIR`; to keep an index in step, use `distilld changes`."
 )
 
@@ -44,7 +44,7 @@ def export_cards() -> Mapping[str, str]:
         (
             "exports/quarantine",
             "quarantine_",
-            "Rows that do not ship, each with its reason",
+            "Rows that are not exported, each with its reason",
             "`reason` is one of a closed list, `source_record` the row as it came.",
             dict.fromkeys(kinds, columns_of(QuarantineRow)),
         ),

@@ -1,7 +1,7 @@
 """The contamination firewall: the gates, one ordered table per dataset (SPEC 3.1 to 3.3).
 
-The only place that knows a reason's rule. A gate looks at one case and gives the texts for the quarantine row if it
-holds the case, else nothing; the first gate that holds decides. Tests switch single gates off to see that each is
+The only place that knows a reason's rule. A gate looks at one case and gives the texts for the quarantine row if the
+case fails it, else nothing; the first gate that a case fails decides. Tests switch single gates off to see that each is
 needed, so the tables are read at every call.
 """
 
@@ -27,7 +27,7 @@ class RowCase(NamedTuple):
     """One scored row as the gates of RAG and SFT see it.
 
     ``verdict`` is the category of the one in force for the run in this dataset; ``id_taken`` says that an earlier row
-    ships the same id; ``missing_files`` is None where the path check is off; ``over_limit`` says that earlier rows of
+    holds the same id; ``missing_files`` is None where the path check is off; ``over_limit`` says that earlier rows of
     the run have as many other exports as ``max_exports_per_run`` allows.
     """
 
@@ -41,7 +41,7 @@ class RowCase(NamedTuple):
 
 
 class PairSide(NamedTuple):
-    """One side of a preference pair, with the verdict in force for its run; ``over_limit`` as in :class:`RowCase`."""
+    """One side of a preference pair, with the current verdict for its run; ``over_limit`` as in :class:`RowCase`."""
 
     scored: ScoredRun
     evidence: EvidenceRecord
@@ -64,7 +64,7 @@ class RowGate(NamedTuple):
 
     name: str
     reason: Reason
-    holds: Callable[[RowCase], Texts]
+    check: Callable[[RowCase], Texts]
     with_provenance: bool = True
 
 
@@ -73,11 +73,11 @@ class PairGate(NamedTuple):
 
     name: str
     reason: Reason
-    holds: Callable[[PairCase], Texts]
+    check: Callable[[PairCase], Texts]
 
 
 def revoking(dataset: Dataset, verdict: Category | None, options: Options) -> bool:
-    """Whether the verdict in force takes the run's rows out of ``dataset`` (SPEC 3.4); acceptance never does."""
+    """Whether the current verdict takes the run's rows out of ``dataset`` (SPEC 3.4); acceptance never does."""
     if verdict is None or verdict is Category.ACCEPTED:
         return False
     return options.revoke and options.forbids(dataset, verdict)

@@ -30,7 +30,7 @@ WHITESPACE: Final = (
 _MAX_SAFE: Final = 2**53
 _make: Final = tuple.__new__
 """What a NamedTuple's own constructor does, without its price, where there is one for each line."""
-# The closing quote may be missing: were it not so, a torn line would be searched anew from each of its quotes.
+# The closing quote may be missing: were it not so, a torn line would be searched again from each of its quotes.
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NO_BRACKET: Final = bytes(set(range(256)) - set(b"[{]}"))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one level down, one level up, as signed bytes

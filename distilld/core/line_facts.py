@@ -15,7 +15,7 @@ LINE_BITS: Final = 26
 """A partition holds fewer than 2^26 lines; the bits above them are its place among the partitions."""
 LINES_END: Final = 1 << LINE_BITS
 
-SHIPPED: Final = 0
+EXPORTED: Final = 0
 REASON_CODES: Final = {reason: code for code, reason in enumerate(Reason, 1)}
 REASONS: Final = {code: reason for reason, code in REASON_CODES.items()}
 DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
@@ -59,7 +59,7 @@ class EvidenceFacts(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """A row that may stand in a pair, with its evidence; ``verdict`` is the code of its run's verdict in force."""
+    """A row that may stand in a pair, with its evidence; ``verdict`` is the code of its run's current verdict."""
 
     walk: int
     task_id: str

@@ -4,11 +4,11 @@ partition     a path ``a/b/c/name.jsonl`` that may stand in both input trees
 scored row    one non-empty line of a scored partition
 evidence      the record of a run, in the mirrored evidence partition
 dataset       one of the three training files
-ship          a row's sample stands in a dataset
-hold          a row stands in quarantine, with a reason
-withdraw      a shipped row leaves its dataset
-verdict       what a scored row says of its run; the last one is *in force*
-revoke        a verdict in force that forbids what an earlier one allowed
+export        a row's sample is written to a dataset
+quarantine    a row is written to a quarantine file, with a reason
+withdraw      an exported row leaves its dataset
+verdict       what a scored row says of its run; the last one is the *current verdict*
+revoke        forbid by a later verdict what an earlier one allowed
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Self
 from distilld.core.remedies import remedy_of
 
 RULES_VERSION: Final = 2
-"""Raise it when a release changes what any row comes to: every row is then judged anew."""
+"""Raise it when a release changes what any row comes to: every row is then judged again."""
 
 
 class Word(StrEnum):
@@ -70,7 +70,7 @@ class Dataset(Word):
 
 
 class Reason(Word):
-    """Why a row is held: the closed list of SPEC 3.7."""
+    """Why a row is quarantined: the closed list of SPEC 3.7."""
 
     MISSING_PROVENANCE = "missing_provenance"
     MISSING_SOURCE_RUN_ID = "missing_source_run_id"
@@ -115,7 +115,7 @@ class Trigger(Word):
 
 
 class Cause(Word):
-    """Why a shipped row left or was replaced: the first that fits (SPEC 3.9)."""
+    """Why an exported row left or was replaced: the first that fits (SPEC 3.9)."""
 
     PRUNED = "pruned"
     REVOKED = "revoked"
@@ -137,7 +137,7 @@ class RowRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A verdict in force: its category and where it stands."""
+    """A current verdict: its category and where it stands."""
 
     category: Category
     at: RowRef
@@ -160,12 +160,12 @@ class Options:
 
     @property
     def rag_allowed(self) -> tuple[Category, ...]:
-        """The categories that may ship to RAG, in the order in which messages name them."""
+        """The categories that RAG may take, in the order in which messages name them."""
         return _ALL_BUT_REJECTED if self.include_review else _ACCEPTED_OR_PARTIAL
 
     @property
     def sft_allowed(self) -> tuple[Category, ...]:
-        """The categories that may ship to SFT; SFT_NEVER is held before this is asked."""
+        """The categories that SFT may take; SFT_NEVER is quarantined before this is asked."""
         return _ACCEPTED_OR_PARTIAL if self.include_partial else _ACCEPTED
 
     def forbids(self, dataset: Dataset, category: Category) -> bool:
@@ -221,7 +221,7 @@ DATASET_PATHS: Final = {
     Dataset.PREFERENCE: "exports/preference/chosen_rejected.jsonl",
 }
 SET_ASIDE: Final = "exports/.set-aside"
-"""Where a file goes that was found in the place of an export."""
+"""Where a file goes that was found in place of an export."""
 TAMPERINGS_AN_HOUR: Final = 3
 """Changed from outside so often within an hour, exports have another writer."""
 REPORTS: Final = "reports/distillation"
@@ -312,7 +312,7 @@ class WriterBusy(OperatorError):
 
 
 class InputChanged(DistilldError):
-    """An input file changed between two looks of one batch: the batch is undone and planned anew."""
+    """An input file changed between two looks of one batch: the batch is undone and planned again."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{path} changed while it was read")

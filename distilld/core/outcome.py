@@ -1,4 +1,4 @@
-"""From a joined row, or a task's rows, to what becomes of it: ship or hold. Pure functions, one module per dataset."""
+"""What a joined row, or a pair of rows, comes to: exported or quarantined. Pure functions, one module per dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAW_UNITS = 200
 """How much of a malformed line goes into its quarantine row, in UTF-16 code units."""
 
 
-class Ship(NamedTuple):
+class Exported(NamedTuple):
     """A sample that stands in its dataset; ``digits`` are the 16 hex digits of its id."""
 
     digits: str
@@ -36,8 +36,8 @@ class Ship(NamedTuple):
         return sample_parts(self.sample)
 
 
-class Hold(NamedTuple):
-    """A row or pair that stands in quarantine, and the gate that holds it; ``record`` gives the source record."""
+class Quarantined(NamedTuple):
+    """A row or pair that stands in quarantine, and the gate that it fails; ``record`` gives the source record."""
 
     gate: str
     dataset: Dataset
@@ -58,11 +58,11 @@ class Hold(NamedTuple):
         return quarantine_parts(self.dataset, self.reason, self.record(), self.errors, self.provenance(), self.at)
 
 
-Outcome = Ship | Hold
+Outcome = Exported | Quarantined
 
 
 class Rendered(NamedTuple):
-    """An outcome as it is handed over: its gate, none where it ships; its reason; its line around its times."""
+    """An outcome as it is handed over: its gate, none where it is exported; its reason; its line around its times."""
 
     gate: str | None
     reason: Reason | None
@@ -83,7 +83,7 @@ class Rendered(NamedTuple):
 
 def rendered(outcome: Outcome) -> Rendered:
     """An outcome as plain values."""
-    if isinstance(outcome, Ship):
+    if isinstance(outcome, Exported):
         return Rendered(None, None, outcome.parts())
     return Rendered(outcome.gate, outcome.reason, outcome.parts())
 
@@ -93,12 +93,12 @@ def no_provenance() -> None:
     return
 
 
-def hold_malformed(
+def quarantine_malformed(
     dataset: Dataset, head: str, malformed: Malformed, at: RowRef, *, source_file: str, max_line_bytes: int
-) -> Hold:
+) -> Quarantined:
     """Gate 1 of RAG and SFT. ``head`` is the line's text, or enough of it; ``source_file`` its path below the root."""
     raw = cut(head, RAW_UNITS)
-    return Hold(
+    return Quarantined(
         "malformed",
         dataset,
         Reason.SCHEMA_VIOLATION,

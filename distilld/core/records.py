@@ -41,7 +41,7 @@ class RowJson:
         self._provenance: bytes | None = None
 
     def record(self) -> bytes:
-        """The row's JSON value written anew."""
+        """The row's JSON value written again."""
         if self._record is None:
             self._alike = prints_alike(self.value)
             self._record = stringify(self.value, alike=self._alike)

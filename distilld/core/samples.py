@@ -85,14 +85,14 @@ class PreferenceSample(_Strict):
 
 
 class Location(_Strict):
-    """Where the held row stands: its partition below ``data/scored-runs`` and its line."""
+    """Where the quarantined row stands: its partition below ``data/scored-runs`` and its line."""
 
     partition: NotEmpty
     line_offset: Annotated[int, Field(ge=0)]
 
 
 class QuarantineRow(_Strict):
-    """One row that does not ship. ``source_provenance`` is left out where the row has none to give."""
+    """One row that is not exported. ``source_provenance`` is left out where the row has none to give."""
 
     exporter: Literal["rag", "sft", "preference"]
     reason: Reason
@@ -109,7 +109,7 @@ SAMPLES: Final[dict[Dataset, type[_Strict]]] = {
     Dataset.PREFERENCE: PreferenceSample,
 }
 
-assert not set(get_args(SftCategory)) & {category.value for category in SFT_NEVER}  # noqa: S101  frozen twice
+assert not set(get_args(SftCategory)) & {category.value for category in SFT_NEVER}  # noqa: S101  said twice
 assert Category.REJECTED.value not in get_args(RagCategory)  # noqa: S101
 
 _FAULTS: Final = {

@@ -1,1 +1,1 @@
-"""What is handed to those who train and index: frozen copies of one batch, and what changed since another."""
+"""What is handed to those who train and index: retained copies of one batch, and what changed since another."""

@@ -1,4 +1,4 @@
-"""A frozen copy of one committed batch in the forms that trainers read (``distilld snapshot DIR``).
+"""An immutable copy of one committed batch in the forms that trainers read (``distilld snapshot DIR``).
 
 It is written to a temporary folder beside DIR, fsynced and renamed, so DIR is whole or not there. Rows stream by: what
 is kept of each is eight bytes or so.
@@ -33,8 +33,8 @@ MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
 PROVENANCE: Final = "provenance"
 _FIREWALL: Final = (
-    "When this batch was committed, no row in a dataset had a run whose verdict in force forbade it, and every input"
-    " row was shipped or held with a reason. Nothing is said of near duplicates or of benchmarks."
+    "When this batch was committed, no row in a dataset had a run whose current verdict forbade it, and every input"
+    " row was exported or quarantined with a reason. Nothing is said of near duplicates or of benchmarks."
 )
 
 
@@ -273,7 +273,7 @@ class _Writer:
         """No more rows come to these files: what they hold in memory is written."""
         self._files += [file.close() for form in forms if (file := self._open.pop(f"{form.folder}/{side}", None))]
 
-    # what is told of them
+    # what the manifest says of them
 
     def _describe(self) -> dict[str, Any]:
         if infos := self._dataset_infos():
@@ -299,7 +299,8 @@ class _Writer:
         configs = [CardConfig(name, files, form.columns) for name, (form, files) in self._configs.items()]
         assert self._batch.batch is not None  # noqa: S101  refused before
         body = (
-            f"A frozen copy of batch {self._batch.batch.batch_id}, made by `distilld snapshot`. `{MANIFEST}` says what"
+            f"An immutable copy of batch {self._batch.batch.batch_id}, made by `distilld snapshot`. `{MANIFEST}` says"
+            " what"
             f" it was made of, `{PROVENANCE}/` where each row comes from, by id. `distilld snapshot --check` names the"
             " rows that were withdrawn or replaced since.\n\nThe prompt of an SFT row ends in its context, which may"
             " name the model that answered."

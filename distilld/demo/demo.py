@@ -125,17 +125,17 @@ def _show_first(report: RunReport, stage: Stage, shown: str) -> None:
         Dataset.SFT: "an instruction and the accepted response",
         Dataset.PREFERENCE: "two answers to one task, the better one chosen",
     }
-    shipped = [
+    exported = [
         (str(dataset), each.rows, one_row[dataset], f"{shown}/{each.path}") for dataset, each in report.datasets.items()
     ]
-    stage.show(Table("What was exported", ("dataset", "rows", "one row is", "file"), shipped))
-    held: list[tuple[str | int | None, ...]] = []
+    stage.show(Table("What was exported", ("dataset", "rows", "one row is", "file"), exported))
+    quarantined: list[tuple[str | int | None, ...]] = []
     for reason in Reason:
         counts = [each.by_reason.get(reason) for each in report.datasets.values()]
         if any(counts):
-            held.append((str(reason), *counts, _MEANINGS[reason]))
+            quarantined.append((str(reason), *counts, _MEANINGS[reason]))
     columns = ("reason", *map(str, report.datasets), "which means")
-    stage.show(Table("What was quarantined, and why", columns, held))
+    stage.show(Table("What was quarantined, and why", columns, quarantined))
     stage.say("No row is dropped silently: every scored row is exported or quarantined, in rag and in sft.")
     stage.say("")
 

@@ -33,7 +33,7 @@ class SampleLake:
 
     ``scored_rows`` and ``evidence_rows`` count lines, malformed ones too. ``partitions`` are paths
     ``YYYY/MM/DD/<source>.jsonl`` in walk order, each present in both trees. ``rescored_run_id`` is the chosen side of
-    its task's only pair, ships to all three datasets, and is meant for ``rescore_in_place``.
+    its task's only pair, goes to all three datasets, and is meant for ``rescore_in_place``.
     """
 
     root: Path
@@ -294,7 +294,7 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
     later = revoked.scored(Category.REJECTED, minutes_later=24 * 60 * (last - first).days + 30)
     pages.add_scored(f"{last:%Y/%m/%d}/{_OBSERVER.stem}.jsonl", later)
 
-    # Left to a human first, accepted later: the second row ships.
+    # Left to a human first, accepted later: the second row is exported.
     cleared = run_of(_AUDITS, Category.NEEDS_HUMAN_REVIEW)
     pages.add(cleared)
     pages.add_scored(cleared.partition, cleared.scored(Category.ACCEPTED, minutes_later=45))

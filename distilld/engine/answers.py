@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from distilld.core.datasets import preference
 from distilld.core.decisions import Decisions, PairRow, id_of
-from distilld.core.line_facts import CATEGORIES, SHIPPED, VERDICTS, TaskRow, key_of
+from distilld.core.line_facts import CATEGORIES, EXPORTED, VERDICTS, TaskRow, key_of
 from distilld.core.model import Dataset, OperatorError, Options
 from distilld.core.samples import sample_signs
 from distilld.engine.jobs import Result, TaskJob
@@ -53,7 +53,7 @@ def check_pairs(job: TaskJob, result: Result, options: Options) -> None:
         orders = list(islice(coming, done.tasks if isinstance(done, PlainTasks) else 1))
         asked = [pair for order in orders for pair in _pairs_of(order, options)]
         if isinstance(done, PlainTasks):
-            told = [(*pair[:_OUTCOME], pair[_OUTCOME] == SHIPPED) for pair in done.pairs]
+            told = [(*pair[:_OUTCOME], pair[_OUTCOME] == EXPORTED) for pair in done.pairs]
         elif done.failure is None:
             told = [(*facts, pair.free.gate is None) for (*facts, _), pair in zip(asked, done.pairs, strict=False)]
         else:
@@ -83,7 +83,7 @@ def check_lines(decisions: Decisions, work: Work, options: Options) -> None:
             _of_pairs(decisions) if dataset is Dataset.PREFERENCE else _of_rows(decisions, dataset, work, options)
         )
         others = 0
-        for block in change.shipped.blocks():
+        for block in change.exported.blocks():
             end, view = 0, memoryview(block)
             while (start := end) < len(block):
                 end = block.find(b"\n", start) + 1 or len(block)
@@ -102,20 +102,20 @@ def _of_rows(
     """The digests of lines of rows, and what must stand in these; no line has the category that is not allowed."""
     at, allowed = (0, options.rag_allowed) if dataset is Dataset.RAG else (1, options.sft_allowed)
     fresh: Iterable[tuple[Any, ...]] = chain(decisions.fresh, decisions.fresh_found)
-    shipped = {row[-1]: row[2 * at + 1] for row in fresh if row[2 * at] == SHIPPED}
+    exported = {row[-1]: row[2 * at + 1] for row in fresh if row[2 * at] == EXPORTED}
     for row in decisions.rows:
         code, digest, batch = row[3 * at : 3 * at + 3]
-        if (code, batch) == (SHIPPED, decisions.sequence):
-            shipped[row.walk] = digest
-    for walk, run_id, code, key in work.known(shipped):
+        if (code, batch) == (EXPORTED, decisions.sequence):
+            exported[row.walk] = digest
+    for walk, run_id, code, key in work.known(exported):
         category = CATEGORIES.get(code or 0)
         named = category if category in allowed else None
-        yield shipped[walk], sample_signs(dataset, id_of(dataset, key or 0), run_id, named)
+        yield exported[walk], sample_signs(dataset, id_of(dataset, key or 0), run_id, named)
 
 
 def _of_pairs(decisions: Decisions) -> Iterator[tuple[bytes, tuple[bytes, bytes]]]:
     """The same of pairs."""
     for pair in map(PairRow._make, decisions.pairs):
-        if (pair.outcome, pair.batch) == (SHIPPED, decisions.sequence):
+        if (pair.outcome, pair.batch) == (EXPORTED, decisions.sequence):
             row_id = id_of(Dataset.PREFERENCE, pair.sample_key)
             yield pair.line, sample_signs(Dataset.PREFERENCE, row_id, pair.chosen_run_id, pair.rejected_run_id)

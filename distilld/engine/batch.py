@@ -122,7 +122,7 @@ class Batches:
     def decide(self) -> Batch:
         """Judge what fits into one batch; whoever takes the batch closes it.
 
-        What a verdict in force may now forbid is judged in it, whatever its size: no committed batch leaves such a row
+        What a current verdict may now forbid is judged in it, whatever its size: no committed batch leaves such a row
         in the files.
 
         Raises:
@@ -180,8 +180,8 @@ class Batches:
             self._work, self._options, decisions, partial(self._do, batch), options_changed=self._options_changed
         )
         # Closed even where a fault ends the batch: a query that is left half read locks the tables of the pass.
-        with closing(self._work.frozen_queue()) as frozen:
-            rows.loose_rows.take_frozen(frozen)
+        with closing(self._work.retained_queue()) as retained:
+            rows.loose_rows.take_retained(retained)
         rows.loose_rows.take_departures(self._work.departures(DEPARTURES_PER_BATCH))
         assert self._queue is not None  # noqa: S101  begun
         pruned = self._queue.pruned

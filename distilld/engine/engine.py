@@ -1,7 +1,7 @@
 """The table of contents: how a change of the inputs becomes a change of the datasets.
 
     look    scan, plan, index   what stands in the two trees, what of it changed; its facts, and what they touch, queued
-    trip    work_off            rows that vanish in masses are frozen
+    trip    work_off            rows that vanish in masses are retained
     judge   batch.Batches       what becomes of each queued row and task, span by span, by workers where it is much
     commit  commit.Committer    intent, exports, one transaction, finish
     tell    receipt, log        what was done
@@ -71,9 +71,9 @@ class Engine(WorkingOff):
         self.teller.odd_folders(scan)
         self.teller.not_listed(scan)
         self.teller.strays(scan)
-        options_changed = self.judged_with.take(self.options, anew=trigger is Trigger.REBUILD)
-        read_anew = options_changed == "lines" or trigger is Trigger.REBUILD
-        result.indexed = result.untold = self._index(scan, read_anew=read_anew)
+        options_changed = self.judged_with.take(self.options, again=trigger is Trigger.REBUILD)
+        read_again = options_changed == "lines" or trigger is Trigger.REBUILD
+        result.indexed = result.untold = self._index(scan, read_again=read_again)
         self.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
         self._settle_exceptions(result.indexed)
         result.note_problems(result.indexed.problems)
@@ -95,7 +95,7 @@ class Engine(WorkingOff):
         return result
 
     def refuse_missing_lake(self) -> None:
-        """Refuse to work where the lake is away: exports that went with it are not damaged, nor to be made anew.
+        """Refuse to work where the lake is away: exports that went with it are not damaged, nor to be made again.
 
         Raises:
             ListingError: A tree with known files is not there.
@@ -119,16 +119,16 @@ class Engine(WorkingOff):
                 return
 
     def rebuild(self) -> PassResult:
-        """Read everything anew, judge everything anew, and put the files in canonical walk order (SPEC 5)."""
+        """Read everything again, judge everything again, and put the files in canonical walk order (SPEC 5)."""
         return self.run_pass(Trigger.REBUILD)
 
     def prune(self, partition_glob: str | None, only: Only | None = None) -> tuple[Pruned, PassResult]:
-        """Withdraw frozen rows, forget the absent verdicts behind them; returns what was let go, and what followed."""
+        """Withdraw retained rows, and forget the absent verdicts behind them; return both what left and the pass."""
         pruned = self.give_up(partition_glob, only)
         return pruned, self.run_pass(Trigger.PRUNE)
 
     def give_up(self, partition_glob: str | None, only: Only | None = None) -> Pruned:
-        """Let frozen rows go: the next pass withdraws them.
+        """Let retained rows go: the next pass withdraws them.
 
         Absent files that stand there again, or may do so in a folder that cannot be listed, keep theirs.
 

@@ -21,7 +21,7 @@ class FreedLines:
         self._stamps = stamps
         self._out = batch.out
         self._changes = batch.out.changes[dataset]
-        self._shipped: dict[int, tuple[Recorded, Withdrawal]] = {}
+        self._exported: dict[int, tuple[Recorded, Withdrawal]] = {}
         """By id, with what is published if nobody takes it over."""
         self._held: dict[tuple[int | None, int | None], Departure] = {}
         """By partition and line: the row there now may come to the same."""
@@ -36,20 +36,20 @@ class FreedLines:
         withdrawal = Withdrawal(
             self._dataset, key, cause, False, source_run_id=run_id, verdict=verdict, shipped_batch=batch
         )
-        self._shipped[key] = recorded, withdrawal
+        self._exported[key] = recorded, withdrawal
 
     def take(self, key: int) -> Recorded | None:
-        """The free line of an id, for the row that ships the id now."""
-        return self._shipped.pop(key)[0] if key in self._shipped else None
+        """The free line of an id, for the row that has the id now."""
+        return self._exported.pop(key)[0] if key in self._exported else None
 
     def add_held(self, departure: Departure) -> None:
-        """A held row is gone; its quarantine line leaves, unless the row in its place comes to the very same."""
+        """A quarantined row is gone; its quarantine line leaves, unless the row in its place comes to the very same."""
         before = self._held.pop((departure.partition_id, departure.row_line), None)
         if before is not None:
-            self._changes.drop_held(before.line)
+            self._changes.drop_quarantined(before.line)
         self._held[departure.partition_id, departure.row_line] = departure
 
-    def take_held(self, walk: int, code: int, hold: Rendered) -> Recorded | None:
+    def take_held(self, walk: int, code: int, quarantined: Rendered) -> Recorded | None:
         """The free quarantine line of a row's place, where the row comes to the very same."""
         if not self._held:
             return None
@@ -57,18 +57,18 @@ class FreedLines:
         left = self._held.get((place.partition_id, walk - place.base))
         if left is None or left.outcome != code:
             return None
-        stamped = hold.line(self._stamps.of(left.batch))
+        stamped = quarantined.line(self._stamps.of(left.batch))
         if digest_of(stamped) != left.line:
             return None
         del self._held[left.partition_id, left.row_line]
-        self._changes.keep_held(left.line, stamped)
+        self._changes.keep_quarantined(left.line, stamped)
         return Recorded(code, left.line, left.batch)
 
     def finish(self) -> None:
         """What is still free leaves."""
         for left in self._held.values():
-            self._changes.drop_held(left.line)
-        for key, (recorded, withdrawal) in self._shipped.items():
+            self._changes.drop_quarantined(left.line)
+        for key, (recorded, withdrawal) in self._exported.items():
             self._changes.drop_key(key, recorded.line)
             self._out.withdrawals.append(withdrawal)
             self._out.unadopted.append((self._dataset, key))

@@ -1,7 +1,7 @@
 """Takes the facts of changed input files into the store. Touches no export.
 
-All changed files are indexed before any row is judged, so that no row ships while a later file, not yet read, forbids
-it. Transactions are bounded by rows and may hold several files; a crash between two of them loses nothing.
+All changed files are indexed before any row is judged, so that no row is exported while a later file, not yet
+read, forbids it. Transactions are bounded by rows and may hold several files; a crash between two loses nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from distilld.engine.spans import ScoredFile
 from distilld.lake.scan import ListingError, PartitionFile, Scan, tree_path
 from distilld.store.connection import Store
 from distilld.store.counts import Counts
-from distilld.store.frozen import has_exceptions
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.moved import forget_unnamed_evidence
+from distilld.store.retained import has_exceptions
 from distilld.store.walk_order import place_partitions
 
 READ_WHOLE_BYTES: Final = 64 << 20
@@ -35,7 +35,7 @@ LEAVE_FROM: Final = 4 << 20
 """Bytes of new files from which their evidence is left unread until it is judged with; less is read at once."""
 LEAVE_BYTES: Final = 8 << 20
 LEAVE_ROWS: Final = 20_000
-"""The most that an evidence file which is left unread and its scored file may hold, each, and their rows."""
+"""The most that an evidence file which is left unread and its scored file may quarantined, each, and their rows."""
 LEAVE_REPEATED_BYTES: Final = 64 << 20
 """What its text may come to at most where several rows of a run repeat it, for all of it is held in memory."""
 
@@ -73,25 +73,25 @@ class Indexer(FileIndexer):
         self,
         scan: Scan,
         *,
-        read_anew: bool = False,
+        read_again: bool = False,
         owed: Set[FileKey] = frozenset(),
         unread: dict[int, UnreadEvidence] | None = None,
     ) -> Indexed:
         """Compare the scan with what is recorded and index what changed.
 
-        ``read_anew`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
+        ``read_again`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
         that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so if unchanged.
 
         Raises:
             ListingError: A tree is missing although files of it are known.
         """
         if not (
-            read_anew or owed or self._postponed or self._withdraws or scan.missing
+            read_again or owed or self._postponed or self._withdraws or scan.missing
         ) and self._inputs.all_as_recorded(scan.files, hashed_since_ns=self._hashed_since_ns):
             return self._out
         known = self._inputs.files()
         refuse_missing_trees(scan.missing, known)
-        self._read_anew, self._owed = read_anew, owed
+        self._read_again, self._owed = read_again, owed
         seen = {(file.kind, file.path): file for file in scan.files}
         plan = compare(
             {key: file.stat for key, file in seen.items()},
@@ -101,10 +101,10 @@ class Indexer(FileIndexer):
         )
         left = _left_unread(unread or {}, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
         reads = [read for read in plan.to_read if read[0] not in left]
-        if read_anew or owed:
+        if read_again or owed:
             planned = {key for key, _ in reads}
             reads = sorted(
-                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_anew(key))],
+                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_again(key))],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
         purge = [
@@ -143,11 +143,11 @@ class Indexer(FileIndexer):
             self._take_file(file, None, Look.NEW, place)
 
     def _take_files(self, files: list[tuple[PartitionFile, FileRecord, Look]]) -> None:
-        """Take in files that are known. One that is read anew and has not changed costs no more than a look."""
+        """Take in files that are known. One that is read again and has not changed costs no more than a look."""
         again = [
             file
             for file, record, look in files
-            if look is Look.CHANGED and record.present and self._is_read_anew((file.kind, file.path))
+            if look is Look.CHANGED and record.present and self._is_read_again((file.kind, file.path))
         ]
         read = self._read(again)
         for file, record, look in files:
@@ -160,7 +160,7 @@ class Indexer(FileIndexer):
         return _Reads(self._pool, [file for file in files if file.stat.size <= READ_WHOLE_BYTES], self._options)
 
     def _is_unchanged(self, record: FileRecord, read: FileRead | None) -> bool:
-        """Whether a file that was read anew is, line by line, what is known of it."""
+        """Whether a file that was read again is, line by line, what is known of it."""
         if read is None:
             return False
         self._out.bytes_read += read.reading.bytes_read
@@ -257,14 +257,14 @@ class Indexer(FileIndexer):
             if self._withdraws:
                 self._drop(record)
             elif record.kind is InputKind.SCORED:
-                self._absent.freeze_scored(record, self._options)
+                self._absent.retain_scored(record, self._options)
             else:
                 self._absent.lose_evidence(record)
                 record.state = "absent"
                 self._inputs.write_file(record)
         for record in purge:
             if record.kind is InputKind.SCORED:
-                self._absent.thaw_scored(record, self._options)
+                self._absent.make_scored_live(record, self._options)
             self._note(record, "absent", 0, 0, 0)
             self._drop(record)
         forget_unnamed_evidence(self._store, {record.partition_id for record in gone})

@@ -1,4 +1,4 @@
-"""Take one input file into the store: from its start, from where it was read to, or in the place of what it was."""
+"""Take one input file into the store: from its start, from where it was read to, or in place of what it was."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class FileIndexer(LineIndexer):
     def _take_file(self, file: PartitionFile, known: FileRecord | None, look: Look, place: tuple[int, int]) -> None:
         key, shown = (file.kind, file.path), tree_path(file.kind, file.path)
         self._first_malformed = None
-        # What is new in a store that shipped nothing can take nothing out; and a file is read anew in one go.
-        large = file.stat.size > TURN_BYTES and not (self._fresh or self._is_read_anew(key))
+        # What is new in a store that exported nothing can take nothing out; and a file is read again in one go.
+        large = file.stat.size > TURN_BYTES and not (self._fresh or self._is_read_again(key))
         begun = self._half_read.pop(key, None)
         try:
             with open_partition(self._root, file.kind, file.path) as (descriptor, facts):
@@ -113,7 +113,7 @@ class FileIndexer(LineIndexer):
         if not (proven or self._is_still(key, facts)):
             self._out.unsettled.append(key)
             return
-        if proven and not self._is_read_anew(key) and self._append(reader, facts, known, "appended"):
+        if proven and not self._is_read_again(key) and self._append(reader, facts, known, "appended"):
             return
         reader.rewind()
         self._rewrite(reader, facts, known, look)
@@ -128,7 +128,7 @@ class FileIndexer(LineIndexer):
         record.state = "present"
         if record.kind is InputKind.SCORED:
             self._verdicts.set_rest(record, None, self._options)
-            self._absent.thaw_scored(record, self._options)
+            self._absent.make_scored_live(record, self._options)
         self._inputs.write_file(record)
 
     def _append(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, change: str) -> bool:
@@ -202,7 +202,7 @@ class FileIndexer(LineIndexer):
         self._verdicts.set_rest(record, rest and (rest.digest, rest.verdict.category), self._options)
 
     def _rewrite(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, look: Look) -> None:
-        """Take a file in from its start, in the place of what was known of it."""
+        """Take a file in from its start, in place of what was known of it."""
         scored = record.kind is InputKind.SCORED
         (self._rewritten.stage if scored else self._evidence.stage)()
         lines = malformed = 0
@@ -226,7 +226,7 @@ class FileIndexer(LineIndexer):
             self._evidence.apply(record, whole_file=True, returned=look is Look.RETURNED)
         self._inputs.write_file(record, judged=True)
         self._take_rest(record, rest_of(tail))
-        if not (same and self._is_read_anew((record.kind, record.path)) and look is Look.CHANGED):
+        if not (same and self._is_read_again((record.kind, record.path)) and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)
 

@@ -1,4 +1,4 @@
-"""Put the facts of lines into the store, and note what is told of their file."""
+"""Put the facts of lines into the store, and note what is logged about their file."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ class LineIndexer:
         self._out = Indexed()
         self._rows_in_transaction = 0
         self._fresh = True
-        self._read_anew = False
+        self._read_again = False
         self._first_malformed: int | None = None
         self._owed: Set[FileKey] = frozenset()
 
-    def _is_read_anew(self, key: FileKey) -> bool:
-        return self._read_anew or key in self._owed
+    def _is_read_again(self, key: FileKey) -> bool:
+        return self._read_again or key in self._owed
 
     def _breathe(self, rows: int) -> None:
         self._rows_in_transaction += rows

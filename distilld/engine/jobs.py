@@ -77,7 +77,7 @@ def answer(root: str, options: Options, jobs: Sequence[Job], file: str | None) -
     """Do jobs for another process, in order.
 
     Raises:
-        JobFailed: In the place of any other exception, of which many do not unpickle.
+        JobFailed: In place of any other exception, of which many do not unpickle.
     """
     try:
         return [perform(root, options, job, file) for job in jobs]

@@ -1,7 +1,7 @@
 """Tasks become preference pairs, and pairs become changes (SPEC 3.3).
 
 The pairs of a task depend on its first five accepted, rejected and partially accepted rows whose evidence is found, so
-a touched task is formed anew as a whole and compared with what is recorded of it. Which rows these are is asked for
+a touched task is formed again as a whole and compared with what is recorded of it. Which rows these are is asked for
 many tasks at a time; their pairs are judged by workers; the order among the tasks, which decides on ids, is kept here.
 """
 
@@ -13,10 +13,10 @@ from itertools import islice
 from typing import IO, Final
 
 from distilld.core.decisions import Decisions, PairRow
-from distilld.core.line_facts import SHIPPED
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset, Options
 from distilld.engine.jobs import TaskJob
-from distilld.engine.judge_task import HELD_PAIRS, SHIPPED_PAIRS, PlainTasks, TaskDone
+from distilld.engine.judge_task import EXPORTED_PAIRS, QUARANTINED_PAIRS, PlainTasks, TaskDone
 from distilld.engine.pair_jobs import AskedTask, PairJobs
 from distilld.engine.pair_lane import PairLane
 from distilld.engine.pool import Done
@@ -57,9 +57,9 @@ class PairJudge:
         """Tasks for a later batch: a file of theirs is out of reach, or their turn was over when they were touched."""
 
     def judge(self, tasks: Iterable[Turn]) -> None:
-        """Form the pairs of these tasks anew, in the order of the tasks' first rows, whose places are given.
+        """Form the pairs of these tasks again, in the order of the tasks' first rows, whose places are given.
 
-        Only in this order is it known whether an earlier pair ships an id, so a task whose turn is over is left.
+        Only in this order is it known whether an earlier pair holds an id, so a task whose turn is over is left.
         """
         first = sorted(tasks)
         self._known = {task_id for _, task_id in first}
@@ -112,11 +112,11 @@ class PairJudge:
         self._formed |= formed
         out, changes = self._out, self._out.changes[_PREFERENCE]
         out.bytes_read += done.bytes_read
-        self._lane.shipped.update([pair[_KEY] for pair in done.pairs if pair[_OUTCOME] == SHIPPED])
+        self._lane.exported.update([pair[_KEY] for pair in done.pairs if pair[_OUTCOME] == EXPORTED])
         out.pairs += done.pairs
         for code, pairs in enumerate(done.outcomes):
             out.totals[_PREFERENCE, "live", code] += pairs
-        streams = {SHIPPED_PAIRS: changes.shipped, HELD_PAIRS: changes.held}
+        streams = {EXPORTED_PAIRS: changes.exported, QUARANTINED_PAIRS: changes.quarantined}
         for part in done.parts:
             part.put_into(streams[part.stream], file)
         return True

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from typing import IO, Final
 
 from distilld.core.decisions import Decisions, RowUpdate
-from distilld.core.line_facts import CATEGORIES, SHIPPED
+from distilld.core.line_facts import CATEGORIES, EXPORTED
 from distilld.core.model import Dataset, InputChanged, Options, UnreadableError
 from distilld.core.outcome import Rendered
 from distilld.engine.lane import Lane
@@ -57,8 +57,8 @@ class RowJudge:
         """Take in what came of a span, in walk order."""
         out = self._out
         streams = (
-            out.changes[Dataset.RAG].shipped, out.changes[Dataset.RAG].held,
-            out.changes[Dataset.SFT].shipped, out.changes[Dataset.SFT].held,
+            out.changes[Dataset.RAG].exported, out.changes[Dataset.RAG].quarantined,
+            out.changes[Dataset.SFT].exported, out.changes[Dataset.SFT].quarantined,
         )  # fmt: skip
         for item in done.items:
             if isinstance(item, Part):
@@ -85,8 +85,8 @@ class RowJudge:
         else:
             out.fresh += [(*row[:4], row[5]) for row in fresh]
         out.judged_walks += [row[5] for row in fresh]
-        out.shipped_walks[Dataset.RAG] += [row[5] for row in fresh if row[0] == SHIPPED]
-        out.shipped_walks[Dataset.SFT] += [row[5] for row in fresh if row[2] == SHIPPED]
+        out.exported_walks[Dataset.RAG] += [row[5] for row in fresh if row[0] == EXPORTED]
+        out.exported_walks[Dataset.SFT] += [row[5] for row in fresh if row[2] == EXPORTED]
         out.newly_judged += len(fresh)
         for dataset, by_code in zip(self._lanes, done.outcomes, strict=True):
             for code, rows in enumerate(by_code):
@@ -121,7 +121,7 @@ class RowJudge:
                 raise error_of(judged)
             outcomes = self._outcomes(row, judged)
             now = zip((row.rag, row.sft), outcomes, strict=True)
-            if self._out.withholds and any(code != SHIPPED and outcome.gate is None for code, outcome in now):
+            if self._out.withholds and any(code != EXPORTED and outcome.gate is None for code, outcome in now):
                 self._leave(row)
                 return
             for displaced in self._displaced_by(row, outcomes):
@@ -161,7 +161,7 @@ class RowJudge:
         out = self._out
         out.rows_to_queue.append(row.walk)
         recorded = [(lane, row.recorded(dataset)) for dataset, lane in self._lanes.items()]
-        if not any(each.code == SHIPPED and self._batch.forbids(lane.dataset, row.run_id) for lane, each in recorded):
+        if not any(each.code == EXPORTED and self._batch.forbids(lane.dataset, row.run_id) for lane, each in recorded):
             return
         self.done.add(row.walk)
         for lane, each in recorded:

@@ -2,7 +2,7 @@
 
 A job is plain values: where each row and its evidence stand, and what a row cannot know by itself. A row is *plain*
 where no other row names its run or has its id: its verdict is its own, and its id is free. Of all others, the
-*contested* ones, the job gives the verdict in force, and they are judged twice, with their id free and taken; the
+*contested* ones, the job gives the current verdict, and they are judged twice, with their id free and taken; the
 process that commits knows the rows before them, and picks.
 
 The lines of plain rows are finished here. What comes of contested rows, and of known rows that come to something
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from distilld.core.datasets import rag, sft
 from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, ParsedLine, parse_object
-from distilld.core.line_facts import CATEGORY_CODES, MALFORMED_CODES, REASON_CODES, SHIPPED
+from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, MALFORMED_CODES, REASON_CODES
 from distilld.core.model import (
     Dataset,
     InputChanged,
@@ -27,10 +27,10 @@ from distilld.core.model import (
     RowRef,
     UnreadableError,
 )
-from distilld.core.outcome import Outcome, Rendered, Ship, hold_malformed, rendered
+from distilld.core.outcome import Exported, Outcome, Rendered, quarantine_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.engine.read_file import read_evidence
-from distilld.engine.sink import RAG_HELD, RAG_SHIPPED, SFT_HELD, SFT_SHIPPED, Sink
+from distilld.engine.sink import RAG_EXPORTED, RAG_QUARANTINED, SFT_EXPORTED, SFT_QUARANTINED, Sink
 from distilld.engine.spans import (
     FailedRow,
     JudgedRow,
@@ -241,14 +241,14 @@ class SpanJudge:
             rag_code, rag_line = finished(in_rag, stamp)
             sft_code, sft_line = finished(in_sft, stamp)
             rag_digest, sft_digest = digest_of(rag_line), digest_of(sft_line)
-            add(RAG_HELD if rag_code else RAG_SHIPPED, rag_line, rag_digest)
-            add(SFT_HELD if sft_code else SFT_SHIPPED, sft_line, sft_digest)
+            add(RAG_QUARANTINED if rag_code else RAG_EXPORTED, rag_line, rag_digest)
+            add(SFT_QUARANTINED if sft_code else SFT_EXPORTED, sft_line, sft_digest)
             by_rag[rag_code] += 1
             by_sft[sft_code] += 1
             fresh((rag_code, rag_digest, sft_code, sft_digest, found, walk))
 
     def _malformed(self, dataset: Dataset, head: _Head, at: RowRef) -> Outcome:
-        return hold_malformed(
+        return quarantine_malformed(
             dataset,
             head.text,
             head.malformed,
@@ -284,8 +284,8 @@ def _head(raw: bytes, malformed: Malformed) -> _Head:
 def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
     """Return the code of an outcome, and its line with its time."""
     times = (stamp,) if isinstance(stamp, str) else stamp
-    if isinstance(outcome, Ship):
-        return SHIPPED, outcome.line(*times)
+    if isinstance(outcome, Exported):
+        return EXPORTED, outcome.line(*times)
     before, behind = outcome.parts()
     return REASON_CODES[outcome.reason], b"%b%b%b" % (before, times[0].encode(), behind)
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from distilld.core.datasets import preference
 from distilld.core.firewall import MissingFiles, PairCase, PairSide
 from distilld.core.json_text import parse_object
-from distilld.core.line_facts import LINES_END, SHIPPED, VERDICTS, TaskRow, key_of
+from distilld.core.line_facts import EXPORTED, LINES_END, VERDICTS, TaskRow, key_of
 from distilld.core.model import InputChanged, InputKind, Options, RowRef, UnreadableError
 from distilld.core.outcome import Rendered, rendered
 from distilld.core.records import evidence_record, scored_run
@@ -21,9 +21,9 @@ from distilld.lake.lines import digest_of, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
 _BEHIND_IDS = frozenset({None, "schema"})
-"""What becomes of a pair that no gate before the one for ids holds."""
-SHIPPED_PAIRS: Final = 0
-HELD_PAIRS: Final = 1
+"""What becomes of a pair that passes every gate before the one for ids."""
+EXPORTED_PAIRS: Final = 0
+QUARANTINED_PAIRS: Final = 1
 
 
 class TaskOrder(NamedTuple):
@@ -62,7 +62,7 @@ class PlainTasks:
     outcomes: list[int] = field(default_factory=lambda: [0] * OUTCOMES)
     """Pairs by outcome code."""
     parts: list[Part] = field(default_factory=list)
-    """In the streams SHIPPED_PAIRS and HELD_PAIRS."""
+    """In the streams EXPORTED_PAIRS and QUARANTINED_PAIRS."""
     bytes_read: int = 0
 
 
@@ -128,7 +128,7 @@ class TaskJudge:
             case = PairCase(sides[chosen.walk], sides[rejected.walk], False, self._options, self._missing)
             code, line = finished(preference.judge(case, _at(chosen, paths)), stamp)
             digest = digest_of(line)
-            sink.add(SHIPPED_PAIRS if code == SHIPPED else HELD_PAIRS, line, digest)
+            sink.add(EXPORTED_PAIRS if code == EXPORTED else QUARANTINED_PAIRS, line, digest)
             plain.outcomes[code] += 1
             key = key_of(preference.id_digits(chosen.run_id, rejected.run_id, task_id))
             plain.pairs.append(

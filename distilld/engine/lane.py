@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from distilld.core.decisions import Withdrawal
-from distilld.core.line_facts import DUPLICATE, REASON_CODES, SHIPPED
+from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset
 from distilld.core.outcome import Rendered
 from distilld.engine.freed_lines import FreedLines
@@ -16,7 +16,7 @@ from distilld.store.loose_lines import Standing
 from distilld.store.work import Recorded, WorkRow
 
 _WAITS_FOR_ID: Final = frozenset({"duplicate", "shape", "source_files", "schema"})
-"""The gates whose word may change with who ships the id: the one for ids, and those behind it."""
+"""The gates whose word may change with who holds the id: the one for ids, and those behind it."""
 _NEEDS_EVIDENCE: Final = frozenset({"evidence", "content", "shape", "schema"})
 
 
@@ -29,14 +29,14 @@ class Lane:
         self._kept_bit = kept_bit
         self._out = batch.out
         self._changes = batch.out.changes[dataset]
-        self._shipped_walks = batch.out.shipped_walks[dataset]
+        self._exported_walks = batch.out.exported_walks[dataset]
         self._stamps = Stamps(batch.work, dataset)
         self.freed = FreedLines(batch, dataset, self._stamps)
         self._taken: dict[int, int | None] = {}
         """Who holds an id as of now, where this batch decided it; None where the id is free."""
-        self._shipped_now: set[int] = set()
-        self._held_now: dict[int, list[int]] = {}
-        """Rows that this batch held at the gate for ids or behind it, by id."""
+        self._exported_now: set[int] = set()
+        self._quarantined_now: dict[int, list[int]] = {}
+        """Rows that this batch quarantined at the gate for ids or behind it, by id."""
 
     def outcome(self, row: WorkRow, judged: tuple[Rendered, Rendered | None]) -> Rendered:
         """What becomes of a row, by who has its id as of now."""
@@ -62,12 +62,12 @@ class Lane:
     def settle(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> Recorded:
         """Turn an outcome into changes; returns what is recorded of the row from now on."""
         if outcome.gate is None:
-            settled = self._ship(row, recorded, outcome)
+            settled = self._export(row, recorded, outcome)
         else:
             if self._stays_as_it_is(row, recorded, outcome):
                 self._pass_on(row, recorded)
                 return recorded
-            settled = self._hold(row, recorded, outcome)
+            settled = self._quarantine(row, recorded, outcome)
         if recorded.code != settled.code:
             totals = self._out.totals
             if recorded.code is not None:
@@ -76,7 +76,7 @@ class Lane:
         return settled
 
     def _holder(self, row: WorkRow) -> int | None:
-        """The row that ships the id, on evidence that is there; None where the id is free for any present row."""
+        """The row that holds the id, on evidence that is there; None where the id is free for any present row."""
         key = row.sample_key
         if key in self._taken:
             return self._taken[key]
@@ -84,48 +84,48 @@ class Lane:
         return holder if holder is not None and holder > 0 else None
 
     def _kept_holder(self, row: WorkRow) -> int | None:
-        """The row that ships the id without its evidence, absent, vanished or gone: any other may take it."""
+        """The row that holds the id without its evidence, absent, vanished or gone: any other may take it."""
         if row.sample_key in self._taken:
             return None
         holder = row.holder(self._dataset)
         return -holder if holder is not None and holder < 0 and -holder != row.walk else None
 
     def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> bool:
-        """Whether the row stands on absent evidence and keeps its outcome: a shipped one until another ships its id."""
-        if recorded.code is None or not self._is_frozen(row, outcome):
+        """Whether the row stands on absent evidence and keeps its outcome: if exported, until another holds its id."""
+        if recorded.code is None or not self._is_retained(row, outcome):
             return False
         if self._changes.is_missing(recorded.code, recorded.line):
             return False
-        return recorded.code != SHIPPED or self._holder(row) is None
+        return recorded.code != EXPORTED or self._holder(row) is None
 
     def _pass_on(self, row: WorkRow, recorded: Recorded) -> None:
         """A row that waited for an id and does not take it, or has it but is only kept: the next one may take it."""
-        if recorded.code in (DUPLICATE, SHIPPED) and row.sample_key is not None and self._holder(row) is None:
+        if recorded.code in (DUPLICATE, EXPORTED) and row.sample_key is not None and self._holder(row) is None:
             self._batch.wake(self._dataset, row.sample_key, row.walk if recorded.code == DUPLICATE else -1)
 
-    def _is_frozen(self, row: WorkRow, outcome: Rendered) -> bool:
+    def _is_retained(self, row: WorkRow, outcome: Rendered) -> bool:
         """Whether the evidence is absent, not gone: then what became of the row stays as it is (SPEC 3)."""
         absent = row.evidence_digest is not None and not row.evidence_found
         return outcome.gate == "evidence" and (absent or bool(row.kept & self._kept_bit))
 
-    def _ship(self, row: WorkRow, recorded: Recorded, ship: Rendered) -> Recorded:
+    def _export(self, row: WorkRow, recorded: Recorded, exported: Rendered) -> Recorded:
         key = row.sample_key or 0
-        holder, displaced = self._holder(row), self.displaced_by(row, ship)
+        holder, displaced = self._holder(row), self.displaced_by(row, exported)
         if displaced is not None:
             self._batch.displace(displaced)
         # Who has it again on evidence that came back was passed by in the meantime.
         if holder != row.walk or row.evidence_changed:
             self._let_wait(key, row.walk, contested=bool(row.contested))
         standing = self._standing(row, recorded, key, displaced if holder is None else holder)
-        if recorded.code is not None and recorded.code != SHIPPED:
-            self._changes.drop_held(recorded.line)
+        if recorded.code is not None and recorded.code != EXPORTED:
+            self._changes.drop_quarantined(recorded.line)
         self._taken[key] = row.walk
-        self._shipped_now.add(key)
+        self._exported_now.add(key)
         if standing is not None:
-            stamped = self._stamps.line(key, ship, standing.batch)
+            stamped = self._stamps.line(key, exported, standing.batch)
             if digest_of(stamped) == standing.line:
                 self._changes.adopted += standing.batch == 0 and standing is not recorded
-                self._changes.keep_shipped(standing.line, stamped)
+                self._changes.keep_exported(standing.line, stamped)
                 return standing
             self._changes.drop_key(key, standing.line)
             self._out.unadopted.append((self._dataset, key))
@@ -135,13 +135,13 @@ class Lane:
                     self._dataset, key, cause, True, source_run_id=row.run_id, shipped_batch=standing.batch or None
                 )
             )
-        line = ship.line(self._out.recorded_at)
-        self._changes.shipped.add(line)
-        self._shipped_walks.append(row.walk)
-        return Recorded(SHIPPED, digest_of(line), self._out.sequence)
+        line = exported.line(self._out.recorded_at)
+        self._changes.exported.add(line)
+        self._exported_walks.append(row.walk)
+        return Recorded(EXPORTED, digest_of(line), self._out.sequence)
 
     def _let_wait(self, key: int, walk: int, *, contested: bool) -> None:
-        """An id goes to the row at ``walk``: rows behind it that a later gate holds are duplicates from now on."""
+        """An id goes to the row at ``walk``: rows behind it that fail a later gate are duplicates from now on."""
         if contested:
             for waiter in self._batch.work.behind(self._dataset, key, walk):
                 self._batch.join(waiter)
@@ -149,8 +149,8 @@ class Lane:
 
     def _look_again(self, key: int, after: int) -> None:
         """Rows behind ``after`` that this batch has judged already are judged again in the next one."""
-        if key in self._held_now:
-            self._out.rows_to_queue += [walk for walk in self._held_now[key] if walk > after]
+        if key in self._quarantined_now:
+            self._out.rows_to_queue += [walk for walk in self._quarantined_now[key] if walk > after]
 
     def _standing(self, row: WorkRow, recorded: Recorded, key: int, holder: int | None) -> Recorded | None:
         """The line that this id has now, whoever's it was; it passes to the row."""
@@ -158,53 +158,53 @@ class Lane:
         if freed is not None:
             return freed
         if holder == row.walk:
-            return recorded if recorded.code == SHIPPED else None
+            return recorded if recorded.code == EXPORTED else None
         if holder is not None:
             self._out.released[self._dataset].append(holder)
             return self._batch.work.row(holder).recorded(self._dataset)
         if self._batch.has_loose_lines:
-            loose = self._batch.work.frozen_standing(self._dataset, key)
+            loose = self._batch.work.retained_standing(self._dataset, key)
             if loose is not None:
                 return self._take_loose(loose)
         return None
 
     def _take_loose(self, loose: Standing) -> Recorded:
-        if loose.owner == "frozen":
-            self._out.frozen_left.append((self._dataset, loose.owner_id))
-            self._out.totals[self._dataset, "frozen", SHIPPED] -= 1
+        if loose.owner == "retained":
+            self._out.retained_left.append((self._dataset, loose.owner_id))
+            self._out.totals[self._dataset, "retained", EXPORTED] -= 1
         else:
             self._out.departures.append(loose.owner_id)
-            self._out.totals[self._dataset, "departing", SHIPPED] -= 1
-        return Recorded(SHIPPED, loose.line, loose.batch)
+            self._out.totals[self._dataset, "departing", EXPORTED] -= 1
+        return Recorded(EXPORTED, loose.line, loose.batch)
 
-    def _hold(self, row: WorkRow, recorded: Recorded, hold: Rendered) -> Recorded:
-        assert hold.reason is not None  # noqa: S101  what holds a row gives a reason
-        code = REASON_CODES[hold.reason]
+    def _quarantine(self, row: WorkRow, recorded: Recorded, quarantined: Rendered) -> Recorded:
+        assert quarantined.reason is not None  # noqa: S101  what quarantines a row gives a reason
+        code = REASON_CODES[quarantined.reason]
         key = row.sample_key
-        if key is not None and hold.gate in _WAITS_FOR_ID:
-            self._held_now.setdefault(key, []).append(row.walk)
-        if recorded.code is not None and recorded.code != SHIPPED:
+        if key is not None and quarantined.gate in _WAITS_FOR_ID:
+            self._quarantined_now.setdefault(key, []).append(row.walk)
+        if recorded.code is not None and recorded.code != EXPORTED:
             self._pass_on(row, recorded)
-            stamped = hold.line(self._stamps.of(recorded.batch))
+            stamped = quarantined.line(self._stamps.of(recorded.batch))
             if digest_of(stamped) == recorded.line:
-                self._changes.keep_held(recorded.line, stamped)
+                self._changes.keep_quarantined(recorded.line, stamped)
                 return recorded if recorded.code == code else Recorded(code, recorded.line, recorded.batch)
-            self._changes.drop_held(recorded.line)
-        left = self.freed.take_held(row.walk, code, hold) if recorded.code is None else None
+            self._changes.drop_quarantined(recorded.line)
+        left = self.freed.take_held(row.walk, code, quarantined) if recorded.code is None else None
         if left is not None:
             return left
-        line = hold.line(self._out.recorded_at)
-        self._changes.held.add(line)
-        if recorded.code == SHIPPED and key is not None:
-            self._release(row, recorded, key, hold)
+        line = quarantined.line(self._out.recorded_at)
+        self._changes.quarantined.add(line)
+        if recorded.code == EXPORTED and key is not None:
+            self._release(row, recorded, key, quarantined)
         return Recorded(code, digest_of(line), self._out.sequence)
 
-    def _release(self, row: WorkRow, recorded: Recorded, key: int, hold: Rendered) -> None:
-        """A row that shipped ships no more; if no other row took its id in this batch, the line is free."""
+    def _release(self, row: WorkRow, recorded: Recorded, key: int, quarantined: Rendered) -> None:
+        """A row that was exported is exported no more; if no other row took its id in this batch, the line is free."""
         self._out.released[self._dataset].append(row.walk)
-        if key not in self._shipped_now:
-            lost = self._changes.is_missing(SHIPPED, recorded.line) and self._is_frozen(row, hold)
-            cause = Cause.LOST if lost else self._cause_of_hold(row, hold)
+        if key not in self._exported_now:
+            lost = self._changes.is_missing(EXPORTED, recorded.line) and self._is_retained(row, quarantined)
+            cause = Cause.LOST if lost else self._cause_of_quarantine(row, quarantined)
             self.free(key, recorded, row.run_id, cause, contested=bool(row.contested))
 
     def give_up(self, row: WorkRow, recorded: Recorded) -> None:
@@ -212,15 +212,15 @@ class Lane:
         if recorded.code is None:
             return
         self._out.totals[self._dataset, "live", recorded.code] -= 1
-        if recorded.code != SHIPPED:
-            self._changes.drop_held(recorded.line)
+        if recorded.code != EXPORTED:
+            self._changes.drop_quarantined(recorded.line)
             return
         self._out.released[self._dataset].append(row.walk)
         cause = Cause.REVOKED if self._batch.forbids(self._dataset, row.run_id) else Cause.UNDONE
         self.free(row.sample_key or 0, recorded, row.run_id, cause)
 
     def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause, *, contested: bool = True) -> None:
-        """A line is without its row: it leaves unless another row ships the id, and who waits for the id joins.
+        """A line is without its row: it leaves unless another row holds the id, and who waits for the id joins.
 
         Where its row is not ``contested``, no other has the id.
         """
@@ -230,16 +230,16 @@ class Lane:
             self._batch.wake(self._dataset, key, -1)
         self._look_again(key, -1)
 
-    def _cause_of_hold(self, row: WorkRow, hold: Rendered) -> Cause:
-        if hold.gate == "revoked":
+    def _cause_of_quarantine(self, row: WorkRow, quarantined: Rendered) -> Cause:
+        if quarantined.gate == "revoked":
             return Cause.REVOKED
-        if row.evidence_changed and hold.gate in _NEEDS_EVIDENCE:
+        if row.evidence_changed and quarantined.gate in _NEEDS_EVIDENCE:
             return Cause.EVIDENCE_CHANGED
-        if hold.gate == "duplicate":
+        if quarantined.gate == "duplicate":
             return Cause.DISPLACED
         if self._batch.options_changed:
             return Cause.OPTIONS_CHANGED
-        if hold.gate == "over_limit":
+        if quarantined.gate == "over_limit":
             return Cause.DISPLACED
         return Cause.EVIDENCE_CHANGED if row.evidence_changed else Cause.UNDONE
 

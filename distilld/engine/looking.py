@@ -38,11 +38,11 @@ from distilld.publish.restore import Restorer
 from distilld.store.connection import Store
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.export_records import ExportRecords
-from distilld.store.frozen import Frozen
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
 from distilld.store.receipts import Receipts
+from distilld.store.retained import Retained
 from distilld.store.segments import Segments
 from distilld.store.tripwire import Tripwire
 from distilld.store.work import Work
@@ -97,7 +97,7 @@ class Looking:
         self.committer = committer or Committer(
             root, store, self.exports, clock=clock, receipts_keep=limits.receipts_keep, keep_lock=keep_lock
         )
-        self.frozen = Frozen(store)
+        self.retained = Retained(store)
         self.tripwire = Tripwire(store)
         self.judged_with = JudgedWith(store, self.inputs)
         self.teller = Teller()
@@ -138,14 +138,14 @@ class Looking:
         folder = self._spool_folder or self.root / "exports"
         return folder if folder.is_dir() else self.root
 
-    def _index(self, scan: Scan, *, read_anew: bool) -> Indexed:
+    def _index(self, scan: Scan, *, read_again: bool) -> Indexed:
         self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
-        indexed = indexer.take(scan, read_anew=read_anew, owed=owed)
+        indexed = indexer.take(scan, read_again=read_again, owed=owed)
         self._note_left_alone(indexed)
         indexed.files_seen = len(scan.files)
-        self.judged_with.owe_readings(self.options, scan, indexed, owed, read_anew=read_anew)
+        self.judged_with.owe_readings(self.options, scan, indexed, owed, read_again=read_again)
         self.work.forget_places()
         self._look_at_ns = monotonic_ns() + LOOK_AGAIN_NS
         return indexed

@@ -1,15 +1,15 @@
-"""Lines without a present row: departed ones, which leave, and frozen ones whose reason to stay may be gone."""
+"""Lines without a present row: departed ones, which leave, and retained ones whose reason to stay may be gone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from distilld.core.decisions import Withdrawal
-from distilld.core.line_facts import SHIPPED
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Cause, Dataset
 from distilld.engine.lane import Lane
 from distilld.engine.row_batch import RowBatch
-from distilld.store.loose_lines import Departure, FrozenRow
+from distilld.store.loose_lines import Departure, RetainedRow
 from distilld.store.work import Recorded, WorkRow
 
 
@@ -21,15 +21,15 @@ class LooseRows:
         self._work = batch.work
         self._out = batch.out
         self._lanes = lanes
-        self._moving: dict[int, FrozenRow] = {}
+        self._moving: dict[int, RetainedRow] = {}
         """Absent rows whose lines stand in a present file, and were judged there in this batch, by id."""
 
     def note_judged(self, row: WorkRow) -> None:
         """A row was judged for the first time: absent ones may have moved there."""
-        self._moving |= {each.frozen_id: each for each in self._work.moved_to(row.digest, row.run_id)}
+        self._moving |= {each.retained_id: each for each in self._work.moved_to(row.digest, row.run_id)}
 
     def take_departures(self, departures: Iterable[Departure]) -> None:
-        """Lines whose rows are gone: they leave, unless another row ships the same id."""
+        """Lines whose rows are gone: they leave, unless another row holds the same id."""
         for each in departures:
             if self._out.withholds and not self._batch.forbids(each.dataset, each.run_id):
                 continue  # a row that is yet to be judged may take it over
@@ -37,18 +37,18 @@ class LooseRows:
             self._out.totals[each.dataset, "departing", each.outcome] -= 1
             if each.dataset is Dataset.PREFERENCE:
                 self._let_pair_go(each)
-            elif each.outcome != SHIPPED:
+            elif each.outcome != EXPORTED:
                 self._lanes[each.dataset].freed.add_held(each)
             else:
                 revoked = each.cause != Cause.PRUNED and self._batch.forbids(each.dataset, each.run_id)
                 cause = Cause.REVOKED if revoked else Cause(each.cause)
-                recorded = Recorded(SHIPPED, each.line, each.batch)
+                recorded = Recorded(EXPORTED, each.line, each.batch)
                 self._lanes[each.dataset].free(each.sample_key or 0, recorded, each.run_id, cause)
 
     def _let_pair_go(self, each: Departure) -> None:
         key, changes = each.sample_key or 0, self._out.changes[Dataset.PREFERENCE]
-        if each.outcome != SHIPPED:
-            changes.drop_held(each.line)
+        if each.outcome != EXPORTED:
+            changes.drop_quarantined(each.line)
             return
         changes.drop_key(key, each.line)
         self._out.unadopted.append((Dataset.PREFERENCE, key))
@@ -59,38 +59,38 @@ class LooseRows:
             )
         )  # fmt: skip
 
-    def take_frozen(self, frozen: Iterable[FrozenRow]) -> None:
-        """Frozen rows leave when their run is revoked; absent ones also where their line stands once more.
+    def take_retained(self, retained: Iterable[RetainedRow]) -> None:
+        """Retained rows leave when their run is revoked; absent ones also where their line stands once more.
 
         Where that is yet to be judged, they are left until it is, for it takes their lines over: :meth:`take_moved`.
         """
-        left = set(self._out.frozen_left)
+        left = set(self._out.retained_left)
         of_run: tuple[str | None, dict[bytes, list[tuple[int, bool]]]] = None, {}
-        for row in frozen:
+        for row in retained:
             copies = []
             if row.kind == "absent":
                 if of_run[0] != row.run_id:
                     of_run = row.run_id, self._work.rows_of_run(row.run_id) if row.run_id is not None else {}
                 copies = self._work.copies(row.digest, row.run_id, of_run[1])
             waits = any(not judged and walk not in self._batch.done for walk, judged in copies)
-            self._out.frozen_seen.append(row.frozen_id)
+            self._out.retained_seen.append(row.retained_id)
             for dataset, code, line, batch in (
                 (Dataset.RAG, row.rag, row.rag_line, row.rag_batch),
                 (Dataset.SFT, row.sft, row.sft_line, row.sft_batch),
             ):
-                if code is None or line is None or batch is None or (dataset, row.frozen_id) in left:
+                if code is None or line is None or batch is None or (dataset, row.retained_id) in left:
                     continue
-                revoked = code == SHIPPED and self._batch.forbids(dataset, row.run_id)
+                revoked = code == EXPORTED and self._batch.forbids(dataset, row.run_id)
                 if not revoked and (waits or not copies):
                     continue
-                self._out.frozen_left.append((dataset, row.frozen_id))
-                self._out.totals[dataset, "frozen", code] -= 1
-                if code == SHIPPED:
+                self._out.retained_left.append((dataset, row.retained_id))
+                self._out.totals[dataset, "retained", code] -= 1
+                if code == EXPORTED:
                     cause = Cause.REVOKED if revoked else Cause.DISPLACED
-                    self._lanes[dataset].free(row.sample_key or 0, Recorded(SHIPPED, line, batch), row.run_id, cause)
+                    self._lanes[dataset].free(row.sample_key or 0, Recorded(EXPORTED, line, batch), row.run_id, cause)
                 else:
-                    self._out.changes[dataset].drop_held(line)
+                    self._out.changes[dataset].drop_quarantined(line)
 
     def take_moved(self) -> None:
         """Absent rows whose lines were judged elsewhere in this batch leave."""
-        self.take_frozen(self._moving.values())
+        self.take_retained(self._moving.values())

@@ -1,4 +1,4 @@
-"""The options that the store was judged with, and what is to be done anew where they are others now (SPEC 5.1)."""
+"""The options that the store was judged with, and what is to be done again where they are others now (SPEC 5.1)."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class JudgedWith:
         self._inputs = inputs
         self._queues = Queues(store)
 
-    def take(self, options: Options, *, anew: bool) -> str | None:
+    def take(self, options: Options, *, again: bool) -> str | None:
         """Queue everything where the options are not those that the store was judged with; returns what changed."""
         recorded = self._store.recall("options_sha256")
         in_hand = self._store.recall("options_in_hand")
         if recorded == options.sha256 and in_hand is None:
-            if anew:
+            if again:
                 with self._store.transaction():
                     self._queues.add_all(options)
             return None
         lines = _lines(options)
         read_with = self._store.recall("options_lines")
         other_lines = read_with not in (None, lines)
-        if in_hand != options.sha256 or anew:
+        if in_hand != options.sha256 or again:
             with self._store.transaction():
                 self._queues.add_all(options)
                 self._store.remember("options_in_hand", options.sha256)
-                # Until all is read anew, no line counts as read with these options only.
+                # Until all is read again, no line counts as read with these options only.
                 self._store.remember("options_lines", "unsettled" if other_lines else lines)
             if recorded is not None:
                 log.info("options_changed", options_sha256=options.sha256)
@@ -56,21 +56,21 @@ class JudgedWith:
 
     def owed_readings(self) -> set[FileKey]:
         """Known files that were absent or could not be read when every line was to be read with other options."""
-        owed = orjson.loads(self._store.recall("files_to_read_anew") or "[]")
+        owed = orjson.loads(self._store.recall("files_to_read_again") or "[]")
         return {(InputKind(kind), path) for kind, path in owed}
 
     def owe_readings(
-        self, options: Options, scan: Scan, indexed: Indexed, owed: set[FileKey], *, read_anew: bool
+        self, options: Options, scan: Scan, indexed: Indexed, owed: set[FileKey], *, read_again: bool
     ) -> None:
         """Remember whose lines are still known as they were read with other options; all others are read with these."""
-        if not (owed or read_anew):
+        if not (owed or read_again):
             return
         read = {(file.kind, file.path) for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
-        left = ((set(self._inputs.files()) if read_anew else owed) - read).intersection(self._inputs.files())
-        if left != owed or read_anew:
+        left = ((set(self._inputs.files()) if read_again else owed) - read).intersection(self._inputs.files())
+        if left != owed or read_again:
             with self._store.transaction():
-                self._store.remember("files_to_read_anew", orjson.dumps(sorted(left)).decode())
-                if read_anew:
+                self._store.remember("files_to_read_again", orjson.dumps(sorted(left)).decode())
+                if read_again:
                     self._store.remember("options_lines", _lines(options))
 
 

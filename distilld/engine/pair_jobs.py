@@ -57,7 +57,7 @@ class PairJobs:
         self._options = options
         self._out = decisions
         self._do = do
-        self._absent_verdicts = work.has_frozen_verdicts()
+        self._absent_verdicts = work.has_retained_verdicts()
 
     def judged(
         self, task_ids: Iterable[str], *, plainly: bool = False
@@ -111,7 +111,7 @@ class PairJobs:
         return [task._replace(others=others) for task in tasks]
 
     def _verdict(self, row: TaskRow) -> int | None:
-        """The code of the verdict in force that a side must agree with; an absent one forbids and never clears."""
+        """The code of the current verdict that a side must agree with; an absent one forbids and never clears."""
         _, in_force, present = self._work.verdicts(row.run_id, self._options)
         verdict = in_force if present is CATEGORIES[row.category] else present
         return None if verdict is None else CATEGORY_CODES[verdict]

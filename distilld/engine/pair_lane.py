@@ -1,4 +1,4 @@
-"""The preference dataset's side of a batch, across its tasks: which ids it ships, and why recorded pairs leave."""
+"""The preference dataset's side of a batch, across its tasks: which ids it exports, and why recorded pairs leave."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class PairLane:
         self.change = Cause.OPTIONS_CHANGED if options_changed else Cause.EVIDENCE_CHANGED
         """Why a line changes whose pair is still formed."""
         self.stamps = Stamps(work, _PREFERENCE)
-        self.shipped: set[int] = set()
+        self.exported: set[int] = set()
         self.freed: dict[int, tuple[WorkPair, Cause]] = {}
         self.moved_on: set[int] = set()
-        """Pairs whose line another task took over before their own task was formed anew."""
+        """Pairs whose line another task took over before their own task was formed again."""
 
     def drop_totals(self, pair: WorkPair) -> None:
         """A recorded pair no longer counts as what it was."""
-        self.out.totals[_PREFERENCE, "frozen" if pair.frozen else "live", pair.outcome] -= 1
+        self.out.totals[_PREFERENCE, "retained" if pair.retained else "live", pair.outcome] -= 1
 
     def is_earlier(self, one: str, other: str) -> bool:
         """Whether a task stands before another one in the order that decides on ids."""
         return (self._work.first_walk(one), one) < (self._work.first_walk(other), other)
 
     def waiting_for(self, key: int) -> set[str]:
-        """The tasks with a pair that was held because an earlier one has this id."""
+        """The tasks with a pair that is quarantined because an earlier one has this id."""
         return {
             pair.task_id
             for pair in self._work.pairs_with_keys([key]).get(key, [])
-            if pair.outcome == DUPLICATE and pair.frozen is None
+            if pair.outcome == DUPLICATE and pair.retained is None
         }
 
     # pairs that leave
@@ -61,7 +61,7 @@ class PairLane:
         )
 
     def overruled(self, pair: WorkPair) -> bool:
-        """Whether a verdict in force says otherwise than the pair about one of its sides."""
+        """Whether a current verdict says otherwise than the pair about one of its sides."""
         if not self._options.revoke:
             return False
         # Of a pair from an older exporter nobody knows which of the two the rejected side was.

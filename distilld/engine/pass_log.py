@@ -143,7 +143,11 @@ def _figures(receipt: dict[str, Any]) -> dict[str, Any]:
         duration_ms=receipt["duration_ms"],
         inputs=len(receipt["inputs"]),
         **receipt["work"],
-        **{f"{name}_{key}": per[name][key] for name in per for key in ("appended", "withdrawn", "shipped", "held")},
+        **{
+            f"{name}_{key}": per[name][key]
+            for name in per
+            for key in ("appended", "withdrawn", "rows", "quarantine_rows")
+        },
         validation_pass=receipt["validation_pass"],
         **({"run_withdrawn": dict(causes), "withdrawn_runs": run["withdrawn_runs"]} if causes else {}),
     )

@@ -256,7 +256,7 @@ class Pool:
 
 def _end_tracker() -> None:
     """End the process that multiprocessing starts beside workers, and leaves: a daemon would keep it for good."""
-    # What it looks after, the semaphores of the queues, must be gone before, or it is started anew.
+    # What it looks after, the semaphores of the queues, must be gone before, or it is started again.
     gc.collect()
     if not multiprocessing.active_children():
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

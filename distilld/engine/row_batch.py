@@ -42,7 +42,7 @@ class RowBatch:
         self.join(walk)
 
     def wake(self, dataset: Dataset, key: int, after: int) -> None:
-        """Let the first row behind ``after`` join the batch that is held because an earlier one had this id."""
+        """Let the first row behind ``after`` join the batch that is quarantined because an earlier one had this id."""
         waiter = self.work.waiter_after(dataset, key, after)
         while waiter is not None and waiter in self.done:
             waiter = self.work.waiter_after(dataset, key, waiter)
@@ -50,12 +50,12 @@ class RowBatch:
             self.join(waiter)
 
     def verdict_in(self, dataset: Dataset, run_id: str) -> Category | None:
-        """The verdict in force for a run in a dataset."""
+        """The current verdict for a run in a dataset."""
         in_rag, in_sft, _ = self.work.verdicts(run_id, self.options)
         return in_rag if dataset is Dataset.RAG else in_sft
 
     def forbids(self, dataset: Dataset, run_id: str | None) -> bool:
-        """Whether the verdict in force for a run takes its rows out of a dataset."""
+        """Whether the current verdict for a run takes its rows out of a dataset."""
         if run_id is None or not self.options.revoke:
             return False
         verdict = self.verdict_in(dataset, run_id)

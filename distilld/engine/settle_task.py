@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from distilld.core.decisions import PairRow
-from distilld.core.line_facts import DUPLICATE, REASON_CODES, SHIPPED
+from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset, Reason
 from distilld.core.outcome import Rendered
 from distilld.engine.judge_task import JudgedPair
@@ -33,7 +33,7 @@ class TaskPairs:
 
     def settle(self, judged: Sequence[JudgedPair]) -> set[str]:
         """Turn the pairs that the task forms now into changes; returns the other tasks whose ids that may change."""
-        live = [pair for pair in self._task.recorded if pair.frozen is None]
+        live = [pair for pair in self._task.recorded if pair.retained is None]
         formed = [self._judge(slot, *each) for slot, each in enumerate(zip(self._task.formed, judged, strict=True))]
         for pair in self._unmatched.values():
             self._let_go(pair)
@@ -41,10 +41,10 @@ class TaskPairs:
         return self._touched - {self._task_id}
 
     def let_forbidden_go(self) -> set[str]:
-        """Where the task cannot be formed anew, pairs that a verdict overrules leave; returns as :meth:`settle`."""
+        """Where the task cannot be formed again, pairs that a verdict overrules leave; returns as :meth:`settle`."""
         for pair in self._task.recorded:
-            if pair.outcome == SHIPPED and self._lane.overruled(pair):
-                if pair.frozen is None:
+            if pair.outcome == EXPORTED and self._lane.overruled(pair):
+                if pair.retained is None:
                     self._out.dropped_pairs.append(pair.pair_id)
                 self._let_go(pair)
         return self._touched - {self._task_id}
@@ -52,8 +52,8 @@ class TaskPairs:
     def _record(self, live: list[WorkPair], formed: list[PairRow]) -> None:
         if [pair[2:] for pair in live] == formed:
             return
-        frozen = set(self._out.frozen_pairs)
-        self._out.dropped_pairs += [pair.pair_id for pair in live if pair.pair_id not in frozen]
+        retained = set(self._out.retained_pairs)
+        self._out.dropped_pairs += [pair.pair_id for pair in live if pair.pair_id not in retained]
         self._out.pairs += formed
 
     # one pair
@@ -62,9 +62,11 @@ class TaskPairs:
         chosen, rejected, key = pair
         run_ids = chosen.run_id, rejected.run_id
         others = self._others(key)
-        taken = key in self._lane.shipped or self._held_earlier(others)
+        taken = key in self._lane.exported or self._taken_earlier(others)
         outcome = judged.taken if taken and judged.taken is not None else judged.free
-        code, line, batch = self._ship(key, outcome, others) if outcome.gate is None else self._hold(outcome, run_ids)
+        code, line, batch = (
+            self._export(key, outcome, others) if outcome.gate is None else self._quarantine(outcome, run_ids)
+        )
         return PairRow(
             self._task_id, slot, *run_ids, rejected.category, chosen.partition_id, rejected.partition_id, key, code,
             line, batch,
@@ -73,61 +75,61 @@ class TaskPairs:
     def _others(self, key: int) -> list[WorkPair]:
         """The recorded pairs of other tasks with this id (shared by '|' in ids), as this batch leaves them."""
         return [
-            pair._replace(frozen="absent") if pair.pair_id in self._out.frozen_pairs else pair
+            pair._replace(retained="absent") if pair.pair_id in self._out.retained_pairs else pair
             for pair in self._task.others.get(key, [])
             if pair.task_id != self._task_id and pair.pair_id not in self._out.dropped_pairs
         ]
 
-    def _held_earlier(self, others: list[WorkPair]) -> bool:
-        """Whether a pair of an earlier task ships this id; a frozen one gives it up to any present one."""
+    def _taken_earlier(self, others: list[WorkPair]) -> bool:
+        """Whether a pair of an earlier task holds this id; a retained one gives it up to any present one."""
         return any(
-            pair.outcome == SHIPPED and pair.frozen is None and self._lane.is_earlier(pair.task_id, self._task_id)
+            pair.outcome == EXPORTED and pair.retained is None and self._lane.is_earlier(pair.task_id, self._task_id)
             for pair in others
         )
 
-    def _ship(self, key: int, ship: Rendered, others: list[WorkPair]) -> tuple[int, bytes, int]:
+    def _export(self, key: int, exported: Rendered, others: list[WorkPair]) -> tuple[int, bytes, int]:
         lane, changes = self._lane, self._lane.changes
-        lane.shipped.add(key)
-        self._out.totals[_PREFERENCE, "live", SHIPPED] += 1
+        lane.exported.add(key)
+        self._out.totals[_PREFERENCE, "live", EXPORTED] += 1
         standing, cause = self._standing(key, others)
         self._touched.update(pair.task_id for pair in others if self._is_out_of_turn(pair))
         if standing is not None:
-            stamped = lane.stamps.line(key, ship, standing.batch)
+            stamped = lane.stamps.line(key, exported, standing.batch)
             if digest_of(stamped) == standing.line:
-                changes.adopted += standing.batch == 0 and standing.frozen is not None
-                changes.keep_shipped(standing.line, stamped)
-                return SHIPPED, standing.line, standing.batch
+                changes.adopted += standing.batch == 0 and standing.retained is not None
+                changes.keep_exported(standing.line, stamped)
+                return EXPORTED, standing.line, standing.batch
             changes.drop_key(key, standing.line)
             self._out.unadopted.append((_PREFERENCE, key))
             lane.publish(standing, cause, replaced=True)
-        line = ship.line(self._out.recorded_at)
-        changes.shipped.add(line)
-        return SHIPPED, digest_of(line), self._out.sequence
+        line = exported.line(self._out.recorded_at)
+        changes.exported.add(line)
+        return EXPORTED, digest_of(line), self._out.sequence
 
     def _is_out_of_turn(self, pair: WorkPair) -> bool:
-        """Whether a pair was judged when its task and this one, which ships its id, stood the other way round.
+        """Whether a pair was judged when its task and this one, which holds its id, stood the other way round.
 
         An earlier one may not wait; a later one is a duplicate before its schema counts.
         """
-        if pair.frozen is not None or pair.outcome not in (DUPLICATE, _SCHEMA_VIOLATION):
+        if pair.retained is not None or pair.outcome not in (DUPLICATE, _SCHEMA_VIOLATION):
             return False
         return self._lane.is_earlier(pair.task_id, self._task_id) == (pair.outcome == DUPLICATE)
 
     def _standing(self, key: int, others: list[WorkPair]) -> tuple[WorkPair | None, Cause]:
-        """The recorded pair whose line this id has now; it gives the line up to the pair that ships."""
+        """The recorded pair whose line this id has now; it gives the line up to the pair that is exported."""
         for pair in self._unmatched.values():
-            if pair.sample_key == key and pair.outcome == SHIPPED:
+            if pair.sample_key == key and pair.outcome == EXPORTED:
                 self._match(pair)
                 return pair, self._lane.change
         freed = self._lane.freed.pop(key, None)
         if freed is not None:
             return freed[0], Cause.DISPLACED
         for pair in others:
-            if pair.outcome == SHIPPED:
+            if pair.outcome == EXPORTED:
                 self._lane.drop_totals(pair)
                 self._out.dropped_pairs.append(pair.pair_id)
                 self._lane.moved_on.add(pair.pair_id)
-                if pair.frozen is None:
+                if pair.retained is None:
                     self._touched.add(pair.task_id)
                 return pair, Cause.DISPLACED
         return None, self._lane.change
@@ -136,49 +138,49 @@ class TaskPairs:
         """A recorded pair is one of those that are formed now."""
         del self._unmatched[pair.pair_id]
         self._lane.drop_totals(pair)
-        if pair.frozen is not None:
+        if pair.retained is not None:
             self._out.dropped_pairs.append(pair.pair_id)
 
-    def _hold(self, hold: Rendered, run_ids: tuple[str, str]) -> tuple[int, bytes, int]:
-        assert hold.reason is not None  # noqa: S101  what holds a pair gives a reason
-        code = REASON_CODES[hold.reason]
+    def _quarantine(self, quarantined: Rendered, run_ids: tuple[str, str]) -> tuple[int, bytes, int]:
+        assert quarantined.reason is not None  # noqa: S101  what quarantines a pair gives a reason
+        code = REASON_CODES[quarantined.reason]
         self._out.totals[_PREFERENCE, "live", code] += 1
         for pair in self._unmatched.values():
             same = (pair.chosen_run_id, pair.rejected_run_id, pair.outcome) == (*run_ids, code)
-            stamped = hold.line(self._lane.stamps.of(pair.batch)) if same else b""
+            stamped = quarantined.line(self._lane.stamps.of(pair.batch)) if same else b""
             # One with an absent side is another pair, whatever its line says: it stays.
             if same and digest_of(stamped) == pair.line and not self._lane.is_absent(pair):
-                self._lane.changes.keep_held(pair.line, stamped)
+                self._lane.changes.keep_quarantined(pair.line, stamped)
                 self._match(pair)
                 return code, pair.line, pair.batch
-        line = hold.line(self._out.recorded_at)
-        self._lane.changes.held.add(line)
+        line = quarantined.line(self._out.recorded_at)
+        self._lane.changes.quarantined.add(line)
         return code, digest_of(line), self._out.sequence
 
     # a pair that is no longer formed
 
     def _let_go(self, pair: WorkPair) -> None:
-        """A recorded pair that the task's present rows do not form: it leaves, or it is frozen (SPEC 3)."""
+        """A recorded pair that the task's present rows do not form: it leaves, or it is retained (SPEC 3)."""
         lane = self._lane
         if pair.pair_id in lane.moved_on:
             return
         overruled = lane.overruled(pair)
-        kept = pair.frozen in ("vanished", "orphan") or lane.is_absent(pair)
+        kept = pair.retained in ("vanished", "orphan") or lane.is_absent(pair)
         # Without its rows a line that a damaged file lost cannot be written again.
         lost = kept and lane.changes.is_missing(pair.outcome, pair.line)
-        if kept and not lost and (pair.outcome != SHIPPED or not overruled):
-            if pair.frozen is None:
-                self._out.frozen_pairs.append(pair.pair_id)
+        if kept and not lost and (pair.outcome != EXPORTED or not overruled):
+            if pair.retained is None:
+                self._out.retained_pairs.append(pair.pair_id)
                 lane.drop_totals(pair)
-                self._out.totals[_PREFERENCE, "frozen", pair.outcome] += 1
-            if pair.outcome == SHIPPED:
+                self._out.totals[_PREFERENCE, "retained", pair.outcome] += 1
+            if pair.outcome == EXPORTED:
                 self._touched.update(lane.waiting_for(pair.sample_key))
             return
-        if pair.frozen is not None:
+        if pair.retained is not None:
             self._out.dropped_pairs.append(pair.pair_id)
         lane.drop_totals(pair)
-        if pair.outcome != SHIPPED:
-            lane.changes.drop_held(pair.line)
+        if pair.outcome != EXPORTED:
+            lane.changes.drop_quarantined(pair.line)
             return
         cause = Cause.LOST if lost and not overruled else lane.cause(pair, overruled=overruled)
         lane.freed[pair.sample_key] = (pair, cause)

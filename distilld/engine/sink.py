@@ -11,10 +11,10 @@ from distilld.engine.spans import FailedRow, JudgedRow, Part
 FLUSH_BYTES: Final = 1 << 20
 """Lines are handed over when they have gathered this much."""
 
-RAG_SHIPPED: Final = 0
-RAG_HELD: Final = 1
-SFT_SHIPPED: Final = 2
-SFT_HELD: Final = 3
+RAG_EXPORTED: Final = 0
+RAG_QUARANTINED: Final = 1
+SFT_EXPORTED: Final = 2
+SFT_QUARANTINED: Final = 3
 
 
 class Sink:

@@ -1,7 +1,7 @@
 """Make jobs of the rows that are to be judged: spans of partitions in walk order, cut into batches.
 
 Jobs are made ahead of their results, across the ends of batches, so that workers judge while a batch is committed. That
-is sound since what makes a row contested, and its verdict in force, follow from the facts of the inputs alone, and
+is sound since what makes a row contested, and its current verdict, follow from the facts of the inputs alone, and
 these do not change while the queue is worked off.
 """
 

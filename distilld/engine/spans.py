@@ -18,7 +18,7 @@ Stamp = str | tuple[str, str]
 
 
 class Verdicts(NamedTuple):
-    """What a row cannot know of its run: the verdicts in force in RAG and in SFT, whether it has too many exports."""
+    """What a row cannot know of its run: the current verdicts in RAG and in SFT, whether it has too many exports."""
 
     rag: Category | None
     sft: Category | None

@@ -22,9 +22,9 @@ class Stamps:
         # A line that stood before this store was: its time is not known, and it is not taken for another's.
         return self._known.get(batch, "")
 
-    def line(self, key: int, ship: Rendered, batch: int) -> bytes:
+    def line(self, key: int, exported: Rendered, batch: int) -> bytes:
         """The line of this id as ``batch`` would have written it; 0: with the times that an adopted row brought."""
         if batch == 0:
             adopted = self._work.adopted(self._dataset, key)
-            return ship.line(*adopted) if adopted else b""
-        return ship.line(self.of(batch))
+            return exported.line(*adopted) if adopted else b""
+        return exported.line(self.of(batch))

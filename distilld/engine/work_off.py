@@ -103,7 +103,7 @@ class WorkingOff(Looking):
 
     def _settle_exceptions(self, indexed: Indexed) -> None:
         """Settle what of the retained lines is live again, what vanished and what is lost, once that is known."""
-        self._thaw()
+        self._make_live()
         if not indexed.withholds:
             self._trip()
             self._lose_missing()
@@ -233,10 +233,10 @@ class WorkingOff(Looking):
                 )
             self.restorer.check(now_ns, patient=patient)
 
-    def _thaw(self) -> None:
-        """What was frozen with a partition that returned is live again, pairs too."""
+    def _make_live(self) -> None:
+        """What was retained with a partition that returned is live again, pairs too."""
         with self.store.transaction():
-            self.frozen.thaw()
+            self.retained.make_live()
 
     def _lose_missing(self) -> None:
         """What a damaged export lost is written again from its inputs; where these went as well, it is lost."""
@@ -261,6 +261,6 @@ def _problems_of(decisions: Decisions) -> list[UnreadableError]:
 
 def _changes_exports(decisions: Decisions) -> bool:
     return bool(decisions.withdrawals) or any(
-        change.shipped.rows or change.held.rows or change.removed_keys or change.removed_held
+        change.exported.rows or change.quarantined.rows or change.removed_keys or change.removed_quarantined
         for change in decisions.changes.values()
     )

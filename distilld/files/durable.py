@@ -118,7 +118,7 @@ def write_all(descriptor: int, block: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting: bool = True) -> None:
-    """Put a file with this content in the place of ``path``, which holds the old or the new content at any moment.
+    """Put a file with this content in place of ``path``, which holds the old or the new content at any moment.
 
     It keeps the mode, owner and group of the file that it replaces, each where permitted. A new one has ``mode``,
     whatever the umask, or else FILE_MODE under the umask. With ``lasting`` false a power cut may lose it.

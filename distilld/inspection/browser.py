@@ -33,7 +33,7 @@ from markupsafe import Markup, escape
 
 from distilld.config.settings import Settings
 from distilld.core.decisions import dataset_of
-from distilld.core.line_facts import REASONS, SHIPPED, VERDICTS
+from distilld.core.line_facts import EXPORTED, REASONS, VERDICTS
 from distilld.core.model import DistilldError
 from distilld.inspection.explain import explain
 from distilld.inspection.health import diagnose
@@ -53,19 +53,19 @@ _SQL_MS: Final = 10_000
 _TOKEN_BYTES: Final = 24
 _LONGEST: Final = 300
 """A longer text is cut off in a cell, and is no link."""
-_OUTCOMES: Final = {SHIPPED: "exported", **{code: reason.value for code, reason in REASONS.items()}}
+_OUTCOMES: Final = {EXPORTED: "exported", **{code: reason.value for code, reason in REASONS.items()}}
 _CATEGORIES: Final = {code: category.value for code, category in VERDICTS.items()}
 _WORDS: Final = {
     **dict.fromkeys(("category", "rejected_category", "rest_category"), _CATEGORIES),
     **dict.fromkeys(("rag", "sft", "outcome"), _OUTCOMES),
 }
-_WITH_CODES: Final = {"scored_rows", "row_places", "frozen_rows", "pairs", "departures", "totals", "files"}
+_WITH_CODES: Final = {"scored_rows", "row_places", "retained_rows", "pairs", "departures", "totals", "files"}
 _HISTORY: Final = "/-/history?of="
 _LEADS_TO: Final = {
     **dict.fromkeys(("run_id", "source_run_id", "chosen_run_id", "rejected_run_id"), _HISTORY),
     **dict.fromkeys(("id", "rag_id", "sft_id"), _HISTORY),
     **dict.fromkeys(
-        ("batch_id", "judged_in", "shipped_in", "shipped_batch", "withdrawn_batch"),
+        ("batch_id", "judged_in", "exported_in", "shipped_batch", "withdrawn_batch"),
         f"/{NAME}/inputs_of_a_batch?batch_id=",
     ),
     "partition": f"/{NAME}/file_lag?partition=",

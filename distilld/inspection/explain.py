@@ -1,7 +1,7 @@
 """The whole story of one run: what ``distilld explain`` prints (SPEC 5). Reads only, beside a running writer too.
 
-The store says where the run's rows stand and what became of them; why a row is held stands in its quarantine file, and
-is read from there, up to what was committed.
+The store says where the run's rows are and what became of them; why a row is quarantined is in its quarantine file,
+and is read from there, up to what was committed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class UnknownRunError(OperatorError):
 class Fate:
     """What became of a row, or of a pair, in a dataset.
 
-    ``outcome`` is 'shipped', 'held', 'not judged yet', or 'gone' where the row is absent and no line there is its own;
-    ``errors`` are those of its quarantine row.
+    ``outcome`` is 'exported', 'quarantined', 'not judged yet', or 'gone' where the row is absent and no line there is
+    its own; ``errors`` are those of its quarantine row.
     """
 
     dataset: Dataset
@@ -63,13 +63,13 @@ class RowStory:
     category: str | None
     evidence: str
     waits: bool
-    """Whether it is about to be judged anew."""
+    """Whether it is about to be judged again."""
     fates: tuple[Fate, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictStory:
-    """The verdict in force for a run in a dataset, and where it stands."""
+    """The current verdict for a run in a dataset, and where it stands."""
 
     dataset: Dataset
     category: str
@@ -130,7 +130,7 @@ class RunStory:
 
 
 def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> RunStory:
-    """Tell the story of a run; ``progress`` is told how much of the quarantine files was read for it.
+    """Tell the story of a run; ``progress`` is called with how much of the quarantine files was read for it.
 
     Raises:
         UnknownRunError: Nothing names it.
@@ -139,7 +139,7 @@ def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> Ru
     """
     for attempt in range(_ATTEMPTS):
         facts = _read(settings, run_id)
-        wanted = facts.held_lines()
+        wanted = facts.quarantine_lines()
         read = Reading(progress, sum(facts.lengths[dataset] for dataset, lines in wanted.items() if lines))
         errors = {
             dataset: _errors(settings.root, dataset, lines, facts.lengths[dataset], run_id, read)
@@ -164,7 +164,7 @@ class _Facts:
     options: Options
     """Those of the newest batch: flags may have held for one run, or hold for a daemon."""
 
-    def held_lines(self) -> dict[Dataset, set[bytes]]:
+    def quarantine_lines(self) -> dict[Dataset, set[bytes]]:
         """The digests of the quarantine lines that say why, by dataset."""
         wanted: dict[Dataset, set[bytes]] = {dataset: set() for dataset in Dataset}
         for row in self.rows:
@@ -286,20 +286,20 @@ def _fate(dataset: Dataset, row: RunRow, recorded: Recorded | None, errors: dict
     if recorded is None:
         if row.state == "present":
             return Fate(dataset, "not judged yet")
-        return Fate(dataset, "gone", note="no line there is its own; what left is told under Withdrawn")
+        return Fate(dataset, "gone", note="no line there is its own; what left is listed under Withdrawn")
     return _told(dataset, recorded, errors, _note(row, recorded))
 
 
 def _told(dataset: Dataset, recorded: Recorded, errors: dict[bytes, tuple[str, ...]], note: str | None) -> Fate:
-    shipped = recorded.reason is None
-    if shipped and recorded.batch_id is None:
+    exported = recorded.reason is None
+    if exported and recorded.batch_id is None:
         note = "; ".join(filter(None, ("stood in the file before its store knew of it", note)))
-    if not shipped and recorded.line not in errors:
+    if not exported and recorded.line not in errors:
         note = "; ".join(filter(None, (note, "its quarantine row was not found, the file is changing or was changed")))
     return Fate(
         dataset,
-        "shipped" if shipped else "held",
-        recorded.id if shipped else None,
+        "exported" if exported else "quarantined",
+        recorded.id if exported else None,
         recorded.reason.value if recorded.reason else None,
         errors.get(recorded.line, ()),
         note,
@@ -317,9 +317,9 @@ def _note(row: RunRow, recorded: Recorded) -> str | None:
 
 
 _WHY_KEPT: Final = {
-    "absent": "frozen: its partition is absent",
+    "absent": "retained: its partition is absent",
     "vanished": "kept by the tripwire: its line vanished",
-    "orphan": "frozen: no input produces it",
+    "orphan": "retained: no input produces it",
 }
 
 

@@ -1,7 +1,7 @@
 """The naive full pass: ``Export(inputs, options)`` of SPEC 3, written to be checked by eye.
 
-It reads every input anew and remembers nothing, so it can say whether the incremental engine is right: ``verify
---deep`` and the property tests compare the exports with it. It shares the pure core (what a line says, which gate holds
+It reads every input again and remembers nothing, so it can say whether the incremental engine is right: ``verify
+--deep`` and the property tests compare the exports with it. It shares the pure core (what a line says, which gate fails
 it, what a row looks like) and the walk over the partitions with the engine; how lines are found, joined, ordered and
 remembered is written a second time, in the plainest way, here and in ``oracle_lake`` and ``oracle_verdicts``.
 
@@ -20,7 +20,7 @@ from distilld.core.datasets import preference, rag, sft
 from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase, revoking
 from distilld.core.json_text import Malformed
 from distilld.core.model import Category, Dataset, InputKind, Options, RowRef
-from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
+from distilld.core.outcome import Exported, Outcome, Quarantined, quarantine_malformed
 from distilld.core.records import ScoredRun, id_digits
 from distilld.inspection.oracle_lake import Lake, Row, all_rows, rows_at
 from distilld.inspection.oracle_verdicts import AbsentVerdict, Verdicts
@@ -35,7 +35,7 @@ class Placed(NamedTuple):
     line: bytes
 
 
-class FrozenRow(NamedTuple):
+class RetainedRow(NamedTuple):
     """What became, in one dataset, of a row that no present input gives: absent, vanished, or an orphan.
 
     Of an orphan, ``told`` is what an old quarantine file says of its run.
@@ -49,7 +49,7 @@ class FrozenRow(NamedTuple):
     told: Category | None = None
 
 
-class FrozenPair(NamedTuple):
+class RetainedPair(NamedTuple):
     """What became of a pair one side of which is so; its runs, with the categories that they may have had in it."""
 
     placed: Placed
@@ -58,16 +58,16 @@ class FrozenPair(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
-    """What stands in the exports by way of exception (SPEC 3): of absent partitions, by the tripwire, of orphans.
+class Retained:
+    """What is retained in the exports (SPEC 3): of absent partitions, by the tripwire, of orphans.
 
     ``kept`` is what became of present rows whose evidence is absent or vanished, by dataset and place. Which of them
     all may still stand is for the full pass to say.
     """
 
     verdicts: tuple[AbsentVerdict, ...] = ()
-    rows: tuple[FrozenRow, ...] = ()
-    pairs: tuple[FrozenPair, ...] = ()
+    rows: tuple[RetainedRow, ...] = ()
+    pairs: tuple[RetainedPair, ...] = ()
     kept: Mapping[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
 
     @property
@@ -76,7 +76,7 @@ class Frozen:
         return bool(self.verdicts or self.rows)
 
 
-NOTHING_FROZEN: Final = Frozen()
+NOTHING_RETAINED: Final = Retained()
 
 
 class Pair(NamedTuple):
@@ -92,10 +92,10 @@ class FullPass:
     """What the exports must hold, in canonical walk order; lines carry :data:`STAMP` where a batch puts its time."""
 
     lines: int = 0
-    """Scored lines: each is shipped or held, in RAG and in SFT alike."""
-    shipped: dict[Dataset, dict[str, bytes]] = field(default_factory=lambda: {dataset: {} for dataset in Dataset})
+    """Scored lines: each is exported or quarantined, in RAG and in SFT alike."""
+    exported: dict[Dataset, dict[str, bytes]] = field(default_factory=lambda: {dataset: {} for dataset in Dataset})
     """Dataset lines by id."""
-    held: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
+    quarantined: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
     """Quarantine lines; two may be equal."""
     places: bool = False
     """Whether it is also told by place."""
@@ -103,9 +103,9 @@ class FullPass:
     """What became of each scored line, by place."""
     pairs: list[Pair] = field(default_factory=list)
     """The pairs that were tried, by place."""
-    frozen_rows: list[FrozenRow] = field(default_factory=list)
-    """Of the frozen rows, those that stay."""
-    frozen_pairs: list[FrozenPair] = field(default_factory=list)
+    retained_rows: list[RetainedRow] = field(default_factory=list)
+    """Of the retained rows, those that stay."""
+    retained_pairs: list[RetainedPair] = field(default_factory=list)
     kept: int = 0
     """How many outcomes stay although the evidence is not there."""
     left_behind: list[RowRef] = field(default_factory=list)
@@ -113,7 +113,7 @@ class FullPass:
 
     def quarantine(self, dataset: Dataset) -> Counter[bytes]:
         """The quarantine lines as a multiset, which is how SPEC 3 compares them."""
-        return Counter(self.held[dataset])
+        return Counter(self.quarantined[dataset])
 
 
 def export(
@@ -121,16 +121,16 @@ def export(
     options: Options,
     *,
     missing_files: MissingFiles | None = None,
-    frozen: Frozen = NOTHING_FROZEN,
+    retained: Retained = NOTHING_RETAINED,
     keep: Callable[[Placed], Placed] = lambda placed: placed,
     places: bool = False,
 ) -> FullPass:
-    """Judge every line of the lake in walk order, then add what is frozen and stays.
+    """Judge every line of the lake in walk order, then add what is retained and stays.
 
     ``missing_files`` is the path check (SPEC 3.5), None where it is off. ``keep`` makes of what became of a row what is
     remembered of it; with ``places`` it is also told by the places of rows and pairs.
     """
-    verdicts = verdicts_in_force(lines, options, frozen)
+    verdicts = verdicts_in_force(lines, options, retained)
     result = FullPass(places=places, left_behind=verdicts.moved)
     without_evidence: list[tuple[Dataset, Row, Placed]] = []
     tasks, exports = _Tasks(), _ExportsOfRuns(options, verdicts)
@@ -141,7 +141,7 @@ def export(
         for dataset in (Dataset.RAG, Dataset.SFT):
             outcome = _row_outcome(result, dataset, row, verdicts, exports, options, missing_files)
             placed = keep(_placed(outcome))
-            if isinstance(outcome, Hold) and outcome.gate == "evidence" and (dataset, row.at) in frozen.kept:
+            if isinstance(outcome, Quarantined) and outcome.gate == "evidence" and (dataset, row.at) in retained.kept:
                 without_evidence.append((dataset, row, placed))
             else:
                 _put_row(result, dataset, row.at, placed)
@@ -152,55 +152,55 @@ def export(
         placed = _put(result, Dataset.PREFERENCE, keep(_placed(outcome)))
         if places:
             result.pairs.append(Pair(chosen, rejected, placed))
-    _add_kept(result, without_evidence, frozen)
-    _add_frozen_rows(result, frozen, verdicts, options)
-    _add_frozen_pairs(result, frozen, verdicts, options)
+    _add_kept(result, without_evidence, retained)
+    _add_retained_rows(result, retained, verdicts, options)
+    _add_retained_pairs(result, retained, verdicts, options)
     return result
 
 
-def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, Row, Placed]], frozen: Frozen) -> None:
-    """Rows on absent evidence stay what they were, but a present row that ships the same id wins wherever it stands."""
-    for dataset, row, held in without_evidence:
-        placed = frozen.kept[dataset, row.at]
-        if placed.id in result.shipped[dataset]:
-            placed = held
+def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, Row, Placed]], retained: Retained) -> None:
+    """Rows on absent evidence stay what they were, but a present row with the same id wins wherever it stands."""
+    for dataset, row, quarantined in without_evidence:
+        placed = retained.kept[dataset, row.at]
+        if placed.id in result.exported[dataset]:
+            placed = quarantined
         else:
             result.kept += 1
         _put_row(result, dataset, row.at, placed)
 
 
-def _add_frozen_rows(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
-    for row in frozen.rows:
+def _add_retained_rows(result: FullPass, retained: Retained, verdicts: Verdicts, options: Options) -> None:
+    for row in retained.rows:
         stands_elsewhere = verdicts.line_stands(row.run_id, row.digest)
-        won = row.placed.id in result.shipped[row.dataset]
+        won = row.placed.id in result.exported[row.dataset]
         verdict = verdicts.of(row.dataset, row.run_id)
         revoked = row.placed.id is not None and revoking(row.dataset, verdict, options)
         forbidden = row.told is not None and options.forbids(row.dataset, row.told)
         decided = row.is_orphan and (forbidden or verdicts.names(row.run_id))
         if not (stands_elsewhere or won or revoked or decided):
             _put(result, row.dataset, row.placed)
-            result.frozen_rows.append(row)
+            result.retained_rows.append(row)
 
 
-def _add_frozen_pairs(result: FullPass, frozen: Frozen, verdicts: Verdicts, options: Options) -> None:
-    for pair in frozen.pairs:
+def _add_retained_pairs(result: FullPass, retained: Retained, verdicts: Verdicts, options: Options) -> None:
+    for pair in retained.pairs:
         overruled = options.revoke and any(
             said is not None and said not in categories
             for run_id, categories in pair.sides
             for said in verdicts.of_run(run_id)
         )
-        won = pair.placed.id in result.shipped[Dataset.PREFERENCE]
+        won = pair.placed.id in result.exported[Dataset.PREFERENCE]
         decided = pair.is_orphan and any(verdicts.names(run_id) for run_id, _ in pair.sides)
         if pair.placed.id is None or not (overruled or won or decided):
             _put(result, Dataset.PREFERENCE, pair.placed)
-            result.frozen_pairs.append(pair)
+            result.retained_pairs.append(pair)
 
 
-def verdicts_in_force(lines: Lake, options: Options, frozen: Frozen = NOTHING_FROZEN) -> Verdicts:
-    """The verdict in force of each run, over all partitions (SPEC 3.4)."""
+def verdicts_in_force(lines: Lake, options: Options, retained: Retained = NOTHING_RETAINED) -> Verdicts:
+    """The current verdict of each run, over all partitions (SPEC 3.4)."""
     rests: list[tuple[RowRef, bytes]] = []
     rows = all_rows(lines, options, rests)
-    return Verdicts(rows, rests, options, absent=frozen.verdicts, keep_lines=frozen.any)
+    return Verdicts(rows, rests, options, absent=retained.verdicts, keep_lines=retained.any)
 
 
 class _Tasks:
@@ -263,7 +263,7 @@ def _row_outcome(
     missing_files: MissingFiles | None,
 ) -> Outcome:
     if row.run is None:
-        return hold_malformed(
+        return quarantine_malformed(
             dataset,
             row.raw.decode(errors="replace"),
             row.malformed or Malformed.NOT_JSON,
@@ -272,7 +272,7 @@ def _row_outcome(
             max_line_bytes=options.max_line_bytes,
         )
     run_id, signature = row.run.run_id or "", row.run.sig_hash or ""
-    taken = f"{dataset}-{id_digits(run_id, signature)}" in result.shipped[dataset]
+    taken = f"{dataset}-{id_digits(run_id, signature)}" in result.exported[dataset]
     over = exports.over_limit(row.run)
     case = RowCase(row.run, row.evidence, verdicts.of(dataset, run_id), taken, options, missing_files, over)
     return rag.judge(case, row.at) if dataset is Dataset.RAG else sft.judge(case, row.at)
@@ -294,19 +294,19 @@ def _pair_outcome(
     better, worse = sides
     task_id = better.scored.task_id or ""
     digits = preference.id_digits(better.scored.run_id or "", worse.scored.run_id or "", task_id)
-    taken = f"pref-{digits}" in result.shipped[Dataset.PREFERENCE]
+    taken = f"pref-{digits}" in result.exported[Dataset.PREFERENCE]
     return preference.judge(PairCase(better, worse, taken, options, missing_files), chosen.at)
 
 
 def _placed(outcome: Outcome) -> Placed:
-    return Placed(outcome.sample["id"] if isinstance(outcome, Ship) else None, outcome.line(STAMP))
+    return Placed(outcome.sample["id"] if isinstance(outcome, Exported) else None, outcome.line(STAMP))
 
 
 def _put(result: FullPass, dataset: Dataset, placed: Placed) -> Placed:
     if placed.id is None:
-        result.held[dataset].append(placed.line)
+        result.quarantined[dataset].append(placed.line)
     else:
-        result.shipped[dataset][placed.id] = placed.line
+        result.exported[dataset][placed.id] = placed.line
     return placed
 
 

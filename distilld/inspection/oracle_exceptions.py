@@ -1,4 +1,4 @@
-"""What stays by way of exception, as the oracle takes it: the store knows the rows, the exports hold their lines."""
+"""What is retained, as the oracle takes it: the store knows the rows, the exports have their lines."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from distilld.core.decisions import id_of
-from distilld.core.line_facts import REASONS, SHIPPED
+from distilld.core.line_facts import EXPORTED, REASONS
 from distilld.core.model import Category, Dataset, RowRef
 from distilld.inspection import oracle
 from distilld.inspection.oracle_verdicts import AbsentVerdict
-from distilld.inspection.unstamped import unstamped_hold, unstamped_sample
+from distilld.inspection.unstamped import unstamped_quarantine, unstamped_sample
 from distilld.lake.lines import digest_of
 from distilld.store.queries import Exceptions
 
 _LESS_THAN_ACCEPTED: Final = (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
 
 
-def frozen_of(
+def retained_of(
     exceptions: Exceptions,
     lines: Callable[[str], Iterable[bytes]],
     *,
     keep: Callable[[oracle.Placed], oracle.Placed] = lambda placed: placed,
-) -> oracle.Frozen:
-    """What may stand by way of exception: its lines are known by their digests and read from the exports.
+) -> oracle.Retained:
+    """What may be retained: its lines are known by their digests and read from the exports.
 
     The store alone knows of these rows; whether they may still stand is for the full pass to say. ``lines`` are those
     of an export by its name, ``keep`` is as for :func:`distilld.inspection.oracle.export`.
     """
     digests: dict[str, dict[bytes, bytes]] = {}
 
-    def line_of(dataset: Dataset, digest: bytes, *, shipped: bool) -> bytes | None:
-        name = dataset.value if shipped else f"quarantine_{dataset}"
+    def line_of(dataset: Dataset, digest: bytes, *, exported: bool) -> bytes | None:
+        name = dataset.value if exported else f"quarantine_{dataset}"
         if name not in digests:
-            unstamped = unstamped_sample if shipped else unstamped_hold
-            id_ = dataset.value if shipped else None
+            unstamped = unstamped_sample if exported else unstamped_quarantine
+            id_ = dataset.value if exported else None
             digests[name] = {digest_of(line): keep(oracle.Placed(id_, unstamped(line))).line for line in lines(name)}
         return digests[name].get(digest)
 
     def placed(dataset: Dataset, outcome: int, digest: bytes, key: int | None, at: RowRef | None) -> oracle.Placed:
-        line = line_of(dataset, digest, shipped=outcome == SHIPPED)
-        if outcome == SHIPPED:
+        line = line_of(dataset, digest, exported=outcome == EXPORTED)
+        if outcome == EXPORTED:
             return oracle.Placed(id_of(dataset, key or 0), line or b"lost")
         if line is None:
             place = {"partition": at.partition, "line_offset": at.line} if at else None
@@ -50,7 +50,7 @@ def frozen_of(
         return oracle.Placed(None, line)
 
     rows = tuple(
-        oracle.FrozenRow(
+        oracle.RetainedRow(
             row.dataset,
             placed(row.dataset, row.outcome, row.line, row.sample_key, row.at),
             row.run_id,
@@ -66,7 +66,7 @@ def frozen_of(
         if row.at is not None
     }
     pairs = tuple(
-        oracle.FrozenPair(
+        oracle.RetainedPair(
             placed(Dataset.PREFERENCE, pair.outcome, pair.line, pair.sample_key, None),
             (
                 (pair.chosen_run_id, (Category.ACCEPTED,)),
@@ -78,4 +78,4 @@ def frozen_of(
         for pair in exceptions.pairs()
     )
     verdicts = tuple(AbsentVerdict(*verdict) for verdict in exceptions.verdicts())
-    return oracle.Frozen(verdicts, rows, pairs, kept)
+    return oracle.Retained(verdicts, rows, pairs, kept)

@@ -1,4 +1,4 @@
-"""The oracle's inputs: every line of both trees, read anew in the plainest way."""
+"""The oracle's inputs: every line of both trees, read again in the plainest way."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Lake = Mapping[str, Partition]
 
 
 class LakeOnDisk(Mapping[str, Partition]):
-    """All partitions below ``root``: found by one look, and each read anew when it is asked for.
+    """All partitions below ``root``: found by one look, and each read again when it is asked for.
 
     ``read`` takes the bytes and the rows of each; ``bytes`` is what all of them hold.
 

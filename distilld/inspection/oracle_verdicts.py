@@ -28,7 +28,7 @@ class AbsentVerdict(NamedTuple):
 
 
 class Verdicts:
-    """The verdicts in force (SPEC 3.4): the last present one, or a later absent one that forbids."""
+    """The current verdicts (SPEC 3.4): the last present one, or a later absent one that forbids."""
 
     def __init__(
         self,

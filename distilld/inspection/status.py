@@ -34,12 +34,12 @@ from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
 from distilld.store.export_records import ExportRecords
-from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
-from distilld.store.queries import BatchLine, HeldCount, TreeSummary, Views, reading
+from distilld.store.queries import BatchLine, QuarantineCount, TreeSummary, Views, reading
 from distilld.store.receipts import Receipts
+from distilld.store.retained import Retained, retained_by_dataset
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
 from distilld.tables import Size, counted
@@ -48,7 +48,7 @@ PERIODS: Final = 3
 """After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
 _AGES: Final = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)))
 SCRUB_LATE: Final = 1.2
-"""After so many times ``scrub_hours`` a file that was not hashed again is told of."""
+"""After so many times ``scrub_hours`` a file that was not hashed again is reported."""
 _OLDEST: Final = 10
 _RUN: Final = "distilld run --once"
 
@@ -70,7 +70,7 @@ class ExportState:
     path: str
     rows: int
     committed_bytes: int
-    frozen: int = 0
+    retained: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +129,10 @@ class Status:
     rows_before: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows of each dataset an hour and a day ago, where that is known."""
     exports: list[ExportState] = field(default_factory=list)
-    frozen: dict[str, int] = field(default_factory=dict)
-    """Shipped rows and pairs that stay although no present input gives them, by kind."""
+    retained: dict[str, int] = field(default_factory=dict)
+    """Exported rows and pairs that stay although no present input gives them, by kind."""
     kept_by_tripwire: dict[str, int] = field(default_factory=dict)
-    quarantine: list[HeldCount] = field(default_factory=list)
+    quarantine: list[QuarantineCount] = field(default_factory=list)
     trees: list[TreeSummary] = field(default_factory=list)
     lag: Lag | None = None
     waiting: Waiting = field(default_factory=lambda: Waiting(0, 0, 0, 0))
@@ -200,7 +200,7 @@ def _foreign_cards(root: Path) -> Iterator[str]:
 
 def _set_aside(found: Status) -> Iterator[Problem]:
     if size := _bytes_below(found.root / SET_ASIDE):
-        text = f"{SET_ASIDE} holds what was found in the place of exports ({Size(size)})"
+        text = f"{SET_ASIDE} holds what was found in place of exports ({Size(size)})"
         yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
     if corrupt := _stores_set_aside(found.state):
         names = " ".join(shlex.quote(str(each)) for each in corrupt)
@@ -267,20 +267,20 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     found.waiting = Work(store).waiting()
     found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in receipts.pending_tails()]
     records, totals = export_records.exports(), Ledger(store).totals()
-    frozen_rows = Frozen(store)
-    without_evidence = frozen_rows.counts_without_evidence()
-    found.frozen = frozen_rows.frozen_counts()
+    retained_rows = Retained(store)
+    without_evidence = retained_rows.counts_without_evidence()
+    found.retained = retained_rows.retained_counts()
     for kinds in without_evidence.values():
         for kind, rows in kinds.items():
-            found.frozen[kind] = found.frozen.get(kind, 0) + rows
-    frozen = shipped_by_exception(totals, without_evidence)
-    found.kept_by_tripwire = frozen_rows.held_by_tripwire()
+            found.retained[kind] = found.retained.get(kind, 0) + rows
+    retained = retained_by_dataset(totals, without_evidence)
+    found.kept_by_tripwire = retained_rows.kept_by_tripwire()
     found.exports = [
-        ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, frozen.get(name, 0))
+        ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, retained.get(name, 0))
         for name, record in records.items()
     ]
     found.notes += _options_notes(found, views, settings)
-    found.notes += _frozen_notes(found)
+    found.notes += _retained_notes(found)
     found.notes += _scrub_note(found, Looks(store, Inputs(store)), settings)
     if not (found.writer.running or found.timer):
         found.notes.append(
@@ -312,15 +312,15 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         found.problems.append(Problem("work_waiting", text, _RUN))
 
 
-def _frozen_notes(found: Status) -> Iterator[str]:
+def _retained_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
-        rows = counted(found.frozen.get("absent", 0) + found.frozen.get("evidence absent", 0), "exported row")
+        rows = counted(found.retained.get("absent", 0) + found.retained.get("evidence absent", 0), "exported row")
         yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune shows what would go"
-    vanished = found.frozen.get("vanished", 0) + found.frozen.get("evidence vanished", 0)
+    vanished = found.retained.get("vanished", 0) + found.retained.get("evidence vanished", 0)
     if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
         rows = counted(accepted, "exported row")
         yield f"kept for good although they vanished from data/: {rows}; distilld prune shows what would go"
-    if orphans := found.frozen.get("orphan"):
+    if orphans := found.retained.get("orphan"):
         rows = counted(orphans, "exported row")
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
 

@@ -11,7 +11,6 @@ from distilld.inspection.row_history import RowHistory
 
 SHOWN: Final = 50
 """How many rows each list has at most."""
-_OUTCOMES: Final = {"shipped": "exported", "held": "quarantined"}
 
 
 class Block(NamedTuple):
@@ -113,7 +112,7 @@ def _verdicts(story: RunStory) -> list[str]:
 
 def _fate(fate: Fate) -> str:
     why = "; ".join(filter(None, (fate.reason, *fate.errors, fate.note)))
-    text = " ".join(filter(None, (_OUTCOMES.get(fate.outcome, fate.outcome), fate.id)))
+    text = " ".join(filter(None, (fate.outcome, fate.id)))
     batch = f" (batch {fate.batch_id})" if fate.batch_id else ""
     return f"{text}: {why}{batch}" if why else f"{text}{batch}"
 

@@ -10,7 +10,7 @@ STAMP: Final = "-"
 
 
 def unstamped_sample(line: bytes) -> bytes:
-    """A dataset's line with :data:`STAMP` in the place of its two timestamps; another text comes back as it is."""
+    """A dataset's line with :data:`STAMP` in place of its two timestamps; another text comes back as it is."""
     head, created, rest = line.partition(b',"created_at":"')
     middle, recorded, end = rest.rpartition(b',"recorded_at":"')
     if not created or not recorded or not end.endswith(b'"}}\n') or b'"' in end[:-4]:
@@ -21,8 +21,8 @@ def unstamped_sample(line: bytes) -> bytes:
     )
 
 
-def unstamped_hold(line: bytes) -> bytes:
-    """A quarantine line with :data:`STAMP` in the place of its timestamp; another text comes back as it is.
+def unstamped_quarantine(line: bytes) -> bytes:
+    """A quarantine line with :data:`STAMP` in place of its timestamp; another text comes back as it is.
 
     What stands before it is the producer's own JSON, which is stepped over value by value and not searched.
     """

@@ -1,6 +1,6 @@
 """The independent check: does everything on disk agree, and is it what a full pass would give? Repairs nothing.
 
-It reads one committed batch beside a running writer. Where a batch was committed meanwhile it begins anew. The plain
+It reads one committed batch beside a running writer. Where a batch was committed meanwhile it begins again. The plain
 check takes the store at its word and holds the files
 against it; the deep one takes nobody's word and holds the files against :mod:`distilld.inspection.oracle`.
 """
@@ -24,10 +24,10 @@ from distilld.core.samples import faults_of
 from distilld.files.regular import read_regular
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
-from distilld.inspection.oracle_exceptions import frozen_of
+from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import LakeOnDisk
 from distilld.inspection.reading import Reading, Tell
-from distilld.inspection.unstamped import unstamped_hold, unstamped_sample
+from distilld.inspection.unstamped import unstamped_quarantine, unstamped_sample
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import SourceFiles, tree_path
@@ -39,7 +39,7 @@ from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.receipts import Receipts
-from distilld.store.run_queries import FrozenCount, Stories
+from distilld.store.run_queries import RetainedCount, Stories
 from distilld.store.segments import Segments
 from distilld.store.verdicts import Verdicts
 from distilld.store.work import Work
@@ -70,9 +70,9 @@ class Report:
     changed: list[str] = field(default_factory=list)
     """Files that changed since that batch, so that nothing can be said of them yet."""
     kept: int = 0
-    """Rows that stand by way of exception: absent partitions, the tripwire, orphans."""
-    kept_shipped: list[FrozenCount] = field(default_factory=list)
-    """How many of them ship, by dataset and kind."""
+    """Retained rows: absent partitions, the tripwire, orphans."""
+    kept_exported: list[RetainedCount] = field(default_factory=list)
+    """How many of them are exported, by dataset and kind."""
 
     @property
     def faults(self) -> int:
@@ -230,7 +230,7 @@ def _where_it_differs(export: CommittedExport, known: bytes) -> str:
 
 
 def _accounting(ledger: Ledger, export_records: ExportRecords) -> Check:
-    """No silent drops: every judged line ships or is held, and the files hold as many rows."""
+    """No silent drops: every judged line is exported or quarantined, and the files hold as many rows."""
     totals, records = ledger.totals(), export_records.exports()
     judged = ledger.counter("scored_rows") - ledger.counter("unjudged_rows")
     faults = [
@@ -239,7 +239,10 @@ def _accounting(ledger: Ledger, export_records: ExportRecords) -> Check:
         if totals.live(dataset) != judged
     ]
     for dataset in Dataset:
-        for name, rows in ((dataset.value, totals.shipped(dataset)), (f"quarantine_{dataset}", totals.held(dataset))):
+        for name, rows in (
+            (dataset.value, totals.exported(dataset)),
+            (f"quarantine_{dataset}", totals.quarantined(dataset)),
+        ):
             stands = records[name].committed.rows + export_records.missing_rows(name)
             if stands != rows:
                 faults.append(f"{EXPORT_PATHS[name]}: {stands} rows stand, {rows} are accounted for")
@@ -264,7 +267,7 @@ def _schemas(exports: Mapping[str, Lines]) -> Check:
 
 
 def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], report: Report) -> Check:
-    """No shipped row's run has a forbidden verdict in force, by the verdicts that the store has indexed.
+    """No exported row's run has a forbidden current verdict, by the verdicts that the store has indexed.
 
     Verdicts are indexed before the batch that follows from them: what it is to take out is no fault yet.
     """
@@ -284,7 +287,7 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
             if views.is_to_leave(str(row.get(run))):
                 leaving += 1
             else:
-                faults.append(f"{row.get('id')}: the verdict in force of its {_SIDES.get(dataset, 'run')} is {verdict}")
+                faults.append(f"{row.get('id')}: the current verdict of its {_SIDES.get(dataset, 'run')} is {verdict}")
     if leaving:
         report.changed.append(f"firewall: {leaving} rows are to leave with the batch that is due")
     return _check("firewall", faults)
@@ -299,23 +302,23 @@ def _deep(
     """
     report.changed += _changed_inputs(root, store)
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
-    frozen = frozen_of(Exceptions(store), lambda name: exports[name](), keep=_brief)
+    retained = retained_of(Exceptions(store), lambda name: exports[name](), keep=_brief)
     try:
         inputs = LakeOnDisk(root, options)
         # For the verdicts, for the rows, and for the sides of pairs.
         inputs.read = Reading(progress, 3 * inputs.bytes).add
-        full = oracle.export(inputs, options, missing_files=missing_files, frozen=frozen, keep=_brief)
+        full = oracle.export(inputs, options, missing_files=missing_files, retained=retained, keep=_brief)
     except InputChanged as error:
         report.changed.append(error.path)
         report.checks.append(Check("deep (inputs changed meanwhile)"))
         return
     report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
-    report.kept_shipped = Stories(store).frozen(None)
+    report.kept_exported = Stories(store).retained(None)
     moved = [f"{at.partition} line {at.line}: its line is in a present partition" for at in full.left_behind]
     report.checks.append(_deep_check("deep: absent verdicts", moved, report))
-    report.kept = len(full.frozen_rows) + len(full.frozen_pairs) + full.kept
+    report.kept = len(full.retained_rows) + len(full.retained_pairs) + full.kept
     for dataset in Dataset:
-        faults = _compare_dataset(full.shipped[dataset], exports[dataset.value]())
+        faults = _compare_dataset(full.exported[dataset], exports[dataset.value]())
         report.checks.append(_deep_check(f"deep: {dataset}", faults, report))
         faults = _compare_quarantine(full.quarantine(dataset), exports[f"quarantine_{dataset}"]())
         report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
@@ -367,7 +370,7 @@ def _compare_dataset(wanted: dict[str, bytes], lines: Iterable[bytes]) -> list[s
 
 
 def _compare_quarantine(wanted: Counter[bytes], lines: Iterable[bytes]) -> list[str]:
-    found = Counter(_brief(oracle.Placed(None, unstamped_hold(line))).line for line in lines)
+    found = Counter(_brief(oracle.Placed(None, unstamped_quarantine(line))).line for line in lines)
     return [f"extra: {_told(line)}" for line in (found - wanted).elements()] + [
         f"missing: {_told(line)}" for line in (wanted - found).elements()
     ]

@@ -19,7 +19,7 @@ def refuse_overlaps(root: Path, state: Path) -> None:
 
     Raises:
         UsageError: A tree contains, or lies in, another tree, exports or reports; or contains the root or the state
-            store; or a link stands in the place of a folder of ours.
+            store; or a link stands in place of a folder of ours.
     """
     for path in (*_OWN_FOLDERS, SET_ASIDE, REPORTS):
         if (root / path).is_symlink():

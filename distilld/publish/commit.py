@@ -1,7 +1,7 @@
 """One batch made durable: intent, exports, one transaction, finish. See docs/design.md, 'The commit protocol'.
 
 A file that loses rows is overwritten in place where that is quick and nobody has its batch pinned; else it is written
-anew beside the old one, which is also how a row is replaced: no reader sees two rows of one id.
+again beside the old one, which is also how a row is replaced: no reader sees two rows of one id.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class Committer(Recovery):
 
     def _note_segments(self, name: str, temp: str | None, planned: Overwriting | None, written: Written) -> None:
         if temp is not None:
-            self._segments.begin_anew(name)
+            self._segments.begin_again(name)
         if planned is not None:
             self._segments.overwrite(name, planned.segments, planned.spans, planned.size, written.segment_bytes)
         self._segments.append(name, written.segments)
@@ -219,25 +219,25 @@ class Committer(Recovery):
             "sft_rows_accounted": totals.live(Dataset.SFT) == judged,
         }
         for dataset in Dataset:
-            shipped = exports[dataset.value].committed.rows + self._records.missing_rows(dataset.value)
-            checks[f"{dataset}_file_rows"] = shipped == totals.shipped(dataset)
+            exported = exports[dataset.value].committed.rows + self._records.missing_rows(dataset.value)
+            checks[f"{dataset}_file_rows"] = exported == totals.exported(dataset)
             quarantine = f"quarantine_{dataset}"
-            held = exports[quarantine].committed.rows + self._records.missing_rows(quarantine)
-            checks[f"{dataset}_quarantine_rows"] = held == totals.held(dataset)
+            quarantined = exports[quarantine].committed.rows + self._records.missing_rows(quarantine)
+            checks[f"{dataset}_quarantine_rows"] = quarantined == totals.quarantined(dataset)
         checks["no_forbidden_verdict"] = self._second_look(decisions, context.options)
         return checks
 
     def _second_look(self, decisions: Decisions, options: Options) -> bool:
         if not options.revoke:
             return True
-        shipped = {dataset: set(decisions.shipped_walks[dataset]) for dataset in (Dataset.RAG, Dataset.SFT)}
+        exported = {dataset: set(decisions.exported_walks[dataset]) for dataset in (Dataset.RAG, Dataset.SFT)}
         forbidden = {
             dataset: {code for code, category in VERDICTS.items() if options.forbids(dataset, category)}
-            for dataset in shipped
+            for dataset in exported
         }
-        found = self._ledger.verdicts_among(sorted(set().union(*shipped.values())), set().union(*forbidden.values()))
+        found = self._ledger.verdicts_among(sorted(set().union(*exported.values())), set().union(*forbidden.values()))
         return not any(
-            walk in walks and code in forbidden[dataset] for walk, code in found for dataset, walks in shipped.items()
+            walk in walks and code in forbidden[dataset] for walk, code in found for dataset, walks in exported.items()
         )
 
     # whole files
@@ -245,7 +245,7 @@ class Committer(Recovery):
     def replace(self, files: Sequence[NewVersion], also: Callable[[], None]) -> None:
         """Put new versions of whole exports in place, under the same protocol; ``also`` runs in the transaction.
 
-        Used where a file's lines are as recorded but must be written anew: a damaged file, another order, a takeover.
+        Used where a file's lines are as recorded but must be written again: a damaged file, another order, a takeover.
         """
         self.keep_lock()
         stamp = self.next_identity()
@@ -304,8 +304,13 @@ def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetCh
     writes = []
     ids = {id_of(dataset, key).encode() for key in change.removed_keys}
     for name, spool, leaving, drop in (
-        (dataset.value, change.shipped, Counter(change.removed_keys.values()), drop_ids(ids)),
-        (f"quarantine_{dataset}", change.held, change.removed_held, drop_digests(change.removed_held)),
+        (dataset.value, change.exported, Counter(change.removed_keys.values()), drop_ids(ids)),
+        (
+            f"quarantine_{dataset}",
+            change.quarantined,
+            change.removed_quarantined,
+            drop_digests(change.removed_quarantined),
+        ),
     ):
         if drops := leaving.total():
             temp = _temp_name(name, identity.batch_id)

@@ -1,8 +1,8 @@
 """Reads the exports of one committed batch, beside a running writer: the one way in which anybody does (SPEC 3.10).
 
 The store says how long each export is and what its sha256 is. A reader takes that many bytes, and hashes what it reads:
-what does not match is either of a batch that came meanwhile, and then all is read anew, or is damaged. Around a row may
-stand white space, where a withdrawn one stood (SPEC 3.8); it is no part of the line that a reader gets.
+what does not match is either of a batch that came meanwhile, and then all is read again, or is damaged. There may be
+white space around a row, where a withdrawn one stood (SPEC 3.8); it is no part of the line that a reader gets.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class CommittedBatch:
 def at_one_batch(
     root: Path, state: Path, look: Callable[[CommittedBatch], T], *, names: Collection[str] = tuple(EXPORT_PATHS)
 ) -> T:
-    """Let ``look`` read one committed batch; anew where it raises :class:`BatchMovedError` since another one came.
+    """Let ``look`` read one committed batch; again where it raises :class:`BatchMovedError` since another one came.
 
     Raises:
         BatchMovedError: Another batch came each time.

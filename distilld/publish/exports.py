@@ -159,7 +159,7 @@ class Exports(LiveFiles):
     # overwriting
 
     def plan(self, name: str, known: Committed, leaving: Counter[bytes], *, grows: bool) -> Overwriting | None:
-        """How the lines with these digests can leave in place; None where the file is to be written anew.
+        """How the lines with these digests can leave in place; None where the file is to be written again.
 
         :meth:`append` goes on from what was planned.
 

@@ -46,7 +46,7 @@ class LiveFiles:
     # looking
 
     def stands(self, name: str) -> bool:
-        """Whether there is anything in the place of an export.
+        """Whether there is anything in place of an export.
 
         Raises:
             ExportReadError: The system does not say.

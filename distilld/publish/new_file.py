@@ -20,7 +20,7 @@ from distilld.publish.reading import split_lines
 class Written:
     """What was written: the whole file's length, digest and stat facts; how many lines were left out.
 
-    ``segments`` are those with new bytes: all of a file that was written anew.
+    ``segments`` are those with new bytes: all of a file that was written again.
     """
 
     size: int

@@ -23,7 +23,7 @@ from distilld.lake.lines import digest_of
 from distilld.publish.reading import ExportTamperedError
 
 LEAST_BYTES: Final = 1 << 18
-"""A smaller export is written anew, which is as quick."""
+"""A smaller export is written again, which is as quick."""
 MOST_SPACE_BYTES: Final = 64 << 20
 MOST_SPACE_SHARE: Final = 0.1
 LONGEST_SPACE_BYTES: Final = 1 << 18
@@ -87,7 +87,7 @@ def plan_overwrite(
     *,
     grows: bool,
 ) -> Overwriting | None:
-    """How the lines with these digests leave an export; None where it is to be written anew.
+    """How the lines with these digests leave an export; None where it is to be written again.
 
     ``candidates`` are the segments that may hold them, ``segments`` gives others by number. ``grows`` says that rows
     are appended in the same batch.

@@ -171,7 +171,7 @@ def lstat(path: Path) -> os.stat_result | None:
 
 
 def what_is_no_file(mode: int) -> str | None:
-    """What is wrong with what stands in the place of an export, if it is no regular file."""
+    """What is wrong with what stands in place of an export, if it is no regular file."""
     if stat.S_ISREG(mode):
         return None
     return "is a link" if stat.S_ISLNK(mode) else "is no regular file"

@@ -72,7 +72,7 @@ def batch_id_of(recorded_at: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExportWrite:
-    """What one export gains and loses; ``temp`` is the file that it is written anew into, if it is.
+    """What one export gains and loses; ``temp`` is the file that it is written again into, if it is.
 
     ``leaving`` are the digests of the lines that it loses. ``is_old`` tells of a line that is to come whether it takes
     the place of one of them, under the same id.
@@ -173,7 +173,7 @@ def _run(identity: BatchIdentity, decisions: Decisions, before: Mapping[str, Any
         causes: Counter[str] = Counter(past["by_cause"])
         causes.update({cause.value: rows for (of, cause), rows in left.items() if of is dataset})
         datasets[dataset.value] = {
-            "appended": past["appended"] + decisions.changes[dataset].shipped.rows,
+            "appended": past["appended"] + decisions.changes[dataset].exported.rows,
             "withdrawn": causes.total(),
             "by_cause": dict(sorted(causes.items())),
         }
@@ -202,20 +202,20 @@ def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:
     gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
     return {
         "in": decisions.rows_judged,
-        "out": sum(change.shipped.rows for change in decisions.changes.values()),
-        "quarantined": sum(change.held.rows for change in decisions.changes.values()),
+        "out": sum(change.exported.rows for change in decisions.changes.values()),
+        "quarantined": sum(change.quarantined.rows for change in decisions.changes.values()),
         "withdrawn": len(decisions.withdrawals),
         "by_category": {category.value: decisions.by_category[category] for category in Category},
         "by_reason": _by_reason(totals),
         "per_exporter": {
             dataset.value: {
-                "shipped": totals.shipped(dataset),
-                "held": totals.held(dataset),
-                "frozen": totals.frozen(dataset),
-                "appended": decisions.changes[dataset].shipped.rows,
+                "rows": totals.exported(dataset),
+                "quarantine_rows": totals.quarantined(dataset),
+                "retained_rows": totals.retained(dataset),
+                "appended": decisions.changes[dataset].exported.rows,
                 "withdrawn": sum(not each.replaced for each in gone[dataset]),
                 "replaced": sum(each.replaced for each in gone[dataset]),
-                "quarantined": decisions.changes[dataset].held.rows,
+                "quarantined": decisions.changes[dataset].quarantined.rows,
                 "by_reason": totals.by_reason(dataset),
             }
             for dataset in Dataset

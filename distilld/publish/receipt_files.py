@@ -320,7 +320,9 @@ def latest_page(receipt: Mapping[str, Any]) -> str:
     ]
     for name, per in counts["per_exporter"].items():
         done = run["datasets"][name]
-        lines.append(f"| {name} | {per['shipped']} | {per['held']} | {done['appended']} | {done['withdrawn']} |")
+        # An older version used other keys.
+        rows, quarantined = per.get("rows", per.get("shipped")), per.get("quarantine_rows", per.get("held"))
+        lines.append(f"| {name} | {rows} | {quarantined} | {done['appended']} | {done['withdrawn']} |")
     causes = [(name, *each) for name, done in run["datasets"].items() for each in done.get("by_cause", {}).items()]
     if causes:
         lines += ["", "## Withdrawn, by cause", "", "| dataset | cause | rows |", "|---|---|---:|"]

@@ -26,8 +26,8 @@ from distilld.publish.takeover import TakeOver
 from distilld.store.connection import Store
 from distilld.store.export_lines import ExportLines
 from distilld.store.export_records import ExportRecord, ExportRecords
-from distilld.store.frozen import Frozen
 from distilld.store.orphans import Orphans
+from distilld.store.retained import Retained
 from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
@@ -121,7 +121,7 @@ class Restorer:
                 continue
             with self._store.transaction():
                 self._records.set_export(name, found.committed(known.rows), found.facts, None)
-                self._segments.begin_anew(name)
+                self._segments.begin_again(name)
                 self._segments.append(name, found.segments)
 
     def _looks_as_recorded(self, name: str, record: ExportRecord) -> bool:
@@ -161,7 +161,7 @@ class Restorer:
         log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=lines, rows_missing=0)
 
     def _rewrite_log(self, name: str, also: Callable[[], None]) -> int:
-        """Write a log of withdrawals anew, from the store; returns how many lines it has."""
+        """Write a log of withdrawals again, from the store; returns how many lines it has."""
         dataset = Dataset(name.removeprefix("withdrawals_"))
         lines = [each.line() for each in Withdrawals(self._store).of(dataset)]
         self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], also)
@@ -203,7 +203,7 @@ class Restorer:
             return 0
         with self._store.transaction():
             gone = self._orphans.settle(options)
-        kept = Frozen(self._store).frozen_counts().get("orphan", 0)
+        kept = Retained(self._store).retained_counts().get("orphan", 0)
         if kept:
             log.warning("orphan_kept", rows=kept)
         return gone

@@ -1,4 +1,4 @@
-"""What stood in the place of an export, kept for people and for restoring: whole or not at all, and only a few of each.
+"""What stood in place of an export, kept for people and for restoring: whole or not at all, and only a few of each.
 
 A copy is made under one temporary name for each export, and gets its own when it is whole. So a disk that is full costs
 no room however often it is tried again, and a kill leaves one file that the next try takes the place of.
@@ -51,8 +51,8 @@ def copy_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed =
 def move_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = _nothing) -> Path | None:
     """Move what nobody reads to ``name-stamp`` in ``folder``; returns where it is now.
 
-    From another file system only a file, a link and a folder can be moved, by making them anew. All else has no content
-    that could be kept: it is removed, and None returned.
+    From another file system only a file, a link and a folder can be moved, by making them again. All else has no
+    content that could be kept: it is removed, and None returned.
 
     Raises:
         OSError: The system refused.

@@ -142,7 +142,7 @@ class TakeOver:
         return withdrawal is not None
 
     def _leave_quarantines(self, names: list[str], anchor: Link | None, now_ns: int) -> None:
-        """Old quarantine files are set aside and written anew; with that the take-over is done.
+        """Old quarantine files are set aside and written again; with that the take-over is done.
 
         What they say of runs that were rejected or never reviewed is known again: no orphan of such a run may stay, and
         until the row's own partition is read its verdict is an absent one and forbids. A lost store does not bring a

@@ -1,7 +1,7 @@
 """``distilld run``: the loop around passes (SPEC 5, 6).
 
 File events are hints, every pass is a whole scan, and what is due is asked of :class:`Schedule` alone. What goes wrong
-is told and tried again with growing pauses; the only ``except Exception`` of the program stands here.
+is logged and tried again with growing pauses; the only ``except Exception`` of the program stands here.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def rehearsal(
 def damaged_exports(engine: Engine) -> Iterator[str]:
     """What the next run restores first, and a rehearsal does not: each export with what is wrong with it.
 
-    ``engine`` is that of a rehearsal that has not begun. Beside a running writer nothing is told: it looks for itself.
+    ``engine`` is that of a rehearsal that has not begun. Beside a running writer it reports nothing.
 
     Raises:
         OperatorError: An export cannot be read.

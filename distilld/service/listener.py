@@ -1,6 +1,6 @@
 """Which folders' events are listened to, and what takes their place where there are none (SPEC 6).
 
-The folders are exactly those that the last scan saw. Whenever they changed, they are watched anew and a pass must
+The folders are exactly those that the last scan saw. Whenever they changed, they are watched again and a pass must
 follow, for what happened before they were. Where events cannot be had, scans follow one another at a period that bounds
 their cost, and from time to time it is tried again.
 """

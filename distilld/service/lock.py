@@ -91,7 +91,7 @@ class WriterLock:
             _write(each.descriptor, self._store)
 
     def keep(self) -> tuple[Path, ...]:
-        """Make sure that others still find the locks; returns the files that were gone and are locked anew.
+        """Make sure that others still find the locks; returns the files that were gone and are locked again.
 
         Raises:
             WriterBusy: Another process was quicker.

@@ -49,8 +49,8 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         "distilld_rows_appended_total": Metric("counter", ("dataset",), "Rows appended to a dataset."),
         "distilld_rows_withdrawn_total": Metric("counter", ("dataset",), "Rows that left a dataset for good."),
         "distilld_rows": Metric("gauge", ("dataset",), "Rows of a dataset."),
-        "distilld_frozen_rows": Metric("gauge", ("dataset",), "Of these, rows that no present input gives."),
-        "distilld_held_rows": Metric("gauge", ("dataset", "reason"), "Rows that are quarantined, by reason."),
+        "distilld_retained_rows": Metric("gauge", ("dataset",), "Of these, rows that no present input gives."),
+        "distilld_quarantined_rows": Metric("gauge", ("dataset", "reason"), "Rows that are quarantined, by reason."),
         "distilld_tripwire_rows": Metric(
             "gauge", ("dataset",), "Vanished rows that are retained until 'distilld prune'."
         ),

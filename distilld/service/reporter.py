@@ -30,8 +30,8 @@ from distilld.service.health_record import Failure, Vitals, read_vitals, write_v
 from distilld.service.listener import EVENTS_ARRIVE
 from distilld.service.lock import tell_trouble
 from distilld.service.systemd import Notifier
-from distilld.store.frozen import Frozen, shipped_by_exception
 from distilld.store.queries import Views
+from distilld.store.retained import Retained, retained_by_dataset
 
 if TYPE_CHECKING:
     from distilld.service.metrics import Metrics
@@ -43,7 +43,7 @@ SCANS_NOTED_A_PERIOD: Final = 4
 
 
 class Bulletin:
-    """Keeps what was told last, so that only what changed is told again."""
+    """Keeps what was told last, so that only what changed is reported again."""
 
     def __init__(
         self, settings: Settings, engine: Engine, notifier: Notifier, *, clock: Callable[[], int] = time.time_ns
@@ -90,7 +90,7 @@ class Bulletin:
             self._metrics.set("distilld_info", 1, __version__)
             self._metrics.set("distilld_start_time_seconds", _seconds(self._started_at))
 
-    # what is told
+    # what is reported
 
     def started(self) -> None:
         """The daemon is up."""
@@ -186,13 +186,15 @@ class Bulletin:
 
     def _ask_store(self, metrics: Metrics) -> None:
         engine, totals = self._engine, self._engine.ledger.totals()
-        metrics.replace("distilld_rows", [((each.value,), totals.shipped(each)) for each in Dataset])
-        frozen = Frozen(self._engine.store)
-        standing = shipped_by_exception(totals, frozen.counts_without_evidence())
-        metrics.replace("distilld_frozen_rows", [((name,), rows) for name, rows in standing.items()])
-        held = Views(self._engine.store).quarantine()
-        metrics.replace("distilld_held_rows", [((each.dataset.value, each.reason.value), each.rows) for each in held])
-        kept = frozen.held_by_tripwire()
+        metrics.replace("distilld_rows", [((each.value,), totals.exported(each)) for each in Dataset])
+        retained = Retained(self._engine.store)
+        standing = retained_by_dataset(totals, retained.counts_without_evidence())
+        metrics.replace("distilld_retained_rows", [((name,), rows) for name, rows in standing.items()])
+        quarantined = Views(self._engine.store).quarantine()
+        metrics.replace(
+            "distilld_quarantined_rows", [((each.dataset.value, each.reason.value), each.rows) for each in quarantined]
+        )
+        kept = retained.kept_by_tripwire()
         metrics.replace("distilld_tripwire_rows", [((each.value,), kept.get(each.value, 0)) for each in Dataset])
         heads = {"distill": engine.receipts.last_receipt_sha256() or "", **stage_heads(self._engine.root)}
         metrics.replace("distilld_chain_head", [(head, 1) for head in heads.items() if head[1]])

@@ -83,7 +83,7 @@ def writer(
 
 @contextmanager
 def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) -> Iterator[None]:
-    """What of these kinds ends the work within it is told to who comes after, unless the lake is another's now."""
+    """What of these kinds ends the work within it is recorded for the next writer, unless the lake is another's now."""
     try:
         yield
     except kinds as error:
@@ -98,13 +98,13 @@ def _tell_of(root: Path, error: Exception) -> None:
 
 def _keep(lock: WriterLock) -> None:
     for path in lock.keep():
-        log.warning("lock_taken_anew", path=str(path))
+        log.warning("lock_taken_again", path=str(path))
 
 
 def _refuse_outdated(store: Store, root: Path) -> None:
     """Refuse a store that was restored from before the newest batch, or that the lake was not kept with at the time.
 
-    It would take back what was done since: withdrawn rows would ship again, and published history would be lost.
+    It would take back what was done since: withdrawn rows would be exported again, and published history would be lost.
 
     Raises:
         StoreOutdatedError: It does not know the newest batch of which a receipt stands on disk.
@@ -160,16 +160,16 @@ def on_whole_store(task: Callable[[], T]) -> T:
 class DatasetReport:
     """What stands in one dataset and its quarantine now, and what this run did to it.
 
-    ``rows`` and ``held`` are totals at rest, ``frozen`` of ``rows`` stand there because their partition is absent.
-    ``added`` and ``withdrawn`` leave out rows that were replaced under their id: those are ``replaced``. ``adopted``
-    rows stood in the file before its store knew of it (SPEC 3.11).
+    ``rows`` and ``quarantined`` are totals at rest, ``retained`` of ``rows`` are there because their partition is
+    absent. ``added`` and ``withdrawn`` leave out rows that were replaced under their id: those are ``replaced``.
+    ``adopted`` rows stood in the file before its store knew of it (SPEC 3.11).
     """
 
     dataset: Dataset
     path: str
     rows: int
-    frozen: int
-    held: int
+    retained: int
+    quarantined: int
     by_reason: Mapping[Reason, int]
     added: int
     replaced: int
@@ -359,7 +359,7 @@ def _report(
     withdrawals_listed: int | None,
 ) -> RunReport:
     views = Views(engine.store)
-    totals, held = engine.ledger.totals(), views.quarantine()
+    totals, quarantine = engine.ledger.totals(), views.quarantine()
     causes = views.causes_since(withdrawal)
     batches = [batch for result in results for batch in result.batches]
     datasets = {}
@@ -370,10 +370,10 @@ def _report(
         datasets[dataset] = DatasetReport(
             dataset=dataset,
             path=DATASET_PATHS[dataset],
-            rows=totals.shipped(dataset),
-            frozen=totals.frozen(dataset),
-            held=totals.held(dataset),
-            by_reason=by_reason(held, dataset),
+            rows=totals.exported(dataset),
+            retained=totals.retained(dataset),
+            quarantined=totals.quarantined(dataset),
+            by_reason=by_reason(quarantine, dataset),
             added=appended - replaced,
             replaced=replaced,
             withdrawn=sum(left.values()),

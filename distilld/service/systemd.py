@@ -1,4 +1,4 @@
-"""What systemd is told: readiness, status, signs of life (sd_notify(3)). Silent where nobody asked to be told."""
+"""Messages to systemd: readiness, status, signs of life (sd_notify(3)). Silent where nobody asked to be told."""
 
 from __future__ import annotations
 

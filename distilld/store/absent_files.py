@@ -24,8 +24,8 @@ class AbsentFiles:
         self._queues = Queues(store)
         self._verdicts = Verdicts(store)
 
-    def freeze_scored(self, record: FileRecord, options: Options) -> None:
-        """A scored file became absent: what became of its rows is frozen (SPEC 3, 'Absent partitions')."""
+    def retain_scored(self, record: FileRecord, options: Options) -> None:
+        """A scored file became absent: what became of its rows is retained (SPEC 3, 'Absent partitions')."""
         low, high = record.walk_base, record.walk_base + LINES_END
         span = "walk >= ?1 AND walk < ?2"
         runs = self._runs_of(low, high)
@@ -35,17 +35,17 @@ class AbsentFiles:
                 "scored_rows", f"{CAN_HAVE_PAIRS.format('scored_rows')} AND walk >= {low} AND walk < {high}"
             )
             self._run(
-                f"INSERT INTO frozen_rows (kind, accepted, partition_id, line, {ROW_FACTS}, {ROW_OUTCOMES})"
+                f"INSERT INTO retained_rows (kind, accepted, partition_id, line, {ROW_FACTS}, {ROW_OUTCOMES})"
                 f" SELECT 'absent', kept, ?3, walk - ?1, {ROW_FACTS}, {ROW_OUTCOMES} FROM scored_rows WHERE {span}",
                 (low, high, record.partition_id),
             )
             for dataset in ("rag", "sft"):
-                self._counts.shift_rows(dataset, "scored_rows", "live", "frozen", f"walk >= {low} AND walk < {high}")
+                self._counts.shift_rows(dataset, "scored_rows", "live", "retained", f"walk >= {low} AND walk < {high}")
             self._drop_span(low, high)
-            self._queues.wake_waiters(f"FROM frozen_rows g WHERE g.partition_id = {record.partition_id}")
-            self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE partition_id = ?"
-                      " AND EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = frozen_rows.run_id)", (record.partition_id,))  # fmt: skip
-            self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE partition_id = ?"
+            self._queues.wake_waiters(f"FROM retained_rows g WHERE g.partition_id = {record.partition_id}")
+            self._run("INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE partition_id = ?"
+                      " AND EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = retained_rows.run_id)", (record.partition_id,))  # fmt: skip
+            self._run("INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE partition_id = ?"
                       " AND run_id IS NULL", (record.partition_id,))  # fmt: skip
             record.state = "absent"
             self._inputs.write_file(record)
@@ -69,32 +69,32 @@ class AbsentFiles:
         self._run("DELETE FROM rejudge_rows WHERE walk >= ? AND walk < ?", (low, high))
         self._queues.wake_next(woken)
 
-    def thaw_scored(self, record: FileRecord, options: Options) -> None:
+    def make_scored_live(self, record: FileRecord, options: Options) -> None:
         """An absent scored file returned: its rows stand where they stood, to be compared with the file, and all judged."""
         low = record.walk_base
         runs = [
             run_id
             for (run_id,) in self._run(
-                "SELECT run_id FROM frozen_rows WHERE partition_id = ?1 AND kind = 'absent' AND run_id IS NOT NULL"
-                f" UNION {named_in_malformed('frozen_rows')} AND n.partition_id = ?1 AND n.kind = 'absent'",
+                "SELECT run_id FROM retained_rows WHERE partition_id = ?1 AND kind = 'absent' AND run_id IS NOT NULL"
+                f" UNION {named_in_malformed('retained_rows')} AND n.partition_id = ?1 AND n.kind = 'absent'",
                 (record.partition_id,),
             )
         ]
         with self._verdicts.changing(runs, options):
             where = f"partition_id = {record.partition_id} AND kind = 'absent'"
-            found = evidence_found(self._store, record.partition_id, "frozen_rows.run_id")
+            found = evidence_found(self._store, record.partition_id, "retained_rows.run_id")
             for dataset in ("rag", "sft"):
-                self._counts.shift_rows(dataset, "frozen_rows", "frozen", "live", where)
+                self._counts.shift_rows(dataset, "retained_rows", "retained", "live", where)
             rows, unjudged = self._run(
-                f"SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM frozen_rows WHERE {where}"
+                f"SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM retained_rows WHERE {where}"
             ).fetchone()
             self._counts.count_rows(rows, unjudged)
             self._run(
                 f"INSERT INTO scored_rows (walk, {ROW_FACTS}, {ROW_OUTCOMES}, evidence_found, kept)"
                 f" SELECT line + {low}, {ROW_FACTS}, {ROW_OUTCOMES}, {found}, CASE {found} WHEN 1 THEN 0 ELSE accepted END"
-                f" FROM frozen_rows WHERE {where}"
+                f" FROM retained_rows WHERE {where}"
             )
-            self._run(f"DELETE FROM frozen_rows WHERE {where}")
+            self._run(f"DELETE FROM retained_rows WHERE {where}")
             self._run("INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE walk >= ? AND walk < ?",
                       (low, low + LINES_END))  # fmt: skip
             for dataset in ("rag", "sft"):
@@ -103,11 +103,11 @@ class AbsentFiles:
                 )
             self._queues.add_tasks("scored_rows", f"task_id IS NOT NULL AND walk >= {low} AND walk < {low + LINES_END}")
             self._queues.add_copied(
-                f"scored_rows n CROSS JOIN frozen_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {low + LINES_END}"
+                f"scored_rows n CROSS JOIN retained_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {low + LINES_END}"
             )
 
     def lose_evidence(self, record: FileRecord) -> None:
-        """An evidence file became absent: what was built on it stays, unless a present row waits to ship the same id.
+        """An evidence file became absent: what was built on it stays, unless a present row waits for the same id.
 
         No pair is formed from it any more.
         """

@@ -2,7 +2,7 @@
 
 This package is the only place that knows SQL. :class:`Store` opens the file and owns its transactions. Its parts each
 know one thing: ``inputs`` (files), ``scored_rows`` and ``evidence_rows`` (what they say), ``verdicts`` (who speaks last),
-``queues`` and ``work`` (what must be judged and with what), ``frozen`` (retained rows), ``ledger`` (outcomes),
+``queues`` and ``work`` (what must be judged and with what), ``retained`` (retained rows), ``ledger`` (outcomes),
 ``export_records`` (the exports as files), ``receipts`` (batches and what is said of them), ``queries`` (questions that
 people ask).
 """
@@ -53,7 +53,7 @@ class StoreCorruptError(OperatorError):
     """The file is no usable SQLite database. If it was a store, it is to be set aside and rebuilt."""
 
     hint = (
-        "if it is this lake's store, the next run sets it aside and builds it anew from the inputs and the exports; "
+        "if it is this lake's store, the next run sets it aside and builds it again from the inputs and the exports; "
         "if it is another file, correct --state"
     )
 
@@ -61,7 +61,7 @@ class StoreCorruptError(OperatorError):
 class StoreOutdatedError(StoreCorruptError):
     """The exports went on without this store; it is to be set aside and rebuilt, as one that is corrupt."""
 
-    hint = "the next run sets it aside and builds it anew from the inputs and the exports"
+    hint = "the next run sets it aside and builds it again from the inputs and the exports"
 
 
 class StoreOfOtherRootError(UsageError):

@@ -25,7 +25,9 @@ class Counts:
         counters = dict(self._run("SELECT name, value FROM counters").fetchall())
         return (
             counters["scored_rows"] == counters["unjudged_rows"]
-            and not self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows) OR EXISTS (SELECT 1 FROM pairs)").fetchone()[0]
+            and not self._run("SELECT EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM pairs)").fetchone()[
+                0
+            ]
         )
 
     def add_total(self, dataset: str, state: str, outcome: int, rows: int) -> None:

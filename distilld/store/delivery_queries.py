@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
-from distilld.core.line_facts import SHIPPED
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 
 _TASKS: Final = (
     "SELECT j.value, t.task_id FROM json_each(?1) j CROSS JOIN {} t ON t.sample_key = j.value"
-    f" WHERE t.{{}} = {SHIPPED} AND t.task_id IS NOT NULL"
+    f" WHERE t.{{}} = {EXPORTED} AND t.task_id IS NOT NULL"
 )
 _MOST_AHEAD: Final = 20_000
 """So many rows are remembered at most whose lines come later in the file."""
@@ -30,11 +30,11 @@ class RowTasks:
         if dataset is Dataset.PREFERENCE:
             table, outcome, place = "pairs", "outcome", "pair_id"
         # Few rows are retained or about to leave: only those that no present row accounts for are looked for there.
-        tables = (table,) if dataset is Dataset.PREFERENCE else (table, "frozen_rows")
+        tables = (table,) if dataset is Dataset.PREFERENCE else (table, "retained_rows")
         self._look_ups = [_TASKS.format(each, outcome) for each in tables]
         self._look_ups.append(f"{_TASKS.format('departures', 'outcome')} AND t.dataset = '{dataset}'")
         self._coming = self._run(
-            f"SELECT sample_key, task_id FROM {table} NOT INDEXED WHERE {outcome} = {SHIPPED} AND task_id IS NOT NULL"
+            f"SELECT sample_key, task_id FROM {table} NOT INDEXED WHERE {outcome} = {EXPORTED} AND task_id IS NOT NULL"
             f" ORDER BY {place}"
         )
         self._ahead: dict[int, str] = {}
@@ -55,6 +55,6 @@ class RowTasks:
 
 
 def knows_batch(store: Store, batch_id: str) -> bool:
-    """Whether the store holds the id of a batch, be it that its receipt was dropped."""
+    """Whether the store holds the id of a batch, even if its receipt was dropped."""
     found = store.connection.execute("SELECT EXISTS (SELECT 1 FROM batches WHERE batch_id = ?)", (batch_id,))
     return bool(found.fetchone()[0])

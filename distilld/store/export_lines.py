@@ -7,11 +7,11 @@ from contextlib import closing
 from functools import partial
 from itertools import zip_longest
 
-from distilld.core.line_facts import SHIPPED
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 from distilld.store.counts import count
-from distilld.store.frozen import Frozen
+from distilld.store.retained import Retained
 
 
 class ExportLines:
@@ -21,7 +21,7 @@ class ExportLines:
         self._run = store.connection.execute
         self._many = store.connection.executemany
         self._count = partial(count, store)
-        self._frozen = Frozen(store)
+        self._retained = Retained(store)
 
     def expect(self, name: str) -> None:
         """Collect the digests of the lines that an export is to hold, in ``temp.expected``."""
@@ -29,13 +29,13 @@ class ExportLines:
         self._run("CREATE TEMP TABLE expected (digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
         dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
-            lines = f"SELECT line FROM pairs WHERE outcome {sign} {SHIPPED}"
+            lines = f"SELECT line FROM pairs WHERE outcome {sign} {EXPORTED}"
         else:
             lines = (
-                f"SELECT {dataset}_line AS line FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
-                f" UNION ALL SELECT {dataset}_line FROM frozen_rows WHERE {dataset} {sign} {SHIPPED}"
+                f"SELECT {dataset}_line AS line FROM scored_rows WHERE {dataset} {sign} {EXPORTED}"
+                f" UNION ALL SELECT {dataset}_line FROM retained_rows WHERE {dataset} {sign} {EXPORTED}"
             )
-        lines += f" UNION ALL SELECT line FROM departures WHERE dataset = '{dataset}' AND outcome {sign} {SHIPPED}"
+        lines += f" UNION ALL SELECT line FROM departures WHERE dataset = '{dataset}' AND outcome {sign} {EXPORTED}"
         self._run(f"INSERT INTO expected SELECT line, count(*) FROM ({lines}) WHERE line IS NOT NULL GROUP BY line")
 
     def is_expected(self, digest: bytes) -> bool:
@@ -45,7 +45,7 @@ class ExportLines:
         )
 
     def miss_expected(self, name: str) -> int:
-        """What was not found is missing: rows are queued to be written again, frozen rows are lost."""
+        """What was not found is missing: rows are queued to be written again, retained rows are lost."""
         self._run("DELETE FROM missing_lines WHERE name = ?", (name,))
         self._run("INSERT INTO missing_lines SELECT ?, digest, copies FROM expected WHERE copies > 0", (name,))
         missing = self._count("SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?", name)
@@ -59,27 +59,27 @@ class ExportLines:
         else:
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
-                f" WHERE {dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
+                f" WHERE {dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
             )
         self._run("DROP TABLE temp.expected")
         return missing
 
     def lose_missing(self) -> None:
-        """Lines that a damaged export lost and whose rows were frozen since cannot be written again: they are lost."""
+        """Lines that a damaged export lost and whose rows were retained since cannot be written again: they are lost."""
         for (name,) in self._run("SELECT DISTINCT name FROM missing_lines").fetchall():
             self._lose(name, f"(SELECT digest FROM missing_lines WHERE name = '{name}')")
 
     def _lose(self, name: str, lines: str) -> None:
-        """Frozen rows and pairs whose lines an export lost, by their digests, leave."""
+        """Retained rows and pairs whose lines an export lost, by their digests, leave."""
         dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
-            self._frozen.depart_pairs(
-                f"frozen IS NOT NULL AND outcome {sign} {SHIPPED} AND line IN {lines}", (), "'lost'"
+            self._retained.depart_pairs(
+                f"retained IS NOT NULL AND outcome {sign} {EXPORTED} AND line IN {lines}", (), "'lost'"
             )
             return
-        where = f"{dataset} {sign} {SHIPPED} AND {dataset}_line IN {lines}"
-        self._frozen.depart_rows(Dataset(dataset), where, (), "'lost'")
-        self._frozen.empty_rows(Dataset(dataset), where)
+        where = f"{dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
+        self._retained.depart_rows(Dataset(dataset), where, (), "'lost'")
+        self._retained.empty_rows(Dataset(dataset), where)
 
     def is_in_order(self, name: str, lines: Iterable[tuple[int, int, object]]) -> bool:
         """Whether an export's lines are those of :meth:`order_lines`, in that order; the same ``lines``."""
@@ -93,7 +93,7 @@ class ExportLines:
     ) -> Generator[tuple[int, int], None, None]:
         """The (offset, length) of an export's lines in canonical walk order; to be closed if it is not read to its end.
 
-        Rows of absent partitions stand where they stood; pairs that are frozen, and orphans, come last. ``lines`` gives
+        Rows of absent partitions stand where they stood; pairs that are retained, and orphans, come last. ``lines`` gives
         offset, length and key of each line: the sample key in a dataset, the digest in a quarantine.
         """
         self._run("DROP TABLE IF EXISTS temp.lines")
@@ -121,17 +121,17 @@ def _places_in(name: str) -> str:
         key = "sample_key" if dataset == name else "line"
         return (
             f"SELECT {key} AS key, (SELECT min(f.walk) FROM scored_rows f WHERE f.task_id = r.task_id"
-            f" AND f.evidence_found = 1) AS place, slot FROM pairs r WHERE frozen IS NULL AND outcome {sign} {SHIPPED}"
+            f" AND f.evidence_found = 1) AS place, slot FROM pairs r WHERE retained IS NULL AND outcome {sign} {EXPORTED}"
         )
     key = "sample_key" if dataset == name else f"{dataset}_line"
     return (
-        f"SELECT {key} AS key, walk AS place, 0 AS slot FROM scored_rows WHERE {dataset} {sign} {SHIPPED}"
-        f" UNION ALL SELECT {key}, p.walk_base + f.line, 1 FROM frozen_rows f CROSS JOIN partitions p"
-        f" USING (partition_id) WHERE f.kind = 'absent' AND {dataset} {sign} {SHIPPED}"
+        f"SELECT {key} AS key, walk AS place, 0 AS slot FROM scored_rows WHERE {dataset} {sign} {EXPORTED}"
+        f" UNION ALL SELECT {key}, p.walk_base + f.line, 1 FROM retained_rows f CROSS JOIN partitions p"
+        f" USING (partition_id) WHERE f.kind = 'absent' AND {dataset} {sign} {EXPORTED}"
     )
 
 
 def _lines_in(export: str) -> tuple[str, str]:
-    """Whose lines stand in an export: the dataset, and how their outcomes compare with SHIPPED."""
+    """Whose lines stand in an export: the dataset, and how their outcomes compare with EXPORTED."""
     dataset = export.removeprefix("quarantine_")
     return dataset, "=" if dataset == export else "<>"

@@ -85,7 +85,7 @@ class Inputs:
         """Every file that is known, present or absent.
 
         Read once and kept: this process is the store's only writer. After a failure, or where another part of the store
-        wrote, :meth:`forget_files` lets the next call read anew.
+        wrote, :meth:`forget_files` lets the next call read again.
         """
         if self._files is None:
             self._files = {(record.kind, record.path): record for record in file_records(self._store)}
@@ -115,7 +115,7 @@ class Inputs:
         return sum(map(seen.__contains__, recorded)) == len(files)
 
     def forget_files(self) -> None:
-        """Read the files anew at the next call."""
+        """Read the files again at the next call."""
         self._files = None
 
     def write_file(self, record: FileRecord, *, judged: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from distilld.core.line_facts import REASONS, SHIPPED
+from distilld.core.line_facts import EXPORTED, REASONS
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 from distilld.store.moved import forget_moved_rows
@@ -22,27 +22,27 @@ class Totals:
     def __init__(self, rows: list[tuple[str, str, int, int]]) -> None:
         self._rows = {(Dataset(dataset), state, outcome): count for dataset, state, outcome, count in rows}
 
-    def shipped(self, dataset: Dataset) -> int:
+    def exported(self, dataset: Dataset) -> int:
         """Rows that stand in the dataset's file."""
-        return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome == SHIPPED)
+        return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome == EXPORTED)
 
-    def held(self, dataset: Dataset) -> int:
+    def quarantined(self, dataset: Dataset) -> int:
         """Rows that stand in the dataset's quarantine file."""
-        return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome != SHIPPED)
+        return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome != EXPORTED)
 
     def live(self, dataset: Dataset) -> int:
         """Judged present rows (of preference: pairs tried), whatever became of them."""
         return sum(count for (of, state, _), count in self._rows.items() if of is dataset and state == "live")
 
-    def frozen(self, dataset: Dataset) -> int:
-        """Shipped rows that are frozen."""
-        return self._rows[dataset, "frozen", SHIPPED]
+    def retained(self, dataset: Dataset) -> int:
+        """Exported rows that are retained."""
+        return self._rows[dataset, "retained", EXPORTED]
 
     def by_reason(self, dataset: Dataset) -> dict[str, int]:
-        """Held rows by reason, reasons without rows left out."""
+        """Quarantined rows by reason, reasons without rows left out."""
         found: dict[str, int] = {}
         for (of, _, outcome), count in sorted(self._rows.items(), key=lambda item: item[0][2]):
-            if of is dataset and outcome != SHIPPED and count:
+            if of is dataset and outcome != EXPORTED and count:
                 found[REASONS[outcome].value] = found.get(REASONS[outcome].value, 0) + count
         return found
 
@@ -58,15 +58,15 @@ class Ledger:
     def apply(self, decisions: Decisions) -> None:
         """Record what the batch decided: outcomes, pairs, queues, totals, withdrawals."""
         for dataset, walks in decisions.released.items():
-            # Ids are unique among shipped rows at every moment: who gives one up does so before another takes it.
+            # Ids are unique among exported rows at every moment: who gives one up does so before another takes it.
             self._many(f"UPDATE scored_rows SET {dataset} = NULL WHERE walk = ?", [(walk,) for walk in walks])
-        for dataset, frozen_id in decisions.frozen_left:
+        for dataset, retained_id in decisions.retained_left:
             self._run(
-                f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE frozen_id = ?",
-                (frozen_id,),
+                f"UPDATE retained_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE retained_id = ?",
+                (retained_id,),
             )
         self._many("DELETE FROM departures WHERE departure_id = ?", [(each,) for each in set(decisions.departures)])
-        self._many("DELETE FROM rejudge_frozen WHERE frozen_id = ?", [(each,) for each in decisions.frozen_seen])
+        self._many("DELETE FROM rejudge_retained WHERE retained_id = ?", [(each,) for each in decisions.retained_seen])
         self._many(
             "UPDATE scored_rows SET rag = ?, rag_line = ?, rag_batch = ?, sft = ?, sft_line = ?, sft_batch = ? WHERE walk = ?",
             decisions.rows,
@@ -86,8 +86,8 @@ class Ledger:
                 if rows
             ],
         )
-        self._run("DELETE FROM frozen_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
-        forget_moved_rows(self._store, decisions.frozen_seen)
+        self._run("DELETE FROM retained_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
+        forget_moved_rows(self._store, decisions.retained_seen)
         self._apply_missing(decisions)
 
     def _apply_fresh(self, decisions: Decisions) -> None:
@@ -103,8 +103,8 @@ class Ledger:
         self._run("DELETE FROM missing_lines")
         for dataset, change in decisions.changes.items():
             for name, missing in (
-                (dataset.value, change.missing_shipped),
-                (f"quarantine_{dataset}", change.missing_held),
+                (dataset.value, change.missing_exported),
+                (f"quarantine_{dataset}", change.missing_quarantined),
             ):
                 self._many(
                     "INSERT INTO missing_lines VALUES (?, ?, ?)",
@@ -130,7 +130,9 @@ class Ledger:
             )
 
     def _apply_pairs(self, decisions: Decisions) -> None:
-        self._many("UPDATE pairs SET frozen = 'absent' WHERE pair_id = ?", [(each,) for each in decisions.frozen_pairs])
+        self._many(
+            "UPDATE pairs SET retained = 'absent' WHERE pair_id = ?", [(each,) for each in decisions.retained_pairs]
+        )
         self._many("DELETE FROM pairs WHERE pair_id = ?", [(each,) for each in set(decisions.dropped_pairs)])
         self._many(
             "INSERT INTO pairs (task_id, slot, chosen_run_id, rejected_run_id, rejected_category, chosen_partition,"

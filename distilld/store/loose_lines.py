@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Generator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import SHIPPED
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 
@@ -31,10 +31,10 @@ class Departure(NamedTuple):
     row_line: int | None
 
 
-class FrozenRow(NamedTuple):
-    """A row whose outcomes are frozen; an outcome that left is None."""
+class RetainedRow(NamedTuple):
+    """A row whose outcomes are retained; an outcome that left is None."""
 
-    frozen_id: int
+    retained_id: int
     kind: str
     partition_id: int | None
     line: int | None
@@ -60,7 +60,7 @@ class Standing(NamedTuple):
     run_id: str | None
 
 
-_FROZEN: Final = ", ".join(f"f.{name}" for name in FrozenRow._fields)
+_RETAINED: Final = ", ".join(f"f.{name}" for name in RetainedRow._fields)
 
 
 class LooseLines:
@@ -69,17 +69,17 @@ class LooseLines:
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
 
-    def frozen_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
-        """The line of this id that belongs to no present row: a departed one's, or a frozen one's."""
+    def retained_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
+        """The line of this id that belongs to no present row: a departed one's, or a retained one's."""
         found = self._run(
             "SELECT 'departure', departure_id, line, batch, run_id FROM departures"
-            f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {SHIPPED}",
+            f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {EXPORTED}",
             (dataset.value, sample_key),
         ).fetchone()
         if found is None and dataset is not Dataset.PREFERENCE:
             found = self._run(
-                f"SELECT 'frozen', frozen_id, {dataset}_line, {dataset}_batch, run_id FROM frozen_rows"
-                f" WHERE sample_key = ? AND {dataset} = {SHIPPED}",
+                f"SELECT 'retained', retained_id, {dataset}_line, {dataset}_batch, run_id FROM retained_rows"
+                f" WHERE sample_key = ? AND {dataset} = {EXPORTED}",
                 (sample_key,),
             ).fetchone()
         return Standing(*found) if found else None
@@ -88,7 +88,7 @@ class LooseLines:
         """Whether any line stands in a dataset that belongs to no present row."""
         return bool(
             self._run(
-                f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM frozen_rows) OR {ABSENT_RESTS}"
+                f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM retained_rows) OR {ABSENT_RESTS}"
             ).fetchone()[0]
         )
 
@@ -101,31 +101,31 @@ class LooseLines:
         rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
         if len(rows) == limit:
             rows += self._run(
-                f"{columns} d WHERE departure_id > ? AND outcome = {SHIPPED} AND ("
+                f"{columns} d WHERE departure_id > ? AND outcome = {EXPORTED} AND ("
                 " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
                 " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
                 " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id IN (d.run_id, d.other_run_id))"
-                " OR EXISTS (SELECT 1 FROM frozen_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
+                " OR EXISTS (SELECT 1 FROM retained_rows v WHERE v.run_id IN (d.run_id, d.other_run_id)"
                 "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
                 (rows[-1][0],),
             )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
-    def frozen_queue(self) -> Generator[FrozenRow, None, None]:
-        """Frozen rows whose reason to stay may be gone."""
+    def retained_queue(self) -> Generator[RetainedRow, None, None]:
+        """Retained rows whose reason to stay may be gone."""
         rows = self._run(
-            f"SELECT {_FROZEN} FROM rejudge_frozen q CROSS JOIN frozen_rows f ON f.frozen_id = q.frozen_id"
+            f"SELECT {_RETAINED} FROM rejudge_retained q CROSS JOIN retained_rows f ON f.retained_id = q.retained_id"
         )
-        yield from map(FrozenRow._make, rows)
+        yield from map(RetainedRow._make, rows)
 
-    def moved_to(self, digest: bytes, run_id: str | None) -> list[FrozenRow]:
+    def moved_to(self, digest: bytes, run_id: str | None) -> list[RetainedRow]:
         """The absent rows of a run with this very line, which a present row is now."""
         rows = self._run(
-            f"SELECT {_FROZEN} FROM frozen_rows f INDEXED BY frozen_rows_by_digest"
+            f"SELECT {_RETAINED} FROM retained_rows f INDEXED BY retained_rows_by_digest"
             " WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
             (digest, run_id),
         )
-        return [FrozenRow._make(each) for each in rows]
+        return [RetainedRow._make(each) for each in rows]
 
     def missing_lines(self) -> dict[str, Counter[bytes]]:
         """Lines that a damaged export lost and that are yet to be written again, by export."""

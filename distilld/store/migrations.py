@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from distilld.core.line_facts import CATEGORIES, LIKE_REJECTED, REASON_CODES, REASONS, SHIPPED, UNREVIEWED
+from distilld.core.line_facts import CATEGORIES, EXPORTED, LIKE_REJECTED, REASON_CODES, REASONS, UNREVIEWED
 from distilld.core.model import Dataset, Reason
 from distilld.store.schema import HOLDS_RAG, TABLES, VIEWS
 from distilld.store.without_pandas import without_pandas
@@ -33,13 +33,13 @@ def m001_first_version(db: Database) -> None:
     _run_script(db, TABLES)
     _run_script(db, VIEWS)
     codes: list[tuple[str, list[tuple[int, Any]]]] = [
-        ("outcomes", [(SHIPPED, "shipped"), *((code, reason.value) for code, reason in REASONS.items())]),
+        ("outcomes", [(EXPORTED, "shipped"), *((code, reason.value) for code, reason in REASONS.items())]),
         ("categories", [(code, category.value) for code, category in CATEGORIES.items()]),
     ]
     for table, rows in codes:
         db.conn.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
     every = [
-        (dataset.value, state, code, 0) for dataset in Dataset for state in _STATES for code in (SHIPPED, *REASONS)
+        (dataset.value, state, code, 0) for dataset in Dataset for state in _STATES for code in (EXPORTED, *REASONS)
     ]
     db.conn.executemany("INSERT INTO totals VALUES (?, ?, ?, ?)", every)
     db.conn.executemany(
@@ -149,12 +149,56 @@ def m010_smaller_store(db: Database) -> None:
         "DROP INDEX rag_ids;\nDROP INDEX pair_ids;\nDROP INDEX scored_rows_by_key;\nDROP INDEX pairs_by_key;\n"
         f"CREATE UNIQUE INDEX scored_rows_by_key ON scored_rows (sample_key, {HOLDS_RAG})"
         " WHERE sample_key IS NOT NULL;\n"
-        f"CREATE UNIQUE INDEX pairs_by_key ON pairs (sample_key, CASE outcome WHEN {SHIPPED} THEN 0 END);\n"
+        f"CREATE UNIQUE INDEX pairs_by_key ON pairs (sample_key, CASE outcome WHEN {EXPORTED} THEN 0 END);\n"
         "ALTER TABLE export_segments RENAME TO old_segments;\n"
         "CREATE TABLE export_segments (name TEXT NOT NULL, segment INTEGER NOT NULL, sha256 BLOB NOT NULL,"
         " space_bytes INTEGER NOT NULL, line_marks BLOB NOT NULL, PRIMARY KEY (name, segment)) STRICT;\n"
         "INSERT INTO export_segments SELECT * FROM old_segments;\nDROP TABLE old_segments;\n",
     )
+
+
+def m011_words_of_the_glossary(db: Database) -> None:
+    """Tables, columns, indexes and words have the names that the documents use: retained, exported, quarantined."""
+    new_names = (
+        ("frozen", "retained"), ("shipped_in", "exported_in"), ("rows_shipped", "rows_exported"),
+        ("rows_held", "rows_quarantined"),
+        # Receipts of older versions keep their keys.
+        ("json_extract(d.value, '$.shipped')", "coalesce(json_extract(d.value, '$.rows'), json_extract(d.value, '$.shipped'))"),
+        ("json_extract(d.value, '$.held')", "coalesce(json_extract(d.value, '$.quarantine_rows'), json_extract(d.value, '$.held'))"),
+    )  # fmt: skip
+
+    def renamed(text: str) -> str:
+        for old, new in new_names:
+            text = text.replace(old, new)
+        return text
+
+    views = db.conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid").fetchall()
+    old_indexes = (
+        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND name LIKE '%frozen%' AND sql IS NOT NULL"
+    )
+    indexes = db.conn.execute(f"{old_indexes} UNION SELECT name, sql FROM sqlite_master WHERE name = 'emptied_rows'")
+    recreated = indexes.fetchall()
+    _run_script(db, "".join(f"DROP VIEW {name};\n" for name, _ in views))
+    _run_script(db, "".join(f"DROP INDEX {name};\n" for name, _ in recreated))
+    _run_script(
+        db,
+        "ALTER TABLE frozen_rows RENAME COLUMN frozen_id TO retained_id;\n"
+        "ALTER TABLE frozen_rows RENAME TO retained_rows;\n"
+        "ALTER TABLE rejudge_frozen RENAME COLUMN frozen_id TO retained_id;\n"
+        "ALTER TABLE rejudge_frozen RENAME TO rejudge_retained;\n"
+        "ALTER TABLE pairs RENAME COLUMN frozen TO retained;\n"
+        "ALTER TABLE batches RENAME COLUMN rows_shipped TO rows_exported;\n"
+        "ALTER TABLE batches RENAME COLUMN rows_held TO rows_quarantined;\n"
+        "ALTER TABLE totals RENAME TO totals_before;\n"
+        "CREATE TABLE totals (dataset TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('live', 'retained',"
+        " 'departing')), outcome INTEGER NOT NULL, rows INTEGER NOT NULL, PRIMARY KEY (dataset, state, outcome))"
+        " STRICT, WITHOUT ROWID;\n"
+        "INSERT INTO totals SELECT dataset, replace(state, 'frozen', 'retained'), outcome, rows FROM totals_before;\n"
+        "DROP TABLE totals_before;\n"
+        "UPDATE outcomes SET outcome = 'exported' WHERE outcome = 'shipped';\n"
+        "UPDATE lake SET name = 'files_to_read_again' WHERE name = 'files_to_read_anew';\n",
+    )
+    _run_script(db, ";\n".join(renamed(sql) for _, sql in (*recreated, *views)))
 
 
 MIGRATIONS: Final = (
@@ -168,6 +212,7 @@ MIGRATIONS: Final = (
     m008_too_many_exports,
     m009_dataset_history,
     m010_smaller_store,
+    m011_words_of_the_glossary,
 )
 """All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
 

@@ -12,18 +12,18 @@ from distilld.store.connection import Store
 from distilld.store.verdicts import rest_moved
 
 _FORGET: Final = (
-    "DELETE FROM frozen_rows AS f WHERE frozen_id IN (SELECT value FROM json_each(?1)) AND kind = 'absent'"
+    "DELETE FROM retained_rows AS f WHERE retained_id IN (SELECT value FROM json_each(?1)) AND kind = 'absent'"
     " AND rag IS NULL AND sft IS NULL AND run_id IS ?2 AND CASE WHEN ?2 IS NULL"
     " THEN EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest)"
     " ELSE f.digest IN (SELECT digest FROM scored_rows WHERE run_id = ?2) END RETURNING partition_id"
 )
-"""Forget those of a run's frozen rows whose lines are in a present file and say the same there.
+"""Forget those of a run's retained rows whose lines are in a present file and say the same there.
 
 One that is too long to be read now does not: its absent verdict still forbids.
 """
 _EMPTY: Final = (
     "f.state = 'absent' AND CASE f.kind"
-    " WHEN 'scored' THEN f.rest_category IS NULL AND NOT EXISTS (SELECT 1 FROM frozen_rows r WHERE r.partition_id = f.partition_id AND r.kind = 'absent')"
+    " WHEN 'scored' THEN f.rest_category IS NULL AND NOT EXISTS (SELECT 1 FROM retained_rows r WHERE r.partition_id = f.partition_id AND r.kind = 'absent')"
     " ELSE NOT EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = f.partition_id) END"
 )
 """Whether nothing is known of absent file ``f`` but that it was there."""
@@ -34,13 +34,15 @@ _MOVED_RESTS: Final = (
 )
 
 
-def forget_moved_rows(store: Store, frozen_ids: Iterable[int]) -> None:
+def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
     """Forget those of these absent rows that moved and have no line left in the exports."""
     run, partitions = store.connection.execute, set()
     by_run: dict[str | None, list[int]] = {}
-    for frozen_id in frozen_ids:
-        for (run_id,) in run("SELECT run_id FROM frozen_rows WHERE frozen_id = ? AND kind = 'absent'", (frozen_id,)):
-            by_run.setdefault(run_id, []).append(frozen_id)
+    for retained_id in retained_ids:
+        for (run_id,) in run(
+            "SELECT run_id FROM retained_rows WHERE retained_id = ? AND kind = 'absent'", (retained_id,)
+        ):
+            by_run.setdefault(run_id, []).append(retained_id)
     for run_id, some in by_run.items():
         partitions.update(run(_FORGET, (f"[{','.join(map(str, some))}]", run_id)).fetchall())
     forget_unnamed_evidence(store, (partition_id for (partition_id,) in partitions))
@@ -52,7 +54,7 @@ def forget_unnamed_evidence(store: Store, partitions: Iterable[int]) -> None:
         "DELETE FROM evidence_rows WHERE partition_id = ?1"
         " AND EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'evidence' AND state = 'absent')"
         " AND NOT EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'scored' AND state = 'present')"
-        " AND NOT EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = evidence_rows.run_id AND f.partition_id = ?1"
+        " AND NOT EXISTS (SELECT 1 FROM retained_rows f WHERE f.run_id = evidence_rows.run_id AND f.partition_id = ?1"
         " AND f.kind = 'absent')",
         [(partition_id,) for partition_id in partitions],
     )
@@ -76,7 +78,7 @@ def forget_empty_files(store: Store) -> bool:
         store.connection.executemany("DELETE FROM files WHERE partition_id = ? AND kind = ?", empty)
         run(
             "DELETE FROM partitions WHERE partition_id IN (SELECT partition_id FROM partitions"
-            " EXCEPT SELECT partition_id FROM files EXCEPT SELECT partition_id FROM frozen_rows"
+            " EXCEPT SELECT partition_id FROM files EXCEPT SELECT partition_id FROM retained_rows"
             " EXCEPT SELECT partition_id FROM departures EXCEPT SELECT partition_id FROM unreported_inputs"
             " EXCEPT SELECT chosen_partition FROM pairs EXCEPT SELECT rejected_partition FROM pairs)"
         )

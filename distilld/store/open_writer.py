@@ -1,4 +1,4 @@
-"""A store for the one writer; one that is corrupt is set aside and begun anew (SPEC 6, 'the state store is corrupt').
+"""A store for the one writer; one that is corrupt is set aside and begun again (SPEC 6, 'the state store is corrupt').
 
 Nothing is lost with it: the first pass on the new store takes the exports over and reads the inputs again. What was
 never a store is not moved: ``--state`` that names another file by mistake is refused.

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, REASON_CODES, SHIPPED
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, REASON_CODES
 from distilld.core.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.store.connection import Store
 from distilld.store.counts import Counts, count
-from distilld.store.frozen import KEPT_BITS, Frozen
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.retained import KEPT_BITS, Retained
 from distilld.store.verdicts import forbidding_codes, overruled
 from distilld.store.walk_order import place_partitions
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Orphan(NamedTuple):
-    """A shipped row of an export that no store knows: from an older exporter, or from before a store was lost."""
+    """An exported row of an export that no store knows: from an older exporter, or from before a store was lost."""
 
     key: int
     digest: bytes
@@ -33,7 +33,7 @@ class Orphan(NamedTuple):
 
 
 class ToldVerdict(NamedTuple):
-    """What a row of an old quarantine file says of a run, and where and why the row was held, if it says so."""
+    """What a row of an old quarantine file says of a run, and where and why the row was quarantined, if it says so."""
 
     run_id: str
     category: Category
@@ -49,7 +49,7 @@ class Orphans:
         self._run = store.connection.execute
         self._count = partial(count, store)
         self._counts = Counts(store)
-        self._frozen = Frozen(store)
+        self._retained = Retained(store)
         self._inputs = Inputs(store)
 
     def stage(self) -> None:
@@ -83,20 +83,20 @@ class Orphans:
         """The staged rows are orphans of this dataset."""
         if dataset is Dataset.PREFERENCE:
             rows = self._run(
-                "INSERT INTO pairs (task_id, slot, frozen, chosen_run_id, rejected_run_id, rejected_category, sample_key,"
+                "INSERT INTO pairs (task_id, slot, retained, chosen_run_id, rejected_run_id, rejected_category, sample_key,"
                 f" outcome, line, batch) SELECT coalesce(task_id, ''), 0, 'orphan', run_id, coalesce(other_run_id, ''), 0,"
-                f" sample_key, {SHIPPED}, line, 0 FROM arrivals"
+                f" sample_key, {EXPORTED}, line, 0 FROM arrivals"
             ).rowcount
         else:
             rows = self._run(
-                f"INSERT INTO frozen_rows (kind, start_byte, length_bytes, digest, run_id, sample_key, {dataset},"
-                f" {dataset}_line, {dataset}_batch) SELECT 'orphan', 0, 0, x'', run_id, sample_key, {SHIPPED}, line, 0"
+                f"INSERT INTO retained_rows (kind, start_byte, length_bytes, digest, run_id, sample_key, {dataset},"
+                f" {dataset}_line, {dataset}_batch) SELECT 'orphan', 0, 0, x'', run_id, sample_key, {EXPORTED}, line, 0"
                 " FROM arrivals"
             ).rowcount
         self._run(
             "INSERT INTO adopted_rows SELECT ?, sample_key, created_at, recorded_at FROM arrivals", (dataset.value,)
         )
-        self._counts.add_total(dataset.value, "frozen", SHIPPED, rows)
+        self._counts.add_total(dataset.value, "retained", EXPORTED, rows)
         self._run("DROP TABLE temp.arrivals")
 
     def take_withdrawals(self, dataset: Dataset) -> None:
@@ -145,7 +145,7 @@ class Orphans:
         line = "max(t.digest) FILTER (WHERE t.dataset = '{0}')"
         outcome = "max(t.outcome) FILTER (WHERE t.dataset = '{0}' AND t.digest IS NOT NULL)"
         self._run(
-            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category,"
+            "INSERT INTO retained_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category,"
             " rag, rag_line, rag_batch, sft, sft_line, sft_batch)"
             " SELECT 'absent', p.partition_id, t.line, 0, 0, x'', min(t.run_id), min(t.category),"
             f" {outcome.format('rag')}, {line.format('rag')}, iif({line.format('rag')} IS NULL, NULL, 0),"
@@ -154,22 +154,22 @@ class Orphans:
         )
         staying = "SELECT dataset, outcome, count(*) FROM told WHERE digest IS NOT NULL GROUP BY 1, 2"
         for dataset, code, rows in self._run(staying).fetchall():
-            self._counts.add_total(dataset, "frozen", code, rows)
+            self._counts.add_total(dataset, "retained", code, rows)
         self._run("DROP TABLE temp.told")
 
     def _forbid_orphans(self, run_id: str, category: Category) -> None:
         """A row of an old quarantine file says that a run was rejected, or never reviewed."""
         self._run(
-            "UPDATE frozen_rows SET category = ? WHERE run_id = ? AND kind = 'orphan' AND coalesce(category, 0) <> ?",
+            "UPDATE retained_rows SET category = ? WHERE run_id = ? AND kind = 'orphan' AND coalesce(category, 0) <> ?",
             (CATEGORY_CODES[category], run_id, CATEGORY_CODES[Category.REJECTED]),
         )
-        self._run("UPDATE pairs SET rejected_category = -1 WHERE chosen_run_id = ? AND frozen = 'orphan'", (run_id,))
+        self._run("UPDATE pairs SET rejected_category = -1 WHERE chosen_run_id = ? AND retained = 'orphan'", (run_id,))
 
     def undecided(self) -> bool:
         """Whether there are orphans that nobody has decided on."""
         return bool(
-            self._count("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'orphan' AND accepted = 0)")
-            or self._count("SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen = 'orphan' AND accepted = 0)")
+            self._count("SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 0)")
+            or self._count("SELECT EXISTS (SELECT 1 FROM pairs WHERE retained = 'orphan' AND accepted = 0)")
         )
 
     def settle(self, options: Options) -> int:
@@ -182,21 +182,21 @@ class Orphans:
             codes = forbidding_codes(options, dataset)
             where = (
                 f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"
-                f" WHERE s.run_id = frozen_rows.run_id) OR category IN ({codes}))"
+                f" WHERE s.run_id = retained_rows.run_id) OR category IN ({codes}))"
             )
-            gone += self._count(f"SELECT count(*) FROM frozen_rows WHERE {where}")
-            self._frozen.depart_rows(
+            gone += self._count(f"SELECT count(*) FROM retained_rows WHERE {where}")
+            self._retained.depart_rows(
                 dataset, where, (), f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END"
             )
-            self._frozen.empty_rows(dataset, where)
-        self._run("DELETE FROM frozen_rows WHERE kind = 'orphan' AND rag IS NULL AND sft IS NULL")
-        gone += self._frozen.depart_pairs(
-            "frozen = 'orphan' AND accepted = 0 AND (rejected_category = -1 OR EXISTS (SELECT 1 FROM scored_rows s"
+            self._retained.empty_rows(dataset, where)
+        self._run("DELETE FROM retained_rows WHERE kind = 'orphan' AND rag IS NULL AND sft IS NULL")
+        gone += self._retained.depart_pairs(
+            "retained = 'orphan' AND accepted = 0 AND (rejected_category = -1 OR EXISTS (SELECT 1 FROM scored_rows s"
             " WHERE s.run_id = pairs.chosen_run_id) OR EXISTS (SELECT 1 FROM scored_rows s"
             " WHERE s.run_id = pairs.rejected_run_id))",
             (),
             f"CASE WHEN rejected_category = -1 OR {overruled()} THEN 'revoked' ELSE 'rescored' END",
         )
-        self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'orphan'")
-        self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'orphan'")
+        self._run("UPDATE retained_rows SET accepted = 1 WHERE kind = 'orphan'")
+        self._run("UPDATE pairs SET accepted = 1 WHERE retained = 'orphan'")
         return gone

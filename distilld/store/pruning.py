@@ -7,15 +7,15 @@ from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
 
-from distilld.core.line_facts import LINES_END, SHIPPED
+from distilld.core.line_facts import EXPORTED, LINES_END
 from distilld.core.model import Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
 from distilld.store.counts import count
 from distilld.store.evidence_rows import EvidenceRows
-from distilld.store.frozen import KEPT_BITS, KEPT_FOR_GOOD, Frozen
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import EVIDENCE_PRUNED
+from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD, Retained
 from distilld.store.verdicts import Verdicts
 
 
@@ -28,7 +28,7 @@ class Only(StrEnum):
 
 
 def only_kind(only: Only | None, column: str = "kind") -> str:
-    """Which frozen rows or pairs are of this kind; ``column`` says why each is frozen."""
+    """Which retained rows or pairs are of this kind; ``column`` says why each is retained."""
     match only:
         case None:
             return "1"
@@ -39,7 +39,7 @@ def only_kind(only: Only | None, column: str = "kind") -> str:
 
 
 class Pruned(NamedTuple):
-    """What prune let go: shipped rows and pairs, and absent files with the verdicts of their rows."""
+    """What prune let go: exported rows and pairs, and absent files with the verdicts of their rows."""
 
     rows: int
     files: int
@@ -54,15 +54,15 @@ class Pruning:
         self._count = partial(count, store)
         self._inputs = Inputs(store)
         self._evidence = EvidenceRows(store, self._inputs)
-        self._frozen = Frozen(store)
+        self._retained = Retained(store)
         self._verdicts = Verdicts(store)
 
     def accept(self) -> int:
         """Keep what the tripwire kept for good; returns how many rows and pairs."""
-        done = self._run("UPDATE frozen_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
-        done += self._run("UPDATE pairs SET accepted = 1 WHERE frozen = 'vanished' AND accepted = 0").rowcount
+        done = self._run("UPDATE retained_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
+        done += self._run("UPDATE pairs SET accepted = 1 WHERE retained = 'vanished' AND accepted = 0").rowcount
         self._run(
-            f"UPDATE frozen_rows SET accepted = accepted | {KEPT_FOR_GOOD} WHERE kind = 'absent' AND accepted <> 0"
+            f"UPDATE retained_rows SET accepted = accepted | {KEPT_FOR_GOOD} WHERE kind = 'absent' AND accepted <> 0"
         )
         done += self._run(
             f"UPDATE scored_rows SET kept = kept | {KEPT_FOR_GOOD} WHERE kept <> 0 AND kept & {KEPT_FOR_GOOD} = 0"
@@ -72,7 +72,7 @@ class Pruning:
     def prune(
         self, partition_glob: str | None, *, only: Only | None, options: Options, returned: Iterable[FileRecord] = ()
     ) -> Pruned:
-        """Let frozen rows depart, and forget the absent verdicts behind them, unless ``only`` one kind is meant.
+        """Let retained rows depart, and forget the absent verdicts behind them, unless ``only`` one kind is meant.
 
         What they hold leaves the files with the next batch, and is published as pruned. What belongs to absent files that
         have ``returned`` is left alone: the next look finds it.
@@ -89,16 +89,16 @@ class Pruning:
             matches = "EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id = {column} AND p.path GLOB ?1)"
             values = (partition_glob,)
         where = (
-            matches.format(column="frozen_rows.partition_id")
+            matches.format(column="retained_rows.partition_id")
             + f" AND {only_kind(only)}"
-            + " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = frozen_rows.partition_id AND x.kind = 'scored')"
+            + " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = retained_rows.partition_id AND x.kind = 'scored')"
         )
         runs = [
             run_id
             for (run_id,) in self._run(
-                f"SELECT DISTINCT run_id FROM frozen_rows WHERE run_id IS NOT NULL AND {where}"
-                " UNION SELECT m.run_id FROM frozen_rows CROSS JOIN malformed_runs m ON m.digest = frozen_rows.digest"
-                f" WHERE frozen_rows.run_id IS NULL AND {where}"
+                f"SELECT DISTINCT run_id FROM retained_rows WHERE run_id IS NOT NULL AND {where}"
+                " UNION SELECT m.run_id FROM retained_rows CROSS JOIN malformed_runs m ON m.digest = retained_rows.digest"
+                f" WHERE retained_rows.run_id IS NULL AND {where}"
                 " UNION SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
                 " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL",
                 values,
@@ -108,14 +108,14 @@ class Pruning:
             pruned = 0
             for dataset in KEPT_BITS:
                 pruned += self._count(
-                    f"SELECT count(*) FROM frozen_rows WHERE {dataset} = {SHIPPED} AND {where}", *values
+                    f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}", *values
                 )
-                self._frozen.depart_rows(dataset, where, values, "'pruned'")
+                self._retained.depart_rows(dataset, where, values, "'pruned'")
             self._run(
-                f"DELETE FROM rejudge_frozen WHERE frozen_id IN (SELECT frozen_id FROM frozen_rows WHERE {where})",
+                f"DELETE FROM rejudge_retained WHERE retained_id IN (SELECT retained_id FROM retained_rows WHERE {where})",
                 values,
             )
-            self._run(f"DELETE FROM frozen_rows WHERE {where}", values)
+            self._run(f"DELETE FROM retained_rows WHERE {where}", values)
             pruned += self._depart_pairs(partition_glob, only)
             files = 0
             if only is None:
@@ -127,7 +127,7 @@ class Pruning:
         return Pruned(pruned, files)
 
     def _depart_pairs(self, partition_glob: str | None, only: Only | None) -> int:
-        where, values = f"frozen IS NOT NULL AND {only_kind(only, 'frozen')}", ()
+        where, values = f"retained IS NOT NULL AND {only_kind(only, 'retained')}", ()
         where += " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))"
         if partition_glob is not None:
             where += (
@@ -135,7 +135,7 @@ class Pruning:
                 " AND p.path GLOB ?1)"
             )
             values = (partition_glob,)  # type: ignore[assignment]
-        return self._frozen.depart_pairs(where, values, "'pruned'")
+        return self._retained.depart_pairs(where, values, "'pruned'")
 
     def _forget_absent_files(self, partition_glob: str | None, spared: Mapping[FileKey, FileRecord]) -> int:
         """Evidence that is absent, or vanished and was missed, is gone for good: what was built on it is judged without.
@@ -169,7 +169,7 @@ class Pruning:
         )
 
     def _rows_without_evidence(self) -> int:
-        """Shipped rows that are judged without the evidence which was given up."""
+        """Exported rows that are judged without the evidence which was given up."""
         return self._count(
             "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"

@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, SHIPPED, VERDICTS
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Store, StoreOfOtherRootError
-from distilld.store.frozen import KEPT_BITS
+from distilld.store.retained import KEPT_BITS
 
 
 class Pairing(NamedTuple):
-    """How many task ids have a shipped pair, and how many have rows but no pair to try."""
+    """How many task ids have an exported pair, and how many have rows but no pair to try."""
 
     tasks_paired: int
     tasks_insufficient: int
 
 
-class HeldCount(NamedTuple):
+class QuarantineCount(NamedTuple):
     """Rows of a dataset's quarantine with one reason."""
 
     dataset: Dataset
@@ -48,8 +48,8 @@ class BatchLine(NamedTuple):
     batch_id: str
     trigger: str
     recorded_at: str
-    rows_shipped: int
-    rows_held: int
+    rows_exported: int
+    rows_quarantined: int
     rows_withdrawn: int
     rows_judged: int
     bytes_read: int
@@ -143,22 +143,22 @@ class Views:
     def pairing(self) -> Pairing:
         """The preference exporter's two figures about task ids."""
         paired, tried = self._run(
-            f"SELECT count(DISTINCT task_id) FILTER (WHERE outcome = {SHIPPED}),"
-            " count(DISTINCT task_id) FILTER (WHERE frozen IS NULL) FROM pairs"
+            f"SELECT count(DISTINCT task_id) FILTER (WHERE outcome = {EXPORTED}),"
+            " count(DISTINCT task_id) FILTER (WHERE retained IS NULL) FROM pairs"
         ).fetchone()
         tasks = self._run(
             "SELECT count(DISTINCT task_id) FROM scored_rows WHERE task_id IS NOT NULL AND evidence_found = 1"
         ).fetchone()[0]
         return Pairing(paired, tasks - tried)
 
-    def quarantine(self, dataset: Dataset | None = None, reason: Reason | None = None) -> list[HeldCount]:
-        """Held rows by dataset and reason, the order of the contract; what has no rows is left out."""
+    def quarantine(self, dataset: Dataset | None = None, reason: Reason | None = None) -> list[QuarantineCount]:
+        """Quarantined rows by dataset and reason, the order of the contract; what has no rows is left out."""
         found = {
             (Dataset(of), Reason(why)): rows
             for of, why, rows in self._run("SELECT dataset, reason, rows FROM quarantine_by_reason")
         }
         return [
-            HeldCount(of, why, found[of, why])
+            QuarantineCount(of, why, found[of, why])
             for of in Dataset
             for why in Reason
             if (of, why) in found and dataset in (None, of) and reason in (None, why)
@@ -172,20 +172,20 @@ class Views:
         return int(
             self._run(
                 "SELECT (SELECT count(*) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE q.forced = 1"
-                f" AND (s.rag = {SHIPPED} OR s.sft = {SHIPPED}))"
+                f" AND (s.rag = {EXPORTED} OR s.sft = {EXPORTED}))"
                 " + (SELECT count(*) FROM rejudge_tasks q CROSS JOIN pairs p USING (task_id) WHERE q.forced = 1"
-                f" AND p.outcome = {SHIPPED}) + (SELECT count(*) FROM departures WHERE outcome = {SHIPPED})"
+                f" AND p.outcome = {EXPORTED}) + (SELECT count(*) FROM departures WHERE outcome = {EXPORTED})"
                 " + (SELECT count(*) FROM overwrites WHERE name IN ('rag', 'sft', 'preference'))"
             ).fetchone()[0]
         )
 
     def is_to_leave(self, run_id: str) -> bool:
-        """Whether the batch that is due judges first what ships of a run: a verdict came that may forbid it."""
+        """Whether the batch that is due judges first what is exported of a run: a verdict came that may forbid it."""
         return bool(
             self._run(
                 "SELECT EXISTS (SELECT 1 FROM scored_rows s CROSS JOIN rejudge_rows q USING (walk)"
                 " WHERE s.run_id = ?1 AND q.forced = 1)"
-                " OR EXISTS (SELECT 1 FROM frozen_rows f CROSS JOIN rejudge_frozen q USING (frozen_id) WHERE f.run_id = ?1)"
+                " OR EXISTS (SELECT 1 FROM retained_rows f CROSS JOIN rejudge_retained q USING (retained_id) WHERE f.run_id = ?1)"
                 " OR EXISTS (SELECT 1 FROM pairs p CROSS JOIN rejudge_tasks q USING (task_id)"
                 "  WHERE p.chosen_run_id = ?1 AND q.forced = 1)"
                 " OR EXISTS (SELECT 1 FROM departures WHERE ?1 IN (run_id, other_run_id))",
@@ -245,9 +245,9 @@ class Views:
         """The number of the newest withdrawal, 0 where there is none."""
         return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
 
-    def shipped_of(self, dataset: Dataset, category: Category) -> int:
+    def exported_of(self, dataset: Dataset, category: Category) -> int:
         """How many present rows of a category stand in a dataset."""
-        where = f"{dataset} = {SHIPPED} AND category = ?"
+        where = f"{dataset} = {EXPORTED} AND category = ?"
         count = self._run(f"SELECT count(*) FROM scored_rows WHERE {where}", (CATEGORY_CODES[category],))
         return int(count.fetchone()[0])
 
@@ -269,7 +269,7 @@ class Views:
         return [Withdrawn(Dataset(row[0]), row[1], row[2], row[3], row[4], Cause(row[5]), bool(row[6])) for row in rows]
 
 
-def by_reason(counts: Iterable[HeldCount], dataset: Dataset) -> dict[Reason, int]:
+def by_reason(counts: Iterable[QuarantineCount], dataset: Dataset) -> dict[Reason, int]:
     """One dataset's counts."""
     return {count.reason: count.rows for count in counts if count.dataset is dataset}
 
@@ -286,7 +286,7 @@ class KeptVerdict(NamedTuple):
 
 
 class KeptLine(NamedTuple):
-    """A line of a row that stands by way of exception.
+    """A line of a retained row.
 
     ``row`` is the digest of the scored line behind it if that is absent: should it stand elsewhere, it counts there.
     Of an orphan, ``told`` is the category that an old quarantine file gives its run.
@@ -304,7 +304,7 @@ class KeptLine(NamedTuple):
 
 
 class KeptPair(NamedTuple):
-    """A pair that stands by way of exception."""
+    """A retained pair."""
 
     outcome: int
     line: bytes
@@ -316,7 +316,7 @@ class KeptPair(NamedTuple):
 
 
 class Exceptions:
-    """What the store says of the lines that stand by way of exception (SPEC 3), for the deep verify."""
+    """What the store says of the lines of retained rows (SPEC 3), for the deep verify."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
@@ -324,10 +324,10 @@ class Exceptions:
     def verdicts(self) -> Iterator[KeptVerdict]:
         """The verdicts of absent partitions."""
         for path, line, run_id, category, digest, malformed in self._run(
-            "SELECT p.path, f.line, f.run_id, f.category, f.digest, 0 FROM frozen_rows f CROSS JOIN partitions p"
+            "SELECT p.path, f.line, f.run_id, f.category, f.digest, 0 FROM retained_rows f CROSS JOIN partitions p"
             " USING (partition_id) WHERE f.kind = 'absent' AND f.run_id IS NOT NULL AND f.category IS NOT NULL"
             " UNION ALL SELECT p.path, f.line, m.run_id, f.category, f.digest, 1 FROM malformed_runs m"
-            " CROSS JOIN frozen_rows f ON f.digest = m.digest AND f.run_id IS NULL"
+            " CROSS JOIN retained_rows f ON f.digest = m.digest AND f.run_id IS NULL"
             " CROSS JOIN partitions p USING (partition_id) WHERE f.kind = 'absent' AND f.category IS NOT NULL"
             " UNION ALL SELECT p.path, f.indexed_lines, m.run_id, f.rest_category, f.rest_digest, 2 FROM malformed_runs m"
             " CROSS JOIN files f ON f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = 'absent'"
@@ -342,7 +342,7 @@ class Exceptions:
         return self._lines(
             "SELECT f.{0}, f.{0}_line, f.sample_key, p.path, f.line, f.run_id,"
             " CASE f.kind WHEN 'absent' THEN f.digest ELSE x'' END, f.kind = 'orphan',"
-            " CASE f.kind WHEN 'orphan' THEN f.category END FROM frozen_rows f"
+            " CASE f.kind WHEN 'orphan' THEN f.category END FROM retained_rows f"
             " LEFT JOIN partitions p USING (partition_id) WHERE f.{0} IS NOT NULL"
         )
 
@@ -362,9 +362,9 @@ class Exceptions:
                 yield KeptLine(dataset, outcome, line, key, at, run_id, digest, bool(orphan), CATEGORIES.get(told))
 
     def pairs(self) -> Iterator[KeptPair]:
-        """The lines of frozen pairs."""
-        for outcome, line, key, chosen, rejected, category, frozen in self._run(
-            "SELECT outcome, line, sample_key, chosen_run_id, rejected_run_id, rejected_category, frozen FROM pairs"
-            " WHERE frozen IS NOT NULL"
+        """The lines of retained pairs."""
+        for outcome, line, key, chosen, rejected, category, retained in self._run(
+            "SELECT outcome, line, sample_key, chosen_run_id, rejected_run_id, rejected_category, retained FROM pairs"
+            " WHERE retained IS NOT NULL"
         ):
-            yield KeptPair(outcome, line, key, chosen, rejected, CATEGORIES.get(category), frozen == "orphan")
+            yield KeptPair(outcome, line, key, chosen, rejected, CATEGORIES.get(category), retained == "orphan")

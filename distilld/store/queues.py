@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, REASON_CODES, SHIPPED
+from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Category, Dataset, Options, Reason
 from distilld.store.connection import Store
 from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.verdicts import is_forbidden
 
 CAN_HAVE_PAIRS: Final = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
-"""Rows whose task may have pairs: of one whose evidence is absent, pairs can be frozen."""
+"""Rows whose task may have pairs: of one whose evidence is absent, pairs can be retained."""
 ORDER_MATTERS: Final = (
     "EXISTS (SELECT 1 FROM totals WHERE dataset = 'preference' AND state = 'live' AND rows > 0"
     f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
@@ -26,7 +26,7 @@ EVIDENCE_PRUNED: Final = 2
 
 
 def first_waiter(dataset: str) -> str:
-    """SQL for the first row behind place ?2 that is held because another row has the id ?1.
+    """SQL for the first row behind place ?2 that is quarantined because another row has the id ?1.
 
     The index has the holder of the RAG id beside all others, so that each of the two parts is in walk order. Without the
     plus sign SQLite writes the code into the index's expression, and knows it no more.
@@ -45,15 +45,15 @@ class Queues:
         self._run = store.connection.execute
 
     def add_all(self, options: Options) -> None:
-        """Queue every row and every task; what ships and a verdict may now forbid comes first."""
+        """Queue every row and every task; what is exported and a verdict may now forbid comes first."""
         self._run(
             "INSERT INTO rejudge_rows (walk, forced) SELECT walk, "
-            f"CASE WHEN rag = {SHIPPED} OR sft = {SHIPPED} THEN {is_forbidden('s.run_id', options, Dataset.RAG, Dataset.SFT)}"
+            f"CASE WHEN rag = {EXPORTED} OR sft = {EXPORTED} THEN {is_forbidden('s.run_id', options, Dataset.RAG, Dataset.SFT)}"
             " ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
             " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
         )
         self._run(
-            f"INSERT INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE outcome = {SHIPPED}"
+            f"INSERT INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE outcome = {EXPORTED}"
             f" AND {is_forbidden('pairs.chosen_run_id', options, Dataset.PREFERENCE)}"
             " ON CONFLICT (task_id) DO UPDATE SET forced = 1"
         )
@@ -64,9 +64,9 @@ class Queues:
             f" HAVING max(category = {CATEGORY_CODES[Category.ACCEPTED]}) AND max(category IN"
             f" ({CATEGORY_CODES[Category.REJECTED]}, {CATEGORY_CODES[Category.PARTIALLY_ACCEPTED]}))"
         )
-        self._run("INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind <> 'orphan'")
-        self._run("UPDATE frozen_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
-        self._run("UPDATE pairs SET accepted = 0 WHERE frozen = 'orphan' AND accepted = 1")
+        self._run("INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind <> 'orphan'")
+        self._run("UPDATE retained_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
+        self._run("UPDATE pairs SET accepted = 0 WHERE retained = 'orphan' AND accepted = 1")
 
     def add_tasks(self, table: str, where: str) -> None:
         """Queue the tasks of a table's rows."""
@@ -93,47 +93,49 @@ class Queues:
             )
 
     def wake_waiters(self, source: str) -> None:
-        """Queue the first row that waits for an id which rows ``g`` ship."""
+        """Queue the first row that waits for an id that rows ``g`` hold."""
         for dataset in ("rag", "sft"):
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0"
                 f" {source.replace(' WHERE ', f' CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE} WHERE ')}"
-                f" AND g.{dataset} = {SHIPPED} GROUP BY d.sample_key"
+                f" AND g.{dataset} = {EXPORTED} GROUP BY d.sample_key"
             )
 
     def add_rows_behind(self, dataset: str, source: str, where: str) -> None:
-        """Queue the rows that a later gate holds: duplicates now, if a row of ``source`` ships their id from before them."""
+        """Queue the rows that fail a later gate: duplicates now, if a row of ``source`` holds their id from before them."""
         held = BEHIND_ID[dataset].replace(f"{dataset} IN", f"b.{dataset} IN")
         held = held.replace("sample_key", "b.sample_key").replace("evidence_found", "b.evidence_found")
         self._run(
             f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT b.walk, 0 FROM {source} CROSS JOIN scored_rows b"
-            f" ON b.sample_key = m.sample_key WHERE {where} AND m.{dataset} = {SHIPPED} AND b.walk > m.walk AND {held}"
+            f" ON b.sample_key = m.sample_key WHERE {where} AND m.{dataset} = {EXPORTED} AND b.walk > m.walk AND {held}"
         )
 
     def add_copied(self, source: str) -> None:
-        """Queue frozen rows ``f`` whose very lines are in a present partition: they count only there, and so do their pairs."""
-        if not self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows)").fetchone()[0]:
+        """Queue retained rows ``f`` whose very lines are in a present partition: they count only there, and so do their pairs."""
+        if not self._run("SELECT EXISTS (SELECT 1 FROM retained_rows)").fetchone()[0]:
             return
-        self._run(f"INSERT OR IGNORE INTO rejudge_frozen SELECT f.frozen_id FROM {source} WHERE f.kind <> 'orphan'")
+        self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {source} WHERE f.kind <> 'orphan'")
         for side in ("chosen", "rejected"):
             self._run(
                 f"INSERT OR IGNORE INTO rejudge_tasks SELECT p.task_id, 0 FROM {source} CROSS JOIN pairs p"
-                f" ON p.{side}_run_id = f.run_id WHERE f.kind <> 'orphan' AND p.frozen = 'absent'"
+                f" ON p.{side}_run_id = f.run_id WHERE f.kind <> 'orphan' AND p.retained = 'absent'"
             )
 
     def doubt_orphans(self, source: str) -> None:
-        """Orphans of runs that new rows name are to be decided on anew: the inputs speak of them now (SPEC 3.11)."""
+        """Orphans of runs that new rows name are to be decided on again: the inputs speak of them now (SPEC 3.11)."""
         named = f"(SELECT run_id FROM {source})"
-        if self._run("SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'orphan' AND accepted = 1)").fetchone()[0]:
+        if self._run("SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 1)").fetchone()[
+            0
+        ]:
             self._run(
-                "UPDATE frozen_rows INDEXED BY frozen_rows_by_run SET accepted = 0"
+                "UPDATE retained_rows INDEXED BY retained_rows_by_run SET accepted = 0"
                 f" WHERE kind = 'orphan' AND run_id IN {named}"
             )
-        if self._run("SELECT EXISTS (SELECT 1 FROM pairs WHERE frozen = 'orphan' AND accepted = 1)").fetchone()[0]:
+        if self._run("SELECT EXISTS (SELECT 1 FROM pairs WHERE retained = 'orphan' AND accepted = 1)").fetchone()[0]:
             for side in ("chosen", "rejected"):
                 self._run(
                     f"UPDATE pairs INDEXED BY pairs_by_{side}_run SET accepted = 0"
-                    f" WHERE frozen = 'orphan' AND {side}_run_id IN {named}"
+                    f" WHERE retained = 'orphan' AND {side}_run_id IN {named}"
                 )
 
 

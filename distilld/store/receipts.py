@@ -27,7 +27,7 @@ class InputNote(NamedTuple):
     lines: int
     malformed_lines: int
     changed_ns: int | None
-    """When it was changed before it was read, by its file system's clock; None where it is gone or to be read anew."""
+    """When it was changed before it was read, by its file system's clock; None where it is gone or to be read again."""
 
 
 class BatchRecord(NamedTuple):
@@ -91,8 +91,8 @@ class Receipts:
             "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 sequence, batch_id, trigger, recorded_at,
-                sum(change.shipped.rows for change in decisions.changes.values()),
-                sum(change.held.rows for change in decisions.changes.values()),
+                sum(change.exported.rows for change in decisions.changes.values()),
+                sum(change.quarantined.rows for change in decisions.changes.values()),
                 len(decisions.withdrawals), rows_judged, bytes_read, duration_ms,
             ),
         )  # fmt: skip
@@ -167,11 +167,11 @@ class Receipts:
         )
 
     def replaced_files(self) -> list[str]:
-        """Exports that were written anew as a whole since the last receipt."""
+        """Exports that were written again as a whole since the last receipt."""
         return [str(name) for name in orjson.loads(self._store.recall("replaced_files") or "[]")]
 
     def note_replaced(self, names: list[str]) -> None:
-        """Remember for the next receipt that exports were written anew as a whole; an empty list forgets."""
+        """Remember for the next receipt that exports were written again as a whole; an empty list forgets."""
         known = sorted({*self.replaced_files(), *names}) if names else []
         self._store.remember("replaced_files", orjson.dumps(known).decode())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilld.core.line_facts import DUPLICATE, LINES_END, SHIPPED, RowFacts
+from distilld.core.line_facts import DUPLICATE, EXPORTED, LINES_END, RowFacts
 from distilld.core.model import Options
 from distilld.store.connection import Store
 from distilld.store.counts import Counts
@@ -14,7 +14,7 @@ from distilld.store.verdicts import Verdicts, named_in_malformed
 
 
 class RewrittenFile:
-    """The part of the store that takes a scored file in from its start, in the place of what was known of it."""
+    """The part of the store that takes a scored file in from its start, in place of what was known of it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -37,9 +37,9 @@ class RewrittenFile:
         self._many(f"INSERT INTO incoming (line, {ROW_FACTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def replace(self, record: FileRecord, options: Options) -> None:
-        """Put the staged lines in the place of what was known of the file.
+        """Put the staged lines in place of what was known of the file.
 
-        A line whose bytes stood in the file before keeps its outcomes and is not judged anew for having moved, but for
+        A line whose bytes stood in the file before keeps its outcomes and is not judged again for having moved, but for
         what its place decides: a quarantine row's location, and who holds an id.
         """
         low, high = record.walk_base, record.walk_base + LINES_END
@@ -62,7 +62,7 @@ class RewrittenFile:
                       " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
             self._run("UPDATE scored_rows SET category = i.category FROM incoming i WHERE walk = i.line + ?1"
                       " AND scored_rows.category IS NOT i.category", (low,))  # fmt: skip
-            self._queues.add_copied("incoming n CROSS JOIN frozen_rows f ON f.digest = n.digest")
+            self._queues.add_copied("incoming n CROSS JOIN retained_rows f ON f.digest = n.digest")
             self._queues.doubt_orphans("incoming")
         self._queue_unjudged(low, high)
         self._run("DROP TABLE temp.incoming")
@@ -147,13 +147,13 @@ class RewrittenFile:
         self._run("DROP TABLE temp.waiting")
         self._run(
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM moving"
-            f" WHERE rag IS NULL OR rag <> {SHIPPED} OR sft IS NULL OR sft <> {SHIPPED}"
+            f" WHERE rag IS NULL OR rag <> {EXPORTED} OR sft IS NULL OR sft <> {EXPORTED}"
         )
         for dataset in ("rag", "sft"):
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT d.walk, 0 FROM moving m CROSS JOIN scored_rows d"
                 f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"
-                f" WHERE m.{dataset} = {SHIPPED} AND d.walk < m.walk"
+                f" WHERE m.{dataset} = {EXPORTED} AND d.walk < m.walk"
             )
             self._queues.add_rows_behind(dataset, "moving m", "1")
         self._queues.add_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")

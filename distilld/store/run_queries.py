@@ -1,4 +1,4 @@
-"""Everything that the store knows of one run (SPEC 5, 'explain'), and of what is frozen. Nothing here writes."""
+"""Everything that the store knows of one run (SPEC 5, 'explain'), and of what is retained. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final, NamedTuple
 from unicodedata import normalize
 
 from distilld.core.decisions import id_of
-from distilld.core.line_facts import DUPLICATE, LINE_BITS, REASONS, SHIPPED, VERDICTS
+from distilld.core.line_facts import DUPLICATE, EXPORTED, LINE_BITS, REASONS, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
 from distilld.store.connection import Store
-from distilld.store.frozen import KEPT_FOR_GOOD, without_evidence
 from distilld.store.pruning import Only, only_kind
+from distilld.store.retained import KEPT_FOR_GOOD, without_evidence
 
 
 class Recorded(NamedTuple):
-    """What became of a row in a dataset. ``reason`` is None where it ships, ``line`` is its line's digest."""
+    """What became of a row in a dataset. ``reason`` is None where it is exported, ``line`` is its line's digest."""
 
     id: str | None
     reason: Reason | None
@@ -23,11 +23,11 @@ class Recorded(NamedTuple):
     batch_id: str | None
     recorded_at: str | None
     holder: RowRef | None
-    """Of a duplicate: the row that ships the id."""
+    """Of a duplicate: the row that holds the id."""
 
 
 class RunRow(NamedTuple):
-    """A scored row of a run: present, or of one of the frozen kinds. Outcomes are None where there is none (any more)."""
+    """A scored row of a run: present, or of one of the retained kinds. Outcomes are None where there is none (any more)."""
 
     at: RowRef | None
     """None for an orphan: nobody knows where it stood."""
@@ -51,7 +51,7 @@ class RunEvidence(NamedTuple):
 
 
 class RunPair(NamedTuple):
-    """A pair that a run is in; ``state`` is 'live' or how it is frozen."""
+    """A pair that a run is in; ``state`` is 'live' or how it is retained."""
 
     id: str
     task_id: str
@@ -75,8 +75,8 @@ class RunWithdrawal(NamedTuple):
     withdrawn_at: str
 
 
-class FrozenCount(NamedTuple):
-    """Shipped rows or pairs that are frozen, by why: absent, vanished, orphan, or evidence that is absent or vanished."""
+class RetainedCount(NamedTuple):
+    """Exported rows or pairs that are retained, by why: absent, vanished, orphan, or evidence that is absent or vanished."""
 
     dataset: Dataset
     kind: str
@@ -94,7 +94,7 @@ _BATCHES: Final = " ".join(
 
 
 _BY_DATASET: Final = ("vanished", "orphan")
-"""How a row is frozen that has a record for each dataset which it is kept in, and none for another."""
+"""How a row is retained that has a record for each dataset which it is kept in, and none for another."""
 
 
 def _with_other(row: RunRow, other: RunRow | None) -> RunRow:
@@ -107,7 +107,7 @@ def _with_other(row: RunRow, other: RunRow | None) -> RunRow:
 
 
 class Stories:
-    """Reads the store; every method is one question about one run, or about what is frozen."""
+    """Reads the store; every method is one question about one run, or about what is retained."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
@@ -134,10 +134,10 @@ class Stories:
             " AND s.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()
-        frozen = self._run(
+        retained = self._run(
             "SELECT p.path, f.line, coalesce(p.walk_base + f.line, 1 << 62), f.kind, f.category, f.digest, 'unknown',"
-            " EXISTS (SELECT 1 FROM rejudge_frozen q WHERE q.frozen_id = f.frozen_id), 0, f.sample_key,"
-            f" {_OUTCOMES.format(alias='f')} FROM frozen_rows f LEFT JOIN partitions p USING (partition_id)"
+            " EXISTS (SELECT 1 FROM rejudge_retained q WHERE q.retained_id = f.retained_id), 0, f.sample_key,"
+            f" {_OUTCOMES.format(alias='f')} FROM retained_rows f LEFT JOIN partitions p USING (partition_id)"
             f" {_BATCHES.format(alias='f')} WHERE f.run_id = ?1 OR f.run_id IS NULL"
             " AND f.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
@@ -145,7 +145,7 @@ class Stories:
         found: dict[object, RunRow] = {row.at: row for row in self._rests(run_id)}
         for path, line, walk, state, category, digest, evidence, waits, kept, key, *outcomes in [
             *present,
-            *frozen,
+            *retained,
         ]:
             recorded = {
                 dataset: self._recorded(dataset, key, *outcomes[start : start + 4])
@@ -188,7 +188,7 @@ class Stories:
 
     def _holder(self, dataset: Dataset, key: int | None) -> RowRef | None:
         found = self._run(
-            f"SELECT partition, line FROM row_places WHERE sample_key = ? AND {dataset} = {SHIPPED}", (key,)
+            f"SELECT partition, line FROM row_places WHERE sample_key = ? AND {dataset} = {EXPORTED}", (key,)
         ).fetchone()
         return RowRef(*found) if found else None
 
@@ -205,7 +205,7 @@ class Stories:
     def pairs(self, run_id: str) -> list[RunPair]:
         """The pairs that it is in, on either side."""
         rows = self._run(
-            "SELECT r.sample_key, r.task_id, r.slot, coalesce(r.frozen, 'live'), r.chosen_run_id, r.rejected_run_id,"
+            "SELECT r.sample_key, r.task_id, r.slot, coalesce(r.retained, 'live'), r.chosen_run_id, r.rejected_run_id,"
             " r.outcome, r.line, b.batch_id, b.recorded_at FROM pairs r LEFT JOIN batches b ON b.batch = r.batch"
             " WHERE r.pair_id IN (SELECT pair_id FROM pairs WHERE chosen_run_id = ?1"
             " UNION SELECT pair_id FROM pairs WHERE rejected_run_id = ?1) ORDER BY r.task_id, r.slot, r.pair_id",
@@ -231,37 +231,37 @@ class Stories:
         return [RunWithdrawal._make(row)._replace(replaced=bool(row[3])) for row in rows]
 
     def leaving(self, run_id: str) -> list[tuple[str, str]]:
-        """Shipped lines of it whose rows are gone and that the next batch takes out: dataset and cause."""
+        """Exported lines of it whose rows are gone and that the next batch takes out: dataset and cause."""
         return self._run(
-            f"SELECT dataset, cause FROM departures WHERE outcome = {SHIPPED} AND ? IN (run_id, other_run_id)",
+            f"SELECT dataset, cause FROM departures WHERE outcome = {EXPORTED} AND ? IN (run_id, other_run_id)",
             (run_id,),
         ).fetchall()
 
-    # what is frozen
+    # what is retained
 
-    def frozen(self, partition_glob: str | None, only: Only | None = None) -> list[FrozenCount]:
-        """The shipped rows and pairs that ``prune`` would withdraw, by dataset and kind."""
+    def retained(self, partition_glob: str | None, only: Only | None = None) -> list[RetainedCount]:
+        """The exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
         matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
         undecided = f" AND kind = 'evidence vanished' AND kept & {KEPT_FOR_GOOD} = 0" if only else ""
-        counts: list[FrozenCount] = []
+        counts: list[RetainedCount] = []
         for dataset in (Dataset.RAG, Dataset.SFT):
-            frozen = (
-                f"SELECT kind FROM frozen_rows f WHERE {dataset} = {SHIPPED} AND {only_kind(only)}"
+            retained = (
+                f"SELECT kind FROM retained_rows f WHERE {dataset} = {EXPORTED} AND {only_kind(only)}"
                 f" AND {matches.format(which='p.partition_id = f.partition_id')}"
             )
             place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
             kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}{undecided}"
-            source = frozen if only is Only.ORPHAN else f"{frozen} UNION ALL {kept}"
+            source = retained if only is Only.ORPHAN else f"{retained} UNION ALL {kept}"
             counts += self._counts(dataset, source, partition_glob)
         pairs = (
-            f"SELECT frozen AS kind FROM pairs r WHERE frozen IS NOT NULL AND outcome = {SHIPPED}"
-            f" AND {only_kind(only, 'frozen')} AND {matches.format(which='p.partition_id IN (r.chosen_partition, r.rejected_partition)')}"
+            f"SELECT retained AS kind FROM pairs r WHERE retained IS NOT NULL AND outcome = {EXPORTED}"
+            f" AND {only_kind(only, 'retained')} AND {matches.format(which='p.partition_id IN (r.chosen_partition, r.rejected_partition)')}"
         )
         return [*counts, *self._counts(Dataset.PREFERENCE, pairs, partition_glob)]
 
-    def _counts(self, dataset: Dataset, source: str, partition_glob: str | None) -> list[FrozenCount]:
+    def _counts(self, dataset: Dataset, source: str, partition_glob: str | None) -> list[RetainedCount]:
         rows = self._run(f"SELECT kind, count(*) FROM ({source}) GROUP BY kind ORDER BY kind", (partition_glob,))
-        return [FrozenCount(dataset, kind, count) for kind, count in rows]
+        return [RetainedCount(dataset, kind, count) for kind, count in rows]
 
     def absent_files(self, partition_glob: str | None) -> int:
         """How many absent input files ``prune`` would forget, with the verdicts of their rows."""

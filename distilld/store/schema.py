@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from distilld.core.line_facts import DUPLICATE, LINE_BITS, REASON_CODES, SHIPPED
+from distilld.core.line_facts import DUPLICATE, EXPORTED, LINE_BITS, REASON_CODES
 from distilld.core.model import Reason
 
 BEHIND_ID: Final = {
@@ -21,7 +21,7 @@ BEHIND_ID: Final = {
 }
 """Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
 
-HOLDS_RAG: Final = f"CASE rag WHEN {SHIPPED} THEN 0 END"
+HOLDS_RAG: Final = f"CASE rag WHEN {EXPORTED} THEN 0 END"
 """0 for the row that ships its id in RAG, else NULL: ``scored_rows_by_key`` has it behind the key, once for each key."""
 
 _ROW_COLUMNS = """
@@ -89,8 +89,8 @@ CREATE INDEX scored_rows_by_run ON scored_rows (run_id) WHERE run_id IS NOT NULL
 CREATE INDEX nameless_rows ON scored_rows (digest) WHERE run_id IS NULL;
 CREATE INDEX scored_rows_by_task ON scored_rows (task_id, category)
     WHERE task_id IS NOT NULL AND evidence_found = 1;
-CREATE UNIQUE INDEX rag_ids ON scored_rows (sample_key) WHERE rag = {SHIPPED};
-CREATE UNIQUE INDEX sft_ids ON scored_rows (sample_key) WHERE sft = {SHIPPED};
+CREATE UNIQUE INDEX rag_ids ON scored_rows (sample_key) WHERE rag = {EXPORTED};
+CREATE UNIQUE INDEX sft_ids ON scored_rows (sample_key) WHERE sft = {EXPORTED};
 CREATE INDEX rag_waiting ON scored_rows (sample_key) WHERE rag = {DUPLICATE};
 CREATE INDEX sft_waiting ON scored_rows (sample_key) WHERE sft = {DUPLICATE};
 CREATE INDEX rag_behind ON scored_rows (sample_key) WHERE {BEHIND_ID["rag"]};
@@ -117,8 +117,8 @@ CREATE TABLE frozen_rows (
 CREATE INDEX frozen_rows_by_run ON frozen_rows (run_id);
 CREATE INDEX frozen_rows_by_digest ON frozen_rows (digest);
 CREATE INDEX frozen_rows_by_partition ON frozen_rows (partition_id, line);
-CREATE UNIQUE INDEX frozen_rag_ids ON frozen_rows (sample_key) WHERE rag = {SHIPPED};
-CREATE UNIQUE INDEX frozen_sft_ids ON frozen_rows (sample_key) WHERE sft = {SHIPPED};
+CREATE UNIQUE INDEX frozen_rag_ids ON frozen_rows (sample_key) WHERE rag = {EXPORTED};
+CREATE UNIQUE INDEX frozen_sft_ids ON frozen_rows (sample_key) WHERE sft = {EXPORTED};
 
 CREATE TABLE pairs (
     pair_id             INTEGER PRIMARY KEY,
@@ -140,7 +140,7 @@ CREATE INDEX pairs_by_task ON pairs (task_id, slot);
 CREATE INDEX pairs_by_chosen_run ON pairs (chosen_run_id);
 CREATE INDEX pairs_by_rejected_run ON pairs (rejected_run_id);
 CREATE INDEX pairs_by_key ON pairs (sample_key);
-CREATE UNIQUE INDEX pair_ids ON pairs (sample_key) WHERE outcome = {SHIPPED};
+CREATE UNIQUE INDEX pair_ids ON pairs (sample_key) WHERE outcome = {EXPORTED};
 
 CREATE TABLE rejudge_rows (
     walk              INTEGER PRIMARY KEY,
@@ -168,7 +168,7 @@ CREATE TABLE departures (
     row_line      INTEGER,
     row           BLOB
 ) STRICT;
-CREATE UNIQUE INDEX departed_ids ON departures (dataset, sample_key) WHERE outcome = {SHIPPED};
+CREATE UNIQUE INDEX departed_ids ON departures (dataset, sample_key) WHERE outcome = {EXPORTED};
 
 CREATE TABLE missing_lines (
     name    TEXT    NOT NULL,
@@ -294,28 +294,28 @@ CREATE VIEW run_history AS
 CREATE VIEW seen_ids AS
     SELECT 'rag' AS dataset, {_SAMPLE_ID.format(dataset="rag", alias="r")} AS id, r.run_id, r.partition, r.line,
            b.batch_id AS shipped_in, 'live' AS state
-    FROM row_places r LEFT JOIN batches b ON b.batch = r.rag_batch WHERE r.rag = {SHIPPED}
+    FROM row_places r LEFT JOIN batches b ON b.batch = r.rag_batch WHERE r.rag = {EXPORTED}
     UNION ALL
     SELECT 'sft', {_SAMPLE_ID.format(dataset="sft", alias="r")}, r.run_id, r.partition, r.line, b.batch_id, 'live'
-    FROM row_places r LEFT JOIN batches b ON b.batch = r.sft_batch WHERE r.sft = {SHIPPED}
+    FROM row_places r LEFT JOIN batches b ON b.batch = r.sft_batch WHERE r.sft = {EXPORTED}
     UNION ALL
     SELECT 'preference', {_SAMPLE_ID.format(dataset="pref", alias="r")}, r.chosen_run_id, p.path, NULL, b.batch_id,
            coalesce(r.frozen, 'live')
     FROM pairs r LEFT JOIN partitions p ON p.partition_id = r.chosen_partition
-    LEFT JOIN batches b ON b.batch = r.batch WHERE r.outcome = {SHIPPED}
+    LEFT JOIN batches b ON b.batch = r.batch WHERE r.outcome = {EXPORTED}
     UNION ALL
     SELECT 'rag', {_SAMPLE_ID.format(dataset="rag", alias="f")}, f.run_id, p.path, f.line, b.batch_id, f.kind
     FROM frozen_rows f LEFT JOIN partitions p USING (partition_id) LEFT JOIN batches b ON b.batch = f.rag_batch
-    WHERE f.rag = {SHIPPED}
+    WHERE f.rag = {EXPORTED}
     UNION ALL
     SELECT 'sft', {_SAMPLE_ID.format(dataset="sft", alias="f")}, f.run_id, p.path, f.line, b.batch_id, f.kind
     FROM frozen_rows f LEFT JOIN partitions p USING (partition_id) LEFT JOIN batches b ON b.batch = f.sft_batch
-    WHERE f.sft = {SHIPPED};
+    WHERE f.sft = {EXPORTED};
 
 CREATE VIEW quarantine_by_reason AS
     SELECT t.dataset, o.outcome AS reason, sum(t.rows) AS rows
     FROM totals t CROSS JOIN outcomes o ON o.code = t.outcome
-    WHERE t.outcome <> {SHIPPED} AND t.state <> 'departing' GROUP BY t.dataset, o.outcome HAVING sum(t.rows) > 0;
+    WHERE t.outcome <> {EXPORTED} AND t.state <> 'departing' GROUP BY t.dataset, o.outcome HAVING sum(t.rows) > 0;
 
 CREATE VIEW file_lag AS
     SELECT p.path AS partition, f.kind, f.state, f.size_bytes, f.indexed_bytes,

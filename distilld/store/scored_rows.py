@@ -70,16 +70,16 @@ class ScoredRows:
         return bool(found.fetchone()[0])
 
     def close_over_new(self, record: FileRecord, first_line: int, end_line: int, options: Options) -> None:
-        """Queue what rows [first_line, end_line) of a scored file change elsewhere: verdicts, frozen copies."""
+        """Queue what rows [first_line, end_line) of a scored file change elsewhere: verdicts, retained copies."""
         low, high = record.walk_base + first_line, record.walk_base + end_line
         found = self._run(
             "SELECT DISTINCT n.run_id FROM scored_rows n WHERE n.walk >= ?1 AND n.walk < ?2 AND n.run_id IS NOT NULL"
             " AND n.category IS NOT NULL AND ("
             " EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = n.run_id AND o.walk < ?1)"
             " OR EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = n.run_id AND o.walk >= ?2)"
-            " OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = n.run_id)"
-            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.chosen_run_id = n.run_id AND p.frozen IS NOT NULL)"
-            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = n.run_id AND p.frozen IS NOT NULL)"
+            " OR EXISTS (SELECT 1 FROM retained_rows f WHERE f.run_id = n.run_id)"
+            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.chosen_run_id = n.run_id AND p.retained IS NOT NULL)"
+            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = n.run_id AND p.retained IS NOT NULL)"
             " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id = n.run_id))"
             f" UNION {named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
             (low, high),
@@ -91,6 +91,6 @@ class ScoredRows:
             before = self._verdicts.in_force(run_id, options, without=(low, high))
             self._verdicts.queue_change(run_id, before, self._verdicts.in_force(run_id, options), options)
         self._queues.add_copied(
-            f"scored_rows n CROSS JOIN frozen_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {high}"
+            f"scored_rows n CROSS JOIN retained_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {high}"
         )
         self._queues.doubt_orphans(f"scored_rows WHERE walk >= {low} AND walk < {high}")

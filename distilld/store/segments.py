@@ -58,7 +58,7 @@ class Segments:
         query = "SELECT segment, sha256, line_marks, space_bytes FROM export_segments WHERE name = ? AND segment = ?"
         return [Segment._make(row) for number in numbers for row in self._run(query, (name, number))]
 
-    def begin_anew(self, name: str) -> None:
+    def begin_again(self, name: str) -> None:
         """Forget the segments of an export, for it is another file now."""
         self._run("DELETE FROM export_segments WHERE name = ?", (name,))
 

@@ -1,11 +1,11 @@
-"""Tasks: which rows pair, which pairs are recorded of them, and which tasks are to be formed anew."""
+"""Tasks: which rows pair, which pairs are recorded of them, and which tasks are to be formed again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, LINE_BITS, SHIPPED, VERDICTS
+from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS, VERDICTS
 from distilld.core.model import Category
 from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
 from distilld.store.connection import Store
@@ -31,7 +31,7 @@ class WorkPair(NamedTuple):
     """A recorded pair of a task: what became of it and where its line stands; from the third field on as a PairRow."""
 
     pair_id: int
-    frozen: str | None
+    retained: str | None
     task_id: str
     slot: int
     chosen_run_id: str
@@ -68,7 +68,7 @@ class Tasks:
     ) -> list[tuple[int, bool]]:
         """The present scored rows with these very bytes, and whether what became of them is known.
 
-        One that is too long now names no run, and is always held. ``of_run`` are the :meth:`rows_of_run` if at hand.
+        One that is too long now names no run, and is always quarantined. ``of_run`` are the :meth:`rows_of_run` if at hand.
         """
         if of_run is None:
             of_run = {} if run_id is None else self.rows_of_run(run_id)
@@ -85,7 +85,7 @@ class Tasks:
         return found
 
     def tasks(self, limit: int) -> list[tuple[int, str]]:
-        """Tasks whose pairs are to be formed anew, each behind the place of its first row, in that order.
+        """Tasks whose pairs are to be formed again, each behind the place of its first row, in that order.
 
         All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
         same batch count as well. Tasks that wait for an id of theirs and come first now are among them. Where the first
@@ -122,12 +122,12 @@ class Tasks:
         self._run("DELETE FROM temp.task_places")
 
     def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-        """Tasks with a pair that is held because a pair of one of these ships its id, which stand before that one now."""
+        """Tasks with a pair that is quarantined because a pair of one of these holds its id, which stand before that one now."""
         if not self._run(f"SELECT {ORDER_MATTERS}").fetchone()[0]:
             return
         waiting = (
             "SELECT w.task_id FROM pairs h CROSS JOIN pairs w ON w.sample_key = h.sample_key AND w.task_id <> h.task_id"
-            f" WHERE h.task_id = ? AND h.outcome = {SHIPPED} AND w.outcome = {DUPLICATE} AND w.frozen IS NULL"
+            f" WHERE h.task_id = ? AND h.outcome = {EXPORTED} AND w.outcome = {DUPLICATE} AND w.retained IS NULL"
         )
         for place in chosen:
             for (task_id,) in self._run(waiting, (place[1],)).fetchall():
@@ -187,7 +187,7 @@ class Tasks:
         return found
 
     def pairs_of_tasks(self, tasks: Sequence[str]) -> dict[str, list[WorkPair]]:
-        """The recorded pairs of tasks, frozen ones included, by task; a task without any is left out."""
+        """The recorded pairs of tasks, retained ones included, by task; a task without any is left out."""
         found: dict[str, list[WorkPair]] = {}
         rows = self._run(
             f"{ASKED} SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot",
@@ -231,7 +231,7 @@ class Tasks:
         states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
         if states.get("scored") == "absent":
             absent = self._run(
-                "SELECT digest FROM frozen_rows WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
+                "SELECT digest FROM retained_rows WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
                 (run_id, partition_id, task_id, category),
             )
             return any(not self.copies(digest, run_id) for (digest,) in absent)

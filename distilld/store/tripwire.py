@@ -5,17 +5,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, SHIPPED
+from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.counts import Counts, count
-from distilld.store.frozen import KEPT_BITS, Frozen
 from distilld.store.queues import EVIDENCE_PRUNED
+from distilld.store.retained import KEPT_BITS, Retained
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
 from distilld.store.work import Work
 
 _DEPARTED: Final = "(SELECT DISTINCT run_id FROM departures) r"
-_ABSENT: Final = "(SELECT DISTINCT f.run_id FROM rejudge_frozen q CROSS JOIN frozen_rows f USING (frozen_id)) r"
+_ABSENT: Final = "(SELECT DISTINCT f.run_id FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)) r"
 _LINES: Final = "(SELECT s.run_id, s.digest FROM {} CROSS JOIN scored_rows s ON s.run_id = r.run_id)"
 _WITH_EVIDENCE: Final = (
     "(SELECT r.run_id FROM {} WHERE EXISTS"
@@ -23,22 +23,22 @@ _WITH_EVIDENCE: Final = (
 )
 """The runs of such rows: their present lines, and those that have evidence. Asked once: a run may have many rows."""
 _VANISHED: Final = (
-    f"d.outcome = {SHIPPED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
+    f"d.outcome = {EXPORTED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
     " AND (NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
     f"  OR (d.run_id, d.row) IN {_LINES.format(_DEPARTED)} AND d.run_id NOT IN {_WITH_EVIDENCE.format(_DEPARTED)})"
     " AND {not_forbidden}"
 )
 """Rows whose run is named nowhere any more, or only by the very line, in another place and without its evidence."""
 _EVIDENCE_GONE: Final = (
-    "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {shipped} AND s.evidence_found = 0"
+    "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {exported} AND s.evidence_found = 0"
     " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned} AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
     " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
     " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent') AND {not_forbidden}"
 )
 """Rows whose evidence row is gone. One that an absent file still holds is absent with it."""
 _MOVED_ALONE: Final = (
-    "SELECT f.* FROM rejudge_frozen q CROSS JOIN frozen_rows f USING (frozen_id)"
-    f" WHERE f.kind = 'absent' AND f.{{dataset}} = {SHIPPED}"
+    "SELECT f.* FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)"
+    f" WHERE f.kind = 'absent' AND f.{{dataset}} = {EXPORTED}"
     f" AND f.run_id NOT IN {_WITH_EVIDENCE.format(_ABSENT)}"
     f" AND ((f.run_id, f.digest) IN {_LINES.format(_ABSENT)}"
     "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
@@ -49,7 +49,7 @@ _PAIR_GONE: Final = (
     "SELECT p.pair_id, p.task_id, p.chosen_partition, p.chosen_run_id, p.rejected_partition, p.rejected_run_id,"
     " p.rejected_category, EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
     "  AND f.partition_id IN (p.chosen_partition, p.rejected_partition)) FROM rejudge_tasks t CROSS JOIN pairs p"
-    f" USING (task_id) WHERE p.outcome = {SHIPPED} AND (p.frozen IS NULL OR p.frozen = 'absent') AND ("
+    f" USING (task_id) WHERE p.outcome = {EXPORTED} AND (p.retained IS NULL OR p.retained = 'absent') AND ("
     " NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.chosen_run_id AND s.evidence_found = 1)"
     " OR NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = p.rejected_run_id AND s.evidence_found = 1))"
 )
@@ -64,7 +64,7 @@ class Tripwire:
         self._many = store.connection.executemany
         self._count = partial(count, store)
         self._counts = Counts(store)
-        self._frozen = Frozen(store)
+        self._retained = Retained(store)
 
     def vanishing(self, dataset: Dataset, options: Options) -> int:
         """How many rows of a dataset are about to leave only because they vanished from the inputs."""
@@ -81,29 +81,29 @@ class Tripwire:
         if dataset is Dataset.PREFERENCE:
             gone = self._pairs_gone(options)
             live = self._many(
-                "UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ? AND frozen IS NULL", gone
+                "UPDATE pairs SET retained = 'vanished' WHERE pair_id = ? AND retained IS NULL", gone
             ).rowcount
-            self._many("UPDATE pairs SET frozen = 'vanished' WHERE pair_id = ?", gone)
-            self._counts.shift(dataset.value, "live", "frozen", [(SHIPPED, live)])
+            self._many("UPDATE pairs SET retained = 'vanished' WHERE pair_id = ?", gone)
+            self._counts.shift(dataset.value, "live", "retained", [(EXPORTED, live)])
             return
         where = f"d.dataset = '{dataset}' AND {_vanished(dataset, options)}"
         departed = self._count(f"SELECT count(*) FROM departures d WHERE {where}")
         self._run(
-            "INSERT INTO frozen_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category,"
+            "INSERT INTO retained_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category,"
             f" sample_key, {dataset}, {dataset}_line, {dataset}_batch)"
             " SELECT 'vanished', partition_id, row_line, 0, 0, row, run_id, task_id, category, sample_key, outcome, line, batch"
             f" FROM departures d WHERE {where}"
         )
         self._run(f"DELETE FROM departures AS d WHERE {where}")
-        self._counts.shift(dataset.value, "departing", "frozen", [(SHIPPED, departed)])
+        self._counts.shift(dataset.value, "departing", "retained", [(EXPORTED, departed)])
         self._keep_moved(dataset, options)
         self._run(
-            "INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0"
+            "INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind = 'vanished' AND accepted = 0"
         )
         self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(s.walk), 0 FROM frozen_rows f CROSS JOIN scored_rows s"
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(s.walk), 0 FROM retained_rows f CROSS JOIN scored_rows s"
             f" ON s.sample_key = f.sample_key AND s.{dataset} = {DUPLICATE} WHERE f.kind = 'vanished'"
-            f" AND f.{dataset} = {SHIPPED} GROUP BY s.sample_key"
+            f" AND f.{dataset} = {EXPORTED} GROUP BY s.sample_key"
         )
         self._run(
             f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk"
@@ -114,16 +114,16 @@ class Tripwire:
         """The lines of absent rows go to rows that vanished; what the absent ones say of their runs stays."""
         self._run("DROP TABLE IF EXISTS temp.moved")
         self._run(f"CREATE TEMP TABLE moved AS {_moved_alone(dataset, options)}")
-        self._frozen.empty_rows(dataset, "frozen_id IN (SELECT frozen_id FROM moved)")
+        self._retained.empty_rows(dataset, "retained_id IN (SELECT retained_id FROM moved)")
         columns = (
             "partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category, sample_key,"
             f" {dataset}, {dataset}_line, {dataset}_batch"
         )
-        self._run(f"INSERT INTO frozen_rows (kind, {columns}) SELECT 'vanished', {columns} FROM moved")
+        self._run(f"INSERT INTO retained_rows (kind, {columns}) SELECT 'vanished', {columns} FROM moved")
         self._run("DROP TABLE temp.moved")
 
     def _pairs_gone(self, options: Options) -> list[tuple[int]]:
-        """Pairs a side of which vanished, and none is absent any more, for then they are frozen anyway."""
+        """Pairs a side of which vanished, and none is absent any more, for then they are retained anyway."""
         gone = f"{_PAIR_GONE} AND NOT ({overruled('p')})" if options.revoke else _PAIR_GONE
         work, accepted = Work(self._store), CATEGORY_CODES[Category.ACCEPTED]
         return [
@@ -155,7 +155,7 @@ def _moved_alone(dataset: Dataset, options: Options) -> str:
 def _evidence_gone(dataset: Dataset, options: Options) -> str:
     return _EVIDENCE_GONE.format(
         dataset=dataset,
-        shipped=SHIPPED,
+        exported=EXPORTED,
         bit=KEPT_BITS[dataset],
         pruned=EVIDENCE_PRUNED,
         not_forbidden=_not_forbidden("s.run_id", dataset, options),

@@ -1,4 +1,4 @@
-"""The verdicts in force: which row speaks last of a run, what else forbids it, and whom a change of that concerns (SPEC 3.4)."""
+"""The current verdicts: which row speaks last of a run, what else forbids it, and whom a change of that concerns (SPEC 3.4)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Verdicts:
         self._exports = RunExports(store)
 
     def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
-        """The verdicts in force of a run (SPEC 3.4; absent ones forbid and never clear)."""
+        """The current verdicts of a run (SPEC 3.4; absent ones forbid and never clear)."""
         low, high = without or (0, 0)
         present = self._run(
             "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
@@ -81,10 +81,10 @@ class Verdicts:
         elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
         codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # of absent ones no other counts
         absent = self._run(
-            "SELECT p.walk_base + f.line, f.category FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
+            "SELECT p.walk_base + f.line, f.category FROM retained_rows f CROSS JOIN partitions p USING (partition_id)"
             f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND f.digest NOT IN"
             " (SELECT s.digest FROM scored_rows s WHERE s.run_id = ?1 AND NOT (s.walk >= ?2 AND s.walk < ?3))"
-            " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN frozen_rows f"
+            " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN retained_rows f"
             " ON f.digest = m.digest AND f.run_id IS NULL CROSS JOIN partitions p USING (partition_id)"
             f" WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
             f" (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND {elsewhere})"
@@ -108,7 +108,7 @@ class Verdicts:
             self.queue_change(run_id, old, self.in_force(run_id, options), options)
 
     def queue_change(self, run_id: str, before: InForce, after: InForce, options: Options) -> None:
-        """Queue what a change of the verdicts in force can change: the run's rows, its frozen rows, its pairs."""
+        """Queue what a change of the current verdicts can change: the run's rows, its retained rows, its pairs."""
         if not options.revoke or before == after:
             return
         flips = [
@@ -129,7 +129,8 @@ class Verdicts:
         )
         some = "" if forbids else " AND kind <> 'orphan'"
         self._run(
-            f"INSERT OR IGNORE INTO rejudge_frozen SELECT frozen_id FROM frozen_rows WHERE run_id = ?{some}", (run_id,)
+            f"INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE run_id = ?{some}",
+            (run_id,),
         )
         self._run(
             "INSERT OR REPLACE INTO rejudge_tasks SELECT task_id, 1 FROM pairs WHERE chosen_run_id = ?1"
@@ -198,9 +199,9 @@ def is_forbidden(run: str, options: Options, *datasets: Dataset) -> str:
         return "0"
     codes = forbidding_codes(options, *datasets)
     return (
-        f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = {run}"
+        f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM retained_rows f WHERE f.run_id = {run}"
         f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m"
-        f" CROSS JOIN frozen_rows f ON f.digest = m.digest AND f.run_id IS NULL WHERE m.run_id = {run}"
+        f" CROSS JOIN retained_rows f ON f.digest = m.digest AND f.run_id IS NULL WHERE m.run_id = {run}"
         f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m CROSS JOIN files f"
         f" ON {REST.format('absent')} AND f.rest_category IN ({codes}) WHERE m.run_id = {run}))"
     )

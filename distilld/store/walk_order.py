@@ -19,7 +19,7 @@ def place_partitions(store: Store, paths: Iterable[str]) -> dict[str, tuple[int,
     """Give new partitions their place in the walk order; returns (partition_id, walk_base) of each path.
 
     A place between two neighbours is found in the gap that their bases leave; where a gap is used up, all bases
-    are spread anew (counted in ``counters.walk_relabels``).
+    are spread again (counted in ``counters.walk_relabels``).
     """
     run = store.connection.execute
     known = {path: (number, base) for number, path, base in run("SELECT partition_id, path, walk_base FROM partitions")}

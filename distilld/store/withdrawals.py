@@ -48,7 +48,7 @@ class Withdrawals:
         return {number: each for number, each in known if _what_it_says(each) in said}
 
     def add(self, published: Iterable[PublishedWithdrawal], repeated: Iterable[int]) -> None:
-        """Keep published withdrawals in the place of those that they say again."""
+        """Keep published withdrawals in place of those that they say again."""
         self._many(
             f"INSERT INTO withdrawals ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [

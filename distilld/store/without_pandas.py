@@ -19,7 +19,7 @@ def without_pandas() -> Iterator[None]:
     """
     modules: dict[str, Any] = sys.modules
     hidden = [name for name in _NOT_NEEDED if name not in modules]
-    # None in the place of a module is how Python notes that there is none.
+    # None in place of a module is how Python notes that there is none.
     modules.update(dict.fromkeys(hidden))
     try:
         yield

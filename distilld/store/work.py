@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import LINE_BITS, LINES_END, SHIPPED, VERDICTS
+from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
@@ -25,7 +25,7 @@ _HOLDER: Final = (
 )
 _ROW: Final = (
     f"SELECT {_FACTS}, coalesce((SELECT j.evidence_changed FROM rejudge_rows j WHERE j.walk = s.walk), 0), 1,"
-    f" {_HOLDER.format(holds=f'{HOLDS_RAG} = 0'.replace('rag', 'h.rag'))}, {_HOLDER.format(holds=f'h.sft = {SHIPPED}')}"
+    f" {_HOLDER.format(holds=f'{HOLDS_RAG} = 0'.replace('rag', 'h.rag'))}, {_HOLDER.format(holds=f'h.sft = {EXPORTED}')}"
     f" FROM scored_rows s{EVIDENCE_OF_ROWS} WHERE s.walk = ?"
 )
 _EVIDENCE_OF: Final = " LEFT JOIN evidence_rows e ON e.partition_id = ?1 AND e.run_id = s.run_id"
@@ -37,22 +37,22 @@ _OTHERS: Final = (
 )
 _CONTESTED: Final = f"({_OTHERS})"
 _CONTESTED_BESIDE_LOOSE: Final = (
-    f"({_OTHERS} OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.run_id = s.run_id)"
-    f" OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.sample_key = s.sample_key AND f.rag = {SHIPPED})"
-    f" OR EXISTS (SELECT 1 FROM frozen_rows f WHERE f.sample_key = s.sample_key AND f.sft = {SHIPPED})"
+    f"({_OTHERS} OR EXISTS (SELECT 1 FROM retained_rows f WHERE f.run_id = s.run_id)"
+    f" OR EXISTS (SELECT 1 FROM retained_rows f WHERE f.sample_key = s.sample_key AND f.rag = {EXPORTED})"
+    f" OR EXISTS (SELECT 1 FROM retained_rows f WHERE f.sample_key = s.sample_key AND f.sft = {EXPORTED})"
     " OR EXISTS (SELECT 1 FROM departures d WHERE d.dataset IN ('rag', 'sft') AND d.sample_key = s.sample_key"
-    f" AND d.outcome = {SHIPPED}))"
+    f" AND d.outcome = {EXPORTED}))"
 )
-"""Whether row ``s`` is contested; a departed line may go to the row that ships its id now."""
+"""Whether row ``s`` is contested; a departed line may go to the row that holds its id now."""
 _NOTED: Final = "EXISTS (SELECT 1 FROM temp.contested c WHERE c.walk = s.walk)"
 _NAMED_TWICE: Final = (
     "SELECT run_id FROM scored_rows INDEXED BY scored_rows_by_run WHERE run_id IS NOT NULL GROUP BY 1 HAVING count(*) > 1"
-    " UNION SELECT run_id FROM malformed_runs UNION SELECT run_id FROM frozen_rows"
+    " UNION SELECT run_id FROM malformed_runs UNION SELECT run_id FROM retained_rows"
 )
 _HAD_TWICE: Final = (
     "SELECT sample_key FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key IS NOT NULL GROUP BY 1"
-    f" HAVING count(*) > 1 UNION SELECT sample_key FROM frozen_rows WHERE rag = {SHIPPED} OR sft = {SHIPPED}"
-    f" UNION SELECT sample_key FROM departures WHERE dataset IN ('rag', 'sft') AND outcome = {SHIPPED}"
+    f" HAVING count(*) > 1 UNION SELECT sample_key FROM retained_rows WHERE rag = {EXPORTED} OR sft = {EXPORTED}"
+    f" UNION SELECT sample_key FROM departures WHERE dataset IN ('rag', 'sft') AND outcome = {EXPORTED}"
 )
 
 RUNS_REMEMBERED: Final = 10_000
@@ -79,7 +79,7 @@ class WorkRow(NamedTuple):
 
     Evidence columns without ``evidence_found`` mean that the evidence file is absent. A row that was never judged has no
     outcomes. It is contested where another row names its run or has its id, and where a line without a present row does.
-    A holder is who ships the row's id now, below zero where it stands without its evidence: it is kept, or about to go.
+    A holder is the row with this row's id now, below zero where it stands without its evidence: it is kept, or about to go.
     It is not known of rows in the queue: see :meth:`alone`.
     """
 
@@ -116,7 +116,7 @@ class WorkRow(NamedTuple):
         """Return the row as one that is not contested is judged: its ids are its own."""
         holder = self.walk if self.evidence_found else -self.walk
         return self._replace(
-            rag_holder=holder if self.rag == SHIPPED else None, sft_holder=holder if self.sft == SHIPPED else None
+            rag_holder=holder if self.rag == EXPORTED else None, sft_holder=holder if self.sft == EXPORTED else None
         )
 
     def recorded(self, dataset: Dataset) -> Recorded:
@@ -136,7 +136,7 @@ class Waiting(NamedTuple):
     rows: int
     tasks: int
     departures: int
-    frozen: int
+    retained: int
 
     @property
     def anything(self) -> bool:
@@ -160,10 +160,12 @@ class Work(LooseLines, Tasks):
 
     def waiting(self) -> Waiting:
         """How much is to be judged; rows may be counted twice, never missed."""
-        tables = ("rejudge_rows", "rejudge_tasks", "departures", "rejudge_frozen")
-        rows, tasks, departures, frozen = (self._run(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+        tables = ("rejudge_rows", "rejudge_tasks", "departures", "rejudge_retained")
+        rows, tasks, departures, retained = (
+            self._run(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
+        )
         unjudged = sum(high - low for low, high in self._unjudged_spans())
-        return Waiting(rows + unjudged, tasks, departures, frozen)
+        return Waiting(rows + unjudged, tasks, departures, retained)
 
     def bytes_waiting(self) -> int:
         """About how many bytes of inputs judging all rows that wait would read."""
@@ -259,18 +261,18 @@ class Work(LooseLines, Tasks):
         self._noted, self._said = False, None
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
-        """Note whether lines stand in exports that belong to no present row; returns the places of those held.
+        """Note whether lines stand in exports that belong to no present row; returns the places of those that are quarantined.
 
         To be asked before :meth:`queued`. A place is a partition and a line.
         """
         self._has_loose = self.has_loose_lines()
         if not self._has_loose:
             return set()
-        rows = self._run(f"SELECT partition_id, row_line FROM departures WHERE outcome <> {SHIPPED}")
+        rows = self._run(f"SELECT partition_id, row_line FROM departures WHERE outcome <> {EXPORTED}")
         return {(partition_id, line) for partition_id, line in rows}
 
     def verdict_of(self, run_id: str, options: Options) -> tuple[Category | None, Category | None]:
-        """The verdicts in force for a run, in RAG and in SFT."""
+        """The current verdicts for a run, in RAG and in SFT."""
         if self._has_loose:
             return self.verdicts(run_id, options)[:2]
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
@@ -311,12 +313,12 @@ class Work(LooseLines, Tasks):
         self._places.clear()
 
     def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
-        """The first row behind ``walk`` that is held because an earlier row has this id."""
+        """The first row behind ``walk`` that is quarantined because an earlier row has this id."""
         (found,) = self._run(first_waiter(dataset), (sample_key, walk)).fetchone()
         return None if found is None else int(found)
 
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
-        """The rows behind ``walk`` that a gate behind the one for ids holds, and that are duplicates if ``walk`` ships."""
+        """The rows behind ``walk`` that fail a gate behind the one for ids, and that are duplicates if ``walk`` is exported."""
         found = self._run(
             "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ? AND walk > ?"
             f" AND {BEHIND_ID[dataset.value]}",
@@ -324,9 +326,9 @@ class Work(LooseLines, Tasks):
         )
         return [each for (each,) in found]
 
-    def has_frozen_verdicts(self) -> bool:
+    def has_retained_verdicts(self) -> bool:
         """Whether any absent verdict is remembered."""
-        absent = f"SELECT EXISTS (SELECT 1 FROM frozen_rows WHERE kind = 'absent') OR {ABSENT_RESTS}"
+        absent = f"SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'absent') OR {ABSENT_RESTS}"
         return bool(self._run(absent).fetchone()[0])
 
     def verdicts(self, run_id: str, options: Options) -> InForce:
@@ -353,7 +355,7 @@ class Work(LooseLines, Tasks):
                 (run_id,),
             ).fetchone()
             or self._run(
-                "SELECT p.path, f.line FROM frozen_rows f CROSS JOIN partitions p USING (partition_id)"
+                "SELECT p.path, f.line FROM retained_rows f CROSS JOIN partitions p USING (partition_id)"
                 " WHERE (f.run_id = ?1 OR f.run_id IS NULL AND f.digest IN (SELECT digest FROM malformed_runs"
                 f" WHERE run_id = ?1)) AND f.category IN ({codes}) AND f.kind = 'absent'"
                 " ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",

@@ -151,13 +151,13 @@ def feed(place: Place) -> Any:
 
 def reject_some(place: Place, name: str) -> None:
     """Runs that ship are rejected, and new ones come."""
-    shipped = rag_rows(place)
+    exported = rag_rows(place)
     path = place.root / "data/scored-runs/2030/01/01" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    gone = [row["source_run_id"] for row in shipped.values()][:7]
+    gone = [row["source_run_id"] for row in exported.values()][:7]
     path.write_text("".join(json.dumps({"evidence_run_id": run, "category": "rejected"}) + "\n" for run in gone))
     place.bring_up_to_date()
-    assert len(rag_rows(place)) == len(shipped) - 7
+    assert len(rag_rows(place)) == len(exported) - 7
 
 
 def rag_rows(place: Place) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from distilld.core.datasets import preference, rag, rows, sft
 from distilld.core.firewall import PREFERENCE_GATES, RAG_GATES, SFT_GATES, PairCase, PairGate, RowCase, RowGate
 from distilld.core.json_text import Malformed, parse_object
 from distilld.core.model import SFT_NEVER, Category, Dataset, OnDelete, Options, Reason
-from distilld.core.outcome import NOT_UNICODE, Outcome, Ship, hold_malformed
+from distilld.core.outcome import NOT_UNICODE, Exported, Outcome, quarantine_malformed
 from distilld.core.records import evidence_record, scored_run
 from tests.support.builders import (
     ABSENT,
@@ -24,14 +24,14 @@ from tests.support.builders import (
     all_missing,
     bytes_of,
     evidence,
+    exported,
     gate_of,
     held,
     none_missing,
     pair_case,
+    passing_case,
     row_case,
     scored,
-    shipped,
-    shipping_case,
 )
 
 SHIPS = None
@@ -279,7 +279,7 @@ def each_pair_of_gates() -> list[Any]:
 def assert_outcome(outcome: Outcome, reason: Reason | None) -> None:
     """The outcome ships where ``reason`` is None, else it is held for that reason."""
     if reason is None:
-        shipped(outcome)
+        exported(outcome)
     else:
         assert held(outcome)["reason"] == reason
 
@@ -331,9 +331,9 @@ def test_every_gate_has_a_case() -> None:
 
 def test_what_no_gate_holds_ships() -> None:
     """The row and the pair that all cases start from pass every gate."""
-    assert shipped(rag.judge(shipping_case(), AT))["success_score"] == "accepted"
-    assert shipped(sft.judge(shipping_case(), AT))["quality_score"] == "accepted"
-    assert shipped(preference.judge(pair_case(), AT))["chosen_run_id"] == "run-1"
+    assert exported(rag.judge(passing_case(), AT))["success_score"] == "accepted"
+    assert exported(sft.judge(passing_case(), AT))["quality_score"] == "accepted"
+    assert exported(preference.judge(pair_case(), AT))["chosen_run_id"] == "run-1"
 
 
 @pytest.mark.parametrize(("dataset", "gates", "cases", "gate"), each_row_gate())
@@ -342,7 +342,7 @@ def test_a_row_gate_holds_its_row(
 ) -> None:
     """The gate holds its row, and is the first to, with its reason, its text and, where it should, the provenance."""
     case = cases[gate.name].flaw.case()
-    first = next(one for one in gates if one.holds(case))
+    first = next(one for one in gates if one.check(case))
     assert first is gate
     outcome = JUDGES[dataset](case)
     assert gate_of(outcome) == gate.name
@@ -381,7 +381,7 @@ def test_a_pair_gate_holds_its_pair(gate: PairGate) -> None:
     """The gate, and no other, holds its pair, with its reason, its text, the short record and the chosen provenance."""
     expected = PAIRS[gate.name]
     case = expected.case()
-    assert [one for one in PREFERENCE_GATES if one.holds(case)] == [gate]
+    assert [one for one in PREFERENCE_GATES if one.check(case)] == [gate]
     outcome = preference.judge(case, AT)
     assert gate_of(outcome) == gate.name
     row = held(outcome)
@@ -412,8 +412,8 @@ def test_of_two_row_gates_the_earlier_one_speaks(
 ) -> None:
     """A row with two flaws gets the reason and the text of the earlier gate, though the later one would hold it too."""
     case = cases[one.name].flaw.over(cases[other.name].flaw).case()
-    assert one.holds(case)
-    assert other.holds(case)
+    assert one.check(case)
+    assert other.check(case)
     row = held(JUDGES[dataset](case))
     assert (row["reason"], row["errors"]) == (cases[one.name].reason, cases[one.name].errors)
 
@@ -430,8 +430,8 @@ def test_of_two_pair_gates_the_earlier_one_speaks(one: PairGate, other: PairGate
     if (one.name, other.name) == ("same_run", "overruled"):
         earlier = earlier._replace(around={})
     case = earlier.case(under=later)
-    assert one.holds(case)
-    assert other.holds(case)
+    assert one.check(case)
+    assert other.check(case)
     row = held(preference.judge(case, AT))
     assert (row["reason"], row["errors"]) == (earlier.reason, earlier.errors)
 
@@ -454,7 +454,7 @@ def test_a_malformed_line_is_held(dataset: Dataset, raw: bytes, error: str) -> N
     """A malformed line is a schema violation that quotes its head, names its file and line, and says why."""
     malformed = parse_object(raw).malformed
     assert malformed is not None
-    outcome = hold_malformed(
+    outcome = quarantine_malformed(
         dataset, raw.decode(), malformed, AT, source_file=f"data/scored-runs/{AT.partition}", max_line_bytes=1000
     )
     assert gate_of(outcome) == "malformed"
@@ -470,7 +470,7 @@ def test_a_malformed_line_is_held(dataset: Dataset, raw: bytes, error: str) -> N
 
 def test_a_line_that_is_too_long_names_the_limit() -> None:
     """A line beyond the limit is held with the limit in its text and its first 200 units, which split no pair."""
-    outcome = hold_malformed(
+    outcome = quarantine_malformed(
         Dataset.RAG, "x" * 199 + "😀" + "y", Malformed.TOO_LONG, AT, source_file="data/x", max_line_bytes=4096
     )
     row = held(outcome)
@@ -541,7 +541,7 @@ def marked_case(flaw: Flaw) -> RowCase:
 def test_the_schema_gate_holds_what_all_gates_let_pass(dataset: Dataset, flaw: Flaw, errors: list[str]) -> None:
     """A finished row that fails its schema is held, with the field named, the row itself and its provenance."""
     case = marked_case(flaw)
-    assert not any(gate.holds(case) for gate in (RAG_GATES if dataset is Dataset.RAG else SFT_GATES))
+    assert not any(gate.check(case) for gate in (RAG_GATES if dataset is Dataset.RAG else SFT_GATES))
     outcome = JUDGES[dataset](case)
     assert gate_of(outcome) == "schema"
     row = held(outcome)
@@ -556,7 +556,7 @@ def test_the_schema_gate_holds_what_all_gates_let_pass(dataset: Dataset, flaw: F
 def test_without_the_schema_gate_its_row_ships(dataset: Dataset, flaw: Flaw, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the schema gate switched off a row without a title, or without a source file, ships."""
     monkeypatch.setattr(rows, "faults_of", lambda *_: ())
-    assert isinstance(JUDGES[dataset](marked_case(flaw)), Ship)
+    assert isinstance(JUDGES[dataset](marked_case(flaw)), Exported)
 
 
 @pytest.mark.parametrize("dataset", [Dataset.RAG, Dataset.SFT])
@@ -575,7 +575,7 @@ def test_a_pair_that_fails_the_schema_is_held(monkeypatch: pytest.MonkeyPatch) -
     assert (row["reason"], row["errors"]) == ("schema_violation", ["provenance.source_file: must be a string"])
     assert held(preference.judge(pair_case(flaw, id_taken=True), AT))["reason"] == "duplicate_id"
     monkeypatch.setattr(preference, "faults_of", lambda *_: ())
-    assert isinstance(preference.judge(pair_case(flaw), AT), Ship)
+    assert isinstance(preference.judge(pair_case(flaw), AT), Exported)
 
 
 @pytest.mark.parametrize("where", ["chosen.scored", "chosen.evidence", "rejected.scored", "rejected.evidence"])
@@ -622,8 +622,8 @@ def test_an_unknown_category_is_shown_as_javascript_shows_it(value: object, text
 @pytest.mark.parametrize("text", ["\u001c", "\u0085", "\u200b", "\u180e", "."], ids=ascii)
 def test_what_javascript_does_not_trim_is_content(text: str) -> None:
     """A text of characters that only Python takes for white space is no blank text."""
-    shipped(rag.judge(Flaw(evidence={"text": text}).case(), AT))
-    shipped(sft.judge(Flaw(evidence={"text": text}).case(), AT))
+    exported(rag.judge(Flaw(evidence={"text": text}).case(), AT))
+    exported(sft.judge(Flaw(evidence={"text": text}).case(), AT))
 
 
 def test_the_path_check_passes_where_it_has_nothing_to_check() -> None:
@@ -639,8 +639,8 @@ def test_the_path_check_passes_where_it_has_nothing_to_check() -> None:
     ]
     for around, changes in passing:
         case = Flaw(evidence=changes, around=around).case()
-        shipped(rag.judge(case, AT))
-        shipped(sft.judge(case, AT))
+        exported(rag.judge(case, AT))
+        exported(sft.judge(case, AT))
 
 
 def test_the_path_check_gets_every_entry() -> None:
@@ -673,13 +673,13 @@ FORBIDS = {
 def test_which_verdict_in_force_revokes(dataset: Dataset, category: Category, include_review: bool) -> None:
     """SFT is revoked by both of SFT_NEVER, RAG by rejected, and by needs_human_review unless that may ship itself."""
     options = Options(include_review=include_review)
-    outcome = JUDGES[dataset](shipping_case(verdict=category, options=options))
+    outcome = JUDGES[dataset](passing_case(verdict=category, options=options))
     if (dataset, category, include_review) in FORBIDS:
         assert held(outcome)["reason"] == f"unsafe_{dataset}_category"
         assert held(outcome)["errors"] == [f"run revoked: the verdict in force is {category}"]
     else:
-        shipped(outcome)
-    shipped(JUDGES[dataset](shipping_case(verdict=category, options=replace(options, revoke=False))))
+        exported(outcome)
+    exported(JUDGES[dataset](passing_case(verdict=category, options=replace(options, revoke=False))))
     assert firewall.revoking(dataset, category, options) is ((dataset, category, include_review) in FORBIDS)
     assert not firewall.revoking(dataset, category, replace(options, revoke=False))
     assert not firewall.revoking(dataset, None, options)
@@ -689,7 +689,7 @@ def test_which_verdict_in_force_revokes(dataset: Dataset, category: Category, in
 
 
 def test_sft_never_is_exactly_two_categories() -> None:
-    """SFT_NEVER is a frozen set of rejected and needs_human_review, no more and no less."""
+    """SFT_NEVER is a retained set of rejected and needs_human_review, no more and no less."""
     assert isinstance(SFT_NEVER, frozenset)
     assert {category.value for category in SFT_NEVER} == {"rejected", "needs_human_review"}
 

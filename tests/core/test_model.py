@@ -66,7 +66,7 @@ def test_the_first_eleven_reasons_are_those_of_the_older_exporters() -> None:
     assert [*Reason][11:] == [Reason.TOO_MANY_EXPORTS]
 
 
-def test_sft_never_is_frozen() -> None:
+def test_sft_never_is_retained() -> None:
     """SFT_NEVER is exactly rejected and needs_human_review, and offers no way to change it."""
     assert frozenset({Category.REJECTED, Category.NEEDS_HUMAN_REVIEW}) == SFT_NEVER
     assert type(SFT_NEVER) is frozenset
@@ -171,7 +171,7 @@ def test_a_root_that_is_no_utf8_has_a_digest() -> None:
     ],
     ids=["RowRef", "Verdict", "Options", "Committed"],
 )
-def test_values_are_frozen(value: Any, name: str) -> None:
+def test_values_are_retained(value: Any, name: str) -> None:
     """What crosses a module border can be neither changed nor given new fields, and equal values hash alike."""
     with pytest.raises(AttributeError):
         setattr(value, name, None)

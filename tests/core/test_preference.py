@@ -9,15 +9,15 @@ import pytest
 
 from distilld.core.datasets import preference
 from distilld.core.model import Category, Options
-from distilld.core.outcome import Ship
-from tests.support.builders import ABSENT, AT, STAMP, all_missing, held, pair_case, shipped
+from distilld.core.outcome import Exported
+from tests.support.builders import ABSENT, AT, STAMP, all_missing, exported, held, pair_case
 
 
 def test_the_whole_row() -> None:
     """Every key in its order, every value from its source, texts trimmed, and both timestamps from the batch."""
     chosen = {"e_text": "\ufeff good \n"}
     rejected = {"e_text": "\tbad\u00a0", "category": "rejected", "reasons": ["late", "unused"]}
-    row = shipped(preference.judge(pair_case(chosen, rejected), AT))
+    row = exported(preference.judge(pair_case(chosen, rejected), AT))
     digits = hashlib.sha256(b"run-1|run-2|scrum_review:src/lib.rs").hexdigest()[:16]
     assert list(row.items()) == [
         ("schema_version", 1),
@@ -49,9 +49,9 @@ def test_the_whole_row() -> None:
 
 
 def test_the_outcome_names_the_digits_of_its_id() -> None:
-    """What is stored of a shipped pair is the digits that its id ends in."""
+    """What is stored of an exported pair is the digits that its id ends in."""
     outcome = preference.judge(pair_case(), AT)
-    assert isinstance(outcome, Ship)
+    assert isinstance(outcome, Exported)
     assert outcome.sample["id"] == f"pref-{outcome.digits}"
     assert outcome.digits == preference.id_digits("run-1", "run-2", "scrum_review:src/lib.rs")
 
@@ -61,7 +61,7 @@ def test_the_signature_does_not_depend_on_which_side_is_better() -> None:
     astral, bmp = "run-😀", "run-\uffff"
     expected = hashlib.sha256(f"{astral}|{bmp}".encode()).hexdigest()
     for one, other in ((astral, bmp), (bmp, astral)):
-        row = shipped(preference.judge(pair_case({"evidence_run_id": one}, {"evidence_run_id": other}), AT))
+        row = exported(preference.judge(pair_case({"evidence_run_id": one}, {"evidence_run_id": other}), AT))
         assert row["provenance"]["sig_hash"] == expected
         assert (row["chosen_run_id"], row["rejected_run_id"]) == (one, other)
 
@@ -69,7 +69,7 @@ def test_the_signature_does_not_depend_on_which_side_is_better() -> None:
 @pytest.mark.parametrize("source_files", [ABSENT, [], [""], [None], "a.rs"], ids=repr)
 def test_a_prompt_without_a_file(source_files: object) -> None:
     """Where the chosen row's source_files does not count, the prompt is the task alone."""
-    row = shipped(preference.judge(pair_case({"e_source_files": source_files}), AT))
+    row = exported(preference.judge(pair_case({"e_source_files": source_files}), AT))
     assert row["prompt"] == "Task: scrum_review:src/lib.rs"
 
 
@@ -90,13 +90,13 @@ REASONS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("reasons", "rationale"), REASONS, ids=[repr(rest)[:20] for _, rest in REASONS])
 def test_reason(reasons: object, rationale: str) -> None:
     """The reason cites both categories, and the first entry of reasons, a non-empty string, cut to 80 units."""
-    row = shipped(preference.judge(pair_case({"reasons": reasons}), AT))
+    row = exported(preference.judge(pair_case({"reasons": reasons}), AT))
     assert row["reason"] == f"chosen scored 'accepted' | rejected scored 'rejected'{rationale}"
 
 
 def test_a_partially_accepted_row_can_be_the_worse_one() -> None:
     """The reason names the category that the worse row has."""
-    row = shipped(preference.judge(pair_case({"reasons": []}, {"category": "partially_accepted"}), AT))
+    row = exported(preference.judge(pair_case({"reasons": []}, {"category": "partially_accepted"}), AT))
     assert row["reason"] == "chosen scored 'accepted' | rejected scored 'partially_accepted'"
 
 
@@ -166,4 +166,4 @@ def test_a_pair_with_both_sides_overruled_names_both() -> None:
         "chosen: category accepted is not that of its run's verdict in force",
         "rejected: category rejected is not that of its run's verdict in force",
     ]
-    shipped(preference.judge(pair_case(*sides, options=Options(revoke=False)), AT))
+    exported(preference.judge(pair_case(*sides, options=Options(revoke=False)), AT))

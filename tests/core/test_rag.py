@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from distilld.core.datasets import rag
 from distilld.core.json_text import WHITESPACE
 from distilld.core.model import Options
-from distilld.core.outcome import Ship
-from tests.support.builders import ABSENT, AT, PROPERTY, STAMP, Flaw, held, shipped, shipping_case
+from distilld.core.outcome import Exported
+from tests.support.builders import ABSENT, AT, PROPERTY, STAMP, Flaw, exported, held, passing_case
 
 
 def sample(**changes: Any) -> dict[str, Any]:
     """The row of the usual case, with changes of its evidence."""
-    return shipped(rag.judge(Flaw(evidence=changes).case(), AT))
+    return exported(rag.judge(Flaw(evidence=changes).case(), AT))
 
 
 def test_the_whole_row() -> None:
@@ -56,8 +56,8 @@ def test_the_whole_row() -> None:
 
 def test_the_id_is_pinned() -> None:
     """The id of a run and its signature never changes; the outcome names its digits."""
-    outcome = rag.judge(shipping_case(), AT)
-    assert isinstance(outcome, Ship)
+    outcome = rag.judge(passing_case(), AT)
+    assert isinstance(outcome, Exported)
     assert (outcome.digits, outcome.sample["id"]) == ("990d7fdf507d7f40", "rag-990d7fdf507d7f40")
 
 
@@ -86,7 +86,7 @@ def test_tags(changes: dict[str, Any], tags: list[str]) -> None:
 def test_the_category_stands_in_three_places(category: str) -> None:
     """The row's category is its success_score, its source_category and a tag."""
     case = Flaw(scored={"category": category}, around={"options": Options(include_review=True)}).case()
-    row = shipped(rag.judge(case, AT))
+    row = exported(rag.judge(case, AT))
     assert (row["success_score"], row["source_category"], row["tags"][1]) == (
         category,
         category,
@@ -122,7 +122,7 @@ def test_title_is_what_javascript_finds(text: str) -> None:
     lines = [line for line in text.split("\n") if line.strip(WHITESPACE)]
     outcome = rag.judge(Flaw(evidence={"text": text}).case(), AT)
     if lines:
-        assert shipped(outcome)["title"] == lines[0]
+        assert exported(outcome)["title"] == lines[0]
     else:
         assert held(outcome)["reason"] == "empty_content"
 

@@ -26,12 +26,12 @@ from distilld.core.samples import (
     quarantine_line,
     sample_line,
 )
-from tests.support.builders import ABSENT, AT, STAMP, Flaw, bytes_of, changed, held, pair_case, shipped, shipping_case
+from tests.support.builders import ABSENT, AT, STAMP, Flaw, bytes_of, changed, exported, held, pair_case, passing_case
 
 ROWS: dict[Dataset, dict[str, Any]] = {
-    Dataset.RAG: shipped(rag.judge(shipping_case(), AT)),
-    Dataset.SFT: shipped(sft.judge(shipping_case(), AT)),
-    Dataset.PREFERENCE: shipped(preference.judge(pair_case(), AT)),
+    Dataset.RAG: exported(rag.judge(passing_case(), AT)),
+    Dataset.SFT: exported(sft.judge(passing_case(), AT)),
+    Dataset.PREFERENCE: exported(preference.judge(pair_case(), AT)),
 }
 KEYS = {
     Dataset.RAG: [

@@ -11,12 +11,12 @@ import pytest
 from distilld.core import firewall
 from distilld.core.datasets import sft
 from distilld.core.model import Options
-from tests.support.builders import ABSENT, AT, STAMP, Flaw, held, shipped
+from tests.support.builders import ABSENT, AT, STAMP, Flaw, exported, held
 
 
 def sample(options: Options | None = None, **changes: Any) -> dict[str, Any]:
     """The row of the usual case, with changes of its evidence."""
-    return shipped(sft.judge(Flaw(evidence=changes, around={"options": options}).case(), AT))
+    return exported(sft.judge(Flaw(evidence=changes, around={"options": options}).case(), AT))
 
 
 def test_the_whole_row() -> None:
@@ -224,7 +224,7 @@ def test_partial_ships_only_by_flag(partial: bool) -> None:
     case = Flaw(scored={"category": "partially_accepted"}, around={"options": Options(include_partial=partial)}).case()
     outcome = sft.judge(case, AT)
     if partial:
-        assert shipped(outcome)["quality_score"] == "partially_accepted"
+        assert exported(outcome)["quality_score"] == "partially_accepted"
     else:
         assert held(outcome)["reason"] == "category_disallowed"
 
@@ -238,7 +238,7 @@ def test_sft_asks_for_the_signature_alone() -> None:
 @pytest.mark.parametrize("role", ["executor", "reviewer", "applier"])
 def test_three_roles_answer(role: str) -> None:
     """Executor, reviewer and applier have the shape of an answer."""
-    shipped(sft.judge(Flaw(evidence={"model_role": role}).case(), AT))
+    exported(sft.judge(Flaw(evidence={"model_role": role}).case(), AT))
 
 
 SHAPELESS: list[tuple[dict[str, Any], dict[str, Any]]] = [

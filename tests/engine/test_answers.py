@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from distilld.core.decisions import id_of
-from distilld.core.line_facts import SHIPPED
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset, Marks
 from distilld.engine import index
 from distilld.engine.answers import WrongAnswer
 from distilld.engine.judge_task import PlainTasks
-from distilld.engine.sink import RAG_HELD, RAG_SHIPPED, SFT_HELD, SFT_SHIPPED
+from distilld.engine.sink import RAG_EXPORTED, RAG_QUARANTINED, SFT_EXPORTED, SFT_QUARANTINED
 from distilld.engine.spans import JudgedRow, Part, SpanDone
 from distilld.lake.lines import digest_of
 from tests.engine.test_executors import are_equal
@@ -72,7 +72,7 @@ def of_rows(lie: Callable[[SpanDone, Finished], None], least: int = 2) -> Lie:
     """Lie about a span of which at least so many rows were exported."""
 
     def told(done: Any) -> bool:
-        if not isinstance(done, SpanDone) or sum(row[0] == SHIPPED for row in done.fresh) < least:
+        if not isinstance(done, SpanDone) or sum(row[0] == EXPORTED for row in done.fresh) < least:
             return False
         finished = Finished(done)
         lie(done, finished)
@@ -82,14 +82,14 @@ def of_rows(lie: Callable[[SpanDone, Finished], None], least: int = 2) -> Lie:
     return told
 
 
-def replace(old: bytes, new: bytes, stream: int = RAG_SHIPPED) -> Lie:
+def replace(old: bytes, new: bytes, stream: int = RAG_EXPORTED) -> Lie:
     """Replace something in the first line of a stream; the digest that is told of it fits."""
 
     def lie(done: SpanDone, finished: Finished) -> None:
         line = finished.lines[stream][0]
         changed = finished.lines[stream][0] = line.replace(old, new)
         assert changed != line
-        place = 1 if stream in (RAG_SHIPPED, RAG_HELD) else 3
+        place = 1 if stream in (RAG_EXPORTED, RAG_QUARANTINED) else 3
         for number, row in enumerate(done.fresh):
             if row[place] == digest_of(line):
                 done.fresh[number] = (*row[:place], digest_of(changed), *row[place + 1 :])  # type: ignore[assignment]
@@ -99,7 +99,7 @@ def replace(old: bytes, new: bytes, stream: int = RAG_SHIPPED) -> Lie:
 
 def exchange_digests(done: SpanDone, _: Finished) -> None:
     """Say of each of two exported rows what is recorded of the other one."""
-    one, other = (number for number, row in enumerate(done.fresh) if row[0] == SHIPPED)
+    one, other = (number for number, row in enumerate(done.fresh) if row[0] == EXPORTED)
     first, second = done.fresh[one], done.fresh[other]
     done.fresh[one] = (*second[:5], first[5])
     done.fresh[other] = (*first[:5], second[5])
@@ -108,8 +108,8 @@ def exchange_digests(done: SpanDone, _: Finished) -> None:
 def leave_out(done: SpanDone, finished: Finished) -> None:
     """Leave a row out, its lines and in all counts."""
     rag, _, sft, _, _, _ = done.fresh.pop(0)
-    finished.lines[RAG_HELD if rag else RAG_SHIPPED].pop(0)
-    finished.lines[SFT_HELD if sft else SFT_SHIPPED].pop(0)
+    finished.lines[RAG_QUARANTINED if rag else RAG_EXPORTED].pop(0)
+    finished.lines[SFT_QUARANTINED if sft else SFT_EXPORTED].pop(0)
     done.outcomes[0][rag] -= 1
     done.outcomes[1][sft] -= 1
 
@@ -119,8 +119,12 @@ def repeat(done: SpanDone, finished: Finished) -> None:
     leave_out(done, finished)
     rag, _, sft, _, _, _ = done.fresh[-1]
     done.fresh.append(done.fresh[-1])
-    finished.lines[RAG_HELD if rag else RAG_SHIPPED].append(finished.lines[RAG_HELD if rag else RAG_SHIPPED][-1])
-    finished.lines[SFT_HELD if sft else SFT_SHIPPED].append(finished.lines[SFT_HELD if sft else SFT_SHIPPED][-1])
+    finished.lines[RAG_QUARANTINED if rag else RAG_EXPORTED].append(
+        finished.lines[RAG_QUARANTINED if rag else RAG_EXPORTED][-1]
+    )
+    finished.lines[SFT_QUARANTINED if sft else SFT_EXPORTED].append(
+        finished.lines[SFT_QUARANTINED if sft else SFT_EXPORTED][-1]
+    )
     done.outcomes[0][rag] += 1
     done.outcomes[1][sft] += 1
 
@@ -128,7 +132,7 @@ def repeat(done: SpanDone, finished: Finished) -> None:
 def exchange_streams(done: SpanDone, finished: Finished) -> None:
     """Put the lines of RAG into SFT, and those of SFT into RAG."""
     lines = finished.lines
-    lines[:] = lines[SFT_SHIPPED], lines[SFT_HELD], lines[RAG_SHIPPED], lines[RAG_HELD]
+    lines[:] = lines[SFT_EXPORTED], lines[SFT_QUARANTINED], lines[RAG_EXPORTED], lines[RAG_QUARANTINED]
     done.fresh[:] = [(sft, two, rag, one, found, walk) for rag, one, sft, two, found, walk in done.fresh]
     done.outcomes = done.outcomes[1], done.outcomes[0]
 
@@ -144,20 +148,20 @@ def tell_other_digests(place: int) -> Callable[[SpanDone, Finished], None]:
 
 def add_a_line(_: SpanDone, finished: Finished) -> None:
     """Export a line of no row."""
-    finished.lines[RAG_SHIPPED].append(finished.lines[RAG_SHIPPED][0].replace(b"rag-", b"rag-0", 1))
+    finished.lines[RAG_EXPORTED].append(finished.lines[RAG_EXPORTED][0].replace(b"rag-", b"rag-0", 1))
 
 
 def export_a_held_row(done: SpanDone, finished: Finished) -> None:
     """Export the row that waits for a review: its line says so."""
-    number = next(number for number, row in enumerate(done.fresh) if row[0] != SHIPPED and row[5] & 7 == 3)
+    number = next(number for number, row in enumerate(done.fresh) if row[0] != EXPORTED and row[5] & 7 == 3)
     code, _, *rest = done.fresh[number]
-    finished.lines[RAG_HELD] = [line for line in finished.lines[RAG_HELD] if b'"four"' not in line]
-    line = finished.lines[RAG_SHIPPED][0].replace(b"one", b"four").replace(b"accepted", b"needs_human_review")
+    finished.lines[RAG_QUARANTINED] = [line for line in finished.lines[RAG_QUARANTINED] if b'"four"' not in line]
+    line = finished.lines[RAG_EXPORTED][0].replace(b"one", b"four").replace(b"accepted", b"needs_human_review")
     line = line.replace(rag_id("one").encode(), rag_id("four").encode())
-    finished.lines[RAG_SHIPPED].append(line)
-    done.fresh[number] = (SHIPPED, digest_of(line), *rest)  # type: ignore[assignment]
+    finished.lines[RAG_EXPORTED].append(line)
+    done.fresh[number] = (EXPORTED, digest_of(line), *rest)  # type: ignore[assignment]
     done.outcomes[0][code] -= 1
-    done.outcomes[0][SHIPPED] += 1
+    done.outcomes[0][EXPORTED] += 1
 
 
 def take_for_plain(done: Any) -> bool:
@@ -169,11 +173,11 @@ def take_for_plain(done: Any) -> bool:
             finished = Finished(done)
             done.items.remove(item)
             rag, sft = item.rag[0].line("now"), item.sft[0].line("now")
-            finished.lines[RAG_SHIPPED].append(rag)
-            finished.lines[SFT_SHIPPED].append(sft)
-            done.fresh.append((SHIPPED, digest_of(rag), SHIPPED, digest_of(sft), item.found, item.walk))
-            done.outcomes[0][SHIPPED] += 1
-            done.outcomes[1][SHIPPED] += 1
+            finished.lines[RAG_EXPORTED].append(rag)
+            finished.lines[SFT_EXPORTED].append(sft)
+            done.fresh.append((EXPORTED, digest_of(rag), EXPORTED, digest_of(sft), item.found, item.walk))
+            done.outcomes[0][EXPORTED] += 1
+            done.outcomes[1][EXPORTED] += 1
             finished.put_back()
             return True
     return False
@@ -196,7 +200,7 @@ def of_pairs(lie: Callable[[PlainTasks, Finished], None]) -> Lie:
     """Lie about tasks of which a pair was exported."""
 
     def told(done: Any) -> bool:
-        if not isinstance(done, PlainTasks) or not done.outcomes[SHIPPED]:
+        if not isinstance(done, PlainTasks) or not done.outcomes[EXPORTED]:
             return False
         finished = Finished(done)
         lie(done, finished)
@@ -232,12 +236,12 @@ def export_an_overruled_pair(done: Any) -> bool:
     if not isinstance(done, PlainTasks):
         return False
     finished = Finished(done)
-    number, pair = next((number, pair) for number, pair in enumerate(done.pairs) if pair[8] != SHIPPED)
+    number, pair = next((number, pair) for number, pair in enumerate(done.pairs) if pair[8] != EXPORTED)
     line = finished.lines[0][0].replace(b'"one"', b'"six"').replace(b'"two"', b'"seven"')
     old, new = (id_of(Dataset.PREFERENCE, key).encode() for key in (done.pairs[1 - number][7], pair[7]))
     finished.lines = [[finished.lines[0][0], line.replace(old, new)], []]
-    done.pairs[number] = (*pair[:8], SHIPPED, digest_of(finished.lines[0][1]), pair[10])
-    done.outcomes[pair[8]], done.outcomes[SHIPPED] = 0, 2
+    done.pairs[number] = (*pair[:8], EXPORTED, digest_of(finished.lines[0][1]), pair[10])
+    done.outcomes[pair[8]], done.outcomes[EXPORTED] = 0, 2
     finished.put_back()
     return True
 
@@ -246,7 +250,7 @@ def leave_out_a_pair(done: PlainTasks, finished: Finished) -> None:
     """Leave a pair out, its line and in the counts."""
     done.pairs.pop(0)
     finished.lines[0].pop(0)
-    done.outcomes[SHIPPED] -= 1
+    done.outcomes[EXPORTED] -= 1
 
 
 def leave_out_a_task(done: PlainTasks, finished: Finished) -> None:
@@ -259,8 +263,8 @@ ABOUT_ROWS: dict[str, Lie] = {
     "another id": replace(rag_id("one").encode(), b"rag-0123456789abcdef"),
     "another run": replace(b'"source_run_id":"one"', b'"source_run_id":"three"'),
     "another category": replace(b'"accepted"', b'"partially_accepted"'),
-    "another run in SFT": replace(b'"source_run_id":"one"', b'"source_run_id":"three"', SFT_SHIPPED),
-    "another category in SFT": replace(b'"accepted"', b'"partially_accepted"', SFT_SHIPPED),
+    "another run in SFT": replace(b'"source_run_id":"one"', b'"source_run_id":"three"', SFT_EXPORTED),
+    "another category in SFT": replace(b'"accepted"', b'"partially_accepted"', SFT_EXPORTED),
     "lines of two rows exchanged": of_rows(exchange_digests),
     "a row is missing": of_rows(leave_out),
     "a row comes twice": of_rows(repeat),

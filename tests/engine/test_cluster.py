@@ -197,7 +197,7 @@ def test_scheduler_that_goes_away_ends_the_pass_and_nothing_is_lost(lakes: Path,
     cluster.start_scheduler()
     cluster.start_worker()
     lake.go()
-    assert lake.shipped("rag") == {"one", "three"}
+    assert lake.exported("rag") == {"one", "three"}
     lake.stop()
 
 
@@ -216,7 +216,7 @@ def test_scheduler_that_goes_away_in_the_middle_of_a_pass(
     lake.engine.pulse = lambda: None
     lake.engine.limits = lake.engine.limits._replace(executor="")
     lake.go()
-    assert lake.shipped("rag") >= {"one", "three"}
+    assert lake.exported("rag") >= {"one", "three"}
     lake.stop()
 
 

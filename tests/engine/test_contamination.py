@@ -68,17 +68,17 @@ def ids(rows: list[dict[str, Any]]) -> list[str]:
 def test_no_leak_into_sft(options: Options) -> None:
     """By no combination of options does a rejected or an unreviewed row reach SFT; each is held as unsafe."""
     result = export(lake_of(*runs(CATEGORIES * 3)), options)
-    scores = Counter(row["quality_score"] for row in result.shipped(SFT))
+    scores = Counter(row["quality_score"] for row in result.exported(SFT))
     assert not set(scores) & {category.value for category in SFT_NEVER}
     assert scores["accepted"] == 3
-    assert reasons(result.held(SFT))["unsafe_sft_category"] == 6
+    assert reasons(result.quarantined(SFT))["unsafe_sft_category"] == 6
 
 
 def test_rejected_never_enters_sft() -> None:
     """A rejected row is held as unsafe, with the row itself in quarantine."""
     result = export(lake_of(*runs(["rejected"])), Options(include_partial=True, include_review=True))
-    assert result.shipped(SFT) == []
-    (row,) = result.held(SFT)
+    assert result.exported(SFT) == []
+    (row,) = result.quarantined(SFT)
     assert row["reason"] == "unsafe_sft_category"
     assert row["source_record"] == run_of(1, "rejected")
 
@@ -86,15 +86,15 @@ def test_rejected_never_enters_sft() -> None:
 def test_needs_human_review_never_enters_sft() -> None:
     """The flag that opens RAG to unreviewed rows opens SFT to none of them."""
     result = export(lake_of(*runs(["needs_human_review"])), Options(include_partial=True, include_review=True))
-    assert result.shipped(SFT) == []
-    assert ids(result.shipped(RAG)) == ["run-1"]
+    assert result.exported(SFT) == []
+    assert ids(result.exported(RAG)) == ["run-1"]
 
 
 def test_partial_enters_sft_only_by_flag() -> None:
     """Partially accepted rows are held by default and ship with the flag, under their own name."""
     lake = lake_of(*runs(["partially_accepted", "accepted"]))
-    assert ids(export(lake).shipped(SFT)) == ["run-2"]
-    opened = export(lake, Options(include_partial=True)).shipped(SFT)
+    assert ids(export(lake).exported(SFT)) == ["run-2"]
+    opened = export(lake, Options(include_partial=True)).exported(SFT)
     assert [row["quality_score"] for row in opened] == ["partially_accepted", "accepted"]
 
 
@@ -116,9 +116,9 @@ def test_include_partial_does_not_touch_rag() -> None:
 def test_extraction_class_rows_stay_out_of_sft(role: object) -> None:
     """A row whose role only extracts has no instruction it answers: it is a playbook, and no SFT row."""
     result = export(lake_of([run_of(1)], [evidence_of(1, model_role=role)]))
-    assert ids(result.shipped(RAG)) == ["run-1"]
-    assert result.shipped(SFT) == []
-    assert reasons(result.held(SFT)) == {"missing_source_run_id": 1}
+    assert ids(result.exported(RAG)) == ["run-1"]
+    assert result.exported(SFT) == []
+    assert reasons(result.quarantined(SFT)) == {"missing_source_run_id": 1}
 
 
 @pytest.mark.parametrize("category", [None, "", "ACCEPTED", "accepted ", ["accepted"], 1, {}, ABSENT], ids=repr)
@@ -128,8 +128,8 @@ def test_what_only_looks_like_a_category_ships_nowhere(category: object) -> None
         lake_of([run_of(1, category=category)], [evidence_of(1)]), Options(include_partial=True, include_review=True)
     )
     for dataset in (RAG, SFT):
-        assert result.shipped(dataset) == []
-        assert reasons(result.held(dataset)) == {"category_disallowed": 1}
+        assert result.exported(dataset) == []
+        assert reasons(result.quarantined(dataset)) == {"category_disallowed": 1}
 
 
 # RAG
@@ -139,15 +139,15 @@ def test_what_only_looks_like_a_category_ships_nowhere(category: object) -> None
 def test_rag_never_takes_rejected(options: Options) -> None:
     """Rejected rows stay out of RAG by every combination of options."""
     result = export(lake_of(*runs(["rejected", "accepted", "rejected"])), options)
-    assert ids(result.shipped(RAG)) == ["run-2"]
-    assert reasons(result.held(RAG)) == {"category_disallowed": 2}
+    assert ids(result.exported(RAG)) == ["run-2"]
+    assert reasons(result.quarantined(RAG)) == {"category_disallowed": 2}
 
 
 def test_rag_takes_needs_human_review_only_by_opt_in() -> None:
     """Unreviewed rows are held by default, and with include_review ship as what they are."""
     lake = lake_of(*runs(CATEGORIES))
-    assert [row["success_score"] for row in export(lake).shipped(RAG)] == ["accepted", "partially_accepted"]
-    opened = export(lake, Options(include_review=True)).shipped(RAG)
+    assert [row["success_score"] for row in export(lake).exported(RAG)] == ["accepted", "partially_accepted"]
+    opened = export(lake, Options(include_review=True)).exported(RAG)
     assert [row["success_score"] for row in opened] == ["accepted", "partially_accepted", "needs_human_review"]
     assert opened[2]["source_category"] == "needs_human_review"
     assert "category:needs_human_review" in opened[2]["tags"]
@@ -158,10 +158,10 @@ def test_empty_content_ships_nowhere(text: object) -> None:
     """A text that is missing, of another type, or only white space is neither a passage, a response nor a side."""
     rows = [run_of(1, evidence_task_id="t"), run_of(2, "rejected", evidence_task_id="t")]
     result = export(lake_of(rows, [evidence_of(1, text=text), evidence_of(2)]))
-    assert [result.shipped(dataset) for dataset in Dataset] == [[], [], []]
-    assert reasons(result.held(RAG))["empty_content"] == 1
-    assert reasons(result.held(SFT))["missing_source_run_id"] == 1
-    assert result.held(PREFERENCE)[0]["errors"] == ["empty text in chosen or rejected"]
+    assert [result.exported(dataset) for dataset in Dataset] == [[], [], []]
+    assert reasons(result.quarantined(RAG))["empty_content"] == 1
+    assert reasons(result.quarantined(SFT))["missing_source_run_id"] == 1
+    assert result.quarantined(PREFERENCE)[0]["errors"] == ["empty text in chosen or rejected"]
 
 
 # Provenance
@@ -175,10 +175,10 @@ def test_without_a_signature_nothing_ships(provenance: object) -> None:
         run_of(2, "rejected", evidence_task_id="t"),
     ]
     result = export(lake_of(rows, [evidence_of(1), evidence_of(2)]))
-    assert [result.shipped(dataset) for dataset in Dataset] == [[], [], []]
-    assert result.held(RAG)[0]["reason"] == "missing_provenance"
-    assert result.held(SFT)[0]["reason"] == "missing_provenance"
-    assert reasons(result.held(PREFERENCE)) == {"missing_provenance": 1}
+    assert [result.exported(dataset) for dataset in Dataset] == [[], [], []]
+    assert result.quarantined(RAG)[0]["reason"] == "missing_provenance"
+    assert result.quarantined(SFT)[0]["reason"] == "missing_provenance"
+    assert reasons(result.quarantined(PREFERENCE)) == {"missing_provenance": 1}
 
 
 def test_without_a_source_file_nothing_ships() -> None:
@@ -188,19 +188,19 @@ def test_without_a_source_file_nothing_ships() -> None:
         run_of(2, "rejected", evidence_task_id="t"),
     ]
     result = export(lake_of(rows, [evidence_of(1), evidence_of(2)]))
-    assert [result.shipped(dataset) for dataset in Dataset] == [[], [], []]
-    assert result.held(RAG)[0]["reason"] == "missing_provenance"
-    assert result.held(SFT)[0]["reason"] == "schema_violation"
-    assert reasons(result.held(PREFERENCE)) == {"schema_violation": 1}
+    assert [result.exported(dataset) for dataset in Dataset] == [[], [], []]
+    assert result.quarantined(RAG)[0]["reason"] == "missing_provenance"
+    assert result.quarantined(SFT)[0]["reason"] == "schema_violation"
+    assert reasons(result.quarantined(PREFERENCE)) == {"schema_violation": 1}
 
 
 def test_provenance_on_every_row() -> None:
     """Every row of every dataset says where it came from, which line, with which signature, and when it was written."""
     rows, given = runs(["accepted", "rejected", "partially_accepted"], evidence_task_id="t")
     result = export(lake_of(rows, given), Options(include_partial=True))
-    shipped = [row for dataset in Dataset for row in result.shipped(dataset)]
-    assert [len(result.shipped(dataset)) for dataset in Dataset] == [2, 2, 1]
-    for row in shipped:
+    exported = [row for dataset in Dataset for row in result.exported(dataset)]
+    assert [len(result.exported(dataset)) for dataset in Dataset] == [2, 2, 1]
+    for row in exported:
         assert list(row["provenance"]) == ["source_file", "line_offset", "sig_hash", "recorded_at"]
         assert all(row["provenance"][key] for key in ("source_file", "sig_hash", "recorded_at"))
 
@@ -208,16 +208,16 @@ def test_provenance_on_every_row() -> None:
 def test_a_row_without_a_run_ships_nowhere() -> None:
     """A row that names no run cannot be traced, and is held."""
     result = export(lake_of([run_of(1, evidence_run_id=ABSENT)], [evidence_of(1), evidence_of(2, run_id=ABSENT)]))
-    assert [result.shipped(dataset) for dataset in Dataset] == [[], [], []]
-    assert reasons(result.held(RAG)) == reasons(result.held(SFT)) == {"missing_source_run_id": 1}
+    assert [result.exported(dataset) for dataset in Dataset] == [[], [], []]
+    assert reasons(result.quarantined(RAG)) == reasons(result.quarantined(SFT)) == {"missing_source_run_id": 1}
 
 
 def test_a_row_without_evidence_ships_nowhere() -> None:
     """A row whose run left no evidence has nothing to teach."""
     result = export(lake_of([run_of(1)], [evidence_of(2)]))
-    assert [result.shipped(dataset) for dataset in Dataset] == [[], [], []]
-    assert result.held(RAG)[0]["errors"] == ["evidence_run_id=run-1 not found in matching evidence partition"]
-    assert result.held(SFT)[0]["errors"] == ["evidence_run_id=run-1 not found"]
+    assert [result.exported(dataset) for dataset in Dataset] == [[], [], []]
+    assert result.quarantined(RAG)[0]["errors"] == ["evidence_run_id=run-1 not found in matching evidence partition"]
+    assert result.quarantined(SFT)[0]["errors"] == ["evidence_run_id=run-1 not found"]
 
 
 def test_evidence_of_another_partition_does_not_count() -> None:
@@ -226,7 +226,7 @@ def test_evidence_of_another_partition_does_not_count() -> None:
         "2026/04/27/a.jsonl": (jsonl([run_of(1)]), b""),
         "2026/04/27/b.jsonl": (b"", jsonl([evidence_of(1)])),
     }
-    assert export(lake).shipped(RAG) == []
+    assert export(lake).exported(RAG) == []
 
 
 def test_of_several_evidence_rows_the_last_counts() -> None:
@@ -236,7 +236,7 @@ def test_of_several_evidence_rows_the_last_counts() -> None:
         b'{"run_id":"run-1",',
         evidence_of(1, text="last"),
     ]
-    (row,) = export(lake_of([run_of(1)], given)).shipped(RAG)
+    (row,) = export(lake_of([run_of(1)], given)).exported(RAG)
     assert row["content"] == "last"
 
 
@@ -244,9 +244,9 @@ def test_hallucinated_files_ship_nowhere() -> None:
     """With the path check on, a row whose evidence names a file that does not exist reaches no dataset."""
     rows, given = runs(["accepted", "rejected"], evidence_task_id="t")
     result = export(lake_of(rows, given), Options(check_source_files=True), all_missing)
-    assert [result.shipped(dataset) for dataset in Dataset] == [[], [], []]
+    assert [result.exported(dataset) for dataset in Dataset] == [[], [], []]
     for dataset in Dataset:
-        assert reasons(result.held(dataset))["hallucinated_file_path"] == 1
+        assert reasons(result.quarantined(dataset))["hallucinated_file_path"] == 1
 
 
 # Pairs
@@ -262,7 +262,7 @@ def test_a_pair_is_an_accepted_and_a_rejected_answer_to_one_task() -> None:
     for order in ([1, 2], [2, 1]):
         rows = [run_of(n, "accepted" if n == 1 else "rejected", evidence_task_id="t") for n in order]
         result = export(lake_of(rows, [evidence_of(1), evidence_of(2)]))
-        assert pairs_of(result.shipped(PREFERENCE)) == [("run-1", "run-2")]
+        assert pairs_of(result.exported(PREFERENCE)) == [("run-1", "run-2")]
 
 
 def test_no_fabricated_pairs_across_tasks() -> None:
@@ -302,16 +302,16 @@ def test_no_pair_without_a_category_gap(categories: list[str]) -> None:
 def test_partial_is_the_weaker_signal() -> None:
     """Partially accepted answers are paired only where the task has no rejected one."""
     rows, given = runs(["accepted", "partially_accepted"], evidence_task_id="t")
-    assert pairs_of(export(lake_of(rows, given)).shipped(PREFERENCE)) == [("run-1", "run-2")]
+    assert pairs_of(export(lake_of(rows, given)).exported(PREFERENCE)) == [("run-1", "run-2")]
     rows, given = runs(["accepted", "partially_accepted", "rejected"], evidence_task_id="t")
-    assert pairs_of(export(lake_of(rows, given)).shipped(PREFERENCE)) == [("run-1", "run-3")]
+    assert pairs_of(export(lake_of(rows, given)).exported(PREFERENCE)) == [("run-1", "run-3")]
 
 
 def test_a_rejected_answer_without_evidence_leaves_room_for_the_weaker_signal() -> None:
     """A row whose evidence is missing takes no part, so the product with the rejected ones is empty."""
     rows, _ = runs(["accepted", "partially_accepted", "rejected"], evidence_task_id="t")
     result = export(lake_of(rows, [evidence_of(1), evidence_of(2)]))
-    assert pairs_of(result.shipped(PREFERENCE)) == [("run-1", "run-2")]
+    assert pairs_of(result.exported(PREFERENCE)) == [("run-1", "run-2")]
 
 
 def test_no_self_pairs() -> None:
@@ -323,8 +323,8 @@ def test_no_self_pairs() -> None:
     }
     for revoke in (False, True):
         result = export(lake, Options(revoke=revoke))
-        assert result.shipped(PREFERENCE) == []
-        (row,) = result.held(PREFERENCE)
+        assert result.exported(PREFERENCE) == []
+        (row,) = result.quarantined(PREFERENCE)
         assert (row["reason"], row["errors"]) == ("invalid_preference_pairing", ["same run_id — self-pairing"])
 
 
@@ -333,15 +333,15 @@ def test_identical_texts_are_no_pair(text: str) -> None:
     """Two answers that differ in white space around them only are the same answer."""
     rows, _ = runs(["accepted", "rejected"], evidence_task_id="t")
     result = export(lake_of(rows, [evidence_of(1), evidence_of(2, text=text)]))
-    assert result.shipped(PREFERENCE) == []
-    assert [row["errors"] for row in result.held(PREFERENCE)] == [["chosen and rejected texts identical"]]
+    assert result.exported(PREFERENCE) == []
+    assert [row["errors"] for row in result.quarantined(PREFERENCE)] == [["chosen and rejected texts identical"]]
 
 
 def test_no_hot_task_dominates() -> None:
     """A task gives at most five pairs, whichever number of answers it has, and a held pair uses its slot."""
     rows, given = runs(["accepted"] * 3 + ["rejected"] * 4, evidence_task_id="t")
     result = export(lake_of(rows, given))
-    assert pairs_of(result.shipped(PREFERENCE)) == [
+    assert pairs_of(result.exported(PREFERENCE)) == [
         ("run-1", "run-4"),
         ("run-1", "run-5"),
         ("run-1", "run-6"),
@@ -350,8 +350,8 @@ def test_no_hot_task_dominates() -> None:
     ]
     given[3] = evidence_of(4, text=" ")
     result = export(lake_of(rows, given))
-    assert pairs_of(result.shipped(PREFERENCE)) == [("run-1", "run-5"), ("run-1", "run-6"), ("run-1", "run-7")]
-    assert reasons(result.held(PREFERENCE)) == {"invalid_preference_pairing": 2}
+    assert pairs_of(result.exported(PREFERENCE)) == [("run-1", "run-5"), ("run-1", "run-6"), ("run-1", "run-7")]
+    assert reasons(result.quarantined(PREFERENCE)) == {"invalid_preference_pairing": 2}
 
 
 def test_one_row_twice_gives_one_pair() -> None:
@@ -362,8 +362,8 @@ def test_one_row_twice_gives_one_pair() -> None:
         run_of(2, "rejected", evidence_task_id="t"),
     ]
     result = export(lake_of(rows, [evidence_of(1), evidence_of(2)]))
-    assert pairs_of(result.shipped(PREFERENCE)) == [("run-1", "run-2")]
-    assert reasons(result.held(PREFERENCE)) == {"duplicate_id": 1}
+    assert pairs_of(result.exported(PREFERENCE)) == [("run-1", "run-2")]
+    assert reasons(result.quarantined(PREFERENCE)) == {"duplicate_id": 1}
 
 
 # A later verdict
@@ -377,8 +377,8 @@ def rescored(first: str, second: str, options: Options) -> tuple[list[str], list
     again = run_of(1, second, provenance__sig_hash="again")
     result = export({**lake, LATER: (jsonl([again]), jsonl([evidence_of(1)]))}, options)
     return (
-        [row["success_score"] for row in result.shipped(RAG)],
-        [row["quality_score"] for row in result.shipped(SFT)],
+        [row["success_score"] for row in result.exported(RAG)],
+        [row["quality_score"] for row in result.exported(SFT)],
     )
 
 
@@ -438,7 +438,7 @@ def test_a_verdict_needs_nothing_but_run_and_category(tmp_path: Path, line: byte
     """A rejection that is hard to read, or of no known category, still forbids; by the oracle and by the engine alike."""
     earlier = lake_of([run_of(1)], [evidence_of(1)])
     expected = [] if line in FORBID_RUN_1 else ["run-1"]
-    assert ids(export({**earlier, LATER: (jsonl([line]), b"")}).shipped(SFT)) == expected
+    assert ids(export({**earlier, LATER: (jsonl([line]), b"")}).exported(SFT)) == expected
     with history_lake(tmp_path) as lake:
         lake.scored("2026/01/01/a.jsonl", run_of(1))
         lake.evidence("2026/01/01/a.jsonl", evidence_of(1))
@@ -463,10 +463,10 @@ def test_an_overruled_row_is_no_side_of_a_pair() -> None:
     for number, category, name in ((1, "rejected", "chosen"), (2, "accepted", "rejected")):
         again = run_of(number, category, provenance__sig_hash="again", evidence_task_id="other")
         lake = {**lake_of(rows, given), LATER: (jsonl([again]), b"")}
-        (row,) = export(lake).held(PREFERENCE)
+        (row,) = export(lake).quarantined(PREFERENCE)
         assert row["reason"] == "invalid_preference_pairing"
         assert [error.partition(":")[0] for error in row["errors"]] == [name]
-        assert len(export(lake, Options(revoke=False)).shipped(PREFERENCE)) == 1
+        assert len(export(lake, Options(revoke=False)).exported(PREFERENCE)) == 1
 
 
 # Ids, order and accounting
@@ -476,17 +476,17 @@ def test_ids_are_deterministic() -> None:
     """The same input gives the same bytes, and an id depends on run and signature alone."""
     lake = lake_of(*runs(CATEGORIES))
     assert export(lake).files() == export(lake).files()
-    (one,) = export(lake_of([run_of(1)], [evidence_of(1)])).shipped(RAG)
-    (other,) = export(lake_of([run_of(1, reasons=[], note=1)], [evidence_of(1, text="new")], LATER)).shipped(RAG)
+    (one,) = export(lake_of([run_of(1)], [evidence_of(1)])).exported(RAG)
+    (other,) = export(lake_of([run_of(1, reasons=[], note=1)], [evidence_of(1, text="new")], LATER)).exported(RAG)
     assert one["id"] == other["id"]
-    (third,) = export(lake_of([run_of(1, provenance__sig_hash="2")], [evidence_of(1)])).shipped(RAG)
+    (third,) = export(lake_of([run_of(1, provenance__sig_hash="2")], [evidence_of(1)])).exported(RAG)
     assert third["id"] != one["id"]
 
 
 def test_rag_and_sft_share_their_digits() -> None:
     """The two rows of a run differ in the first letters of their ids only."""
     result = export(lake_of([run_of(1)], [evidence_of(1)]))
-    (passage,), (answer,) = result.shipped(RAG), result.shipped(SFT)
+    (passage,), (answer,) = result.exported(RAG), result.exported(SFT)
     assert passage["id"].removeprefix("rag-") == answer["id"].removeprefix("sft-")
 
 
@@ -494,22 +494,22 @@ def test_a_row_that_comes_twice_ships_once() -> None:
     """The second row of one id is held as a duplicate, where the older exporters dropped it without a word."""
     result = export(lake_of([run_of(1), run_of(1), run_of(1, "partially_accepted")], [evidence_of(1)]))
     for dataset in (RAG, SFT):
-        assert ids(result.shipped(dataset)) == ["run-1"]
-    assert reasons(result.held(RAG)) == {"duplicate_id": 2}
-    assert reasons(result.held(SFT)) == {"duplicate_id": 1, "category_disallowed": 1}
+        assert ids(result.exported(dataset)) == ["run-1"]
+    assert reasons(result.quarantined(RAG)) == {"duplicate_id": 2}
+    assert reasons(result.quarantined(SFT)) == {"duplicate_id": 1, "category_disallowed": 1}
 
 
 def test_a_held_row_does_not_hold_its_id() -> None:
     """Only a row that ships takes the id: behind a held one of the same run and signature the next row ships."""
     result = export(lake_of([run_of(1, "needs_human_review"), run_of(1)], [evidence_of(1)]))
-    assert ids(result.shipped(RAG)) == ids(result.shipped(SFT)) == ["run-1"]
+    assert ids(result.exported(RAG)) == ids(result.exported(SFT)) == ["run-1"]
 
 
 def test_nothing_is_remembered_from_one_pass_to_the_next() -> None:
     """A second pass sees its own evidence: a cache that outlived its pass once hid rows from the older exporters."""
-    assert export(lake_of([run_of(1)], [])).shipped(RAG) == []
-    assert ids(export(lake_of([run_of(1)], [evidence_of(1)])).shipped(RAG)) == ["run-1"]
-    assert export(lake_of([run_of(1)], [])).shipped(RAG) == []
+    assert export(lake_of([run_of(1)], [])).exported(RAG) == []
+    assert ids(export(lake_of([run_of(1)], [evidence_of(1)])).exported(RAG)) == ["run-1"]
+    assert export(lake_of([run_of(1)], [])).exported(RAG) == []
 
 
 MIXED: Lines = [
@@ -534,9 +534,9 @@ def test_no_silent_drops(options: Options) -> None:
     result = export(lake_of(MIXED, [evidence_of(number) for number in range(1, 8)]), options)
     assert result.lines == len(MIXED)
     for dataset in (RAG, SFT):
-        shipped, held = result.shipped(dataset), result.held(dataset)
-        assert len(shipped) + len(held) == len(MIXED)
-        assert len({row["id"] for row in shipped}) == len(shipped)
+        exported, held = result.exported(dataset), result.quarantined(dataset)
+        assert len(exported) + len(held) == len(MIXED)
+        assert len({row["id"] for row in exported}) == len(exported)
         places = {(row["location"]["partition"], row["location"]["line_offset"]) for row in held}
         assert len(places) == len(held)
         assert set(reasons(held)) <= {reason.value for reason in Reason}
@@ -547,7 +547,7 @@ def test_no_silent_drops(options: Options) -> None:
 def test_a_malformed_line_is_told_apart_by_its_place() -> None:
     """Malformed lines count among the non-empty ones, and each is quoted with the file it stands in."""
     result = export({LATER: (b'\n\n{"a":1}\n\n{\n\n \n', b"")})
-    held = [row for row in result.held(RAG) if row["reason"] == "schema_violation"]
+    held = [row for row in result.quarantined(RAG) if row["reason"] == "schema_violation"]
     assert [row["source_record"] for row in held] == [{"_raw": "{"}, {"_raw": " "}]
     assert [row["location"]["line_offset"] for row in held] == [1, 2]
     assert [row["source_provenance"] for row in held] == [
@@ -596,16 +596,16 @@ def test_whatever_the_lake_the_firewall_holds(parts: list[tuple[list[Any], list[
                 row = json.loads(text)
                 last[row["evidence_run_id"]] = row["category"]
     for dataset in (RAG, SFT):
-        shipped = result.shipped(dataset)
-        assert len(shipped) + len(result.held(dataset)) == result.lines
-        assert len({row["id"] for row in shipped}) == len(shipped)
-        for row in shipped:
+        exported = result.exported(dataset)
+        assert len(exported) + len(result.quarantined(dataset)) == result.lines
+        assert len({row["id"] for row in exported}) == len(exported)
+        for row in exported:
             own = row["success_score" if dataset is RAG else "quality_score"]
             for category in {own, last[row["source_run_id"]] if options.revoke else own}:
                 assert category != "rejected"
                 assert category != "needs_human_review" or (dataset is RAG and options.include_review)
             assert own != "partially_accepted" or dataset is RAG or options.include_partial
-    pairs = result.shipped(PREFERENCE)
+    pairs = result.exported(PREFERENCE)
     assert len({row["id"] for row in pairs}) == len(pairs)
     assert max(Counter(row["prompt"] for row in pairs).values(), default=0) <= 5
     for row in pairs:

@@ -144,7 +144,7 @@ def test_mount_that_shows_older_files_changes_nothing(
         result = lake.go()
         assert not result.unfinished
         assert not result.unreadable
-    assert here.shipped("rag") == local.shipped("rag") == {"two", "three", "five"}
+    assert here.exported("rag") == local.exported("rag") == {"two", "three", "five"}
     are_equal(local, here)
     for lake in (here, local):
         lake.both(B, run("three", "rejected", task_id="t"))

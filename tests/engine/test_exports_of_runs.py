@@ -212,10 +212,10 @@ def test_pair_goes_over_the_limit_with_its_side(lake: HistoryLake) -> None:
     lake.scored(B, *(score("s", task_id=task) for task in ("t1", "t2")), run("bad", "rejected", "t2"))
     lake.evidence(B, given("r"), given("bad"))
     lake.go()
-    assert lake.shipped("preference") == {"r>bad"}
+    assert lake.exported("preference") == {"r>bad"}
     lake.scored(A, score("s", task_id="t0"))
     lake.go()
-    assert lake.shipped("preference") == set()
+    assert lake.exported("preference") == set()
     assert [row["errors"] for row in lake.rows("quarantine_preference")] == [["chosen: more than 2 exports of one run"]]
     look(lake)
 

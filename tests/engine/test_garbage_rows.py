@@ -77,9 +77,9 @@ def check(result: Export) -> None:
     assert of_the_near(result) == WITHOUT
     assert result.lines == 5
     for dataset in (Dataset.RAG, Dataset.SFT):
-        assert len(result.shipped(dataset)) + len(result.held(dataset)) == 5
+        assert len(result.exported(dataset)) + len(result.quarantined(dataset)) == 5
     for dataset in Dataset:
-        for row in result.held(dataset):
+        for row in result.quarantined(dataset):
             assert row["reason"] in {reason.value for reason in Reason}
             assert row["errors"]
     for content in result.files().values():

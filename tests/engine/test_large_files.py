@@ -24,7 +24,7 @@ def lake(tmp_path: Path) -> Iterator[HistoryLake]:
     with history_lake(tmp_path) as made:
         made.both(B, run("b"))
         made.go()
-        assert made.shipped(Dataset.RAG) == {"b"}
+        assert made.exported(Dataset.RAG) == {"b"}
         yield made
 
 
@@ -47,7 +47,7 @@ def test_terabyte_of_nothing_delays_no_rejection(lake: HistoryLake, tree: str) -
         hollow(path)
     lake.scored(B, run("b", "rejected"))
     results = [lake.go()]
-    assert lake.shipped(Dataset.RAG) == set()
+    assert lake.exported(Dataset.RAG) == set()
     while results[-1].unfinished:
         results.append(lake.go())
     assert sum(result.bytes_read for result in results) < 3 * (lake.options.max_line_bytes + lines.BLOCK_BYTES)
@@ -60,13 +60,13 @@ def test_lines_behind_a_hole_are_read(lake: HistoryLake) -> None:
     hollow(lake.scored_path(C), hidden + jsonl([run("c")]))
     lake.evidence(C, given("c"))
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {"c"}
-    assert sorted(lake.held(Dataset.RAG).values()) == [MALFORMED, "unsafe_rag_category"]
+    assert lake.exported(Dataset.RAG) == {"c"}
+    assert sorted(lake.quarantined(Dataset.RAG).values()) == [MALFORMED, "unsafe_rag_category"]
     # What was consumed is proven at each look, and grows like any other file.
     with lake.scored_path(C).open("ab") as file:
         file.write(jsonl([run("c", "rejected")]))
     result = lake.go()
-    assert lake.shipped(Dataset.RAG) == set()
+    assert lake.exported(Dataset.RAG) == set()
     assert result.bytes_read < 10 * (lake.options.max_line_bytes + lines.BLOCK_BYTES)
 
 
@@ -77,7 +77,7 @@ def test_run_of_nuls_within_a_line_has_one_digest(lake: HistoryLake) -> None:
         file.write(b"\n")
     result = lake.go()
     assert not result.changed_inputs
-    assert list(lake.held(Dataset.RAG).values()) == [MALFORMED]
+    assert list(lake.quarantined(Dataset.RAG).values()) == [MALFORMED]
 
 
 def test_hole_that_was_filled_with_zeros_is_no_change(lake: HistoryLake) -> None:

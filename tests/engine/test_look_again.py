@@ -56,7 +56,7 @@ def test_rejection_in_the_middle_of_a_pass_takes_its_row_out_with_the_next_batch
     taken = withdrawn(result)
     assert len(taken) >= 3
     assert taken[:2] == [0, 1]
-    assert lake.shipped(Dataset.SFT) == {"two", "b0", "b1", "c0", "c1"}
+    assert lake.exported(Dataset.SFT) == {"two", "b0", "b1", "c0", "c1"}
     lake.stop()
 
 
@@ -69,7 +69,7 @@ def test_partition_that_changes_before_its_turn_is_judged_as_it_is_then(
     lake.both(A, run("one"), run("two"))
     lake.both(B, run("three"), run("four"))
     pass_with(lake, monkeypatch, lambda: lake.both(B, run("three", "rejected"), run("four"), run("five")))
-    assert lake.shipped(Dataset.SFT) == {"one", "two", "four", "five"}
+    assert lake.exported(Dataset.SFT) == {"one", "two", "four", "five"}
     lake.stop()
 
 
@@ -80,8 +80,8 @@ def test_evidence_that_is_gone_before_its_turn(tmp_path: Path, monkeypatch: pyte
     lake.both(A, run("one"), run("two"))
     lake.both(B, run("three"), run("four"))
     pass_with(lake, monkeypatch, lake.evidence_path(B).unlink)
-    assert lake.shipped(Dataset.SFT) == {"one", "two"}
+    assert lake.exported(Dataset.SFT) == {"one", "two"}
     lake.both(B, run("three"), run("four"))
     lake.go()
-    assert lake.shipped(Dataset.SFT) == {"one", "two", "three", "four"}
+    assert lake.exported(Dataset.SFT) == {"one", "two", "three", "four"}
     lake.stop()

@@ -48,10 +48,10 @@ def test_corrected_verdict_counts_after_a_rename(lake: HistoryLake, old: str, ne
     lake.go()
     rename(lake, old, new)
     lake.go()
-    assert lake.shipped("rag") == {"r2", "b1"}
+    assert lake.exported("rag") == {"r2", "b1"}
     lake.scored(new, run("r1"), run("r2"))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r1", "r2", "b1"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r1", "r2", "b1"}
 
 
 def test_rejection_that_was_not_seen_elsewhere_still_forbids(lake: HistoryLake) -> None:
@@ -61,7 +61,7 @@ def test_rejection_that_was_not_seen_elsewhere_still_forbids(lake: HistoryLake) 
     rename(lake, C, A)
     lake.scored(A, run("r1"), run("r2"))
     lake.go()
-    assert lake.shipped("rag") == {"r2"}
+    assert lake.exported("rag") == {"r2"}
 
 
 def test_store_is_as_large_after_any_number_of_renames(lake: HistoryLake) -> None:
@@ -91,16 +91,16 @@ def test_trees_that_are_renamed_one_after_the_other_leave_nothing_behind(lake: H
     lake.both(A, run("a1"), run("a2", "rejected"))
     lake.go()
     before = rows_by_table(lake)
-    assert lake.shipped("rag") == {"a1"}
+    assert lake.exported("rag") == {"a1"}
     for tree in (first, "evidence" if first == "scored" else "scored"):
         (old,), (new,) = lake.paths(A, tree), lake.paths(B, tree)
         new.parent.mkdir(parents=True, exist_ok=True)
         old.rename(new)
         lake.go()
     after = rows_by_table(lake)
-    for name in ("partitions", "files", "scored_rows", "evidence_rows", "frozen_rows"):
+    for name in ("partitions", "files", "scored_rows", "evidence_rows", "retained_rows"):
         assert after[name] == before[name], name
-    assert lake.shipped("rag") == {"a1"}
+    assert lake.exported("rag") == {"a1"}
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 50_000])
@@ -125,12 +125,12 @@ def test_returned_partition_takes_back_what_moved_meanwhile(lake: HistoryLake) -
     lake.go()
     lake.both(C, rows[0])
     lake.go()
-    assert lake.ask("SELECT run_id FROM frozen_rows ORDER BY 1") == [("a2",), ("a3",)]
+    assert lake.ask("SELECT run_id FROM retained_rows ORDER BY 1") == [("a2",), ("a3",)]
     lake.bring_back(*lake.paths(B, "both"))
     lake.go()
-    assert lake.shipped("rag") == {"a1", "a2"}
-    assert lake.held("rag")["a1"] == "duplicate_id"
-    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+    assert lake.exported("rag") == {"a1", "a2"}
+    assert lake.quarantined("rag")["a1"] == "duplicate_id"
+    assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
 
 
 def test_older_store_forgets_what_it_kept_of_renamed_partitions(lake: HistoryLake) -> None:
@@ -139,7 +139,17 @@ def test_older_store_forgets_what_it_kept_of_renamed_partitions(lake: HistoryLak
     lake.go()
     lake.stop()
     with sqlite3.connect(lake.state) as store:
-        store.execute("DELETE FROM _sqlite_migrations WHERE name = 'm007_moved_lines_and_rests'")
+        store.execute("DELETE FROM _sqlite_migrations WHERE name GLOB 'm007*' OR name GLOB 'm011*'")
+        for table, column, before in (
+            ("retained_rows", "retained_id", "frozen_id"),
+            ("rejudge_retained", "retained_id", "frozen_id"),
+            ("pairs", "retained", "frozen"),
+            ("batches", "rows_exported", "rows_shipped"),
+            ("batches", "rows_quarantined", "rows_held"),
+        ):
+            store.execute(f"ALTER TABLE {table} RENAME COLUMN {column} TO {before}")
+        store.execute("ALTER TABLE retained_rows RENAME TO frozen_rows")
+        store.execute("ALTER TABLE rejudge_retained RENAME TO rejudge_frozen")
         store.execute("DROP INDEX verdicts_in_rests")
         for column in ("rest_digest", "rest_category"):
             store.execute(f"ALTER TABLE files DROP COLUMN {column}")
@@ -162,7 +172,7 @@ def test_older_store_forgets_what_it_kept_of_renamed_partitions(lake: HistoryLak
     lake.go()
     lake.scored(A, run("r1"), run("r2"), run("r3"))
     lake.go()
-    assert lake.shipped("rag") == {"r1", "r2"}
+    assert lake.exported("rag") == {"r1", "r2"}
 
 
 # rests
@@ -186,7 +196,7 @@ def test_rest_that_spells_out_a_rejection_forbids(lake: HistoryLake, partition: 
     lake.go()
     rest(lake, partition, REJECTED)
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r2"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r2"}
     verdict = lake.withdrawn("rag")[0]["verdict"]
     line = 2 if partition == B else 0
     assert verdict == {"category": "rejected", "location": {"partition": partition, "line_offset": line}}
@@ -198,10 +208,10 @@ def test_rest_that_spells_out_a_rejection_forbids(lake: HistoryLake, partition: 
     ]
     rest(lake, partition, b"")
     lake.go()
-    assert lake.shipped("rag") == {"r1", "r2"}
+    assert lake.exported("rag") == {"r1", "r2"}
     lake.restart()
     lake.go()
-    assert lake.shipped("rag") == {"r1", "r2"}
+    assert lake.exported("rag") == {"r1", "r2"}
 
 
 def test_rest_counts_once_it_does_not_change(lake: HistoryLake) -> None:
@@ -212,11 +222,11 @@ def test_rest_counts_once_it_does_not_change(lake: HistoryLake) -> None:
     rest(lake, C, REJECTED)
     result = lake.go()
     assert result.indexed.unsettled == [(InputKind.SCORED, C)]
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
     os.utime(lake.scored_path(C), (1, 1))
     lake.restart(settle_seconds=0)
     assert not lake.go().indexed.unsettled
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
 
 
 def test_completed_rest_says_what_its_line_says(lake: HistoryLake) -> None:
@@ -224,10 +234,10 @@ def test_completed_rest_says_what_its_line_says(lake: HistoryLake) -> None:
     lake.both(B, run("r1"))
     rest(lake, C, REJECTED)
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     rest(lake, C, REJECTED + b'"}\n' + b'{"evidence_run_id":"r1","category":"accepted"}\n')
     lake.go()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
 
 
 def test_rest_of_an_absent_file_forbids_until_it_is_pruned(lake: HistoryLake) -> None:
@@ -237,9 +247,9 @@ def test_rest_of_an_absent_file_forbids_until_it_is_pruned(lake: HistoryLake) ->
     lake.go()
     lake.move_away(lake.scored_path(C))
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     lake.prune()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
 
 
 def test_rest_moves_with_its_file(lake: HistoryLake) -> None:
@@ -250,14 +260,14 @@ def test_rest_moves_with_its_file(lake: HistoryLake) -> None:
     before = rows_by_table(lake)
     rename(lake, C, A)
     lake.go()
-    assert lake.shipped("rag") == {"r1"}  # the rest is in A alone, and B comes later
+    assert lake.exported("rag") == {"r1"}  # the rest is in A alone, and B comes later
     assert rows_by_table(lake)["files"] == before["files"]
     rename(lake, A, C)
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     rest(lake, C, b'{"evidence_run_id":"r1","category":"accepted"}\n')
     lake.go()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
 
 
 def test_pruned_malformed_rejection_forbids_no_more(lake: HistoryLake) -> None:
@@ -267,6 +277,6 @@ def test_pruned_malformed_rejection_forbids_no_more(lake: HistoryLake) -> None:
     lake.go()
     lake.move_away(lake.scored_path(C))
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     lake.prune()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}

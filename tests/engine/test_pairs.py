@@ -30,7 +30,7 @@ def test_pairs_of_two_new_tasks_with_one_id(tmp_path: Path, apart: bool) -> None
             lake.both(B, *SECOND)
             lake.go()
         assert chosen(lake) == {"x", "o"}
-        assert len(lake.shipped(Dataset.PREFERENCE)) == 2
+        assert len(lake.exported(Dataset.PREFERENCE)) == 2
         assert lake.ask("SELECT chosen_run_id FROM pairs WHERE outcome <> 0") == [("x|y",)]
 
 
@@ -42,4 +42,4 @@ def test_an_earlier_task_that_is_new_takes_the_id_over(tmp_path: Path) -> None:
         lake.both(A, *FIRST)
         lake.go()
         assert chosen(lake) == {"x", "o"}
-        assert len(lake.shipped(Dataset.PREFERENCE)) == 2
+        assert len(lake.exported(Dataset.PREFERENCE)) == 2

@@ -152,7 +152,7 @@ def test_batch_whose_receipt_cannot_be_written(lake: HistoryLake, monkeypatch: p
     ]
     assert begun["sequence"] == told["sequence"] == 2
     assert repaired["batch_id"] == lake.engine.receipts.last_batch().batch_id  # type: ignore[union-attr]
-    assert lake.shipped("rag") == {"b", "c"}
+    assert lake.exported("rag") == {"b", "c"}
 
 
 def test_batch_that_is_undone(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_batch_that_is_undone(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
         patch.setattr(Exports, "rewrite", refuse)
         lines = failing(lake)
     assert [line["event"] for line in lines] == ["batch_started", "batch_undone"]
-    assert lake.shipped("rag") == {"a", "b"}
+    assert lake.exported("rag") == {"a", "b"}
 
 
 def test_store_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

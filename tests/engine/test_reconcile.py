@@ -117,7 +117,7 @@ def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
         lake.scored(A, run("a"))
         lake.evidence(A, given("a", "long" * 1000))
         lake.go()
-        assert lake.shipped(Dataset.RAG) == {"a"}
+        assert lake.exported(Dataset.RAG) == {"a"}
         # As if the files had been read long after the first look at them.
         lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = NULL")
         lake.restart(replace(lake.options, max_line_bytes=2000))
@@ -130,7 +130,7 @@ def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
             lake.go()
         lake.restart(lake.options)
         lake.go()
-        assert lake.held(Dataset.RAG) == {"a": "missing_source_run_id"}
+        assert lake.quarantined(Dataset.RAG) == {"a": "missing_source_run_id"}
 
 
 @pytest.mark.parametrize("change", [{"include_partial": True}, {"max_line_bytes": 5000}])

@@ -23,7 +23,7 @@ from distilld.engine import batch, index, pool, span_queue
 from distilld.engine.engine import Engine
 from distilld.engine.pool import Pool, WorkerDied
 from distilld.inspection import oracle
-from distilld.inspection.oracle_exceptions import frozen_of
+from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import read_lake
 from distilld.publish.commit import CommittedBatch
 from distilld.store.queries import Exceptions
@@ -164,7 +164,7 @@ def test_ids_that_two_runs_share_go_to_the_first(tmp_path: Path, monkeypatch: py
     shared = rag_id("a|b", "c")
     assert shared == rag_id("a", "b|c")
     assert [row["source_run_id"] for row in lake.rows(Dataset.RAG) if row["id"] == shared] == ["a|b"]
-    assert lake.held(Dataset.RAG)["a"] == "duplicate_id"
+    assert lake.quarantined(Dataset.RAG)["a"] == "duplicate_id"
     lake.stop()
 
 
@@ -179,7 +179,7 @@ def test_known_runs_that_new_files_name(tmp_path: Path, monkeypatch: pytest.Monk
         lake.go()
     lake.both(B, run("one", "rejected"), run("three"))
     lake.go()
-    assert lake.shipped(Dataset.SFT) == {"two", "three"}
+    assert lake.exported(Dataset.SFT) == {"two", "three"}
     lake.stop()
 
 
@@ -192,8 +192,8 @@ def test_unknown_runs_beside_known_ones(tmp_path: Path, monkeypatch: pytest.Monk
     believe_facts(monkeypatch)
     lake.both(A, run("three"), run("four", "rejected", "task-one"))
     lake.go()
-    assert lake.shipped(Dataset.SFT) == {"one", "two", "three"}
-    assert lake.shipped(Dataset.PREFERENCE) == {"one>four"}
+    assert lake.exported(Dataset.SFT) == {"one", "two", "three"}
+    assert lake.exported(Dataset.PREFERENCE) == {"one>four"}
     lake.stop()
 
 
@@ -222,9 +222,9 @@ def test_file_that_changes_before_its_rows_are_judged_is_read_again(
     lake.both(B, run("three"), run("four"))
     with between(monkeypatch, lambda: lake.both(B, run("three", "rejected"), run("four"))):
         lake.engine.run_pass(Trigger.ONCE)
-    assert lake.shipped(Dataset.SFT) <= {"one", "two", "four"}
+    assert lake.exported(Dataset.SFT) <= {"one", "two", "four"}
     lake.go()
-    assert lake.shipped(Dataset.SFT) == {"one", "two", "four"}
+    assert lake.exported(Dataset.SFT) == {"one", "two", "four"}
     lake.stop()
 
 
@@ -242,8 +242,8 @@ def test_file_that_grows_in_between_is_read_to_its_end_next_time(
     with between(monkeypatch, grow):
         lake.go()
     lake.go()
-    assert lake.shipped(Dataset.SFT) == set()
-    assert lake.held(Dataset.SFT) == {"one": "unsafe_sft_category", "two": "missing_source_run_id"}
+    assert lake.exported(Dataset.SFT) == set()
+    assert lake.quarantined(Dataset.SFT) == {"one": "unsafe_sft_category", "two": "missing_source_run_id"}
     lake.stop()
 
 
@@ -255,8 +255,8 @@ def test_new_partition_with_a_hole_is_judged_like_any_other(tmp_path: Path, monk
     with lake.scored_path(A).open("ab") as file:
         file.write(bytes(1 << 18) + b"\n" + jsonl([run("three", "rejected")]))
     assert lake.engine.run_pass(Trigger.ONCE).changed_inputs == ()
-    assert lake.shipped(Dataset.SFT) == {"one", "two"}
-    assert lake.held(Dataset.SFT)["three"] == "unsafe_sft_category"
+    assert lake.exported(Dataset.SFT) == {"one", "two"}
+    assert lake.quarantined(Dataset.SFT)["three"] == "unsafe_sft_category"
     lake.stop()
 
 
@@ -279,13 +279,13 @@ def test_evidence_that_cannot_be_read_with_its_rows(tmp_path: Path, monkeypatch:
 
     with between(monkeypatch, change):
         lake.engine.run_pass(Trigger.ONCE)
-    assert lake.shipped(Dataset.SFT) == {"one"}
+    assert lake.exported(Dataset.SFT) == {"one"}
     if how == "refused":
         path.rmdir()
     lake.evidence(B, given("two"), given("three"))
     lake.go()
-    assert lake.shipped(Dataset.SFT) == {"one", "two"}
-    assert lake.shipped(Dataset.PREFERENCE) == {"two>three"}
+    assert lake.exported(Dataset.SFT) == {"one", "two"}
+    assert lake.exported(Dataset.PREFERENCE) == {"two>three"}
     equal_the_full_pass(lake)
     lake.stop()
 
@@ -293,12 +293,12 @@ def test_evidence_that_cannot_be_read_with_its_rows(tmp_path: Path, monkeypatch:
 def equal_the_full_pass(lake: HistoryLake) -> None:
     """Hold the exports against a full pass over the inputs as they are."""
     exports = invariants.Exports.read(lake.root)
-    frozen = frozen_of(Exceptions(lake.engine.store), exports.lines)
+    retained = retained_of(Exceptions(lake.engine.store), exports.lines)
     expected = oracle.export(
         read_lake(lake.root, lake.options),
         lake.options,
         missing_files=invariants.path_check(lake.options),
-        frozen=frozen,
+        retained=retained,
     )
     invariants.equal_the_full_pass(exports, expected)
 
@@ -327,7 +327,7 @@ def test_last_verdict_decides_wherever_a_batch_ends(
 ) -> None:
     """A run's verdicts may come in any order, in one batch or in several: the last of all is in force from the first on.
 
-    The story: a run that was accepted and rejected in one batch, and accepted again in a later one, shipped as it
+    The story: a run that was accepted and rejected in one batch, and accepted again in a later one, exported as it
     should; the second look knew of the rejection alone, refused the batch, and did so at every retry.
     """
     histories = [(f"run{number}", each) for number, each in enumerate(product([*Category, "odd"], repeat=3))]
@@ -339,7 +339,7 @@ def test_last_verdict_decides_wherever_a_batch_ends(
         lake.go()
     assert len(batches) >= 2
     assert {run_id for run_id, categories in histories if categories == ("accepted", "rejected", "accepted")} <= (
-        lake.shipped(Dataset.SFT)
+        lake.exported(Dataset.SFT)
     )
     equal_the_full_pass(lake)
     lake.stop()
@@ -348,10 +348,10 @@ def test_last_verdict_decides_wherever_a_batch_ends(
 @pytest.mark.parametrize("known", ["ships", "held behind the gate for ids", "vanished"])
 @pytest.mark.parametrize("burst", [A, C])
 def test_ids_of_known_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str, burst: str) -> None:
-    """A new partition may have an id that a known row of another run has, live or frozen.
+    """A new partition may have an id that a known row of another run has, live or retained.
 
     The story: 'a|b' with 'c' stood there, and 'a' with 'b|c' came. A live row made the batch fail at every retry, and
-    beside a frozen one the id stood twice.
+    beside a retained one the id stood twice.
     """
     believe_facts(monkeypatch)
     options = Options(source_files_root=str(tmp_path), check_source_files=True)
@@ -363,7 +363,7 @@ def test_ids_of_known_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, know
     if known == "vanished":
         lake.scored(B, run("x"))
         lake.go()
-        assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1}
+        assert lake.engine.retained.kept_by_tripwire() == {"rag": 1, "sft": 1}
     lake.scored(burst, run("a", provenance__sig_hash="b|c"))
     lake.evidence(burst, given("a", source_files=["there"]))
     lake.go()
@@ -403,7 +403,7 @@ def test_ids_of_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: 
         path.write_bytes(before.content(dataset).replace(b'"source_run_id":"one"', b'"source_run_id":"ghost"'))
     lake.both(A, run("one"), run("two"))
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {"one", "two"} | {"elsewhere"} & {named}
+    assert lake.exported(Dataset.RAG) == {"one", "two"} | {"elsewhere"} & {named}
     equal_the_full_pass(lake)
     lake.stop()
 
@@ -448,7 +448,7 @@ def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: 
     assert not any(lake.files().values())
     assert lake.ask("SELECT count(*) FROM batches") == [(0,)]
     lake.go()
-    assert lake.shipped(Dataset.SFT) == {"one", "two"}
+    assert lake.exported(Dataset.SFT) == {"one", "two"}
     lake.stop()
 
 
@@ -514,16 +514,16 @@ def test_two_runs_with_one_64_bit_id(tmp_path: Path) -> None:
     lake.both(A, run(other, provenance__sig_hash="s"), run("plain"))
     lake.both(B, run(one, provenance__sig_hash="s"))
     lake.go()
-    assert lake.shipped(Dataset.RAG) == lake.shipped(Dataset.SFT) == {other, "plain"}
-    assert lake.held(Dataset.RAG) == lake.held(Dataset.SFT) == {one: "duplicate_id"}
+    assert lake.exported(Dataset.RAG) == lake.exported(Dataset.SFT) == {other, "plain"}
+    assert lake.quarantined(Dataset.RAG) == lake.quarantined(Dataset.SFT) == {one: "duplicate_id"}
     equal_the_full_pass(lake)
     lake.both("2026/04/01/earlier.jsonl", run(one, provenance__sig_hash="s"))
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {one, "plain"}
+    assert lake.exported(Dataset.RAG) == {one, "plain"}
     equal_the_full_pass(lake)
     lake.scored("2026/04/01/earlier.jsonl", run(one, "rejected", provenance__sig_hash="s"))
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {other, "plain"}
+    assert lake.exported(Dataset.RAG) == {other, "plain"}
     equal_the_full_pass(lake)
     lake.stop()
 

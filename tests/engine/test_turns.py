@@ -37,7 +37,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HistoryLak
     with history_lake(tmp_path) as made:
         made.both(B, run("b"))
         made.go()
-        assert made.shipped(Dataset.RAG) == {"b"}
+        assert made.exported(Dataset.RAG) == {"b"}
         yield made
 
 
@@ -87,7 +87,7 @@ def test_rejection_elsewhere_is_out_before_a_large_file_is_read(lake: HistoryLak
     lake.scored(LAST, run("b", "rejected"))
     second = lake.go()
     assert second.indexed.postponed
-    assert "b" not in lake.shipped(Dataset.RAG) | lake.shipped(Dataset.SFT)
+    assert "b" not in lake.exported(Dataset.RAG) | lake.exported(Dataset.SFT)
     results = [first, second, *to_the_end(lake)]
     # Each turn reads again what stands behind its last line, a block at most, and the last one what is read for good.
     assert bytes_read(results) <= 1.1 * size
@@ -103,10 +103,10 @@ def test_nothing_ships_that_the_rest_of_a_file_may_forbid(lake: HistoryLake) -> 
 
     def come_and_look(_: PassResult) -> None:
         lake.both(A, run("other"), run("fine"))
-        assert lake.shipped(Dataset.RAG) == lake.shipped(Dataset.SFT) == {"b"}
+        assert lake.exported(Dataset.RAG) == lake.exported(Dataset.SFT) == {"b"}
 
     assert len(to_the_end(lake, come_and_look)) > 3
-    assert lake.shipped(Dataset.RAG) == {"b", "fine", "good"}
+    assert lake.exported(Dataset.RAG) == {"b", "fine", "good"}
     assert lake.causes(Dataset.RAG) == []
 
 
@@ -119,17 +119,17 @@ def test_other_rows_ship_while_evidence_is_read(lake: HistoryLake) -> None:
     assert lake.go().indexed.postponed
     lake.both(A, run("other"))
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {"b", "first", "other"}
+    assert lake.exported(Dataset.RAG) == {"b", "first", "other"}
     to_the_end(lake)
-    assert lake.shipped(Dataset.RAG) == {"b", "first", "last", "other"}
+    assert lake.exported(Dataset.RAG) == {"b", "first", "last", "other"}
 
 
 def test_rows_whose_evidence_is_half_read_are_not_held(lake: HistoryLake) -> None:
     """They come with it: they would be quarantined, only to ship when it is read."""
     lake.scored(C, run("first"), run("last"))
     lake.evidence(C, *(given(f"filler-{number}", "x" * 900) for number in range(100)), given("first"), given("last"))
-    to_the_end(lake, lambda _: lake.held(Dataset.RAG) == {} or pytest.fail("held"))
-    assert lake.shipped(Dataset.RAG) == {"b", "first", "last"}
+    to_the_end(lake, lambda _: lake.quarantined(Dataset.RAG) == {} or pytest.fail("held"))
+    assert lake.exported(Dataset.RAG) == {"b", "first", "last"}
 
 
 def test_partition_that_is_renamed_withdraws_nothing(lake: HistoryLake) -> None:
@@ -156,9 +156,9 @@ def test_prefix_of_a_large_file_is_proven_in_turns(lake: HistoryLake) -> None:
     lake.scored(LAST, run("b", "rejected"))
     second = lake.go()
     assert second.unfinished
-    assert lake.shipped(Dataset.RAG) == {"c"}
+    assert lake.exported(Dataset.RAG) == {"c"}
     assert bytes_read([first, second, *to_the_end(lake)]) <= 1.1 * size
-    assert lake.shipped(Dataset.RAG) == {"c", "d"}
+    assert lake.exported(Dataset.RAG) == {"c", "d"}
 
 
 def test_line_longer_than_a_turn_is_read(lake: HistoryLake) -> None:
@@ -168,7 +168,7 @@ def test_line_longer_than_a_turn_is_read(lake: HistoryLake) -> None:
     lake.evidence(C, given("c"), given("d"), given("long"))
     size = lake.scored_path(C).stat().st_size
     assert bytes_read(to_the_end(lake)) <= 1.1 * size
-    assert lake.shipped(Dataset.RAG) == {"b", "c", "d", "long"}
+    assert lake.exported(Dataset.RAG) == {"b", "c", "d", "long"}
 
 
 def test_killed_process_goes_on_where_it_was(lake: HistoryLake) -> None:
@@ -185,7 +185,7 @@ def test_killed_process_goes_on_where_it_was(lake: HistoryLake) -> None:
             break
     assert 10 < indexed[0] <= indexed[1] <= indexed[2]
     to_the_end(lake)
-    assert lake.shipped(Dataset.RAG) == set()
+    assert lake.exported(Dataset.RAG) == set()
 
 
 def test_file_that_is_rewritten_while_half_read_is_as_it_is_then(lake: HistoryLake) -> None:
@@ -198,7 +198,7 @@ def test_file_that_is_rewritten_while_half_read_is_as_it_is_then(lake: HistoryLa
     with lake.scored_path(C).open("r+b") as file:
         file.write(jsonl([run("x")]).replace(b'"accepted"', b'"rejected"'))
     to_the_end(lake)
-    assert lake.shipped(Dataset.RAG) == {"b", "c", "last"}
+    assert lake.exported(Dataset.RAG) == {"b", "c", "last"}
 
 
 def test_evidence_that_is_rewritten_while_half_read_is_taken_in_anew(lake: HistoryLake) -> None:
@@ -226,7 +226,7 @@ def test_turn_that_is_undone_is_read_again(lake: HistoryLake) -> None:
     assert lake.engine._half_read
     lake.engine.pulse = lambda: None
     to_the_end(lake)
-    assert lake.shipped(Dataset.RAG) == {"b", "c"}
+    assert lake.exported(Dataset.RAG) == {"b", "c"}
 
 
 @pytest.mark.parametrize("change", ["gone", "replaced", "shorter"])
@@ -245,7 +245,7 @@ def test_file_that_goes_while_half_read(lake: HistoryLake, change: str) -> None:
     else:
         path.write_bytes(jsonl([run("y")]))
     to_the_end(lake)
-    assert lake.shipped(Dataset.RAG) == ({"b"} if change == "gone" else {"b", "y"})
+    assert lake.exported(Dataset.RAG) == ({"b"} if change == "gone" else {"b", "y"})
 
 
 def test_file_that_grows_at_each_turn_is_read(lake: HistoryLake) -> None:
@@ -263,7 +263,7 @@ def test_file_that_grows_at_each_turn_is_read(lake: HistoryLake) -> None:
     for _ in range(8):
         grow(results[-1])
         results.append(lake.go())
-    assert lake.shipped(Dataset.RAG) == {"b", "c"}
+    assert lake.exported(Dataset.RAG) == {"b", "c"}
     to_the_end(lake, grow)
     assert len(lake.ask("SELECT 1 FROM scored_rows WHERE run_id LIKE 'late%'")) >= 9
 
@@ -275,7 +275,7 @@ def test_first_pass_reads_without_turns(tmp_path: Path, monkeypatch: pytest.Monk
         append(lake.scored_path(C), padded(run("c")))
         lake.evidence(C, given("c"))
         assert not lake.go().unfinished
-        assert lake.shipped(Dataset.RAG) == {"c"}
+        assert lake.exported(Dataset.RAG) == {"c"}
 
 
 def test_rebuild_reads_without_turns(lake: HistoryLake) -> None:
@@ -294,7 +294,7 @@ def test_run_goes_on_until_all_is_read(lake: HistoryLake) -> None:
     report = bring_up_to_date(
         lake.engine, pause=lambda _: pytest.fail("a pause"), clock=iter(range(0, 10**6, 1000)).__next__
     )
-    assert lake.shipped(Dataset.RAG) == {"b", "c"}
+    assert lake.exported(Dataset.RAG) == {"b", "c"}
     assert report.not_read == ()
 
 
@@ -324,7 +324,7 @@ class TestWithheld:
         """Its line is gone with the row, which is another one now."""
         half_read.scored(B, run("b", "rejected"))
         assert half_read.go().indexed.withholds
-        assert half_read.shipped(Dataset.RAG) == set()
+        assert half_read.exported(Dataset.RAG) == set()
         to_the_end(half_read)
         assert half_read.causes(Dataset.RAG) == ["revoked"]
 
@@ -335,7 +335,7 @@ class TestWithheld:
         half_read.both(A, run("b"))
         assert half_read.go().indexed.withholds
         to_the_end(half_read)
-        assert (half_read.shipped(Dataset.RAG), half_read.causes(Dataset.RAG)) == ({"b"}, [])
+        assert (half_read.exported(Dataset.RAG), half_read.causes(Dataset.RAG)) == ({"b"}, [])
         assert half_read.stamps(Dataset.RAG) == stamps
 
     def test_row_that_moves_into_the_rest_does_not_vanish(self, lake: HistoryLake) -> None:
@@ -344,22 +344,22 @@ class TestWithheld:
         append(lake.scored_path(LAST), padded(run("b"), times=8))
         lake.evidence(LAST, given("b"))
         lake.both(B)
-        to_the_end(lake, lambda _: lake.engine.frozen.held_by_tripwire() and pytest.fail("tripped"))
-        assert (lake.shipped(Dataset.RAG), lake.causes(Dataset.RAG)) == ({"b"}, [])
+        to_the_end(lake, lambda _: lake.engine.retained.kept_by_tripwire() and pytest.fail("tripped"))
+        assert (lake.exported(Dataset.RAG), lake.causes(Dataset.RAG)) == ({"b"}, [])
 
     def test_pair_leaves_and_none_takes_its_slot(self, lake: HistoryLake) -> None:
         """A pair that takes the slot of one that leaves may be one that the rest forbids."""
         lake.both(A, run("yes", task_id="t"), run("no", "rejected", "t"), run("later", "rejected", "t"))
         lake.both(FIRST, run("first", task_id="t"))
         lake.go()
-        assert len(lake.shipped(Dataset.PREFERENCE)) == 4
+        assert len(lake.exported(Dataset.PREFERENCE)) == 4
         append(lake.scored_path(LAST), padded(run("extra", "rejected", "t"), times=8))
         lake.evidence(LAST, given("extra"))
         lake.both(C, run("yes", "rejected", "t"))
         assert lake.go().indexed.withholds
-        assert lake.shipped(Dataset.PREFERENCE) == {"first>no", "first>later"}
+        assert lake.exported(Dataset.PREFERENCE) == {"first>no", "first>later"}
         to_the_end(lake)
-        assert len(lake.shipped(Dataset.PREFERENCE)) == 4
+        assert len(lake.exported(Dataset.PREFERENCE)) == 4
 
     def test_run_that_is_cleared_waits(self, lake: HistoryLake) -> None:
         """A later verdict that clears it may be followed by one that does not."""
@@ -367,19 +367,19 @@ class TestWithheld:
         lake.go()
         append(lake.scored_path(LAST), padded(run("c", "rejected"), times=8))
         lake.both(C, run("c", "accepted"), run("d", "accepted"))
-        to_the_end(lake, lambda _: lake.shipped(Dataset.RAG) == {"b"} or pytest.fail("too early"))
-        assert lake.shipped(Dataset.RAG) == {"b", "d"}
+        to_the_end(lake, lambda _: lake.exported(Dataset.RAG) == {"b"} or pytest.fail("too early"))
+        assert lake.exported(Dataset.RAG) == {"b", "d"}
 
     def test_row_that_waits_for_an_id_goes_on_waiting(self, lake: HistoryLake) -> None:
         """It is judged when the id comes free, and would ship; its own run may be rejected in the rest."""
         lake.scored(A, run("x|y", provenance__sig_hash="z"), run("x", provenance__sig_hash="y|z"))
         lake.evidence(A, given("x|y"), given("x"))
         lake.go()
-        assert lake.shipped(Dataset.RAG) == {"b", "x|y"}
+        assert lake.exported(Dataset.RAG) == {"b", "x|y"}
         append(lake.scored_path(LAST), padded(run("x", "rejected"), times=8))
         lake.scored(C, run("x|y", "rejected"))
-        to_the_end(lake, lambda _: lake.shipped(Dataset.RAG) == {"b"} or pytest.fail("too early"))
-        assert lake.shipped(Dataset.RAG) == {"b"}
+        to_the_end(lake, lambda _: lake.exported(Dataset.RAG) == {"b"} or pytest.fail("too early"))
+        assert lake.exported(Dataset.RAG) == {"b"}
         assert lake.causes(Dataset.RAG) == ["revoked"]
 
     def test_retained_row_leaves_when_it_is_rejected(self, half_read: HistoryLake) -> None:
@@ -387,5 +387,5 @@ class TestWithheld:
         half_read.move_away(*half_read.paths(B, "both"))
         half_read.scored(C, run("b", "rejected"))
         assert half_read.go().indexed.withholds
-        assert half_read.shipped(Dataset.RAG) == set()
+        assert half_read.exported(Dataset.RAG) == set()
         to_the_end(half_read)

@@ -129,7 +129,7 @@ def test_a_rename_of_one_run_with_many_rows_asks_no_more_for_each_of_them(tmp_pa
         lake.engine.run_pass(Trigger.ONCE)
         lake.engine.store.connection.set_progress_handler(None, 0)
         steps.append(len(taken))
-        assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+        assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
         lake.stop()
     assert steps[1] <= 6 * steps[0]
 

@@ -37,7 +37,7 @@ def test_pass_ends_though_more_rows_than_a_batch_are_out_of_reach(
         patch.setattr(judge_span, "open_partition", refusing)
         lake.go()
     assert lake.ask("SELECT count(*) FROM rejudge_rows") == [(3,)]
-    assert lake.shipped("rag") == {"r0", "r1", "r2"}
+    assert lake.exported("rag") == {"r0", "r1", "r2"}
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     lake.stop()

@@ -74,23 +74,23 @@ def test_a_folder_that_cannot_be_listed_holds_no_rejection_up(
     lake.both(A, run("a"))
     lake.both(DAY, run("b"), run("forbidden"), run("forbidden", "rejected"))
     lake.go()
-    assert lake.shipped("sft") == {"a", "b"}
+    assert lake.exported("sft") == {"a", "b"}
     lake.scored(C, run("a", "rejected"), run("b", "rejected"), run("new"))
     lake.evidence(C, given("new"), given("forbidden"))
     refuse(monkeypatch, errno.EACCES, "2026/04/28")
     report = bring_up_to_date(lake.engine)
     # The run of a readable folder and that of the folder which cannot be listed are both forbidden, by the same file.
-    assert lake.shipped("sft") == {"new"}
+    assert lake.exported("sft") == {"new"}
     assert report.not_read == tuple(
         f"data/{tree}/2026/04/28/ cannot be listed: Permission denied" for tree in ("scored-runs", "evidence")
     )
     # What is recorded below it goes on forbidding.
     lake.both("2026/04/27/0.jsonl", run("forbidden"))
     bring_up_to_date(lake.engine)
-    assert lake.shipped("sft") == {"new"}
+    assert lake.exported("sft") == {"new"}
     monkeypatch.undo()
     lake.go()
-    assert lake.shipped("sft") == {"new"}
+    assert lake.exported("sft") == {"new"}
     lake.stop()
 
 

@@ -2,23 +2,9 @@ CREATE INDEX absent_files ON files (partition_id) WHERE state = 'absent';
 
 CREATE UNIQUE INDEX departed_ids ON departures (dataset, sample_key) WHERE outcome = 0;
 
-CREATE INDEX emptied_rows ON frozen_rows (kind) WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL;
+CREATE INDEX emptied_rows ON retained_rows (kind) WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL;
 
 CREATE INDEX files_by_hash ON files (hashed_at_ns) WHERE state = 'present';
-
-CREATE INDEX frozen_pairs ON pairs (frozen, accepted, outcome) WHERE frozen IS NOT NULL;
-
-CREATE UNIQUE INDEX frozen_rag_ids ON frozen_rows (sample_key) WHERE rag = 0;
-
-CREATE INDEX frozen_rows_by_digest ON frozen_rows (digest);
-
-CREATE INDEX frozen_rows_by_kind ON frozen_rows (kind, accepted, rag, sft);
-
-CREATE INDEX frozen_rows_by_partition ON frozen_rows (partition_id, line);
-
-CREATE INDEX frozen_rows_by_run ON frozen_rows (run_id);
-
-CREATE UNIQUE INDEX frozen_sft_ids ON frozen_rows (sample_key) WHERE sft = 0;
 
 CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;
 
@@ -33,6 +19,20 @@ CREATE UNIQUE INDEX pairs_by_key ON pairs (sample_key, CASE outcome WHEN 0 THEN 
 CREATE INDEX pairs_by_rejected_run ON pairs (rejected_run_id);
 
 CREATE INDEX pairs_by_task ON pairs (task_id, slot);
+
+CREATE INDEX retained_pairs ON pairs (retained, accepted, outcome) WHERE retained IS NOT NULL;
+
+CREATE UNIQUE INDEX retained_rag_ids ON retained_rows (sample_key) WHERE rag = 0;
+
+CREATE INDEX retained_rows_by_digest ON retained_rows (digest);
+
+CREATE INDEX retained_rows_by_kind ON retained_rows (kind, accepted, rag, sft);
+
+CREATE INDEX retained_rows_by_partition ON retained_rows (partition_id, line);
+
+CREATE INDEX retained_rows_by_run ON retained_rows (run_id);
+
+CREATE UNIQUE INDEX retained_sft_ids ON retained_rows (sample_key) WHERE sft = 0;
 
 CREATE UNIQUE INDEX scored_rows_by_key ON scored_rows (sample_key, CASE rag WHEN 0 THEN 0 END) WHERE sample_key IS NOT NULL;
 
@@ -68,8 +68,8 @@ CREATE TABLE batches (
     batch_id       TEXT    NOT NULL UNIQUE,
     trigger        TEXT    NOT NULL,
     recorded_at    TEXT    NOT NULL,
-    rows_shipped   INTEGER NOT NULL,
-    rows_held      INTEGER NOT NULL,
+    rows_exported   INTEGER NOT NULL,
+    rows_quarantined      INTEGER NOT NULL,
     rows_withdrawn INTEGER NOT NULL,
     rows_judged    INTEGER NOT NULL,
     bytes_read     INTEGER NOT NULL,
@@ -143,28 +143,6 @@ CREATE TABLE files (
     PRIMARY KEY (partition_id, kind)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE frozen_rows (
-    frozen_id     INTEGER PRIMARY KEY,
-    kind          TEXT    NOT NULL CHECK (kind IN ('absent', 'vanished', 'orphan')),
-    accepted      INTEGER NOT NULL DEFAULT 0,
-    partition_id  INTEGER,
-    line          INTEGER,
-    start_byte    INTEGER NOT NULL,
-    length_bytes  INTEGER NOT NULL,
-    digest        BLOB    NOT NULL,
-    run_id        TEXT,
-    task_id       TEXT,
-    category      INTEGER,
-    malformed     INTEGER,
-    sample_key    INTEGER,
-    rag           INTEGER,
-    rag_line      BLOB,
-    rag_batch     INTEGER,
-    sft           INTEGER,
-    sft_line      BLOB,
-    sft_batch     INTEGER
-) STRICT;
-
 CREATE TABLE intents (
     name        TEXT PRIMARY KEY,
     batch       INTEGER NOT NULL,
@@ -194,7 +172,7 @@ CREATE TABLE pairs (
     pair_id             INTEGER PRIMARY KEY,
     task_id             TEXT    NOT NULL,
     slot                INTEGER NOT NULL,
-    frozen              TEXT    CHECK (frozen IN ('absent', 'vanished', 'orphan')),
+    retained              TEXT    CHECK (retained IN ('absent', 'vanished', 'orphan')),
     accepted            INTEGER NOT NULL DEFAULT 0,
     chosen_run_id       TEXT    NOT NULL,
     rejected_run_id     TEXT    NOT NULL,
@@ -220,7 +198,7 @@ CREATE TABLE receipts (
     written         INTEGER NOT NULL
 ) STRICT;
 
-CREATE TABLE rejudge_frozen (frozen_id INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE "rejudge_retained" (retained_id INTEGER PRIMARY KEY) STRICT;
 
 CREATE TABLE rejudge_rows (
     walk              INTEGER PRIMARY KEY,
@@ -232,6 +210,28 @@ CREATE TABLE rejudge_tasks (
     task_id  TEXT PRIMARY KEY,
     forced   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE "retained_rows" (
+    retained_id     INTEGER PRIMARY KEY,
+    kind          TEXT    NOT NULL CHECK (kind IN ('absent', 'vanished', 'orphan')),
+    accepted      INTEGER NOT NULL DEFAULT 0,
+    partition_id  INTEGER,
+    line          INTEGER,
+    start_byte    INTEGER NOT NULL,
+    length_bytes  INTEGER NOT NULL,
+    digest        BLOB    NOT NULL,
+    run_id        TEXT,
+    task_id       TEXT,
+    category      INTEGER,
+    malformed     INTEGER,
+    sample_key    INTEGER,
+    rag           INTEGER,
+    rag_line      BLOB,
+    rag_batch     INTEGER,
+    sft           INTEGER,
+    sft_line      BLOB,
+    sft_batch     INTEGER
+) STRICT;
 
 CREATE TABLE scored_rows (
     walk            INTEGER PRIMARY KEY,
@@ -253,13 +253,7 @@ CREATE TABLE scored_rows (
     kept            INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
-CREATE TABLE totals (
-    dataset  TEXT    NOT NULL,
-    state    TEXT    NOT NULL CHECK (state IN ('live', 'frozen', 'departing')),
-    outcome  INTEGER NOT NULL,
-    rows     INTEGER NOT NULL,
-    PRIMARY KEY (dataset, state, outcome)
-) STRICT, WITHOUT ROWID;
+CREATE TABLE totals (dataset TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('live', 'retained', 'departing')), outcome INTEGER NOT NULL, rows INTEGER NOT NULL, PRIMARY KEY (dataset, state, outcome)) STRICT, WITHOUT ROWID;
 
 CREATE TABLE unreported_inputs (
     partition_id     INTEGER NOT NULL,
@@ -290,14 +284,14 @@ CREATE TABLE withdrawals (
 ) STRICT;
 
 CREATE VIEW batch_history AS
-    SELECT batch, batch_id, trigger, recorded_at, rows_shipped, rows_held, rows_withdrawn, rows_judged, bytes_read,
+    SELECT batch, batch_id, trigger, recorded_at, rows_exported, rows_quarantined, rows_withdrawn, rows_judged, bytes_read,
            duration_ms
     FROM batches ORDER BY batch DESC;
 
 CREATE VIEW dataset_history AS
-    SELECT b.recorded_at AS at, d.key AS dataset, json_extract(d.value, '$.shipped') AS rows,
+    SELECT b.recorded_at AS at, d.key AS dataset, coalesce(json_extract(d.value, '$.rows'), json_extract(d.value, '$.shipped')) AS rows,
            json_extract(d.value, '$.appended') - json_extract(d.value, '$.replaced') AS added,
-           json_extract(d.value, '$.withdrawn') AS withdrawn, json_extract(d.value, '$.held') AS quarantined,
+           json_extract(d.value, '$.withdrawn') AS withdrawn, coalesce(json_extract(d.value, '$.quarantine_rows'), json_extract(d.value, '$.held')) AS quarantined,
            b.batch_id
     FROM batches b CROSS JOIN receipts r USING (batch)
     CROSS JOIN json_each(r.receipt, '$.record_counts.per_exporter') d ORDER BY b.batch DESC;
@@ -331,7 +325,7 @@ CREATE VIEW run_history AS
     UNION ALL
     SELECT f.run_id, p.path, f.line, c.category, f.kind, rag.outcome, sft.outcome, NULL,
            'rag-' || printf('%016x', f.sample_key), 'sft-' || printf('%016x', f.sample_key), b.batch_id
-    FROM frozen_rows f
+    FROM retained_rows f
     LEFT JOIN partitions p USING (partition_id)
     LEFT JOIN categories c ON c.code = f.category
     LEFT JOIN outcomes rag ON rag.code = f.rag
@@ -340,21 +334,21 @@ CREATE VIEW run_history AS
 
 CREATE VIEW seen_ids AS
     SELECT 'rag' AS dataset, 'rag-' || printf('%016x', r.sample_key) AS id, r.run_id, r.partition, r.line,
-           b.batch_id AS shipped_in, 'live' AS state
+           b.batch_id AS exported_in, 'live' AS state
     FROM row_places r LEFT JOIN batches b ON b.batch = r.rag_batch WHERE r.rag = 0
     UNION ALL
     SELECT 'sft', 'sft-' || printf('%016x', r.sample_key), r.run_id, r.partition, r.line, b.batch_id, 'live'
     FROM row_places r LEFT JOIN batches b ON b.batch = r.sft_batch WHERE r.sft = 0
     UNION ALL
     SELECT 'preference', 'pref-' || printf('%016x', r.sample_key), r.chosen_run_id, p.path, NULL, b.batch_id,
-           coalesce(r.frozen, 'live')
+           coalesce(r.retained, 'live')
     FROM pairs r LEFT JOIN partitions p ON p.partition_id = r.chosen_partition
     LEFT JOIN batches b ON b.batch = r.batch WHERE r.outcome = 0
     UNION ALL
     SELECT 'rag', 'rag-' || printf('%016x', f.sample_key), f.run_id, p.path, f.line, b.batch_id, f.kind
-    FROM frozen_rows f LEFT JOIN partitions p USING (partition_id) LEFT JOIN batches b ON b.batch = f.rag_batch
+    FROM retained_rows f LEFT JOIN partitions p USING (partition_id) LEFT JOIN batches b ON b.batch = f.rag_batch
     WHERE f.rag = 0
     UNION ALL
     SELECT 'sft', 'sft-' || printf('%016x', f.sample_key), f.run_id, p.path, f.line, b.batch_id, f.kind
-    FROM frozen_rows f LEFT JOIN partitions p USING (partition_id) LEFT JOIN batches b ON b.batch = f.sft_batch
+    FROM retained_rows f LEFT JOIN partitions p USING (partition_id) LEFT JOIN batches b ON b.batch = f.sft_batch
     WHERE f.sft = 0;

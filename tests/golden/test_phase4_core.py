@@ -61,12 +61,14 @@ def test_every_quarantine_row_names_where_it_stands(result: Export) -> None:
 def test_the_counts_are_those_of_the_report(result: Export) -> None:
     """The figures of the acceptance report hold: 1,052 rows in, 446, 351 and 83 out, each hold with its reason."""
     assert result.lines == 1052
-    assert {dataset.value: len(result.shipped(dataset)) for dataset in Dataset} == {
+    assert {dataset.value: len(result.exported(dataset)) for dataset in Dataset} == {
         "rag": 446,
         "sft": 351,
         "preference": 83,
     }
-    assert {dataset.value: dict(Counter(row["reason"] for row in result.held(dataset))) for dataset in Dataset} == {
+    assert {
+        dataset.value: dict(Counter(row["reason"] for row in result.quarantined(dataset))) for dataset in Dataset
+    } == {
         "rag": {"category_disallowed": 536, "empty_content": 70},
         "sft": {"unsafe_sft_category": 536, "category_disallowed": 132, "missing_source_run_id": 33},
         "preference": {"invalid_preference_pairing": 16},
@@ -75,15 +77,15 @@ def test_the_counts_are_those_of_the_report(result: Export) -> None:
 
 def test_the_firewall_held(result: Export) -> None:
     """SFT has accepted rows only, RAG 351 of them and 95 partial ones, no pair is of one run, SFT_NEVER is all held."""
-    assert Counter(row["quality_score"] for row in result.shipped(Dataset.SFT)) == {"accepted": 351}
-    assert Counter(row["success_score"] for row in result.shipped(Dataset.RAG)) == {
+    assert Counter(row["quality_score"] for row in result.exported(Dataset.SFT)) == {"accepted": 351}
+    assert Counter(row["success_score"] for row in result.exported(Dataset.RAG)) == {
         "accepted": 351,
         "partially_accepted": 95,
     }
-    assert all(row["chosen_run_id"] != row["rejected_run_id"] for row in result.shipped(Dataset.PREFERENCE))
+    assert all(row["chosen_run_id"] != row["rejected_run_id"] for row in result.exported(Dataset.PREFERENCE))
     forbidden = sum(
         scored.count(b'"category":"rejected"') + scored.count(b'"category":"needs_human_review"')
         for scored, _ in lake().values()
     )
-    unsafe = [row for row in result.held(Dataset.SFT) if row["reason"] == "unsafe_sft_category"]
+    unsafe = [row for row in result.quarantined(Dataset.SFT) if row["reason"] == "unsafe_sft_category"]
     assert len(unsafe) == forbidden == 536

@@ -28,4 +28,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m008_too_many_exports",
         "m009_dataset_history",
         "m010_smaller_store",
+        "m011_words_of_the_glossary",
     ]

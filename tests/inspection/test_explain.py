@@ -57,8 +57,8 @@ def test_shipped_run(lake: HistoryLake) -> None:
     assert not row.waits
     stamp = (batch.identity.batch_id, batch.identity.recorded_at)
     assert row.fates == (
-        Fate(Dataset.RAG, "shipped", rag_id("r1"), None, (), None, *stamp),
-        Fate(Dataset.SFT, "shipped", sft_id("r1"), None, (), None, *stamp),
+        Fate(Dataset.RAG, "exported", rag_id("r1"), None, (), None, *stamp),
+        Fate(Dataset.SFT, "exported", sft_id("r1"), None, (), None, *stamp),
     )
     assert [
         (each.dataset, each.category, each.partition, each.line, each.absent, each.forbids) for each in story.verdicts
@@ -69,7 +69,7 @@ def test_shipped_run(lake: HistoryLake) -> None:
     assert [(each.partition, each.line, each.present) for each in story.evidence] == [(A, 1, True)]
     (pair,) = story.pairs
     assert (pair.task_id, pair.state, pair.chosen_run_id, pair.rejected_run_id) == (TASK, "live", "r1", "r2")
-    assert (pair.fate.outcome, pair.fate.batch_id) == ("shipped", batch.identity.batch_id)
+    assert (pair.fate.outcome, pair.fate.batch_id) == ("exported", batch.identity.batch_id)
     assert pair.fate.id == lake.rows("preference")[0]["id"]
     assert not story.withdrawals
     assert not story.leaving
@@ -83,14 +83,18 @@ def test_held_rows_tell_their_errors(lake: HistoryLake) -> None:
     lake.go()
     story = story_of(lake, "r1")
     assert [(fate.outcome, fate.reason, fate.errors) for row in fates(story) for fate in row] == [
-        ("shipped", None, ()),
-        ("shipped", None, ()),
-        ("held", "duplicate_id", ("id is already held by an earlier row",)),
-        ("held", "category_disallowed", ("category=partially_accepted not in [accepted] (--include-partial=false)",)),
+        ("exported", None, ()),
+        ("exported", None, ()),
+        ("quarantined", "duplicate_id", ("id is already held by an earlier row",)),
+        (
+            "quarantined",
+            "category_disallowed",
+            ("category=partially_accepted not in [accepted] (--include-partial=false)",),
+        ),
     ]
     assert story.rows[1].fates[0].note == f"the id is held by {A}:0"
     (pair,) = story.pairs
-    assert (pair.fate.outcome, pair.fate.reason) == ("held", "invalid_preference_pairing")
+    assert (pair.fate.outcome, pair.fate.reason) == ("quarantined", "invalid_preference_pairing")
     assert "chosen and rejected texts identical" in pair.fate.errors
 
 
@@ -147,7 +151,7 @@ def test_absent_rows_are_told(lake: HistoryLake) -> None:
     lake.go()
     story = story_of(lake, "r1")
     assert [(row.partition, row.line, row.state, row.evidence) for row in story.rows] == [(A, 0, "absent", "unknown")]
-    assert {fate.note for fate in fates(story)[0]} == {"frozen: its partition is absent"}
+    assert {fate.note for fate in fates(story)[0]} == {"retained: its partition is absent"}
     assert story.verdicts == ()  # an absent verdict clears nothing
     assert [pair.state for pair in story.pairs] == ["absent"]
     (verdict, _) = story_of(lake, "r3").verdicts
@@ -184,20 +188,20 @@ def test_vanished_row_is_told(lake: HistoryLake, tree: str, state: str, note: st
     (row,) = story_of(lake, "r1").rows
     assert row.state == state
     assert [(fate.dataset, fate.outcome, fate.note) for fate in row.fates] == [
-        (Dataset.RAG, "shipped", note),
-        (Dataset.SFT, "shipped", note),
+        (Dataset.RAG, "exported", note),
+        (Dataset.SFT, "exported", note),
     ]
 
 
 def test_vanished_row_that_was_held_in_a_dataset_tells_of_the_other_alone(lake: HistoryLake) -> None:
-    """The story: explain said of SFT, where the row had never shipped, that another had taken its place."""
+    """The story: explain said of SFT, where the row had never exported, that another had taken its place."""
     lake.restart(tripwire_rows=0, tripwire_share=0.0)
     lake.both(A, run("r1", "partially_accepted"))
     lake.go()
     lake.scored(A)
     lake.go()
     assert [[(fate.dataset, fate.outcome) for fate in row] for row in fates(story_of(lake, "r1"))] == [
-        [(Dataset.RAG, "shipped")]
+        [(Dataset.RAG, "exported")]
     ]
 
 
@@ -211,17 +215,20 @@ def test_orphan_and_adopted_row_are_told(lake: HistoryLake) -> None:
     lake.go()
     (adopted, _) = fates(story_of(lake, "r1"))[0]
     assert (adopted.outcome, adopted.batch_id, adopted.note) == (
-        "shipped",
+        "exported",
         None,
         "stood in the file before its store knew of it",
     )
     (orphan,) = story_of(lake, "r2").rows
     assert (orphan.partition, orphan.state) == (None, "orphan")
-    assert [(fate.outcome, fate.id) for fate in orphan.fates] == [("shipped", rag_id("r2")), ("shipped", sft_id("r2"))]
+    assert [(fate.outcome, fate.id) for fate in orphan.fates] == [
+        ("exported", rag_id("r2")),
+        ("exported", sft_id("r2")),
+    ]
 
 
-def test_replaced_frozen_row_is_told(lake: HistoryLake) -> None:
-    """A frozen row whose id went to a present row tells that it is gone, and the present row that it ships.
+def test_replaced_retained_row_is_told(lake: HistoryLake) -> None:
+    """A retained row whose id went to a present row tells that it is gone, and the present row that it ships.
 
     Why it is gone is for the withdrawals to tell: explain named a cause that was often another.
     """
@@ -231,8 +238,8 @@ def test_replaced_frozen_row_is_told(lake: HistoryLake) -> None:
     lake.both(B, run("r1", reasons=["again"]))
     lake.go()
     story = story_of(lake, "r1")
-    assert [[fate.outcome for fate in row] for row in fates(story)] == [["gone", "gone"], ["shipped", "shipped"]]
-    note = "no line there is its own; what left is told under Withdrawn"
+    assert [[fate.outcome for fate in row] for row in fates(story)] == [["gone", "gone"], ["exported", "exported"]]
+    note = "no line there is its own; what left is listed under Withdrawn"
     assert {fate.note for fate in fates(story)[0]} == {note}
 
 
@@ -246,7 +253,7 @@ def test_verdict_is_told_by_the_options_of_the_newest_batch(lake: HistoryLake) -
     lake.go()
     story = story_of(lake, "r1")
     assert [(each.dataset, each.forbids) for each in story.verdicts] == [(Dataset.RAG, False), (Dataset.SFT, True)]
-    assert [fate.outcome for fate in fates(story)[0]] == ["shipped", "held"]
+    assert [fate.outcome for fate in fates(story)[0]] == ["exported", "quarantined"]
 
 
 def test_row_that_waits_is_told(lake: HistoryLake) -> None:
@@ -254,7 +261,7 @@ def test_row_that_waits_is_told(lake: HistoryLake) -> None:
     lake.both(A, run("r1"))
     lake.go()
     lake.scored(A, run("r2"))
-    lake.engine._index(scan(lake.root), read_anew=False)
+    lake.engine._index(scan(lake.root), read_again=False)
     assert story_of(lake, "r1").leaving == (("rag", "row_removed"), ("sft", "row_removed"))
     story = story_of(lake, "r2")
     assert story.rows[0].waits

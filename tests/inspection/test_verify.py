@@ -227,7 +227,7 @@ def test_hole_of_a_terabyte_is_passed_by(tmp_path: Path, tree: str, mark: bytes,
         while lake.go().unfinished:
             pass
         rejected = {"b", "c", *(["u"] if mark else [])} if tree == "scored" else set()
-        assert lake.shipped(Dataset.RAG) == {"b", "u", "c"} - rejected
+        assert lake.exported(Dataset.RAG) == {"b", "u", "c"} - rejected
         tracemalloc.start()
         report = verify(lake.root, lake.state, lake.options, deep=True)
         _, peak = tracemalloc.get_traced_memory()
@@ -315,10 +315,12 @@ def test_finds_a_miscount(lake: tuple[SampleLake, Engine]) -> None:
 
 
 def test_finds_a_leak(lake: tuple[SampleLake, Engine]) -> None:
-    """A shipped row whose run has a forbidden verdict in force is told by the firewall's check."""
+    """An exported row whose run has a forbidden verdict in force is told by the firewall's check."""
     sample, engine = lake
-    shipped = json.loads((sample.root / DATASET_PATHS[Dataset.SFT]).read_bytes().splitlines()[0])
-    engine.store.connection.execute("UPDATE scored_rows SET category = 3 WHERE run_id = ?", (shipped["source_run_id"],))
+    exported = json.loads((sample.root / DATASET_PATHS[Dataset.SFT]).read_bytes().splitlines()[0])
+    engine.store.connection.execute(
+        "UPDATE scored_rows SET category = 3 WHERE run_id = ?", (exported["source_run_id"],)
+    )
     assert "firewall" in faulty(report_of(sample, deep=False))
 
 
@@ -374,8 +376,8 @@ def test_kept_rows_are_no_fault(lake: tuple[SampleLake, Engine], tmp_path: Path)
     engine.run_pass(Trigger.RESCAN)
     report = report_of(sample)
     assert not faulty(report)
-    assert report.kept >= sum(each.rows for each in report.kept_shipped) > 0
-    assert {each.kind for each in report.kept_shipped} == {"absent"}
+    assert report.kept >= sum(each.rows for each in report.kept_exported) > 0
+    assert {each.kind for each in report.kept_exported} == {"absent"}
 
 
 def test_row_on_absent_evidence_is_no_fault(lake: tuple[SampleLake, Engine], tmp_path: Path) -> None:
@@ -393,14 +395,14 @@ def test_row_on_absent_evidence_is_no_fault(lake: tuple[SampleLake, Engine], tmp
     assert report_of(sample).changed
 
 
-_FIRST = "WHERE frozen_id = (SELECT min(frozen_id) FROM frozen_rows WHERE"
+_FIRST = "WHERE retained_id = (SELECT min(retained_id) FROM retained_rows WHERE"
 _REJECTED = "(SELECT run_id FROM scored_rows WHERE category = 3 AND run_id IS NOT NULL)"
 _FAULTS = {
-    "a held row": (f"UPDATE frozen_rows SET sft = NULL {_FIRST} sft <> 0)", "deep: quarantine of sft", "extra"),
-    "a shipped row": (f"UPDATE frozen_rows SET rag = NULL {_FIRST} rag = 0)", "deep: rag", "extra"),
-    "a line": (f"UPDATE frozen_rows SET sft_line = x'00' {_FIRST} sft <> 0)", "deep: quarantine of sft", "missing"),
-    "a pair": ("DELETE FROM pairs WHERE frozen IS NOT NULL AND outcome = 0", "deep: preference", "extra"),
-    "its end": (f"UPDATE frozen_rows SET run_id = {_REJECTED} {_FIRST} rag = 0)", "deep: rag", "extra"),
+    "a held row": (f"UPDATE retained_rows SET sft = NULL {_FIRST} sft <> 0)", "deep: quarantine of sft", "extra"),
+    "an exported row": (f"UPDATE retained_rows SET rag = NULL {_FIRST} rag = 0)", "deep: rag", "extra"),
+    "a line": (f"UPDATE retained_rows SET sft_line = x'00' {_FIRST} sft <> 0)", "deep: quarantine of sft", "missing"),
+    "a pair": ("DELETE FROM pairs WHERE retained IS NOT NULL AND outcome = 0", "deep: preference", "extra"),
+    "its end": (f"UPDATE retained_rows SET run_id = {_REJECTED} {_FIRST} rag = 0)", "deep: rag", "extra"),
 }
 
 

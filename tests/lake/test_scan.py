@@ -420,7 +420,7 @@ class TestSourceFiles:
 
     @pytest.mark.parametrize("name", ["", ".", "/", "src/..", "../root", "{root}", "{root}/"])
     def test_the_root_is_not_below_itself(self, tmp_path: Path, check: SourceFiles, name: str) -> None:
-        """The story: an empty entry, or '.', counted as a file that exists, and the row shipped."""
+        """The story: an empty entry, or '.', counted as a file that exists, and the row exported."""
         entry = name.format(root=tmp_path / "root")
         assert check.missing([entry]) == (entry,)
 

@@ -1,4 +1,4 @@
-"""What is frozen after a history, by the words of SPEC 3 ('Absent partitions') and from the files alone.
+"""What is retained after a history, by the words of SPEC 3 ('Absent partitions') and from the files alone.
 
 From pass to pass it remembers what each file held and what became of its rows; the oracle says what of it stays.
 """
@@ -15,7 +15,7 @@ from distilld.core.json_text import parse_object
 from distilld.core.model import Category, Dataset, InputKind, OnDelete, Options, RowRef
 from distilld.core.records import evidence_record, scored_run
 from distilld.inspection import oracle
-from distilld.inspection.oracle import Frozen, FrozenPair, FrozenRow, FullPass, Placed
+from distilld.inspection.oracle import FullPass, Placed, Retained, RetainedPair, RetainedRow
 from distilld.inspection.oracle_lake import Lake, read_lake
 from distilld.inspection.oracle_verdicts import AbsentVerdict, verdicts_of
 from distilld.lake import scan as lake
@@ -56,7 +56,7 @@ class Remembered:
 
 @dataclass
 class Look:
-    """The lake as it is now, and what may be frozen in the exports because of what is not there."""
+    """The lake as it is now, and what may be retained in the exports because of what is not there."""
 
     now: Lake
     present: set[tuple[InputKind, str]]
@@ -65,9 +65,9 @@ class Look:
     """Scored partitions that were there once."""
     without: set[str]
     """Partitions whose evidence was there once."""
-    rows: dict[tuple[str, int, Dataset], FrozenRow] = field(default_factory=dict)
-    pairs: list[tuple[tuple[Side, Side], FrozenPair]] = field(default_factory=list)
-    frozen: Frozen = oracle.NOTHING_FROZEN
+    rows: dict[tuple[str, int, Dataset], RetainedRow] = field(default_factory=dict)
+    pairs: list[tuple[tuple[Side, Side], RetainedPair]] = field(default_factory=list)
+    retained: Retained = oracle.NOTHING_RETAINED
 
 
 class Absence:
@@ -90,7 +90,7 @@ class Absence:
         look.absent = [path for path in self._scored if (InputKind.SCORED, path) not in present]
         look.without = {path for path in self._evidence if (InputKind.EVIDENCE, path) not in present}
         look.rows = {
-            (path, number, dataset): FrozenRow(dataset, placed, line.run_id, digest_of(line.raw))
+            (path, number, dataset): RetainedRow(dataset, placed, line.run_id, digest_of(line.raw))
             for path in look.absent
             for number, (line, by_dataset) in enumerate(
                 zip(self._scored[path].lines, self._scored[path].placed, strict=True)
@@ -100,12 +100,15 @@ class Absence:
             if placed is not None
         }
         look.pairs = [
-            (sides, FrozenPair(placed, ((chosen.run_id, (chosen.category,)), (rejected.run_id, (rejected.category,)))))
+            (
+                sides,
+                RetainedPair(placed, ((chosen.run_id, (chosen.category,)), (rejected.run_id, (rejected.category,)))),
+            )
             for sides, placed in self._pairs
             for chosen, rejected in [sides]
             if self._is_absent(chosen, look) or self._is_absent(rejected, look)
         ]
-        look.frozen = Frozen(
+        look.retained = Retained(
             tuple(self._verdicts(look.absent)),
             tuple(look.rows.values()),
             tuple(pair for _, pair in look.pairs),
@@ -116,8 +119,8 @@ class Absence:
     def full_pass(self, root: Path, options: Options, missing_files: MissingFiles | None) -> FullPass:
         """What the exports must hold after a pass over the lake as it is now; it is remembered."""
         look = self.look(root, options)
-        result = oracle.export(look.now, options, missing_files=missing_files, frozen=look.frozen, places=True)
-        stayed = {id(row) for row in result.frozen_rows}
+        result = oracle.export(look.now, options, missing_files=missing_files, retained=look.retained, places=True)
+        stayed = {id(row) for row in result.retained_rows}
         for (path, number, dataset), row in look.rows.items():
             if id(row) not in stayed:
                 self._scored[path].placed[number][dataset] = None
@@ -133,7 +136,7 @@ class Absence:
                     for number in range(len(look.lines[path]))
                 ]
                 self._scored[path] = Remembered([*look.lines[path]], placed, look.now[path].rest)
-        stayed = {id(pair) for pair in result.frozen_pairs}
+        stayed = {id(pair) for pair in result.retained_pairs}
         self._pairs = [(sides, pair.placed) for sides, pair in look.pairs if id(pair) in stayed]
         self._pairs += [
             ((side_at(look.lines, pair.chosen), side_at(look.lines, pair.rejected)), pair.placed)

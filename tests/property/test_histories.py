@@ -25,10 +25,10 @@ from distilld.engine import batch, engine, index, index_file, judge_span, judge_
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection import oracle
-from distilld.inspection.oracle_exceptions import frozen_of
+from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import Lake, read_lake
 from distilld.inspection.oracle_verdicts import Verdicts
-from distilld.inspection.unstamped import unstamped_hold
+from distilld.inspection.unstamped import unstamped_quarantine
 from distilld.inspection.verify import verify
 from distilld.lake import lines
 from distilld.lake import scan as lake
@@ -114,7 +114,7 @@ class WatchedEngine(Engine):
             # Of what is half read nobody knows all verdicts; those that are known are obeyed, and nothing comes in.
             invariants.ship_no_forbidden_run(exports, self.known_verdict, self.options)
             for dataset in Dataset:
-                assert exports.shipped[dataset].keys() <= before.shipped[dataset].keys()
+                assert exports.exported[dataset].keys() <= before.exported[dataset].keys()
         else:
             invariants.ship_no_forbidden_run(exports, self.verdicts().of, self.options)
         if committed is not None:
@@ -258,8 +258,8 @@ class Histories(RuleBasedStateMachine):
         """Lines stand in the order of the full pass."""
         expected = self.full_pass(read_lake(self.folder, self.options))
         for dataset in Dataset:
-            assert list(exports.shipped[dataset]) == list(expected.shipped[dataset])
-            assert list(map(unstamped_hold, exports.held[dataset])) == expected.held[dataset]
+            assert list(exports.exported[dataset]) == list(expected.exported[dataset])
+            assert list(map(unstamped_quarantine, exports.quarantined[dataset])) == expected.quarantined[dataset]
 
     @rule(partition=number, kinds=st.sampled_from(([InputKind.SCORED], [InputKind.EVIDENCE], list(InputKind))),
           other=number, both=joined_rows())  # fmt: skip
@@ -465,7 +465,7 @@ class Histories(RuleBasedStateMachine):
         invariants.have_the_keys_of_their_dataset(exports)
         if len(batches) <= 1:
             stayed = {place for place, _ in places_of(self.lake) & places_of(now)}
-            stayed |= invariants.places_of_frozen(expected)
+            stayed |= invariants.places_of_retained(expected)
             invariants.keep_what_did_not_change(self.before, exports, stayed)
             invariants.publish_what_left(self.before, exports)
         receipts = [(batch_id, text) for batch_id, text, _ in Receipts(self.store).receipts(1 << 30)]
@@ -501,7 +501,7 @@ class LyingHistories(Histories):
 
 
 class KeepHistories(Histories):
-    """The same where files that disappear are mostly kept, the default: what they held is frozen."""
+    """The same where files that disappear are mostly kept, the default: what they held is retained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -511,7 +511,7 @@ class KeepHistories(Histories):
         return replace(super().here(options), on_delete=options.on_delete)
 
     def in_order(self, exports: Exports) -> None:
-        """Lines of frozen pairs stand last."""
+        """Lines of retained pairs stand last."""
 
     def refuse(self, *_: Any, **__: Any) -> None:
         """No rule here: what a verdict forbids in one dataset leaves both, and comes back only with its evidence."""
@@ -521,17 +521,17 @@ class KeepHistories(Histories):
 
     def verdicts(self) -> Verdicts:
         look = self.absence.look(self.folder, self.options)
-        return oracle.verdicts_in_force(look.now, self.options, look.frozen)
+        return oracle.verdicts_in_force(look.now, self.options, look.retained)
 
     @rule()
     def prune(self) -> None:
-        """An operator gives up what is frozen."""
+        """An operator gives up what is retained."""
         assert self.engine is not None
         self.check_pass()
         self.absence.prune(self.folder)
         self.engine.prune(None)
         self.check_pass()
-        assert not self.engine.frozen.frozen_counts()
+        assert not self.engine.retained.retained_counts()
 
     def check_pass(self) -> None:
         super().check_pass()
@@ -549,16 +549,16 @@ class TripwireHistories(KeepHistories):
 
     def full_pass(self, now: Lake) -> oracle.FullPass:
         return oracle.export(
-            now, self.options, missing_files=invariants.path_check(self.options), frozen=self.exceptions()
+            now, self.options, missing_files=invariants.path_check(self.options), retained=self.exceptions()
         )
 
     def verdicts(self) -> Verdicts:
         return oracle.verdicts_in_force(read_lake(self.folder, self.options), self.options, self.exceptions())
 
-    def exceptions(self) -> oracle.Frozen:
+    def exceptions(self) -> oracle.Retained:
         """What the store says of rows that no present input gives."""
         assert self.store is not None
-        return frozen_of(Exceptions(self.store), Exports.read(self.folder).lines)
+        return retained_of(Exceptions(self.store), Exports.read(self.folder).lines)
 
     @rule(rows=st.sampled_from((0, 0, 1)), share=st.sampled_from((0.0, 0.3)))
     def another_tripwire(self, rows: int, share: float) -> None:
@@ -570,7 +570,7 @@ class TripwireHistories(KeepHistories):
         """An operator keeps what the tripwire kept for good."""
         assert self.engine is not None
         self.engine.accept_vanished()
-        assert not self.engine.frozen.held_by_tripwire()
+        assert not self.engine.retained.kept_by_tripwire()
 
     @rule()
     def prune(self) -> None:
@@ -578,7 +578,7 @@ class TripwireHistories(KeepHistories):
         self.check_pass()
         self.engine.prune(None)
         self.check_pass()
-        assert self.exceptions() == oracle.NOTHING_FROZEN
+        assert self.exceptions() == oracle.NOTHING_RETAINED
 
     @rule()
     def prune_vanished(self) -> None:
@@ -588,7 +588,7 @@ class TripwireHistories(KeepHistories):
         verdicts = set(Exceptions(self.store).verdicts()) if self.store is not None else set()
         self.engine.prune(None, Only.VANISHED)
         self.check_pass()
-        assert not self.engine.frozen.held_by_tripwire()
+        assert not self.engine.retained.kept_by_tripwire()
         assert self.store is None or set(Exceptions(self.store).verdicts()) == verdicts
 
     def check_pass(self) -> None:
@@ -649,7 +649,7 @@ def test_scrub_finds_files_with_lying_facts_after_every_step() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_absent_partitions_are_frozen_after_every_step() -> None:
+def test_absent_partitions_are_retained_after_every_step() -> None:
     """The same where files that disappear are kept: beside the full pass stands what SPEC 3 freezes, byte for byte."""
     run(KeepHistories, steps=30, max_examples=20, derandomize=True)
 

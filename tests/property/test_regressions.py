@@ -105,7 +105,7 @@ def test_unreadable_file_is_read_with_the_new_line_limit_later(lake: Histories) 
     put(lake, 0, [scored("a", "accepted")])
     lake.check_pass()
     assert lake.store is not None
-    assert lake.store.recall("files_to_read_anew") == "[]"
+    assert lake.store.recall("files_to_read_again") == "[]"
 
 
 def test_lines_are_read_with_another_limit_once(lake: Histories) -> None:
@@ -137,9 +137,9 @@ def test_unreadable_file_stops_nothing(lake: Histories, kind: InputKind) -> None
         for _ in range(2):
             (told,) = lake.engine.run_pass(Trigger.RESCAN).unreadable
             assert told.path == PARTITIONS[0]
-    shipped = Exports.read(lake.folder).shipped
-    assert [json.loads(line)["source_run_id"] for line in shipped[Dataset.RAG].values()] == ["a", "e"]
-    assert len(shipped[Dataset.PREFERENCE]) == 1
+    exported = Exports.read(lake.folder).exported
+    assert [json.loads(line)["source_run_id"] for line in exported[Dataset.RAG].values()] == ["a", "e"]
+    assert len(exported[Dataset.PREFERENCE]) == 1
     lake.check_pass()
 
 
@@ -158,11 +158,11 @@ def test_unreadable_row_that_a_verdict_forbids_leaves(lake: Histories, kind: Inp
             assert lake.engine.run_pass(Trigger.RESCAN).unreadable
     exports = Exports.read(lake.folder)
     for dataset in (Dataset.RAG, Dataset.SFT):
-        runs = [json.loads(line)["source_run_id"] for line in exports.shipped[dataset].values()]
+        runs = [json.loads(line)["source_run_id"] for line in exports.exported[dataset].values()]
         assert runs == ["f", "d"]
         assert [row["cause"] for row in exports.withdrawn[dataset]] == ["revoked"]
     assert not [
-        line for line in exports.shipped[Dataset.PREFERENCE].values() if json.loads(line)["chosen_run_id"] == "a"
+        line for line in exports.exported[Dataset.PREFERENCE].values() if json.loads(line)["chosen_run_id"] == "a"
     ]
     lake.check_pass()
 
@@ -183,7 +183,7 @@ def test_reformatted_row_keeps_its_quarantine_line(lake: Histories) -> None:
     spaced = Row(scored("a", "accepted").replace(b'":', b'": '))
     lake.history.rewrite(SCORED, 0, [spaced], in_place=True)
     lake.check_pass()
-    assert Exports.read(lake.folder).held == before.held
+    assert Exports.read(lake.folder).quarantined == before.quarantined
 
 
 def test_rows_that_a_rewrite_brings_form_pairs(lake: Histories) -> None:
@@ -215,7 +215,7 @@ def test_rows_that_wait_form_pairs_though_their_file_is_rewritten(lake: Historie
     else:
         lake.history.leave_open(SCORED, 0, b" ")
     lake.check_pass()
-    assert len(Exports.read(lake.folder).shipped[Dataset.PREFERENCE]) == 1
+    assert len(Exports.read(lake.folder).exported[Dataset.PREFERENCE]) == 1
 
 
 def dies_before_it_judges(lake: Histories) -> None:
@@ -232,7 +232,7 @@ def dies_before_it_judges(lake: Histories) -> None:
 
 
 def test_row_that_moves_takes_what_it_waits_for_along(lake: Histories) -> None:
-    """A row moves within its file as its evidence goes; it once stayed shipped, its turn forgotten."""
+    """A row moves within its file as its evidence goes; it once stayed exported, its turn forgotten."""
     put(lake, 0, [scored("a", "accepted")], [evidence("a")])
     lake.check_pass()
     lake.history.move(EVIDENCE, 0, 1)
@@ -291,7 +291,7 @@ FIRST = scored("e", "needs_human_review", "t")
 
 def task_that_ships(lake: Histories) -> str:
     """Whose pair has the one id."""
-    (line,) = Exports.read(lake.folder).shipped[Dataset.PREFERENCE].values()
+    (line,) = Exports.read(lake.folder).exported[Dataset.PREFERENCE].values()
     return str(json.loads(line)["prompt"]).partition(" · ")[0].removeprefix("Task: ")
 
 
@@ -368,7 +368,7 @@ def test_task_whose_turn_is_over_is_formed_in_the_next_batch(lake: Histories, mo
     assert task_that_ships(lake) == "d|c|t"
 
 
-# what is frozen
+# what is retained
 
 
 @pytest.fixture
@@ -391,14 +391,14 @@ def test_held_pair_of_a_renamed_partition_stands_once(keep: KeepHistories) -> No
 
 
 def test_held_pair_stays_when_its_partition_and_a_verdict_change_its_side(keep: KeepHistories) -> None:
-    """A held pair is frozen whatever is said of its sides; it once left, for an absent verdict overruled it."""
+    """A held pair is retained whatever is said of its sides; it once left, for an absent verdict overruled it."""
     put(keep, 0, [scored("a", "accepted"), scored("a", "rejected")], [evidence("a")])
     keep.check_pass()
     keep.history.delete(SCORED, 0)
     keep.check_pass()
 
 
-def test_frozen_pair_goes_when_its_line_stands_elsewhere(keep: KeepHistories) -> None:
+def test_retained_pair_goes_when_its_line_stands_elsewhere(keep: KeepHistories) -> None:
     """A line that stands in a present partition counts only there, and so do pairs of it; one once stood twice."""
     put(keep, 2, [scored("b", "partially_accepted"), scored("b", "accepted")], [evidence("b")])
     keep.check_pass()
@@ -409,7 +409,7 @@ def test_frozen_pair_goes_when_its_line_stands_elsewhere(keep: KeepHistories) ->
     keep.check_pass()
 
 
-def test_frozen_pair_goes_with_its_line_where_no_evidence_is(keep: KeepHistories) -> None:
+def test_retained_pair_goes_with_its_line_where_no_evidence_is(keep: KeepHistories) -> None:
     """The same where the line stands without evidence, and forms no pair."""
     restart(keep, replace(KEEP, revoke=False))
     rows = [scored("a", "accepted"), scored("b", "rejected")]
@@ -434,7 +434,7 @@ def test_held_pair_with_an_absent_side_stays_beside_its_like(keep: KeepHistories
 
 
 @pytest.mark.parametrize("how", ["changed", "gone"])
-def test_frozen_pair_goes_with_its_row(keep: KeepHistories, how: str) -> None:
+def test_retained_pair_goes_with_its_row(keep: KeepHistories, how: str) -> None:
     """A pair on absent evidence goes when its scored row does, or when its file goes and the line stands elsewhere too.
 
     Its task was once left alone, for a row without evidence forms no pair.
@@ -529,8 +529,8 @@ def tripwire() -> Iterator[TripwireHistories]:
 
 
 @pytest.mark.parametrize("first", ["", "holder"])
-def test_pair_that_waits_ships_when_the_one_that_holds_its_id_is_frozen(keep: KeepHistories, first: str) -> None:
-    """A present pair ships the id of a frozen one, wherever it stands; a pair that waited once went on waiting."""
+def test_pair_that_waits_ships_when_the_one_that_holds_its_id_is_retained(keep: KeepHistories, first: str) -> None:
+    """A present pair ships the id of a retained one, wherever it stands; a pair that waited once went on waiting."""
     put(keep, 1, [FIRST] if first else [], [evidence("e")])
     put(keep, 0, HOLDER, GIVEN)
     put(keep, 3, WAITS, GIVEN)
@@ -544,10 +544,10 @@ def test_pair_that_waits_ships_when_the_one_that_holds_its_id_is_frozen(keep: Ke
     assert task_that_ships(keep) == "t"
 
 
-def test_frozen_and_live_pairs_of_a_task_give_their_ids_up_together(keep: KeepHistories) -> None:
-    """An earlier task comes whose pairs have the ids of a later one's, of which one is live and one is frozen.
+def test_retained_and_live_pairs_of_a_task_give_their_ids_up_together(keep: KeepHistories) -> None:
+    """An earlier task comes whose pairs have the ids of a later one's, of which one is live and one is retained.
 
-    The frozen one was counted out twice, once for the task that took its id and once for its own; no batch that holds its
+    The retained one was counted out twice, once for the task that took its id and once for its own; no batch that holds its
     accounting could be committed any more.
     """
     put(keep, 2, WAITS, GIVEN)
@@ -571,7 +571,7 @@ def test_tripwire_holds_a_pair_one_side_of_which_moved(tripwire: TripwireHistori
 
 
 def test_tripwire_holds_a_pair_that_was_absent_and_is_no_more(tripwire: TripwireHistories) -> None:
-    """A pair was frozen for its absent side while its other side vanished; then a present line counts for the absent one.
+    """A pair was retained for its absent side while its other side vanished; then a present line counts for the absent one.
 
     It once left then, for what vanished in the scan before.
     """
@@ -584,7 +584,7 @@ def test_tripwire_holds_a_pair_that_was_absent_and_is_no_more(tripwire: Tripwire
     tripwire.history.delete(SCORED, 0)
     tripwire.check_pass()
     assert tripwire.engine is not None
-    assert tripwire.engine.frozen.held_by_tripwire()["preference"] == 2
+    assert tripwire.engine.retained.kept_by_tripwire()["preference"] == 2
 
 
 def test_row_that_takes_an_id_over_in_the_next_batch_is_not_forgotten(tripwire: TripwireHistories) -> None:
@@ -602,15 +602,15 @@ def test_tripwire_holds_rows_that_move_away_from_their_evidence(tripwire: Tripwi
     """A scored partition is renamed, and its evidence after the next scan: nothing leaves, and no byte changes."""
     put(tripwire, 1, [scored("a", "accepted"), scored("b", "rejected")], [evidence("a"), evidence("b", "two")])
     tripwire.check_pass()
-    before = Exports.read(tripwire.folder).shipped
+    before = Exports.read(tripwire.folder).exported
     tripwire.history.move(SCORED, 0, 3)
     tripwire.check_pass()
-    assert Exports.read(tripwire.folder).shipped == before
+    assert Exports.read(tripwire.folder).exported == before
     tripwire.history.move(EVIDENCE, 0, 3)
     tripwire.check_pass()
-    assert Exports.read(tripwire.folder).shipped == before
+    assert Exports.read(tripwire.folder).exported == before
     assert tripwire.engine is not None
-    assert not tripwire.engine.frozen.held_by_tripwire()
+    assert not tripwire.engine.retained.kept_by_tripwire()
 
 
 def test_row_waits_that_would_take_an_id_from_one_that_cannot_be_read(lake: Histories) -> None:
@@ -624,8 +624,8 @@ def test_row_waits_that_would_take_an_id_from_one_that_cannot_be_read(lake: Hist
     with refused(PARTITIONS[0], *InputKind):
         result = lake.engine.run_pass(Trigger.WATCH)
     assert [PARTITIONS[0] in str(problem) for problem in result.indexed.problems] == [True]
-    shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
-    assert {row["source_run_id"]: row["response"] for row in shipped} == {"a": "one", "b": "one", "d": "one"}
+    exported = map(json.loads, Exports.read(lake.folder).exported[Dataset.SFT].values())
+    assert {row["source_run_id"]: row["response"] for row in exported} == {"a": "one", "b": "one", "d": "one"}
     lake.before, lake.lake = Exports.read(lake.folder), read_lake(lake.folder, lake.options)
     lake.check_pass()
 
@@ -643,8 +643,8 @@ def test_row_waits_whose_displaced_row_would_displace_one_that_cannot_be_read(la
     with refused(PARTITIONS[2], SCORED):
         for _ in range(2):
             assert lake.engine.run_pass(Trigger.WATCH).unreadable
-    shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
-    assert [row["source_run_id"] for row in shipped] == ["a"]
+    exported = map(json.loads, Exports.read(lake.folder).exported[Dataset.SFT].values())
+    assert [row["source_run_id"] for row in exported] == ["a"]
     lake.before, lake.lake = Exports.read(lake.folder), read_lake(lake.folder, lake.options)
     lake.check_pass()
 
@@ -670,8 +670,8 @@ def test_file_that_is_not_what_was_read_of_it_stops_nothing(lake: Histories, kin
     result = lake.engine.run_pass(Trigger.WATCH)
     assert result.changed_inputs == (tree_path(kind, PARTITIONS[0]),)
     assert result.unfinished
-    shipped = map(json.loads, Exports.read(lake.folder).shipped[Dataset.SFT].values())
-    assert {row["source_run_id"] for row in shipped} == {"a", "e"}
+    exported = map(json.loads, Exports.read(lake.folder).exported[Dataset.SFT].values())
+    assert {row["source_run_id"] for row in exported} == {"a", "e"}
     lake.before, lake.lake = Exports.read(lake.folder), read_lake(lake.folder, lake.options)
     lake.check_pass()
 
@@ -693,7 +693,7 @@ def test_path_check_that_is_refused_writes_no_pair(lake: Histories, monkeypatch:
         patch.setattr(os, "stat", refusing)
         with pytest.raises(UnreadableError, match="path check"):
             lake.engine.run_pass(Trigger.WATCH)
-    assert not Exports.read(lake.folder).shipped[Dataset.PREFERENCE]
+    assert not Exports.read(lake.folder).exported[Dataset.PREFERENCE]
     lake.check_pass()
 
 

@@ -59,7 +59,7 @@ def test_rejected_rows_leave_the_file_that_they_stood_in(lake: HistoryLake, gone
     before, files = lake.content("rag"), {name: inode(lake, name) for name in ("rag", "sft")}
     reject(lake, *gone)
     receipt = lake.go().batches[0].receipt
-    assert lake.shipped("rag") == lake.shipped("sft") == set(RUNS) - set(gone)
+    assert lake.exported("rag") == lake.exported("sft") == set(RUNS) - set(gone)
     assert {name: inode(lake, name) for name in files} == files
     after = lake.content("rag")
     rest = [line for line in before.splitlines() if json.loads(line)["source_run_id"] not in gone]
@@ -101,8 +101,8 @@ def test_held_row_leaves_its_quarantine_in_place(lake: HistoryLake) -> None:
     before = inode(lake, "quarantine_rag")
     lake.evidence(C, given("h3"))
     lake.go()
-    assert "h3" in lake.shipped("rag")
-    assert "h3" not in lake.held("rag")
+    assert "h3" in lake.exported("rag")
+    assert "h3" not in lake.quarantined("rag")
     assert inode(lake, "quarantine_rag") == before
     committed_and_whole(lake.root)
     # The row behind it, spaces before it now, is found by the digest of its line.
@@ -129,7 +129,7 @@ def test_pinned_batch_stays_as_it_is(lake: HistoryLake) -> None:
         content = lake.content("rag")
         reject(lake, "r05")
         lake.go()
-        assert "r05" not in lake.shipped("rag")
+        assert "r05" not in lake.exported("rag")
         assert file.read() == content
     assert inode(lake) != before
     before = inode(lake)
@@ -185,7 +185,7 @@ def test_file_that_was_edited_behind_the_commit_is_restored(
         reject(lake, "r05")
         lake.go()
     lake.go()
-    assert lake.shipped("rag") == set(RUNS) - {"r05"}
+    assert lake.exported("rag") == set(RUNS) - {"r05"}
     assert [path.name for path in (lake.root / "exports/.set-aside").iterdir()]
     committed_and_whole(lake.root)
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
@@ -207,7 +207,7 @@ def test_spaces_do_not_get_in_the_way(lake: HistoryLake, mishap: Callable[[Histo
     mishap(lake)
     lake.go()
     assert before == set(lake.content("rag").splitlines())
-    assert lake.shipped("rag") == lake.shipped("sft") == set(RUNS) - {"r05", "r20"}
+    assert lake.exported("rag") == lake.exported("sft") == set(RUNS) - {"r05", "r20"}
 
 
 @pytest.mark.parametrize("trigger", [Trigger.COMPACT, Trigger.REBUILD])

@@ -56,7 +56,7 @@ class File:
             written = self.exports.append(NAME, self.known, lines)
         else:
             written = self.exports.compose(NAME, TEMP, lines)
-            self.segments.begin_anew(NAME)
+            self.segments.begin_again(NAME)
         with self.store.transaction():
             self.segments.append(NAME, written.segments)
         self.lines += lines
@@ -76,7 +76,7 @@ class File:
         if planned is None:
             written = self.exports.rewrite(NAME, self.known, TEMP, lambda row, *_: _takes(leaving, row), [])
             with self.store.transaction():
-                self.segments.begin_anew(NAME)
+                self.segments.begin_again(NAME)
                 self.segments.append(NAME, written.segments)
             self.known = written.committed(len(self.lines))
             assert self.exports.install(NAME, TEMP, self.known) is not None

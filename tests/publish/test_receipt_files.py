@@ -34,7 +34,7 @@ REPORTS = "reports/distillation"
 
 def facts(**changes: Any) -> dict[str, Any]:
     """What a batch tells of itself."""
-    per = {"shipped": 5, "held": 2, "appended": 3, "withdrawn": 1, "by_reason": {"empty_content": 2}}
+    per = {"rows": 5, "quarantine_rows": 2, "appended": 3, "withdrawn": 1, "by_reason": {"empty_content": 2}}
     return {
         "batch_id": BATCH,
         "sequence": 7,

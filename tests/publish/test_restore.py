@@ -210,7 +210,7 @@ def test_damage_and_new_rows_at_once(full: HistoryLake) -> None:
     truncate(path_of(full, "rag"))
     full.both("2026/05/01/new.jsonl", run("new"))
     full.go()
-    assert full.shipped("rag") == {"a0", "a2", "a4", "a6", "same1", "b2", "new"}
+    assert full.exported("rag") == {"a0", "a2", "a4", "a6", "same1", "b2", "new"}
     assert {key: stamp for key, stamp in full.stamps("rag").items() if key != rag_id("new")} == before
 
 
@@ -220,7 +220,7 @@ def test_damage_and_withdrawal_at_once(full: HistoryLake) -> None:
     empty(path_of(full, "rag"))
     full.scored(A, run("a0", "rejected", "t0"))
     full.go()
-    assert full.shipped("rag") == {"b2"}
+    assert full.exported("rag") == {"b2"}
     assert "a0" in {row["source_run_id"] for row in full.withdrawn("rag")[gone:]}
 
 
@@ -249,7 +249,7 @@ def test_export_restored_in_a_batch(full: HistoryLake, monkeypatch: pytest.Monke
     before = full.lines("rag")
     full.go()
     assert full.lines("rag") > before
-    assert "new" in full.shipped("rag")
+    assert "new" in full.exported("rag")
 
 
 def test_lines_of_others_are_told_and_kept_aside(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_lines_of_others_outlast_a_kill_behind_the_intent(full: HistoryLake, mon
     full.go()
     (copy,) = set_aside(full, "rag-")
     assert (full.root / SET_ASIDE / copy).read_bytes().endswith(b'"id":"rag-00000000000000')
-    assert "new" in full.shipped("rag")
+    assert "new" in full.exported("rag")
 
 
 def test_lines_of_others_between_ours_are_kept_aside(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +322,7 @@ def test_lines_of_others_between_ours_are_kept_aside(full: HistoryLake, monkeypa
     (copy,) = set_aside(full, "rag-")
     assert (full.root / SET_ASIDE / copy).read_bytes().endswith(b'"id":"rag-00000000000000')
     assert full.lines("rag") - before == Counter([full.content("rag").splitlines()[-1]])
-    assert "new" in full.shipped("rag")
+    assert "new" in full.exported("rag")
     assert not full.go().changed
 
 
@@ -362,7 +362,7 @@ def test_third_damage_within_an_hour_waits_and_stops_no_batch(
         for number in range(3):
             full.both(f"2026/05/01/held{number}.jsonl", run(f"held{number}", "partially_accepted"))
             full.engine.run_pass(Trigger.WATCH)
-            assert f"held{number}" in full.shipped("rag")
+            assert f"held{number}" in full.exported("rag")
             assert full.content("sft") == damaged
     assert [each["event"] for each in logs].count("export_tampered") == 1
     assert len(full.engine.export_records.tamperings()) == TAMPERINGS_AN_HOUR
@@ -383,7 +383,7 @@ def test_third_damage_is_restored_at_once_by_who_must(
         full.both("2026/05/01/new.jsonl", run("new"))
     full.go(trigger)
     assert b"00000000000000" not in full.content("sft")
-    assert ("new" in full.shipped("sft")) is (trigger is Trigger.WATCH)
+    assert ("new" in full.exported("sft")) is (trigger is Trigger.WATCH)
 
 
 def test_damage_that_was_taken_back_is_no_longer_waited_for(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,19 +513,19 @@ def test_what_is_no_file_leaves_another_file_system(
 
 
 def test_file_that_was_put_back_after_a_kill_in_an_append(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older file in the place of one that was being appended to is set aside whole, and frozen rows come from it.
+    """An older file in the place of one that was being appended to is set aside whole, and retained rows come from it.
 
     The story: recovery cut it to the length of the newer one first; a row of an absent partition, which stood behind
     that in the older file, was published as lost.
     """
     lake.both(A, run("a1"), run("a2"))
-    lake.both(B, run("frozen"))
+    lake.both(B, run("retained"))
     lake.go()
     older = lake.content("sft")
     lake.move_away(*lake.paths(B, "both"))
     lake.scored(A)
     lake.go()
-    assert lake.shipped("sft") == {"frozen"}
+    assert lake.exported("sft") == {"retained"}
     lake.both("2026/05/01/new.jsonl", run("new"))
     real = Exports.append
 
@@ -542,7 +542,7 @@ def test_file_that_was_put_back_after_a_kill_in_an_append(lake: HistoryLake, mon
     lake.stop()
     path_of(lake, "sft").write_bytes(older)
     lake.go()
-    assert lake.shipped("sft") == {"frozen", "new"}
+    assert lake.exported("sft") == {"retained", "new"}
     assert lake.causes("sft") == ["row_removed", "row_removed"]
     (copy,) = set_aside(lake)
     assert (lake.root / SET_ASIDE / copy).read_bytes() == older
@@ -557,7 +557,7 @@ def test_mode_survives_a_restoration(full: HistoryLake) -> None:
 
 
 @pytest.mark.parametrize("name", ["rag", "sft", "preference"])
-def test_frozen_rows_come_back_from_the_copy(full: HistoryLake, name: str) -> None:
+def test_retained_rows_come_back_from_the_copy(full: HistoryLake, name: str) -> None:
     """Rows of absent partitions that still stand in the damaged file are kept, byte for byte."""
     before = full.lines(name)
     full.move_away(full.scored_path(A), full.evidence_path(A))
@@ -570,9 +570,9 @@ def test_frozen_rows_come_back_from_the_copy(full: HistoryLake, name: str) -> No
 
 @pytest.mark.parametrize("tree", ["scored", "evidence", "both"])
 @pytest.mark.parametrize("name", ROW_FILES)
-def test_frozen_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: str, tree: str) -> None:
+def test_retained_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: str, tree: str) -> None:
     """Rows of absent partitions that a damaged file lost cannot be made again: they leave, published as lost."""
-    before = {each: full.shipped(each) for each in Dataset}
+    before = {each: full.exported(each) for each in Dataset}
     gone = {each: len(full.withdrawn(each)) for each in Dataset}
     full.move_away(*full.paths(A, tree))
     full.go()
@@ -582,14 +582,14 @@ def test_frozen_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: s
     for each in Dataset:
         new = full.withdrawn(each)[gone[each] :]
         if each != name:
-            assert full.shipped(each) == before[each]
+            assert full.exported(each) == before[each]
             assert new == []
         elif each != "preference":
-            assert full.shipped(each) == before[each] - lost[each.value]
+            assert full.exported(each) == before[each] - lost[each.value]
             assert {row["source_run_id"] for row in new} == lost[each.value]
             assert {row["cause"] for row in new} == {"lost"}
         else:
-            assert full.shipped(each) == set()
+            assert full.exported(each) == set()
             assert {row["cause"] for row in new} == {"lost"}
     assert not full.go().changed
 
@@ -598,7 +598,7 @@ def test_frozen_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: s
 def test_damage_and_a_partition_that_is_gone_at_once(lake: HistoryLake, gone: str) -> None:
     """Exports are emptied and a partition goes before the next pass: nothing can write its lines again, they are lost.
 
-    The story: they were to be written again from their rows, these were frozen, and the lines were owed for ever.
+    The story: they were to be written again from their rows, these were retained, and the lines were owed for ever.
     """
     lake.restart(tripwire_rows=0, tripwire_share=0.1)
     lake.both(A, run("r1"))
@@ -615,7 +615,7 @@ def test_damage_and_a_partition_that_is_gone_at_once(lake: HistoryLake, gone: st
     lake.go()
     for dataset in Dataset:
         assert lake.causes(dataset) == ["lost"], dataset
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r1"}
     assert lake.ask("SELECT count(*) FROM missing_lines") == [(0,)]
     assert not lake.go().changed
     assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
@@ -648,10 +648,10 @@ def test_lost_row_ships_again_when_its_partition_returns(full: HistoryLake) -> N
     full.go()
     empty(path_of(full, "rag"))
     full.go()
-    assert full.shipped("rag") == {"b2"}
+    assert full.exported("rag") == {"b2"}
     full.bring_back(full.scored_path(A))
     full.go()
-    assert full.shipped("rag") == {"a0", "a2", "a4", "a6", "same1", "b2"}
+    assert full.exported("rag") == {"a0", "a2", "a4", "a6", "same1", "b2"}
 
 
 def test_log_of_withdrawals_survives_damage_after_a_lost_store(full: HistoryLake) -> None:
@@ -688,7 +688,7 @@ def test_exports_of_the_older_exporters_are_adopted(phase4: HistoryLake) -> None
     (committed,) = result.batches
     adopted = {each["path"]: each["adopted"] for each in committed.receipt["outputs"]}
     assert [adopted[EXPORT_PATHS[dataset]] for dataset in Dataset] == [446, 351, 83]
-    assert phase4.engine.frozen.frozen_counts() == {}
+    assert phase4.engine.retained.retained_counts() == {}
     assert not phase4.go().changed
 
 
@@ -735,13 +735,13 @@ def orphan_lines(lake: HistoryLake, run_id: str = "unknown") -> None:
 
 
 def test_orphan_is_kept(phase4: HistoryLake) -> None:
-    """A row whose run no present scored row names is kept, frozen and reported, through restart and rebuild."""
+    """A row whose run no present scored row names is kept, retained and reported, through restart and rebuild."""
     orphan_lines(phase4)
     before = {dataset: phase4.lines(dataset) for dataset in Dataset}
     with capture_logs() as logs:
         phase4.go()
     assert [each["rows"] for each in logs if each["event"] == "orphan_kept"] == [3]
-    assert phase4.engine.frozen.frozen_counts() == {"orphan": 3}
+    assert phase4.engine.retained.retained_counts() == {"orphan": 3}
     phase4.restart()
     phase4.go()
     phase4.go(Trigger.REBUILD)
@@ -759,8 +759,8 @@ def test_orphan_leaves_by_prune(phase4: HistoryLake) -> None:
         (gone,) = phase4.withdrawn(dataset)
         assert gone["id"].endswith("-0123456789abcdef")
         assert (gone["cause"], gone["shipped_batch"], gone["verdict"]) == ("pruned", None, None)
-    assert phase4.engine.frozen.frozen_counts().get("orphan") is None
-    assert phase4.engine.frozen.frozen_counts()["absent"] > 0
+    assert phase4.engine.retained.retained_counts().get("orphan") is None
+    assert phase4.engine.retained.retained_counts()["absent"] > 0
 
 
 def test_orphan_of_a_run_that_is_named_leaves(phase4: HistoryLake) -> None:
@@ -775,7 +775,7 @@ def test_orphan_of_a_run_that_is_named_leaves(phase4: HistoryLake) -> None:
     for dataset in Dataset:
         assert [row["id"].rpartition("-")[2] for row in phase4.withdrawn(dataset)] == ["0123456789abcdef"]
         assert phase4.causes(dataset) == ["rescored"]
-    assert phase4.engine.frozen.frozen_counts() == {}
+    assert phase4.engine.retained.retained_counts() == {}
 
 
 def test_orphan_leaves_when_an_input_names_its_run(lake: HistoryLake) -> None:
@@ -791,12 +791,12 @@ def test_orphan_leaves_when_an_input_names_its_run(lake: HistoryLake) -> None:
     lake.move_away(lake.scored_path(A), lake.evidence_path(A))
     lake.restart(replace(lake.options, include_partial=False))
     lake.go()
-    assert lake.engine.frozen.frozen_counts() == {"orphan": 5}
+    assert lake.engine.retained.retained_counts() == {"orphan": 5}
     lake.bring_back(lake.scored_path(A), lake.evidence_path(A))
     lake.go()
-    assert (lake.shipped("rag"), lake.shipped("sft")) == ({"r1", "r2"}, {"r2"})
+    assert (lake.exported("rag"), lake.exported("sft")) == ({"r1", "r2"}, {"r2"})
     assert lake.causes("sft") == ["rescored"]
-    assert lake.engine.frozen.frozen_counts() == {}
+    assert lake.engine.retained.retained_counts() == {}
     assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
 
 
@@ -807,7 +807,7 @@ def orphan_x(lake: HistoryLake) -> None:
     lake.lose_store()
     lake.both(A, run("q"))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"x", "q"}
+    assert lake.exported("rag") == lake.exported("sft") == {"x", "q"}
 
 
 def test_orphan_leaves_when_a_rewritten_file_names_its_run(lake: HistoryLake) -> None:
@@ -815,7 +815,7 @@ def test_orphan_leaves_when_a_rewritten_file_names_its_run(lake: HistoryLake) ->
     orphan_x(lake)
     lake.scored(A, run("x"), run("q"))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"q"}
+    assert lake.exported("rag") == lake.exported("sft") == {"q"}
     assert lake.causes("rag") == lake.causes("sft") == ["rescored"]
 
 
@@ -834,7 +834,7 @@ def test_orphan_is_looked_at_again_under_other_options(
     lake.go()
     lake.restart(strict)
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"q"}
+    assert lake.exported("rag") == lake.exported("sft") == {"q"}
 
 
 def test_orphan_that_the_old_quarantine_forbids_leaves_once_it_may_not_stay(lake: HistoryLake) -> None:
@@ -850,10 +850,10 @@ def test_orphan_that_the_old_quarantine_forbids_leaves_once_it_may_not_stay(lake
     path_of(lake, "quarantine_rag").write_text(json.dumps(line) + "\n")
     lake.restart(replace(strict, include_review=True))
     lake.go()
-    assert (lake.shipped("rag"), lake.shipped("sft")) == ({"x"}, set())
+    assert (lake.exported("rag"), lake.exported("sft")) == ({"x"}, set())
     lake.restart(strict)
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
 
 
 def test_orphan_that_the_old_quarantine_forbids_leaves(phase4: HistoryLake) -> None:
@@ -868,7 +868,7 @@ def test_orphan_that_the_old_quarantine_forbids_leaves(phase4: HistoryLake) -> N
     phase4.go()
     for dataset in Dataset:
         assert phase4.causes(dataset) == ["revoked"]
-        assert "unknown" not in "".join(phase4.shipped(dataset))
+        assert "unknown" not in "".join(phase4.exported(dataset))
 
 
 def test_torn_and_unreadable_rows_are_removed_and_reported(phase4: HistoryLake) -> None:
@@ -944,8 +944,8 @@ def test_row_that_fails_its_schema_is_not_taken_over(
     assert len(set_aside(lake, "rag-")) == 1
     assert [faults_of(Dataset.RAG, row) for row in lake.rows("rag")] == [()] * (2 - orphaned)
     assert lake.rows("rag")[0] == before[0]
-    assert lake.shipped("sft") == {"kept", "broken"}
-    assert lake.shipped("rag") == ({"kept"} if orphaned else {"kept", "broken"})
+    assert lake.exported("sft") == {"kept", "broken"}
+    assert lake.exported("rag") == ({"kept"} if orphaned else {"kept", "broken"})
 
 
 def test_row_that_is_no_text_is_not_taken_over(lake: HistoryLake) -> None:
@@ -957,18 +957,18 @@ def test_row_that_is_no_text_is_not_taken_over(lake: HistoryLake) -> None:
     path = path_of(lake, "rag")
     path.write_bytes(path.read_bytes().replace(b"Answer of broken", b"Answer \xff broken"))
     lake.go()
-    assert lake.shipped("rag") == {"kept"}
+    assert lake.exported("rag") == {"kept"}
 
 
 @pytest.mark.parametrize("name", EXPORT_PATHS)
 @pytest.mark.parametrize("damage", [link, folder])
 def test_takeover_of_what_is_no_file(full: HistoryLake, name: str, damage: Callable[[Path], None]) -> None:
     """A link or a folder in the place of an older export is set aside; what the inputs give is written anew."""
-    before = {each: full.shipped(each) for each in Dataset}
+    before = {each: full.exported(each) for each in Dataset}
     full.lose_store()
     damage(path_of(full, name))
     full.go()
-    assert {each: full.shipped(each) for each in Dataset} == before
+    assert {each: full.exported(each) for each in Dataset} == before
     assert not path_of(full, name).is_symlink()
     assert path_of(full, name).is_file() or name.startswith("withdrawals_")
     assert len(set_aside(full, name)) == 1
@@ -1018,7 +1018,7 @@ def test_lost_store_after_a_history(full: HistoryLake) -> None:
         for name in EXPORT_PATHS:
             if not name.startswith("quarantine_"):
                 assert full.content(name) == before[name]
-    assert "b1" not in full.shipped("rag") | full.shipped("sft")
+    assert "b1" not in full.exported("rag") | full.exported("sft")
     assert not full.go().changed
 
 
@@ -1047,7 +1047,7 @@ def test_unusable_last_receipt_is_passed_over(full: HistoryLake, content: bytes)
     assert committed.receipt["previous_receipt_sha256"] == hashlib.sha256(before).hexdigest()
 
 
-def test_frozen_rows_survive_a_lost_store(full: HistoryLake) -> None:
+def test_retained_rows_survive_a_lost_store(full: HistoryLake) -> None:
     """Rows of absent partitions are orphans after a lost store: kept, and adopted again when the partition returns."""
     before = {dataset: full.content(dataset) for dataset in Dataset}
     full.move_away(full.scored_path(A), full.evidence_path(A))
@@ -1058,7 +1058,7 @@ def test_frozen_rows_survive_a_lost_store(full: HistoryLake) -> None:
     full.bring_back(full.scored_path(A), full.evidence_path(A))
     full.go()
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
-    assert full.engine.frozen.frozen_counts() == {}
+    assert full.engine.retained.retained_counts() == {}
 
 
 def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
@@ -1076,16 +1076,16 @@ def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
     for _ in range(2):
         lake.lose_store()
         lake.go()
-        assert lake.shipped("rag") == lake.shipped("sft") == set()
+        assert lake.exported("rag") == lake.exported("sft") == set()
         assert [line for line in lake.lines("quarantine_sft") if B.encode() in line] == held
         assert len(lake.lines("quarantine_rag")) == len(lake.lines("quarantine_sft")) == 3
     lake.bring_back(lake.scored_path(B))
     lake.go()
-    assert lake.shipped("sft") == set()
+    assert lake.exported("sft") == set()
     assert [row["reason"] for row in lake.rows("quarantine_rag")].count("category_disallowed") == 2
     lake.scored(B, run("r0", "rejected"))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r1"}
 
 
 def out_of_reach(
@@ -1123,11 +1123,11 @@ def test_rejection_that_cannot_be_read_forbids_after_a_lost_store(
     for _ in range(2):
         lake.lose_store()
         lake.engine.run_pass(Trigger.ONCE)
-        assert lake.shipped("rag") == lake.shipped("sft") == set()
+        assert lake.exported("rag") == lake.exported("sft") == set()
     show()
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == set()
-    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+    assert lake.exported("rag") == lake.exported("sft") == set()
+    assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
 
 
 @pytest.mark.parametrize("hide", [out_of_reach, linked])
@@ -1147,7 +1147,7 @@ def test_rows_whose_evidence_cannot_be_read_stay_after_a_lost_store(
     full.go()
     assert {dataset: full.lines(dataset) for dataset in Dataset} == before
     assert full.files()["withdrawals_rag"] == history
-    assert full.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+    assert full.ask("SELECT count(*) FROM retained_rows") == [(0,)]
 
 
 def test_rejection_at_the_greatest_depth_forbids_after_a_lost_store(lake: HistoryLake) -> None:
@@ -1164,7 +1164,7 @@ def test_rejection_at_the_greatest_depth_forbids_after_a_lost_store(lake: Histor
     for _ in range(2):
         lake.lose_store()
         lake.go()
-        assert lake.shipped("rag") == lake.shipped("sft") == {"kept"}
+        assert lake.exported("rag") == lake.exported("sft") == {"kept"}
 
 
 def test_rejection_in_a_partition_with_an_odd_name_forbids_after_a_lost_store(lake: HistoryLake) -> None:
@@ -1177,7 +1177,7 @@ def test_rejection_in_a_partition_with_an_odd_name_forbids_after_a_lost_store(la
     lake.go()
     lake.lose_store()
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == set()
+    assert lake.exported("rag") == lake.exported("sft") == set()
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -1216,7 +1216,7 @@ def test_store_lost_while_the_inputs_are_away(lake: HistoryLake) -> None:
     lake.stop()
     away.rename(data)
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r2"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r2"}
 
 
 def test_recalled_rejection_is_forgotten_by_prune(lake: HistoryLake) -> None:
@@ -1229,7 +1229,7 @@ def test_recalled_rejection_is_forgotten_by_prune(lake: HistoryLake) -> None:
     lake.lose_store()
     lake.go()
     lake.prune("2026/04/28/*")
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r1"}
     assert lake.ask("SELECT count(*) FROM files WHERE state = 'absent'") == [(0,)]
 
 
@@ -1239,7 +1239,7 @@ def test_withdrawn_stays_withdrawn(full: HistoryLake, again: str) -> None:
     full.move_away(full.scored_path(A), full.evidence_path(A))
     full.go()
     full.prune()
-    left = {dataset: full.shipped(dataset) for dataset in Dataset}
+    left = {dataset: full.exported(dataset) for dataset in Dataset}
     assert left == {"rag": {"b2"}, "sft": {"b2"}, "preference": set()}
     if again == "recovery":
         full.engine.committer.recover()
@@ -1250,7 +1250,7 @@ def test_withdrawn_stays_withdrawn(full: HistoryLake, again: str) -> None:
     elif again == "damage":
         empty(path_of(full, "rag"))
     full.go(Trigger.REBUILD if again == "rebuild" else Trigger.ONCE)
-    assert {dataset: full.shipped(dataset) for dataset in Dataset} == left
+    assert {dataset: full.exported(dataset) for dataset in Dataset} == left
 
 
 # rebuild
@@ -1407,7 +1407,7 @@ def test_damage_that_stat_does_not_show_is_restored_by_a_batch(
     monkeypatch.setattr(full.engine, "run_batch", run_batch)
     full.scored(B, run("b1", "rejected"), run("b2", "rejected"), run("b3", "rejected", "t"), run("b4", "rejected", "t"))
     full.go()
-    assert full.shipped("rag") == {"a0", "a2", "a4", "a6", "same1"}
+    assert full.exported("rag") == {"a0", "a2", "a4", "a6", "same1"}
     assert len(set_aside(full, "rag")) == 1
 
 
@@ -1450,7 +1450,7 @@ def test_take_over_where_a_folder_cannot_be_listed(phase4: HistoryLake, monkeypa
         with pytest.raises(ExportReadError, match="Too many open files"):
             engine.run_pass(Trigger.ONCE)
     phase4.go()
-    assert len(phase4.shipped(Dataset.RAG)) == 446
+    assert len(phase4.exported(Dataset.RAG)) == 446
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
@@ -1460,10 +1460,10 @@ def test_take_over_where_a_folder_cannot_be_searched(
 ) -> None:
     """The story: exports that could not be looked at counted as none, for good.
 
-    A run whose rejection was deleted shipped again, and frozen rows and published withdrawals were lost.
+    A run whose rejection was deleted exported again, and retained rows and published withdrawals were lost.
     """
     lake.both(A, run("kept"), run("bad"))
-    lake.both(C, run("frozen"))
+    lake.both(C, run("retained"))
     lake.go()
     lake.both(B, run("bad", "rejected"))
     lake.go()
@@ -1489,7 +1489,7 @@ def test_take_over_where_a_folder_cannot_be_searched(
 
 
 @pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
-def test_rebuild_keeps_frozen_rows_and_history(full: HistoryLake, trees: str) -> None:
+def test_rebuild_keeps_retained_rows_and_history(full: HistoryLake, trees: str) -> None:
     """A rebuild beside absent partitions keeps their rows where they stood, and the log of withdrawals as it was."""
     full.go(Trigger.REBUILD)
     before = full.files()
@@ -1498,7 +1498,7 @@ def test_rebuild_keeps_frozen_rows_and_history(full: HistoryLake, trees: str) ->
     full.go(Trigger.REBUILD)
     for name, content in before.items():
         assert full.lines(name) == Counter(content.splitlines())
-        if name not in ("preference", "quarantine_preference"):  # frozen pairs come last
+        if name not in ("preference", "quarantine_preference"):  # retained pairs come last
             assert full.content(name) == content
 
 
@@ -1584,7 +1584,7 @@ def test_store_with_a_stale_page_is_set_aside(stale: HistoryLake) -> None:
         batch.Engine(stale.root, store, stale.options, limits(batch_rows=100)).run_pass(Trigger.ONCE)
     assert len(list(stale.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
     stale.go()
-    assert stale.shipped("rag") == stale.shipped("sft") == {"a1", "c1"}
+    assert stale.exported("rag") == stale.exported("sft") == {"a1", "c1"}
 
 
 @pytest.mark.parametrize("error", [ProgramError("x"), sqlite3.IntegrityError("x"), AssertionError("x"), KeyError("x")])

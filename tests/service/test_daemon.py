@@ -155,7 +155,7 @@ class Stage:
     def events(self, name: str) -> list[Any]:
         return [line for line in self.lines if line["event"] == name]
 
-    def shipped(self) -> int:
+    def exported(self) -> int:
         path = self.root / EXPORT
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
@@ -210,7 +210,7 @@ def test_starts_watches_looks_again_and_stops(stage: Stage) -> None:
     """The first pass ships what is there; a second one follows the watch; the end leaves nothing half done."""
     stage.run()
     assert stage.passes == [Trigger.STARTUP, Trigger.WATCH]
-    assert stage.shipped() == 1
+    assert stage.exported() == 1
     names = [line["event"] for line in stage.lines]
     assert names[0] == "lock_taken"
     assert [name for name in names if name in ("daemon_started", "watch_started", "daemon_stopping")] == [
@@ -233,7 +233,7 @@ def test_hint_is_followed_by_a_pass(stage: Stage) -> None:
     stage.then(write)
     stage.run()
     assert stage.passes == [Trigger.STARTUP, Trigger.WATCH, Trigger.WATCH]
-    assert stage.shipped() == 2
+    assert stage.exported() == 2
 
 
 def test_change_that_the_facts_hide_is_found_in_a_rest(stage: Stage) -> None:
@@ -255,7 +255,7 @@ def test_change_that_the_facts_hide_is_found_in_a_rest(stage: Stage) -> None:
     stage.wait(100)
     stage.run()
     assert stage.passes == [Trigger.STARTUP, Trigger.WATCH, Trigger.WATCH]
-    assert stage.shipped() == 0
+    assert stage.exported() == 0
 
 
 def test_nothing_to_do_is_no_pass(stage: Stage) -> None:
@@ -351,7 +351,7 @@ def test_trees_may_come_later(stage: Stage, tmp_path: Path) -> None:
     stage.wait(2)
     stage.run()
     assert stage.passes == [Trigger.STARTUP, Trigger.RESCAN, Trigger.WATCH]
-    assert stage.shipped() == 1
+    assert stage.exported() == 1
     assert not stage.events("batch_failed")
 
 
@@ -385,7 +385,7 @@ def test_failure_is_tried_again_with_growing_pauses(stage: Stage, monkeypatch: p
     assert stage.events("batch_failed")[0]["problem"] == str(DISK_FULL)
     (over,) = stage.events("failure_over")
     assert over["failures"] == 8
-    assert stage.shipped() == 1
+    assert stage.exported() == 1
 
 
 def test_pauses_are_spread(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +435,7 @@ def test_unexpected_error_is_tried_again_too(stage: Stage, error: Exception) -> 
     stage.failures = [error]
     stage.wait(3)
     stage.run()
-    assert stage.shipped() == 1
+    assert stage.exported() == 1
     (failed,) = stage.events("batch_failed")
     assert failed["exc_info"] is error
     assert "text of a row" not in str([line for line in stage.lines if line is not failed])
@@ -460,8 +460,8 @@ def test_lake_is_still_held_when_its_exports_were_removed(stage: Stage) -> None:
 
     stage.then(remove, look)
     stage.run()
-    assert stage.shipped() == 1
-    (told,) = stage.events("lock_taken_anew")
+    assert stage.exported() == 1
+    (told,) = stage.events("lock_taken_again")
     assert told["path"].endswith("exports/.distilld.lock")
 
 
@@ -552,7 +552,7 @@ def test_withdrawal_that_waits_is_named_with_its_age(stage: Stage, monkeypatch: 
     assert overdue[0]["since"] == overdue[1]["since"]
     assert "withdrawal_overdue" in names[0]
     assert names[1] == set()
-    assert stage.shipped() == 0
+    assert stage.exported() == 0
 
 
 def test_trouble_stands_in_the_lock_file_where_the_store_refuses(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -675,14 +675,14 @@ def test_reload_takes_the_new_settings(stage: Stage) -> None:
     stage.append(row=2)  # needs a review
     stage.next_settings = lambda: stage.read(include_review=True, rescan_seconds=7)
     before: list[int] = []
-    stage.then(lambda: before.append(stage.shipped()), hang_up)
+    stage.then(lambda: before.append(stage.exported()), hang_up)
     stage.wait(8)
     stage.run()
     (finished,) = stage.events("reload_finished")
     assert finished["changed"] == ["include_review", "rescan_seconds"]
     assert stage.passes == [Trigger.STARTUP, Trigger.WATCH, Trigger.RELOAD, Trigger.RESCAN]
     assert before == [1]
-    assert stage.shipped() == 2
+    assert stage.exported() == 2
     reloading = next(each for each in stage.notified if each.startswith("RELOADING=1"))
     assert stage.notified.index("READY=1", stage.notified.index(reloading)) > 0
 
@@ -755,7 +755,7 @@ def test_reload_tries_a_failing_pass_at_once(stage: Stage, monkeypatch: pytest.M
     stage.then(hang_up)
     stage.run()
     assert stage.passes[:2] == [Trigger.STARTUP, Trigger.RECOVERY]
-    assert stage.shipped() == 1
+    assert stage.exported() == 1
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -781,10 +781,10 @@ def test_settings_outlast_a_corrupt_store(stage: Stage, monkeypatch: pytest.Monk
         corrupt.append(StoreCorruptError("corrupt"))
         return Wake.CHANGED
 
-    shipped: list[int] = []
-    stage.then(lambda: shipped.append(stage.shipped()))
+    exported: list[int] = []
+    stage.then(lambda: exported.append(stage.exported()))
     if when == "before":
-        stage.then(hang_up, lambda: shipped.append(stage.shipped()))
+        stage.then(hang_up, lambda: exported.append(stage.exported()))
     stage.then(break_store)
     monkeypatch.setattr(Engine, "run_pass", run_pass)
     monkeypatch.setattr(daemon, "Daemon", Scripted)
@@ -798,8 +798,8 @@ def test_settings_outlast_a_corrupt_store(stage: Stage, monkeypatch: pytest.Monk
         )
     assert len(stage.events("store_set_aside")) == 1
     assert len(stage.events("daemon_started")) == len(stage.events("daemon_stopped")) == 2
-    assert shipped == ([2, 1] if when == "before" else [2])
-    assert stage.shipped() == 1
+    assert exported == ([2, 1] if when == "before" else [2])
+    assert stage.exported() == 1
 
 
 # SIGTERM
@@ -818,13 +818,13 @@ def test_stop_within_a_pass_undoes_the_batch_in_hand(stage: Stage, monkeypatch: 
 
     monkeypatch.setattr(Exports, "rewrite", rewrite)
     stage.run()
-    assert stage.shipped() == 0
+    assert stage.exported() == 0
     assert not stage.events("batch_failed")
     assert stage.events("daemon_stopping")[0]["cut_off"]
     monkeypatch.undo()
     monkeypatch.setattr(logs, "configure", lambda **_: None)
     stage.run()
-    assert stage.shipped() == 1
+    assert stage.exported() == 1
 
 
 def test_pass_that_gives_no_sign_is_cut_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

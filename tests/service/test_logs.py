@@ -272,7 +272,9 @@ def test_console_line_is_for_people() -> None:
 
 def test_batch_is_one_line_of_a_console() -> None:
     """A batch took five lines of a terminal; what its receipt says is left out, and no figure of a dataset that stayed."""
-    figures = {f"{name}_{key}": 98_765 for name in ("rag", "preference") for key in ("appended", "shipped", "held")}
+    figures = {
+        f"{name}_{key}": 98_765 for name in ("rag", "preference") for key in ("appended", "rows", "quarantine_rows")
+    }
     out = io.StringIO()
     logs.configure(level="info", fmt="console", stream=out, environ={})
     logs.get_logger().info(

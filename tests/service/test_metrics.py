@@ -134,10 +134,10 @@ def test_figures_are_those_of_the_lake(settings: Settings, tmp_path: Path) -> No
         bulletin.passed(one_pass(engine), watching="the limit", folders=0)
         second = samples(tmp_path / "distilld.prom")
     totals = result.batches[-1].receipt["record_counts"]["per_exporter"]
-    assert first["distilld_rows", ("rag",)] == totals["rag"]["shipped"] == 58
+    assert first["distilld_rows", ("rag",)] == totals["rag"]["rows"] == 58
     assert first["distilld_rows_appended_total", ("rag",)] == 58
-    assert sum(value for (name, _), value in first.items() if name == "distilld_held_rows") == sum(
-        each["held"] for each in totals.values()
+    assert sum(value for (name, _), value in first.items() if name == "distilld_quarantined_rows") == sum(
+        each["quarantine_rows"] for each in totals.values()
     )
     assert first["distilld_rows_judged_total", ()] == 105
     assert first["distilld_partition_files", ("evidence",)] == 3
@@ -151,7 +151,7 @@ def test_figures_are_those_of_the_lake(settings: Settings, tmp_path: Path) -> No
     assert used == set(METRICS)
 
 
-def test_rows_that_are_kept_without_their_evidence_are_frozen(settings: Settings, tmp_path: Path) -> None:
+def test_rows_that_are_kept_without_their_evidence_are_retained(settings: Settings, tmp_path: Path) -> None:
     """The story: rows whose evidence file is absent were none of those that no present input gives."""
     with capture_logs(), writer(settings) as engine:
         bulletin = Bulletin(settings, engine, Notifier(None))
@@ -159,10 +159,10 @@ def test_rows_that_are_kept_without_their_evidence_are_frozen(settings: Settings
         (settings.root / "data/evidence" / partition_of(0)).unlink()
         bulletin.passed(one_pass(engine), watching="events", folders=8)
         kept = {(each.value,): 0 for each in Dataset}
-        for dataset, _, rows in Stories(engine.store).frozen(None):
+        for dataset, _, rows in Stories(engine.store).retained(None):
             kept[dataset.value,] += rows
     told = samples(tmp_path / "distilld.prom")
-    assert {labels: rows for (name, labels), rows in told.items() if name == "distilld_frozen_rows"} == kept
+    assert {labels: rows for (name, labels), rows in told.items() if name == "distilld_retained_rows"} == kept
     assert kept["rag",] > 0
 
 

@@ -124,10 +124,10 @@ def test_rejections_within_a_second_of_a_late_clock_are_not_missed(tmp_path: Pat
     with history_lake(tmp_path) as lake:
         lake.both(A, run("a"))
         lake.go()
-        assert lake.shipped(Dataset.RAG) == {"a"}
+        assert lake.exported(Dataset.RAG) == {"a"}
         reject(lake, A)
         lake.go()
-        assert lake.shipped(Dataset.RAG) == set()
+        assert lake.exported(Dataset.RAG) == set()
 
 
 def test_file_is_read_again_until_its_facts_prove_its_bytes(tmp_path: Path, clock: SimpleNamespace) -> None:
@@ -163,14 +163,14 @@ def test_run_once_hashes_what_is_overdue(lake: HistoryLake) -> None:
     lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = NULL")
     lake.restart(scrub_hours=0)
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {"a", "b"}
+    assert lake.exported(Dataset.RAG) == {"a", "b"}
     lake.engine.store.connection.execute("UPDATE files SET hashed_at_ns = hashed_at_ns - ?", (2 * HOUR,))
     lake.restart(scrub_hours=3)
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {"a", "b"}
+    assert lake.exported(Dataset.RAG) == {"a", "b"}
     lake.restart(scrub_hours=1)
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {"b"}
+    assert lake.exported(Dataset.RAG) == {"b"}
 
 
 def test_clock_that_was_set_back_delays_no_scrub_for_good(lake: HistoryLake) -> None:
@@ -185,7 +185,7 @@ def test_clock_that_was_set_back_delays_no_scrub_for_good(lake: HistoryLake) -> 
     hide(lake)
     lake.restart(scrub_hours=1)
     lake.go()
-    assert lake.shipped(Dataset.RAG) == {"b"}
+    assert lake.exported(Dataset.RAG) == {"b"}
 
 
 def test_daemon_proves_new_files_once_two_seconds_have_passed(lake: HistoryLake, clock: SimpleNamespace) -> None:
@@ -212,7 +212,7 @@ def test_daemon_finds_a_change_that_the_facts_hide(lake: HistoryLake, clock: Sim
     settle(again)
     assert again.found
     lake.go(Trigger.WATCH)
-    assert lake.shipped(Dataset.RAG) == set()
+    assert lake.exported(Dataset.RAG) == set()
 
 
 def test_what_was_hashed_is_not_what_was_taken_in_meanwhile(lake: HistoryLake, clock: SimpleNamespace) -> None:

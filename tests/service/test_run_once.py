@@ -153,9 +153,9 @@ def test_report_adds_up(engine: Engine, lake: SampleLake) -> None:
         before, after = first.datasets[dataset], second.datasets[dataset]
         assert after.rows == before.rows + after.added - after.withdrawn
         assert sum(after.causes.values()) == after.withdrawn == 1
-        assert sum(after.by_reason.values()) == after.held
+        assert sum(after.by_reason.values()) == after.quarantined
         if dataset is not Dataset.PREFERENCE:
-            assert after.rows + after.held == second.rows_read == lake.scored_rows
+            assert after.rows + after.quarantined == second.rows_read == lake.scored_rows
     assert sorted(each.dataset for each in second.withdrawn) == ["preference", "rag", "sft"]
 
 
@@ -226,7 +226,7 @@ def histories(lake: HistoryLake) -> dict[str, bytes]:
 def test_store_from_before_a_rejection_that_is_gone(kept: HistoryLake) -> None:
     """A run whose rejection came and went stays out, and what was published stays so, when an older store is restored.
 
-    The story: the older store knew the run as accepted and nothing of the rejection. The row shipped again, and the
+    The story: the older store knew the run as accepted and nothing of the rejection. The row exported again, and the
     log of withdrawals was 'restored' to what that store knew.
     """
     kept.scored(B, run("r1", "rejected"))
@@ -241,7 +241,7 @@ def test_store_from_before_a_rejection_that_is_gone(kept: HistoryLake) -> None:
     assert f"is older than the exports: it does not know batch {unknown}, whose receipt" in problem
     for _ in range(2):
         kept.go()
-        assert kept.shipped("rag") == kept.shipped("sft") == set()
+        assert kept.exported("rag") == kept.exported("sft") == set()
         assert histories(kept) == before
         assert start(kept) == []
     assert len(list(kept.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
@@ -372,7 +372,7 @@ def test_store_is_kept_that_knows_what_there_is(kept: HistoryLake, happen: Calla
     kept.both(B, run("r2"))
     kept.go()
     assert start(kept) == []
-    assert kept.shipped("rag") == {"r2"}
+    assert kept.exported("rag") == {"r2"}
 
 
 def test_receipt_of_another_lake_gives_the_store_up_once(kept: HistoryLake) -> None:

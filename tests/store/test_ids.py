@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.line_facts import DUPLICATE, SHIPPED
+from distilld.core.line_facts import DUPLICATE, EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.queues import Queues, first_waiter
 from distilld.store.schema import HOLDS_RAG
@@ -33,7 +33,7 @@ def lake(tmp_path: Path) -> Iterator[HistoryLake]:
 def test_second_holder_is_refused_by_the_store(lake: HistoryLake, dataset: str) -> None:
     """A doubled row is the failure that matters: even a bug that gives an id to a second row cannot be committed."""
     store = lake.engine.store.connection
-    held = f"UPDATE scored_rows SET {dataset} = {SHIPPED} WHERE {dataset} = {DUPLICATE}"
+    held = f"UPDATE scored_rows SET {dataset} = {EXPORTED} WHERE {dataset} = {DUPLICATE}"
     with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
         store.execute(f"{held} AND walk = (SELECT max(walk) FROM scored_rows WHERE {dataset} = {DUPLICATE})")
 
@@ -48,7 +48,7 @@ def test_second_pair_of_an_id_is_refused_by_the_store(lake: HistoryLake) -> None
     again = f"INSERT INTO pairs ({columns}) SELECT {{}} FROM pairs"
     store.execute(again.format(columns.replace("outcome", str(DUPLICATE))))
     with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-        store.execute(f"{again.format(columns)} WHERE outcome = {SHIPPED}")
+        store.execute(f"{again.format(columns)} WHERE outcome = {EXPORTED}")
 
 
 @pytest.mark.parametrize("dataset", ["rag", "sft"])
@@ -64,7 +64,7 @@ def test_first_waiter_is_found_in_walk_order(lake: HistoryLake, dataset: str) ->
         store.connection.execute(
             f"UPDATE scored_rows SET {other} = {DUPLICATE} WHERE walk IN ({','.join(map(str, walks))})"
         )
-        store.connection.execute(f"UPDATE scored_rows SET {other} = {SHIPPED} WHERE walk = ?", (holder,))
+        store.connection.execute(f"UPDATE scored_rows SET {other} = {EXPORTED} WHERE walk = ?", (holder,))
         found = [work.waiter_after(Dataset(dataset), key, walk) for walk in (-1, *walks)]
         assert found == [walks[1], *walks[1:], None]
     Queues(store).wake_next([(dataset, key)])
@@ -106,6 +106,6 @@ def test_store_of_the_version_before_is_carried_on(lake: HistoryLake) -> None:
     assert not names & {"rag_ids", "pair_ids"}
     lake.both(B, run("same", "rejected"), run("two"))
     lake.go()
-    assert lake.shipped("rag") == {"one", "two"}
+    assert lake.exported("rag") == {"one", "two"}
     committed_and_whole(lake.root)
     assert HOLDS_RAG in "".join(sql for (sql,) in lake.ask("SELECT sql FROM sqlite_master WHERE sql NOT NULL"))

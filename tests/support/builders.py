@@ -17,7 +17,7 @@ from distilld.core.datasets import preference, rag, sft
 from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase
 from distilld.core.json_text import parse_object
 from distilld.core.model import Category, Dataset, Options, RowRef
-from distilld.core.outcome import Hold, Outcome, Ship, hold_malformed
+from distilld.core.outcome import Exported, Outcome, Quarantined, quarantine_malformed
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
 from distilld.inspection.oracle_verdicts import verdicts_of
 
@@ -126,7 +126,7 @@ def row_case(
     )
 
 
-def shipping_case(**around: Any) -> RowCase:
+def passing_case(**around: Any) -> RowCase:
     """A case that every gate lets pass."""
     return row_case(given=evidence_record(evidence()), **around)
 
@@ -169,7 +169,7 @@ def none_missing(_: Sequence[Any]) -> tuple[str, ...]:
 
 def held(outcome: Outcome) -> dict[str, Any]:
     """The quarantine row of an outcome that must be a hold."""
-    assert isinstance(outcome, Hold), outcome
+    assert isinstance(outcome, Quarantined), outcome
     row = json.loads(outcome.line(STAMP))
     assert isinstance(row, dict)
     return row
@@ -177,13 +177,13 @@ def held(outcome: Outcome) -> dict[str, Any]:
 
 def gate_of(outcome: Outcome) -> str:
     """The gate that holds the outcome."""
-    assert isinstance(outcome, Hold), outcome
+    assert isinstance(outcome, Quarantined), outcome
     return outcome.gate
 
 
-def shipped(outcome: Outcome) -> dict[str, Any]:
+def exported(outcome: Outcome) -> dict[str, Any]:
     """The sample of an outcome that must ship, stamped."""
-    assert isinstance(outcome, Ship), held(outcome)
+    assert isinstance(outcome, Exported), held(outcome)
     row = json.loads(outcome.line(STAMP))
     assert isinstance(row, dict)
     return row
@@ -207,19 +207,19 @@ class Export:
     lines: int
     outcomes: dict[Dataset, list[Outcome]]
 
-    def shipped(self, dataset: Dataset) -> list[dict[str, Any]]:
+    def exported(self, dataset: Dataset) -> list[dict[str, Any]]:
         """The dataset's rows."""
-        return [shipped(outcome) for outcome in self.outcomes[dataset] if isinstance(outcome, Ship)]
+        return [exported(outcome) for outcome in self.outcomes[dataset] if isinstance(outcome, Exported)]
 
-    def held(self, dataset: Dataset) -> list[dict[str, Any]]:
+    def quarantined(self, dataset: Dataset) -> list[dict[str, Any]]:
         """The dataset's quarantine rows."""
-        return [held(outcome) for outcome in self.outcomes[dataset] if isinstance(outcome, Hold)]
+        return [held(outcome) for outcome in self.outcomes[dataset] if isinstance(outcome, Quarantined)]
 
     def files(self, stamp: str = STAMP) -> dict[str, bytes]:
         """The six files, by the dataset's name, quarantine with a ``-`` before it."""
         named: dict[str, bytes] = {}
         for dataset, outcomes in self.outcomes.items():
-            for name, kind in ((dataset.value, Ship), (f"-{dataset.value}", Hold)):
+            for name, kind in ((dataset.value, Exported), (f"-{dataset.value}", Quarantined)):
                 named[name] = b"".join(outcome.line(stamp) for outcome in outcomes if isinstance(outcome, kind))
         return named
 
@@ -250,7 +250,7 @@ def export(lake: Lake, options: Options | None = None, missing_files: MissingFil
 
     def settle(dataset: Dataset, outcome: Outcome) -> None:
         outcomes[dataset].append(outcome)
-        if isinstance(outcome, Ship):
+        if isinstance(outcome, Exported):
             taken.add((dataset, outcome.digits))
 
     tasks: dict[str, list[tuple[RowRef, PairSide]]] = {}
@@ -264,7 +264,7 @@ def export(lake: Lake, options: Options | None = None, missing_files: MissingFil
                 head = raw.decode(errors="replace")
                 settle(
                     dataset,
-                    hold_malformed(
+                    quarantine_malformed(
                         dataset,
                         head,
                         malformed,

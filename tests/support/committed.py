@@ -106,7 +106,7 @@ def digest_by_segments(content: bytes, width: int) -> str:
 
 
 _DEPARTING: Final = (
-    "SELECT sample_key, nullif(outcomes.outcome, 'shipped') FROM departures JOIN outcomes ON code = departures.outcome"
+    "SELECT sample_key, nullif(outcomes.outcome, 'exported') FROM departures JOIN outcomes ON code = departures.outcome"
     " WHERE dataset = ?"
 )
 """Lines that still stand although their rows were found gone: the next batch takes them out."""
@@ -167,16 +167,16 @@ def _nothing_is_left(root: Path) -> None:
 
 
 def accounted(root: Path) -> None:
-    """Each non-empty line of the inputs came to one row of RAG and one of SFT, shipped or held, beside frozen ones."""
+    """Each non-empty line of the inputs came to one row of RAG and one of SFT, exported or held, beside retained ones."""
     lines = sum(
         sum(1 for line in path.read_bytes().split(b"\n") if line)
         for path in (root / "data" / "scored-runs").rglob("*.jsonl")
     )
     for dataset in (Dataset.RAG, Dataset.SFT):
-        shipped, held = rows_of(root, dataset) or [], rows_of(root, f"quarantine_{dataset}") or []
+        exported, held = rows_of(root, dataset) or [], rows_of(root, f"quarantine_{dataset}") or []
         with _reading(root) as store:
-            frozen = store.execute(f"SELECT count(*) FROM frozen_rows WHERE {dataset} IS NOT NULL").fetchone()[0]
-        assert len(shipped) + len(held) == lines + frozen
+            retained = store.execute(f"SELECT count(*) FROM retained_rows WHERE {dataset} IS NOT NULL").fetchone()[0]
+        assert len(exported) + len(held) == lines + retained
 
 
 def settled(lake_root: Path, expected: Outcome) -> None:

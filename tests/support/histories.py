@@ -105,7 +105,7 @@ def append_rows(inputs: Inputs) -> None:
 
 
 def rescore(inputs: Inputs) -> None:
-    """A run that shipped everywhere is rejected, in place and at the same length: its rows and its pair leave."""
+    """A run that exported everywhere is rejected, in place and at the same length: its rows and its pair leave."""
     inputs.replace(inputs.scored(A), b'"category":"accepted"', b'"category":"rejected"')
 
 

@@ -188,13 +188,13 @@ class HistoryLake:
         """The lines of an export, whatever their order."""
         return Counter(self.content(name).splitlines())
 
-    def shipped(self, dataset: Dataset | str) -> set[str]:
+    def exported(self, dataset: Dataset | str) -> set[str]:
         """The runs that a dataset has rows of; of a pair both, with ``>`` between them."""
         if dataset == Dataset.PREFERENCE:
             return {f"{row['chosen_run_id']}>{row['rejected_run_id']}" for row in self.rows(dataset)}
         return {row["source_run_id"] for row in self.rows(dataset)}
 
-    def held(self, dataset: Dataset | str) -> dict[str, str]:
+    def quarantined(self, dataset: Dataset | str) -> dict[str, str]:
         """The reason of each run that a quarantine holds."""
         return {
             row["source_record"].get("evidence_run_id") or row["source_record"].get("run_id"): row["reason"]
@@ -230,20 +230,20 @@ class HistoryLake:
         totals = self.engine.ledger.totals()
         for dataset in Dataset:
             ids = [row["id"] for row in self.rows(dataset)]
-            assert len(ids) == len(set(ids)) == totals.shipped(dataset)
-            assert len(self.rows(f"quarantine_{dataset}")) == totals.held(dataset)
+            assert len(ids) == len(set(ids)) == totals.exported(dataset)
+            assert len(self.rows(f"quarantine_{dataset}")) == totals.quarantined(dataset)
             gone = len(self.rows(f"withdrawals_{dataset}"))
             assert [(gone,)] == self.ask("SELECT count(*) FROM withdrawals WHERE dataset = ?", dataset.value)
             path = self.root / EXPORT_PATHS[dataset]
             picked_up = [each.name for each in path.parent.glob("*") if not each.name.startswith(".")]
             assert sorted(picked_up) in ([CARD, path.name], []), f"{path.parent} holds something else"
         actual = self.ask(
-            "SELECT dataset, 'frozen', outcome, count(*) FROM (SELECT 'rag' AS dataset, rag AS outcome FROM frozen_rows"
-            " UNION ALL SELECT 'sft', sft FROM frozen_rows UNION ALL SELECT 'preference', outcome FROM pairs"
-            " WHERE frozen IS NOT NULL) WHERE outcome IS NOT NULL GROUP BY 1, 3"
+            "SELECT dataset, 'retained', outcome, count(*) FROM (SELECT 'rag' AS dataset, rag AS outcome FROM retained_rows"
+            " UNION ALL SELECT 'sft', sft FROM retained_rows UNION ALL SELECT 'preference', outcome FROM pairs"
+            " WHERE retained IS NOT NULL) WHERE outcome IS NOT NULL GROUP BY 1, 3"
             " UNION ALL SELECT dataset, 'live', outcome, count(*) FROM (SELECT 'rag' AS dataset, rag AS outcome"
             " FROM scored_rows UNION ALL SELECT 'sft', sft FROM scored_rows UNION ALL SELECT 'preference', outcome"
-            " FROM pairs WHERE frozen IS NULL) WHERE outcome IS NOT NULL GROUP BY 1, 3"
+            " FROM pairs WHERE retained IS NULL) WHERE outcome IS NOT NULL GROUP BY 1, 3"
         )
         assert sorted(actual + departing) == sorted(
             self.ask("SELECT dataset, state, outcome, rows FROM totals WHERE rows <> 0")

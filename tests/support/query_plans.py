@@ -6,12 +6,12 @@ import re
 import sqlite3
 from collections.abc import Iterable
 
-_EXCEPTIONS = "kept_rows|frozen_pairs"
-"""Indexes that hold only what is kept by way of exception."""
+_EXCEPTIONS = "kept_rows|retained_pairs"
+"""Indexes that hold only what is retained."""
 
 _ROWS = "(scored_rows|evidence_rows|pairs|s|e)"
 """``s`` and ``e`` are how every query calls the scored rows and the evidence rows."""
-_WHOLE = re.compile(rf"SCAN {_ROWS}\b(?!.* ({_EXCEPTIONS})\b)|SEARCH {_ROWS} USING AUTOMATIC|SCAN frozen_rows$")
+_WHOLE = re.compile(rf"SCAN {_ROWS}\b(?!.* ({_EXCEPTIONS})\b)|SEARCH {_ROWS} USING AUTOMATIC|SCAN retained_rows$")
 
 
 def whole_scans(connection: sqlite3.Connection, statements: Iterable[str]) -> list[str]:

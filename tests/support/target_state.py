@@ -18,7 +18,7 @@ from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Reason
 from distilld.core.samples import SAMPLES, SCHEMA_VERSION
 from distilld.inspection import oracle
 from distilld.inspection.oracle_lake import Lake
-from distilld.inspection.unstamped import unstamped_hold, unstamped_sample
+from distilld.inspection.unstamped import unstamped_quarantine, unstamped_sample
 from distilld.lake.scan import SourceFiles
 from tests.support.committed import digest_by_segments
 
@@ -46,8 +46,8 @@ PROVENANCE: Final = {"source_file": str, "line_offset": int | None, "sig_hash": 
 class Exports:
     """What stands in the nine files: the lines as they are, and with their timestamps taken out."""
 
-    shipped: dict[Dataset, dict[str, bytes]]
-    held: dict[Dataset, list[bytes]]
+    exported: dict[Dataset, dict[str, bytes]]
+    quarantined: dict[Dataset, list[bytes]]
     withdrawn: dict[Dataset, list[dict[str, Any]]]
     whole: dict[str, bytes] = field(repr=False)
 
@@ -59,13 +59,13 @@ class Exports:
         }
         lines = {name: _rows(content) for name, content in whole.items()}
         assert all(content.endswith(b"\n") for content in whole.values() if content)
-        shipped = {}
+        exported = {}
         for dataset in Dataset:
             ids = [json.loads(line)["id"] for line in lines[dataset.value]]
             assert len(set(ids)) == len(ids), f"{dataset}: an id stands twice"
-            shipped[dataset] = dict(zip(ids, lines[dataset.value], strict=True))
+            exported[dataset] = dict(zip(ids, lines[dataset.value], strict=True))
         return cls(
-            shipped,
+            exported,
             {dataset: lines[f"quarantine_{dataset}"] for dataset in Dataset},
             {dataset: [json.loads(line) for line in lines[f"withdrawals_{dataset}"]] for dataset in Dataset},
             whole,
@@ -89,9 +89,9 @@ def path_check(options: Options) -> MissingFiles | None:
 def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
     """At rest the datasets, keyed by id, and the quarantines, as multisets, are those of the full pass (SPEC 3)."""
     for dataset in Dataset:
-        found = {key: unstamped_sample(line) for key, line in exports.shipped[dataset].items()}
-        assert found == expected.shipped[dataset], f"{dataset} is not what a full pass gives"
-        held = Counter(map(unstamped_hold, exports.held[dataset]))
+        found = {key: unstamped_sample(line) for key, line in exports.exported[dataset].items()}
+        assert found == expected.exported[dataset], f"{dataset} is not what a full pass gives"
+        held = Counter(map(unstamped_quarantine, exports.quarantined[dataset]))
         assert held == expected.quarantine(dataset), (
             f"{dataset}'s quarantine is not what a full pass gives:"
             f" missing {expected.quarantine(dataset) - held}, extra {held - expected.quarantine(dataset)}"
@@ -99,20 +99,20 @@ def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
 
 
 def account_for_every_line(exports: Exports, expected: oracle.FullPass) -> None:
-    """Every scored line is shipped or held, once, in RAG and in SFT alike, for one of twelve reasons (SPEC 3.7)."""
+    """Every scored line is exported or held, once, in RAG and in SFT alike, for one of twelve reasons (SPEC 3.7)."""
     for dataset in Dataset:
-        rows = [json.loads(line) for line in exports.held[dataset]]
+        rows = [json.loads(line) for line in exports.quarantined[dataset]]
         assert {row["reason"] for row in rows} <= set(Reason)
         assert all(row["exporter"] == dataset for row in rows)
         if dataset is not Dataset.PREFERENCE:
-            frozen = sum(row.dataset is dataset for row in expected.frozen_rows)
-            assert len(exports.shipped[dataset]) + len(rows) == expected.lines + frozen
+            retained = sum(row.dataset is dataset for row in expected.retained_rows)
+            assert len(exports.exported[dataset]) + len(rows) == expected.lines + retained
 
 
 def have_the_keys_of_their_dataset(exports: Exports) -> None:
     """Every row has the keys and types of its dataset, in order, and passes its schema (SPEC 3.6, 3.10)."""
     for dataset in Dataset:
-        for line in exports.shipped[dataset].values():
+        for line in exports.exported[dataset].values():
             row = json.loads(line)
             assert list(row) == list(KEYS[dataset])
             assert all(isinstance(row[key], kind) for key, kind in KEYS[dataset].items())
@@ -128,7 +128,7 @@ def ship_no_forbidden_run(exports: Exports, verdict_of: VerdictOf, options: Opti
         return
     for dataset in Dataset:
         named = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
-        for line in exports.shipped[dataset].values():
+        for line in exports.exported[dataset].values():
             verdict = verdict_of(dataset, json.loads(line)[named])
             assert verdict is None or not options.forbids(dataset, verdict), f"{dataset} ships a run that is {verdict}"
 
@@ -139,22 +139,22 @@ def keep_what_did_not_change(before: Exports, after: Exports, stayed: Set[tuple[
     ``stayed`` are the places whose scored lines are those that stood there before: rows that are held from there.
     """
     for dataset in Dataset:
-        for key, line in after.shipped[dataset].items():
-            old = before.shipped[dataset].get(key)
+        for key, line in after.exported[dataset].items():
+            old = before.exported[dataset].get(key)
             if old is not None and unstamped_sample(old) == unstamped_sample(line):
                 assert old == line, f"{dataset} rewrote {key}, which did not change"
         old_lines, new_lines = (
-            [line for line in exports.held[dataset] if _place_of(line) in stayed] for exports in (before, after)
+            [line for line in exports.quarantined[dataset] if _place_of(line) in stayed] for exports in (before, after)
         )
-        same = Counter(map(unstamped_hold, old_lines)) & Counter(map(unstamped_hold, new_lines))
+        same = Counter(map(unstamped_quarantine, old_lines)) & Counter(map(unstamped_quarantine, new_lines))
         kept = Counter(old_lines) & Counter(new_lines)
         assert kept.total() == same.total(), f"{dataset}'s quarantine rewrote rows that did not change"
 
 
-def places_of_frozen(expected: oracle.FullPass) -> set[tuple[str, int]]:
-    """Where the held rows stood that are frozen."""
-    frozen = [row.placed for row in expected.frozen_rows] + [pair.placed for pair in expected.frozen_pairs]
-    return {_place_of(placed.line) for placed in frozen if placed.id is None}
+def places_of_retained(expected: oracle.FullPass) -> set[tuple[str, int]]:
+    """Where the held rows stood that are retained."""
+    retained = [row.placed for row in expected.retained_rows] + [pair.placed for pair in expected.retained_pairs]
+    return {_place_of(placed.line) for placed in retained if placed.id is None}
 
 
 def _place_of(held: bytes) -> tuple[str, int]:
@@ -168,7 +168,7 @@ def publish_what_left(before: Exports, after: Exports) -> None:
         news = new_withdrawals(before, after, dataset)
         last = {row["id"]: row["replaced"] for row in news}
         told = set(last)
-        old, new = before.shipped[dataset], after.shipped[dataset]
+        old, new = before.exported[dataset], after.exported[dataset]
         assert {key for key in old if key not in new} <= told, f"{dataset}: a row left and nobody was told"
         assert {key for key in old if key in new and old[key] != new[key]} <= told
         assert not [key for key in told if key in new and old.get(key) == new[key]], (
@@ -206,7 +206,7 @@ def let_no_mass_vanish(before: Exports, after: Exports, lake: Lake, rows: int, s
         joined |= scored & {line.get("run_id") for line in _objects(partition.evidence)}
     records = [
         row["source_record"]
-        for row in map(json.loads, (line for lines in after.held.values() for line in lines))
+        for row in map(json.loads, (line for lines in after.quarantined.values() for line in lines))
         if row["reason"] == "too_many_exports"
     ]
     over = {record.get(key) for record in records for key in ("evidence_run_id", "chosen_run_id", "rejected_run_id")}
@@ -217,7 +217,7 @@ def let_no_mass_vanish(before: Exports, after: Exports, lake: Lake, rows: int, s
             alone = row["cause"] in ("evidence_changed", "displaced") and not runs <= joined and runs.isdisjoint(over)
             if not row["replaced"] and ((row["cause"] == "row_removed" and not runs <= named) or alone):
                 vanished.append(row["id"])
-        stood = len(before.shipped[dataset])
+        stood = len(before.exported[dataset])
         assert not (len(vanished) > rows and len(vanished) > share * stood), f"{dataset}: {vanished} vanished"
 
 
@@ -248,7 +248,7 @@ def add_up(store: sqlite3.Connection, exports: Exports) -> None:
             "SELECT rows, added, withdrawn, quarantined FROM dataset_history WHERE dataset = ?", (dataset,)
         ).fetchall()
         if found:
-            assert (found[0][0], found[0][3]) == (len(exports.shipped[dataset]), len(exports.held[dataset]))
+            assert (found[0][0], found[0][3]) == (len(exports.exported[dataset]), len(exports.quarantined[dataset]))
         for (rows, added, withdrawn, _), (before, *_) in pairwise([*found, (0,)]):
             assert rows == before + added - withdrawn, f"the history of {dataset} does not add up"
 
@@ -257,9 +257,9 @@ def agree_with_the_receipt(root: Path, exports: Exports, receipt: dict[str, Any]
     """The counts and digests of the newest receipt are those of the files."""
     for dataset in Dataset:
         per = receipt["record_counts"]["per_exporter"][dataset]
-        assert per["shipped"] == len(exports.shipped[dataset])
-        assert per["held"] == len(exports.held[dataset])
-        reasons = Counter(json.loads(line)["reason"] for line in exports.held[dataset])
+        assert per["rows"] == len(exports.exported[dataset])
+        assert per["quarantine_rows"] == len(exports.quarantined[dataset])
+        reasons = Counter(json.loads(line)["reason"] for line in exports.quarantined[dataset])
         assert per["by_reason"] == dict(reasons)
     for output in receipt["outputs"]:
         content = (root / output["path"]).read_bytes()

@@ -60,7 +60,7 @@ def accepted(first: int) -> int:
     return next(row for row in range(first, first + 1000) if category_of(row) is Category.ACCEPTED)
 
 
-def shipped(root: Path) -> set[str]:
+def exported(root: Path) -> set[str]:
     """The runs in the RAG export; whole lines only, as a reader beside a writer sees them."""
     try:
         whole = (root / RAG).read_bytes().rpartition(b"\n")[0]
@@ -75,9 +75,9 @@ def append(root: Path, row: int, partition: int = 0) -> str:
     return run_of(row)
 
 
-def wait_shipped(root: Path, *runs: str) -> None:
+def wait_exported(root: Path, *runs: str) -> None:
     """Wait until these runs stand in the RAG export."""
-    until(lambda: set(runs) <= shipped(root), f"{len(runs)} runs in the export")
+    until(lambda: set(runs) <= exported(root), f"{len(runs)} runs in the export")
 
 
 def wait_judged(root: Path, rows: int, *, seconds: float = 60) -> None:
@@ -112,8 +112,8 @@ def test_row_appears_without_anybody_asking(root: Path, tmp_path: Path) -> None:
     """From its start a daemon ships what is there and what comes, and ends in order when it is told to."""
     with daemon(root, env=RARELY) as running:
         running.wait_ready()
-        wait_shipped(root, *(run_of(row) for row in range(50) if category_of(row) is Category.ACCEPTED))
-        wait_shipped(root, append(root, accepted(1000)))
+        wait_exported(root, *(run_of(row) for row in range(50) if category_of(row) is Category.ACCEPTED))
+        wait_exported(root, append(root, accepted(1000)))
         wait_judged(root, 51)
         stop(running)
     committed_and_whole(root)
@@ -139,7 +139,7 @@ def test_stop_in_a_long_pass(tmp_path: Path) -> None:
         assert len(running.events("batch_committed")) < 20
     committed_and_whole(root)
     assert once(root).code == 0
-    assert len(shipped(root)) == sum(
+    assert len(exported(root)) == sum(
         category_of(row) in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED) for row in range(20_000)
     )
 
@@ -162,7 +162,7 @@ def test_removed_exports_let_no_second_writer_in(root: Path, tmp_path: Path) -> 
         running.wait_ready()
         wait_judged(root, 50)
         (root / "exports").rename(tmp_path / "removed")
-        wait_shipped(root, append(root, accepted(1000)))
+        wait_exported(root, append(root, accepted(1000)))
         assert distilld("health", "--root", root, cwd=root.parent).out == "healthy\n"
         second = distilld("run", "--once", "--root", root, "--state", tmp_path / "other.db", cwd=root.parent)
         assert second.code == 75
@@ -182,10 +182,10 @@ def test_reload_good_and_bad(root: Path) -> None:
     unreviewed = next(row for row in range(50) if category_of(row) is Category.NEEDS_HUMAN_REVIEW)
     with daemon(root, "--config", str(config), env=RARELY) as running:
         running.wait_for("scan_finished")
-        assert run_of(unreviewed) not in shipped(root)
+        assert run_of(unreviewed) not in exported(root)
         config.write_text("include_review = true\n")
         running.send(signal.SIGHUP)
-        wait_shipped(root, run_of(unreviewed))
+        wait_exported(root, run_of(unreviewed))
         running.wait_notified("READY=1", times=2)
 
         config.write_text("include_review = 'perhaps'\ninclude_partail = true\n")
@@ -194,12 +194,12 @@ def test_reload_good_and_bad(root: Path) -> None:
         assert any("include_review" in fault and "perhaps" in fault for fault in refused["faults"])
         assert any("nearest one is include_partial" in fault for fault in refused["faults"])
         running.wait_notified("READY=1", times=3)
-        wait_shipped(root, append(root, accepted(1000)))
-        assert run_of(unreviewed) in shipped(root)
+        wait_exported(root, append(root, accepted(1000)))
+        assert run_of(unreviewed) in exported(root)
 
         config.write_text("include_review = false\n")
         running.send(signal.SIGHUP)
-        until(lambda: run_of(unreviewed) not in shipped(root), "the row is withdrawn again")
+        until(lambda: run_of(unreviewed) not in exported(root), "the row is withdrawn again")
         assert any(line.startswith("MONOTONIC_USEC=") for line in running.notified)
         stop(running)
 
@@ -250,11 +250,11 @@ def test_flags_outlive_a_reload(root: Path) -> None:
     """What was given on the command line holds for the whole run, whatever the file says later."""
     unreviewed = next(row for row in range(50) if category_of(row) is Category.NEEDS_HUMAN_REVIEW)
     with daemon(root, "--include-review") as running:
-        wait_shipped(root, run_of(unreviewed))
+        wait_exported(root, run_of(unreviewed))
         running.send(signal.SIGHUP)
         running.wait_for("reload_finished")
-        wait_shipped(root, append(root, accepted(1000)))
-        assert run_of(unreviewed) in shipped(root)
+        wait_exported(root, append(root, accepted(1000)))
+        assert run_of(unreviewed) in exported(root)
 
 
 def test_folders_made_and_filled_in_one_go(root: Path) -> None:
@@ -271,9 +271,9 @@ def test_folders_made_and_filled_in_one_go(root: Path) -> None:
         for tree in ("evidence", "scored-runs"):
             (year,) = (prepared / "data" / tree).iterdir()
             year.rename(root / "data" / tree / year.name)
-        wait_shipped(root, *runs)
+        wait_exported(root, *runs)
         # The folders are watched from now on.
-        wait_shipped(root, *(append(root, accepted(600_000 + 1000 * n), 9 * 366 * (n + 1)) for n in range(trials)))
+        wait_exported(root, *(append(root, accepted(600_000 + 1000 * n), 9 * 366 * (n + 1)) for n in range(trials)))
         assert not running.events("watch_fallback")
 
 
@@ -284,14 +284,14 @@ def test_trees_that_come_later_and_are_replaced(tmp_path: Path) -> None:
     with daemon(root, env=RARELY) as running:
         running.wait_for("scan_finished")
         first = append(root, accepted(0))
-        wait_shipped(root, first)
+        wait_exported(root, first)
         (root / "data").rename(root / "former")
-        wait_shipped(root, append(root, accepted(1000), partition=1))
+        wait_exported(root, append(root, accepted(1000), partition=1))
         # What is only absent stays (on_delete = "keep").
-        assert first in shipped(root)
+        assert first in exported(root)
         shutil.rmtree(root / "data")
         (root / "former").rename(root / "data")
-        wait_shipped(root, append(root, accepted(2000)))
+        wait_exported(root, append(root, accepted(2000)))
         stop(running)
 
 
@@ -304,7 +304,7 @@ def test_name_that_is_no_text(root: Path) -> None:
         for number in range(3):
             with open(odd, "ab") as file:
                 file.write(b"{}\n")
-            wait_shipped(root, append(root, accepted(1000 * (number + 1))))
+            wait_exported(root, append(root, accepted(1000 * (number + 1))))
         health = distilld("health", "--root", root, cwd=root.parent)
         assert health.code == 1
         assert "not UTF-8" in health.out
@@ -317,7 +317,7 @@ def test_watch_limit(root: Path, setting: str) -> None:
     with daemon(root, prefix=with_limit(setting)) as running:
         fallback = running.wait_for("watch_fallback")
         assert setting.removeprefix("max_inotify_") in fallback["reason"]
-        wait_shipped(root, append(root, accepted(1000)))
+        wait_exported(root, append(root, accepted(1000)))
         status = distilld("status", "--root", root, cwd=root.parent).out
         assert "scanning only" in status
         stop(running)
@@ -359,7 +359,7 @@ def test_full_disk_is_waited_out(tmp_path: Path) -> None:
     with daemon(lake, prefix=(*mounted, script, "sh"), env=OFTEN) as running:
         running.wait_for("scan_finished")
         seen = Path(f"/proc/{running.pid}/root/{lake}")
-        wait_shipped(seen, append(seen, accepted(0)))
+        wait_exported(seen, append(seen, accepted(0)))
         ballast = seen / "ballast"
         with ballast.open("wb", buffering=0) as file, suppress(OSError):
             while file.write(bytes(65536)):
@@ -379,7 +379,7 @@ def test_full_disk_is_waited_out(tmp_path: Path) -> None:
         assert "last_batch_failed" in problems, health.stdout
         ballast.unlink()
         running.wait_for("failure_over", seconds=90)
-        until(lambda: not shipped(seen), "the rejected row leaves")
+        until(lambda: not exported(seen), "the rejected row leaves")
         stop(running)
 
 
@@ -394,7 +394,7 @@ def burst(root: Path, partitions: int, seconds: float) -> None:
         # What a row comes to repeats itself every CYCLE rows.
         made = {append(root, first + index * CYCLE, partition=100 + index) for index in range(partitions)}
         wait_judged(root, 50 + partitions, seconds=seconds)
-        assert made <= shipped(root)
+        assert made <= exported(root)
         stop(running)
     found = Counter(row["id"] for row in rows(root / RAG))
     assert set(found.values()) == {1}

@@ -54,10 +54,10 @@ class Box:
 
     def good(self) -> set[str]:
         """The good rows' runs that ship to RAG and to SFT both."""
-        shipped = [{row["source_run_id"] for row in rows_of(self.root, name) or []} for name in ("rag", "sft")]
-        return {run_id for run_id in shipped[0] & shipped[1] if run_id.startswith("good-")}
+        exported = [{row["source_run_id"] for row in rows_of(self.root, name) or []} for name in ("rag", "sft")]
+        return {run_id for run_id in exported[0] & exported[1] if run_id.startswith("good-")}
 
-    def held(self, dataset: Dataset) -> dict[int, tuple[str, list[str]]]:
+    def quarantined(self, dataset: Dataset) -> dict[int, tuple[str, list[str]]]:
         """Reason and errors of the held rows, by line."""
         rows = rows_of(self.root, f"quarantine_{dataset}") or []
         return {row["location"]["line_offset"]: (row["reason"], row["errors"]) for row in rows}
@@ -127,7 +127,7 @@ def test_malformed_lines_are_held_and_the_rows_around_them_ship(box: Box) -> Non
     assert box.good() == runs
     for dataset in (Dataset.RAG, Dataset.SFT):
         expected = {2 * at + 1: ("schema_violation", [error]) for at, (_, error) in enumerate(MALFORMED.values())}
-        assert box.held(dataset) == expected
+        assert box.quarantined(dataset) == expected
     (told,) = passed.batches[0].receipt["inputs"][1:]
     assert (told["lines"], told["malformed_lines"]) == (2 * len(MALFORMED) + 1, len(MALFORMED))
 
@@ -150,7 +150,7 @@ def test_blank_lines_and_crlf_harm_nobody(box: Box) -> None:
     passed = box.go()
     accounted(box.root)
     assert box.good() == {"good-0", "good-1"}
-    assert box.held(Dataset.RAG) == {1: ("schema_violation", [NOT_AN_OBJECT])}
+    assert box.quarantined(Dataset.RAG) == {1: ("schema_violation", [NOT_AN_OBJECT])}
     assert passed.batches[0].receipt["inputs"][1]["lines"] == 3
     (row,) = [row for row in rows_of(box.root, "rag") or [] if row["source_run_id"] == "good-0"]
     assert "\r" not in json.dumps(row)
@@ -185,17 +185,17 @@ def test_text_that_is_no_unicode_is_marked_and_not_shipped(box: Box, where: str)
     accounted(box.root)
     assert box.good() == {"good-0", "good-1"}
     for dataset in (Dataset.RAG, Dataset.SFT):
-        assert {reason for reason, _ in box.held(dataset).values()} == {"schema_violation"}
-        assert len(box.held(dataset)) == len(BAD_TEXT)
+        assert {reason for reason, _ in box.quarantined(dataset).values()} == {"schema_violation"}
+        assert len(box.quarantined(dataset)) == len(BAD_TEXT)
 
 
 def test_a_rejection_in_bad_text_still_revokes(box: Box) -> None:
-    """A line that cannot be shipped can forbid: its verdict counts."""
+    """A line that cannot be exported can forbid: its verdict counts."""
     rejection = jsonl([run("good-1", "t", "rejected", reasons=["BAD"])]).replace(b"BAD", b"\xff")
     write(box, jsonl([good(0), good(1)]) + rejection, {"good-0", "good-1"})
     box.go()
     assert box.good() == {"good-0"}
-    assert box.held(Dataset.SFT)[1][0] == "unsafe_sft_category"
+    assert box.quarantined(Dataset.SFT)[1][0] == "unsafe_sft_category"
 
 
 def test_the_wrong_type_in_every_field_of_a_scored_row(box: Box) -> None:
@@ -296,7 +296,7 @@ def test_a_whole_row_without_a_line_feed_ships_for_the_time_being(box: Box) -> N
     box.go()
     accounted(box.root)
     assert box.good() == {"good-0"}
-    assert box.held(Dataset.RAG) == {1: ("schema_violation", [NOT_JSON])}
+    assert box.quarantined(Dataset.RAG) == {1: ("schema_violation", [NOT_JSON])}
 
 
 @pytest.mark.parametrize("place", ["before", "between", "behind"])
@@ -322,7 +322,7 @@ def test_a_line_of_100_mib_costs_its_row_and_no_memory(box: Box, place: str) -> 
 
     assert in_child(go) == 0
     assert box.good() == {"good-0", "good-1"}
-    assert box.held(Dataset.RAG) == {at: ("schema_violation", ["longer than 8388608 bytes"])}
+    assert box.quarantined(Dataset.RAG) == {at: ("schema_violation", ["longer than 8388608 bytes"])}
     (row,) = rows_of(box.root, "quarantine_rag") or []
     assert row["source_record"]["_raw"].startswith('{"evidence_run_id":"long"')
     assert len(row["source_record"]["_raw"]) == 200
@@ -357,7 +357,7 @@ def test_what_is_no_partition_is_told_and_stops_nothing(box: Box) -> None:
 
 
 def test_a_partition_that_turns_into_something_else_keeps_its_rows(box: Box) -> None:
-    """A FIFO in its place is told, nothing waits for it, and what shipped is frozen like an absent partition's."""
+    """A FIFO in its place is told, nothing waits for it, and what exported is retained like an absent partition's."""
     write(box, jsonl([good(0)]), {"good-0"})
     box.go()
     before = outcome(box.root)

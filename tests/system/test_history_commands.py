@@ -224,19 +224,19 @@ def test_what_is_kept_is_counted_alike(
     env = {"DISTILLD_TRIPWIRE_ROWS": "0", "DISTILLD_TRIPWIRE_SHARE": "0", "DISTILLD_SETTLE_SECONDS": "0"}
     assert cli("run", "--once", "--root", worked, **env).code == 0
     cli("prune", "--accept", "--yes", "--root", worked)
-    frozen = cli("prune", "--root", worked, "--json").json["withdraw"]
+    retained = cli("prune", "--root", worked, "--json").json["withdraw"]
     by_kind, by_dataset = Counter[str](), Counter[str]()
-    for each in frozen:
+    for each in retained:
         by_kind[each["kind"]] += each["rows"]
         by_dataset[each["dataset"]] += each["rows"]
     assert set(by_kind) == kinds
     status = cli("status", "--root", worked, "--json").json
-    assert status["frozen"] == by_kind
-    assert {each["name"]: each["frozen"] for each in status["exports"] if each["frozen"]} == by_dataset
+    assert status["retained"] == by_kind
+    assert {each["name"]: each["retained"] for each in status["exports"] if each["retained"]} == by_dataset
     (note,) = (each for each in status["notes"] if "prune" in each)
     assert f": {by_kind.total()} exported rows; distilld prune shows what would go" in note
     ran = cli("verify", "--deep", "--root", worked)
-    assert ", ".join(f"{each['dataset']} {each['rows']} {each['kind']}" for each in frozen) in ran.out
+    assert ", ".join(f"{each['dataset']} {each['rows']} {each['kind']}" for each in retained) in ran.out
     assert "question 9 in docs/state.md" in ran.out
 
 
@@ -266,9 +266,9 @@ def gone_run(root: Path) -> str:
 
 
 def test_prune_tells_the_files_that_it_forgets(cli: Cli, tmp_path: Path) -> None:
-    """It lets go of what the preview counted: shipped rows, and files with their verdicts.
+    """It lets go of what the preview counted: exported rows, and files with their verdicts.
 
-    The story: where only an absent rejection was forgotten, and its run shipped again, there was nothing to prune; and
+    The story: where only an absent rejection was forgotten, and its run exported again, there was nothing to prune; and
     a pair that was held counted as let go.
     """
     lake = HistoryLake(tmp_path)

@@ -212,7 +212,7 @@ def test_dashboard_says_what_is_wrong(lake: Path, address: str) -> None:
 def test_internal_tables_are_hidden_and_codes_are_words(address: str) -> None:
     """What people do not ask for is hidden, views come with a title, and a code of the store is shown as a word."""
     tables = json.loads(fetched(address, "distilld.json"))["tables"]
-    assert {each["name"] for each in tables if not each["hidden"]} == {"withdrawals", "frozen_rows"}
+    assert {each["name"] for each in tables if not each["hidden"]} == {"withdrawals", "retained_rows"}
     page = fetched(address, "distilld")
     assert page.index("What became of a run?") < page.index(">Rows of the datasets</a>") < page.index("internal tables")
     for name in ("row_places", "totals", "pairs"):

@@ -69,7 +69,7 @@ def append(box: Box, row: int) -> str:
     return run_of(row)
 
 
-def wait_shipped(box: Box, run: str) -> None:
+def wait_exported(box: Box, run: str) -> None:
     """Wait until the run stands in the export."""
     path = box.root / LAKE.lstrip("/") / RAG
     until(lambda: path.exists() and f'"{run}"' in path.read_text(), run)
@@ -90,7 +90,7 @@ def in_sandbox(box: Box, script: str) -> str:
 def test_starts_ships_and_stops(running: Box) -> None:
     """'systemctl start' returns when it is up; a row that comes ships; 'systemctl stop' ends it in order."""
     assert running.property("ActiveState") == "active"
-    wait_shipped(running, append(running, 0))
+    wait_exported(running, append(running, 0))
     until(lambda: running.property("StatusText").startswith("up to date"), "the status line")
     running.run("systemctl", "stop", "distilld")
     assert running.property("Result") == "success"
@@ -157,7 +157,7 @@ def test_kill_is_followed_by_a_restart(running: Box) -> None:
     running.run("kill", "-9", pid)
     until(lambda: running.property("MainPID") not in ("0", pid), "another process")
     wait_state(running, "ActiveState", "active")
-    wait_shipped(running, append(running, 10_000))
+    wait_exported(running, append(running, 10_000))
 
 
 def test_hang_is_noticed(running: Box) -> None:
@@ -167,7 +167,7 @@ def test_hang_is_noticed(running: Box) -> None:
     until(lambda: running.property("MainPID") not in ("0", pid), "another process", seconds=60)
     wait_state(running, "ActiveState", "active")
     assert "watchdog" in running.run("journalctl", "-u", "distilld", "-u", "init.scope", "-b").lower()
-    wait_shipped(running, append(running, 20_000))
+    wait_exported(running, append(running, 20_000))
 
 
 def test_no_watchdog_bites_a_daemon_at_rest(running: Box) -> None:
@@ -186,7 +186,7 @@ def _age(box: Box) -> float:
 
 def test_sandbox_holds(running: Box) -> None:
     """From within the service, inputs cannot be written, exports can, and there is no network."""
-    wait_shipped(running, append(running, 30_000))
+    wait_exported(running, append(running, 30_000))
     assert "Read-only" in in_sandbox(running, f"touch {LAKE}/data/x 2>&1")
     assert "Read-only" in in_sandbox(running, "touch /etc/x 2>&1")
     assert in_sandbox(running, f"touch {LAKE}/exports/.x && rm {LAKE}/exports/.x && echo done") == "done\n"
@@ -201,7 +201,7 @@ def test_owners_and_modes(running: Box) -> None:
     running.run("systemctl", "stop", "distilld")
     running.run("systemd-tmpfiles", "--create", "--prefix", LAKE)
     running.run("systemctl", "start", "distilld")
-    wait_shipped(running, append(running, 60_000))
+    wait_exported(running, append(running, 60_000))
     running.run("distilld", "--config", CONFIG, "status")
     for path, facts in (
         (f"{LAKE}/exports", "distilld:distilld-read 2750"),

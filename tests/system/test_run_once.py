@@ -119,7 +119,7 @@ def test_what_changes_nothing_is_worked_off_to_the_end(sample: SampleLake) -> No
         path.write_text("".join(json.dumps({**row, "unknown": 1}) + "\n" for row in evidence))
     assert once(sample.root, DISTILLD_BATCH_ROWS="7", DISTILLD_SETTLE_SECONDS="0").code == 0
     waiting = distilld("status", "--root", sample.root, "--json", cwd=sample.root).json["waiting"]
-    assert waiting == {"rows": 0, "tasks": 0, "departures": 0, "frozen": 0}
+    assert waiting == {"rows": 0, "tasks": 0, "departures": 0, "retained": 0}
 
 
 @pytest.mark.parametrize(
@@ -239,21 +239,21 @@ def test_export_commands_end_with_the_older_summaries(tmp_path: Path) -> None:
 
 
 def pairing_of_phase4() -> tuple[int, int]:
-    """How many tasks have a shipped pair, and how many have rows but no pair to try, counted in the plainest way."""
+    """How many tasks have an exported pair, and how many have rows but no pair to try, counted in the plainest way."""
     categories: defaultdict[str, list[str]] = defaultdict(list)
     for path in (PHASE4 / "data" / "scored-runs").rglob("*.jsonl"):
         runs = {row["run_id"] for row in rows(Path(str(path).replace("/scored-runs/", "/evidence/")))}
         for row in rows(path):
             if row["evidence_run_id"] in runs and row["evidence_task_id"]:
                 categories[row["evidence_task_id"]].append(row["category"])
-    shipped = {
+    exported = {
         row["prompt"].removeprefix("Task: ").partition(" · file=")[0]
         for row in rows(PHASE4 / "expected" / EXPECTED["preference"])
     }
     insufficient = sum(
         "accepted" not in found or not {"rejected", "partially_accepted"} & set(found) for found in categories.values()
     )
-    return len(shipped), insufficient
+    return len(exported), insufficient
 
 
 def test_flag_holds_for_one_run(worked: Path) -> None:
@@ -288,12 +288,12 @@ def test_review_flag_says_so_too(sample: SampleLake) -> None:
     ran = once(sample.root, "--include-review")
     assert "rag: needs_human_review INCLUDED (--include-review)\n" in ran.out
     rag = sample.root / EXPORT_PATHS["rag"]
-    shipped = {row["id"] for row in rows(rag) if row["source_category"] == "needs_human_review"}
-    assert shipped
+    exported = {row["id"] for row in rows(rag) if row["source_category"] == "needs_human_review"}
+    assert exported
     assert {row["quality_score"] for row in rows(sample.root / EXPORT_PATHS["sft"])} == {"accepted"}
     ran = once(sample.root)
-    left = len(shipped - {row["id"] for row in rows(rag)})
-    assert f"rag: the next run without --include-review withdraws these {len(shipped)} rows again\n" in said
+    left = len(exported - {row["id"] for row in rows(rag)})
+    assert f"rag: the next run without --include-review withdraws these {len(exported)} rows again\n" in said
     assert {row["source_category"] for row in rows(rag)} == {"accepted", "partially_accepted"}
     assert f"rag: withdrew {left} needs_human_review rows: the run before had include_review" in ran.out
 
@@ -337,7 +337,7 @@ def test_dry_run_foretells_the_run_and_changes_nothing(sample: SampleLake) -> No
     assert all(each in told.out for each in withdrawn)
 
     done = distilld("export-all", "--json", "--root", root, cwd=root).json
-    keys = ("rows", "held", "by_reason", "added", "replaced", "withdrawn", "causes")
+    keys = ("rows", "quarantined", "by_reason", "added", "replaced", "withdrawn", "causes")
     for name, each in done["datasets"].items():
         assert {key: each[key] for key in keys} == {key: foretold["datasets"][name][key] for key in keys}
     assert (done["up_to_date"], foretold["up_to_date"], foretold["dry_run"]) == (False, False, True)

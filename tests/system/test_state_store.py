@@ -188,12 +188,12 @@ def test_question_works_at_rest(lake_of_all: Path, number: str, words: str, comm
         assert {row["how_many"] for row in found} == {0}
     if number == "9":
         with reading(lake_of_all / "state/distilld.db", lake_of_all) as store:
-            frozen = Stories(store).frozen(None)
+            retained = Stories(store).retained(None)
         told = Counter[tuple[str, str]]()
         for row in found:
             for dataset, column in (("rag", "rag"), ("sft", "sft"), ("preference", "pairs")):
                 told[dataset, row["kind"]] += row[column]
-        assert +told == {(each.dataset, each.kind): each.rows for each in frozen}
+        assert +told == {(each.dataset, each.kind): each.rows for each in retained}
         assert {row["kind"] for row in found} == {"absent", "evidence absent"}
     if number == "7":
         assert {row["cause"] for row in found} == {"revoked"}

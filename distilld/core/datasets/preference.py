@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from distilld.core.firewall import PREFERENCE_GATES, PairCase
 from distilld.core.json_text import cut, stringify, trim, utf16_order
 from distilld.core.model import Dataset, Reason, RowRef
-from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Hold, Outcome, Ship
+from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Exported, Outcome, Quarantined
 from distilld.core.samples import SCHEMA_VERSION, faults_of
 
 PAIRS_PER_TASK: Final = 5
@@ -35,16 +35,16 @@ def id_digits(chosen_run_id: str, rejected_run_id: str, task_id: str) -> str:
 def judge(case: PairCase, at: RowRef) -> Outcome:
     """What becomes of one pair; ``at`` is where its chosen row stands."""
     for gate in PREFERENCE_GATES:
-        errors = gate.holds(case)
+        errors = gate.check(case)
         if errors:
-            return _hold(gate.name, gate.reason, errors, case, at)
+            return _quarantine(gate.name, gate.reason, errors, case, at)
     chosen, rejected = case.chosen, case.rejected
     digits = id_digits(chosen.scored.run_id or "", rejected.scored.run_id or "", chosen.scored.task_id or "")
     if any(side.scored.marked or side.evidence.marked for side in (chosen, rejected)):
-        return _hold("schema", Reason.SCHEMA_VIOLATION, (NOT_UNICODE,), case, at)
+        return _quarantine("schema", Reason.SCHEMA_VIOLATION, (NOT_UNICODE,), case, at)
     sample = _sample(case, digits)
     errors = faults_of(Dataset.PREFERENCE, sample)
-    return _hold("schema", Reason.SCHEMA_VIOLATION, errors, case, at) if errors else Ship(digits, sample)
+    return _quarantine("schema", Reason.SCHEMA_VIOLATION, errors, case, at) if errors else Exported(digits, sample)
 
 
 def _sample(case: PairCase, digits: str) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def _pair_signature(one_run_id: str, other_run_id: str) -> str:
     return hashlib.sha256(pair.encode()).hexdigest()
 
 
-def _hold(gate: str, reason: Reason, errors: tuple[str, ...], case: PairCase, at: RowRef) -> Hold:
+def _quarantine(gate: str, reason: Reason, errors: tuple[str, ...], case: PairCase, at: RowRef) -> Quarantined:
     chosen, rejected = case.chosen.scored, case.rejected.scored
     record = {"task_id": chosen.task_id, "chosen_run_id": chosen.run_id, "rejected_run_id": rejected.run_id}
-    return Hold(
+    return Quarantined(
         gate,
         Dataset.PREFERENCE,
         reason,

@@ -8,7 +8,7 @@ from typing import Any, Final
 from distilld.core.firewall import RowCase, RowGate
 from distilld.core.json_text import stringify
 from distilld.core.model import Dataset, Reason, RowRef
-from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Hold, Outcome, Ship, no_provenance
+from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Exported, Outcome, Quarantined, no_provenance
 from distilld.core.records import id_digits
 from distilld.core.samples import faults_of
 
@@ -21,10 +21,10 @@ Build = Callable[[RowCase, str], dict[str, Any] | str]
 def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: RowCase, at: RowRef) -> Outcome:
     """What becomes of one scored row in ``dataset``."""
     for gate in gates:
-        errors = gate.holds(case)
+        errors = gate.check(case)
         if errors:
             record = _short_record(case) if dataset is Dataset.SFT and gate.name == "shape" else None
-            return _hold(dataset, gate.name, gate.reason, errors, case, at, record, gate.with_provenance)
+            return _quarantine(dataset, gate.name, gate.reason, errors, case, at, record, gate.with_provenance)
     scored, evidence = case.scored, case.evidence
     digits = id_digits(scored.run_id or "", scored.sig_hash or "")
     sample = build(case, digits)
@@ -35,11 +35,11 @@ def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: 
     else:
         errors = faults_of(dataset, sample)
         if not errors:
-            return _make(Ship, (digits, sample))
-    return _hold(dataset, "schema", Reason.SCHEMA_VIOLATION, errors, case, at)
+            return _make(Exported, (digits, sample))
+    return _quarantine(dataset, "schema", Reason.SCHEMA_VIOLATION, errors, case, at)
 
 
-def _hold(
+def _quarantine(
     dataset: Dataset,
     gate: str,
     reason: Reason,
@@ -48,10 +48,10 @@ def _hold(
     at: RowRef,
     record: dict[str, Any] | None = None,
     with_provenance: bool = True,
-) -> Hold:
+) -> Quarantined:
     row = case.scored.json
     return _make(
-        Hold,
+        Quarantined,
         (
             gate,
             dataset,

@@ -80,7 +80,7 @@ def test_absent_partition_changes_no_byte(lake: HistoryLake, trees: str) -> None
 
 @pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
 def test_returned_partition_changes_no_byte(lake: HistoryLake, trees: str) -> None:
-    """A partition that returns as it was leaves every file as it is, and nothing is frozen any more."""
+    """A partition that returns as it was leaves every file as it is, and nothing is retained any more."""
     before = two_partitions(lake)
     gone = lake.paths(A, trees)
     lake.move_away(*gone)
@@ -88,8 +88,8 @@ def test_returned_partition_changes_no_byte(lake: HistoryLake, trees: str) -> No
     lake.bring_back(*gone)
     lake.go()
     assert lake.files() == before
-    assert lake.ask("SELECT * FROM frozen_rows UNION ALL SELECT * FROM frozen_rows") == []
-    assert lake.ask("SELECT count(*) FROM pairs WHERE frozen IS NOT NULL") == [(0,)]
+    assert lake.ask("SELECT * FROM retained_rows UNION ALL SELECT * FROM retained_rows") == []
+    assert lake.ask("SELECT count(*) FROM pairs WHERE retained IS NOT NULL") == [(0,)]
 
 
 def test_wiped_trees_change_no_byte(lake: HistoryLake) -> None:
@@ -128,29 +128,29 @@ def test_returned_partition_that_changed_is_compared(lake: HistoryLake) -> None:
     lake.scored(A, run("a1", task_id=TASK), run("a2", "rejected", TASK), run("a5"))
     lake.evidence(A, given("a1"), given("a2"), given("a5"))
     lake.go()
-    assert lake.shipped("rag") == {"a1", "a5", "b1", "b3"}
+    assert lake.exported("rag") == {"a1", "a5", "b1", "b3"}
     assert lake.stamps("rag")[rag_id("a1")] == stamps[rag_id("a1")]
     assert sorted(row["source_run_id"] for row in lake.withdrawn("rag")) == ["a3", "a4"]
     assert set(lake.causes("rag")) == {"row_removed"}
-    assert lake.shipped("preference") == {"a1>a2", "b3>b4"}
+    assert lake.exported("preference") == {"a1>a2", "b3>b4"}
 
 
-def test_returned_partition_takes_frozen_pairs_with_it(lake: HistoryLake) -> None:
-    """A partition returns without the rejected side of a pair: the pair that was frozen meanwhile leaves.
+def test_returned_partition_takes_retained_pairs_with_it(lake: HistoryLake) -> None:
+    """A partition returns without the rejected side of a pair: the pair that was retained meanwhile leaves.
 
-    It stayed for good once: a frozen pair was let go for a verdict alone, whether its partition was absent or not.
+    It stayed for good once: a retained pair was let go for a verdict alone, whether its partition was absent or not.
     """
     two_partitions(lake)
     lake.move_away(lake.scored_path(A))
     lake.go()
     lake.scored(A, run("a1", task_id=TASK))
     lake.go()
-    assert lake.shipped("preference") == {"b3>b4"}
+    assert lake.exported("preference") == {"b3>b4"}
     assert lake.causes("preference") == ["row_removed"]
 
 
-def test_returned_partition_takes_held_frozen_pairs_with_it(lake: HistoryLake) -> None:
-    """A pair that was held and frozen leaves the quarantine when its partition returns and the pair ships.
+def test_returned_partition_takes_held_retained_pairs_with_it(lake: HistoryLake) -> None:
+    """A pair that was held and retained leaves the quarantine when its partition returns and the pair ships.
 
     Its quarantine row stayed for good once, beside the pair in the dataset.
     """
@@ -165,7 +165,7 @@ def test_returned_partition_takes_held_frozen_pairs_with_it(lake: HistoryLake) -
     lake.evidence(A, given("a1"), given("a2"))
     lake.bring_back(lake.scored_path(A))
     lake.go()
-    assert lake.shipped("preference") == {"a1>a2"}
+    assert lake.exported("preference") == {"a1>a2"}
     assert lake.rows("quarantine_preference") == []
 
 
@@ -190,14 +190,14 @@ def test_row_appended_while_evidence_is_absent_waits(lake: HistoryLake) -> None:
         A, run("a1", task_id=TASK), run("a2", "rejected", TASK), run("a3", "partially_accepted"), run("a4"), run("a5")
     )
     lake.go()
-    assert lake.held("rag")["a5"] == "missing_source_run_id"
-    assert {"a1", "a3", "a4"} <= lake.shipped("rag")
+    assert lake.quarantined("rag")["a5"] == "missing_source_run_id"
+    assert {"a1", "a3", "a4"} <= lake.exported("rag")
     lake.evidence(A, *(given(f"a{number}") for number in range(1, 6)))
     lake.go()
-    assert "a5" in lake.shipped("rag")
+    assert "a5" in lake.exported("rag")
 
 
-# how a frozen row leaves
+# how a retained row leaves
 
 
 @pytest.mark.parametrize(("home", "newer"), [(A, B), (B, A)])
@@ -216,7 +216,7 @@ def test_row_on_absent_evidence_gives_way_to_a_present_row(lake: HistoryLake, ho
     lake.evidence(newer, given("r1", text))
     lake.go()
     for dataset in (Dataset.RAG, Dataset.SFT):
-        assert lake.held(dataset)["r1"] == "missing_source_run_id"
+        assert lake.quarantined(dataset)["r1"] == "missing_source_run_id"
         assert lake.causes(dataset) == ([] if text == "# Answer of r1" else ["displaced+"])
         assert lake.ask(f"SELECT count(*) FROM scored_rows WHERE {dataset} = 0") == [(1,)]
     assert [row["content"] for row in lake.rows("rag")] == [text]
@@ -224,11 +224,11 @@ def test_row_on_absent_evidence_gives_way_to_a_present_row(lake: HistoryLake, ho
     lake.bring_back(lake.evidence_path(home))
     lake.go()
     assert [row["content"] for row in lake.rows("rag")] == [text if newer == A else "# Answer of r1"]
-    assert lake.held("rag")["r1"] == "duplicate_id"
+    assert lake.quarantined("rag")["r1"] == "duplicate_id"
 
 
 def test_duplicate_ships_when_the_evidence_of_its_holder_goes(lake: HistoryLake) -> None:
-    """A row that is held because an earlier one has its id ships once the earlier one stands on absent evidence.
+    """A row that is quarantined because an earlier one has its id ships once the earlier one stands on absent evidence.
 
     Between the two waits a row on the same absent evidence: what became of it stays, and the turn passes on.
     """
@@ -248,8 +248,8 @@ def test_duplicate_ships_when_the_evidence_of_its_holder_goes(lake: HistoryLake)
 
 
 @pytest.mark.parametrize(("home", "later"), [(A, B), (B, A)])
-def test_frozen_row_leaves_when_a_present_verdict_revokes_its_run(lake: HistoryLake, home: str, later: str) -> None:
-    """A present rejection takes a frozen row out, wherever it stands: absent verdicts clear nothing."""
+def test_retained_row_leaves_when_a_present_verdict_revokes_its_run(lake: HistoryLake, home: str, later: str) -> None:
+    """A present rejection takes a retained row out, wherever it stands: absent verdicts clear nothing."""
     lake.both(home, run("r1", task_id=TASK), run("r2", "rejected", TASK))
     lake.go()
     lake.move_away(lake.scored_path(home))
@@ -257,14 +257,14 @@ def test_frozen_row_leaves_when_a_present_verdict_revokes_its_run(lake: HistoryL
     lake.scored(later, run("r1", "rejected", TASK))
     lake.go()
     for dataset in Dataset:
-        assert lake.shipped(dataset) == set()
+        assert lake.exported(dataset) == set()
         assert lake.causes(dataset) == ["revoked"]
     (row,) = lake.withdrawn("rag")
     assert row["verdict"] == {"category": "rejected", "location": {"partition": later, "line_offset": 0}}
 
 
-def test_frozen_row_gives_way_to_a_present_row_with_its_id(lake: HistoryLake) -> None:
-    """A present row that ships the same id takes the frozen row's place, before it or behind it in walk order."""
+def test_retained_row_gives_way_to_a_present_row_with_its_id(lake: HistoryLake) -> None:
+    """A present row that ships the same id takes the retained row's place, before it or behind it in walk order."""
     for home, newer in ((B, A), (B, C)):
         lake.both(home, run("r1"))
         lake.go()
@@ -277,7 +277,7 @@ def test_frozen_row_gives_way_to_a_present_row_with_its_id(lake: HistoryLake) ->
         assert [row["content"] for row in lake.rows("rag")] == ["# Other words"]
         assert lake.stamps("rag")[rag_id("r1")] > stamps[rag_id("r1")]
         assert lake.causes("rag")[-1] == "displaced+"
-        assert lake.ask("SELECT rag FROM frozen_rows") == [(None,)]
+        assert lake.ask("SELECT rag FROM retained_rows") == [(None,)]
         lake.prune()
         lake.move_away(lake.scored_path(newer), lake.evidence_path(newer))
         lake.go()
@@ -285,8 +285,8 @@ def test_frozen_row_gives_way_to_a_present_row_with_its_id(lake: HistoryLake) ->
         assert lake.rows("rag") == []
 
 
-def test_present_row_that_ships_alike_takes_the_frozen_line_over(lake: HistoryLake) -> None:
-    """A present row with the id and the content of a frozen one takes its line over without rewriting it."""
+def test_present_row_that_ships_alike_takes_the_retained_line_over(lake: HistoryLake) -> None:
+    """A present row with the id and the content of a retained one takes its line over without rewriting it."""
     lake.both(B, run("r1"))
     lake.go()
     before = lake.files()
@@ -301,7 +301,7 @@ def test_present_row_that_ships_alike_takes_the_frozen_line_over(lake: HistoryLa
 
 
 def test_partition_returns_after_another_row_took_one_of_its_ids(lake: HistoryLake) -> None:
-    """A frozen row that lost its place in one dataset alone returns, and everything is as if it had never gone.
+    """A retained row that lost its place in one dataset alone returns, and everything is as if it had never gone.
 
     The accounting failed once, on every pass from then on: the returned row counted as never judged.
     """
@@ -311,30 +311,30 @@ def test_partition_returns_after_another_row_took_one_of_its_ids(lake: HistoryLa
     lake.go()
     lake.both(B, run("r1", "partially_accepted", reasons=["scored once more"]))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r1"}
     lake.bring_back(lake.scored_path(A))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
-    assert lake.held("rag") == {"r1": "duplicate_id"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r1"}
+    assert lake.quarantined("rag") == {"r1": "duplicate_id"}
     assert lake.rows("rag")[0]["source_category"] == "accepted"
 
 
-def test_two_frozen_rows_of_one_id_and_one_returns(lake: HistoryLake) -> None:
+def test_two_retained_rows_of_one_id_and_one_returns(lake: HistoryLake) -> None:
     """Two partitions ship and hold one id; both go, either returns, and the id stands once throughout."""
     lake.both(A, run("r1"))
     lake.both(B, run("r1", reasons=["a second score"]))
     lake.go()
     lake.move_away(lake.scored_path(A))
     lake.go()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
     lake.move_away(lake.scored_path(B))
     lake.go()
     lake.bring_back(lake.scored_path(B))
     lake.go()
     lake.bring_back(lake.scored_path(A))
     lake.go()
-    assert lake.shipped("rag") == {"r1"}
-    assert lake.held("rag") == {"r1": "duplicate_id"}
+    assert lake.exported("rag") == {"r1"}
+    assert lake.quarantined("rag") == {"r1": "duplicate_id"}
 
 
 # verdicts of absent partitions
@@ -345,14 +345,14 @@ def test_absent_rejection_still_forbids(lake: HistoryLake) -> None:
     lake.both(A, run("r1"))
     lake.scored(B, run("r1", "rejected"))
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     before = lake.files()
     lake.move_away(lake.scored_path(B))
     lake.go()
     assert lake.files() == before
     lake.go(Trigger.REBUILD)
-    assert lake.shipped("rag") == lake.shipped("sft") == set()
-    assert lake.held("sft")["r1"] == "unsafe_sft_category"
+    assert lake.exported("rag") == lake.exported("sft") == set()
+    assert lake.quarantined("sft")["r1"] == "unsafe_sft_category"
 
 
 def test_absent_rejection_forbids_rows_that_come_later_in_time(lake: HistoryLake) -> None:
@@ -363,10 +363,10 @@ def test_absent_rejection_forbids_rows_that_come_later_in_time(lake: HistoryLake
     lake.go()
     lake.both(A, run("r1"))
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     lake.both(C, run("r1", reasons=["looked at again"]))
     lake.go()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
 
 
 def test_absent_acceptance_clears_no_present_rejection(lake: HistoryLake) -> None:
@@ -374,10 +374,10 @@ def test_absent_acceptance_clears_no_present_rejection(lake: HistoryLake) -> Non
     lake.scored(A, run("r1", "rejected"))
     lake.both(B, run("r1"))
     lake.go()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
     lake.move_away(lake.scored_path(B))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == set()
+    assert lake.exported("rag") == lake.exported("sft") == set()
     assert lake.causes("rag") == lake.causes("sft") == ["revoked"]
 
 
@@ -389,7 +389,7 @@ def test_pruned_rejection_forbids_no_more(lake: HistoryLake) -> None:
     lake.move_away(lake.scored_path(B))
     lake.go()
     lake.prune()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"r1"}
+    assert lake.exported("rag") == lake.exported("sft") == {"r1"}
 
 
 # lines that stand in a present partition too
@@ -405,8 +405,8 @@ def test_renamed_pair_of_files_keeps_its_rows(lake: HistoryLake) -> None:
     for name in ("rag", "sft", "preference", "withdrawals_rag", "withdrawals_sft", "withdrawals_preference"):
         assert lake.files()[name] == before[name], name
     assert {row["location"]["partition"] for row in lake.rows("quarantine_rag")} == {B, C}
-    assert lake.ask("SELECT count(*) FROM frozen_rows WHERE rag IS NOT NULL OR sft IS NOT NULL") == [(0,)]
-    assert lake.ask("SELECT count(*) FROM pairs WHERE frozen IS NOT NULL") == [(0,)]
+    assert lake.ask("SELECT count(*) FROM retained_rows WHERE rag IS NOT NULL OR sft IS NOT NULL") == [(0,)]
+    assert lake.ask("SELECT count(*) FROM pairs WHERE retained IS NOT NULL") == [(0,)]
 
 
 def test_line_that_moved_without_its_evidence_counts_where_it_stands(lake: HistoryLake) -> None:
@@ -415,8 +415,8 @@ def test_line_that_moved_without_its_evidence_counts_where_it_stands(lake: Histo
     lake.scored_path(C).parent.mkdir(parents=True)
     lake.scored_path(A).rename(lake.scored_path(C))
     lake.go()
-    assert lake.shipped("rag") == {"b1", "b3"}
-    assert lake.held("rag")["a1"] == "missing_source_run_id"
+    assert lake.exported("rag") == {"b1", "b3"}
+    assert lake.quarantined("rag")["a1"] == "missing_source_run_id"
 
 
 def test_copied_line_whose_partition_goes_counts_in_the_copy(lake: HistoryLake) -> None:
@@ -426,17 +426,17 @@ def test_copied_line_whose_partition_goes_counts_in_the_copy(lake: HistoryLake) 
     lake.scored(A, rejection)
     lake.scored(C, rejection)
     lake.go()
-    assert lake.shipped("rag") == set()
+    assert lake.exported("rag") == set()
     lake.move_away(lake.scored_path(C))
     lake.go()
-    assert lake.shipped("rag") == {"r1"}  # the rejection counts in A alone, and B comes later
+    assert lake.exported("rag") == {"r1"}  # the rejection counts in A alone, and B comes later
 
 
 # pairs
 
 
-def test_frozen_pairs_do_not_count_towards_the_five(lake: HistoryLake) -> None:
-    """A task has five frozen pairs; present rows of it form five more."""
+def test_retained_pairs_do_not_count_towards_the_five(lake: HistoryLake) -> None:
+    """A task has five retained pairs; present rows of it form five more."""
     lake.both(A, run("a1", task_id=TASK), *(run(f"x{number}", "rejected", TASK) for number in range(7)))
     lake.go()
     assert len(lake.rows("preference")) == 5
@@ -445,7 +445,7 @@ def test_frozen_pairs_do_not_count_towards_the_five(lake: HistoryLake) -> None:
     lake.both(B, run("b1", task_id=TASK), *(run(f"y{number}", "rejected", TASK) for number in range(7)))
     lake.go()
     assert lake.content("preference").startswith(before)
-    assert lake.shipped("preference") == {f"a1>x{number}" for number in range(5)} | {f"b1>y{n}" for n in range(5)}
+    assert lake.exported("preference") == {f"a1>x{number}" for number in range(5)} | {f"b1>y{n}" for n in range(5)}
 
 
 def test_absent_rows_take_no_pair_slot(lake: HistoryLake) -> None:
@@ -456,18 +456,18 @@ def test_absent_rows_take_no_pair_slot(lake: HistoryLake) -> None:
     lake.move_away(lake.scored_path(A))
     lake.both(C, run("c1", "rejected", TASK), run("c2", task_id=TASK))
     lake.go()
-    assert lake.shipped("preference") == {"a1>b1", "c2>b1", "c2>c1"}
+    assert lake.exported("preference") == {"a1>b1", "c2>b1", "c2>c1"}
 
 
-def test_frozen_pair_leaves_when_a_side_is_overruled(lake: HistoryLake) -> None:
-    """A present verdict about the rejected side of a frozen pair takes the pair out."""
+def test_retained_pair_leaves_when_a_side_is_overruled(lake: HistoryLake) -> None:
+    """A present verdict about the rejected side of a retained pair takes the pair out."""
     lake.both(A, run("a1", task_id=TASK), run("a2", "rejected", TASK))
     lake.go()
     lake.move_away(lake.scored_path(A))
     lake.go()
     lake.scored(B, run("a2", "accepted"))
     lake.go()
-    assert lake.shipped("preference") == set()
+    assert lake.exported("preference") == set()
     assert lake.causes("preference") == ["revoked"]
 
 
@@ -483,22 +483,22 @@ def test_on_delete_withdraw_takes_absent_for_gone(tmp_path: Path, trees: str) ->
         gone = lake.paths(A, trees)
         lake.move_away(*gone)
         lake.go()
-        assert lake.shipped("rag") == {"b1", "b3"}
-        assert lake.shipped("sft") == {"b1", "b3"}
-        assert lake.shipped("preference") == {"b3>b4"}
+        assert lake.exported("rag") == {"b1", "b3"}
+        assert lake.exported("sft") == {"b1", "b3"}
+        assert lake.exported("preference") == {"b3>b4"}
         cause = "evidence_changed" if trees == "evidence" else "row_removed"
         assert set(lake.causes("rag")) == set(lake.causes("sft")) == set(lake.causes("preference")) == {cause}
-        assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+        assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
         lake.bring_back(*gone)
         lake.go()
-        assert lake.shipped("rag") == {"a1", "a3", "a4", "b1", "b3"}
+        assert lake.exported("rag") == {"a1", "a3", "a4", "b1", "b3"}
 
 
 @pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
-def test_change_to_withdraw_lets_frozen_rows_and_pairs_go(lake: HistoryLake, trees: str) -> None:
-    """on_delete changes from keep to withdraw: what was frozen leaves, pairs too.
+def test_change_to_withdraw_lets_retained_rows_and_pairs_go(lake: HistoryLake, trees: str) -> None:
+    """on_delete changes from keep to withdraw: what was retained leaves, pairs too.
 
-    Frozen pairs stayed once: a frozen pair was let go for a verdict alone.
+    Retained pairs stayed once: a retained pair was let go for a verdict alone.
     """
     two_partitions(lake)
     gone = lake.paths(A, trees)
@@ -506,15 +506,15 @@ def test_change_to_withdraw_lets_frozen_rows_and_pairs_go(lake: HistoryLake, tre
     lake.go()
     lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
-    assert lake.shipped("preference") == {"b3>b4"}
-    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+    assert lake.exported("rag") == lake.exported("sft") == {"b1", "b3"}
+    assert lake.exported("preference") == {"b3>b4"}
+    assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
 
 
 def test_change_of_on_delete_leaves_nothing_waiting(lake: HistoryLake) -> None:
     """After a change of on_delete nothing waits to be judged, and the new options count as those judged with.
 
-    Frozen rows waited to be judged that were no more, so the pass never counted as done: a rebuild left out the order.
+    Retained rows waited to be judged that were no more, so the pass never counted as done: a rebuild left out the order.
     """
     two_partitions(lake)
     lake.move_away(lake.scored_path(A))
@@ -526,7 +526,7 @@ def test_change_of_on_delete_leaves_nothing_waiting(lake: HistoryLake) -> None:
 
 
 def test_change_of_on_delete_passes_the_tripwire(lake: HistoryLake) -> None:
-    """on_delete changes to withdraw while many rows are frozen: the tripwire keeps them, rows and pairs."""
+    """on_delete changes to withdraw while many rows are retained: the tripwire keeps them, rows and pairs."""
     many_rows(lake)
     before = lake.files()
     lake.move_away(lake.scored_path(A), lake.evidence_path(A))
@@ -535,7 +535,7 @@ def test_change_of_on_delete_passes_the_tripwire(lake: HistoryLake) -> None:
     lake.go()
     for dataset in Dataset:
         assert lake.content(dataset) == before[dataset]
-    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
 
 
 # the tripwire
@@ -557,11 +557,11 @@ def test_tripwire_needs_both_limits_passed(lake: HistoryLake, rows: int, share: 
     lake.restart(tripwire_rows=rows, tripwire_share=share)
     lake.scored(A)
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
+    assert lake.exported("rag") == lake.exported("sft") == {"b1", "b2"}
     assert set(lake.causes("rag")) == set(lake.causes("sft")) == {"row_removed"}
     pairs_stay = rows < 4 and share < 1  # all four of four vanish
     assert (len(lake.rows("preference")) == 4) == pairs_stay
-    assert lake.engine.frozen.held_by_tripwire() == ({"preference": 4} if pairs_stay else {})
+    assert lake.engine.retained.kept_by_tripwire() == ({"preference": 4} if pairs_stay else {})
 
 
 @pytest.mark.parametrize("how", ["truncated", "rewritten", "evidence"])
@@ -578,7 +578,7 @@ def test_tripwire_keeps_what_vanished(lake: HistoryLake, how: str) -> None:
         lake.evidence(A)
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
-    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
     lake.go()
     lake.restart()
     lake.go()
@@ -586,7 +586,7 @@ def test_tripwire_keeps_what_vanished(lake: HistoryLake, how: str) -> None:
     assert {dataset: lake.lines(dataset) for dataset in Dataset} == {
         dataset: Counter(content.splitlines()) for dataset, content in before.items()
     }
-    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
 
 
 @pytest.mark.parametrize("old", ["emptied", "cut", "gone"])
@@ -606,7 +606,7 @@ def test_tripwire_keeps_rows_whose_lines_moved_without_their_evidence(lake: Hist
             lake.scored_path(A).unlink()
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
-    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
     lake.evidence(C, *(given(run_id) for run_id in ("a0", "a1", "a2", "a3", "a4", "a5")))
     lake.go()
 
@@ -630,7 +630,7 @@ def test_tripwire_keeps_what_vanished_before_a_kill(
     lake.evidence_path(A).unlink()
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
-    assert lake.engine.frozen.held_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 6, "sft": 6, "preference": 4}
 
 
 @pytest.mark.parametrize("word", ["REJECTED", " rejected"])
@@ -638,13 +638,13 @@ def test_tripwire_keeps_pairs_whose_other_side_is_rejected_in_another_spelling(l
     """A random history: the verdict agreed with the pair, but not to the letter, so the pair left without a word."""
     lake.both(A, run("a1", task_id="t"), run("x1", "rejected", "t"))
     lake.go()
-    assert lake.shipped("preference") == {"a1>x1"}
+    assert lake.exported("preference") == {"a1>x1"}
     lake.scored(B, run("x1", word, "t"))
     lake.restart(tripwire_rows=0, tripwire_share=0.0)
     lake.evidence(A)
     lake.go()
-    assert lake.shipped("preference") == {"a1>x1"}
-    assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1, "preference": 1}
+    assert lake.exported("preference") == {"a1>x1"}
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 1, "sft": 1, "preference": 1}
 
 
 def test_pairs_whose_other_side_is_partially_accepted_now_do_not_trip(lake: HistoryLake) -> None:
@@ -655,9 +655,9 @@ def test_pairs_whose_other_side_is_partially_accepted_now_do_not_trip(lake: Hist
     lake.scored(B, run("x1", "partially_accepted", "t"))
     lake.evidence(A)
     lake.go()
-    assert lake.shipped("preference") == set()
+    assert lake.exported("preference") == set()
     assert lake.causes("preference") == ["revoked"]
-    assert lake.engine.frozen.held_by_tripwire() == {"rag": 1, "sft": 1}
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 1, "sft": 1}
 
 
 def test_rescored_rows_do_not_trip_though_their_evidence_goes(lake: HistoryLake) -> None:
@@ -667,8 +667,8 @@ def test_rescored_rows_do_not_trip_though_their_evidence_goes(lake: HistoryLake)
     lake.evidence(A)
     lake.scored(C, *(run(run_id, "rejected") for run_id in ("a0", "a1", "a2", "a3")))
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
-    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.exported("rag") == lake.exported("sft") == {"b1", "b2"}
+    assert lake.engine.retained.kept_by_tripwire() == {}
 
 
 @pytest.mark.parametrize("how", ["scored", "evidence"])
@@ -682,11 +682,11 @@ def test_prune_withdraws_what_the_tripwire_kept(lake: HistoryLake, how: str) -> 
     (lake.scored if how == "scored" else lake.evidence)(A)
     lake.go()
     lake.prune()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
-    assert lake.shipped("preference") == set()
+    assert lake.exported("rag") == lake.exported("sft") == {"b1", "b2"}
+    assert lake.exported("preference") == set()
     assert lake.causes("rag") == lake.causes("sft") == ["pruned"] * 6
     assert lake.causes("preference") == ["pruned"] * 4
-    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.engine.retained.kept_by_tripwire() == {}
 
 
 @pytest.mark.parametrize("how", ["scored", "evidence"])
@@ -701,11 +701,11 @@ def test_prune_of_what_vanished_leaves_all_else(lake: HistoryLake, how: str) -> 
     lake.restart(tripwire_rows=3, tripwire_share=0.5)
     (lake.scored if how == "scored" else lake.evidence)(A)
     lake.go()
-    said = Stories(lake.engine.store).frozen(None, Only.VANISHED)
-    assert {(each.dataset.value, each.rows) for each in said} == set(lake.engine.frozen.held_by_tripwire().items())
+    said = Stories(lake.engine.store).retained(None, Only.VANISHED)
+    assert {(each.dataset.value, each.rows) for each in said} == set(lake.engine.retained.kept_by_tripwire().items())
     lake.prune(only=Only.VANISHED)
-    assert lake.engine.frozen.held_by_tripwire() == {}
-    assert lake.shipped("rag") == lake.shipped("sft") == {"b2", "c1", "c2"}
+    assert lake.engine.retained.kept_by_tripwire() == {}
+    assert lake.exported("rag") == lake.exported("sft") == {"b2", "c1", "c2"}
     assert lake.causes("rag") == ["revoked", *["pruned"] * 6]
 
 
@@ -718,7 +718,7 @@ def test_prune_of_what_vanished_leaves_what_was_accepted(lake: HistoryLake, how:
     (lake.scored if how == "scored" else lake.evidence)(A)
     lake.go()
     lake.engine.accept_vanished()
-    assert Stories(lake.engine.store).frozen(None, Only.VANISHED) == []
+    assert Stories(lake.engine.store).retained(None, Only.VANISHED) == []
     lake.prune(only=Only.VANISHED)
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
 
@@ -732,12 +732,12 @@ def test_accept_keeps_for_good(lake: HistoryLake, how: str) -> None:
     (lake.scored if how == "scored" else lake.evidence)(A)
     lake.go()
     assert lake.engine.accept_vanished() > 0
-    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.engine.retained.kept_by_tripwire() == {}
     lake.go()
     lake.restart()
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
-    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.engine.retained.kept_by_tripwire() == {}
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -758,7 +758,7 @@ def test_accepted_row_stays_when_its_partition_goes_and_returns(lake: HistoryLak
     lake.go()
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
-    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.engine.retained.kept_by_tripwire() == {}
 
 
 def test_rescore_is_never_held_back(lake: HistoryLake) -> None:
@@ -768,9 +768,9 @@ def test_rescore_is_never_held_back(lake: HistoryLake) -> None:
     text = lake.scored_path(A).read_text().replace('"category":"accepted"', '"category":"rejected"')
     lake.scored_path(A).write_text(text)
     lake.go()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b2"}
+    assert lake.exported("rag") == lake.exported("sft") == {"b1", "b2"}
     assert set(lake.causes("rag")) == {"revoked"}
-    assert lake.engine.frozen.held_by_tripwire() == {}
+    assert lake.engine.retained.kept_by_tripwire() == {}
 
 
 def test_rows_named_elsewhere_do_not_trip(lake: HistoryLake) -> None:
@@ -780,11 +780,11 @@ def test_rows_named_elsewhere_do_not_trip(lake: HistoryLake) -> None:
     lake.scored(C, *(run(f"a{n}", "rejected", provenance__sig_hash="other") for n in range(6)))
     lake.scored(A)
     lake.go()
-    assert lake.shipped("rag") == {"b1", "b2"}
+    assert lake.exported("rag") == {"b1", "b2"}
 
 
 def test_vanished_rows_that_come_back_are_live_again(lake: HistoryLake) -> None:
-    """A truncated partition gets its lines back: nothing is frozen, and no byte of the datasets changed."""
+    """A truncated partition gets its lines back: nothing is retained, and no byte of the datasets changed."""
     many_rows(lake)
     before = {dataset: lake.content(dataset) for dataset in Dataset}
     content = lake.scored_path(A).read_bytes()
@@ -794,19 +794,19 @@ def test_vanished_rows_that_come_back_are_live_again(lake: HistoryLake) -> None:
     lake.scored_path(A).write_bytes(content)
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
-    assert lake.engine.frozen.held_by_tripwire() == {}
-    assert lake.ask("SELECT count(*) FROM frozen_rows") == [(0,)]
+    assert lake.engine.retained.kept_by_tripwire() == {}
+    assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
 
 
 def test_vanished_row_leaves_when_its_run_is_rejected(lake: HistoryLake) -> None:
-    """A row that the tripwire kept is as frozen as an absent one: a later rejection takes it out."""
+    """A row that the tripwire kept is as retained as an absent one: a later rejection takes it out."""
     many_rows(lake)
     lake.restart(tripwire_rows=3, tripwire_share=0.5)
     lake.scored(A)
     lake.go()
     lake.scored(C, run("a0", "rejected", "t0"))
     lake.go()
-    assert "a0" not in lake.shipped("rag") | lake.shipped("sft")
+    assert "a0" not in lake.exported("rag") | lake.exported("sft")
     assert lake.causes("rag") == lake.causes("sft") == lake.causes("preference") == ["revoked"]
 
 
@@ -824,16 +824,16 @@ def test_prune_withdraws_absent_rows(lake: HistoryLake, trees: str) -> None:
     lake.move_away(*gone)
     lake.go()
     lake.prune()
-    assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
-    assert lake.shipped("preference") == {"b3>b4"}
+    assert lake.exported("rag") == lake.exported("sft") == {"b1", "b3"}
+    assert lake.exported("preference") == {"b3>b4"}
     assert lake.causes("rag") == ["pruned"] * 3
     assert lake.causes("sft") == ["pruned"] * 2
     assert lake.causes("preference") == ["pruned"]
     assert lake.ask("SELECT count(*) FROM files WHERE state = 'absent'") == [(0,)]
-    assert ("a1" in lake.held("rag")) == (trees == "evidence")
+    assert ("a1" in lake.quarantined("rag")) == (trees == "evidence")
     lake.bring_back(*gone)
     lake.go()
-    assert lake.shipped("rag") == {"a1", "a3", "a4", "b1", "b3"}
+    assert lake.exported("rag") == {"a1", "a3", "a4", "b1", "b3"}
 
 
 def test_prune_of_one_partition_leaves_the_others(lake: HistoryLake) -> None:
@@ -842,8 +842,8 @@ def test_prune_of_one_partition_leaves_the_others(lake: HistoryLake) -> None:
     lake.move_away(lake.scored_path(A), lake.scored_path(B))
     lake.go()
     lake.prune("2026/04/28/*")
-    assert lake.shipped("rag") == {"a1", "a3", "a4"}
-    assert lake.shipped("preference") == {"a1>a2"}
+    assert lake.exported("rag") == {"a1", "a3", "a4"}
+    assert lake.exported("preference") == {"a1>a2"}
     assert set(lake.causes("rag")) == {"pruned"}
 
 
@@ -858,9 +858,9 @@ def test_prune_withdraws_rows_in_whose_place_something_else_stands(lake: History
     else:
         path.mkdir()
     lake.go()
-    assert lake.shipped("sft") >= {"a1", "a4"}
+    assert lake.exported("sft") >= {"a1", "a4"}
     lake.prune()
-    assert not lake.shipped("sft") & {"a1", "a4"}
+    assert not lake.exported("sft") & {"a1", "a4"}
 
 
 def test_pruned_row_stays_away(lake: HistoryLake) -> None:
@@ -874,8 +874,8 @@ def test_pruned_row_stays_away(lake: HistoryLake) -> None:
             getattr(lake, again)()
         lake.go()
         lake.go(Trigger.REBUILD)
-        assert lake.shipped("rag") == lake.shipped("sft") == {"b1", "b3"}
-        assert lake.shipped("preference") == {"b3>b4"}
+        assert lake.exported("rag") == lake.exported("sft") == {"b1", "b3"}
+        assert lake.exported("preference") == {"b3>b4"}
 
 
 def test_prune_beside_a_folder_that_cannot_be_searched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -896,8 +896,8 @@ def test_prune_beside_a_folder_that_cannot_be_searched(lake: HistoryLake, monkey
     assert lake.files() == before
 
 
-def test_prune_with_nothing_frozen_does_nothing(lake: HistoryLake) -> None:
-    """Prune of a lake in which nothing is frozen commits no batch."""
+def test_prune_with_nothing_retained_does_nothing(lake: HistoryLake) -> None:
+    """Prune of a lake in which nothing is retained commits no batch."""
     before = two_partitions(lake)
     assert not lake.prune().changed
     assert lake.files() == before
@@ -907,7 +907,7 @@ def test_prune_with_nothing_frozen_does_nothing(lake: HistoryLake) -> None:
 
 
 def test_rescored_row_names_its_batch_and_verdict(lake: HistoryLake) -> None:
-    """A row that is rewritten as rejected is published with the verdict's place and the batch that shipped it."""
+    """A row that is rewritten as rejected is published with the verdict's place and the batch that exported it."""
     lake.both(A, run("r1"))
     (first,) = lake.go().batches
     lake.scored(A, run("r1", "rejected"))
@@ -973,7 +973,7 @@ def test_changed_options(lake: HistoryLake) -> None:
     lake.both(A, run("r1", "partially_accepted"))
     lake.restart(options(lake, include_partial=True))
     lake.go()
-    assert lake.shipped("sft") == {"r1"}
+    assert lake.exported("sft") == {"r1"}
     lake.restart(options(lake))
     lake.go()
     assert lake.causes("sft") == ["options_changed"]
@@ -988,13 +988,13 @@ def test_undone_row(lake: HistoryLake) -> None:
     lake.restart(options(lake, check_source_files=True))
     lake.both(A, run("r1"))
     lake.go()
-    assert lake.shipped("rag") == {"r1"}
+    assert lake.exported("rag") == {"r1"}
     (lake.root / "src/lib.rs").unlink()
     lake.go()
-    assert lake.shipped("rag") == {"r1"}  # what exists holds as of the last judgement
+    assert lake.exported("rag") == {"r1"}  # what exists holds as of the last judgement
     lake.go(Trigger.REBUILD)
     assert lake.causes("rag") == ["undone"]
-    assert lake.held("rag") == {"r1": "hallucinated_file_path"}
+    assert lake.quarantined("rag") == {"r1": "hallucinated_file_path"}
 
 
 def test_adopted_row_has_no_batch_that_shipped_it(lake: HistoryLake) -> None:
@@ -1035,17 +1035,17 @@ def test_returned_evidence_makes_a_held_row_a_duplicate_again(lake: HistoryLake)
     lake.scored(B, run("one"))
     lake.evidence(B, given("one", model_role="extractor"))
     lake.go()
-    before = lake.held(Dataset.SFT)
+    before = lake.quarantined(Dataset.SFT)
     lake.move_away(lake.evidence_path(A))
     lake.go()
     lake.go(Trigger.REBUILD)
     lake.bring_back(lake.evidence_path(A))
     lake.go()
-    assert lake.held(Dataset.SFT) == before == {"one": "duplicate_id"}
+    assert lake.quarantined(Dataset.SFT) == before == {"one": "duplicate_id"}
 
 
 def test_a_pass_looks_at_no_table_of_rows_as_a_whole(lake: HistoryLake) -> None:
-    """The story: two questions of each pass read all frozen rows, and where producers delete what is old they are many."""
+    """The story: two questions of each pass read all retained rows, and where producers delete what is old they are many."""
     two_partitions(lake)
     lake.move_away(*lake.paths(A, "both"))
     lake.go()
@@ -1058,7 +1058,7 @@ def test_a_pass_looks_at_no_table_of_rows_as_a_whole(lake: HistoryLake) -> None:
     connection.set_trace_callback(None)
     lake.check()
     assert [batch.receipt["work"]["rows_judged"] for batch in done.batches] == [1]
-    assert any("frozen_rows" in statement for statement in asked)
+    assert any("retained_rows" in statement for statement in asked)
     assert whole_scans(connection, asked) == []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from distilld.core.line_facts import LINES_END, SHIPPED
+from distilld.core.line_facts import EXPORTED, LINES_END
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 from distilld.store.counts import Counts, count
@@ -21,37 +21,37 @@ _ABSENT_FILE: Final = "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AN
 
 
 def without_evidence(dataset: Dataset) -> str:
-    """A query for the shipped rows that are kept although their evidence is gone: why, and where in the walk order."""
-    ships = f"s.{dataset} = {SHIPPED} AND s.evidence_found = 0"
+    """A query for the exported rows that are kept although their evidence is gone: why, and where in the walk order."""
+    exported = f"s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
     return (
         "SELECT 'evidence vanished' AS kind, s.walk, s.kept FROM scored_rows s INDEXED BY kept_rows"
-        f" WHERE s.kept <> 0 AND {ships} UNION ALL"
-        # Else SQLite makes an index of its own for the shipped rows, and reads all of them for each absent file.
+        f" WHERE s.kept <> 0 AND {exported} UNION ALL"
+        # Else SQLite makes an index of its own for the exported rows, and reads all of them for each absent file.
         " SELECT 'evidence absent', s.walk, s.kept FROM files f CROSS JOIN partitions p USING (partition_id)"
         f" CROSS JOIN scored_rows s NOT INDEXED ON s.walk >= p.walk_base AND s.walk < p.walk_base + {LINES_END}"
-        f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {ships}"
+        f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {exported}"
     )
 
 
-def shipped_by_exception(totals: Totals, without_evidence: Mapping[Dataset, Mapping[str, int]]) -> dict[str, int]:
-    """How many rows of each dataset ship by way of exception: frozen ones, and those whose evidence is gone."""
+def retained_by_dataset(totals: Totals, without_evidence: Mapping[Dataset, Mapping[str, int]]) -> dict[str, int]:
+    """How many rows of each dataset are retained: retained ones, and those whose evidence is gone."""
     return {
-        dataset.value: totals.frozen(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
+        dataset.value: totals.retained(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
     }
 
 
 def has_exceptions(store: Store) -> bool:
-    """Whether anything is absent, kept by way of exception, or about to depart."""
+    """Whether anything is absent, retained, or about to depart."""
     return bool(
         store.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM frozen_rows) OR EXISTS (SELECT 1 FROM departures)"
+            "SELECT EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM departures)"
             " OR EXISTS (SELECT 1 FROM files WHERE state = 'absent')"
-            " OR EXISTS (SELECT 1 FROM pairs WHERE frozen IS NOT NULL)"
+            " OR EXISTS (SELECT 1 FROM pairs WHERE retained IS NOT NULL)"
         ).fetchone()[0]
     )
 
 
-class Frozen:
+class Retained:
     """The part of the store that knows retained rows, gives them back to inputs that return, and lets them depart."""
 
     def __init__(self, store: Store) -> None:
@@ -59,25 +59,25 @@ class Frozen:
         self._count = partial(count, store)
         self._counts = Counts(store)
 
-    def held_by_tripwire(self) -> dict[str, int]:
+    def kept_by_tripwire(self) -> dict[str, int]:
         """Rows that the tripwire keeps and nobody has decided on, by dataset; datasets without any are left out."""
         found = {
             dataset.value: self._count(
-                f"SELECT count(*) FROM frozen_rows WHERE kind = 'vanished' AND accepted = 0 AND {dataset} = {SHIPPED}"
+                f"SELECT count(*) FROM retained_rows WHERE kind = 'vanished' AND accepted = 0 AND {dataset} = {EXPORTED}"
             )
             + self._count(
                 f"SELECT count(*) FROM scored_rows INDEXED BY kept_rows WHERE kept <> 0"
-                f" AND kept & {bit | KEPT_FOR_GOOD} = {bit} AND {dataset} = {SHIPPED}"
+                f" AND kept & {bit | KEPT_FOR_GOOD} = {bit} AND {dataset} = {EXPORTED}"
             )
             for dataset, bit in KEPT_BITS.items()
         }
         found[Dataset.PREFERENCE.value] = self._count(
-            "SELECT count(*) FROM pairs WHERE frozen = 'vanished' AND accepted = 0"
+            "SELECT count(*) FROM pairs WHERE retained = 'vanished' AND accepted = 0"
         )
         return {dataset: rows for dataset, rows in found.items() if rows}
 
     def counts_without_evidence(self) -> dict[Dataset, dict[str, int]]:
-        """Shipped rows that are kept although their evidence is gone, by dataset and kind."""
+        """Exported rows that are kept although their evidence is gone, by dataset and kind."""
         return {
             dataset: dict(
                 self._run(f"SELECT kind, count(*) FROM ({without_evidence(dataset)}) GROUP BY kind").fetchall()
@@ -85,32 +85,32 @@ class Frozen:
             for dataset in KEPT_BITS
         }
 
-    def frozen_counts(self) -> dict[str, int]:
-        """Frozen shipped rows and pairs by kind, over all datasets: what ships in two of them counts twice."""
+    def retained_counts(self) -> dict[str, int]:
+        """Retained exported rows and pairs by kind, over all datasets: what is exported to two of them counts twice."""
         rows = self._run(
-            f"SELECT kind, sum((rag IS {SHIPPED}) + (sft IS {SHIPPED})) FROM frozen_rows GROUP BY kind"
-            f" UNION ALL SELECT frozen, count(*) FROM pairs WHERE frozen IS NOT NULL AND outcome = {SHIPPED} GROUP BY frozen"
+            f"SELECT kind, sum((rag IS {EXPORTED}) + (sft IS {EXPORTED})) FROM retained_rows GROUP BY kind"
+            f" UNION ALL SELECT retained, count(*) FROM pairs WHERE retained IS NOT NULL AND outcome = {EXPORTED} GROUP BY retained"
         )
         found: dict[str, int] = {}
-        for kind, shipped in rows:
-            if shipped:
-                found[kind] = found.get(kind, 0) + shipped
+        for kind, exported in rows:
+            if exported:
+                found[kind] = found.get(kind, 0) + exported
         return found
 
-    def thaw(self) -> None:
+    def make_live(self) -> None:
         """What returned, or is gone for good, is as live as before (SPEC 3, 'A path that returns')."""
         self._run(
-            "DELETE FROM rejudge_frozen WHERE NOT EXISTS"
-            " (SELECT 1 FROM frozen_rows f WHERE f.frozen_id = rejudge_frozen.frozen_id)"
+            "DELETE FROM rejudge_retained WHERE NOT EXISTS"
+            " (SELECT 1 FROM retained_rows f WHERE f.retained_id = rejudge_retained.retained_id)"
         )
-        self._thaw_pairs()
+        self._make_pairs_live()
         for dataset, other in ((Dataset.RAG, Dataset.SFT), (Dataset.SFT, Dataset.RAG)):
-            self._thaw_half(dataset, other)
+            self._make_half_live(dataset, other)
 
-    def _thaw_half(self, dataset: Dataset, other: Dataset) -> None:
+    def _make_half_live(self, dataset: Dataset, other: Dataset) -> None:
         """Rows that returned and have an outcome in one dataset alone, because a present row took their other id over.
 
-        They count as never judged. The line that they have goes back to them when they are judged, if they still ship it.
+        They count as never judged. The line that they have goes back to them when they are judged, if they still have it.
         """
         half = (
             "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
@@ -132,40 +132,40 @@ class Frozen:
         if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged already
             self._run("UPDATE counters SET value = value + ? WHERE name = 'unjudged_rows'", (rows,))
 
-    def _thaw_pairs(self) -> None:
-        """Frozen pairs of which no file is absent any more are formed anew.
+    def _make_pairs_live(self) -> None:
+        """Retained pairs of which no file is absent any more are formed again.
 
         Their tasks wait in the queue already: the rows that returned, or are gone for good, have put them there.
         """
-        where = f"frozen = 'absent' AND task_id IN (SELECT task_id FROM rejudge_tasks) AND NOT {_ABSENT_FILE}"
+        where = f"retained = 'absent' AND task_id IN (SELECT task_id FROM rejudge_tasks) AND NOT {_ABSENT_FILE}"
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1").fetchall()
-        self._counts.shift(Dataset.PREFERENCE.value, "frozen", "live", counts)
+        self._counts.shift(Dataset.PREFERENCE.value, "retained", "live", counts)
         if counts:
-            self._run(f"UPDATE pairs SET frozen = NULL WHERE {where}")
+            self._run(f"UPDATE pairs SET retained = NULL WHERE {where}")
 
     def depart_rows(self, dataset: Dataset, where: str, values: tuple[object, ...], cause: str) -> None:
-        """Let the lines of frozen rows depart from a dataset; ``cause`` is SQL."""
+        """Let the lines of retained rows depart from a dataset; ``cause`` is SQL."""
         counts = self._run(
-            f"SELECT {dataset}, count(*) FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
+            f"SELECT {dataset}, count(*) FROM retained_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
         ).fetchall()
-        self._counts.shift(dataset.value, "frozen", "departing", counts)
+        self._counts.shift(dataset.value, "retained", "departing", counts)
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause, partition_id,"
             f" row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch, run_id, task_id,"
-            f" category, {cause}, partition_id, line, digest FROM frozen_rows WHERE {dataset} IS NOT NULL AND {where}",
+            f" category, {cause}, partition_id, line, digest FROM retained_rows WHERE {dataset} IS NOT NULL AND {where}",
             values,
         )
 
     def empty_rows(self, dataset: Dataset, where: str) -> None:
-        """Frozen rows have no outcome in a dataset any more."""
+        """Retained rows have no outcome in a dataset any more."""
         self._run(
-            f"UPDATE frozen_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
+            f"UPDATE retained_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
         )
 
     def depart_pairs(self, where: str, values: tuple[object, ...], cause: str) -> int:
-        """Let frozen pairs depart; returns how many of them ship."""
+        """Let retained pairs depart; returns how many of them are exported."""
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1", values).fetchall()
-        self._counts.shift(Dataset.PREFERENCE.value, "frozen", "departing", counts)
+        self._counts.shift(Dataset.PREFERENCE.value, "retained", "departing", counts)
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, other_run_id, task_id, cause)"
             f" SELECT 'preference', outcome, sample_key, line, batch, chosen_run_id, rejected_run_id, task_id, {cause}"
@@ -173,4 +173,4 @@ class Frozen:
             values,
         )
         self._run(f"DELETE FROM pairs WHERE {where}", values)
-        return sum(rows for outcome, rows in counts if outcome == SHIPPED)
+        return sum(rows for outcome, rows in counts if outcome == EXPORTED)
