@@ -129,9 +129,8 @@ def run_stage(
 def _facts(
     root: Path, name: str, inputs: Sequence[str], outputs: Sequence[str], command: Sequence[str], done: _Done
 ) -> dict[str, Any]:
-    after = _states(root, outputs)
-    batch_id = _claim(root, name, done.ended_ns)
-    previous = _receipt_before(root, name, batch_id)
+    after, batch_id = _states(root, outputs), _claim(root, name, done.ended_ns)
+    previous, size = _receipt_before(root, name, batch_id), sum(each.size for each in done.read.values())
     return {
         "stage": name,
         "batch_id": batch_id,
@@ -147,7 +146,7 @@ def _facts(
         "outputs": [_output(root, path, state, done.before.get(path)) for path, state in after.items()],
         "record_counts": _counts(done.read, done.before, after),
         "run": None,
-        "work": {"rows_indexed": 0, "rows_judged": 0, "bytes_read": sum(each.size for each in done.read.values())},
+        "work": {"rows_indexed": 0, "rows_judged": 0, "bytes_read": size, "lag_ms": None},
         "pending_tails": [],
         "validation_pass": done.exit_code == 0,
         "checks": {"exit_code_zero": done.exit_code == 0},
