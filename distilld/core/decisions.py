@@ -225,8 +225,6 @@ class Decisions:
     """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)
     """Tasks that this batch touched and leaves to a later one."""
-    withholds: bool = False
-    """Whether nothing new is exported, and only what a verdict forbids leaves: others may not be read yet."""
     judged_to: int | None = None
     """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
 

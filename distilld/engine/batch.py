@@ -82,12 +82,10 @@ class Batches:
         batch_rows: int,
         spool_folder: Path,
         options_changed: bool,
-        withholds: bool = False,
         told: Callable[[int, int], None] = lambda _done, _bytes: None,
     ) -> None:
         """``told`` is called with how many rows or tasks were judged just now, and the bytes read for them."""
         self._told = told
-        self._withholds = withholds
         self._work = work
         self._committer = committer
         self._pool = pool
@@ -140,7 +138,7 @@ class Batches:
     def _begin(self) -> Batch:
         if self._queue is None:
             self._ahead, self._took_any = set(), False
-            self._queue = self._new_queue(after=NO_LIMIT if self._withholds else -1)
+            self._queue = self._new_queue(after=-1)
             self._results = self._pool.run(self._queue.jobs(), self._options)
         self._next = self._next or next(self._results, None)
         identity = self._committer.next_identity()
@@ -167,7 +165,6 @@ class Batches:
 
     def _decide(self, batch: Batch) -> None:
         decisions = batch.decisions
-        decisions.withholds = self._withholds
         rows = RowJudge(
             self._work,
             self._options,
@@ -189,18 +186,17 @@ class Batches:
         rows.judge_joined()
         rows.loose_rows.take_moved()
         rows.judge_joined()
-        left_over = self._withholds or (last is not None and not last.ends_queue)
-        end = last.spans[-1].last if last is not None else -1
-        if left_over:
-            forced = self._new_queue(after=end, forced_in=batch)
+        left_over = last is not None and not last.ends_queue
+        if last is not None and left_over:
+            forced = self._new_queue(after=last.spans[-1].last, forced_in=batch)
             for done in self._pool.run(forced.jobs(), self._options):
                 self._settle(batch, rows, forced.under_way.popleft(), done)
             rows.judge_joined()
             pruned |= forced.pruned
-            self._ahead |= {walk for walk in rows.done if walk > end}
+            self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
-        decisions.judged_to = end if left_over else NO_LIMIT
+        decisions.judged_to = last.spans[-1].last if last is not None and left_over else NO_LIMIT
         # What else stands in a task may be among rows whose evidence is not known to the store before the commit.
         if last is not None or rows.done:
             self._work.forget_task_places()

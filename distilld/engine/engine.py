@@ -75,7 +75,9 @@ class Engine(WorkingOff):
         read_again = options_changed == "lines" or trigger is Trigger.REBUILD
         result.indexed = result.untold = self._index(scan, read_again=read_again)
         self.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
-        self._settle_exceptions(result.indexed)
+        self._make_live()
+        self._trip()
+        self._lose_missing()
         result.note_problems(result.indexed.problems)
         try:
             self._work_off(trigger, result, options_changed=bool(options_changed))

@@ -6,15 +6,14 @@ read, forbids it. Transactions are bounded by rows and may hold several files; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from distilld.core.model import InputKind, OnDelete, Options, StatFacts
 from distilld.core.plan import FileKey, Look, compare
-from distilld.engine import index_file
-from distilld.engine.index_file import FileIndexer, HalfRead, new_record
+from distilld.engine.index_file import FileIndexer, new_record
 from distilld.engine.index_lines import Indexed
 from distilld.engine.jobs import ReadJob
 from distilld.engine.pool import Pool
@@ -31,6 +30,8 @@ from distilld.store.walk_order import place_partitions
 
 READ_WHOLE_BYTES: Final = 64 << 20
 """Bytes of a file whose facts are held in memory as a whole; one that is larger is read block by block, here."""
+TURN_BYTES: Final = 256 << 20
+"""Evidence files that are larger are read one in a pass, and behind all others: these do not wait until it is read."""
 LEAVE_FROM: Final = 4 << 20
 """Bytes of new files from which their evidence is left unread until it is judged with; less is read at once."""
 LEAVE_BYTES: Final = 8 << 20
@@ -55,19 +56,18 @@ class Indexer(FileIndexer):
         is_still: Callable[[FileKey, StatFacts], bool] = lambda *_: True,
         progress: Callable[[int, int], None] = lambda _files, _bytes: None,
         hashed_since_ns: int | None = None,
-        postponed: Iterable[FileKey] = (),
-        half_read: dict[FileKey, HalfRead],
+        left: Iterable[FileKey] = (),
     ) -> None:
         """Files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet, are read.
 
-        With None the facts of a file are believed: somebody else looks after the rest. What the last look ``postponed``
-        is read on, from where it is ``half_read``.
+        With None the facts of a file are believed: somebody else looks after the rest. Files that the last look
+        ``left`` until they do not change are read whatever their facts say.
         """
         super().__init__(root, store, inputs, options, is_still=is_still, progress=progress)
-        self._postponed, self._half_read, self._turn_bytes = frozenset(postponed), half_read, index_file.TURN_BYTES
         self._pool = pool
         self._batch_rows = batch_rows
         self._hashed_since_ns = hashed_since_ns
+        self._left = frozenset(left)
 
     def take(
         self,
@@ -76,48 +76,37 @@ class Indexer(FileIndexer):
         read_again: bool = False,
         owed: Set[FileKey] = frozenset(),
         unread: dict[int, UnreadEvidence] | None = None,
+        next_turn: FileKey | None = None,
     ) -> Indexed:
         """Compare the scan with what is recorded and index what changed.
 
         ``read_again`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
-        that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so if unchanged.
+        that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so, but for the
+        partitions that changed since, which are taken from it. ``next_turn`` was postponed, and is not postponed again.
 
         Raises:
             ListingError: A tree is missing although files of it are known.
         """
-        if not (
-            read_again or owed or self._postponed or self._withdraws or scan.missing
-        ) and self._inputs.all_as_recorded(scan.files, hashed_since_ns=self._hashed_since_ns):
+        if not (read_again or owed or self._left or self._withdraws or scan.missing) and self._inputs.all_as_recorded(
+            scan.files, hashed_since_ns=self._hashed_since_ns
+        ):
             return self._out
         known = self._inputs.files()
         refuse_missing_trees(scan.missing, known)
         self._read_again, self._owed = read_again, owed
         seen = {(file.kind, file.path): file for file in scan.files}
-        plan = compare(
-            {key: file.stat for key, file in seen.items()},
-            known,
-            scan.is_unknown,
-            lambda record: (record.kind, record.path) in self._postponed or record.is_doubtful(self._hashed_since_ns),
-        )
-        left = _left_unread(unread or {}, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
-        reads = [read for read in plan.to_read if read[0] not in left]
-        if read_again or owed:
-            planned = {key for key, _ in reads}
-            reads = sorted(
-                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_again(key))],
-                key=lambda read: (read[0][1].split("/"), read[0][0]),
-            )
+        reads, gone = self._plan(scan, seen, known, unread or {}, next_turn)
         purge = [
             record
             for record in known.values()
             if self._withdraws and not (record.present or scan.is_unknown(record.kind, record.path))
         ]
-        if not (reads or plan.gone or purge):
+        if not (reads or gone or purge):
             return self._out
         self._progress(0, 0)
         with self._transactions():
             self._take_gone(
-                [known[key] for key in plan.gone],
+                [known[key] for key in gone],
                 [record for record in purge if (record.kind, record.path) not in seen],
             )
             self._fresh = Counts(self._store).is_fresh()
@@ -126,14 +115,50 @@ class Indexer(FileIndexer):
             self._pool.expect(sum(seen[key].stat.size for key, _ in reads))
             self._take_files([(seen[key], known[key], look) for key, look in reads if look is not Look.NEW])
             self._take_new(new, places)
-        self._out.withholds = any(map(self._may_decide, self._out.postponed))
         return self._out
 
-    def _may_decide(self, key: FileKey) -> bool:
-        """Whether the rest of a file may decide on rows that wait: it holds verdicts, or the evidence of new rows."""
-        kind, path = key
-        scored = self._inputs.files().get((InputKind.SCORED, path))
-        return kind is InputKind.SCORED or (scored is not None and self._scored.any_in(scored, unjudged=True))
+    def _plan(
+        self,
+        scan: Scan,
+        seen: Mapping[FileKey, PartitionFile],
+        known: Mapping[FileKey, FileRecord],
+        unread: dict[int, UnreadEvidence],
+        next_turn: FileKey | None,
+    ) -> tuple[list[tuple[FileKey, Look]], Sequence[FileKey]]:
+        """Return the files to read in this pass, and those that are gone."""
+        plan = compare(
+            {key: file.stat for key, file in seen.items()},
+            known,
+            scan.is_unknown,
+            lambda record: (record.kind, record.path) in self._left or record.is_doubtful(self._hashed_since_ns),
+        )
+        left = _left_unread(unread, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
+        reads = [read for read in plan.to_read if read[0] not in left]
+        if self._read_again or self._owed:
+            planned = {key for key, _ in reads}
+            reads = sorted(
+                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_again(key))],
+                key=lambda read: (read[0][1].split("/"), read[0][0]),
+            )
+        elif not plan.gone:
+            reads = self._take_turns(reads, seen, next_turn)
+        return reads, plan.gone
+
+    def _take_turns(
+        self, reads: list[tuple[FileKey, Look]], seen: Mapping[FileKey, PartitionFile], next_turn: FileKey | None
+    ) -> list[tuple[FileKey, Look]]:
+        """Postpone large evidence while there is other work.
+
+        Scored files never are, for they may forbid what others allow; nor is evidence that comes with its rows.
+        """
+        with_rows = {path for (kind, path), _ in reads if kind is InputKind.SCORED}
+        large = [key for key, _ in reads if seen[key].stat.size > TURN_BYTES and key[1] not in with_rows]
+        if next_turn in large:
+            large.remove(next_turn)
+        elif len(large) == len(reads):
+            del large[:1]
+        self._out.postponed = large
+        return [read for read in reads if read[0] not in set(large)]
 
     def take_one(self, file: PartitionFile, out: Indexed) -> None:
         """Take in an evidence file that was left unread, and add what that brings to ``out``."""

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final, NamedTuple
 
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import InputChanged, InputKind, OperatorError, StatFacts
-from distilld.core.plan import FileKey, Look
+from distilld.core.plan import Look
 from distilld.engine.index_lines import FileChange, LineIndexer
 from distilld.engine.read_file import FileRead, Reading
-from distilld.lake.lines import NO_LIMIT, Line, PartitionReader, Rest, end_of, rest_of
+from distilld.lake.lines import Line, PartitionReader, Rest, end_of, rest_of
 from distilld.lake.scan import PartitionFile, open_partition, tree_path
 from distilld.store.inputs import FileRecord
-
-TURN_BYTES: Final = 256 << 20
-"""So many bytes of files that are larger are read in one pass; then others have their turn."""
-
-
-class HalfRead(NamedTuple):
-    """A large file between two turns: its facts when the first one began, and the reader of the last one."""
-
-    facts: StatFacts
-    reader: PartitionReader
 
 
 class FileIndexer(LineIndexer):
     """Takes in one file at a time, inside the transactions of whoever asks."""
-
-    _half_read: dict[FileKey, HalfRead]
-    _turn_bytes: int  # what large files may still take of this pass
 
     # a file that was read as a whole
 
@@ -60,38 +46,22 @@ class FileIndexer(LineIndexer):
     # a file that is read block by block
 
     def _take_file(self, file: PartitionFile, known: FileRecord | None, look: Look, place: tuple[int, int]) -> None:
-        key, shown = (file.kind, file.path), tree_path(file.kind, file.path)
+        shown = tree_path(file.kind, file.path)
         self._first_malformed = None
-        # What is new in a store that exported nothing can take nothing out; and a file is read again in one go.
-        large = file.stat.size > TURN_BYTES and not (self._fresh or self._is_read_again(key))
-        begun = self._half_read.pop(key, None)
         try:
             with open_partition(self._root, file.kind, file.path) as (descriptor, facts):
-                most, limit = self._turn_bytes if large else NO_LIMIT, self._options.max_line_bytes
-                reader = PartitionReader(descriptor, facts.size, limit, shown, turn_bytes=most)
-                began_with = facts
-                if begun is not None and look is Look.CHANGED and begun.facts[:2] == facts[:2]:
-                    began_with = begun.facts
-                    reader.go_on(begun.reader)
-                seen = facts if began_with == facts else facts.doubted()
+                reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, shown)
                 try:
-                    self._take_open(reader, seen, file, known, look, place)
-                    if reader.is_cut:
-                        self._half_read[key] = HalfRead(began_with, reader)
-                        self._out.postponed.append(key)
-                    elif began_with != facts and key not in self._out.unsettled:
-                        # What was read in earlier turns may be other bytes now: it is to be proven.
-                        self._out.unsettled.append(key)
+                    self._take_open(reader, facts, file, known, look, place)
                 finally:
                     self._out.bytes_read += reader.bytes_read
-                    self._turn_bytes -= reader.bytes_read if large else 0
         except InputChanged:
             self._inputs.forget_files()
-            self._out.unsettled.append(key)
+            self._out.unsettled.append((file.kind, file.path))
         except OperatorError as error:
             self._inputs.forget_files()
             self._out.problems.append(error)
-            self._out.unreadable.append(key)
+            self._out.unreadable.append((file.kind, file.path))
 
     def _take_open(
         self,
@@ -108,8 +78,6 @@ class FileIndexer(LineIndexer):
             return
         # Of a file that returned, what is known may have moved to another one meanwhile.
         proven = look is Look.CHANGED and reader.prove_prefix(known.indexed_bytes, known.indexed_sha256, self._pulse)
-        if reader.is_cut:
-            return
         if not (proven or self._is_still(key, facts)):
             self._out.unsettled.append(key)
             return
@@ -164,7 +132,7 @@ class FileIndexer(LineIndexer):
         if provisional is not None and (tail is None or (tail.start, tail.digest) != (from_offset, provisional)):
             return False
         added = self._take_tail(record, tail, lines, staged=staged, known=provisional is not None)
-        self._record_reading(record, reader, facts.doubted() if reader.is_cut else facts)
+        self._record_reading(record, reader, facts)
         record.indexed_lines = lines + (record.tail == "provisional")
         record.malformed_lines += malformed
         if staged:

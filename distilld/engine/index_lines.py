@@ -43,9 +43,7 @@ class Indexed:
     unsettled: list[FileKey] = field(default_factory=list)
     """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
     postponed: list[FileKey] = field(default_factory=list)
-    """Large files that are left, or the rest of which is left, to the passes that follow at once."""
-    withholds: bool = False
-    """Whether what is left of them may decide on rows that wait: then none of these is exported."""
+    """Large files that are left to the passes that follow at once."""
     problems: list[OperatorError] = field(default_factory=list)
     malformed: list[OddLines] = field(default_factory=list)
     unreviewed: dict[str, OddLines] = field(default_factory=dict)
@@ -66,7 +64,6 @@ class Indexed:
         self.unreviewed |= later.unreviewed
         self.unread |= later.unread
         self.unsettled, self.unreadable, self.postponed = later.unsettled, later.unreadable, later.postponed
-        self.withholds = later.withholds
         self.rows_indexed += later.rows_indexed
         self.bytes_read += later.bytes_read
 

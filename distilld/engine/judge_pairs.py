@@ -64,7 +64,7 @@ class PairJudge:
         first = sorted(tasks)
         self._known = {task_id for _, task_id in first}
         coming = iter(first)
-        for some, result, file in self._jobs.judged((task_id for _, task_id in first), plainly=not self._out.withholds):
+        for some, result, file in self._jobs.judged((task_id for _, task_id in first), plainly=True):
             turns = list(islice(coming, len(some)))
             if isinstance(result, TaskDone):
                 self._settle(turns[0], some[0], result)
@@ -89,7 +89,6 @@ class PairJudge:
         self._formed.update(pair.key for pair in task.formed)
         if done.failure is not None:
             self._out.note_out_of_reach(error_of(done.failure))
-        if done.failure is not None or self._out.withholds:
             self.left.add(turn[1])
             touched = TaskPairs(self._lane, task).let_forbidden_go()
         else:

@@ -120,10 +120,6 @@ class RowJudge:
             if isinstance(judged, FailedRow):
                 raise error_of(judged)
             outcomes = self._outcomes(row, judged)
-            now = zip((row.rag, row.sft), outcomes, strict=True)
-            if self._out.withholds and any(code != EXPORTED and outcome.gate is None for code, outcome in now):
-                self._leave(row)
-                return
             for displaced in self._displaced_by(row, outcomes):
                 # It gets a quarantine row instead, which quotes its text; and in the other dataset it may do the same.
                 for other in self._displaced_by(displaced, self._outcomes(displaced, self._checked(displaced))):
@@ -154,11 +150,8 @@ class RowJudge:
         """
         if row.walk in self._batch.displaced:
             raise error  # its id is another row's already
-        self._out.note_out_of_reach(error)
-        self._leave(row)
-
-    def _leave(self, row: WorkRow) -> None:
         out = self._out
+        out.note_out_of_reach(error)
         out.rows_to_queue.append(row.walk)
         recorded = [(lane, row.recorded(dataset)) for dataset, lane in self._lanes.items()]
         if not any(each.code == EXPORTED and self._batch.forbids(lane.dataset, row.run_id) for lane, each in recorded):

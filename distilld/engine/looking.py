@@ -21,7 +21,6 @@ from distilld.core.plan import FileKey
 from distilld.engine import cluster
 from distilld.engine.batch import Batches
 from distilld.engine.index import Indexer
-from distilld.engine.index_file import HalfRead
 from distilld.engine.index_lines import Indexed
 from distilld.engine.options_in_force import JudgedWith
 from distilld.engine.pass_log import Teller
@@ -106,9 +105,8 @@ class Looking:
         self._spool_folder = spool_folder
         self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
-        self._postponed: list[FileKey] = []
-        """Large files that the last pass left to the next ones, or the rest of which it left."""
-        self._half_read: dict[FileKey, HalfRead] = {}
+        self._postponed, self._unsettled = list[FileKey](), list[FileKey]()
+        """Large files that the last pass left to the next ones, and files that it left until they do not change."""
         self._look_at_ns = 0
         self._mendings = 0
         """How often the pass has looked at the exports."""
@@ -142,7 +140,7 @@ class Looking:
         self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
-        indexed = indexer.take(scan, read_again=read_again, owed=owed)
+        indexed = indexer.take(scan, read_again=read_again, owed=owed, next_turn=next(iter(self._postponed), None))
         self._note_left_alone(indexed)
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_again=read_again)
@@ -169,19 +167,17 @@ class Looking:
             is_still=self._is_still,
             progress=self._reading(scan),
             hashed_since_ns=hashed_since_ns,
-            postponed=self._postponed,
-            half_read=self._half_read,
+            left=self._unsettled,
         )
 
     def _note_left_alone(self, indexed: Indexed) -> None:
         """Remember what a look left to later ones."""
-        self._postponed = indexed.postponed
-        self._half_read = {key: self._half_read[key] for key in indexed.postponed if key in self._half_read}
+        self._postponed, self._unsettled = indexed.postponed, indexed.unsettled
         self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
 
     def _hashed_since_ns(self) -> int | None:
-        """The time since which a file must have been hashed; None where somebody else or an earlier turn saw to it."""
-        if self.believes_facts or self._postponed:
+        """The time since which a file must have been hashed; None where somebody else looks after that."""
+        if self.believes_facts:
             return None
         return time.time_ns() - self.scrub_ns if self.scrub_ns else 0
 

@@ -31,8 +31,6 @@ class LooseRows:
     def take_departures(self, departures: Iterable[Departure]) -> None:
         """Lines whose rows are gone: they leave, unless another row holds the same id."""
         for each in departures:
-            if self._out.withholds and not self._batch.forbids(each.dataset, each.run_id):
-                continue  # a row that is yet to be judged may take it over
             self._out.departures.append(each.departure_id)
             self._out.totals[each.dataset, "departing", each.outcome] -= 1
             if each.dataset is Dataset.PREFERENCE:

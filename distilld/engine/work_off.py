@@ -26,6 +26,7 @@ from distilld.engine.index_lines import Indexed
 from distilld.engine.looking import Looking
 from distilld.engine.pass_result import PassResult
 from distilld.engine.progress import Judging
+from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake import scan as lake
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch
@@ -71,8 +72,6 @@ class WorkingOff(Looking):
                     result.batches.append(committed)
                 elif self._batches is not None and self._batches.took_none:
                     return
-                if result.indexed.withholds:
-                    return
                 if monotonic_ns() >= self._look_at_ns:
                     self._look_again(result)
             if self._judging is not None:
@@ -90,7 +89,7 @@ class WorkingOff(Looking):
         self._note_left_alone(news)
         self._look_at_ns = self._next_look(began)
         result.indexed.add(news)
-        if not (news.changes or news.problems or news.withholds):
+        if not (news.changes or news.problems):
             return
         self._drop_batches()
         self.work.forget_places()
@@ -99,14 +98,9 @@ class WorkingOff(Looking):
             result.untold.add(news)
         result.note_problems(news.problems)
         self.teller.odd_lines(news.malformed, news.unreviewed.values())
-        self._settle_exceptions(news)
-
-    def _settle_exceptions(self, indexed: Indexed) -> None:
-        """Settle what of the retained lines is live again, what vanished and what is lost, once that is known."""
         self._make_live()
-        if not indexed.withholds:
-            self._trip()
-            self._lose_missing()
+        self._trip()
+        self._lose_missing()
 
     def _doubt_changed(self, result: PassResult) -> None:
         """Have the files that changed under the pass read again, whatever a stat says of them."""
@@ -122,14 +116,14 @@ class WorkingOff(Looking):
     def run_batch(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> CommittedBatch | None:
         """Judge what fits into one batch and commit it; None where it changed nothing."""
         if self._batches is None:
-            self._batches = self._new_batches(result.indexed, options_changed=options_changed)
+            self._batches = self._new_batches(result.indexed.unread, options_changed=options_changed)
         batch = self._batches.decide()
         try:
             return self._commit(batch, trigger, result)
         finally:
             batch.close()
 
-    def _new_batches(self, indexed: Indexed, *, options_changed: bool) -> Batches:
+    def _new_batches(self, unread: dict[int, UnreadEvidence], *, options_changed: bool) -> Batches:
         assert self._pool is not None  # noqa: S101  as long as a pass takes
         return Batches(
             self.root,
@@ -137,11 +131,10 @@ class WorkingOff(Looking):
             self.committer,
             self._pool,
             self.options,
-            indexed.unread,
+            unread,
             batch_rows=self.limits.batch_rows,
             spool_folder=self._spool(),
             options_changed=options_changed,
-            withholds=indexed.withholds,
             told=self._tell_judging,
         )
 

@@ -22,7 +22,6 @@ BLOCK_BYTES: Final = 1 << 17
 HEAD_BYTES: Final = 1024
 """Kept of an over-long line: enough for the 200 UTF-16 units of its quarantine row."""
 DIGEST_BYTES: Final = 16
-NO_LIMIT: Final = 1 << 62
 
 
 _sha256: Final = hashlib.sha256
@@ -98,23 +97,17 @@ def end_of(tail: Line | None) -> End:
 
 
 class PartitionReader:
-    """Reads one open partition once, up to the size that it had when it was opened, in one turn or in several."""
+    """Reads one open partition once, from its start, up to the size that it had when it was opened."""
 
-    def __init__(
-        self, descriptor: int, size: int, max_line_bytes: int, shown: str, *, turn_bytes: int = NO_LIMIT
-    ) -> None:
-        """``turn_bytes`` are about so many bytes as may be read before others have their turn."""
+    def __init__(self, descriptor: int, size: int, max_line_bytes: int, shown: str) -> None:
         self._descriptor = descriptor
         self._size = size
         self._max = max_line_bytes
         self._shown = shown
-        self._turn_bytes = turn_bytes
         self._sha = ContentHash()
         self.consumed = 0
-        """The offset behind the last complete line that was given out, or behind what was proven."""
+        """The offset behind the last complete line that was given out, or proven."""
         self.bytes_read = 0
-        self.is_cut = False
-        """Whether the reading ended for others to have their turn."""
         self.tail: Line | None = None
         """What stands behind the last line feed, once :meth:`blocks` has ended; None where nothing does."""
 
@@ -123,19 +116,10 @@ class PartitionReader:
         """The sha256 of the bytes up to ``consumed``, in hex."""
         return self._sha.digest().hex()
 
-    @property
-    def _turn_is_over(self) -> bool:
-        return self.bytes_read >= self._turn_bytes and self.consumed < self._size
-
-    def go_on(self, reader: PartitionReader) -> None:
-        """Go on where another reader of the file ended its turn."""
-        self.consumed, self._sha = reader.consumed, reader._sha.copy()
-
-    def prove_prefix(self, length: int, sha256: str, pulse: Callable[[], None] = lambda: None) -> bool | None:
+    def prove_prefix(self, length: int, sha256: str, pulse: Callable[[], None] = lambda: None) -> bool:
         """Whether the file begins with exactly what was consumed before; afterwards :meth:`blocks` goes on behind it.
 
-        If it does not, the reader stands at the start of the file again. None where the turn was over before that was
-        known. ``pulse`` is called at each block.
+        If it does not, the reader stands at the start of the file again. ``pulse`` is called at each block.
         """
         steps = self.proof(length, sha256)
         while True:
@@ -144,34 +128,27 @@ class PartitionReader:
             except StopIteration as end:
                 return bool(end.value)
             pulse()
-            if self._turn_is_over and self.consumed < length:
-                self.is_cut = True
-                return None
 
     def proof(self, length: int, sha256: str) -> Generator[None, None, bool]:
         """The same, block by block, for who has other things to do in between."""
-        if self.consumed > length:
-            self.rewind()
         if length <= self._size:
-            for piece in self._pieces(self.consumed, length):
-                self._sha.update(piece)
-                self.consumed += piece if isinstance(piece, int) else len(piece)
+            sha = ContentHash()
+            for piece in self._pieces(0, length):
+                sha.update(piece)
                 yield
-            if self.sha256 == sha256:
+            if sha.digest().hex() == sha256:
+                self._sha, self.consumed = sha, length
                 return True
-        self.rewind()
         return False
 
     def rewind(self) -> None:
-        """Go back to the start of the file, as if nothing had been read; from there it is read in one turn."""
+        """Go back to the start of the file, as if nothing had been read."""
         self._sha, self.consumed, self.tail = ContentHash(), 0, None
-        self._turn_bytes, self.is_cut = NO_LIMIT, False
 
     def blocks(self) -> Iterator[list[Line]]:
         """The complete non-empty lines behind ``consumed``, in order, as many as one read gives; then ``tail`` is set.
 
-        While a block is out, ``consumed`` and ``sha256`` stand behind its last line. A read within a line gives none. A
-        turn ends behind a line, and leaves ``tail`` as it is.
+        While a block is out, ``consumed`` and ``sha256`` stand behind its last line. A read within a line gives none.
         """
         start, ahead = self.consumed, self._sha.copy()
         rest = b""
@@ -203,9 +180,6 @@ class PartitionReader:
             else:
                 rest += bytes(piece)
             yield found
-            if last and self._turn_is_over:
-                self.is_cut = True
-                return
         self.tail = long.line() if long is not None else self._line(start, rest) if rest else None
 
     def _line(self, start: int, raw: bytes) -> Line:

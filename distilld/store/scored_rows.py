@@ -60,12 +60,11 @@ class ScoredRows:
             ).fetchone()[0]
         )
 
-    def any_in(self, record: FileRecord, *, unjudged: bool = False) -> bool:
-        """Whether scored rows of the mirrored partition are known, or such that were never judged."""
+    def any_in(self, record: FileRecord) -> bool:
+        """Whether scored rows of the mirrored partition are known."""
         low = record.walk_base
-        never = " AND rag IS NULL" if unjudged else ""
         found = self._run(
-            f"SELECT EXISTS (SELECT 1 FROM scored_rows WHERE walk >= ? AND walk < ?{never})", (low, low + LINES_END)
+            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE walk >= ? AND walk < ?)", (low, low + LINES_END)
         )
         return bool(found.fetchone()[0])
 

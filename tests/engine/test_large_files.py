@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import Dataset
+from distilld.core.model import Dataset, InputKind
+from distilld.engine import index
 from distilld.lake import lines
+from distilld.service.run_once import bring_up_to_date
 from tests.support.builders import jsonl
-from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
+from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, run
 
 TERABYTE = 1 << 40
 MALFORMED = "schema_violation"
@@ -92,6 +94,57 @@ def test_hole_that_was_filled_with_zeros_is_no_change(lake: HistoryLake) -> None
     content[size // 2] = 1
     lake.scored_path(A).write_bytes(content)
     assert [change.change for change in lake.go().indexed.changes] == ["rewritten"]
+
+
+def large_evidence_beside_a_rejection(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large evidence comes for two partitions that are known, and a rejection in a third one."""
+    believe_facts(monkeypatch)
+    monkeypatch.setattr(index, "TURN_BYTES", 2000)
+    lake.scored(A, run("a"))
+    lake.scored(C, run("c"))
+    lake.go()
+    for partition, run_id in ((A, "a"), (C, "c")):
+        lake.evidence(partition, given(run_id, "long" * 1000))
+    lake.scored(B, run("b", "rejected"))
+
+
+def test_large_evidence_has_its_turn_behind_all_others(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else there is to do comes first, and then one large file a pass, also where others never end."""
+    large_evidence_beside_a_rejection(lake, monkeypatch)
+    assert lake.go().indexed.postponed == [(InputKind.EVIDENCE, A), (InputKind.EVIDENCE, C)]
+    assert lake.exported(Dataset.RAG) == set()
+    lake.scored(B, run("b", "accepted"))
+    result = lake.go()
+    assert (result.indexed.postponed, result.unfinished) == ([(InputKind.EVIDENCE, C)], True)
+    assert lake.exported(Dataset.RAG) == {"a", "b"}
+    assert not lake.go().unfinished
+    assert lake.exported(Dataset.RAG) == {"a", "b", "c"}
+
+
+def test_run_goes_on_until_every_large_file_had_its_turn(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It neither pauses nor gives up before."""
+    large_evidence_beside_a_rejection(lake, monkeypatch)
+    report = bring_up_to_date(
+        lake.engine, pause=lambda _: pytest.fail("a pause"), clock=iter(range(0, 10**6, 1000)).__next__
+    )
+    assert lake.exported(Dataset.RAG) == {"a", "c"}
+    assert report.not_read == ()
+
+
+def test_large_evidence_that_comes_with_its_rows_is_read_at_once(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows would be quarantined, or withdrawn where they moved, only to come back in the next pass."""
+    monkeypatch.setattr(index, "TURN_BYTES", 2000)
+    lake.scored(A, run("a"))
+    lake.evidence(A, given("a", "long" * 1000))
+    lake.scored(C, run("c"))
+    assert lake.go().indexed.postponed == []
+    assert lake.exported(Dataset.RAG) == {"a", "b"}
+    for tree in ("scored_path", "evidence_path"):
+        getattr(lake, tree)(A).rename(getattr(lake, tree)(A).with_name("renamed.jsonl"))
+    assert lake.go().indexed.postponed == []
+    assert lake.causes(Dataset.RAG) == []
 
 
 @pytest.mark.parametrize("change", ["new", "appended", "rewritten", "evidence"])

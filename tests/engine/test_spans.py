@@ -313,7 +313,7 @@ def watched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
         committed = made_durable(self, *arguments)
         batches.append(committed.identity.sequence)
         verdicts = oracle.verdicts_in_force(read_lake(lake.root, lake.options), lake.options)
-        invariants.ship_no_forbidden_run(invariants.Exports.read(lake.root), verdicts.of, lake.options)
+        invariants.ship_no_forbidden_run(invariants.Exports.read(lake.root), verdicts, lake.options)
         return committed
 
     with monkeypatch.context() as patch:

@@ -20,23 +20,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from distilld.config.settings import EngineLimits
-from distilld.core.model import Category, Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
+from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
 from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, read_file, span_queue, work_off
 from distilld.engine.engine import Engine
-from distilld.engine.pass_result import PassResult
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import Lake, read_lake
 from distilld.inspection.oracle_verdicts import Verdicts
 from distilld.inspection.unstamped import unstamped_quarantine
 from distilld.inspection.verify import verify
-from distilld.lake import lines
 from distilld.lake import scan as lake
 from distilld.lake.scan import tree_path
 from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
-from distilld.store import verdicts
 from distilld.store.connection import Store
 from distilld.store.pruning import Only
 from distilld.store.queries import Exceptions
@@ -105,26 +102,14 @@ class WatchedEngine(Engine):
 
     verdicts: Callable[[], Verdicts]
 
-    def run_batch(self, trigger: Trigger, result: PassResult, **named: Any) -> CommittedBatch | None:
+    def run_batch(self, *args: Any, **named: Any) -> CommittedBatch | None:
         """One batch; afterwards, what must hold after every single one."""
-        before = Exports.read(self.root)
-        committed = super().run_batch(trigger, result, **named)
+        committed = super().run_batch(*args, **named)
         exports = Exports.read(self.root)
-        if result.indexed.withholds:
-            # Of what is half read nobody knows all verdicts; those that are known are obeyed, and nothing comes in.
-            invariants.ship_no_forbidden_run(exports, self.known_verdict, self.options)
-            for dataset in Dataset:
-                assert exports.exported[dataset].keys() <= before.exported[dataset].keys()
-        else:
-            invariants.ship_no_forbidden_run(exports, self.verdicts().of, self.options)
+        invariants.ship_no_forbidden_run(exports, self.verdicts(), self.options)
         if committed is not None:
             invariants.agree_with_the_receipt(self.root, exports, committed.receipt)
         return committed
-
-    def known_verdict(self, dataset: Dataset, run_id: str) -> Category | None:
-        """The verdict in force by what was read so far."""
-        known = verdicts.Verdicts(self.store).in_force(run_id, self.options)
-        return known.rag if dataset is Dataset.RAG else known.sft
 
 
 class Histories(RuleBasedStateMachine):
@@ -168,7 +153,6 @@ class Histories(RuleBasedStateMachine):
         settled=maybe,
         in_one_go=maybe,
         in_place=st.sampled_from((None, 200, 1500, 1 << 19)),
-        turn=st.sampled_from((index_file.TURN_BYTES, 300, 1000)),
         files=st.lists(joined_rows(), max_size=4),
     )
     def start(
@@ -183,7 +167,6 @@ class Histories(RuleBasedStateMachine):
         settled: bool,
         in_one_go: bool,
         in_place: int | None,
-        turn: int,
         files: list[tuple[list[Row], list[Row]]],
     ) -> None:
         self.options = self.here(options)
@@ -201,10 +184,6 @@ class Histories(RuleBasedStateMachine):
             self.limits.setattr(exports_module, "LEAST_BYTES", 0)
             self.limits.setattr(live_files, "SEGMENT_BYTES", in_place)
             self.limits.setattr(overwrite, "MOST_SPACE_SHARE", 0.5)
-        self.limits.setattr(index_file, "TURN_BYTES", turn)
-        if turn < index.READ_WHOLE_BYTES:
-            self.limits.setattr(index, "READ_WHOLE_BYTES", turn)
-            self.limits.setattr(lines, "BLOCK_BYTES", turn // 3)
         self.restart()
         for partition, (scored, given) in enumerate(files):
             self.history.append(InputKind.SCORED, partition, scored)
@@ -290,21 +269,6 @@ class Histories(RuleBasedStateMachine):
             self.history.append(InputKind.EVIDENCE, other, both[1])
         with unlisted(tree + folder):
             self.engine.run_pass(Trigger.WATCH)
-        self.before, self.lake = Exports.read(self.folder), read_lake(self.folder, self.options)
-        self.check_pass()
-
-    @rule(partition=number, both=joined_rows(), rows=some_scored, number=number, at=number, turns=st.integers(1, 3))
-    def change_between_turns(
-        self, partition: int, both: tuple[list[Row], list[Row]], rows: list[Row], number: int, at: int, turns: int
-    ) -> None:
-        """A verdict changes while a file is half read, perhaps one of that file."""
-        assert self.engine is not None
-        self.check_pass()
-        self.history.append(InputKind.SCORED, partition, [*both[0], *rows])
-        self.history.append(InputKind.EVIDENCE, partition, both[1])
-        for _ in range(turns):
-            self.engine.run_pass(Trigger.WATCH)
-            self.history.rescore(number, at)
         self.before, self.lake = Exports.read(self.folder), read_lake(self.folder, self.options)
         self.check_pass()
 
@@ -449,21 +413,15 @@ class Histories(RuleBasedStateMachine):
         assert self.engine is not None
         assert self.store is not None
         result = self.engine.run_pass(Trigger.WATCH)
-        batches = result.batches
-        for _ in range(200):
-            if not result.unfinished:
-                break
-            result = self.engine.run_pass(Trigger.WATCH)
-            batches += result.batches
         assert not result.indexed.problems
-        assert not result.unfinished
+        assert not result.indexed.unsettled
         exports = Exports.read(self.folder)
         now = read_lake(self.folder, self.options)
         expected = self.full_pass(now)
         invariants.equal_the_full_pass(exports, expected)
         invariants.account_for_every_line(exports, expected)
         invariants.have_the_keys_of_their_dataset(exports)
-        if len(batches) <= 1:
+        if len(result.batches) <= 1:
             stayed = {place for place, _ in places_of(self.lake) & places_of(now)}
             stayed |= invariants.places_of_retained(expected)
             invariants.keep_what_did_not_change(self.before, exports, stayed)
@@ -479,7 +437,7 @@ class Histories(RuleBasedStateMachine):
         cls = type(self)
         cls.passes += 1
         cls.rows_present += expected.lines
-        cls.rows_judged += sum(each.receipt["work"]["rows_judged"] for each in batches)
+        cls.rows_judged += sum(each.receipt["work"]["rows_judged"] for each in result.batches)
 
 
 class LyingHistories(Histories):

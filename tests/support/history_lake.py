@@ -159,7 +159,7 @@ class HistoryLake:
         """One pass, a minute after the last; what must hold after every pass is looked at."""
         self.now_ns += MINUTE_NS
         result = self.engine.rebuild() if trigger is Trigger.REBUILD else self.engine.run_pass(trigger)
-        self.check(withholds=result.indexed.withholds)
+        self.check()
         return result
 
     def prune(self, glob: str | None = None, *, only: Only | None = None) -> PassResult:
@@ -220,13 +220,8 @@ class HistoryLake:
         """What the store answers."""
         return self.engine.store.connection.execute(query, values).fetchall()
 
-    def check(self, *, withholds: bool = False) -> None:
-        """What holds after every pass: accounting, ids, and nothing in a dataset's folder but its file and its card.
-
-        Lines whose rows are gone wait for a pass that ``withholds`` nothing.
-        """
-        departing = self.ask("SELECT dataset, 'departing', outcome, count(*) FROM departures GROUP BY 1, 3")
-        assert withholds or not departing
+    def check(self) -> None:
+        """What holds after every pass: accounting, ids, and nothing in a dataset's folder but its file and its card."""
         totals = self.engine.ledger.totals()
         for dataset in Dataset:
             ids = [row["id"] for row in self.rows(dataset)]
@@ -245,9 +240,7 @@ class HistoryLake:
             " FROM scored_rows UNION ALL SELECT 'sft', sft FROM scored_rows UNION ALL SELECT 'preference', outcome"
             " FROM pairs WHERE retained IS NULL) WHERE outcome IS NOT NULL GROUP BY 1, 3"
         )
-        assert sorted(actual + departing) == sorted(
-            self.ask("SELECT dataset, state, outcome, rows FROM totals WHERE rows <> 0")
-        )
+        assert sorted(actual) == sorted(self.ask("SELECT dataset, state, outcome, rows FROM totals WHERE rows <> 0"))
 
 
 def believe_facts(patch: pytest.MonkeyPatch) -> None:

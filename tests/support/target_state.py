@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,16 +14,15 @@ from typing import Any, Final
 
 from distilld.core.firewall import MissingFiles
 from distilld.core.json_text import parse_object
-from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Reason
+from distilld.core.model import EXPORT_PATHS, Dataset, Options, Reason
 from distilld.core.samples import SAMPLES, SCHEMA_VERSION
 from distilld.inspection import oracle
 from distilld.inspection.oracle_lake import Lake
+from distilld.inspection.oracle_verdicts import Verdicts
 from distilld.inspection.unstamped import unstamped_quarantine, unstamped_sample
 from distilld.lake.scan import SourceFiles
 from tests.support.committed import digest_by_segments
 
-VerdictOf = Callable[[Dataset, str], Category | None]
-"""The verdict in force for a run in a dataset."""
 KEYS: Final[dict[Dataset, dict[str, Any]]] = {
     Dataset.RAG: {
         "schema_version": int, "id": str, "title": str, "content": str, "tags": list, "source_run_id": str,
@@ -122,14 +121,14 @@ def have_the_keys_of_their_dataset(exports: Exports) -> None:
             SAMPLES[dataset].model_validate(row)
 
 
-def ship_no_forbidden_run(exports: Exports, verdict_of: VerdictOf, options: Options) -> None:
+def ship_no_forbidden_run(exports: Exports, verdicts: Verdicts, options: Options) -> None:
     """No row stands in a dataset whose run (of a pair, the chosen one) has a verdict in force against it (SPEC 3.4)."""
     if not options.revoke:
         return
     for dataset in Dataset:
         named = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
         for line in exports.exported[dataset].values():
-            verdict = verdict_of(dataset, json.loads(line)[named])
+            verdict = verdicts.of(dataset, json.loads(line)[named])
             assert verdict is None or not options.forbids(dataset, verdict), f"{dataset} ships a run that is {verdict}"
 
 
