@@ -1,4 +1,4 @@
-"""The console script, and ``python -m distilld``: quick to be interruptible, for importing takes a moment too."""
+"""The console script, and ``python -m distilld``: it imports late, so that an interrupt is handled early."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 from typing import Final, NoReturn
 
 INTERRUPTED: Final = 130
-"""As in :mod:`distilld.cli.exit_codes`, which cannot be asked while it is being imported."""
+"""The exit code as in :mod:`distilld.cli.exit_codes`, which may not be imported yet when it is needed."""
 
 
 def main() -> NoReturn:
-    """Run the command line; who interrupts it before it has begun gets the exit code of that, and no traceback."""
+    """Run the command line; an interrupt before it starts gives the exit code of an interrupt, and no traceback."""
     try:
         from distilld.cli.main import main as command_line
 

@@ -1,8 +1,8 @@
-"""The log: one line an event, on standard error, with names from a closed list (SPEC 4, docs/logs.md).
+"""The log: one line per event, on standard error, with event names from a closed list (SPEC 4, docs/logs.md).
 
-In the json form a line is one JSON object in plain ASCII, so neither a terminal nor a collector can be misled by what
-stands in it; the console form is for people. No line is longer than ``MAX_LINE_BYTES``. No value of a row gets in:
-callers pass counts, ids and paths, and of an exception only the kind, the place and messages known to be safe are told.
+In the json form a line is one JSON object in plain ASCII, so its content can mislead neither a terminal nor a
+collector; the console form is for people. No line is longer than ``MAX_LINE_BYTES``. No value of a row is logged:
+callers pass counts, ids and paths; of an exception only its kind, its place and messages known to be safe are logged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from distilld.core.model import Dataset, DistilldError, ProgramError
 from distilld.core.remedies import BY_EVENT
 
 if TYPE_CHECKING:
-    # Commands that log nothing do without it.
+    # Slow to import; commands that log nothing do not need it.
     from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -36,7 +36,7 @@ Format = Literal["auto", "json", "console"]
 _STANDARD_ERROR: Final = 2
 
 MAX_LINE_BYTES: Final = 40_000
-"""The longest line, its end included. journald splits lines at 48 KB."""
+"""The maximum length of a line in bytes, line feed included. journald splits lines at 48 KB."""
 
 EVENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -105,12 +105,12 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "metrics_failed": "The metrics file could not be written; the work goes on.",
     }
 )
-"""Every event's name and what it says. A line with another name is a bug, and raises ProgramError."""
+"""Every event's name and meaning. A line with another name is a bug, and raises ProgramError."""
 
 _PRIORITIES: Final[Mapping[str, int]] = MappingProxyType(
     {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 )
-"""The levels as systemd counts them (sd-daemon(3))."""
+"""The levels as systemd numbers them (sd-daemon(3))."""
 
 _LEVEL_NUMBERS: Final[Mapping[str, int]] = MappingProxyType({"debug": 10, "info": 20, "warning": 30, "error": 40})
 _NO_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType({})
@@ -123,10 +123,10 @@ def configure(
     stream: TextIO | None = None,
     environ: Mapping[str, str] = _NO_ENVIRONMENT,
 ) -> None:
-    """Set the log up for this process; may be called again, after which every logger follows.
+    """Set up the log of this process; a later call also changes existing loggers.
 
-    ``stream`` is standard error if not given. ``fmt`` auto is console on a terminal and json elsewhere. Where
-    ``environ``'s JOURNAL_STREAM says that ``stream`` leads to the journal, json lines begin with their priority.
+    The default of ``stream`` is standard error. ``fmt`` auto is console on a terminal and json elsewhere. If
+    JOURNAL_STREAM in ``environ`` says that ``stream`` leads to the journal, json lines begin with their priority.
     """
     import structlog
 
@@ -155,7 +155,7 @@ def configure(
 
 
 def get_logger() -> FilteringBoundLogger:
-    """The logger. It writes as ``configure`` said last; before that, to standard error all the same."""
+    """Return the logger. It follows the last ``configure``; before the first, it writes to standard error."""
     import structlog
 
     if not structlog.is_configured():
@@ -165,16 +165,16 @@ def get_logger() -> FilteringBoundLogger:
 
 
 def lines_of_batch(batch_id: str) -> AbstractContextManager[None]:
-    """Every line written inside carries ``batch_id``, whoever writes it."""
+    """Add ``batch_id`` to every line that is written within the context."""
     import structlog
 
     return structlog.contextvars.bound_contextvars(batch_id=batch_id)
 
 
 def drop_if_stuck() -> None:
-    """Where nobody reads what leads to standard error, put the null device there; for signal handlers.
+    """Redirect standard error to the null device if its reader is stuck; for signal handlers.
 
-    A line that waits for room is tried again when the handler returns, and is dropped then.
+    A blocked write of a line is tried again when the handler returns, and the line is dropped then.
     """
     with suppress(OSError):
         if not select.select([], [_STANDARD_ERROR], [], 0)[1]:
@@ -184,10 +184,10 @@ def drop_if_stuck() -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, each character that does not print replaced by its escape.
+    """Return ``text`` on one line, each unprintable character replaced by its escape.
 
-    That covers line ends, escape sequences, DEL, the C1 controls, the signs that turn the writing direction, and what
-    stands for bytes that were no text.
+    Unprintable are line ends, escape sequences, DEL, the C1 controls, the characters that change the writing direction,
+    and the surrogates that represent undecodable bytes.
     """
     if text.isprintable():
         return text
@@ -195,10 +195,10 @@ def printable(text: str) -> str:
 
 
 class _Sink:
-    """Writes finished lines, each in one piece.
+    """Writes finished lines, each in one call.
 
-    A line that cannot be written is lost: a full disk under the log must not stop a batch, and the receipt holds the
-    same figures.
+    A line that cannot be written is lost: a full disk under the log must not stop a batch, and the receipt has the same
+    figures.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -215,16 +215,16 @@ class _Sink:
 
 
 def _leads_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether JOURNAL_STREAM (device and inode, see systemd.exec(5)) names ``stream``; a redirection is none."""
+    """Return whether JOURNAL_STREAM (device and inode, see systemd.exec(5)) names ``stream``: not if redirected."""
     try:
         facts = os.fstat(stream.fileno())
-    except (OSError, ValueError):  # no file behind the stream, or it is closed
+    except (OSError, ValueError):  # the stream has no file, or it is closed
         return False
     return environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
 
 
 def _add_hint(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Whatever warns says what to do about it."""
+    """Add the remedy as a hint to each warning and error without a hint."""
     if method in ("warning", "error") and event["event"] in BY_EVENT:
         event.setdefault("hint", BY_EVENT[event["event"]])
     return event
@@ -242,7 +242,7 @@ def _add_time(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDic
 
 
 def _tell_exception(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """Replace ``exc_info`` by what led to the exception and where it was raised."""
+    """Replace ``exc_info`` by the exception, its causes and where it was raised."""
     given = line.pop("exc_info", None)
     error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
     if error is None:
@@ -257,7 +257,7 @@ def _tell_exception(_logger: WrappedLogger, _method: str, line: EventDict) -> Ev
 
 
 def _told(error: BaseException) -> str:
-    """The exception's kind and, where its message can hold no value of a row, the message."""
+    """Return the exception's kind and, if its message cannot contain a value of a row, the message."""
     kind = type(error).__qualname__
     safe = isinstance(error, DistilldError | OSError) or type(error).__module__ == "sqlite3"
     return f"{kind}: {error}" if safe else kind
@@ -273,7 +273,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 class _JsonLine:
-    """Renders a line as one JSON object in ASCII: ts, level and event first, then the rest as it was given."""
+    """Renders a line as one JSON object in ASCII: ts, level, event and batch_id first, then the rest in given order."""
 
     def __init__(self, *, priority: bool) -> None:
         self._priority = priority
@@ -284,7 +284,7 @@ class _JsonLine:
 
 
 class _ConsoleLine:
-    """Renders a line for people: time, level, event, then key=value in colours. What is zero or empty is left out."""
+    """Renders a line for people: time, level, event, then key=value in colours, without zero or empty values."""
 
     def __init__(self, *, colors: bool) -> None:
         from structlog.dev import ConsoleRenderer
@@ -308,7 +308,7 @@ class _ConsoleLine:
 
 
 def _in_short(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a batch did, on a line of 120 columns; its receipt has the rest."""
+    """Return the main figures of a batch, for a line of 120 columns; its receipt has the rest."""
     shown = {key: batch.get(key) for key in ("ts", "level", "event", "trigger")}
     shown |= {"ms": batch.get("duration_ms"), "judged": batch.get("rows_judged")}
     for dataset in Dataset:
@@ -331,7 +331,7 @@ _LIMITS: Final = (
     _Limits(2_000, 100, 6),
     _Limits(500, 30, 4),
     _Limits(120, 10, 3),
-    # Always short enough: time, level, event and batch_id, and nothing that nests.
+    # Always short enough: only time, level, event and batch_id, and nothing nested.
     _Limits(40, 4, 1),
 )
 _FIRST_KEYS: Final = ("ts", "level", "event", "batch_id")
@@ -339,7 +339,7 @@ _EVENT_COLUMNS: Final = 20
 
 
 def _fitted(line: EventDict, render: Callable[[Mapping[str, Any]], str], most_bytes: int) -> str:
-    """``line`` rendered with the widest limits under which it takes no more than ``most_bytes``."""
+    """Render ``line`` with the widest limits under which it has at most ``most_bytes`` bytes."""
     ordered = {key: line[key] for key in _FIRST_KEYS if key in line} | dict(line)
     text = ""
     for limits in _LIMITS:
@@ -350,7 +350,7 @@ def _fitted(line: EventDict, render: Callable[[Mapping[str, Any]], str], most_by
 
 
 def _bounded(value: object, limits: _Limits, levels: int) -> object:
-    """``value`` as JSON can hold it, within ``limits``. Of any other value only the type is shown."""
+    """Return ``value`` as JSON can represent it, within ``limits``; of any other value only the type."""
     match value:
         case Enum():
             return _bounded(value.value, limits, levels)
@@ -388,7 +388,7 @@ def _more(count: int) -> str:
 
 
 def _as_json(line: Mapping[str, Any]) -> str:
-    # json leaves DEL as it is; here it can stand in a text only, where its escape means the same.
+    # json does not escape DEL; it can only be inside a string here, where its escape means the same.
     return json.dumps(line, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")
 
 

@@ -1,4 +1,4 @@
-"""Tables and counts for people: as values, and as aligned plain text for whatever is no terminal."""
+"""Tables and counts for people: as values, and as aligned plain text for output that is not a terminal."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Cell = str | int | None
 
 _GAP: Final = "  "
 _LEAST_ROOM: Final = 20
-"""The last column of a table is wrapped where it has as much room; else each row becomes a block."""
+"""The minimum width in characters to wrap the last column of a table; if there is less, each row is a block."""
 
 
 class Size(int):
     """A number of bytes."""
 
     def __str__(self) -> str:
-        """Return it as people read it."""
+        """Return the size with its unit, for people."""
         if self < 1 << 10:
             return counted(int(self), "byte")
         power = min((self.bit_length() - 1) // 10, 4)
@@ -29,25 +29,25 @@ class Size(int):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A title, the columns' names and the rows. A column that holds numbers alone stands to the right."""
+    """A title, the columns' names and the rows. A column of numbers is aligned to the right."""
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
 
     def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers alone."""
+        """Return whether a column has only numbers."""
         cells = [row[column] for row in self.rows if row[column] is not None]
         return bool(cells) and all(isinstance(cell, int) for cell in cells)
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and what it counts, in the plural but of one."""
+    """Return a number and its noun, in the plural unless the number is 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def text_of(cell: Cell) -> str:
-    """A cell as it is shown: on one line, nothing in it that a terminal would obey, thousands apart."""
+    """Return a cell for display: on one line, without control sequences, thousands separated."""
     if cell is None:
         return "-"
     if isinstance(cell, Size):
@@ -58,7 +58,7 @@ def text_of(cell: Cell) -> str:
 def plain_text(table: Table, width: int | None = None) -> str:
     """Return the table as lines of text, columns aligned by spaces.
 
-    Where ``width`` columns are too few, the last column is wrapped; where it has too little room, each row is a block.
+    If the table is wider than ``width``, its last column is wrapped; if it has too little room, each row is a block.
     """
     texts = [table.columns, *(tuple(map(text_of, row)) for row in table.rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(table.columns))]
@@ -74,7 +74,7 @@ def plain_text(table: Table, width: int | None = None) -> str:
 
 
 def _wrapped(row: tuple[str, ...], room: int) -> Iterator[tuple[str, ...]]:
-    """Return a row as several, of which each has a part of the last cell."""
+    """Return a row as several rows, each with a part of the last cell."""
     first, *more = textwrap.wrap(row[-1], room) or [""]
     yield (*row[:-1], first)
     for part in more:
@@ -90,13 +90,13 @@ def _line(cells: tuple[str, ...], widths: list[int], right: list[bool]) -> str:
 
 
 def records(table: Table, width: int) -> Iterator[str]:
-    """Return each row as a block of ``column value`` lines that fit into ``width`` columns."""
+    """Return each row as a block of ``column value`` lines that fit into ``width`` characters."""
     for row in table.rows:
         yield "\n".join(labelled([(name, text_of(cell)) for name, cell in zip(table.columns, row, strict=True)], width))
 
 
 def labelled(parts: Sequence[tuple[str, str]], width: int | None) -> list[str]:
-    """Return indented ``label text`` lines; texts are aligned, and wrapped into ``width`` columns if one is given."""
+    """Return indented ``label text`` lines; texts are aligned, and wrapped to ``width`` characters if it is given."""
     indent = max((len(label) for label, _ in parts), default=0) + 2 * len(_GAP)
     lines = []
     for label, text in parts:

@@ -1,1 +1,1 @@
-"""The command line: the only part that speaks to people (SPEC 5; docs/cli.md)."""
+"""The command line: the only part that prints for users (SPEC 5; docs/cli.md)."""

@@ -1,4 +1,4 @@
-"""``distilld changes``: what left a dataset and what came to it since a batch, for a copy or an index."""
+"""``distilld changes``: print which rows left or entered a dataset since a batch, for a copy or an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands by name, and the options that all of them have. Nothing slow is imported here."""
+"""The commands by name, and their common options. This module imports nothing slow."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ COMMANDS: Final = MappingProxyType(
         "demo": "distilld.cli.demo",
     }
 )
-"""Each command's module, in the order of --help; a command exists as soon as its module does.
+"""Each command's module, in the order of --help. A command is available if its module exists.
 
-The module holds a click command under the command's name, with ``_`` for ``-``, and imports what is slow inside it.
+The module defines a click command with the command's name, ``_`` for ``-``. Slow imports are inside its functions.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """The common options as they were given; None where they were not."""
+    """The common options as given; None for those that were not given."""
 
     config: Path | None = None
     root: str | None = None
     state: str | None = None
 
     def over(self, outer: Common) -> Common:
-        """These options, and those given before the command where these are missing."""
+        """Return these options; those that are None are taken from ``outer``, given before the command."""
         return Common(
             outer.config if self.config is None else self.config,
             outer.root if self.root is None else self.root,
@@ -69,7 +69,7 @@ class Common:
 
 
 class _Commands(click.Group):
-    """A group that imports a command's module when the command is asked for."""
+    """A group that imports a command's module only when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
@@ -77,7 +77,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; the message about an unknown one names the nearest."""
+        """Return the command. The error for an unknown one names the nearest."""
         if args and args[0][:1].isalnum() and args[0] not in COMMANDS:
             nearest = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.0)[0]
             ctx.fail(f"No such command {args[0]!r}; the nearest one is '{nearest}'.")
@@ -93,7 +93,7 @@ class _Commands(click.Group):
 
 
 COUNT: Final = click.IntRange(0, 1 << 31)
-"""How many rows to list: as many as any list can have."""
+"""How many rows to list, up to a number that no list exceeds."""
 
 R = TypeVar("R")
 
@@ -116,7 +116,7 @@ def _with_options(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def common_options(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the common options; it takes them as one first argument, whichever side they were given on."""
+    """Give a command the common options as its first argument, whether given before or after its name."""
 
     def with_common(*args: Any, config: Path | None, root: str | None, state: str | None, **rest: Any) -> R:
         outer = click.get_current_context().find_object(Common) or Common()
@@ -126,12 +126,12 @@ def common_options(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command --json; it takes ``as_json``."""
+    """Give a command --json, as the argument ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
 
 
 def executor_option(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command --executor; it takes ``executor``, None where it is not given."""
+    """Give a command --executor, as the argument ``executor``: None if it is not given."""
     return click.option("--executor", metavar="ADDRESS", help="Judge on a Dask cluster, such as dask://HOST:8786.")(
         function
     )

@@ -1,4 +1,4 @@
-"""``distilld compact``: the files without white space, in canonical walk order."""
+"""``distilld compact``: remove the spaces from the files, and put them in canonical walk order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``distilld demo``: distilld at work on a small lakehouse of its own."""
+"""``distilld demo``: show distilld at work on a sample lakehouse."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def demo(folder: Path, as_json: bool) -> ExitCode:
 
 
 def _program() -> str:
-    """How this program is called here: by its name where that finds it, else by its path."""
+    """Return the command that runs this program here: its name if that finds it, else its path."""
     called = sys.argv[0]
     if Path(called).name != "distilld":
         return "distilld"

@@ -1,4 +1,4 @@
-"""``distilld diff``: one of our datasets against another exporter's file."""
+"""``distilld diff``: compare one of our datasets with another exporter's file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command's exit code says (SPEC 5; docs/cli.md)."""
+"""The exit codes of commands (SPEC 5; docs/cli.md)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """The closed list of exit codes."""
+    """All exit codes of distilld."""
 
     DONE = 0
     FAILED = 1

@@ -1,4 +1,4 @@
-"""``distilld explain``: everything that is known of one run."""
+"""``distilld explain``: show everything that is known about one run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
     from distilld.inspection.explain import explain as tell
     from distilld.inspection.story_text import text_of_run
 
-    # Bytes that are not UTF-8 were read as U+FFFD from the inputs too.
+    # The inputs were read in the same way: bytes that are not UTF-8 became U+FFFD.
     run_id = run_id.encode(errors="surrogateescape").decode(errors="replace")
     with progress_bar() as progress:
         story = tell(load_settings(common), run_id, progress)
@@ -41,7 +41,7 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
 
 
 def print_text(text: Text) -> None:
-    """Print a story."""
+    """Print the history of a run or a row."""
     from distilld.cli.output import say, say_block
 
     for each in text:

@@ -1,4 +1,4 @@
-"""``distilld health``: one answer for a monitor."""
+"""``distilld health``: report to a monitor whether the lake is healthy."""
 
 from __future__ import annotations
 

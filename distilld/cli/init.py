@@ -1,4 +1,4 @@
-"""``distilld init``: a config file to begin with."""
+"""``distilld init``: write a config file to begin with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def init(common: Common) -> ExitCode:
     path = common.config or DEFAULT_CONFIG_FILE
     given = {}
     if common.root is not None:
-        # The file says where the lake is whatever folder distilld is started in.
+        # Absolute paths, so that the file is valid in any working directory.
         given["root"] = os.path.abspath(common.root) if common.root else ""
     if common.state is not None:
         given["state"] = os.path.abspath(common.state) if common.state else ""

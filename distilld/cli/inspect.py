@@ -1,4 +1,4 @@
-"""``distilld inspect``: the lake and its state store in a browser."""
+"""``distilld inspect``: show the lake and its state store in a browser."""
 
 from __future__ import annotations
 

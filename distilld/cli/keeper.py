@@ -1,4 +1,4 @@
-"""Root works on a lake as the user who keeps it: what root left behind, that user could not open."""
+"""Root changes to the user who owns the lake, since that user could not open files that root creates."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from distilld.core.model import UsageError
 
 
 def become_keeper(root: Path, state: Path, *, works: bool) -> None:
-    """Give up root's powers for those of the user who keeps the lake; nobody else's process changes anything.
+    """Change from root to the user who owns the lake. Do nothing if this process is not root's, or the lake is.
 
-    A command that only looks (``works`` is False) goes on as root where the system does not let it become that user.
+    A command that only reads (``works`` is False) continues as root if the system refuses the change.
 
     Raises:
-        UsageError: The system does not let this process become that user.
+        UsageError: The system refuses the change of user.
     """
     if os.geteuid() != 0 or (found := _keeper(root, state)) is None:
         return
@@ -32,7 +32,7 @@ def become_keeper(root: Path, state: Path, *, works: bool) -> None:
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         os.seteuid(uid)
-        # What is imported from here on, that user must come to.
+        # That user must be able to read the modules that are imported later.
         for module in (os.__file__, __file__):
             with open(module, "rb"):
                 pass
@@ -51,7 +51,7 @@ def become_keeper(root: Path, state: Path, *, works: bool) -> None:
 
 
 def _keeper(root: Path, state: Path) -> os.stat_result | None:
-    """What the keeper owns: the first of these that is there and is not root's."""
+    """Return the status of the first of these paths that exists and is not root's: its user owns the lake."""
     for path in (root / "exports", state, state.parent, root):
         try:
             found = os.stat(path)

@@ -1,6 +1,6 @@
-"""The command line: the only part that speaks to people (SPEC 5; docs/cli.md).
+"""The command line: the only part that prints for users (SPEC 5; docs/cli.md).
 
-Importing it is quick: what a command needs is imported when that command runs. Errors that somebody can act on become
+Importing it is quick: the modules that a command needs are imported when it runs. Errors that a user can resolve become
 one line on standard error here, and nowhere else.
 """
 
@@ -28,7 +28,7 @@ def main() -> NoReturn:
 
 
 def execute(arguments: Sequence[str]) -> int:
-    """Run one command; returns its exit code, having told what went wrong."""
+    """Run one command. Print its error, if any, and return its exit code."""
     try:
         code = distilld.main(args=list(arguments), prog_name="distilld", standalone_mode=False)
     except click.ClickException as error:
@@ -44,7 +44,7 @@ def execute(arguments: Sequence[str]) -> int:
         return ExitCode.FAILED
     except OSError as error:
         at = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        # A message of our own ('is no regular file') says what is to be done.
+        # Our own messages ('is no regular file') already say what to do.
         is_the_systems = error.errno is not None and error.strerror == os.strerror(error.errno)
         _say_error(f"{at}{error.strerror or error}", remedy_of(error) if is_the_systems else "")
         return ExitCode.FAILED
@@ -65,7 +65,7 @@ def _tell(error: DistilldError) -> ExitCode:
 
 
 def _say_error(message: str, hint: str = "") -> None:
-    """One line for each fault that the message names, the hint behind the last."""
+    """Print one line for each fault in the message, with the hint after the last."""
     from distilld.cli.output import complain
 
     *others, last = message.splitlines() or [""]

@@ -1,4 +1,4 @@
-"""Printing: tables and JSON on standard output, for people on a terminal and for whatever reads a pipe; and errors."""
+"""Print tables and JSON on standard output, to a terminal or a pipe, and errors on standard error."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from distilld.tables import Table, labelled, plain_text
 
 
 def say(line: str = "") -> None:
-    """Print one line; what stands in it is made safe for a terminal, and cannot begin another line."""
+    """Print one line. Characters that do not print are escaped, so that none steers a terminal or begins a line."""
     click.echo(printable(line))
 
 
 def say_coloured(line: str, colour: str) -> None:
-    """Print one line in colour where standard output is a terminal and NO_COLOR is not set."""
+    """Print one line, in colour if standard output is a terminal and NO_COLOR is not set."""
     text = printable(line)
     click.echo(text if os.environ.get("NO_COLOR") else click.style(text, fg=colour, bold=True))
 
 
 def complain(line: str) -> None:
-    """Print one line on standard error, made safe as well."""
+    """Print one line on standard error, escaped as by :func:`say`."""
     click.echo(f"distilld: {printable(line)}", err=True)
 
 
 def say_block(head: str, parts: Sequence[tuple[str, str]]) -> None:
-    """Print a line, and below it indented ``label text`` lines, wrapped where a terminal is too narrow."""
+    """Print a line and below it indented ``label text`` lines, wrapped if a terminal is too narrow."""
     click.echo("\n".join((printable(head), *labelled(parts, _width()))))
 
 
 def show(table: Table) -> None:
-    """Print a table as aligned text; where a terminal is too narrow for it, print each row as a block of lines."""
+    """Print a table as aligned text. If a terminal is too narrow for it, print each row as a block of lines."""
     title, *lines = plain_text(table, _width()).splitlines()
     click.echo("\n".join((click.style(title, bold=True), *lines)))
     click.echo()
 
 
 def _width() -> int | None:
-    """Return how many columns the terminal has; None where standard output is none."""
+    """Return how many columns the terminal has; None if standard output is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -57,13 +57,13 @@ def print_json(value: object) -> None:
 
 
 def print_bytes(blocks: Iterable[bytes]) -> None:
-    """Print what is JSON lines already."""
+    """Print blocks of JSON lines as they are."""
     for block in blocks:
         click.echo(block, nl=False)
 
 
 def plain(value: object) -> Any:
-    """A value made of what JSON has; dataclasses and named tuples become objects."""
+    """Return a value made of JSON types. Dataclasses and named tuples become objects."""
     match value:
         case Enum():
             return value.value

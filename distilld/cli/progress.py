@@ -1,4 +1,4 @@
-"""A progress bar on standard error for a long pass, where that is a terminal."""
+"""A progress bar for a long pass, shown if standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None] | None]:
-    """Gives what takes the engine's progress, or None where nobody would see a bar.
+    """Yield a function to call with the engine's progress, or None if no bar is shown.
 
-    Whatever is written to ``sys.stderr`` inside stands above the bar.
+    Text that is written to ``sys.stderr`` meanwhile appears above the bar.
     """
     if not (wanted and sys.stderr.isatty()):
         yield None

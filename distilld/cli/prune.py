@@ -1,4 +1,4 @@
-"""``distilld prune``: withdraw rows that were retained although no present input gives them."""
+"""``distilld prune``: withdraw rows that are retained although no present input gives them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def prune(
     only = Only.ORPHAN if orphans else Only.VANISHED if vanished else None
     if not yes:
         return _preview(settings, partition, only, accept=accept, as_json=as_json)
-    # A writer would begin one, and do a whole first pass that nobody asked for.
+    # Without a store, a writer would create one and do a whole first pass.
     refuse_missing(settings.state)
     if accept:
         return _accept(settings, as_json=as_json)
@@ -72,7 +72,7 @@ _ONLY_THESE: Final = {
     "absent": "--partition GLOB",
     "evidence absent": "--partition GLOB",
 }
-"""What limits a prune to rows that are retained for one reason."""
+"""The option that limits a prune to rows that are retained for this reason."""
 
 
 def _preview(settings: Settings, partition: str | None, only: Only | None, *, accept: bool, as_json: bool) -> ExitCode:
@@ -141,7 +141,7 @@ def _prune(settings: Settings, partition: str | None, only: Only | None, *, as_j
         def pruned() -> tuple[Pruned, RunReport]:
             with writer(settings, progress=progress) as engine:
                 recover(engine)
-                # Before a look at the inputs: what vanishes only now, nobody has agreed to.
+                # Before the inputs are scanned: the user has not agreed to withdraw what vanishes only now.
                 gone = engine.give_up(partition, only)
                 return gone, bring_up_to_date(engine, Trigger.PRUNE)
 

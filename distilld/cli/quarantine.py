@@ -1,4 +1,4 @@
-"""``distilld quarantine``: what is quarantined, and why."""
+"""``distilld quarantine``: show what is quarantined, and why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class QuarantineRow(NamedTuple):
-    """A row of a quarantine file, its record left out."""
+    """A row of a quarantine file, without its record."""
 
     dataset: str
     reason: str
@@ -77,7 +77,7 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
 def _rows(
     root: Path, counts: list[QuarantineCount], lengths: dict[Dataset, int], reason: Reason | None
 ) -> Iterator[QuarantineRow]:
-    """The rows of the quarantine files, up to what was committed, of the datasets that hold any."""
+    """Yield the committed rows of the quarantine files, for the datasets that have any."""
     for dataset in Dataset:
         if any(count.dataset is dataset for count in counts):
             for row in _read(root / EXPORT_PATHS[f"quarantine_{dataset}"], lengths[dataset]):
@@ -99,4 +99,4 @@ def _read(path: Path, length: int) -> Iterator[QuarantineRow]:
                 tuple(map(str, found["errors"])),
             )  # fmt: skip
         except (ValueError, TypeError, KeyError):
-            continue  # somebody edited the file; 'status' and 'verify' say so
+            continue  # the file was edited; 'status' and 'verify' report it

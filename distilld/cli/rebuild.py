@@ -1,4 +1,4 @@
-"""``distilld rebuild``: everything is read and judged again."""
+"""``distilld rebuild``: read and judge everything again."""
 
 from __future__ import annotations
 

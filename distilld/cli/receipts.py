@@ -1,4 +1,4 @@
-"""``distilld receipts``: the batches, and whether the chain of their receipts is whole."""
+"""``distilld receipts``: list the batches, and check the chain of their receipts."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _print(lines: list[ReceiptLine], stages: list[StageReceipt], anchor: str | N
 
 
 def _lines(root: Path, views: Views, limit: int | None, anchor_sha256: str | None) -> Iterator[ReceiptLine]:
-    """The newest receipts, each compared with its file and with the one before it, of which one more is read."""
+    """Yield the newest receipts, each compared with its file and with the one before it. Read one more for that."""
     kept = views.receipts(None if limit is None else limit + 1)
     newer: tuple[Any, dict[str, Any], str] | None = None
     given = 0

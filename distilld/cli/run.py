@@ -1,4 +1,4 @@
-"""``distilld run``, once or as the daemon, and the older exporters' names for it."""
+"""``distilld run``, once or as the daemon, and its names in the older exporters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 WITHDRAWN_SHOWN: Final = 20
-"""How many rows a dry run lists that would leave; --json lists all."""
+"""The maximum number of rows to withdraw or replace that a dry run lists; --json lists all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _Flags:
 
 @dataclass(frozen=True, slots=True)
 class _Inclusion:
-    """An option that lets more rows into one dataset, for one run where a flag sets it."""
+    """An option that admits one more category into a dataset. As a flag it applies to one run."""
 
     option: str
     dataset: Dataset
@@ -159,7 +159,7 @@ def _check(common: Common, flags: _Flags) -> ExitCode:
 def _serve(common: Common, flags: _Flags) -> ExitCode:
     if flags.as_json:
         raise UsageError("--json needs --once", hint="without --once this is the daemon, which never ends")
-    # It would end the process. The daemon lets what waits come as soon as it can take it.
+    # Unhandled, SIGHUP would end the process. The daemon unblocks it as soon as it can handle it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     import faulthandler
 
@@ -175,7 +175,7 @@ def _serve(common: Common, flags: _Flags) -> ExitCode:
 
     settings = read_settings()
     logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
-    # Where a watchdog or an operator sends SIGABRT to a daemon that hangs, the log says where it hung.
+    # If a watchdog or an operator sends SIGABRT to a hanging daemon, the log shows where it hangs.
     faulthandler.enable()
     serve(settings, read_settings=read_settings, environ=os.environ, notifier=notifier, take_over=flags.take_over)
     return ExitCode.DONE
@@ -214,7 +214,7 @@ def _say_damaged(engine: Engine) -> None:
 
 
 def say_not_read(report: RunReport) -> ExitCode:
-    """Name the inputs that could not be read on standard error; returns the exit code that follows from them."""
+    """Name on standard error the inputs that could not be read. Return the exit code that follows from them."""
     from distilld.cli.output import complain
 
     if report.no_inputs:
@@ -225,7 +225,7 @@ def say_not_read(report: RunReport) -> ExitCode:
 
 
 def _let_in(engine: Engine, by_flag: set[_Inclusion]) -> dict[_Inclusion, int]:
-    """How many rows stand in their datasets for the flags of this run alone."""
+    """Return how many rows are in each dataset only because of the flags of this run."""
     from distilld.store.queries import Views
 
     views = Views(engine.store)
@@ -233,7 +233,7 @@ def _let_in(engine: Engine, by_flag: set[_Inclusion]) -> dict[_Inclusion, int]:
 
 
 def _warn_of_flags(settings: Settings, by_flag: set[_Inclusion], progress: Callable[[Progress], None] | None) -> None:
-    """Say before anything is written what the next run without these flags withdraws: a rehearsal tells."""
+    """Rehearse the run, and warn before anything is written what the next run without these flags withdraws."""
     from distilld import logs
     from distilld.cli.output import complain
     from distilld.service.dry_run import rehearsal
@@ -262,7 +262,7 @@ def _report(settings: Settings, flags: _Flags, by_flag: set[_Inclusion]) -> tupl
     from distilld.service.run_once import bring_up_to_date, on_whole_store, writer
 
     with progress_bar() as progress:
-        # Inside, so that on a terminal the lines of the log stand above the bar.
+        # Inside, so that on a terminal the log lines appear above the bar.
         logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
         if flags.dry_run:
             listed = None if flags.as_json else WITHDRAWN_SHOWN
@@ -324,7 +324,7 @@ def _totals(report: RunReport) -> str:
 
 
 def print_changes(report: RunReport) -> None:
-    """Print what a run did to the datasets, and what stands in them now."""
+    """Print what a run changed in the datasets, and what they contain now."""
     from distilld.cli.output import say, show
     from distilld.tables import Table
 
@@ -342,7 +342,7 @@ def print_changes(report: RunReport) -> None:
 
 
 def say_work(report: RunReport) -> None:
-    """Say how much a run took, and where its receipt is, or which its receipts are."""
+    """Print how much a run judged and read, and which receipts it wrote."""
     from distilld.cli.output import say
     from distilld.tables import Size
 
@@ -380,7 +380,7 @@ def _print_dry_run(report: RunReport) -> None:
 
 
 def _summary(dataset: Dataset, report: RunReport, *, dry_run: bool) -> Iterator[str]:
-    """The older exporter's lines: totals at rest, then what this run added and withdrew."""
+    """Yield the older exporter's lines: the totals, and what this run added and withdrew."""
     each = report.datasets[dataset]
     counts = f"exported={each.rows}"
     if dataset is Dataset.PREFERENCE:
@@ -405,7 +405,7 @@ def _listed(counts: Iterable[tuple[str, int]], between: str = " ") -> str:
 
 
 def _inclusions(report: RunReport, let_in: Mapping[_Inclusion, int]) -> Iterator[tuple[Dataset, str]]:
-    """What the run let in beyond the default, and what left because an earlier run had let it in."""
+    """Yield what the run admitted beyond the default, and what left because only an earlier run admitted it."""
     from distilld.core.model import Cause
 
     for each in _INCLUSIONS:

@@ -1,4 +1,4 @@
-"""``distilld schema``: what stands in the files, as JSON Schema or as a loader's types."""
+"""``distilld schema``: print the form of rows and files, as JSON Schema or as types for a loader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the common options to settings that a command can rely on."""
+"""Turn the common options into checked settings for a command."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _NO_ROOT: Final[Mapping[int | None, str]] = MappingProxyType(
 )
 _FOLDERS_OF_THE_LAKE: Final = ("data", "data/scored-runs", "data/evidence", "exports", "reports")
 _BESIDE_STATE: Final = ("", "-wal", "-shm", "-journal", ".lock")
-"""What the names of the store's own files end in."""
+"""The endings of the names of the store's own files."""
 _BEGINNING_OF_METRICS: Final = b"# HELP distilld_"
 _OTHERS_WRITE: Final = 0o022
 _HINT = f"give --root, or set {ENVIRONMENT_PREFIX}ROOT, or root in the config file"
 
 
 def load_settings(common: Common, **flags: object) -> Settings:
-    """The settings in force, with a root that is a folder which can be listed, and files that are ours to write.
+    """Return checked settings: the root is a folder that can be listed, and distilld may write the files.
 
-    Paths are resolved: one lake has one name, whatever link or working directory it is reached by, so that its store
-    knows it again. From here on, root is the user who keeps the lake.
+    Paths are resolved: a lake has one name, by whatever link or working directory it is reached, so that its store
+    recognizes it. Afterwards a process of root runs as the user who owns the lake.
 
     Raises:
         ConfigError: The configuration is wrong.
-        UsageError: A path leads to a name that is not allowed, or the root is no folder, or the state or the metrics
-            file lies where other files of the lake do, or is a file of something else, or what the executor needs is
-            not installed.
+        UsageError: A path resolves to a name that is not allowed; the root is no folder; the state or metrics file is
+            in a folder of the lake's other files, or is not distilld's; a package for the executor is not installed;
+            or root cannot become the user who owns the lake.
         OperatorError: The root cannot be read, or the working directory is gone.
     """
     cwd = _working_directory()
@@ -83,15 +83,15 @@ def _warn(text: str) -> None:
 
 
 def _default_config_counts(path: Path) -> bool:
-    """Whether the working directory's config file is this user's own; says so where it is not.
+    """Return whether the working directory's config file is this user's own. If not, print a note.
 
-    Whoever may write in a folder could otherwise decide what a command does that another one types there. For root the
-    folders must be root's alone, too: nobody else may have put root's file there.
+    Otherwise a user who may write in a folder could control a command that another user runs there. For root, the
+    file and both folders must be writable by root alone: another user could have moved a file of root's there.
     """
     try:
         found = [os.stat(each) for each in (path, path.parent, path.parent.parent)]
     except OSError:
-        return True  # there is none, or reading it says why
+        return True  # it does not exist, or reading it reports why
     own = [each.st_uid == os.geteuid() for each in found]
     if own[0] and (os.geteuid() != 0 or (all(own) and not any(each.st_mode & _OTHERS_WRITE for each in found))):
         return True
@@ -112,7 +112,7 @@ def _working_directory() -> Path:
 
 
 def _resolved(name: str, path: Path) -> Path:
-    """Where ``path`` leads; that must be as storable as what was given."""
+    """Return the path that ``path`` resolves to, which must be an allowed value, too."""
     found = Path(os.path.realpath(path))
     kind = KEYS[name].kind
     try:
@@ -136,7 +136,7 @@ def _refuse_unusable_root(root: Path) -> None:
 
 
 def _refuse_unusable_state(root: Path, state: Path) -> None:
-    """Refuse a path that would displace an input, an export or a receipt, or that opening would wait for."""
+    """Refuse a path that would displace an input, an export or a receipt, or that could block when it is opened."""
     allowed = "a file outside data/, exports/ and reports/ of the root, or one that is yet to be made"
     hint = f"give --state, or set {ENVIRONMENT_PREFIX}STATE, or state in the config file"
     if fault := _fault_of_place(root, state):
@@ -157,32 +157,32 @@ def _refuse_unusable_metrics_file(root: Path, state: Path, metrics_file: Path) -
 
 
 def refuse_place_in_lake(root: Path, folder: Path) -> None:
-    """Refuse to write where inputs, exports or receipts stand.
+    """Refuse a folder that is among inputs, exports or receipts.
 
     Raises:
-        UsageError: The folder lies there.
+        UsageError: The folder is there.
     """
     if fault := _fault_of_place(root, Path(os.path.realpath(folder))):
         raise UsageError(f"{folder} {fault}", hint="choose a folder elsewhere")
 
 
 def _fault_of_place(root: Path, path: Path) -> str:
-    """Why no file of distilld's own may stand at ``path``; empty where one may."""
+    """Return why distilld must not write a file of its own at ``path``; empty if it may."""
     for folder in _FOLDERS_OF_THE_LAKE:
         if path.is_relative_to(os.path.realpath(root / folder)):
             return f"lies below {folder} of the root"
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return ""  # there is none yet, or opening it says why
+        return ""  # it does not exist, or opening it reports why
     return "" if stat.S_ISREG(mode) else "is no regular file"
 
 
 def _is_of_something_else(metrics_file: Path) -> bool:
-    """Whether it is neither a metrics file of ours nor what a power cut left of one."""
+    """Return whether the file is neither a metrics file of ours nor what a power cut left of one."""
     try:
         with open_regular(metrics_file) as file:
             found = file.read(len(_BEGINNING_OF_METRICS))
     except OSError:
-        return False  # there is none yet, or who asks may not read it
+        return False  # it does not exist, or this user may not read it
     return not _BEGINNING_OF_METRICS.startswith(found.rstrip(b"\0"))

@@ -1,4 +1,4 @@
-"""``distilld show``: one row of a dataset, and the history of its run."""
+"""``distilld show``: show one row of a dataset, and the history of its run."""
 
 from __future__ import annotations
 

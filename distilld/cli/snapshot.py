@@ -1,4 +1,4 @@
-"""``distilld snapshot``: an immutable copy of one batch for training, and what has left it since."""
+"""``distilld snapshot``: copy one batch for training, or list the rows of a copy that have left since."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``distilld stage``: a receipt around an outside stage."""
+"""``distilld stage``: run an outside stage and write a receipt for it."""
 
 from __future__ import annotations
 

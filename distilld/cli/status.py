@@ -1,4 +1,4 @@
-"""``distilld status``: the state of the lake, in words."""
+"""``distilld status``: show the state of the lake, in words."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _change(now: int, then: int | None) -> str:
 
 
 def _ago(moment: str) -> str:
-    """How long ago that was."""
+    """Return how long ago a moment was, in words."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
     for name, size in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:

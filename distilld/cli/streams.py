@@ -1,9 +1,8 @@
-"""The standard streams of a command: a write that fails never raises, and the exit code says what was lost.
+"""The standard streams of a command: a failed write never raises, and the exit code reports lost output.
 
-Python flushes both streams once more at its end and exits with 120 if that fails. So each stream is wrapped at its
-lowest level: a write that fails is dropped and remembered. Lost standard error never changes an exit code. Lost
-standard output is a failure of the commands whose product it is, and of no other; a reader that closed its pipe has
-seen enough.
+Python flushes both streams when it ends, and exits with 120 if that fails. So each stream is wrapped at its lowest
+level, where a failed write is dropped and remembered. Lost standard error never changes an exit code. Lost standard
+output is a failure only of commands whose product it is. It is no failure if the reader closed its pipe.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _ERROR: Final = 2
 
 
 class _Dropping(io.BufferedIOBase):
-    """Writes to a descriptor, all or until an error; the rest is dropped, and ``lost`` is the first error.
+    """Writes to a descriptor until an error, and drops the rest of that write. ``lost`` is the first error.
 
-    Where ``ends``, nothing is written after a loss: a document has no hole. A log goes on when there is room again.
+    With ``ends`` nothing is written after a loss: a document has no gap. Without it, a log continues when it can.
     """
 
     def __init__(self, descriptor: int, lost: OSError | None, *, ends: bool = False) -> None:
@@ -67,10 +66,10 @@ class _Dropping(io.BufferedIOBase):
 
 
 class StandardStreams:
-    """Both output streams of this process, put in place of ``sys.stdout`` and ``sys.stderr``."""
+    """The output streams of this process, which replace ``sys.stdout`` and ``sys.stderr``."""
 
     def __init__(self) -> None:
-        """Open the null device for each closed standard stream, or a file opened later would take its number."""
+        """Open the null device for each closed standard stream, so that no file opened later gets its number."""
         closed = {number: error for number in (_INPUT, _OUTPUT, _ERROR) if (error := _open_null_if_closed(number))}
         if _INPUT in closed:
             sys.stdin = os.fdopen(_INPUT, closefd=False)
@@ -79,7 +78,7 @@ class StandardStreams:
         sys.stderr = _text(_Dropping(_ERROR, closed.get(_ERROR)), sys.stderr, line_buffering=True)
 
     def exit_code(self, code: int) -> int:
-        """Return what to exit with after a command that came to ``code``; tell of output that was lost."""
+        """Return the exit code for a command that returned ``code``. Report lost output."""
         sys.stdout.flush()
         lost = self._output.lost
         if lost is None or lost.errno == errno.EPIPE:
@@ -90,18 +89,18 @@ class StandardStreams:
 
 
 class WorkCommand(click.Command):
-    """A command whose product is its work: that its output is lost changes no exit code."""
+    """A command whose product is its work: lost output does not change its exit code."""
 
     ran = False
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; asking for its help is no run."""
+        """Run the command. To show its help is no run."""
         WorkCommand.ran = True
         return super().invoke(ctx)
 
 
 def _open_null_if_closed(descriptor: int) -> OSError | None:
-    """Give a closed descriptor to the null device, for children too. Lower ones must be open."""
+    """Open the null device on a closed descriptor, also for child processes. Lower descriptors must be open."""
     try:
         os.fstat(descriptor)
     except OSError as error:
@@ -111,9 +110,9 @@ def _open_null_if_closed(descriptor: int) -> OSError | None:
 
 
 def _text(raw: _Dropping, given: TextIO | None, *, line_buffering: bool = False) -> TextIO:
-    """A text stream over ``raw``, in the encoding of the ``given`` one. What it cannot encode is escaped.
+    """Return a text stream over ``raw``, in the encoding of ``given``. It escapes what that cannot encode.
 
-    No buffer stands between: a signal that ended a write would have it written twice.
+    It has no buffered writer in between, which would write bytes twice if a signal ended a write.
     """
     return io.TextIOWrapper(
         raw,

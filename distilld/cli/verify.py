@@ -1,4 +1,4 @@
-"""``distilld verify``: check that all files agree, and that they are what a full pass would give."""
+"""``distilld verify``: check that all files agree, and that they are what a full pass gives."""
 
 from __future__ import annotations
 

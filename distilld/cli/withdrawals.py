@@ -1,4 +1,4 @@
-"""``distilld withdrawals``: what left the datasets since a time or a batch."""
+"""``distilld withdrawals``: list what left the datasets since a time or a batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def withdrawals(common: Common, since: str, limit: int, as_json: bool) -> ExitCo
 
 
 def _moment(since: str) -> str:
-    """The time as the store writes it; a batch's id is its time, too."""
+    """Return a time as the store writes it. The id of a batch is also its time."""
     try:
         found = datetime.fromisoformat(since)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Settings: their keys, where they come from, the commented file."""
+"""Settings: their keys, their sources, the commented config file."""

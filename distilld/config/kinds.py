@@ -1,4 +1,4 @@
-"""What values a setting can take: one class per kind, which reads a value and names what is allowed."""
+"""The kinds of values of settings: each class reads a value and says what is allowed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Protocol
 
 
 class Kind(Protocol):
-    """What values a key takes."""
+    """The kind of values that a key allows."""
 
     @property
     def allowed(self) -> str:
-        """What is allowed, in words that end a message."""
+        """Return what is allowed, as the end of a message."""
 
     def read(self, value: object) -> object:
-        """The value that ``value`` stands for; raises ValueError where it is not allowed."""
+        """Return the setting for ``value``; raise ValueError if it is not allowed."""
 
     def from_text(self, text: str) -> object:
-        """The value that an environment variable's text spells, or the text itself where it spells none."""
+        """Return the value that the text of an environment variable spells, or else the text itself."""
         return text
 
 
@@ -60,7 +60,7 @@ class Whole(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Number(Kind):
-    """A number up to ``most``: from ``least``, or above it where ``least`` itself is not allowed."""
+    """A number up to ``most``: from ``least``, or above it if ``least`` itself is not allowed."""
 
     least: float
     most: float
@@ -95,7 +95,7 @@ class Text(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Address(Kind):
-    """The address of something that listens, with its scheme; or empty for none."""
+    """The address of a server, with its scheme; or empty for none."""
 
     scheme: str
 
@@ -115,7 +115,7 @@ class Address(Kind):
 
 @dataclass(frozen=True, slots=True)
 class FilePath(Kind):
-    """A path that can be stored, logged and put into a table; empty only where ``empty_means`` says what that is."""
+    """A path that can be stored, logged and put into a table; empty only if ``empty_means`` says what that means."""
 
     empty_means: str = ""
 

@@ -1,7 +1,7 @@
-"""The settings as they are in force: read from flags, the environment and one TOML file (SPEC 5.1).
+"""Load the settings from flags, the environment and one TOML file (SPEC 5.1).
 
-``load`` checks the whole configuration before anything starts: every fault is found and reported at once, each with its
-key, its value and what is allowed.
+``load`` checks the whole configuration before anything starts: it reports all faults together, each with its key, its
+value and what is allowed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SHOWN_CHARACTERS: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class ConfigFault:
-    """One thing that is wrong with the configuration; every field is safe to print.
+    """One fault of the configuration; every field is safe to print.
 
-    ``key`` is empty where a file as a whole is at fault; ``nearest`` is the known key that an unknown one resembles.
+    ``key`` is empty if the fault is in a file as a whole; ``nearest`` is the known key that an unknown one resembles.
     """
 
     key: str
@@ -41,7 +41,7 @@ class ConfigFault:
 
 
 class ConfigError(UsageError):
-    """The configuration is wrong: all of its ``faults``, in the order in which they were found."""
+    """The configuration is wrong; ``faults`` are in the order in which they were found."""
 
     hint = "'distilld init' writes a config file with every key, its default and what it does"
 
@@ -52,7 +52,7 @@ class ConfigError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A value as somebody gave it, and where."""
+    """A value before it is checked, and its source."""
 
     value: object
     source: str
@@ -67,16 +67,16 @@ def load(
     default_counts: bool = True,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Settings:
-    """The settings in force: a flag wins over ``DISTILLD_<KEY>``, that over the file, the file over the default.
+    """Return the settings: a flag wins over ``DISTILLD_<KEY>``, the variable over the file, the file over the default.
 
-    ``flags`` is keyed like the file; None stands for a flag that was not given. ``config_file`` None means
-    ``config/distilld.toml`` below ``cwd`` if it is there and ``default_counts``; a file that is named must be there.
-    ``warn`` is called with what is odd and stops nothing.
+    ``flags`` has the keys of the file; None means that a flag was not given. ``config_file`` None means
+    ``config/distilld.toml`` below ``cwd`` if it exists and ``default_counts`` is true; a named file must exist.
+    ``warn`` is called with problems that are no faults.
 
     Raises ConfigError with every fault of the file, the environment and the flags.
     """
     faults: list[ConfigFault] = []
-    # Later layers win. A value that loses is checked all the same: it is wrong, and would bite later.
+    # Later layers win. A value that loses is checked too, because it would be an error as soon as it wins.
     layers = [
         list(_from_root_variable(environ)),
         list(_from_file(config_file, cwd, faults)) if config_file or default_counts else [],
@@ -99,10 +99,10 @@ def load(
 
 
 def _named_state(named: _Given, cwd: Path, root: Path) -> Path:
-    """A state store that a flag or the environment names: a relative path is taken from the working directory.
+    """Return the state store that a flag or the environment names; relative to the working directory.
 
     Raises:
-        ConfigError: There is none, but one of that name stands below the root.
+        ConfigError: It does not exist, but the same path below the root does.
     """
     path, below = cwd / str(named.value), root / str(named.value)
     if not path.exists() and below.exists():
@@ -148,7 +148,7 @@ def _from_environment(environ: Mapping[str, str], warn: Callable[[str], None]) -
         if key := variables.get(name):
             yield key, _Given(key.kind.from_text(environ[name]), name)
         else:
-            # Kubernetes sets such names in every pod beside a service named distilld.
+            # Kubernetes sets such names in every pod of a namespace with a service named distilld.
             warn(str(_unknown(name, environ[name], "the environment", tuple(variables))))
 
 
@@ -166,7 +166,7 @@ def _unknown(name: str, value: object, source: str, known: tuple[str, ...] = tup
 
 
 def _settings(values: Mapping[str, object], cwd: Path) -> Settings:
-    """The checked ``values`` with their paths made absolute."""
+    """Return the settings from checked ``values``, with absolute paths."""
     root = cwd / str(values["root"])
     source_files_root, metrics_file = str(values["source_files_root"]), str(values["metrics_file"])
     finished: dict[str, Any] = {
@@ -181,10 +181,10 @@ def _settings(values: Mapping[str, object], cwd: Path) -> Settings:
 
 
 def _shown(value: object) -> str:
-    """A value on one line, short, with every character escaped that does not print."""
+    """Return a value as short text on one line, with unprintable characters escaped."""
     try:
         return _cut(repr(str(value) if isinstance(value, Path) else value))
-    except (ValueError, RecursionError):  # more digits, or levels, than Python writes
+    except (ValueError, RecursionError):  # more digits or levels than Python can print
         return f"<{type(value).__name__}>"
 
 

@@ -1,8 +1,8 @@
 """The settings: one table of keys (SPEC 5.1).
 
-The same table reads flags, environment and file (:mod:`distilld.config.load`) and writes the commented file
-(:mod:`distilld.config.template`), so checks, messages and file agree. Nothing slow is imported here: every command
-passes through.
+The same table is used to read flags, environment and file (:mod:`distilld.config.load`) and to write the commented
+file (:mod:`distilld.config.template`), so checks, messages and file agree. This module imports nothing slow: every
+command needs it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Writer = Literal["daemon", "timer"]
 LogFormat = Literal["auto", "json", "console"]
 
 DEFAULT_CONFIG_FILE: Final = Path("config", "distilld.toml")
-"""The file that is read when none is named, below the working directory, if it exists."""
+"""The file that is read if none is named, relative to the working directory, if it exists."""
 
 ENVIRONMENT_PREFIX: Final = "DISTILLD_"
 ROOT_VARIABLE: Final = "LH_DISTILL_ROOT"
-"""The older exporters' variable: it replaces the default of ``root`` alone."""
+"""A variable of older exporters: it replaces the default of ``root``, and nothing else."""
 
 _BYTES_MOST: Final = 1 << 30
 _COUNT_MOST: Final = 1_000_000_000
@@ -34,7 +34,7 @@ _DAY_SECONDS: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One setting: its name, what it takes, its default as TOML holds it, what it does, and the section it begins."""
+    """One setting: its name, kind of value, default as in TOML, meaning, and the section that it begins."""
 
     name: str
     kind: Kind
@@ -44,18 +44,18 @@ class Key:
 
     @property
     def variable(self) -> str:
-        """The environment variable that wins over the file."""
+        """Return the name of the environment variable, which takes precedence over the file."""
         return ENVIRONMENT_PREFIX + self.name.upper()
 
 
 def _key(kind: Kind, default: bool | int | float | str, meaning: str, *, begins: str = "") -> Any:
-    """A field of Settings that is a setting; ``begins`` heads the section of the file that it opens."""
+    """Make a field of Settings; ``begins`` is the heading if it opens a section of the file."""
     return field(metadata={"kind": kind, "default": default, "meaning": meaning, "begins": begins})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting, proved good; paths are absolute."""
+    """All settings, checked; paths are absolute."""
 
     root: Path = _key(
         FilePath(), ".", "The lakehouse: the folder that holds data/, exports/ and reports/.", begins="Paths"
@@ -177,7 +177,7 @@ class Settings:
     )
 
     def options(self) -> Options:
-        """Return the settings that change the target state, as the pure core takes them."""
+        """Return the settings that change the target state, for the pure core."""
         known = {name: getattr(self, name) for name in (each.name for each in fields(Options)) if name in KEYS}
         return Options(**{**known, "source_files_root": str(self.source_files_root)})
 
@@ -187,7 +187,7 @@ class Settings:
 
 
 class EngineLimits(NamedTuple):
-    """What bounds the work of a pass and changes nothing in what it comes to. Every field is a setting of that name."""
+    """Settings that bound the work of a pass and do not change its result; each field has the name of its setting."""
 
     batch_rows: int
     settle_seconds: float
@@ -202,4 +202,4 @@ class EngineLimits(NamedTuple):
 KEYS: Final[Mapping[str, Key]] = MappingProxyType(
     {setting.name: Key(name=setting.name, **setting.metadata) for setting in fields(Settings)}
 )
-"""Every key by its name, in the order of the config file."""
+"""The keys by name, in the order of the config file."""

@@ -1,4 +1,4 @@
-"""The commented config file, with some of its keys set: what ``init`` and the demo write."""
+"""Write the commented config file, with some keys set, for ``init`` and the demo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILE_COLUMNS: Final = 100
 
 
 def commented_toml() -> str:
-    """The config file that 'distilld init' writes: every key, its default commented out, and what it does."""
+    """Return the config file of 'distilld init': every key with its meaning, and its default as a comment."""
     lines = [
         "# distilld: every setting with its default. Remove the '#' before a key to set it.",
         f"# Read from {DEFAULT_CONFIG_FILE} in the working directory, or from the file that --config names.",
@@ -33,9 +33,9 @@ def commented_toml() -> str:
 
 
 def config_text(values: Mapping[str, bool | str], *, source: str) -> str:
-    """Every key commented out with its default, those in ``values`` set. ``source`` names who gave them.
+    """Return the commented file with the keys in ``values`` set; ``source`` says in errors where these come from.
 
-    Raises ConfigError where a value is not allowed.
+    Raises ConfigError if a value is not allowed.
     """
     text = commented_toml()
     faults = []
@@ -50,7 +50,7 @@ def config_text(values: Mapping[str, bool | str], *, source: str) -> str:
         head, found, rest = text.partition(start)
         if not found:
             raise ProgramError(f"the config file has no line for {name}")
-        # A JSON text or switch is one of TOML's as well.
+        # A JSON string or boolean is also valid TOML.
         text = f"{head}\n{name} = {json.dumps(value, ensure_ascii=False)}\n{rest.partition(chr(10))[2]}"
     if faults:
         raise ConfigError(tuple(faults))

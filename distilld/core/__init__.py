@@ -1,1 +1,1 @@
-"""What distilld decides, as pure functions over values: gates, records, samples, ids. No file, clock or database."""
+"""The decisions of distilld as pure functions over values: gates, records, samples, ids. No file, clock or database."""

@@ -1,7 +1,7 @@
-"""The text of a dataset card: what Hugging Face ``datasets`` reads before it opens a file, and a page for people.
+"""The text of a dataset card: Hugging Face ``datasets`` reads it before it opens a file, and people read it as a page.
 
-Its front matter is JSON, which is YAML too. A card tells types and files, and no counts, so that it stays the same
-from batch to batch.
+Its front matter is JSON, which is also valid YAML. A card lists types and files but no counts, so that it stays the
+same from batch to batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from distilld.core.model import CARD_MARKER
 
 @dataclass(frozen=True, slots=True)
 class CardConfig:
-    """A part of a folder that is loaded by its name: its files by split, and the types of its rows."""
+    """A configuration that is loaded by name: its files by split, and the types of its rows."""
 
     name: str
     files: Mapping[str, str]
@@ -24,7 +24,7 @@ class CardConfig:
 
 
 def card_text(title: str, configs: Sequence[CardConfig], body: str) -> str:
-    """A card; the first of its configurations is the one that is loaded without a name."""
+    """Return a card; its first configuration is loaded if no name is given."""
     front = {
         "pretty_name": title,
         "configs": [

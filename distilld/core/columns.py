@@ -1,7 +1,7 @@
-"""The types of rows as loaders know them: one table for each kind of row, read off its pydantic model.
+"""The types of rows for loaders: one table for each kind of row, made from its pydantic model.
 
-The dataset cards, ``distilld schema --format``, the forms of a snapshot and its Parquet files all follow from these
-tables, so that none of them can say something else than the check that a row passes before it is exported.
+The dataset cards, ``distilld schema --format``, the forms of a snapshot and its Parquet files all come from these
+tables, so none of them can contradict the check that a row passes before it is exported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Column:
 
 
 def columns_of(model: type[BaseModel]) -> tuple[Column, ...]:
-    """The columns of the rows that a model checks, in the order of their keys."""
+    """Return the columns of the rows that a model checks, in the order of their keys."""
     return tuple(_column(name, field.annotation) for name, field in model.model_fields.items())
 
 
@@ -57,7 +57,7 @@ def _column(name: str, annotation: Any) -> Column:
 
 
 def card_features(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """The columns as the front matter of a Hugging Face card lists them."""
+    """Return the columns as the front matter of a Hugging Face card lists them."""
 
     def feature(column: Column) -> dict[str, Any]:
         inner: Any = card_features(column.fields) if column.fields else column.kind
@@ -70,7 +70,7 @@ def card_features(columns: Sequence[Column]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a loader writes types: its scalars, what goes around lists and structs, a field of a struct, a whole file."""
+    """How a loader writes types: format strings for scalars, lists, structs, fields of a struct, and a whole file."""
 
     scalars: Mapping[str, str]
     list_of: str
@@ -80,10 +80,10 @@ class Dialect:
     file: str
 
     def text(self, columns: Sequence[Column]) -> str:
-        """The types of whole rows, as a file to be imported or a value to be pasted.
+        """Return the types of whole rows, as a file to import or a value to paste.
 
         Raises:
-            KeyError: The loader has no type for one of them.
+            KeyError: The loader has no type for one of the columns.
         """
         return self.file.format("".join(f"    {self._field(column, self.top_field)},\n" for column in columns))
 
@@ -128,4 +128,4 @@ DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
         ),
     }
 )  # fmt: skip
-"""The loaders that do not read cards, or not always; ``duckdb`` is what ``columns`` of its ``read_json`` takes."""
+"""The loaders that do not always read cards; ``duckdb`` is the value of ``columns`` for its ``read_json``."""

@@ -1,4 +1,4 @@
-"""What a batch will do, decided to the end before anything is changed; ``--dry-run`` shows it and stops."""
+"""The decisions of a batch, complete before anything is changed; ``--dry-run`` shows them and stops."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _DIGITS: Final = re.compile("[0-9a-f]{16}")
 
 
 def digits_of(key: int) -> str:
-    """The 16 hex digits of a stored key."""
+    """Return the 16 hex digits of a stored key."""
     return f"{key & (1 << 64) - 1:016x}"
 
 
 def id_of(dataset: Dataset, key: int) -> str:
-    """The id that stands in the dataset."""
+    """Return the id of a row in the dataset."""
     return ID_PREFIX[dataset] + digits_of(key)
 
 
 def dataset_of(row_id: str) -> Dataset | None:
-    """Return the dataset whose rows have ids of this form; None if there is none."""
+    """Return the dataset whose ids have this form, or None."""
     for dataset, prefix in ID_PREFIX.items():
         if row_id.startswith(prefix) and _DIGITS.fullmatch(row_id.removeprefix(prefix)):
             return dataset
@@ -36,9 +36,9 @@ def dataset_of(row_id: str) -> Dataset | None:
 
 
 class RowUpdate(NamedTuple):
-    """The outcomes of one scored row from now on; codes, line digests and batches of RAG, then of SFT.
+    """The new outcomes of one scored row: code, line digest and batch for RAG, then for SFT.
 
-    All are None where it counts as never judged.
+    All are None if the row counts as never judged.
     """
 
     rag: int | None
@@ -51,7 +51,7 @@ class RowUpdate(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """A pair as it is recorded from now on."""
+    """The new record of a pair."""
 
     task_id: str
     slot: int
@@ -68,7 +68,7 @@ class PairRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """An exported row that leaves, or is replaced under the same id (SPEC 3.9)."""
+    """An exported row that is withdrawn, or replaced under the same id (SPEC 3.9)."""
 
     dataset: Dataset
     key: int
@@ -82,7 +82,7 @@ class Withdrawal:
 
 
 class PublishedWithdrawal(NamedTuple):
-    """A withdrawal as its log tells it: one line of ``exports/withdrawals``, all keys always (SPEC 3.9)."""
+    """A withdrawal as published: one line of ``exports/withdrawals``, always with all keys (SPEC 3.9)."""
 
     dataset: Dataset
     id: str
@@ -97,33 +97,33 @@ class PublishedWithdrawal(NamedTuple):
     withdrawn_at: str
 
     def line(self) -> bytes:
-        """The log's line, line feed included."""
+        """Return the line for the file, line feed included."""
         values = self._asdict()
         del values["dataset"]
         return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class Lines(Protocol):
-    """Finished lines on their way to an export, in order."""
+    """Finished lines to write to an export, in order."""
 
     @property
     def rows(self) -> int:
-        """Return how many lines there are."""
+        """Return the number of lines."""
 
     def add(self, line: bytes) -> None:
-        """Take one line, line feed included."""
+        """Add one line, line feed included."""
 
     def add_piece(self, lines: MarkedLines) -> None:
-        """Take some lines."""
+        """Add several lines."""
 
     def add_part(self, descriptor: int, offset: int, length: int, marks: Marks) -> None:
-        """Take lines that stand at ``offset`` behind ``descriptor``."""
+        """Add lines that are at ``offset`` in the file of ``descriptor``."""
 
     def blocks(self) -> Iterator[bytes]:
-        """Return everything in order, in blocks of some size."""
+        """Return all bytes in order, in blocks of any size."""
 
     def pieces(self) -> Iterator[bytes | MarkedLines]:
-        """Return the same, with the marks that are known."""
+        """Return the same blocks, with marks where they are known."""
 
     def close(self) -> None:
         """Drop the lines."""
@@ -131,10 +131,10 @@ class Lines(Protocol):
 
 @dataclass(slots=True)
 class DatasetChanges:
-    """What happens to one dataset's two files.
+    """The changes of one dataset's two files.
 
     ``missing_exported`` and ``missing_quarantined`` count recorded lines that a damaged file lost: such a line need
-    not be dropped, and one that is to stay must be written again.
+    not be dropped, and must be written again if it stays.
     """
 
     exported: Lines
@@ -142,36 +142,36 @@ class DatasetChanges:
     missing_exported: Counter[bytes] = field(default_factory=Counter)
     missing_quarantined: Counter[bytes] = field(default_factory=Counter)
     removed_keys: dict[int, bytes] = field(default_factory=dict)
-    """Ids whose lines go, with the digests of these lines."""
+    """Ids whose lines are removed, with the digests of these lines."""
     removed_quarantined: Counter[bytes] = field(default_factory=Counter)
-    """Digests of the quarantine lines that go, with how often."""
+    """Digests of the quarantine lines that are removed, with their counts."""
     adopted: int = 0
     restored: int = 0
 
     def drop_key(self, key: int, line: bytes) -> None:
-        """The dataset line of this id, known by its digest, goes."""
+        """Remove the dataset line of this id, identified by its digest."""
         if not self._was_missing(self.missing_exported, line):
             self.removed_keys[key] = line
 
     def drop_quarantined(self, line: bytes) -> None:
-        """One quarantine line with this digest goes."""
+        """Remove one quarantine line with this digest."""
         if not self._was_missing(self.missing_quarantined, line):
             self.removed_quarantined[line] += 1
 
     def keep_exported(self, digest: bytes, line: bytes) -> None:
-        """A dataset line stays as it is; it is written again if a damaged file lost it."""
+        """Keep a dataset line; write it again if a damaged file lost it."""
         if self.missing_exported and self._was_missing(self.missing_exported, digest):
             self.exported.add(line)
             self.restored += 1
 
     def keep_quarantined(self, digest: bytes, line: bytes) -> None:
-        """A quarantine line stays as it is; it is written again if a damaged file lost it."""
+        """Keep a quarantine line; write it again if a damaged file lost it."""
         if self.missing_quarantined and self._was_missing(self.missing_quarantined, digest):
             self.quarantined.add(line)
             self.restored += 1
 
     def is_missing(self, outcome: int | None, line: bytes) -> bool:
-        """Whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
+        """Return whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
         missing = self.missing_exported if outcome == EXPORTED else self.missing_quarantined
         return bool(missing) and missing[line] > 0
 
@@ -185,7 +185,7 @@ class DatasetChanges:
 
 @dataclass(slots=True)
 class Decisions:
-    """A batch's finished list of changes."""
+    """The complete list of a batch's changes."""
 
     sequence: int
     recorded_at: str
@@ -194,9 +194,9 @@ class Decisions:
     judged_walks: list[int] = field(default_factory=list)
     """All rows that were judged."""
     fresh: list[tuple[int, bytes, int, bytes, int]] = field(default_factory=list)
-    """Rows that were never judged before and write their own lines: code and line digest of RAG, of SFT, walk."""
+    """Rows judged for the first time that write their own lines: code and line digest for RAG, for SFT, walk."""
     fresh_found: list[tuple[int, bytes, int, bytes, bool, int]] = field(default_factory=list)
-    """The same of rows whose evidence file was read with them: behind the digests, whether they have evidence."""
+    """The same for rows whose evidence file was read with them: after the digests, whether they have evidence."""
     found: list[tuple[bool, int]] = field(default_factory=list)
     """Other rows whose evidence file was read with them: whether they have evidence, walk."""
     newly_judged: int = 0
@@ -205,7 +205,7 @@ class Decisions:
     tasks: list[str] = field(default_factory=list)
     dropped_pairs: list[int] = field(default_factory=list)
     pairs: list[tuple[Any, ...]] = field(default_factory=list)
-    """PairRows; those that come ready from a worker are plain tuples."""
+    """PairRows; those from a worker are plain tuples."""
     retained_pairs: list[int] = field(default_factory=list)
     departures: list[int] = field(default_factory=list)
     retained_seen: list[int] = field(default_factory=list)
@@ -215,36 +215,36 @@ class Decisions:
     totals: Counter[tuple[Dataset, str, int]] = field(default_factory=Counter)
     by_category: Counter[Category] = field(default_factory=Counter)
     exported_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
-    """Rows of which this batch wrote a line into a dataset, for the firewall's second look."""
+    """Rows that this batch exported to a dataset, for the second check by the firewall."""
     bytes_read: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Files that could not be read, and why, so that rows or tasks were left for a later batch."""
+    """Files that could not be read, and why; rows or tasks that need them wait for a later batch."""
     changed_inputs: set[str] = field(default_factory=set)
-    """Files that are no longer what was indexed of them, so that rows or tasks were left until they are read again."""
+    """Files that changed after they were indexed; rows or tasks that need them wait until they are read again."""
     rows_to_queue: list[int] = field(default_factory=list)
-    """Rows that this batch judged before their id went to another row, or came from one: they are judged again."""
+    """Rows that this batch judged before their id passed to another row, or from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)
     """Tasks that this batch touched and leaves to a later one."""
     judged_to: int | None = None
-    """All unjudged rows up to this place in walk order are judged by this batch; None where it took none."""
+    """This batch judges all unjudged rows up to this place in walk order; None if it judges none."""
 
     @property
     def rows_judged(self) -> int:
-        """How many scored rows this batch judged."""
+        """Return how many scored rows this batch judged."""
         return len(self.judged_walks)
 
     @property
     def took_any(self) -> bool:
-        """Whether anything that waited was judged, even if nothing followed from it."""
+        """Return whether anything that waited was judged, even if nothing changed."""
         return bool(self.judged_walks or self.tasks or self.departures or self.retained_seen)
 
     @property
     def out_of_reach(self) -> bool:
-        """Whether anything is left, since a file that it needs cannot be read, or changed."""
+        """Return whether anything waits because a file that it needs cannot be read, or changed."""
         return bool(self.unreadable or self.changed_inputs)
 
     def note_out_of_reach(self, error: UnreadableError | InputChanged) -> None:
-        """Something is left for a later batch, since a file that it needs cannot be read, or changed."""
+        """Note that something waits for a later batch because a file that it needs cannot be read, or changed."""
         if isinstance(error, UnreadableError):
             self.unreadable[error.path] = error.why
         else:

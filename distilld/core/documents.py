@@ -1,7 +1,7 @@
-"""What stands in files beside the datasets, for ``distilld schema``: what producers write, and what distilld tells.
+"""The models of the other files for ``distilld schema``: the inputs, and what distilld reports.
 
-Producers are read tolerantly (:mod:`distilld.core.records`): a row that does not meet its model here is never refused
-as a whole, but it is quarantined with a reason, or the field counts as absent.
+Inputs are read tolerantly (:mod:`distilld.core.records`): a row that does not match its model is not an error; either
+it is quarantined with a reason, or the field counts as absent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distilld.core.samples import NotBlank, NotEmpty
 
 
 class _Open(BaseModel):
-    """What may have keys that we do not know."""
+    """The base of models that allow unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
@@ -247,4 +247,4 @@ DOCUMENTS: Final[dict[str, type[BaseModel]]] = {
     "evidence": Evidence,
     "receipt": Receipt,
 }
-"""The models by the name that ``distilld schema`` knows them by."""
+"""The models by their name in ``distilld schema``."""

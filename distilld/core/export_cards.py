@@ -1,4 +1,4 @@
-"""The cards of the export folders, whose types follow from the models that each row is checked with."""
+"""The dataset cards of the export folders; their types come from the models that check each row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIVE: Final = (
 
 @cache
 def export_cards() -> Mapping[str, str]:
-    """The cards of the export folders: folder below the root, text."""
+    """Return the text of each card by its folder below the root."""
     kinds = {dataset.value: columns_of(SAMPLES[dataset]) for dataset in Dataset}
 
     def configs(folder: str, names: Mapping[str, str], columns: Mapping[str, tuple[Column, ...]]) -> list[CardConfig]:

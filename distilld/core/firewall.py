@@ -1,8 +1,8 @@
 """The contamination firewall: the gates, one ordered table per dataset (SPEC 3.1 to 3.3).
 
-The only place that knows a reason's rule. A gate looks at one case and gives the texts for the quarantine row if the
-case fails it, else nothing; the first gate that a case fails decides. Tests switch single gates off to see that each is
-needed, so the tables are read at every call.
+Only this module has the rule of each reason. A gate checks one case and returns the texts for the quarantine row if
+the case fails, else nothing; the first gate that a case fails decides. Tests switch single gates off to prove that
+each is needed, so the tables are read at every call.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from distilld.core.records import EvidenceRecord, ScoredRun
 
 Texts = tuple[str, ...]
 MissingFiles = Callable[[Sequence[Any]], Texts]
-"""Names those of an evidence row's ``source_files`` that do not exist below the root of the path check (SPEC 3.5)."""
+"""Returns the ``source_files`` of an evidence row that do not exist below the root of the path check (SPEC 3.5)."""
 
 RESPONSE_ROLES: Final = frozenset({"executor", "reviewer", "applier"})
-"""The roles whose text answers an instruction; the others extract."""
+"""The model roles whose text answers an instruction; other roles extract."""
 
 
 class RowCase(NamedTuple):
     """One scored row as the gates of RAG and SFT see it.
 
-    ``verdict`` is the category of the one in force for the run in this dataset; ``id_taken`` says that an earlier row
-    holds the same id; ``missing_files`` is None where the path check is off; ``over_limit`` says that earlier rows of
-    the run have as many other exports as ``max_exports_per_run`` allows.
+    ``verdict`` is the category of the run's current verdict for the dataset; ``id_taken``: an earlier row has the same
+    id; ``missing_files`` is None if the path check is off; ``over_limit``: earlier rows of the run have as many other
+    exports as ``max_exports_per_run`` allows.
     """
 
     scored: ScoredRun
@@ -77,7 +77,7 @@ class PairGate(NamedTuple):
 
 
 def revoking(dataset: Dataset, verdict: Category | None, options: Options) -> bool:
-    """Whether the current verdict takes the run's rows out of ``dataset`` (SPEC 3.4); acceptance never does."""
+    """Return whether the current verdict revokes the run's rows in ``dataset`` (SPEC 3.4); acceptance never does."""
     if verdict is None or verdict is Category.ACCEPTED:
         return False
     return options.revoke and options.forbids(dataset, verdict)
@@ -168,7 +168,7 @@ RAG_GATES: tuple[RowGate, ...] = (
     RowGate("duplicate", Reason.DUPLICATE_ID, _duplicate),
     RowGate("source_files", Reason.HALLUCINATED_FILE_PATH, _files),
 )
-"""Gates 2 to 10 of SPEC 3.1; 1 (malformed) comes before there is a case, 11 (schema) after the row is built."""
+"""Gates 2 to 10 of SPEC 3.1; gate 1 (malformed) runs before a case exists, 11 (schema) after the row is built."""
 
 
 # SFT
@@ -222,7 +222,7 @@ SFT_GATES: tuple[RowGate, ...] = (
     RowGate("shape", Reason.MISSING_SOURCE_RUN_ID, _sft_shape),
     RowGate("source_files", Reason.HALLUCINATED_FILE_PATH, _files),
 )
-"""Gates 2 to 11 of SPEC 3.2; 1 (malformed) comes before there is a case, 12 (schema) after the row is built."""
+"""Gates 2 to 11 of SPEC 3.2; gate 1 (malformed) runs before a case exists, 12 (schema) after the row is built."""
 
 
 # Preference
@@ -275,7 +275,7 @@ def _pair_files(case: PairCase) -> Texts:
 
 PREFERENCE_GATES: tuple[PairGate, ...] = (
     PairGate("same_run", Reason.INVALID_PREFERENCE_PAIRING, _same_run),
-    # Before the texts, which may be large and are then not read.
+    # Before the text gates: the texts of such a pair are not read.
     PairGate("over_limit", Reason.TOO_MANY_EXPORTS, _pair_over_limit),
     PairGate("no_text", Reason.INVALID_PREFERENCE_PAIRING, _no_text),
     PairGate("same_text", Reason.INVALID_PREFERENCE_PAIRING, _same_text),
@@ -284,4 +284,4 @@ PREFERENCE_GATES: tuple[PairGate, ...] = (
     PairGate("source_files", Reason.HALLUCINATED_FILE_PATH, _pair_files),
     PairGate("duplicate", Reason.DUPLICATE_ID, _pair_duplicate),
 )
-"""The rows of SPEC 3.3's table but the last, the schema, which comes after the pair is built."""
+"""All rows of SPEC 3.3's table but the last: the schema is checked after the pair is built."""

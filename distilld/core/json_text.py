@@ -1,8 +1,8 @@
 """JSON as the contract reads it and as JavaScript writes it (SPEC 2 and 3.8).
 
 Two promises: :func:`parse_object` accepts exactly the lines that SPEC 2 calls a JSON object, and :func:`stringify`
-gives the bytes that ``JSON.stringify(JSON.parse(line))`` would. The fast path is orjson; whatever it refuses, or
-could print in another way than JavaScript, takes the slow path, which is the reference.
+returns the bytes of ``JSON.stringify(JSON.parse(line))``. The fast path is orjson. The slow path is the reference; it
+takes all that orjson refuses, or may print differently from JavaScript.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 MAX_DEPTH: Final = 200
-"""Containers inside containers, the outermost object included."""
+"""The maximum nesting depth of containers, the outermost object included."""
 QUOTED_DEPTH: Final = MAX_DEPTH + 1
-"""That of a quarantine line, which quotes a row as one of its values."""
+"""The maximum depth of a quarantine line, which quotes a row as one of its values."""
 
 WHITESPACE: Final = (
     "\t\n\v\f\r \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000\ufeff"
 )
-"""What JavaScript's trim() removes; Python's own idea of white space differs in six characters."""
+"""The characters that JavaScript's trim() removes; Python's strip() differs in six characters."""
 
 _MAX_SAFE: Final = 2**53
 _make: Final = tuple.__new__
-"""What a NamedTuple's own constructor does, without its price, where there is one for each line."""
-# The closing quote may be missing: were it not so, a torn line would be searched again from each of its quotes.
+"""The same as a NamedTuple's constructor, but faster, for code that runs for each line."""
+# The closing quote is optional: otherwise a torn line would be searched again from each of its quotes.
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NO_BRACKET: Final = bytes(set(range(256)) - set(b"[{]}"))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one level down, one level up, as signed bytes
@@ -39,7 +39,7 @@ _ARRAY_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 class Malformed(StrEnum):
-    """Why a line is no JSON object: the texts that go into quarantine rows (SPEC 3.7)."""
+    """Why a line is not a JSON object: the texts for quarantine rows (SPEC 3.7)."""
 
     NOT_JSON = "not JSON"
     NOT_AN_OBJECT = "not a JSON object"
@@ -48,12 +48,12 @@ class Malformed(StrEnum):
     TOO_LONG = "longer than the limit"
 
     def text(self, max_line_bytes: int) -> str:
-        """The text for a quarantine row; only TOO_LONG names the limit."""
+        """Return the text for a quarantine row; only TOO_LONG names the limit."""
         return f"longer than {max_line_bytes} bytes" if self is Malformed.TOO_LONG else self.value
 
 
 class ParsedLine(NamedTuple):
-    """A line as it was read: ``value`` is None if it is malformed, ``marked`` says that U+FFFD stands for bad text."""
+    """A parsed line: ``value`` is None if it is malformed; ``marked`` means that U+FFFD replaced invalid text."""
 
     value: dict[str, Any] | None
     marked: bool
@@ -65,11 +65,11 @@ class _OutOfRangeError(ValueError):
 
 
 def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> ParsedLine:
-    """Read one line (no line feed) as SPEC 2 demands; never raises for anything a line may hold.
+    """Parse one line without its line feed as SPEC 2 demands; no content of a line makes it raise.
 
-    ``max_depth`` is more for what quotes a row, as a quarantine line does.
+    ``max_depth`` is larger for a line that quotes a row: :data:`QUOTED_DEPTH` for a quarantine line.
     """
-    # How many brackets open; taking them out is several times as quick as counting them.
+    # The number of opening brackets; removing them is several times as fast as counting them.
     opening = 2 * len(raw) - len(raw.replace(b"{", b"")) - len(raw.replace(b"[", b""))
     if opening > max_depth and _depth(raw) > max_depth:
         return ParsedLine(None, False, Malformed.TOO_DEEP)
@@ -90,7 +90,7 @@ def _parse_slowly(raw: bytes) -> ParsedLine:
         text, marked = raw.decode(errors="replace"), True
 
     def repaired(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # Pair by pair, so that a lone surrogate marks the line even where a later duplicate of its key counts.
+        # Check all pairs: a lone surrogate marks the line even if a later duplicate of its key overrides the value.
         nonlocal marked
         whole = [(_without_surrogates(key), _without_surrogates(item)) for key, item in pairs]
         marked = marked or whole != pairs
@@ -135,16 +135,16 @@ def _integer(digits: str) -> int | float:
 
 
 def _without_surrogates(value: Any) -> Any:
-    # The objects within were repaired when they were read.
+    # Inner objects were repaired when they were parsed.
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 def stringify(value: Any, *, alike: bool = False) -> bytes:
-    """The bytes of ``JSON.stringify(value)`` for a value that came out of :func:`parse_object`.
+    """Return the bytes of ``JSON.stringify(value)`` for a value from :func:`parse_object`.
 
-    ``alike`` says that it, or what it stands in, was found to :func:`print alike <prints_alike>`.
+    ``alike`` says that it, or a value that contains it, is known to :func:`print alike <prints_alike>`.
     """
     if type(value) is int or type(value) is float:
         return number_text(value).encode()
@@ -152,13 +152,13 @@ def stringify(value: Any, *, alike: bool = False) -> bytes:
 
 
 def prints_alike(value: Any) -> bool:
-    """Whether orjson and JavaScript print a value alike: no float, no integer beyond 2^53, no integer-like key."""
+    """Return whether orjson and JavaScript print a value alike: no float, integer beyond 2^53, or integer-like key."""
     inside = [value]
     for each in inside:
         kind = type(each)
         if kind is dict:
             for key in each:
-                # Compared as text, a key that begins with a digit stands between these two.
+                # In text order, a key that begins with a digit is between these two.
                 if "0" <= key < ":":
                     return False
             items = each.values()
@@ -197,7 +197,7 @@ def _is_array_index(key: str) -> bool:
 
 
 def number_text(number: int | float) -> str:
-    """A finite number as JavaScript prints it: every number is a double, shortest digits, exponent from 1e21 on."""
+    """Return a finite number as JavaScript prints it: a double with the fewest digits, an exponent from 1e21 on."""
     if isinstance(number, int) and -_MAX_SAFE <= number <= _MAX_SAFE:
         return str(number)
     double = float(number)
@@ -205,7 +205,7 @@ def number_text(number: int | float) -> str:
         return "0"
     sign, digit_tuple, exponent = Decimal(repr(double)).normalize().as_tuple()
     digits = "".join(map(str, digit_tuple))
-    point = len(digits) + int(exponent)  # where the decimal point stands, counted from the first digit
+    point = len(digits) + int(exponent)  # the position of the decimal point, counted from the first digit
     if len(digits) <= point <= 21:
         body = digits + "0" * (point - len(digits))
     elif 0 < point <= 21:
@@ -222,7 +222,7 @@ _ABSENT: Final = object()
 
 
 def template_text(value: Any = _ABSENT) -> str:
-    """A value as a JavaScript template literal shows it; without an argument, ``undefined``."""
+    """Return a value as a JavaScript template literal shows it; without an argument, ``undefined``."""
     match value:
         case str():
             return value
@@ -241,24 +241,24 @@ def template_text(value: Any = _ABSENT) -> str:
 
 
 def escaped(name: str) -> str:
-    """A name, or a word of a command line, as JSON can have it: bytes that are not UTF-8 are escaped."""
+    """Return a name or a command line argument as valid Unicode for JSON: bytes that are not UTF-8 are escaped."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def trim(text: str) -> str:
-    """JavaScript's ``trim()``."""
+    """Return the text after JavaScript's ``trim()``."""
     return text.strip(WHITESPACE)
 
 
 def is_blank(text: str) -> bool:
-    """Whether ``trim()`` leaves nothing of it."""
+    """Return whether ``trim()`` would leave an empty text."""
     return not text or (text[0] in WHITESPACE and not text.lstrip(WHITESPACE))
 
 
 def cut(text: str, units: int) -> str:
-    """The first ``units`` UTF-16 code units, one fewer where that would split a surrogate pair."""
+    """Return the first ``units`` UTF-16 code units, or one fewer rather than split a surrogate pair."""
     head = text[:units]
-    # No character takes more units than it takes bytes of UTF-8, and counting those is quick.
+    # No character has more UTF-16 units than UTF-8 bytes, and those are fast to count.
     if head.isascii() or 2 * len(head) <= units or len(head.encode(errors="surrogatepass")) <= units:
         return head
     wide = head.encode("utf-16-le")
@@ -266,5 +266,5 @@ def cut(text: str, units: int) -> str:
 
 
 def utf16_order(text: str) -> bytes:
-    """A sort key: JavaScript sorts strings by UTF-16 code units."""
+    """Return a sort key for JavaScript's order of strings: by UTF-16 code units."""
     return text.encode("utf-16-be", errors="surrogatepass")

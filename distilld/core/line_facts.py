@@ -1,6 +1,6 @@
-"""The facts of a line, as the state store keeps them, and the codes that stand for words there.
+"""The facts of a line in the state store, and the codes that it uses for words.
 
-What can be known of a line without any other line: where it stands, its digest, whom it speaks of. Pure.
+They follow from the line alone: its place, its digest, the run and the task that it names. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from distilld.core.model import Category, InputKind, Reason
 from distilld.core.records import category_of, id_digits
 
 LINE_BITS: Final = 26
-"""A partition holds fewer than 2^26 lines; the bits above them are its place among the partitions."""
+"""A partition has fewer than 2^26 lines; the bits above hold its place among the partitions."""
 LINES_END: Final = 1 << LINE_BITS
 
 EXPORTED: Final = 0
@@ -22,16 +22,16 @@ DUPLICATE: Final = REASON_CODES[Reason.DUPLICATE_ID]
 CATEGORY_CODES: Final = {category: code for code, category in enumerate(Category, 1)}
 CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()}
 LIKE_REJECTED: Final = len(Category) + 1
-"""The code of what forbids as a rejection does, without being one to the letter (SPEC 3.4)."""
+"""The code of a verdict that forbids as ``rejected`` does, but is spelled differently (SPEC 3.4)."""
 UNREVIEWED: Final = LIKE_REJECTED + 1
-"""The code of a verdict of none of the four categories: it forbids as needs_human_review does, and never clears."""
+"""The code of a verdict with none of the four categories: it forbids as needs_human_review does, and never clears."""
 VERDICTS: Final = {**CATEGORIES, LIKE_REJECTED: Category.REJECTED, UNREVIEWED: Category.NEEDS_HUMAN_REVIEW}
-"""What a category code says of its run."""
+"""The category that each code stands for."""
 MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
 MALFORMED: Final = {code: kind for kind, code in MALFORMED_CODES.items()}
 
 TOO_LONG: Final = ParsedLine(None, False, Malformed.TOO_LONG)
-"""What a line that was not read because of its length is parsed to."""
+"""The parse result of a line that was not read because of its length."""
 
 
 class RowFacts(NamedTuple):
@@ -59,7 +59,7 @@ class EvidenceFacts(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """A row that may stand in a pair, with its evidence; ``verdict`` is the code of its run's current verdict."""
+    """A row that can be in a pair, with its evidence; ``verdict`` is the code of its run's current verdict."""
 
     walk: int
     task_id: str
@@ -76,7 +76,7 @@ class TaskRow(NamedTuple):
 
 
 class OddLines(NamedTuple):
-    """Lines of a file that people should look at: how many came, and the number of the first (SPEC 2, 3.4)."""
+    """Lines of a file that an operator should check: how many, and the number of the first (SPEC 2, 3.4)."""
 
     kind: InputKind
     path: str
@@ -85,7 +85,7 @@ class OddLines(NamedTuple):
 
 
 def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedLine) -> RowFacts:
-    """The facts of the scored line with number ``line`` at ``start``."""
+    """Return the facts of scored line number ``line`` at offset ``start``."""
     value = parsed.value
     if value is None:
         code = MALFORMED_CODES[parsed.malformed or Malformed.NOT_JSON]
@@ -119,12 +119,12 @@ def _category_code(value: Any, *, names_run: bool) -> int | None:
 
 
 def key_of(digits: str) -> int:
-    """The 16 hex digits of an id as the signed 64-bit integer that the store keeps."""
+    """Return the 16 hex digits of an id as the signed 64-bit integer in the store."""
     number = int(digits, 16)
     return number - (1 << 64) if number >> 63 else number
 
 
 def run_of_evidence(value: dict[str, Any]) -> str | None:
-    """The run that an evidence row is of; None where it names none."""
+    """Return the run that an evidence row names, or None."""
     run_id = value.get("run_id")
     return run_id if type(run_id) is str and run_id else None

@@ -1,13 +1,13 @@
 """The words of the domain, each with one meaning. Pure: no file, clock, log or database.
 
-partition     a path ``a/b/c/name.jsonl`` that may stand in both input trees
+partition     a path ``a/b/c/name.jsonl`` that can exist in both input trees
 scored row    one non-empty line of a scored partition
 evidence      the record of a run, in the mirrored evidence partition
 dataset       one of the three training files
 export        a row's sample is written to a dataset
 quarantine    a row is written to a quarantine file, with a reason
-withdraw      an exported row leaves its dataset
-verdict       what a scored row says of its run; the last one is the *current verdict*
+withdraw      an exported row is taken out of its dataset
+verdict       what a scored row says about its run; the last one is the *current verdict*
 revoke        forbid by a later verdict what an earlier one allowed
 """
 
@@ -23,19 +23,19 @@ from typing import Any, Final, NamedTuple, Self
 from distilld.core.remedies import remedy_of
 
 RULES_VERSION: Final = 2
-"""Raise it when a release changes what any row comes to: every row is then judged again."""
+"""Increase it when a release changes the outcome of any row: every row is then judged again."""
 
 
 class Word(StrEnum):
-    """A member of a closed set. Equal to its text and hashed like it, so either finds the other in a mapping.
+    """A member of a closed set; it equals its text and has the same hash, so either finds the other in a mapping.
 
-    ``text`` is its ``value``, and quicker to get at: for what is done with each row.
+    ``text`` is the same as ``value``, and faster to read in code that runs for each row.
     """
 
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """A member with its text."""
+        """Make a member from its text."""
         member = str.__new__(cls, text)
         member._value_ = member.text = text
         return member
@@ -53,7 +53,7 @@ class Category(Word):
 
 
 SFT_NEVER: Final = frozenset({Category.REJECTED, Category.NEEDS_HUMAN_REVIEW})
-"""The categories that no option can let into the SFT dataset (SPEC 3.2). It never grows smaller."""
+"""The categories that no option allows in the SFT dataset (SPEC 3.2). Never remove one."""
 
 
 _ACCEPTED: Final = (Category.ACCEPTED,)
@@ -94,7 +94,7 @@ class InputKind(Word):
 
 
 class OnDelete(Word):
-    """What the disappearance of a partition means (SPEC 3)."""
+    """What happens to the rows of an absent partition (SPEC 3)."""
 
     KEEP = "keep"
     WITHDRAW = "withdraw"
@@ -129,7 +129,7 @@ class Cause(Word):
 
 
 class RowRef(NamedTuple):
-    """Where a row stands: its partition (``a/b/c/name.jsonl``) and its line, non-empty lines counted from 0."""
+    """The place of a row: its partition (``a/b/c/name.jsonl``) and its line, non-empty lines counted from 0."""
 
     partition: str
     line: int
@@ -137,7 +137,7 @@ class RowRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A current verdict: its category and where it stands."""
+    """A current verdict: its category and the place of its row."""
 
     category: Category
     at: RowRef
@@ -145,7 +145,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The settings that change the target state (SPEC 5.1); their sha256 stands in every receipt."""
+    """The settings that change the target state (SPEC 5.1); every receipt has their sha256."""
 
     include_partial: bool = False
     include_review: bool = False
@@ -160,16 +160,16 @@ class Options:
 
     @property
     def rag_allowed(self) -> tuple[Category, ...]:
-        """The categories that RAG may take, in the order in which messages name them."""
+        """Return the categories that RAG accepts, in the order in which messages name them."""
         return _ALL_BUT_REJECTED if self.include_review else _ACCEPTED_OR_PARTIAL
 
     @property
     def sft_allowed(self) -> tuple[Category, ...]:
-        """The categories that SFT may take; SFT_NEVER is quarantined before this is asked."""
+        """Return the categories that SFT accepts; an earlier gate quarantines those of SFT_NEVER."""
         return _ACCEPTED_OR_PARTIAL if self.include_partial else _ACCEPTED
 
     def forbids(self, dataset: Dataset, category: Category) -> bool:
-        """Whether a verdict of this category in force revokes its run's rows in ``dataset`` (SPEC 3.4)."""
+        """Return whether a current verdict of this category revokes its run's rows in ``dataset`` (SPEC 3.4)."""
         if dataset is Dataset.RAG:
             return category is Category.REJECTED or (
                 category is Category.NEEDS_HUMAN_REVIEW and not self.include_review
@@ -177,18 +177,18 @@ class Options:
         return category in SFT_NEVER
 
     def as_json(self) -> dict[str, object]:
-        """The options as a receipt shows them."""
+        """Return the options as a receipt shows them."""
         return {key: str(value) if isinstance(value, StrEnum) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Self:
-        """The options that a receipt shows; one that it does not show has its default."""
+        """Read the options from a receipt; a missing option has its default."""
         known = {each.name: told[each.name] for each in fields(cls) if each.name in told}
         return cls(**{**known, "on_delete": OnDelete(known.get("on_delete", OnDelete.KEEP))})
 
     @property
     def sha256(self) -> str:
-        """A digest of every option, stable across releases that do not change them."""
+        """Return a digest of all options; it stays the same in a release that does not change them."""
         text = "\n".join(f"{key}={value!r}" for key, value in sorted(self.as_json().items()))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -197,7 +197,7 @@ HOUR_NS: Final = 3600 * 10**9
 
 
 class StatFacts(NamedTuple):
-    """What a stat says of a file; times in nanoseconds since the epoch, by the clock of the file's server."""
+    """The result of a stat of a file; times in nanoseconds since the epoch, by the clock of the file's server."""
 
     device: int
     inode: int
@@ -207,11 +207,11 @@ class StatFacts(NamedTuple):
 
     @classmethod
     def of(cls, status: Any) -> StatFacts:
-        """From an ``os.stat_result``."""
+        """Make the facts from an ``os.stat_result``."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def doubted(self) -> StatFacts:
-        """Facts that no look will see, so that the file is read at the next."""
+        """Return facts that equal no real stat, so that the next scan reads the file."""
         return self._replace(ctime_ns=-1)
 
 
@@ -221,9 +221,9 @@ DATASET_PATHS: Final = {
     Dataset.PREFERENCE: "exports/preference/chosen_rejected.jsonl",
 }
 SET_ASIDE: Final = "exports/.set-aside"
-"""Where a file goes that was found in place of an export."""
+"""The folder for files that were found in place of an export."""
 TAMPERINGS_AN_HOUR: Final = 3
-"""Changed from outside so often within an hour, exports have another writer."""
+"""After this many changes from outside within an hour, exports are taken to have another writer."""
 REPORTS: Final = "reports/distillation"
 
 EXPORT_PATHS: Final[dict[str, str]] = {
@@ -231,51 +231,51 @@ EXPORT_PATHS: Final[dict[str, str]] = {
     **{f"quarantine_{dataset}": f"exports/quarantine/{dataset}.jsonl" for dataset in Dataset},
     **{f"withdrawals_{dataset}": f"exports/withdrawals/{dataset}.jsonl" for dataset in Dataset},
 }
-"""The nine files that distilld writes, by name; paths are below the root."""
+"""The nine export files by name; paths are below the root."""
 
 
 SEGMENT_BYTES: Final = 1 << 19
-"""The bytes of an export that have a digest of their own."""
+"""The length of a segment of an export, in bytes; each segment has its own digest."""
 WHOLE_FILE: Final = 1 << 62
-"""Larger than any export: its one segment is the file, as version 0.1 recorded it."""
+"""A segment length in bytes that is larger than any export: the one segment is the file, as in version 0.1."""
 MARK_BYTES: Final = 4
-"""The mark of a line is the beginning of its digest."""
+"""The length of a line's mark in bytes: the beginning of its digest."""
 
 
 class Marks(NamedTuple):
-    """The lengths of some lines, and their marks one behind the other."""
+    """The lengths of some lines, and their marks, concatenated."""
 
     lengths: array[int]
     marks: bytes
 
     @classmethod
     def of(cls, lines: Sequence[bytes], digests: Iterable[bytes]) -> Marks:
-        """Those of some lines, whose digests are given."""
+        """Make the marks of lines from their digests."""
         return cls(array("L", map(len, lines)), b"".join([digest[:MARK_BYTES] for digest in digests]))
 
 
 class MarkedLines(NamedTuple):
-    """Finished lines in one piece."""
+    """Finished lines, concatenated, with their marks."""
 
     content: bytes
     marks: Marks
 
 
 Pieces = Iterable[bytes | MarkedLines]
-"""An export's lines on their way to it: bytes that are cut anywhere, or whole lines."""
+"""The lines to write to an export: bytes that can be cut anywhere, or whole lines."""
 CARD: Final = "README.md"
-"""The dataset card's name in each export folder."""
+"""The file name of the dataset card in each export folder."""
 CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld leaves the file alone -->"
-"""The line that says that a card is ours to write."""
+"""The line that marks a card as written by distilld; a card without it is not overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What an export is to be: its length in bytes, its rows, its digest in hex.
+    """The committed state of an export: its length in bytes, its rows, its digest in hex.
 
-    The digest of a file of one segment is the sha256 of its bytes. That of a longer one is the sha256 of the sha256s
-    of its segments, one behind the other, each of ``segment_bytes`` but the last. ``spaces`` are the bytes of white
-    space where withdrawn rows stood.
+    The digest of a file of one segment is the sha256 of its bytes. The digest of a longer file is the sha256 of the
+    concatenated sha256s of its segments; each segment but the last has ``segment_bytes`` bytes. ``spaces`` counts the
+    bytes of white space that replaced withdrawn rows.
     """
 
     size: int
@@ -286,7 +286,7 @@ class Committed:
 
 
 class DistilldError(Exception):
-    """The base of every error that the program raises on purpose; ``hint`` says what to do about it."""
+    """The base class of all errors that the program raises on purpose; ``hint`` says what to do."""
 
     hint: str = ""
 
@@ -296,7 +296,7 @@ class DistilldError(Exception):
 
 
 class OperatorError(DistilldError):
-    """Somebody who runs the box must act: a full disk, a missing permission, a second writer."""
+    """The operator must act: a full disk, a missing permission, a second writer."""
 
 
 class UsageError(DistilldError):
@@ -312,7 +312,7 @@ class WriterBusy(OperatorError):
 
 
 class InputChanged(DistilldError):
-    """An input file changed between two looks of one batch: the batch is undone and planned again."""
+    """An input file changed while a batch used it: the batch is undone and planned again."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{path} changed while it was read")
@@ -330,4 +330,4 @@ class UnreadableError(OperatorError):
 
 
 class ProgramError(DistilldError):
-    """A check that must hold did not: a bug, and the batch is undone."""
+    """An internal check failed: a bug. The batch is undone."""

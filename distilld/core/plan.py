@@ -1,4 +1,4 @@
-"""From what a scan saw and what is recorded to what must be looked into: pure."""
+"""Compare the result of a scan with the recorded files, and list what to read: pure."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import NamedTuple, Protocol, TypeVar
 from distilld.core.model import InputKind, StatFacts
 
 FileKey = tuple[InputKind, str]
-"""An input file: its tree and its path below it."""
+"""An input file: its tree, and its path below the tree."""
 
 
 class Known(Protocol):
-    """What is recorded of a file: its facts as of the last reading, and whether it is there."""
+    """The record of a file: its facts at the last reading, and whether it was present."""
 
     @property
     def facts(self) -> StatFacts:
-        """What the stat said when it was last read."""
+        """Return the facts of its stat when it was last read."""
 
     @property
     def present(self) -> bool:
-        """Whether it stood in its tree when it was last looked for."""
+        """Return whether it was in its tree at the last scan."""
 
 
 K = TypeVar("K", bound=Known)
 
 
 class Look(StrEnum):
-    """Why a file is to be read."""
+    """Why a file must be read."""
 
     NEW = "new"
     CHANGED = "changed"
@@ -36,7 +36,7 @@ class Look(StrEnum):
 
 
 class Plan(NamedTuple):
-    """The files to read, in the order of the scan, and those that are gone, in the order in which they are known."""
+    """The files to read, in the order of the scan, and the files that are gone, in the order of the records."""
 
     to_read: tuple[tuple[FileKey, Look], ...]
     gone: tuple[FileKey, ...]
@@ -48,10 +48,10 @@ def compare(
     is_unknown: Callable[[InputKind, str], bool] = lambda *_: False,
     is_doubtful: Callable[[K], bool] = lambda _: False,
 ) -> Plan:
-    """What a scan asks for. Files that ``is_unknown`` names could not be looked for: they are not gone (SPEC 2).
+    """Compare a scan with the records. A file that ``is_unknown`` names could not be seen: it is not gone (SPEC 2).
 
-    A file counts as unchanged, without being read, only where all its facts are as recorded. Where they may be so
-    although its bytes changed, ``is_doubtful`` says so (SPEC 4, 'A change is never trusted to be an append').
+    A file counts as unchanged, without being read, only if all its facts are as recorded. ``is_doubtful`` says that its
+    bytes may have changed all the same (SPEC 4, 'A change is never trusted to be an append').
     """
     to_read: list[tuple[FileKey, Look]] = []
     new = 0
@@ -65,6 +65,6 @@ def compare(
         elif record.facts != facts or is_doubtful(record):
             to_read.append((key, Look.CHANGED))
     if len(seen) - new == len(known):
-        return Plan(tuple(to_read), ())  # all that is known was seen
+        return Plan(tuple(to_read), ())  # every recorded file was seen
     gone = tuple(key for key, record in known.items() if record.present and key not in seen and not is_unknown(*key))
     return Plan(tuple(to_read), gone)

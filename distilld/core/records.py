@@ -1,6 +1,6 @@
-"""What comes in: scored runs and evidence, read tolerantly (SPEC 2, 'Types').
+"""The inputs: scored runs and evidence, read tolerantly (SPEC 2, 'Types').
 
-A field of the wrong type is an absent field; nothing here raises for what a producer wrote.
+A field of the wrong type counts as absent; no input makes this module raise.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from distilld.core.model import Category
 _CATEGORIES: Final = {category.value: category for category in Category}
 _INT64_END: Final = 2**63
 _make: Final = tuple.__new__
-"""What a NamedTuple's own constructor does, without its price, where there is one for each row."""
+"""The same as a NamedTuple's constructor, but faster, for code that runs for each row."""
 
 
 def category_of(value: Any) -> Category | None:
-    """The category that a JSON value names, or None."""
+    """Return the category that a JSON value names, or None."""
     return _CATEGORIES.get(value) if type(value) is str else None
 
 
 @lru_cache(maxsize=4)
 def id_digits(run_id: str, sig_hash: str) -> str:
-    """The 16 hex digits that a RAG and an SFT row of this run share (SPEC 3.1, 3.2)."""
+    """Return the 16 hex digits of the id that the RAG row and the SFT row of this run share (SPEC 3.1, 3.2)."""
     return hashlib.sha256(f"{run_id}|{sig_hash}".encode()).hexdigest()[:16]
 
 
 class RowJson:
-    """The JSON of a scored row as its quarantine rows quote it, made once for both datasets, and only when needed."""
+    """The JSON of a scored row for its quarantine rows, made once for both datasets, and only when needed."""
 
     __slots__ = ("_alike", "_provenance", "_record", "value")
 
@@ -41,22 +41,22 @@ class RowJson:
         self._provenance: bytes | None = None
 
     def record(self) -> bytes:
-        """The row's JSON value written again."""
+        """Return the row's value, serialized again."""
         if self._record is None:
             self._alike = prints_alike(self.value)
             self._record = stringify(self.value, alike=self._alike)
         return self._record
 
     def provenance(self) -> bytes | None:
-        """The row's provenance as it stands, or None where the row has none."""
+        """Return the row's provenance as JSON, or None if the row has none."""
         if self._provenance is None and "provenance" in self.value:
-            # A part of what prints alike does, too.
+            # If both print the row alike, they print each part alike.
             self._provenance = stringify(self.value["provenance"], alike=self._alike)
         return self._provenance
 
 
 class ScoredRun(NamedTuple):
-    """One scored row. Every string is non-empty; ``value`` is the row's whole JSON object."""
+    """One scored row. No string is empty; ``value`` is the row's whole JSON object."""
 
     value: dict[str, Any]
     run_id: str | None
@@ -71,7 +71,7 @@ class ScoredRun(NamedTuple):
 
 
 class EvidenceRecord(NamedTuple):
-    """One evidence row. ``text`` and ``task_id`` may be empty strings; None is absent or of another type."""
+    """One evidence row. ``text`` and ``task_id`` may be empty; None means absent or of another type."""
 
     run_id: str | None
     task_id: str | None
@@ -87,7 +87,7 @@ class EvidenceRecord(NamedTuple):
 
     @property
     def first_source_file(self) -> str | None:
-        """The first of ``source_files``, a non-empty string, or None where the field does not count."""
+        """Return the first of ``source_files``, a non-empty string, or None if the field counts as absent."""
         return self.source_files[0] if self.source_files else None
 
 
@@ -104,7 +104,7 @@ def _line_offset(value: Any) -> int | None:
         return None
     if -(2**53) <= whole <= 2**53:
         return whole
-    # JavaScript holds it as a double; a loader's 64-bit column must hold what is printed.
+    # JavaScript holds it as a double; the printed integer must fit into a loader's 64-bit column.
     whole = int(number_text(float(whole))) if abs(whole) < 10**21 else _INT64_END
     return whole if -_INT64_END <= whole < _INT64_END else None
 

@@ -1,4 +1,4 @@
-"""What to do about an error of the system or of SQLite: one sentence for each, used by every message (SPEC 6)."""
+"""What to do about an error of the system or of SQLite: one sentence each, used by every message (SPEC 6)."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ BY_EVENT: Final[Mapping[str, str]] = MappingProxyType(
         "metrics_failed": "make the file's folder writable for distilld's user",
     }
 )
-"""What to do about an event of the log that warns, where the line itself does not know better."""
+"""What to do about a log event that warns, unless the line itself has a hint."""
 
 
 def remedy_of(error: BaseException) -> str:
-    """What to do about an error, by its errno or its SQLite code; an extended code counts before its primary one."""
+    """Return what to do about an error, by its errno or SQLite code; an extended code precedes its primary code."""
     if isinstance(error, OSError):
         return BY_ERRNO.get(error.errno or 0, _OTHER)
     name = getattr(error, "sqlite_errorname", None) or ""

@@ -1,7 +1,7 @@
-"""What goes out: the rows of the datasets and of quarantine, strict, and their exact bytes (SPEC 3.1 to 3.8).
+"""The outputs: the strict rows of the datasets and of quarantine, and their exact bytes (SPEC 3.1 to 3.8).
 
-The models are the second wall of the firewall and the source of ``distilld schema``. They are checked on the very
-object that is printed, without coercion, so what was checked is what a loader reads.
+The models are a second check after the gates, and the source of ``distilld schema``. They check, without coercion,
+the object that is serialized, so a loader reads exactly the checked values.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ SAMPLES: Final[dict[Dataset, type[_Strict]]] = {
     Dataset.PREFERENCE: PreferenceSample,
 }
 
-assert not set(get_args(SftCategory)) & {category.value for category in SFT_NEVER}  # noqa: S101  said twice
+assert not set(get_args(SftCategory)) & {category.value for category in SFT_NEVER}  # noqa: S101  a second check
 assert Category.REJECTED.value not in get_args(RagCategory)  # noqa: S101
 
 _FAULTS: Final = {
@@ -123,7 +123,7 @@ _FAULTS: Final = {
 
 
 def _typed_dict(model: type[BaseModel]) -> Any:
-    """The same rules for a dictionary: no instance is made of it, which would take twice as long."""
+    """Return the same rules for a dictionary: making an instance of the model would take twice as long."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind: Any = _typed_dict(Provenance) if field.annotation is Provenance else field.annotation
@@ -142,7 +142,7 @@ _VALIDATORS: Final = {dataset: TypeAdapter(_typed_dict(model)).validator for dat
 
 
 def faults_of(dataset: Dataset, sample: dict[str, Any]) -> tuple[str, ...]:
-    """What is wrong with a finished row by its schema: a text per fault, without any value of the row."""
+    """Return the schema faults of a finished row, one text per fault; a text contains no value of the row."""
     validator = _VALIDATORS[dataset]
     if not validator.isinstance_python(sample):
         try:
@@ -163,7 +163,7 @@ def _pair_faults(sample: dict[str, Any]) -> tuple[str, ...]:
 
 
 def sample_line(sample: dict[str, Any], created_at: str, recorded_at: str | None = None) -> bytes:
-    """The row's bytes with its line feed, stamped with the time of its batch (an adopted row brings its own two)."""
+    """Return the row's bytes with its line feed and the time of its batch; an adopted row keeps its own two times."""
     sample["created_at"] = created_at
     sample["provenance"]["recorded_at"] = recorded_at or created_at
     return orjson.dumps(sample, option=orjson.OPT_APPEND_NEWLINE)
@@ -178,7 +178,7 @@ def quarantine_line(
     at: RowRef,
     recorded_at: str,
 ) -> bytes:
-    """The bytes of a quarantine row; ``record`` and ``provenance`` are finished JSON."""
+    """Return the bytes of a quarantine row; ``record`` and ``provenance`` are JSON texts."""
     row: dict[str, Any] = {
         "exporter": dataset.text,
         "reason": reason.text,
@@ -193,9 +193,9 @@ def quarantine_line(
 
 
 def sample_parts(sample: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
-    """The row's bytes around its two times: the same as :func:`sample_line`, for times that are not known yet.
+    """Return the row's bytes around its two times: as :func:`sample_line`, but before the times are known.
 
-    ``created_at`` and ``provenance`` are a row's last two keys, ``recorded_at`` is its provenance's last one.
+    ``created_at`` and ``provenance`` are a row's last two keys; ``recorded_at`` is the last key of its provenance.
     """
     provenance = dict(sample["provenance"])
     rest = {key: value for key, value in sample.items() if key not in ("created_at", "provenance")}
@@ -208,9 +208,9 @@ def sample_parts(sample: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
 
 
 def sample_signs(dataset: Dataset, row_id: str, one: str | None, other: str | None) -> tuple[bytes, bytes]:
-    """How a dataset's line begins, and what else stands in it: its id; its run and category, or of a pair its two runs.
+    """Return two byte strings that identify a line: its start with the id, and its run and category (or its two runs).
 
-    No text of the row can hold these bytes, for in a string of JSON each quote is escaped.
+    No text of the row can contain these bytes, because a JSON string escapes each quote.
     """
     named = {b"one": orjson.dumps(one), b"other": orjson.dumps(other)}
     return b'{"schema_version":1,"id":"%b",' % row_id.encode(), _NAMED[dataset] % named
@@ -234,7 +234,7 @@ def _partition_json(partition: str) -> bytes:
 def quarantine_parts(
     dataset: Dataset, reason: Reason, record: bytes, errors: tuple[str, ...], provenance: bytes | None, at: RowRef
 ) -> tuple[bytes, bytes]:
-    """A quarantine row's bytes around its time: the same as :func:`quarantine_line`."""
+    """Return a quarantine row's bytes around its time: as :func:`quarantine_line`, but before the time is known."""
     partition, line = at
     return (
         b'%b%b,"errors":%b,"recorded_at":"' % (_before_record(dataset, reason), record, _errors_json(errors)),

@@ -1,7 +1,7 @@
-"""What a malformed scored line may still say: a rejection that is hard to read must not be lost (SPEC 2).
+"""Find the verdict in a malformed scored line: a rejection that is hard to read must not be lost (SPEC 2).
 
-The bytes of such a line are searched for run ids and for a category that forbids. If one stands there, every run that
-the line names is forbidden by it. Pure.
+The bytes of such a line are searched for run ids and for a category that forbids. If there is such a category, it
+forbids every run that the line names. Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from distilld.core.line_facts import LIKE_REJECTED, UNREVIEWED
 
 WINDOW_BYTES: Final = 1 << 18
-"""Kept of a line that is searched block by block: a run id is found if it is no longer than this, less a block."""
+"""How many bytes are kept from one block to the next: a run id up to this length, less a block, is found."""
 
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _RUN: Final = re.compile(rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*("(?:[^"\\]|\\.)+")', re.DOTALL)
@@ -25,21 +25,21 @@ _UNFINISHED: Final = re.compile(
     rb'(?:"evidence_run_id"[ \t\n\r]*(?::[ \t\n\r]*)?|"category"[ \t\n\r]*(?::[ \t\n\r]*(?:"[ \t\n\r]*'
     rb"(?:(?i:rejected|needs_human_review)[ \t\n\r]*)?)?)?)\Z"
 )
-"""What may become a run id or a category with the next block; its white space says nothing."""
+"""The start of a run id or a category that the next block may complete; its white space has no meaning."""
 
 
 class UnreadableVerdict(NamedTuple):
-    """The code of the category that forbids, and the runs that a malformed line names."""
+    """The code of a forbidding category, and the runs that a malformed line names."""
 
     category: int
     run_ids: tuple[str, ...]
 
 
 class VerdictSearch:
-    """Searches a line that comes in blocks; memory is bounded by a block and ``WINDOW_BYTES``.
+    """Searches a line block by block; memory is bounded by a block and ``WINDOW_BYTES``.
 
-    It searches the bytes without NULs, and, where the line begins with a mark of UTF-16, what it says in UTF-16 too. So
-    what is found does not depend on how long the line is.
+    It searches the bytes without NULs. If the line begins with a UTF-16 byte order mark, it also searches the decoded
+    text. So the result does not depend on the length of the line.
     """
 
     def __init__(self) -> None:
@@ -72,19 +72,19 @@ class VerdictSearch:
         self._windows[window] = b"".join(unfinished[0].split()) if unfinished else text[-WINDOW_BYTES:]
 
     def found(self) -> UnreadableVerdict | None:
-        """Return what the line says so far; None where no run is forbidden."""
+        """Return the verdict found so far; None if no run is forbidden."""
         return UnreadableVerdict(self._category, tuple(self._runs)) if self._category and self._runs else None
 
 
 def unreadable_verdict(raw: bytes) -> UnreadableVerdict | None:
-    """Search a whole malformed line; None where it forbids no run."""
+    """Search a whole malformed line; return None if it forbids no run."""
     search = VerdictSearch()
     search.add(raw)
     return search.found()
 
 
 def _text(quoted: bytes) -> str:
-    """The text of a JSON string, U+FFFD for what is no valid Unicode; what is no valid string counts as it stands."""
+    """Return the text of a JSON string, U+FFFD for invalid Unicode; an invalid string counts without its quotes."""
     text = quoted.decode("utf-8", errors="replace")
     try:
         text = str(json.loads(text, strict=False))

@@ -1,1 +1,1 @@
-"""What is handed to those who train and index: retained copies of one batch, and what changed since another."""
+"""What trainers and indexers get: immutable copies of one batch, and the changes since a batch."""

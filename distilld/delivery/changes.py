@@ -1,7 +1,7 @@
-"""What changed in a dataset since a batch: rows that left, then rows that came or were replaced (``distilld changes``).
+"""Lists what changed in a dataset since a batch: rows that left, then new and replaced rows (``distilld changes``).
 
-A row's ``created_at`` is the time of the batch that wrote it, and a batch's id is its time; the log of withdrawals says
-what left in which batch. So the dataset and its log, read as of one batch, tell all that changed since another.
+A row's ``created_at`` is the time of the batch that wrote it, and a batch's id is its time. The log of withdrawals says
+which rows left in which batch. So the dataset and its log, read as of one batch, show all changes since another.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _STAMP: Final = re.compile(rb"(\d{4})-(\d{2})-(\d{2}T\d{2}):(\d{2}):(\d{2}\.\d{3
 
 @dataclass(slots=True)
 class Changes:
-    """The changes, as they are printed; ``upserts`` holds whole lines, for there may be many."""
+    """The changes to print; ``upserts`` spools finished lines, because there may be many."""
 
     begin: dict[str, Any]
     deletes: list[dict[str, Any]]
     upserts: LineSpool
 
     def lines(self) -> Iterator[bytes]:
-        """All lines in order, in blocks of some size."""
+        """Return all lines in order, in blocks."""
         yield _line({"type": "begin", **self.begin})
         for each in self.deletes:
             yield _line({"type": "delete", **each})
@@ -47,7 +47,7 @@ class Changes:
 
 @contextmanager
 def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[Changes]:
-    """What changed since a batch, or all rows; as of the newest batch.
+    """Return the changes from the batch ``since`` to the newest one; all rows if ``since`` is :data:`ALL`.
 
     Raises:
         UsageError: ``since`` is no batch of this lake.
@@ -81,9 +81,9 @@ def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, up
 
 
 def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | None]]:
-    """The rows that were written after a batch, with theirs. An adopted row may have none, and is always news.
+    """Return the rows that were written after a batch, each with its batch. Adopted rows without one always count.
 
-    Most of a large dataset is older: of its rows nothing but the time is looked at.
+    Most rows of a large dataset are older; only their time is read.
     """
     old: set[bytes] = set()
     for block in whole_lines(blocks):
@@ -106,7 +106,7 @@ def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | No
 def _refuse_unknown(root: Path, batch: CommittedBatch, since: str) -> None:
     if knows_batch(batch.store, since):
         return
-    from distilld.publish.receipt_files import BATCH_ID, receipt_path  # seldom needed, and slow to import
+    from distilld.publish.receipt_files import BATCH_ID, receipt_path  # rarely needed, and slow to import
 
     assert batch.batch is not None  # noqa: S101  refused before
     if not BATCH_ID.fullmatch(since) or since > batch.batch.batch_id or not is_there(root / receipt_path(since)):
@@ -115,7 +115,7 @@ def _refuse_unknown(root: Path, batch: CommittedBatch, since: str) -> None:
 
 
 def _withdrawn(batch: CommittedBatch, dataset: Dataset, since: str) -> dict[str, dict[str, Any]]:
-    """The last withdrawal of each id since a batch; some of them may stand in the dataset again."""
+    """Return the last withdrawal of each id since a batch; some ids may be in the dataset again."""
     found = {}
     for row in map(orjson.loads, batch.exports[f"withdrawals_{dataset}"].lines()):
         if row["withdrawn_batch"] > since:

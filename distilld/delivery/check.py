@@ -1,7 +1,7 @@
-"""What a snapshot's rows have come to since it was made: which of them left or were replaced, and why.
+"""Checks which rows of a snapshot were withdrawn or replaced since it was made, and why.
 
-The snapshot says what each row was, the datasets say what stands there now, and exports/withdrawals says why; the store
-is asked for nothing but the committed lengths, and where it was lost the files are read as they stand.
+The snapshot has a digest of each row, the datasets have the present rows, and exports/withdrawals has the causes. The
+store is used only to read one committed batch; if the store was lost, the files are read as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rows = Callable[[str], Iterator[list[bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class ChangedRow:
-    """A row of a snapshot that no longer stands in its dataset as it was; the last withdrawal of its id says why."""
+    """A row of a snapshot that is no longer in its dataset as it was; the last withdrawal of its id has the cause."""
 
     dataset: Dataset
     id: str
@@ -39,7 +39,7 @@ class ChangedRow:
 
 @dataclass(slots=True)
 class Checked:
-    """What a check found."""
+    """The result of a check."""
 
     folder: Path
     batch_id: str
@@ -52,7 +52,7 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
     """Compare a snapshot with the datasets as they are now.
 
     Raises:
-        UsageError: The folder is no snapshot.
+        UsageError: The folder is no snapshot, or another version made it.
         OperatorError: Something cannot be read.
     """
     manifest = _manifest(folder)
@@ -109,7 +109,7 @@ def _changed(folder: Path, found: Checked, rows: Rows) -> list[ChangedRow]:
 
 
 def _changed_of(dataset: Dataset, path: Path, found: Checked, rows: Rows) -> Iterator[ChangedRow]:
-    """The changed rows of one dataset, in the snapshot's order; of each row eight bytes are held."""
+    """Return the changed rows of one dataset, in the snapshot's order; hold a 64-bit digest of each row."""
     left = {_short(row["row_sha256"]) for row in _told(path)}
     for block in rows(dataset.value):
         left.difference_update(_short(content_sha256(row)) for row in block)
@@ -138,13 +138,13 @@ def _short(sha256: str) -> int:
 
 
 def _told(path: Path) -> Iterator[dict[str, Any]]:
-    """What the snapshot says of its rows."""
+    """Return what the snapshot records of its rows."""
     with path.open("rb") as file:
         yield from map(orjson.loads, file)
 
 
 def _rows_as_they_stand(path: Path) -> Iterator[list[bytes]]:
-    """The whole rows of an export that no store knows the length of."""
+    """Return the complete rows of an export whose committed length is unknown."""
     try:
         with open_regular(path) as file:
             for block in whole_lines(blocks_of(file.fileno(), sys.maxsize)):

@@ -1,4 +1,4 @@
-"""The files of a snapshot while they are written: rows in, bytes, rows and sha256 out; fsynced when they are closed."""
+"""Writes the files of a snapshot, counts rows and bytes, computes the sha256, and fsyncs on close."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIECE_ROWS: Final = 200
 
 
 class FileFacts(NamedTuple):
-    """What a manifest says of a file; ``rows`` is None for one that holds none."""
+    """What a manifest says of a file; ``rows`` is None for a file that is not made of rows."""
 
     path: str
     rows: int | None
@@ -27,7 +27,7 @@ class FileFacts(NamedTuple):
 
 
 class JsonLines:
-    """Rows as JSONL."""
+    """Writes rows as JSONL."""
 
     suffix: Final = ".jsonl"
 
@@ -38,7 +38,7 @@ class JsonLines:
         self._descriptor = create(folder / path)
 
     def add(self, rows: list[bytes]) -> None:
-        """Take printed rows, without line feeds; they are written at once."""
+        """Write rows, given as JSON without line feeds, at once."""
         block = b"\n".join((*rows, b""))
         self._sha.update(block)
         write_all(self._descriptor, block)
@@ -46,7 +46,7 @@ class JsonLines:
         self._bytes += len(block)
 
     def close(self) -> FileFacts:
-        """Write what is left, fsync; returns the file's facts."""
+        """Fsync and close the file; return its facts."""
         try:
             os.fsync(self._descriptor)
         finally:
@@ -55,7 +55,7 @@ class JsonLines:
 
 
 class Parquet:
-    """Rows as Parquet, zstd, a row group every few megabytes."""
+    """Writes rows as Parquet with zstd; a row group holds a little over 1 MiB of JSON."""
 
     suffix: Final = ".parquet"
 
@@ -71,12 +71,12 @@ class Parquet:
         self._file = os.fdopen(create(folder / path), "wb")
         self._schema = pa.schema(_fields(columns))
         self._arrow = pa
-        # What the other pools take from the system they keep: a snapshot of any size is to fit into 200 MiB.
+        # The other pools never return memory to the system: a snapshot of any size must fit into 200 MiB.
         pa.set_memory_pool(pa.system_memory_pool())
         self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", use_dictionary=False)
 
     def add(self, rows: list[bytes]) -> None:
-        """Take printed rows, without line feeds."""
+        """Add rows, given as JSON without line feeds; they are written as full row groups."""
         self._held += rows
         self._held_bytes += sum(map(len, rows))
         self.rows += len(rows)
@@ -84,7 +84,7 @@ class Parquet:
             self._flush()
 
     def _flush(self) -> None:
-        """Write a row group. Rows are many times larger as Python objects, so only a few are at a time."""
+        """Write a row group. Rows are many times larger as Python objects, so convert a few at a time."""
         pieces = (self._held[at : at + _PIECE_ROWS] for at in range(0, len(self._held), _PIECE_ROWS))
         batches = [
             self._arrow.RecordBatch.from_pylist(list(map(orjson.loads, piece)), schema=self._schema) for piece in pieces
@@ -94,7 +94,7 @@ class Parquet:
         self._held, self._held_bytes = [], 0
 
     def close(self) -> FileFacts:
-        """Write what is left, fsync; returns the file's facts."""
+        """Write the last row group, fsync and close the file; return its facts."""
         with self._file:
             self._flush()
             self._writer.close()
@@ -119,10 +119,10 @@ def _fields(columns: tuple[Column, ...]) -> list[Any]:
 
 
 def refuse_without_parquet() -> None:
-    """Say which extra is missing, before anything is written.
+    """Refuse, before anything is written, if the extra for Parquet is missing.
 
     Raises:
-        UsageError: There is no pyarrow.
+        UsageError: pyarrow is not installed.
     """
     try:
         import pyarrow.parquet  # noqa: F401
@@ -133,13 +133,13 @@ def refuse_without_parquet() -> None:
 
 
 def create(path: Path) -> int:
-    """Open a new file for writing."""
+    """Create a file, and its folder if needed; return its descriptor."""
     make_folder(path.parent)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
 
 
 def write_file(folder: Path, path: str, content: bytes) -> FileFacts:
-    """Write a whole file, fsync."""
+    """Write a whole file, and fsync; return its facts."""
     descriptor = create(folder / path)
     try:
         write_all(descriptor, content)
@@ -150,7 +150,7 @@ def write_file(folder: Path, path: str, content: bytes) -> FileFacts:
 
 
 def facts_of(folder: Path, path: str, rows: int | None) -> FileFacts:
-    """The facts of a file that stands there; it is read once."""
+    """Return the facts of an existing file; read it once."""
     with (folder / path).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFacts(path, rows, os.fstat(file.fileno()).st_size, sha256)

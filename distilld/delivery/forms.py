@@ -1,6 +1,6 @@
-"""The forms in which trainers read rows: few columns, none of which may be null, and the id in each.
+"""Defines the forms in which trainers read rows: always with the id; but for ``raw``, few columns, all non-null.
 
-``trl`` and ``openai`` are conversations, so that a trainer applies its chat template; ``alpaca`` is plain text.
+``trl`` and ``openai`` are conversations, for a chat template; ``alpaca`` is plain text; ``raw`` is the exported row.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MESSAGE: Final = (Column("role"), Column("content"))
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One dataset in one form: what makes a row, and of which columns. ``make`` is None for the export's own rows.
+    """One dataset in one form: its columns, and ``make``, which builds a row (None: the export's own rows).
 
-    ``llama_factory`` are the columns by the names of LLaMA-Factory's dataset_info.json, where it can read the form.
+    ``llama_factory`` is the form's entry in LLaMA-Factory's dataset_info.json, if LLaMA-Factory can read the form.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Form:
 
     @property
     def config(self) -> str:
-        """The name by which it is loaded."""
+        """Return the name by which the form is loaded."""
         return self.folder.replace("/", "_")
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The types of its rows."""
+        """Return the columns of a row, with their types."""
         if self.make is not None:
             return self.made_of
-        from distilld.core.samples import SAMPLES  # slow to import, and other forms do without
+        from distilld.core.samples import SAMPLES  # slow to import, and only this form needs it
 
         return columns_of(SAMPLES[self.dataset])
 
@@ -153,11 +153,11 @@ FORMS: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
         "raw": tuple(map(_raw, Dataset)),
     }
 )  # fmt: skip
-"""The forms by the name that ``--format`` knows them by; RAG is the same in all but ``raw``."""
+"""The forms, by their name in ``--format``; RAG is the same in all but ``raw``."""
 
 
 def chosen_forms(names: tuple[str, ...]) -> dict[Dataset, list[Form]]:
-    """The forms of each dataset that the names ask for, each folder once."""
+    """Return the forms of each dataset for these names, each folder once."""
     folders = {form.folder: form for name in dict.fromkeys(names) for form in FORMS[name]}
     return {dataset: [form for form in folders.values() if form.dataset is dataset] for dataset in Dataset}
 
@@ -166,7 +166,7 @@ COMPARED: Final = {
     Dataset.SFT: ("response", "instruction", "context"),
     Dataset.PREFERENCE: ("chosen", "rejected", "prompt"),
 }
-"""The keys whose texts make two rows duplicates; the first is the answer that a model learns."""
+"""The keys whose texts, if all are equal, make two rows duplicates; the first is the answer that a model learns."""
 _ELSEWHERE: Final = frozenset(
     {
         "id", "title", "content", "tags", "embedding_text", "instruction", "context", "response", "prompt", "chosen",
@@ -176,7 +176,7 @@ _ELSEWHERE: Final = frozenset(
 
 
 def provenance_of(row: Row) -> Row:
-    """All of a row that is no text to train on, flat."""
+    """Return, as one flat object, all keys of a row that are no text to train on."""
     told = {key: value for key, value in row.items() if key not in _ELSEWHERE}
     told.update(row["provenance"])
     return told

@@ -1,7 +1,7 @@
-"""An immutable copy of one committed batch in the forms that trainers read (``distilld snapshot DIR``).
+"""Writes an immutable copy of one committed batch in the forms that trainers read (``distilld snapshot DIR``).
 
-It is written to a temporary folder beside DIR, fsynced and renamed, so DIR is whole or not there. Rows stream by: what
-is kept of each is eight bytes or so.
+It is written to a temporary folder next to DIR, fsynced and renamed, so DIR is complete or does not exist. Rows are
+streamed: only hashes of them, and the tasks of validation rows, stay in memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FIREWALL: Final = (
 
 
 class SnapshotWriteError(OperatorError):
-    """The snapshot could not be written; nothing is left of it."""
+    """The snapshot could not be written; what was written is removed."""
 
     def __init__(self, folder: Path, cause: OSError) -> None:
         super().__init__(
@@ -49,7 +49,7 @@ class SnapshotWriteError(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a snapshot is to hold."""
+    """What a snapshot contains: forms, share of tasks for validation, Parquet or JSONL."""
 
     forms: tuple[str, ...] = ("trl",)
     validation: float = 0.0
@@ -58,7 +58,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of a dataset's rows. Duplicates and left-out rows are missing from all forms but ``raw``."""
+    """What became of a dataset's rows. Duplicates and left-out rows are in no form but ``raw``."""
 
     rows: int = 0
     train: int = 0
@@ -69,7 +69,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Snapshot:
-    """A snapshot that was made."""
+    """A complete snapshot."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -79,9 +79,9 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
     """Write a snapshot of the newest batch.
 
     Raises:
-        UsageError: The folder exists, or what is wanted cannot be had.
-        SnapshotWriteError: It cannot be written.
-        OperatorError: There is no batch, or none that can be read.
+        UsageError: The folder exists, or pyarrow is needed and not installed.
+        SnapshotWriteError: The snapshot cannot be written.
+        OperatorError: There is no batch, or it cannot be read.
     """
     if os.path.lexists(folder):
         raise UsageError(f"{folder} exists; a snapshot is never changed", hint="give a folder that does not exist")
@@ -108,7 +108,7 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
 
 
 class _Printed:
-    """Some rows of one side, printed in each form, and what provenance/ says of them."""
+    """Some rows of one side, as JSON in each form, and their lines for provenance/."""
 
     def __init__(self, forms: list[Form], side: str) -> None:
         self.made = [(form, list[bytes]()) for form in forms]
@@ -116,7 +116,7 @@ class _Printed:
         self.side = side
 
     def add(self, line: bytes, id_: str, task: str, row: Row | None) -> None:
-        """Print a row in its forms: in that of the exports' own rows alone if ``row`` is None; maybe in none."""
+        """Add a row in each form; if ``row`` is None, only in ``raw``, if that is one of the forms."""
         told = None
         for form, made in self.made:
             if form.make is None:
@@ -132,7 +132,7 @@ class _Printed:
             self.told.append(orjson.dumps(told))
 
     def add_all(self, lines: list[bytes], ids: list[str], tasks: list[str]) -> None:
-        """Print rows in the form of the exports' own rows, where it is the only one."""
+        """Add rows in ``raw``, which is the only form here."""
         for _, made in self.made:
             made.extend(lines)
         self.told += [
@@ -143,7 +143,7 @@ class _Printed:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Validation rows, kept until all train rows are known: of each its task, and its answer if it is in question."""
+    """Validation rows, spooled until all train rows are known; ``told`` has the task and answer hash of each."""
 
     spool: LineSpool
     told: list[tuple[str, int | None]] = field(default_factory=list)
@@ -164,7 +164,7 @@ class _Writer:
         self._tasks, self._texts = Sides(), Sides()
 
     def write(self) -> dict[str, Any]:
-        """Write everything; returns the manifest."""
+        """Write all files; return the manifest."""
         if self._batch.batch is None:
             raise OperatorError("no batch was committed yet", hint="distilld run --once")
         waiting = {}
@@ -174,7 +174,7 @@ class _Writer:
                 waiting[dataset] = _Waiting(LineSpool(self._folder))
                 self._stream(dataset, forms, waiting[dataset])
                 self._close(forms, TRAIN)
-        # Which texts stand in train is known only now, of SFT and of the pairs.
+        # Only now all texts in train are known, of SFT and of the pairs.
         on_both = self._texts.on_both()
         for dataset, rows in waiting.items():
             self._validate(dataset, self._forms[dataset], rows, on_both)
@@ -200,7 +200,7 @@ class _Writer:
                 row: Row | None = orjson.loads(line) if shaped else None
                 answer = None
                 if row is not None and texts is not None:
-                    # Equal texts have equal hashes, and 64 bits tell millions of others apart.
+                    # Equal texts have equal hashes, and 64 bits are enough to distinguish millions of texts.
                     before = len(seen)
                     seen.add(hash(compared := texts(row)))
                     if len(seen) == before:
@@ -218,7 +218,7 @@ class _Writer:
             self._put(dataset, train)
 
     def _sides_of(self, dataset: Dataset, tasks: list[str]) -> list[str]:
-        """The side of each row, by its task; the tasks of rows that can be on either are noted."""
+        """Return the side of each row, by its task; record the tasks unless all rows are for train."""
         share = self._wanted.validation
         if not share or dataset is Dataset.RAG:
             return [TRAIN] * len(tasks)
@@ -270,10 +270,10 @@ class _Writer:
         return file
 
     def _close(self, forms: list[Form], side: str) -> None:
-        """No more rows come to these files: what they hold in memory is written."""
+        """Close the files of these forms on a side, which writes the rows that they hold in memory."""
         self._files += [file.close() for form in forms if (file := self._open.pop(f"{form.folder}/{side}", None))]
 
-    # what the manifest says of them
+    # the manifest
 
     def _describe(self) -> dict[str, Any]:
         if infos := self._dataset_infos():
@@ -284,7 +284,7 @@ class _Writer:
         return manifest
 
     def _dataset_infos(self) -> dict[str, Any]:
-        """What LLaMA-Factory reads. Each entry names a file: of a folder, it would train on validation rows too."""
+        """Return dataset_info.json for LLaMA-Factory, by file: given a folder, it would train on validation rows."""
         infos = {}
         for form, files in self._configs.values():
             if form.llama_factory is not None:
@@ -337,7 +337,7 @@ class _Writer:
 
 
 def _tasks_of(dataset: Dataset, lines: list[bytes], ids: list[str], known: RowTasks) -> list[str]:
-    """The task of each row: the scored row's, or the run where it has none."""
+    """Return the task of each row: the scored row's, or its run if it has no task."""
     run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
     keys = [key_of(id_.rpartition("-")[2]) for id_ in ids]
     tasks = known.of(keys)

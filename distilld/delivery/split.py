@@ -1,4 +1,4 @@
-"""Which rows a model is validated on: whole tasks, by a hash of the task, so that none is on both sides, or moves."""
+"""Splits rows into train and validation by a hash of the task: no task is on both sides, or changes sides."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ VALIDATION: Final = "validation"
 
 
 def is_validation(task: str, share: float, salt: str = SALT) -> bool:
-    """Whether a task's rows are for validation: a share of all tasks, the same ones as long as salt and share are."""
+    """Return whether a task is for validation: a share of all tasks, the same for the same salt and share."""
     digest = hashlib.sha256(f"{salt}\0{task}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
 @dataclass(slots=True)
 class Sides:
-    """What stands on each side, as hashes: of many train rows eight bytes each, of few validation rows a set."""
+    """What is on each side, as hashes: an array (8 bytes each) for the many of train, a set for validation."""
 
     train: array[int] = field(default_factory=lambda: array("q"))
     validation: set[int] = field(default_factory=set)
 
     def add(self, side: str, what: str) -> None:
-        """Something stands on a side."""
+        """Record that ``what`` is on a side."""
         if side == TRAIN:
             self.train.append(hash(what))
         else:
             self.validation.add(hash(what))
 
     def on_both(self) -> set[int]:
-        """What stands on both sides."""
+        """Return the hashes of what is on both sides."""
         return {digest for digest in self.train if digest in self.validation} if self.validation else set()

@@ -1,1 +1,1 @@
-"""A sample lakehouse, and the show that runs on it."""
+"""A sample lakehouse, and the demo that runs on it."""

@@ -1,4 +1,4 @@
-"""``distilld demo``: a sample lakehouse, a first run, a reversed verdict, a second run; in its own folder."""
+"""``distilld demo``: a sample lakehouse in its own folder, a first run, a reversed verdict, a second run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distilld.tables import Table
 MARKER: Final = ".distilld-demo"
 CONFIG_FILE: Final = "distilld.toml"
 _MADE_HERE: Final = ("crates", "data", "exports", "reports", "state", CONFIG_FILE, MARKER)
-"""Everything that a demo leaves in its folder; the next one takes away this and nothing else."""
+"""Everything that a demo makes in its folder; the next demo removes this and nothing else."""
 
 _MEANINGS: Final = {
     Reason.MISSING_PROVENANCE: "the scored row does not say where it came from",
@@ -41,7 +41,7 @@ _MEANINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How the demo reaches its audience; ``program`` is how they call distilld."""
+    """Where the demo prints; ``program`` is the command by which its audience calls distilld."""
 
     say: Callable[[str], None]
     show: Callable[[Table], None]
@@ -49,11 +49,11 @@ class Stage:
 
 
 def run_demo(folder: Path, stage: Stage) -> None:
-    """Make ``folder`` a sample lakehouse and show distilld at work on it. An earlier demo there is replaced.
+    """Make ``folder`` a sample lakehouse and show distilld at work on it. Replace an earlier demo there.
 
     Raises:
         UsageError: The folder holds something that no demo made.
-        WriterBusy: A distilld works in it.
+        WriterBusy: Another distilld runs in it.
     """
     root = Path(os.path.realpath(folder))
     shown = _shown(folder)
@@ -223,7 +223,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
 
 
 def _lines_with(run_id: str, root: Path) -> dict[Dataset, int]:
-    """How many lines of each dataset name the run."""
+    """Return how many lines of each dataset name the run."""
     return {
         dataset: sum(_names(line, run_id) for line in _lines(root / path)) for dataset, path in DATASET_PATHS.items()
     }
@@ -238,5 +238,5 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _shown(folder: Path) -> str:
-    """The folder as it was given; one that begins with '-' must not look like an option."""
+    """Return the folder as given, with './' before a leading '-': it must not look like an option."""
     return f"./{folder}" if str(folder).startswith("-") else str(folder)

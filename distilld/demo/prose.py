@@ -1,6 +1,6 @@
-"""The texts of the sample lake's runs: drawn from texts.toml, so that they can be read and are the same for a seed.
+"""The texts of the sample lake's runs, drawn from texts.toml: readable, and the same for the same seed.
 
-A rejected answer is vague, a partial one breaks off, one for review hedges.
+A rejected answer is vague, a partial one is incomplete, one for review hedges.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """Something that is wrong with a file; ``{fn}`` and ``{thing}`` stand for what the file is about."""
+    """A fault of a file; in the claim, ``{fn}`` and ``{thing}`` stand for the file's function and subject."""
 
     severity: str
     claim: str
@@ -60,7 +60,7 @@ _GOOD_MARKERS, _BAD_MARKERS = _tuple("good_markers"), _tuple("bad_markers")
 
 
 def _draw_findings(rng: Random, code: Code, count: int) -> list[_Finding]:
-    """Findings about one file, the most severe first."""
+    """Return findings about one file, the most severe first."""
     drawn = rng.sample(_FINDINGS, count)
     drawn.sort(key=lambda finding: ("high", "medium", "low").index(finding.severity))
     return [

@@ -1,8 +1,8 @@
-"""A small sample lakehouse, the same bytes for the same seed: what ``distilld demo`` and the tests work on.
+"""A small sample lakehouse for ``distilld demo`` and the tests, the same bytes for the same seed.
 
-Most rows are plain. Besides them stands, once or twice each, whatever a lake can do to a row: every reason of
-SPEC 3.7 occurs but the reserved self_pairing, and hallucinated_file_path only where ``check_source_files`` is on.
-No clock is read; the dates follow from an argument. What the runs say comes from :mod:`distilld.demo.prose`.
+Most rows are plain. The others show, once or twice each, what else can happen to a row. Every reason of SPEC 3.7 occurs
+except self_pairing (reserved) and too_many_exports; hallucinated_file_path occurs only with ``check_source_files`` on.
+No clock is read: the dates follow from an argument. The texts of the runs come from :mod:`distilld.demo.prose`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from distilld.demo import prose
 
 FIRST_DAY: Final = date(2026, 3, 2)
 TASKS_A_DAY: Final = 8
-"""How many plain tasks each source works on in a day; some take two runs."""
+"""How many plain tasks each source works on per day; some take two runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleLake:
-    """A lake as ``write_sample_lake`` left it; later changes do not show here.
+    """A lake as ``write_sample_lake`` wrote it; later changes do not appear here.
 
     ``scored_rows`` and ``evidence_rows`` count lines, malformed ones too. ``partitions`` are paths
-    ``YYYY/MM/DD/<source>.jsonl`` in walk order, each present in both trees. ``rescored_run_id`` is the chosen side of
-    its task's only pair, goes to all three datasets, and is meant for ``rescore_in_place``.
+    ``YYYY/MM/DD/<source>.jsonl`` in walk order, each present in both trees. ``rescored_run_id`` is the run to pass to
+    ``rescore_in_place``: it is exported to all three datasets, and is the chosen side of its task's only pair.
     """
 
     root: Path
@@ -44,18 +44,18 @@ class SampleLake:
     rescored_run_id: str
 
     def scored_path(self, partition: str) -> Path:
-        """Where the scored rows of a partition stand."""
+        """Return the path of a partition's scored file."""
         return self.root / "data" / "scored-runs" / partition
 
     def evidence_path(self, partition: str) -> Path:
-        """Where the evidence of a partition stands."""
+        """Return the path of a partition's evidence file."""
         return self.root / "data" / "evidence" / partition
 
 
 def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: date = FIRST_DAY) -> SampleLake:
-    """Write a lake of ``days`` days below ``root``, with the source files that most of its rows name.
+    """Write a lake of ``days`` days below ``root``, with the source files that its rows name (not the invented ones).
 
-    Raises UsageError where ``root`` already holds ``data`` or ``crates``: a sample must not mix with a real lake.
+    Raises UsageError if ``root`` already holds ``data`` or ``crates``: a sample must not mix with a real lake.
     """
     if days < 1:
         raise ValueError(f"days must be 1 or more, not {days}")
@@ -90,10 +90,10 @@ def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: da
 
 
 def append_rows(lake: SampleLake, *, rows: int = 12) -> tuple[Path, ...]:
-    """Append ``rows`` scored rows with their evidence to the last day's partitions; the files that grew.
+    """Append ``rows`` scored rows with their evidence to the last day's partitions; return the files that grew.
 
     Evidence is written before the rows that need it. The first two rows are the two sides of a pair. A second call
-    goes on where the first one ended.
+    continues after the first one's rows.
     """
     folder = lake.partitions[-1].rpartition("/")[0]
     last_day = date.fromisoformat(folder.replace("/", "-"))
@@ -102,7 +102,7 @@ def append_rows(lake: SampleLake, *, rows: int = 12) -> tuple[Path, ...]:
         for partition in lake.partitions
         if partition.startswith(folder)
     }
-    # No run of a partition is without a line, so the lines bound the numbers that are taken.
+    # Every run of a partition has a line, so the count of lines is above every used run number.
     box = _Box(Random(f"sample lake {lake.seed}, {sum(present.values())} rows later"), present)
     pages = _Pages()
     for source, categories in zip(cycle(_SOURCES), cycle(_APPENDED_WORK), strict=False):
@@ -114,10 +114,10 @@ def append_rows(lake: SampleLake, *, rows: int = 12) -> tuple[Path, ...]:
 
 
 def rescore_in_place(lake: SampleLake, run_id: str) -> Path:
-    """Turn the last accepted row of a run into a rejected one where it stands; the partition's file.
+    """Turn the last accepted row of a run into a rejected one in place; return the partition's scored file.
 
-    Size, inode and mtime stay what they were: only the content (and ctime) tells that the verdict changed.
-    Raises LookupError where the run has no accepted row.
+    Size, inode and mtime stay the same: only the content (and ctime) shows that the verdict changed.
+    Raises LookupError if the run has no accepted row.
     """
     for partition in reversed(lake.partitions):
         path = lake.scored_path(partition)
@@ -133,7 +133,7 @@ def rescore_in_place(lake: SampleLake, run_id: str) -> Path:
 
 
 def _offset_of_accepted(content: bytes, run_id: str) -> int | None:
-    """Where the word ``accepted`` of the run's last accepted row begins, in bytes."""
+    """Return the offset of the word ``accepted`` in the run's last accepted row, None if there is none."""
     key = b'"category":"'
     found = None
     start = 0
@@ -148,12 +148,12 @@ def _offset_of_accepted(content: bytes, run_id: str) -> int | None:
     return found
 
 
-# What a lake is made of.
+# The parts of a lake.
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A producer of runs: what it is called, what its tasks are about, and how it writes."""
+    """A producer of runs: its names, the subjects of its tasks, and the function that writes its texts."""
 
     stem: str
     run_prefix: str
@@ -179,7 +179,7 @@ class _Run:
         return str(self.evidence["run_id"])
 
     def scored(self, category: Category | None = None, *, minutes_later: int = 0) -> dict[str, Any]:
-        """The scored row of the run; with arguments, the row of a second scoring."""
+        """Return the scored row of the run; with arguments, the row of a second scoring."""
         verdict = category or self.category
         reasons = prose.REASONS[verdict]
         return {
@@ -196,14 +196,14 @@ class _Run:
 
 @dataclass(slots=True)
 class _Box:
-    """The box that runs the tasks; ``numbers`` holds the next run's number of each partition."""
+    """The machine that runs the tasks; ``numbers`` holds the number of each partition's next run."""
 
     rng: Random
     numbers: dict[str, int] = field(default_factory=dict)
     decks: dict[str, Iterator[str]] = field(default_factory=dict)
 
     def subject(self, source: _Source) -> str:
-        """What the source works on next: all its subjects once, in random order, before any comes again."""
+        """Return the source's next subject: each one once, in random order, before any repeats."""
         if source.stem not in self.decks:
             self.decks[source.stem] = cycle(self.rng.sample(source.subjects, len(source.subjects)))
         return next(self.decks[source.stem])
@@ -257,7 +257,7 @@ class _Pages:
     evidence: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, run: _Run, scored: dict[str, Any] | None = None) -> None:
-        """Take in a run with its evidence; ``scored`` stands in for the scored row that it would have."""
+        """Add a run with its evidence; ``scored`` replaces its normal scored row."""
         self.evidence[run.partition].append(_line(run.evidence))
         self.add_scored(run.partition, run.scored() if scored is None else scored)
 
@@ -274,7 +274,7 @@ def _add_task(
     *,
     subject: str | None = None,
 ) -> list[_Run]:
-    """One task, with one run for each of the categories."""
+    """Add one task with one run per category; return the runs."""
     about = subject or box.subject(source)
     runs = [box.run(source, day, about, category) for category in categories]
     for run in runs:
@@ -283,18 +283,18 @@ def _add_task(
 
 
 def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
-    """The rows and runs that no lake is without, on the first day but for the revoking verdict."""
+    """Add the odd rows and runs that every lake has, on the first day; the revoking verdict is on the last."""
 
     def run_of(source: _Source, category: Category = Category.ACCEPTED, subject: str | None = None) -> _Run:
         return box.run(source, first, subject or box.subject(source), category)
 
-    # Accepted, and scored again as rejected in a later row.
+    # Accepted, then rejected by a later row.
     revoked = run_of(_OBSERVER)
     pages.add(revoked)
     later = revoked.scored(Category.REJECTED, minutes_later=24 * 60 * (last - first).days + 30)
     pages.add_scored(f"{last:%Y/%m/%d}/{_OBSERVER.stem}.jsonl", later)
 
-    # Left to a human first, accepted later: the second row is exported.
+    # First left to human review, then accepted: the second row is exported.
     cleared = run_of(_AUDITS, Category.NEEDS_HUMAN_REVIEW)
     pages.add(cleared)
     pages.add_scored(cleared.partition, cleared.scored(Category.ACCEPTED, minutes_later=45))
@@ -304,7 +304,7 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
     pages.add(twice)
     pages.add_scored(twice.partition, twice.scored(minutes_later=5))
 
-    # Half a row, as a crash of the scorer leaves it.
+    # Half a row, as after a crash of the scorer.
     torn = run_of(_OUTCOMES)
     pages.add(torn)
     whole = pages.scored[torn.partition].pop()
@@ -330,7 +330,7 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
     del without_text.evidence["text"]
     pages.add(without_text)
 
-    # The same answer to the same task, once rejected and once accepted.
+    # The same answer to the same task, rejected once and accepted once.
     subject = box.subject(_SCRUM)
     bad, good = run_of(_SCRUM, Category.REJECTED, subject), run_of(_SCRUM, Category.ACCEPTED, subject)
     bad.evidence["text"] = good.evidence["text"] + "\n"
@@ -339,7 +339,7 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
 
 
 def _add_invented_files(box: _Box, pages: _Pages, day: date) -> None:
-    """Answers about files that do not exist, a pair among them."""
+    """Add answers about files that do not exist, a pair among them."""
     scrum_file, mode_file, observer_file = (code.path for code in prose.INVENTED_FILES)
     for source, category, path in (
         (_SCRUM, Category.REJECTED, scrum_file),
@@ -351,7 +351,7 @@ def _add_invented_files(box: _Box, pages: _Pages, day: date) -> None:
 
 
 def _append_pages(lake: SampleLake, pages: _Pages) -> tuple[Path, ...]:
-    """Append the lines, evidence before the scored rows that need it."""
+    """Append the lines, evidence before the scored rows that need it; return the files."""
     written = []
     for lines_of, path_of in ((pages.evidence, lake.evidence_path), (pages.scored, lake.scored_path)):
         for partition in sorted(lines_of):
@@ -364,7 +364,7 @@ def _append_pages(lake: SampleLake, pages: _Pages) -> tuple[Path, ...]:
 
 
 def _write_source_files(root: Path) -> None:
-    """The files that the rows name, all but the invented ones."""
+    """Write the source files that the rows name, except the invented ones."""
     for code in (prose.SHOWCASE, *prose.FILES):
         path = root / code.path
         path.parent.mkdir(parents=True, exist_ok=True)

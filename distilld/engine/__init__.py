@@ -1,1 +1,1 @@
-"""One pass: index what changed, judge what it touches, commit batch by batch."""
+"""One pass: index what changed, judge the rows that it concerns, commit in batches."""

@@ -1,6 +1,6 @@
-"""What another executor answered is compared with the jobs and the store before it is committed (SPEC 8).
+"""Compare the answers of another executor with the jobs and the store before they are committed (SPEC 8).
 
-What a row's text comes to is the worker's to say; whose a line is, and what is said of its run, is not.
+A worker decides the outcome of a row's text. It does not decide which row a line belongs to, nor its run's verdict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOT_RECORDED: Final = b"", b""
 
 
 class WrongAnswer(OperatorError):
-    """A worker's answer does not fit."""
+    """A worker's answer does not match its job or the store."""
 
     def __init__(self, why: str) -> None:
         super().__init__(
@@ -35,7 +35,7 @@ class WrongAnswer(OperatorError):
 
 
 def check_rows(span: Span, done: SpanDone) -> None:
-    """Compare the rows that came back with those of the span: each once, and none as plain that is contested."""
+    """Compare the returned rows with those of the span: each occurs once, and no contested row is returned as plain."""
     new, base = span.new, span.base
     asked = [row.walk for row in span.rows] if new is None else list(range(base, base + new.scored.lines))
     contested = {row.walk for row in span.rows if row.verdicts} if new is None else {base + at for at in new.contested}
@@ -46,10 +46,10 @@ def check_rows(span: Span, done: SpanDone) -> None:
 
 
 def check_pairs(job: TaskJob, result: Result, options: Options) -> None:
-    """Compare the pairs that came back with those that the tasks' rows form, and with the verdicts about these rows."""
+    """Compare the returned pairs with those that the tasks' rows form, and with the verdicts about these rows."""
     coming = iter(job.tasks)
     for done in result if isinstance(result, list) else ():
-        assert isinstance(done, PlainTasks | TaskDone)  # noqa: S101  what a TaskJob gives
+        assert isinstance(done, PlainTasks | TaskDone)  # noqa: S101  a TaskJob returns these
         orders = list(islice(coming, done.tasks if isinstance(done, PlainTasks) else 1))
         asked = [pair for order in orders for pair in _pairs_of(order, options)]
         if isinstance(done, PlainTasks):
@@ -66,7 +66,7 @@ def check_pairs(job: TaskJob, result: Result, options: Options) -> None:
 
 
 def _pairs_of(order: TaskOrder, options: Options) -> Iterator[tuple[Any, ...]]:
-    """The pairs of a task as they are recorded, up to their outcomes, and whether verdicts let them be exported."""
+    """Yield a task's pairs as they are recorded, up to their outcomes, and whether verdicts allow their export."""
     for slot, pair in enumerate(preference.pair_up(*order.rows)):
         chosen, other = map(TaskRow._make, pair)
         key = key_of(preference.id_digits(chosen.run_id, other.run_id, order.task_id))
@@ -77,7 +77,7 @@ def _pairs_of(order: TaskOrder, options: Options) -> Iterator[tuple[Any, ...]]:
 
 
 def check_lines(decisions: Decisions, work: Work, options: Options) -> None:
-    """Compare the lines that a batch exports with their digests, and with what the store knows of their rows."""
+    """Compare the lines that a batch exports with their digests, and with what the store knows about their rows."""
     for dataset, change in decisions.changes.items():
         signs = dict(
             _of_pairs(decisions) if dataset is Dataset.PREFERENCE else _of_rows(decisions, dataset, work, options)
@@ -99,7 +99,7 @@ def check_lines(decisions: Decisions, work: Work, options: Options) -> None:
 def _of_rows(
     decisions: Decisions, dataset: Dataset, work: Work, options: Options
 ) -> Iterator[tuple[bytes, tuple[bytes, bytes]]]:
-    """The digests of lines of rows, and what must stand in these; no line has the category that is not allowed."""
+    """Yield each exported line's digest and the bytes it must hold; a category that is not allowed matches no line."""
     at, allowed = (0, options.rag_allowed) if dataset is Dataset.RAG else (1, options.sft_allowed)
     fresh: Iterable[tuple[Any, ...]] = chain(decisions.fresh, decisions.fresh_found)
     exported = {row[-1]: row[2 * at + 1] for row in fresh if row[2 * at] == EXPORTED}
@@ -114,7 +114,7 @@ def _of_rows(
 
 
 def _of_pairs(decisions: Decisions) -> Iterator[tuple[bytes, tuple[bytes, bytes]]]:
-    """The same of pairs."""
+    """Yield the same for pairs."""
     for pair in map(PairRow._make, decisions.pairs):
         if (pair.outcome, pair.batch) == (EXPORTED, decisions.sequence):
             row_id = id_of(Dataset.PREFERENCE, pair.sample_key)

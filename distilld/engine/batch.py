@@ -1,7 +1,7 @@
-"""Batches: what is queued becomes decisions, as much as fits into one batch at a time.
+"""Decide batches: take as many queued rows and tasks as fit into one batch, and decide what becomes of them.
 
-:class:`Batches` lives while the queues are worked off. It has jobs judged ahead of the batch in hand, so that workers
-go on while that one is committed. After a failure it is dropped, and another one begins with the queues as they are.
+:class:`Batches` lives while the queues are worked off. It has jobs judged ahead of the current batch, so that workers
+continue while that one is committed. After a failure it is dropped, and a new one starts with the queues as they are.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from distilld.publish.receipt import BatchIdentity
 from distilld.store.work import Place, Work, WorkRow
 
 BATCH_BYTES: Final = 32 << 20
-"""A batch is cut when its rows' texts come to this much."""
+"""The most bytes of rows and their evidence in one batch; a single larger row still gets a batch."""
 TASKS_PER_BATCH: Final = 10_000
 DEPARTURES_PER_BATCH: Final = 200_000
 
 
 class UnreadFailed(OperatorError):
-    """An evidence file that was to be read with its rows cannot be read, or is not as it was scanned."""
+    """An evidence file that was to be read with its rows cannot be read, or differs from what was scanned."""
 
     def __init__(self, unread: UnreadEvidence) -> None:
         super().__init__(f"{unread.path} cannot be judged with")
@@ -47,13 +47,13 @@ class UnreadFailed(OperatorError):
 
 @dataclass(slots=True)
 class Batch:
-    """A batch as it is decided: its identity and decisions, and the evidence files that were read with its rows."""
+    """A batch while it is decided: its identity and decisions, and the evidence files that were read with its rows."""
 
     identity: BatchIdentity
     decisions: Decisions
     read: list[tuple[Place, FileRead]] = field(default_factory=list)
     files: list[IO[bytes]] = field(default_factory=list)
-    """The files of jobs that hold its lines."""
+    """The job files that hold its lines."""
 
     def keep(self, file: IO[bytes] | None) -> None:
         """Take over the file of a job."""
@@ -61,14 +61,14 @@ class Batch:
             self.files.append(file)
 
     def close(self) -> None:
-        """Drop its lines."""
+        """Drop the lines of the batch."""
         self.decisions.close()
         for each in self.files:
             each.close()
 
 
 class Batches:
-    """Decides on batches, one after the other."""
+    """Decides batches, one after the other."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Batches:
         options_changed: bool,
         told: Callable[[int, int], None] = lambda _done, _bytes: None,
     ) -> None:
-        """``told`` is called with how many rows or tasks were judged just now, and the bytes read for them."""
+        """``told`` is called with the number of rows or tasks just judged, and the bytes read for them."""
         self._told = told
         self._work = work
         self._committer = committer
@@ -100,15 +100,15 @@ class Batches:
         self._results: Iterator[Done[SpanJob]] = iter(())
         self._next: Done[SpanJob] | None = None
         self._ahead: set[int] = set()
-        """Rows that batches so far judged before their turn."""
+        """Rows that earlier batches judged before their turn."""
         self._took_any = False
-        """Whether the batches since the queue's first row took anything out of it; what they put in may be as much."""
+        """Whether any batch since the queue's first row took something out of it; they may also have added rows."""
         self.took_none = False
-        """Whether all of the queue was gone through, and nothing taken: what waits is out of reach."""
+        """Whether a run through the whole queue took nothing: what waits is out of reach."""
         work.begin_judging()
 
     def close(self) -> None:
-        """Drop what was judged ahead."""
+        """Drop the jobs that were judged ahead."""
         self._work.end_judging()
         if self._next is not None:
             self._next.close()
@@ -118,14 +118,14 @@ class Batches:
         self._queue = None
 
     def decide(self) -> Batch:
-        """Judge what fits into one batch; whoever takes the batch closes it.
+        """Judge what fits into one batch; the caller closes the batch.
 
-        What a current verdict may now forbid is judged in it, whatever its size: no committed batch leaves such a row
-        in the files.
+        Rows that a current verdict may now forbid are judged in it, whatever its size: no committed batch leaves such
+        a row in the files.
 
         Raises:
-            UnreadFailed: An evidence file that was left unread cannot be had.
-            OperatorError: The lines could not be kept, or a worker died.
+            UnreadFailed: An evidence file that was left unread cannot be read, or has changed.
+            OperatorError: The lines could not be written, or a worker died.
         """
         batch = self._begin()
         try:
@@ -150,7 +150,7 @@ class Batches:
         return Batch(identity, decisions)
 
     def _new_queue(self, *, after: int, forced_in: Batch | None = None) -> SpanQueue:
-        """Rows behind ``after``: all of them, or those that are forced into a batch, which have its time then."""
+        """Return the queue of rows after ``after``: all, or only those forced into a batch, which get its time."""
         limits = (self._batch_rows, BATCH_BYTES) if forced_in is None else (NO_LIMIT, NO_LIMIT)
         return SpanQueue(
             self._work,
@@ -176,11 +176,11 @@ class Batches:
         pairs = PairJudge(
             self._work, self._options, decisions, partial(self._do, batch), options_changed=self._options_changed
         )
-        # Closed even where a fault ends the batch: a query that is left half read locks the tables of the pass.
+        # Closed even if an error ends the batch: a half-read query locks the tables of the pass.
         with closing(self._work.retained_queue()) as retained:
             rows.loose_rows.take_retained(retained)
         rows.loose_rows.take_departures(self._work.departures(DEPARTURES_PER_BATCH))
-        assert self._queue is not None  # noqa: S101  begun
+        assert self._queue is not None  # noqa: S101  set by _begin
         pruned = self._queue.pruned
         last = self._judge_spans(batch, rows)
         rows.judge_joined()
@@ -211,8 +211,8 @@ class Batches:
         self.took_none = not (self._took_any or left_over)
 
     def _judge_spans(self, batch: Batch, rows: RowJudge) -> QueuedJob | None:
-        """Settle the rows of one batch; returns its last job, None where no row is queued."""
-        assert self._queue is not None  # noqa: S101  begun
+        """Settle the rows of one batch; return its last job, or None where no row is queued."""
+        assert self._queue is not None  # noqa: S101  set by _begin
         while self._next is not None:
             queued = self._queue.under_way.popleft()
             done, self._next = self._next, None
@@ -224,7 +224,7 @@ class Batches:
 
     def _settle(self, batch: Batch, rows: RowJudge, queued: QueuedJob, done: Done[SpanJob]) -> None:
         batch.keep(done.file)
-        assert isinstance(done.result, list)  # noqa: S101  what a SpanJob gives
+        assert isinstance(done.result, list)  # noqa: S101  a SpanJob returns this
         for span, order, result in zip(queued.spans, done.job.spans, done.result, strict=True):
             assert isinstance(result, SpanDone)  # noqa: S101  as above
             if order.new is not None:
@@ -238,11 +238,11 @@ class Batches:
             self._told(order.size(), result.bytes_read)
 
     def _judge_one(self, row: WorkRow) -> JudgedRow | FailedRow:
-        """Judge a row that joins the batch, here and now."""
+        """Judge a row that joins the batch, in this process."""
         place = self._work.place(row.walk)
         span = Span(place.path, place.base, (order_of(self._work, self._options, row),), None)
         (judged,) = self._span_judge.judge(span, "", Sink(None)).items
-        assert isinstance(judged, JudgedRow | FailedRow)  # noqa: S101  it is judged by itself
+        assert isinstance(judged, JudgedRow | FailedRow)  # noqa: S101  a contested row gives one of these
         return judged
 
     def _do(self, batch: Batch, jobs: Iterable[TaskJob]) -> Iterator[Done[TaskJob]]:

@@ -1,4 +1,4 @@
-"""Begin a batch: empty decisions, and where their lines are kept until they are written."""
+"""Begin a batch: empty decisions, and spools for their lines until these are written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilld.files.spool import LineSpool
 def empty_decisions(
     sequence: int, recorded_at: str, spool_folder: Path, missing: Mapping[str, Counter[bytes]]
 ) -> Decisions:
-    """A batch that does nothing yet; ``missing`` counts the lines that damaged exports lost."""
+    """Return decisions that do nothing yet; ``missing`` counts the lines that damaged exports lost."""
     changes = {
         dataset: DatasetChanges(
             LineSpool(spool_folder),

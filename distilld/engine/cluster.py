@@ -1,8 +1,8 @@
-"""A Dask cluster that does the jobs of a pass (SPEC 8): joined when much is to be read, left when the pass ends.
+"""A Dask cluster that does the jobs of a pass (SPEC 8): joined when there is much to read, left when the pass ends.
 
-Each job carries what a worker must have in common with the process that commits, and the worker compares before it
-begins: so a worker that joins later is held to it, too. Jobs and answers are pickled here, so Dask sees bytes alone.
-Dask is imported only where a cluster is joined. Whoever can reach the cluster can run code on it, and in this process.
+Each job carries what a worker must have in common with the process that commits. The worker compares it before each
+job, so workers that join later are checked too. Jobs and answers are pickled here, so Dask handles only bytes.
+Dask is imported only to join a cluster. Anyone who can reach the cluster can run code on it, and in this process.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from distilld.lake.scan import TREES
 
 SCHEME: Final = "dask://"
 NONCE: Final = ".seen-by-workers-"
-"""How the name of the empty file begins that a worker must see in the folder of the exports.
+"""Prefix of the name of the empty file that a worker must see in the spool folder.
 
-Its name is new each time: of that no mount can have an older state. What a kill left behind goes with the next one.
+The name is new each time, so no mount can show an older state. The next join removes files that a kill left.
 """
 JOIN_SECONDS: Final = 10
-"""How long the scheduler, and then the first worker, is waited for."""
+"""Seconds to wait for the scheduler, and again for the first worker."""
 LOOK_SECONDS: Final = 0.5
-"""How often a job that is under way looks whether the scheduler is still there."""
+"""Seconds between checks, during a job, that the scheduler is still there."""
 LEAVE_SECONDS: Final = 5
 
 P = ParamSpec("P")
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class ClusterAway(OperatorError):
-    """The scheduler cannot be reached, or went away, or has no worker."""
+    """The scheduler cannot be reached, went away or has no worker."""
 
     def __init__(self, address: str, why: str) -> None:
         super().__init__(
@@ -65,7 +65,7 @@ class UnfitWorker(OperatorError, UsageError):
 
 
 class Terms(NamedTuple):
-    """What a worker must have in common with the process that commits. ``folders`` have something in them there."""
+    """What a worker must have in common with the process that commits; there, no folder in ``folders`` is empty."""
 
     versions: dict[str, str]
     nonce: str
@@ -73,10 +73,10 @@ class Terms(NamedTuple):
 
 
 def refuse_without_dask(address: str) -> None:
-    """Refuse an address for which Dask is needed and not installed.
+    """Refuse an address that needs Dask if Dask is not installed.
 
     Raises:
-        UsageError: It is not.
+        UsageError: Dask is not installed.
     """
     if address and find_spec("distributed") is None:
         raise UsageError(
@@ -85,10 +85,10 @@ def refuse_without_dask(address: str) -> None:
 
 
 def join(address: str, root: Path, folder: Path, options: Options) -> Joined:
-    """Join the cluster at ``dask://HOST:PORT``; ``folder`` is one of ours below the root, for the file it must see.
+    """Join the cluster at ``dask://HOST:PORT``; ``folder``, below the root, gets the file that workers must see.
 
     Raises:
-        ClusterAway: The scheduler does not answer, or no worker is there.
+        ClusterAway: The scheduler does not answer or has no worker.
         OperatorError: The file cannot be written.
         UsageError: Dask is not installed.
     """
@@ -109,7 +109,7 @@ def join(address: str, root: Path, folder: Path, options: Options) -> Joined:
 
 
 class Cluster(Executor):
-    """The client's side: an event loop in a thread of its own, in which each job is a coroutine."""
+    """The client's side: an event loop in its own thread, with one coroutine for each job."""
 
     def __init__(self, address: str, terms: Terms) -> None:
         self._address = address
@@ -120,7 +120,7 @@ class Cluster(Executor):
         self._thread.start()
 
     def connect(self) -> int:
-        """Find the scheduler and a worker; returns how many jobs the workers do at a time."""
+        """Find the scheduler and a worker; return how many jobs the workers do at a time."""
         try:
             return self._run(self._connect()).result()
         except BaseException:
@@ -131,10 +131,10 @@ class Cluster(Executor):
         try:
             from distributed import Client
         except OSError as error:
-            # It looks at /proc/meminfo as it is imported.
+            # Its import reads /proc/meminfo.
             raise OperatorError(f"Dask cannot be loaded: {error}", hint="set ProcSubset=all in the unit") from error
         for name in ("asyncio", "distributed", "distributed.client", "distributed.gc", "tornado.application"):
-            # Standard error is for our own log; what goes wrong here is an error of the pass.
+            # Standard error is for our own log; failures here are raised as errors of the pass.
             logging.getLogger(name).setLevel(logging.CRITICAL)
         scheduler = self._address.replace(SCHEME, "tcp://", 1)
         try:
@@ -150,15 +150,15 @@ class Cluster(Executor):
         return sum((await self._client.nthreads()).values())
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a worker call a function, once it has compared the terms.
+        """Have a worker compare the terms and then call a function.
 
-        What the future raises: :class:`UnfitWorker`, :class:`ClusterAway`, BrokenExecutor where a worker was killed
-        several times, JobFailed.
+        The future raises :class:`UnfitWorker`, :class:`ClusterAway`, JobFailed, or BrokenExecutor where workers were
+        killed several times.
         """
         return self._run(self._answer(pickle.dumps((fn, args, kwargs), pickle.HIGHEST_PROTOCOL)))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Leave the cluster; what it has in hand is dropped."""
+        """Leave the cluster; drop its unfinished jobs."""
         if self._thread.is_alive():
             self._run(self._leave()).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -209,11 +209,11 @@ class Cluster(Executor):
 
 
 def work(terms: tuple[Any, ...], packed: bytes) -> bytes | str:
-    """Call the function that was packed, and pack what it returns; a text says why this process must not."""
+    """Call the packed function and pack its result; return a text instead if this process is unfit, saying why."""
     unfit = _why_unfit(Terms(*terms))
     if unfit:
         return f"the worker on {platform.node()} {unfit}"
-    function, arguments, named = pickle.loads(packed)  # noqa: S301  from the client, whose code this process runs anyway
+    function, arguments, named = pickle.loads(packed)  # noqa: S301  from the client, whose code runs here anyway
     return pickle.dumps(function(*arguments, **named), pickle.HIGHEST_PROTOCOL)
 
 
@@ -230,7 +230,7 @@ def _why_unfit(terms: Terms) -> str:
 
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
-    """What decides on the bytes of a row; Python's own tables of letters and its numbers are among it."""
+    """Return the versions that decide the bytes of a row: Python has its own character tables and number formats."""
     of_python = ".".join(platform.python_version_tuple()[:2])
     libraries = {name: version(name) for name in ("orjson", "pydantic")}
     return {"distilld": __version__, "rules": str(RULES_VERSION), "python": of_python, **libraries}

@@ -1,12 +1,12 @@
-"""The table of contents: how a change of the inputs becomes a change of the datasets.
+"""Run passes: how a change of the inputs becomes a change of the datasets.
 
-    look    scan, plan, index   what stands in the two trees, what of it changed; its facts, and what they touch, queued
-    trip    work_off            rows that vanish in masses are retained
-    judge   batch.Batches       what becomes of each queued row and task, span by span, by workers where it is much
+    look    scan, plan, index   list the two trees, find what changed, store its facts, queue the rows they concern
+    trip    work_off            retain rows that vanish in masses
+    judge   batch.Batches       decide what becomes of each queued row and task, by workers where there are many
     commit  commit.Committer    intent, exports, one transaction, finish
-    tell    receipt, log        what was done
+    tell    receipt, log        record what was done
 
-One code path serves the daemon's smallest batch, the first pass and the rebuild.
+The daemon's smallest batch, the first pass and the rebuild use the same code path.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 class Engine(WorkingOff):
-    """Everything a pass needs, for one lake, for as long as the process holds its lock."""
+    """Runs passes for one lake while the process holds its lock."""
 
     # one pass
 
@@ -40,9 +40,9 @@ class Engine(WorkingOff):
         """Bring the datasets up to date with what one scan sees.
 
         Raises:
-            ListingError: The input trees could not be looked at; nothing was changed.
-            WriterBusy: Another writer took the lake, whose lock file had been removed; nothing is written beside it.
-            OperatorError: A write failed, or an export was tampered with; what was committed stands.
+            ListingError: The input trees could not be listed; nothing was changed.
+            WriterBusy: Another writer took the lake after its lock file was removed; nothing more is written.
+            OperatorError: A write failed, or an export was tampered with; committed batches remain.
         """
         if trigger is Trigger.REBUILD:
             log.info("rebuild_started")
@@ -84,7 +84,7 @@ class Engine(WorkingOff):
         finally:
             result.indexed.problems = list(result.problems.values())
             self.teller.unreadable(result.unreadable)
-        # What is not read, evidence too, may be what an orphan stands on.
+        # An input that was not read, evidence included, may be the one that gives an orphan.
         whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.waiting().anything)
         if whole and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
@@ -97,18 +97,18 @@ class Engine(WorkingOff):
         return result
 
     def refuse_missing_lake(self) -> None:
-        """Refuse to work where the lake is away: exports that went with it are not damaged, nor to be made again.
+        """Refuse to work where the lake is missing: exports that went with it are not damaged and must not be rebuilt.
 
         Raises:
-            ListingError: A tree with known files is not there.
-            UsageError: Trees and distilld's own folders overlap.
+            ListingError: A tree with known files does not exist.
+            UsageError: The trees and distilld's own folders overlap.
         """
         refuse_overlaps(self.root, self.store.path)
         if missing := [kind for kind in InputKind if lake.is_missing(self.root, kind)]:
             refuse_missing_trees(missing, self.inputs.files())
 
     def _put_in_order(self, trigger: Trigger, result: PassResult) -> None:
-        """Canonical walk order; where an export was damaged meanwhile, it is mended, and all are put in order again."""
+        """Put the files in canonical walk order; if an export was damaged meanwhile, restore it and start again."""
         while not self.work.waiting().anything:
             try:
                 self.restorer.reorder()
@@ -121,21 +121,21 @@ class Engine(WorkingOff):
                 return
 
     def rebuild(self) -> PassResult:
-        """Read everything again, judge everything again, and put the files in canonical walk order (SPEC 5)."""
+        """Read and judge everything again, and put the files in canonical walk order (SPEC 5)."""
         return self.run_pass(Trigger.REBUILD)
 
     def prune(self, partition_glob: str | None, only: Only | None = None) -> tuple[Pruned, PassResult]:
-        """Withdraw retained rows, and forget the absent verdicts behind them; return both what left and the pass."""
+        """Withdraw retained rows and forget their absent verdicts; return what was given up, and the result."""
         pruned = self.give_up(partition_glob, only)
         return pruned, self.run_pass(Trigger.PRUNE)
 
     def give_up(self, partition_glob: str | None, only: Only | None = None) -> Pruned:
-        """Let retained rows go: the next pass withdraws them.
+        """Give up retained rows: the next pass withdraws them.
 
-        Absent files that stand there again, or may do so in a folder that cannot be listed, keep theirs.
+        Absent files keep theirs if they are back in the tree, or may be back in a folder that cannot be listed.
 
         Raises:
-            ListingError: The input trees could not be looked at; nothing was let go.
+            ListingError: The input trees could not be listed; nothing was given up.
         """
         with self.store.at_work(), self.store.transaction():
             absent = [record for record in self.inputs.files().values() if not record.present]
@@ -152,7 +152,7 @@ class Engine(WorkingOff):
         return pruned
 
     def accept_vanished(self) -> int:
-        """Keep for good what the tripwire kept; returns how many rows and pairs."""
+        """Keep for good what the tripwire retained; return how many rows and pairs."""
         with self.store.at_work(), self.store.transaction():
             accepted = Pruning(self.store).accept()
         log.info("pruned", rows=accepted, accepted=True)

@@ -1,4 +1,4 @@
-"""Lines that came free in a batch: another row may take one over, and what is left at the end leaves."""
+"""Lines that became free in a batch: other rows may take them over; the rest leaves at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distilld.store.work import Recorded
 
 
 class FreedLines:
-    """The lines of one dataset and its quarantine whose rows gave them up, or are gone."""
+    """The lines of one dataset and its quarantine whose rows gave them up or are gone."""
 
     def __init__(self, batch: RowBatch, dataset: Dataset, stamps: Stamps) -> None:
         self._batch = batch
@@ -22,12 +22,12 @@ class FreedLines:
         self._out = batch.out
         self._changes = batch.out.changes[dataset]
         self._exported: dict[int, tuple[Recorded, Withdrawal]] = {}
-        """By id, with what is published if nobody takes it over."""
+        """By id, with the withdrawal that is published if no row takes the line over."""
         self._held: dict[tuple[int | None, int | None], Departure] = {}
-        """By partition and line: the row there now may come to the same."""
+        """By partition and line: the row there now may have the same quarantine line."""
 
     def add(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause) -> None:
-        """The dataset line of an id is without its row."""
+        """Add the dataset line of an id that lost its row."""
         verdict: Verdict | None = None
         if cause is Cause.REVOKED and run_id is not None:
             category = self._batch.verdict_in(self._dataset, run_id)
@@ -39,18 +39,18 @@ class FreedLines:
         self._exported[key] = recorded, withdrawal
 
     def take(self, key: int) -> Recorded | None:
-        """The free line of an id, for the row that has the id now."""
+        """Return the free line of an id, for the row that has the id now."""
         return self._exported.pop(key)[0] if key in self._exported else None
 
     def add_held(self, departure: Departure) -> None:
-        """A quarantined row is gone; its quarantine line leaves, unless the row in its place comes to the very same."""
+        """Add the quarantine line of a row that is gone; it leaves unless the row now in its place has the same one."""
         before = self._held.pop((departure.partition_id, departure.row_line), None)
         if before is not None:
             self._changes.drop_quarantined(before.line)
         self._held[departure.partition_id, departure.row_line] = departure
 
     def take_held(self, walk: int, code: int, quarantined: Rendered) -> Recorded | None:
-        """The free quarantine line of a row's place, where the row comes to the very same."""
+        """Return the free quarantine line of a row's place if the row's new line equals it."""
         if not self._held:
             return None
         place = self._batch.work.place(walk)
@@ -65,7 +65,7 @@ class FreedLines:
         return Recorded(code, left.line, left.batch)
 
     def finish(self) -> None:
-        """What is still free leaves."""
+        """Remove the lines that are still free, and publish the withdrawals."""
         for left in self._held.values():
             self._changes.drop_quarantined(left.line)
         for key, (recorded, withdrawal) in self._exported.items():

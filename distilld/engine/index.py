@@ -1,7 +1,7 @@
-"""Takes the facts of changed input files into the store. Touches no export.
+"""Put the facts of changed input files into the store. Touch no export.
 
-All changed files are indexed before any row is judged, so that no row is exported while a later file, not yet
-read, forbids it. Transactions are bounded by rows and may hold several files; a crash between two loses nothing.
+All changed files are indexed before any row is judged, so that no row is exported while a later, unread file
+forbids it. Transactions are bounded by rows and may hold several files; a crash between two loses nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ READ_WHOLE_BYTES: Final = 64 << 20
 TURN_BYTES: Final = 256 << 20
 """Evidence files that are larger are read one in a pass, and behind all others: these do not wait until it is read."""
 LEAVE_FROM: Final = 4 << 20
-"""Bytes of new files from which their evidence is left unread until it is judged with; less is read at once."""
+"""Bytes of new files from which evidence is left unread until its rows are judged; less is read at once."""
 LEAVE_BYTES: Final = 8 << 20
 LEAVE_ROWS: Final = 20_000
-"""The most that an evidence file which is left unread and its scored file may quarantined, each, and their rows."""
+"""The most bytes, each, of an evidence file that is left unread and of its scored file, and the most scored rows."""
 LEAVE_REPEATED_BYTES: Final = 64 << 20
-"""What its text may come to at most where several rows of a run repeat it, for all of it is held in memory."""
+"""The most bytes that further rows of a run may add in memory with its evidence: their count times file size."""
 
 
 class Indexer(FileIndexer):
@@ -58,7 +58,7 @@ class Indexer(FileIndexer):
         hashed_since_ns: int | None = None,
         left: Iterable[FileKey] = (),
     ) -> None:
-        """Files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet, are read.
+        """Read files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet.
 
         With None the facts of a file are believed: somebody else looks after the rest. Files that the last look
         ``left`` until they do not change are read whatever their facts say.
@@ -78,14 +78,14 @@ class Indexer(FileIndexer):
         unread: dict[int, UnreadEvidence] | None = None,
         next_turn: FileKey | None = None,
     ) -> Indexed:
-        """Compare the scan with what is recorded and index what changed.
+        """Compare the scan with what is recorded, and index what changed.
 
         ``read_again`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
         that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so, but for the
         partitions that changed since, which are taken from it. ``next_turn`` was postponed, and is not postponed again.
 
         Raises:
-            ListingError: A tree is missing although files of it are known.
+            ListingError: A tree is missing although files in it are known.
         """
         if not (read_again or owed or self._left or self._withdraws or scan.missing) and self._inputs.all_as_recorded(
             scan.files, hashed_since_ns=self._hashed_since_ns
@@ -161,14 +161,14 @@ class Indexer(FileIndexer):
         return [read for read in reads if read[0] not in set(large)]
 
     def take_one(self, file: PartitionFile, out: Indexed) -> None:
-        """Take in an evidence file that was left unread, and add what that brings to ``out``."""
+        """Index an evidence file that was left unread, and add the results to ``out``."""
         self._out = out
         with self._transactions():
             place = place_partitions(self._store, [file.path])[file.path]
             self._take_file(file, None, Look.NEW, place)
 
     def _take_files(self, files: list[tuple[PartitionFile, FileRecord, Look]]) -> None:
-        """Take in files that are known. One that is read again and has not changed costs no more than a look."""
+        """Index known files. One that is read again and has not changed is only noted as hashed."""
         again = [
             file
             for file, record, look in files
@@ -181,11 +181,11 @@ class Indexer(FileIndexer):
             self._pulse()
 
     def _read(self, files: list[PartitionFile]) -> _Reads:
-        """Have files read as a whole, by workers where there are any; what is too large is left out."""
+        """Read files as a whole, by workers where there are any; leave out files that are too large."""
         return _Reads(self._pool, [file for file in files if file.stat.size <= READ_WHOLE_BYTES], self._options)
 
     def _is_unchanged(self, record: FileRecord, read: FileRead | None) -> bool:
-        """Whether a file that was read again is, line by line, what is known of it."""
+        """Return whether a file that was read again equals its record, line by line; if so, note its hash."""
         if read is None:
             return False
         self._out.bytes_read += read.reading.bytes_read
@@ -204,7 +204,7 @@ class Indexer(FileIndexer):
         return True
 
     def _take_new(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
-        """Take in new files; where they are many, evidence is left unread as far as only its own rows need it."""
+        """Index new files; where they are large in all, leave evidence unread that only its own rows need."""
         if sum(file.stat.size for file in files) < LEAVE_FROM or has_exceptions(self._store):
             self._take_read(files, places)
             return
@@ -245,7 +245,7 @@ class Indexer(FileIndexer):
             self._pulse()
 
     def _place(self, reads: list[tuple[FileKey, Look]], known: dict[FileKey, FileRecord]) -> dict[str, tuple[int, int]]:
-        """Places in walk order for the partitions of new files; known ones have theirs, and may have to move."""
+        """Return places in walk order for partitions of new files; update the records of known ones, which may move."""
         new = [path for (kind, path), _ in reads if (kind, path) not in known]
         if not new:
             return {}
@@ -262,7 +262,7 @@ class Indexer(FileIndexer):
 
     @contextmanager
     def _transactions(self) -> Iterator[None]:
-        """Transactions of bounded size around many files; what one file needs as a whole is never cut."""
+        """Run transactions of bounded size around many files; what one file needs as a whole is never split."""
         self._store.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -276,7 +276,7 @@ class Indexer(FileIndexer):
     # files that are gone
 
     def _take_gone(self, gone: list[FileRecord], purge: list[FileRecord]) -> None:
-        # Scored files first: their rows' evidence may be gone with them, and then only the rows count.
+        # Scored files first: if their evidence is gone too, only the rows count.
         for record in sorted(gone, key=lambda record: record.kind is InputKind.EVIDENCE):
             self._note(record, "absent", 0, 0, 0)
             if self._withdraws:
@@ -305,14 +305,14 @@ class Indexer(FileIndexer):
 
 
 def _left_unread(unread: dict[int, UnreadEvidence], changed: Set[str]) -> set[FileKey]:
-    """Take the partitions that changed from what was left unread; return the evidence files that stay so."""
+    """Drop changed partitions from what was left unread; return the evidence files that stay unread."""
     for partition_id in [number for number, each in unread.items() if each.path in changed]:
         del unread[partition_id]
     return {(InputKind.EVIDENCE, each.path) for each in unread.values()}
 
 
 class _Reads:
-    """Files that are being read as a whole; each is asked for in the order in which they were given."""
+    """Files that are read as a whole; :meth:`pop` is called for each in the given order."""
 
     def __init__(self, pool: Pool, files: list[PartitionFile], options: Options) -> None:
         self._files = frozenset(files)
@@ -322,17 +322,17 @@ class _Reads:
         return file in self._files
 
     def pop(self, file: PartitionFile) -> FileRead | None:
-        """What was read of the next file; None where it could not be read as scanned: who reads it then tells of it."""
+        """Return the reading of the next file; None if it failed or differs from the scan: the next read reports it."""
         done = next(self._results)
-        assert done.job.path == file.path  # noqa: S101  they are asked for in order
+        assert done.job.path == file.path  # noqa: S101  called in order
         return as_scanned(done.result, file.stat) if isinstance(done.result, FileRead) else None
 
 
 def refuse_missing_trees(missing: Iterable[InputKind], known: Collection[FileKey]) -> None:
-    """Refuse to take a tree for empty that is not there at all.
+    """Refuse to treat a missing tree as an empty one.
 
     Raises:
-        ListingError: One of those that are ``missing`` held files that are known.
+        ListingError: A ``missing`` tree held files that are known.
     """
     for kind in missing:
         if any(of is kind for of, _ in known):

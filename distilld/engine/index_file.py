@@ -1,4 +1,4 @@
-"""Take one input file into the store: from its start, from where it was read to, or in place of what it was."""
+"""Index one input file: from its start, from where it was read to, or in place of its earlier content."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from distilld.store.inputs import FileRecord
 
 
 class FileIndexer(LineIndexer):
-    """Takes in one file at a time, inside the transactions of whoever asks."""
+    """Indexes one file at a time, inside the caller's transactions."""
 
     # a file that was read as a whole
 
     def _add_read(self, record: FileRecord, read: FileRead) -> None:
-        """Put a new file, read as a whole, into the store."""
+        """Index a new file that was read as a whole."""
         reading = read.reading
         _refuse_too_many(record, reading.lines)
         self._first_malformed = reading.first_malformed
@@ -76,7 +76,7 @@ class FileIndexer(LineIndexer):
         if known is None:
             self._append(reader, facts, new_record(file.kind, file.path, place, file.stat), "new")
             return
-        # Of a file that returned, what is known may have moved to another one meanwhile.
+        # The known rows of a returned file may have moved to another file meanwhile.
         proven = look is Look.CHANGED and reader.prove_prefix(known.indexed_bytes, known.indexed_sha256, self._pulse)
         if not (proven or self._is_still(key, facts)):
             self._out.unsettled.append(key)
@@ -90,7 +90,7 @@ class FileIndexer(LineIndexer):
         self._progress(len(self._out.changes), self._out.bytes_read)
 
     def _set_present(self, record: FileRecord) -> None:
-        """An absent file is there again, and has been read: nothing else would see that its rows are to come back."""
+        """Mark an absent file that was read again as present: nothing else would make its rows live again."""
         if record.present:
             return
         record.state = "present"
@@ -100,7 +100,7 @@ class FileIndexer(LineIndexer):
         self._inputs.write_file(record)
 
     def _append(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, change: str) -> bool:
-        """Index what stands behind the consumed prefix; False where a provisional last line became another one."""
+        """Index the lines after the consumed prefix; return False if a provisional last line became another one."""
         from_offset, first_line = record.indexed_bytes, record.indexed_lines
         provisional = record.tail_digest if record.tail == "provisional" else None
         staged = record.kind is InputKind.EVIDENCE and self._scored.any_in(record)
@@ -149,7 +149,7 @@ class FileIndexer(LineIndexer):
         return True
 
     def _take_tail(self, record: FileRecord, tail: Line | None, line: int, *, staged: bool, known: bool) -> int:
-        """Judge the unterminated end of a file (SPEC 2): a complete object counts, anything else is pending."""
+        """Index the unterminated end of a file (SPEC 2): a complete object is a line, anything else is pending."""
         record.tail, record.tail_bytes, record.tail_digest = end_of(tail)
         if tail is None or record.tail_digest is None or known:
             return 0
@@ -157,7 +157,7 @@ class FileIndexer(LineIndexer):
         return 1
 
     def _take_rest(self, record: FileRecord, rest: Rest | None) -> None:
-        """Obey what the rest behind the last line feed forbids, once it does not change (SPEC 2)."""
+        """Apply what the rest after the last line feed forbids, once it no longer changes (SPEC 2)."""
         if record.kind is not InputKind.SCORED:
             return
         key = (record.kind, record.path)
@@ -170,7 +170,7 @@ class FileIndexer(LineIndexer):
         self._verdicts.set_rest(record, rest and (rest.digest, rest.verdict.category), self._options)
 
     def _rewrite(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, look: Look) -> None:
-        """Take a file in from its start, in place of what was known of it."""
+        """Index a file from its start, in place of what was known about it."""
         scored = record.kind is InputKind.SCORED
         (self._rewritten.stage if scored else self._evidence.stage)()
         lines = malformed = 0
@@ -204,7 +204,7 @@ class FileIndexer(LineIndexer):
 
 
 def record_reading(record: FileRecord, reading: Reading, began_ns: int) -> None:
-    """Note in a file's record how far it was read, not before ``began_ns``, and what stood there."""
+    """Note in a file's record how far it was read, not before ``began_ns``, and what it contained."""
     record.note_hashed(reading.facts, began_ns)
     record.indexed_bytes, record.indexed_sha256 = reading.consumed, reading.sha256
     record.indexed_lines, record.malformed_lines = reading.lines, reading.malformed
@@ -212,7 +212,7 @@ def record_reading(record: FileRecord, reading: Reading, began_ns: int) -> None:
 
 
 def new_record(kind: InputKind, path: str, place: tuple[int, int], facts: StatFacts) -> FileRecord:
-    """The record of a file of which nothing was read yet; ``place`` is its partition's id and base."""
+    """Return the record of a file that was not read yet; ``place`` is its partition's id and base."""
     empty = hashlib.sha256().hexdigest()
     return FileRecord(*place, path, kind, "present", facts.doubted(), 0, empty, 0, 0, None, 0, None)
 

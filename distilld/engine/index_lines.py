@@ -1,4 +1,4 @@
-"""Put the facts of lines into the store, and note what is logged about their file."""
+"""Put the facts of lines into the store, and collect what is logged about their files."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class FileChange:
 
 @dataclass(slots=True)
 class Indexed:
-    """What one scan brought."""
+    """What one scan found."""
 
     changes: list[FileChange] = field(default_factory=list)
     unsettled: list[FileKey] = field(default_factory=list)
-    """Files that were rewritten a moment ago and are left alone until they have been still for a while."""
+    """Files that were rewritten just now; they are read once they stay unchanged for the settling time."""
     postponed: list[FileKey] = field(default_factory=list)
     """Large files that are left to the passes that follow at once."""
     problems: list[OperatorError] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Indexed:
     unreviewed: dict[str, OddLines] = field(default_factory=dict)
     """Scored rows with none of the four categories, by partition."""
     unreadable: list[FileKey] = field(default_factory=list)
-    """The files behind the problems."""
+    """The files that the problems are about."""
     unread: dict[int, UnreadEvidence] = field(default_factory=dict)
     """New evidence files that are read when their rows are judged, by partition."""
     files_seen: int = 0
@@ -57,7 +57,7 @@ class Indexed:
     bytes_read: int = 0
 
     def add(self, later: Indexed) -> None:
-        """Add what another scan brought behind this one."""
+        """Add what a later scan found."""
         self.changes += later.changes
         self.problems += later.problems
         self.malformed += later.malformed
@@ -69,7 +69,7 @@ class Indexed:
 
 
 class LineIndexer:
-    """Takes in lines of one file at a time, inside the transactions of whoever asks."""
+    """Indexes lines of one file at a time, inside the caller's transactions."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class LineIndexer:
             self._rows_in_transaction = 0
 
     def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
-        """Insert a block's facts; returns how many lines are malformed."""
+        """Insert a block's facts; return how many lines are malformed."""
         if record.kind is InputKind.SCORED:
             rows, malformed = self._scored_facts(record, block, first_line)
             self._scored.add(record, rows)
@@ -165,7 +165,7 @@ class LineIndexer:
 
 
 def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
-    """The facts of some evidence lines, and the numbers of those that are malformed."""
+    """Return the facts of evidence lines, and the numbers of malformed ones."""
     found = []
     malformed = []
     for number, line in enumerate(block, first_line):

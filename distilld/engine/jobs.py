@@ -1,7 +1,7 @@
-"""The work that any process can do: jobs and results are plain values that pickle.
+"""Jobs that any process can do: jobs and results are plain values that pickle.
 
-:func:`answer` is all that an executor has to call. What a job needs beside itself is below the root, which its
-process must see under the same path.
+An executor calls only :func:`answer`. All else that a job needs is below the root, or below ``source_files_root`` if
+source files are checked; its process must see both under the same paths.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distilld.lake.scan import SourceFiles
 
 
 class ReadJob(NamedTuple):
-    """Read a whole input file and say what stands in it."""
+    """Read a whole input file; the result has the facts of its lines."""
 
     kind: InputKind
     path: str
@@ -41,9 +41,9 @@ class SpanJob(NamedTuple):
 
 
 class TaskJob(NamedTuple):
-    """Judge the pairs of some tasks; what is of plain ones belongs to the batch with this number and time.
+    """Judge the pairs of some tasks; the lines of plain tasks belong to the batch with this number and time.
 
-    ``paths`` are those of the partitions that the tasks' rows stand in; ``over_limit`` are the rows that are over
+    ``paths`` are those of the partitions with the tasks' rows; ``over_limit`` are the rows over
     ``max_exports_per_run``.
     """
 
@@ -60,7 +60,7 @@ Job = ReadJob | SpanJob | TaskJob
 
 @dataclass(frozen=True, slots=True)
 class SpoolFault:
-    """The lines of a job could not be kept."""
+    """The lines of a job could not be written."""
 
     errno: int | None
     why: str
@@ -70,14 +70,14 @@ Result = FileRead | FailedRow | list[SpanDone] | list[PlainTasks | TaskDone] | S
 
 
 class JobFailed(Exception):
-    """A job met an error that is a fault of the program; its traceback as text, which any process can unpickle."""
+    """A job failed with an error of the program; it has the traceback as text, which any process can unpickle."""
 
 
 def answer(root: str, options: Options, jobs: Sequence[Job], file: str | None) -> list[Result]:
     """Do jobs for another process, in order.
 
     Raises:
-        JobFailed: In place of any other exception, of which many do not unpickle.
+        JobFailed: Instead of any other exception, since many do not unpickle.
     """
     try:
         return [perform(root, options, job, file) for job in jobs]
@@ -86,7 +86,7 @@ def answer(root: str, options: Options, jobs: Sequence[Job], file: str | None) -
 
 
 def could_not_read(job: Job, result: Result) -> bool:
-    """Whether anything of a job is missing because a file could not be read, or was another one."""
+    """Return whether a part of the result is missing because a file could not be read or had changed."""
     if isinstance(job, SpanJob) and isinstance(result, list):
         return any(map(_is_incomplete, job.spans, result))
     if isinstance(result, list):
@@ -95,13 +95,13 @@ def could_not_read(job: Job, result: Result) -> bool:
 
 
 def _is_incomplete(span: Span, done: SpanDone | PlainTasks | TaskDone) -> bool:
-    assert isinstance(done, SpanDone)  # noqa: S101  what a SpanJob gives
+    assert isinstance(done, SpanDone)  # noqa: S101  a SpanJob returns this
     is_unread = span.new is not None and done.evidence is None
     return is_unread or any(type(item) is FailedRow for item in done.items)
 
 
 def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
-    """Do a job; finished lines go into ``file``, or back with the answer where there is none."""
+    """Do a job; write finished lines into ``file``, or return them with the answer if it is None."""
     if isinstance(job, ReadJob):
         try:
             return read_file(Path(root), job.kind, job.path, options.max_line_bytes)

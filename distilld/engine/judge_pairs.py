@@ -1,8 +1,8 @@
-"""Tasks become preference pairs, and pairs become changes (SPEC 3.3).
+"""Form the preference pairs of tasks, and the changes that follow from them (SPEC 3.3).
 
-The pairs of a task depend on its first five accepted, rejected and partially accepted rows whose evidence is found, so
-a touched task is formed again as a whole and compared with what is recorded of it. Which rows these are is asked for
-many tasks at a time; their pairs are judged by workers; the order among the tasks, which decides on ids, is kept here.
+The pairs of a task depend on its first five accepted, rejected and partially accepted rows whose evidence is found. So
+a touched task is formed again as a whole and compared with what is recorded. Its rows are looked up for many tasks at
+a time, and workers judge the pairs. The order of the tasks, which decides on ids, is kept here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _PREFERENCE: Final = Dataset.PREFERENCE
 _KEY, _OUTCOME = map(PairRow._fields.index, ("sample_key", "outcome"))
 
 Turn = tuple[int, str]
-"""A task's place among the tasks: that of its first row, its id."""
+"""A task's place in the order of the tasks: the place of its first row, then its id."""
 
 
 class PairJudge:
-    """Forms the pairs of one batch's tasks and adds what follows to its decisions."""
+    """Forms the pairs of one batch's tasks and adds the changes to its decisions."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class PairJudge:
         self._jobs = PairJobs(work, options, decisions, do)
         self._lane = PairLane(work, options, decisions, options_changed=options_changed)
         self._formed: set[int] = set()
-        """The ids of all pairs that this batch's tasks formed so far."""
+        """The ids of all pairs that this batch's tasks have formed so far."""
         self._known: set[str] = set()
         self._touched: list[Turn] = []
-        """Tasks that others touched, and whose turn is yet to come."""
+        """Tasks that other tasks touched and that come later in the order."""
         self.left: set[str] = set()
-        """Tasks for a later batch: a file of theirs is out of reach, or their turn was over when they were touched."""
+        """Tasks for a later batch: a file is out of reach, exports are withheld, or they were touched too late."""
 
     def judge(self, tasks: Iterable[Turn]) -> None:
-        """Form the pairs of these tasks again, in the order of the tasks' first rows, whose places are given.
+        """Form the pairs of these tasks again, in the order of the given places of their first rows.
 
-        Only in this order is it known whether an earlier pair holds an id, so a task whose turn is over is left.
+        Only this order shows whether an earlier pair holds an id, so a task that is touched too late is left.
         """
         first = sorted(tasks)
         self._known = {task_id for _, task_id in first}
@@ -76,13 +76,13 @@ class PairJudge:
         self._lane.finish()
 
     def _judge_again(self, turns: list[Turn]) -> None:
-        """Settle tasks one by one: they were taken for plain and are not, or others touched them."""
+        """Settle tasks one by one: they were judged as plain and are not, or other tasks touched them."""
         for ((task,), result, _), turn in zip(self._jobs.judged(each for _, each in turns), turns, strict=True):
-            assert isinstance(result, TaskDone)  # noqa: S101  none is asked for as a plain one
+            assert isinstance(result, TaskDone)  # noqa: S101  none was ordered as plain
             self._settle(turn, task, result)
 
     def _settle(self, turn: Turn, task: AskedTask, done: TaskDone) -> None:
-        """Settle one task, behind those that were touched and come before it."""
+        """Settle one task, after the touched tasks that come before it."""
         while self._touched and self._touched[0] < turn:
             self._judge_again([heapq.heappop(self._touched)])
         self._out.bytes_read += done.bytes_read
@@ -101,7 +101,7 @@ class PairJudge:
                 heapq.heappush(self._touched, at)
 
     def _take_plain(self, turns: list[Turn], done: PlainTasks, file: IO[bytes] | None) -> bool:
-        """Take in tasks whose lines are finished, all at once; False where an id of theirs is not free after all."""
+        """Settle plain tasks all at once; return False if an id is not free or a touched task comes first."""
         keys = [pair[_KEY] for pair in done.pairs]
         formed = set(keys)
         if len(formed) < len(keys) or not formed.isdisjoint(self._formed) or self._work.pairs_with_keys(formed):

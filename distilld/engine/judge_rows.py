@@ -1,7 +1,7 @@
-"""Scored rows become outcomes in RAG and SFT, and outcomes become changes.
+"""Decide the outcomes of scored rows in RAG and SFT, and the changes that follow from them.
 
-Rows are judged in walk order. An id belongs to the first row that passes the gates; a row that is displaced, or that
-waits for an id which came free, joins the batch. A line is rewritten only if its content, timestamps aside, changed.
+Rows are judged in walk order. An id belongs to the first row that passes the gates. A row that is displaced, or that
+waits for a freed id, joins the batch. A line is rewritten only if its content, timestamps aside, changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NEVER: Final = Recorded(None, b"", 0)
 
 
 class RowJudge:
-    """Judges the rows of one batch and adds what follows to its decisions."""
+    """Judges the rows of one batch and adds the changes to its decisions."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class RowJudge:
         self._judge_one = judge_one
         self._ahead = ahead
         self._judged: dict[int, JudgedRow | FailedRow] = {}
-        """What became of rows that may be displaced, until they are."""
+        """The results of rows that may be displaced, until they are."""
         self._rag = Lane(self._batch, Dataset.RAG, kept_bit=1)
         self._sft = Lane(self._batch, Dataset.SFT, kept_bit=2)
         self._lanes = {Dataset.RAG: self._rag, Dataset.SFT: self._sft}
@@ -54,7 +54,7 @@ class RowJudge:
     # the order of work
 
     def settle(self, span: QueuedSpan, done: SpanDone, file: IO[bytes] | None) -> None:
-        """Take in what came of a span, in walk order."""
+        """Settle the results of a span, in walk order."""
         out = self._out
         streams = (
             out.changes[Dataset.RAG].exported, out.changes[Dataset.RAG].quarantined,
@@ -76,7 +76,7 @@ class RowJudge:
         out.bytes_read += done.bytes_read
 
     def _settle_fresh(self, done: SpanDone, *, evidence_is_new: bool) -> None:
-        """Take in rows that were never judged and depend on no other: they have their lines already."""
+        """Settle rows that were never judged and depend on no other row: their lines are already finished."""
         out, fresh = self._out, done.fresh
         if not fresh:
             return
@@ -93,13 +93,13 @@ class RowJudge:
                 out.totals[dataset, "live", code] += rows
 
     def judge_joined(self, before: int = _END) -> None:
-        """Judge the rows that joined the batch so far and stand before a place."""
+        """Judge the rows that have joined the batch so far and come before a place."""
         while (walk := self._batch.next_joined(before)) is not None:
             row = self._work.row(walk)
             self._judge_once(row, self._judgement(row))
 
     def finish(self) -> None:
-        """Lines that no row took over leave their datasets, and are published."""
+        """Remove the lines that no row took over, and publish the withdrawals."""
         for lane in self._lanes.values():
             lane.freed.finish()
 
@@ -121,7 +121,7 @@ class RowJudge:
                 raise error_of(judged)
             outcomes = self._outcomes(row, judged)
             for displaced in self._displaced_by(row, outcomes):
-                # It gets a quarantine row instead, which quotes its text; and in the other dataset it may do the same.
+                # Its quarantine row needs its text, so read it now; in the other dataset it may displace another row.
                 for other in self._displaced_by(displaced, self._outcomes(displaced, self._checked(displaced))):
                     self._checked(other)
         except (UnreadableError, InputChanged) as error:
@@ -139,14 +139,14 @@ class RowJudge:
         return judged
 
     def _displaced_by(self, row: WorkRow, outcomes: tuple[Rendered, Rendered]) -> list[WorkRow]:
-        """The rows that lose their id to this one in RAG or in SFT."""
+        """Return the rows that lose their id to this one in RAG or in SFT."""
         walks = (self._rag.displaced_by(row, outcomes[0]), self._sft.displaced_by(row, outcomes[1]))
         return [self._work.row(walk) for walk in walks if walk is not None]
 
     def _out_of_reach(self, row: WorkRow, error: UnreadableError | InputChanged) -> None:
-        """A row that needs a file that is not to be had waits as it is; what a verdict forbids leaves all the same.
+        """Leave a row as it is until its file can be read; withdraw it all the same if a verdict forbids it.
 
-        Then the row counts as never judged: its quarantine row needs its text.
+        A withdrawn row then counts as never judged: its quarantine row needs its text.
         """
         if row.walk in self._batch.displaced:
             raise error  # its id is another row's already
@@ -163,7 +163,7 @@ class RowJudge:
         out.rows.append(RowUpdate(None, None, None, None, None, None, row.walk))
 
     def _outcomes(self, row: WorkRow, judged: JudgedRow) -> tuple[Rendered, Rendered]:
-        """What becomes of a row in RAG and in SFT; nothing follows from it yet."""
+        """Return the outcomes of a row in RAG and in SFT, without recording them."""
         return self._rag.outcome(row, judged.rag), self._sft.outcome(row, judged.sft)
 
     def _settle(self, row: WorkRow, judged: JudgedRow, outcomes: tuple[Rendered, Rendered]) -> None:

@@ -1,12 +1,12 @@
-"""Judge the rows of one partition's span: what a worker does, and this process where there is little to do.
+"""Judge the rows of one partition's span: in a worker, or in this process where there is little to do.
 
-A job is plain values: where each row and its evidence stand, and what a row cannot know by itself. A row is *plain*
-where no other row names its run or has its id: its verdict is its own, and its id is free. Of all others, the
-*contested* ones, the job gives the current verdict, and they are judged twice, with their id free and taken; the
+A job is plain values: where each row and its evidence are, and what a row's own text does not show. A row is *plain*
+if no other row names its run or has its id: its verdict is its own, and its id is free. All other rows are
+*contested*. The job gives their current verdict, and they are judged twice, with their id free and taken. The
 process that commits knows the rows before them, and picks.
 
-The lines of plain rows are finished here. What comes of contested rows, and of known rows that come to something
-else than what is recorded, goes back row by row, without times: another row may take the line over.
+The lines of plain rows are finished here. Results of contested rows, and of known rows whose result differs from
+what is recorded, go back row by row, without times: another row may take the line over.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from distilld.lake.scan import open_partition, tree_path
 _TOO_LONG: Final = MALFORMED_CODES[Malformed.TOO_LONG]
 
 _make: Final = tuple.__new__
-"""What a NamedTuple's own constructor does, without its price, where there is one for each row."""
+"""Does what a NamedTuple's own constructor does, but faster, for the tuples that are made for each row."""
 
 
 class _Head(NamedTuple):
-    """The beginning of a malformed line, and why it is malformed."""
+    """The beginning of a malformed line, and the reason why it is malformed."""
 
     text: str
     malformed: Malformed
@@ -63,7 +63,7 @@ class _Head(NamedTuple):
 class _Case(NamedTuple):
     """A row as it was read, with its evidence if its category may need it.
 
-    ``text`` says why the row cannot be judged if its file, or its evidence's, cannot be read.
+    ``text`` is a FailedRow with the reason if its file, or that of its evidence, cannot be read or has changed.
     """
 
     walk: int
@@ -84,10 +84,10 @@ class SpanJudge:
         self._readable = frozenset((*options.rag_allowed, *options.sft_allowed))
 
     def judge(self, span: Span, stamp: str, sink: Sink) -> SpanDone:
-        """Read and judge a span; the lines of new plain rows get the time ``stamp``.
+        """Read and judge a span; the lines of plain rows not judged before get the time ``stamp``.
 
         Raises:
-            OSError: The sink cannot be written.
+            OSError: The sink cannot be written to.
         """
         done = SpanDone()
         cases = self._cases(span, done) if span.new is None else self._cases_of_new(span, span.new, done)
@@ -98,7 +98,7 @@ class SpanJudge:
     # reading a partition that is new
 
     def _cases_of_new(self, span: Span, new: NewPartition, done: SpanDone) -> Iterator[_Case]:
-        """All rows; none where the evidence file cannot be read: then it is not known what any row comes to."""
+        """Yield all rows; none if the evidence file cannot be read: then no outcome is known."""
         texts: dict[str, ParsedLine] = {}
         try:
             done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, texts)
@@ -125,8 +125,8 @@ class SpanJudge:
         """Return the lines of a scored file.
 
         Raises:
-            InputChanged: It is no longer the one that was indexed.
-            UnreadableError: The system refuses.
+            InputChanged: The file is no longer the one that was indexed.
+            UnreadableError: The system refuses to read it.
         """
         shown = tree_path(InputKind.SCORED, path)
         with open_partition(self._root, InputKind.SCORED, path) as (descriptor, _):

@@ -1,4 +1,4 @@
-"""Judge the pairs of a task: what a worker does. Who holds an id follows from the order of the tasks, elsewhere."""
+"""Judge the pairs of a task, in a worker. The order of the tasks, which decides on ids, is not known here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distilld.lake.lines import digest_of, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
 _BEHIND_IDS = frozenset({None, "schema"})
-"""What becomes of a pair that passes every gate before the one for ids."""
+"""The gates that may stop a pair with a free id after it passed all gates before the one for ids; None: exported."""
 EXPORTED_PAIRS: Final = 0
 QUARANTINED_PAIRS: Final = 1
 
@@ -29,7 +29,7 @@ QUARANTINED_PAIRS: Final = 1
 class TaskOrder(NamedTuple):
     """A task, and its first rows of each category that may pair: TaskRows, as plain tuples.
 
-    Of a plain task nothing is recorded: its lines are finished as if its ids were free.
+    Nothing is recorded of a plain task: its lines are finished as if its ids were free.
     """
 
     task_id: str
@@ -38,14 +38,14 @@ class TaskOrder(NamedTuple):
 
 
 class JudgedPair(NamedTuple):
-    """What becomes of a pair with its id free, and with its id taken where that differs."""
+    """The outcome of a pair with its id free, and with its id taken where that may differ."""
 
     free: Rendered
     taken: Rendered | None
 
 
 class TaskDone(NamedTuple):
-    """What came of a task; with a ``failure`` it is not known, for a file of it cannot be read, or changed."""
+    """The result of a task; with a ``failure`` it is unknown, since one of its files cannot be read or has changed."""
 
     pairs: tuple[JudgedPair, ...]
     failure: FailedRow | None
@@ -54,13 +54,13 @@ class TaskDone(NamedTuple):
 
 @dataclass(slots=True)
 class PlainTasks:
-    """What came of some plain tasks in a row: their pairs as they are to be recorded, and where their lines are."""
+    """The results of consecutive plain tasks: their pairs as they will be recorded, and where their lines are."""
 
     tasks: int = 0
     pairs: list[tuple[Any, ...]] = field(default_factory=list)
     """PairRows, as plain tuples."""
     outcomes: list[int] = field(default_factory=lambda: [0] * OUTCOMES)
-    """Pairs by outcome code."""
+    """Numbers of pairs by outcome code."""
     parts: list[Part] = field(default_factory=list)
     """In the streams EXPORTED_PAIRS and QUARANTINED_PAIRS."""
     bytes_read: int = 0
@@ -83,11 +83,11 @@ class TaskJudge:
         stamp: str,
         sink: Sink,
     ) -> list[PlainTasks | TaskDone]:
-        """Judge tasks one after the other; files that are opened for one stay open for the next.
+        """Judge tasks one after the other; files that are opened for one task stay open for the next.
 
         Raises:
-            UnreadableError: The path check was refused.
-            OSError: The sink cannot be written.
+            UnreadableError: The system refuses the check of source files.
+            OSError: The sink cannot be written to.
         """
         done: list[PlainTasks | TaskDone] = []
         plain = PlainTasks()
@@ -154,7 +154,7 @@ class TaskJudge:
 
 
 class _Reader:
-    """Reads rows and their evidence; files stay open."""
+    """Reads rows and their evidence; keeps the files open."""
 
     def __init__(self, root: Path, paths: dict[int, str], over_limit: set[int], stack: ExitStack) -> None:
         self._root = root
@@ -165,13 +165,13 @@ class _Reader:
         self.size = 0
 
     def sides(self, pairs: list[tuple[TaskRow, TaskRow]]) -> dict[int, PairSide]:
-        """Return the sides of pairs as they stand in their files, by their places.
+        """Return the sides of pairs as they are in their files, by their places.
 
-        A side has no text if in each of its pairs one is over ``max_exports_per_run``: no gate asks for it then.
+        A side has no evidence if each of its pairs has a row over ``max_exports_per_run``: no gate needs it then.
 
         Raises:
-            InputChanged: One is no longer what was indexed.
-            UnreadableError: The system refuses.
+            InputChanged: A line is no longer what was indexed.
+            UnreadableError: The system refuses to read a file.
         """
         over = self._over_limit
         needed = {row.walk for pair in pairs if over.isdisjoint(row.walk for row in pair) for row in pair}
@@ -214,7 +214,7 @@ class _Reader:
 
 
 def _close(plain: PlainTasks, done: list[PlainTasks | TaskDone], sink: Sink) -> PlainTasks:
-    """Hand over the plain tasks so far; return room for more."""
+    """Hand over the plain tasks so far; return an empty object for more."""
     if not plain.tasks:
         return plain
     plain.parts += [part for part in sink.end() if isinstance(part, Part)]

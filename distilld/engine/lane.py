@@ -1,4 +1,4 @@
-"""One dataset's side of a batch: who holds which id, and what a row's outcome changes."""
+"""One dataset's side of a batch: which row holds which id, and what a row's outcome changes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from distilld.store.loose_lines import Standing
 from distilld.store.work import Recorded, WorkRow
 
 _WAITS_FOR_ID: Final = frozenset({"duplicate", "shape", "source_files", "schema"})
-"""The gates whose word may change with who holds the id: the one for ids, and those behind it."""
+"""The gates whose result may change with the holder of the id: the one for ids, and those after it."""
 _NEEDS_EVIDENCE: Final = frozenset({"evidence", "content", "shape", "schema"})
 
 
 class Lane:
-    """Knows who holds which id as of now, and settles the rows of one dataset by it."""
+    """Knows which row holds which id at present, and settles the rows of one dataset accordingly."""
 
     def __init__(self, batch: RowBatch, dataset: Dataset, *, kept_bit: int) -> None:
         self._batch = batch
@@ -33,25 +33,25 @@ class Lane:
         self._stamps = Stamps(batch.work, dataset)
         self.freed = FreedLines(batch, dataset, self._stamps)
         self._taken: dict[int, int | None] = {}
-        """Who holds an id as of now, where this batch decided it; None where the id is free."""
+        """The present holder of an id, where this batch decided it; None where the id is free."""
         self._exported_now: set[int] = set()
         self._quarantined_now: dict[int, list[int]] = {}
-        """Rows that this batch quarantined at the gate for ids or behind it, by id."""
+        """Rows that this batch quarantined at the gate for ids or at a later one, by id."""
 
     def outcome(self, row: WorkRow, judged: tuple[Rendered, Rendered | None]) -> Rendered:
-        """What becomes of a row, by who has its id as of now."""
+        """Return the outcome of a row, given the present holder of its id."""
         free, taken = judged
         holder = self._holder(row)
         if taken is not None and holder is not None and holder < row.walk:
             return taken
         if taken is not None and free.gate is None and holder is None and self._kept_holder(row) in self._batch.done:
-            # Who is kept with this id was judged before, in this batch: it gives the id up in the next one.
+            # The kept row with this id was already judged in this batch: it gives the id up in the next one.
             self._out.rows_to_queue.append(row.walk)
             return taken
         return free
 
     def displaced_by(self, row: WorkRow, outcome: Rendered) -> int | None:
-        """The row that loses its id to this one."""
+        """Return the row that loses its id to this one."""
         if outcome.gate is not None:
             return None
         holder = self._holder(row)
@@ -60,7 +60,7 @@ class Lane:
         return holder if holder > row.walk else None
 
     def settle(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> Recorded:
-        """Turn an outcome into changes; returns what is recorded of the row from now on."""
+        """Apply an outcome as changes; return what is recorded of the row from now on."""
         if outcome.gate is None:
             settled = self._export(row, recorded, outcome)
         else:
@@ -76,7 +76,7 @@ class Lane:
         return settled
 
     def _holder(self, row: WorkRow) -> int | None:
-        """The row that holds the id, on evidence that is there; None where the id is free for any present row."""
+        """Return the row that holds the id and has its evidence; None where any present row may take the id."""
         key = row.sample_key
         if key in self._taken:
             return self._taken[key]
@@ -84,14 +84,14 @@ class Lane:
         return holder if holder is not None and holder > 0 else None
 
     def _kept_holder(self, row: WorkRow) -> int | None:
-        """The row that holds the id without its evidence, absent, vanished or gone: any other may take it."""
+        """Return the row that holds the id while its evidence is absent, vanished or gone: any other may take it."""
         if row.sample_key in self._taken:
             return None
         holder = row.holder(self._dataset)
         return -holder if holder is not None and holder < 0 and -holder != row.walk else None
 
     def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> bool:
-        """Whether the row stands on absent evidence and keeps its outcome: if exported, until another holds its id."""
+        """Return whether a retained row keeps its outcome: if exported, until another row holds its id."""
         if recorded.code is None or not self._is_retained(row, outcome):
             return False
         if self._changes.is_missing(recorded.code, recorded.line):
@@ -99,12 +99,12 @@ class Lane:
         return recorded.code != EXPORTED or self._holder(row) is None
 
     def _pass_on(self, row: WorkRow, recorded: Recorded) -> None:
-        """A row that waited for an id and does not take it, or has it but is only kept: the next one may take it."""
+        """Wake the next waiting row if this one waited for its id and does not take it, or has it but is only kept."""
         if recorded.code in (DUPLICATE, EXPORTED) and row.sample_key is not None and self._holder(row) is None:
             self._batch.wake(self._dataset, row.sample_key, row.walk if recorded.code == DUPLICATE else -1)
 
     def _is_retained(self, row: WorkRow, outcome: Rendered) -> bool:
-        """Whether the evidence is absent, not gone: then what became of the row stays as it is (SPEC 3)."""
+        """Return whether absent evidence or the tripwire lets the row keep its outcome without evidence (SPEC 3)."""
         absent = row.evidence_digest is not None and not row.evidence_found
         return outcome.gate == "evidence" and (absent or bool(row.kept & self._kept_bit))
 
@@ -113,7 +113,7 @@ class Lane:
         holder, displaced = self._holder(row), self.displaced_by(row, exported)
         if displaced is not None:
             self._batch.displace(displaced)
-        # Who has it again on evidence that came back was passed by in the meantime.
+        # A holder whose evidence came back was passed over meanwhile: later rows were judged as if the id were free.
         if holder != row.walk or row.evidence_changed:
             self._let_wait(key, row.walk, contested=bool(row.contested))
         standing = self._standing(row, recorded, key, displaced if holder is None else holder)
@@ -141,19 +141,19 @@ class Lane:
         return Recorded(EXPORTED, digest_of(line), self._out.sequence)
 
     def _let_wait(self, key: int, walk: int, *, contested: bool) -> None:
-        """An id goes to the row at ``walk``: rows behind it that fail a later gate are duplicates from now on."""
+        """Give an id to the row at ``walk``: later rows that fail a later gate join, for they are duplicates now."""
         if contested:
             for waiter in self._batch.work.behind(self._dataset, key, walk):
                 self._batch.join(waiter)
         self._look_again(key, walk)
 
     def _look_again(self, key: int, after: int) -> None:
-        """Rows behind ``after`` that this batch has judged already are judged again in the next one."""
+        """Queue rows after ``after`` that this batch has already quarantined: the next batch judges them again."""
         if key in self._quarantined_now:
             self._out.rows_to_queue += [walk for walk in self._quarantined_now[key] if walk > after]
 
     def _standing(self, row: WorkRow, recorded: Recorded, key: int, holder: int | None) -> Recorded | None:
-        """The line that this id has now, whoever's it was; it passes to the row."""
+        """Return the line that this id has now, whichever row had it; the line passes to the row."""
         freed = self.freed.take(key)
         if freed is not None:
             return freed
@@ -178,7 +178,7 @@ class Lane:
         return Recorded(EXPORTED, loose.line, loose.batch)
 
     def _quarantine(self, row: WorkRow, recorded: Recorded, quarantined: Rendered) -> Recorded:
-        assert quarantined.reason is not None  # noqa: S101  what quarantines a row gives a reason
+        assert quarantined.reason is not None  # noqa: S101  a quarantined row has a reason
         code = REASON_CODES[quarantined.reason]
         key = row.sample_key
         if key is not None and quarantined.gate in _WAITS_FOR_ID:
@@ -200,7 +200,7 @@ class Lane:
         return Recorded(code, digest_of(line), self._out.sequence)
 
     def _release(self, row: WorkRow, recorded: Recorded, key: int, quarantined: Rendered) -> None:
-        """A row that was exported is exported no more; if no other row took its id in this batch, the line is free."""
+        """Release a row that is no longer exported; free its line if no other row took the id in this batch."""
         self._out.released[self._dataset].append(row.walk)
         if key not in self._exported_now:
             lost = self._changes.is_missing(EXPORTED, recorded.line) and self._is_retained(row, quarantined)
@@ -208,7 +208,7 @@ class Lane:
             self.free(key, recorded, row.run_id, cause, contested=bool(row.contested))
 
     def give_up(self, row: WorkRow, recorded: Recorded) -> None:
-        """What became of a row is taken back, as if it had never been judged."""
+        """Undo the outcome of a row, as if the row had never been judged."""
         if recorded.code is None:
             return
         self._out.totals[self._dataset, "live", recorded.code] -= 1
@@ -220,9 +220,9 @@ class Lane:
         self.free(row.sample_key or 0, recorded, row.run_id, cause)
 
     def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause, *, contested: bool = True) -> None:
-        """A line is without its row: it leaves unless another row holds the id, and who waits for the id joins.
+        """Free a line that lost its row: it leaves unless another row takes the id; the first waiting row joins.
 
-        Where its row is not ``contested``, no other has the id.
+        A row that is not ``contested`` shares its id with no other row.
         """
         self.freed.add(key, recorded, run_id, cause)
         self._taken[key] = None

@@ -1,4 +1,4 @@
-"""Looking at the inputs: what an engine holds, and how it takes in what one scan sees."""
+"""Look at the inputs: what an engine holds, and how it indexes what one scan sees."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from distilld.store.tripwire import Tripwire
 from distilld.store.work import Work
 
 LOOK_AGAIN_NS: Final = 2 * 10**9
-"""For so long a pass goes on with what it saw before it looks for new changes between two batches."""
+"""Nanoseconds for which a pass continues before it looks for new changes between two batches."""
 
 
 class Looking:
-    """Everything a pass needs, for one lake, and its look at the inputs."""
+    """Everything that a pass needs for one lake, and its look at the inputs."""
 
     def __init__(
         self,
@@ -68,20 +68,20 @@ class Looking:
         executor: Executor | None = None,
         keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
-        """An ``executor`` takes the place of the worker processes, and of the one that the limits name by its address.
+        """An ``executor`` replaces the worker processes, and the executor whose address the limits give.
 
-        ``committer`` stands in for the one that writes below the root, ``spool_folder`` for the exports folder.
-        ``keep_lock`` is called before anything is written there, and raises where this is not the one writer.
+        ``committer`` replaces the one that writes below the root, ``spool_folder`` the exports folder. ``keep_lock``
+        is called before anything is written there, and raises if this process is not the one writer.
 
-        ``pulse`` is called as the work goes on: at every file, batch, and block of an export that is read or rewritten.
-        What it raises ends the pass, as a kill would; :meth:`Committer.recover` then undoes the batch in hand.
+        ``pulse`` is called during the work: at every file, batch, and block of an export that is read or rewritten.
+        An exception from it ends the pass as a kill does; :meth:`Committer.recover` then undoes the current batch.
         """
         self.root = root
         self.store = store
         self.options = options
         self.limits = limits
         self.believes_facts = False
-        """Whether somebody else hashes the files again whose facts may not tell that their bytes changed."""
+        """Whether the caller hashes the files again whose facts may not show that their bytes changed."""
         self.progress = progress
         self.pulse = pulse
         self.git: GitState = git_state(root)
@@ -109,13 +109,13 @@ class Looking:
         """Large files that the last pass left to the next ones, and files that it left until they do not change."""
         self._look_at_ns = 0
         self._mendings = 0
-        """How often the pass has looked at the exports."""
+        """How often the pass has checked the exports."""
         self._pool: Pool | None = None
         self._batches: Batches | None = None
         self._judging: Judging | None = None
 
     def reconfigure(self, options: Options, limits: EngineLimits) -> None:
-        """Go on with other settings, and with what git says of the root now; what is held in memory stays."""
+        """Continue with other settings and the current git state of the root; keep what is held in memory."""
         self.options = options
         self.limits = limits
         self.committer.receipts_keep = limits.receipts_keep
@@ -123,7 +123,7 @@ class Looking:
 
     @property
     def scrub_ns(self) -> int:
-        """The time within which every file is hashed once more; 0: never."""
+        """Return the nanoseconds within which every file is hashed again; 0: never."""
         return round(self.limits.scrub_hours * HOUR_NS)
 
     def _new_pool(self) -> Pool:
@@ -149,8 +149,8 @@ class Looking:
         return indexed
 
     def _index_unread(self, unread: UnreadEvidence, result: PassResult) -> None:
-        """Take in an evidence file at once that was to be read with its rows, and could not be."""
-        assert result.scan is not None  # noqa: S101  it was seen there
+        """Index at once an evidence file that was to be read with its rows, and could not be."""
+        assert result.scan is not None  # noqa: S101  the scan saw the file
         key = (InputKind.EVIDENCE, unread.path)
         for file in result.scan.files:
             if (file.kind, file.path) == key:
@@ -182,7 +182,7 @@ class Looking:
         return time.time_ns() - self.scrub_ns if self.scrub_ns else 0
 
     def _is_still(self, key: FileKey, facts: StatFacts) -> bool:
-        """Whether our looks saw no change for the settling time, or changes without end for ten times that."""
+        """Return whether our looks saw no change for the settling time, or went on for ten times that."""
         now = monotonic_ns()
         first, seen, since = self._moving.get(key, (now, facts, now))
         since = since if seen == facts else now
@@ -191,7 +191,7 @@ class Looking:
         return now - since >= settle_ns or now - first >= 10 * settle_ns
 
     def _next_look(self, began_ns: int) -> int:
-        """When to look again: looking takes a tenth of a long pass at most."""
+        """Return when to look again: looking takes at most a tenth of a long pass."""
         now = monotonic_ns()
         return now + max(LOOK_AGAIN_NS, 10 * (now - began_ns))
 
@@ -206,7 +206,7 @@ class Looking:
             self.progress(progress)
 
     def _reading(self, scan: Scan) -> Callable[[int, int], None]:
-        """What tells of files and bytes that were read; what is yet to be read is asked for only if somebody waits."""
+        """Return the function that reports files and bytes read; it sums the bytes to read only to show progress."""
         if self.progress is None:
             return lambda _files, _bytes: self.pulse()
         whole = -1

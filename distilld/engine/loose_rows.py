@@ -1,4 +1,4 @@
-"""Lines without a present row: departed ones, which leave, and retained ones whose reason to stay may be gone."""
+"""Lines without a present row: departed ones leave; retained ones leave if their reason to stay is gone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilld.store.work import Recorded, WorkRow
 
 
 class LooseRows:
-    """Decides on them within one batch, beside the rows that it judges."""
+    """Decides within one batch which lines without a present row leave."""
 
     def __init__(self, batch: RowBatch, lanes: Mapping[Dataset, Lane]) -> None:
         self._batch = batch
@@ -22,14 +22,14 @@ class LooseRows:
         self._out = batch.out
         self._lanes = lanes
         self._moving: dict[int, RetainedRow] = {}
-        """Absent rows whose lines stand in a present file, and were judged there in this batch, by id."""
+        """Absent rows, by id, whose lines are also in a present file and were judged there in this batch."""
 
     def note_judged(self, row: WorkRow) -> None:
-        """A row was judged for the first time: absent ones may have moved there."""
+        """Note that a row was judged for the first time: absent rows may have moved there."""
         self._moving |= {each.retained_id: each for each in self._work.moved_to(row.digest, row.run_id)}
 
     def take_departures(self, departures: Iterable[Departure]) -> None:
-        """Lines whose rows are gone: they leave, unless another row holds the same id."""
+        """Remove lines whose rows are gone, unless another row takes the same id."""
         for each in departures:
             self._out.departures.append(each.departure_id)
             self._out.totals[each.dataset, "departing", each.outcome] -= 1
@@ -58,9 +58,9 @@ class LooseRows:
         )  # fmt: skip
 
     def take_retained(self, retained: Iterable[RetainedRow]) -> None:
-        """Retained rows leave when their run is revoked; absent ones also where their line stands once more.
+        """Withdraw retained rows whose run is revoked, and absent rows whose line is in a present file again.
 
-        Where that is yet to be judged, they are left until it is, for it takes their lines over: :meth:`take_moved`.
+        Absent rows of other runs wait until that line is judged, since its row takes theirs over: :meth:`take_moved`.
         """
         left = set(self._out.retained_left)
         of_run: tuple[str | None, dict[bytes, list[tuple[int, bool]]]] = None, {}
@@ -90,5 +90,5 @@ class LooseRows:
                     self._out.changes[dataset].drop_quarantined(line)
 
     def take_moved(self) -> None:
-        """Absent rows whose lines were judged elsewhere in this batch leave."""
+        """Withdraw absent rows whose lines were judged elsewhere in this batch."""
         self.take_retained(self._moving.values())

@@ -1,4 +1,4 @@
-"""The options that the store was judged with, and what is to be done again where they are others now (SPEC 5.1)."""
+"""The options that the store was judged with, and the work to do again if they have changed (SPEC 5.1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 class JudgedWith:
-    """Knows the options of the last full judgement, those that are being taken up, and files still read with others."""
+    """Knows the options of the last full judgement, those being applied now, and files last read with other ones."""
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
         self._store = store
@@ -25,7 +25,7 @@ class JudgedWith:
         self._queues = Queues(store)
 
     def take(self, options: Options, *, again: bool) -> str | None:
-        """Queue everything where the options are not those that the store was judged with; returns what changed."""
+        """Queue everything if the options are not those that the store was judged with; return what changed."""
         recorded = self._store.recall("options_sha256")
         in_hand = self._store.recall("options_in_hand")
         if recorded == options.sha256 and in_hand is None:
@@ -47,7 +47,7 @@ class JudgedWith:
         return "lines" if other_lines else "rules"
 
     def settle(self, options: Options) -> None:
-        """Everything is judged with these options now, and none are being taken up any more."""
+        """Record that everything is judged with these options and that none are being applied any more."""
         if self._store.recall("options_sha256") != options.sha256 or self._store.recall("options_in_hand") is not None:
             with self._store.transaction():
                 self._store.remember("options_sha256", options.sha256)
@@ -55,14 +55,14 @@ class JudgedWith:
                 self._store.remember("options_lines", _lines(options))
 
     def owed_readings(self) -> set[FileKey]:
-        """Known files that were absent or could not be read when every line was to be read with other options."""
+        """Return known files that were not read when every line had to be read with other options."""
         owed = orjson.loads(self._store.recall("files_to_read_again") or "[]")
         return {(InputKind(kind), path) for kind, path in owed}
 
     def owe_readings(
         self, options: Options, scan: Scan, indexed: Indexed, owed: set[FileKey], *, read_again: bool
     ) -> None:
-        """Remember whose lines are still known as they were read with other options; all others are read with these."""
+        """Remember the files whose lines were last read with other options; all others are read with these."""
         if not (owed or read_again):
             return
         read = {(file.kind, file.path) for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
@@ -75,5 +75,5 @@ class JudgedWith:
 
 
 def _lines(options: Options) -> str:
-    """What decides how a line is read."""
+    """Return what decides how a line is read."""
     return f"max_line_bytes {options.max_line_bytes}, rules {options.rules_version}"

@@ -1,4 +1,4 @@
-"""Look tasks up, many at a time, and have their pairs judged by workers."""
+"""Look up tasks, many at a time, and have workers judge their pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WALK, _RUN_ID, _PARTITION, _LENGTH, _EVIDENCE_LENGTH = map(
 
 
 class FormedPair(NamedTuple):
-    """A pair of a task: its rows, its id."""
+    """A pair of a task: its two rows and its id."""
 
     chosen: TaskRow
     rejected: TaskRow
@@ -34,7 +34,7 @@ class FormedPair(NamedTuple):
 
 
 class AskedTask(NamedTuple):
-    """A task as it was asked for; of one that is not plain its pairs now, those recorded, and others with their ids."""
+    """A task that was looked up; if not plain: its pairs now, those recorded, and other pairs with their ids."""
 
     order: TaskOrder
     formed: list[FormedPair]
@@ -43,7 +43,7 @@ class AskedTask(NamedTuple):
 
 
 class PairJobs:
-    """Makes the jobs of one batch's tasks, and gives what comes of them, in order."""
+    """Makes the jobs of one batch's tasks, and yields their results in order."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class PairJobs:
     def judged(
         self, task_ids: Iterable[str], *, plainly: bool = False
     ) -> Iterator[tuple[list[AskedTask], PlainTasks | TaskDone, IO[bytes] | None]]:
-        """Look tasks up and have their pairs judged; with ``plainly``, workers finish the lines of plain tasks."""
+        """Look up tasks and have their pairs judged; with ``plainly``, workers finish the lines of plain tasks."""
         under_way: deque[list[AskedTask]] = deque()
 
         def jobs() -> Iterator[TaskJob]:
@@ -73,7 +73,7 @@ class PairJobs:
                 yield self._job(tuple(task.order for task in tasks))
 
         for done in self._do(jobs()):
-            assert isinstance(done.result, list)  # noqa: S101  what a TaskJob gives
+            assert isinstance(done.result, list)  # noqa: S101  a TaskJob returns this
             tasks = iter(under_way.popleft())
             for result in done.result:
                 assert isinstance(result, TaskDone | PlainTasks)  # noqa: S101  as above
@@ -111,7 +111,7 @@ class PairJobs:
         return [task._replace(others=others) for task in tasks]
 
     def _verdict(self, row: TaskRow) -> int | None:
-        """The code of the current verdict that a side must agree with; an absent one forbids and never clears."""
+        """Return the code of the verdict that a side must agree with; an absent verdict forbids and never clears."""
         _, in_force, present = self._work.verdicts(row.run_id, self._options)
         verdict = in_force if present is CATEGORIES[row.category] else present
         return None if verdict is None else CATEGORY_CODES[verdict]

@@ -15,7 +15,7 @@ _PREFERENCE: Final = Dataset.PREFERENCE
 
 
 class PairLane:
-    """Knows what the tasks of a batch share, and adds to its decisions what is published of pairs that leave."""
+    """Knows what the tasks of a batch share, and adds the withdrawals of pairs to its decisions."""
 
     def __init__(self, work: Work, options: Options, decisions: Decisions, *, options_changed: bool) -> None:
         self._work = work
@@ -25,7 +25,7 @@ class PairLane:
         self.out = decisions
         self.changes = decisions.changes[_PREFERENCE]
         self.change = Cause.OPTIONS_CHANGED if options_changed else Cause.EVIDENCE_CHANGED
-        """Why a line changes whose pair is still formed."""
+        """Why a line changes although its pair is still formed."""
         self.stamps = Stamps(work, _PREFERENCE)
         self.exported: set[int] = set()
         self.freed: dict[int, tuple[WorkPair, Cause]] = {}
@@ -33,15 +33,15 @@ class PairLane:
         """Pairs whose line another task took over before their own task was formed again."""
 
     def drop_totals(self, pair: WorkPair) -> None:
-        """A recorded pair no longer counts as what it was."""
+        """Subtract a recorded pair from the totals of its outcome."""
         self.out.totals[_PREFERENCE, "retained" if pair.retained else "live", pair.outcome] -= 1
 
     def is_earlier(self, one: str, other: str) -> bool:
-        """Whether a task stands before another one in the order that decides on ids."""
+        """Return whether a task comes before another one in the order that decides on ids."""
         return (self._work.first_walk(one), one) < (self._work.first_walk(other), other)
 
     def waiting_for(self, key: int) -> set[str]:
-        """The tasks with a pair that is quarantined because an earlier one has this id."""
+        """Return the tasks with a pair that is quarantined because an earlier pair has this id."""
         return {
             pair.task_id
             for pair in self._work.pairs_with_keys([key]).get(key, [])
@@ -51,7 +51,7 @@ class PairLane:
     # pairs that leave
 
     def is_absent(self, pair: WorkPair) -> bool:
-        """Whether a side of the pair is absent: its scored line, or the evidence that it stood on."""
+        """Return whether a side of the pair is absent: its scored line, or its evidence."""
         return any(
             partition in self._absent and self._work.side_is_absent(partition, run_id, pair.task_id, category)
             for partition, run_id, category in (
@@ -61,10 +61,10 @@ class PairLane:
         )
 
     def overruled(self, pair: WorkPair) -> bool:
-        """Whether a current verdict says otherwise than the pair about one of its sides."""
+        """Return whether a current verdict contradicts the pair about one of its sides."""
         if not self._options.revoke:
             return False
-        # Of a pair from an older exporter nobody knows which of the two the rejected side was.
+        # A pair from an older exporter does not show which of the two categories its rejected side had.
         known = CATEGORIES.get(pair.rejected_category)
         rejected = (known,) if known else (Category.REJECTED, Category.PARTIALLY_ACCEPTED)
         return any(
@@ -74,7 +74,7 @@ class PairLane:
         )
 
     def cause(self, pair: WorkPair, *, overruled: bool) -> Cause:
-        """Why a pair leaves that its task does not form any more."""
+        """Return why a pair leaves that its task no longer forms."""
         if overruled:
             return Cause.REVOKED
         if not all(self._work.names_run(run_id) for run_id in (pair.chosen_run_id, pair.rejected_run_id)):
@@ -84,14 +84,14 @@ class PairLane:
         return Cause.OPTIONS_CHANGED if self._options_changed else Cause.DISPLACED
 
     def finish(self) -> None:
-        """Lines that are still free leave the dataset, and that is published."""
+        """Remove the lines that are still free from the dataset, and publish the withdrawals."""
         for pair, cause in self.freed.values():
             self.changes.drop_key(pair.sample_key, pair.line)
             self.out.unadopted.append((_PREFERENCE, pair.sample_key))
             self.publish(pair, cause, replaced=False)
 
     def publish(self, pair: WorkPair, cause: Cause, *, replaced: bool) -> None:
-        """Publish that the pair's line leaves, or that another takes its place."""
+        """Publish that the pair's line leaves or, if ``replaced``, that another line takes its place."""
         verdict = None
         if cause is Cause.REVOKED:
             for run_id in (pair.chosen_run_id, pair.rejected_run_id):

@@ -1,4 +1,4 @@
-"""What a pass says in the log: a line for each batch; what is out of the ordinary, once for as long as it stands."""
+"""Log what a pass does: one line for each batch; anything unusual once, until it changes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt_files import stage_heads
 
 PATHS_LOGGED: Final = 20
-"""How many paths a line of the log names; its count says how many there are."""
+"""The most paths that a log line names; its count says how many there are."""
 LINES_A_PASS: Final = 100
-"""How many lines of one event about inputs a pass logs; what is beyond is counted."""
+"""The most lines that a pass logs for one event about inputs; the rest is counted."""
 
 log = structlog.get_logger()
 
 
 class Teller:
-    """Tells of one engine's passes; what it has told it does not tell again until it was otherwise."""
+    """Logs the passes of one engine; logs a lasting condition once."""
 
     def __init__(self) -> None:
         self._odd_folders: set[str] = set()
@@ -34,34 +34,34 @@ class Teller:
         self._unreadable: frozenset[tuple[str, str]] = frozenset()
         self._tails: frozenset[str] = frozenset()
         self._logged: Counter[str] = Counter()
-        """The lines of this pass so far, by event."""
+        """Numbers of lines in this pass so far, by event."""
 
     def end_pass(self) -> None:
-        """Say how many lines were left out, because there were too many of their kind."""
+        """Log how many lines were left out because there were too many of their kind."""
         for event, lines in self._logged.items():
             if lines > LINES_A_PASS:
                 log.warning("lines_left_out", of=event, lines=lines - LINES_A_PASS)
         self._logged.clear()
 
     def _room_for(self, event: str) -> bool:
-        """Count one more line of an event that every file may cause; say whether it is to be logged."""
+        """Count one more line of an event that every file may cause; return whether to log it."""
         self._logged[event] += 1
         return self._logged[event] <= LINES_A_PASS
 
     def input_changed(self, path: str) -> None:
-        """Tell of a file that changed while it was read."""
+        """Warn of a file that changed while it was read."""
         if self._room_for("input_changed"):
             log.warning("input_changed", path=path)
 
     def odd_folders(self, scan: Scan) -> None:
-        """Partition folders whose names are no date; they are read all the same."""
+        """Warn of partition folders whose names are not dates; they are read all the same."""
         for folder in sorted(set(scan.odd_folders) - self._odd_folders):
             if self._room_for("odd_partition_name"):
                 log.warning("odd_partition_name", path=folder)
         self._odd_folders.update(scan.odd_folders)
 
     def not_listed(self, scan: Scan) -> None:
-        """Folders that cannot be listed, and those that a file system keeps for itself."""
+        """Log folders that cannot be listed, and folders that a file system uses for itself."""
         for oddity in scan.not_listed:
             if oddity not in self._not_listed and self._room_for("folder_not_listed"):
                 log.error("folder_not_listed", path=oddity.path, problem=oddity.problem)
@@ -72,14 +72,14 @@ class Teller:
         self._ignored.update(scan.ignored)
 
     def strays(self, scan: Scan) -> None:
-        """What lies in the trees and is no partition, each kind once."""
+        """Warn of entries in the trees that are not partitions, each kind once."""
         for stray in scan.strays:
             if stray.kind not in self._strays:
                 log.warning("not_a_partition", kind=stray.kind, entries=stray.entries, example=stray.example)
         self._strays.update(stray.kind for stray in scan.strays)
 
     def unreadable(self, unreadable: tuple[Oddity, ...]) -> None:
-        """Inputs that were left out; of folders :meth:`not_listed` tells."""
+        """Warn of inputs that were left out; :meth:`not_listed` logs folders."""
         for oddity in unreadable:
             known = (oddity.path, oddity.problem) in self._unreadable or oddity in self._not_listed
             if not known and self._room_for("file_unreadable"):
@@ -87,7 +87,7 @@ class Teller:
         self._unreadable = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
 
     def odd_lines(self, malformed: Iterable[OddLines], unreviewed: Iterable[OddLines]) -> None:
-        """Warn of lines that are malformed, and of verdicts of none of the four categories."""
+        """Warn of malformed lines, and of verdicts with none of the four categories."""
         for each in malformed:
             figures = {"path": tree_path(each.kind, each.path), "lines": each.lines, "first_line": each.first_line}
             if each.kind is InputKind.SCORED and self._room_for("malformed_scored"):
@@ -100,9 +100,9 @@ class Teller:
                 log.warning("unreviewed_verdict", path=path, lines=each.lines, first_line=each.first_line)
 
     def committed(self, root: Path, batch: CommittedBatch, *, kept: bool, written: bool) -> None:
-        """A batch, its inputs that are out of the ordinary first.
+        """Log a batch, after its unusual inputs.
 
-        ``kept`` says that rows of absent partitions stay, ``written`` that this was no dry run.
+        ``kept`` says that rows of absent partitions stay, ``written`` that this was not a dry run.
         """
         _tell_inputs(batch.receipt["inputs"], kept=kept)
         self._tell_tails(batch.receipt["pending_tails"])

@@ -1,4 +1,4 @@
-"""What a pass did, and how far it has come."""
+"""The result of a pass, and its progress."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from distilld.publish.commit import CommittedBatch
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass has come, for people who wait: bytes are read first; then rows are judged and pairs formed."""
+    """The progress of a pass, for display: bytes are read first; then rows are judged and pairs formed."""
 
     phase: Literal["read", "judge"]
     done: int
     whole: int
-    """What ``done`` will come to, as far as that can be known: bytes, or rows and tasks."""
+    """The final value of ``done``, as far as it is known: bytes, or rows and tasks."""
     files: int
     rows: int
     bytes: int = 0
@@ -28,27 +28,27 @@ class Progress:
 
 @dataclass(slots=True)
 class PassResult:
-    """What one pass did: the batches that it committed, what it could not read or did not yet read."""
+    """The result of one pass: the batches that it committed, and what it could not read or has not read yet."""
 
     batches: list[CommittedBatch] = field(default_factory=list)
     scan: Scan | None = None
     indexed: Indexed = field(default_factory=Indexed)
     untold: Indexed = field(default_factory=Indexed)
-    """What was indexed and stands in no receipt yet."""
+    """What was indexed and is in no receipt yet."""
     judged_alike: int = 0
-    """Rows that were judged in batches which changed nothing, and that no receipt has told of yet."""
+    """Rows that were judged in batches without changes and are in no receipt yet."""
     read_alike: int = 0
-    """The bytes that were read for that."""
+    """The bytes that were read for these rows."""
     looked_at_ns: int = 0
-    """When the inputs were looked at last, by our clock."""
+    """When the inputs were last scanned, in nanoseconds since the epoch, by our clock."""
     problems: dict[str, OperatorError] = field(default_factory=dict)
-    """What could not be read so far, by its words."""
+    """What could not be read so far, by message."""
     changed_so_far: set[str] = field(default_factory=set)
     changed_inputs: tuple[str, ...] = ()
     """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
 
     def note_problems(self, problems: Iterable[OperatorError]) -> None:
-        """Keep what could not be read; said twice, it counts once."""
+        """Keep what could not be read; a repeated problem counts once."""
         self.problems.update((str(problem), problem) for problem in problems)
 
     @property
@@ -61,29 +61,29 @@ class PassResult:
 
     @property
     def changed(self) -> bool:
-        """Whether anything was committed."""
+        """Return whether anything was committed."""
         return bool(self.batches)
 
     @property
     def rows_judged(self) -> int:
-        """How many rows were judged, also where nothing followed from it."""
+        """Return how many rows were judged, including batches without changes."""
         told: int = sum(batch.receipt["work"]["rows_judged"] for batch in self.batches)
         return told + self.judged_alike
 
     @property
     def bytes_read(self) -> int:
-        """How many bytes of inputs were read, also where nothing followed from it."""
+        """Return how many bytes of inputs were read, including batches without changes."""
         told: int = sum(batch.receipt["work"]["bytes_read"] for batch in self.batches)
         return told + self.untold.bytes_read + self.read_alike
 
     @property
     def unfinished(self) -> bool:
-        """Whether inputs were left alone: they were being written, or others came first. Another pass is due soon."""
+        """Return whether files being written, or the rest of large files, were left: another pass is due soon."""
         return bool(self.indexed.unsettled or self.changed_inputs or self.indexed.postponed)
 
     @property
     def unreadable(self) -> tuple[Oddity, ...]:
-        """Every input that was left out because it cannot be read: what is no usable file, and what gave an error."""
+        """Return the inputs that cannot be read: unusable files, folders that cannot be listed, and errors."""
         oddities = (*self.scan.oddities, *self.scan.not_listed) if self.scan is not None else ()
         return (*oddities, *map(_as_oddity, self.indexed.problems))
 

@@ -1,7 +1,7 @@
-"""Jobs done in other processes, and in this one where it would wait for them; results in the order of the jobs.
+"""Do jobs in other processes, and in this one while it would wait; return results in the order of the jobs.
 
-Results do not depend on who does the work. A worker keeps nothing but the job in hand: it may be killed at any
-moment, and ends by itself when whoever started it is gone.
+Results do not depend on which process does the work. A worker holds only its current job. It may be killed at any
+moment, and ends by itself when the process that started it is gone.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from distilld.engine.jobs import Job, ReadJob, Result, SpoolFault, answer, could
 from distilld.files.spool import SpoolError, unnamed_file
 
 PROCESSES_FROM: Final = 12 << 20
-"""Bytes to read from which worker processes pay; fewer are done before a process has started."""
+"""Bytes to read from which worker processes pay off; less is done before a process has started."""
 BYTES_AHEAD: Final = 20 << 20
-"""Bytes of input that a worker may have waiting: enough while a batch is committed, and some is left to others."""
+"""Bytes of input that may wait for each worker: enough while a batch is committed, and some is left to others."""
 BYTES_HELD: Final = 32 << 20
-"""Bytes of input at most, for each worker, whose answers are held in memory or waited for."""
+"""The most bytes of input, for each worker, whose answers are awaited or held in memory."""
 JOBS_AHEAD: Final = 64
 BYTES_AHEAD_ELSEWHERE: Final = 256 << 20
-"""Bytes of input at most of which another executor's answers are held in memory or waited for."""
+"""The most bytes of input whose answers from another executor are awaited or held in memory."""
 ORDER_BYTES: Final = 2 << 20
-"""Jobs go to another executor together until they come to this much: each order costs some milliseconds there."""
+"""Bytes of jobs that go to another executor in one order: each order costs some milliseconds there."""
 WAIT_SECONDS: Final = 1.0
-"""How long an answer is waited for before a sign of life."""
+"""Seconds between calls of ``pulse`` while an answer is awaited."""
 
 J = TypeVar("J", bound=Job)
 
 
 class Joined(NamedTuple):
-    """An executor of other machines, which is shut down at the end of a pass, and how many jobs it does at a time."""
+    """An executor on other machines, shut down at the end of a pass, and how many jobs it does at a time."""
 
     executor: Executor
     workers: int
 
 
 class WorkerDied(OperatorError):
-    """A worker process ended in the middle of its work; the batch is undone."""
+    """A worker process ended during its work; the batch is undone."""
 
     def __init__(self) -> None:
         super().__init__("a worker process was killed or ended", hint="look for a lack of memory; the next run goes on")
@@ -57,14 +57,14 @@ class WorkerDied(OperatorError):
 
 @dataclass(slots=True)
 class Done(Generic[J]):
-    """A job that is done, and the file that its lines went to; whoever takes it closes it."""
+    """A finished job, and the file with its lines; the caller closes it."""
 
     job: J
     result: Result
     file: IO[bytes] | None
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self.file is not None:
             self.file.close()
 
@@ -74,13 +74,13 @@ class _Given(Generic[J]):
     job: J
     file: IO[bytes] | None
     future: Future[list[Result]] | None = None
-    """The answer to this job and to some beside it."""
+    """The answer to this job and to the others of its order."""
     place: int = 0
     result: Result | None = None
 
 
 class Pool:
-    """Does jobs for one root, as long as one pass takes; processes are started when much is to be done."""
+    """Does jobs for one root during one pass; starts processes when there is much to do."""
 
     def __init__(
         self,
@@ -92,11 +92,10 @@ class Pool:
         join: Callable[[], Joined] | None = None,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        """``workers`` are the processes beside this one; 0: one a core in all. ``folder`` is for files of lines.
+        """``workers`` is the number of other processes; 0: one per core but one. ``folder`` is for files of lines.
 
-        An ``executor`` that is given is used from the first job on, and is not shut down. ``join`` gives one that takes
-        the place of processes of our own. The lines of either come back with the answers, and what it could not read is
-        tried here.
+        A given ``executor`` is used from the first job on and is not shut down. ``join`` returns one that replaces our
+        own processes. Both return lines with the answers; what they could not read is tried again here.
         """
         self._root = str(root)
         self._folder = folder
@@ -107,12 +106,12 @@ class Pool:
         self._pulse = pulse
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._unanswered = 0
-        """Bytes of the jobs that were given to workers, without those that :attr:`_answered` names."""
+        """Bytes of the jobs that workers have; the sizes in :attr:`_answered` are subtracted before it is used."""
         self._answered: deque[int] = deque()
-        """The sizes of jobs that workers have done; filled by another thread."""
+        """The sizes of orders that workers have finished; filled by another thread."""
 
     def expect(self, size: int) -> None:
-        """Say that so many bytes are to be read: where they are many, processes are started."""
+        """Start processes if the number of bytes to read is large enough."""
         if self._executor is not None or size < PROCESSES_FROM:
             return
         if self._join is not None:
@@ -122,7 +121,7 @@ class Pool:
             self._workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
         )
         try:
-            # The first job starts all of them: they come up while this process looks at its store.
+            # The first job starts all of them, while this process looks at its store.
             self._executor.submit(_nothing)
         except OSError as error:
             self.close()
@@ -136,16 +135,16 @@ class Pool:
 
     @property
     def has_workers(self) -> bool:
-        """Whether jobs are done in other processes."""
+        """Return whether jobs are done in other processes."""
         return self._executor is not None
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether they may be processes of other machines."""
+        """Return whether these processes may be on other machines."""
         return self.has_workers and self._elsewhere
 
     def close(self) -> None:
-        """End the processes; what they have in hand is dropped."""
+        """End the processes; drop their unfinished jobs."""
         executor, self._executor = self._executor, self._given_executor
         if executor is None or executor is self._given_executor:
             return
@@ -160,11 +159,11 @@ class Pool:
             _end_tracker()
 
     def run(self, jobs: Iterable[J], options: Options) -> Iterator[Done[J]]:
-        """Do jobs, in order; they are asked for ahead of their results.
+        """Do jobs, in order; jobs are taken from ``jobs`` ahead of their results.
 
         Raises:
-            SpoolError: Lines could not be kept.
-            WorkerDied: A process ended.
+            SpoolError: Lines could not be written.
+            WorkerDied: A worker process ended.
         """
         coming = iter(jobs)
         under_way: deque[_Given[J]] = deque()
@@ -201,7 +200,7 @@ class Pool:
         )
 
     def _lends_a_hand(self, under_way: deque[_Given[J]]) -> bool:
-        """Whether this process does a job itself while it waits; what is done lies in files, but not without end."""
+        """Return whether this process does a job itself while it waits; finished lines fill files only to a limit."""
         return len(under_way) < JOBS_AHEAD and not self._holds_much(under_way)
 
     def _holds_much(self, under_way: deque[_Given[J]]) -> bool:
@@ -246,7 +245,7 @@ class Pool:
             except BrokenExecutor as error:
                 raise WorkerDied from error
             if self._elsewhere and could_not_read(given.job, result):
-                # Its mount may be stale or away; what stands in the files is decided by what is seen here.
+                # The worker's mount may be stale or missing; what this process reads decides.
                 result = perform(self._root, options, given.job, None)
         assert result is not None  # noqa: S101  done here, or answered
         if isinstance(result, SpoolFault):
@@ -255,23 +254,23 @@ class Pool:
 
 
 def _end_tracker() -> None:
-    """End the process that multiprocessing starts beside workers, and leaves: a daemon would keep it for good."""
-    # What it looks after, the semaphores of the queues, must be gone before, or it is started again.
+    """End the helper process that multiprocessing starts and leaves: a daemon would keep it for good."""
+    # It tracks the semaphores of the queues, which must be gone first, or it is started again.
     gc.collect()
     if not multiprocessing.active_children():
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def _nothing() -> None:
-    """Start the workers."""
+    """Do nothing: submitting this job starts the workers."""
 
 
 def _begin(starter: int) -> None:
-    """Make this process a worker: who started it decides when it ends, and it ends when that one is gone."""
+    """Make this process a worker: it ignores signals, and ends when the process that started it is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
-    # It makes no cycles, and lives for one pass.
+    # A worker makes no reference cycles, and lives for one pass.
     gc.disable()
 
 

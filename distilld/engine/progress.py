@@ -1,4 +1,4 @@
-"""How far the queues are worked off, for who waits for a long pass."""
+"""The progress of working off the queues, to display during a long pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from distilld.store.work import Work
 
 
 class Judging:
-    """How far the queues are worked off. Pairs come last; until their tasks are known, room is left for them."""
+    """Counts what is worked off. Pairs come last; until their tasks are known, their number is estimated."""
 
     def __init__(self, work: Work, files: int) -> None:
         self._work = work
@@ -18,7 +18,7 @@ class Judging:
         self._asked = False
 
     def progress(self, done: int, size: int) -> Progress:
-        """Return the progress after so many more rows or tasks, for which so many bytes were read."""
+        """Return the progress after ``done`` more rows or tasks, for which ``size`` bytes were read."""
         self._done, self._bytes = self._done + done, self._bytes + size
         if self._done >= self._rows and not self._asked:
             self._asked = True

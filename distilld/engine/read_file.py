@@ -1,4 +1,4 @@
-"""Read an input file from its start, once: its lines' facts, and what the store keeps of the file."""
+"""Read an input file from its start, once: the facts of its lines, and what the store keeps about the file."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Reading(NamedTuple):
 
 
 class FileRead(NamedTuple):
-    """A file that was read as a whole, and the facts of its lines: RowFacts, or EvidenceFacts of the last row a run.
+    """A file that was read as a whole, and its lines' facts: RowFacts, or EvidenceFacts of each run's last row.
 
-    The facts are plain tuples: a hundred thousand named ones take three times as long to get here from a worker.
-    ``malformed_runs`` are the runs that malformed scored lines forbid, with the digests of these lines; ``unreviewed``
+    The facts are plain tuples: a hundred thousand named ones take three times as long to arrive from a worker.
+    ``malformed_runs`` are the runs that malformed scored lines forbid, with the digests of these lines. ``unreviewed``
     are the numbers of lines with none of the four categories.
     """
 
     reading: Reading
     facts: list[tuple[Any, ...]]
-    malformed_runs: list[tuple[str, bytes]] = []  # noqa: RUF012  nobody adds to it
+    malformed_runs: list[tuple[str, bytes]] = []  # noqa: RUF012  never changed
     unreviewed: list[int] = []  # noqa: RUF012  as above
     rest: Rest | None = None
 
 
 def as_scanned(read: FileRead, facts: StatFacts) -> FileRead | None:
-    """What was read, with the facts of the scan; None where another size or other times were seen than by the scan.
+    """Return the reading with the facts of the scan; None if it saw another size or other times than the scan.
 
-    A mount of another machine has a device of its own, and may show a file as it was a while ago.
+    A mount on another machine has its own device number, and may show an earlier state of a file.
     """
     if read.reading.facts[2:] != facts[2:]:
         return None
@@ -57,8 +57,8 @@ def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> Fi
     """Read a file of either tree.
 
     Raises:
-        InputChanged: It is gone, or shorter than it was when it was opened.
-        UnreadableError: The system refuses.
+        InputChanged: The file is gone, or shorter than when it was opened.
+        UnreadableError: The system refuses to read it.
     """
     if kind is InputKind.EVIDENCE:
         return read_evidence(root, path, max_line_bytes, None)
@@ -74,13 +74,13 @@ def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> Fi
 
 
 def unreviewed_lines(rows: list[RowFacts]) -> list[int]:
-    """Return the lines that name a run and have none of the four categories (SPEC 3.4)."""
+    """Return the numbers of lines that name a run and have none of the four categories (SPEC 3.4)."""
     found = [row for row in rows if row.category is not None and row.category >= LIKE_REJECTED]
     return [row.line for row in found if row.malformed is None]
 
 
 def scored_facts(line: Line, number: int, malformed_runs: list[tuple[str, bytes]]) -> RowFacts:
-    """Return the facts of a scored line; add the runs that it forbids although it is malformed."""
+    """Return the facts of a scored line; add the runs that it forbids, if malformed, to ``malformed_runs``."""
     facts = row_facts(number, line.start, line.length, line.digest, parse_line(line))
     if facts.malformed is None:
         return facts
@@ -92,11 +92,11 @@ def scored_facts(line: Line, number: int, malformed_runs: list[tuple[str, bytes]
 
 
 def read_evidence(root: Path, path: str, max_line_bytes: int, texts: dict[str, ParsedLine] | None) -> FileRead:
-    """Read an evidence file; its rows as they were parsed are put into ``texts``, by run.
+    """Read an evidence file; put its parsed rows into ``texts``, by run.
 
     Raises:
-        InputChanged: It is gone, or shorter than it was when it was opened.
-        UnreadableError: The system refuses.
+        InputChanged: The file is gone, or shorter than when it was opened.
+        UnreadableError: The system refuses to read it.
     """
     found: dict[str, tuple[Any, ...]] = {}
 
@@ -118,7 +118,7 @@ def read_evidence(root: Path, path: str, max_line_bytes: int, texts: dict[str, P
 def _read_lines(
     root: Path, kind: InputKind, path: str, max_line_bytes: int, take: Callable[[Line, int], bool]
 ) -> tuple[Reading, Rest | None]:
-    """Give each line with its number to ``take``, which says whether it is well-formed.
+    """Pass each line with its number to ``take``, which returns whether it is well-formed.
 
     The unterminated end counts as a line if it is a complete JSON object (SPEC 2).
     """

@@ -1,4 +1,4 @@
-"""One batch of rows, as those who judge it share it: what it is judged with, and whose turn it is."""
+"""One batch of rows, shared by the classes that judge it: what it is judged with, and which row is next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distilld.store.work import Work
 
 
 class RowBatch:
-    """Rows of the queue come in walk order; one that an outcome of theirs concerns joins the batch for its turn."""
+    """The rows of one batch: queued rows come in walk order; rows that their outcomes concern join in turn."""
 
     def __init__(self, work: Work, options: Options, decisions: Decisions, *, options_changed: bool) -> None:
         self.work = work
@@ -18,14 +18,14 @@ class RowBatch:
         self.out = decisions
         self.options_changed = options_changed
         self.has_loose_lines = work.has_loose_lines()
-        """Whether lines stand in exports that belong to no present row."""
+        """Whether exports hold lines that belong to no present row."""
         self.done: set[int] = set()
-        """The rows that were judged one by one, not by the span."""
+        """The rows that were judged one by one, not by span."""
         self.displaced: set[int] = set()
         self._joined: list[int] = []
 
     def next_joined(self, before: int) -> int | None:
-        """The first row that joined the batch and stands before a place; it is not given again."""
+        """Take the first joined row that comes before a place; return None if there is none."""
         while self._joined and self._joined[0] < before:
             walk = heapq.heappop(self._joined)
             if walk not in self.done:
@@ -33,16 +33,16 @@ class RowBatch:
         return None
 
     def join(self, walk: int) -> None:
-        """Let a row join the batch."""
+        """Add a row to the batch."""
         heapq.heappush(self._joined, walk)
 
     def displace(self, walk: int) -> None:
-        """Let a row join the batch that another one took the id from: it cannot be left for later."""
+        """Add a row that lost its id to another row: it cannot be left for a later batch."""
         self.displaced.add(walk)
         self.join(walk)
 
     def wake(self, dataset: Dataset, key: int, after: int) -> None:
-        """Let the first row behind ``after`` join the batch that is quarantined because an earlier one had this id."""
+        """Add the first row after ``after`` that is quarantined because an earlier row had this id."""
         waiter = self.work.waiter_after(dataset, key, after)
         while waiter is not None and waiter in self.done:
             waiter = self.work.waiter_after(dataset, key, waiter)
@@ -50,12 +50,12 @@ class RowBatch:
             self.join(waiter)
 
     def verdict_in(self, dataset: Dataset, run_id: str) -> Category | None:
-        """The current verdict for a run in a dataset."""
+        """Return the current verdict for a run in a dataset."""
         in_rag, in_sft, _ = self.work.verdicts(run_id, self.options)
         return in_rag if dataset is Dataset.RAG else in_sft
 
     def forbids(self, dataset: Dataset, run_id: str | None) -> bool:
-        """Whether the current verdict for a run takes its rows out of a dataset."""
+        """Return whether the current verdict for a run takes its rows out of a dataset."""
         if run_id is None or not self.options.revoke:
             return False
         verdict = self.verdict_in(dataset, run_id)

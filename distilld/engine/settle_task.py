@@ -1,4 +1,4 @@
-"""One task's pairs are settled: what it forms now is matched with what is recorded of it, and both become changes."""
+"""Settle one task's pairs: match the pairs that it forms now with those recorded, and derive the changes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class TaskPairs:
         self._task_id = task.order.task_id
         self._unmatched = {pair.pair_id: pair for pair in task.recorded}
         self._touched: set[str] = set()
-        """Tasks whose ids may change by what becomes of this one."""
+        """Tasks whose ids may change because of this one."""
 
     def settle(self, judged: Sequence[JudgedPair]) -> set[str]:
-        """Turn the pairs that the task forms now into changes; returns the other tasks whose ids that may change."""
+        """Settle the pairs that the task forms now; return the other tasks whose ids may change because of it."""
         live = [pair for pair in self._task.recorded if pair.retained is None]
         formed = [self._judge(slot, *each) for slot, each in enumerate(zip(self._task.formed, judged, strict=True))]
         for pair in self._unmatched.values():
@@ -41,7 +41,7 @@ class TaskPairs:
         return self._touched - {self._task_id}
 
     def let_forbidden_go(self) -> set[str]:
-        """Where the task cannot be formed again, pairs that a verdict overrules leave; returns as :meth:`settle`."""
+        """Withdraw pairs that a verdict overrules, if the task cannot be formed; return as :meth:`settle`."""
         for pair in self._task.recorded:
             if pair.outcome == EXPORTED and self._lane.overruled(pair):
                 if pair.retained is None:
@@ -73,7 +73,7 @@ class TaskPairs:
         )  # fmt: skip
 
     def _others(self, key: int) -> list[WorkPair]:
-        """The recorded pairs of other tasks with this id (shared by '|' in ids), as this batch leaves them."""
+        """Return other tasks' recorded pairs with this id (names with '|' can share one), as this batch leaves them."""
         return [
             pair._replace(retained="absent") if pair.pair_id in self._out.retained_pairs else pair
             for pair in self._task.others.get(key, [])
@@ -81,7 +81,7 @@ class TaskPairs:
         ]
 
     def _taken_earlier(self, others: list[WorkPair]) -> bool:
-        """Whether a pair of an earlier task holds this id; a retained one gives it up to any present one."""
+        """Return whether a pair of an earlier task holds this id; a retained pair gives it up to any present one."""
         return any(
             pair.outcome == EXPORTED and pair.retained is None and self._lane.is_earlier(pair.task_id, self._task_id)
             for pair in others
@@ -107,16 +107,16 @@ class TaskPairs:
         return EXPORTED, digest_of(line), self._out.sequence
 
     def _is_out_of_turn(self, pair: WorkPair) -> bool:
-        """Whether a pair was judged when its task and this one, which holds its id, stood the other way round.
+        """Return whether a pair was judged when its task and this one, which holds its id, were in the other order.
 
-        An earlier one may not wait; a later one is a duplicate before its schema counts.
+        A pair of an earlier task may not wait; one of a later task is a duplicate before its schema counts.
         """
         if pair.retained is not None or pair.outcome not in (DUPLICATE, _SCHEMA_VIOLATION):
             return False
         return self._lane.is_earlier(pair.task_id, self._task_id) == (pair.outcome == DUPLICATE)
 
     def _standing(self, key: int, others: list[WorkPair]) -> tuple[WorkPair | None, Cause]:
-        """The recorded pair whose line this id has now; it gives the line up to the pair that is exported."""
+        """Return the recorded pair whose line this id has now, and why it gives the line up to the exported pair."""
         for pair in self._unmatched.values():
             if pair.sample_key == key and pair.outcome == EXPORTED:
                 self._match(pair)
@@ -135,20 +135,20 @@ class TaskPairs:
         return None, self._lane.change
 
     def _match(self, pair: WorkPair) -> None:
-        """A recorded pair is one of those that are formed now."""
+        """Mark a recorded pair as one that is formed now."""
         del self._unmatched[pair.pair_id]
         self._lane.drop_totals(pair)
         if pair.retained is not None:
             self._out.dropped_pairs.append(pair.pair_id)
 
     def _quarantine(self, quarantined: Rendered, run_ids: tuple[str, str]) -> tuple[int, bytes, int]:
-        assert quarantined.reason is not None  # noqa: S101  what quarantines a pair gives a reason
+        assert quarantined.reason is not None  # noqa: S101  a quarantined pair has a reason
         code = REASON_CODES[quarantined.reason]
         self._out.totals[_PREFERENCE, "live", code] += 1
         for pair in self._unmatched.values():
             same = (pair.chosen_run_id, pair.rejected_run_id, pair.outcome) == (*run_ids, code)
             stamped = quarantined.line(self._lane.stamps.of(pair.batch)) if same else b""
-            # One with an absent side is another pair, whatever its line says: it stays.
+            # A recorded pair with an absent side is another pair, even with an equal line: it stays.
             if same and digest_of(stamped) == pair.line and not self._lane.is_absent(pair):
                 self._lane.changes.keep_quarantined(pair.line, stamped)
                 self._match(pair)
@@ -160,13 +160,13 @@ class TaskPairs:
     # a pair that is no longer formed
 
     def _let_go(self, pair: WorkPair) -> None:
-        """A recorded pair that the task's present rows do not form: it leaves, or it is retained (SPEC 3)."""
+        """Withdraw or retain a recorded pair that the task's present rows do not form (SPEC 3)."""
         lane = self._lane
         if pair.pair_id in lane.moved_on:
             return
         overruled = lane.overruled(pair)
         kept = pair.retained in ("vanished", "orphan") or lane.is_absent(pair)
-        # Without its rows a line that a damaged file lost cannot be written again.
+        # A line that a damaged file lost cannot be written again without its rows.
         lost = kept and lane.changes.is_missing(pair.outcome, pair.line)
         if kept and not lost and (pair.outcome != EXPORTED or not overruled):
             if pair.retained is None:

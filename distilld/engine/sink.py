@@ -1,4 +1,4 @@
-"""Where finished lines go until their batch is committed."""
+"""Hand over finished lines, until their batch is committed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distilld.core.model import Marks
 from distilld.engine.spans import FailedRow, JudgedRow, Part
 
 FLUSH_BYTES: Final = 1 << 20
-"""Lines are handed over when they have gathered this much."""
+"""Bytes of gathered lines from which they are handed over."""
 
 RAG_EXPORTED: Final = 0
 RAG_QUARANTINED: Final = 1
@@ -18,7 +18,7 @@ SFT_QUARANTINED: Final = 3
 
 
 class Sink:
-    """Where the lines of plain rows go: to a file that the other side holds open too, or back with the answer."""
+    """Hands over finished lines: in a file that the other side has open too, or with the answer."""
 
     def __init__(self, write: Callable[[bytes], None] | None) -> None:
         self._write = write
@@ -28,7 +28,7 @@ class Sink:
         self._items: list[Part | JudgedRow | FailedRow] = []
 
     def add(self, stream: int, line: bytes, digest: bytes) -> None:
-        """Add a line to a stream; hand over the lines so far where they are many."""
+        """Add a line to a stream; hand over the lines so far if they are many."""
         self._lines[stream].append(line)
         self._digests[stream].append(digest)
         self._gathered += len(line)
@@ -36,7 +36,7 @@ class Sink:
             self._flush()
 
     def put(self, item: JudgedRow | FailedRow) -> None:
-        """Hand over a row behind the lines so far."""
+        """Hand over a row after the lines so far."""
         self._flush()
         self._items.append(item)
 

@@ -1,8 +1,8 @@
-"""Make jobs of the rows that are to be judged: spans of partitions in walk order, cut into batches.
+"""Make jobs of the queued rows: spans of partitions in walk order, cut into batches.
 
-Jobs are made ahead of their results, across the ends of batches, so that workers judge while a batch is committed. That
-is sound since what makes a row contested, and its current verdict, follow from the facts of the inputs alone, and
-these do not change while the queue is worked off.
+Jobs are made ahead of their results, across the ends of batches, so that workers judge while a batch is committed.
+This is safe: whether a row is contested, and its current verdict, follow from the facts of the inputs alone. These
+facts do not change while the queue is worked off.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ JOB_BYTES: Final = 3 << 20
 JOB_ROWS: Final = 4000
 JOB_SPANS: Final = 48
 PAGE_ROWS: Final = 4000
-"""Rows that are asked for in one go."""
+"""Rows that are read from the store at a time."""
 
 
 class UnreadEvidence(NamedTuple):
-    """A new evidence file that is read when its rows are judged, and the new scored file that they stand in."""
+    """A new evidence file that is read when its rows are judged, and the new scored file with these rows."""
 
     path: str
     facts: StatFacts
@@ -37,7 +37,7 @@ class UnreadEvidence(NamedTuple):
 
 
 class QueuedSpan(NamedTuple):
-    """A span of a job: where it stands, and its rows that are known and not contested, by walk."""
+    """A span of a job: its partition, its known rows that are not contested, by walk, and its last row."""
 
     place: Place
     rows: dict[int, WorkRow]
@@ -47,7 +47,7 @@ class QueuedSpan(NamedTuple):
 
 @dataclass(slots=True)
 class QueuedJob:
-    """A job on its way; ``identity`` is its batch's, of which it may be the last one."""
+    """A job that was made; ``identity`` is that of its batch, whose last job it may be."""
 
     job: SpanJob
     spans: list[QueuedSpan]
@@ -57,7 +57,7 @@ class QueuedJob:
 
 
 class SpanQueue:
-    """The queue of rows as jobs, for as long as nothing but its own batches changes the store."""
+    """Makes the queued rows into jobs, while only the batches of these jobs change the store."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class SpanQueue:
         self._stamps: dict[int, str] = {}
         self._identity: BatchIdentity | None = None
         self._rows = self._bytes = 0
-        """Of the batch in hand."""
+        """Of the current batch."""
         self._spans: list[Span] = []
         self._queued: list[QueuedSpan] = []
         self._size = self._job_rows = 0
@@ -92,10 +92,10 @@ class SpanQueue:
         self.pruned: set[int | None] = set()
         """The ids of rows whose evidence an operator gave up."""
         self.under_way: deque[QueuedJob] = deque()
-        """The jobs that were given out, in order; who takes a result takes its job from here."""
+        """The jobs that were given out, in order; the caller takes the job from here with its result."""
 
     def jobs(self) -> Iterator[SpanJob]:
-        """Return the jobs, in walk order."""
+        """Yield the jobs, in walk order."""
         for place, low, high in self._work.partitions_queued(self._after, forced_only=self._forced_only):
             unread = self._unread.get(place.partition_id)
             if unread is not None:
@@ -120,7 +120,7 @@ class SpanQueue:
             yield self._give_out(self._held)
 
     def _make_room(self, rows: int, size: int) -> Iterator[SpanJob]:
-        """End the batch in hand where so much does not fit."""
+        """End the current batch if this much does not fit into it."""
         if self._rows and (self._rows + rows > self._batch_rows or self._bytes + size > self._batch_bytes):
             yield from self._close_job()
             assert self._held is not None  # noqa: S101  the batch has rows
@@ -128,7 +128,7 @@ class SpanQueue:
             self._identity, self._rows, self._bytes = None, 0, 0
 
     def _fitting(self, rows: list[WorkRow]) -> int:
-        """How many rows fit into the job and the batch, one at least."""
+        """Return how many rows fit into the job and the batch, at least one."""
         size = 0
         limit = min(len(rows), JOB_ROWS, self._batch_rows - self._rows)
         for number, row in enumerate(rows[:limit], 1):
@@ -138,7 +138,7 @@ class SpanQueue:
         return limit
 
     def _add_new(self, place: Place, unread: UnreadEvidence) -> None:
-        """Add a partition that is new as a whole: its rows are plain, but for those that are named."""
+        """Add a partition that is new as a whole: its rows are plain, except for the contested ones."""
         low, high = place.base, place.base + unread.scored.lines
         contested = self._work.contested_among(low, high, everything=self._lines_missing or bool(self._vacated))
         over = self._work.over_limit(contested, self._options)
@@ -151,7 +151,7 @@ class SpanQueue:
         )
 
     def _take(self, span: Span, queued: QueuedSpan, rows: int, size: int) -> None:
-        """Put a span into the job and the batch in hand."""
+        """Put a span into the current job and the current batch."""
         if self._identity is None:
             last = self._held.identity if self._held is not None else None
             self._identity = self._next_identity(last)
@@ -203,7 +203,7 @@ class SpanQueue:
         )
 
     def _is_contested(self, row: WorkRow) -> bool:
-        """Whether more than its own text decides what is done with a row."""
+        """Return whether more than its own text decides what is done with a row."""
         if self._lines_missing or not row.is_plain:
             return True
         if self._vacated and row.rag is None:
@@ -221,7 +221,7 @@ class SpanQueue:
             yield from self._close_job()
 
     def _close_job(self) -> Iterator[SpanJob]:
-        """Give out the job before this one: of the last one it is not known yet whether its batch ends."""
+        """Close the job and give out the one before it: of the closed job it is not known yet if it ends its batch."""
         if not self._spans:
             return
         assert self._identity is not None  # noqa: S101  the batch has rows
@@ -238,13 +238,13 @@ class SpanQueue:
 
 
 def _plain(row: WorkRow) -> RowOrder:
-    """The order for a row that was never judged and depends on no other."""
+    """Return the order for a row that was never judged and depends on no other row."""
     values = (row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, None)
     return tuple.__new__(RowOrder, values)
 
 
 def order_of(work: Work, options: Options, row: WorkRow) -> RowOrder:
-    """The order for a row that joins a batch: judged with its id free and taken, whatever is recorded of it."""
+    """Return the order for a row that joins a batch: judged with its id free and taken, whatever is recorded."""
     in_force = (None, None) if row.run_id is None else work.verdict_of(row.run_id, options)
     verdicts = Verdicts(*in_force, row.walk in work.over_limit([(row.walk, row.run_id)], options))
     return RowOrder(row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, verdicts)

@@ -1,4 +1,4 @@
-"""Spans of partitions: what is asked of whoever judges them, and what comes of it. Plain values that pickle."""
+"""Spans of partitions: the orders to judge their rows, and the results. Plain values that pickle."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from distilld.engine.read_file import FileRead
 OUTCOMES: Final = len(REASON_CODES) + 1
 
 Stamp = str | tuple[str, str]
-"""The time of a line's batch, or the two times that an adopted line brought."""
+"""The time of a line's batch, or the two times of an adopted line."""
 
 
 class Verdicts(NamedTuple):
-    """What a row cannot know of its run: the current verdicts in RAG and in SFT, whether it has too many exports."""
+    """What a row's text does not show about its run: current verdicts in RAG and SFT, and too many exports."""
 
     rag: Category | None
     sft: Category | None
@@ -26,14 +26,14 @@ class Verdicts(NamedTuple):
 
 
 Recorded = tuple[int, bytes, Stamp, int, bytes, Stamp]
-"""What stands in the exports of a row: code, line digest and stamp of RAG, then of SFT."""
+"""What is recorded of a row: outcome code, line digest and stamp of RAG, then of SFT."""
 
 
 class RowOrder(NamedTuple):
     """A row that is to be judged.
 
-    ``evidence`` is its evidence's start, length and digest. ``recorded`` is None where it was never judged.
-    ``verdicts`` are those of a contested row; None says that it is plain.
+    ``evidence`` is the start, length and digest of its evidence. ``recorded`` is None if it is contested or was never
+    judged. ``verdicts`` is None if it is plain.
     """
 
     walk: int
@@ -47,7 +47,7 @@ class RowOrder(NamedTuple):
 
 
 class ScoredFile(NamedTuple):
-    """What a scored file held when it was indexed: the bytes up to its last line feed, its lines, its last one."""
+    """A scored file as it was indexed: the bytes up to its last line feed, the unterminated end, the line count."""
 
     size: int
     sha256: str
@@ -57,9 +57,9 @@ class ScoredFile(NamedTuple):
 
 
 class NewPartition(NamedTuple):
-    """A partition of which nothing was judged yet, its evidence file not even read: it is judged as a whole.
+    """A partition that was not judged yet and whose evidence file is unread: it is judged as a whole.
 
-    ``contested`` is what is said of the runs of its contested rows, by line; all others are plain.
+    ``contested`` has the verdicts for the runs of its contested rows, by line; all other rows are plain.
     """
 
     scored: ScoredFile
@@ -67,7 +67,7 @@ class NewPartition(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Rows of one partition in walk order: all of a ``new`` one, else those of ``rows``."""
+    """Rows of one partition in walk order: all rows of a ``new`` one, otherwise ``rows``."""
 
     path: str
     base: int
@@ -75,12 +75,12 @@ class Span(NamedTuple):
     new: NewPartition | None
 
     def size(self) -> int:
-        """How many rows it has."""
+        """Return how many rows it has."""
         return len(self.rows) if self.new is None else self.new.scored.lines
 
 
 class JudgedRow(NamedTuple):
-    """What becomes of one row: in RAG and in SFT with its id free, and with its id taken where that differs."""
+    """The outcomes of one row in RAG and in SFT: with its id free, and with its id taken if it is contested."""
 
     walk: int
     category: Category | None
@@ -90,7 +90,7 @@ class JudgedRow(NamedTuple):
 
 
 class FailedRow(NamedTuple):
-    """A row whose file, or whose evidence's file, cannot be read (``errno`` and ``why``), or is another one now."""
+    """A row whose file, or evidence file, cannot be read (``errno`` and ``why``) or has changed (both None)."""
 
     walk: int
     path: str
@@ -99,7 +99,7 @@ class FailedRow(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Finished lines of plain rows: their stream, and where they stand in the job's file, or the lines themselves."""
+    """Finished lines: their stream, and their offset and length in the job's file, or the lines themselves."""
 
     stream: int
     offset: int
@@ -107,9 +107,9 @@ class Part(NamedTuple):
     marks: Marks
 
     def put_into(self, lines: Lines, file: IO[bytes] | None) -> None:
-        """Add the lines to those that go to an export; ``file`` is the job's."""
+        """Add the lines to those of an export; ``file`` is the job's file."""
         if isinstance(self.content, int):
-            assert file is not None  # noqa: S101  it says where in the file
+            assert file is not None  # noqa: S101  the content is a length in the file
             lines.add_part(file.fileno(), self.offset, self.content, self.marks)
         else:
             lines.add_piece(MarkedLines(self.content, self.marks))
@@ -117,32 +117,32 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class SpanDone:
-    """What came of a span."""
+    """The results of a span."""
 
     items: list[Part | JudgedRow | FailedRow] = field(default_factory=list)
     """In the order of the rows."""
     fresh: list[tuple[int, bytes, int, bytes, bool, int]] = field(default_factory=list)
     """Plain rows that were never judged: code and line digest of RAG, of SFT, whether evidence was found, walk."""
     same: list[int] = field(default_factory=list)
-    """Plain rows that come to what is recorded of them."""
+    """Plain rows whose result equals what is recorded of them."""
     outcomes: tuple[list[int], list[int]] = field(default_factory=lambda: ([0] * OUTCOMES, [0] * OUTCOMES))
-    """Fresh rows by outcome code in RAG and in SFT."""
+    """Numbers of fresh rows by outcome code in RAG and in SFT."""
     categories: list[int] = field(default_factory=lambda: [0] * (len(CATEGORIES) + 1))
-    """Plain rows by the code of their category."""
+    """Numbers of plain rows by the code of their category."""
     evidence: FileRead | None = None
     """The evidence file of a new partition; None where it could not be read."""
     bytes_read: int = 0
 
 
 def failed_row(walk: int, error: UnreadableError | InputChanged) -> FailedRow:
-    """What an error is handed over as."""
+    """Return the form in which an error is handed over."""
     if isinstance(error, UnreadableError):
         return FailedRow(walk, error.path, error.errno, error.why)
     return FailedRow(walk, error.path, None, None)
 
 
 def error_of(failed: FailedRow) -> UnreadableError | InputChanged:
-    """The error that a row failed with."""
+    """Return the error that a row failed with."""
     if failed.why is None:
         return InputChanged(failed.path)
     return UnreadableError(failed.path, OSError(failed.errno, failed.why))

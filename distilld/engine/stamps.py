@@ -1,4 +1,4 @@
-"""The times that earlier batches stamped on one dataset's lines: by them a line is made again as it was written."""
+"""The times that earlier batches stamped on one dataset's lines, to make a line again as it was written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from distilld.store.work import Work
 
 
 class Stamps:
-    """Asks for the time of each batch once."""
+    """Looks up the time of each batch once."""
 
     def __init__(self, work: Work, dataset: Dataset) -> None:
         self._work = work
@@ -16,14 +16,14 @@ class Stamps:
         self._known: dict[int, str] = {}
 
     def of(self, batch: int) -> str:
-        """The time that a batch stamped on its lines."""
+        """Return the time that a batch stamped on its lines."""
         if batch not in self._known:
             self._known |= self._work.stamps([batch])
-        # A line that stood before this store was: its time is not known, and it is not taken for another's.
+        # A line from before this store has no known time; the empty one gives no recorded line.
         return self._known.get(batch, "")
 
     def line(self, key: int, exported: Rendered, batch: int) -> bytes:
-        """The line of this id as ``batch`` would have written it; 0: with the times that an adopted row brought."""
+        """Return the line of this id as ``batch`` would have written it; 0: with the times of the adopted row."""
         if batch == 0:
             adopted = self._work.adopted(self._dataset, key)
             return exported.line(*adopted) if adopted else b""

@@ -1,4 +1,4 @@
-"""Working the queues off: batches are decided on and committed until nothing waits but what is out of reach."""
+"""Work the queues off: decide and commit batches until only what is out of reach waits."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ log = structlog.get_logger()
 
 
 class WorkingOff(Looking):
-    """Batches, and what stands between the look at the inputs and the first of them."""
+    """Commits batches, and does the steps between the look at the inputs and the first batch."""
 
     def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
-        """Batches, one after the other, until nothing waits but what is out of reach."""
+        """Commit batches, one after the other, until only what is out of reach waits."""
         if self._pool is not None and not self._pool.has_workers:
             self._pool.expect(self.work.bytes_waiting())
         self._empty_queues(trigger, result, options_changed=options_changed)
@@ -63,7 +63,7 @@ class WorkingOff(Looking):
                     self._index_unread(error.unread, result)
                     continue
                 except ExportTamperedError:
-                    # Seen in the middle of a batch: undo the batch, mend the file, judge again.
+                    # Found during a batch: undo the batch, restore the file, judge again.
                     self._drop_batches()
                     self.committer.recover()
                     self._mend_exports()
@@ -80,10 +80,10 @@ class WorkingOff(Looking):
             self._drop_batches()
 
     def _look_again(self, result: PassResult) -> None:
-        """Look for new changes in the middle of a long pass: what a verdict forbids now leaves with the next batch."""
+        """Look for new changes during a long pass: what a verdict forbids now leaves with the next batch."""
         began = monotonic_ns()
         scan = lake.scan(self.root)
-        # What this pass read is believed to be as it was; the next pass looks closer.
+        # Files that this pass read count as unchanged if their facts are; the next pass checks more.
         indexer = self._indexer(scan, hashed_since_ns=None)
         news = indexer.take(scan, unread=result.indexed.unread)
         self._note_left_alone(news)
@@ -103,7 +103,7 @@ class WorkingOff(Looking):
         self._lose_missing()
 
     def _doubt_changed(self, result: PassResult) -> None:
-        """Have the files that changed under the pass read again, whatever a stat says of them."""
+        """Have the files that changed during the pass read again, whatever their stat facts are."""
         changed = result.changed_so_far.difference(result.changed_inputs)
         if not changed:
             return
@@ -114,7 +114,7 @@ class WorkingOff(Looking):
         result.changed_inputs = tuple(sorted(result.changed_so_far))
 
     def run_batch(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> CommittedBatch | None:
-        """Judge what fits into one batch and commit it; None where it changed nothing."""
+        """Judge what fits into one batch and commit it; return None if it changed nothing."""
         if self._batches is None:
             self._batches = self._new_batches(result.indexed.unread, options_changed=options_changed)
         batch = self._batches.decide()
@@ -139,7 +139,7 @@ class WorkingOff(Looking):
         )
 
     def _drop_batches(self) -> None:
-        """Forget what was judged ahead."""
+        """Drop the jobs that were judged ahead."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -177,7 +177,7 @@ class WorkingOff(Looking):
         return committed
 
     def _add_read(self, batch: Batch) -> None:
-        """Put the evidence files that were read with a batch's rows into the store, inside its transaction."""
+        """Index the evidence files that were read with a batch's rows, inside the batch's transaction."""
         for place, read in batch.read:
             record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
             record_reading(record, read.reading, 0)
@@ -200,16 +200,16 @@ class WorkingOff(Looking):
             try:
                 self.committer.finish()
             finally:
-                # The batch stands, also where the rest is left to recovery.
+                # The batch is committed, even if the rest is left to recovery.
                 kept = self.options.on_delete is OnDelete.KEEP
                 self.teller.committed(self.root, committed, kept=kept, written=self.committer.writes)
         return committed
 
     def _mend_exports(self, *, patient: bool = False) -> None:
-        """Make exports and store agree before anything is judged: take older exports in, restore damaged ones.
+        """Make exports and store agree before anything is judged: adopt older exports, restore damaged ones.
 
         Raises:
-            AnotherWriterError: They are damaged the third time within a pass.
+            AnotherWriterError: They are damaged at a check after the first three within a pass.
         """
         if self.committer.writes:
             self.committer.keep_lock()
@@ -227,18 +227,18 @@ class WorkingOff(Looking):
             self.restorer.check(now_ns, patient=patient)
 
     def _make_live(self) -> None:
-        """What was retained with a partition that returned is live again, pairs too."""
+        """Make rows and pairs live again that were retained with a partition that returned."""
         with self.store.transaction():
             self.retained.make_live()
 
     def _lose_missing(self) -> None:
-        """What a damaged export lost is written again from its inputs; where these went as well, it is lost."""
+        """Give up lines that a damaged export lost and whose inputs are gone too; others are written again."""
         if self.work.missing_lines():
             with self.store.transaction():
                 ExportLines(self.store).lose_missing()
 
     def _trip(self) -> None:
-        """The tripwire: rows that vanish in masses stay until somebody decides (SPEC 3)."""
+        """Apply the tripwire: retain rows that vanish in masses until an operator decides (SPEC 3)."""
         for dataset in Dataset:
             stood = self.export_records.exports()[dataset.value].committed.rows
             vanishing = self.tripwire.vanishing(dataset, self.options)

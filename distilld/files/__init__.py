@@ -1,1 +1,1 @@
-"""The few calls of every durable write, safe ways to open a file, and lines that wait to be written."""
+"""Durable writes, safe ways to open a file, and temporary storage of lines before they are written."""

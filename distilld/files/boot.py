@@ -1,4 +1,4 @@
-"""Which start of the machine this is: monotonic times are of one start alone."""
+"""Identify the current boot of the machine: monotonic times compare only within one boot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from uuid import uuid4
 
 
 def boot_id() -> str:
-    """The kernel's id of this start; where it tells none, one that was never seen before."""
+    """Return the kernel's id of this boot, or a new random id if there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:

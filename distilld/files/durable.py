@@ -1,6 +1,6 @@
-"""Bytes and names that outlast a kill and a power cut: the few calls that every durable write is made of.
+"""File operations that survive a kill and a power cut: every durable write uses these functions.
 
-What a call here has done when it returns is on the disk; cut off in the middle, it may be made again.
+When a function returns, its effect is on the disk; if it was interrupted, it can be called again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 _NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What says that an owner or a mode cannot be had here: EINVAL, that the user namespace has no number for the owner."""
+"""Errors of a forbidden change of owner or mode; EINVAL: the user namespace does not map the owner."""
 
 FOLDER_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
@@ -23,18 +23,18 @@ _GROUP_MODE: Final = 0o060
 
 
 def make_private(descriptor: int) -> None:
-    """Close a file of ours to everybody but this user, and this user's own group where the umask lets it write.
+    """Restrict a file of this user to the user, and to the user's own group if the umask lets the group write.
 
-    Who may only read a file can hold its locks, so nobody may only read it. Another's file is left as it is.
+    Read access is enough to hold a file's locks, so no one gets only read access. Another user's file is not changed.
     """
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
         return
-    # By this name it works on a descriptor of O_PATH, too.
+    # This path also works for a descriptor with O_PATH.
     path = f"/proc/self/fd/{descriptor}"
     is_own_group = status.st_gid == os.getegid()
     if not is_own_group:
-        # A folder that hands its group on (setgid) gave the file a group of readers.
+        # The setgid bit of a folder gives a new file the folder's group, which may be one of readers.
         with suppress(OSError):
             os.chown(path, -1, os.getegid())
             is_own_group = True
@@ -44,9 +44,9 @@ def make_private(descriptor: int) -> None:
 
 
 def make_private_again(path: Path) -> None:
-    """Make a file private that an older version, or somebody's umask, left open to others."""
+    """Make a file private that an older version, or another umask, left open to others."""
     with suppress(FileNotFoundError):
-        # To close any other descriptor of a database would end SQLite's locks in this process.
+        # O_PATH: closing any other descriptor of a database would release SQLite's locks in this process.
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             make_private(descriptor)
@@ -61,7 +61,7 @@ def _group_may_write() -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing; the entries of those that it made last."""
+    """Make a folder and its missing parents, and fsync the folder that holds each new entry."""
     if folder.is_dir():
         return
     if folder.parent != folder:
@@ -76,7 +76,7 @@ def make_folder(folder: Path) -> None:
 
 
 def open_in_folder(path: Path, flags: int, mode: int = FILE_MODE) -> int:
-    """Open a file of ours; neither it nor the folder that holds it may be a link."""
+    """Open a file of distilld; neither it nor its folder may be a link."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return os.open(path.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
@@ -85,7 +85,7 @@ def open_in_folder(path: Path, flags: int, mode: int = FILE_MODE) -> int:
 
 
 def rename_in_folder(old: Path, new: Path) -> None:
-    """Rename a file of ours within its folder, which may be no link."""
+    """Rename a file of distilld within its folder, which must not be a link."""
     folder = os.open(new.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.rename(old.name, new.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -94,7 +94,7 @@ def rename_in_folder(old: Path, new: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that its entries last."""
+    """fsync a folder, so that its entries are durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -103,7 +103,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_up(folder: Path, root: Path) -> None:
-    """fsync a folder and those above it, up to ``root``: a kill may have come between making one and its fsync."""
+    """fsync a folder and its parents up to ``root``: a kill may have come between making one and its fsync."""
     sync_folder(folder)
     while folder not in {root, folder.parent}:
         folder = folder.parent
@@ -111,18 +111,18 @@ def sync_up(folder: Path, root: Path) -> None:
 
 
 def write_all(descriptor: int, block: bytes) -> None:
-    """Write a whole block where the descriptor stands, however many calls that takes."""
+    """Write a whole block at the descriptor's position, in as many calls as needed."""
     view = memoryview(block)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting: bool = True) -> None:
-    """Put a file with this content in place of ``path``, which holds the old or the new content at any moment.
+    """Replace ``path`` atomically: at any moment it has either the old or the new content.
 
-    It keeps the mode, owner and group of the file that it replaces, each where permitted. A new one has ``mode``,
-    whatever the umask, or else FILE_MODE under the umask. With ``lasting`` false a power cut may lose it.
-    The temporary file beside it has a name of its own, so a second try takes the place of one that was cut off.
+    The new file gets the mode, owner and group of the old one, each if permitted. Without an old file it has ``mode``
+    regardless of the umask, or else FILE_MODE under the umask. With ``lasting`` false a power cut may lose it.
+    The temporary file in the same folder has a fixed name, so a retry replaces the one of an interrupted try.
     """
     temp = path.with_name(f".{path.name}.tmp")
     temp.unlink(missing_ok=True)
@@ -151,7 +151,7 @@ def _regular(path: Path) -> os.stat_result | None:
 
 
 def take_after(descriptor: int, status: os.stat_result) -> None:
-    """Give a file the owner, the group and the mode of another, each where permitted (SPEC 3.10)."""
+    """Give a file the owner, group and mode of another, each if permitted (SPEC 3.10)."""
     new = os.fstat(descriptor)
     if new.st_uid != status.st_uid:
         with _where_permitted():
@@ -159,7 +159,7 @@ def take_after(descriptor: int, status: os.stat_result) -> None:
     if new.st_gid != status.st_gid:
         with _where_permitted():
             os.fchown(descriptor, -1, status.st_gid)
-    # Last, because a change of owner clears some bits.
+    # The mode comes last, because a change of owner clears some of its bits.
     with _where_permitted():
         os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
 

@@ -1,7 +1,7 @@
-"""What a checkout is at, without running anything that somebody else may have put into it.
+"""The commit, branch and state of a checkout, without running a program that another user may have put into it.
 
-Which commit and branch is read from the files. Only whether something was changed is asked of git, and only where
-nobody but this user and root can write the checkout's configuration: that names programs for git to run.
+The commit and branch are read from files. Git runs only to find whether files changed, and only if no one but this
+user and root can write the checkout's configuration: the configuration names programs for git to run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHERS_WRITE: Final = 0o022
 
 @dataclass(frozen=True, slots=True)
 class GitState:
-    """The checkout that the root is, as of start or reload; all None where it is none."""
+    """The checkout that contains the root, at start or reload; all None if there is none."""
 
     sha: str | None = None
     branch: str | None = None
@@ -33,7 +33,7 @@ class GitState:
 
 
 def git_state(root: Path) -> GitState:
-    """The state of the checkout that holds the root; a root that is in none has no state."""
+    """Return the state of the checkout that contains the root; empty if there is none."""
     for top in (root, *root.parents):
         if (top / ".git").exists():
             break
@@ -53,7 +53,7 @@ def git_state(root: Path) -> GitState:
 
 
 def _folder(top: Path) -> Path | None:
-    """Where git keeps its files: ``.git``, or the folder that it names where it is a file."""
+    """Return the folder of git's files: ``.git``, or the folder that ``.git`` names if it is a file."""
     if (top / ".git").is_dir():
         return top / ".git"
     return _pointed(top / ".git", top)
@@ -83,7 +83,7 @@ def _read(path: Path) -> str:
 
 def _is_dirty(top: Path, folder: Path, common: Path) -> bool | None:
     git = find_program("git", os.defpath)
-    # What a submodule's own configuration names is not run: submodules are not asked.
+    # Submodules are skipped: their own configurations could name programs to run.
     names = [top, *(each / name for each in {folder, common} for name in ("..", "", "config", "config.worktree"))]
     if git is None or not all(map(_is_trusted, names)):
         return None
@@ -101,7 +101,7 @@ def _is_dirty(top: Path, folder: Path, common: Path) -> bool | None:
 
 
 def _is_trusted(path: Path) -> bool:
-    """Whether nobody but this user and root can write it; nothing can be written to what is not there."""
+    """Return whether only this user and root can write a path; a missing path is trusted."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:

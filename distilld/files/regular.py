@@ -1,6 +1,6 @@
-"""Files that are only looked at: a link is not followed, a FIFO is not waited for, and both are named errors.
+"""Read regular files: a link is not followed and a FIFO does not block; both are errors that say so.
 
-The configuration may be reached by a link: it is the operator's own.
+The configuration file may be a link, because it belongs to the operator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def open_regular(path: Path, *, follow_link: bool = False) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        OSError: There is none, it is something else, or the system refuses; the error holds the path.
+        OSError: It does not exist, is not a regular file, or cannot be opened; the error has the path.
     """
     try:
         descriptor = os.open(path, _FLAGS if follow_link else _FLAGS | os.O_NOFOLLOW)
@@ -34,10 +34,10 @@ def open_regular(path: Path, *, follow_link: bool = False) -> BinaryIO:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything stands at a path, be it a link that leads nowhere.
+    """Return whether anything exists at a path, even a broken link.
 
     Raises:
-        OSError: The system does not say.
+        OSError: The system cannot tell.
     """
     try:
         os.lstat(path)
@@ -47,9 +47,9 @@ def is_there(path: Path) -> bool:
 
 
 def owned(path: Path | str | None) -> str:
-    """Whose a file is that this process may not write, as the end of a message; empty where it may, or there is none.
+    """Return the owner of a file that this process may not write, as the end of a message; else an empty text.
 
-    After one run as root, say, a service meets files that are not its own.
+    For example, after one run as root a service finds files that belong to root.
     """
     try:
         if path is None or os.access(path, os.W_OK):
@@ -64,7 +64,7 @@ def owned(path: Path | str | None) -> str:
 
 
 def user_name(number: int) -> str:
-    """A user by name, or by number where it has none."""
+    """Return a user's name, or its number if it has none."""
     import pwd
 
     try:
@@ -74,7 +74,7 @@ def user_name(number: int) -> str:
 
 
 def read_regular(path: Path, *, follow_link: bool = False) -> bytes:
-    """All that stands in a regular file.
+    """Return the content of a regular file.
 
     Raises:
         OSError: As :func:`open_regular`.
@@ -84,7 +84,7 @@ def read_regular(path: Path, *, follow_link: bool = False) -> bytes:
 
 
 def committed_lines(path: Path, length: int) -> Iterator[bytes]:
-    """The lines of an export up to its committed length, without white space, for who reads beside a writer.
+    """Return an export's lines up to its committed length, without spaces; safe while a writer runs.
 
     Raises:
         OSError: As :func:`open_regular`.
@@ -94,12 +94,12 @@ def committed_lines(path: Path, length: int) -> Iterator[bytes]:
 
 
 def without_space(line: bytes) -> bytes:
-    """A line of an export without the spaces that stand where withdrawn rows stood before it."""
+    """Return a line of an export without the leading spaces that replaced withdrawn rows."""
     return line.lstrip(b" ") if line.startswith(b" ") else line
 
 
 def lines_up_to(file: BinaryIO, length: int) -> Iterator[bytes]:
-    """The lines from where an open file stands, as many as fit into ``length`` bytes."""
+    """Return the lines from an open file's position on, as many as fit into ``length`` bytes."""
     for line in file:
         length -= len(line)
         if length < 0:

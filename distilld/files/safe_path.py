@@ -1,4 +1,4 @@
-"""Programs are found where the search path says, never in the working directory."""
+"""Find programs on the search path, never in the working directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 
 
 def find_program(name: str, search_path: str) -> str | None:
-    """The absolute path of a program; None where there is none. A name with a slash is a path already."""
+    """Return the absolute path of a program, or None. A name with a slash is already a path."""
     if "/" in name:
         return os.path.abspath(name)
     folders = [each for each in search_path.split(os.pathsep) if os.path.isabs(each)]

@@ -1,7 +1,7 @@
-"""Digests of a file by segments of equal length, so that a change in one place costs no reading of the rest.
+"""Digests of a file by segments of equal length, so that after a change in one place the rest need not be read.
 
-Anybody can compute the digest of a file: see :class:`distilld.core.model.Committed`. A line belongs to the segment in
-which its line feed stands.
+The digest of a file needs only its bytes: see :class:`distilld.core.model.Committed`. A line belongs to the segment
+that contains its line feed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ SHA_BYTES: Final = 32
 
 
 class Segment(NamedTuple):
-    """One segment of an export: its digest, the marks of the lines that end in it, in order, and its white space.
+    """One segment of an export: its digest, the marks of the lines that end in it in order, and its count of spaces.
 
-    A mark is the beginning of a line's digest; a line is looked for only in segments that have its mark.
+    A mark is the beginning of a line's digest; a line is searched only in segments that have its mark.
     """
 
     number: int
@@ -28,14 +28,14 @@ class Segment(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Some bytes of a file."""
+    """A range of bytes of a file."""
 
     start: int
     length: int
 
     @property
     def end(self) -> int:
-        """The place behind the last byte."""
+        """Return the offset after the last byte."""
         return self.start + self.length
 
 
@@ -46,12 +46,12 @@ class SegmentHash:
         self.segment_bytes = segment_bytes
         self.size = 0
         self._full = bytearray()
-        """The digests of the segments that are full."""
+        """The concatenated digests of the full segments."""
         self._last = hashlib.sha256()
 
     @classmethod
     def of(cls, digests: bytes, size: int, last: bytes, segment_bytes: int) -> Self:
-        """That of a file whose segments have these digests; ``last`` are the bytes behind the full ones."""
+        """Make the hash of a file from the digests of its segments; ``last`` are the bytes after the full segments."""
         made = cls(segment_bytes)
         made.size = size
         made._full += digests[: size // segment_bytes * SHA_BYTES]
@@ -59,7 +59,7 @@ class SegmentHash:
         return made
 
     def update(self, block: bytes) -> None:
-        """Take the next bytes of the file."""
+        """Add the next bytes of the file."""
         view = memoryview(block)
         while view:
             part = view[: self.segment_bytes - self.size % self.segment_bytes]
@@ -71,7 +71,7 @@ class SegmentHash:
             view = view[len(part) :]
 
     def replace(self, number: int, content: bytes) -> None:
-        """Another content of a segment, of the same length."""
+        """Replace the content of a segment with another of the same length."""
         if len(content) == self.segment_bytes:
             start = number * SHA_BYTES
             self._full[start : start + SHA_BYTES] = hashlib.sha256(content).digest()
@@ -79,35 +79,35 @@ class SegmentHash:
             self._last = hashlib.sha256(content)
 
     def cut(self, size: int, last: bytes) -> None:
-        """The file ends earlier; ``last`` are the bytes behind the segments that are full."""
+        """Shorten the file to ``size`` bytes; ``last`` are its bytes after the full segments."""
         del self._full[size // self.segment_bytes * SHA_BYTES :]
         self.size = size
         self._last = hashlib.sha256(last)
 
     def copy(self) -> SegmentHash:
-        """One that can go on by itself."""
+        """Return an independent copy."""
         made = SegmentHash(self.segment_bytes)
         made.size, made._full, made._last = self.size, self._full[:], self._last.copy()
         return made
 
     def digests(self) -> bytes:
-        """The digests of all segments, one behind the other; of an empty file, that of its empty segment."""
+        """Return the concatenated digests of all segments; an empty file has one empty segment."""
         ends_within = self.size % self.segment_bytes or not self.size
         return bytes(self._full) + (self._last.digest() if ends_within else b"")
 
     def digest_of(self, number: int) -> bytes:
-        """The digest of one segment."""
+        """Return the digest of one segment."""
         start = number * SHA_BYTES
         return bytes(self._full[start : start + SHA_BYTES]) or self._last.digest()
 
     def hexdigest(self) -> str:
-        """The digest of the file."""
+        """Return the digest of the file in hex."""
         digests = self.digests()
         return digests.hex() if len(digests) == SHA_BYTES else hashlib.sha256(digests).hexdigest()
 
 
 def hash_of(descriptor: int, size: int, segment_bytes: int, pulse: Callable[[], None] = lambda: None) -> SegmentHash:
-    """The digest of the first ``size`` bytes of an open file; of what there is of them, if it is shorter."""
+    """Hash the first ``size`` bytes of an open file, or the whole file if it is shorter."""
     found = SegmentHash(segment_bytes)
     for block in blocks_of(descriptor, size):
         pulse()
@@ -116,7 +116,7 @@ def hash_of(descriptor: int, size: int, segment_bytes: int, pulse: Callable[[], 
 
 
 def blocks_of(descriptor: int, size: int, start: int = 0) -> Iterator[bytes]:
-    """The bytes of an open file from ``start`` up to ``size``, in blocks."""
+    """Read the bytes of an open file from ``start`` up to offset ``size``, in blocks."""
     position = start
     while position < size:
         block = os.pread(descriptor, min(BLOCK_BYTES, size - position), position)
@@ -127,5 +127,5 @@ def blocks_of(descriptor: int, size: int, start: int = 0) -> Iterator[bytes]:
 
 
 def read_span(descriptor: int, span: Span) -> bytes:
-    """The bytes of a span of an open file; fewer, if it ends within."""
+    """Read a span of an open file; return fewer bytes if the file ends within it."""
     return b"".join(blocks_of(descriptor, span.end, span.start))

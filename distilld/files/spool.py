@@ -1,7 +1,7 @@
-"""Lines on their way to an export: in memory while they are few, else in files without a name.
+"""Lines to write to an export: in memory while they are few, else in unnamed files.
 
-A file without a name leaves nothing behind after a crash. Whoever judges rows in another process writes their lines
-into such a file of this process (:func:`unnamed_file`), and only says where they stand.
+An unnamed file leaves nothing after a crash. A worker process writes its lines into such a file of this process
+(:func:`unnamed_file`), and returns only their offsets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEMORY_BYTES: Final = 1 << 19
 
 
 class SpoolError(OperatorError):
-    """The lines of a batch could not be kept until they are written: a full disk, no descriptor left, EIO."""
+    """The lines of a batch could not be stored temporarily: a full disk, no descriptor left, EIO."""
 
     def __init__(self, folder: Path, cause: OSError) -> None:
         super().__init__(
@@ -33,7 +33,7 @@ class SpoolError(OperatorError):
 
 @contextmanager
 def spool_faults(folder: Path) -> Iterator[None]:
-    """Within it, what the system refuses is raised as SpoolError."""
+    """Raise each OSError within the context as SpoolError."""
     try:
         yield
     except OSError as error:
@@ -41,17 +41,17 @@ def spool_faults(folder: Path) -> Iterator[None]:
 
 
 def unnamed_file(folder: Path) -> IO[bytes]:
-    """Open a file without a name for writing and reading.
+    """Open an unnamed file for writing and reading.
 
     Raises:
-        SpoolError: The system refused.
+        SpoolError: An operation of the system failed.
     """
     with spool_faults(folder):
         return tempfile.TemporaryFile(dir=folder, buffering=0)
 
 
 class _Part(NamedTuple):
-    """Whole lines in a file; no marks where they are not known."""
+    """Whole lines in a file; ``marks`` is None if they are not known."""
 
     descriptor: int
     offset: int
@@ -60,24 +60,24 @@ class _Part(NamedTuple):
 
 
 class LineSpool:
-    """Finished lines in order: single ones, and parts that stand in files which somebody else holds open."""
+    """Finished lines in order: single lines, and parts of files that the caller holds open."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lines: list[bytes] = []
         self._held = 0
         self._parts: list[_Part] = []
-        """What was added before ``_lines``."""
+        """The lines added before ``_lines``."""
         self._file: IO[bytes] | None = None
         self._written = 0
         self.rows = 0
         self.bytes = 0
 
     def add(self, line: bytes) -> None:
-        """Take one line, line feed included.
+        """Add one line, line feed included.
 
         Raises:
-            SpoolError: The system refused.
+            SpoolError: An operation of the system failed.
         """
         self._lines.append(line)
         self._held += len(line)
@@ -87,10 +87,10 @@ class LineSpool:
             self._spill()
 
     def add_piece(self, lines: MarkedLines) -> None:
-        """Take some lines.
+        """Add several lines.
 
         Raises:
-            SpoolError: The system refused.
+            SpoolError: An operation of the system failed.
         """
         if self._lines:
             self._spill()
@@ -99,10 +99,10 @@ class LineSpool:
         self.bytes += len(lines.content)
 
     def add_part(self, descriptor: int, offset: int, length: int, marks: Marks) -> None:
-        """Take lines that stand at ``offset`` behind ``descriptor``; they are read when they are asked for.
+        """Add lines that are at ``offset`` in the file of ``descriptor``; they are read only when needed.
 
         Raises:
-            SpoolError: The system refused.
+            SpoolError: An operation of the system failed.
         """
         if self._lines:
             self._spill()
@@ -125,18 +125,18 @@ class LineSpool:
         self._written += len(block)
 
     def blocks(self) -> Iterator[bytes]:
-        """Return everything in order, in blocks of some size.
+        """Return all bytes in order, in blocks of any size.
 
         Raises:
-            SpoolError: The system refused, or a part is not there.
+            SpoolError: An operation of the system failed, or a part is missing.
         """
         return (piece.content if isinstance(piece, MarkedLines) else piece for piece in self.pieces())
 
     def pieces(self) -> Iterator[bytes | MarkedLines]:
-        """Return the same, with the marks that are known.
+        """Return the same blocks, with marks where they are known.
 
         Raises:
-            SpoolError: The system refused, or a part is not there.
+            SpoolError: An operation of the system failed, or a part is missing.
         """
         for part in self._parts:
             content = self._read(part)
@@ -156,7 +156,7 @@ class LineSpool:
         return b"".join(blocks) if len(blocks) != 1 else blocks[0]
 
     def close(self) -> None:
-        """Give the temporary file back."""
+        """Close the temporary file and drop all lines."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -1,1 +1,1 @@
-"""Commands that only look: verify with its oracle, status, health, explain, diff."""
+"""Commands that only read: verify with its oracle, status, health, explain, diff, show and inspect."""

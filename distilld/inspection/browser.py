@@ -1,7 +1,7 @@
-"""A lake in the browser: its state store in Datasette, and pages of ours beside it (docs/state.md).
+"""A lake in the browser: its state store in Datasette, and our own pages (docs/state.md).
 
-Who knows the address gets in: it has a random token. What stands in the lake is text, whatever it looks like: no script
-runs that is not in a template, nothing is loaded from elsewhere, and no text becomes a link to elsewhere.
+The address contains a random token, which is needed for access. Data from the lake is shown as text: only scripts of
+templates run, nothing is loaded from another site, and no text becomes a link to another site.
 Needs the extra ``inspect``.
 """
 
@@ -47,12 +47,12 @@ from distilld.tables import labelled
 HOST: Final = "127.0.0.1"
 _HOSTS: Final = {HOST.encode(), b"localhost"}
 NAME: Final = "distilld"
-"""The database's name in addresses, whatever the store's file is called; the questions belong to it."""
+"""The database's name in addresses, independent of the store's file name. The named queries belong to it."""
 _FOLDER: Final = Path(__file__).with_name("datasette")
 _SQL_MS: Final = 10_000
 _TOKEN_BYTES: Final = 24
 _LONGEST: Final = 300
-"""A longer text is cut off in a cell, and is no link."""
+"""Characters. A longer URL is cut off in a cell, and a longer text does not become a link."""
 _OUTCOMES: Final = {EXPORTED: "exported", **{code: reason.value for code, reason in REASONS.items()}}
 _CATEGORIES: Final = {code: category.value for code, category in VERDICTS.items()}
 _WORDS: Final = {
@@ -71,13 +71,13 @@ _LEADS_TO: Final = {
     "partition": f"/{NAME}/file_lag?partition=",
     "reason": f"/{NAME}/rows_of_a_reason?reason=",
 }
-"""The pages of ours that the cells of a column lead to."""
+"""By column: the page of ours that its cells link to."""
 _NUMBERS: Final = {
     **dict.fromkeys(("batch", "rag_batch", "sft_batch"), "batches"),
     **dict.fromkeys(("partition_id", "chosen_partition", "rejected_partition"), "partitions"),
     "walk": "scored_rows",
 }
-"""The tables whose rows the numbers of a column stand for."""
+"""By column: the table whose rows its numbers identify."""
 _LABELS: Final = {
     "batches": "SELECT batch_id FROM batches WHERE batch = ?",
     "partitions": "SELECT path FROM partitions WHERE partition_id = ?",
@@ -95,7 +95,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def serve(settings: Settings, port: int, announce: Callable[[str], None]) -> None:
-    """Serve a lake whose store exists on 127.0.0.1 until SIGINT or SIGTERM; ``announce`` gets the address.
+    """Serve a lake on 127.0.0.1 until SIGINT or SIGTERM. Its store must exist. Call ``announce`` with the address.
 
     Raises:
         OperatorError: The store cannot be read.
@@ -122,7 +122,7 @@ def serve(settings: Settings, port: int, announce: Callable[[str], None]) -> Non
 
 
 def readable(store: Path, kept: ExitStack) -> Path:
-    """The store; or a copy, where SQLite cannot make the files beside it that reading a live one takes."""
+    """Return the path of the store, or of a copy if SQLite cannot create the files that it needs next to the store."""
     try:
         connection = sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)
         try:
@@ -137,7 +137,7 @@ def readable(store: Path, kept: ExitStack) -> Path:
 
 
 class _Guard:
-    """Refuses who does not know the address, or uses another name; keeps pages from loading what is elsewhere."""
+    """Refuses requests without the token or for another host name; keeps pages from loading from other sites."""
 
     def __init__(self, app: App, prefix: str, nonce: str) -> None:
         self._app = app
@@ -173,39 +173,39 @@ class _Guard:
         return (
             scope["method"] in {"GET", "HEAD"}
             and len(hosts) == 1
-            and hosts[0].partition(b":")[0] in _HOSTS  # another port leads here, too, through a tunnel
+            and hosts[0].partition(b":")[0] in _HOSTS  # any port: a tunnel may use another one
             and secrets.compare_digest(start, self._prefix)
         )
 
 
 class _Nonces(Extension):
-    """Marks the scripts that stand in templates, and so none that came with data."""
+    """Adds the nonce to scripts in templates, so that no script in data runs."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:  # noqa: ARG002
         return source.replace("<script", '<script nonce="{{ script_nonce }}"')
 
 
 class _Lake:
-    """What Datasette shows of a lake beside the tables of its store."""
+    """The Datasette plugin: what is shown of a lake in addition to the tables of its store."""
 
-    __name__ = "distilld.inspection.browser"  # Datasette asks its plugins for it
+    __name__ = "distilld.inspection.browser"  # Datasette reads it from its plugins
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     @_hook
     def prepare_connection(self, conn: sqlite3.Connection) -> None:
-        """Give queries what the store does not know: which input files wait to be read."""
+        """Give queries ``unread_files()``: the input files that wait to be read, which the store does not know."""
         conn.create_function("unread_files", 0, self._unread_files)
 
     @_hook
     def register_routes(self) -> list[tuple[str, Callable[..., Awaitable[Response]]]]:
-        """The dashboard is the first page; a run and a row have a page each."""
+        """Return our routes: the dashboard is the first page, and the history page shows a run or a row."""
         return [(r"^/$", self._first_page), (r"^/-/history$", self._history_page)]
 
     @_hook
     def extra_template_vars(self, template: str, datasette: Any) -> Callable[[], Awaitable[dict[str, Any]]]:
-        """The dashboard says what is wrong, and the page of the store what each view is."""
+        """Return variables: for the dashboard the problems, for other pages the descriptions of tables and views."""
 
         async def found() -> dict[str, Any]:
             if template == "dashboard_view.html":
@@ -216,7 +216,7 @@ class _Lake:
 
     @_hook
     def render_cell(self, value: object, column: str, table: str | None, datasette: Any) -> Any:
-        """Words for codes, hex digits for bytes, and links to the rows and histories of the store alone."""
+        """Return words for codes, hex digits for bytes, and links only to pages of this lake."""
         if isinstance(value, dict):
             value = value["value"]  # of a foreign key
         if isinstance(value, bytes):
@@ -243,7 +243,7 @@ class _Lake:
         page = await datasette.render_template("history.html", {"asked": asked, "lines": lines}, request=request)
         return Response.html(page)
 
-    # what they show
+    # contents of the pages
 
     def _history(self, asked: str) -> Text:
         try:
@@ -264,12 +264,12 @@ class _Lake:
         try:
             lag = look(self._settings).lag
         except DistilldError:
-            lag = None  # the page says why
+            lag = None  # the dashboard says why
         return json.dumps([asdict(each) for each in lag.oldest] if lag else [])
 
 
 def _lines(text: Text, datasette: Any) -> Iterator[Markup]:
-    """A story as lines of HTML, in which ids lead to their own; no text begins a line of its own."""
+    """Yield a history as lines of HTML in which ids are links. No text from the lake begins another line."""
 
     def linked(line: str) -> Markup:
         parts = enumerate(_ROW_ID.split(printable(line)))
@@ -287,7 +287,7 @@ def _lines(text: Text, datasette: Any) -> Iterator[Markup]:
 
 
 async def _labelled(datasette: Any, table: str, number: int) -> Markup | None:
-    """A link to a row of the store in words; None where there is no such row."""
+    """Return a link to a row of the store, with its name as text; None if there is no such row."""
     found = (await datasette.get_database(NAME).execute(_LABELS[table], [number])).first()
     return Markup('<a href="{}">{}</a>').format(datasette.urls.row(NAME, table, str(number)), *found) if found else None
 

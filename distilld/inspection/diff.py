@@ -1,8 +1,8 @@
-"""A/B: one of our datasets against the same dataset as another exporter wrote it (SPEC 5, 'diff').
+"""A/B: compare one of our datasets with the same dataset from another exporter (SPEC 5, 'diff').
 
-Rows are matched by id and compared as JSON values; the timestamps that an exporter puts on them do not count, nor does
-the order of rows or keys. Our file is read up to what was committed, beside a running writer too; the other one is read
-once from its start, so it may be a pipe.
+Rows are matched by id and compared as JSON values. The exporters' timestamps and the order of rows and keys do not
+count. Our file is read up to its committed length, also while a writer runs. The other file is read once from its
+start, so it may be a pipe.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GUESS_WITHIN: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class DifferentRow:
-    """A row that stands in both files with other content; keys within ``provenance`` are named with a dot."""
+    """A row whose content differs between the files. Keys in ``provenance`` are written with a dot."""
 
     id: str
     keys: tuple[str, ...]
@@ -35,10 +35,10 @@ class DifferentRow:
 
 @dataclass(slots=True)
 class Difference:
-    """What differs between our dataset and another file. The lists are cut at a limit, the counts are whole.
+    """The differences between our dataset and another file. The lists are cut at a limit; the counts are complete.
 
-    ``unreadable`` lines of the other file are no rows of a dataset; ``repeated`` ones have an id that stood there
-    before. Neither is compared.
+    ``unreadable`` counts lines of the other file that are no dataset rows, ``repeated`` those whose id occurred before.
+    Both are left out of the comparison.
     """
 
     dataset: Dataset
@@ -53,25 +53,25 @@ class Difference:
     unreadable: int = 0
     repeated: int = 0
     by_key: Counter[str] = field(default_factory=Counter)
-    """In how many rows each key differs."""
+    """The number of rows in which each key differs."""
     ids_only_here: list[str] = field(default_factory=list)
     ids_only_there: list[str] = field(default_factory=list)
     different_rows: list[DifferentRow] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
-        """Whether both files hold the same rows."""
+        """Return whether both files hold the same rows."""
         return not (self.only_here or self.only_there or self.different or self.unreadable or self.repeated)
 
 
 def compare(
     settings: Settings, theirs: Path, dataset: Dataset | None, limit: int | None, progress: Tell | None = None
 ) -> Difference:
-    """Compare our dataset with another file; ``limit`` bounds each list, None lists all.
+    """Compare our dataset with another file. ``limit`` is the maximum length of each list; None lists all.
 
     Raises:
-        UsageError: The dataset is not given, and no row of the other file says which it is.
-        OperatorError: One of the files cannot be read.
+        UsageError: ``dataset`` is None, and no id in the first 100 lines of the other file says which it is.
+        OperatorError: One of the files cannot be read, or ours changed meanwhile.
     """
     try:
         with theirs.open("rb") as file:
@@ -128,7 +128,7 @@ def _compare(
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys in which two rows differ, timestamps aside; a missing key differs from one that is null."""
+    """Return the keys in which two rows differ, except timestamps. A missing key differs from one that is null."""
     left, right = dict(_flat(one)), dict(_flat(other))
     return tuple(
         key
@@ -146,7 +146,7 @@ def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    # Python takes True for 1.
+    # In Python, True == 1.
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
@@ -160,7 +160,7 @@ class _Listed:
 
 
 class _Rows:
-    """The rows of another exporter's file, None for a line that is none; its first lines can be looked at before."""
+    """The rows of another exporter's file, None for a line that is no row. ``guess`` reads its first lines ahead."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -190,7 +190,7 @@ class _Rows:
 
 
 class _Ours:
-    """Our dataset as of the last commit: where each id's row stands."""
+    """Our dataset as of the last commit. ``places`` has the offset of each id's row."""
 
     def __init__(self, settings: Settings, dataset: Dataset, reading: Reading) -> None:
         self._settings = settings
@@ -216,7 +216,7 @@ class _Ours:
             self._file.close()
 
     def row(self, sample_id: str) -> dict[str, Any]:
-        """Our row with this id."""
+        """Return our row with this id."""
         assert self._file is not None  # noqa: S101  an id has a place only where there is a file
         self._file.seek(self.places[sample_id])
         row = parse_object(self._file.readline().strip()).value or {}

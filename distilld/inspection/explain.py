@@ -1,7 +1,7 @@
-"""The whole story of one run: what ``distilld explain`` prints (SPEC 5). Reads only, beside a running writer too.
+"""The history of one run, as ``distilld explain`` prints it (SPEC 5). Only reads, also while a writer runs.
 
-The store says where the run's rows are and what became of them; why a row is quarantined is in its quarantine file,
-and is read from there, up to what was committed.
+The store knows the places of the run's rows and their outcomes. The errors of a quarantined row are read from its
+quarantine file, up to the committed length.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class UnknownRunError(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What became of a row, or of a pair, in a dataset.
+    """The outcome of a row or a pair in a dataset.
 
-    ``outcome`` is 'exported', 'quarantined', 'not judged yet', or 'gone' where the row is absent and no line there is
-    its own; ``errors`` are those of its quarantine row.
+    ``outcome`` is 'exported', 'quarantined', 'not judged yet', or 'gone' if the row is not present and the dataset has
+    no line for it. ``errors`` are those of its quarantine row.
     """
 
     dataset: Dataset
@@ -49,12 +49,12 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class RowStory:
-    """One scored row: where it stands, or stood; what it says; what became of it in RAG and SFT.
+    """One scored row: its present or last place, what it says, and its outcomes in RAG and SFT.
 
-    ``fates`` of a row that vanished, and of an orphan, has the datasets alone that it is kept in.
+    ``fates`` of a vanished row or an orphan has only the datasets that retain it.
 
-    ``state`` is 'present', or why the row is kept although it is not: 'absent', 'vanished', 'orphan'. ``evidence`` is
-    'found', 'missing', 'absent', or 'unknown' where the row is not present.
+    ``state`` is 'present', or the reason why the row is retained: 'absent', 'vanished', 'orphan'. ``evidence`` is
+    'found', 'missing', 'absent', or 'unknown' if the row is not present.
     """
 
     partition: str | None
@@ -63,13 +63,13 @@ class RowStory:
     category: str | None
     evidence: str
     waits: bool
-    """Whether it is about to be judged again."""
+    """Whether it waits to be judged, for the first time or again."""
     fates: tuple[Fate, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictStory:
-    """The current verdict for a run in a dataset, and where it stands."""
+    """The current verdict of a run in a dataset, and its place."""
 
     dataset: Dataset
     category: str
@@ -101,7 +101,7 @@ class PairStory:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawalStory:
-    """A row of the run that left a dataset, or was replaced under its id."""
+    """A row of the run that was withdrawn from a dataset, or replaced under its id."""
 
     dataset: str
     id: str
@@ -115,7 +115,7 @@ class WithdrawalStory:
 
 @dataclass(frozen=True, slots=True)
 class RunStory:
-    """Everything that is known of a run, as of one committed batch."""
+    """Everything that is known about a run, as of one committed batch."""
 
     run_id: str
     verdicts: tuple[VerdictStory, ...]
@@ -124,16 +124,16 @@ class RunStory:
     pairs: tuple[PairStory, ...]
     withdrawals: tuple[WithdrawalStory, ...]
     leaving: tuple[tuple[str, str], ...]
-    """Datasets that still hold a line of the run which the next batch takes out, and why."""
+    """Datasets with a line of the run that the next batch withdraws, and the cause."""
     look_alikes: tuple[tuple[str, str], ...]
-    """A partition of the run, and another one whose name differs in its Unicode normal form alone."""
+    """A partition of the run, and another one whose path differs only in its Unicode normal form."""
 
 
 def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> RunStory:
-    """Tell the story of a run; ``progress`` is called with how much of the quarantine files was read for it.
+    """Return the history of a run. Call ``progress`` with how much of the quarantine files was read for it.
 
     Raises:
-        UnknownRunError: Nothing names it.
+        UnknownRunError: Nothing in the store names the run.
         OperatorError: There is no store, or it cannot be read.
         UsageError: The store is from a newer version, or belongs to another root.
     """
@@ -145,7 +145,7 @@ def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> Ru
             dataset: _errors(settings.root, dataset, lines, facts.lengths[dataset], run_id, read)
             for dataset, lines in wanted.items()
         }
-        # A quarantine file may be replaced between the two looks; then they are of different batches.
+        # A quarantine file may be replaced after the store was read. Then both are read again.
         if attempt == _ATTEMPTS - 1 or all(set(errors[dataset]) == wanted[dataset] for dataset in Dataset):
             return _story(facts, errors)
     raise AssertionError  # pragma: no cover
@@ -162,10 +162,10 @@ class _Facts:
     look_alikes: tuple[tuple[str, str], ...]
     lengths: dict[Dataset, int]
     options: Options
-    """Those of the newest batch: flags may have held for one run, or hold for a daemon."""
+    """The options of the newest batch. They differ from the settings if its run or daemon was started with flags."""
 
     def quarantine_lines(self) -> dict[Dataset, set[bytes]]:
-        """The digests of the quarantine lines that say why, by dataset."""
+        """Return the digests of the quarantine lines to read the errors from, by dataset."""
         wanted: dict[Dataset, set[bytes]] = {dataset: set() for dataset in Dataset}
         for row in self.rows:
             for dataset, recorded in row.outcomes.items():
@@ -205,7 +205,7 @@ def _read(settings: Settings, run_id: str) -> _Facts:
 def _errors(
     root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_id: str, read: Reading
 ) -> dict[bytes, tuple[str, ...]]:
-    """The errors of some quarantine lines, by their digests; lines that are not found are left out."""
+    """Return the errors of some quarantine lines by digest. Lines that are not found are left out."""
     found: dict[bytes, tuple[str, ...]] = {}
     if wanted:
         named = stringify(run_id)[1:-1]
@@ -265,9 +265,9 @@ def _story(facts: _Facts, errors: dict[Dataset, dict[bytes, tuple[str, ...]]]) -
 
 
 def _in_force(dataset: Dataset, rows: list[RunRow], options: Options) -> RunRow | None:
-    """The row whose verdict is in force: the last one; of absent ones those count that forbid (SPEC 3, 3.4).
+    """Return the row with the current verdict: the last row that is present, or absent and forbidding (SPEC 3, 3.4).
 
-    An absent line that also stands in a present partition counts only there.
+    An absent line that is also in a present partition counts only there.
     """
     present = {row.digest for row in rows if row.state == "present"}
     counting = [
@@ -324,5 +324,5 @@ _WHY_KEPT: Final = {
 
 
 def place_of(partition: str | None, line: int | None) -> str | None:
-    """A place as people write it."""
+    """Return a place as ``partition:line``; None if either is unknown."""
     return None if partition is None or line is None else f"{partition}:{line}"

@@ -1,4 +1,4 @@
-"""Which exports somebody else changed, seen beside a running writer too (SPEC 6). Reads only."""
+"""Find exports that another program changed, also while a writer runs (SPEC 6). Only reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distilld.store.segments import Segments
 
 
 def changed_exports(settings: Settings, store: Store, *, beside_writer: bool) -> Iterator[tuple[str, str]]:
-    """Path and problem of each changed export, but for those that the writer has in hand, or finished meanwhile."""
+    """Yield path and problem of each changed export. Skip those that the writer is writing, or wrote meanwhile."""
     records = ExportRecords(store).exports()
     if not (faults := {name: why for name, record in records.items() if (why := _fault_of(settings.root, record))}):
         return
@@ -35,7 +35,7 @@ def changed_exports(settings: Settings, store: Store, *, beside_writer: bool) ->
 
 
 def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None:
-    """What is wrong with an export, and how long it is where it is as long as ever or longer."""
+    """Return what is wrong with an export, if anything, and its size in bytes if it is known."""
     path, committed = root / EXPORT_PATHS[record.name], record.committed
     try:
         status = os.lstat(path)
@@ -47,13 +47,13 @@ def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None
         return f"has {status.st_size} bytes and should have {committed.size}", status.st_size
     if record.facts is None or record.facts == StatFacts.of(status):
         return None
-    # chmod, chgrp, touch: with the same bytes that is no edit
+    # chmod, chgrp or touch: if the bytes are the same, the export was not edited
     problem = _fault_of_content(path, committed)
     return (problem, status.st_size) if problem else None
 
 
 def _fault_of_content(path: Path, committed: Committed) -> str:
-    """What is wrong with the bytes of an export that was touched; empty where they are the committed ones."""
+    """Return what is wrong with the bytes of an export that was touched; empty if they are the committed ones."""
     try:
         with open_regular(path) as file:
             found = hash_of(file.fileno(), committed.size, committed.segment_bytes)

@@ -1,4 +1,4 @@
-"""Whether somebody must act (SPEC 5): what ``status`` calls a problem, and whether a daemon runs."""
+"""Whether an operator must act (SPEC 5): what ``status`` calls a problem, and whether a daemon runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from distilld.service.lock import LOCK_FILE
 
 
 def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
-    """Everything that keeps the lake from being healthy, each with what resolves it; nothing where it is.
+    """Return every problem that makes the lake unhealthy, each with its remedy; none if it is healthy.
 
-    Where ``settings.writer`` is a timer, the age of the last run is asked for; ``daemon`` false asks for neither.
+    If ``settings.writer`` is 'timer', the age of the last run is checked instead. ``daemon`` false checks neither.
 
     Raises:
         OperatorError: The store or the lock cannot be read.
@@ -34,10 +34,10 @@ def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
 
 def _overdue_run(settings: Settings) -> Iterator[Problem]:
     try:
-        # Whoever is the writer writes its lock file when it begins.
+        # A writer writes its lock file when it begins.
         age = time.time() - os.stat(settings.root / LOCK_FILE).st_mtime
     except OSError:
-        return  # nobody ever ran, which is a problem of its own
+        return  # distilld never ran, which ``look`` reports
     if age > PERIODS * settings.rescan_seconds:
         text = f"the last run began {age:,.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
         yield Problem(

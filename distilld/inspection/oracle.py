@@ -1,12 +1,12 @@
 """The naive full pass: ``Export(inputs, options)`` of SPEC 3, written to be checked by eye.
 
-It reads every input again and remembers nothing, so it can say whether the incremental engine is right: ``verify
---deep`` and the property tests compare the exports with it. It shares the pure core (what a line says, which gate fails
-it, what a row looks like) and the walk over the partitions with the engine; how lines are found, joined, ordered and
-remembered is written a second time, in the plainest way, here and in ``oracle_lake`` and ``oracle_verdicts``.
+It reads every input again and keeps no state, so it can check the incremental engine: ``verify --deep`` and the
+property tests compare the exports with it. It shares with the engine the pure core (what a line says, which gate fails
+it, how an exported row is built) and the walk over the partitions. The code that finds, joins, orders and remembers
+lines is written a second time, in the simplest way, here and in ``oracle_lake`` and ``oracle_verdicts``.
 
-It goes over the lake up to three times, a partition at a time: for the verdicts, for the rows, and for the rows that
-stand in pairs. In memory it holds what it says of each row, which may be as short as a digest, and the rows of pairs.
+It reads the lake up to three times, one partition at a time: for the verdicts, for the rows, and for the rows in pairs.
+In memory it holds the outcome of each row, which may be as short as a digest, and the rows of pairs.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from distilld.lake.scan import tree_path
 
 
 class Placed(NamedTuple):
-    """What became of a row or a pair: the dataset line that it has by its id, or a quarantine line (``id`` is None)."""
+    """The outcome of a row or a pair: a dataset line with its id, or a quarantine line (``id`` is None)."""
 
     id: str | None
     line: bytes
 
 
 class RetainedRow(NamedTuple):
-    """What became, in one dataset, of a row that no present input gives: absent, vanished, or an orphan.
+    """The outcome, in one dataset, of a row that no present input gives: absent, vanished, or an orphan.
 
-    Of an orphan, ``told`` is what an old quarantine file says of its run.
+    For an orphan, ``told`` is the category that an old quarantine file gives its run.
     """
 
     dataset: Dataset
@@ -50,7 +50,7 @@ class RetainedRow(NamedTuple):
 
 
 class RetainedPair(NamedTuple):
-    """What became of a pair one side of which is so; its runs, with the categories that they may have had in it."""
+    """The outcome of a retained pair, and its runs with the categories that each of them may have had in it."""
 
     placed: Placed
     sides: tuple[tuple[str, tuple[Category, ...]], tuple[str, tuple[Category, ...]]]
@@ -59,10 +59,10 @@ class RetainedPair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """What is retained in the exports (SPEC 3): of absent partitions, by the tripwire, of orphans.
+    """What the exports retain (SPEC 3): rows of absent partitions, rows kept by the tripwire, and orphans.
 
-    ``kept`` is what became of present rows whose evidence is absent or vanished, by dataset and place. Which of them
-    all may still stand is for the full pass to say.
+    ``kept`` has the outcomes of present rows whose evidence is absent or vanished, by dataset and place. The full pass
+    decides which of all these stay.
     """
 
     verdicts: tuple[AbsentVerdict, ...] = ()
@@ -72,7 +72,7 @@ class Retained:
 
     @property
     def any(self) -> bool:
-        """Whether any line of an absent partition is remembered."""
+        """Return whether any absent verdict or any row is retained."""
         return bool(self.verdicts or self.rows)
 
 
@@ -80,7 +80,7 @@ NOTHING_RETAINED: Final = Retained()
 
 
 class Pair(NamedTuple):
-    """A pair that was tried: where its two rows stand, and what became of it."""
+    """A pair that was tried: the places of its two rows, and its outcome."""
 
     chosen: RowRef
     rejected: RowRef
@@ -89,30 +89,30 @@ class Pair(NamedTuple):
 
 @dataclass(slots=True)
 class FullPass:
-    """What the exports must hold, in canonical walk order; lines carry :data:`STAMP` where a batch puts its time."""
+    """What the exports must hold, in canonical walk order. Lines have :data:`STAMP` in place of a batch's times."""
 
     lines: int = 0
-    """Scored lines: each is exported or quarantined, in RAG and in SFT alike."""
+    """Scored lines. Each is exported or quarantined in RAG, and also in SFT."""
     exported: dict[Dataset, dict[str, bytes]] = field(default_factory=lambda: {dataset: {} for dataset in Dataset})
     """Dataset lines by id."""
     quarantined: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
     """Quarantine lines; two may be equal."""
     places: bool = False
-    """Whether it is also told by place."""
+    """Whether ``rows`` and ``pairs`` are filled."""
     rows: dict[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
-    """What became of each scored line, by place."""
+    """The outcome of each scored line, by dataset and place."""
     pairs: list[Pair] = field(default_factory=list)
-    """The pairs that were tried, by place."""
+    """The pairs that were tried, with the places of their rows."""
     retained_rows: list[RetainedRow] = field(default_factory=list)
-    """Of the retained rows, those that stay."""
+    """The retained rows that stay."""
     retained_pairs: list[RetainedPair] = field(default_factory=list)
     kept: int = 0
-    """How many outcomes stay although the evidence is not there."""
+    """How many outcomes stay although their evidence is absent or vanished."""
     left_behind: list[RowRef] = field(default_factory=list)
-    """Absent verdicts whose lines are in a present partition: they are to be forgotten."""
+    """Absent verdicts whose lines are in a present partition. The store must not keep them."""
 
     def quarantine(self, dataset: Dataset) -> Counter[bytes]:
-        """The quarantine lines as a multiset, which is how SPEC 3 compares them."""
+        """Return the quarantine lines as a multiset, as SPEC 3 compares them."""
         return Counter(self.quarantined[dataset])
 
 
@@ -125,10 +125,10 @@ def export(
     keep: Callable[[Placed], Placed] = lambda placed: placed,
     places: bool = False,
 ) -> FullPass:
-    """Judge every line of the lake in walk order, then add what is retained and stays.
+    """Judge every line of the lake in walk order, then add the retained rows and pairs that stay.
 
-    ``missing_files`` is the path check (SPEC 3.5), None where it is off. ``keep`` makes of what became of a row what is
-    remembered of it; with ``places`` it is also told by the places of rows and pairs.
+    ``missing_files`` is the path check (SPEC 3.5), None if it is off. ``keep`` reduces an outcome to what is remembered
+    of the line. With ``places`` the outcomes are also recorded by the places of rows and pairs.
     """
     verdicts = verdicts_in_force(lines, options, retained)
     result = FullPass(places=places, left_behind=verdicts.moved)
@@ -159,7 +159,7 @@ def export(
 
 
 def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, Row, Placed]], retained: Retained) -> None:
-    """Rows on absent evidence stay what they were, but a present row with the same id wins wherever it stands."""
+    """Keep the outcomes of rows whose evidence is gone, unless a present row anywhere is exported under the same id."""
     for dataset, row, quarantined in without_evidence:
         placed = retained.kept[dataset, row.at]
         if placed.id in result.exported[dataset]:
@@ -197,27 +197,27 @@ def _add_retained_pairs(result: FullPass, retained: Retained, verdicts: Verdicts
 
 
 def verdicts_in_force(lines: Lake, options: Options, retained: Retained = NOTHING_RETAINED) -> Verdicts:
-    """The current verdict of each run, over all partitions (SPEC 3.4)."""
+    """Return the current verdict of each run, over all partitions (SPEC 3.4)."""
     rests: list[tuple[RowRef, bytes]] = []
     rows = all_rows(lines, options, rests)
     return Verdicts(rows, rests, options, absent=retained.verdicts, keep_lines=retained.any)
 
 
 class _Tasks:
-    """The rows that can be paired, by task; tasks in the order of their first rows (SPEC 3.3)."""
+    """The rows that can be paired, by task. Tasks are in the order of their first rows (SPEC 3.3)."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, dict[Category, list[RowRef]]] = {}
 
     def add(self, row: Row) -> None:
-        """Take a row of the lake. Those behind the first few of a task and a category stand in no pair."""
+        """Add a row of the lake. Only the first ``PAIRS_PER_TASK`` of a task and a category can be in a pair."""
         if row.run and row.run.task_id and row.evidence:
             of = self._tasks.setdefault(row.run.task_id, {})
             if row.run.category and len(of.setdefault(row.run.category, [])) < preference.PAIRS_PER_TASK:
                 of[row.run.category].append(row.at)
 
     def pairs(self) -> list[tuple[RowRef, RowRef]]:
-        """The pairs that are tried: the chosen and the rejected row of each."""
+        """Return the pairs that are tried: the chosen and the rejected row of each."""
         return [
             pair
             for of in self._tasks.values()
@@ -228,9 +228,9 @@ class _Tasks:
 
 
 class _ExportsOfRuns:
-    """The first exports of each run, as many as ``max_exports_per_run`` allows (SPEC 3.12).
+    """The first exports of each run, up to ``max_exports_per_run`` (SPEC 3.12).
 
-    A run with no more rows than that cannot have too many, so nothing is remembered of it.
+    A run with no more rows than that cannot exceed the limit, so nothing is remembered for it.
     """
 
     def __init__(self, options: Options, verdicts: Verdicts) -> None:
@@ -239,14 +239,14 @@ class _ExportsOfRuns:
         self._first: dict[str, set[tuple[str | None, str | None]]] = {}
 
     def add(self, row: Row) -> None:
-        """Take the next row of the lake, in walk order."""
+        """Add the next row of the lake, in walk order."""
         if row.run and row.run.run_id and 0 < self._most < self._verdicts.rows_naming(row.run.run_id):
             first = self._first.setdefault(row.run.run_id, set())
             if len(first) < self._most:
                 first.add(self._export_of(row.run))
 
     def over_limit(self, run: ScoredRun) -> bool:
-        """Whether a row that was taken is of another export than the first ones of its run."""
+        """Return whether a row that was added belongs to none of the first exports of its run."""
         return run.run_id in self._first and self._export_of(run) not in self._first[run.run_id]
 
     def _export_of(self, run: ScoredRun) -> tuple[str | None, str | None]:
@@ -289,7 +289,7 @@ def _pair_outcome(
 ) -> Outcome:
     sides = []
     for row in (chosen, rejected):
-        assert row.run is not None and row.evidence is not None  # noqa: S101, PT018  _tasks_of() gives no others
+        assert row.run is not None and row.evidence is not None  # noqa: S101, PT018  _Tasks.add() takes no others
         sides.append(PairSide(row.run, row.evidence, verdicts.of_side(row.run), exports.over_limit(row.run)))
     better, worse = sides
     task_id = better.scored.task_id or ""

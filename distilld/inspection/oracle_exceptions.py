@@ -1,4 +1,4 @@
-"""What is retained, as the oracle takes it: the store knows the rows, the exports have their lines."""
+"""What is retained, in the oracle's form: the rows from the store, their lines from the exports."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def retained_of(
     *,
     keep: Callable[[oracle.Placed], oracle.Placed] = lambda placed: placed,
 ) -> oracle.Retained:
-    """What may be retained: its lines are known by their digests and read from the exports.
+    """Return what may be retained. Its lines are found in the exports by their digests.
 
-    The store alone knows of these rows; whether they may still stand is for the full pass to say. ``lines`` are those
-    of an export by its name, ``keep`` is as for :func:`distilld.inspection.oracle.export`.
+    Only the store knows these rows; the full pass decides which of them stay. ``lines`` returns the lines of an export
+    by its name. ``keep`` is as for :func:`distilld.inspection.oracle.export`.
     """
     digests: dict[str, dict[bytes, bytes]] = {}
 
@@ -70,7 +70,7 @@ def retained_of(
             placed(Dataset.PREFERENCE, pair.outcome, pair.line, pair.sample_key, None),
             (
                 (pair.chosen_run_id, (Category.ACCEPTED,)),
-                # Of a pair from an older exporter nobody knows which of the two the rejected side was.
+                # For a pair from an older exporter it is unknown which of the two the rejected side was.
                 (pair.rejected_run_id, (pair.rejected,) if pair.rejected else _LESS_THAN_ACCEPTED),
             ),
             pair.is_orphan,

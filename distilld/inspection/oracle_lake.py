@@ -1,4 +1,4 @@
-"""The oracle's inputs: every line of both trees, read again in the plainest way."""
+"""The oracle's inputs: every line of both trees, read again in the simplest way."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _KEPT_NULS: Final = 1024
 
 
 class Partition(NamedTuple):
-    """The lines that count of one partition, without line feeds: scored rows, and the mirrored evidence.
+    """The lines of one partition that count, without line feeds: scored rows, and the mirrored evidence.
 
-    ``rest`` is the unterminated end of the scored file where it is no line that counts.
+    ``rest`` is the unterminated end of the scored file, if it is not a line that counts.
     """
 
     scored: tuple[bytes, ...]
@@ -35,14 +35,14 @@ Lake = Mapping[str, Partition]
 
 
 class LakeOnDisk(Mapping[str, Partition]):
-    """All partitions below ``root``: found by one look, and each read again when it is asked for.
+    """All partitions below ``root``. One scan finds them; each access to a partition reads it again.
 
-    ``read`` takes the bytes and the rows of each; ``bytes`` is what all of them hold.
+    ``read`` is called with the bytes and the rows of each. ``bytes`` is the size of all of them.
 
     Raises:
         ListingError: A folder could not be listed.
         UnreadableError: A file could not be read.
-        InputChanged: A file went away meanwhile.
+        InputChanged: A file was removed, replaced or cut short meanwhile.
     """
 
     def __init__(self, root: Path, options: Options) -> None:
@@ -74,29 +74,29 @@ class LakeOnDisk(Mapping[str, Partition]):
 
 
 def read_lake(root: Path, options: Options) -> dict[str, Partition]:
-    """The same, all of it read now."""
+    """Return the same partitions, all read now."""
     return dict(LakeOnDisk(root, options))
 
 
 class LongLine(bytes):
-    """A line that is too long, without most of its holes; its length and its digest are those of the whole."""
+    """A line that is too long, with its holes shortened. ``length`` and ``digest`` are those of the whole line."""
 
     length = 0
     digest = b""
 
 
 def length_of(line: bytes) -> int:
-    """How many bytes a line has."""
+    """Return the length of a line in bytes."""
     return line.length if isinstance(line, LongLine) else len(line)
 
 
 def digest_of(line: bytes) -> bytes:
-    """The digest that a line is known by."""
+    """Return the digest that identifies a line."""
     return line.digest if isinstance(line, LongLine) else lines.digest_of(line)
 
 
 def read_file(root: Path, kind: InputKind, path: str) -> list[bytes | int]:
-    """One input file as it is now: its bytes, and between them how many NULs are a hole, which takes no room."""
+    """Return the current content of an input file: its bytes, and each hole between them as its number of NULs."""
     content: list[bytes | int] = []
     with lake.open_partition(root, kind, path) as (descriptor, facts):
         at = 0
@@ -109,7 +109,7 @@ def read_file(root: Path, kind: InputKind, path: str) -> list[bytes | int]:
 
 
 def lines_of(content: Iterable[bytes | int], max_line_bytes: int) -> tuple[tuple[bytes, ...], bytes]:
-    """The lines that count (SPEC 2), complete and not empty, and what the file ends in if that is no JSON object."""
+    """Return the complete, non-empty lines (SPEC 2), and the unterminated end of the file if it is no JSON object."""
     found: list[list[bytes | int]] = [[]]
     for piece in content:
         first, *others = [piece] if isinstance(piece, int) else piece.split(b"\n")
@@ -122,7 +122,7 @@ def lines_of(content: Iterable[bytes | int], max_line_bytes: int) -> tuple[tuple
 
 
 def _joined(pieces: list[bytes | int], max_line_bytes: int) -> bytes:
-    """A line of its pieces; if it is too long, so many NULs of a hole as may be quoted and keep UTF-16 in step."""
+    """Join a line's pieces. If it is too long, cut holes to the NULs that may be quoted, and keep UTF-16 aligned."""
     length = sum([each if isinstance(each, int) else len(each) for each in pieces])
     if length <= max_line_bytes:
         return b"".join(map(bytes, pieces))
@@ -135,7 +135,7 @@ def _joined(pieces: list[bytes | int], max_line_bytes: int) -> bytes:
 
 
 class Row(NamedTuple):
-    """One scored line: what it says, or why it says nothing, and the evidence that it joins."""
+    """One scored line: what it says or why it is malformed, and the evidence that it joins."""
 
     at: RowRef
     raw: bytes
@@ -145,7 +145,7 @@ class Row(NamedTuple):
 
 
 def all_rows(partitions: Lake, options: Options, rests: list[tuple[RowRef, bytes]] | None = None) -> Iterator[Row]:
-    """All rows in walk order; what files end in that is no row is added to ``rests``."""
+    """Yield all rows in walk order. Add the ends of files that are no rows to ``rests``."""
     for path in sorted(partitions, key=walk_key):
         partition = partitions[path]
         if partition.rest and rests is not None:
@@ -154,7 +154,7 @@ def all_rows(partitions: Lake, options: Options, rests: list[tuple[RowRef, bytes
 
 
 def rows_at(places: set[RowRef], partitions: Lake, options: Options) -> dict[RowRef, Row]:
-    """The rows at some places, by place."""
+    """Return the rows at some places, by place."""
     return {
         row.at: row
         for path in sorted({at.partition for at in places})
@@ -164,7 +164,7 @@ def rows_at(places: set[RowRef], partitions: Lake, options: Options) -> dict[Row
 
 
 def rows_of(path: str, partition: Partition, options: Options) -> list[Row]:
-    """The scored rows of one partition, each with the evidence that it joins."""
+    """Return the scored rows of one partition, each with the evidence that it joins."""
     evidence: dict[str, EvidenceRecord] = {}
     for raw in partition.evidence:
         parsed = parse_object(raw)

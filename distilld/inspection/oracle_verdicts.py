@@ -1,4 +1,4 @@
-"""The oracle's verdicts: what each scored line says of runs, and which of all that is said decides (SPEC 3.4)."""
+"""The oracle's verdicts: what each scored line says about runs, and which verdict is current (SPEC 3.4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distilld.lake.scan import walk_key
 
 
 class AbsentVerdict(NamedTuple):
-    """A verdict in an absent partition: it still forbids, and never clears (SPEC 3)."""
+    """A verdict in an absent partition: it can still forbid, but never allow (SPEC 3)."""
 
     at: RowRef
     run_id: str
@@ -28,7 +28,7 @@ class AbsentVerdict(NamedTuple):
 
 
 class Verdicts:
-    """The current verdicts (SPEC 3.4): the last present one, or a later absent one that forbids."""
+    """The current verdict of each run (SPEC 3.4): the last present one, or a later absent one that forbids."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Verdicts:
         absent: Collection[AbsentVerdict] = (),
         keep_lines: bool = False,
     ) -> None:
-        """``rests`` is what files end in that is no row; ``keep_lines`` lets :meth:`line_stands` be asked."""
+        """Index the verdicts. ``rests`` has file ends that are no rows. :meth:`line_stands` needs ``keep_lines``."""
         self._options = options
         self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
         self._rows_naming: Counter[str | None] = Counter()
@@ -59,9 +59,9 @@ class Verdicts:
                     self._present[run_id] = _place(at), category
         self._absent: dict[str, list[AbsentVerdict]] = {}
         self.moved: list[RowRef] = []
-        """Absent verdicts whose lines are in a present partition. They count only there, and leave nothing behind."""
+        """Absent verdicts whose lines are in a present partition. They count only there, and must not be retained."""
         for each in sorted(absent, key=lambda each: _place(each.at)):
-            # A line that is too long to be read now clears nothing.
+            # A present line that is now too long to name its run does not replace an absent verdict.
             stands = (None if each.malformed else each.run_id, each.digest) in self._lines
             if stands or (each.is_rest and each.digest in standing):
                 self.moved.append(each.at)
@@ -69,19 +69,19 @@ class Verdicts:
                 self._absent.setdefault(each.run_id, []).append(each)
 
     def line_stands(self, run_id: str | None, digest: bytes) -> bool:
-        """Whether a line also stands in a present partition, where it may be too long now to say its run."""
+        """Return whether a line is also in a present partition, where it may now be too long to name its run."""
         return not self._lines.isdisjoint({(run_id, digest), (None, digest)})
 
     def names(self, run_id: str | None) -> bool:
-        """Whether a present scored row names the run: then no orphan of it stays (SPEC 3.11)."""
+        """Return whether a present scored row names the run. If so, no orphan of the run stays (SPEC 3.11)."""
         return self.rows_naming(run_id) > 0
 
     def rows_naming(self, run_id: str | None) -> int:
-        """How many present scored rows name the run."""
+        """Return how many present scored rows name the run."""
         return 0 if run_id is None else self._rows_naming[run_id]
 
     def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
-        """The category in force for a run in a dataset."""
+        """Return the category of the current verdict of a run in a dataset."""
         place, category = self._present.get(run_id or "", (None, None))
         for each in self._absent.get(run_id or "", ()):
             later = place is None or _place(each.at) > place
@@ -90,12 +90,12 @@ class Verdicts:
         return category
 
     def of_run(self, run_id: str | None) -> tuple[Category | None, Category | None]:
-        """What a side of a pair must agree with: the last present verdict, and an absent one that forbids as well."""
+        """Return what a side of a pair must agree with: the last present verdict, and the current verdict."""
         _, present = self._present.get(run_id or "", (None, None))
         return present, self.of(Dataset.PREFERENCE, run_id)
 
     def of_side(self, run: ScoredRun) -> Category | None:
-        """That of the two which a present row does not agree with, if there is one."""
+        """Return the one of these two that differs from the row's category, or that category if neither does."""
         present, in_force = self.of_run(run.run_id)
         return in_force if present is run.category else present
 
@@ -105,7 +105,7 @@ def _place(at: RowRef) -> tuple[tuple[str, ...], int]:
 
 
 _walk_key: Final = lru_cache(maxsize=8)(walk_key)
-"""One key for all the rows of a partition."""
+"""Cached, since all rows of a partition have the same key."""
 
 
 _CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*"')
@@ -115,7 +115,7 @@ _FORBIDDING: Final = {"rejected": Category.REJECTED, "needs_human_review": Categ
 
 
 def verdicts_of(raw: bytes, run: ScoredRun | None) -> list[tuple[str, Category]]:
-    """Return what a scored line says of runs: its verdict, or what a malformed one still spells out (SPEC 2, 3.4)."""
+    """Return what a scored line says about runs: its verdict, or what a malformed one spells out (SPEC 2, 3.4)."""
     if run is not None:
         if not run.run_id:
             return []

@@ -1,4 +1,4 @@
-"""How far an inspection has come with what it reads, for people who wait."""
+"""The progress of an inspection, for users who wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STEP_BYTES = 1 << 20
 
 
 class Reading:
-    """Tells every megabyte how much of ``whole`` bytes was read; nobody where ``tell`` is None."""
+    """Calls ``tell``, unless it is None, every MiB with how much of ``whole`` bytes was read."""
 
     def __init__(self, tell: Tell | None, whole: int) -> None:
         self._tell = tell
@@ -20,7 +20,7 @@ class Reading:
         self.add(0, 0)
 
     def add(self, read: int, rows: int = 1) -> None:
-        """So many more bytes and rows were read."""
+        """Count so many more bytes and rows as read."""
         before = self._bytes // _STEP_BYTES
         self._bytes += read
         self._rows += rows

@@ -1,4 +1,4 @@
-"""One row of a dataset, and the history of its runs: what ``distilld show`` prints. Reads only."""
+"""One row of a dataset and the history of its runs, as ``distilld show`` prints them. Only reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distilld.store.queries import Views
 
 @dataclass(frozen=True, slots=True)
 class RowHistory:
-    """A row as it is in its dataset (None: it is there no longer), and the runs that it comes from."""
+    """A row of a dataset (None if it is no longer there), and the runs that it comes from."""
 
     id: str
     dataset: Dataset
@@ -25,11 +25,11 @@ class RowHistory:
 
 
 def find_row(settings: Settings, row_id: str) -> RowHistory:
-    """Find a row by its id, and the history of its runs; of a row that was withdrawn, the runs alone.
+    """Return a row by its id and the history of its runs; only the runs if the row was withdrawn.
 
     Raises:
-        UsageError: It is no id; or the store is from a newer version, or belongs to another root.
-        OperatorError: No dataset ever had it; or there is no store, or it cannot be read.
+        UsageError: ``row_id`` is no id; or the store is from a newer version, or belongs to another root.
+        OperatorError: No dataset ever had the id; or there is no store, or it cannot be read.
     """
     dataset = dataset_of(row_id)
     if dataset is None:
@@ -37,7 +37,7 @@ def find_row(settings: Settings, row_id: str) -> RowHistory:
     start = f'{{"schema_version":1,"id":"{row_id}"'.encode()
 
     def look(batch: CommittedBatch) -> tuple[bytes | None, list[str]]:
-        # To the end: what was read counts only if all of it is as it was committed.
+        # Read to the end: only there it is checked that the bytes are the committed ones.
         found = [line for line in batch.exports[dataset.value].lines() if line.startswith(start)]
         return (found[0] if found else None), Views(batch.store).runs_of(row_id)
 

@@ -1,4 +1,4 @@
-"""How a lake stands: what ``status`` prints and ``health`` judges by (SPEC 5). Reads only, beside a writer too."""
+"""The state of a lake, for ``status`` and ``health`` (SPEC 5). Only reads, also while a writer runs."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ from distilld.store.work import Waiting, Work
 from distilld.tables import Size, counted
 
 PERIODS: Final = 3
-"""After so many rescan periods without a scan, a daemon that runs is taken for one that hangs."""
+"""After this many rescan periods without a scan, a running daemon is reported as hanging."""
 _AGES: Final = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)))
 SCRUB_LATE: Final = 1.2
-"""After so many times ``scrub_hours`` a file that was not hashed again is reported."""
+"""A file that was not hashed again for this many times ``scrub_hours`` is reported."""
 _OLDEST: Final = 10
 _RUN: Final = "distilld run --once"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that keeps the lake from being healthy: a stable name, what it is, and what puts it right."""
+    """A reason why the lake is unhealthy: a stable name, a description, and the remedy."""
 
     name: str
     text: str
@@ -64,7 +64,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ExportState:
-    """One of the nine files as of the last commit; a reader beside a running writer stops at ``committed_bytes``."""
+    """One of the nine exports as of the last commit. While a writer runs, readers stop at ``committed_bytes``."""
 
     name: str
     path: str
@@ -75,7 +75,7 @@ class ExportState:
 
 @dataclass(frozen=True, slots=True)
 class UnreadFile:
-    """A file that is new or changed: how long ago it was last changed, and how many bytes of it were not read."""
+    """A new or changed file: seconds since its last change, and how many of its bytes were not read."""
 
     path: str
     seconds: float
@@ -84,21 +84,21 @@ class UnreadFile:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """What stands in data/ and was not read yet. A file that is only still being written may be among the changed."""
+    """What is in data/ and was not read yet. The changed files may include one that is still being written."""
 
     new_files: int = 0
     changed_files: int = 0
     gone_files: int = 0
     unread_bytes: int = 0
     seconds: float = 0.0
-    """How long ago the file that waits longest was last changed, by the file system's own clock."""
+    """Seconds since the last change of the file that waits longest, by the file system's own clock."""
     oldest: tuple[UnreadFile, ...] = ()
-    """The files that wait longest, the first few."""
+    """The files that wait longest, at most ten."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingTail:
-    """A partition whose last line is not finished."""
+    """A partition file whose last line is unfinished, and the length of that line."""
 
     path: str
     bytes: int
@@ -106,7 +106,7 @@ class PendingTail:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The bytes that distilld's own files take."""
+    """The sizes of distilld's own files in bytes."""
 
     state: int
     receipts: int
@@ -116,7 +116,7 @@ class Sizes:
 
 @dataclass(slots=True)
 class Status:
-    """Everything that ``status`` shows; without a store, only what the disk tells."""
+    """Everything that ``status`` shows; without a store, only what is found on the disk."""
 
     root: Path
     state: Path
@@ -124,20 +124,20 @@ class Status:
     sizes: Sizes
     rescan_seconds: float
     timer: bool
-    """Whether a timer is to run distilld, and no daemon."""
+    """Whether distilld is configured to run by a timer, not as a daemon."""
     last_batch: BatchLine | None = None
     rows_before: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Rows of each dataset an hour and a day ago, where that is known."""
+    """Rows of each dataset an hour and a day ago, if known."""
     exports: list[ExportState] = field(default_factory=list)
     retained: dict[str, int] = field(default_factory=dict)
-    """Exported rows and pairs that stay although no present input gives them, by kind."""
+    """Exported rows and pairs that no present input gives any more, by kind."""
     kept_by_tripwire: dict[str, int] = field(default_factory=dict)
     quarantine: list[QuarantineCount] = field(default_factory=list)
     trees: list[TreeSummary] = field(default_factory=list)
     lag: Lag | None = None
     waiting: Waiting = field(default_factory=lambda: Waiting(0, 0, 0, 0))
     strays: tuple[Stray, ...] = ()
-    """What lies in the input trees and is no partition."""
+    """What is in the input trees and is no partition."""
     pending_tails: list[PendingTail] = field(default_factory=list)
     vitals: Vitals = field(default_factory=Vitals)
     problems: list[Problem] = field(default_factory=list)
@@ -145,12 +145,12 @@ class Status:
 
     @property
     def daemon_runs(self) -> bool:
-        """Whether the writer that runs is a daemon, not a command that will end."""
+        """Return whether the running writer is a daemon, not a command that will end."""
         return self.writer.running and self.writer.pid is not None and self.writer.pid == self.vitals.pid
 
 
 def look(settings: Settings) -> Status:
-    """Look at the lake, its store and its exports.
+    """Return the state of the lake, its store and its exports.
 
     Raises:
         OperatorError: The store or the lock cannot be read.
@@ -217,7 +217,7 @@ def _stores_set_aside(state: Path) -> list[Path]:
 
 
 def _of_writer(found: Status) -> Iterator[Problem]:
-    """What the last writer left word of: a failure, rows that must leave and cannot, inputs it cannot read."""
+    """Yield what the last writer recorded: a failure, rows it could not withdraw, inputs it could not read."""
     if found.writer.running and found.writer.foreign:
         path = found.root / LOCK_FILE
         yield Problem("lock_held", f"no distilld runs, and some other program holds {path}", find_holder(path))
@@ -238,7 +238,7 @@ def _of_writer(found: Status) -> Iterator[Problem]:
     for each in found.vitals.unreadable:
         if each.path not in told:
             text = f"{each.path} {each.problem}, since {each.since}".strip()
-            # A folder's path ends in a slash: this user may list it, and the one that distilld runs as may not.
+            # A folder's path ends in a slash. This user may list it, but the user that distilld runs as may not.
             name = "not_listed" if each.path.endswith("/") else "not_read"
             yield Problem(name, text, "make it readable for distilld's user, or take it away")
 
@@ -246,7 +246,7 @@ def _of_writer(found: Status) -> Iterator[Problem]:
 def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
     noted = (found.vitals.started_at, found.vitals.last_scan_at)
     ages = [now - datetime.fromisoformat(each).timestamp() for each in noted if each is not None]
-    # A moment that lies ahead is of a clock that was set back since, and says nothing.
+    # A time in the future was recorded before the clock was set back. It is ignored.
     age = min((each for each in ages if each >= 0), default=0.0)
     if found.daemon_runs and age > PERIODS * settings.rescan_seconds:
         text = f"the last scan ended {age:.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
@@ -302,7 +302,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
         found.problems.append(Problem("export_changed", f"{path} {problem}", f"find out who writes there; {then}"))
     if found.writer.running:
-        return  # what is under way is no fault
+        return  # a batch in progress is no fault
     unfinished = export_records.intents() or receipts.unwritten_receipts() or Segments(store).due()
     if unfinished or any(each.pending_temp for each in records.values()):
         text = "a batch was cut off and is neither completed nor undone"
@@ -406,9 +406,9 @@ def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str]
 
 
 def _without_inputs(found: Status, *, known: bool) -> Problem:
-    """No partition file lies in the trees: a wrong folder, or a mount that is not there, must not look green."""
+    """Return the problem that no partition file exists: a wrong root or a missing mount must not look healthy."""
     trees = " and ".join(str(found.root / tree) for tree in TREES.values())
-    # Rows that left with their partitions were there once, too.
+    # A batch shows that there were partition files, even if the store has forgotten them.
     if known or found.last_batch is not None:
         return Problem(
             "inputs_absent", f"no partition file that was read lies below {trees} any more", "mount it again"

@@ -1,4 +1,4 @@
-"""The story of a run, and of a row of a dataset, in words: for the terminal and for the browser."""
+"""The history of a run, and of a row of a dataset, as text for the terminal and for the browser."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from distilld.inspection.explain import Fate, RunStory, place_of
 from distilld.inspection.row_history import RowHistory
 
 SHOWN: Final = 50
-"""How many rows each list has at most."""
+"""The maximum number of rows in each list."""
 
 
 class Block(NamedTuple):
-    """A line, and labelled texts below it."""
+    """A line with labelled texts below it."""
 
     head: str
     parts: list[tuple[str, str]]
@@ -24,7 +24,7 @@ Text = Iterator[str | Block]
 
 
 def text_of_row(history: RowHistory) -> Text:
-    """Return what is known of a row of a dataset, and of the runs that it comes from."""
+    """Yield what is known about a row of a dataset, and about the runs that it comes from."""
     row = history.row
     yield f"row {history.id} of {history.dataset}" if row else f"row {history.id} is no longer in {history.dataset}"
     for key, value in (row or {}).items():
@@ -35,7 +35,7 @@ def text_of_row(history: RowHistory) -> Text:
 
 
 def text_of_run(story: RunStory) -> Text:
-    """Return everything that is known of a run."""
+    """Yield everything that is known about a run."""
     yield f"run {story.run_id}"
     yield from _verdicts(story)
     for each in story.evidence:

@@ -1,4 +1,4 @@
-"""Lines of the exports without what a batch alone decides, so that those of different batches can be compared."""
+"""Lines of the exports without a batch's timestamps, so that lines of different batches can be compared."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from typing import Final
 
 STAMP: Final = "-"
-"""Stands for every timestamp that a batch gives, so that lines of different batches can be compared."""
+"""Replaces every timestamp that a batch writes."""
 
 
 def unstamped_sample(line: bytes) -> bytes:
-    """A dataset's line with :data:`STAMP` in place of its two timestamps; another text comes back as it is."""
+    """Return a dataset line with :data:`STAMP` in place of its two timestamps, and any other text unchanged."""
     head, created, rest = line.partition(b',"created_at":"')
     middle, recorded, end = rest.rpartition(b',"recorded_at":"')
     if not created or not recorded or not end.endswith(b'"}}\n') or b'"' in end[:-4]:
@@ -22,9 +22,9 @@ def unstamped_sample(line: bytes) -> bytes:
 
 
 def unstamped_quarantine(line: bytes) -> bytes:
-    """A quarantine line with :data:`STAMP` in place of its timestamp; another text comes back as it is.
+    """Return a quarantine line with :data:`STAMP` in place of its timestamp, and any other text unchanged.
 
-    What stands before it is the producer's own JSON, which is stepped over value by value and not searched.
+    The producer's own JSON before the timestamp is decoded and skipped, since a search could match a text in it.
     """
     try:
         text = line.decode()

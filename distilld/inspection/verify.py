@@ -1,8 +1,8 @@
 """The independent check: does everything on disk agree, and is it what a full pass would give? Repairs nothing.
 
-It reads one committed batch beside a running writer. Where a batch was committed meanwhile it begins again. The plain
-check takes the store at its word and holds the files
-against it; the deep one takes nobody's word and holds the files against :mod:`distilld.inspection.oracle`.
+It reads one committed batch, also while a writer runs, and begins again if another batch was committed meanwhile. The
+plain check trusts the store and compares the files with it. The deep check compares them with
+:mod:`distilld.inspection.oracle`, which takes from the store only what is retained.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from distilld.store.verdicts import Verdicts
 from distilld.store.work import Work
 
 Lines = Callable[[], Iterator[bytes]]
-"""The committed lines of an export, line feeds included."""
+"""Returns the committed lines of an export, with line feeds."""
 SHOWN: Final = 20
-"""How many rows of one kind are named; all are counted."""
+"""The number of faults of one check that are named; all are counted."""
 _SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at, and what is wrong with it; nothing if ``faults`` is 0."""
+    """The result of one check: the number of its faults, and a text for each of the first ones."""
 
     name: str
     faults: int = 0
@@ -62,21 +62,21 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """What verify found, of the batch that it was pinned on."""
+    """What verify found in the batch that it read."""
 
     batch_id: str | None
     deep: bool
     checks: list[Check] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
-    """Files that changed since that batch, so that nothing can be said of them yet."""
+    """Files that changed since that batch, so that they cannot be checked yet."""
     kept: int = 0
-    """Retained rows: absent partitions, the tripwire, orphans."""
+    """Retained rows: of absent partitions, kept by the tripwire, and orphans."""
     kept_exported: list[RetainedCount] = field(default_factory=list)
-    """How many of them are exported, by dataset and kind."""
+    """The exported ones among them, counted by dataset and kind."""
 
     @property
     def faults(self) -> int:
-        """How many faults there are in all."""
+        """Return the number of faults of all checks."""
         return sum(check.faults for check in self.checks)
 
 
@@ -89,10 +89,10 @@ def verify(
     anchor: str | None = None,
     progress: Tell | None = None,
 ) -> Report:
-    """Check one committed batch; ``anchor`` is the sha256 of a receipt that was noted elsewhere.
+    """Check one committed batch. ``anchor`` is the sha256 of a receipt that was noted elsewhere.
 
     Raises:
-        BatchMovedError: Another one came while it was read, whenever that was tried.
+        BatchMovedError: During each attempt another batch was committed.
         OperatorError: There is no store, or something cannot be read.
     """
 
@@ -132,12 +132,12 @@ def _verify(
 
 
 def _no_lines() -> Iterator[bytes]:
-    """Of an export that is not what was committed, nothing else is said."""
+    """Return no lines. Used for an export that is not what was committed, which gets no other checks."""
     return iter(())
 
 
 def _options_of(receipts: Receipts, otherwise: Options) -> Options:
-    """The options that the newest batch was judged with: flags may have held for one run."""
+    """Return the options of the newest batch, which may include flags of one run, or ``otherwise`` if there is none."""
     newest = receipts.receipts(1)
     if not newest:
         return otherwise
@@ -146,13 +146,13 @@ def _options_of(receipts: Receipts, otherwise: Options) -> Options:
 
 
 def _unfinished(root: Path, state: Path, pinned: CommittedBatch) -> frozenset[str]:
-    """Those exports that are longer than they should be on account of the writer, running or cut off.
+    """Return the exports that are longer than committed because of the writer, running or cut off.
 
-    The writer commits its intent before the first byte, and what ends an intent shows in the store: so a second look at
-    the store, after the one at the files, tells its bytes from anybody else's.
+    The writer commits its intent before it writes the first byte, and the end of an intent shows in the store. So the
+    store, read again after the files, tells the writer's bytes from those of another program.
 
     Raises:
-        BatchMovedError: The exports are not those of the pinned batch any more.
+        BatchMovedError: The exports are no longer those of the pinned batch.
     """
     grown = frozenset(name for name, export in pinned.exports.items() if export.behind)
     if not grown and all(export.intact for export in pinned.exports.values()):
@@ -169,7 +169,7 @@ def _of_a_batch(behind: int) -> str:
 
 
 def _receipts(root: Path, receipts: Receipts) -> Check:
-    """The chain of receipts and their files, and the chains of other stages.
+    """Check the chain of receipts and their files, and the chains of other stages.
 
     A batch is committed before its receipt's file is written.
     """
@@ -198,14 +198,14 @@ def _receipts(root: Path, receipts: Receipts) -> Check:
 
 
 def _anchored(root: Path, receipts: Receipts, anchor: str) -> Check:
-    """A receipt that was noted elsewhere still stands in its chain, or is the last one that is kept no longer."""
+    """Check that a receipt that was noted elsewhere is still in its chain, or is the last one no longer kept."""
     known = {sha256 for _, _, sha256 in receipts.receipts(1 << 31)} | {receipts.chain_anchor()} | stage_anchors(root)
     fault = f"no receipt has the sha256 {anchor}: it was removed, or its chain was rewritten, or it is kept no longer"
     return _check("anchor", [] if anchor in known else [fault])
 
 
 def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str], segments: Mapping[str, bytes]) -> Check:
-    """Every export is what its last commit left, and nothing stands behind that but what a batch is about to commit."""
+    """Check that every export is what its last commit left, followed at most by what a batch is about to commit."""
     faults = []
     for name, export in exports.items():
         if not export.intact:
@@ -217,7 +217,7 @@ def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str], 
 
 
 def _where_it_differs(export: CommittedExport, known: bytes) -> str:
-    """What is wrong with the bytes of an export, by the segments that the store knows."""
+    """Return what is wrong with the bytes of an export, and in which segments, by the digests in the store."""
     committed, problem = export.committed, "is not what the last commit left"
     if export.file is None:
         return problem
@@ -230,7 +230,7 @@ def _where_it_differs(export: CommittedExport, known: bytes) -> str:
 
 
 def _accounting(ledger: Ledger, export_records: ExportRecords) -> Check:
-    """No silent drops: every judged line is exported or quarantined, and the files hold as many rows."""
+    """Check that no row is lost: every judged line is exported or quarantined, and the files hold as many rows."""
     totals, records = ledger.totals(), export_records.exports()
     judged = ledger.counter("scored_rows") - ledger.counter("unjudged_rows")
     faults = [
@@ -250,7 +250,7 @@ def _accounting(ledger: Ledger, export_records: ExportRecords) -> Check:
 
 
 def _schemas(exports: Mapping[str, Lines]) -> Check:
-    """Every dataset row passes its schema, and no id stands twice."""
+    """Check that every dataset row passes its schema, and that no id occurs twice."""
     faults = []
     for dataset in Dataset:
         seen: set[str] = set()
@@ -267,9 +267,9 @@ def _schemas(exports: Mapping[str, Lines]) -> Check:
 
 
 def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], report: Report) -> Check:
-    """No exported row's run has a forbidden current verdict, by the verdicts that the store has indexed.
+    """Check that no exported row's run has a current verdict that forbids it, by the verdicts in the store.
 
-    Verdicts are indexed before the batch that follows from them: what it is to take out is no fault yet.
+    Verdicts are indexed before the batch that follows from them. A row that this batch is to withdraw is no fault yet.
     """
     if not options.revoke:
         return Check("firewall (revoke is off)")
@@ -296,16 +296,16 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
 def _deep(
     root: Path, store: Store, options: Options, exports: Mapping[str, Lines], report: Report, progress: Tell | None
 ) -> None:
-    """Hold the exports against a naive full pass over the inputs as they are now.
+    """Compare the exports with a naive full pass over the current inputs.
 
-    Its lines are remembered by their digests: what is compared may be larger than the memory.
+    Lines are remembered by their digests, since the exports may be larger than the memory.
     """
     report.changed += _changed_inputs(root, store)
     missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
     retained = retained_of(Exceptions(store), lambda name: exports[name](), keep=_brief)
     try:
         inputs = LakeOnDisk(root, options)
-        # For the verdicts, for the rows, and for the sides of pairs.
+        # Read three times: for the verdicts, for the rows, and for the sides of pairs.
         inputs.read = Reading(progress, 3 * inputs.bytes).add
         full = oracle.export(inputs, options, missing_files=missing_files, retained=retained, keep=_brief)
     except InputChanged as error:
@@ -325,21 +325,21 @@ def _deep(
 
 
 def _brief(placed: oracle.Placed) -> oracle.Placed:
-    """The same, its line known by its digest; of a quarantine line, what people are told of it stands behind that."""
+    """Return the outcome with its line as a digest. For a quarantine line, the text that names it is appended."""
     digest = digest_of(placed.line)
     return placed._replace(line=digest if placed.id is not None else digest + _place(placed.line).encode())
 
 
 def _deep_check(name: str, faults: list[str], report: Report) -> Check:
     if report.changed and faults:
-        # Inputs that were not judged yet explain a difference; the next batch tells.
+        # Inputs that are not judged yet can explain a difference; a check after the next batch decides.
         report.changed.append(f"{name}: {len(faults)} rows differ, inputs changed meanwhile")
         return Check(f"{name} (inputs changed meanwhile)")
     return _check(name, faults)
 
 
 def _changed_inputs(root: Path, store: Store) -> list[str]:
-    """Inputs that differ from what the store has judged; an absent file that stands there again does."""
+    """Return the inputs that differ from what the store has judged, such as an absent file that is there again."""
     files = Inputs(store).files()
     scan = lake.scan(root)
     seen = {(file.kind, file.path): file.stat for file in scan.files}

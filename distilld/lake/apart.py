@@ -1,4 +1,4 @@
-"""Input trees and distilld's own folders are kept apart: what it writes must not come back as input (SPEC 5)."""
+"""Keep the input trees apart from distilld's own folders: its output must not become input (SPEC 5)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _OWN_FOLDERS: Final = sorted({str(Path(path).parent) for path in EXPORT_PATHS.va
 
 
 def refuse_overlaps(root: Path, state: Path) -> None:
-    """Compare by device and inode: links and bind mounts give a folder other names.
+    """Refuse folders that overlap. They are compared by device and inode, as links and bind mounts have other names.
 
     Raises:
-        UsageError: A tree contains, or lies in, another tree, exports or reports; or contains the root or the state
-            store; or a link stands in place of a folder of ours.
+        UsageError: A tree contains, or is in, another tree, exports or reports; or contains the root or the state
+            store; or one of distilld's own folders is a link.
     """
     for path in (*_OWN_FOLDERS, SET_ASIDE, REPORTS):
         if (root / path).is_symlink():
             raise UsageError(f"{path} is a link and is not followed", hint="put a folder in its place")
     trees = {TREES[kind]: _line(root / TREES[kind]) for kind in InputKind}
     own = {name: _line(root / name) for name in ("exports", "reports", *_OWN_FOLDERS, SET_ASIDE, REPORTS)}
-    # These may contain the trees, but lie in none of them.
+    # These may contain the trees, but must not be in one.
     holders = {f"the root {root}": _line(root), f"the folder of the state store {state.parent}": _line(state.parent)}
     for name, tree in trees.items():
         for other, place in holders.items():
@@ -45,7 +45,7 @@ def _overlap(tree: str, other: str) -> UsageError:
 
 
 def _line(folder: Path) -> tuple[_Identity, ...]:
-    """What identifies a folder and all that contain it, from the folder upwards; nothing where there is none."""
+    """Return the identities of a folder and all its parents, from the folder upwards; empty if it does not exist."""
     return tuple(_identities(Path(os.path.realpath(folder))))
 
 

@@ -1,8 +1,8 @@
-"""The sha256 of what may have holes.
+"""The sha256 of content that may have holes.
 
-A run of ``NUL_RUN_BYTES`` NUL bytes or more counts by its place and its length, not by its bytes: the hole of a sparse
-file costs nothing, and the same content has the same hash whether or not its NULs take room on the disk. Without such a
-run it is the plain sha256.
+A run of at least ``NUL_RUN_BYTES`` NUL bytes counts by its place and length, not by its bytes. So the hole of a sparse
+file costs nothing, and the same content has the same hash whether or not its NULs are on the disk. Without such a run
+the hash is the plain sha256.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _sha256: Final = hashlib.sha256
 
 
 class ContentHash:
-    """Takes bytes and holes in order; which are which changes nothing in what it comes to."""
+    """Hashes bytes and holes in order; NULs give the same hash as bytes or as a hole."""
 
     __slots__ = ("_length", "_nuls", "_runs", "_sha")
 
@@ -26,12 +26,12 @@ class ContentHash:
         self.update(data)
 
     def update(self, data: bytes | int) -> None:
-        """Take the next bytes; a number stands for so many NULs."""
+        """Add the next bytes; a number stands for so many NULs."""
         if isinstance(data, int):
             self._nuls += data
             return
         for start in range(0, len(data), NUL_RUN_BYTES):
-            # A piece of this size holds no run that begins and ends within it.
+            # A piece of this size has no long run in its middle, only at its ends.
             piece = data[start : start + NUL_RUN_BYTES]
             body = piece.lstrip(b"\0")
             self._nuls += len(piece) - len(body)
@@ -43,14 +43,14 @@ class ContentHash:
                 self._nuls = len(body) - len(text)
 
     def copy(self) -> ContentHash:
-        """Another one that has taken the same."""
+        """Return an independent copy."""
         other = ContentHash()
         other._sha, other._runs = self._sha.copy(), self._runs and self._runs.copy()
         other._length, other._nuls = self._length, self._nuls
         return other
 
     def digest(self) -> bytes:
-        """What all that was taken comes to."""
+        """Return the hash of all content so far."""
         whole = self.copy()
         whole._end_run()
         if whole._runs is None:

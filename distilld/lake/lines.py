@@ -1,7 +1,7 @@
-"""A span of a partition becomes complete lines with their offsets (SPEC 2).
+"""Split a span of a partition into complete lines with their offsets (SPEC 2).
 
-The bytes that are hashed are the bytes that are given out. Memory is bounded by one block and one line of at most
-``max_line_bytes``; a longer line is passed by with its first bytes and its digest. Holes of sparse files are not read.
+The bytes that are hashed are exactly the bytes that become lines. Memory is bounded by one block and one line of
+``max_line_bytes``; of a longer line only the first bytes and the digest are kept. Holes of sparse files are not read.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from distilld.lake.content_hash import ContentHash
 
 BLOCK_BYTES: Final = 1 << 17
 HEAD_BYTES: Final = 1024
-"""Kept of an over-long line: enough for the 200 UTF-16 units of its quarantine row."""
+"""How many bytes of an over-long line are kept: enough for the 200 UTF-16 units in its quarantine row."""
 DIGEST_BYTES: Final = 16
 
 
 _sha256: Final = hashlib.sha256
 _make: Final = tuple.__new__
-"""What a NamedTuple's own constructor does, without its price, where there is one for each line."""
+"""The same as a NamedTuple's constructor, but faster, for code that runs for each line."""
 
 
 def digest_of(raw: bytes | memoryview) -> bytes:
-    """The digest that a line is known by: the first 16 bytes of its sha256."""
+    """Return the digest that identifies a line: the first 16 bytes of its sha256."""
     return _sha256(raw).digest()[:DIGEST_BYTES]
 
 
 class Line(NamedTuple):
-    """A non-empty line without its line feed. ``raw`` is None where it was longer than allowed: ``head`` begins it.
+    """A non-empty line without its line feed. If it is longer than allowed, ``raw`` is None and ``head`` is its start.
 
-    ``search`` has searched such a line for a verdict.
+    ``search`` is the search for a verdict in such a line.
     """
 
     start: int
@@ -49,10 +49,10 @@ class Line(NamedTuple):
 
 
 class End(NamedTuple):
-    """What a file ends in behind its last line feed (SPEC 2), as the store keeps it; three times nothing if nothing.
+    """The bytes after a file's last line feed (SPEC 2), as stored; None, 0 and None if there are none.
 
-    ``state`` is 'provisional' where it is a complete JSON object, and so counts as a line, else 'pending'. Only what
-    counts has a ``digest``.
+    ``state`` is 'provisional' for a complete JSON object, which counts as a line, else 'pending'. A pending end has no
+    ``digest``.
     """
 
     state: str | None
@@ -61,14 +61,14 @@ class End(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """An unterminated rest of a scored file that forbids runs: its digest, and what it says (SPEC 2)."""
+    """The unterminated end of a scored file that forbids runs: its digest and its verdict (SPEC 2)."""
 
     digest: bytes
     verdict: UnreadableVerdict
 
 
 def rest_of(tail: Line | None) -> Rest | None:
-    """Search the unterminated end of a scored file, where it does not count as a line."""
+    """Search the unterminated end of a scored file for a verdict, unless it counts as a line."""
     if tail is None or parse_line(tail).value is not None:
         return None
     verdict = verdict_in(tail)
@@ -76,19 +76,19 @@ def rest_of(tail: Line | None) -> Rest | None:
 
 
 def parse_line(line: Line) -> ParsedLine:
-    """What a line says, or why it says nothing; one that was not read because of its length is too long."""
+    """Parse a line; a line whose length exceeded the limit is malformed as too long."""
     return TOO_LONG if line.raw is None else parse_object(line.raw)
 
 
 def verdict_in(line: Line) -> UnreadableVerdict | None:
-    """Return the runs that a malformed line forbids all the same (SPEC 2)."""
+    """Return the verdict of a malformed line that still forbids runs, or None (SPEC 2)."""
     if line.raw is not None:
         return unreadable_verdict(line.raw)
     return line.search.found() if line.search is not None else None
 
 
 def end_of(tail: Line | None) -> End:
-    """Judge the unterminated end of a file: a complete object counts, anything else is pending."""
+    """Classify the unterminated end of a file: a complete object counts as a line, anything else is pending."""
     if tail is None:
         return End(None, 0, None)
     if parse_line(tail).value is None:
@@ -109,11 +109,11 @@ class PartitionReader:
         """The offset behind the last complete line that was given out, or proven."""
         self.bytes_read = 0
         self.tail: Line | None = None
-        """What stands behind the last line feed, once :meth:`blocks` has ended; None where nothing does."""
+        """The bytes after the last line feed, set when :meth:`blocks` has ended; None if there are none."""
 
     @property
     def sha256(self) -> str:
-        """The sha256 of the bytes up to ``consumed``, in hex."""
+        """Return the content hash of the bytes up to ``consumed``, in hex."""
         return self._sha.digest().hex()
 
     def prove_prefix(self, length: int, sha256: str, pulse: Callable[[], None] = lambda: None) -> bool:
@@ -146,7 +146,7 @@ class PartitionReader:
         self._sha, self.consumed, self.tail = ContentHash(), 0, None
 
     def blocks(self) -> Iterator[list[Line]]:
-        """The complete non-empty lines behind ``consumed``, in order, as many as one read gives; then ``tail`` is set.
+        """Yield the complete non-empty lines after ``consumed``, in order, one list for each read; then set ``tail``.
 
         While a block is out, ``consumed`` and ``sha256`` stand behind its last line. A read within a line gives none.
         """
@@ -157,7 +157,7 @@ class PartitionReader:
             found = []
             last = 0 if isinstance(piece, int) else piece.rfind(b"\n") + 1
             if not isinstance(piece, int) and last:
-                whole, piece = piece[:last], piece[last:]  # noqa: PLW2901  what is left of it
+                whole, piece = piece[:last], piece[last:]  # noqa: PLW2901  the rest of the piece
                 ahead.update(whole)
                 self._sha = ahead.copy()
                 if long is not None:
@@ -194,11 +194,11 @@ class PartitionReader:
 
 
 def _pieces(descriptor: int, start: int, end: int, shown: str) -> Iterator[bytes | int]:
-    """The bytes from ``start`` to ``end`` in blocks; a number stands for so many NULs, which are a hole of the file.
+    """Yield the bytes from ``start`` to ``end`` in blocks; a number stands for so many NULs in a hole of the file.
 
     Raises:
         InputChanged: The file is shorter.
-        UnreadableError: The system refuses.
+        UnreadableError: The read failed.
     """
     while start < end:
         block = _read_block(descriptor, start, min(end - start, BLOCK_BYTES), shown)
@@ -212,13 +212,13 @@ def _pieces(descriptor: int, start: int, end: int, shown: str) -> Iterator[bytes
 
 
 def hole_bytes(descriptor: int, start: int, end: int, shown: str) -> int:
-    """How many bytes from ``start`` on, up to ``end``, take no room on the disk, as far as the file system tells."""
+    """Return how many bytes from ``start`` on, up to ``end``, are a hole, as far as the file system reports it."""
     try:
         data = os.lseek(descriptor, start, os.SEEK_DATA)
     except OSError as error:
         if error.errno != errno.ENXIO:
             return 0
-        # All the rest is a hole, or the file is shorter by now.
+        # All the rest is a hole, or the file is shorter now.
         data = os.fstat(descriptor).st_size
         if data < end:
             raise InputChanged(shown) from error
@@ -236,7 +236,7 @@ def _read_block(descriptor: int, start: int, length: int, shown: str) -> bytes:
 
 
 class _LongLine:
-    """A line that is too long to be held: its head, its length, its digest, and the verdict that it may hide."""
+    """A line that is too long for memory: its head, its length, its digest, and the search for a verdict in it."""
 
     def __init__(self, start: int, first: bytes) -> None:
         self.start = start
@@ -247,7 +247,7 @@ class _LongLine:
         self.add(first)
 
     def add(self, part: bytes | int) -> None:
-        """Take the next bytes; a number stands for so many NULs, among which no verdict is found."""
+        """Add the next bytes; a number stands for so many NULs, which contain no verdict."""
         self.sha.update(part)
         if isinstance(part, int):
             self.length += part
@@ -262,14 +262,14 @@ class _LongLine:
 
 NEIGHBOURS_BYTES: Final = 1 << 17
 _GAP: Final = 1 << 10
-"""Lines that stand no farther apart are read in one go."""
+"""The maximum gap in bytes between lines that are read in one call."""
 
 
 def read_neighbours(descriptor: int, spans: Sequence[tuple[int, int]], shown: str) -> Iterator[bytes]:
-    """The bytes of each (start, length), which rise; neighbours share one read. What is cut off comes shorter.
+    """Yield the bytes of each (start, length), in ascending order; neighbours share a read, a cut-off line is short.
 
     Raises:
-        UnreadableError: The system refuses.
+        UnreadableError: The read failed.
     """
     at = 0
     while at < len(spans):
@@ -290,11 +290,11 @@ def read_neighbours(descriptor: int, spans: Sequence[tuple[int, int]], shown: st
 
 
 def read_head(descriptor: int, start: int, length: int, digest: bytes, shown: str) -> bytes:
-    """The first bytes of an over-long line, all of which is read, block by block, for the sake of its digest.
+    """Return the first bytes of an over-long line; all of it is read, block by block, to check its digest.
 
     Raises:
-        InputChanged: The bytes are no longer those that were indexed.
-        UnreadableError: The system refuses.
+        InputChanged: The bytes are not those that were indexed.
+        UnreadableError: The read failed.
     """
     head, sha = b"", ContentHash()
     for piece in _pieces(descriptor, start, start + length, shown):

@@ -1,7 +1,7 @@
 """The partitions on disk: walk, stat, open (SPEC 2).
 
-A folder that cannot be listed is never an empty one: the scan names it, and what it holds is unknown. Nothing here
-follows a link below the two input trees, and nothing blocks on a FIFO.
+A folder that cannot be listed does not count as empty: the scan reports it, and its content is unknown. No function
+here follows a link below the two input trees, or blocks on a FIFO.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/
 SUFFIX: Final = ".jsonl"
 
 LOST_AND_FOUND: Final = "lost+found"
-"""What a file system keeps at the top of a mount; only root may list it."""
+"""The folder that a file system has at the top of a mount; only root may list it."""
 _OWN_TROUBLE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _WENT_AWAY: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 
@@ -36,13 +36,13 @@ _FOLDER_NAMES: Final = (re.compile(r"[0-9]{4}"), re.compile(r"0[1-9]|1[0-2]"), r
 _EDITOR_LOCK: Final = re.compile(r"[^/]+@[^/]+\.[0-9]+(:[0-9]+)?")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Control characters, and the two separators at which some readers end a line."""
+"""Control characters, and the two Unicode separators that end a line for some readers."""
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ListingError(OperatorError):
-    """The input trees cannot be looked at, so what they hold is unknown; nothing is withdrawn on account of it."""
+    """The input trees cannot be listed, so their content is unknown; nothing is withdrawn because of that."""
 
     def __init__(self, path: str, cause: OSError | str) -> None:
         why = cause if isinstance(cause, str) else cause.strerror or str(cause)
@@ -61,14 +61,14 @@ class PartitionFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Oddity:
-    """Something in an input tree that is not read; ``path`` is below the root, made safe to print."""
+    """An entry of an input tree that is not read; ``path`` is below the root, and safe to print."""
 
     path: str
     problem: str
 
 
 class Stray(NamedTuple):
-    """What lies in the trees and is no partition, of one kind: how many, and the path of one, made safe to print."""
+    """Entries of one kind in the trees that are no partitions: their count, and the path of one, safe to print."""
 
     kind: str
     entries: int
@@ -76,10 +76,10 @@ class Stray(NamedTuple):
 
 
 class Unlisted(NamedTuple):
-    """A folder that could not be listed: what it holds is unknown, never deleted (SPEC 2).
+    """A folder that could not be listed: its content is unknown, never deleted (SPEC 2).
 
     ``below`` is relative to its tree and ends in ``/``; it is empty for the tree itself. ``problem`` is empty for a
-    folder that went away while the scan looked: the next scan tells.
+    folder that was removed during the scan: the next scan decides.
     """
 
     kind: InputKind
@@ -87,18 +87,18 @@ class Unlisted(NamedTuple):
     problem: str
 
     def holds(self, kind: InputKind, path: str) -> bool:
-        """Whether a partition of this path would stand below the folder."""
+        """Return whether a partition with this path would be below the folder."""
         return kind is self.kind and path.startswith(self.below)
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One look at both trees: files in walk order, what is not read, partition folders whose names are no date.
+    """The result of one scan of both trees: files in walk order, entries that are not read, folders with odd names.
 
-    ``odd_folders`` hold files, and are relative to their tree (``a/b/c``): one that stands in both trees counts once.
-    ``folders`` are all that were listed, by absolute path, with their st_dev and st_ino: what is to be watched.
-    ``unlisted`` are those that could not be. ``ignored`` are folders that a file system keeps for itself. ``strays``
-    are not read although somebody may take them for partitions.
+    ``odd_folders`` have files, but a name that is no date; they are relative to their tree (``a/b/c``), and one that is
+    in both trees counts once. ``folders`` are all listed folders by absolute path, with st_dev and st_ino; they are
+    watched. ``unlisted`` could not be listed. ``ignored`` are folders of the file system. ``strays`` are not read
+    although they may look like partitions.
     """
 
     files: tuple[PartitionFile, ...]
@@ -111,37 +111,37 @@ class Scan:
     strays: tuple[Stray, ...] = ()
 
     def is_unknown(self, kind: InputKind, path: str) -> bool:
-        """Whether a partition stands below a folder that could not be listed, so that it counts as it was recorded."""
+        """Return whether a partition is below a folder that could not be listed, so that its record stays valid."""
         return any(folder.holds(kind, path) for folder in self.unlisted)
 
     @property
     def not_listed(self) -> tuple[Oddity, ...]:
-        """The folders whose listing failed, to be reported."""
+        """Return the folders whose listing failed, for the report."""
         return tuple(
             Oddity(printable(tree_path(each.kind, each.below)), each.problem) for each in self.unlisted if each.problem
         )
 
 
 def walk_key(path: str) -> tuple[str, ...]:
-    """The key of the walk order: path components, compared by code point (SPEC 2)."""
+    """Return the sort key of the walk order: path components, compared by code point (SPEC 2)."""
     return tuple(path.split("/"))
 
 
 def printable(path: str) -> str:
-    """A path with what could harm a terminal or a log escaped."""
+    """Return a path with characters escaped that could harm a terminal or a log."""
     return _UNSAFE.sub(lambda match: f"\\x{ord(match.group()):02x}", escaped(path))
 
 
 def scan(root: Path) -> Scan:
-    """List both trees; a folder that cannot be listed stops nothing else.
+    """List both trees; the scan continues after a folder that cannot be listed.
 
     Raises:
-        ListingError: It cannot be told whether a tree is there, or this process lacks what listing takes.
+        ListingError: It is unknown whether a tree exists, or this process lacks descriptors or memory.
     """
     walker = _Walker(root)
     for kind in InputKind:
         walker.walk_tree(kind)
-    # Each tree stands in walk order already. Sorting is stable: of a partition's two files, evidence comes first.
+    # Each tree is already in walk order. The sort is stable: of a partition's two files, evidence comes first.
     files = [*walker.files[InputKind.EVIDENCE], *walker.files[InputKind.SCORED]]
     files.sort(key=_walk_text)
     return Scan(
@@ -157,7 +157,7 @@ def scan(root: Path) -> Scan:
 
 
 def _walk_text(file: PartitionFile) -> str:
-    """The same order as that of :func:`walk_key`, and quicker to compare: no name that is read holds a NUL."""
+    """Return a key with the order of :func:`walk_key` that compares faster: no name contains a NUL."""
     return file[1].replace("/", "\0")
 
 
@@ -181,10 +181,10 @@ class _Walker:
 
     def _walk_folder(self, kind: InputKind, folder: str, below: str, depth: int, *, odd: bool) -> None:
         try:
-            # Before it is listed: a folder that takes its place in between is another one, and is noticed.
+            # Stat it before it is listed: if another folder replaces it in between, the identities differ.
             status = os.stat(folder)
             with os.scandir(folder) as entries:
-                # In walk order from the start, which leaves little to sort at the end.
+                # Already in walk order, which makes the final sort fast.
                 found = sorted(entries, key=_name_of)
         except OSError as error:
             self._leave_unlisted(kind, below, depth, error)
@@ -200,12 +200,12 @@ class _Walker:
                 for entry in found:
                     self._enter(kind, entry, below, depth, odd=odd)
         except OSError as error:
-            # A folder that may be listed and not entered: what was taken of it is no whole look.
+            # The folder can be listed but not entered: drop its incomplete result.
             del self.files[kind][taken_before:], self.oddities[reported_before:]
             self._leave_unlisted(kind, below, depth, error)
 
     def _leave_unlisted(self, kind: InputKind, below: str, depth: int, error: OSError) -> None:
-        """Go on without a folder.
+        """Record a folder as unlisted.
 
         Raises:
             ListingError: The cause is this process, not the folder.
@@ -234,13 +234,13 @@ class _Walker:
             self._stray(kind, path, _ANOTHER_DEPTH)
 
     def _stray(self, kind: InputKind, path: str, what: str) -> None:
-        """Count what is no partition; hidden files are somebody's temporary ones."""
+        """Count an entry that is no partition; hidden files are ignored as temporary."""
         if not path.rpartition("/")[2].startswith("."):
             entries, example = self.strays.get(what, (0, printable(tree_path(kind, path))))
             self.strays[what] = entries + 1, example
 
     def _take_files(self, kind: InputKind, found: list[os.DirEntry[str]], below: str) -> None:
-        """Take a partition folder's files; the one loop whose every step counts, for a lake has many files."""
+        """Add the files of a partition folder; this loop must be fast, because a lake has many files."""
         take, make = self.files[kind].append, tuple.__new__
         for entry in found:
             name = entry.name
@@ -253,11 +253,11 @@ class _Walker:
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
-                continue  # it went between the listing and the look; the next scan tells
+                continue  # it was removed after the listing; the next scan decides
             problem = None if stat.S_ISREG(status.st_mode) else _kind_problem(status.st_mode)
             problem = problem or _name_problem(name)
             if problem is None:
-                # What the classes' own constructors do, without their price.
+                # The same as the constructors of the classes, but faster.
                 facts = make(
                     StatFacts, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
                 )
@@ -270,10 +270,10 @@ class _Walker:
 
 
 def is_missing(root: Path, kind: InputKind) -> bool:
-    """Whether an input tree is not there.
+    """Return whether an input tree does not exist.
 
     Raises:
-        ListingError: It cannot be told, or a link leads nowhere: a mount may be missing.
+        ListingError: The system cannot tell, or a link is broken: a mount may be missing.
     """
     tree = root / TREES[kind]
     try:
@@ -289,7 +289,7 @@ def is_missing(root: Path, kind: InputKind) -> bool:
 
 
 def _is_editor_lock(entry: os.DirEntry[str]) -> bool:
-    """Whether it is the link that Emacs keeps beside a file that it has open: to nothing but its user and host."""
+    """Return whether it is an Emacs lock: a broken link next to an open file, which names its user and host."""
     if not entry.name.startswith(".#"):
         return False
     try:
@@ -299,7 +299,7 @@ def _is_editor_lock(entry: os.DirEntry[str]) -> bool:
 
 
 def _suffix_of(name: str) -> str:
-    """What a file name that is no partition's ends in, where that looks like one."""
+    """Return the suffix of a file that is no partition, if the suffix resembles one."""
     lower = name.lower()
     return next((name[-len(suffix) :] for suffix in _LIKE_PARTITIONS if lower.endswith(suffix)), "another name")
 
@@ -323,12 +323,12 @@ def _name_problem(name: str) -> str | None:
 
 
 def tree_path(kind: InputKind, path: str) -> str:
-    """A partition's path below the root."""
+    """Return a partition's path below the root."""
     return f"{TREES[kind]}/{path}"
 
 
 def is_partition(path: str) -> bool:
-    """Whether a scan would read a file at this path below a tree."""
+    """Return whether a scan would read a file at this path below a tree."""
     parts = path.split("/")
     names = len(parts) == len(_FOLDER_NAMES) + 1 and not {"", ".", ".."}.intersection(parts)
     return names and path.endswith(SUFFIX) and not any(map(_name_problem, parts))
@@ -336,13 +336,13 @@ def is_partition(path: str) -> bool:
 
 @contextmanager
 def open_partition(root: Path, kind: InputKind, path: str) -> Iterator[tuple[int, StatFacts]]:
-    """Open a partition for reading: no link followed below the tree, never blocking, regular files only.
+    """Open a partition for reading: it follows no link below the tree, never blocks, and opens only regular files.
 
-    Gives the descriptor and the facts of its fstat.
+    Yield the descriptor and the facts of its fstat.
 
     Raises:
-        InputChanged: It is gone, or no longer a regular file: the next scan tells.
-        UnreadableError: The system refuses to open it.
+        InputChanged: It is gone, or no longer a regular file: the next scan decides.
+        UnreadableError: The system cannot open it.
     """
     descriptor = _open_below(root / TREES[kind], path, tree_path(kind, path))
     try:
@@ -374,16 +374,16 @@ def _open_below(tree: Path, path: str, shown: str) -> int:
 
 
 class SourceFiles:
-    """The path check (SPEC 3.5): which of an evidence row's source files exist below a root, by realpath."""
+    """The path check (SPEC 3.5): it tells which source files of an evidence row exist below a root, by realpath."""
 
     def __init__(self, root: Path) -> None:
         self._root = os.path.realpath(root)
 
     def missing(self, names: Sequence[Any]) -> tuple[str, ...]:
-        """Those of ``names`` that are no string, impossible as a name, not below the root, or do not exist.
+        """Return the ``names`` that are no string, are not possible as a name, are not below the root, or do not exist.
 
         Raises:
-            UnreadableError: The system would not say (EACCES, EIO), and not on account of what stands outside the root.
+            UnreadableError: The system cannot tell (EACCES, EIO), unless that is because of something outside the root.
         """
         return tuple(_shown(name) for name in names if not self._exists(name))
 
@@ -392,7 +392,7 @@ class SourceFiles:
             return False
         path = os.path.join(self._root, name)
         try:
-            # It knows what a path in words does not: that nothing stands below a file, and none is called ``name/``.
+            # stat also refuses paths that realpath may simplify: a path below a file, and a file called ``name/``.
             os.stat(path)
             real = os.path.realpath(path, strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -407,7 +407,7 @@ class SourceFiles:
         return real == self._root or real.startswith(self._root.rstrip("/") + "/")
 
     def _is_refused_outside(self, path: str) -> bool:
-        """Whether a path that the system refuses has led out of the root where it does so."""
+        """Return whether a path that the system refuses is outside the root at the refused step."""
         for step in (self._root, *accumulate(path.split("/"), "{}/{}".format)):
             try:
                 os.stat(step)

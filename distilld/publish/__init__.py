@@ -1,1 +1,1 @@
-"""What the world sees of a batch: exports, the commit protocol with its recovery, receipts."""
+"""What a batch writes: exports, by a commit protocol with recovery, and receipts."""

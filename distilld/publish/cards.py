@@ -1,6 +1,6 @@
-"""The cards on disk: a README.md in each export folder, ours as long as our marker line stands in it.
+"""Writes dataset cards: a README.md in each export folder, which is ours while it contains our marker line.
 
-A card is no export: no receipt names it, nothing restores it, and where it cannot be written the batch stands.
+A card is no export: no receipt names it, nothing restores it, and a batch is committed even if its card is not written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 def write_cards(root: Path) -> None:
-    """Write each export folder's card where it is missing, or is ours and tells other types."""
+    """Write the card of each folder that holds exports, if it is missing, or ours and out of date."""
     for folder, text in export_cards().items():
         path = root / folder / CARD
         if not _holds_exports(root, folder) or not _is_due(path, text.encode()):
@@ -41,5 +41,5 @@ def _is_due(path: Path, text: bytes) -> bool:
     except FileNotFoundError:
         return True
     except OSError:
-        return False  # whatever it is, it is not ours
+        return False  # not a readable file, so not ours
     return CARD_MARKER.encode() in found and found != text

@@ -1,7 +1,7 @@
-"""One batch made durable: intent, exports, one transaction, finish. See docs/design.md, 'The commit protocol'.
+"""Makes one batch durable: intent, exports, one transaction, finish. See docs/design.md, 'The commit protocol'.
 
-A file that loses rows is overwritten in place where that is quick and nobody has its batch pinned; else it is written
-again beside the old one, which is also how a row is replaced: no reader sees two rows of one id.
+A file that loses rows is overwritten in place if that is fast and no reader has its batch pinned. Otherwise it is
+rewritten into a temporary file. So is a file in which a row is replaced: no reader sees two rows with one id.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from distilld.store.ledger import Totals
 
 @dataclass(frozen=True, slots=True)
 class CommittedBatch:
-    """What a batch came to."""
+    """The result of a committed batch."""
 
     identity: BatchIdentity
     receipt: dict[str, Any]
     appended: dict[str, int]
     removed: dict[str, int]
     receipt_sha256: str | None
-    """The head of the receipts' chain."""
+    """The newest digest in the chain of receipts."""
 
 
 class Committer(Recovery):
-    """Owns the order of durable writes for one lake."""
+    """Commits batches, and defines the order of durable writes for one lake."""
 
     writes: ClassVar[bool] = True
-    """Whether anything below the root is written at all."""
+    """Whether anything below the root is written."""
 
     def next_identity(self, after: BatchIdentity | None = None) -> BatchIdentity:
-        """The next batch: its time is now, or one millisecond after the last batch's if the clock stepped back.
+        """Return the next batch's identity: its time is now, or 1 ms after the last one's if the clock stepped back.
 
-        ``after`` is a batch whose time was given out and that is not committed yet: the time is behind that one's. The
-        number is always that of the next batch, for the one before may come to nothing.
+        ``after`` is a batch that has a time and is not committed yet: the new time is later. The number always follows
+        the last committed batch, because ``after`` may never be committed.
         """
         last = self._receipts.last_batch()
         sequence = last.batch if last is not None else 0
@@ -73,15 +73,15 @@ class Committer(Recovery):
         context: BatchContext,
         also: Callable[[], None] = lambda: None,
     ) -> CommittedBatch:
-        """Write and commit the batch; ``also`` runs in its transaction, behind the decisions.
+        """Write and commit the batch; ``also`` runs in its transaction, after the decisions.
 
-        What it raises leaves nothing committed. :meth:`finish` follows, or :meth:`recover` after a failure.
+        If ``also`` raises, nothing is committed. Call :meth:`finish` next, or :meth:`recover` after a failure.
 
         Raises:
-            WriterBusy: Another writer took the lake.
+            WriterBusy: Another writer has the lock of the lake.
             ExportTamperedError: An export is not what its last commit left.
             ExportWriteError: A write failed; :meth:`recover` undoes the batch.
-            ProgramError: The accounting does not hold; nothing is committed.
+            ProgramError: The accounting is wrong; nothing is committed.
         """
         self.keep_lock()
         with self._pins.let_in_at_failure():
@@ -120,7 +120,7 @@ class Committer(Recovery):
             )
 
     def _in_place(self, writes: list[ExportWrite], records: dict[str, ExportRecord]) -> list[ExportWrite]:
-        """The same writes, where rows leave in place if they can."""
+        """Return the same writes, with a plan to overwrite rows in place where that is possible."""
         if not self.writes or not any(write.drops for write in writes):
             return writes
         if not self._pins.keep_out():
@@ -150,9 +150,9 @@ class Committer(Recovery):
 
     @contextmanager
     def left_as_found(self, name: str) -> Iterator[None]:
-        """Within it, an export that is to be appended to and was changed by somebody else is not cut back by recovery.
+        """If the block finds an export that another program changed, keep recovery from cutting it back.
 
-        What was put there may be needed. The next look goes by the content, whatever stat says, and sets it aside.
+        Its content may be needed. The next check reads the content, whatever stat says, and sets the file aside.
         """
         try:
             yield
@@ -212,7 +212,7 @@ class Committer(Recovery):
     def _checks(
         self, decisions: Decisions, context: BatchContext, totals: Totals, exports: dict[str, ExportRecord]
     ) -> dict[str, bool]:
-        """The named checks behind ``validation_pass``: accounting by counters, a second look at the firewall."""
+        """Return the checks for ``validation_pass``, by name: accounting by counters, and the firewall again."""
         judged = self._ledger.counter("scored_rows") - self._ledger.counter("unjudged_rows")
         checks = {
             "rag_rows_accounted": totals.live(Dataset.RAG) == judged,
@@ -243,9 +243,9 @@ class Committer(Recovery):
     # whole files
 
     def replace(self, files: Sequence[NewVersion], also: Callable[[], None]) -> None:
-        """Put new versions of whole exports in place, under the same protocol; ``also`` runs in the transaction.
+        """Replace whole exports by new versions, by the same protocol; ``also`` runs in the transaction.
 
-        Used where a file's lines are as recorded but must be written again: a damaged file, another order, a takeover.
+        It rewrites files whose rows are recorded already: after damage, for another order, in a takeover.
         """
         self.keep_lock()
         stamp = self.next_identity()
@@ -269,7 +269,7 @@ class Committer(Recovery):
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """A whole new version of an export; ``rows`` is asked once the blocks are written."""
+    """A new version of a whole export; ``rows`` is called after the blocks are written."""
 
     name: str
     blocks: Pieces
@@ -296,7 +296,7 @@ def _writes_of(
 
 
 def _as_first(write: ExportWrite, identity: BatchIdentity) -> ExportWrite:
-    """A write to an export without rows, made beside it: what another program puts there is never taken for ours."""
+    """Return a write to an empty export as one to a temporary file: a foreign file there is never taken for ours."""
     return replace(write, temp=_temp_name(write.name, identity.batch_id + FIRST), drop=drop_ids(frozenset()))
 
 

@@ -1,8 +1,8 @@
-"""Reads the exports of one committed batch, beside a running writer: the one way in which anybody does (SPEC 3.10).
+"""Reads the exports of one committed batch while a writer may run; all readers use this module (SPEC 3.10).
 
-The store says how long each export is and what its sha256 is. A reader takes that many bytes, and hashes what it reads:
-what does not match is either of a batch that came meanwhile, and then all is read again, or is damaged. There may be
-white space around a row, where a withdrawn one stood (SPEC 3.8); it is no part of the line that a reader gets.
+The store has the length and the sha256 of each export. A reader reads that many bytes and hashes them. If the hash does
+not match, either a batch was committed meanwhile, and all is read again, or the export is damaged. There may be white
+space around a row, where a withdrawn one was (SPEC 3.8); it is no part of the line that a reader gets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class BatchMovedError(OperatorError):
-    """A batch was committed, or put in place, while its predecessor was being read."""
+    """A batch was committed, or its files were renamed, while the one before it was read."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -46,7 +46,7 @@ class BatchMovedError(OperatorError):
 
 
 class ExportDamagedError(OperatorError):
-    """An export is not what its last commit left, and no writer is to blame."""
+    """An export is not what its last commit left, and no writer was at work."""
 
     def __init__(self, shown: str, problem: str) -> None:
         super().__init__(f"{shown} {problem}", hint="'distilld run --once' restores it; see 'distilld status'")
@@ -54,19 +54,19 @@ class ExportDamagedError(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """How far the writer is with the exports, at one moment."""
+    """The writer's progress on the exports at one moment."""
 
     batch: int
     undone_at: str | None
     versions: Mapping[str, tuple[int, Committed]]
     appending: frozenset[str]
-    """The exports that an append which no transaction has committed may have made longer."""
+    """The exports that an uncommitted append may have made longer."""
     overwriting: bool
-    """Whether rows that a batch withdrew are yet to be overwritten."""
+    """Whether rows that a batch withdrew are still to be overwritten."""
 
     @classmethod
     def of(cls, store: Store) -> Writing:
-        """What the store says of it."""
+        """Return the progress that the store records."""
         newest, export_records = Receipts(store).last_batch(), ExportRecords(store)
         records = export_records.exports()
         return cls(
@@ -78,7 +78,7 @@ class Writing:
         )
 
     def moved_on(self, before: Writing) -> bool:
-        """Whether an export may have been committed or cut back since ``before``, or is in the making."""
+        """Return whether an export may have been committed or cut back since ``before``, or is being overwritten."""
         return self.overwriting or (self.batch, self.undone_at, self.versions) != (
             before.batch,
             before.undone_at,
@@ -87,9 +87,9 @@ class Writing:
 
 
 class CommittedExport:
-    """An export as of one batch. It is held open, and pinned: a rewrite puts another file in its place.
+    """An export as of one batch, held open and pinned: a rewrite replaces the file and leaves this one unchanged.
 
-    ``problem`` is why it cannot be read, if so; then it has no lines.
+    ``problem`` says why it cannot be read, if so; it then has no lines.
     """
 
     def __init__(self, root: Path, record: ExportRecord) -> None:
@@ -107,11 +107,11 @@ class CommittedExport:
             self.problem = f"cannot be read: {error.strerror}"
 
     def blocks(self) -> Iterator[bytes]:
-        """The committed bytes, in blocks.
+        """Return the committed bytes, in blocks.
 
         Raises:
-            BatchMovedError: At the end: they are not the committed ones.
-            OperatorError: The system refuses to read them.
+            BatchMovedError: At the end: the bytes are not the committed ones.
+            OperatorError: The bytes cannot be read.
         """
         if self.problem:
             raise BatchMovedError
@@ -128,7 +128,7 @@ class CommittedExport:
             raise BatchMovedError
 
     def rows(self) -> Iterator[list[bytes]]:
-        """The committed rows, some at a time, without what stands around them.
+        """Return the committed rows, some at a time, without line feeds and white space around them.
 
         Raises:
             BatchMovedError, OperatorError: As :meth:`blocks`.
@@ -136,12 +136,12 @@ class CommittedExport:
         return map(rows_of, whole_lines(self.blocks()))
 
     def lines(self) -> Iterator[bytes]:
-        """The same, each with its line feed."""
+        """Return the committed rows one by one, each with its line feed."""
         return (row + b"\n" for rows in self.rows() for row in rows)
 
     @cached_property
     def intact(self) -> bool:
-        """Whether its committed part is what was committed, as of the first time that this is asked."""
+        """Return whether the committed part is unchanged, as of the first access."""
         try:
             for _ in self.blocks():
                 pass
@@ -155,27 +155,27 @@ class CommittedExport:
 
     @cached_property
     def behind(self) -> int:
-        """How many bytes stand behind its committed part, as of the first time that this is asked."""
+        """Return how many bytes follow the committed part, as of the first access."""
         return max(os.fstat(self.file.fileno()).st_size - self.committed.size, 0) if self.file else 0
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, if it is open."""
         if self.file is not None:
             self.file.close()
 
 
 def _open(path: Path, pending_temp: str | None) -> BinaryIO:
-    """Open the committed version, which may wait beside the live file to be put in its place."""
+    """Open the committed version: the temporary file if it is not renamed yet, else the live one."""
     if pending_temp is not None:
         try:
             return open_regular(path.with_name(pending_temp))
         except FileNotFoundError:
-            pass  # it has been put in place since the store was asked
+            pass  # it was renamed after the query
     return open_regular(path)
 
 
 def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in blocks of whole lines; of the last one the end may be missing."""
+    """Return the same bytes in blocks of whole lines; the last line may be incomplete."""
     held: list[bytes] = []
     for block in blocks:
         if end := block.rfind(b"\n") + 1:
@@ -187,14 +187,14 @@ def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def rows_of(block: bytes) -> list[bytes]:
-    """The rows in whole lines, without line feeds and white space around them."""
+    """Return the rows in whole lines, without line feeds and white space around them."""
     return [row for line in BytesIO(block) if (row := line.strip(_WHITE))]
 
 
 def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The rows in blocks of JSONL, each with its line feed, and where their lines begin.
+    """Return the rows in blocks of JSONL, each with its line feed, and the offset of its line.
 
-    White space around a row, and a line of nothing else, is left out.
+    White space around a row, and lines of white space only, are omitted.
     """
     start = 0
     for block in whole_lines(blocks):
@@ -205,7 +205,7 @@ def placed_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 class CommittedBatch:
-    """The newest batch, the store as it was then, and the exports that were asked for."""
+    """The newest batch, the store as of that batch, and the exports that were asked for."""
 
     def __init__(self, root: Path, store: Store, names: Collection[str]) -> None:
         self.store = store
@@ -217,7 +217,7 @@ class CommittedBatch:
         self.exports = {name: CommittedExport(root, records[name]) for name in names}
 
     def refuse_incomplete(self, name: str) -> None:
-        """Refuse an export that was damaged and restored in part: the next batch writes what is missing.
+        """Refuse an export that was damaged and is restored in part: the next batch writes the missing rows.
 
         Raises:
             OperatorError: Rows are missing.
@@ -232,11 +232,11 @@ class CommittedBatch:
 def at_one_batch(
     root: Path, state: Path, look: Callable[[CommittedBatch], T], *, names: Collection[str] = tuple(EXPORT_PATHS)
 ) -> T:
-    """Let ``look`` read one committed batch; again where it raises :class:`BatchMovedError` since another one came.
+    """Call ``look`` with the newest committed batch; call it again if another batch was committed meanwhile.
 
     Raises:
-        BatchMovedError: Another batch came each time.
-        ExportDamagedError: An export is not what was committed, though no batch came.
+        BatchMovedError: Another batch was committed at each of :data:`ATTEMPTS` attempts.
+        ExportDamagedError: An export is not what was committed, and no batch was committed meanwhile.
         OperatorError: There is no store, or something cannot be read.
     """
     for attempt in range(ATTEMPTS):

@@ -1,10 +1,10 @@
 """The only module that opens an export for writing (docs/design.md, 'The commit protocol').
 
-The crash contract. ``append`` and ``rewrite`` may be cut off at any call: an appended file then has a tail behind its
-committed length, a rewritten one a temporary file beside it, and both are named by an intent that was committed
-before. ``cut_back``, ``discard`` and ``install`` bring either to the state of the last commit. ``overwrite`` does what
-a committed batch recorded. Each may be cut off and run again. Nothing here decides which:
-:mod:`distilld.publish.commit` and :mod:`distilld.publish.recovery` do.
+The crash contract: ``append`` and ``rewrite`` may be interrupted at any call. An appended file then has a tail after
+its committed length, and a rewritten file has a temporary file in its folder. An intent that was committed before
+names both. ``cut_back``, ``discard`` and ``install`` bring either file to the state of the last commit. ``overwrite``
+carries out what a committed batch recorded. All four may be interrupted and run again.
+:mod:`distilld.publish.commit` and :mod:`distilld.publish.recovery` decide which of them to call.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from distilld.publish.reading import (
 )
 
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
-"""Rows that must leave are gone from the datasets before anything else is renamed."""
+"""Datasets first: withdrawn rows are out of them before any other file is renamed."""
 
 
 class Drop(Protocol):
-    """Whether a line (line feed included) is left out of a rewritten file; its digest is given where it is known."""
+    """Returns whether a rewritten file omits a line (line feed included); its digest is passed if it is known."""
 
     def __call__(self, line: bytes, digest: bytes = b"", /) -> bool: ...
 
 
 class Exports(LiveFiles):
-    """Writes below one root."""
+    """Writes the exports below one root."""
 
     def index(self, name: str, known: Committed) -> Written:
-        """Read a whole file, and learn its segments; the store knows it in another form.
+        """Read a whole file and return its segments; the store has its digest in another form.
 
         Raises:
-            ExportTamperedError: It is not what its last commit left.
-            ExportReadError: The system refused.
+            ExportTamperedError: The file is not what its last commit left.
+            ExportReadError: The file cannot be read.
         """
         found = Output(None, SegmentHash(self.segment_bytes))
         with self._opened(name, known) as descriptor, reading_errors(EXPORT_PATHS[name]):
@@ -66,11 +66,11 @@ class Exports(LiveFiles):
     # writing
 
     def append(self, name: str, known: Committed, blocks: Pieces) -> Written:
-        """Append behind the committed length, fsync; there is a file, and the caller has committed an intent.
+        """Append after the committed length, and fsync. The file exists, and the caller has committed an intent.
 
         Raises:
             ExportTamperedError: The file is not what its last commit left.
-            ExportWriteError: The system refused.
+            ExportWriteError: The write failed.
         """
         self.check(name, known)
         with writing_errors(EXPORT_PATHS[name]):
@@ -90,13 +90,13 @@ class Exports(LiveFiles):
         return output.written(facts, known.spaces)
 
     def rewrite(self, name: str, known: Committed, temp: str, drop: Drop, blocks: Pieces) -> Written:
-        """Stream the file into a temporary one beside it, without the dropped lines and with new ones behind; fsync.
+        """Stream the file into a temporary one in its folder, without the dropped lines, then the new ones; fsync.
 
-        White space between its rows is left out, too. The live file is left as it is until :meth:`install`.
+        White space between its rows is omitted. The live file does not change until :meth:`install`.
 
         Raises:
             ExportTamperedError: The live file is not what its last commit left.
-            ExportWriteError: The system refused.
+            ExportWriteError: The write failed.
         """
         dropped = 0
 
@@ -120,10 +120,10 @@ class Exports(LiveFiles):
         return replace(written, dropped=dropped)
 
     def compose(self, name: str, temp: str, blocks: Pieces) -> Written:
-        """Write a whole new version of a file into a temporary one beside it; fsync. The live file is left as it is.
+        """Write a new version of a file into a temporary one in its folder, and fsync. The live file does not change.
 
         Raises:
-            ExportWriteError: The system refused.
+            ExportWriteError: The write failed.
         """
         path = self._root / EXPORT_PATHS[name]
         with writing_errors(EXPORT_PATHS[name]):
@@ -138,7 +138,7 @@ class Exports(LiveFiles):
                     os.close(like)
 
     def _beside(self, name: str, temp: str, like: int | None, blocks: Pieces) -> Written:
-        """Write a temporary file beside the live one, with the owner, group and mode of ``like``."""
+        """Write a temporary file in the live one's folder, with the owner, group and mode of ``like``."""
         folder = (self._root / EXPORT_PATHS[name]).parent
         self._hashes.pop(name, None)
         make_folder(folder)
@@ -159,13 +159,13 @@ class Exports(LiveFiles):
     # overwriting
 
     def plan(self, name: str, known: Committed, leaving: Counter[bytes], *, grows: bool) -> Overwriting | None:
-        """How the lines with these digests can leave in place; None where the file is to be written again.
+        """Plan how to overwrite the lines with these digests; return None if the file must be rewritten instead.
 
-        :meth:`append` goes on from what was planned.
+        A later :meth:`append` continues from the planned state.
 
         Raises:
             ExportTamperedError: The file is not what its last commit left.
-            ExportReadError: The system refused.
+            ExportReadError: The file cannot be read.
         """
         if self._segments is None or known.size < LEAST_BYTES:
             return None
@@ -180,7 +180,7 @@ class Exports(LiveFiles):
         return planned
 
     def planned(self, name: str, known: Committed, planned: Overwriting, blocks: Pieces | None) -> Written:
-        """What the file is once it was overwritten, with these blocks appended; they are appended now."""
+        """Append these blocks now; return what the file is after they and the planned spaces are written."""
         if blocks is not None:
             written = self.append(name, known, blocks)
         else:
@@ -191,12 +191,12 @@ class Exports(LiveFiles):
     def overwrite(
         self, name: str, committed: Committed, spans: list[Span], digests: dict[int, bytes], facts: StatFacts | None
     ) -> StatFacts | None:
-        """Overwrite what a committed batch withdrew, fsync; ``facts`` are those of the file as it was committed.
+        """Overwrite what a committed batch withdrew, and fsync; ``facts`` are the committed file's stat facts.
 
-        Returns its facts now; None where it is not that file, which is left as it is, or was touched since.
+        Return its new facts. Return None if it is another file, which is not changed, or was touched since.
 
         Raises:
-            ExportWriteError: The system refused.
+            ExportWriteError: The write failed.
         """
         path = self._root / EXPORT_PATHS[name]
         held = self._hashes.pop(name, None)
@@ -206,7 +206,7 @@ class Exports(LiveFiles):
                 return None
             descriptor = open_in_folder(path, os.O_RDWR)
             try:
-                # The length before rows are cut off is not recorded; overwrite() looks at it.
+                # The length before rows are cut off is not recorded; overwrite() checks it.
                 before = StatFacts.of(os.fstat(descriptor))
                 was_whole = facts is not None and facts == before._replace(size=facts.size)
                 done = overwrite(descriptor, committed, spans, digests)
@@ -221,7 +221,7 @@ class Exports(LiveFiles):
 
 
 def drop_ids(ids: Collection[bytes]) -> Drop:
-    """Drop dataset lines by id; every row of ours begins with its schema version and its id."""
+    """Return a filter that drops dataset lines by id; each row begins with its schema version and its id."""
     prefix = b'{"schema_version":1,"id":"'
     start = len(prefix)
 
@@ -232,7 +232,7 @@ def drop_ids(ids: Collection[bytes]) -> Drop:
 
 
 def drop_digests(digests: Counter[bytes]) -> Drop:
-    """Drop as many lines of each digest as are counted."""
+    """Return a filter that drops as many lines of each digest as ``digests`` counts."""
     left = Counter(digests)
 
     def drop(line: bytes, digest: bytes = b"", /) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of older exports, as they are taken over: a dataset's, a log's, and what a quarantine tells of a run."""
+"""Parses rows of older exports for a takeover: of datasets, of withdrawal logs, and verdicts in quarantine rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REASONS: Final = {reason.value: reason for reason in Reason}
 
 
 def orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
-    """A row of an older export, or None for one that is torn, unreadable, or no row of this dataset by its schema."""
+    """Return a row of an older export, or None if it is torn, unreadable, or not in this dataset's schema."""
     if not line.endswith(b"\n"):
         return None
     row, marked, _ = parse_object(line[:-1])
@@ -44,13 +44,13 @@ def orphan_of(dataset: Dataset, line: bytes) -> Orphan | None:
 
 
 def _with_line_offset(row: dict[str, Any]) -> dict[str, Any]:
-    """The row as it is checked: the older exporters left the key out where the scored row had none."""
+    """Return the row with the key that older exporters omitted if the scored row had none."""
     provenance = row.get("provenance")
     return {**row, "provenance": {"line_offset": None, **provenance}} if isinstance(provenance, dict) else row
 
 
 def withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:
-    """A line of an older log of withdrawals, or None for one that is torn or no such line."""
+    """Return a line of an older log of withdrawals, or None if it is torn or no such line."""
     row = parse_object(line[:-1]).value if line.endswith(b"\n") else None
     if row is None or set(row) != {*PublishedWithdrawal._fields} - {"dataset"}:
         return None
@@ -64,7 +64,7 @@ def withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:
 
 
 def forbidding(line: bytes) -> ToldVerdict | None:
-    """What a quarantine row tells of a run that was rejected or never reviewed; None for any other row."""
+    """Return the verdict in a quarantine row if its run was rejected or never reviewed, else None."""
     row = parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}
     record, location = row.get("source_record"), row.get("location")
     if not isinstance(record, dict) or not isinstance(record.get("evidence_run_id"), str):

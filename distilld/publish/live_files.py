@@ -1,4 +1,4 @@
-"""Exports as they stand: whether they are what the last commit left, and what brings them there."""
+"""Compares exports on disk with their last commit, and brings them to that state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from distilld.store.segments import Segments
 class LiveFiles:
     """The exports below one root. Keeps the running digest and the last stat of each file it has touched.
 
-    ``pulse`` is called at every block of what may take long. ``segments`` are those that the store knows.
+    ``pulse`` is called at every block of long reads and writes. ``segments`` are those in the store.
     """
 
     def __init__(
@@ -40,26 +40,26 @@ class LiveFiles:
         self.segment_bytes = SEGMENT_BYTES
 
     def forget(self) -> None:
-        """Drop what is held in memory; the next touch reads the files again (after a failure)."""
+        """Drop the digests in memory, after a failure; the next access reads the files again."""
         self._hashes.clear()
 
-    # looking
+    # checking
 
     def stands(self, name: str) -> bool:
-        """Whether there is anything in place of an export.
+        """Return whether anything exists at an export's path.
 
         Raises:
-            ExportReadError: The system does not say.
+            ExportReadError: The path cannot be checked.
         """
         with reading_errors(EXPORT_PATHS[name]):
             return is_there(self._root / EXPORT_PATHS[name])
 
     def check(self, name: str, known: Committed) -> StatFacts | None:
-        """Make sure that the file is what its last commit left; returns its facts, None where there is no file yet.
+        """Check that the file is what its last commit left; return its stat facts, or None if there is no file yet.
 
         Raises:
-            ExportTamperedError: It is not.
-            ExportReadError: The system refused.
+            ExportTamperedError: The file is not what its last commit left.
+            ExportReadError: The file cannot be read.
         """
         with reading_errors(EXPORT_PATHS[name]):
             descriptor = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
@@ -84,7 +84,7 @@ class LiveFiles:
         return facts
 
     def _recorded(self, name: str, descriptor: int, known: Committed, facts: StatFacts) -> SegmentHash | None:
-        """The running digest of a file that looks as its last commit left it: only its last segment is read."""
+        """Return the running digest of a file whose stat facts are the committed ones; read only its last segment."""
         recorded = self._segments.recorded(name) if self._segments is not None else None
         if recorded is None or recorded[0] != facts:
             return None
@@ -98,11 +98,11 @@ class LiveFiles:
 
     @contextmanager
     def reading(self, name: str, known: Committed) -> Iterator[CommittedFile]:
-        """Have a file of committed rows open for reading.
+        """Open a file of committed rows for reading.
 
         Raises:
-            ExportTamperedError: It is gone, no regular file, or of another length.
-            ExportReadError: The system refused.
+            ExportTamperedError: The file is gone, not regular, or of another length.
+            ExportReadError: The file cannot be opened.
         """
         with self._opened(name, known) as descriptor:
             yield CommittedFile(descriptor, EXPORT_PATHS[name], known, self._pulse)
@@ -122,9 +122,9 @@ class LiveFiles:
     # after a commit, and after a crash
 
     def in_the_way(self, name: str, temp: str, *, is_first: bool) -> ExportTamperedError | None:
-        """What is wrong with the place of the live file, if a temporary one is to go there.
+        """Return what is wrong at the path of the live file, if a temporary one is to be renamed to it.
 
-        It may hold what is no file; or a file with something in it, where there was none before.
+        There may be something other than a regular file, or a file with content although there was none before.
         """
         path = self._root / EXPORT_PATHS[name]
         with writing_errors(EXPORT_PATHS[name]):
@@ -137,10 +137,10 @@ class LiveFiles:
         return ExportTamperedError(EXPORT_PATHS[name], problem) if problem else None
 
     def install(self, name: str, temp: str, committed: Committed) -> StatFacts | None:
-        """Put the finished temporary file in the live one's place; does nothing where that was done before.
+        """Rename the finished temporary file to the live one, unless that was done before; return its stat facts.
 
-        Returns None where neither file is what was committed: somebody changed or removed it, and the live one is to be
-        restored. A temporary file that was changed is left as it is.
+        Return None if neither file is what was committed: another program changed or removed it, and the live one must
+        be restored. A temporary file that was changed is not touched.
         """
         path = self._root / EXPORT_PATHS[name]
         source = path.with_name(temp)
@@ -150,7 +150,7 @@ class LiveFiles:
                 rename_in_folder(source, path)
             else:
                 found = self._is_version(path, name, committed)
-            # Even where it was renamed before: a kill may have come between the rename and this.
+            # Even if it was renamed before: a kill may have come between the rename and this.
             if path.parent.is_dir():
                 sync_folder(path.parent)
             live = lstat(path)
@@ -164,7 +164,7 @@ class LiveFiles:
         return facts
 
     def _is_version(self, path: Path, name: str, committed: Committed) -> bool:
-        """Whether a file holds a committed version; it is read, unless this process wrote it and left it so."""
+        """Return whether a file is the committed version; read it, unless it is as this process left it."""
         status = lstat(path)
         if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != committed.size:
             return False
@@ -180,8 +180,8 @@ class LiveFiles:
     def cut_back(self, name: str, known: Committed) -> None:
         """Undo an append: cut the file back to its committed length.
 
-        A file that does not begin with the committed bytes is not the one that was appended to. Somebody put it there,
-        and what is in it may be needed: it is left whole for :meth:`check` to find.
+        A file that does not begin with the committed bytes is not the one that was appended to. Another program put it
+        there, and its content may be needed: it is left unchanged for :meth:`check` to find.
         """
         self._hashes.pop(name, None)
         with writing_errors(EXPORT_PATHS[name]):

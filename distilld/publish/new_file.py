@@ -1,4 +1,4 @@
-"""A file that is being written: its digest, the marks of its lines, and whose it is (SPEC 3.10)."""
+"""Writes a file and computes its digest and line marks; sets the owner of a new one (SPEC 3.10)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from distilld.publish.reading import split_lines
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: the whole file's length, digest and stat facts; how many lines were left out.
+    """What was written: the whole file's length, digest and stat facts, and how many lines were dropped.
 
-    ``segments`` are those with new bytes: all of a file that was written again.
+    ``segments`` are those with new bytes: all segments of a rewritten file.
     """
 
     size: int
@@ -32,12 +32,12 @@ class Written:
     spaces: int = 0
 
     def committed(self, rows: int) -> Committed:
-        """What the export is from the next commit on."""
+        """Return the state of the export as of the next commit."""
         return Committed(self.size, rows, self.sha256, self.segment_bytes, self.spaces)
 
 
 class Output:
-    """Bytes on their way into an open file: their digest, and the marks of the lines that end in each segment."""
+    """Writes bytes into an open file; computes their digest and the marks of the lines that end in each segment."""
 
     def __init__(self, descriptor: int | None, sha: SegmentHash) -> None:
         self.sha = sha
@@ -48,7 +48,7 @@ class Output:
         self._line_end = sha.size
 
     def write(self, block: bytes | MarkedLines) -> None:
-        """Take the next bytes; lines whose marks are known begin where a line does."""
+        """Write the next bytes; a block with known marks begins at the start of a line."""
         marks = None
         if isinstance(block, MarkedLines):
             block, marks = block
@@ -73,7 +73,7 @@ class Output:
             done = upto
 
     def written(self, facts: StatFacts, spaces: int = 0) -> Written:
-        """What was written, with the segments that got new bytes."""
+        """Return what was written, with the segments that have new bytes."""
         sha = self.sha
         ends = -(-sha.size // sha.segment_bytes)
         segments = tuple(
@@ -84,12 +84,12 @@ class Output:
 
 
 def marks_of(lines: list[bytes]) -> Marks:
-    """The lengths and marks of lines of an export."""
+    """Return the lengths and marks of lines of an export."""
     return Marks.of(lines, (digest_of(without_space(line)) for line in lines))
 
 
 def create(target: Path, like: int | None) -> int:
-    """Make a new file, with the owner, the group and the mode of an open one where permitted."""
+    """Create a file with the owner, group and mode of the open file ``like``, if permitted; return its descriptor."""
     descriptor = open_in_folder(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         if like is not None:

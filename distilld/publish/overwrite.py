@@ -1,8 +1,8 @@
-"""Rows that leave an export in place: their bytes and line feeds become spaces, which JSON allows before a row.
+"""Overwrites rows of an export in place: bytes and line feeds become spaces, which JSON allows before a row.
 
-A plan is made before COMMIT and changes nothing. What it says is recorded in the transaction and done behind it, and
-may be done any number of times: nothing is written unless the file, with the spaces in it, is the committed one. Rows
-at the end of a file are cut off, so no line is ever blank.
+A plan is made before COMMIT and changes nothing. The transaction records it, and it is carried out after COMMIT, any
+number of times: nothing is written unless the file, with the spaces in it, is the committed one. Rows at the end of a
+file are cut off, so no line is ever blank.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from distilld.lake.lines import digest_of
 from distilld.publish.reading import ExportTamperedError
 
 LEAST_BYTES: Final = 1 << 18
-"""A smaller export is written again, which is as quick."""
+"""Bytes. A smaller export is rewritten, which is as fast."""
 MOST_SPACE_BYTES: Final = 64 << 20
 MOST_SPACE_SHARE: Final = 0.1
 LONGEST_SPACE_BYTES: Final = 1 << 18
-"""Loaders fail on more spaces in a row than they read at once."""
+"""Bytes. Loaders fail on a longer run of spaces than they read at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overwriting:
-    """What is overwritten, and what the export is behind it."""
+    """What is overwritten, and what the export is after that."""
 
     spans: tuple[Span, ...]
-    """To be filled with spaces; one behind ``size`` is cut off."""
+    """Spans to fill with spaces; one that starts at ``size`` is cut off."""
     size: int
     spaces: int
     rows: int
     sha: SegmentHash
     segments: tuple[Segment, ...]
-    """Those with other bytes or lines."""
+    """The segments whose bytes or lines change."""
 
 
 class _Row(NamedTuple):
-    """A row that leaves: where it stands, its white space from ``line_start`` on, and its place among the marks."""
+    """A row to overwrite: its span, the start of its line's white space, its segment and its place in the marks."""
 
     line_start: int
     span: Span
@@ -55,7 +55,7 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OpenExport:
-    """An export that is open for reading, what its last commit left there, and the running digest of that."""
+    """An export that is open for reading, its committed state, and the running digest of that state."""
 
     shown: str
     descriptor: int
@@ -63,10 +63,10 @@ class OpenExport:
     sha: SegmentHash
 
     def content(self, number: int) -> bytearray:
-        """The bytes of a segment.
+        """Return the bytes of a segment.
 
         Raises:
-            ExportTamperedError: They are not the committed ones.
+            ExportTamperedError: The bytes are not the committed ones.
         """
         start = number * self.known.segment_bytes
         content = self.read(Span(start, min(self.known.segment_bytes, self.known.size - start)))
@@ -75,7 +75,7 @@ class OpenExport:
         return bytearray(content)
 
     def read(self, span: Span) -> bytes:
-        """Some bytes of it, as they are."""
+        """Return the bytes of a span, unchecked."""
         return read_span(self.descriptor, span)
 
 
@@ -87,13 +87,13 @@ def plan_overwrite(
     *,
     grows: bool,
 ) -> Overwriting | None:
-    """How the lines with these digests leave an export; None where it is to be written again.
+    """Plan how to overwrite the lines with these digests; return None if the export must be rewritten instead.
 
-    ``candidates`` are the segments that may hold them, ``segments`` gives others by number. ``grows`` says that rows
+    ``candidates`` are the segments that may hold them; ``segments`` returns others by number. ``grows`` says that rows
     are appended in the same batch.
 
     Raises:
-        ExportTamperedError: It is not what its last commit left.
+        ExportTamperedError: The export is not what its last commit left.
     """
     found = _find(export, leaving, candidates)
     if found is None:
@@ -115,7 +115,7 @@ def plan_overwrite(
         sha.cut(size, b"")
     changed = _changed(export, segments(sorted(numbers)), found, spans, gone, sha)
     if len(changed) != len(numbers) or any(
-        # Two neighbours that hold no more than half of it each have no longer run between them.
+        # A run of spaces is in two segments at most, so half of the limit in each keeps it short enough.
         each.spaces > min(LONGEST_SPACE_BYTES // 2, width - 1)
         for each in changed
     ):
@@ -132,7 +132,7 @@ def _changed(
     gone: list[Span],
     sha: SegmentHash,
 ) -> list[Segment]:
-    """The segments as they are to be, in ``sha`` too; ``gone`` is white space that is cut off."""
+    """Return the segments after the overwrite, and update ``sha``; ``gone`` is white space that is cut off."""
     width = export.known.segment_bytes
     parts, lost = by_segment(spans, width), by_segment(gone, width)
     places: dict[int, set[int]] = {}
@@ -149,7 +149,7 @@ def _changed(
 
 
 def _find(export: OpenExport, leaving: Counter[bytes], candidates: list[Segment]) -> list[_Row] | None:
-    """The first lines with these digests, in order; None where not all are found."""
+    """Return the first lines with these digests, in order, or None if not all are found."""
     left, missing = Counter(leaving), leaving.total()
     marks = {digest[:MARK_BYTES] for digest in left}
     found = []
@@ -174,7 +174,7 @@ def _find(export: OpenExport, leaving: Counter[bytes], candidates: list[Segment]
 
 
 def _line_start(export: OpenExport, position: int) -> int:
-    """Where the line begins that goes on at ``position``."""
+    """Return the start of the line that contains ``position``."""
     step = 1 << 16
     while position > 0:
         start = max(0, position - step)
@@ -200,7 +200,7 @@ def _joined(spans: list[Span]) -> list[Span]:
 
 
 def by_segment(spans: Iterable[Span], width: int) -> dict[int, list[Span]]:
-    """The same spans, cut where segments end."""
+    """Return the same spans, split at segment ends and grouped by segment."""
     found: dict[int, list[Span]] = {}
     for span in spans:
         start = span.start
@@ -213,7 +213,7 @@ def by_segment(spans: Iterable[Span], width: int) -> dict[int, list[Span]]:
 
 
 def blank(content: bytearray, start: int, spans: Iterable[Span]) -> None:
-    """Fill spans with spaces in bytes that begin at ``start`` of the file."""
+    """Fill spans with spaces in ``content``, which begins at offset ``start`` of the file."""
     for span in spans:
         content[span.start - start : span.end - start] = b" " * span.length
 
@@ -226,20 +226,20 @@ def _without(marks: bytes, places: set[int]) -> bytes:
 
 
 def spans_within(spans: Iterable[Span], committed: Committed) -> tuple[list[Span], int | None]:
-    """Those that are filled with spaces, and the length of a file that is yet to be cut off; None where it is not."""
+    """Return the spans to fill with spaces, and the file's length before rows are cut off, None if none are."""
     within = sorted(span for span in spans if span.start < committed.size)
     return within, next((span.end for span in spans if span.start >= committed.size), None)
 
 
 def touched(spans: Iterable[Span], committed: Committed) -> set[int]:
-    """The segments that have other bytes once the spans are overwritten."""
+    """Return the segments whose bytes change when the spans are overwritten."""
     within, uncut = spans_within(spans, committed)
     last = {(committed.size - 1) // committed.segment_bytes} if uncut is not None else set()
     return set(by_segment(within, committed.segment_bytes)) | last
 
 
 def overwrite(descriptor: int, committed: Committed, spans: list[Span], digests: dict[int, bytes]) -> bool:
-    """Do what was planned, fsync; returns False, with nothing written, where the file is not the one that was meant.
+    """Carry out a plan, and fsync; return False, with nothing written, if it is not the file that was planned for.
 
     ``digests`` are those of the touched segments in the committed file.
     """

@@ -1,8 +1,8 @@
-"""Readers that need the files of one batch to stay as they are, and a writer that nobody can hold up.
+"""A lock that lets readers keep the files of one batch unchanged, and that never blocks the writer.
 
-Who has a batch pinned holds a shared lock on the exports folder. As long as somebody does, the writer puts new files in
-the place of old ones and overwrites nothing, so what a reader has open stays as it was. The writer asks once and never
-waits; a reader waits for as long as one batch takes to be overwritten.
+A reader pins a batch with a shared lock on the exports folder. While any reader holds it, the writer replaces files by
+new ones and overwrites nothing, so the files that a reader has open do not change. The writer tries the lock once and
+never waits. A reader waits at most while the writer commits and overwrites one batch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @contextmanager
 def pinned(root: Path) -> Iterator[None]:
-    """Within it, an export that is open stays as it is, but for what is appended to it.
+    """Keep exports that are opened within the block unchanged, except that rows may be appended to them.
 
-    The store is to be asked, and the files are to be opened, within it. Where the folder cannot be locked, nothing is
-    promised: what a reader reads is to be held against its digest in any case.
+    Query the store and open the files within the block. If the folder cannot be locked, nothing is guaranteed, so a
+    reader always compares what it reads with its digest.
     """
     try:
         descriptor = os.open(root / FOLDER, _FLAGS)
@@ -39,14 +39,14 @@ def pinned(root: Path) -> Iterator[None]:
 
 
 class Pins:
-    """The writer's side."""
+    """The writer's side of the lock."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._descriptor: int | None = None
 
     def keep_out(self) -> bool:
-        """Let nobody pin a batch until :meth:`let_in`; False where somebody has one pinned, or no lock is to be had."""
+        """Block pins until :meth:`let_in`; return False if a batch is pinned or the folder cannot be locked."""
         if self._descriptor is not None:
             return True
         try:
@@ -62,14 +62,14 @@ class Pins:
         return True
 
     def let_in(self) -> None:
-        """Readers may pin what is committed now."""
+        """Let readers pin a batch again."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     @contextmanager
     def let_in_at_failure(self) -> Iterator[None]:
-        """What fails within it overwrites nothing."""
+        """Call :meth:`let_in` if the block fails, for a batch that failed overwrites nothing."""
         try:
             yield
         except BaseException:

@@ -1,4 +1,4 @@
-"""Exports as their last commit left them, open for reading; and what is raised where they are not."""
+"""Opens exports for reading, compares them with their last commit, and defines the errors if they differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distilld.files.segments import BLOCK_BYTES, SegmentHash, blocks_of
 
 
 class ExportTamperedError(OperatorError):
-    """An export is not what its last commit left: somebody else edited, cut or deleted it."""
+    """An export is not what its last commit left: another program edited, cut or deleted it."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path} {problem}", hint="distilld is the only writer of exports/; see docs/operations.md")
@@ -48,7 +48,7 @@ class ExportReadError(OperatorError):
 
 
 class CommittedFile:
-    """An export that is open for reading: what it gives is what was committed, or the end of it says otherwise."""
+    """An export that is open for reading; at the end of a read it raises if the content is not the committed one."""
 
     def __init__(self, descriptor: int, shown: str, known: Committed, pulse: Callable[[], None]) -> None:
         self._descriptor = descriptor
@@ -58,11 +58,11 @@ class CommittedFile:
         self._facts = self._look()
 
     def rows(self) -> Iterator[tuple[int, bytes]]:
-        """Each line, line feed included and the white space before it left out, with the offset at which it begins.
+        """Return the offset and the bytes of each row, with its line feed, without the white space before it.
 
         Raises:
-            ExportTamperedError: At the end: they are not the committed ones.
-            ExportReadError: The system refused.
+            ExportTamperedError: At the end: the bytes are not the committed ones.
+            ExportReadError: The file cannot be read.
         """
         end = 0
         with reading_errors(self._shown):
@@ -72,11 +72,11 @@ class CommittedFile:
                     yield end - len(row), row
 
     def pick(self, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-        """The bytes at each (offset, length); asked for behind :meth:`rows`.
+        """Return the bytes at each (offset, length); call it after :meth:`rows`.
 
         Raises:
-            ExportTamperedError: At the end: somebody touched the file since it was opened.
-            ExportReadError: The system refused.
+            ExportTamperedError: At the end: the file was touched since it was opened.
+            ExportReadError: The file cannot be read.
         """
         for start, length in _joined(spans):
             with reading_errors(self._shown):
@@ -91,7 +91,7 @@ class CommittedFile:
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The same spans; those that lie one behind the other, as one, up to the length of a block."""
+    """Return the same spans, with adjacent ones joined up to the length of a block."""
     start = length = 0
     for next_start, next_length in spans:
         if next_start == start + length and length + next_length <= BLOCK_BYTES:
@@ -105,10 +105,10 @@ def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def committed_lines(descriptor: int, known: Committed, shown: str, pulse: Callable[[], None]) -> Iterator[list[bytes]]:
-    """The lines of an open export, line feeds included, some at a time.
+    """Return the lines of an open export, line feeds included, some at a time.
 
     Raises:
-        ExportTamperedError: At the end: they are not the committed ones.
+        ExportTamperedError: At the end: the bytes are not the committed ones.
     """
     sha = SegmentHash(known.segment_bytes)
 
@@ -124,7 +124,7 @@ def committed_lines(descriptor: int, known: Committed, shown: str, pulse: Callab
 
 
 def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
+    """Return the whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
     rest = b""
     for block in blocks:
         data = rest + block
@@ -134,19 +134,19 @@ def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same lines, one by one."""
+    """Return the whole lines in such blocks, one by one."""
     for lines in line_groups(blocks):
         yield from lines
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Whole lines, line feeds included."""
+    """Split whole lines, line feeds included."""
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
 
 
 @contextmanager
 def writing_errors(shown: str) -> Iterator[None]:
-    """Turn what the system says of a write to an export into our error."""
+    """Raise an OSError from the block as :class:`ExportWriteError`."""
     try:
         yield
     except OSError as error:
@@ -155,7 +155,7 @@ def writing_errors(shown: str) -> Iterator[None]:
 
 @contextmanager
 def reading_errors(shown: str) -> Iterator[None]:
-    """Turn what the system says of a read of an export into our error."""
+    """Raise an OSError from the block as :class:`ExportReadError`."""
     try:
         yield
     except OSError as error:
@@ -163,7 +163,7 @@ def reading_errors(shown: str) -> Iterator[None]:
 
 
 def lstat(path: Path) -> os.stat_result | None:
-    """What stands at a path, a link itself; None where there is nothing."""
+    """Return the stat of a path, without following a link, or None if nothing is there."""
     try:
         return os.lstat(path)
     except FileNotFoundError:
@@ -171,14 +171,14 @@ def lstat(path: Path) -> os.stat_result | None:
 
 
 def what_is_no_file(mode: int) -> str | None:
-    """What is wrong with what stands in place of an export, if it is no regular file."""
+    """Return what is wrong at an export's path if it is no regular file, else None."""
     if stat.S_ISREG(mode):
         return None
     return "is a link" if stat.S_ISLNK(mode) else "is no regular file"
 
 
 def open_live(path: Path, shown: str, known: Committed) -> int | None:
-    """Open a live file for reading, if it is a regular file of its committed length; None where there is none yet."""
+    """Open a live file, which must be regular and of its committed length; return None if there is none yet."""
     try:
         descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -204,7 +204,7 @@ def open_live(path: Path, shown: str, known: Committed) -> int | None:
 
 
 def file_lines(path: Path | None) -> Iterator[bytes]:
-    """The lines of a file that was an export, the white space before them left out; the last one may be torn."""
+    """Return the lines of a former export, without the white space before them; the last one may be torn."""
     if path is not None:
         with open(path, "rb") as file:
             yield from map(without_space, file)

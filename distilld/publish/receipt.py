@@ -1,4 +1,4 @@
-"""A batch's account: which one it is, what it wrote, and the receipt that tells of it (SPEC 4)."""
+"""Identifies a batch, describes what it writes, and builds its receipt (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class BatchIdentity:
-    """A batch's number, its id, which sorts by time, and the time that it stamps on its rows."""
+    """A batch's number, its id, which sorts by time, and the time that its rows carry."""
 
     sequence: int
     batch_id: str
@@ -36,7 +36,7 @@ class BatchIdentity:
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """What a receipt tells beside the batch's own facts."""
+    """What a receipt says in addition to the decisions of its batch."""
 
     trigger: Trigger
     options: Options
@@ -46,36 +46,36 @@ class BatchContext:
     warnings: tuple[str, ...]
     errors: tuple[str, ...] = ()
     rows_judged_before: int = 0
-    """Rows that were judged since the last receipt in batches which changed nothing."""
+    """Rows that were judged since the last receipt, in batches that changed nothing."""
     run: Mapping[str, Any] | None = None
-    """What the receipt of the batch before says of the run that both are of."""
+    """The ``run`` entry of the receipt before, if that batch belongs to the same run."""
 
     def rows_judged(self, decisions: Decisions) -> int:
-        """The rows that were judged for a batch."""
+        """Return how many rows were judged for a batch."""
         return decisions.rows_judged + self.rows_judged_before
 
     def bytes_read(self, decisions: Decisions) -> int:
-        """What was read of the inputs for a batch: to learn what stands there, and to judge it."""
+        """Return how many bytes of the inputs a batch read, to index and to judge."""
         return self.index_bytes + decisions.bytes_read
 
 
 def iso_time(now_ns: int) -> str:
-    """UTC with milliseconds, as JavaScript's toISOString() prints it."""
+    """Return a time as UTC with milliseconds, as JavaScript's toISOString() prints it."""
     moment = datetime.fromtimestamp(now_ns // MS / 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now_ns // MS % 1000:03d}Z"
 
 
 def batch_id_of(recorded_at: str) -> str:
-    """A batch's id: its time without what a folder name should not hold."""
+    """Return a batch's id: its time without hyphens and colons, which a folder name should not have."""
     return recorded_at.replace("-", "").replace(":", "")
 
 
 @dataclass(frozen=True, slots=True)
 class ExportWrite:
-    """What one export gains and loses; ``temp`` is the file that it is written again into, if it is.
+    """What one export gains and loses; ``temp`` is the temporary file, if the export is rewritten.
 
-    ``leaving`` are the digests of the lines that it loses. ``is_old`` tells of a line that is to come whether it takes
-    the place of one of them, under the same id.
+    ``leaving`` are the digests of the lines that it loses. ``is_old`` returns whether a new line replaces one of them,
+    with the same id.
     """
 
     name: str
@@ -90,7 +90,7 @@ class ExportWrite:
     planned: Overwriting | None = None
 
     def replaces(self) -> bool:
-        """Whether a row comes under the id of one that leaves."""
+        """Return whether a new row has the id of a row that leaves."""
         if self.is_old is None or self.coming is None:
             return False
         return any(map(self.is_old, lines_of(self.coming.blocks())))
@@ -112,7 +112,7 @@ def receipt_of(
     replaced: list[str],
     previous: str | None,
 ) -> dict[str, Any]:
-    """The receipt of a batch, its keys in their order (SPEC 4)."""
+    """Return the receipt of a batch, its keys in the order of SPEC 4."""
     return {
         "stage": "distill",
         "batch_id": identity.batch_id,
@@ -145,7 +145,7 @@ def receipt_of(
 
 
 def _lag_ms(identity: BatchIdentity, inputs: list[InputNote]) -> int | None:
-    """For how long the input had been waiting that waited longest; None where none was read."""
+    """Return how long the oldest changed input waited, in milliseconds, or None if none was read."""
     changed = [each.changed_ns for each in inputs if each.changed_ns is not None]
     return max(0, identity.started_ns - min(changed)) // MS if changed else None
 
@@ -165,7 +165,7 @@ def _input(note: InputNote) -> dict[str, Any]:
 
 
 def _run(identity: BatchIdentity, decisions: Decisions, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the run did up to this batch: one scan and all that followed from it. Its id is that of its first batch."""
+    """Return what the run (one scan and all that follows) did up to this batch; its id is its first batch's."""
     left = Counter((each.dataset, each.cause) for each in decisions.withdrawals if not each.replaced)
     datasets = {}
     for dataset in Dataset:
@@ -193,7 +193,7 @@ _RUN_ID_SHOWN: Final = 200
 
 
 def _runs_of(each: Withdrawal) -> Iterator[str]:
-    """The run of a row that left, or the one that was chosen in a pair."""
+    """Return the run of a row that left, or the chosen run of a pair."""
     if run_id := each.source_run_id or each.chosen_run_id:
         yield run_id if len(run_id) <= _RUN_ID_SHOWN else f"{run_id[:_RUN_ID_SHOWN]}..."
 

@@ -1,4 +1,4 @@
-"""A batch's facts become its receipt, a link in a chain, and ``latest.md``, a page for people (SPEC 4)."""
+"""Writes a batch's receipt, a link in a chain, and ``latest.md``, a page for people (SPEC 4); reads receipts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ LATEST: Final = f"{REPORTS}/latest.md"
 BATCH_ID: Final = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2}T[0-9]{2})([0-9]{2})([0-9]{2}\.[0-9]{3}Z)")
 _MOST_BATCHES: Final = 1 << 62
 _OF_SOMEBODY_ELSE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
-"""What the system says of a folder, a file or a link that is none of ours."""
+"""Error numbers that mean that a folder, a file or a link is not ours."""
 
 
 class ReceiptWriteError(OperatorError):
-    """A receipt could not be written; the batch stands, and the receipt is written again at the next start."""
+    """A receipt could not be written. The batch stays committed; the next start writes the receipt again."""
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class ReceiptWriteError(OperatorError):
 
 
 class ReceiptReadError(OperatorError):
-    """The receipts on disk cannot be listed or read, so what they say is unknown."""
+    """The receipts on disk cannot be listed or read, so their content is unknown."""
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint=remedy_of(cause))
@@ -61,7 +61,7 @@ class Link(NamedTuple):
 
 
 class StageReceipt(NamedTuple):
-    """The receipt of another stage: what it says, and what is wrong with it or its link to the one before it."""
+    """The receipt of another stage, and what is wrong with it or with its link to the one before it."""
 
     batch_id: str
     stage: str
@@ -71,7 +71,7 @@ class StageReceipt(NamedTuple):
 
 
 def receipt_bytes(facts: Mapping[str, Any]) -> bytes:
-    """The receipt's file: indented JSON with a line feed."""
+    """Return the content of a receipt's file: indented JSON with a line feed."""
     return orjson.dumps(
         {"schema_version": RECEIPT_VERSION, "distilld_version": __version__, **facts},
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
@@ -79,29 +79,29 @@ def receipt_bytes(facts: Mapping[str, Any]) -> bytes:
 
 
 def sha256_of(receipt: bytes) -> str:
-    """The digest that the next receipt in the chain names."""
+    """Return the digest by which the next receipt in the chain names this one."""
     return hashlib.sha256(receipt).hexdigest()
 
 
 def receipt_path(batch_id: str) -> str:
-    """Where a batch's receipt stands below the root."""
+    """Return the path of a batch's receipt, below the root."""
     return f"{REPORTS}/{batch_id}/receipt.json"
 
 
 def stage_of(folder: str) -> str | None:
-    """The stage whose receipt a folder of this name holds; None where it is a batch's, or no receipt's."""
+    """Return the stage of the receipt in a folder of this name: empty for a batch's, None if it is no receipt's."""
     batch_id, _, stage = folder.partition("-")
     return stage if BATCH_ID.fullmatch(batch_id) and _moment_of(batch_id) else None
 
 
 def newest_receipt(root: Path) -> Link | None:
-    """The newest receipt of a batch that stands on disk; None where there is none.
+    """Return the newest receipt of a batch on disk, or None if there is none.
 
-    What is no receipt of the batch that its folder names (damaged, copied, of another stage), or is of a time that no
-    other can follow, is passed over.
+    Skip a file that is not the receipt of the batch that its folder names (damaged, copied, of another stage), and one
+    whose time no later receipt can follow.
 
     Raises:
-        ReceiptReadError: The system refused.
+        ReceiptReadError: The receipts cannot be listed or read.
     """
     try:
         names = os.listdir(root / REPORTS)
@@ -127,7 +127,7 @@ def _link(batch_id: str, content: bytes) -> Link | None:
 
 
 def _moment_of(batch_id: str) -> str | None:
-    """When a batch of this id was recorded; None where there is no such time, or none that others can follow."""
+    """Return when the batch with this id was recorded, or None if that is no time, or the last year there is."""
     text = BATCH_ID.sub(r"\1-\2-\3:\4:\5", batch_id)
     try:
         moment = datetime.fromisoformat(text)
@@ -137,12 +137,12 @@ def _moment_of(batch_id: str) -> str | None:
 
 
 def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> None:
-    """Write a receipt and the page; writing it again gives the same. A folder in the page's place is left as it is.
+    """Write a receipt and the page. Writing it again gives the same files. A folder at the page's path is left alone.
 
-    ``cut_off`` says that a kill may have come between making one of its folders and the fsync of that one's entry.
+    ``cut_off`` says that a kill may have come between making one of its folders and the fsync of the folder's entry.
 
     Raises:
-        ReceiptWriteError: The system refused.
+        ReceiptWriteError: The write failed.
     """
     _replace(root, receipt_path(batch_id), receipt)
     _write_page(root, orjson.loads(receipt))
@@ -154,13 +154,13 @@ def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = 
 
 
 def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
-    """Remove receipts that are kept no longer.
+    """Remove receipts that are no longer kept.
 
-    A folder into which somebody else put a file stays, with that file; so does what took the place of a receipt or its
-    folder. No link is followed: what a receipt's folder was moved to is an archive.
+    A folder with a foreign file in it stays, with that file. Whatever replaced a receipt or its folder stays, too. No
+    link is followed, because a folder that was moved and linked to is an archive.
 
     Raises:
-        ReceiptWriteError: The system refused.
+        ReceiptWriteError: A receipt cannot be removed.
     """
     for batch_id in batch_ids:
         try:
@@ -187,10 +187,10 @@ def _remove(folder: Path) -> None:
 
 
 def broken_stage_chains(root: Path) -> Iterator[str]:
-    """What is wrong with the receipts of other stages (SPEC 4): those that were edited, and those that are gone.
+    """Return what is wrong with the receipts of other stages (SPEC 4): those that were edited or are gone.
 
-    The chains alone tell it, for no store knows these receipts: each names one before it, and the oldest one that is
-    kept no longer. The newest is named by none yet, so only its form is looked at.
+    No store knows these receipts, so only their chains can show it. Each names one before it; the oldest names one that
+    is no longer kept. No receipt names the newest yet, so only its form is checked.
 
     Raises:
         OSError: The folder of the receipts cannot be listed.
@@ -201,7 +201,7 @@ def broken_stage_chains(root: Path) -> Iterator[str]:
 
 
 def stage_receipts(root: Path) -> Iterator[StageReceipt]:
-    """The receipts of other stages, each stage's oldest first.
+    """Return the receipts of other stages, each stage's oldest first.
 
     Raises:
         OSError: The folder of the receipts cannot be listed.
@@ -211,7 +211,7 @@ def stage_receipts(root: Path) -> Iterator[StageReceipt]:
 
 
 def stage_heads(root: Path) -> dict[str, str]:
-    """The sha256 of the newest receipt of each other stage; what cannot be read is left out."""
+    """Return the sha256 of the newest receipt of each other stage; skip receipts that cannot be read."""
     heads = {}
     with suppress(OSError):
         for stage, batch_ids in _stage_chains(root).items():
@@ -223,7 +223,7 @@ def stage_heads(root: Path) -> dict[str, str]:
 
 
 def stage_anchors(root: Path) -> set[str]:
-    """Every sha256 that the chains of other stages vouch for: of receipts, and of the last ones kept no longer.
+    """Return every sha256 in the chains of other stages: of their receipts, and of the receipts that these name.
 
     Raises:
         OSError: A receipt cannot be read.
@@ -239,7 +239,7 @@ def stage_anchors(root: Path) -> set[str]:
 
 
 def _stage_chains(root: Path) -> dict[str, list[str]]:
-    """The ids of each stage's receipts, oldest first."""
+    """Return the ids of each stage's receipts, oldest first."""
     chains: dict[str, list[str]] = {}
     for batch_id in sorted(os.listdir(root / REPORTS)) if (root / REPORTS).exists() else ():
         if stage := stage_of(batch_id):
@@ -260,7 +260,7 @@ def _links(root: Path, stage: str, batch_ids: Sequence[str]) -> Iterator[StageRe
         facts, problem = _facts_in(content), None
         if facts is None:
             problem = "is not as it was written"
-        # Two runs of a stage at one time may follow the same receipt, even one that is kept no longer.
+        # Two concurrent runs of a stage may follow the same receipt, even one that is no longer kept.
         elif not before:
             before.add(facts.get("previous_receipt_sha256"))
         elif facts.get("previous_receipt_sha256") not in before:
@@ -271,7 +271,7 @@ def _links(root: Path, stage: str, batch_ids: Sequence[str]) -> Iterator[StageRe
 
 
 def _facts_in(content: bytes) -> dict[str, Any] | None:
-    """What a receipt says; None where these are not the bytes that say it."""
+    """Return what a receipt says, or None if it is not byte for byte as distilld writes it."""
     try:
         facts = orjson.loads(content)
     except ValueError:
@@ -298,12 +298,12 @@ def _write_page(root: Path, receipt: Mapping[str, Any]) -> None:
 
 
 def latest_page(receipt: Mapping[str, Any]) -> str:
-    """The newest run on one page: what it did, what is in the datasets, what is quarantined and why.
+    """Return a page on the newest run: what it did, what is in the datasets, what is quarantined and why.
 
-    A run is one scan and all batches that followed from it; the receipt is that of the last one so far.
+    A run here is one scan and all batches that follow from it; ``receipt`` is that of its last batch so far.
     """
     counts = receipt["record_counts"]
-    # An older version wrote nothing of runs; each of its batches stands for itself.
+    # Older versions did not record runs: each of their batches counts as one.
     run = receipt.get("run") or {"batches": 1, "started_at": receipt["started_at"], "datasets": counts["per_exporter"]}
     several = (
         f"Run `{run['run_id']}` of {run['batches']} batches; the last one: batch" if run["batches"] > 1 else "Batch"
@@ -320,7 +320,7 @@ def latest_page(receipt: Mapping[str, Any]) -> str:
     ]
     for name, per in counts["per_exporter"].items():
         done = run["datasets"][name]
-        # An older version used other keys.
+        # Older versions used other keys.
         rows, quarantined = per.get("rows", per.get("shipped")), per.get("quarantine_rows", per.get("held"))
         lines.append(f"| {name} | {rows} | {quarantined} | {done['appended']} | {done['withdrawn']} |")
     causes = [(name, *each) for name, done in run["datasets"].items() for each in done.get("by_cause", {}).items()]
@@ -364,4 +364,4 @@ def _cell(text: str) -> str:
 
 
 _CELL_SIGNS: Final = {sign: f"\\{sign}" for sign in "\\|`[]*"} | {"<": "&lt;", "&": "&amp;"}
-"""What Markdown would take for its own: no path or message may end a cell, or become a link or a tag."""
+"""Escapes for signs of Markdown: no path or message may end a cell, or become a link or a tag."""

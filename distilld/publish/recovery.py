@@ -1,12 +1,12 @@
-"""What is left to do behind a COMMIT, and after a crash or a failure (docs/design.md, 'The commit protocol').
+"""Completes a batch after COMMIT, and recovers from a crash or a failure (docs/design.md, 'The commit protocol').
 
 | killed or failed | what :meth:`Recovery.recover` does |
 |---|---|
 | before the intent | nothing |
 | before COMMIT | cuts appended files back, removes temporary files, drops the intents |
-| after COMMIT | overwrites rows, puts temporary files in place, what somebody else put there aside; writes receipts |
+| after COMMIT | overwrites rows, renames temporary files, sets aside foreign files in their way, writes receipts |
 
-Recovery decides from the store alone, may itself be killed, and is what a running process does after any failure.
+Recovery decides from the store alone, and may itself be killed. A running process also runs it after any failure.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
 FIRST: Final = ".first"
-"""Marks the temporary file of an export without rows: a file that has some is not to be replaced by it unseen."""
+"""Marks the temporary file of an export that was empty: a live file with content is set aside before the rename."""
 
 log = structlog.get_logger()
 
 
 class Recovery:
-    """Brings the files of one lake to what its store has committed."""
+    """Brings the files of one lake to the state that its store has committed."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Recovery:
         receipts_keep: int = 0,
         keep_lock: Callable[[], None] = lambda: None,
     ) -> None:
-        """``keep_lock`` is called before anything is written, and raises where this is not the lake's one writer."""
+        """``keep_lock`` is called before anything is written; it raises if this is not the lake's only writer."""
         self._root = root
         self._store = store
         self._ledger = Ledger(store)
@@ -72,11 +72,11 @@ class Recovery:
         self.keep_lock = keep_lock
 
     def finish(self) -> None:
-        """Overwrite and put in place what the committed batch says, and write its receipt.
+        """Overwrite and rename what the committed batch recorded, and write its receipt.
 
         Raises:
-            ExportTamperedError: An export that was to be overwritten is another by now; it is to be restored.
-            OperatorError: The system refused; the batch stands, and :meth:`recover` does what is left.
+            ExportTamperedError: An export to overwrite was changed meanwhile; it must be restored.
+            OperatorError: A write failed. The batch stays committed; :meth:`recover` does the rest.
         """
         try:
             changed = self._install()
@@ -88,7 +88,7 @@ class Recovery:
             raise ExportTamperedError(EXPORT_PATHS[changed[0]], "was changed while a batch was committed")
 
     def _install(self) -> list[str]:
-        """Put what was committed in place: datasets before all others. Returns what was changed in the meantime."""
+        """Overwrite and rename, datasets first; return the exports that were changed before they were overwritten."""
         records = self._records.exports()
         changed = self._overwrite(records)
         for name in RENAME_ORDER:
@@ -106,7 +106,7 @@ class Recovery:
         return changed
 
     def _overwrite(self, records: dict[str, ExportRecord]) -> list[str]:
-        """Overwrite what a batch withdrew in its place; returns the files that somebody changed, or may have."""
+        """Overwrite in place what a batch withdrew; return the exports that another program changed or may have."""
         due = self._segments.due()
         if not due:
             return []
@@ -122,7 +122,7 @@ class Recovery:
         return [name for name, now in facts.items() if now is None]
 
     def _make_room(self, name: str, temp: str) -> bool:
-        """Set aside what somebody put where a finished file is to go; returns whether there was anything."""
+        """Set aside what another program put at the path of a finished file; return whether there was anything."""
         error = self._exports.in_the_way(name, temp, is_first=temp.endswith(f"{FIRST}.tmp"))
         if error is None:
             return False
@@ -131,12 +131,12 @@ class Recovery:
         return True
 
     def set_aside(self, name: str, now_ns: int, *, temp: str | None = None) -> Path | None:
-        """Move what stands in an export's place, or copy it where readers may have it open; None where it is gone.
+        """Set aside what is at an export's path: copy a regular file, which readers may have open; move all else.
 
-        With ``temp`` it is the export's temporary file that is moved.
+        With ``temp``, move the export's temporary file. Return the backup, or None if there was no regular file.
 
         Raises:
-            ExportWriteError: The system refused.
+            ExportWriteError: The copy or the move failed.
         """
         path = self._root / EXPORT_PATHS[name]
         path = path.with_name(temp) if temp else path
@@ -157,14 +157,14 @@ class Recovery:
         return kept if regular else None
 
     def _holds_lost(self, name: str, copy: Path) -> bool:
-        """Whether a copy that was set aside holds a row that was published as lost."""
+        """Return whether a backup holds a row that was published as lost."""
         is_lost = drop_ids({each.encode() for each in self._withdrawals.lost_ids(name)})
         with suppress(OSError):
             return any(map(is_lost, file_lines(copy)))
         return False
 
     def _report(self, *, cut_off: bool = False) -> None:
-        """Write the receipts of what was committed, and remove those that are kept no longer."""
+        """Write the receipts of committed batches, and remove those that are no longer kept."""
         for sequence, batch_id, text in self._receipts.unwritten_receipts():
             receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
             with self._store.transaction():
@@ -178,13 +178,13 @@ class Recovery:
     def _retire_receipts(self) -> None:
         old = self._receipts.receipts_beyond(self.receipts_keep)
         if old:
-            # The files first: the store is what knows that they are to go.
+            # The files first: only the store records which ones to remove.
             receipts.remove_receipts(self._root, [batch_id for _, batch_id, _ in old])
             with self._store.transaction():
                 self._receipts.drop_receipts(old)
 
     def needs_recovery(self) -> bool:
-        """Whether a write was cut off, or a finish is not done."""
+        """Return whether a write was interrupted, or a finish is not complete."""
         return bool(
             self._records.intents()
             or self._receipts.unwritten_receipts()
@@ -194,10 +194,10 @@ class Recovery:
         )
 
     def recover(self) -> bool:
-        """Complete or undo what a crash or a failure left; returns whether there was anything.
+        """Complete or undo what a crash or a failure left; return whether there was anything.
 
         Raises:
-            OperatorError: The cause of the failure is still there; what is done is done, and it may be tried again.
+            OperatorError: The cause of the failure persists. What is done stays done, and a new try is safe.
         """
         self.keep_lock()
         with self._store.at_work():
@@ -213,7 +213,7 @@ class Recovery:
         intents = self._records.intents()
         if intents:
             self._settle_doubt()
-        # The exports first: whatever is wrong with the reports, no row stands in them that was not committed.
+        # The exports first: even if the reports cannot be written, no uncommitted row stays in an export.
         self._install()
         records = self._records.exports()
         for intent in intents:
@@ -223,7 +223,7 @@ class Recovery:
                 self._exports.discard(intent.name, intent.temp)
         with self._store.transaction():
             for intent in intents:
-                # The file itself may be why it was not written, whatever stat says; the next look goes by its content.
+                # The file itself may be why the write failed, whatever stat says; the next check reads its content.
                 self._records.set_installed(intent.name, None)
             self._records.drop_intents()
         self._report(cut_off=True)
@@ -232,8 +232,8 @@ class Recovery:
     def _settle_doubt(self) -> None:
         """Make certain that a batch whose COMMIT failed is undone, before any export is cut back.
 
-        A COMMIT that reports an I/O error is taken back for this process, but its pages may stand in the write-ahead
-        log, and whoever opens the store after a kill would find it committed. The next commit writes over them.
+        SQLite rolls back a COMMIT that reports an I/O error, but its pages may be in the write-ahead log. A process
+        that opens the store after a kill would find it committed. This commit overwrites those pages.
         """
         with self._store.transaction():
             self._store.remember("batch_undone_at", iso_time(self._clock()))

@@ -1,7 +1,7 @@
-"""Exports that are not what their last commit left (SPEC 6), and their canonical order.
+"""Restores exports that are not what their last commit left (SPEC 6), and puts them into canonical order.
 
-A damaged file is set aside, then rebuilt from the lines in it that are still as recorded; what is missing is queued
-and written again by the next batch, with its old timestamps.
+A damaged file is set aside, then rebuilt from those of its lines that are as recorded. The missing rows are queued, and
+the next batch writes them again, with their old timestamps.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
 PAUSE_SECONDS: Final = 20.0
-"""So long a daemon leaves the third damage within an hour as it is: beside another writer it would do nothing else."""
+"""How long a daemon waits to restore the third damage within an hour: with another writer, it would only restore."""
 _ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
 log = structlog.get_logger()
 
 
 class AnotherWriterError(OperatorError):
-    """The exports are changed from outside again and again within one pass: it ends."""
+    """Other programs changed the exports again and again within one pass, which ends."""
 
 
 class Restorer:
-    """Brings exports and store together again where they differ."""
+    """Makes exports and store agree if they differ."""
 
     def __init__(self, root: Path, store: Store, exports: Exports, committer: Committer) -> None:
         self._root = root
@@ -61,9 +61,9 @@ class Restorer:
     # damaged files
 
     def check(self, now_ns: int, *, patient: bool = False) -> int:
-        """Look at every export by its stat facts, by its content where they changed; restore what is damaged.
+        """Check every export by its stat facts, and by its content if they changed; restore damaged ones.
 
-        Who is ``patient`` leaves it damaged as long as :meth:`pause_left` says. Returns how many files were damaged.
+        If ``patient``, restore nothing before :meth:`pause_left` is 0. Return how many files were damaged.
         """
         self._learn_segments()
         damaged = self.damaged()
@@ -78,21 +78,21 @@ class Restorer:
         return len(damaged)
 
     def pause_left(self, now_ns: int) -> float:
-        """For how many seconds a damaged export is left as it is, by who need not write it."""
+        """Return for how many more seconds a patient :meth:`check` restores nothing."""
         recent = self._records.recent_tamperings(now_ns)
         waited = (now_ns - recent[-1]) / 1e9 if len(recent) >= TAMPERINGS_AN_HOUR else PAUSE_SECONDS
         return max(PAUSE_SECONDS - waited, 0.0)
 
     def note_committed(self) -> None:
-        """From now on, :meth:`disturbed` compares with what is committed now."""
+        """Record the committed state, with which :meth:`disturbed` compares."""
         self._seen = self._records.exports()
 
     def disturbed(self) -> bool:
-        """Whether an export no longer looks as it did when that was noted."""
+        """Return whether an export's stat facts differ from those that :meth:`note_committed` recorded."""
         return not all(self._looks_as_recorded(name, record) for name, record in self._seen.items())
 
     def damaged(self, *, apart_from: Collection[str] = ()) -> dict[str, ExportTamperedError]:
-        """The exports that :meth:`check` would restore; the facts of those that are whole are noted."""
+        """Return the exports that :meth:`check` would restore; record the stat facts of intact ones."""
         found: dict[str, ExportTamperedError] = {}
         for name, record in self._records.exports().items():
             if name in apart_from or self._looks_as_recorded(name, record):
@@ -108,7 +108,7 @@ class Restorer:
         return found
 
     def _learn_segments(self) -> None:
-        """Read exports once whose digest is of another form: an older version recorded it."""
+        """Read each export whose digest an older version recorded in another form, and record its segments."""
         for name, record in self._records.exports().items():
             known = record.committed
             if known.segment_bytes == self._exports.segment_bytes or not known.size:
@@ -134,14 +134,14 @@ class Restorer:
         return record.facts == StatFacts.of(status)
 
     def _count_tampering(self, damaged: Collection[str], now_ns: int, *, again: bool) -> None:
-        """Note what is to be restored. All until that is done counts as one time."""
+        """Record which exports are to be restored; all damage until that is done counts as one case."""
         with self._store.transaction():
             if damaged and not again:
                 self._records.count_tampering(now_ns)
             self._store.remember("restoring", orjson.dumps(sorted(damaged)).decode() if damaged else None)
 
     def _restoring(self) -> set[str]:
-        """The exports that are being restored."""
+        """Return the exports that are being restored."""
         return set(orjson.loads(self._store.recall("restoring") or "[]"))
 
     def _restored(self, name: str) -> None:
@@ -149,7 +149,7 @@ class Restorer:
         self._store.remember("restoring", orjson.dumps(left).decode() if left else None)
 
     def restore(self, name: str, now_ns: int) -> None:
-        """Set a damaged export aside and put what is left of it in its place; the rest is queued."""
+        """Set a damaged export aside, write its intact rows again, and queue the missing ones."""
         aside = self._committer.set_aside(name, now_ns)
         if name.startswith("withdrawals_"):
             self._restore_log(name)
@@ -161,7 +161,7 @@ class Restorer:
         log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=lines, rows_missing=0)
 
     def _rewrite_log(self, name: str, also: Callable[[], None]) -> int:
-        """Write a log of withdrawals again, from the store; returns how many lines it has."""
+        """Rewrite a log of withdrawals from the store; return how many lines it has."""
         dataset = Dataset(name.removeprefix("withdrawals_"))
         lines = [each.line() for each in Withdrawals(self._store).of(dataset)]
         self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], also)
@@ -190,15 +190,15 @@ class Restorer:
     # taking over
 
     def take_over(self, now_ns: int) -> bool:
-        """Take in the exports that stand where no store knows of any; returns whether there were some.
+        """Take over existing exports if the store has no record of any; return whether there were some.
 
         Raises:
-            ExportReadError: A folder or a file cannot be looked at; what was not taken over yet is at the next try.
+            ExportReadError: A folder or a file cannot be read; the next try takes over the rest.
         """
         return self._takeover.take_over(now_ns)
 
     def settle_orphans(self, options: Options) -> int:
-        """Decide on the orphans once every input was judged; returns how many are to leave."""
+        """Decide on the orphans after all inputs are judged; return how many will be withdrawn."""
         if not self._orphans.undecided():
             return 0
         with self._store.transaction():
@@ -211,7 +211,7 @@ class Restorer:
     # canonical order
 
     def reorder(self) -> None:
-        """Put every dataset and quarantine file into canonical walk order, and logs without white space between lines.
+        """Put every dataset and quarantine file into walk order; rewrite logs that have white space between lines.
 
         Raises:
             ExportTamperedError: A file is not what its last commit left; :meth:`check` restores it.
@@ -229,19 +229,19 @@ class Restorer:
             with self._committer.left_as_found(name):
                 if not committed.spaces and self._lines.is_in_order(name, keys(file.rows())):
                     return
-            # A question that is left half answered, by a fault in the middle, would lock the tables that it reads.
+            # If a fault left the query unfinished, it would lock the tables that it reads.
             with closing(self._lines.order_lines(name, keys(file.rows()))) as order:
                 self._committer.replace([NewVersion(name, file.pick(order), lambda: committed.rows)], lambda: None)
 
 
 def _digests(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int, object]]:
-    """Offset, length and digest of each row."""
+    """Return offset, length and digest of each row."""
     for start, row in rows:
         yield start, len(row), digest_of(row)
 
 
 def _sample_keys(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int, object]]:
-    """Offset, length and sample key of each row; no key where it is no row of a dataset, as after an outside edit."""
+    """Return offset, length and sample key of each row; no key if it is no row of ours, as after a foreign edit."""
     for start, row in rows:
         found = _ROW_ID.match(row)
         yield start, len(row), key_of(found[1].decode()) if found else None

@@ -1,7 +1,7 @@
-"""What stood in place of an export, kept for people and for restoring: whole or not at all, and only a few of each.
+"""Sets files aside that were found in place of an export, for people and for restoring; keeps a few per export.
 
-A copy is made under one temporary name for each export, and gets its own when it is whole. So a disk that is full costs
-no room however often it is tried again, and a kill leaves one file that the next try takes the place of.
+Each export has one temporary name; a copy is renamed when it is complete. So retries on a full disk use no more space,
+and a kill leaves at most one incomplete file, which the next try removes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from distilld.files.regular import open_regular
 COPIES_KEPT: Final = 5
 BLOCK_BYTES: Final = 1 << 20
 _STAMP: Final = re.compile(r"[0-9][0-9TZ.-]*")
-"""What stands behind ``name-``; whatever else stands in the folder is somebody's own."""
+"""What follows ``name-`` in a backup's name; all other files in the folder are foreign."""
 
 Needed = Callable[[Path], bool]
-"""Whether a copy holds what stands nowhere else."""
+"""Returns whether a backup holds content that is nowhere else."""
 
 
 def _nothing(_: Path) -> bool:
@@ -33,10 +33,10 @@ def _nothing(_: Path) -> bool:
 
 
 def copy_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = _nothing) -> Path:
-    """Copy a file to ``name-stamp`` in ``folder``, or find the newest copy to hold the same bytes; returns the copy.
+    """Copy a file to ``name-stamp`` in ``folder``, unless the newest copy has the same bytes; return the copy.
 
     Raises:
-        OSError: The system refused; ``folder`` holds no more than before.
+        OSError: The copy failed; ``folder`` holds no more than before.
     """
     _make_own(folder)
     newest = _copies(folder, name)[-1:]
@@ -49,13 +49,13 @@ def copy_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed =
 
 
 def move_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = _nothing) -> Path | None:
-    """Move what nobody reads to ``name-stamp`` in ``folder``; returns where it is now.
+    """Move a path that no reader has open to ``name-stamp`` in ``folder``; return its new path.
 
-    From another file system only a file, a link and a folder can be moved, by making them again. All else has no
-    content that could be kept: it is removed, and None returned.
+    From another file system, a file, a link or a folder is copied and removed. Anything else has no content to keep:
+    it is removed, and None is returned.
 
     Raises:
-        OSError: The system refused.
+        OSError: The move failed.
     """
     _make_own(folder)
     _thin_out(folder, name, needed)
@@ -83,7 +83,7 @@ def _make_own(folder: Path) -> None:
 
 
 def _copies(folder: Path, name: str) -> list[Path]:
-    """The copies of one export, the newest last."""
+    """Return the copies of one export, the newest last."""
     start = f"{name}-"
     return sorted(
         each for each in folder.iterdir() if each.name.startswith(start) and _STAMP.fullmatch(each.name[len(start) :])
@@ -91,7 +91,7 @@ def _copies(folder: Path, name: str) -> list[Path]:
 
 
 def _free(folder: Path, name: str, stamp: str) -> Path:
-    """A name that nothing has yet: an export may be set aside twice within a millisecond."""
+    """Return an unused path: an export may be set aside twice within a millisecond."""
     target, number = folder / f"{name}-{stamp}", 1
     while os.path.lexists(target):
         number += 1
@@ -100,10 +100,10 @@ def _free(folder: Path, name: str, stamp: str) -> Path:
 
 
 def _thin_out(folder: Path, name: str, needed: Needed) -> None:
-    """Make room for one more copy; the newest ones stay, for nobody knows yet whether there will be another.
+    """Make room for one more copy: remove the oldest ones, and keep the newest in case the next copy fails.
 
-    One that is ``needed`` goes after those that are not. A copy that cannot be removed stays: a copy too many is no
-    reason to restore nothing.
+    Copies that are ``needed`` are removed last. A copy that cannot be removed stays: one copy too many is no reason to
+    restore nothing.
     """
     copies = _copies(folder, name)
     if len(copies) < COPIES_KEPT:
@@ -114,7 +114,7 @@ def _thin_out(folder: Path, name: str, needed: Needed) -> None:
 
 
 def _make(source: Path, target: Path, name: str) -> None:
-    """Make ``target`` like ``source``, or leave nothing behind."""
+    """Copy ``source`` to ``target``, completely or not at all."""
     temp = target.with_name(f".{name}.tmp")
     _remove(temp)
     try:
@@ -128,7 +128,7 @@ def _make(source: Path, target: Path, name: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A file, a link, or a folder with what it holds; nothing of what has no content."""
+    """Copy a file, a link, or a folder with its content; skip anything else."""
     mode = os.lstat(source).st_mode
     if stat.S_ISREG(mode):
         _copy_file(source, target)
@@ -159,7 +159,7 @@ def _remove(path: Path) -> None:
 
 
 def _same_bytes(one: Path, other: Path) -> bool:
-    """Whether ``one`` is a file with the bytes of the file ``other``."""
+    """Return whether ``one`` is a regular file with the bytes of the file ``other``."""
     status = os.lstat(one)
     if not stat.S_ISREG(status.st_mode) or status.st_size != other.stat().st_size:
         return False

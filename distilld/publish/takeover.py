@@ -1,6 +1,6 @@
-"""Exports from before the store: of an older exporter, or of a store that was lost (SPEC 3.11).
+"""Takes over exports from before the store: of an older exporter, or of a lost store (SPEC 3.11).
 
-Their rows are taken in as orphans: the first pass adopts each row that it would write alike, and decides on the rest.
+Their rows become orphans: the first pass adopts each row that it would write the same, and decides on the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class TakeOver:
-    """Takes in the exports of a root whose store knows of none."""
+    """Takes over the exports of a root whose store has no record of any."""
 
     def __init__(self, root: Path, store: Store, exports: Exports, committer: Committer) -> None:
         self._root = root
@@ -46,10 +46,10 @@ class TakeOver:
         self._orphans = Orphans(store)
 
     def take_over(self, now_ns: int) -> bool:
-        """Take in the exports that stand where no store knows of any; returns whether there were some.
+        """Take over existing exports if the store has no record of any; return whether there were some.
 
         Raises:
-            ExportReadError: A folder or a file cannot be looked at; what was not taken over yet is at the next try.
+            ExportReadError: A folder or a file cannot be read; the next try takes over the rest.
         """
         if self._store.recall("taken_over") is not None or self._receipts.last_batch() is not None:
             return False
@@ -63,7 +63,7 @@ class TakeOver:
         for name in there:
             if (
                 not name.startswith("quarantine_") and not self._records.exports()[name].generation
-            ):  # else: before a crash
+            ):  # else: taken over before a crash
                 good, bad = self._adopt(name, now_ns)
                 rows, removed = rows + good, removed + bad
         self._leave_quarantines([name for name in there if name.startswith("quarantine_")], anchor, now_ns)
@@ -72,7 +72,7 @@ class TakeOver:
         return bool(there)
 
     def _leftovers(self) -> list[Path]:
-        """Temporary files of a batch that was cut off, and that nobody remembers, below the root."""
+        """Return the temporary files of an interrupted batch that no store records, as paths below the root."""
         found: list[Path] = []
         for path in map(Path, EXPORT_PATHS.values()):
             ours = re.compile(rf"\.{re.escape(path.name)}\.{BATCH_ID.pattern}({re.escape(FIRST)})?\.tmp")
@@ -98,9 +98,9 @@ class TakeOver:
                 raise ExportWriteError(str(path), error) from error
 
     def _adopt(self, name: str, now_ns: int) -> tuple[int, int]:
-        """Take the rows of a file in: a dataset's as orphans, a log's as history. Returns how many, and how many not.
+        """Take over the rows of a file, a dataset's as orphans, a log's as history; return rows taken and removed.
 
-        Torn, unreadable, faulty and doubled rows are removed; the file as it was is set aside then.
+        Torn, unreadable, faulty and duplicate rows are removed; the original file is then set aside.
         """
         path = self._root / EXPORT_PATHS[name]
         if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -142,12 +142,12 @@ class TakeOver:
         return withdrawal is not None
 
     def _leave_quarantines(self, names: list[str], anchor: Link | None, now_ns: int) -> None:
-        """Old quarantine files are set aside and written again; with that the take-over is done.
+        """Set old quarantine files aside and write new ones, which completes the takeover.
 
-        What they say of runs that were rejected or never reviewed is known again: no orphan of such a run may stay, and
-        until the row's own partition is read its verdict is an absent one and forbids. A lost store does not bring a
-        run back whose rejection was deleted (SPEC 3). Where that partition is gone the row's line stays, as that of any
-        held row of an absent partition, and says it again when this store is lost, too.
+        Verdicts in them on rejected or never reviewed runs are recorded: no orphan of such a run may stay. Until the
+        row's own partition is read, its verdict is an absent one and forbids. So a run whose rejection was deleted does
+        not come back when a store is lost (SPEC 3). If that partition is absent, the quarantine row stays, as any such
+        row does, so that the verdict survives the loss of this store, too.
         """
         copies = {name: self._committer.set_aside(name, now_ns) for name in names}
         kept: Counter[str] = Counter()
@@ -180,7 +180,7 @@ class TakeOver:
         self._committer.replace(versions, settle)
 
     def _is_gone(self, partition: str, known: dict[str, bool]) -> bool:
-        """Whether no file of a scored partition can be opened; each is looked for once."""
+        """Return whether a scored partition has no file that can be opened; check each partition once."""
         if partition not in known:
             try:
                 with open_partition(self._root, InputKind.SCORED, partition):

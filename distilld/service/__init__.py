@@ -1,1 +1,1 @@
-"""One writer and its life: lock, run once, dry run, daemon, watching, what it reports."""
+"""The one writer of a lake: its lock, single runs, dry runs, the daemon, file events, its reports."""

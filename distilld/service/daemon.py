@@ -1,7 +1,7 @@
 """``distilld run``: the loop around passes (SPEC 5, 6).
 
-File events are hints, every pass is a whole scan, and what is due is asked of :class:`Schedule` alone. What goes wrong
-is logged and tried again with growing pauses; the only ``except Exception`` of the program stands here.
+File events are hints, every pass is a whole scan, and only :class:`Schedule` decides what is due. A failed
+pass is logged and tried again after growing pauses; the daemon's only ``except Exception`` is here.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def serve(
     notifier: Notifier,
     take_over: bool = False,
 ) -> None:
-    """Be the lake's daemon until SIGTERM or SIGINT. ``read_settings`` is asked at SIGHUP.
+    """Be the lake's daemon until SIGTERM or SIGINT. ``read_settings`` is called at SIGHUP.
 
     Raises:
         WriterBusy: Another process is the writer.
         UsageError: The store belongs to another root, or the lake to another store.
-        OperatorError: A lock or the store cannot be had at the start, or the store was found corrupt twice.
+        OperatorError: A lock or the store is not available at the start, or the store was found corrupt twice.
     """
     daemon = Daemon(settings, read_settings=read_settings, environ=environ, notifier=notifier)
 
@@ -64,7 +64,7 @@ def serve(
 
 
 class Daemon:
-    """The daemon: what signals asked for and the settings in force outlast a store, all else begins with its run."""
+    """The daemon. Its signals and settings outlast a store; all other state begins with :meth:`run`."""
 
     def __init__(
         self,
@@ -83,12 +83,11 @@ class Daemon:
         self.signals = Signals()
 
     def run(self, engine: Engine) -> None:
-        """Pass after pass, until a signal says stop. Nothing is half done when this returns."""
+        """Run passes until a signal asks to stop. Nothing is half done on return."""
         self.signals.cuttable = False
         self._engine = engine
         self._bulletin = Bulletin(self.settings, engine, self._notifier)
         self._recheck = Recheck(engine)
-        # Nothing has been looked at yet.
         self._schedule = Schedule()
         self._listener = Listener(
             [str(self.settings.root / tree) for tree in TREES.values()],
@@ -143,38 +142,38 @@ class Daemon:
             recover(self._engine)
         log.info("daemon_stopped")
         self.signals.end_patience()
-        # Where another store is begun, what comes before its first pass may take long.
+        # If another store is begun, the work before its first pass may take long.
         self.signals.cuttable = True
 
     def _new_watcher(self) -> Watcher:
         return Watcher(debounce_ms=self.settings.debounce_ms, stopped=lambda: self.signals.stop or self.signals.reload)
 
     def pulse(self) -> None:
-        """The work goes on; called from within passes. Ends them when the daemon is to stop."""
+        """Report that the work goes on; passes call this. Raise PassEnded to end them when the daemon must stop."""
         self._notifier.alive()
         self.signals.cut_off()
 
     def _pulse_of_sql(self) -> bool:
-        """The same from within a statement: one that takes too long when the daemon is to stop is interrupted."""
+        """Report the same from within an SQL statement; return whether to interrupt it because the daemon must stop."""
         self._notifier.alive()
         return self.signals.interrupt()
 
     def _rest(self) -> None:
-        """Wait for the next thing that may be due; with nothing to do this is all that happens."""
+        """Wait for the next thing that may be due; an idle daemon does only this."""
         self._notifier.alive()
         now, schedule = self._clock(), self._schedule
         if now >= schedule.checkpoint_at:
             cut = True
             with suppress(OperatorError):
                 cut = self._engine.store.checkpoint()
-            # A reader that lasts keeps the log; it is cut soon after that reader's end, also while nothing changes.
+            # A long reader keeps the log; the log is cut soon after that reader ends, even if nothing changes.
             schedule.checkpoint_at = NEVER if cut else self._clock() + CHECKPOINT_AFTER_SECONDS
         if now >= schedule.recheck_at:
             self._look_again(now)
         schedule.hinted = self._listener.wait(schedule.wait_seconds(now)) or schedule.hinted
 
     def _look_again(self, now: float) -> None:
-        """Hash a little of what may have changed unnoticed."""
+        """Hash a part of the files that may have changed unnoticed."""
         pause = LONGEST_RETRY_SECONDS
         with suppress(StoreFaultError):
             pause = self._recheck.step()
@@ -197,12 +196,12 @@ class Daemon:
             self._engine.restorer.note_committed()
             self._schedule.mend_at = self._clock() + self._engine.restorer.pause_left(time.time_ns())
         except Exception as error:
-            # The one place: whatever it is, the next try may work.
+            # The daemon's only blind except: the next try may work after any failure.
             if self.signals.stop:
                 raise PassEnded from error
-            # Where it is a worker's, somebody is mending the cluster, perhaps: the daemon goes on without a new start.
+            # UnfitWorker: an operator may be repairing the cluster, so the daemon goes on without a restart.
             if isinstance(error, StoreCorruptError | UsageError | WriterBusy) and not isinstance(error, UnfitWorker):
-                # A corrupt store is set aside, and another is begun; a lake that another writer took is left to it.
+                # A corrupt store is set aside, another is begun; a lake that another writer took stays that writer's.
                 raise
             self.signals.cuttable = False
             self._failed(error)
@@ -246,11 +245,11 @@ class Daemon:
             log.error("batch_failed", exc_info=error)
         with suppress(sqlite3.Error):
             self._engine.store.connection.rollback()
-        # Before anything that may take long: health is to say so with the first failure.
+        # Before anything that may take long: health must report the first failure at once.
         rows = self._waiting_to_leave()
         self._bulletin.failed(text, hint, overdue=rows > 0)
         with suppress(DistilldError, sqlite3.Error):
-            # Readers should not meet half a row until the next try.
+            # Readers should not find half a row until the next try.
             recover(self._engine)
         pause = self._schedule.failed(self._clock())
         if since := self._bulletin.overdue_since:
@@ -259,7 +258,7 @@ class Daemon:
         log.warning("retry_scheduled", seconds=round(pause, 1), failures=self._schedule.failures)
 
     def _waiting_to_leave(self) -> int:
-        """How many rows must leave a dataset and still stand there; as before where the store does not say."""
+        """Return how many rows of the datasets must leave them; the last known count if the store cannot be read."""
         with suppress(OperatorError, sqlite3.Error), self._engine.store.faults():
             self._overdue_rows = Views(self._engine.store).waiting_to_leave()
         return self._overdue_rows
@@ -293,7 +292,7 @@ class Daemon:
 
 
 _LONG: Final = (Trigger.STARTUP, Trigger.RELOAD)
-"""The passes that may take long, and tell of their progress."""
+"""The passes that may take long, and report their progress."""
 
 
 def _refuse_to_move(before: Settings, after: Settings) -> None:

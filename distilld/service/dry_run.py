@@ -1,8 +1,8 @@
-"""``--dry-run``: the same pass as any other, on a copy of the state store that is thrown away (SPEC 5).
+"""``--dry-run``: a normal pass on a copy of the state store that is deleted afterwards (SPEC 5).
 
-Nothing below the root is written, and nothing in the store: inputs are only read, what is decided is applied to the
-copy, and the committer leaves out the exports, the receipts and the recovery. Neither a take-over nor a restoration is
-rehearsed: the figures are those of exports that are as the store knows them, which is none where it knows nothing.
+Nothing is written below the root or in the store: inputs are only read, decisions are applied to the copy, and the
+committer skips the exports, the receipts and the recovery. A dry run rehearses neither a take-over nor a restoration:
+its figures assume the exports that the store knows, and none if it knows none.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class DryCommitter(Committer):
         super().__init__(root, store, Exports(root))
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
-        """Say that the file was written; its rows are counted, its bytes are not."""
+        """Report the file as written; count its rows, but not its bytes."""
         return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0), write.drops)
 
     def finish(self) -> None:
-        """Nothing was written, so nothing waits to be put in place."""
+        """Do nothing: no file was written that must be put in place."""
 
     def recover(self) -> bool:
-        """Whether a batch was cut off that the next real run completes or undoes first; nothing is done about it."""
+        """Return whether the next real run completes or undoes a batch first; here the copy only forgets that batch."""
         needed = self.needs_recovery()
         with self._store.transaction():
             self._records.drop_intents()
@@ -56,10 +56,10 @@ class DryCommitter(Committer):
 def rehearsal(
     settings: Settings, *, take_over: bool = False, progress: Callable[[Progress], None] | None = None
 ) -> Iterator[Engine]:
-    """An engine that can do everything and changes nothing; it may work beside a running writer.
+    """Yield an engine that can do everything and changes nothing; it may work while a writer runs.
 
     Raises:
-        UsageError: The lake is kept with another store, or the folder for temporary files lies below the root.
+        UsageError: The lake is kept with another store, or the folder for temporary files is below the root.
         OperatorError: The store cannot be read or copied.
     """
     if not take_over:
@@ -77,7 +77,7 @@ def rehearsal(
                 settings.root,
                 store,
                 settings.options(),
-                # A cluster is asked for a file below the root.
+                # Joining a cluster writes a file below the root, to see whether workers can read it.
                 settings.limits()._replace(executor=""),
                 progress=progress,
                 committer=DryCommitter(settings.root, store),
@@ -88,9 +88,9 @@ def rehearsal(
 
 
 def damaged_exports(engine: Engine) -> Iterator[str]:
-    """What the next run restores first, and a rehearsal does not: each export with what is wrong with it.
+    """Yield what the next run restores first and a rehearsal does not: each damaged export, and what is wrong with it.
 
-    ``engine`` is that of a rehearsal that has not begun. Beside a running writer it reports nothing.
+    ``engine`` is that of a rehearsal that has not begun. While a writer runs, nothing is yielded.
 
     Raises:
         OperatorError: An export cannot be read.
@@ -109,13 +109,13 @@ def _open_copy(settings: Settings, copy: Path) -> Store:
     try:
         return Store.open(copy, settings.root)
     except DistilldError as error:
-        # The store is at fault, not its copy.
+        # Name the store in the message: it is at fault, not its copy.
         error.args = (str(error).replace(str(copy), str(settings.state)),)
         raise
 
 
 def _copy(settings: Settings, copy: Path) -> None:
-    """Copy the store as of one moment."""
+    """Copy the store as of one moment; copy it again if it was written to meanwhile."""
     for _ in range(_ATTEMPTS):
         before = holder(settings.root), file_facts(settings.state)
         copy_store(settings.state, copy, writer_runs=before[0].running)

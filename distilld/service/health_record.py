@@ -1,7 +1,7 @@
-"""What a writer leaves in the store about itself, for ``health`` and ``status`` (SPEC 5): kept in the table ``lake``.
+"""What a writer records about itself in the store's table ``lake``, for ``health`` and ``status`` (SPEC 5).
 
-Only what changed is written, and the time of the last scan a few times a rescan period: a pass that finds nothing to do
-costs no write.
+Only changes are written, and the time of the last scan a few times per rescan period: most passes that find nothing to
+do write nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WATCHING: Final = "watching"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failure that lasts: since when, the last try, how many there were, what it is and what to do about it."""
+    """A failure that lasts: its start, the last try, the number of tries, what it is and what to do about it."""
 
     since: str
     at: str
@@ -46,7 +46,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The last words of a daemon, and of any writer what failed and what it could not read.
+    """The last state of a daemon; and, of any writer, what failed and what it could not read.
 
     Times are UTC with milliseconds; ``watching`` is 'events', or why there are none.
     """
@@ -60,13 +60,13 @@ class Vitals:
     watching: str | None = None
 
     def after_failure(self, now: str, text: str, hint: str, *, overdue: bool) -> Vitals:
-        """One more try has failed. ``overdue``: rows wait to leave a dataset."""
+        """Return the vitals after another failed try. ``overdue``: rows wait to leave a dataset."""
         before = self.failure
         failure = Failure(before.since if before else now, now, before.tries + 1 if before else 1, text, hint)
         return replace(self, failure=failure, overdue_since=(self.overdue_since or now) if overdue else None)
 
     def after_pass(self, now: str, unreadable: Iterable[Oddity]) -> Vitals:
-        """A pass has worked, but for these inputs."""
+        """Return the vitals after a pass that worked, but could not read these inputs."""
         since = {(each.path, each.problem): each.since for each in self.unreadable}
         found = tuple(
             Unreadable(each.path, each.problem, since.get((each.path, each.problem), now)) for each in unreadable
@@ -75,7 +75,7 @@ class Vitals:
 
 
 def read_vitals(store: Store) -> Vitals:
-    """What was written last. What another version wrote in another form is left out."""
+    """Return what was written last; empty vitals if a failure or input has another version's form."""
     failure = _parsed(store.recall(FAILURE))
     unreadable = _parsed(store.recall(UNREADABLE))
     pid = store.recall(PID) or ""
@@ -94,7 +94,7 @@ def read_vitals(store: Store) -> Vitals:
 
 
 def write_vitals(store: Store, vitals: Vitals, before: Vitals) -> None:
-    """Write what is not as ``before``, in one transaction; nothing where nothing changed.
+    """Write what differs from ``before``, in one transaction; write nothing if nothing differs.
 
     Raises:
         StoreFaultError: The system refused.

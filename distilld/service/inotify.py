@@ -1,9 +1,9 @@
-"""File events as hints: *that* something may have changed, never what. The scan alone is the truth (SPEC 6).
+"""File events as hints *that* something may have changed, never what. Only a scan finds that out (SPEC 6).
 
-Every folder is watched by itself, by a list that a scan gave, and none by way of a folder above it. So an arming either
-watches all of them or fails aloud, no link is followed, and whoever scans once after arming misses nothing: a folder
-that is not in the list changes its parent, which is. An overflow of the kernel's queue is harmless for the same reason:
-what it left out happened before the hint that the other events give, and a hint is followed by a whole scan.
+Each folder that a scan listed is watched by itself, none through a folder above it. So arming either watches all
+folders or raises an error, and no link is followed. A scan after arming misses nothing: a new folder changes its
+parent, which is in the list. An overflow of the kernel's queue is harmless too: the lost events happened before the
+hint that the other events give, and a whole scan follows every hint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 Folders = Mapping[str, tuple[int, int]]
-"""Folders by absolute path, with their st_dev and st_ino: another folder in the same place is another one."""
+"""Folders by absolute path, with their st_dev and st_ino: these show when a folder was replaced."""
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 
@@ -37,7 +37,7 @@ _WITHOUT_EVENTS: Final = frozenset(
         "nfs4", "ocfs2", "orangefs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
     }
 )  # fmt: skip
-"""File systems on which another machine changes a file without an event on this one."""
+"""File systems on which a change by another machine causes no event on this one."""
 
 
 class Wake(Enum):
@@ -48,7 +48,7 @@ class Wake(Enum):
 
 
 class WatchBrokenError(Exception):
-    """File events cannot be had, or no longer; ``reason`` says why, in words that a log may hold."""
+    """File events are not available, or no longer; ``reason`` says why, in words fit for a log."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -56,14 +56,14 @@ class WatchBrokenError(Exception):
 
 
 class FolderGoneError(Exception):
-    """A folder of the list is not there any more; the next scan tells which are."""
+    """A folder of the list no longer exists; the next scan finds which folders do."""
 
 
 class Watcher:
-    """Waits for events in a list of folders, in the thread that calls it.
+    """Waits for events in a list of folders, in the calling thread.
 
-    A hint comes when there was no event for a quarter of ``debounce_ms`` (10 to 50 ms), and in any case after
-    ``debounce_ms``. ``stopped`` ends a wait at once.
+    After an event, a hint comes when no event followed for a quarter of ``debounce_ms`` (10 to 50 ms), and after
+    ``debounce_ms`` in any case. ``stopped`` ends a wait at once.
     """
 
     def __init__(self, *, debounce_ms: int, stopped: Callable[[], bool]) -> None:
@@ -79,17 +79,17 @@ class Watcher:
         return self._armed
 
     def arm(self, folders: Folders) -> None:
-        """Watch these folders, and not the former ones; an empty list is fine. Scan once more afterwards.
+        """Watch these folders instead of the former ones; an empty list is allowed. Scan again afterwards.
 
         Raises:
-            WatchBrokenError: They cannot be watched. None is, then.
-            FolderGoneError: One of them is gone. None is watched, then.
+            WatchBrokenError: The folders cannot be watched. None is watched then.
+            FolderGoneError: One of them is gone. None is watched then.
         """
         self.disarm()
         if not folders:
             return
         try:
-            # The arguments: no debug output, no polling (it compares whole seconds), not the folders below.
+            # The arguments: no debug output, no polling (it compares whole seconds), no subfolders.
             self._events = RustNotify(list(folders), False, False, 1000, False, False)
         except FileNotFoundError as error:
             raise FolderGoneError from error
@@ -104,10 +104,10 @@ class Watcher:
         self._events, self._armed = None, MappingProxyType({})
 
     def wait(self, seconds: float) -> Wake:
-        """Wait for an event, or ``seconds`` long.
+        """Wait for an event, ``seconds`` at most.
 
         Raises:
-            WatchBrokenError: The watch ended by itself; nothing is watched any more.
+            WatchBrokenError: The watch ended by itself; nothing is watched now.
         """
         if self._events is None:
             self._wait_blindly(seconds)
@@ -115,7 +115,7 @@ class Watcher:
         try:
             found = self._events.watch(self._debounce_ms, self._step_ms, max(round(seconds * 1000), 1), self._stopped)
         except WatchfilesRustInternalError as error:
-            # A name that is not UTF-8 does this, for one.
+            # A file name that is not UTF-8 causes this, for example.
             self.disarm()
             raise WatchBrokenError(_reason(error)) from error
         return Wake.CHANGED if isinstance(found, set) else Wake.TICK
@@ -127,7 +127,7 @@ class Watcher:
 
 
 class _Stopped:
-    """What watchfiles asks. threading.Event will not do: setting one in a signal handler can wait for itself."""
+    """Tells watchfiles when to stop. It is no threading.Event: setting one in a signal handler can deadlock."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self.is_set = stopped
@@ -147,7 +147,7 @@ def _reason(error: Exception) -> str:
 
 
 def folder_identity(path: str) -> tuple[int, int] | None:
-    """A folder's st_dev and st_ino as ``Folders`` hold them; None where it cannot be looked at."""
+    """Return a folder's st_dev and st_ino as in ``Folders``; None if it cannot be examined."""
     try:
         status = os.stat(path)
     except OSError:
@@ -156,9 +156,9 @@ def folder_identity(path: str) -> tuple[int, int] | None:
 
 
 def file_system_without_events(path: str, mounts: str | None = None) -> str | None:
-    """The kind of the file system that ``path`` stands on, if one machine's change is no event on another; or None.
+    """Return the type of ``path``'s file system if a change by another machine causes no event on this one, else None.
 
-    ``mounts`` is what /proc/self/mountinfo says; where that cannot be read nothing is known against it.
+    ``mounts`` is the text of /proc/self/mountinfo; if that cannot be read, the result is None.
     """
     if mounts is None:
         try:
@@ -173,7 +173,7 @@ def file_system_without_events(path: str, mounts: str | None = None) -> str | No
         if len(fields) < 5 or not behind:
             continue
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
-        # The last of those mounted on one point hides the others.
+        # Of several mounts on one point, the last hides the others.
         if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
             best, kind = point, behind.split(" ")[0]
     if kind is None:

@@ -1,8 +1,8 @@
-"""Which folders' events are listened to, and what takes their place where there are none (SPEC 6).
+"""Listens to the file events of folders, or scans periodically where there are no events (SPEC 6).
 
-The folders are exactly those that the last scan saw. Whenever they changed, they are watched again and a pass must
-follow, for what happened before they were. Where events cannot be had, scans follow one another at a period that bounds
-their cost, and from time to time it is tried again.
+The folders are exactly those that the last scan saw. When they change, they are watched again, and a pass must follow,
+because of changes before that. Without events, scans follow one another at a period that bounds their cost, and from
+time to time the folders are watched again.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from distilld.service.inotify import (
 log = structlog.get_logger()
 
 POLL_SHARE: Final = 50
-"""Without file events a scan follows after so many times its own duration: it costs two hundredths of a core."""
+"""Without file events, a scan follows after this many times its own duration: it costs 2 % of a core."""
 LEAST_POLL_SECONDS: Final = 1.0
 BROKEN_AGAIN_SECONDS: Final = 60.0
-"""A watch that breaks twice within this time is left alone for as long."""
+"""A watch that breaks twice within this time is not tried again for the same time."""
 
 EVENTS_ARRIVE: Final = "events"
 
 
 class Listener:
-    """Listens to the folders of ``trees``, the top folders, and says when to look."""
+    """Listens to the folders of ``trees``, the top folders, and says when to scan."""
 
     def __init__(
         self, trees: Sequence[str], watcher: Watcher, *, rescan_seconds: float, clock: Callable[[], float]
@@ -44,7 +44,7 @@ class Listener:
         self._watcher = watcher
         self._clock = clock
         self._blind: str | None = None
-        """Why there are no events, where there are none."""
+        """Why there are no events; None if there are."""
         self._scan_seconds = 0.0
         self._arm_at = self._broken_at = float("-inf")
         self._began = False
@@ -63,34 +63,34 @@ class Listener:
 
     @property
     def period_seconds(self) -> float:
-        """How long after a scan the next one is due although nothing was heard."""
+        """How long after a scan the next one is due if no event comes."""
         if self._blind is None:
             return self.rescan_seconds
         return min(self.rescan_seconds, max(LEAST_POLL_SECONDS, POLL_SHARE * self._scan_seconds))
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so long; returns whether there is something to look at."""
+        """Wait for an event, ``seconds`` at most; return whether a scan is needed."""
         try:
             return self._watcher.wait(seconds) is Wake.CHANGED
         except WatchBrokenError as error:
             now = self._clock()
             if now - self._broken_at < BROKEN_AGAIN_SECONDS:
                 self._fall_back(error.reason, BROKEN_AGAIN_SECONDS)
-            # Else the pass that follows takes it up again.
+            # Otherwise the pass that follows watches the folders again.
             self._broken_at = now
             return True
 
     def tops_moved(self) -> bool:
-        """Whether a top folder came, went or was replaced since this was asked last; no event tells of that."""
+        """Return whether a top folder came, went or was replaced since the last call; no event reports that."""
         before, self._tops = self._tops, tuple(folder_identity(path) for path in self._trees)
         return before is not None and before != self._tops
 
     def note_scan(self, seconds: float) -> None:
-        """A pass that found nothing to do took so long."""
+        """Note how long a pass took that found nothing to do."""
         self._scan_seconds = seconds
 
     def cover(self, folders: Folders) -> bool:
-        """Listen to exactly these folders; returns whether they must be scanned once more."""
+        """Listen to exactly these folders; return whether they must be scanned again."""
         before = self._watcher.armed
         if folders == before or self._clock() < self._arm_at:
             return False
@@ -112,7 +112,7 @@ class Listener:
         return True
 
     def take(self, watcher: Watcher | None, *, rescan_seconds: float) -> None:
-        """Go on with other settings, and with another watcher if one is given; what was refused is tried again."""
+        """Use other settings, and another watcher if one is given; try again what was refused."""
         self.rescan_seconds = rescan_seconds
         self._arm_at = float("-inf")
         if watcher is not None:
@@ -124,7 +124,7 @@ class Listener:
         self._watcher.disarm()
 
     def _fall_back(self, reason: str, seconds: float) -> None:
-        """Go on by scanning alone, and try to listen again after ``seconds``."""
+        """Rely on scans alone, and allow the next try to listen after ``seconds``."""
         known, self._blind = self._blind, reason
         self._arm_at = self._clock() + seconds
         if known != reason:
@@ -135,14 +135,14 @@ class Listener:
             self._began = True
             log.info("watch_started", folders=len(folders))
         elif before and all(before.get(tree) == folders.get(tree) for tree in self._trees):
-            # A folder more or less is everyday life.
+            # Folders come and go all the time.
             log.debug("watch_rearmed", folders=len(folders))
         else:
             log.info("watch_rearmed", folders=len(folders))
 
 
 def _refuse_silent_file_systems(folders: Folders) -> None:
-    """Raise WatchBrokenError where a folder stands on a file system that has no events for others' changes."""
+    """Raise WatchBrokenError if a folder is on a file system without events for other machines' changes."""
     for folder in {device: folder for folder, (device, _) in folders.items()}.values():
         kind = file_system_without_events(folder)
         if kind is not None:

@@ -1,12 +1,12 @@
 """One writer for a lake, and one for a state store (SPEC 5, 'One writer').
 
-A writer holds two locks (flock) for as long as it lives: ``exports/.distilld.lock`` below the root, and the store's
-path with ``.lock`` behind it. The kernel lets go of both when the process ends, however it ends. The files stay behind;
-the lake's one says which store the lake is kept with, so that nobody goes on with another one by mistake. It says so of
-a store that was opened and is this lake's: a writer that is refused its store leaves the record as it was.
+A writer holds two locks (flock) until it ends: on ``exports/.distilld.lock`` below the root, and on the store's path
+plus ``.lock``. The kernel releases both when the process ends, however it ends. The files remain. The lake's file names
+the lake's store, so that no later writer uses another store by mistake. A writer records a store only after it opened
+the store and found it to be this lake's; a writer that cannot do so leaves the recorded store as it was.
 
-A lock file that is removed or moved away, with all of ``exports`` say, is locked by its writer but found by nobody. So
-the writer asks before it writes (:meth:`WriterLock.keep`), and locks the one that stands there then.
+If a lock file is removed or moved away (with all of ``exports``, for example), its writer still holds the lock but no
+other process finds it. So a writer checks before it writes (:meth:`WriterLock.keep`), and locks the file at the path.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from distilld.files.regular import owned, user_name
 
 LOCK_FILE: Final = "exports/.distilld.lock"
 _PATIENCE_SECONDS: Final = 0.25
-"""``holder`` holds the lock for a moment to see whether a writer does; a writer that starts then waits this long."""
+"""How long a new writer waits for a lock: ``holder`` takes it for a moment to see whether a writer runs."""
 _LONGER_PATIENCE_SECONDS: Final = 4 * _PATIENCE_SECONDS
-"""A second writer holds the lake's lock for as long as it waits for the store's, and is then turned away."""
+"""The wait for a lost lock file: a second writer holds the lake's lock while it waits for the store's, then fails."""
 _RETRY_SECONDS: Final = 0.01
 _MOST_BYTES: Final = 65_536
 _BEGINNING: Final = b'{"pid": '
 _MOST_TROUBLE: Final = 1000
-"""Characters; with them the file still fits the one block that it has."""
+"""Characters of ``trouble`` and of ``remedy`` each, so that the file normally fits in its one block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What a look at a lake's lock tells; ``pid`` is None unless a writer is running and its record could be read.
+    """What a lake's lock file says; ``pid`` is None unless a writer is running and its record could be read.
 
-    ``state`` is the store that the last writer kept the lake with, running or not; None where none ever wrote.
-    ``trouble`` is what the last writer failed of and could not note in its store, or that it could not; ``remedy`` is
-    what to do about it.
-    ``foreign`` says that something holds the lock that is not the writer of the record: that one is gone.
+    ``state`` is the store of the last writer, running or not; None if there is no record of one.
+    ``trouble`` is the failure that the last writer could not note in its store, or why it could not note anything;
+    ``remedy`` is what to do about it.
+    ``foreign``: the process that wrote the record has ended, so another program holds the lock.
     """
 
     running: bool
@@ -66,12 +66,12 @@ class _Held:
     path: Path
     what: str
     refuse: Callable[[int], None]
-    """Raises UsageError where the file of this descriptor is not for this writer to lock."""
+    """Raises UsageError if this writer must not lock the file of this descriptor."""
     descriptor: int
 
 
 class WriterLock:
-    """Both locks in the hands of the writer. ``kept`` says that one of them named the store before, so it is one."""
+    """The two locks of a writer. ``kept``: a lock file already named the store, so that file is a state store."""
 
     def __init__(self, store: Path, held: tuple[_Held, _Held]) -> None:
         self._store = store
@@ -82,7 +82,7 @@ class WriterLock:
             _write(each.descriptor, state)
 
     def bind(self) -> None:
-        """From now on the lake is kept with this store, which was opened and found to be the lake's.
+        """Record this store as the lake's; it was opened and found to be the lake's.
 
         Raises:
             OperatorError: The record cannot be written.
@@ -91,12 +91,12 @@ class WriterLock:
             _write(each.descriptor, self._store)
 
     def keep(self) -> tuple[Path, ...]:
-        """Make sure that others still find the locks; returns the files that were gone and are locked again.
+        """Make sure that other processes find the locks; return the files that were gone and are locked again.
 
         Raises:
-            WriterBusy: Another process was quicker.
-            UsageError: Another one was, and is gone: the lake is kept with its store now.
-            OperatorError: A lock file cannot be looked at, made or written.
+            WriterBusy: Another process locked such a file first.
+            UsageError: Another writer did, and has ended: the lake is kept with that writer's store now.
+            OperatorError: A lock file cannot be examined, made or written.
         """
         lost = [each for each in self._held if not _stands_at(each.descriptor, each.path)]
         for each in lost:
@@ -114,20 +114,20 @@ class WriterLock:
 
 
 def lock_of_store(state: Path) -> Path:
-    """Where the lock of a state store stands."""
+    """Return the path of a state store's lock file."""
     return state.with_name(state.name + ".lock")
 
 
 @contextmanager
 def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator[WriterLock]:
-    """Be the one writer of a lake and of a store. ``take_over`` goes on with another store than the last writer's.
+    """Be the one writer of a lake and of a store. ``take_over`` allows another store than the last writer's.
 
-    Which store the lake is kept with stays as it was until the writer says :meth:`WriterLock.bind`.
+    The recorded store stays as it was until the writer calls :meth:`WriterLock.bind`.
 
     Raises:
         WriterBusy: Another process holds the lake, or the store.
-        UsageError: The lake is kept with another store, which still exists; or another program's file stands where the
-            store's lock is to be.
+        UsageError: The lake is kept with another store, which still exists; or another program's file is at the path
+            of the store's lock.
         OperatorError: A lock file cannot be made or written.
     """
     store = Path(os.path.realpath(state))
@@ -146,7 +146,7 @@ def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator
 
 
 def holder(root: Path) -> Holder:
-    """Whether a writer is running on the lake, its pid, and the store that the lake is kept with. Changes nothing.
+    """Return whether a writer is running on the lake, its pid, and the lake's store. Change nothing.
 
     Raises:
         OperatorError: The lock file cannot be read, or the system refuses to lock it.
@@ -168,12 +168,12 @@ def holder(root: Path) -> Holder:
 
 
 def tell_trouble(root: Path, trouble: str | None, remedy: str = "") -> None:
-    """Say in the lake's lock file, which this process holds, what cannot be said in the store; None takes it back.
+    """Write to the lake's lock file, which this process holds, what the store cannot take; None clears it.
 
-    Which store the lake is kept with stays as it was.
+    The recorded store stays as it was.
 
-    The file is written in place, which works on a full disk. Where even that does not, or another process's record
-    stands there, nothing is said.
+    The file is written in place, which works on a full disk. If even that fails, or if the record is another
+    process's, nothing is written.
     """
     with suppress(OSError, OperatorError):
         descriptor = os.open(root / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -186,7 +186,7 @@ def tell_trouble(root: Path, trouble: str | None, remedy: str = "") -> None:
 
 
 def refuse_other_store(last: Holder, root: Path, state: Path) -> None:
-    """Raise UsageError where the lake was last kept with another store than ``state``, and that one still exists."""
+    """Raise UsageError if the lake was last kept with another store than ``state``, and that store still exists."""
     store = Path(os.path.realpath(state))
     if last.state is not None and _is_another(last.state, store):
         raise UsageError(
@@ -206,7 +206,7 @@ def _held(path: Path, what: str, refuse: Callable[[int], None], *, at_first: boo
 
 
 def _let_go(descriptor: int) -> None:
-    # Said aloud: a process that was forked meanwhile has the same open file, and would keep the lock.
+    # Unlock explicitly: a process that was forked meanwhile shares the open file, and would keep the lock.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
@@ -214,9 +214,9 @@ def _let_go(descriptor: int) -> None:
 def _take_file(
     path: Path, what: str, claim: Callable[[int], None], *, patience_seconds: float = _PATIENCE_SECONDS
 ) -> int:
-    """Open and lock the file that stands at ``path``, not one that was just removed from there.
+    """Open and lock the file at ``path``; try again if it was removed or replaced meanwhile. Return its descriptor.
 
-    It is let go again where ``claim``, called with the descriptor of the locked file, raises.
+    The lock is released again if ``claim``, called with the descriptor of the locked file, raises.
     """
     until = time.monotonic() + patience_seconds
     while True:
@@ -245,7 +245,7 @@ def _busy(last: Holder, path: Path, what: str) -> WriterBusy:
 
 
 def find_holder(path: Path) -> str:
-    """What to do about a program that is no writer and holds a lock."""
+    """Return what to do about a program that holds a lock and is not a writer."""
     return f"find that program with fuser -v {shlex.quote(str(path))} and stop it; only distilld may open the file"
 
 
@@ -274,7 +274,7 @@ def _open_existing(path: Path) -> int:
 
 
 def _refuse_foreign(descriptor: int, path: Path) -> None:
-    """Refuse to write a record over what is none, nor the beginning of one that was cut off."""
+    """Raise UsageError if the file holds neither a record nor the beginning of one, so that no record overwrites it."""
     if not _BEGINNING.startswith(os.pread(descriptor, len(_BEGINNING), 0).rstrip(b"\0")):
         raise UsageError(
             f"{path}, the lock of the state store, is a file of something else", hint="give another --state"
@@ -308,7 +308,7 @@ def _write(descriptor: int, state: Path | None, trouble: str | None = None, reme
         record |= {"trouble": trouble[:_MOST_TROUBLE], "remedy": remedy[:_MOST_TROUBLE]}
     content = json.dumps(record).encode() + b"\n"
     try:
-        # In place, and cut behind it: a full disk does not keep a writer from starting.
+        # In place, then cut to length: a full disk does not keep a writer from starting.
         os.pwrite(descriptor, content, 0)
         os.ftruncate(descriptor, len(content))
     except OSError as error:
@@ -316,7 +316,7 @@ def _write(descriptor: int, state: Path | None, trouble: str | None = None, reme
 
 
 def _read(descriptor: int) -> Holder:
-    """What the writer that holds, or last held, the lock recorded; what cannot be read is left out."""
+    """Return what the writer that holds or last held the lock recorded; leave out what cannot be read."""
     try:
         found = json.loads(os.pread(descriptor, _MOST_BYTES, 0).split(b"\n", 1)[0])
         pid, state = found["pid"], found["state"]
@@ -334,7 +334,7 @@ def _read(descriptor: int) -> Holder:
 
 
 def _process(pid: int | str) -> str | None:
-    """What tells a process from every other one that has or had its pid, in a container too; None where unknown."""
+    """Return what tells a process from any other with its pid, earlier or in another container; None if unknown."""
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
         started = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
@@ -344,7 +344,7 @@ def _process(pid: int | str) -> str | None:
 
 
 def _is_gone(pid: int, recorded: object) -> bool:
-    """Whether the process of a record certainly runs no more; of a process in another container nothing is certain."""
+    """Return whether the recorded process has certainly ended; for one in another container nothing is certain."""
     own = _process("self")
     if own is None or not isinstance(recorded, str) or recorded.partition(":")[0] != own.partition(":")[0]:
         return False
@@ -361,7 +361,7 @@ def _is_gone(pid: int, recorded: object) -> bool:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a recorded path is one that a file can have."""
+    """Return whether a file can have the recorded path."""
     try:
         return os.path.isabs(text) and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -369,7 +369,7 @@ def _is_path(text: str) -> bool:
 
 
 def _is_another(recorded: Path, wanted: Path) -> bool:
-    """Whether the recorded store is still there, and is not the wanted one under another name."""
+    """Return whether the recorded store still exists and is not the wanted one under another name."""
     try:
         found = os.stat(recorded)
     except (FileNotFoundError, NotADirectoryError):
@@ -383,7 +383,7 @@ def _is_another(recorded: Path, wanted: Path) -> bool:
 
 
 def _remedy(error: OSError, path: Path) -> str:
-    """After one run as another user, the lock file is that user's: say how the service gets it back."""
+    """Return the remedy; after a run as another user it says how the service gets the lock file back."""
     user = user_name(os.geteuid())
     if error.errno == errno.EACCES and owned(path):
         return f"as root: chown {user}: {shlex.quote(str(path))}; run distilld by hand as that user (sudo -u {user})"

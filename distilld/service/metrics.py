@@ -1,7 +1,7 @@
-"""What a monitor can plot: a Prometheus text file, replaced after every pass (``metrics_file``; docs/operations.md).
+"""Metrics for a monitor: a Prometheus text file, replaced after every pass (``metrics_file``; docs/operations.md).
 
-``METRICS`` is the closed list of names. A registry of our own: nothing about this process is in the file but what the
-list names.
+``METRICS`` is the closed list of names. The file uses a registry of our own, so it holds no other metrics about this
+process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from prometheus_client.registry import Collector
 from distilld.files.durable import replace_file
 
 _MODE: Final = 0o644
-"""Of a new file: the exporter that reads it runs as another user."""
+"""The mode of a new file: the exporter that reads it runs as another user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric's kind, its labels and what it says. A counter counts from the daemon's start."""
+    """A metric's kind, labels and meaning. A counter counts from the daemon's start."""
 
     kind: Literal["counter", "gauge"]
     labels: tuple[str, ...]
@@ -79,7 +79,7 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
 
 
 class Metrics:
-    """The values, and the file that shows them."""
+    """Holds the values and writes them to the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,16 +94,16 @@ class Metrics:
         self._values[name][labels] = value
 
     def replace(self, name: str, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
-        """Set a metric for these labels, and no others."""
+        """Set a metric for these labels, and remove all its other labels."""
         self._values[name].clear()
         self._values[name].update(values)
 
     def add(self, name: str, value: float, *labels: str) -> None:
-        """Count further."""
+        """Add to one value."""
         self._values[name][labels] = self._values[name].get(labels, 0.0) + value
 
     def write(self) -> None:
-        """Replace the file; it keeps the mode, owner and group that an operator gave it.
+        """Replace the file; keep the mode, owner and group that an operator gave it.
 
         Raises:
             OSError: The system refused.

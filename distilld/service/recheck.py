@@ -1,7 +1,7 @@
-"""Hashes files again although their facts are as recorded, while the daemon has nothing else to do (SPEC 4).
+"""Hashes files again although their stat facts are as recorded, while the daemon has nothing else to do (SPEC 4).
 
-Soon after a file was taken in this proves its facts; later it finds what changed behind them. It goes on block by
-block: a file that takes long stops nothing, and is not begun again.
+Soon after a file was indexed, this proves that its facts and its bytes match; later it finds changes that the facts do
+not show. Files are hashed block by block: a long file delays nothing, and is not started again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from distilld.lake.scan import open_partition, tree_path
 from distilld.store.inputs import FileRecord
 
 SLICE_SECONDS: Final = 0.02
-"""How long new work may have to wait."""
+"""How long a step hashes, and so how long new work may have to wait."""
 SCRUB_REST: Final = 49
-"""A scrub rests so many times as long as it reads: it costs two hundredths of a core."""
+"""A scrub rests this many times as long as it reads: it costs 2 % of a core."""
 LONGEST_PAUSE_SECONDS: Final = 60.0
 
 _Outcome = tuple[FileRecord, bool]
 
 
 class Recheck:
-    """Takes its turns in the daemon's rests."""
+    """Hashes files in short steps while the daemon rests."""
 
     def __init__(self, engine: Engine) -> None:
         engine.believes_facts = True
@@ -38,15 +38,15 @@ class Recheck:
         self._reading: Generator[None, None, _Outcome] | None = None
         self._scrubs = False
         self._scrub_at: float | None = None
-        """When the next file's turn comes, if all come once within the time."""
+        """When to hash the next file (monotonic seconds), so that each file is hashed once per scrub period."""
         self.found = False
-        """Whether a file had other bytes: the next pass reads it."""
+        """Whether a file had other bytes than recorded; the next pass reads it."""
 
     def step(self) -> float:
-        """Go on for a moment; returns after how many seconds the next one is due.
+        """Hash for a moment; return in how many seconds the next step is due.
 
         Raises:
-            OperatorError: The store cannot be used; the files in hand are hashed once more.
+            OperatorError: The store cannot be used; the files of this step are hashed again.
         """
         began = monotonic()
         done: list[_Outcome] = []
@@ -64,13 +64,13 @@ class Recheck:
         return self._pause()
 
     def close(self) -> None:
-        """Let go of the file in hand."""
+        """Close the file that is being hashed."""
         if self._reading is not None:
             self._reading.close()
             self._reading = None
 
     def _begin(self, *, more: bool) -> Generator[None, None, _Outcome] | None:
-        """Begin with the next file. What is done is to be recorded before ``more`` are asked for."""
+        """Begin with the next file. ``more``: get due files from the store, if all finished files are recorded."""
         if not self._waiting and more:
             with self._engine.store.faults():
                 self._waiting.extend(self._due())

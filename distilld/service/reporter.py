@@ -1,6 +1,6 @@
-"""What a daemon tells others of itself: the store's vitals, the metrics file, systemd's status line.
+"""A daemon's reports about itself: the store's vitals, the metrics file, systemd's status line.
 
-None of it may stop the work: what cannot be told is left out, and told the next time.
+No report may stop the work: one that fails is skipped, and made the next time.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SCANS_NOTED_A_PERIOD: Final = 4
-"""How often within a rescan period the time of the last scan is written to the store, where nothing else is."""
+"""How often per rescan period the time of the last scan is written to the store."""
 
 
 class Bulletin:
-    """Keeps what was told last, so that only what changed is reported again."""
+    """Makes the reports. It keeps the last ones, so that only changes are written to the store."""
 
     def __init__(
         self, settings: Settings, engine: Engine, notifier: Notifier, *, clock: Callable[[], int] = time.time_ns
@@ -64,22 +64,22 @@ class Bulletin:
 
     @property
     def overdue_since(self) -> str | None:
-        """Since when rows wait to leave that a failure keeps in a dataset."""
+        """Since when a failure keeps rows in a dataset that must leave it."""
         return self._told.overdue_since
 
     @property
     def overdue_seconds(self) -> float:
-        """For how long that has been so; 0 where none wait."""
+        """For how long a failure has kept them there; 0 if it keeps none."""
         since = self._told.overdue_since
         return max(0.0, self._clock() / 1e9 - _seconds(since)) if since else 0.0
 
     @property
     def failure(self) -> Failure | None:
-        """The failure that lasts."""
+        """The current failure, if any."""
         return self._told.failure
 
     def take(self, settings: Settings) -> None:
-        """Go on with other settings."""
+        """Use these settings from now on."""
         self._settings = settings
         if settings.metrics_file is None:
             self._metrics = None
@@ -93,18 +93,18 @@ class Bulletin:
     # what is reported
 
     def started(self) -> None:
-        """The daemon is up."""
+        """Report that the daemon is up."""
         self._note(replace(self._told, pid=os.getpid(), started_at=self._started_at, watching=None))
         self._notifier.status("started; the first pass is under way")
 
     def progress(self, progress: Progress) -> None:
-        """A long pass goes on."""
+        """Report the progress of a long pass."""
         doing = "reading" if progress.phase == "read" else "judging"
         percent = 100 * progress.done // progress.whole if progress.whole else 0
         self._notifier.status(f"{doing}, {percent} % done")
 
     def passed(self, result: PassResult, *, watching: str, folders: int) -> None:
-        """A pass worked. ``watching`` is 'events', or why there are none; ``folders`` are those that are watched."""
+        """Report a pass that worked. ``watching``: 'events', or why not; ``folders``: how many are watched."""
         now = self._clock()
         noted = self._told.last_scan_at
         period = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
@@ -125,7 +125,7 @@ class Bulletin:
             self._measure(self._metrics, result, now, folders)
 
     def failed(self, text: str, hint: str, *, overdue: bool) -> None:
-        """A pass failed. ``overdue``: rows wait to leave a dataset."""
+        """Report a pass that failed. ``overdue``: rows wait to leave a dataset."""
         self._note(self._told.after_failure(iso_time(self._clock()), text, hint, overdue=overdue))
         if self.failure is not None:
             self._notifier.status(f"failing since {self.failure.since}: {text}")
@@ -135,13 +135,13 @@ class Bulletin:
             self._measure_overdue(self._metrics)
             self._write(self._metrics)
 
-    # how
+    # the store and the lock file
 
     def _note(self, vitals: Vitals) -> None:
-        """Write it to the store; where that cannot be, what fails stands in the lock file."""
+        """Write the vitals to the store; if that fails, write the failure to the lock file."""
         self._told, trouble, remedy = vitals, None, ""
         try:
-            # Where another program keeps the store locked, nobody waits to learn of it.
+            # Do not wait for a store that another program keeps locked.
             with self._engine.store.patience(0):
                 write_vitals(self._engine.store, vitals, self._stored)
             self._stored = vitals

@@ -1,4 +1,4 @@
-"""One writer brings a lake up to date and says what came of it: what ``run --once`` and the demo do."""
+"""One writer brings a lake up to date and reports the result: the work of ``run --once`` and the demo."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ T = TypeVar("T")
 
 LEAST_PAUSE_SECONDS: Final = 0.1
 NEW_OBJECTS_A_COLLECTION: Final = 20_000
-"""What a pass makes mostly stays: to look through it for cycles every 700 objects takes a third of a scan."""
+"""New objects between two garbage collections. Most objects stay; the default of 700 would cost a third of a scan."""
 GRACE_SECONDS: Final = 30.0
-"""How much longer than ten times ``settle_seconds`` a run waits for inputs that never hold still."""
+"""How much longer than ten times ``settle_seconds`` a run waits for inputs that keep changing."""
 
 
 @contextmanager
@@ -60,19 +60,19 @@ def writer(
     progress: Callable[[Progress], None] | None = None,
     pulse: Callable[[], None] = lambda: None,
 ) -> Iterator[Engine]:
-    """The engine of the lake's one writer, with the store open and both locks held.
+    """Yield the engine of the lake's one writer, with the store open and both locks held.
 
     Raises:
         WriterBusy: Another process is the writer.
         UsageError: The store belongs to another root, or the lake to another store, or the file is no store.
-        StoreCorruptError: The store turned out to be corrupt while it was used, or is older than the exports; it is set
-            aside, and the next writer begins another.
-        OperatorError: A lock or the store cannot be had.
+        StoreCorruptError: The store was found corrupt while it was used, or is older than the exports; it is set aside,
+            and the next writer begins another.
+        OperatorError: A lock cannot be taken, or the store cannot be used.
     """
     with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
         log.info("lock_taken", state=str(settings.state))
         with (
-            # Until the next writer begins: the store may not take it.
+            # In the lock file, until the next writer begins: the store may be unusable.
             _leaving_word(partial(_tell_of, settings.root), OperatorError),
             opened_store(settings.state, settings.root, kept=lock.kept) as store,
         ):
@@ -83,7 +83,7 @@ def writer(
 
 @contextmanager
 def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) -> Iterator[None]:
-    """What of these kinds ends the work within it is recorded for the next writer, unless the lake is another's now."""
+    """Record an error of these kinds that ends the work within it; not WriterBusy: another writer has the lake."""
     try:
         yield
     except kinds as error:
@@ -102,12 +102,12 @@ def _keep(lock: WriterLock) -> None:
 
 
 def _refuse_outdated(store: Store, root: Path) -> None:
-    """Refuse a store that was restored from before the newest batch, or that the lake was not kept with at the time.
+    """Refuse a store that was restored from before the newest batch, or that was not the lake's store at the time.
 
-    It would take back what was done since: withdrawn rows would be exported again, and published history would be lost.
+    It would undo what was done since: withdrawn rows would be exported again, and published history would be lost.
 
     Raises:
-        StoreOutdatedError: It does not know the newest batch of which a receipt stands on disk.
+        StoreOutdatedError: The store does not know the newest batch that has a receipt on disk.
         ReceiptReadError: The receipts cannot be read.
     """
     newest = newest_receipt(root)
@@ -136,7 +136,7 @@ def engine_for(
     pulse: Callable[[], None] = lambda: None,
     keep_lock: Callable[[], None] = lambda: None,
 ) -> Engine:
-    """The engine that these settings ask for, on an open store."""
+    """Return an engine with these settings on an open store."""
     return Engine(
         settings.root,
         store,
@@ -149,7 +149,7 @@ def engine_for(
 
 
 def on_whole_store(task: Callable[[], T]) -> T:
-    """Do something that opens a :func:`writer`; once more where the store was corrupt and was set aside."""
+    """Run ``task``, which opens a :func:`writer`; run it again if the store was corrupt and was set aside."""
     try:
         return task()
     except StoreCorruptError:
@@ -158,11 +158,11 @@ def on_whole_store(task: Callable[[], T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
-    """What stands in one dataset and its quarantine now, and what this run did to it.
+    """The rows of one dataset and its quarantine after this run, and what this run changed in them.
 
-    ``rows`` and ``quarantined`` are totals at rest, ``retained`` of ``rows`` are there because their partition is
-    absent. ``added`` and ``withdrawn`` leave out rows that were replaced under their id: those are ``replaced``.
-    ``adopted`` rows stood in the file before its store knew of it (SPEC 3.11).
+    ``rows`` and ``quarantined`` are totals; ``retained`` of ``rows`` are there although no present input gives them.
+    ``added`` and ``withdrawn`` leave out rows that were replaced under their id: ``replaced`` counts those.
+    ``adopted`` rows were in the file before its store knew the file (SPEC 3.11).
     """
 
     dataset: Dataset
@@ -180,9 +180,9 @@ class DatasetReport:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run came to. ``not_read`` names every input that could not be read, and why.
+    """The result of a run. ``not_read`` names every input that could not be read, and why.
 
-    ``rows_judged`` and ``bytes_read`` count also what nothing followed from, of which no receipt tells.
+    ``rows_judged`` and ``bytes_read`` also count work that changed nothing and is in no receipt.
     """
 
     rows_read: int
@@ -194,10 +194,10 @@ class RunReport:
     bytes_read: int
     recovered: bool
     taken_over: bool
-    """Whether exports stood there that the store knew nothing of."""
+    """Whether there were exports that the store did not know."""
     not_read: tuple[str, ...]
     no_inputs: str
-    """The two trees, if not one partition file was seen in them; else empty."""
+    """The two trees if the last scan saw no partition file in them, else empty."""
     dropped_flags: tuple[str, ...]
     """Options that were on when the last batch was committed, and are off now."""
     withdrawn: tuple[Withdrawn, ...] = field(default=())
@@ -221,13 +221,13 @@ def bring_up_to_date(
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> RunReport:
-    """Recover what was cut off, then run passes until no input is left that was still being written.
+    """Recover what was cut off, then run passes until no input is still being written, or the time for that is over.
 
     The report lists the first ``withdrawals_listed`` rows that left or were replaced; None for all.
 
     Raises:
-        OperatorError: A write failed, an export was tampered with, or the trees cannot be looked at. What was committed
-            stands, and the batch in hand is undone where that was possible.
+        OperatorError: A write failed, an export was tampered with, or the trees cannot be listed. What was committed
+            stays, and the current batch is undone if possible.
     """
     views = Views(engine.store)
     options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
@@ -255,13 +255,13 @@ def bring_up_to_date(
 
 
 def _forget_daemon(store: Store) -> None:
-    """One that was killed may have had this process's id, in a container; this is no daemon."""
+    """Clear the daemon's pid: a killed daemon may have had this process's pid, in a container."""
     with suppress(OperatorError, sqlite3.Error):
         _note(store, lambda vitals: replace(vitals, pid=None))
 
 
 def _note_failure(store: Store, error: Exception) -> None:
-    """Note for ``health`` what went wrong, where the store takes that."""
+    """Record for ``health`` what went wrong, if the store can be written."""
     text, hint = str(error), getattr(error, "hint", "")
     with suppress(OperatorError, sqlite3.Error):
         store.connection.rollback()
@@ -294,11 +294,11 @@ def _on(engine: Engine, option: str) -> bool:
 
 
 def recover(engine: Engine) -> bool:
-    """Complete or undo what was cut off, and say so; returns whether there was anything.
+    """Complete or undo what was cut off, and log that; return whether there was anything.
 
     Raises:
-        ListingError: The lake is away.
-        OperatorError: The cause of a failure is still there.
+        ListingError: A tree with known files is missing.
+        OperatorError: The cause of a failure persists.
     """
     engine.refuse_missing_lake()
     if not engine.committer.needs_recovery():
@@ -318,7 +318,7 @@ def _passes(
         try:
             result = engine.run_pass(trigger)
         except (OperatorError, KeyboardInterrupt):
-            # The next start would do it as well; but readers should not meet half a row until then.
+            # The next start would do this too, but readers should not find half a row until then.
             with suppress(OperatorError):
                 engine.committer.recover()
             raise

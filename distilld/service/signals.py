@@ -1,4 +1,4 @@
-"""What signals ask of the daemon: to stop, to read its settings again; and to cut off what takes too long to end."""
+"""Signals to the daemon: stop, or read the settings again. A timer cuts off work that takes too long to end."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Final
 from distilld import logs
 
 STOP_PATIENCE_SECONDS: Final = 5.0
-"""How long a pass has to come to a place where it can end, before it is cut off wherever it is."""
+"""How long a pass has to reach a place where it can end, before it is cut off where it is."""
 STUCK_LOG_SECONDS: Final = 1.0
-"""How often it is asked from then on whether the log takes anything: a line that waits for room is given up."""
+"""How often to check after that whether the log is stuck: a line that waits for room is dropped."""
 
 
 class PassEnded(BaseException):
-    """The process is to end, and the pass in hand with it."""
+    """The process must end, and the current pass with it."""
 
 
 class Signals:
-    """What was asked for, and whether what is going on may be cut off for it."""
+    """Holds what signals asked for, and whether the current work may be cut off for it."""
 
     def __init__(self) -> None:
         self.stop = self.reload = self._give_up = False
         self.cuttable = False
-        """Whether what is going on may be cut off where it is, when the process is to end."""
+        """Whether the current work may be cut off at any point when the process must end."""
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Within it, SIGTERM and SIGINT stop the daemon and SIGHUP reloads it; also one that waits, blocked."""
+        """Handle signals: SIGTERM and SIGINT stop the daemon, SIGHUP reloads it, even one blocked until then."""
         handlers = {
             signal.SIGTERM: self.on_stop,
             signal.SIGINT: self.on_stop,
@@ -39,7 +39,7 @@ class Signals:
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        # Also what comes before the first pass may take long.
+        # The work before the first pass may take long, too.
         self.cuttable = True
         try:
             yield
@@ -49,20 +49,20 @@ class Signals:
                 signal.signal(number, handler)
 
     def end_patience(self) -> None:
-        """What was to end has ended."""
+        """Stop the timer: the work has ended."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def cut_off(self) -> None:
-        """Raise PassEnded where the process is to end and what calls this may be cut off."""
+        """Raise PassEnded if the process must end and the calling work may be cut off."""
         if self.stop and self.cuttable:
             raise PassEnded
 
     def interrupt(self) -> bool:
-        """Whether a statement in the store is to be interrupted: it took too long when the process was to end."""
+        """Return whether to interrupt an SQL statement: the process must end and its patience is over."""
         return self._give_up and self.cuttable
 
     def on_stop(self, _number: int, _frame: FrameType | None) -> None:
-        """Ask for the end, and be patient for a while."""
+        """Ask the daemon to stop, and start the timer that cuts the work off."""
         if not self.stop:
             self.stop = True
             signal.setitimer(signal.ITIMER_REAL, STOP_PATIENCE_SECONDS, STUCK_LOG_SECONDS)

@@ -1,7 +1,7 @@
-"""A receipt around a stage that is not ours, such as build_evidence_index or score_runs (SPEC 4, 'Other stages').
+"""Runs a foreign stage, such as build_evidence_index or score_runs, and writes its receipt (SPEC 4, 'Other stages').
 
-The receipt has the form of a batch's, in a chain of its own for each stage: it names the sha256 of that stage's
-receipt before it. It takes no store and no lock, and its folder carries the stage's name: stages may run side by side.
+The receipt has the form of a batch's. Each stage has its own chain: a receipt names the sha256 of that stage's receipt
+before it. Stages may run at the same time: they use no store and no lock, and each receipt's folder names its stage.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ log = structlog.get_logger()
 
 NAME: Final = re.compile(r"[a-z0-9_-]+")
 OURS: Final = "distill"
-"""The stage that distilld itself is; its chain is kept in the store."""
+"""The stage that is distilld itself; the store keeps its chain."""
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 KILLED: Final = 128
@@ -71,10 +71,10 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class StageRun:
-    """What a stage came to.
+    """The result of a stage.
 
-    ``exit_code`` is the command's own, but 1 where it was 0 and the receipt could not be written. ``receipt`` is its
-    path below the root, None where there is none; ``problems`` are for the person at the terminal.
+    ``exit_code`` is the command's own, but 1 if it was 0 and the receipt could not be written. ``receipt`` is the
+    receipt's path below the root, None if there is none; ``problems`` are for the person at the terminal.
     """
 
     exit_code: int
@@ -84,7 +84,7 @@ class StageRun:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What the command did, and what stood in the files before and after."""
+    """What the command did, and the state of its inputs (``read``) and outputs (``before``) before it ran."""
 
     exit_code: int
     errors: list[str]
@@ -97,10 +97,10 @@ class _Done:
 def run_stage(
     root: Path, name: str, *, inputs: Sequence[str], outputs: Sequence[str], command: Sequence[str], receipts_keep: int
 ) -> StageRun:
-    """Run ``command`` in the working directory and write a receipt of it. Globs are taken from the root.
+    """Run ``command`` in the working directory and write its receipt. Globs are relative to the root.
 
     Raises:
-        UsageError: The name is none that a stage can have.
+        UsageError: A stage cannot have this name.
         OperatorError: An input or output cannot be read; the command was not run.
     """
     if not NAME.fullmatch(name) or name == OURS:
@@ -169,7 +169,7 @@ def _warnings(
             if not _matches(root, glob):
                 yield f"the {what} {escaped(glob)} matches no file"
     for path, state in _states(root, inputs).items():
-        # A file that the stage itself writes to did not change behind its back.
+        # A file that the stage itself writes may change.
         if path in read and path not in after and state != read[path]:
             yield f"{escaped(path)} changed while the stage ran"
 
@@ -178,7 +178,7 @@ def _warnings(
 
 
 def _run(command: Sequence[str]) -> tuple[int, list[str]]:
-    """Run it to its end, passing signals on; its exit code as a shell would give it, and what went wrong."""
+    """Run the command to its end, passing signals on; return its exit code as in a shell, and what went wrong."""
     program = find_program(command[0], os.environ.get("PATH", os.defpath))
     try:
         if program is None:
@@ -197,7 +197,7 @@ def _run(command: Sequence[str]) -> tuple[int, list[str]]:
 @contextmanager
 def _passing_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        # What is typed at a terminal reaches the command by itself.
+        # A terminal sends its signals to the command directly.
         if not (number in (signal.SIGINT, signal.SIGQUIT) and _in_foreground()):
             process.send_signal(number)
 
@@ -227,7 +227,7 @@ def _signal_name(number: int) -> str:
 
 
 def _states(root: Path, globs: Sequence[str]) -> dict[str, FileState]:
-    """The state of every regular file that a glob matches, by its path below the root, in order."""
+    """Return the state of every regular file that a glob matches, by its path below the root, in order."""
     found: dict[str, FileState] = {}
     for path in sorted({path for glob in globs for path in _matches(root, glob)}):
         state = _state(path)
@@ -241,7 +241,7 @@ def _shown(root: Path, path: Path) -> str:
 
 
 def _state(path: Path, upto: int | None = None) -> FileState | None:
-    """What stands in a file, or in its first bytes; None where it is gone."""
+    """Return the state of a file, or of its first ``upto`` bytes; None if it is gone."""
     sha, size, lines = hashlib.sha256(), 0, 0
     try:
         with open_regular(path) as file:
@@ -257,9 +257,9 @@ def _state(path: Path, upto: int | None = None) -> FileState | None:
 
 
 def _matches(root: Path, glob: str) -> list[Path]:
-    """The regular files that a glob matches; ``**`` stands for any folders. An error while listing is an error.
+    """Return the regular files that a glob matches; ``**`` matches any folders. A failed listing raises an error.
 
-    A link is followed only where it is a folder that the glob names before its first sign: others may place the rest.
+    A link is followed only as a folder that the glob names before its first wildcard: others may make further links.
     """
     start = Path("/") if glob.startswith("/") else root
     return sorted(set(_walk(start, [part for part in glob.split("/") if part not in ("", ".")])))
@@ -315,7 +315,7 @@ def _is_file(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """The receipt before this one, in the stage's chain."""
+    """The receipt before this one in the stage's chain."""
 
     sequence: int
     sha256: str
@@ -354,7 +354,7 @@ def _output(root: Path, path: str, state: FileState, before: FileState | None) -
 
 
 def _grew(path: Path, before: FileState, after: FileState) -> bool:
-    """Whether the file begins with what stood in it before, and goes on behind that."""
+    """Return whether the file begins with its former content and continues after it."""
     if after.size <= before.size:
         return False
     start = _state(path, before.size)
@@ -372,7 +372,7 @@ def _counts(
 
 
 def _own_ids(root: Path, name: str) -> list[str]:
-    """The ids of the stage's receipts, oldest first."""
+    """Return the ids of the stage's receipts, oldest first."""
     try:
         names = os.listdir(root / REPORTS)
     except FileNotFoundError:
@@ -383,7 +383,7 @@ def _own_ids(root: Path, name: str) -> list[str]:
 
 
 def _claim(root: Path, name: str, ended_ns: int) -> str:
-    """Make the folder of a new receipt, which nobody else has; its id sorts behind the stage's former ones."""
+    """Make the folder of a new receipt; return its id, which is unique and sorts after the stage's earlier ones."""
     last = next(iter(reversed(_own_ids(root, name))), None)
     stamp = ended_ns if last is None else max(ended_ns, _moment_of(last) + _MS)
     try:
@@ -435,9 +435,9 @@ def _write(root: Path, batch_id: str, facts: Mapping[str, Any]) -> tuple[str, st
 
 
 def _retire(root: Path, name: str, own: str, keep: int) -> None:
-    """Remove the oldest receipts beyond ``keep`` (0: none); the oldest that stays names the last one removed.
+    """Remove the oldest receipts beyond ``keep`` (0: keep all); the oldest that stays names the last one removed.
 
-    A folder without a receipt is that of a run which goes on; one behind ``own`` is of a run that began later.
+    A folder without a receipt is that of a run in progress; one after ``own`` is that of a later run.
     """
     if keep:
         written = [each for each in _own_ids(root, name) if os.path.lexists(root / receipt_path(each))]

@@ -1,4 +1,4 @@
-"""Messages to systemd: readiness, status, signs of life (sd_notify(3)). Silent where nobody asked to be told."""
+"""Messages to systemd: readiness, status, signs of life (sd_notify(3)). Sends none if systemd did not ask for any."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import MutableMapping
 from typing import Final
 
 PATIENCE_SECONDS: Final = 2.0
-"""How long a message waits for room in the manager's queue, which on Linux holds ten or so."""
+"""How long a message waits for room in the manager's queue, which on Linux holds about ten messages."""
 _NAMES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _REST_PER_PATIENCE: Final = 5
-"""Nothing but a sign of life is tried for so many times the patience after it ended: most of the time is the work's."""
+"""After a timeout, statuses and kept messages wait this many times the patience: most of the time is for the work."""
 _SIGNS_PER_PERIOD: Final = 4
-"""How often within the watchdog's patience a sign of life is sent."""
+"""How many signs of life are sent within the watchdog's period."""
 
 
 class Notifier:
     """Sends datagrams to the service manager, in order.
 
-    A message waits for a queue that is full, but not for long: a manager that hears nothing does not stop the work.
-    Where the patience ends, a change of state (READY, say, without which the start counts as failed) is kept and sent
-    ahead of the next message; a status or a sign of life is left out, for another one follows.
+    A message waits for room in a full queue, but not for long: a manager that does not read must not stop the work.
+    After a timeout, a change of state is kept and sent before a later message: without READY, for example, the start
+    counts as failed. A status or a sign of life is dropped, because another one follows.
     """
 
     def __init__(
@@ -39,32 +39,32 @@ class Notifier:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier:
-        """The notifier that systemd asks for. What asked is taken out of ``environ``: no child may speak for us."""
+        """Return the notifier that ``environ`` describes. Remove its variables there: no child may send for us."""
         address, period, pid = (environ.pop(name, None) for name in _NAMES)
         watched = pid in (None, str(os.getpid())) and re.fullmatch("[0-9]{1,20}", period or "")
         return cls(address, int(watched[0]) / 1e6 if watched else None)
 
     def ready(self) -> None:
-        """Startup, or a reload, is done."""
+        """Report that startup, or a reload, is done."""
         self._owe("READY=1")
 
     def reloading(self) -> None:
-        """A reload begins; ``ready`` ends it."""
+        """Report that a reload begins; ``ready`` ends it."""
         self._owe(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """The end begins."""
+        """Report that the daemon is stopping."""
         self._owe("STOPPING=1")
 
     def status(self, text: str) -> None:
-        """One line for ``systemctl status``."""
+        """Report one line for ``systemctl status``."""
         if text == self._status or time.monotonic() < self._try_again_at:
             return
         if self._settle() and self._send("STATUS=" + text.replace("\n", " ")):
             self._status = text
 
     def alive(self) -> None:
-        """The work goes on. May be called at every step: it is sent no more often than the watchdog needs it."""
+        """Report that the work goes on. Cheap enough for every step: it sends only as often as the watchdog needs."""
         now = time.monotonic()
         if self._owed and now >= self._try_again_at:
             self._settle()
@@ -77,19 +77,19 @@ class Notifier:
         self._settle()
 
     def _settle(self) -> bool:
-        """Send what is owed; returns whether nothing is owed any more."""
+        """Send the kept messages; return whether none is left."""
         while self._owed and self._send(self._owed[0]):
             del self._owed[0]
         return not self._owed
 
     def _send(self, message: str) -> bool:
-        """Send a datagram; returns whether there is nobody to hear it, or it was taken up."""
+        """Send a datagram; return whether it was accepted, or there is no manager to send it to."""
         if not self._address:
             return True
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                # Not without an end: a manager that stands still must not stop the work.
+                # Limited in time: a manager that hangs must not stop the work.
                 channel.settimeout(self._patience_seconds)
                 channel.sendto(message.encode(errors="backslashreplace"), address)
         except OSError:

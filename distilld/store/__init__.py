@@ -1,1 +1,1 @@
-"""The state store: one SQLite file, written by one process, read by people (SPEC 4). The only SQL."""
+"""The state store: one SQLite file, written by one process, read by people (SPEC 4). The only package with SQL."""

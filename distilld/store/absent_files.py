@@ -1,4 +1,4 @@
-"""Input files that went and came back (SPEC 3, 'Absent partitions')."""
+"""Input files that become absent, and absent files that return (SPEC 3, 'Absent partitions')."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilld.store.verdicts import Verdicts, named_in_malformed
 
 
 class AbsentFiles:
-    """The part of the store that keeps what became of an absent file's rows, and gives it back to one that returns."""
+    """Retains the outcomes of an absent file's rows, and restores them when the file returns."""
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
         self._store = store
@@ -25,7 +25,7 @@ class AbsentFiles:
         self._verdicts = Verdicts(store)
 
     def retain_scored(self, record: FileRecord, options: Options) -> None:
-        """A scored file became absent: what became of its rows is retained (SPEC 3, 'Absent partitions')."""
+        """Retain the outcomes of the rows of a scored file that became absent (SPEC 3, 'Absent partitions')."""
         low, high = record.walk_base, record.walk_base + LINES_END
         span = "walk >= ?1 AND walk < ?2"
         runs = self._runs_of(low, high)
@@ -70,7 +70,7 @@ class AbsentFiles:
         self._queues.wake_next(woken)
 
     def make_scored_live(self, record: FileRecord, options: Options) -> None:
-        """An absent scored file returned: its rows stand where they stood, to be compared with the file, and all judged."""
+        """Put a returned file's rows back in their places, to be compared with the file, and queue all for judging."""
         low = record.walk_base
         runs = [
             run_id
@@ -107,9 +107,9 @@ class AbsentFiles:
             )
 
     def lose_evidence(self, record: FileRecord) -> None:
-        """An evidence file became absent: what was built on it stays, unless a present row waits for the same id.
+        """Mark an absent file's evidence as not found; its rows stay unless a present row waits for their id.
 
-        No pair is formed from it any more.
+        No new pair is formed from them.
         """
         low, high = record.walk_base, record.walk_base + LINES_END
         self._queues.add_tasks(

@@ -1,10 +1,10 @@
 """The state store: one SQLite file, written by one process, read by people (SPEC 4).
 
-This package is the only place that knows SQL. :class:`Store` opens the file and owns its transactions. Its parts each
-know one thing: ``inputs`` (files), ``scored_rows`` and ``evidence_rows`` (what they say), ``verdicts`` (who speaks last),
-``queues`` and ``work`` (what must be judged and with what), ``retained`` (retained rows), ``ledger`` (outcomes),
-``export_records`` (the exports as files), ``receipts`` (batches and what is said of them), ``queries`` (questions that
-people ask).
+This package is the only one with SQL. :class:`Store` opens the file and owns its transactions. Each other module has
+one subject: ``inputs`` (files), ``scored_rows`` and ``evidence_rows`` (the rows of these files), ``verdicts`` (current
+verdicts), ``queues`` and ``work`` (what must be judged, and the facts for it), ``retained`` (retained rows), ``ledger``
+(outcomes), ``export_records`` (the exports as files), ``receipts`` (batches and their receipts), ``queries`` (questions
+of people).
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ _REFUSED: Final = frozenset(
         sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS,
     }
 )  # fmt: skip
-"""What the system, not the program, is to blame for."""
+"""SQLite errors whose cause is the system, not the program."""
 
 
 class StoreTooNewError(UsageError):
-    """The store was written by a newer distilld; it is left as it is."""
+    """A newer distilld wrote the store; it is left unchanged."""
 
 
 class StoreCorruptError(OperatorError):
-    """The file is no usable SQLite database. If it was a store, it is to be set aside and rebuilt."""
+    """The file is not a usable SQLite database. If it was a store, it must be set aside and rebuilt."""
 
     hint = (
         "if it is this lake's store, the next run sets it aside and builds it again from the inputs and the exports; "
@@ -59,17 +59,17 @@ class StoreCorruptError(OperatorError):
 
 
 class StoreOutdatedError(StoreCorruptError):
-    """The exports went on without this store; it is to be set aside and rebuilt, as one that is corrupt."""
+    """The exports were changed without this store; it must be set aside and rebuilt, like a corrupt one."""
 
     hint = "the next run sets it aside and builds it again from the inputs and the exports"
 
 
 class StoreOfOtherRootError(UsageError):
-    """A store belongs to one root."""
+    """The store belongs to another root."""
 
 
 class NotAStoreError(UsageError):
-    """What stands there is something else than a store; it is left as it is."""
+    """The file is not a state store; it is left unchanged."""
 
     hint = "give --state a file of its own"
 
@@ -80,7 +80,7 @@ class StoreFaultError(OperatorError):
 
 @contextmanager
 def store_faults(path: Path, doing: str) -> Iterator[None]:
-    """Turn what SQLite reports of the system or of the file into our errors; a wrong statement stays what it is.
+    """Convert SQLite errors about the system or the file into ours; errors in statements pass unchanged.
 
     Raises:
         StoreCorruptError: The file itself is broken.
@@ -101,7 +101,7 @@ def store_faults(path: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def _system_faults(path: Path, doing: str) -> Iterator[None]:
-    """The same of what the system reports of the file beside SQLite."""
+    """Convert an OSError about the store's file into StoreFaultError."""
     try:
         yield
     except OSError as error:
@@ -110,37 +110,37 @@ def _system_faults(path: Path, doing: str) -> Iterator[None]:
 
 
 def _is_unforeseen(error: BaseException) -> bool:
-    """Whether it is neither an error that is raised on purpose, but for what shows a bug, nor a way to end."""
+    """Return whether an error shows a bug: a ProgramError, or an Exception that distilld does not raise."""
     return isinstance(error, Exception) and (isinstance(error, ProgramError) or not isinstance(error, DistilldError))
 
 
 def is_kept(path: Path) -> bool:
-    """Whether a store stands at a path.
+    """Return whether a store exists at a path.
 
     Raises:
-        StoreFaultError: The system does not say: a folder above it may not be entered.
+        StoreFaultError: The system cannot tell: a folder above it may not be entered.
     """
     with _system_faults(path, "look at"):
         return is_there(path)
 
 
 def refuse_missing(path: Path) -> None:
-    """Raise OperatorError where there is no store yet, for what asks about one and must not begin it."""
+    """Raise OperatorError if there is no store yet, for commands that read a store and must not create it."""
     if not is_kept(path):
         raise OperatorError(f"there is no state store at {path}", hint="run 'distilld run --once' first")
 
 
 def refuse_what_is_no_file(path: Path) -> None:
-    """Raise before SQLite opens what it would wait for, or write into: a FIFO, a device, a folder, a single byte.
+    """Raise for a path that SQLite would block on or write into: a FIFO, a device, a folder, a one-byte file.
 
     Raises:
-        NotAStoreError: It is no regular file.
-        StoreCorruptError: It is a file of one byte, which SQLite takes for an empty one.
+        NotAStoreError: It is not a regular file.
+        StoreCorruptError: It is a file of one byte, which SQLite treats as an empty one.
     """
     try:
         status = os.stat(path)
     except OSError:
-        return  # there is none yet, or opening it says why
+        return  # there is none yet, or opening it reports why
     if not stat.S_ISREG(status.st_mode):
         raise NotAStoreError(f"the state store {path} is no regular file")
     if status.st_size == 1:
@@ -148,9 +148,9 @@ def refuse_what_is_no_file(path: Path) -> None:
 
 
 def begins_as_database(path: Path) -> bool:
-    """Whether a file has SQLite's first bytes: then it was a database, whatever became of the rest.
+    """Return whether a file has SQLite's header: then it was a database, even if the rest is damaged.
 
-    Not to be asked while this process has the file open as a database: closing it here would end SQLite's locks.
+    Do not call it while this process has the file open as a database: closing it here would end SQLite's locks.
     """
     with suppress(OSError), open(path, "rb", buffering=0) as file:
         return file.read(len(_HEADER)) == _HEADER
@@ -158,7 +158,7 @@ def begins_as_database(path: Path) -> bool:
 
 
 class Form:
-    """Whether an open database is a store, of which root, and of which version."""
+    """Checks whether an open database is a store, its root and its version."""
 
     def __init__(self, store: Store) -> None:
         self._path = store.path
@@ -171,14 +171,14 @@ class Form:
         return self.migrations() >= _OURS
 
     def migrations(self) -> set[str]:
-        """The names of the migrations that it has; none where it is no store."""
+        """Return the names of the migrations that it has; none if it is not a store."""
         if MIGRATIONS_TABLE not in self._tables():
             return set()
         asked = f"SELECT name FROM {MIGRATIONS_TABLE} WHERE migration_set = ?"
         return {name for (name,) in self._run(asked, (MIGRATION_SET,))}
 
     def refuse_unwritable(self, root: Path) -> None:
-        """Refuse a writer of ``root`` what is not its store, or is of a later version."""
+        """Raise if a writer of ``root`` must not use it: it is foreign, another root's, or of a later version."""
         self._refuse_newer()
         self._refuse_foreign()
         known = self._recall("root") if self.migrations() else None
@@ -189,7 +189,7 @@ class Form:
             )
 
     def refuse_unreadable(self) -> None:
-        """Refuse a reader what only a writer can bring to the form that is read."""
+        """Raise if a reader cannot use it: it is foreign, of a later version, or a writer must finish it first."""
         self._refuse_newer()
         self._refuse_foreign()
         if self.is_current:
@@ -228,11 +228,11 @@ class Store:
         self.connection = connection
         self._source: ReadOnly | None = None
         self.was_older = False
-        """Whether it was brought to this version's form when it was opened."""
+        """Whether it was migrated from an older version when it was opened."""
 
     @cached_property
     def db(self) -> Database:
-        """The same connection in the hands of sqlite-utils; only a writer needs it, and only then is it imported."""
+        """The connection wrapped by sqlite-utils, which is imported here because only a writer needs it."""
         with without_pandas():
             from sqlite_utils import Database
 
@@ -240,13 +240,13 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, root: Path) -> Store:
-        """Open for writing; make or migrate it where needed.
+        """Open a store for writing; create or migrate it if needed.
 
         Raises:
             StoreTooNewError: A newer distilld wrote it.
             StoreOfOtherRootError: It belongs to another root.
-            NotAStoreError: It is a database of something else, or no regular file.
-            StoreCorruptError: It is no usable database.
+            NotAStoreError: It is another program's database, or not a regular file.
+            StoreCorruptError: It is not a usable database.
             StoreFaultError: The system refused.
         """
         refuse_what_is_no_file(path)
@@ -267,12 +267,12 @@ class Store:
 
     @classmethod
     def open_readonly(cls, path: Path) -> Store:
-        """Open for reading beside a running writer; it must exist and be of this version.
+        """Open a store for reading, also while a writer runs; it must exist and be of this version.
 
         Raises:
-            OperatorError: There is none, or it cannot be read, or a writer must finish or migrate it first.
+            OperatorError: There is none, it cannot be read, or a writer must finish or migrate it first.
             StoreTooNewError: A newer distilld wrote it.
-            NotAStoreError: It is a database of something else, or no regular file.
+            NotAStoreError: It is another program's database, or not a regular file.
         """
         refuse_missing(path)
         refuse_what_is_no_file(path)
@@ -290,10 +290,10 @@ class Store:
 
     @contextmanager
     def one_reading(self) -> Iterator[None]:
-        """One committed state, in the hands of who only looks; the store is closed at the end.
+        """Read one committed state within the context; the store is closed at its end.
 
         Raises:
-            StoreFaultError: A writer began meanwhile, and there was no lock to keep the two apart; or the system refused.
+            StoreFaultError: A writer changed the store while it was read without a lock, or the system refused.
         """
         source = self._source
         if source is None:
@@ -315,7 +315,7 @@ class Store:
             raise StoreFaultError(problem, hint="run it again") from error
 
     def _make_private(self) -> None:
-        """SQLite gives the two files beside the store its mode as it makes them."""
+        """Make the store and its two side files private; SQLite creates these with the store's mode."""
         try:
             for suffix in ("", "-wal", "-shm"):
                 make_private_again(self.path.with_name(self.path.name + suffix))
@@ -331,9 +331,9 @@ class Store:
             "foreign_keys = ON",
             f"cache_size = -{CACHE_KIB}",
             "journal_size_limit = 67108864",
-            # Each move of the log into the file writes pages again that the next batch changes once more.
+            # Each checkpoint rewrites pages that the next batch changes again.
             "wal_autocheckpoint = 4000",
-            # Facts and digests, no text: what is deleted need not be written over with zeros.
+            # The store has facts and digests, no text: deleted data need not be overwritten with zeros.
             "secure_delete = OFF",
         )
         form = Form(self)
@@ -349,11 +349,11 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One transaction: all of it or nothing. The lock is taken at once, never in the middle.
+        """Run the block in one transaction, all or nothing; the write lock is taken at its start.
 
         Raises:
-            StoreFaultError: The system refused. Was it the COMMIT that it refused, then only the next commit makes
-                certain that the transaction is undone (see ``Committer.recover``).
+            StoreFaultError: The system refused. After a refused COMMIT, only the next commit makes certain that the
+                transaction is undone (see ``Recovery.recover``).
         """
         with self.faults():
             self.connection.execute("BEGIN IMMEDIATE")
@@ -367,17 +367,17 @@ class Store:
                 raise
 
     def faults(self) -> AbstractContextManager[None]:
-        """Within it, what SQLite reports of the system or of the file is raised as StoreFaultError, StoreCorruptError."""
+        """Return a context that converts SQLite errors to StoreFaultError or StoreCorruptError."""
         return store_faults(self.path, "use")
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """As :meth:`faults`; and where the work ends in what nobody foresaw, the store is asked whether it is sound.
+        """Convert errors as :meth:`faults` does; after an error that shows a bug, check the store's integrity.
 
-        A page that a lost write left as it was breaks what all else relies on, and SQLite says so only if it is asked.
+        A lost write leaves an old page, which breaks the store's invariants; SQLite reports it only on such a check.
 
         Raises:
-            StoreCorruptError: It is not.
+            StoreCorruptError: The check failed.
         """
         try:
             with self.faults():
@@ -395,7 +395,7 @@ class Store:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Several reads of one committed state."""
+        """Let all reads in the block see one committed state."""
         self.connection.execute("BEGIN")
         try:
             yield
@@ -403,18 +403,18 @@ class Store:
             self.connection.execute("ROLLBACK")
 
     def recall(self, name: str) -> str | None:
-        """A fact about the lake as a whole, or None."""
+        """Return a fact about the lake as a whole, or None."""
         found = self.connection.execute("SELECT value FROM lake WHERE name = ?", (name,)).fetchone()
         return found[0] if found else None
 
     def remember(self, name: str, value: str | None) -> None:
-        """Keep a fact about the lake as a whole."""
+        """Store a fact about the lake as a whole."""
         self.connection.execute("INSERT OR REPLACE INTO lake VALUES (?, ?)", (name, value))
 
     def checkpoint(self) -> bool:
-        """Move what the log holds into the file and cut the log; returns whether it is cut.
+        """Move the log's content into the file and truncate the log; return whether it is truncated.
 
-        Where it is not, a reader still needs it: it is to be tried again.
+        If it is not, a reader still needs the log: try again later.
 
         Raises:
             StoreFaultError: The system refused.
@@ -425,7 +425,7 @@ class Store:
 
     @contextmanager
     def patience(self, milliseconds: int) -> Iterator[None]:
-        """Within it, a lock of another program is waited for so long."""
+        """Wait up to ``milliseconds`` for another program's lock within the block."""
         self.connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
         try:
             yield
@@ -433,12 +433,12 @@ class Store:
             self.connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
 
     def close(self) -> None:
-        """Close it so that people can still read it: a reader without write permission needs -wal and -shm to exist."""
+        """Close the store but leave -wal and -shm: a reader without write permission needs them."""
         if self._source is not None:
             self._source.close()
             return
         self.connection.close()
-        # A courtesy to readers; the store itself is closed and whole.
+        # This read creates both files for readers; the store itself is closed and complete.
         with (
             suppress(sqlite3.Error),
             closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as last,

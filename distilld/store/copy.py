@@ -1,4 +1,4 @@
-"""The store as files: a copy to work on, taken without a trace on the original; and a corrupt one out of the way."""
+"""Copy a store without changing the original, and set a corrupt store aside."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WAL: Final = "-wal"
 
 
 def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
-    """Copy the store at ``source``, which exists, to ``target``, which does not.
+    """Copy the existing store at ``source`` to ``target``, which does not exist yet.
 
-    Beside a running writer the copy is one committed state. Without one the files are copied as they are: even a
-    reader of SQLite's would touch the ``-shm`` file then. The caller makes sure that no writer comes in between.
+    While a writer runs, the copy is one committed state. Otherwise the files are copied as they are, because even an
+    SQLite reader would touch the ``-shm`` file. The caller makes sure that no writer starts meanwhile.
 
     Raises:
-        OperatorError: The store cannot be read, or the copy not be written.
+        OperatorError: The store cannot be read, or the copy cannot be written.
     """
     try:
         if writer_runs:
@@ -40,9 +40,9 @@ def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
 
 
 def set_store_aside(path: Path, stamp: str) -> Path:
-    """Move a store and the files beside it to names with a stamp that sorts by time; at most five copies are kept.
+    """Move a store and its side files to names with a stamp that sorts by time; keep at most five copies.
 
-    An empty file is left in its place, for the next store to have the same mode, owner and group.
+    Leave an empty file in its place, so that the next store has the same mode, owner and group.
 
     Raises:
         OperatorError: The system refused.

@@ -1,4 +1,4 @@
-"""The store's own counts: rows that are known, and rows of each dataset by their outcomes."""
+"""The store's counts: known rows, and rows of each dataset by outcome."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from distilld.store.connection import Store
 
 
 class Counts:
-    """The part of the store that counts rows in and out, in the transactions that change them."""
+    """Updates the counts in the transactions that change the rows."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
         self._many = store.connection.executemany
 
     def count_rows(self, rows: int, unjudged: int) -> None:
-        """Count scored rows in, or with negative numbers out; ``unjudged`` of them were never judged."""
+        """Add scored rows to the counts, or subtract with negative numbers; ``unjudged`` of them were never judged."""
         self._many(
             "UPDATE counters SET value = value + ? WHERE name = ?", [(rows, "scored_rows"), (unjudged, "unjudged_rows")]
         )
 
     def is_fresh(self) -> bool:
-        """Whether nothing was ever judged, so that new facts can change no outcome."""
+        """Return whether nothing was ever judged, so that new facts cannot change an outcome."""
         counters = dict(self._run("SELECT name, value FROM counters").fetchall())
         return (
             counters["scored_rows"] == counters["unjudged_rows"]
@@ -31,20 +31,20 @@ class Counts:
         )
 
     def add_total(self, dataset: str, state: str, outcome: int, rows: int) -> None:
-        """Count rows of a dataset in or out of a state."""
+        """Add rows to a dataset's total in a state; a negative number subtracts."""
         self._run(
             "UPDATE totals SET rows = rows + ? WHERE dataset = ? AND state = ? AND outcome = ?",
             (rows, dataset, state, outcome),
         )
 
     def shift(self, dataset: str, source: str, target: str, counts: Iterable[tuple[int, int]]) -> None:
-        """Count rows out of one state and into another, by their outcomes."""
+        """Move counts of rows, by outcome, from one state to another."""
         for outcome, rows in counts:
             self.add_total(dataset, source, outcome, -rows)
             self.add_total(dataset, target, outcome, rows)
 
     def shift_rows(self, dataset: str, table: str, source: str, target: str, where: str = "1") -> None:
-        """Count the judged rows of a table out of one state and into another."""
+        """Move the counts of a table's judged rows from one state to another."""
         counts = self._run(
             f"SELECT {dataset}, count(*) FROM {table} WHERE {dataset} IS NOT NULL AND {where} GROUP BY {dataset}"
         ).fetchall()
@@ -52,5 +52,5 @@ class Counts:
 
 
 def count(store: Store, query: str, *values: object) -> int:
-    """The number that a query answers."""
+    """Return the number that a query selects."""
     return int(store.connection.execute(query, values).fetchone()[0])

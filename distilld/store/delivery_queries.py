@@ -1,4 +1,4 @@
-"""What a snapshot and a change feed ask of the store; a change of its tables touches this one place."""
+"""Store queries for snapshots and change feeds, so that a change of the tables affects only this module."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _TASKS: Final = (
     f" WHERE t.{{}} = {EXPORTED} AND t.task_id IS NOT NULL"
 )
 _MOST_AHEAD: Final = 20_000
-"""So many rows are remembered at most whose lines come later in the file."""
+"""The most rows to remember whose lines come later in the file."""
 
 
 class RowTasks:
-    """The task ids of a dataset's rows, for whoever reads its file from the beginning.
+    """Finds the task ids of a dataset's rows for a reader that reads its file from the beginning.
 
-    A file is mostly in walk order, as the store is, so both are read side by side. Other rows are looked up.
+    A file is mostly in walk order, like the store, so both are read in parallel. Other rows are looked up.
     """
 
     def __init__(self, store: Store, dataset: Dataset) -> None:
@@ -29,7 +29,7 @@ class RowTasks:
         table, outcome, place = "scored_rows", dataset.value, "walk"
         if dataset is Dataset.PREFERENCE:
             table, outcome, place = "pairs", "outcome", "pair_id"
-        # Few rows are retained or about to leave: only those that no present row accounts for are looked for there.
+        # Few rows are retained or departing: only keys without a present row are looked up there.
         tables = (table,) if dataset is Dataset.PREFERENCE else (table, "retained_rows")
         self._look_ups = [_TASKS.format(each, outcome) for each in tables]
         self._look_ups.append(f"{_TASKS.format('departures', 'outcome')} AND t.dataset = '{dataset}'")
@@ -41,7 +41,7 @@ class RowTasks:
         self._late = 0
 
     def of(self, keys: Sequence[int]) -> dict[int, str]:
-        """The tasks of the next rows of the file by their sample keys; a row without a task is left out."""
+        """Return the tasks of the file's next rows by sample key; a row without a task is left out."""
         ahead = self._ahead
         ahead.update(islice(self._coming, len(keys) + self._late))
         found = {key: ahead.pop(key) for key in keys if key in ahead}
@@ -55,6 +55,6 @@ class RowTasks:
 
 
 def knows_batch(store: Store, batch_id: str) -> bool:
-    """Whether the store holds the id of a batch, even if its receipt was dropped."""
+    """Return whether the store has the id of a batch, even if its receipt was dropped."""
     found = store.connection.execute("SELECT EXISTS (SELECT 1 FROM batches WHERE batch_id = ?)", (batch_id,))
     return bool(found.fetchone()[0])

@@ -1,4 +1,4 @@
-"""The facts of evidence rows, and what a change of them means for the scored rows that they belong to."""
+"""The facts of evidence rows, and which scored rows a change of them affects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distilld.store.queues import CAN_PAIR, Queues
 
 
 class EvidenceRows:
-    """The part of the store that knows evidence."""
+    """Stores the facts of evidence rows."""
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
         self._store = store
@@ -22,23 +22,23 @@ class EvidenceRows:
         self._queues = Queues(store)
 
     def add(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert evidence that no scored row waits for: the last row of a run counts."""
+        """Insert evidence that no scored row waits for; the last row of a run counts."""
         self._many(
             f"INSERT OR REPLACE INTO evidence_rows VALUES ({record.partition_id}, ?, ?, ?, ?, ?)",
             rows,
         )
 
     def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
-        """The facts of a file's evidence as they are known, by run: EvidenceFacts."""
+        """Return the known facts of a file's evidence, by run: EvidenceFacts."""
         return self._run(
             "SELECT run_id, line, start_byte, length_bytes, digest FROM evidence_rows WHERE partition_id = ? ORDER BY 1",
             (record.partition_id,),
         ).fetchall()
 
     def add_unread(self, record: FileRecord, rows: Sequence[tuple[Any, ...]], *, all_judged: bool = False) -> None:
-        """Take in an evidence file that was read when its rows were judged, which know already whether they have any.
+        """Store an evidence file that was first read while scored rows were judged, which set their ``evidence_found``.
 
-        Unless all were judged, the others learn it here. Queue the tasks that may form pairs now.
+        Unless all rows were judged, set it here for the others. Queue the tasks that may form pairs now.
         """
         self.add(record, rows)
         self._inputs.write_file(record)
@@ -56,7 +56,7 @@ class EvidenceRows:
         )
 
     def stage(self) -> None:
-        """Begin to take in evidence whose effect on known scored rows matters."""
+        """Begin to stage evidence that may affect known scored rows."""
         self._run("DROP TABLE IF EXISTS temp.incoming")
         self._run(
             "CREATE TEMP TABLE incoming (run_id TEXT PRIMARY KEY, line INTEGER, start_byte INTEGER, length_bytes INTEGER,"
@@ -68,10 +68,10 @@ class EvidenceRows:
         self._many("INSERT OR REPLACE INTO incoming VALUES (?, ?, ?, ?, ?)", rows)
 
     def apply(self, record: FileRecord, *, whole_file: bool, returned: bool = False) -> None:
-        """Take the staged evidence in; queue the scored rows of runs whose evidence came, changed or went.
+        """Store the staged evidence; queue the scored rows of runs whose evidence came, changed or went.
 
-        ``whole_file`` says that what is not staged is gone; ``returned`` that the file was absent before, so that every
-        run of it counts as changed.
+        With ``whole_file``, evidence that is not staged is gone. With ``returned``, the file was absent before, and
+        every run in it counts as changed.
         """
         partition, low = record.partition_id, record.walk_base
         known = "SELECT run_id, digest FROM evidence_rows WHERE partition_id = ?1"
@@ -116,7 +116,7 @@ class EvidenceRows:
 
 
 def evidence_found(store: Store, partition_id: int, run: str) -> str:
-    """SQL for whether a run has evidence in the mirrored partition; an absent evidence file has none to give."""
+    """Return SQL for whether a run has evidence in its partition; an absent evidence file counts as none."""
     present = store.connection.execute(
         "SELECT EXISTS (SELECT 1 FROM files WHERE partition_id = ? AND kind = 'evidence' AND state = 'present')",
         (partition_id,),

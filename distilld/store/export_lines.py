@@ -1,4 +1,4 @@
-"""Which lines an export is to hold, and in what order; what a damaged one lost (SPEC 6)."""
+"""Which lines an export must hold, in what order, and which lines a damaged export lost (SPEC 6)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distilld.store.retained import Retained
 
 
 class ExportLines:
-    """The part of the store that knows the lines of exports by their digests."""
+    """Finds the lines of exports by their digests."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
@@ -24,7 +24,7 @@ class ExportLines:
         self._retained = Retained(store)
 
     def expect(self, name: str) -> None:
-        """Collect the digests of the lines that an export is to hold, in ``temp.expected``."""
+        """Collect in ``temp.expected`` the digests of the lines that an export must hold."""
         self._run("DROP TABLE IF EXISTS temp.expected")
         self._run("CREATE TEMP TABLE expected (digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
         dataset, sign = _lines_in(name)
@@ -39,13 +39,13 @@ class ExportLines:
         self._run(f"INSERT INTO expected SELECT line, count(*) FROM ({lines}) WHERE line IS NOT NULL GROUP BY line")
 
     def is_expected(self, digest: bytes) -> bool:
-        """Whether one more line with this digest is expected; it counts as found then."""
+        """Return whether another line with this digest is expected; if so, it counts as found."""
         return bool(
             self._run("UPDATE expected SET copies = copies - 1 WHERE digest = ? AND copies > 0", (digest,)).rowcount
         )
 
     def miss_expected(self, name: str) -> int:
-        """What was not found is missing: rows are queued to be written again, retained rows are lost."""
+        """Record and count lines not found as missing; queue present rows again, withdraw retained ones as lost."""
         self._run("DELETE FROM missing_lines WHERE name = ?", (name,))
         self._run("INSERT INTO missing_lines SELECT ?, digest, copies FROM expected WHERE copies > 0", (name,))
         missing = self._count("SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?", name)
@@ -65,12 +65,12 @@ class ExportLines:
         return missing
 
     def lose_missing(self) -> None:
-        """Lines that a damaged export lost and whose rows were retained since cannot be written again: they are lost."""
+        """Withdraw rows that were retained after an export lost their lines, which cannot be written again."""
         for (name,) in self._run("SELECT DISTINCT name FROM missing_lines").fetchall():
             self._lose(name, f"(SELECT digest FROM missing_lines WHERE name = '{name}')")
 
     def _lose(self, name: str, lines: str) -> None:
-        """Retained rows and pairs whose lines an export lost, by their digests, leave."""
+        """Move retained rows and pairs with these lost lines to ``departures``; ``lines`` is SQL for the digests."""
         dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
             self._retained.depart_pairs(
@@ -82,7 +82,7 @@ class ExportLines:
         self._retained.empty_rows(Dataset(dataset), where)
 
     def is_in_order(self, name: str, lines: Iterable[tuple[int, int, object]]) -> bool:
-        """Whether an export's lines are those of :meth:`order_lines`, in that order; the same ``lines``."""
+        """Return whether ``lines`` (see :meth:`order_lines`) are exactly those with a place, in walk order."""
         with closing(self._run(f"SELECT key FROM ({_places_in(name)}) ORDER BY place, slot")) as expected:
             return all(
                 line is not None and row is not None and line[2] == row[0] for line, row in zip_longest(lines, expected)
@@ -91,10 +91,10 @@ class ExportLines:
     def order_lines(
         self, name: str, lines: Iterable[tuple[int, int, object]]
     ) -> Generator[tuple[int, int], None, None]:
-        """The (offset, length) of an export's lines in canonical walk order; to be closed if it is not read to its end.
+        """Yield (offset, length) of an export's lines in canonical walk order; close it if it is not read to its end.
 
-        Rows of absent partitions stand where they stood; pairs that are retained, and orphans, come last. ``lines`` gives
-        offset, length and key of each line: the sample key in a dataset, the digest in a quarantine.
+        Rows of absent partitions keep their places. Retained pairs, vanished rows and orphans come last. ``lines`` has
+        offset, length and key of each line: the sample key in a dataset, the digest in a quarantine file.
         """
         self._run("DROP TABLE IF EXISTS temp.lines")
         self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key)")
@@ -115,7 +115,7 @@ class ExportLines:
 
 
 def _places_in(name: str) -> str:
-    """SQL for the lines of an export by their keys, each with its place in canonical walk order."""
+    """Return SQL for an export's lines by key, each with its place in canonical walk order."""
     dataset, sign = _lines_in(name)
     if dataset == Dataset.PREFERENCE:
         key = "sample_key" if dataset == name else "line"
@@ -132,6 +132,6 @@ def _places_in(name: str) -> str:
 
 
 def _lines_in(export: str) -> tuple[str, str]:
-    """Whose lines stand in an export: the dataset, and how their outcomes compare with EXPORTED."""
+    """Return an export's dataset, and the SQL operator that compares its rows' outcomes with EXPORTED."""
     dataset = export.removeprefix("quarantine_")
     return dataset, "=" if dataset == export else "<>"

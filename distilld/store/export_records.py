@@ -1,4 +1,4 @@
-"""What the store knows of each export as a file: its last commit, writes that are under way, damage."""
+"""What the store knows about each export file: its last commit, writes in progress, damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EMPTY: Final = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b85
 
 
 class Intent(NamedTuple):
-    """A write that is under way: where the file ends without it, and its temporary file if it is rewritten."""
+    """A write in progress: where the file ends without it, and its temporary file if it is rewritten."""
 
     name: str
     batch: int
@@ -25,7 +25,7 @@ class Intent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExportRecord:
-    """What the store knows of one export; ``pending_temp`` waits to be put in the live file's place."""
+    """What the store knows about one export; ``pending_temp`` is a file that will replace the live one."""
 
     name: str
     committed: Committed
@@ -36,7 +36,7 @@ class ExportRecord:
 
 
 class ExportRecords:
-    """The part of the store that keeps these."""
+    """Stores the records of exports."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class ExportRecords:
         self._many = store.connection.executemany
 
     def exports(self) -> dict[str, ExportRecord]:
-        """All nine, those that have no file yet included."""
+        """Return the records of all nine exports, including those without a file yet."""
         records = {name: ExportRecord(name, Committed(0, 0, _EMPTY), 0, None, None, None) for name in EXPORT_PATHS}
         for row in self._run(
             "SELECT name, size_bytes, rows, sha256, generation, device, inode, mtime_ns, ctime_ns, pending_temp,"
@@ -56,7 +56,7 @@ class ExportRecords:
         return records
 
     def set_export(self, name: str, committed: Committed, facts: StatFacts, temp: str | None) -> None:
-        """Record what an export is from now on."""
+        """Record an export's new committed state and facts."""
         self._run(
             "INSERT INTO export_files VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
             " ON CONFLICT (name) DO UPDATE SET generation = generation + (?10 IS NOT NULL), size_bytes = ?3, rows = ?4,"
@@ -67,7 +67,7 @@ class ExportRecords:
         )  # fmt: skip
 
     def set_installed(self, name: str, facts: StatFacts | None) -> None:
-        """The temporary file stands in the live one's place now; None: it is lost, and the live one to be restored."""
+        """Record that the temporary file replaced the live one; None: it is lost, and the export must be restored."""
         if facts is None:
             self._run("UPDATE export_files SET pending_temp = NULL, mtime_ns = NULL WHERE name = ?", (name,))
             return
@@ -78,40 +78,40 @@ class ExportRecords:
         )
 
     def missing_rows(self, name: str) -> int:
-        """How many lines an export lost that are yet to be written again."""
+        """Return how many lost lines of an export must still be written again."""
         query = "SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?"
         return int(self._run(query, (name,)).fetchone()[0])
 
-    # writes that are under way
+    # writes in progress
 
     def intend(self, intents: list[Intent]) -> None:
-        """Say what is about to be written; recovery undoes exactly this."""
+        """Record what is about to be written; recovery undoes exactly this."""
         self._many("INSERT INTO intents VALUES (?, ?, ?, ?)", intents)
 
     def intents(self) -> list[Intent]:
-        """Writes that no transaction has committed."""
+        """Return the writes that no transaction has committed."""
         return [Intent._make(row) for row in self._run("SELECT name, batch, base_bytes, temp FROM intents")]
 
     def drop_intent(self, name: str) -> None:
-        """The write of one export is not to be undone."""
+        """Forget one export's write, so that it is not undone."""
         self._run("DELETE FROM intents WHERE name = ?", (name,))
 
     def drop_intents(self) -> None:
-        """The writes are committed, or undone."""
+        """Forget all writes: they are committed or undone."""
         self._run("DELETE FROM intents")
 
     # damage
 
     def tamperings(self) -> list[int]:
-        """When exports were found damaged, in nanoseconds since the epoch."""
+        """Return when exports were found damaged, in nanoseconds since the epoch."""
         return [_ns_of(each) for each in orjson.loads(self._store.recall("tamperings") or "[]")]
 
     def recent_tamperings(self, now_ns: int) -> list[int]:
-        """Those of the last hour. One that lies ahead of the clock is of a clock that went wrong, and does not count."""
+        """Return those of the last hour. A time in the future comes from a wrong clock and does not count."""
         return [each for each in self.tamperings() if 0 <= now_ns - each < HOUR_NS]
 
     def count_tampering(self, now_ns: int) -> None:
-        """Exports were found changed from outside; the newest times that make another writer are kept."""
+        """Record a change of exports from outside; keep only the newest times, enough to indicate another writer."""
         times = [*self.recent_tamperings(now_ns), now_ns][-TAMPERINGS_AN_HOUR:]
         self._store.remember("tamperings", orjson.dumps([_moment(each) for each in times]).decode())
 
@@ -121,7 +121,7 @@ def _moment(time_ns: int) -> str:
 
 
 def _ns_of(moment: str | int) -> int:
-    """A time in nanoseconds, which is also how older versions wrote it."""
+    """Return a time in nanoseconds; older versions wrote it as such a number."""
     if isinstance(moment, int):
         return moment
     return round(datetime.fromisoformat(moment).timestamp() * 1000) * 1_000_000

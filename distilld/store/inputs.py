@@ -1,4 +1,4 @@
-"""The input files that are known: as each was when it was read last, and how far it is indexed.
+"""The known input files: their facts when they were last read, and how far they are indexed.
 
 Every method runs inside the caller's transaction and touches no export.
 """
@@ -15,12 +15,12 @@ from distilld.core.plan import FileKey
 from distilld.store.connection import Store
 
 SURE_AFTER_NS: Final = 2_000_000_000
-"""Bytes that were hashed so long after our first look at a file's facts cannot change later under the same facts."""
+"""Nanoseconds: bytes hashed this long after our first look at a file's facts cannot change under the same facts."""
 
 
 @dataclass(slots=True)
 class FileRecord:
-    """What the store knows of one input file: its stat facts as of its last reading, and how far it is indexed."""
+    """What the store knows about one input file: its stat facts when last read, and how far it is indexed."""
 
     partition_id: int
     walk_base: int
@@ -36,31 +36,31 @@ class FileRecord:
     tail_bytes: int
     tail_digest: bytes | None
     unsure_since_ns: int | None = None
-    """Our first look that saw these facts, by the monotonic clock; None once its bytes were hashed long enough after."""
+    """When these facts were first seen (monotonic); None once the bytes were hashed long enough after that."""
     hashed_at_ns: int = 0
-    """When its bytes were hashed last, by our clock."""
+    """When the bytes were last hashed, by our clock."""
 
     def note_hashed(self, facts: StatFacts, began_ns: int) -> None:
-        """Note that its bytes were hashed while it had these facts, and not before ``began_ns`` (monotonic)."""
+        """Record that the bytes were hashed under these facts, and not before ``began_ns`` (monotonic)."""
         now_ns = time.monotonic_ns()
         since_ns = now_ns if facts != self.facts else self.unsure_since_ns
         sure = since_ns is None or began_ns - since_ns >= SURE_AFTER_NS
         self.facts, self.unsure_since_ns, self.hashed_at_ns = facts, None if sure else since_ns, time.time_ns()
 
     def is_doubtful(self, hashed_since_ns: int | None) -> bool:
-        """Whether it is to be read though it has its facts: they do not prove its bytes, or it is overdue to be hashed."""
+        """Return whether to read a file with unchanged facts: they do not prove its bytes, or its hash is overdue."""
         if hashed_since_ns is None:
             return False
         return self.unsure_since_ns is not None or self.hashed_at_ns <= hashed_since_ns
 
     @property
     def present(self) -> bool:
-        """Whether the file stood in its tree when it was last looked for."""
+        """Whether the file was in its tree at the last look."""
         return self.state == "present"
 
 
 def file_records(store: Store, which: str = "", values: tuple[int, ...] = ()) -> list[FileRecord]:
-    """The records of all files, or of those that an SQL clause selects."""
+    """Return the records of all files, or of those that an SQL clause selects."""
     rows = store.connection.execute(
         "SELECT partition_id, p.walk_base, p.path, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns,"
         " indexed_bytes, indexed_sha256, indexed_lines, malformed_lines, tail, tail_bytes, tail_digest,"
@@ -74,7 +74,7 @@ def file_records(store: Store, which: str = "", values: tuple[int, ...] = ()) ->
 
 
 class Inputs:
-    """The part of the store that knows the input files."""
+    """Stores the records of input files."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -82,10 +82,10 @@ class Inputs:
         self._files: dict[FileKey, FileRecord] | None = None
 
     def files(self) -> dict[FileKey, FileRecord]:
-        """Every file that is known, present or absent.
+        """Return every known file, present or absent.
 
-        Read once and kept: this process is the store's only writer. After a failure, or where another part of the store
-        wrote, :meth:`forget_files` lets the next call read again.
+        The records are read once and cached: this process is the store's only writer. After a failure, or a write by
+        another part of the store, call :meth:`forget_files` first.
         """
         if self._files is None:
             self._files = {(record.kind, record.path): record for record in file_records(self._store)}
@@ -94,11 +94,11 @@ class Inputs:
     def all_as_recorded(
         self, files: Collection[tuple[InputKind, str, StatFacts]], *, hashed_since_ns: int | None = None
     ) -> bool:
-        """Whether these files are all that are known and present, each as when it was read.
+        """Return whether these files are exactly the known present ones, each with its recorded facts.
 
-        With ``hashed_since_ns``, each must have been hashed since then as well, and its facts prove its bytes.
-        The same as that :func:`distilld.core.plan.compare` finds nothing in them, at a third of the price at a start: no
-        record is made of what mostly did not change. Where the records are at hand it says False, for them to be asked.
+        With ``hashed_since_ns``, each must also have been hashed since then, and its facts must prove its bytes.
+        True means that :func:`distilld.core.plan.compare` would find no change; this check has a third of its cost at a
+        start, since it builds no records. Return False if the records are cached: the caller can compare those.
         """
         if self._files is not None:
             return False
@@ -115,11 +115,11 @@ class Inputs:
         return sum(map(seen.__contains__, recorded)) == len(files)
 
     def forget_files(self) -> None:
-        """Read the files again at the next call."""
+        """Drop the cached records, so that the next call reads them again."""
         self._files = None
 
     def write_file(self, record: FileRecord, *, judged: bool = False) -> None:
-        """Record what is known of a file; ``judged`` says that its rows wait in the queue, not behind a mark."""
+        """Store a file's record; ``judged``: ``judged_lines`` covers all rows, and the queue has the unjudged ones."""
         values = (
             record.partition_id, record.kind.value, record.state, *record.facts[:2], *record.facts[2:],
             record.indexed_bytes, record.indexed_sha256, record.indexed_lines, record.indexed_lines if judged else 0,
@@ -141,24 +141,24 @@ class Inputs:
         self.files()[record.kind, record.path] = record
 
     def take(self, record: FileRecord) -> None:
-        """Have what is held in memory follow what another part of the store wrote of a file."""
+        """Update the cached record of a file that another part of the store wrote."""
         if self._files is not None:
             self._files[record.kind, record.path] = record
 
     def doubt(self, keys: Iterable[FileKey]) -> None:
-        """Have known files read at the next look, though a stat should say that they are as recorded."""
+        """Make the next look read known files again, even if stat shows the recorded facts."""
         for key in keys:
             record = self.files()[key]
             record.facts = record.facts.doubted()
             self.write_file(record)
 
     def forget_file(self, record: FileRecord) -> None:
-        """Drop a file that is gone for good."""
+        """Delete the record of a file that is gone for good."""
         self._run("DELETE FROM files WHERE partition_id = ? AND kind = ?", (record.partition_id, record.kind.value))
         self.files().pop((record.kind, record.path), None)
 
     def note_input(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
-        """Remember an input's change for the next receipt."""
+        """Record an input's change for the next receipt."""
         self._run(
             "INSERT INTO unreported_inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (partition_id, kind) DO UPDATE SET"
             " change = CASE WHEN excluded.change = 'absent' OR change IN ('appended', 'absent') THEN excluded.change ELSE change END,"

@@ -1,4 +1,4 @@
-"""What became of rows and pairs: the outcomes that each batch decided, and their totals."""
+"""The outcomes of rows and pairs that each batch decided, and their totals."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from distilld.store.moved import forget_moved_rows
 from distilld.store.verdicts import last_verdict
 
 if TYPE_CHECKING:
-    # Those who only look at the store do without it.
+    # Readers of the store do not need it.
     from distilld.core.decisions import Decisions
 
 
 class Totals:
-    """Rows at rest, by dataset, state and outcome code."""
+    """Row counts by dataset, state and outcome code."""
 
     def __init__(self, rows: list[tuple[str, str, int, int]]) -> None:
         self._rows = {(Dataset(dataset), state, outcome): count for dataset, state, outcome, count in rows}
 
     def exported(self, dataset: Dataset) -> int:
-        """Rows that stand in the dataset's file."""
+        """Return how many rows are in the dataset's file."""
         return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome == EXPORTED)
 
     def quarantined(self, dataset: Dataset) -> int:
-        """Rows that stand in the dataset's quarantine file."""
+        """Return how many rows are in the dataset's quarantine file."""
         return sum(count for (of, _, outcome), count in self._rows.items() if of is dataset and outcome != EXPORTED)
 
     def live(self, dataset: Dataset) -> int:
-        """Judged present rows (of preference: pairs tried), whatever became of them."""
+        """Return how many present rows are judged, with any outcome (preference: pairs tried)."""
         return sum(count for (of, state, _), count in self._rows.items() if of is dataset and state == "live")
 
     def retained(self, dataset: Dataset) -> int:
-        """Exported rows that are retained."""
+        """Return how many exported rows are retained."""
         return self._rows[dataset, "retained", EXPORTED]
 
     def by_reason(self, dataset: Dataset) -> dict[str, int]:
-        """Quarantined rows by reason, reasons without rows left out."""
+        """Return the counts of quarantined rows by reason; reasons without rows are left out."""
         found: dict[str, int] = {}
         for (of, _, outcome), count in sorted(self._rows.items(), key=lambda item: item[0][2]):
             if of is dataset and outcome != EXPORTED and count:
@@ -48,7 +48,7 @@ class Totals:
 
 
 class Ledger:
-    """The part of the store that records outcomes."""
+    """Records outcomes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -56,9 +56,9 @@ class Ledger:
         self._many = store.connection.executemany
 
     def apply(self, decisions: Decisions) -> None:
-        """Record what the batch decided: outcomes, pairs, queues, totals, withdrawals."""
+        """Record what the batch decided: outcomes, pairs, departures, queues, totals, missing lines."""
         for dataset, walks in decisions.released.items():
-            # Ids are unique among exported rows at every moment: who gives one up does so before another takes it.
+            # Ids are always unique among exported rows: a row gives up its id before another takes it.
             self._many(f"UPDATE scored_rows SET {dataset} = NULL WHERE walk = ?", [(walk,) for walk in walks])
         for dataset, retained_id in decisions.retained_left:
             self._run(
@@ -145,15 +145,15 @@ class Ledger:
     # accounting
 
     def totals(self) -> Totals:
-        """Rows at rest."""
+        """Return the row counts of all datasets."""
         return Totals(self._run("SELECT dataset, state, outcome, rows FROM totals").fetchall())
 
     def counter(self, name: str) -> int:
-        """One of the store's counters."""
+        """Return one of the store's counters."""
         return int(self._run("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()[0])
 
     def verdicts_among(self, walks: Iterable[int], codes: Iterable[int]) -> list[tuple[int, int]]:
-        """Those of these rows whose run's last present verdict has one of the codes, with it: the firewall's second look."""
+        """Return (walk, code) of rows whose run's last present verdict is in ``codes``: the second firewall check."""
         return self._run(
             f"SELECT s.walk, {last_verdict('s.run_id')} AS code FROM json_each(?) j CROSS JOIN scored_rows s"
             f" ON s.walk = j.value WHERE code IN ({','.join(map(str, codes))})",

@@ -1,4 +1,4 @@
-"""Whose bytes are to be hashed again although their facts are as recorded, and what came of it (SPEC 4)."""
+"""Which files to hash again although their facts are unchanged, and the results (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from distilld.store.inputs import SURE_AFTER_NS, FileRecord, Inputs, file_record
 
 _PAGE = 64
 _UNSURE = "state = 'present' AND unsure_since_ns IS NOT NULL AND ctime_ns >= 0"
-"""Facts with a negative time are doubted already: the next pass reads such a file."""
+"""Files with a negative time are left out: they are doubted already, and the next pass reads them."""
 
 
 class Looks:
-    """The part of the store that knows how far the facts of files prove their bytes."""
+    """Records how far the facts of files prove their bytes."""
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
         self._store = store
@@ -21,7 +21,7 @@ class Looks:
         self._inputs = inputs
 
     def begin(self, boot_id: str, now_ns: int, time_ns: int) -> None:
-        """Let go of times that our clocks cannot be compared with: monotonic ones of another start, and future ones.
+        """Reset times that our clocks cannot be compared with: monotonic times of another boot, and future times.
 
         A file that was hashed in the future counts as hashed now: our clock was set back since.
         """
@@ -40,31 +40,31 @@ class Looks:
         self._inputs.forget_files()
 
     def unsure(self, now_ns: int) -> list[FileRecord]:
-        """Some files that were seen with their facts long enough ago to be proven now."""
+        """Return some files whose facts were first seen long enough ago that a hash proves them now."""
         rows = f"WHERE {_UNSURE} AND unsure_since_ns <= ? ORDER BY unsure_since_ns LIMIT {_PAGE}"
         return file_records(self._store, rows, (now_ns - SURE_AFTER_NS,))
 
     def sure_at_ns(self) -> int | None:
-        """When the next file can be proven; None where none waits."""
+        """Return when the next file can be proven (monotonic), or None if no file waits."""
         (since_ns,) = self._run(f"SELECT min(unsure_since_ns) FROM files WHERE {_UNSURE}").fetchone()
         return None if since_ns is None else since_ns + SURE_AFTER_NS
 
     def hashed_before(self, before_ns: int, most: int = _PAGE) -> list[FileRecord]:
-        """Some files that were hashed last before then, the oldest first."""
+        """Return up to ``most`` files that were last hashed by ``before_ns``, the oldest first."""
         rows = f"WHERE state = 'present' AND ctime_ns >= 0 AND hashed_at_ns <= ? ORDER BY hashed_at_ns LIMIT {most}"
         return file_records(self._store, rows, (before_ns,))
 
     def oldest(self) -> tuple[int, int]:
-        """How many files are present, and when that was hashed which was not hashed for the longest time."""
+        """Return how many files are present, and the earliest time at which one of them was last hashed."""
         files, hashed_at_ns = self._run(
             "SELECT count(*), min(hashed_at_ns) FROM files WHERE state = 'present'"
         ).fetchone()
         return files, hashed_at_ns or 0
 
     def note(self, hashed: Iterable[tuple[FileRecord, bool]]) -> bool:
-        """Record which files have the bytes that they had. All others are doubted; returns whether there were any.
+        """Record which files still have their bytes, and doubt all others; return whether there were any.
 
-        A file of which more was taken in meanwhile is left as it is.
+        A file that was indexed further meanwhile is left unchanged.
         """
         doubted = False
         for record, same in hashed:

@@ -1,4 +1,4 @@
-"""Lines that stand in exports, or should, and belong to no present row: departed, retained, lost, taken over."""
+"""Lines that are or should be in exports but belong to no present row: departed, retained, lost, adopted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from distilld.core.model import Dataset
 from distilld.store.connection import Store
 
 ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
-"""SQL for whether an unterminated rest of an absent file forbids anything."""
+"""SQL for whether the unterminated rest of an absent file forbids anything."""
 
 
 class Departure(NamedTuple):
-    """A line that still stands in an export although the row behind it is gone; of a pair, ``run_id`` is the chosen."""
+    """A line that is still in an export although its row is gone; for a pair, ``run_id`` is the chosen run."""
 
     departure_id: int
     dataset: Dataset
@@ -32,7 +32,7 @@ class Departure(NamedTuple):
 
 
 class RetainedRow(NamedTuple):
-    """A row whose outcomes are retained; an outcome that left is None."""
+    """A row whose outcomes are retained; the outcome in a dataset that it left is None."""
 
     retained_id: int
     kind: str
@@ -51,7 +51,7 @@ class RetainedRow(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The line that an id has in its dataset now: whose it is, its digest, the batch that wrote it."""
+    """The line that an id has in its dataset now: its owner, its digest, the batch that wrote it."""
 
     owner: str
     owner_id: int
@@ -64,13 +64,13 @@ _RETAINED: Final = ", ".join(f"f.{name}" for name in RetainedRow._fields)
 
 
 class LooseLines:
-    """The part of the store that knows them."""
+    """Reads these lines."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
 
     def retained_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
-        """The line of this id that belongs to no present row: a departed one's, or a retained one's."""
+        """Return the line of this id that belongs to a departed or retained row, or None."""
         found = self._run(
             "SELECT 'departure', departure_id, line, batch, run_id FROM departures"
             f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {EXPORTED}",
@@ -85,7 +85,7 @@ class LooseLines:
         return Standing(*found) if found else None
 
     def has_loose_lines(self) -> bool:
-        """Whether any line stands in a dataset that belongs to no present row."""
+        """Return whether there are departures, retained rows, or rests of absent files that forbid a run."""
         return bool(
             self._run(
                 f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM retained_rows) OR {ABSENT_RESTS}"
@@ -93,7 +93,7 @@ class LooseLines:
         )
 
     def departures(self, limit: int) -> list[Departure]:
-        """Lines whose rows are gone: up to ``limit``, and all those of whose runs a verdict speaks, for it may forbid them."""
+        """Return the first ``limit`` departures, and all others whose runs have a verdict: it may forbid them."""
         columns = (
             "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
             " partition_id, row_line FROM departures"
@@ -112,14 +112,14 @@ class LooseLines:
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
     def retained_queue(self) -> Generator[RetainedRow, None, None]:
-        """Retained rows whose reason to stay may be gone."""
+        """Yield the queued retained rows: their reason to stay may be gone."""
         rows = self._run(
             f"SELECT {_RETAINED} FROM rejudge_retained q CROSS JOIN retained_rows f ON f.retained_id = q.retained_id"
         )
         yield from map(RetainedRow._make, rows)
 
     def moved_to(self, digest: bytes, run_id: str | None) -> list[RetainedRow]:
-        """The absent rows of a run with this very line, which a present row is now."""
+        """Return a run's absent rows with the line of this digest, which is in a present file now."""
         rows = self._run(
             f"SELECT {_RETAINED} FROM retained_rows f INDEXED BY retained_rows_by_digest"
             " WHERE f.digest = ? AND f.run_id = ? AND f.kind = 'absent'",
@@ -128,14 +128,14 @@ class LooseLines:
         return [RetainedRow._make(each) for each in rows]
 
     def missing_lines(self) -> dict[str, Counter[bytes]]:
-        """Lines that a damaged export lost and that are yet to be written again, by export."""
+        """Return the lines that damaged exports lost and that must still be written again, by export."""
         found: dict[str, Counter[bytes]] = {}
         for name, digest, copies in self._run("SELECT name, digest, copies FROM missing_lines"):
             found.setdefault(name, Counter())[digest] = copies
         return found
 
     def adopted(self, dataset: Dataset, sample_key: int) -> tuple[str, str] | None:
-        """The two timestamps that an adopted row brought."""
+        """Return the two timestamps of an adopted row, or None."""
         found = self._run(
             "SELECT created_at, recorded_at FROM adopted_rows WHERE dataset = ? AND sample_key = ?",
             (dataset.value, sample_key),

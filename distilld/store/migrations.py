@@ -1,6 +1,6 @@
-"""The state store's migrations: named, append-only, each applied in one transaction with the record that it was.
+"""The state store's migrations: named, append-only, each applied in one transaction with its own record.
 
-The first makes the tables of :mod:`distilld.store.schema`.
+The first creates the tables of :mod:`distilld.store.schema`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from distilld.store.schema import HOLDS_RAG, TABLES, VIEWS
 from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:
-    # It takes a tenth of a second, and those who only read do without it.
+    # The import takes a tenth of a second, and readers do not need it.
     from sqlite_utils import Database, Migrations
 
 MIGRATION_SET: Final = "distilld"
@@ -29,7 +29,7 @@ def _run_script(db: Database, script: str) -> None:
 
 
 def m001_first_version(db: Database) -> None:
-    """Everything that version 0.1 keeps."""
+    """Create everything that version 0.1 stores."""
     _run_script(db, TABLES)
     _run_script(db, VIEWS)
     codes: list[tuple[str, list[tuple[int, Any]]]] = [
@@ -48,7 +48,7 @@ def m001_first_version(db: Database) -> None:
 
 
 def m002_indexes_of_exceptions(db: Database) -> None:
-    """What is kept by way of exception is asked for at every pass, status and health: without a look at every row."""
+    """Index kept and retained rows: each pass, status and health check asks for them, without reading every row."""
     _run_script(
         db,
         "CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;\n"
@@ -59,9 +59,9 @@ def m002_indexes_of_exceptions(db: Database) -> None:
 
 
 def m003_segments(db: Database) -> None:
-    """An export has a digest for each segment, and a withdrawn row is overwritten in its place after COMMIT.
+    """Store a digest for each segment of an export; a withdrawn row is overwritten in place after COMMIT.
 
-    A file that no segment is known of has the sha256 of all its bytes; the next start reads it once.
+    A file without known segments has the sha256 of all its bytes; the next start reads it once.
     """
     _run_script(
         db,
@@ -75,7 +75,7 @@ def m003_segments(db: Database) -> None:
 
 
 def m004_claimants_of_an_id(db: Database) -> None:
-    """Whoever has an id, judged or not, is found by one index, in the place of four that knew of judged rows alone."""
+    """Find all rows with an id, judged or not, by one index, which replaces four that had only judged rows."""
     _run_script(
         db,
         "CREATE INDEX scored_rows_by_key ON scored_rows (sample_key) WHERE sample_key IS NOT NULL;\n"
@@ -84,7 +84,7 @@ def m004_claimants_of_an_id(db: Database) -> None:
 
 
 def m005_verdicts_in_malformed_lines(db: Database) -> None:
-    """A malformed scored line may name runs, and forbid them: which ones follows from its bytes, so from its digest."""
+    """Store by digest which runs a malformed scored line names: it may forbid them."""
     _run_script(
         db,
         "CREATE TABLE malformed_runs (run_id TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (run_id, digest))"
@@ -96,7 +96,7 @@ def m005_verdicts_in_malformed_lines(db: Database) -> None:
 
 
 def m006_own_looks(db: Database) -> None:
-    """Whether a file's facts prove its bytes is decided by our looks, not by its server's clock: all are read again."""
+    """Decide by our looks, not its server's clock, whether a file's facts prove its bytes; all are read again."""
     _run_script(
         db,
         "ALTER TABLE files DROP COLUMN looked_ns;\nALTER TABLE export_files DROP COLUMN looked_ns;\n"
@@ -108,9 +108,9 @@ def m006_own_looks(db: Database) -> None:
 
 
 def m007_moved_lines_and_rests(db: Database) -> None:
-    """Of a line that moved to another file nothing is kept under its old name: what was kept so far is looked at again.
+    """Keep nothing under the old name of a line that moved to another file; queue all absent rows for a check.
 
-    An unterminated rest may forbid the runs that it names, like a malformed line: by its digest, too.
+    An unterminated rest may forbid the runs that it names, also by its digest, like a malformed line.
     """
     _run_script(
         db,
@@ -121,7 +121,7 @@ def m007_moved_lines_and_rests(db: Database) -> None:
 
 
 def m008_too_many_exports(db: Database) -> None:
-    """A run may have too many exports: a reason for a quarantine that the older exporters do not have."""
+    """Add a quarantine reason that older exporters do not have: a run may have too many exports."""
     code = REASON_CODES[Reason.TOO_MANY_EXPORTS]
     db.conn.execute("INSERT OR IGNORE INTO outcomes VALUES (?, ?)", (code, Reason.TOO_MANY_EXPORTS.value))
     every = [(dataset.value, state, code) for dataset in Dataset for state in _STATES]
@@ -129,7 +129,7 @@ def m008_too_many_exports(db: Database) -> None:
 
 
 def m009_dataset_history(db: Database) -> None:
-    """The datasets over time, for people, dashboards and ``status``: what the kept receipts say, exact at each batch."""
+    """Show the datasets over time to people, dashboards and ``status``: from the kept receipts, exact at each batch."""
     _run_script(
         db,
         "CREATE VIEW dataset_history AS\n"
@@ -143,7 +143,7 @@ def m009_dataset_history(db: Database) -> None:
 
 
 def m010_smaller_store(db: Database) -> None:
-    """One index knows who has an id and that one row ships it; segments with many lines fill the pages they are in."""
+    """Find an id's rows, and ensure that only one exports it, by one index; store large segment rows in full pages."""
     _run_script(
         db,
         "DROP INDEX rag_ids;\nDROP INDEX pair_ids;\nDROP INDEX scored_rows_by_key;\nDROP INDEX pairs_by_key;\n"
@@ -158,7 +158,7 @@ def m010_smaller_store(db: Database) -> None:
 
 
 def m011_words_of_the_glossary(db: Database) -> None:
-    """Tables, columns, indexes and words have the names that the documents use: retained, exported, quarantined."""
+    """Rename tables, columns, indexes and words as in the documents: retained, exported, quarantined."""
     new_names = (
         ("frozen", "retained"), ("shipped_in", "exported_in"), ("rows_shipped", "rows_exported"),
         ("rows_held", "rows_quarantined"),
@@ -214,11 +214,11 @@ MIGRATIONS: Final = (
     m010_smaller_store,
     m011_words_of_the_glossary,
 )
-"""All of them in order, by the names of their functions; one that was released is never changed nor taken away."""
+"""All migrations in order, named by their functions; a released one is never changed or removed."""
 
 
 def migrations() -> Migrations:
-    """The same as sqlite-utils applies them: each in one transaction with the record that it was applied."""
+    """Return the migrations for sqlite-utils, which applies each in one transaction with its record."""
     with without_pandas():
         from sqlite_utils import Migrations
 

@@ -1,6 +1,6 @@
-"""Forgets what moved: a line of an absent file that is in a present one counts only there (SPEC 3, 'Absent partitions').
+"""Forget what moved: a line of an absent file that is in a present one counts only there (SPEC 3, 'Absent partitions').
 
-What nothing refers to any more goes with it: evidence of the runs, records of files, partitions.
+Also forget what nothing refers to any more: evidence of the runs, records of files, partitions.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _FORGET: Final = (
     " THEN EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest)"
     " ELSE f.digest IN (SELECT digest FROM scored_rows WHERE run_id = ?2) END RETURNING partition_id"
 )
-"""Forget those of a run's retained rows whose lines are in a present file and say the same there.
+"""SQL that deletes a run's absent rows whose lines are in a present file and name the same run there.
 
-One that is too long to be read now does not: its absent verdict still forbids.
+A present line that is too long now names no run: the absent row stays, and its verdict still forbids.
 """
 _EMPTY: Final = (
     "f.state = 'absent' AND CASE f.kind"
     " WHEN 'scored' THEN f.rest_category IS NULL AND NOT EXISTS (SELECT 1 FROM retained_rows r WHERE r.partition_id = f.partition_id AND r.kind = 'absent')"
     " ELSE NOT EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = f.partition_id) END"
 )
-"""Whether nothing is known of absent file ``f`` but that it was there."""
+"""SQL for whether nothing is known about absent file ``f`` except that it existed."""
 
 
 _MOVED_RESTS: Final = (
@@ -35,7 +35,7 @@ _MOVED_RESTS: Final = (
 
 
 def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
-    """Forget those of these absent rows that moved and have no line left in the exports."""
+    """Forget the absent rows among these that moved and have no line left in the exports."""
     run, partitions = store.connection.execute, set()
     by_run: dict[str | None, list[int]] = {}
     for retained_id in retained_ids:
@@ -49,7 +49,7 @@ def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
 
 
 def forget_unnamed_evidence(store: Store, partitions: Iterable[int]) -> None:
-    """Forget the evidence in these partitions that is absent, and whose runs no scored row there names."""
+    """Forget absent evidence in these partitions if no scored row there names its run."""
     store.connection.executemany(
         "DELETE FROM evidence_rows WHERE partition_id = ?1"
         " AND EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'evidence' AND state = 'absent')"
@@ -61,9 +61,9 @@ def forget_unnamed_evidence(store: Store, partitions: Iterable[int]) -> None:
 
 
 def forget_empty_files(store: Store) -> bool:
-    """Forget absent files of which nothing is left, and partitions that nothing names; say whether there were any.
+    """Forget absent files without any rows, and partitions that nothing names; return whether there were any.
 
-    What the next receipt is yet to tell of stays until it has.
+    Files and partitions that the next receipt must report stay until then.
     """
     run = store.connection.execute
     if run(f"SELECT EXISTS ({_MOVED_RESTS})").fetchone()[0]:

@@ -1,7 +1,7 @@
-"""A store for the one writer; one that is corrupt is set aside and begun again (SPEC 6, 'the state store is corrupt').
+"""Open the store for its one writer; replace a corrupt one by a new one (SPEC 6, 'the state store is corrupt').
 
-Nothing is lost with it: the first pass on the new store takes the exports over and reads the inputs again. What was
-never a store is not moved: ``--state`` that names another file by mistake is refused.
+Nothing is lost: the first pass on the new store takes the exports over and reads the inputs again. A file that was
+never a store is not moved: a ``--state`` that names another file by mistake is refused.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ log = structlog.get_logger()
 
 
 def open_store(path: Path, root: Path, *, kept: bool = False) -> Store:
-    """Open the store; one that is found to be corrupt is set aside beside itself, and a new one stands in its place.
+    """Open the store; set a corrupt one aside in the same folder, and create a new one.
 
-    A file that shows no sign of a database is taken for a store only if it is ``kept``: a lock names it as one.
+    A file without SQLite's header counts as a store only if it is ``kept``: a lock names it as one.
 
     Raises:
-        NotAStoreError: It is a file of something else; it is left as it is.
-        StoreTooNewError: A newer distilld wrote it; it is left as it is.
+        NotAStoreError: It is not a store; it is left unchanged.
+        StoreTooNewError: A newer distilld wrote it; it is left unchanged.
         StoreOfOtherRootError: It belongs to another root.
         OperatorError: The system refused.
     """
@@ -48,11 +48,11 @@ def open_store(path: Path, root: Path, *, kept: bool = False) -> Store:
 
 @contextmanager
 def opened_store(path: Path, root: Path, *, kept: bool = False) -> Iterator[Store]:
-    """The store, closed at the end. One that turns out to be corrupt meanwhile is set aside for the next to open it.
+    """Yield the open store, and close it at the end; if it proves to be corrupt meanwhile, set it aside.
 
     Raises:
-        NotAStoreError: It is a file of something else; it is left as it is.
-        StoreCorruptError: It turned out to be corrupt, and is set aside: what was to be done can be done again.
+        NotAStoreError: It is not a store; it is left unchanged.
+        StoreCorruptError: It proved to be corrupt and is set aside: the work can be done again.
         OperatorError: The system refused.
     """
     store = open_store(path, root, kept=kept)

@@ -1,4 +1,4 @@
-"""What is taken in from exports that no store knows: orphans, older withdrawals, verdicts in old quarantine files (SPEC 3.11)."""
+"""Take over exports that no store knows: orphans, older withdrawals, verdicts in old quarantine files (SPEC 3.11)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Orphan(NamedTuple):
-    """An exported row of an export that no store knows: from an older exporter, or from before a store was lost."""
+    """A row of an export that no store knows: from an older exporter, or from before a store was lost."""
 
     key: int
     digest: bytes
@@ -33,7 +33,7 @@ class Orphan(NamedTuple):
 
 
 class ToldVerdict(NamedTuple):
-    """What a row of an old quarantine file says of a run, and where and why the row was quarantined, if it says so."""
+    """A verdict from a row of an old quarantine file; if given, the place and reason of the quarantined row."""
 
     run_id: str
     category: Category
@@ -42,7 +42,7 @@ class ToldVerdict(NamedTuple):
 
 
 class Orphans:
-    """The part of the store that takes older exports in, and decides on their rows when all inputs are judged."""
+    """Takes over older exports, and decides on their rows when all inputs are judged."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -53,7 +53,7 @@ class Orphans:
         self._inputs = Inputs(store)
 
     def stage(self) -> None:
-        """Begin to take a file in that no store knows."""
+        """Begin to stage a file that no store knows."""
         self._run("DROP TABLE IF EXISTS temp.arrivals")
         self._run(
             "CREATE TEMP TABLE arrivals (sample_key INTEGER PRIMARY KEY, line BLOB, run_id TEXT, other_run_id TEXT,"
@@ -67,11 +67,11 @@ class Orphans:
         )
 
     def add_row(self, orphan: Orphan) -> bool:
-        """Take in a row of an export; False for one whose id was taken in before."""
+        """Stage a row of an export; return False if its id was staged before."""
         return bool(self._run("INSERT OR IGNORE INTO arrivals VALUES (?, ?, ?, ?, ?, ?, ?)", orphan).rowcount)
 
     def add_withdrawal(self, withdrawal: PublishedWithdrawal) -> None:
-        """Take in a line of an older log of withdrawals."""
+        """Stage a line of an older log of withdrawals."""
         verdict = orjson.dumps(withdrawal.verdict).decode() if withdrawal.verdict is not None else None
         self._run(
             "INSERT INTO history (id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict,"
@@ -80,7 +80,7 @@ class Orphans:
         )
 
     def take_rows(self, dataset: Dataset) -> None:
-        """The staged rows are orphans of this dataset."""
+        """Store the staged rows as orphans of this dataset."""
         if dataset is Dataset.PREFERENCE:
             rows = self._run(
                 "INSERT INTO pairs (task_id, slot, retained, chosen_run_id, rejected_run_id, rejected_category, sample_key,"
@@ -100,7 +100,7 @@ class Orphans:
         self._run("DROP TABLE temp.arrivals")
 
     def take_withdrawals(self, dataset: Dataset) -> None:
-        """The staged lines are withdrawals from before this store: numbered up to 0, so that they count as no news."""
+        """Store the staged lines as withdrawals from before this store, numbered up to 0 so that they are not news."""
         self._run(
             "INSERT INTO withdrawals SELECT (SELECT min(coalesce(min(withdrawal_id), 1), 1) FROM withdrawals) - n.down, ?1,"
             " id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch, withdrawn_batch,"
@@ -110,7 +110,7 @@ class Orphans:
         self._run("DROP TABLE temp.history")
 
     def stage_verdicts(self) -> None:
-        """Begin to take in what old quarantine files say of runs."""
+        """Begin to stage verdicts from old quarantine files."""
         self._run("DROP TABLE IF EXISTS temp.told")
         self._run(
             "CREATE TEMP TABLE told (dataset TEXT, path TEXT, line INTEGER, run_id TEXT, category INTEGER, outcome INTEGER,"
@@ -118,7 +118,7 @@ class Orphans:
         )
 
     def add_verdict(self, dataset: Dataset, verdict: ToldVerdict, line: bytes | None) -> bool:
-        """Take one in, with the digest of its line if that is to stay; False where another told of the same row."""
+        """Stage a verdict, with the digest of its line if the line stays; return False if its row is staged already."""
         partition, number = verdict.at or (None, None)
         outcome = REASON_CODES[verdict.reason] if verdict.reason is not None else None
         return bool(
@@ -129,10 +129,10 @@ class Orphans:
         )
 
     def take_verdicts(self) -> None:
-        """The staged verdicts forbid: orphans at once, and all rows of their runs until their partitions are read.
+        """Apply the staged verdicts: to orphans at once, and to all rows of their runs until their partitions are read.
 
-        A partition counts as absent until then; nothing of the row but its line is known. When it is read it is taken in
-        as one that was rewritten meanwhile.
+        A partition counts as absent until then; only line, run and verdict of its rows are known. When it is read, it
+        is indexed as a rewritten file.
         """
         for run_id, code in self._run("SELECT DISTINCT run_id, category FROM told").fetchall():
             self._forbid_orphans(run_id, CATEGORIES[code])
@@ -158,7 +158,7 @@ class Orphans:
         self._run("DROP TABLE temp.told")
 
     def _forbid_orphans(self, run_id: str, category: Category) -> None:
-        """A row of an old quarantine file says that a run was rejected, or never reviewed."""
+        """Forbid a run's orphans: an old quarantine file says that it was rejected or never reviewed."""
         self._run(
             "UPDATE retained_rows SET category = ? WHERE run_id = ? AND kind = 'orphan' AND coalesce(category, 0) <> ?",
             (CATEGORY_CODES[category], run_id, CATEGORY_CODES[Category.REJECTED]),
@@ -166,16 +166,16 @@ class Orphans:
         self._run("UPDATE pairs SET rejected_category = -1 WHERE chosen_run_id = ? AND retained = 'orphan'", (run_id,))
 
     def undecided(self) -> bool:
-        """Whether there are orphans that nobody has decided on."""
+        """Return whether any orphan is undecided."""
         return bool(
             self._count("SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 0)")
             or self._count("SELECT EXISTS (SELECT 1 FROM pairs WHERE retained = 'orphan' AND accepted = 0)")
         )
 
     def settle(self, options: Options) -> int:
-        """Once every input was judged: orphans leave where the inputs name their runs, or something forbids them.
+        """Withdraw orphans whose runs the inputs name, or that a verdict forbids; call it once every input is judged.
 
-        Those that stay are marked as looked at; returns how many leave.
+        Mark the others as decided; return how many leave.
         """
         gone = 0
         for dataset in KEPT_BITS:

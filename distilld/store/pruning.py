@@ -1,4 +1,4 @@
-"""What an operator decides about retained rows: to keep them for good, or to let them go."""
+"""What an operator decides about retained rows: to keep them for good, or to withdraw them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Only(StrEnum):
 
     ORPHAN = "orphan"
     VANISHED = "vanished"
-    """What the tripwire keeps and nobody accepted."""
+    """Rows that the tripwire keeps and no operator accepted."""
 
 
 def only_kind(only: Only | None, column: str = "kind") -> str:
-    """Which retained rows or pairs are of this kind; ``column`` says why each is retained."""
+    """Return SQL for whether a retained row or pair is of this kind; ``column`` has why it is retained."""
     match only:
         case None:
             return "1"
@@ -39,14 +39,14 @@ def only_kind(only: Only | None, column: str = "kind") -> str:
 
 
 class Pruned(NamedTuple):
-    """What prune let go: exported rows and pairs, and absent files with the verdicts of their rows."""
+    """How much prune removed: exported rows and pairs, and absent files with the verdicts of their rows."""
 
     rows: int
     files: int
 
 
 class Pruning:
-    """The part of the store that carries out such decisions."""
+    """Carries out such decisions."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
@@ -58,7 +58,7 @@ class Pruning:
         self._verdicts = Verdicts(store)
 
     def accept(self) -> int:
-        """Keep what the tripwire kept for good; returns how many rows and pairs."""
+        """Mark what the tripwire keeps as kept for good; return how many rows and pairs."""
         done = self._run("UPDATE retained_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
         done += self._run("UPDATE pairs SET accepted = 1 WHERE retained = 'vanished' AND accepted = 0").rowcount
         self._run(
@@ -72,10 +72,10 @@ class Pruning:
     def prune(
         self, partition_glob: str | None, *, only: Only | None, options: Options, returned: Iterable[FileRecord] = ()
     ) -> Pruned:
-        """Let retained rows depart, and forget the absent verdicts behind them, unless ``only`` one kind is meant.
+        """Withdraw retained rows; unless ``only`` one kind is meant, also forget absent files with their verdicts.
 
-        What they hold leaves the files with the next batch, and is published as pruned. What belongs to absent files that
-        have ``returned`` is left alone: the next look finds it.
+        The lines leave the files with the next batch, and are published as pruned. Rows of absent files that have
+        ``returned`` are spared: the next look finds these files.
         """
         spared = {(record.kind, record.path): record for record in returned}
         self._run("DROP TABLE IF EXISTS temp.spared")
@@ -138,9 +138,9 @@ class Pruning:
         return self._retained.depart_pairs(where, values, "'pruned'")
 
     def _forget_absent_files(self, partition_glob: str | None, spared: Mapping[FileKey, FileRecord]) -> int:
-        """Evidence that is absent, or vanished and was missed, is gone for good: what was built on it is judged without.
+        """Forget absent files; rows built on evidence that is absent, or vanished from there, are judged without it.
 
-        Returns how many files are forgotten.
+        Return how many files are forgotten.
         """
         forgotten = 0
         self._inputs.forget_files()
@@ -160,7 +160,7 @@ class Pruning:
         return forgotten
 
     def _give_up_kept(self, partition_glob: str | None, only: Only | None) -> None:
-        """Rows that are kept though their evidence vanished are judged without it."""
+        """Queue rows that are kept although their evidence vanished, to be judged without it."""
         decided = f" AND kept & {KEPT_FOR_GOOD} = 0" if only is Only.VANISHED else ""
         self._give_up(
             f"kept <> 0{decided} AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
@@ -169,14 +169,14 @@ class Pruning:
         )
 
     def _rows_without_evidence(self) -> int:
-        """Exported rows that are judged without the evidence which was given up."""
+        """Return how many exported rows will be judged without the evidence that was given up."""
         return self._count(
             "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"
         )
 
     def _give_up(self, where: str, values: tuple[object, ...]) -> None:
-        """Rows that stand without their evidence are judged without it, and count as pruned where they leave."""
+        """Queue rows to be judged without their evidence; those that leave count as pruned."""
         self._run(
             f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows WHERE rag IS NOT NULL AND {where}"
             f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}",

@@ -1,4 +1,4 @@
-"""Questions that people ask of the store (SPEC 4): status, summaries, lists. Nothing here writes."""
+"""Read-only queries for people (SPEC 4): status, summaries, lists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class QuarantineCount(NamedTuple):
 
 
 class TreeSummary(NamedTuple):
-    """What is known of one input tree, as of the last look."""
+    """What is known about one input tree as of the last look."""
 
     kind: InputKind
     present: int
@@ -42,7 +42,7 @@ class TreeSummary(NamedTuple):
 
 
 class BatchLine(NamedTuple):
-    """A committed batch on one line."""
+    """A one-line summary of a committed batch."""
 
     batch: int
     batch_id: str
@@ -57,7 +57,7 @@ class BatchLine(NamedTuple):
 
 
 class KeptReceipt(NamedTuple):
-    """A receipt as the store keeps it."""
+    """A receipt as stored."""
 
     batch: BatchLine
     text: str
@@ -92,7 +92,7 @@ class Withdrawn(NamedTuple):
 
 @contextmanager
 def reading(path: Path, root: Path) -> Iterator[Store]:
-    """One committed state of a root's store, beside a running writer or without one.
+    """Read one committed state of a root's store, with or without a running writer.
 
     Raises:
         OperatorError: There is no store, or it cannot be read.
@@ -114,7 +114,7 @@ _BATCH = ", ".join(BatchLine._fields)
 
 
 class Views:
-    """Reads the store for people; every method is one question."""
+    """Reads the store for people; each method answers one question."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -123,11 +123,11 @@ class Views:
     # inputs
 
     def rows_read(self) -> int:
-        """Non-empty lines of the present scored partitions."""
+        """Return the number of non-empty lines in present scored partitions."""
         return int(self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()[0])
 
     def trees(self) -> list[TreeSummary]:
-        """Both input trees, the scored one first."""
+        """Return the summaries of both input trees, the scored one first."""
         rows = self._run(
             "SELECT kind, count(*) FILTER (WHERE state = 'present'), count(*) FILTER (WHERE state = 'absent'),"
             " coalesce(sum(lines) FILTER (WHERE state = 'present'), 0),"
@@ -141,7 +141,7 @@ class Views:
     # outcomes
 
     def pairing(self) -> Pairing:
-        """The preference exporter's two figures about task ids."""
+        """Return the preference exporter's two counts of task ids."""
         paired, tried = self._run(
             f"SELECT count(DISTINCT task_id) FILTER (WHERE outcome = {EXPORTED}),"
             " count(DISTINCT task_id) FILTER (WHERE retained IS NULL) FROM pairs"
@@ -152,7 +152,7 @@ class Views:
         return Pairing(paired, tasks - tried)
 
     def quarantine(self, dataset: Dataset | None = None, reason: Reason | None = None) -> list[QuarantineCount]:
-        """Quarantined rows by dataset and reason, the order of the contract; what has no rows is left out."""
+        """Return quarantined rows by dataset and reason in the contract's order; zero counts are left out."""
         found = {
             (Dataset(of), Reason(why)): rows
             for of, why, rows in self._run("SELECT dataset, reason, rows FROM quarantine_by_reason")
@@ -165,9 +165,9 @@ class Views:
         ]
 
     def waiting_to_leave(self) -> int:
-        """Rows that stand in a dataset although a verdict may now forbid them, or their scored row is gone.
+        """Return how many rows are in a dataset although a verdict may now forbid them, or their scored row is gone.
 
-        A pair whose task waits counts as well, and so do rows that are yet to be overwritten. What is still to be judged may turn out to stay.
+        Pairs whose tasks wait and rows still to be overwritten count too. A row that waits to be judged may stay.
         """
         return int(
             self._run(
@@ -180,7 +180,7 @@ class Views:
         )
 
     def is_to_leave(self, run_id: str) -> bool:
-        """Whether the batch that is due judges first what is exported of a run: a verdict came that may forbid it."""
+        """Return whether the next batch first judges a run's exports: they depart, or a verdict may forbid them."""
         return bool(
             self._run(
                 "SELECT EXISTS (SELECT 1 FROM scored_rows s CROSS JOIN rejudge_rows q USING (walk)"
@@ -196,12 +196,12 @@ class Views:
     # batches
 
     def last_batches(self, limit: int) -> list[BatchLine]:
-        """The newest batches, newest first."""
+        """Return the newest batches, newest first."""
         rows = self._run(f"SELECT {_BATCH} FROM batch_history ORDER BY batch DESC LIMIT ?", (limit,))
         return [BatchLine._make(row) for row in rows]
 
     def receipts(self, limit: int | None) -> Iterator[KeptReceipt]:
-        """The newest receipts, newest first, one at a time; None for all."""
+        """Yield the newest receipts, newest first, up to ``limit``; None for all."""
         rows = self._run(
             f"SELECT {_BATCH}, receipt, receipt_sha256, written FROM receipts JOIN batches USING (batch)"
             " ORDER BY batch DESC LIMIT ?",
@@ -212,13 +212,13 @@ class Views:
             yield KeptReceipt(BatchLine._make(row[:width]), row[width], row[width + 1], bool(row[width + 2]))
 
     def rows_at(self, moment: str) -> dict[str, int]:
-        """The rows of each dataset at a time; empty where no receipt that is kept goes back so far."""
+        """Return the row counts of the datasets at a time; empty if no kept receipt goes back that far."""
         return dict(
             self._run("SELECT dataset, rows FROM dataset_history WHERE at <= ? LIMIT ?", (moment, len(Dataset)))
         )
 
     def withdrawals_since(self, moment: str, limit: int | None) -> tuple[int, list[PublishedLine]]:
-        """How many rows left the datasets after a time, and the newest of them, oldest first; None for all."""
+        """Return how many rows left the datasets after a time, and the newest ``limit`` (None: all), oldest first."""
         after = "FROM withdrawals WHERE replaced = 0 AND withdrawn_at > ?"
         rows = self._run(
             f"SELECT {', '.join(PublishedLine._fields)} {after} ORDER BY withdrawal_id DESC LIMIT ?",
@@ -228,31 +228,31 @@ class Views:
         return count, [PublishedLine._make(row) for row in reversed(rows)]
 
     def runs_of(self, sample_id: str) -> list[str]:
-        """The runs that withdrawals of an id name."""
+        """Return the runs that withdrawals of an id name."""
         rows = self._run(
             "SELECT coalesce(source_run_id, chosen_run_id), rejected_run_id FROM withdrawals WHERE id = ?", (sample_id,)
         )
         return list(dict.fromkeys(run_id for row in rows for run_id in row if run_id is not None))
 
     def last_options(self) -> dict[str, Any] | None:
-        """The options of the newest batch whose receipt is kept."""
+        """Return the options of the newest batch whose receipt is kept, or None."""
         newest = next(self.receipts(1), None)
         return None if newest is None else json.loads(newest.text)["options"]
 
     # withdrawals
 
     def last_withdrawal(self) -> int:
-        """The number of the newest withdrawal, 0 where there is none."""
+        """Return the number of the newest withdrawal, or 0 if there is none."""
         return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
 
     def exported_of(self, dataset: Dataset, category: Category) -> int:
-        """How many present rows of a category stand in a dataset."""
+        """Return how many present rows of a category are in a dataset."""
         where = f"{dataset} = {EXPORTED} AND category = ?"
         count = self._run(f"SELECT count(*) FROM scored_rows WHERE {where}", (CATEGORY_CODES[category],))
         return int(count.fetchone()[0])
 
     def causes_since(self, withdrawal: int) -> dict[tuple[Dataset, Cause, bool], int]:
-        """Withdrawals after a number, by dataset, cause and whether the row was replaced under its id."""
+        """Count withdrawals after a number, by dataset, cause and whether the row was replaced under its id."""
         rows = self._run(
             "SELECT dataset, cause, replaced, count(*) FROM withdrawals WHERE withdrawal_id > ? GROUP BY 1, 2, 3",
             (withdrawal,),
@@ -260,7 +260,7 @@ class Views:
         return {(Dataset(dataset), Cause(cause), bool(replaced)): count for dataset, cause, replaced, count in rows}
 
     def withdrawn_since(self, withdrawal: int, limit: int | None) -> list[Withdrawn]:
-        """The rows behind ``causes_since``, in the order in which they left; None for all."""
+        """Return the rows that ``causes_since`` counts, in the order in which they left; None for all."""
         rows = self._run(
             "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced FROM withdrawals"
             " WHERE withdrawal_id > ? ORDER BY withdrawal_id LIMIT ?",
@@ -270,7 +270,7 @@ class Views:
 
 
 def by_reason(counts: Iterable[QuarantineCount], dataset: Dataset) -> dict[Reason, int]:
-    """One dataset's counts."""
+    """Return one dataset's counts."""
     return {count.reason: count.rows for count in counts if count.dataset is dataset}
 
 
@@ -288,8 +288,8 @@ class KeptVerdict(NamedTuple):
 class KeptLine(NamedTuple):
     """A line of a retained row.
 
-    ``row`` is the digest of the scored line behind it if that is absent: should it stand elsewhere, it counts there.
-    Of an orphan, ``told`` is the category that an old quarantine file gives its run.
+    ``row`` is the scored line's digest, empty for vanished rows and orphans; a present copy counts instead.
+    For an orphan, ``told`` is the category that an old quarantine file gives its run.
     """
 
     dataset: Dataset
@@ -316,13 +316,13 @@ class KeptPair(NamedTuple):
 
 
 class Exceptions:
-    """What the store says of the lines of retained rows (SPEC 3), for the deep verify."""
+    """Reads the lines of retained rows (SPEC 3) for the deep verify."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
 
     def verdicts(self) -> Iterator[KeptVerdict]:
-        """The verdicts of absent partitions."""
+        """Yield the verdicts of absent partitions."""
         for path, line, run_id, category, digest, malformed in self._run(
             "SELECT p.path, f.line, f.run_id, f.category, f.digest, 0 FROM retained_rows f CROSS JOIN partitions p"
             " USING (partition_id) WHERE f.kind = 'absent' AND f.run_id IS NOT NULL AND f.category IS NOT NULL"
@@ -338,7 +338,7 @@ class Exceptions:
             )
 
     def rows(self) -> Iterator[KeptLine]:
-        """The lines of rows that no present partition holds."""
+        """Yield the lines of rows that are in no present partition."""
         return self._lines(
             "SELECT f.{0}, f.{0}_line, f.sample_key, p.path, f.line, f.run_id,"
             " CASE f.kind WHEN 'absent' THEN f.digest ELSE x'' END, f.kind = 'orphan',"
@@ -347,7 +347,7 @@ class Exceptions:
         )
 
     def rows_without_evidence(self) -> Iterator[KeptLine]:
-        """The lines of present rows whose evidence is absent, or vanished and was missed."""
+        """Yield the lines of present rows whose evidence is absent, or vanished while the tripwire keeps the rows."""
         return self._lines(
             "SELECT r.{0}, r.{0}_line, r.sample_key, r.partition, r.line, r.run_id, r.digest, 0, NULL"
             " FROM row_places r"
@@ -362,7 +362,7 @@ class Exceptions:
                 yield KeptLine(dataset, outcome, line, key, at, run_id, digest, bool(orphan), CATEGORIES.get(told))
 
     def pairs(self) -> Iterator[KeptPair]:
-        """The lines of retained pairs."""
+        """Yield the lines of retained pairs."""
         for outcome, line, key, chosen, rejected, category, retained in self._run(
             "SELECT outcome, line, sample_key, chosen_run_id, rejected_run_id, rejected_category, retained FROM pairs"
             " WHERE retained IS NOT NULL"

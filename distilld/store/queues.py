@@ -1,6 +1,6 @@
-"""The queues: which rows and tasks a change of facts can give another outcome, and so are judged again.
+"""The queues: rows and tasks whose outcome a change of facts can change, and that are judged again for this reason.
 
-What is queued is written in the transaction that changes the facts, so that a crash between indexing and judging loses
+Queue entries are written in the transaction that changes the facts, so that a crash between indexing and judging loses
 nothing.
 """
 
@@ -15,21 +15,21 @@ from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.verdicts import is_forbidden
 
 CAN_HAVE_PAIRS: Final = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
-"""Rows whose task may have pairs: of one whose evidence is absent, pairs can be retained."""
+"""SQL for whether a row's task may have pairs; if the row's evidence is absent, these can be retained pairs."""
 ORDER_MATTERS: Final = (
     "EXISTS (SELECT 1 FROM totals WHERE dataset = 'preference' AND state = 'live' AND rows > 0"
     f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
 )
-"""SQL for whether any pair could have another outcome if its task came earlier or later; answered once a statement."""
+"""SQL for whether the order of tasks can change the outcome of any pair; SQLite evaluates it once per statement."""
 EVIDENCE_PRUNED: Final = 2
-"""In ``rejudge_rows.evidence_changed``: the row stood on evidence that an operator gave up, and is published as pruned."""
+"""In ``rejudge_rows.evidence_changed``: an operator gave up the row's evidence; it is published as pruned."""
 
 
 def first_waiter(dataset: str) -> str:
-    """SQL for the first row behind place ?2 that is quarantined because another row has the id ?1.
+    """Return SQL for the first row after place ?2 that is quarantined because another row has the id ?1.
 
-    The index has the holder of the RAG id beside all others, so that each of the two parts is in walk order. Without the
-    plus sign SQLite writes the code into the index's expression, and knows it no more.
+    The index separates the holder of the RAG id from all other rows; each of the two parts is in walk order. Without
+    the plus sign, SQLite puts the code into the index's expression and no longer recognizes the expression.
     """
     rows = (
         "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ?1 AND walk > ?2"
@@ -39,13 +39,13 @@ def first_waiter(dataset: str) -> str:
 
 
 class Queues:
-    """The part of the store that queues what is to be judged again."""
+    """Queues what must be judged again."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
 
     def add_all(self, options: Options) -> None:
-        """Queue every row and every task; what is exported and a verdict may now forbid comes first."""
+        """Queue every judged row and every task; exported rows that a verdict may now forbid come first."""
         self._run(
             "INSERT INTO rejudge_rows (walk, forced) SELECT walk, "
             f"CASE WHEN rag = {EXPORTED} OR sft = {EXPORTED} THEN {is_forbidden('s.run_id', options, Dataset.RAG, Dataset.SFT)}"
@@ -69,11 +69,11 @@ class Queues:
         self._run("UPDATE pairs SET accepted = 0 WHERE retained = 'orphan' AND accepted = 1")
 
     def add_tasks(self, table: str, where: str) -> None:
-        """Queue the tasks of a table's rows."""
+        """Queue the tasks of some rows of a table."""
         self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
 
     def woken(self, rows: str) -> list[tuple[str, int]]:
-        """The ids, by dataset, that queued ones of these rows wait for: nobody else may have been woken for them."""
+        """Return (dataset, id) that queued rows among these wait for: no other row may be queued for these ids."""
         return [
             (dataset, key)
             for dataset in ("rag", "sft")
@@ -84,7 +84,7 @@ class Queues:
         ]
 
     def wake_next(self, woken: list[tuple[str, int]]) -> None:
-        """Queue the next row that waits for each of these ids: the one that was woken for it is gone."""
+        """Queue the next row that waits for each of these ids: the row that was queued for it is gone."""
         for dataset, key in woken:
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced)"
@@ -93,7 +93,7 @@ class Queues:
             )
 
     def wake_waiters(self, source: str) -> None:
-        """Queue the first row that waits for an id that rows ``g`` hold."""
+        """Queue the first waiting row for each id that rows ``g`` of ``source`` hold."""
         for dataset in ("rag", "sft"):
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0"
@@ -102,7 +102,7 @@ class Queues:
             )
 
     def add_rows_behind(self, dataset: str, source: str, where: str) -> None:
-        """Queue the rows that fail a later gate: duplicates now, if a row of ``source`` holds their id from before them."""
+        """Queue rows that fail a later gate but are duplicates now: an earlier row of ``source`` holds their id."""
         held = BEHIND_ID[dataset].replace(f"{dataset} IN", f"b.{dataset} IN")
         held = held.replace("sample_key", "b.sample_key").replace("evidence_found", "b.evidence_found")
         self._run(
@@ -111,7 +111,7 @@ class Queues:
         )
 
     def add_copied(self, source: str) -> None:
-        """Queue retained rows ``f`` whose very lines are in a present partition: they count only there, and so do their pairs."""
+        """Queue retained rows ``f`` whose lines are in a present partition: they and their pairs count only there."""
         if not self._run("SELECT EXISTS (SELECT 1 FROM retained_rows)").fetchone()[0]:
             return
         self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {source} WHERE f.kind <> 'orphan'")
@@ -122,7 +122,7 @@ class Queues:
             )
 
     def doubt_orphans(self, source: str) -> None:
-        """Orphans of runs that new rows name are to be decided on again: the inputs speak of them now (SPEC 3.11)."""
+        """Mark orphans as undecided if new rows name their runs: the inputs cover these runs now (SPEC 3.11)."""
         named = f"(SELECT run_id FROM {source})"
         if self._run("SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 1)").fetchone()[
             0
@@ -157,7 +157,7 @@ def _can_pair() -> str:
 
 
 CAN_PAIR: Final = _can_pair()
-"""SQL for rows of a span that may change pairs: their task has an accepted row and another one to set it against.
+"""SQL for rows of a span that may change pairs: their task has an accepted row and a row to pair it with.
 
-A row of any category may be the first of its task. That matters where pairs of two tasks have one id.
+A row of any category may be the first of its task. That matters if pairs of two tasks share an id.
 """

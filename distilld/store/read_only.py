@@ -1,8 +1,8 @@
-"""The one way to open a state store for who only looks: it takes read permission alone, and leaves no trace.
+"""Open a state store for readers; this needs only read permission and leaves no trace.
 
-SQLite reads a store in WAL mode through two files beside it, ``-wal`` and ``-shm``. Where they are missing and cannot
-be made (no write permission, a read-only mount), the store is read as it lies: in place where the log holds nothing,
-else a copy of both. SQLite takes no lock then, so a writer that comes in between is found by the files' stat facts.
+SQLite reads a store in WAL mode through two files next to it, ``-wal`` and ``-shm``. If they are missing and cannot be
+created (no write permission, a read-only mount), the files are read directly: in place if the log is empty, else from a
+copy of store and log. SQLite takes no lock then, so the files' stat facts show whether a writer changed them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Facts = tuple[tuple[int, int, int, int] | None, ...]
 
 @dataclass(slots=True)
 class ReadOnly:
-    """A connection that changes nothing; ``facts`` are those of a store that is read without locks."""
+    """A read-only connection; ``facts`` are the stat facts of a store that is read without locks."""
 
     path: Path
     connection: sqlite3.Connection
@@ -34,17 +34,17 @@ class ReadOnly:
     facts: Facts | None = None
 
     def moved(self) -> bool:
-        """Whether a writer changed the store while it was read without locks: what was read may be torn."""
+        """Return whether a writer changed the store while it was read without locks, so that the data may be torn."""
         return self.facts is not None and file_facts(self.path) != self.facts
 
     def close(self) -> None:
-        """Give it back."""
+        """Close the connection, and delete a copy."""
         self.connection.close()
         self.kept.close()
 
 
 def open_read_only(path: Path) -> ReadOnly:
-    """Open a store that exists, for reading, beside a writer or without one.
+    """Open an existing store for reading, with or without a running writer.
 
     Raises:
         sqlite3.Error: SQLite cannot read it.
@@ -82,7 +82,7 @@ def _as_it_lies(path: Path, refused: sqlite3.OperationalError) -> ReadOnly:
 
 
 def file_facts(path: Path) -> Facts:
-    """What stat says of a store's two files: another answer means that it was written to."""
+    """Return the stat facts of a store's two files; different facts mean that it was written to."""
     return tuple(_facts(_beside(path, suffix)) for suffix in ("", _WAL))
 
 

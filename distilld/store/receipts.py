@@ -1,4 +1,4 @@
-"""Committed batches, the chain of their receipts, and what the next receipt is yet to say."""
+"""Committed batches, the chain of their receipts, and what the next receipt must report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distilld.core.model import InputKind
 from distilld.store.connection import Store
 
 if TYPE_CHECKING:
-    # Those who only look at the store do without it.
+    # Readers of the store do not need it.
     from distilld.core.decisions import Decisions
 
 
@@ -27,7 +27,7 @@ class InputNote(NamedTuple):
     lines: int
     malformed_lines: int
     changed_ns: int | None
-    """When it was changed before it was read, by its file system's clock; None where it is gone or to be read again."""
+    """Its last change before it was read, by its file system's clock; None if it is gone or must be read again."""
 
 
 class BatchRecord(NamedTuple):
@@ -40,7 +40,7 @@ class BatchRecord(NamedTuple):
 
 
 class Receipts:
-    """The part of the store that keeps batches and their receipts."""
+    """Stores batches and their receipts."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -48,16 +48,16 @@ class Receipts:
         self._many = store.connection.executemany
 
     def last_batch(self) -> BatchRecord | None:
-        """The newest committed batch."""
+        """Return the newest committed batch, or None."""
         row = self._run(
             "SELECT batch, batch_id, trigger, recorded_at FROM batches ORDER BY batch DESC LIMIT 1"
         ).fetchone()
         return BatchRecord._make(row) if row else None
 
     def lacks(self, sequence: int, batch_id: str) -> bool:
-        """Whether the store should know a batch and does not: it is from before it, or went another way.
+        """Return whether the store lacks a batch that it should know: it is older, or has another history.
 
-        A new store knows none yet, and one that began at a receipt need not know those before it.
+        A new store knows no batch yet, and a store that began at a receipt need not know earlier ones.
         """
         first, known = self._run(
             "SELECT (SELECT batch FROM batches ORDER BY batch LIMIT 1),"
@@ -69,7 +69,7 @@ class Receipts:
         return not known and sequence >= first
 
     def batch_id_of(self, batch: int | None) -> str | None:
-        """The id of a batch; None for an adopted row's."""
+        """Return the id of a batch; None for the batch of an adopted row."""
         if not batch:
             return None
         row = self._run("SELECT batch_id FROM batches WHERE batch = ?", (batch,)).fetchone()
@@ -86,7 +86,7 @@ class Receipts:
         bytes_read: int,
         duration_ms: int,
     ) -> None:
-        """Record the batch; its number stands for its time in every row that it wrote."""
+        """Record a batch; rows that it wrote refer to its time by its number."""
         self._run(
             "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -97,10 +97,10 @@ class Receipts:
             ),
         )  # fmt: skip
 
-    # the chain
+    # the chain of receipts
 
     def receipts(self, limit: int) -> list[tuple[str, str, str]]:
-        """The newest receipts, newest first: batch id, text, sha256."""
+        """Return the newest receipts, newest first: batch id, text, sha256."""
         return self._run(
             "SELECT b.batch_id, r.receipt, r.receipt_sha256 FROM receipts r CROSS JOIN batches b USING (batch)"
             " ORDER BY r.batch DESC LIMIT ?",
@@ -108,16 +108,16 @@ class Receipts:
         ).fetchall()
 
     def last_receipt_sha256(self) -> str | None:
-        """The digest that the next receipt names: of the newest receipt, or of the chain's anchor."""
+        """Return the digest that the next receipt names: that of the newest receipt, or the chain's anchor."""
         row = self._run("SELECT receipt_sha256 FROM receipts ORDER BY batch DESC LIMIT 1").fetchone()
         return row[0] if row else self._store.recall("receipt_anchor_sha256")
 
     def chain_anchor(self) -> str | None:
-        """The digest that the oldest kept receipt names: of the last one that was removed, or taken over from."""
+        """Return the digest that the oldest kept receipt names: that of the last receipt removed or taken over."""
         return self._store.recall("receipt_anchor_sha256")
 
     def anchor(self, sequence: int, batch_id: str, sha256: str, recorded_at: str) -> None:
-        """Let the receipt chain of a store without batches go on from a receipt that stands on disk."""
+        """Continue the receipt chain from a receipt on disk, in a store without batches."""
         self._run(
             "INSERT OR IGNORE INTO batches VALUES (?, ?, 'recovery', ?, 0, 0, 0, 0, 0, 0)",
             (sequence, batch_id, recorded_at),
@@ -127,22 +127,22 @@ class Receipts:
         self._store.remember("last_recorded_at", recorded_at)
 
     def add_receipt(self, sequence: int, receipt: str, sha256: str) -> None:
-        """Keep a receipt; its file is yet to be written."""
+        """Store a receipt whose file is not written yet, and clear the input changes that it reports."""
         self._run("INSERT INTO receipts VALUES (?, ?, ?, 0)", (sequence, receipt, sha256))
         self._run("DELETE FROM unreported_inputs")
 
     def unwritten_receipts(self) -> list[tuple[int, str, str]]:
-        """Receipts whose files are not known to be written: batch number, batch id, text."""
+        """Return receipts whose files are not known to be written: batch number, batch id, text."""
         return self._run(
             "SELECT r.batch, b.batch_id, r.receipt FROM receipts r CROSS JOIN batches b USING (batch) WHERE r.written = 0 ORDER BY 1"
         ).fetchall()
 
     def mark_written(self, sequence: int) -> None:
-        """The receipt's file is on disk."""
+        """Record that the receipt's file is on disk."""
         self._run("UPDATE receipts SET written = 1 WHERE batch = ?", (sequence,))
 
     def receipts_beyond(self, keep: int) -> list[tuple[int, str, str]]:
-        """The oldest receipts beyond ``keep``: batch number, batch id, sha256."""
+        """Return the receipts older than the newest ``keep`` (0: keep all): batch number, batch id, sha256."""
         if keep == 0:
             return []
         return self._run(
@@ -152,31 +152,31 @@ class Receipts:
         ).fetchall()
 
     def drop_receipts(self, dropped: list[tuple[int, str, str]]) -> None:
-        """Forget old receipts; the last one leaves its id and digest as the chain's anchor."""
+        """Delete old receipts; the id and digest of the last one become the chain's anchor."""
         if dropped:
             self._many("DELETE FROM receipts WHERE batch = ?", [(batch,) for batch, _, _ in dropped])
             self._store.remember("receipt_anchor_id", dropped[-1][1])
             self._store.remember("receipt_anchor_sha256", dropped[-1][2])
 
-    # what the next receipt is yet to say
+    # what the next receipt must report
 
     def has_news(self) -> bool:
-        """Whether something is yet to be told in a receipt, although nothing may wait to be judged."""
+        """Return whether a receipt must report something, even if nothing waits to be judged."""
         return bool(self._run("SELECT EXISTS (SELECT 1 FROM unreported_inputs)").fetchone()[0]) or bool(
             self.replaced_files()
         )
 
     def replaced_files(self) -> list[str]:
-        """Exports that were written again as a whole since the last receipt."""
+        """Return the exports that were rewritten as a whole since the last receipt."""
         return [str(name) for name in orjson.loads(self._store.recall("replaced_files") or "[]")]
 
     def note_replaced(self, names: list[str]) -> None:
-        """Remember for the next receipt that exports were written again as a whole; an empty list forgets."""
+        """Record for the next receipt that exports were rewritten as a whole; an empty list clears the record."""
         known = sorted({*self.replaced_files(), *names}) if names else []
         self._store.remember("replaced_files", orjson.dumps(known).decode())
 
     def unreported_inputs(self) -> list[InputNote]:
-        """Input changes that no receipt has told yet, in walk order."""
+        """Return the input changes that no receipt has reported yet, in walk order."""
         rows = self._run(
             "SELECT p.path, u.kind, u.change, u.sha256, u.size_bytes, u.from_offset, u.to_offset, u.lines,"
             " u.malformed_lines, CASE WHEN f.state = 'present' AND f.ctime_ns > 0 THEN f.ctime_ns END"
@@ -186,7 +186,7 @@ class Receipts:
         return [InputNote(row[0], InputKind(row[1]), *row[2:]) for row in rows]
 
     def pending_tails(self) -> list[tuple[str, InputKind, int]]:
-        """Files that end in something which is no complete line yet: path, tree, bytes."""
+        """Return the files that end in an incomplete line: path, tree, bytes."""
         rows = self._run(
             "SELECT p.path, f.kind, f.tail_bytes FROM files f CROSS JOIN partitions p USING (partition_id)"
             " WHERE f.tail = 'pending' AND f.state = 'present' ORDER BY p.walk_base, f.kind"

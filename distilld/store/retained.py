@@ -1,4 +1,4 @@
-"""Retained rows: what is kept although no present input gives it, absent, vanished or orphaned (SPEC 3, 3.11)."""
+"""Retained rows, which are kept although no present input gives them: absent, vanished, orphan (SPEC 3, 3.11)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distilld.store.connection import Store
 from distilld.store.counts import Counts, count
 
 if TYPE_CHECKING:
-    # Those who only look at the store do without it.
+    # Readers of the store do not need it.
     from distilld.store.ledger import Totals
 
 KEPT_BITS: Final = {Dataset.RAG: 1, Dataset.SFT: 2}
@@ -21,12 +21,12 @@ _ABSENT_FILE: Final = "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AN
 
 
 def without_evidence(dataset: Dataset) -> str:
-    """A query for the exported rows that are kept although their evidence is gone: why, and where in the walk order."""
+    """Return a query for exported rows that are kept without their evidence: kind, walk order place, ``kept``."""
     exported = f"s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
     return (
         "SELECT 'evidence vanished' AS kind, s.walk, s.kept FROM scored_rows s INDEXED BY kept_rows"
         f" WHERE s.kept <> 0 AND {exported} UNION ALL"
-        # Else SQLite makes an index of its own for the exported rows, and reads all of them for each absent file.
+        # Otherwise SQLite builds its own index of exported rows, and reads all of them for each absent file.
         " SELECT 'evidence absent', s.walk, s.kept FROM files f CROSS JOIN partitions p USING (partition_id)"
         f" CROSS JOIN scored_rows s NOT INDEXED ON s.walk >= p.walk_base AND s.walk < p.walk_base + {LINES_END}"
         f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {exported}"
@@ -34,14 +34,14 @@ def without_evidence(dataset: Dataset) -> str:
 
 
 def retained_by_dataset(totals: Totals, without_evidence: Mapping[Dataset, Mapping[str, int]]) -> dict[str, int]:
-    """How many rows of each dataset are retained: retained ones, and those whose evidence is gone."""
+    """Return how many rows of each dataset are retained, including those whose evidence is gone."""
     return {
         dataset.value: totals.retained(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
     }
 
 
 def has_exceptions(store: Store) -> bool:
-    """Whether anything is absent, retained, or about to depart."""
+    """Return whether anything is absent, retained or departing."""
     return bool(
         store.connection.execute(
             "SELECT EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM departures)"
@@ -52,7 +52,7 @@ def has_exceptions(store: Store) -> bool:
 
 
 class Retained:
-    """The part of the store that knows retained rows, gives them back to inputs that return, and lets them depart."""
+    """Reads retained rows, makes them live when inputs return, and moves their lines to ``departures``."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
@@ -60,7 +60,7 @@ class Retained:
         self._counts = Counts(store)
 
     def kept_by_tripwire(self) -> dict[str, int]:
-        """Rows that the tripwire keeps and nobody has decided on, by dataset; datasets without any are left out."""
+        """Return how many rows the tripwire keeps undecided, by dataset; datasets without any are left out."""
         found = {
             dataset.value: self._count(
                 f"SELECT count(*) FROM retained_rows WHERE kind = 'vanished' AND accepted = 0 AND {dataset} = {EXPORTED}"
@@ -77,7 +77,7 @@ class Retained:
         return {dataset: rows for dataset, rows in found.items() if rows}
 
     def counts_without_evidence(self) -> dict[Dataset, dict[str, int]]:
-        """Exported rows that are kept although their evidence is gone, by dataset and kind."""
+        """Count exported rows that are kept although their evidence is gone, by dataset and kind."""
         return {
             dataset: dict(
                 self._run(f"SELECT kind, count(*) FROM ({without_evidence(dataset)}) GROUP BY kind").fetchall()
@@ -86,7 +86,7 @@ class Retained:
         }
 
     def retained_counts(self) -> dict[str, int]:
-        """Retained exported rows and pairs by kind, over all datasets: what is exported to two of them counts twice."""
+        """Count retained exported rows and pairs by kind, over all datasets; a row exported to two counts twice."""
         rows = self._run(
             f"SELECT kind, sum((rag IS {EXPORTED}) + (sft IS {EXPORTED})) FROM retained_rows GROUP BY kind"
             f" UNION ALL SELECT retained, count(*) FROM pairs WHERE retained IS NOT NULL AND outcome = {EXPORTED} GROUP BY retained"
@@ -98,7 +98,7 @@ class Retained:
         return found
 
     def make_live(self) -> None:
-        """What returned, or is gone for good, is as live as before (SPEC 3, 'A path that returns')."""
+        """Make what returned, or is gone for good, live again (SPEC 3, 'A path that returns')."""
         self._run(
             "DELETE FROM rejudge_retained WHERE NOT EXISTS"
             " (SELECT 1 FROM retained_rows f WHERE f.retained_id = rejudge_retained.retained_id)"
@@ -108,9 +108,9 @@ class Retained:
             self._make_half_live(dataset, other)
 
     def _make_half_live(self, dataset: Dataset, other: Dataset) -> None:
-        """Rows that returned and have an outcome in one dataset alone, because a present row took their other id over.
+        """Mark returned rows with only one outcome as never judged: a present row took their id in the other dataset.
 
-        They count as never judged. The line that they have goes back to them when they are judged, if they still have it.
+        Their line moves to ``departures``; it returns to them when they are judged, if it is still theirs.
         """
         half = (
             "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
@@ -133,9 +133,9 @@ class Retained:
             self._run("UPDATE counters SET value = value + ? WHERE name = 'unjudged_rows'", (rows,))
 
     def _make_pairs_live(self) -> None:
-        """Retained pairs of which no file is absent any more are formed again.
+        """Make retained pairs live, to be formed again, if none of their files is absent any more.
 
-        Their tasks wait in the queue already: the rows that returned, or are gone for good, have put them there.
+        Their tasks are queued already, by the rows that returned or are gone for good.
         """
         where = f"retained = 'absent' AND task_id IN (SELECT task_id FROM rejudge_tasks) AND NOT {_ABSENT_FILE}"
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1").fetchall()
@@ -144,7 +144,7 @@ class Retained:
             self._run(f"UPDATE pairs SET retained = NULL WHERE {where}")
 
     def depart_rows(self, dataset: Dataset, where: str, values: tuple[object, ...], cause: str) -> None:
-        """Let the lines of retained rows depart from a dataset; ``cause`` is SQL."""
+        """Add the lines of retained rows in a dataset to ``departures``; ``cause`` is SQL."""
         counts = self._run(
             f"SELECT {dataset}, count(*) FROM retained_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
         ).fetchall()
@@ -157,13 +157,13 @@ class Retained:
         )
 
     def empty_rows(self, dataset: Dataset, where: str) -> None:
-        """Retained rows have no outcome in a dataset any more."""
+        """Clear the outcomes of retained rows in a dataset."""
         self._run(
             f"UPDATE retained_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
         )
 
     def depart_pairs(self, where: str, values: tuple[object, ...], cause: str) -> int:
-        """Let retained pairs depart; returns how many of them are exported."""
+        """Move retained pairs to ``departures``; return how many of them are exported."""
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1", values).fetchall()
         self._counts.shift(Dataset.PREFERENCE.value, "retained", "departing", counts)
         self._run(

@@ -1,4 +1,4 @@
-"""A rewritten scored file: its lines are staged, matched with the rows that are known of it, and take their places."""
+"""Rewritten scored files: stage their lines, match them with the known rows, and replace these."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distilld.store.verdicts import Verdicts, named_in_malformed
 
 
 class RewrittenFile:
-    """The part of the store that takes a scored file in from its start, in place of what was known of it."""
+    """Replaces the known rows of a scored file with the lines of the whole rewritten file."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -25,7 +25,7 @@ class RewrittenFile:
         self._verdicts = Verdicts(store)
 
     def stage(self) -> None:
-        """Begin to take in a rewritten scored file."""
+        """Begin to stage a rewritten scored file."""
         self._run("DROP TABLE IF EXISTS temp.incoming")
         self._run(
             "CREATE TEMP TABLE incoming (line INTEGER PRIMARY KEY, start_byte INTEGER, length_bytes INTEGER, digest BLOB,"
@@ -37,10 +37,10 @@ class RewrittenFile:
         self._many(f"INSERT INTO incoming (line, {ROW_FACTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def replace(self, record: FileRecord, options: Options) -> None:
-        """Put the staged lines in place of what was known of the file.
+        """Replace the known rows of the file with the staged lines.
 
-        A line whose bytes stood in the file before keeps its outcomes and is not judged again for having moved, but for
-        what its place decides: a quarantine row's location, and who holds an id.
+        A line whose bytes were in the file before keeps its outcomes. If it moved, it is judged again only for what
+        its place decides: a quarantine row's location, and which row holds an id.
         """
         low, high = record.walk_base, record.walk_base + LINES_END
         self._match(low, high)
@@ -69,14 +69,14 @@ class RewrittenFile:
         self._run("DROP TABLE temp.departing")
 
     def drop(self, record: FileRecord, options: Options) -> None:
-        """A scored file is gone for good: as if it had become empty."""
+        """Drop the rows of a scored file that is gone for good, as if it had become empty."""
         self.stage()
         self.replace(record, options)
 
     def _match(self, low: int, high: int) -> None:
-        """Pair staged lines with known rows of the same bytes, in place or else in order; unpaired known rows depart."""
+        """Match staged lines with known rows of the same bytes, in place or else in order; unmatched rows depart."""
         self._run("DROP TABLE IF EXISTS temp.paired")
-        # Another line limit makes a line too long that was not, or the other way round: then its bytes alone say nothing.
+        # With another line limit, the same bytes can be too long or no longer too long: then they do not match.
         self._run(
             "CREATE TEMP TABLE paired AS SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
             " ON s.walk = i.line + ?1 AND s.digest = i.digest AND s.malformed IS i.malformed",
@@ -102,7 +102,7 @@ class RewrittenFile:
         self._run("DROP TABLE temp.paired")
 
     def _depart(self, partition_id: int, low: int) -> None:
-        """Rows that the file no longer holds: their lines in the exports wait in ``departures``."""
+        """Delete rows that the file no longer holds; add their lines in the exports to ``departures``."""
         for dataset in ("rag", "sft"):
             self._run(
                 "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
@@ -123,7 +123,7 @@ class RewrittenFile:
         self._queues.wake_next(woken)
 
     def _move(self, low: int) -> None:
-        """Lines whose bytes stood elsewhere in the file take their outcomes along."""
+        """Move rows whose lines have another place in the file, with their outcomes."""
         self._run("DROP TABLE IF EXISTS temp.moving")
         self._run(
             f"CREATE TEMP TABLE moving AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
@@ -170,9 +170,9 @@ class RewrittenFile:
         self._counts.count_rows(added, added)
 
     def _queue_unjudged(self, low: int, high: int) -> None:
-        """Rows that were never judged, new ones and those that a pass did not get to, wait in the queues with their tasks.
+        """Queue rows that were never judged, and their tasks: new rows, and rows that a pass did not reach.
 
-        No mark stands before them any more (:meth:`Inputs.write_file`), so nobody else would ask for them.
+        ``judged_lines`` does not mark them any more (:meth:`Inputs.write_file`), so only the queue has them.
         """
         never = f"walk >= {low} AND walk < {high} AND rag IS NULL"
         self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {never}")

@@ -1,6 +1,6 @@
-"""The exports of a run: which of them are within ``max_exports_per_run``, and whom a change of that concerns (SPEC 3.12).
+"""The exports of a run: which are within ``max_exports_per_run``, and which rows a change affects (SPEC 3.12).
 
-Nothing of it is stored. It follows from the present rows, and only of a run with more rows than the limit is it asked.
+Nothing is stored: it follows from the present rows, and is computed only for runs with more rows than the limit.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from distilld.store.connection import Store
 Export = tuple[int | None, str | None]
 """What the rows of one export share: the id that they would have, and their task."""
 Within = dict[str, set[Export]]
-"""The exports within the limit, by run, of the runs that have more rows than it: no other has too many exports."""
+"""The exports within the limit, by run; only for runs with more rows than that: no other has too many exports."""
 NOWHERE: Final = (0, 0)
 _FEW: Final = 20
-"""So few runs are asked for one by one: a statement that asks for many costs as much as that."""
+"""Fewer runs than this are looked up one by one: one statement for many runs costs as much as that."""
 
 
 class RunExports:
-    """The part of the store that knows how many exports a run has."""
+    """Finds which exports of a run are within the limit."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
         self._many = store.connection.executemany
 
     def within(self, runs: Iterable[str], options: Options, without: tuple[int, int] = NOWHERE) -> Within:
-        """The exports within the limit, as if there were no rows in ``without``."""
+        """Return the exports within the limit, as if there were no rows in span ``without``."""
         most = options.max_exports_per_run
         return {run_id: self._first(run_id, most, without) for run_id in self._large(runs, most)}
 
     def over(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
-        """Of some rows, by their places and runs, those that are over the limit."""
+        """Return the places of the rows, given as (place, run), that are over the limit."""
         places: dict[str, list[int]] = {}
         for walk, run_id in rows:
             if run_id is not None:

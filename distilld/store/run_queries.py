@@ -1,4 +1,4 @@
-"""Everything that the store knows of one run (SPEC 5, 'explain'), and of what is retained. Nothing here writes."""
+"""Read-only queries about one run (SPEC 5, 'explain') and about what is retained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distilld.store.retained import KEPT_FOR_GOOD, without_evidence
 
 
 class Recorded(NamedTuple):
-    """What became of a row in a dataset. ``reason`` is None where it is exported, ``line`` is its line's digest."""
+    """A row's outcome in a dataset. ``reason`` is None if it is exported; ``line`` is its line's digest."""
 
     id: str | None
     reason: Reason | None
@@ -23,14 +23,14 @@ class Recorded(NamedTuple):
     batch_id: str | None
     recorded_at: str | None
     holder: RowRef | None
-    """Of a duplicate: the row that holds the id."""
+    """For a duplicate: the row that holds the id."""
 
 
 class RunRow(NamedTuple):
-    """A scored row of a run: present, or of one of the retained kinds. Outcomes are None where there is none (any more)."""
+    """A scored row of a run: present, or of a retained kind. An outcome is None if there is none (any more)."""
 
     at: RowRef | None
-    """None for an orphan: nobody knows where it stood."""
+    """None for an orphan, whose place is not known."""
     walk: int
     state: str
     category: Category | None
@@ -40,7 +40,7 @@ class RunRow(NamedTuple):
     kept: bool
     """Whether the tripwire keeps it although its evidence vanished."""
     outcomes: dict[Dataset, Recorded | None]
-    """By dataset; a row that vanished, and an orphan, has those alone that it is kept in."""
+    """By dataset; a vanished row or an orphan has only the datasets that it is kept in."""
 
 
 class RunEvidence(NamedTuple):
@@ -76,7 +76,7 @@ class RunWithdrawal(NamedTuple):
 
 
 class RetainedCount(NamedTuple):
-    """Exported rows or pairs that are retained, by why: absent, vanished, orphan, or evidence that is absent or vanished."""
+    """Retained exported rows or pairs, by kind: absent, vanished, orphan, evidence absent, evidence vanished."""
 
     dataset: Dataset
     kind: str
@@ -94,11 +94,11 @@ _BATCHES: Final = " ".join(
 
 
 _BY_DATASET: Final = ("vanished", "orphan")
-"""How a row is retained that has a record for each dataset which it is kept in, and none for another."""
+"""Kinds of retained rows that have one record for each dataset in which they are kept."""
 
 
 def _with_other(row: RunRow, other: RunRow | None) -> RunRow:
-    """A record of a row, and the one of its other dataset if there is one, as one row."""
+    """Merge a row's record with the record of its other dataset, if there is one."""
     found = {**row.outcomes, **(other.outcomes if other else {})}
     kept: dict[Dataset, Recorded | None] = {
         dataset: recorded for dataset, recorded in found.items() if recorded is not None
@@ -107,13 +107,13 @@ def _with_other(row: RunRow, other: RunRow | None) -> RunRow:
 
 
 class Stories:
-    """Reads the store; every method is one question about one run, or about what is retained."""
+    """Reads the store; each method answers one question about one run, or about what is retained."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
 
     def look_alikes(self, paths: Iterable[str]) -> list[tuple[str, str]]:
-        """Partitions with other names that look the same: they differ in their Unicode normal form alone."""
+        """Return (path, other) for partitions that look like a path but differ in Unicode normal form."""
         by_look = {normalize("NFC", path): path for path in sorted(paths) if not path.isascii()}
         if not by_look:
             return []
@@ -122,7 +122,7 @@ class Stories:
         return [(path, other) for path, other in found if path is not None and path != other]
 
     def rows(self, run_id: str) -> list[RunRow]:
-        """All its scored rows in walk order; orphans come last."""
+        """Return all scored rows of a run in walk order; orphans come last."""
         present = self._run(
             "SELECT p.path, s.walk - p.walk_base, s.walk, 'present', s.category, s.digest,"
             " CASE WHEN s.evidence_found THEN 'found' WHEN e.digest IS NOT NULL THEN 'absent' ELSE 'missing' END,"
@@ -161,7 +161,7 @@ class Stories:
         return sorted(found.values(), key=lambda row: (row.walk, row.state))
 
     def _rests(self, run_id: str) -> Iterator[RunRow]:
-        """The unterminated ends of files that forbid the run: verdicts of which no row comes."""
+        """Yield the unterminated rests of files that forbid the run: verdicts without a row."""
         for path, line, walk, state, category, digest in self._run(
             "SELECT p.path, f.indexed_lines, p.walk_base + f.indexed_lines, f.state, f.rest_category, f.rest_digest"
             " FROM malformed_runs m CROSS JOIN files f ON f.rest_digest = m.digest AND f.rest_category IS NOT NULL"
@@ -193,7 +193,7 @@ class Stories:
         return RowRef(*found) if found else None
 
     def evidence(self, run_id: str) -> list[RunEvidence]:
-        """All its evidence rows in walk order; of each partition, the one that counts."""
+        """Return a run's evidence rows in walk order: for each partition, the one that counts."""
         rows = self._run(
             "SELECT p.path, e.line, f.state = 'present' FROM partitions p CROSS JOIN evidence_rows e"
             " ON e.partition_id = p.partition_id AND e.run_id = ?"
@@ -203,7 +203,7 @@ class Stories:
         return [RunEvidence(RowRef(path, line), bool(present)) for path, line, present in rows]
 
     def pairs(self, run_id: str) -> list[RunPair]:
-        """The pairs that it is in, on either side."""
+        """Return the pairs that a run is in, on either side."""
         rows = self._run(
             "SELECT r.sample_key, r.task_id, r.slot, coalesce(r.retained, 'live'), r.chosen_run_id, r.rejected_run_id,"
             " r.outcome, r.line, b.batch_id, b.recorded_at FROM pairs r LEFT JOIN batches b ON b.batch = r.batch"
@@ -219,7 +219,7 @@ class Stories:
         return found
 
     def withdrawals(self, run_id: str) -> list[RunWithdrawal]:
-        """What was withdrawn of it, oldest first."""
+        """Return a run's withdrawals, oldest first."""
         columns = ", ".join(RunWithdrawal._fields)
         rows = self._run(
             f"SELECT {columns} FROM withdrawals WHERE withdrawal_id IN"
@@ -231,7 +231,7 @@ class Stories:
         return [RunWithdrawal._make(row)._replace(replaced=bool(row[3])) for row in rows]
 
     def leaving(self, run_id: str) -> list[tuple[str, str]]:
-        """Exported lines of it whose rows are gone and that the next batch takes out: dataset and cause."""
+        """Return dataset and cause of a run's exported lines whose rows are gone; the next batch withdraws them."""
         return self._run(
             f"SELECT dataset, cause FROM departures WHERE outcome = {EXPORTED} AND ? IN (run_id, other_run_id)",
             (run_id,),
@@ -240,7 +240,7 @@ class Stories:
     # what is retained
 
     def retained(self, partition_glob: str | None, only: Only | None = None) -> list[RetainedCount]:
-        """The exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
+        """Count the exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
         matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
         undecided = f" AND kind = 'evidence vanished' AND kept & {KEPT_FOR_GOOD} = 0" if only else ""
         counts: list[RetainedCount] = []
@@ -264,7 +264,7 @@ class Stories:
         return [RetainedCount(dataset, kind, count) for kind, count in rows]
 
     def absent_files(self, partition_glob: str | None) -> int:
-        """How many absent input files ``prune`` would forget, with the verdicts of their rows."""
+        """Return how many absent input files ``prune`` would forget, with the verdicts of their rows."""
         return int(
             self._run(
                 "SELECT count(*) FROM files f CROSS JOIN partitions p USING (partition_id)"

@@ -1,9 +1,9 @@
-"""The state store's tables, indexes and views as version 0.1 began with them (SPEC 4; docs/state.md explains them).
+"""The state store's tables, indexes and views as version 0.1 created them (SPEC 4; docs/state.md explains them).
 
-They are never edited: what changed since is in :mod:`distilld.store.migrations`.
+They are never edited: later changes are in :mod:`distilld.store.migrations`.
 
 A row's place in walk order is one integer, ``walk``: its partition's ``walk_base`` plus its line. Bases grow with the
-walk order of the paths and leave gaps, so that a new partition finds a place between two others.
+walk order of the paths and leave gaps, so that a new partition fits between two others.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ BEHIND_ID: Final = {
     "sft": f"sft IN ({REASON_CODES[Reason.HALLUCINATED_FILE_PATH]}, {REASON_CODES[Reason.SCHEMA_VIOLATION]},"
     f" {REASON_CODES[Reason.MISSING_SOURCE_RUN_ID]}) AND sample_key IS NOT NULL AND evidence_found = 1",
 }
-"""Rows that a gate behind the one for ids holds: they wait for an id that an earlier row takes (SPEC 3.1, 3.2)."""
+"""SQL for rows that fail a gate after the id gate: duplicates if an earlier row takes their id (SPEC 3.1, 3.2)."""
 
 HOLDS_RAG: Final = f"CASE rag WHEN {EXPORTED} THEN 0 END"
-"""0 for the row that ships its id in RAG, else NULL: ``scored_rows_by_key`` has it behind the key, once for each key."""
+"""0 for the row that exports its id in RAG, else NULL; after the key in ``scored_rows_by_key``, once for each key."""
 
 _ROW_COLUMNS = """
     start_byte    INTEGER NOT NULL,

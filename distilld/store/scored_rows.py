@@ -20,7 +20,7 @@ ROW_OUTCOMES: Final = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
 
 
 class ScoredRows:
-    """The part of the store that knows what scored files say."""
+    """Stores the facts of scored rows."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -32,7 +32,7 @@ class ScoredRows:
         self._exports = RunExports(store)
 
     def add(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert rows behind those that are known of the file; they are unjudged."""
+        """Insert unjudged rows after the file's known rows."""
         found = evidence_found(self._store, record.partition_id, "?5")
         base = record.walk_base
         self._many(
@@ -43,7 +43,7 @@ class ScoredRows:
         self._counts.count_rows(len(rows), len(rows))
 
     def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
-        """The facts of a scored file's rows as they are known, by line: RowFacts."""
+        """Return the known facts of a scored file's rows, by line: RowFacts."""
         low = record.walk_base
         return self._run(
             f"SELECT walk - ?1, {ROW_FACTS} FROM scored_rows WHERE walk >= ?1 AND walk < ?2 ORDER BY walk",
@@ -51,7 +51,7 @@ class ScoredRows:
         ).fetchall()
 
     def rows_beside_others(self, record: FileRecord) -> int:
-        """How many rows of a scored file there are beyond one for each run."""
+        """Return how many rows a scored file has beyond one for each run."""
         low = record.walk_base
         return int(
             self._run(
@@ -69,7 +69,7 @@ class ScoredRows:
         return bool(found.fetchone()[0])
 
     def close_over_new(self, record: FileRecord, first_line: int, end_line: int, options: Options) -> None:
-        """Queue what rows [first_line, end_line) of a scored file change elsewhere: verdicts, retained copies."""
+        """Queue what rows [first_line, end_line) of a file affect elsewhere: by verdicts, export limit, copies."""
         low, high = record.walk_base + first_line, record.walk_base + end_line
         found = self._run(
             "SELECT DISTINCT n.run_id FROM scored_rows n WHERE n.walk >= ?1 AND n.walk < ?2 AND n.run_id IS NOT NULL"

@@ -1,4 +1,4 @@
-"""What the store knows of the inside of exports: segments, and what is yet to be overwritten in them (docs/design.md, 'The commit protocol')."""
+"""The segments of exports, and what must still be overwritten in them (docs/design.md, 'The commit protocol')."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 
 _FEW: Final = 8
-"""So many marks are looked for one by one; more are looked for all at once."""
+"""Up to this many marks are looked for one by one; more are looked for all at once."""
 
 
 class Segments:
@@ -24,26 +24,26 @@ class Segments:
         self._records = ExportRecords(store)
 
     def recorded(self, name: str) -> tuple[StatFacts, bytes] | None:
-        """The facts of an export as its last commit left it, and the digests of its segments; None: not known."""
+        """Return an export's facts as of its last commit, and its segments' digests; None if they are not known."""
         facts = self._records.exports()[name].facts
         rows = self._run("SELECT sha256 FROM export_segments WHERE name = ? ORDER BY segment", (name,))
         digests = b"".join(sha256 for (sha256,) in rows)
         return (facts, digests) if facts is not None and digests else None
 
     def all_digests(self) -> dict[str, bytes]:
-        """The digests of the segments of each export, one behind the other."""
+        """Return each export's segment digests, joined in order."""
         found: dict[str, bytearray] = {}
         for name, sha256 in self._run("SELECT name, sha256 FROM export_segments ORDER BY name, segment"):
             found.setdefault(name, bytearray()).extend(sha256)
         return {name: bytes(digests) for name, digests in found.items()}
 
     def digests(self, name: str, numbers: Iterable[int]) -> dict[int, bytes]:
-        """The digests of some segments."""
+        """Return the digests of some segments, by number."""
         query = "SELECT sha256 FROM export_segments WHERE name = ? AND segment = ?"
         return {number: row[0] for number in numbers for row in self._run(query, (name, number))}
 
     def holding(self, name: str, marks: Collection[bytes]) -> list[Segment]:
-        """The segments in which a line with one of these marks ends, in order."""
+        """Return the segments in which a line with one of these marks ends, in order."""
         rows = self._run(
             "SELECT segment, sha256, line_marks, space_bytes FROM export_segments WHERE name = ? ORDER BY segment",
             (name,),
@@ -54,16 +54,16 @@ class Segments:
         return [Segment._make(row) for row in rows if not wanted.isdisjoint(memoryview(row[2]).cast("I"))]
 
     def some(self, name: str, numbers: Iterable[int]) -> list[Segment]:
-        """Segments by their numbers."""
+        """Return the segments with these numbers."""
         query = "SELECT segment, sha256, line_marks, space_bytes FROM export_segments WHERE name = ? AND segment = ?"
         return [Segment._make(row) for number in numbers for row in self._run(query, (name, number))]
 
     def begin_again(self, name: str) -> None:
-        """Forget the segments of an export, for it is another file now."""
+        """Forget the segments of an export, which is another file now."""
         self._run("DELETE FROM export_segments WHERE name = ?", (name,))
 
     def append(self, name: str, segments: Iterable[Segment]) -> None:
-        """An export grew: the first of these segments may be one that was not full."""
+        """Record the segments that an export grew by; the first may continue one that was not full."""
         self._many(
             "INSERT INTO export_segments VALUES (?1, ?2, ?3, ?5, ?4) ON CONFLICT (name, segment) DO UPDATE SET"
             " sha256 = ?3, line_marks = CAST(line_marks || ?4 AS BLOB)",
@@ -71,7 +71,7 @@ class Segments:
         )
 
     def overwrite(self, name: str, segments: Iterable[Segment], spans: Iterable[Span], size: int, width: int) -> None:
-        """These segments have other bytes, once the spans are overwritten; what is behind ``size`` is cut off."""
+        """Record what segments are once ``spans`` are overwritten; drop the segments from ``size`` on."""
         self._many(
             "UPDATE export_segments SET sha256 = ?3, line_marks = ?4, space_bytes = ?5 WHERE name = ?1 AND segment = ?2",
             [(name, *segment) for segment in segments],
@@ -80,12 +80,12 @@ class Segments:
         self._many("INSERT INTO overwrites VALUES (?, ?, ?)", [(name, *span) for span in spans])
 
     def due(self) -> dict[str, list[Span]]:
-        """What committed batches are yet to overwrite, by export."""
+        """Return what committed batches must still overwrite, by export."""
         found: dict[str, list[Span]] = {}
         for name, start, length in self._run("SELECT name, start_byte, length_bytes FROM overwrites"):
             found.setdefault(name, []).append(Span(start, length))
         return found
 
     def done(self, name: str) -> None:
-        """The spans of an export are overwritten, or it is to be restored."""
+        """Forget an export's spans: they are overwritten, or the export will be restored."""
         self._run("DELETE FROM overwrites WHERE name = ?", (name,))

@@ -1,4 +1,4 @@
-"""Tasks: which rows pair, which pairs are recorded of them, and which tasks are to be formed again."""
+"""Tasks: which rows can pair, which pairs are recorded, and for which tasks pairs must be formed again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVIDENCE_OF_ROWS: Final = (
     f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
     " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
 )
-"""SQL that joins the evidence of rows ``s``, and their partitions ``p``."""
+"""SQL that joins rows ``s`` with their partitions ``p`` and their evidence ``e``."""
 _NOWHERE: Final = 1 << 62
 _FIRST_WALKS: Final = ", ".join(
     "coalesce((SELECT f.walk FROM scored_rows f WHERE f.task_id = t.task_id AND f.evidence_found = 1"
@@ -24,11 +24,11 @@ _FIRST_WALKS: Final = ", ".join(
     for category in ("NULL", *VERDICTS)
 )
 _FIRST_WALK: Final = f"min({_FIRST_WALKS})"
-"""Where the first row of task ``t`` stands whose evidence is found; beyond everything if there is none."""
+"""SQL for the place of the first row of task ``t`` whose evidence is found; ``_NOWHERE`` if there is none."""
 
 
 class WorkPair(NamedTuple):
-    """A recorded pair of a task: what became of it and where its line stands; from the third field on as a PairRow."""
+    """A recorded pair of a task, with its outcome and line digest; from the third field on the same as a PairRow."""
 
     pair_id: int
     retained: str | None
@@ -49,7 +49,7 @@ _PAIR: Final = ", ".join(WorkPair._fields)
 
 
 class Tasks:
-    """The part of the store that knows tasks and their pairs."""
+    """Reads tasks and their pairs."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
@@ -66,9 +66,9 @@ class Tasks:
     def copies(
         self, digest: bytes, run_id: str | None, of_run: dict[bytes, list[tuple[int, bool]]] | None = None
     ) -> list[tuple[int, bool]]:
-        """The present scored rows with these very bytes, and whether what became of them is known.
+        """Return the places of the present scored rows with this digest, and whether their outcomes are known.
 
-        One that is too long now names no run, and is always quarantined. ``of_run`` are the :meth:`rows_of_run` if at hand.
+        A row that is too long now names no run, and is always quarantined. ``of_run``: :meth:`rows_of_run`, if known.
         """
         if of_run is None:
             of_run = {} if run_id is None else self.rows_of_run(run_id)
@@ -77,7 +77,7 @@ class Tasks:
         return [*named, *nameless]
 
     def rows_of_run(self, run_id: str) -> dict[bytes, list[tuple[int, bool]]]:
-        """The present scored rows that name a run, by digest, and whether what became of them is known."""
+        """Return the places of the present rows that name a run, by digest, and whether their outcomes are known."""
         found: dict[bytes, list[tuple[int, bool]]] = {}
         rows = self._run("SELECT digest, walk, rag IS NOT NULL FROM scored_rows WHERE run_id = ?", (run_id,))
         for digest, walk, judged in rows:
@@ -85,11 +85,11 @@ class Tasks:
         return found
 
     def tasks(self, limit: int) -> list[tuple[int, str]]:
-        """Tasks whose pairs are to be formed again, each behind the place of its first row, in that order.
+        """Return (place of the first row, task) for tasks whose pairs must be formed again, in that order.
 
-        All those that a verdict may now forbid, and others up to ``limit``; with a limit, rows that are judged in the
-        same batch count as well. Tasks that wait for an id of theirs and come first now are among them. Where the first
-        rows of others stand is kept by SQLite until :meth:`forget_task_places`.
+        These are all tasks that a verdict may now forbid, and up to ``limit`` others; with a limit, tasks of unjudged
+        rows count too. Tasks with a pair that waits for an id are added if they come before the task that holds it.
+        A temporary table keeps the first places of the other queued tasks until :meth:`forget_task_places`.
         """
         run = self._run
         self._make_task_places()
@@ -117,12 +117,12 @@ class Tasks:
         self._run("CREATE INDEX IF NOT EXISTS temp.tasks_by_place ON task_places (walk, task_id)")
 
     def forget_task_places(self) -> None:
-        """Rows may be judged, or come and go: the first ones of tasks may be others."""
+        """Drop the known first places of tasks: rows may be judged, or come and go."""
         self._make_task_places()
         self._run("DELETE FROM temp.task_places")
 
     def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-        """Tasks with a pair that is quarantined because a pair of one of these holds its id, which stand before that one now."""
+        """Yield tasks that come before a chosen task, with a pair quarantined because that task's pair has its id."""
         if not self._run(f"SELECT {ORDER_MATTERS}").fetchone()[0]:
             return
         waiting = (
@@ -136,9 +136,9 @@ class Tasks:
                     yield other
 
     def tasks_of_unjudged(self, up_to: int) -> set[str]:
-        """Tasks that may form pairs from the rows that were unjudged so far, up to a place in walk order."""
+        """Return the tasks that may form pairs from rows that are still unjudged, up to a place in walk order."""
         found: set[str] = set()
-        # Without its evidence file, which may be read with its rows, no row of a partition pairs.
+        # No row of a partition pairs without the evidence file, which may be read together with the rows.
         known = (
             " AND EXISTS (SELECT 1 FROM files e WHERE e.partition_id = f.partition_id AND e.kind = 'evidence'"
             " AND e.state = 'present')"
@@ -159,15 +159,15 @@ class Tasks:
             yield from self._run(query, asked(tasks[start : start + ASKED_AT_ONCE])).fetchall()
 
     def first_walk(self, task_id: str) -> int:
-        """Where the first row of the task stands whose evidence is found; beyond everything if there is none."""
+        """Return the place of the task's first row whose evidence is found; ``_NOWHERE`` if there is none."""
         return int(self._run(f"SELECT {_FIRST_WALK} FROM (SELECT ? AS task_id) t", (task_id,)).fetchone()[0])
 
     def task_rows(
         self, tasks: Sequence[str], categories: Sequence[Category], limit: int
     ) -> dict[str, list[list[tuple[Any, ...]]]]:
-        """The first rows of tasks whose evidence is found, up to ``limit`` of each category, by task: TaskRows.
+        """Return the first rows of tasks with found evidence, up to ``limit`` of each category, by task: TaskRows.
 
-        They are plain tuples, for most of them only pass through on their way to a worker.
+        They are plain tuples, because most of them are only passed on to a worker.
         """
         place = {CATEGORY_CODES[category]: number for number, category in enumerate(categories)}
         found: dict[str, list[list[tuple[Any, ...]]]] = {task_id: [[] for _ in categories] for task_id in tasks}
@@ -187,7 +187,7 @@ class Tasks:
         return found
 
     def pairs_of_tasks(self, tasks: Sequence[str]) -> dict[str, list[WorkPair]]:
-        """The recorded pairs of tasks, retained ones included, by task; a task without any is left out."""
+        """Return the recorded pairs of tasks, including retained ones, by task; a task without any is left out."""
         found: dict[str, list[WorkPair]] = {}
         rows = self._run(
             f"{ASKED} SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot",
@@ -198,7 +198,7 @@ class Tasks:
         return found
 
     def pairs_with_keys(self, keys: Iterable[int]) -> dict[int, list[WorkPair]]:
-        """The recorded pairs with these ids, by id."""
+        """Return the recorded pairs with these ids, by id."""
         found: dict[int, list[WorkPair]] = {}
         rows = self._run(
             f"SELECT {_PAIR} FROM pairs WHERE sample_key IN (SELECT value FROM json_each(?))",
@@ -209,24 +209,24 @@ class Tasks:
         return found
 
     def absent_files(self) -> frozenset[int]:
-        """The partitions of which a file is absent."""
+        """Return the partitions with an absent file."""
         return frozenset(row[0] for row in self._run("SELECT partition_id FROM files WHERE state = 'absent'"))
 
     def names_run(self, run_id: str) -> bool:
-        """Whether a present scored row names the run."""
+        """Return whether a present scored row names the run."""
         return bool(self._run("SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?)", (run_id,)).fetchone()[0])
 
     def lacks_evidence(self, run_id: str) -> bool:
-        """Whether no present scored row of the run has evidence."""
+        """Return whether no present scored row of the run has evidence."""
         found = self._run(
             "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND evidence_found = 1)", (run_id,)
         ).fetchone()
         return not found[0]
 
     def side_is_absent(self, partition_id: int, run_id: str, task_id: str, category: int) -> bool:
-        """Whether a pair's side stands in an absent scored file, or on an absent evidence file.
+        """Return whether a pair's side is in an absent scored file, or depends on an absent evidence file.
 
-        A line that also stands in a present partition counts only there (SPEC 3).
+        A line that is also in a present partition counts only there (SPEC 3).
         """
         states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
         if states.get("scored") == "absent":

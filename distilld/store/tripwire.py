@@ -1,4 +1,4 @@
-"""The tripwire: rows that leave only because they vanished from the inputs are counted, and kept where they are too many."""
+"""The tripwire: count the rows that would leave only because they vanished from the inputs; keep them if too many."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _WITH_EVIDENCE: Final = (
     "(SELECT r.run_id FROM {} WHERE EXISTS"
     " (SELECT 1 FROM scored_rows s WHERE s.run_id = r.run_id AND s.evidence_found = 1))"
 )
-"""The runs of such rows: their present lines, and those that have evidence. Asked once: a run may have many rows."""
+"""SQL for the runs ``r`` that have evidence; ``_LINES``: their lines. Evaluated once: a run may have many rows."""
 _VANISHED: Final = (
     f"d.outcome = {EXPORTED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
     " AND (NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
     f"  OR (d.run_id, d.row) IN {_LINES.format(_DEPARTED)} AND d.run_id NOT IN {_WITH_EVIDENCE.format(_DEPARTED)})"
     " AND {not_forbidden}"
 )
-"""Rows whose run is named nowhere any more, or only by the very line, in another place and without its evidence."""
+"""SQL for departed rows if no present row names the run, or if the line is elsewhere but the run has no evidence."""
 _EVIDENCE_GONE: Final = (
     "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {exported} AND s.evidence_found = 0"
     " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned} AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
     " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
     " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent') AND {not_forbidden}"
 )
-"""Rows whose evidence row is gone. One that an absent file still holds is absent with it."""
+"""SQL for rows whose evidence row is gone; an evidence row in an absent file is absent, not gone."""
 _MOVED_ALONE: Final = (
     "SELECT f.* FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)"
     f" WHERE f.kind = 'absent' AND f.{{dataset}} = {EXPORTED}"
@@ -44,7 +44,7 @@ _MOVED_ALONE: Final = (
     "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
     " AND {not_forbidden}"
 )
-"""Absent rows whose very lines stand in a present partition now, but without their evidence."""
+"""SQL for absent rows whose lines are in a present partition now, but without their evidence."""
 _PAIR_GONE: Final = (
     "SELECT p.pair_id, p.task_id, p.chosen_partition, p.chosen_run_id, p.rejected_partition, p.rejected_run_id,"
     " p.rejected_category, EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
@@ -56,7 +56,7 @@ _PAIR_GONE: Final = (
 
 
 class Tripwire:
-    """The part of the store that knows which rows are about to vanish."""
+    """Counts the rows that are about to vanish, or keeps them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -67,7 +67,7 @@ class Tripwire:
         self._retained = Retained(store)
 
     def vanishing(self, dataset: Dataset, options: Options) -> int:
-        """How many rows of a dataset are about to leave only because they vanished from the inputs."""
+        """Return how many rows of a dataset are about to leave only because they vanished from the inputs."""
         if dataset is Dataset.PREFERENCE:
             return len(self._pairs_gone(options))
         departed = self._count(
@@ -77,7 +77,7 @@ class Tripwire:
         return departed + moved + self._count(f"SELECT count(*) {_evidence_gone(dataset, options)}")
 
     def keep(self, dataset: Dataset, options: Options) -> None:
-        """Retain them instead: they stay until somebody decides on them."""
+        """Retain the vanishing rows instead: they stay until an operator decides on them."""
         if dataset is Dataset.PREFERENCE:
             gone = self._pairs_gone(options)
             live = self._many(
@@ -111,7 +111,7 @@ class Tripwire:
         )
 
     def _keep_moved(self, dataset: Dataset, options: Options) -> None:
-        """The lines of absent rows go to rows that vanished; what the absent ones say of their runs stays."""
+        """Give the lines of moved absent rows to new vanished rows; the absent rows keep their verdicts."""
         self._run("DROP TABLE IF EXISTS temp.moved")
         self._run(f"CREATE TEMP TABLE moved AS {_moved_alone(dataset, options)}")
         self._retained.empty_rows(dataset, "retained_id IN (SELECT retained_id FROM moved)")
@@ -123,7 +123,7 @@ class Tripwire:
         self._run("DROP TABLE temp.moved")
 
     def _pairs_gone(self, options: Options) -> list[tuple[int]]:
-        """Pairs a side of which vanished, and none is absent any more, for then they are retained anyway."""
+        """Return pairs with a vanished side and no absent side; a pair with an absent side is retained anyway."""
         gone = f"{_PAIR_GONE} AND NOT ({overruled('p')})" if options.revoke else _PAIR_GONE
         work, accepted = Work(self._store), CATEGORY_CODES[Category.ACCEPTED]
         return [
@@ -138,7 +138,7 @@ class Tripwire:
 
 
 def _not_forbidden(run: str, dataset: Dataset, options: Options) -> str:
-    """Whether no present verdict takes a run out anyway; ``run`` is an expression."""
+    """Return SQL for whether no present verdict forbids a run anyway; ``run`` is an SQL expression."""
     if not options.revoke:
         return "1"
     return f"coalesce({last_verdict(run)} IN ({forbidding_codes(options, dataset)}), 0) = 0"

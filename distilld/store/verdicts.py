@@ -1,4 +1,4 @@
-"""The current verdicts: which row speaks last of a run, what else forbids it, and whom a change of that concerns (SPEC 3.4)."""
+"""The current verdicts: a run's last verdict, what else forbids it, and which rows a change affects (SPEC 3.4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distilld.store.inputs import FileRecord
 from distilld.store.run_exports import RunExports
 
 REST: Final = "f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = '{}'"
-"""SQL for whether file ``f`` ends in the rest that ``m`` of ``malformed_runs`` is about."""
+"""SQL for whether file ``f``, in a given state, ends in the rest that row ``m`` of ``malformed_runs`` is about."""
 
 
 _RESTS = (
@@ -23,7 +23,7 @@ _RESTS = (
 
 
 def rest_moved(which: str = "1") -> str:
-    """SQL for whether the rest of absent file ``f`` is in a present one, or is a line there; ``which`` lines ``s`` count."""
+    """Return SQL for whether a present file has absent file ``f``'s rest: as a rest, or as a line ``s`` (``which``)."""
     return (
         "(EXISTS (SELECT 1 FROM files o WHERE o.rest_digest = f.rest_digest AND o.rest_category IS NOT NULL"
         " AND o.state = 'present') OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL"
@@ -32,9 +32,9 @@ def rest_moved(which: str = "1") -> str:
 
 
 def last_verdict(run: str) -> str:
-    """SQL for the category code of a run's last present verdict; NULL where it has none.
+    """Return SQL for the category code of a run's last present verdict; NULL if it has none.
 
-    ``run`` is an expression. What malformed lines and unterminated rests say counts by their digests.
+    ``run`` is an SQL expression. Malformed lines and unterminated rests count too, by their digests.
     """
     return (
         "(nullif(max("
@@ -49,7 +49,7 @@ def last_verdict(run: str) -> str:
 
 
 class InForce(NamedTuple):
-    """The categories that decide over a run: per dataset, and among the present verdicts alone."""
+    """The current verdicts of a run: for each dataset, and among the present verdicts only."""
 
     rag: Category | None
     sft: Category | None
@@ -57,7 +57,7 @@ class InForce(NamedTuple):
 
 
 class Verdicts:
-    """The part of the store that knows what is said of each run."""
+    """Finds the verdicts of runs, and queues what their changes affect."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
@@ -65,7 +65,7 @@ class Verdicts:
         self._exports = RunExports(store)
 
     def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
-        """The current verdicts of a run (SPEC 3.4; absent ones forbid and never clear)."""
+        """Return a run's current verdicts, ignoring rows in ``without`` (SPEC 3.4; absent ones forbid, never clear)."""
         low, high = without or (0, 0)
         present = self._run(
             "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
@@ -79,7 +79,7 @@ class Verdicts:
             (run_id, low, high),
         ).fetchone()
         elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
-        codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # of absent ones no other counts
+        codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # no other absent ones count
         absent = self._run(
             "SELECT p.walk_base + f.line, f.category FROM retained_rows f CROSS JOIN partitions p USING (partition_id)"
             f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND f.digest NOT IN"
@@ -99,7 +99,7 @@ class Verdicts:
 
     @contextmanager
     def changing(self, runs: Collection[str], options: Options) -> Iterator[None]:
-        """Queue what follows from the changes that the block makes to these runs: to their verdicts, to their exports."""
+        """Queue what the block's changes to the verdicts and the exports of these runs affect."""
         within = self._exports.within(runs, options)
         before = [self.in_force(run_id, options) for run_id in runs]
         yield
@@ -108,7 +108,7 @@ class Verdicts:
             self.queue_change(run_id, old, self.in_force(run_id, options), options)
 
     def queue_change(self, run_id: str, before: InForce, after: InForce, options: Options) -> None:
-        """Queue what a change of the current verdicts can change: the run's rows, its retained rows, its pairs."""
+        """Queue what a change of the current verdicts can affect: the run's rows, its retained rows, its pairs."""
         if not options.revoke or before == after:
             return
         flips = [
@@ -122,7 +122,7 @@ class Verdicts:
                 " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)",
                 (run_id, int(any(flips))),
             )
-        # What was taken over leaves for a verdict that forbids it, for no other: a first pass would queue it all.
+        # An orphan leaves only for a verdict that forbids it: otherwise a first pass would queue all orphans.
         forbids = any(
             new is not None and options.forbids(dataset, new)
             for dataset, new in ((Dataset.RAG, after.rag), (Dataset.SFT, after.sft))
@@ -139,7 +139,7 @@ class Verdicts:
         )
 
     def set_rest(self, record: FileRecord, rest: tuple[bytes, int] | None, options: Options) -> None:
-        """Record what a scored file's unterminated rest forbids, by its digest and category; None: nothing."""
+        """Record digest and category of a scored file's unterminated rest that forbids runs; None: it forbids none."""
         place = (record.partition_id, InputKind.SCORED.value)
         query = "SELECT rest_digest, rest_category FROM files WHERE partition_id = ? AND kind = ? AND rest_category IS NOT NULL"
         known = self._run(query, place).fetchone()
@@ -158,12 +158,12 @@ class Verdicts:
             )
 
     def add_malformed_runs(self, runs: list[tuple[str, bytes]]) -> None:
-        """Remember the runs that malformed lines name, by the lines' digests; before the lines are added or applied."""
+        """Record the runs that malformed lines name, by line digest; call it before the lines are added or applied."""
         if runs:
             self._many("INSERT OR IGNORE INTO malformed_runs VALUES (?, ?)", runs)
 
     def runs_of_rest(self, record: FileRecord) -> list[str]:
-        """The runs that a scored file's unterminated rest forbids."""
+        """Return the runs that a scored file's unterminated rest forbids."""
         found = self._run(
             "SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
             " WHERE f.partition_id = ? AND f.kind = 'scored' AND f.rest_category IS NOT NULL",
@@ -175,7 +175,7 @@ class Verdicts:
 def _last(
     dataset: Dataset, present: tuple[int, int] | None, absent: list[tuple[int, int]], options: Options
 ) -> Category | None:
-    """The last verdict among the present one and the absent ones that forbid; ``absent`` is in falling walk order."""
+    """Return the last of the present verdict and the absent ones that forbid; ``absent`` is in falling walk order."""
     for walk, code in absent:
         if present and walk < present[0]:
             break
@@ -185,7 +185,7 @@ def _last(
 
 
 def forbidding_codes(options: Options, *datasets: Dataset) -> str:
-    """SQL for a list of the categories that revoke a run in one of the datasets."""
+    """Return an SQL list of the category codes that forbid a run in one of the datasets."""
     return ",".join(
         str(code)
         for code, category in VERDICTS.items()
@@ -194,7 +194,7 @@ def forbidding_codes(options: Options, *datasets: Dataset) -> str:
 
 
 def is_forbidden(run: str, options: Options, *datasets: Dataset) -> str:
-    """SQL for whether the last present verdict of a run, or any absent one, forbids it in one of the datasets."""
+    """Return SQL for whether a run's last present verdict, or any absent one, forbids it in one of the datasets."""
     if not options.revoke:
         return "0"
     codes = forbidding_codes(options, *datasets)
@@ -208,7 +208,7 @@ def is_forbidden(run: str, options: Options, *datasets: Dataset) -> str:
 
 
 def named_in_malformed(rows: str) -> str:
-    """SQL for the runs that malformed lines among these rows, called ``n``, forbid."""
+    """Return SQL for the runs that malformed lines among these rows, called ``n``, forbid."""
     return (
         f"SELECT m.run_id FROM {rows} n CROSS JOIN malformed_runs m INDEXED BY malformed_runs_by_digest"
         " ON m.digest = n.digest WHERE n.run_id IS NULL AND n.category IS NOT NULL"
@@ -216,14 +216,14 @@ def named_in_malformed(rows: str) -> str:
 
 
 def overruled(pair: str = "pairs") -> str:
-    """SQL for whether the last present verdict about a side of a pair is not the one that the pair was formed with."""
+    """Return SQL for whether a side's last present verdict is not the one with which the pair was formed."""
     chosen, rejected = (
         f"coalesce({last_verdict(f'{pair}.{side}_run_id')} IN ({{}}), 1)" for side in ("chosen", "rejected")
     )
     accepted, partial, other = (
         _codes_of(category) for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
     )
-    # Of a pair from an older exporter nobody knows which of the two its rejected side was.
+    # For a pair from an older exporter, it is not known which of the two its rejected side was.
     return (
         f"NOT {chosen.format(accepted)} OR NOT CASE {pair}.rejected_category WHEN {CATEGORY_CODES[Category.PARTIALLY_ACCEPTED]} THEN {rejected.format(partial)}"
         f" WHEN {CATEGORY_CODES[Category.REJECTED]} THEN {rejected.format(other)}"
@@ -232,5 +232,5 @@ def overruled(pair: str = "pairs") -> str:
 
 
 def _codes_of(category: Category) -> str:
-    """SQL for a list of the codes that say a category of a run, to the letter or not."""
+    """Return an SQL list of the codes that mean a category, written exactly or not."""
     return ",".join(str(code) for code, said in VERDICTS.items() if said is category)

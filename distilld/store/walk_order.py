@@ -1,4 +1,4 @@
-"""Where partitions stand in walk order: one integer each, with gaps that later ones are put into."""
+"""The places of partitions in walk order: one integer each, with gaps for later partitions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MASK = LINES_END - 1
 
 
 def place_partitions(store: Store, paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Give new partitions their place in the walk order; returns (partition_id, walk_base) of each path.
+    """Give new partitions their place in walk order; return (partition_id, walk_base) of every known path.
 
-    A place between two neighbours is found in the gap that their bases leave; where a gap is used up, all bases
+    A new partition gets a base in the gap between the bases of its neighbours. If a gap is used up, all bases
     are spread again (counted in ``counters.walk_relabels``).
     """
     run = store.connection.execute
@@ -46,7 +46,7 @@ def place_partitions(store: Store, paths: Iterable[str]) -> dict[str, tuple[int,
 
 
 def _spread_bases(store: Store, coming: list[str]) -> None:
-    """Spread all bases evenly, with room for what comes; rows move with their partitions."""
+    """Spread all bases evenly, with room for ``coming`` paths; rows move with their partitions."""
     run = store.connection.execute
     old = run("SELECT partition_id, path, walk_base FROM partitions").fetchall()
     order = sorted([*(path for _, path, _ in old), *coming], key=_components)

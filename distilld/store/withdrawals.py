@@ -1,4 +1,4 @@
-"""The published withdrawals: where people can query them, and where a damaged log is restored from (SPEC 3.9)."""
+"""The published withdrawals, for queries and to restore a damaged log from (SPEC 3.9)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _COLUMNS: Final = (
 
 
 class Withdrawals:
-    """The part of the store that keeps them."""
+    """Stores the published withdrawals."""
 
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
         self._many = store.connection.executemany
 
     def of(self, dataset: Dataset) -> Iterator[PublishedWithdrawal]:
-        """All withdrawals from a dataset, in the order in which they were published."""
+        """Return all withdrawals from a dataset, in the order in which they were published."""
         rows = self._run(
             f"SELECT {_COLUMNS} FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id", (dataset.value,)
         )
         return map(_published, rows)
 
     def lost_ids(self, dataset: str) -> list[str]:
-        """The ids of the rows that a damaged dataset lost for good."""
+        """Return the ids of the rows that a damaged dataset lost for good."""
         rows = self._run("SELECT DISTINCT id FROM withdrawals WHERE dataset = ? AND cause = 'lost'", (dataset,))
         return [sample_id for (sample_id,) in rows]
 
     def repeated(self, published: Iterable[PublishedWithdrawal]) -> dict[int, PublishedWithdrawal]:
-        """The earlier withdrawals that these say again, by number: they differ in batches and places alone."""
+        """Return earlier withdrawals that these repeat, by number: they differ only in batches and places."""
         said = {_what_it_says(each) for each in published}
         rows = self._run(
             f"SELECT {_COLUMNS}, withdrawal_id FROM withdrawals INDEXED BY withdrawals_by_id"
@@ -48,7 +48,7 @@ class Withdrawals:
         return {number: each for number, each in known if _what_it_says(each) in said}
 
     def add(self, published: Iterable[PublishedWithdrawal], repeated: Iterable[int]) -> None:
-        """Keep published withdrawals in place of those that they say again."""
+        """Store published withdrawals, and delete those that they repeat."""
         self._many(
             f"INSERT INTO withdrawals ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
@@ -56,7 +56,7 @@ class Withdrawals:
                 for each in published
             ],
         )
-        # Not before: a number is never given twice, for people ask what came after one.
+        # Delete them last, so that no number is given twice: readers ask what came after a number.
         self._many("DELETE FROM withdrawals WHERE withdrawal_id = ?", [(number,) for number in repeated])
 
 

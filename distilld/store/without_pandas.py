@@ -1,4 +1,4 @@
-"""sqlite-utils without what it takes along."""
+"""Imports of sqlite-utils without pandas and NumPy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _NOT_NEEDED: Final = ("pandas", "numpy")
 
 @contextmanager
 def without_pandas() -> Iterator[None]:
-    """Within it, pandas and NumPy cannot be imported, unless they were before.
+    """Prevent imports of pandas and NumPy in the block, unless they were imported before.
 
-    sqlite-utils imports both where they are installed, for the types of columns that a store has none of: 80 MiB and
+    sqlite-utils imports both if they are installed, for column types that a store does not have. That takes 80 MiB and
     a quarter of a second at each start of a writer.
     """
     modules: dict[str, Any] = sys.modules
     hidden = [name for name in _NOT_NEEDED if name not in modules]
-    # None in place of a module is how Python notes that there is none.
+    # None instead of a module makes its import fail.
     modules.update(dict.fromkeys(hidden))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What must be judged, with everything that judging it needs but the text."""
+"""What must be judged, with everything that judging needs except the text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CONTESTED_BESIDE_LOOSE: Final = (
     " OR EXISTS (SELECT 1 FROM departures d WHERE d.dataset IN ('rag', 'sft') AND d.sample_key = s.sample_key"
     f" AND d.outcome = {EXPORTED}))"
 )
-"""Whether row ``s`` is contested; a departed line may go to the row that holds its id now."""
+"""SQL for whether row ``s`` is contested; a departed line may go to the row that holds its id now."""
 _NOTED: Final = "EXISTS (SELECT 1 FROM temp.contested c WHERE c.walk = s.walk)"
 _NAMED_TWICE: Final = (
     "SELECT run_id FROM scored_rows INDEXED BY scored_rows_by_run WHERE run_id IS NOT NULL GROUP BY 1 HAVING count(*) > 1"
@@ -67,7 +67,7 @@ class Place(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What is recorded of a row in a dataset; ``code`` is None where it was never judged."""
+    """A row's recorded outcome in a dataset; ``code`` is None if it was never judged."""
 
     code: int | None
     line: bytes
@@ -75,12 +75,12 @@ class Recorded(NamedTuple):
 
 
 class WorkRow(NamedTuple):
-    """A scored row that is to be judged: its facts, its evidence, what is recorded of it, what it depends on.
+    """A scored row to be judged: its facts, its evidence, its recorded outcomes, what it depends on.
 
     Evidence columns without ``evidence_found`` mean that the evidence file is absent. A row that was never judged has no
-    outcomes. It is contested where another row names its run or has its id, and where a line without a present row does.
-    A holder is the row with this row's id now, below zero where it stands without its evidence: it is kept, or about to go.
-    It is not known of rows in the queue: see :meth:`alone`.
+    outcomes. A row is contested if another row, or a line without a present row, names its run or has its id.
+    A holder is the row that has this row's id now; negative if that has no evidence, and is kept or about to leave.
+    Rows from the queue have no holder set: see :meth:`alone`.
     """
 
     walk: int
@@ -108,30 +108,30 @@ class WorkRow(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing but its own text decides what becomes of it."""
+        """Whether only its own text decides its outcome."""
         evidence_is_absent = self.evidence_digest is not None and not self.evidence_found
         return not (self.contested or self.kept or self.evidence_changed or evidence_is_absent)
 
     def alone(self) -> WorkRow:
-        """Return the row as one that is not contested is judged: its ids are its own."""
+        """Return the row as the holder of its exported ids, as a row that is not contested is judged."""
         holder = self.walk if self.evidence_found else -self.walk
         return self._replace(
             rag_holder=holder if self.rag == EXPORTED else None, sft_holder=holder if self.sft == EXPORTED else None
         )
 
     def recorded(self, dataset: Dataset) -> Recorded:
-        """Return what is recorded of it in RAG or in SFT."""
+        """Return its recorded outcome in RAG or in SFT."""
         if dataset is Dataset.RAG:
             return Recorded(self.rag, self.rag_line or b"", self.rag_batch or 0)
         return Recorded(self.sft, self.sft_line or b"", self.sft_batch or 0)
 
     def holder(self, dataset: Dataset) -> int | None:
-        """Return who has its id in RAG or in SFT."""
+        """Return the holder of its id in RAG or in SFT."""
         return self.rag_holder if dataset is Dataset.RAG else self.sft_holder
 
 
 class Waiting(NamedTuple):
-    """How much is to be judged."""
+    """How much waits to be judged."""
 
     rows: int
     tasks: int
@@ -145,7 +145,7 @@ class Waiting(NamedTuple):
 
 
 class Work(LooseLines, Tasks):
-    """The part of the store that hands out what must be judged."""
+    """Reads what must be judged."""
 
     def __init__(self, store: Store) -> None:
         LooseLines.__init__(self, store)
@@ -156,10 +156,10 @@ class Work(LooseLines, Tasks):
         self._has_loose = True
         self._noted = False
         self._said: dict[str, InForce] | None = None
-        """What is in force for runs, as long as the facts of the inputs stay as they are."""
+        """The current verdicts of runs, cached while the facts of the inputs do not change."""
 
     def waiting(self) -> Waiting:
-        """How much is to be judged; rows may be counted twice, never missed."""
+        """Return how much waits to be judged; rows may be counted twice, but never missed."""
         tables = ("rejudge_rows", "rejudge_tasks", "departures", "rejudge_retained")
         rows, tasks, departures, retained = (
             self._run(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
@@ -168,7 +168,7 @@ class Work(LooseLines, Tasks):
         return Waiting(rows + unjudged, tasks, departures, retained)
 
     def bytes_waiting(self) -> int:
-        """About how many bytes of inputs judging all rows that wait would read."""
+        """Return about how many bytes of inputs must be read to judge all waiting rows."""
         rows = self.waiting().rows
         known, size = self._run(
             "SELECT (SELECT value FROM counters WHERE name = 'scored_rows'), (SELECT sum(indexed_bytes) FROM files)"
@@ -176,9 +176,9 @@ class Work(LooseLines, Tasks):
         return int(rows * (size or 0) / max(known, 1))
 
     def partitions_queued(self, after: int, *, forced_only: bool) -> Iterator[tuple[Place, int, int]]:
-        """Partitions with rows to be judged behind a place, in walk order, and where their unjudged rows stand.
+        """Yield partitions with rows to judge after a place, in walk order, and the spans of their unjudged rows.
 
-        Each is asked for when it is due: what was judged meanwhile is not among them.
+        Each is looked up when it is due, so rows that were judged meanwhile are left out.
         """
         unjudged = [] if forced_only else [each for each in self._unjudged_spans() if each[1] > after + 1]
         forced = " AND forced = 1" if forced_only else ""
@@ -200,12 +200,12 @@ class Work(LooseLines, Tasks):
     def queued(
         self, place: Place, span: tuple[int, int], after: int, limit: int, *, forced_only: bool
     ) -> list[WorkRow]:
-        """Up to ``limit`` rows of a partition that are to be judged behind a place, in walk order, each once.
+        """Return up to ``limit`` rows of a partition to judge after a place, in walk order, each once.
 
-        ``span`` is where its rows stand that were never judged.
+        ``span`` has the rows that were never judged.
         """
         facts = f"SELECT {_FACTS}, {{changed}}, {self._contested()}, NULL, NULL FROM {{source}}{_EVIDENCE_OF}"
-        # A row that was never judged has no line to withdraw: it waits for its turn, for its job may be made already.
+        # A row that was never judged has no line to withdraw: it waits for its turn, as its job may exist already.
         forced = " AND q.forced = 1 AND s.rag IS NOT NULL" if forced_only else ""
         source = "rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
         rows = self._run(
@@ -225,7 +225,7 @@ class Work(LooseLines, Tasks):
         return [tuple.__new__(WorkRow, row) for row in rows[:limit]]
 
     def contested_among(self, low: int, high: int, *, everything: bool) -> list[tuple[int, str | None]]:
-        """The contested rows in [low, high), in walk order, with their runs; ``everything`` takes them all for such."""
+        """Return the contested rows (``everything``: all rows) in [low, high) with their runs, in walk order."""
         contested = "1" if everything else self._contested()
         query = (
             f"SELECT s.walk, s.run_id FROM scored_rows s WHERE s.walk >= ? AND s.walk < ? AND {contested} ORDER BY 1"
@@ -238,9 +238,9 @@ class Work(LooseLines, Tasks):
         return _CONTESTED_BESIDE_LOOSE if self._has_loose else _CONTESTED
 
     def begin_judging(self) -> None:
-        """Remember what follows from the facts of the inputs: they stay as they are until :meth:`end_judging`.
+        """Cache what follows from the facts of the inputs, which do not change until :meth:`end_judging`.
 
-        Which rows are contested is noted, where that is quicker than to ask for each row that waits.
+        Collect the contested rows in a table if that is faster than a check of each waiting row.
         """
         self._said = {}
         self.forget_task_places()
@@ -257,13 +257,13 @@ class Work(LooseLines, Tasks):
             )
 
     def end_judging(self) -> None:
-        """The facts of the inputs may change."""
+        """Drop these caches: the facts of the inputs may change."""
         self._noted, self._said = False, None
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
-        """Note whether lines stand in exports that belong to no present row; returns the places of those that are quarantined.
+        """Note whether exports have lines without a present row; return the places of quarantined departures.
 
-        To be asked before :meth:`queued`. A place is a partition and a line.
+        Call it before :meth:`queued`. A place is a partition and a line.
         """
         self._has_loose = self.has_loose_lines()
         if not self._has_loose:
@@ -272,7 +272,7 @@ class Work(LooseLines, Tasks):
         return {(partition_id, line) for partition_id, line in rows}
 
     def verdict_of(self, run_id: str, options: Options) -> tuple[Category | None, Category | None]:
-        """The current verdicts for a run, in RAG and in SFT."""
+        """Return the current verdicts for a run, in RAG and in SFT."""
         if self._has_loose:
             return self.verdicts(run_id, options)[:2]
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
@@ -280,22 +280,22 @@ class Work(LooseLines, Tasks):
         return category, category
 
     def over_limit(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
-        """Of some rows, by their places and runs, those that are over ``max_exports_per_run``."""
+        """Return the places of the rows, given as (place, run), that are over ``max_exports_per_run``."""
         return self._exports.over(rows, options)
 
     def row(self, walk: int) -> WorkRow:
-        """One row by its place."""
+        """Return one row by its place."""
         return WorkRow(*self._run(_ROW, (walk,)).fetchone())
 
     def known(self, walks: Iterable[int]) -> list[tuple[int, str | None, int | None, int | None]]:
-        """Rows by their places, in this order: place, run, code of the category, the number of the id."""
+        """Return rows by their places: place, run, category code, number of the id."""
         return self._run(
             "SELECT s.walk, s.run_id, s.category, s.sample_key FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value",
             (f"[{','.join(map(str, walks))}]",),
         ).fetchall()
 
     def place(self, walk: int) -> Place:
-        """The partition that a row stands in."""
+        """Return the partition of a row."""
         base = walk >> LINE_BITS << LINE_BITS
         found = self._places.get(base)
         if found is None:
@@ -304,21 +304,21 @@ class Work(LooseLines, Tasks):
         return found
 
     def at(self, walk: int) -> RowRef:
-        """Where a row stands."""
+        """Return the path and line of a row."""
         place = self.place(walk)
         return RowRef(place.path, walk - place.base)
 
     def forget_places(self) -> None:
-        """Partitions may have got other places."""
+        """Drop the cached places of partitions, which may have changed."""
         self._places.clear()
 
     def waiter_after(self, dataset: Dataset, sample_key: int, walk: int) -> int | None:
-        """The first row behind ``walk`` that is quarantined because an earlier row has this id."""
+        """Return the first row after ``walk`` that is quarantined because an earlier row has this id."""
         (found,) = self._run(first_waiter(dataset), (sample_key, walk)).fetchone()
         return None if found is None else int(found)
 
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
-        """The rows behind ``walk`` that fail a gate behind the one for ids, and that are duplicates if ``walk`` is exported."""
+        """Return rows after ``walk`` that fail a gate after the id gate: duplicates if ``walk`` is exported."""
         found = self._run(
             "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ? AND walk > ?"
             f" AND {BEHIND_ID[dataset.value]}",
@@ -327,12 +327,12 @@ class Work(LooseLines, Tasks):
         return [each for (each,) in found]
 
     def has_retained_verdicts(self) -> bool:
-        """Whether any absent verdict is remembered."""
+        """Return whether there are absent rows, or rests of absent files that forbid a run."""
         absent = f"SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'absent') OR {ABSENT_RESTS}"
         return bool(self._run(absent).fetchone()[0])
 
     def verdicts(self, run_id: str, options: Options) -> InForce:
-        """The categories in force for RAG and SFT, and among present verdicts alone."""
+        """Return the current verdicts for RAG and SFT, and among present verdicts only."""
         if self._said is None:
             return self._verdicts.in_force(run_id, options)
         found = self._said.get(run_id)
@@ -343,7 +343,7 @@ class Work(LooseLines, Tasks):
         return found
 
     def verdict_place(self, run_id: str, category: Category) -> Verdict | None:
-        """Where the last verdict of this category stands: present, or else absent."""
+        """Return the place of a run's last verdict of this category: in present rows, else absent ones, else rests."""
         codes = ", ".join(str(code) for code, verdict in VERDICTS.items() if verdict is category)
         found = (
             self._run(
@@ -374,7 +374,7 @@ class Work(LooseLines, Tasks):
         return Verdict(category, RowRef(*found)) if found else None
 
     def stamps(self, batches: Iterable[int]) -> dict[int, str]:
-        """The times that batches stamped on their rows."""
+        """Return the times that batches stamped on their rows."""
         wanted = sorted(set(batches))
         found: dict[int, str] = {}
         for start in range(0, len(wanted), 500):

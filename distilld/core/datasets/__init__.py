@@ -1,1 +1,1 @@
-"""From a joined row, or from two rows of a task, to an outcome: one module per dataset."""
+"""Judge a scored row with its evidence, or two rows of a task: one module per dataset."""

@@ -20,20 +20,20 @@ Row = TypeVar("Row")
 
 
 def pair_up(accepted: Sequence[Row], rejected: Sequence[Row], partial: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The pairs of one task, chosen first: accepted with rejected, or where there is none, with partially accepted.
+    """Return the pairs of one task, chosen first: accepted with rejected, or if there is none, with partially accepted.
 
-    Each sequence is in walk order; its first five suffice, since at most five pairs are tried.
+    Each sequence is in walk order; its first five rows are enough, because at most five pairs are made.
     """
     return list(islice(product(accepted, rejected or partial), PAIRS_PER_TASK))
 
 
 def id_digits(chosen_run_id: str, rejected_run_id: str, task_id: str) -> str:
-    """The 16 hex digits of a pair's id."""
+    """Return the 16 hex digits of a pair's id."""
     return hashlib.sha256(f"{chosen_run_id}|{rejected_run_id}|{task_id}".encode()).hexdigest()[:16]
 
 
 def judge(case: PairCase, at: RowRef) -> Outcome:
-    """What becomes of one pair; ``at`` is where its chosen row stands."""
+    """Judge one pair; ``at`` is the place of its chosen row."""
     for gate in PREFERENCE_GATES:
         errors = gate.check(case)
         if errors:

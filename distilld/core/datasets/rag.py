@@ -16,7 +16,7 @@ EMBEDDING_UNITS = 2000
 
 
 def judge(case: RowCase, at: RowRef) -> Outcome:
-    """What becomes of one scored row in RAG: the gates in order, then its sample's schema."""
+    """Judge one scored row for RAG: the gates in order, then the schema of its sample."""
     return rows.judge_row(Dataset.RAG, RAG_GATES, _sample, case, at)
 
 
@@ -49,7 +49,7 @@ def _sample(case: RowCase, digits: str) -> dict[str, Any] | str:
 
 
 def _first_line(text: str) -> str:
-    """The first line that is not blank, or an empty string; found without looking at any blank line twice."""
+    """Return the first line that is not blank, or an empty string; no blank line is read twice."""
     blank = len(text) - len(text.lstrip(WHITESPACE))
     if blank == len(text):
         return ""

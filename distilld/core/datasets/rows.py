@@ -1,4 +1,4 @@
-"""What RAG and SFT share: one scored row goes through a table of gates, then its sample through the schema."""
+"""The code that RAG and SFT share: one scored row passes a table of gates, then its sample the schema."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from distilld.core.records import id_digits
 from distilld.core.samples import faults_of
 
 _make: Final = tuple.__new__
-"""What a NamedTuple's own constructor does, without its price, where there is one for each row."""
+"""The same as a NamedTuple's constructor, but faster, for code that runs for each row."""
 Build = Callable[[RowCase, str], dict[str, Any] | str]
-"""Makes the sample for an id, or names the field of the evidence that it lacks."""
+"""Returns the sample for an id, or the name of an evidence field that is missing."""
 
 
 def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: RowCase, at: RowRef) -> Outcome:
-    """What becomes of one scored row in ``dataset``."""
+    """Judge one scored row for ``dataset``."""
     for gate in gates:
         errors = gate.check(case)
         if errors:
@@ -74,7 +74,7 @@ def _short_record(case: RowCase) -> dict[str, Any]:
 
 
 def provenance_of(case: RowCase) -> dict[str, Any]:
-    """The provenance that a sample carries: the scored row's, stamped later."""
+    """Return the provenance of a sample: that of the scored row; its batch sets the time later."""
     scored = case.scored
     return {
         "source_file": scored.source_file,

@@ -13,7 +13,7 @@ from distilld.core.samples import SCHEMA_VERSION
 
 
 def judge(case: RowCase, at: RowRef) -> Outcome:
-    """What becomes of one scored row in SFT: the gates in order, then its sample's schema."""
+    """Judge one scored row for SFT: the gates in order, then the schema of its sample."""
     return rows.judge_row(Dataset.SFT, SFT_GATES, _sample, case, at)
 
 
@@ -38,7 +38,7 @@ def _sample(case: RowCase, digits: str) -> dict[str, Any] | str:
 
 
 def _instruction(source_file: str, evidence: EvidenceRecord, missing_source_file: str) -> str | None:
-    """The template of the row's source, filled in; None where the template needs a task id and there is none."""
+    """Fill in the template of the row's source; return None if the template needs a task id and there is none."""
     stem = source_file.removeprefix("data/_kb/").removesuffix(".jsonl")
     file = evidence.first_source_file or missing_source_file
     task = evidence.task_id
