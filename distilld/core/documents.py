@@ -42,8 +42,8 @@ class ScoredRun(_Open):
     evidence_task_id: Annotated[
         NotEmpty | None, Field(description="Runs of one task make preference pairs; a snapshot never splits a task.")
     ] = None
-    category: Annotated[Category, Field(description="The last one of a run, over all files, is in force.")]
-    reasons: Annotated[list[str], Field(description="The first one stands in the reason of a preference pair.")] = []
+    category: Annotated[Category, Field(description="The last one of a run, over all files, is its current verdict.")]
+    reasons: Annotated[list[str], Field(description="The first one is quoted in the reason of a preference pair.")] = []
     provenance: ScoredProvenance
 
 
@@ -71,7 +71,7 @@ class Evidence(_Open):
 
     run_id: NotEmpty
     task_id: str
-    model_role: Annotated[NotEmpty | None, Field(description="SFT takes executor, reviewer and applier alone.")] = None
+    model_role: Annotated[NotEmpty | None, Field(description="SFT takes only executor, reviewer and applier.")] = None
     model_name: NotEmpty | None = None
     text: Annotated[NotBlank, Field(description="The answer; a row without it is quarantined.")]
     source_files: list[str] = []
@@ -81,7 +81,7 @@ class Evidence(_Open):
 
 
 class VerdictLocation(_Closed):
-    """Where a verdict stands."""
+    """The place of a verdict."""
 
     partition: str
     line_offset: int
@@ -110,7 +110,7 @@ class WithdrawalRow(_Closed):
 
 
 class ReceiptGit(_Closed):
-    """The checkout that the root is; all null where it is none."""
+    """The git checkout that contains the root; all null if there is none."""
 
     sha: str | None
     branch: str | None
@@ -132,9 +132,9 @@ class ReceiptInput(_Closed):
 
 
 class ReceiptOutput(_Closed):
-    """An export that the batch wrote, as it stands behind it.
+    """An export that the batch wrote, in its state after the batch.
 
-    ``sha256`` is that of its bytes where they come to no more than ``segment_bytes``, or where that is missing. Of a
+    ``sha256`` is that of the bytes if there are at most ``segment_bytes`` of them, or if that is null. Of a
     longer file it is the sha256 of the sha256s of its segments, each of ``segment_bytes`` but the last.
     """
 
@@ -150,7 +150,7 @@ class ReceiptOutput(_Closed):
 
 
 class ReceiptDatasetCounts(_Closed):
-    """One dataset behind the batch, and what the batch did to it."""
+    """One dataset after the batch, and what the batch did to it."""
 
     rows: int
     quarantine_rows: int
@@ -177,7 +177,7 @@ class ReceiptCounts(_Closed):
 
 
 class ReceiptRunCounts(_Closed):
-    """What a run did to one dataset; replaced rows are among the appended ones alone."""
+    """What a run did to one dataset; a replaced row counts only as appended."""
 
     appended: int
     withdrawn: int
@@ -185,7 +185,7 @@ class ReceiptRunCounts(_Closed):
 
 
 class ReceiptRun(_Closed):
-    """A run up to this batch: one scan and all batches that followed from it. A few withdrawn runs are named."""
+    """The run up to this batch: one scan and the batches that followed. The first few withdrawn runs are named."""
 
     run_id: str
     batches: int
@@ -200,9 +200,7 @@ class ReceiptWork(_Closed):
     rows_indexed: int
     rows_judged: int
     bytes_read: int
-    lag_ms: Annotated[int | None, Field(description="For how long the input had been waiting that waited longest.")] = (
-        None
-    )
+    lag_ms: Annotated[int | None, Field(description="How long the oldest input had waited.")] = None
 
 
 class ReceiptTail(_Closed):
@@ -213,7 +211,7 @@ class ReceiptTail(_Closed):
 
 
 class Receipt(_Closed):
-    """reports/distillation/BATCH/receipt.json: the account of one batch; each names the sha256 of the one before."""
+    """reports/distillation/BATCH/receipt.json: the record of one batch; each names the sha256 of the one before."""
 
     schema_version: Literal[1]
     distilld_version: str

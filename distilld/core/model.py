@@ -101,7 +101,7 @@ class OnDelete(Word):
 
 
 class Trigger(Word):
-    """What set a batch off."""
+    """What triggered a batch."""
 
     STARTUP = "startup"
     WATCH = "watch"
@@ -115,7 +115,7 @@ class Trigger(Word):
 
 
 class Cause(Word):
-    """Why an exported row left or was replaced: the first that fits (SPEC 3.9)."""
+    """Why an exported row left or was replaced: the first cause that applies (SPEC 3.9)."""
 
     PRUNED = "pruned"
     REVOKED = "revoked"

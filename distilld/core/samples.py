@@ -56,7 +56,7 @@ class RagSample(_Strict):
 
 
 class SftSample(_Strict):
-    """One instruction, its context and the accepted response; no SFT_NEVER category can be written down here."""
+    """One instruction, its context and the accepted response; no category of SFT_NEVER is valid here."""
 
     schema_version: Literal[1]
     id: NotBlank
@@ -85,14 +85,14 @@ class PreferenceSample(_Strict):
 
 
 class Location(_Strict):
-    """Where the quarantined row stands: its partition below ``data/scored-runs`` and its line."""
+    """The place of the quarantined row: its partition below ``data/scored-runs`` and its line."""
 
     partition: NotEmpty
     line_offset: Annotated[int, Field(ge=0)]
 
 
 class QuarantineRow(_Strict):
-    """One row that is not exported. ``source_provenance`` is left out where the row has none to give."""
+    """One row that is not exported. ``source_provenance`` is missing if the row has none."""
 
     exporter: Literal["rag", "sft", "preference"]
     reason: Reason
