@@ -141,24 +141,9 @@ class Indexer(FileIndexer):
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
         elif not plan.gone:
-            reads = self._take_turns(reads, seen, next_turn)
+            self._out.postponed = _large_evidence(reads, seen, next_turn)
+            reads = [read for read in reads if read[0] not in self._out.postponed]
         return reads, plan.gone
-
-    def _take_turns(
-        self, reads: list[tuple[FileKey, Look]], seen: Mapping[FileKey, PartitionFile], next_turn: FileKey | None
-    ) -> list[tuple[FileKey, Look]]:
-        """Postpone large evidence while there is other work.
-
-        Scored files never are, for they may forbid what others allow; nor is evidence that comes with its rows.
-        """
-        with_rows = {path for (kind, path), _ in reads if kind is InputKind.SCORED}
-        large = [key for key, _ in reads if seen[key].stat.size > TURN_BYTES and key[1] not in with_rows]
-        if next_turn in large:
-            large.remove(next_turn)
-        elif len(large) == len(reads):
-            del large[:1]
-        self._out.postponed = large
-        return [read for read in reads if read[0] not in set(large)]
 
     def take_one(self, file: PartitionFile, out: Indexed) -> None:
         """Index an evidence file that was left unread, and add the results to ``out``."""
@@ -302,6 +287,22 @@ class Indexer(FileIndexer):
             self._evidence.stage()
             self._evidence.apply(record, whole_file=True)
         self._inputs.forget_file(record)
+
+
+def _large_evidence(
+    reads: list[tuple[FileKey, Look]], seen: Mapping[FileKey, PartitionFile], next_turn: FileKey | None
+) -> list[FileKey]:
+    """Return the large evidence files to postpone while there is other work: all but the one whose turn it is.
+
+    Scored files are never postponed, for they may forbid what others allow; nor is evidence that comes with its rows.
+    """
+    with_rows = {path for (kind, path), _ in reads if kind is InputKind.SCORED}
+    large = [key for key, _ in reads if seen[key].stat.size > TURN_BYTES and key[1] not in with_rows]
+    if next_turn in large:
+        large.remove(next_turn)
+    elif len(large) == len(reads):
+        del large[:1]
+    return large
 
 
 def _left_unread(unread: dict[int, UnreadEvidence], changed: Set[str]) -> set[FileKey]:
