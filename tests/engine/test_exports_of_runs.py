@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,7 @@ def test_older_store_learns_the_reason(lake: HistoryLake) -> None:
     lake.both(B, *(score(f"s{number}") for number in range(4)))
     lake.go()
     lake.stop()
-    with sqlite3.connect(lake.state) as store:
+    with closing(sqlite3.connect(lake.state)) as store, store:
         store.execute("DELETE FROM _sqlite_migrations WHERE name = 'm008_too_many_exports'")
         store.execute("DELETE FROM outcomes WHERE outcome = 'too_many_exports'")
         store.execute("DELETE FROM totals WHERE outcome NOT IN (SELECT code FROM outcomes)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_first_waiter_is_found_in_walk_order(lake: HistoryLake, dataset: str) ->
 def of_the_version_before(lake: HistoryLake) -> None:
     """Leave the store with the indexes and the segments of the version before."""
     lake.stop()
-    with sqlite3.connect(lake.state) as store:
+    with closing(sqlite3.connect(lake.state)) as store, store:
         store.executescript(
             "DELETE FROM _sqlite_migrations WHERE name = 'm010_smaller_store';\n"
             "DROP INDEX scored_rows_by_key; DROP INDEX pairs_by_key;\n"
