@@ -166,3 +166,21 @@ def test_options_that_were_taken_back_are_no_change_for_ever(
 def refuse_to_write(*_: object, **__: object) -> NoReturn:
     """What a full disk does."""
     raise OperatorError("no room")
+
+
+def test_file_that_was_left_alone_is_read_whatever_its_facts_say(tmp_path: Path) -> None:
+    """A file whose facts lie was left until it is still; the look in the middle of the pass believed them for good."""
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a"))
+        lake.go()
+        assert lake.exported(Dataset.RAG) == {"a"}
+        lake.scored(A, run("a", "rejected"))
+        with lake.engine.store.transaction():
+            record = lake.engine.inputs.files()[InputKind.SCORED, A]
+            record.facts, record.unsure_since_ns = StatFacts.of(lake.scored_path(A).stat()), None
+            lake.engine.inputs.write_file(record)
+        lake.go()
+        assert lake.exported(Dataset.RAG) == {"a"}, "the facts are believed"
+        lake.engine._unsettled = [(InputKind.SCORED, A)]
+        lake.go()
+        assert lake.exported(Dataset.RAG) == set()
