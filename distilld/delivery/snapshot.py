@@ -125,7 +125,7 @@ class _Printed:
                 made.append(orjson.dumps(form.make(row)))
             else:
                 continue
-            told = told or {"id": id_, "split": self.side, "task_id": task, "row_sha256": content_sha256(line)}
+            told = told or self._provenance(line, id_, task)
         if told is not None:
             if row is not None:
                 told.update(provenance_of(row))
@@ -135,10 +135,10 @@ class _Printed:
         """Add rows in ``raw``, which is the only form here."""
         for _, made in self.made:
             made.extend(lines)
-        self.told += [
-            orjson.dumps({"id": id_, "split": self.side, "task_id": task, "row_sha256": content_sha256(line)})
-            for line, id_, task in zip(lines, ids, tasks, strict=True)
-        ]
+        self.told += [orjson.dumps(self._provenance(*each)) for each in zip(lines, ids, tasks, strict=True)]
+
+    def _provenance(self, line: bytes, id_: str, task: str) -> dict[str, Any]:
+        return {"id": id_, "split": self.side, "task_id": task, "row_sha256": content_sha256(line)}
 
 
 @dataclass(slots=True)
@@ -193,10 +193,10 @@ class _Writer:
             ids = list(map(id_of_line, lines))
             tasks = _tasks_of(dataset, lines, ids, known)
             sides = self._sides_of(dataset, tasks)
-            if not shaped and VALIDATION not in sides:
+            are_alike = not shaped and VALIDATION not in sides
+            if are_alike:
                 train.add_all(lines, ids, tasks)
-                sides = []
-            for line, id_, task, side in zip(lines, ids, tasks, sides, strict=False):
+            for line, id_, task, side in () if are_alike else zip(lines, ids, tasks, sides, strict=True):
                 row: Row | None = orjson.loads(line) if shaped else None
                 answer = None
                 if row is not None and texts is not None:
@@ -300,10 +300,9 @@ class _Writer:
         assert self._batch.batch is not None  # noqa: S101  refused before
         body = (
             f"An immutable copy of batch {self._batch.batch.batch_id}, made by `distilld snapshot`. `{MANIFEST}` says"
-            " what"
-            f" it was made of, `{PROVENANCE}/` where each row comes from, by id. `distilld snapshot --check` names the"
-            " rows that were withdrawn or replaced since.\n\nThe prompt of an SFT row ends in its context, which may"
-            " name the model that answered."
+            f" what it was made of, `{PROVENANCE}/` where each row comes from, by id. `distilld snapshot"
+            " --check` names the rows that were withdrawn or replaced since.\n\nThe prompt of an SFT row ends in its"
+            " context, which may name the model that answered."
         )
         return card_text("distilld snapshot", configs, body) if configs else f"# distilld snapshot\n\n{body}\n"
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Final
 
-from distilld.core.datasets import preference
 from distilld.core.decisions import Decisions, PairRow, id_of
-from distilld.core.line_facts import CATEGORIES, EXPORTED, VERDICTS, TaskRow, key_of
+from distilld.core.line_facts import CATEGORIES, EXPORTED, VERDICTS
 from distilld.core.model import Dataset, OperatorError, Options
 from distilld.core.samples import sample_signs
 from distilld.engine.jobs import Result, TaskJob
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder
+from distilld.engine.pair_jobs import formed_pairs
 from distilld.engine.spans import Part, Span, SpanDone
 from distilld.lake.lines import digest_of
 from distilld.store.work import Work
@@ -67,9 +67,7 @@ def check_pairs(job: TaskJob, result: Result, options: Options) -> None:
 
 def _pairs_of(order: TaskOrder, options: Options) -> Iterator[tuple[Any, ...]]:
     """Yield a task's pairs as they are recorded, up to their outcomes, and whether verdicts allow their export."""
-    for slot, pair in enumerate(preference.pair_up(*order.rows)):
-        chosen, other = map(TaskRow._make, pair)
-        key = key_of(preference.id_digits(chosen.run_id, other.run_id, order.task_id))
+    for slot, (chosen, other, key) in enumerate(formed_pairs(order.task_id, order.rows)):
         partitions = chosen.partition_id, other.partition_id
         agreed = all(VERDICTS.get(row.verdict or 0) is CATEGORIES[row.category] for row in (chosen, other))
         facts = order.task_id, slot, chosen.run_id, other.run_id, other.category, *partitions, key

@@ -23,7 +23,7 @@ class FreedLines:
         self._changes = batch.out.changes[dataset]
         self._exported: dict[int, tuple[Recorded, Withdrawal]] = {}
         """By id, with the withdrawal that is published if no row takes the line over."""
-        self._held: dict[tuple[int | None, int | None], Departure] = {}
+        self._quarantined: dict[tuple[int | None, int | None], Departure] = {}
         """By partition and line: the row there now may have the same quarantine line."""
 
     def add(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause) -> None:
@@ -42,31 +42,31 @@ class FreedLines:
         """Return the free line of an id, for the row that has the id now."""
         return self._exported.pop(key)[0] if key in self._exported else None
 
-    def add_held(self, departure: Departure) -> None:
+    def add_quarantined(self, departure: Departure) -> None:
         """Add the quarantine line of a row that is gone; it leaves unless the row now in its place has the same one."""
-        before = self._held.pop((departure.partition_id, departure.row_line), None)
+        before = self._quarantined.pop((departure.partition_id, departure.row_line), None)
         if before is not None:
             self._changes.drop_quarantined(before.line)
-        self._held[departure.partition_id, departure.row_line] = departure
+        self._quarantined[departure.partition_id, departure.row_line] = departure
 
-    def take_held(self, walk: int, code: int, quarantined: Rendered) -> Recorded | None:
+    def take_quarantined(self, walk: int, code: int, quarantined: Rendered) -> Recorded | None:
         """Return the free quarantine line of a row's place if the row's new line equals it."""
-        if not self._held:
+        if not self._quarantined:
             return None
         place = self._batch.work.place(walk)
-        left = self._held.get((place.partition_id, walk - place.base))
+        left = self._quarantined.get((place.partition_id, walk - place.base))
         if left is None or left.outcome != code:
             return None
         stamped = quarantined.line(self._stamps.of(left.batch))
         if digest_of(stamped) != left.line:
             return None
-        del self._held[left.partition_id, left.row_line]
+        del self._quarantined[left.partition_id, left.row_line]
         self._changes.keep_quarantined(left.line, stamped)
         return Recorded(code, left.line, left.batch)
 
     def finish(self) -> None:
         """Remove the lines that are still free, and publish the withdrawals."""
-        for left in self._held.values():
+        for left in self._quarantined.values():
             self._changes.drop_quarantined(left.line)
         for key, (recorded, withdrawal) in self._exported.items():
             self._changes.drop_key(key, recorded.line)

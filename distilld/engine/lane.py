@@ -190,7 +190,7 @@ class Lane:
                 self._changes.keep_quarantined(recorded.line, stamped)
                 return recorded if recorded.code == code else Recorded(code, recorded.line, recorded.batch)
             self._changes.drop_quarantined(recorded.line)
-        left = self.freed.take_held(row.walk, code, quarantined) if recorded.code is None else None
+        left = self.freed.take_quarantined(row.walk, code, quarantined) if recorded.code is None else None
         if left is not None:
             return left
         line = quarantined.line(self._out.recorded_at)

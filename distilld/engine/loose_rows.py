@@ -36,7 +36,7 @@ class LooseRows:
             if each.dataset is Dataset.PREFERENCE:
                 self._let_pair_go(each)
             elif each.outcome != EXPORTED:
-                self._lanes[each.dataset].freed.add_held(each)
+                self._lanes[each.dataset].freed.add_quarantined(each)
             else:
                 revoked = each.cause != Cause.PRUNED and self._batch.forbids(each.dataset, each.run_id)
                 cause = Cause.REVOKED if revoked else Cause(each.cause)

@@ -102,7 +102,7 @@ class PairJobs:
             if self._absent_verdicts:
                 rows = [[(*row[:-1], self._verdict(TaskRow._make(row))) for row in some] for some in rows]
             is_plain = plainly and task_id not in recorded
-            formed = [] if is_plain else _formed(task_id, rows)
+            formed = [] if is_plain else formed_pairs(task_id, rows)
             tasks.append(AskedTask(TaskOrder(task_id, rows, is_plain), formed, recorded.get(task_id, []), {}))
         keys = {pair.key for task in tasks for pair in task.formed}
         if not keys:
@@ -117,7 +117,8 @@ class PairJobs:
         return None if verdict is None else CATEGORY_CODES[verdict]
 
 
-def _formed(task_id: str, rows: list[list[tuple[Any, ...]]]) -> list[FormedPair]:
+def formed_pairs(task_id: str, rows: list[list[tuple[Any, ...]]]) -> list[FormedPair]:
+    """Return the pairs that the rows of a task form, in order."""
     pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*rows)]
     return [
         FormedPair(chosen, other, key_of(preference.id_digits(chosen.run_id, other.run_id, task_id)))

@@ -23,12 +23,10 @@ class Counts:
     def is_fresh(self) -> bool:
         """Return whether nothing was ever judged, so that new facts cannot change an outcome."""
         counters = dict(self._run("SELECT name, value FROM counters").fetchall())
-        return (
-            counters["scored_rows"] == counters["unjudged_rows"]
-            and not self._run("SELECT EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM pairs)").fetchone()[
-                0
-            ]
-        )
+        if counters["scored_rows"] != counters["unjudged_rows"]:
+            return False
+        judged = "SELECT EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM pairs)"
+        return not self._run(judged).fetchone()[0]
 
     def add_total(self, dataset: str, state: str, outcome: int, rows: int) -> None:
         """Add rows to a dataset's total in a state; a negative number subtracts."""

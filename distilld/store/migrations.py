@@ -173,13 +173,11 @@ def m011_words_of_the_glossary(db: Database) -> None:
         return text
 
     views = db.conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid").fetchall()
-    old_indexes = (
-        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND name LIKE '%frozen%' AND sql IS NOT NULL"
-    )
-    indexes = db.conn.execute(f"{old_indexes} UNION SELECT name, sql FROM sqlite_master WHERE name = 'emptied_rows'")
-    recreated = indexes.fetchall()
+    indexes = db.conn.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '%frozen%'"
+    ).fetchall()
     _run_script(db, "".join(f"DROP VIEW {name};\n" for name, _ in views))
-    _run_script(db, "".join(f"DROP INDEX {name};\n" for name, _ in recreated))
+    _run_script(db, "".join(f"DROP INDEX {name};\n" for name, _ in indexes))
     _run_script(
         db,
         "ALTER TABLE frozen_rows RENAME COLUMN frozen_id TO retained_id;\n"
@@ -198,7 +196,7 @@ def m011_words_of_the_glossary(db: Database) -> None:
         "UPDATE outcomes SET outcome = 'exported' WHERE outcome = 'shipped';\n"
         "UPDATE lake SET name = 'files_to_read_again' WHERE name = 'files_to_read_anew';\n",
     )
-    _run_script(db, ";\n".join(renamed(sql) for _, sql in (*recreated, *views)))
+    _run_script(db, ";\n".join(renamed(sql) for _, sql in (*indexes, *views)))
 
 
 MIGRATIONS: Final = (

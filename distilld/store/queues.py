@@ -124,9 +124,8 @@ class Queues:
     def doubt_orphans(self, source: str) -> None:
         """Mark orphans as undecided if new rows name their runs: the inputs cover these runs now (SPEC 3.11)."""
         named = f"(SELECT run_id FROM {source})"
-        if self._run("SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 1)").fetchone()[
-            0
-        ]:
+        decided = "SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 1)"
+        if self._run(decided).fetchone()[0]:
             self._run(
                 "UPDATE retained_rows INDEXED BY retained_rows_by_run SET accepted = 0"
                 f" WHERE kind = 'orphan' AND run_id IN {named}"

@@ -70,16 +70,17 @@ class Finished:
 
 def of_rows(lie: Callable[[SpanDone, Finished], None], least: int = 2) -> Lie:
     """Lie about a span of which at least so many rows were exported."""
+    return lambda done: (
+        isinstance(done, SpanDone) and sum(row[0] == EXPORTED for row in done.fresh) >= least and told(done, lie)
+    )
 
-    def told(done: Any) -> bool:
-        if not isinstance(done, SpanDone) or sum(row[0] == EXPORTED for row in done.fresh) < least:
-            return False
-        finished = Finished(done)
-        lie(done, finished)
-        finished.put_back()
-        return True
 
-    return told
+def told(done: Any, lie: Callable[[Any, Finished], None]) -> bool:
+    """Tell a lie, with digests that fit."""
+    finished = Finished(done)
+    lie(done, finished)
+    finished.put_back()
+    return True
 
 
 def replace(old: bytes, new: bytes, stream: int = RAG_EXPORTED) -> Lie:
@@ -198,16 +199,7 @@ def give_another_id(done: Any) -> bool:
 
 def of_pairs(lie: Callable[[PlainTasks, Finished], None]) -> Lie:
     """Lie about tasks of which a pair was exported."""
-
-    def told(done: Any) -> bool:
-        if not isinstance(done, PlainTasks) or not done.outcomes[EXPORTED]:
-            return False
-        finished = Finished(done)
-        lie(done, finished)
-        finished.put_back()
-        return True
-
-    return told
+    return lambda done: isinstance(done, PlainTasks) and bool(done.outcomes[EXPORTED]) and told(done, lie)
 
 
 def change_pair(place: int, value: object) -> Lie:
