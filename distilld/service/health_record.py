@@ -7,10 +7,10 @@ do write nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from distilld.lake.scan import Oddity
 from distilld.store.connection import Store
@@ -22,6 +22,8 @@ FAILURE: Final = "last_failure"
 UNREADABLE: Final = "unreadable_inputs"
 OVERDUE: Final = "withdrawal_overdue_since"
 WATCHING: Final = "watching"
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,19 @@ class Vitals:
 
 
 def read_vitals(store: Store) -> Vitals:
-    """Return what was written last; empty vitals if a failure or input has another version's form."""
-    failure = _parsed(store.recall(FAILURE))
+    """Return what was written last; leave out a failure or an input in another version's form."""
     unreadable = _parsed(store.recall(UNREADABLE))
     pid = store.recall(PID) or ""
-    try:
-        return Vitals(
-            pid=int(pid) if pid.isdecimal() else None,
-            started_at=_moment(store.recall(STARTED)),
-            last_scan_at=_moment(store.recall(SCANNED)),
-            failure=Failure(**failure) if failure else None,
-            unreadable=tuple(Unreadable(**each) for each in unreadable or ()),
-            overdue_since=_moment(store.recall(OVERDUE)),
-            watching=store.recall(WATCHING),
-        )
-    except TypeError:
-        return Vitals()
+    found = [_as_written(Unreadable, each) for each in (unreadable if isinstance(unreadable, list) else ())]
+    return Vitals(
+        pid=int(pid) if pid.isdecimal() else None,
+        started_at=_moment(store.recall(STARTED)),
+        last_scan_at=_moment(store.recall(SCANNED)),
+        failure=_as_written(Failure, _parsed(store.recall(FAILURE))),
+        unreadable=tuple(each for each in found if each is not None),
+        overdue_since=_moment(store.recall(OVERDUE)),
+        watching=store.recall(WATCHING),
+    )
 
 
 def write_vitals(store: Store, vitals: Vitals, before: Vitals) -> None:
@@ -117,6 +116,13 @@ def _as_facts(vitals: Vitals) -> dict[str, str | None]:
         OVERDUE: vitals.overdue_since,
         WATCHING: vitals.watching,
     }
+
+
+def _as_written(kind: Callable[..., Record], facts: Any) -> Record | None:
+    try:
+        return kind(**facts)
+    except TypeError:
+        return None
 
 
 def _moment(text: str | None) -> str | None:

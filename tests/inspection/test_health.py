@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import re
 import shutil
@@ -410,13 +411,26 @@ def test_looking_changes_nothing(settings: Settings) -> None:
 def test_vitals_of_another_form_are_left_out(settings: Settings, running: Engine) -> None:
     """What another version left, or somebody edited, is no reason to fail."""
     odd = {"last_failure": '{"odd": 1}', "unreadable_inputs": "no json", "daemon_pid": "x", "last_scan_at": "then"}
+    before = read_vitals(running.store)
     for name, value in odd.items():
         running.store.remember(name, value)
-    assert read_vitals(running.store) == Vitals()
+    assert read_vitals(running.store) == Vitals(started_at=before.started_at, watching=before.watching)
     assert diagnose(settings) == []
-    running.store.remember("last_failure", None)
-    assert read_vitals(running.store).last_scan_at is None
-    assert diagnose(settings) == []
+
+
+def test_vitals_of_another_form_hide_no_other_one(settings: Settings, running: Engine) -> None:
+    """An input that another version noted otherwise, or a list that is none, leaves the rest to be read."""
+    since = "2026-01-01T00:00:00.000Z"
+    before = read_vitals(running.store)
+    vitals = replace(before, failure=Failure(since, since, 1, "why", ""), unreadable=(Unreadable("a", "b", since),))
+    write_vitals(running.store, vitals, before)
+    noted = json.loads(running.store.recall("unreadable_inputs") or "")
+    running.store.remember("unreadable_inputs", json.dumps([{"odd": 1}, *noted, 5]))
+    assert read_vitals(running.store) == vitals
+    running.store.remember("unreadable_inputs", "5")
+    assert read_vitals(running.store) == replace(vitals, unreadable=())
+    running.store.remember("last_failure", '{"odd": 1}')
+    assert read_vitals(running.store) == replace(vitals, failure=None, unreadable=())
 
 
 def every_problem() -> set[str]:
