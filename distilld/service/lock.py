@@ -38,7 +38,7 @@ _RETRY_SECONDS: Final = 0.01
 _MOST_BYTES: Final = 65_536
 _BEGINNING: Final = b'{"pid": '
 _MOST_TROUBLE: Final = 1000
-"""Characters of ``trouble`` and of ``remedy`` each, so that the file normally fits in its one block."""
+"""Bytes of ``trouble`` and of ``remedy`` each, as JSON, so that the file normally fits in its one block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +305,7 @@ def _stands_at(descriptor: int, path: Path) -> bool:
 def _write(descriptor: int, state: Path | None, trouble: str | None = None, remedy: str = "") -> None:
     record = {"pid": os.getpid(), "state": None if state is None else str(state), "process": _process("self")}
     if trouble is not None:
-        record |= {"trouble": trouble[:_MOST_TROUBLE], "remedy": remedy[:_MOST_TROUBLE]}
+        record |= {"trouble": _cut(trouble), "remedy": _cut(remedy)}
     content = json.dumps(record).encode() + b"\n"
     try:
         # In place, then cut to length: a full disk does not keep a writer from starting.
@@ -313,6 +313,14 @@ def _write(descriptor: int, state: Path | None, trouble: str | None = None, reme
         os.ftruncate(descriptor, len(content))
     except OSError as error:
         raise OperatorError(f"cannot write the lock file: {_why(error)}", hint=remedy_of(error)) from error
+
+
+def _cut(text: str) -> str:
+    # As JSON, a character takes one byte, six or twelve.
+    text = text[:_MOST_TROUBLE]
+    while len(json.dumps(text)) > _MOST_TROUBLE:
+        text = text[: len(text) * 7 // 8]
+    return text
 
 
 def _read(descriptor: int) -> Holder:

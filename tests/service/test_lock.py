@@ -404,6 +404,18 @@ def test_trouble_outlasts_its_writer_and_binds_no_store(root: Path, state: Path,
     assert holder(root) == Holder(running=False, state=state)
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "日", "𝄞", "\udc80", "\n"])
+def test_trouble_stays_within_its_block_in_any_script(root: Path, state: Path, letter: str) -> None:
+    """The file is overwritten in place, which works on a full disk only where it takes no further block."""
+    with writer_lock(root, state) as lock:
+        lock.bind()
+        tell_trouble(root, "why: " + letter * 5000, letter * 5000)
+        assert (root / LOCK_FILE).stat().st_size < 4096
+        found = holder(root)
+        assert (found.trouble or "").startswith("why: " + letter * 50)
+        assert set(found.remedy or "") == {letter}
+
+
 REPLACE_THEN_HOLD = """
 import os, sys
 from pathlib import Path
