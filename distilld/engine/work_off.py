@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from time import monotonic_ns
+from typing import Final
 
 import structlog
 
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
 from distilld.core.model import (
-    TAMPERINGS_AN_HOUR,
     Dataset,
     InputChanged,
     InputKind,
@@ -36,6 +36,9 @@ from distilld.publish.restore import AnotherWriterError
 from distilld.store.export_lines import ExportLines
 
 log = structlog.get_logger()
+
+CHECKS_IN_A_PASS: Final = 3
+"""How often a pass restores exports that are damaged; after that, another writer must be at work."""
 
 
 class WorkingOff(Looking):
@@ -209,7 +212,7 @@ class WorkingOff(Looking):
         """Make exports and store agree before anything is judged: adopt older exports, restore damaged ones.
 
         Raises:
-            AnotherWriterError: They are damaged at a check after the first three within a pass.
+            AnotherWriterError: They are damaged after the checks that a pass allows.
         """
         if self.committer.writes:
             self.committer.keep_lock()
@@ -219,7 +222,7 @@ class WorkingOff(Looking):
             if self.restorer.take_over(now_ns):
                 self.inputs.forget_files()
             self._mendings += 1
-            if self._mendings > TAMPERINGS_AN_HOUR and self.restorer.damaged():
+            if self._mendings > CHECKS_IN_A_PASS and self.restorer.damaged():
                 raise AnotherWriterError(
                     "another writer changes exports/ whenever they are restored",
                     hint="find out who writes below exports/ and stop it; see export_tampered in the log",
