@@ -60,10 +60,10 @@ def run_demo(folder: Path, stage: Stage) -> None:
     _clear(root, shown)
     lake, settings = _set_up(root)
     say = stage.say
-    say(f"A sample lakehouse is in {shown}/data: {lake.scored_rows} scored runs of nine sources on three days,")
-    say(f"and the evidence of each. Its settings are in {shown}/{CONFIG_FILE}.")
+    say(f"A sample lakehouse is in {shown}/data: {lake.scored_rows} scored runs of nine sources")
+    say(f"on three days, and their evidence. Its settings are in {shown}/{CONFIG_FILE}.")
     say("")
-    say("1. THE FIRST RUN reads everything once and decides, row by row, what may be trained on.")
+    say("1. THE FIRST RUN reads everything once and decides what may be trained on.")
     say("")
     _show_first(_run(settings), stage, shown)
     say("2. THE LAKE CHANGES, and one verdict is reversed.")
@@ -136,7 +136,7 @@ def _show_first(report: RunReport, stage: Stage, shown: str) -> None:
             quarantined.append((str(reason), *counts, _MEANINGS[reason]))
     columns = ("reason", *map(str, report.datasets), "which means")
     stage.show(Table("What was quarantined, and why", columns, quarantined))
-    stage.say("No row is dropped silently: every scored row is exported or quarantined, in rag and in sft.")
+    stage.say("No row is dropped silently: rag and sft export or quarantine each one.")
     stage.say("")
 
 
@@ -158,8 +158,8 @@ def _change(lake: SampleLake, stage: Stage) -> None:
         if same
     ]
     stage.say(f"- The run {run_id}")
-    stage.say("  was accepted and exported. Now it is scored as rejected, in place: the file keeps its")
-    stage.say(f"  {', '.join(kept)}; only the content differs. It is read when it has not changed for a second.")
+    stage.say("  was accepted and exported. Now it is scored as rejected, in place: the file")
+    stage.say(f"  keeps its {', '.join(kept)}. It is read when it has not changed for a second.")
     stage.say("")
 
 
@@ -202,9 +202,9 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (report.receipt or "reports/distillation", "its receipt, a link in a chain"),
         ("state/distilld.db", "the state store; any SQLite tool reads it"),
     )
-    width = max(len(path) for path, _ in looks)
     for path, what in looks:
-        say(f"  {shown}/{path.ljust(width)}  {what}")
+        say(f"  {shown}/{path}")
+        say(f"      {what}")
     say("")
     say("Then try:")
     tries = (
@@ -214,9 +214,9 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (f"{call} status", "the state of the lake"),
         (f"{call} inspect", "the same in a browser; needs pip install 'distilld[inspect]'"),
     )
-    width = max(len(command) for command, _ in tries)
     for command, what in tries:
-        say(f"  {command.ljust(width)}  # {what}")
+        say(f"  {command}")
+        say(f"      {what}")
 
 
 # looking

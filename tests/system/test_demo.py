@@ -56,7 +56,7 @@ def test_json_holds_the_tables(shown: tuple[Path, Ran], tmp_path: Path) -> None:
 def test_demo_shows_the_rejected_run_leave(shown: tuple[Path, Ran]) -> None:
     """The run that is scored anew in place stood in all three datasets, stands in none now, and is published."""
     folder, ran = shown
-    assert "size, inode, mtime; only the content differs" in ran.out
+    assert "keeps its size, inode, mtime." in ran.out
     run_id = re.search(r"^- The run (\S+)$", ran.out, flags=re.MULTILINE)
     assert run_id is not None
     for dataset in Dataset:
@@ -81,14 +81,21 @@ def test_demo_names_files_and_commands_that_work(shown: tuple[Path, Ran]) -> Non
     """Each file that the demo points at is there, and each command that it suggests ends with 0."""
     folder, ran = shown
     look, _, tries = ran.out.partition("3. LOOK FOR YOURSELF")[2].partition("Then try:")
-    files = re.findall(r"^  (\S+)", look, flags=re.MULTILINE)
+    files = re.findall(r"^  (\S+)$", look, flags=re.MULTILINE)
     assert len(files) == 6
     assert all((folder / name).is_file() for name in files)
-    *commands, last = re.findall(r"^  distilld (.+?) +#", tries, flags=re.MULTILINE)
+    *commands, last = re.findall(r"^  distilld (.+)$", tries, flags=re.MULTILINE)
     assert (len(commands), last.split()[-1]) == (4, "inspect")  # which runs until somebody ends it
     for command in commands:
         assert distilld(*command.split(), cwd=folder).code == 0
     assert distilld(*commands[0].split(), cwd=folder).out.startswith("up to date: ")
+
+
+def test_prose_of_the_demo_fits_into_80_columns(shown: tuple[Path, Ran]) -> None:
+    """What is no table, path, command or row of an export is read without a line that a terminal breaks."""
+    prose = [line for line in shown[1].out.splitlines() if not line.startswith("  ") or line.startswith("  was ")]
+    assert len(prose) > 10
+    assert [line for line in prose if len(line) > 80] == []
 
 
 def test_second_demo_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
