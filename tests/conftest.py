@@ -11,6 +11,8 @@ import pytest
 KEPT = {"CI", "HISTORIES_SEED", "HOME", "LANG", "LOGNAME", "PATH", "TMPDIR", "USER"}
 """What a test may know of the shell. The rest, be it TZ, COLUMNS or NO_COLOR, would change what programs print."""
 
+SLOW_SECONDS = 6 * 3600
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Drop every other variable, for this process and for the programs that tests start."""
@@ -19,6 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     os.environ["LANG"] = "C.UTF-8"
     time.tzset()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests hours before they count as hanging: on a busy machine some take more than one."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,6 @@ def test_a_kill_at_one_of_each_call_loses_nothing(prepare: Prepare, history: His
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("history", [*HISTORIES, *MORE_HISTORIES], ids=History.__str__)
 def test_a_kill_at_every_call_loses_nothing(prepare: Prepare, history: History) -> None:
     """A kill at every call, statements inside transactions included, is made good by the next start."""
@@ -113,7 +112,6 @@ def test_a_kill_in_the_recovery_loses_nothing(prepare: Prepare, history: History
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("history", [FIRST, NINE, NINE_IN_PLACE], ids=History.__str__)
 def test_a_kill_at_every_call_of_every_recovery_loses_nothing(prepare: Prepare, history: History) -> None:
     """Killed at every call, and again at every call of the recovery that follows: the next start makes it good."""

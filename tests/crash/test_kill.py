@@ -131,7 +131,6 @@ def test_a_few_kills_at_random_moments_lose_nothing(prepare: Prepare, quick_fold
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_many_kills_at_random_moments_lose_nothing(prepare: Prepare, quick_folder: Path) -> None:
     """The same with 300 kills."""
     kill_many_times(prepare(LIVE), quick_folder, 300)
@@ -144,7 +143,6 @@ def strace_works() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not strace_works(), reason="strace is missing, or may not trace here")
 @pytest.mark.parametrize(
     ("call", "stride"),

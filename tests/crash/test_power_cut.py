@@ -51,7 +51,6 @@ def test_a_power_cut_at_one_of_each_call_loses_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @both_kinds
 @pytest.mark.parametrize("history", [*HISTORIES, *MORE_HISTORIES], ids=History.__str__)
 def test_a_power_cut_at_every_call_loses_nothing(
@@ -101,7 +100,6 @@ def test_a_power_cut_in_the_recovery_loses_nothing(prepare: Prepare, stash: Path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("history", [FIRST, NINE, NINE_IN_PLACE], ids=History.__str__)
 def test_a_power_cut_in_every_recovery_loses_nothing(prepare: Prepare, stash: Path, history: History) -> None:
     """The same after a kill at every call."""

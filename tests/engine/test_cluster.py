@@ -26,7 +26,7 @@ from tests.support.dask_cluster import A_MINUTE_AHEAD, HIDDEN, OTHER_VERSION, Da
 from tests.support.history_lake import A, B, HistoryLake, run
 from tests.support.running import daemon, until
 
-pytestmark = [needs_dask, pytest.mark.timeout(240)]
+pytestmark = needs_dask
 
 
 @pytest.fixture

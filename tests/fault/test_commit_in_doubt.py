@@ -59,7 +59,6 @@ def test_the_store_is_written_once_more_before_an_export_is_undone(prepare: Prep
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(not strace_works(), reason="strace is missing, or may not trace here")
 @pytest.mark.parametrize("history", [APPEND, NINE], ids=History.__str__)
 def test_no_commit_in_doubt_loses_rows(prepare: Prepare, history: History) -> None:

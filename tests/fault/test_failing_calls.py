@@ -165,7 +165,6 @@ def test_a_fault_at_one_of_each_call_is_survived(prepare: Prepare, history: Hist
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("history", [*HISTORIES, *MORE_HISTORIES], ids=History.__str__)
 def test_a_fault_at_every_call_is_survived(prepare: Prepare, history: History) -> None:
     """Every call fails in every way that it can, once and for a while."""

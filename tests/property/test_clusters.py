@@ -110,7 +110,6 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Histories
 
 
 @needs_dask
-@pytest.mark.timeout(900)
 def test_cluster_gives_the_bytes_of_a_local_run(mounted: type[ClusterHistories]) -> None:
     """Exports, quarantine and withdrawals are equal after every pass of random histories, times and batch ids aside."""
     done = run(mounted, steps=20, max_examples=8, derandomize=True)
@@ -120,7 +119,6 @@ def test_cluster_gives_the_bytes_of_a_local_run(mounted: type[ClusterHistories])
 
 @needs_dask
 @pytest.mark.slow
-@pytest.mark.timeout(7_200)
 def test_cluster_gives_the_bytes_of_a_local_run_for_a_thousand_steps(mounted: type[ClusterHistories]) -> None:
     """The same for longer."""
     steps = 0

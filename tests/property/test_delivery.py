@@ -8,7 +8,6 @@ import shutil
 from dataclasses import replace
 from typing import Any, Final
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
@@ -157,7 +156,6 @@ class Deliveries(Histories):
             self.check_snapshot()
 
 
-@pytest.mark.timeout(600)
 def test_copies_and_snapshots_follow_every_history() -> None:
     """After every step of many histories a copy by changes alone is the dataset, and a snapshot names what changed."""
     done = run(Deliveries, steps=25, max_examples=40, derandomize=True)

@@ -237,7 +237,6 @@ def test_random_history(file: File, seed: int, width: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_long_random_history(file: File) -> None:
     """The same for a hundred thousand steps, with small segments and many a compaction."""
     _random_history(file, random.Random(7), 512, steps=100_000, most_lines=60)

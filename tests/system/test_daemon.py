@@ -408,7 +408,6 @@ def test_burst_of_new_partitions(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_burst_of_10000_new_partitions(root: Path, tmp_path: Path) -> None:
     """10,000 partitions that appear at once are all read, and none twice."""
     burst(root, 10_000, 600)
@@ -481,7 +480,6 @@ def test_killed_while_a_producer_writes(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_killed_a_hundred_times(root: Path, tmp_path: Path) -> None:
     """A hundred kills, and as many rows as a producer writes in half an hour that writes twenty a second."""
     kill_again_and_again(root, kills=100, rows=36_000, folder=tmp_path)

@@ -17,7 +17,7 @@ from tests.support.running import until
 from tests.support.systemd_box import SITE, SOURCE, Box, booted, wait_state
 from tests.system.test_units import make
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 LAKE = "/srv/lakehouse"
 WORKED_PARTITIONS = 25

@@ -24,7 +24,7 @@ from distilld.store.connection import CACHE_KIB
 from tests.service.test_daemon import Script, Scripted
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.slow
 
 BATCHES = 20_000
 WARM = 4_000

@@ -163,7 +163,6 @@ def test_uninstall_takes_away_what_install_put(unit: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_install_works_from_a_folder_of_its_own(tmp_path: Path) -> None:
     """'make install' with DESTDIR leaves a program that runs, a config that is proved good, and no trace of DESTDIR."""
     source = tmp_path / "source"
