@@ -38,7 +38,7 @@ from distilld.store.export_lines import ExportLines
 log = structlog.get_logger()
 
 CHECKS_IN_A_PASS: Final = 3
-"""How often a pass restores exports that are damaged; after that, another writer must be at work."""
+"""How often a pass checks the exports and restores what is damaged; later damage is another writer's."""
 
 
 class WorkingOff(Looking):

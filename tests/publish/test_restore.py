@@ -1416,6 +1416,7 @@ def test_rebuild_beside_another_writer_ends(full: HistoryLake, monkeypatch: pyte
     with pytest.raises(AnotherWriterError, match="another writer"):
         while_it_judges(full, monkeypatch, lambda: append_junk(path_of(full, "sft")))
     assert full.content("sft").endswith(b"00000000000000")
+    assert len(full.engine.export_records.tamperings()) == 2
 
 
 def test_pass_that_failed_half_way_can_be_run_again(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
