@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -202,9 +202,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (report.receipt or "reports/distillation", "its receipt, a link in a chain"),
         ("state/distilld.db", "the state store; any SQLite tool reads it"),
     )
-    for path, what in looks:
-        say(f"  {shown}/{path}")
-        say(f"      {what}")
+    _list(stage, looks, before=f"{shown}/")
     say("")
     say("Then try:")
     tries = (
@@ -214,9 +212,14 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (f"{call} status", "the state of the lake"),
         (f"{call} inspect", "the same in a browser; needs pip install 'distilld[inspect]'"),
     )
-    for command, what in tries:
-        say(f"  {command}")
-        say(f"      {what}")
+    _list(stage, tries)
+
+
+def _list(stage: Stage, items: Iterable[tuple[str, str]], *, before: str = "") -> None:
+    """Print each path or command, with ``before`` in front, and below it what it is for."""
+    for item, purpose in items:
+        stage.say(f"  {before}{item}")
+        stage.say(f"      {purpose}")
 
 
 # looking

@@ -27,8 +27,7 @@ TURNS: Final = 3
 SLOWER: Final = 5
 
 _JUDGED: Final = """
-import atexit, time
-from distilld.engine import pool
+import time
 from distilld.engine.judge_span import SpanJudge
 from distilld.engine.judge_task import TaskJudge
 def wrapped(judge, rows_of):
@@ -43,6 +42,8 @@ if not hasattr(SpanJudge, "wrapped"):
 TIMED: Final = (
     _JUDGED
     + """
+import atexit
+from distilld.engine import pool
 spent = [0.0, 0]
 def judge_rows(judge, rows):
     start = time.process_time()
