@@ -25,5 +25,6 @@ def content_sha256(line: bytes) -> str:
     if start < 0 or last < 0:
         return hashlib.sha256(line).hexdigest()
     start, last = start + len(CREATED), last + len(_RECORDED)
-    kept = line[:start] + line[line.index(b'"', start) : last] + line[line.index(b'"', last) :]
-    return hashlib.sha256(kept).hexdigest()
+    sha = hashlib.sha256(memoryview(line)[:start])
+    sha.update(line[line.index(b'"', start) : last] + line[line.index(b'"', last) :])
+    return sha.hexdigest()

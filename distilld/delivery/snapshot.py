@@ -135,7 +135,7 @@ class _Printed:
         """Add rows in ``raw``, which is the only form here."""
         for _, made in self.made:
             made.extend(lines)
-        self.told += [orjson.dumps(self._provenance(*each)) for each in zip(lines, ids, tasks, strict=True)]
+        self.told += map(orjson.dumps, map(self._provenance, lines, ids, tasks))
 
     def _provenance(self, line: bytes, id_: str, task: str) -> dict[str, Any]:
         return {"id": id_, "split": self.side, "task_id": task, "row_sha256": content_sha256(line)}

@@ -49,8 +49,10 @@ class RowTasks:
         if len(ahead) > _MOST_AHEAD:
             ahead.clear()
         for query in self._look_ups:
-            if wanted := [key for key in keys if key not in found]:
-                found.update(self._run(query, (f"[{','.join(map(str, wanted))}]",)))
+            if len(found) == len(keys):
+                break
+            wanted = [key for key in keys if key not in found]
+            found.update(self._run(query, (f"[{','.join(map(str, wanted))}]",)))
         return found
 
 
