@@ -116,8 +116,11 @@ install-program: # The program in a virtual environment of its own, and the comm
 	@# Isolated: no code from the working directory or from the caller's environment.
 	@$(FOR_ALL) printf '#!/bin/sh\nexec %s/lib/distilld/bin/python -I -m distilld "$$@"\n' '$(PREFIX)' >'$(DESTDIR)$(PREFIX)/bin/distilld'
 	@chmod 0755 '$(DESTDIR)$(PREFIX)/bin/distilld'
-	@$(FOR_ALL) install -d '$(DESTDIR)$(DOCDIR)'
-	@install -m 0644 README.md CHANGELOG.md docs/*.md monitoring/* '$(DESTDIR)$(DOCDIR)'
+	@# As in the source tree, so that links between pages work.
+	@$(FOR_ALL) for folder in . config docs docs/decisions monitoring; do install -d '$(DESTDIR)$(DOCDIR)'/$$folder; done
+	@install -m 0644 *.md '$(DESTDIR)$(DOCDIR)'
+	@for folder in config docs docs/decisions monitoring; do \
+		find $$folder -maxdepth 1 -type f -exec install -m 0644 -t '$(DESTDIR)$(DOCDIR)'/$$folder {} +; done
 
 install-units: # The service's unit, its user and its folders
 	@$(FOR_ALL) install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'

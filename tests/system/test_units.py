@@ -132,6 +132,16 @@ def test_what_the_service_needs_is_open_to_its_user(tmp_path: Path) -> None:
     assert (tmp_path / "d/etc/distilld/distilld.toml").read_text() == "config\n"
     assert (tmp_path / "d/opt/x/lib/distilld/lib/installed").exists()
     assert closed_to_others(tmp_path / "d") == []
+    pages = tmp_path / "d/opt/x/share/doc/distilld"
+    links = [
+        (page, link)
+        for page in pages.rglob("*.md")
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    ]
+    assert len(links) > 40
+    assert [(page, link) for page, link in links if not (page.parent / link).exists()] == []
+    unit = (tmp_path / "d/opt/x/lib/systemd/system/distilld.service").read_text()
+    assert (tmp_path / f"d{unit.partition('Documentation=file://')[2].split()[0]}").is_file()
 
 
 def test_install_fetches_only_what_the_lock_file_has_a_hash_of(tmp_path: Path) -> None:
