@@ -89,8 +89,8 @@ def run(common: Common, once: bool, check: bool, **flags: Any) -> ExitCode:
     Watches the two trees, exports and withdraws rows as files change, and writes a receipt of every batch. SIGHUP
     reads the configuration again. Failures are logged and retried.
 
-    With --once: reads what changed since the last run, does the same, and exits; with 1 if an input could not be read.
-    Run again over the same input it changes nothing.
+    With --once, it reads what changed since the last run, does the same, and exits. The exit code is 1 if an input
+    could not be read. Run again over the same input it changes nothing.
     """
     given = _Flags(**flags)
     if check:

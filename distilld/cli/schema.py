@@ -26,7 +26,7 @@ _INPUTS = ("scored-run", "evidence", "receipt")
     type=click.Choice(FORMATS),
     default=FORMATS[0],
     show_default=True,
-    help="JSON Schema, or the types for a loader: a Python module, of duckdb the value of 'columns'.",
+    help="JSON Schema, or types for a loader: a Python module; for duckdb, the value of 'columns'.",
 )
 @common_options
 def schema(_common: Common, name: str, form: str) -> ExitCode:

@@ -15,7 +15,7 @@ from distilld.cli.exit_codes import ExitCode
 def show(common: Common, row_id: str, as_json: bool) -> ExitCode:
     """Show the row ID of a dataset, and everything about the run or the two runs that it comes from.
 
-    Of a row that was withdrawn, the runs are shown. Exits with 1 if no dataset ever had the id. Changes nothing.
+    If the row was withdrawn, only its runs are shown. Exits with 1 if no dataset ever had the id. Changes nothing.
     """
     from distilld.cli.explain import print_text
     from distilld.cli.output import print_json

@@ -18,8 +18,8 @@ def _sha256(text: str) -> str:
 
 
 @click.command(short_help="Check receipts, exports, accounting and firewall.")
-@click.option("--deep", is_flag=True, help="Recompute everything from the inputs and compare; holds them in memory.")
-@click.option("--anchor", metavar="SHA256", help="Fail unless a receipt of this sha256, noted elsewhere, still stands.")
+@click.option("--deep", is_flag=True, help="Recompute all from the inputs and compare; needs 2 KB of memory a row.")
+@click.option("--anchor", metavar="SHA256", help="Fail unless a receipt with this sha256 still stands.")
 @common_options
 @json_option
 def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> ExitCode:

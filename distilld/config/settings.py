@@ -122,8 +122,8 @@ class Settings:
     settle_seconds: float = _key(
         Number(0, _DAY_SECONDS),
         1.0,
-        "A file that shrank, changed in place or returned is read only when it has not changed for this long, and "
-        "after ten times that in any case. 0: off.",
+        "How long a file that shrank, changed in place or returned must stay unchanged before it is read, in seconds. "
+        "If it keeps changing, it is read after ten times that. 0: off.",
     )
     rescan_seconds: float = _key(
         Number(0, _DAY_SECONDS, least_allowed=False),
@@ -133,8 +133,8 @@ class Settings:
     scrub_hours: float = _key(
         Number(0, 365 * 24),
         24,
-        "Every input file is hashed again once in so many hours, in case its size and times do not show a change. "
-        "0: off.",
+        "Every input file is hashed again once per this many hours, to find changes that its size and times do not "
+        "show. 0: off.",
     )
     batch_rows: int = _key(
         Whole(1, 10_000_000), 50_000, "The maximum number of rows in a batch. A batch also ends at 32 MiB of input."
@@ -155,8 +155,8 @@ class Settings:
     writer: Writer = _key(
         Choice(get_args(Writer)),
         "daemon",
-        "What 'distilld health' asks for: 'daemon' that one runs and scans, 'timer' that the last run is no older than "
-        "three times rescan_seconds.",
+        "What 'distilld health' checks. 'daemon': a daemon runs and scans. 'timer': the last run began at most three "
+        "times rescan_seconds ago.",
         begins="Reports",
     )
     receipts_keep: int = _key(

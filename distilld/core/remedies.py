@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-_OTHER: Final = "see what the system says of it (journalctl -k, dmesg)"
+_OTHER: Final = "look for the error in the kernel's log (journalctl -k, dmesg)"
 
 BY_ERRNO: Final[Mapping[int, str]] = MappingProxyType(
     {
@@ -15,12 +15,12 @@ BY_ERRNO: Final[Mapping[int, str]] = MappingProxyType(
         errno.EDQUOT: "raise the disk quota of distilld's user, or make room within it (quota -u)",
         errno.EROFS: "mount it for writing, or add the folder to ReadWritePaths= of the unit",
         errno.EACCES: "give distilld's user the permission: see owner, group and mode of it and of the folders above",
-        errno.EPERM: "take away what forbids it: an immutable or append-only flag (lsattr), or another owner",
+        errno.EPERM: "remove what forbids it: an immutable or append-only flag (lsattr), or another owner",
         errno.EIO: "have the disk checked (smartctl, dmesg)",
         errno.EFBIG: "raise the limit on file sizes (LimitFSIZE= of the unit, ulimit -f), or use another disk",
         errno.EMFILE: "raise LimitNOFILE= of the unit (ulimit -n)",
         errno.ENFILE: "raise fs.file-max, or find what holds so many files open (lsof)",
-        errno.ENOLCK: "the file system has no locks to give: start its lock service (rpc.statd), or use a local disk",
+        errno.ENOLCK: "the file system cannot lock files: start its lock service (rpc.statd), or use a local disk",
         errno.ESTALE: "mount the network file system again: its server no longer knows the file",
         errno.ENOMEM: "free memory, or raise MemoryMax= of the unit",
         errno.EBUSY: "end what is using it (fuser, lsof), or unmount what is mounted there",
@@ -48,8 +48,8 @@ BY_SQLITE: Final[Mapping[str, str]] = MappingProxyType(
         "SQLITE_BUSY": "another program keeps the store locked: end its transaction (fuser shows which program)",
         "SQLITE_BUSY_RECOVERY": "another program is recovering the store: wait until it is done",
         "SQLITE_LOCKED": "a statement of this process holds the table: run it again, and report it",
-        "SQLITE_READONLY": "the store may not be written: look at the owner and mode of it, of -wal, of -shm and of the"
-        " folder, and whether it is mounted for writing",
+        "SQLITE_READONLY": "the store is read-only: check owner and mode of the store, of its -wal and -shm files"
+        " and of its folder, and whether the file system is mounted for writing",
         "SQLITE_READONLY_DBMOVED": "the store was moved or removed while it was open: put it back, or restart",
         "SQLITE_FULL": "make room where the store lies (df -h)",
         "SQLITE_IOERR": "have the disk of the store checked (smartctl, dmesg); a disk quota or a limit on"
@@ -61,7 +61,7 @@ BY_SQLITE: Final[Mapping[str, str]] = MappingProxyType(
         "SQLITE_CANTOPEN": "let distilld's user enter the store's folder, and read and write the files in it",
         "SQLITE_PROTOCOL": "SQLite's locks do not work there: keep the store on a local disk, not on a network share",
         "SQLITE_NOLFS": "the file system takes no files of that size: keep the store on another one",
-        "SQLITE_PERM": "SQLite was refused the mode that it asked for: give the store to distilld's user",
+        "SQLITE_PERM": "SQLite may not set the file's mode: make distilld's user the owner of the store",
         "SQLITE_NOMEM": "free memory, or raise MemoryMax= of the unit",
         "SQLITE_TOOBIG": "a value is larger than SQLite takes: lower max_line_bytes",
         "SQLITE_INTERRUPT": "it was interrupted: run it again",
@@ -72,7 +72,7 @@ BY_SQLITE: Final[Mapping[str, str]] = MappingProxyType(
 BY_EVENT: Final[Mapping[str, str]] = MappingProxyType(
     {
         "batch_undone": "none for this event alone: the line before or after it says why",
-        "batch_failed": "see the exception, and report it; it is tried again",
+        "batch_failed": "report the exception as a bug; distilld tries again",
         "stage_finished": "see what the command printed",
         "scan_failed": "mount the input trees, or make them readable",
         "folder_not_listed": "make the folder readable, or mount what is missing",
@@ -84,7 +84,7 @@ BY_EVENT: Final[Mapping[str, str]] = MappingProxyType(
         "unreviewed_verdict": "check the scorer: the category is none of the four",
         "malformed_evidence": "check the producer: the runs on these lines have no evidence",
         "input_changed": "none: the file is read again",
-        "partition_absent": "bring the files back; if they are to go, see distilld prune",
+        "partition_absent": "restore the files; if they were removed on purpose, see distilld prune",
         "tripwire_tripped": "distilld prune --vanished --yes withdraws them, distilld prune --accept --yes keeps them",
         "export_tampered": "find out who writes below exports/ and stop it (ls -l, fuser, auditctl)",
         "export_set_aside": "look at the copy, then remove it",

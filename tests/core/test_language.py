@@ -21,16 +21,9 @@ FORMS = {
     "frozen": r"frozen|fr(?:ee|o)zes?|thaw\w*",
 }
 """Of a retired word, what else it appears as."""
-PAGES = [
-    "README.md",
-    "docs/cli.md",
-    "docs/logs.md",
-    "docs/operations.md",
-    "docs/performance.md",
-    "docs/state.md",
-    "docs/contract.md",
-    *(f"docs/decisions/{path.name}" for path in sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))),
-]
+PAGES = sorted(
+    str(page.relative_to(REPOSITORY)) for pattern in ("*.md", "docs/**/*.md") for page in REPOSITORY.glob(pattern)
+)
 
 
 def prose(page: str) -> list[str]:
