@@ -65,8 +65,10 @@ class Exports(LiveFiles):
 
     # writing
 
-    def append(self, name: str, known: Committed, blocks: Pieces) -> Written:
+    def append(self, name: str, known: Committed, blocks: Pieces, after: SegmentHash | None = None) -> Written:
         """Append after the committed length, and fsync. The file exists, and the caller has committed an intent.
+
+        The digest continues from ``after``, the planned state of the committed bytes, if they are to be overwritten.
 
         Raises:
             ExportTamperedError: The file is not what its last commit left.
@@ -76,7 +78,7 @@ class Exports(LiveFiles):
         with writing_errors(EXPORT_PATHS[name]):
             descriptor = open_in_folder(self._root / EXPORT_PATHS[name], os.O_WRONLY)
             try:
-                output = Output(descriptor, self._hashes[name][0].copy())
+                output = Output(descriptor, (after or self._hashes[name][0]).copy())
                 os.lseek(descriptor, known.size, os.SEEK_SET)
                 for block in blocks:
                     output.write(block)
@@ -161,30 +163,26 @@ class Exports(LiveFiles):
     def plan(self, name: str, known: Committed, leaving: Counter[bytes], *, grows: bool) -> Overwriting | None:
         """Plan how to overwrite the lines with these digests; return None if the file must be rewritten instead.
 
-        A later :meth:`append` continues from the planned state.
-
         Raises:
             ExportTamperedError: The file is not what its last commit left.
             ExportReadError: The file cannot be read.
         """
         if self._segments is None or known.size < LEAST_BYTES:
             return None
-        facts = self.check(name, known)
+        self.check(name, known)
         candidates = self._segments.holding(name, {digest[:MARK_BYTES] for digest in leaving})
         with self._opened(name, known) as descriptor, reading_errors(EXPORT_PATHS[name]):
             export = OpenExport(EXPORT_PATHS[name], descriptor, known, self._hashes[name][0])
             segments = partial(self._segments.some, name)
-            planned = plan_overwrite(export, leaving, candidates, segments, grows=grows)
-        if planned is not None and facts is not None:
-            self._hashes[name] = (planned.sha, facts)
-        return planned
+            return plan_overwrite(export, leaving, candidates, segments, grows=grows)
 
     def planned(self, name: str, known: Committed, planned: Overwriting, blocks: Pieces | None) -> Written:
         """Append these blocks now; return what the file is after they and the planned spaces are written."""
         if blocks is not None:
-            written = self.append(name, known, blocks)
+            written = self.append(name, known, blocks, planned.sha)
         else:
-            sha, facts = self._hashes[name]
+            sha, facts = planned.sha, self._hashes[name][1]
+            self._hashes[name] = (sha, facts)
             written = Written(sha.size, sha.hexdigest(), facts, segment_bytes=sha.segment_bytes)
         return replace(written, dropped=planned.rows, spaces=planned.spaces)
 

@@ -191,6 +191,29 @@ def test_file_that_was_edited_behind_the_commit_is_restored(
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
+@pytest.mark.parametrize("gone", ["r07", "r39"], ids=["middle", "last"])
+@pytest.mark.parametrize("grows", [False, True], ids=["shrinks", "grows"])
+def test_new_mode_between_plan_and_commit_keeps_no_row(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, gone: str, *, grows: bool
+) -> None:
+    """The file was hashed again then, and the digest of its old content was taken for that of the planned one."""
+    real = Exports.plan
+
+    def plan(self: Exports, name: str, *arguments: Any, **options: Any) -> Any:
+        planned = real(self, name, *arguments, **options)
+        os.chmod(lake.root / EXPORT_PATHS[name], 0o600 if planned is None else 0o604)
+        return planned
+
+    monkeypatch.setattr(Exports, "plan", plan)
+    reject(lake, gone)
+    if grows:
+        lake.both("2026/05/01/new.jsonl", run("new"))
+    lake.go()
+    assert lake.exported("rag") == lake.exported("sft") == set(RUNS) - {gone} | ({"new"} if grows else set())
+    committed_and_whole(lake.root)
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
 def damaged(lake: HistoryLake) -> None:
     """Edit a row of a file that has spaces in it."""
     content = lake.content("rag")
