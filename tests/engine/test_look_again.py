@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from distilld.core.line_facts import LINES_END
 from distilld.core.model import Dataset, Trigger
 from distilld.engine import index, looking
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
-from tests.support.history_lake import A, B, C, HistoryLake, run
+from distilld.inspection.verify import verify
+from distilld.lake import lines
+from distilld.lake import scan as scanning
+from distilld.store import walk_order
+from tests.support.builders import jsonl
+from tests.support.history_lake import A, B, C, HistoryLake, given, run
 
 pytestmark = pytest.mark.usefixtures("look_after_each_batch")
 
@@ -63,7 +70,7 @@ def test_rejection_in_the_middle_of_a_pass_takes_its_row_out_with_the_next_batch
 def test_partition_that_changes_before_its_turn_is_judged_as_it_is_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its evidence was left unread, its scored file is another one: both are taken in anew, and nothing is lost."""
+    """Its evidence was left unread, its scored file is another one: both are read again, and nothing is lost."""
     monkeypatch.setattr(index, "LEAVE_FROM", 0)
     lake = HistoryLake(tmp_path, batch_rows=2)
     lake.both(A, run("one"), run("two"))
@@ -84,4 +91,91 @@ def test_evidence_that_is_gone_before_its_turn(tmp_path: Path, monkeypatch: pyte
     lake.both(B, run("three"), run("four"))
     lake.go()
     assert lake.exported(Dataset.SFT) == {"one", "two", "three", "four"}
+    lake.stop()
+
+
+def is_exact(lake: HistoryLake) -> bool:
+    """Whether a full pass over the same inputs comes to the same."""
+    return not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
+def test_rejection_in_a_rest_that_settles_during_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It adds no line, but a verdict: jobs that were made ahead took the run for one that nothing forbids."""
+    lake = HistoryLake(tmp_path, batch_rows=2)
+    lake.both(A, run("one"), run("two"))
+    lake.go()
+    lake.both(B, *(run(f"b{number}") for number in range(8)))
+    path = lake.scored_path(C)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'{"evidence_run_id":"one","category":"rejected","reasons":["no')
+    monkeypatch.setattr(Engine, "_is_still", lambda *_: False)
+    pass_with(lake, monkeypatch, lambda: monkeypatch.setattr(Engine, "_is_still", lambda *_: True))
+    assert lake.exported(Dataset.SFT) == {"two", *(f"b{number}" for number in range(8))}
+    assert is_exact(lake)
+    lake.stop()
+
+
+def test_partitions_that_are_gone_before_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They got places, and all places moved: the rows of the jobs that were made ahead were elsewhere by then."""
+    monkeypatch.setattr(walk_order, "BASE_STEP", 2 * LINES_END)
+    lake = HistoryLake(tmp_path, batch_rows=2)
+    lake.both(A, run("one"))
+    lake.both(C, run("two"))
+    lake.go()
+    lake.both(A, *(run(name) for name in ("one", "a1", "a2", "a3", "a4")))
+    lake.both(C, *(run(name) for name in ("two", "c1", "c2", "c3", "c4")))
+    passing = [lake.scored_path(B.replace("beta", name)) for name in ("b1", "b2")]
+    real = scanning.scan
+
+    def scan(root: Path) -> scanning.Scan:
+        found = real(root)
+        for path in passing:
+            path.unlink(missing_ok=True)
+        return found
+
+    def come() -> None:
+        for path in passing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jsonl([run(path.stem)]))
+        monkeypatch.setattr(scanning, "scan", scan)
+
+    pass_with(lake, monkeypatch, come)
+    assert lake.ask("SELECT value FROM counters WHERE name = 'walk_relabels'") == [(1,)]
+    assert lake.exported(Dataset.SFT) == {"one", "two", *(f"{file}{number}" for file in "ac" for number in range(1, 5))}
+    assert lake.ask("SELECT count(*) FROM scored_rows WHERE sft IS NULL") == [(0,)]
+    assert is_exact(lake)
+    lake.stop()
+
+
+def test_file_that_is_cut_back_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first rows were in the store by then, in no queue, and counted as judged."""
+    lake = HistoryLake(tmp_path, batch_rows=2)
+    lake.both(A, run("one"), run("two"))
+    lake.both(C, run("three"))
+    lake.go()
+    lake.both(B, *(run(f"b{number}") for number in range(8)))
+    long = {"note": "x" * 200_000}
+    rejected = run("one", "rejected", provenance__sig_hash="again", **long)
+    added = jsonl([rejected, run("four", **long), run("five", **long)])
+    lake.evidence(C, *(given(name) for name in ("three", "four", "five")))
+    path = lake.scored_path(C)
+    real, whole = lines.PartitionReader.blocks, [True]
+
+    def blocks(self: lines.PartitionReader) -> Iterator[list[lines.Line]]:
+        for number, block in enumerate(real(self)):
+            yield block
+            if number == 1 and whole and os.fstat(self._descriptor).st_ino == path.stat().st_ino:
+                whole.clear()
+                os.truncate(path, path.read_bytes()[:-100].rfind(b"\n") + 1)
+
+    def come() -> None:
+        with path.open("ab") as file:
+            file.write(added)
+        monkeypatch.setattr(lines.PartitionReader, "blocks", blocks)
+
+    pass_with(lake, monkeypatch, come)
+    assert not whole
+    assert lake.exported(Dataset.SFT) == {"two", "three", "four", *(f"b{number}" for number in range(8))}
+    assert lake.ask("SELECT count(*) FROM scored_rows WHERE sft IS NULL") == [(0,)]
+    assert is_exact(lake)
     lake.stop()
