@@ -140,10 +140,12 @@ class Inputs:
         )
         self.files()[record.kind, record.path] = record
 
-    def take(self, record: FileRecord) -> None:
-        """Update the cached record of a file that another part of the store wrote."""
-        if self._files is not None:
-            self._files[record.kind, record.path] = record
+    def note_facts(self, hashed: FileRecord) -> None:
+        """Update the cached record of a file that was hashed again: not its place, which may have changed since."""
+        record = self._files.get((hashed.kind, hashed.path)) if self._files is not None else None
+        if record is not None:
+            record.facts, record.hashed_at_ns = hashed.facts, hashed.hashed_at_ns
+            record.unsure_since_ns = hashed.unsure_since_ns
 
     def doubt(self, keys: Iterable[FileKey]) -> None:
         """Make the next look read known files again, even if stat shows the recorded facts."""

@@ -79,5 +79,5 @@ class Looks:
             if changed:
                 doubted |= not same
                 record.facts = facts
-                self._inputs.take(record)
+                self._inputs.note_facts(record)
         return doubted

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from distilld.core.line_facts import LINES_END
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, Trigger
 from distilld.engine import engine as passes
 from distilld.engine import index_file, index_lines, looking, work_off
 from distilld.files.boot import boot_id
+from distilld.inspection.verify import verify
 from distilld.lake import scan as scanning
 from distilld.service import recheck
 from distilld.service.recheck import LONGEST_PAUSE_SECONDS, SCRUB_REST, Recheck
-from distilld.store import inputs
+from distilld.store import inputs, walk_order
+from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, C, HistoryLake, history_lake, run
 
 SECOND = 10**9
@@ -311,3 +314,26 @@ def test_rest_behind_the_last_line_is_hashed_too(lake: HistoryLake, clock: Simpl
     assert again.found
     doubted = lake.ask("SELECT p.path, kind FROM files JOIN partitions p USING (partition_id) WHERE ctime_ns < 0")
     assert doubted == [(C, InputKind.SCORED.value)]
+
+
+def test_places_that_moved_while_a_file_was_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the file as it was before took the place of the present one: later rows were stored elsewhere."""
+    monkeypatch.setattr(walk_order, "BASE_STEP", 2 * LINES_END)
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a"))
+        lake.both(C, run("c"))
+        lake.go()
+        lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = 0")
+        being_hashed = lake.engine.looks.unsure(1 << 62)
+        assert being_hashed
+        lake.both(B.replace("beta", "b1"), run("b1"))
+        lake.both(B.replace("beta", "b2"), run("b2"))
+        lake.go()
+        assert lake.ask("SELECT value FROM counters WHERE name = 'walk_relabels'") == [(1,)]
+        with lake.engine.store.transaction():
+            assert not lake.engine.looks.note([(record, True) for record in being_hashed])
+        with lake.scored_path(C).open("ab") as file:
+            file.write(jsonl([run("b2", "rejected", provenance__sig_hash="again")]))
+        lake.go()
+        assert lake.exported(Dataset.RAG) == {"a", "b1", "c"}
+        assert not verify(lake.root, lake.state, lake.options, deep=True).faults
