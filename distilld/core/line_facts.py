@@ -109,11 +109,12 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
 
 
 def _category_code(value: Any, *, names_run: bool) -> int | None:
+    """Return the code of what a row says about its run; None if it names none, so that it counts for no other."""
+    if not names_run:
+        return None
     category = category_of(value)
     if category is not None:
         return CATEGORY_CODES[category]
-    if not names_run:
-        return None
     rejected = type(value) is str and trim(value).lower() == Category.REJECTED.value
     return LIKE_REJECTED if rejected else UNREVIEWED
 

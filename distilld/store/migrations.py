@@ -199,6 +199,18 @@ def m011_words_of_the_glossary(db: Database) -> None:
     _run_script(db, ";\n".join(renamed(sql) for _, sql in (*indexes, *views)))
 
 
+def m012_rows_without_a_run_judge_none(db: Database) -> None:
+    """Forget the categories of well-formed rows without a run, and judge again the runs for which they counted."""
+    nameless = "run_id IS NULL AND malformed IS NULL AND category IS NOT NULL"
+    _run_script(
+        db,
+        "INSERT INTO rejudge_rows (walk, forced) SELECT DISTINCT s.walk, 1 FROM malformed_runs m"
+        " CROSS JOIN scored_rows s ON s.run_id = m.run_id WHERE m.digest IN"
+        f" (SELECT digest FROM scored_rows WHERE {nameless}) ON CONFLICT (walk) DO UPDATE SET forced = 1;\n"
+        f"UPDATE scored_rows SET category = NULL WHERE {nameless};\n",
+    )
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -211,6 +223,7 @@ MIGRATIONS: Final = (
     m009_dataset_history,
     m010_smaller_store,
     m011_words_of_the_glossary,
+    m012_rows_without_a_run_judge_none,
 )
 """All migrations in order, named by their functions; a released one is never changed or removed."""
 

@@ -29,4 +29,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m009_dataset_history",
         "m010_smaller_store",
         "m011_words_of_the_glossary",
+        "m012_rows_without_a_run_judge_none",
     ]
