@@ -77,11 +77,16 @@ class FileIndexer(LineIndexer):
             self._append(reader, facts, new_record(file.kind, file.path, place, file.stat), "new")
             return
         # The known rows of a returned file may have moved to another file meanwhile.
-        proven = look is Look.CHANGED and reader.prove_prefix(known.indexed_bytes, known.indexed_sha256, self._pulse)
-        if not (proven or self._is_still(key, facts)):
-            self._out.unsettled.append(key)
+        proven = (
+            look is Look.CHANGED
+            and facts.size >= known.indexed_bytes + known.tail_bytes
+            and reader.prove_prefix(known.indexed_bytes, known.indexed_sha256, self._pulse)
+        )
+        again = self._is_read_again(key)
+        if proven and not again and self._append(reader, facts, known, "appended"):
             return
-        if proven and not self._is_read_again(key) and self._append(reader, facts, known, "appended"):
+        if not (proven and again or self._is_still(key, facts)):
+            self._out.unsettled.append(key)
             return
         reader.rewind()
         self._rewrite(reader, facts, known, look)

@@ -229,6 +229,26 @@ def test_rest_counts_once_it_does_not_change(lake: HistoryLake) -> None:
     assert lake.exported("rag") == set()
 
 
+@pytest.mark.parametrize("last", [b"", b'{"evidence_run_id":"r3"}'], ids=["shorter", "another"])
+def test_last_line_that_is_not_the_one_it_was_has_to_settle(lake: HistoryLake, last: bytes) -> None:
+    """A file that shrank within its unterminated last line, or got another one, is written again, not appended to."""
+    lake.both(B, run("r1"), run("r2"))
+    whole = lake.scored_path(B).read_bytes()
+    lake.scored_path(B).write_bytes(whole[:-1])
+    lake.both(A, run("r4"))
+    rest(lake, C, REJECTED.replace(b"r1", b"r4"))
+    lake.go()
+    assert lake.exported("rag") == {"r1", "r2"}
+    lake.restart(settle_seconds=60)
+    lake.scored_path(B).write_bytes(whole[: whole.index(b"\n") + 1] + last)
+    rest(lake, C, b"")
+    assert sorted(lake.go().indexed.unsettled) == [(InputKind.SCORED, B), (InputKind.SCORED, C)]
+    assert lake.exported("rag") == {"r1", "r2"}
+    lake.restart(settle_seconds=0)
+    assert not lake.go().indexed.unsettled
+    assert lake.exported("rag") == {"r1", "r4"}
+
+
 def test_completed_rest_says_what_its_line_says(lake: HistoryLake) -> None:
     """The torn line is written to its end: it is a row like any other, and a later verdict overrules it."""
     lake.both(B, run("r1"))
