@@ -57,15 +57,21 @@ class Indexed:
     bytes_read: int = 0
 
     def add(self, later: Indexed) -> None:
-        """Add what a later scan found."""
+        """Add what was found later."""
         self.changes += later.changes
+        self.unsettled += later.unsettled
+        self.postponed += later.postponed
         self.problems += later.problems
         self.malformed += later.malformed
         self.unreviewed |= later.unreviewed
+        self.unreadable += later.unreadable
         self.unread |= later.unread
-        self.unsettled, self.unreadable, self.postponed = later.unsettled, later.unreadable, later.postponed
         self.rows_indexed += later.rows_indexed
         self.bytes_read += later.bytes_read
+
+    def left_by(self, later: Indexed) -> None:
+        """Take over from a later scan of all files which ones are left to the next."""
+        self.unsettled, self.unreadable, self.postponed = later.unsettled, later.unreadable, later.postponed
 
 
 class LineIndexer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -30,7 +31,7 @@ from distilld.engine.progress import Judging
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.files.boot import boot_id
 from distilld.files.git import GitState, git_state
-from distilld.lake.scan import Scan
+from distilld.lake.scan import Scan, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.exports import Exports
 from distilld.publish.restore import Restorer
@@ -149,12 +150,25 @@ class Looking:
         return indexed
 
     def _index_unread(self, unread: UnreadEvidence, result: PassResult) -> None:
-        """Index at once an evidence file that was to be read with its rows, and could not be."""
-        assert result.scan is not None  # noqa: S101  the scan saw the file
-        key = (InputKind.EVIDENCE, unread.path)
-        for file in result.scan.files:
-            if (file.kind, file.path) == key:
-                self._indexer(result.scan, None).take_one(file, result.untold)
+        """Index evidence that was to be read with its rows and could not be, and all such files that have changed."""
+        assert result.scan is not None  # noqa: S101  the scan saw the files
+        left, news = result.indexed.unread, Indexed()
+        changed = [number for number, each in left.items() if not self._is_as_scanned(each)]
+        files = {file.path: file for file in result.scan.files if file.kind is InputKind.EVIDENCE}
+        indexer = self._indexer(result.scan, None)
+        for each in (unread, *map(left.pop, changed)):
+            if each.path in files:
+                indexer.take_one(files[each.path], news)
+        result.untold.add(news)
+        if result.untold is not result.indexed:
+            result.indexed.add(news)
+        result.note_problems(news.problems)
+
+    def _is_as_scanned(self, unread: UnreadEvidence) -> bool:
+        try:
+            return StatFacts.of(os.lstat(self.root / tree_path(InputKind.EVIDENCE, unread.path))) == unread.facts
+        except OSError:
+            return False
 
     def _indexer(self, scan: Scan, hashed_since_ns: int | None) -> Indexer:
         return Indexer(

@@ -93,6 +93,7 @@ class WorkingOff(Looking):
         self._note_left_alone(news)
         self._look_at_ns = self._next_look(began)
         result.indexed.add(news)
+        result.indexed.left_by(news)
         # A file that is left for later may have changed the store too: its place, or rows before its end.
         if self.store.connection.total_changes == before and not news.problems:
             return

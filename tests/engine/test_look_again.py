@@ -94,6 +94,36 @@ def test_evidence_that_is_gone_before_its_turn(tmp_path: Path, monkeypatch: pyte
     lake.stop()
 
 
+def test_evidence_that_is_touched_before_its_turn_is_read_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each such file had all rows of its batch judged again: a chown of the tree made a pass forty times as long."""
+    monkeypatch.setattr(index, "LEAVE_FROM", 0)
+    lake = HistoryLake(tmp_path, batch_rows=20)
+    names = [f"2026/05/{day:02}/a.jsonl" for day in range(1, 11)]
+    for name in names:
+        lake.both(name, run(f"a{name[8:10]}"))
+    real_trip, real_batches, made = Engine._trip, Engine._new_batches, []
+
+    def trip(self: Engine) -> None:
+        real_trip(self)
+        for name in names:
+            os.utime(lake.evidence_path(name), (1, 1))
+
+    def new_batches(self: Engine, *args: object, **kwargs: object) -> object:
+        made.append(True)
+        return real_batches(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_trip", trip)
+        patch.setattr(Engine, "_new_batches", new_batches)
+        lake.engine.run_pass(Trigger.ONCE)
+    assert len(made) == 2
+    assert lake.exported(Dataset.RAG) == {f"a{day:02}" for day in range(1, 11)}
+    assert is_exact(lake)
+    lake.stop()
+
+
 def is_exact(lake: HistoryLake) -> bool:
     """Whether a full pass over the same inputs comes to the same."""
     return not verify(lake.root, lake.state, lake.options, deep=True).faults
