@@ -57,17 +57,19 @@ class Indexer(FileIndexer):
         progress: Callable[[int, int], None] = lambda _files, _bytes: None,
         hashed_since_ns: int | None = None,
         left: Iterable[FileKey] = (),
+        failed: Iterable[FileKey] = (),
     ) -> None:
         """Read files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet.
 
         With None the facts of a file are believed: somebody else looks after the rest. Files that the last look
-        ``left`` until they do not change are read whatever their facts say.
+        ``left`` until they do not change are read whatever their facts say. Those that it ``failed`` to read are not
+        postponed: they would have their turn for ever.
         """
         super().__init__(root, store, inputs, options, is_still=is_still, progress=progress)
         self._pool = pool
         self._batch_rows = batch_rows
         self._hashed_since_ns = hashed_since_ns
-        self._left = frozenset(left)
+        self._left, self._failed = frozenset(left), frozenset(failed)
 
     def take(
         self,
@@ -141,7 +143,8 @@ class Indexer(FileIndexer):
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
         elif not plan.gone:
-            self._out.postponed = _large_evidence(reads, seen, next_turn)
+            untried = [read for read in reads if read[0] not in self._failed]
+            self._out.postponed = _large_evidence(untried, seen, next_turn)
             reads = [read for read in reads if read[0] not in self._out.postponed]
         return reads, plan.gone
 

@@ -106,8 +106,8 @@ class Looking:
         self._spool_folder = spool_folder
         self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
-        self._postponed, self._unsettled = list[FileKey](), list[FileKey]()
-        """Large files that the last pass left to the next ones, and files that it left until they do not change."""
+        self._postponed, self._unsettled, self._failed = list[FileKey](), list[FileKey](), list[FileKey]()
+        """What the last look left: large files, files that still change, and files that it failed to read."""
         self._look_at_ns = 0
         self._mendings = 0
         """How often the pass has checked the exports."""
@@ -182,11 +182,12 @@ class Looking:
             progress=self._reading(scan),
             hashed_since_ns=hashed_since_ns,
             left=self._unsettled,
+            failed=self._failed,
         )
 
     def _note_left_alone(self, indexed: Indexed) -> None:
         """Remember what a look left to later ones."""
-        self._postponed, self._unsettled = indexed.postponed, indexed.unsettled
+        self._postponed, self._unsettled, self._failed = indexed.postponed, indexed.unsettled, indexed.unreadable
         self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
 
     def _hashed_since_ns(self) -> int | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import Dataset, InputKind
-from distilld.engine import index
+from distilld.core.model import Dataset, InputKind, UnreadableError
+from distilld.engine import index, index_file
 from distilld.lake import lines
 from distilld.service.run_once import bring_up_to_date
 from tests.support.builders import jsonl
@@ -129,6 +129,25 @@ def test_run_goes_on_until_every_large_file_had_its_turn(lake: HistoryLake, monk
     )
     assert lake.exported(Dataset.RAG) == {"a", "c"}
     assert report.not_read == ()
+
+
+def test_large_evidence_that_cannot_be_read_has_one_turn(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two such files had their turns one after the other, and a run never ended."""
+    large_evidence_beside_a_rejection(lake, monkeypatch)
+    real = index_file.open_partition
+
+    def refusing(root: Path, kind: InputKind, path: str) -> Any:
+        if (kind, path) in ((InputKind.EVIDENCE, A), (InputKind.EVIDENCE, C)):
+            raise UnreadableError(path, PermissionError(13, "Permission denied"))
+        return real(root, kind, path)
+
+    monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
+    monkeypatch.setattr(index_file, "open_partition", refusing)
+    looks = iter(range(10))
+    monkeypatch.setattr(lake.engine, "_index", lambda *a, real=lake.engine._index, **k: (next(looks), real(*a, **k))[1])
+    report = bring_up_to_date(lake.engine, pause=lambda _: None)
+    assert len(report.not_read) == 2
+    assert lake.exported(Dataset.RAG) == set()
 
 
 def test_large_evidence_that_comes_with_its_rows_is_read_at_once(
