@@ -85,7 +85,7 @@ class FileIndexer(LineIndexer):
         again = self._is_read_again(key)
         if proven and not again and self._append(reader, facts, known, "appended"):
             return
-        if not (proven and again or self._is_still(key, facts)):
+        if not ((proven and again) or self._is_still(key, facts)):
             self._out.unsettled.append(key)
             return
         reader.rewind()

@@ -11,7 +11,7 @@ import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
 from distilld.engine import index, index_file
-from distilld.lake import lines
+from distilld.lake import lines, scan
 from distilld.service.run_once import bring_up_to_date
 from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, run
@@ -134,7 +134,7 @@ def test_run_goes_on_until_every_large_file_had_its_turn(lake: HistoryLake, monk
 def test_large_evidence_that_cannot_be_read_has_one_turn(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two such files had their turns one after the other, and a run never ended."""
     large_evidence_beside_a_rejection(lake, monkeypatch)
-    real = index_file.open_partition
+    real = scan.open_partition
 
     def refusing(root: Path, kind: InputKind, path: str) -> Any:
         if (kind, path) in ((InputKind.EVIDENCE, A), (InputKind.EVIDENCE, C)):
