@@ -133,7 +133,7 @@ class Views:
             " coalesce(sum(lines) FILTER (WHERE state = 'present'), 0),"
             " coalesce(sum(malformed_lines) FILTER (WHERE state = 'present'), 0),"
             " coalesce(sum(unjudged_lines) FILTER (WHERE state = 'present'), 0),"
-            " coalesce(sum(size_bytes) FILTER (WHERE state = 'present'), 0) FROM file_lag GROUP BY kind"
+            " CAST(total(size_bytes) FILTER (WHERE state = 'present') AS INTEGER) FROM file_lag GROUP BY kind"
         )
         found = {InputKind(row[0]): TreeSummary(InputKind(row[0]), *row[1:]) for row in rows}
         return [found.get(kind, TreeSummary(kind, 0, 0, 0, 0, 0, 0)) for kind in InputKind]

@@ -171,9 +171,9 @@ class Work(LooseLines, Tasks):
         """Return about how many bytes of inputs must be read to judge all waiting rows."""
         rows = self.waiting().rows
         known, size = self._run(
-            "SELECT (SELECT value FROM counters WHERE name = 'scored_rows'), (SELECT sum(indexed_bytes) FROM files)"
+            "SELECT (SELECT value FROM counters WHERE name = 'scored_rows'), (SELECT total(indexed_bytes) FROM files)"
         ).fetchone()
-        return int(rows * (size or 0) / max(known, 1))
+        return int(rows * size / max(known, 1))
 
     def partitions_queued(self, after: int, *, forced_only: bool) -> Iterator[tuple[Place, int, int]]:
         """Yield partitions with rows to judge after a place, in walk order, and the spans of their unjudged rows.

@@ -200,6 +200,21 @@ def test_a_file_state_is_inode_size_and_times() -> None:
     assert facts.doubted() != facts
 
 
+@pytest.mark.parametrize("name", ["device", "inode", "mtime_ns", "ctime_ns"])
+@pytest.mark.parametrize("number", [-(1 << 70) - 1, -(1 << 63), -1, 0, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 80])
+def test_facts_of_a_file_fit_the_store(name: str, number: int) -> None:
+    """The store holds signed 64-bit integers, and a negative change time is a mark that no stat may give."""
+    status = {"st_dev": 1, "st_ino": 2, "st_size": 3, "st_mtime_ns": 4, "st_ctime_ns": 5}
+    own = {"device": "st_dev", "inode": "st_ino"}.get(name, f"st_{name}")
+    facts, next_facts = (StatFacts.of(SimpleNamespace(**{**status, own: each})) for each in (number, number + 1))
+    assert all(-(1 << 63) <= each < 1 << 63 for each in facts)
+    assert facts != next_facts
+    assert facts.ctime_ns >= 0
+    assert facts != facts.doubted()
+    if name == "mtime_ns" and -(1 << 63) <= number < 1 << 63:
+        assert facts.mtime_ns == number
+
+
 def test_errors_carry_what_their_reader_needs() -> None:
     """Each error says who must act, with its fields, and a hint where there is one."""
     assert OperatorError("disk full", hint="free some space").hint == "free some space"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -17,8 +18,10 @@ from distilld.engine import index_file
 from distilld.engine.engine import Engine
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.queries import Views
 from distilld.store.walk_order import place_partitions
-from tests.support.history_lake import A, given, history_lake, run
+from distilld.store.work import Work
+from tests.support.history_lake import A, B, C, given, history_lake, run
 
 Facts = dict[FileKey, StatFacts]
 AT_REST = StatFacts(1, 2, 3, 4, 5)
@@ -184,3 +187,37 @@ def test_file_that_was_left_alone_is_read_whatever_its_facts_say(tmp_path: Path)
         lake.engine._unsettled = [(InputKind.SCORED, A)]
         lake.go()
         assert lake.exported(Dataset.RAG) == set()
+
+
+def test_facts_beyond_the_store_stop_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may give 64-bit inodes and a time after the year 2262: such a file is read like any other."""
+    facts_of = StatFacts.of
+
+    def odd(status: Any) -> StatFacts:
+        names = ("st_dev", "st_ino", "st_mtime_ns", "st_ctime_ns")
+        return facts_of(
+            SimpleNamespace(st_size=status.st_size, **{name: getattr(status, name) + (1 << 63) for name in names})
+        )
+
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a"), run("b"))
+        lake.go()
+        monkeypatch.setattr(StatFacts, "of", odd)
+        lake.both(B, run("c"))
+        lake.scored(C, run("a", "rejected"))
+        result = lake.go()
+        assert not result.problems
+        assert lake.exported(Dataset.RAG) == {"b", "c"}
+        assert not lake.go().changed
+
+
+def test_sizes_beyond_the_store_in_all_stop_nothing(tmp_path: Path) -> None:
+    """Two sparse files may have more bytes in all than the store can add up."""
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a"))
+        lake.both(B, run("b"))
+        lake.go()
+        store = lake.engine.store
+        store.connection.execute(f"UPDATE files SET size_bytes = {1 << 62}, indexed_bytes = {1 << 62}")
+        assert Work(store).bytes_waiting() == 0
+        assert [each.size_bytes for each in Views(store).trees()] == [(1 << 63) - 1] * 2
