@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import json
+import re
+import tracemalloc
+from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distilld.core.line_facts import LIKE_REJECTED, UNREVIEWED
 from distilld.core.unreadable_verdict import WINDOW_BYTES, UnreadableVerdict, VerdictSearch, unreadable_verdict
+from distilld.inspection.oracle_verdicts import verdicts_of
+from tests.support.builders import PROPERTY
 
 REJECTED = '{"evidence_run_id":"r1","category":"rejected"'
 LINES = {
@@ -83,3 +91,45 @@ def test_escapes_of_a_run_id_are_read_beside_control_characters() -> None:
     """A tab that no JSON has must not keep the escapes behind it from being read."""
     found = unreadable_verdict(b'{"category":"rejected","evidence_run_id":"a\t\\u00e9"')
     assert found == UnreadableVerdict(LIKE_REJECTED, ("a\t\u00e9",))
+
+
+NAMED = rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:[^"\\]|\\.)+)"'
+"""A run id, spelt so that every part of it can be tried again."""
+
+
+@PROPERTY
+@given(
+    st.lists(
+        st.sampled_from(['"evidence_run_id"', ":", " ", '"', "\\", "a", "\n", '"evidence_run_id":"', '\\"', "é"]),
+        max_size=30,
+    ).map("".join)
+)
+def test_run_ids_are_those_of_the_plain_expression(text: str) -> None:
+    """The search never goes back within a run id, and finds what one that could go back would find."""
+    raw = f'"category":"rejected",{text}'.encode()
+    plain = [each.decode() for each in re.findall(NAMED, raw, re.DOTALL)]
+    found = unreadable_verdict(raw)
+    assert [run_id for run_id, _ in verdicts_of(raw, None)] == [text_of(each) for each in plain]
+    assert list(found.run_ids if found else ()) == list(dict.fromkeys(map(text_of, plain)))
+
+
+def text_of(spelt: str) -> str:
+    """The text of a run id as it is spelt in a line."""
+    try:
+        return str(json.loads(f'"{spelt}"', strict=False))
+    except ValueError:
+        return spelt
+
+
+@pytest.mark.parametrize("end", ["", '"'], ids=["torn", "closed"])
+@pytest.mark.parametrize("text", ["a", "\\n", "a\\n"], ids=["plain", "escapes", "both"])
+def test_long_run_id_takes_little_memory(text: str, end: str) -> None:
+    """The story: a malformed line of 8 MiB took 1.1 GiB, and the process was killed at each start."""
+    raw = b'{"category":"rejected","evidence_run_id":"' + text.encode() * (1 << 20) + end.encode()
+    for search in (partial(unreadable_verdict, raw), partial(verdicts_of, raw, None)):
+        tracemalloc.start()
+        found = search()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert bool(found) == bool(end)
+        assert peak < 10 * len(raw)
