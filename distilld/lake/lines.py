@@ -247,10 +247,11 @@ class _LongLine:
         self.add(first)
 
     def add(self, part: bytes | int) -> None:
-        """Add the next bytes; a number stands for so many NULs, which contain no verdict."""
+        """Add the next bytes; a number stands for so many NULs, which contain no verdict, but separate UTF-16 text."""
         self.sha.update(part)
         if isinstance(part, int):
             self.length += part
+            self.search.add(bytes(min(part, 2 + part % 2)))
         else:
             self.head += part[: HEAD_BYTES - len(self.head)]
             self.length += len(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
 from distilld.engine import index, index_file
+from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
 from distilld.service.run_once import bring_up_to_date
 from tests.support.builders import jsonl
@@ -70,6 +72,22 @@ def test_lines_behind_a_hole_are_read(lake: HistoryLake) -> None:
     result = lake.go()
     assert lake.exported(Dataset.RAG) == set()
     assert result.bytes_read < 10 * (lake.options.max_line_bytes + lines.BLOCK_BYTES)
+
+
+@pytest.mark.parametrize("before", [b"{ }", b"{}"], ids=["even", "odd"])
+def test_hole_in_utf16_text_keeps_its_alignment(lake: HistoryLake, before: bytes) -> None:
+    """A character takes two bytes: behind a hole of an odd length, each would be read from its second byte on."""
+    lake.both(B, run("bär"))
+    lake.scored(C, before)
+    lake.go()
+    words = '{"evidence_run_id":"bär","category":"rejected"}'.encode("utf-16-le") + b"\n"
+    with lake.scored_path(C).open("ab") as file:
+        file.write(codecs.BOM_UTF16_LE)
+        file.truncate(len(before) + 1 + (20 << 20))
+        file.write(words)
+    lake.go()
+    assert lake.exported(Dataset.RAG) == set()
+    assert not [each for each in verify(lake.root, lake.state, lake.options, deep=True).checks if each.faults]
 
 
 def test_run_of_nuls_within_a_line_has_one_digest(lake: HistoryLake) -> None:

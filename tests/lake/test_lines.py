@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import resource
@@ -17,7 +18,16 @@ from hypothesis import strategies as st
 
 from distilld.core.model import InputChanged, UnreadableError
 from distilld.lake import lines as tail
-from distilld.lake.lines import BLOCK_BYTES, HEAD_BYTES, Line, PartitionReader, digest_of, read_head, read_neighbours
+from distilld.lake.lines import (
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    Line,
+    PartitionReader,
+    digest_of,
+    read_head,
+    read_neighbours,
+    verdict_in,
+)
 from tests.support.builders import PROPERTY
 from tests.support.deaths import in_child
 
@@ -325,3 +335,21 @@ class TestSpans:
         """
         with reading(now) as reader, pytest.raises(InputChanged):
             read_head(reader._descriptor, 0, len(self.LONG), digest_of(self.LONG), "x")
+
+
+@pytest.mark.parametrize("hole", range(2, 8))
+@pytest.mark.parametrize("before", ["", "a", "aa", "aaa", "a\ud83d", "aa\ud83d"], ids=ascii)
+@pytest.mark.parametrize("cut", [0, 1])
+def test_hole_changes_no_verdict_in_utf16(monkeypatch: pytest.MonkeyPatch, hole: int, before: str, cut: int) -> None:
+    """What is found behind a hole is what would be found behind as many NULs."""
+    first = codecs.BOM_UTF16_LE + f'{{"evidence_run_id":"{before}'.encode("utf-16-le", "surrogatepass")
+    first = first[: len(first) - cut]
+    then = b"\xdc" * (hole % 2) + '\udc00bär","category":"rejected"'.encode("utf-16-le", "surrogatepass")
+    found = []
+    for pieces in ([first, hole, then], [first + bytes(hole) + then]):
+        monkeypatch.setattr(tail, "_pieces", lambda *_, pieces=pieces: iter(pieces))
+        with reading(b"", 0) as reader:
+            assert list(reader.blocks()) == [[] for _ in pieces]
+        assert reader.tail is not None
+        found.append(verdict_in(reader.tail))
+    assert found[0] == found[1]
