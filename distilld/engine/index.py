@@ -29,7 +29,7 @@ from distilld.store.retained import has_exceptions
 from distilld.store.walk_order import place_partitions
 
 READ_WHOLE_BYTES: Final = 64 << 20
-"""Bytes of a file whose facts are held in memory as a whole; one that is larger is read block by block, here."""
+"""Bytes of a file whose facts are held in memory; one that is larger, or of short rows, is read block by block."""
 TURN_BYTES: Final = 256 << 20
 """Evidence files that are larger are read one in a pass, and behind all others: these do not wait until it is read."""
 LEAVE_FROM: Final = 4 << 20
@@ -326,7 +326,7 @@ class _Reads:
         return file in self._files
 
     def pop(self, file: PartitionFile) -> FileRead | None:
-        """Return the reading of the next file; None if it failed or differs from the scan: the next read reports it."""
+        """Return the reading of the next file; None if it failed, has short rows, or differs from the scan."""
         done = next(self._results)
         assert done.job.path == file.path  # noqa: S101  called in order
         return as_scanned(done.result, file.stat) if isinstance(done.result, FileRead) else None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from distilld.core.model import InputChanged, InputKind, Options, UnreadableError
 from distilld.engine.judge_span import SpanJudge
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrder
-from distilld.engine.read_file import FileRead, read_file
+from distilld.engine.read_file import FileRead, ShortRows, read_file
 from distilld.engine.sink import Sink
 from distilld.engine.spans import FailedRow, Span, SpanDone, failed_row
 from distilld.files.durable import write_all
@@ -66,7 +66,7 @@ class SpoolFault:
     why: str
 
 
-Result = FileRead | FailedRow | list[SpanDone] | list[PlainTasks | TaskDone] | SpoolFault
+Result = FileRead | ShortRows | FailedRow | list[SpanDone] | list[PlainTasks | TaskDone] | SpoolFault
 
 
 class JobFailed(Exception):
@@ -91,7 +91,7 @@ def could_not_read(job: Job, result: Result) -> bool:
         return any(map(_is_incomplete, job.spans, result))
     if isinstance(result, list):
         return any(isinstance(done, TaskDone) and done.failure is not None for done in result)
-    return not isinstance(result, FileRead)
+    return not isinstance(result, FileRead | ShortRows)
 
 
 def _is_incomplete(span: Span, done: SpanDone | PlainTasks | TaskDone) -> bool:

@@ -29,7 +29,7 @@ from distilld.core.model import (
 )
 from distilld.core.outcome import Exported, Outcome, Rendered, quarantine_malformed, rendered
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
-from distilld.engine.read_file import read_evidence
+from distilld.engine.read_file import ShortRows, read_evidence
 from distilld.engine.sink import RAG_EXPORTED, RAG_QUARANTINED, SFT_EXPORTED, SFT_QUARANTINED, Sink
 from distilld.engine.spans import (
     FailedRow,
@@ -98,12 +98,15 @@ class SpanJudge:
     # reading a partition that is new
 
     def _cases_of_new(self, span: Span, new: NewPartition, done: SpanDone) -> Iterator[_Case]:
-        """Yield all rows; none if the evidence file cannot be read: then no outcome is known."""
+        """Yield all rows; none if the evidence file cannot be read as a whole: then no outcome is known."""
         texts: dict[str, ParsedLine] = {}
         try:
-            done.evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, texts)
+            evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, texts)
         except (UnreadableError, InputChanged):
             return
+        if isinstance(evidence, ShortRows):
+            return
+        done.evidence = evidence
         done.bytes_read += done.evidence.reading.bytes_read + new.scored.size + new.scored.tail_bytes
         try:
             lines = self._read_whole(span.path, new.scored)

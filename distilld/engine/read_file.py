@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine
 from distilld.core.line_facts import LIKE_REJECTED, RowFacts, row_facts, run_of_evidence
 from distilld.core.model import InputKind, StatFacts
 from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
+
+WHOLE_ROWS: Final = 4096
+"""A file with so few rows is read as a whole, however short they are."""
+WHOLE_ROW_BYTES: Final = 128
+"""A file whose further rows are shorter on average is read block by block: the facts of a row take 400 bytes."""
 
 
 class Reading(NamedTuple):
@@ -43,6 +49,13 @@ class FileRead(NamedTuple):
     rest: Rest | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ShortRows:
+    """The answer about a file that has too many rows for its size to be read as a whole; ``rows`` is where it ended."""
+
+    rows: int
+
+
 def as_scanned(read: FileRead, facts: StatFacts) -> FileRead | None:
     """Return the reading with the facts of the scan; None if it saw another size or other times than the scan.
 
@@ -53,8 +66,8 @@ def as_scanned(read: FileRead, facts: StatFacts) -> FileRead | None:
     return read._replace(reading=read.reading._replace(facts=facts))
 
 
-def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> FileRead:
-    """Read a file of either tree.
+def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> FileRead | ShortRows:
+    """Read a file of either tree, up to where it shows that its rows are too short.
 
     Raises:
         InputChanged: The file is gone, or shorter than when it was opened.
@@ -69,7 +82,10 @@ def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> Fi
         facts.append(scored_facts(line, number, runs))
         return facts[-1].malformed is None
 
-    reading, rest = _read_lines(root, kind, path, max_line_bytes, take)
+    read = _read_lines(root, kind, path, max_line_bytes, take)
+    if isinstance(read, ShortRows):
+        return read
+    reading, rest = read
     return FileRead(reading, list(map(tuple, facts)), runs, unreviewed_lines(facts), rest)
 
 
@@ -91,8 +107,10 @@ def scored_facts(line: Line, number: int, malformed_runs: list[tuple[str, bytes]
     return facts._replace(category=verdict.category)
 
 
-def read_evidence(root: Path, path: str, max_line_bytes: int, texts: dict[str, ParsedLine] | None) -> FileRead:
-    """Read an evidence file; put its parsed rows into ``texts``, by run.
+def read_evidence(
+    root: Path, path: str, max_line_bytes: int, texts: dict[str, ParsedLine] | None
+) -> FileRead | ShortRows:
+    """Read an evidence file as :func:`read_file` does; put its parsed rows into ``texts``, by run.
 
     Raises:
         InputChanged: The file is gone, or shorter than when it was opened.
@@ -111,13 +129,13 @@ def read_evidence(root: Path, path: str, max_line_bytes: int, texts: dict[str, P
                 texts[run_id] = parsed
         return True
 
-    reading, _ = _read_lines(root, InputKind.EVIDENCE, path, max_line_bytes, take)
-    return FileRead(reading, list(found.values()))
+    read = _read_lines(root, InputKind.EVIDENCE, path, max_line_bytes, take)
+    return read if isinstance(read, ShortRows) else FileRead(read[0], list(found.values()))
 
 
 def _read_lines(
     root: Path, kind: InputKind, path: str, max_line_bytes: int, take: Callable[[Line, int], bool]
-) -> tuple[Reading, Rest | None]:
+) -> tuple[Reading, Rest | None] | ShortRows:
     """Pass each line with its number to ``take``, which returns whether it is well-formed.
 
     The unterminated end counts as a line if it is a complete JSON object (SPEC 2).
@@ -127,6 +145,8 @@ def _read_lines(
         lines = malformed = 0
         first_malformed = None
         for block in reader.blocks():
+            if lines + len(block) > WHOLE_ROWS + reader.consumed // WHOLE_ROW_BYTES:
+                return ShortRows(lines)
             for number, line in enumerate(block, lines):
                 if not take(line, number):
                     first_malformed = number if malformed == 0 else first_malformed
