@@ -151,7 +151,8 @@ class PartitionReader:
         While a block is out, ``consumed`` and ``sha256`` stand behind its last line. A read within a line gives none.
         """
         start, ahead = self.consumed, self._sha.copy()
-        rest = b""
+        rest: list[bytes] = []
+        rest_bytes = 0
         long: _LongLine | None = None
         for piece in self._pieces(start, self._size):
             found = []
@@ -165,22 +166,25 @@ class PartitionReader:
                     long.add(whole[:end])
                     found.append(long.line())
                     start, whole, long = start + long.length + 1, whole[end + 1 :], None
-                for raw in (rest + whole).split(b"\n")[:-1]:
+                lines = whole.split(b"\n")[:-1]
+                if rest:
+                    lines[0], rest, rest_bytes = b"".join((*rest, lines[0])), [], 0
+                for raw in lines:
                     if raw:
                         found.append(self._line(start, raw))
                     start += len(raw) + 1
-                rest = b""
                 self.consumed = start
             ahead.update(piece)
             if long is not None:
                 long.add(piece)
-            elif (piece if isinstance(piece, int) else len(piece)) + len(rest) > self._max:
-                long, rest = _LongLine(start, rest), b""
+            elif rest_bytes + (piece if isinstance(piece, int) else len(piece)) > self._max:
+                long, rest, rest_bytes = _LongLine(start, b"".join(rest)), [], 0
                 long.add(piece)
-            else:
-                rest += bytes(piece)
+            elif piece:
+                rest.append(bytes(piece))
+                rest_bytes += len(rest[-1])
             yield found
-        self.tail = long.line() if long is not None else self._line(start, rest) if rest else None
+        self.tail = long.line() if long is not None else self._line(start, b"".join(rest)) if rest else None
 
     def _line(self, start: int, raw: bytes) -> Line:
         if len(raw) > self._max:

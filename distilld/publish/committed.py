@@ -22,6 +22,7 @@ from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
 from distilld.files.segments import SegmentHash, blocks_of
 from distilld.publish.pins import pinned
+from distilld.publish.reading import LineCutter
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
@@ -176,13 +177,9 @@ def _open(path: Path, pending_temp: str | None) -> BinaryIO:
 
 def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Return the same bytes in blocks of whole lines; the last line may be incomplete."""
-    held: list[bytes] = []
-    for block in blocks:
-        if end := block.rfind(b"\n") + 1:
-            yield b"".join((*held, memoryview(block)[:end]))
-            held = []
-        held.append(block[end:])
-    if rest := b"".join(held):
+    cutter = LineCutter()
+    yield from filter(None, map(cutter.cut, blocks))
+    if rest := cutter.rest:
         yield rest
 
 

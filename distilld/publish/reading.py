@@ -123,14 +123,32 @@ def committed_lines(descriptor: int, known: Committed, shown: str, pulse: Callab
         raise ExportTamperedError(shown, "has other bytes than its last commit")
 
 
+class LineCutter:
+    """Cuts bytes that come in blocks behind a line feed; it copies each byte once, however long a line is."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+
+    def cut(self, block: bytes) -> bytes:
+        """Return the whole lines up to the last line feed so far; keep what is behind it."""
+        whole = b""
+        if end := block.rfind(b"\n") + 1:
+            whole = b"".join((*self._rest, memoryview(block)[:end]))
+            self._rest = []
+        self._rest.append(block[end:])
+        return whole
+
+    @property
+    def rest(self) -> bytes:
+        """Return what is behind the last line feed."""
+        return b"".join(self._rest)
+
+
 def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Return the whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
-    rest = b""
+    cutter = LineCutter()
     for block in blocks:
-        data = rest + block
-        end = data.rfind(b"\n") + 1
-        rest = data[end:]
-        yield split_lines(data[:end])
+        yield split_lines(cutter.cut(block))
 
 
 def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:

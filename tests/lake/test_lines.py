@@ -29,6 +29,7 @@ from distilld.lake.lines import (
     verdict_in,
 )
 from tests.support.builders import PROPERTY
+from tests.support.copied import Copied, long_line
 from tests.support.deaths import in_child
 
 MANY = 1 << 20
@@ -353,3 +354,16 @@ def test_hole_changes_no_verdict_in_utf16(monkeypatch: pytest.MonkeyPatch, hole:
         assert reader.tail is not None
         found.append(verdict_in(reader.tail))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_work_of_a_long_line_grows_with_its_length(monkeypatch: pytest.MonkeyPatch, complete: bool) -> None:
+    """The story: each read copied all that was read of the line before, and 128 MiB took a minute."""
+    pieces = list(long_line())[: None if complete else -1]
+    monkeypatch.setattr(tail, "_pieces", lambda *_: iter(pieces))
+    with reading(b"", MANY) as reader:
+        found = [line.raw for block in reader.blocks() for line in block]
+        found += [reader.tail.raw] if reader.tail else []
+    content = b"".join(pieces)
+    assert found == [content.rstrip(b"\n")]
+    assert Copied.total <= 2 * len(content)

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import EXPORT_PATHS, Committed
+from distilld.core.model import EXPORT_PATHS, MARK_BYTES, SEGMENT_BYTES, Committed, StatFacts
 from distilld.files import segments
 from distilld.lake.lines import digest_of
 from distilld.publish import live_files
 from distilld.publish.exports import RENAME_ORDER, Exports, drop_digests, drop_ids
-from distilld.publish.new_file import Written
-from distilld.publish.reading import ExportReadError, ExportTamperedError, ExportWriteError
+from distilld.publish.new_file import Output, Written
+from distilld.publish.reading import ExportReadError, ExportTamperedError, ExportWriteError, line_groups
+from tests.support.copied import Copied, long_line
 
 EMPTY = Committed(0, 0, hashlib.sha256().hexdigest())
 NAME = "rag"
@@ -590,3 +591,15 @@ def _umask() -> int:
     now = os.umask(0)
     os.umask(now)
     return now
+
+
+def test_work_of_a_long_row_grows_with_its_length() -> None:
+    """Also where it comes in many blocks, to be read or to be written."""
+    line = b"".join(long_line())
+    assert list(line_groups(long_line()))[-1] == [line]
+    assert Copied.total <= 2 * len(line)
+    output = Output(None, segments.SegmentHash(SEGMENT_BYTES))
+    for block in long_line():
+        output.write(block)
+    assert len(output.written(StatFacts(0, 0, 0, 0, 0)).segments[0].marks) == MARK_BYTES
+    assert Copied.total <= 2 * len(line)
