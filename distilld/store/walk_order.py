@@ -34,15 +34,17 @@ def place_partitions(store: Store, paths: Iterable[str]) -> dict[str, tuple[int,
     are spread again (counted in ``counters.walk_relabels``).
     """
     run = store.connection.execute
-    known = {path: (number, base) for number, path, base in run("SELECT partition_id, path, walk_base FROM partitions")}
+    known = {
+        path: (number, base)
+        for number, path, base in run("SELECT partition_id, path, walk_base FROM partitions ORDER BY walk_base")
+    }
     wanted = sorted((path for path in set(paths) if path not in known), key=_components)
     if not wanted:
         return known
-    order = sorted(known, key=_components)
-    keys = [_components(path) for path in order]
+    order = list(known)
     groups: dict[int, list[str]] = {}
     for path in wanted:
-        groups.setdefault(bisect.bisect(keys, _components(path)), []).append(path)
+        groups.setdefault(bisect.bisect(order, _components(path), key=_components), []).append(path)
     for at, group in groups.items():
         low = _Neighbour(*known[order[at - 1]]) if at else None
         high = _Neighbour(*known[order[at]]) if at < len(order) else None
