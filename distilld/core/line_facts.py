@@ -92,7 +92,8 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
         return RowFacts(line, start, length, digest, None, None, None, code, None)
     run_id, task_id, provenance = value.get("evidence_run_id"), value.get("evidence_task_id"), value.get("provenance")
     run_id = run_id if type(run_id) is str and run_id else None
-    category = _category_code(value.get("category"), names_run=run_id is not None)
+    # A row that names no run says nothing about any.
+    category = category_code(value.get("category")) if run_id is not None else None
     signature = provenance.get("sig_hash") if type(provenance) is dict else None
     key = key_of(id_digits(run_id, signature)) if run_id and type(signature) is str and signature else None
     return RowFacts(
@@ -108,10 +109,8 @@ def row_facts(line: int, start: int, length: int, digest: bytes, parsed: ParsedL
     )
 
 
-def _category_code(value: Any, *, names_run: bool) -> int | None:
-    """Return the code of what a row says about its run; None if it names none, so that it counts for no other."""
-    if not names_run:
-        return None
+def category_code(value: Any) -> int:
+    """Return the code of what a row's category says about the run that it names, however it is spelled (SPEC 3.4)."""
     category = category_of(value)
     if category is not None:
         return CATEGORY_CODES[category]

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from distilld.core.decisions import PublishedWithdrawal, dataset_of
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.line_facts import LINES_END, key_of
-from distilld.core.model import SFT_NEVER, Dataset, Reason, RowRef
-from distilld.core.records import category_of
+from distilld.core.line_facts import LINES_END, VERDICTS, category_code, key_of
+from distilld.core.model import SFT_NEVER, Category, Dataset, Reason, RowRef
 from distilld.core.samples import faults_of
+from distilld.core.unreadable_verdict import unreadable_verdict
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import is_partition
 from distilld.store.orphans import Orphan, ToldVerdict
@@ -64,18 +64,37 @@ def withdrawal_of(dataset: Dataset, line: bytes) -> PublishedWithdrawal | None:
 
 
 def forbidding(line: bytes) -> ToldVerdict | None:
-    """Return the verdict in a quarantine row if its run was rejected or never reviewed, else None."""
+    """Return the verdict in a quarantine row if a run was rejected or never reviewed, else None.
+
+    It is the one that the row's own line gives, but of a malformed line only the start is there.
+    """
     row = parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}
     record, location = row.get("source_record"), row.get("location")
-    if not isinstance(record, dict) or not isinstance(record.get("evidence_run_id"), str):
-        return None
-    category = category_of(record.get("category"))
-    if category not in SFT_NEVER or not record["evidence_run_id"]:
-        return None
     reason = _REASONS.get(row["reason"]) if isinstance(row.get("reason"), str) else None
+    if not isinstance(record, dict):
+        return None
+    is_malformed = record.keys() == {"_raw"} and reason is Reason.SCHEMA_VIOLATION
+    said = _said_by_malformed(record["_raw"]) if is_malformed else _said(record)
+    if said is None:
+        return None
     at = None
     if isinstance(location, dict) and reason is not None:
         partition, number = location.get("partition"), location.get("line_offset")
         if isinstance(partition, str) and is_partition(partition) and type(number) is int and 0 <= number < LINES_END:
             at = RowRef(partition, number)
-    return ToldVerdict(record["evidence_run_id"], category, at, reason)
+    return ToldVerdict(*said, at, reason, is_malformed)
+
+
+def _said(record: dict[str, Any]) -> tuple[tuple[str, ...], Category] | None:
+    """Return the run that a quarantined row forbids, and the category that does it."""
+    run_id = record.get("evidence_run_id")
+    code = category_code(record.get("category"))
+    if not isinstance(run_id, str) or not run_id or VERDICTS[code] not in SFT_NEVER:
+        return None
+    return (run_id,), VERDICTS[code]
+
+
+def _said_by_malformed(raw: object) -> tuple[tuple[str, ...], Category] | None:
+    """Return the runs that the start of a malformed line forbids, and the category that does it."""
+    found = unreadable_verdict(raw.encode()) if isinstance(raw, str) else None
+    return (found.run_ids, VERDICTS[found.category]) if found is not None else None

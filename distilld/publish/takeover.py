@@ -160,8 +160,8 @@ class TakeOver:
                 if verdict is None:
                     continue
                 stays = verdict.at is not None and self._is_gone(verdict.at.partition, gone) and line.endswith(b"\n")
-                digest = digest_of(line) if stays else None
-                is_first = self._orphans.add_verdict(Dataset(name.removeprefix("quarantine_")), verdict, digest)
+                dataset = Dataset(name.removeprefix("quarantine_"))
+                is_first = self._orphans.add_verdict(dataset, verdict, digest_of(line), stays=stays)
                 if stays and is_first:
                     kept[name] += 1
                     yield line

@@ -35,10 +35,12 @@ class Orphan(NamedTuple):
 class ToldVerdict(NamedTuple):
     """A verdict from a row of an old quarantine file; if given, the place and reason of the quarantined row."""
 
-    run_id: str
+    run_ids: tuple[str, ...]
     category: Category
     at: RowRef | None
     reason: Reason | None
+    is_malformed: bool
+    """Whether the row's line is malformed: it can forbid several runs, and names none."""
 
 
 class Orphans:
@@ -47,6 +49,7 @@ class Orphans:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._run = store.connection.execute
+        self._many = store.connection.executemany
         self._count = partial(count, store)
         self._counts = Counts(store)
         self._retained = Retained(store)
@@ -114,19 +117,27 @@ class Orphans:
         self._run("DROP TABLE IF EXISTS temp.told")
         self._run(
             "CREATE TEMP TABLE told (dataset TEXT, path TEXT, line INTEGER, run_id TEXT, category INTEGER, outcome INTEGER,"
-            " digest BLOB, UNIQUE (dataset, path, line))"
+            " digest BLOB, source BLOB, UNIQUE (dataset, path, line))"
         )
+        self._run("DROP TABLE IF EXISTS temp.told_runs")
+        self._run("CREATE TEMP TABLE told_runs (run_id TEXT, digest BLOB, category INTEGER)")
 
-    def add_verdict(self, dataset: Dataset, verdict: ToldVerdict, line: bytes | None) -> bool:
-        """Stage a verdict, with the digest of its line if the line stays; return False if its row is staged already."""
+    def add_verdict(self, dataset: Dataset, verdict: ToldVerdict, digest: bytes, *, stays: bool) -> bool:
+        """Stage a verdict and its quarantine row's digest; return False if the row is staged already.
+
+        The digest of a malformed line is not known, so that of its quarantine row stands for it.
+        """
         partition, number = verdict.at or (None, None)
         outcome = REASON_CODES[verdict.reason] if verdict.reason is not None else None
-        return bool(
-            self._run(
-                "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (dataset.value, partition, number, verdict.run_id, CATEGORY_CODES[verdict.category], outcome, line),
-            ).rowcount
-        )
+        code = CATEGORY_CODES[verdict.category]
+        run_id, line = (None, digest) if verdict.is_malformed else (verdict.run_ids[0], b"")
+        is_first = self._run(
+            "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (dataset.value, partition, number, run_id, code, outcome, digest if stays else None, line),
+        ).rowcount
+        if is_first:
+            self._many("INSERT INTO told_runs VALUES (?, ?, ?)", [(each, line, code) for each in verdict.run_ids])
+        return bool(is_first)
 
     def take_verdicts(self) -> None:
         """Apply the staged verdicts: to orphans at once, and to all rows of their runs until their partitions are read.
@@ -134,7 +145,7 @@ class Orphans:
         A partition counts as absent until then; only line, run and verdict of its rows are known. When it is read, it
         is indexed as a rewritten file.
         """
-        for run_id, code in self._run("SELECT DISTINCT run_id, category FROM told").fetchall():
+        for run_id, code in self._run("SELECT DISTINCT run_id, category FROM told_runs").fetchall():
             self._forbid_orphans(run_id, CATEGORIES[code])
         paths = [path for (path,) in self._run("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")]
         for path, place in place_partitions(self._store, paths).items():
@@ -147,7 +158,7 @@ class Orphans:
         self._run(
             "INSERT INTO retained_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, category,"
             " rag, rag_line, rag_batch, sft, sft_line, sft_batch)"
-            " SELECT 'absent', p.partition_id, t.line, 0, 0, x'', min(t.run_id), min(t.category),"
+            " SELECT 'absent', p.partition_id, t.line, 0, 0, min(t.source), min(t.run_id), min(t.category),"
             f" {outcome.format('rag')}, {line.format('rag')}, iif({line.format('rag')} IS NULL, NULL, 0),"
             f" {outcome.format('sft')}, {line.format('sft')}, iif({line.format('sft')} IS NULL, NULL, 0)"
             " FROM told t CROSS JOIN partitions p ON p.path = t.path GROUP BY p.partition_id, t.line"
@@ -155,7 +166,9 @@ class Orphans:
         staying = "SELECT dataset, outcome, count(*) FROM told WHERE digest IS NOT NULL GROUP BY 1, 2"
         for dataset, code, rows in self._run(staying).fetchall():
             self._counts.add_total(dataset, "retained", code, rows)
+        self._run("INSERT OR IGNORE INTO malformed_runs SELECT run_id, digest FROM told_runs WHERE digest <> x''")
         self._run("DROP TABLE temp.told")
+        self._run("DROP TABLE temp.told_runs")
 
     def _forbid_orphans(self, run_id: str, category: Category) -> None:
         """Forbid a run's orphans: an old quarantine file says that it was rejected or never reviewed."""

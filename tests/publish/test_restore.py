@@ -1088,6 +1088,68 @@ def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
     assert lake.exported("rag") == lake.exported("sft") == {"r1"}
 
 
+def odd_verdicts() -> dict[str, dict[str, Any] | bytes]:
+    """Scored lines that reject r1 or leave it unreviewed, though none of the four categories stands there."""
+    nameless = {key: value for key, value in run("r1").items() if key != "category"}
+    return {
+        "spelled differently": run("r1", " Rejected\t"),
+        "unknown word": run("r1", "bad"),
+        "number": run("r1", 7),  # type: ignore[arg-type]
+        "no category": nameless,
+        "malformed": b'{"evidence_run_id":"r1","category":"rejected",',
+        "malformed, of two runs": b'{"evidence_run_id":"r2"}{"evidence_run_id":"r1","category":"needs_human_review"}',
+        "malformed, in another encoding": '{"evidence_run_id":"r1","category":"rejected",'.encode("utf-16"),
+    }
+
+
+@pytest.mark.parametrize("line", odd_verdicts().values(), ids=odd_verdicts())
+def test_absent_verdict_forbids_after_a_lost_store_however_it_is_spelled(
+    lake: HistoryLake, line: dict[str, Any] | bytes
+) -> None:
+    """Only exactly spelled verdicts were taken from the old quarantine files: the run came back, in RAG and in SFT."""
+    lake.both(A, run("r1"), run("r2"), run("r3"))
+    lake.scored(B, run("r0"), line)
+    lake.go()
+    forbidden = lake.exported("sft")
+    assert "r1" not in forbidden
+    lake.move_away(lake.scored_path(B))
+    lake.go()
+    held = [each for each in lake.lines("quarantine_rag") if B.encode() in each and b'"line_offset":1}' in each]
+    for _ in range(2):
+        lake.lose_store()
+        lake.go()
+        assert lake.exported("rag") == lake.exported("sft") == forbidden
+        assert [each for each in held if lake.lines("quarantine_rag")[each] != 1] == []
+        assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
+    lake.bring_back(lake.scored_path(B))
+    lake.go()
+    assert lake.exported("rag") == lake.exported("sft") == forbidden
+    lake.scored(B, run("r0"))
+    lake.go()
+    assert lake.exported("rag") == lake.exported("sft") == {"r1", "r2", "r3"}
+    assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
+
+
+@pytest.mark.parametrize("line", odd_verdicts().values(), ids=odd_verdicts())
+def test_orphan_of_a_run_that_an_odd_quarantine_row_forbids_leaves(
+    lake: HistoryLake, line: dict[str, Any] | bytes
+) -> None:
+    """An orphan stayed beside a quarantine row that forbids its run in any but an exact word."""
+    lake.both(A, run("r1"))
+    lake.go()
+    old = lake.content("rag")
+    lake.scored(A, line)
+    lake.go()
+    told = lake.content("quarantine_rag")
+    lake.move_away(lake.scored_path(A), lake.evidence_path(A))
+    lake.lose_store()
+    path_of(lake, "rag").write_bytes(old)
+    path_of(lake, "quarantine_rag").write_bytes(told)
+    lake.go()
+    assert lake.exported("rag") == set()
+    assert lake.causes("rag")[-1] == "revoked"
+
+
 def out_of_reach(
     lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, hidden: InputKind = InputKind.SCORED
 ) -> Callable[[], None]:
