@@ -11,6 +11,7 @@ from distilld.config.settings import Settings
 from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
 from distilld.files.regular import open_regular
 from distilld.files.segments import hash_of
+from distilld.publish.reading import what_is_no_file
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
@@ -43,6 +44,8 @@ def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None
         return ("is gone", None) if committed.size else None
     except OSError as error:
         return f"cannot be looked at: {error.strerror}", None
+    if problem := what_is_no_file(status.st_mode):
+        return problem, None
     if status.st_size != committed.size:
         return f"has {status.st_size} bytes and should have {committed.size}", status.st_size
     if record.facts is None or record.facts == StatFacts.of(status):

@@ -10,7 +10,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +167,18 @@ def test_export_with_other_permissions_is_whole(settings: Settings, running: Eng
     path.chmod(0o600)
     os.utime(path)
     assert names(settings) == []
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_what_stands_at_the_path_of_an_export_without_rows(
+    settings: Settings, running: Engine, make: Callable[[Path], None]
+) -> None:
+    """An empty file is no fault. A pipe is one, though it is as long."""
+    path = settings.root / EXPORT_PATHS["withdrawals_sft"]
+    assert not path.exists()
+    path.parent.mkdir(exist_ok=True)
+    make(path)
+    assert names(settings) == ([] if path.is_file() else ["export_changed"])
 
 
 def test_what_the_writer_has_in_hand_is_no_fault(settings: Settings, running: Engine) -> None:

@@ -674,6 +674,31 @@ def test_log_of_withdrawals_survives_damage_after_a_lost_store(full: HistoryLake
     assert full.content("withdrawals_rag") == grown
 
 
+@pytest.mark.parametrize("name", EXPORT_PATHS)
+def test_empty_file_before_the_first_row_is_no_damage(lake: HistoryLake, name: str) -> None:
+    """No facts can be recorded of it: a daemon began pass after pass, for as long as the file stood."""
+    lake.go()
+    path_of(lake, name).parent.mkdir(parents=True, exist_ok=True)
+    path_of(lake, name).touch()
+    with capture_logs() as logs:
+        lake.engine.run_pass(Trigger.ONCE)
+    restorer = lake.engine.restorer
+    restorer.note_committed()
+    assert not restorer.disturbed()
+    assert not restorer.damaged()
+    assert [each for each in logs if each["event"] == "export_tampered"] == []
+
+
+@pytest.mark.parametrize("damage", [link, pipe])
+def test_empty_file_that_is_not_regular_is_damage(lake: HistoryLake, damage: Callable[[Path], None]) -> None:
+    """What cannot hold rows stands in the way of the first one, however long it is."""
+    lake.go()
+    path_of(lake, "rag").parent.mkdir(parents=True, exist_ok=True)
+    path_of(lake, "rag").touch()
+    damage(path_of(lake, "rag"))
+    assert set(lake.engine.restorer.damaged()) == {"rag"}
+
+
 # taking over
 
 
