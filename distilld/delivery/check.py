@@ -139,7 +139,7 @@ def _short(sha256: str) -> int:
 
 def _told(path: Path) -> Iterator[dict[str, Any]]:
     """Return what the snapshot records of its rows."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         yield from map(orjson.loads, file)
 
 

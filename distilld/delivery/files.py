@@ -12,6 +12,7 @@ import orjson
 from distilld.core.columns import Column
 from distilld.core.model import UsageError
 from distilld.files.durable import FILE_MODE, make_folder, write_all
+from distilld.files.regular import open_regular
 
 _ROW_GROUP_BYTES: Final = 1 << 20
 _PIECE_ROWS: Final = 200
@@ -151,6 +152,6 @@ def write_file(folder: Path, path: str, content: bytes) -> FileFacts:
 
 def facts_of(folder: Path, path: str, rows: int | None) -> FileFacts:
     """Return the facts of an existing file; read it once."""
-    with (folder / path).open("rb") as file:
+    with open_regular(folder / path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFacts(path, rows, os.fstat(file.fileno()).st_size, sha256)

@@ -76,10 +76,10 @@ def make_folder(folder: Path) -> None:
 
 
 def open_in_folder(path: Path, flags: int, mode: int = FILE_MODE) -> int:
-    """Open a file of distilld; neither it nor its folder may be a link."""
+    """Open a file of distilld; neither it nor its folder may be a link. A pipe in its place does not block."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
+        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=folder)
     finally:
         os.close(folder)
 

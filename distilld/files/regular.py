@@ -9,13 +9,14 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def open_regular(path: Path, *, follow_link: bool = False) -> BinaryIO:
+def open_regular(path: Path, *, follow_link: bool = False) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:

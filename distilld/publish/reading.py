@@ -11,7 +11,7 @@ from pathlib import Path
 from distilld.core.model import Committed, OperatorError, StatFacts
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import open_in_folder
-from distilld.files.regular import owned, without_space
+from distilld.files.regular import open_regular, owned, without_space
 from distilld.files.segments import BLOCK_BYTES, SegmentHash, blocks_of
 
 
@@ -198,7 +198,7 @@ def what_is_no_file(mode: int) -> str | None:
 def open_live(path: Path, shown: str, known: Committed) -> int | None:
     """Open a live file, which must be regular and of its committed length; return None if there is none yet."""
     try:
-        descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = open_in_folder(path, os.O_RDONLY)
     except FileNotFoundError:
         if known.size:
             raise ExportTamperedError(shown, "is gone") from None
@@ -224,5 +224,5 @@ def open_live(path: Path, shown: str, known: Committed) -> int | None:
 def file_lines(path: Path | None) -> Iterator[bytes]:
     """Return the lines of a former export, without the white space before them; the last one may be torn."""
     if path is not None:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             yield from map(without_space, file)

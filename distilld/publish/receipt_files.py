@@ -107,7 +107,9 @@ def newest_receipt(root: Path) -> Link | None:
         names = os.listdir(root / REPORTS)
         for batch_id in sorted(filter(BATCH_ID.fullmatch, names), reverse=True):
             path = root / receipt_path(batch_id)
-            if path.is_file() and (link := _link(batch_id, path.read_bytes())) is not None:
+            if path.is_symlink() or not path.is_file():
+                continue
+            if (link := _link(batch_id, read_regular(path))) is not None:
                 return link
     except FileNotFoundError:
         return None

@@ -22,7 +22,7 @@ from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import make_folder, make_private_again
-from distilld.files.regular import is_there, owned
+from distilld.files.regular import is_there, open_regular, owned
 from distilld.store.migrations import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
 from distilld.store.read_only import ReadOnly, open_read_only
 from distilld.store.without_pandas import without_pandas
@@ -152,7 +152,7 @@ def begins_as_database(path: Path) -> bool:
 
     Do not call it while this process has the file open as a database: closing it here would end SQLite's locks.
     """
-    with suppress(OSError), open(path, "rb", buffering=0) as file:
+    with suppress(OSError), open_regular(path, follow_link=True) as file:
         return file.read(len(_HEADER)) == _HEADER
     return False
 

@@ -269,10 +269,13 @@ def test_check_tells_a_damaged_snapshot_apart(lake: HistoryLake) -> None:
     path = folder / "sft/train.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
     (folder / "provenance/rag.jsonl").unlink()
+    (folder / "provenance/sft.jsonl").unlink()
+    os.mkfifo(folder / "provenance/sft.jsonl")
     ran = distilld("snapshot", folder, "--check", "--root", lake.root, cwd=lake.root)
     assert ran.code == 1
     assert "damaged: sft/train.jsonl: has other bytes" in ran.out
     assert "damaged: provenance/rag.jsonl: No such file" in ran.out
+    assert "damaged: provenance/sft.jsonl: is no regular file" in ran.out
     told = distilld("snapshot", lake.root, "--check", "--root", lake.root, cwd=lake.root)
     assert (told.code, "is no snapshot" in told.err) == (2, True)
 

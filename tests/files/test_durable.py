@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from distilld.files.durable import make_folder, replace_file, sync_folder, sync_up, write_all
+from distilld.files.durable import make_folder, open_in_folder, replace_file, sync_folder, sync_up, write_all
 
 
 @pytest.fixture
@@ -32,6 +33,14 @@ def test_each_folder_that_is_made_has_an_entry_that_lasts(tmp_path: Path, synced
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) & 0o027 == 0
     make_folder(tmp_path / "a" / "b")
     assert len(synced) == 2
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_a_pipe_in_the_place_of_a_file_does_not_block(tmp_path: Path, flags: int) -> None:
+    """It may come between a look and the opening, and then nobody would be at its other end."""
+    os.mkfifo(tmp_path / "pipe")
+    with suppress(OSError):
+        os.close(open_in_folder(tmp_path / "pipe", flags))
 
 
 def test_a_folder_that_somebody_else_makes_meanwhile_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -431,6 +431,24 @@ def test_fourth_damage_is_counted_anew(full: HistoryLake, monkeypatch: pytest.Mo
     assert not any(name.endswith(".jsonl") for name in set_aside(full))
 
 
+def test_what_is_no_file_among_the_copies_holds_nothing(full: HistoryLake, tmp_path: Path) -> None:
+    """The story: a pipe had stood in an export's place. Once its copies were too many, the writer hung on reading it.
+
+    A link there is not followed: it may lead to a file without end.
+    """
+    before = full.lines("rag")
+    folder = full.root / SET_ASIDE
+    folder.mkdir()
+    os.mkfifo(folder / "rag-2026-01-01T000000.000Z")
+    (folder / "rag-2026-01-01T000000.001Z").symlink_to("/dev/zero")
+    (folder / "rag-2026-01-01T000000.002Z").mkdir()
+    for number in range(COPIES_KEPT):
+        path_of(full, "rag").write_bytes(b"line %d of another program\n" % number)
+        full.go()
+        assert full.lines("rag") == before
+    assert len(set_aside(full, "rag-")) == COPIES_KEPT
+
+
 def test_set_aside_copy_is_what_was_found(full: HistoryLake) -> None:
     """What is set aside is the damaged file, byte for byte."""
     append_junk(path_of(full, "sft"))
@@ -1060,12 +1078,19 @@ def test_receipt_chain_goes_on_from_the_last_on_disk(full: HistoryLake) -> None:
     assert committed.identity.batch_id > last
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"stage":"distill","sequence":7,"recorded_at":"yesterday"}'])
-def test_unusable_last_receipt_is_passed_over(full: HistoryLake, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [None, b"\n", b"{", b'{"stage":"distill","sequence":7,"recorded_at":"yesterday"}'], ids=["link", *"123"]
+)
+def test_unusable_last_receipt_is_passed_over(full: HistoryLake, content: bytes | None) -> None:
     """A last receipt that cannot be read as one stops nothing: the chain goes on from the one before it."""
     folder = full.root / "reports" / "distillation"
     names = sorted(each.name for each in folder.iterdir() if each.is_dir())
-    (folder / names[-1] / "receipt.json").write_bytes(content)
+    last = folder / names[-1] / "receipt.json"
+    if content:
+        last.write_bytes(content)
+    else:
+        last.rename(last.with_name("elsewhere"))
+        last.symlink_to("elsewhere")
     before = (folder / names[-2] / "receipt.json").read_bytes()
     full.lose_store()
     (committed,) = full.go().batches
