@@ -22,7 +22,7 @@ from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
 from distilld.files.segments import SegmentHash, blocks_of
 from distilld.publish.pins import pinned
-from distilld.publish.reading import LineCutter
+from distilld.publish.reading import WholeLines
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
@@ -177,9 +177,11 @@ def _open(path: Path, pending_temp: str | None) -> BinaryIO:
 
 def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Return the same bytes in blocks of whole lines; the last line may be incomplete."""
-    cutter = LineCutter()
-    yield from filter(None, map(cutter.cut, blocks))
-    if rest := cutter.rest:
+    held = WholeLines()
+    for block in blocks:
+        if whole := held.add(block):
+            yield whole
+    if rest := held.rest():
         yield rest
 
 

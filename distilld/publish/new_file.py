@@ -13,7 +13,7 @@ from distilld.files.durable import open_in_folder, take_after, write_all
 from distilld.files.regular import without_space
 from distilld.files.segments import Segment, SegmentHash
 from distilld.lake.lines import digest_of
-from distilld.publish.reading import LineCutter, split_lines
+from distilld.publish.reading import WholeLines, split_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Output:
         self._descriptor = descriptor
         self._first = sha.size // sha.segment_bytes
         self._marks: dict[int, bytearray] = {}
-        self._cutter = LineCutter()
+        self._held = WholeLines()
         self._line_end = sha.size
 
     def write(self, block: bytes | MarkedLines) -> None:
@@ -56,7 +56,7 @@ class Output:
         if self._descriptor is not None:
             write_all(self._descriptor, block)
         if marks is None:
-            marks = marks_of(split_lines(self._cutter.cut(block)))
+            marks = marks_of(split_lines(self._held.add(block)))
         self._mark(marks)
 
     def _mark(self, marks: Marks) -> None:

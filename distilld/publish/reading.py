@@ -123,32 +123,35 @@ def committed_lines(descriptor: int, known: Committed, shown: str, pulse: Callab
         raise ExportTamperedError(shown, "has other bytes than its last commit")
 
 
-class LineCutter:
-    """Cuts bytes that come in blocks behind a line feed; it copies each byte once, however long a line is."""
+class WholeLines:
+    """Joins blocks that are cut anywhere into whole lines; a line that is in many of them is joined once."""
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []
+        self._held: list[bytes] = []
 
-    def cut(self, block: bytes) -> bytes:
-        """Return the whole lines up to the last line feed so far; keep what is behind it."""
+    def add(self, block: bytes) -> bytes:
+        """Return all lines that this block completes."""
+        end = block.rfind(b"\n") + 1
+        if not self._held and end == len(block):
+            return block
         whole = b""
-        if end := block.rfind(b"\n") + 1:
-            whole = b"".join((*self._rest, memoryview(block)[:end]))
-            self._rest = []
-        self._rest.append(block[end:])
+        if end:
+            whole = b"".join((*self._held, memoryview(block)[:end]))
+            self._held.clear()
+        if end < len(block):
+            self._held.append(block[end:])
         return whole
 
-    @property
     def rest(self) -> bytes:
-        """Return what is behind the last line feed."""
-        return b"".join(self._rest)
+        """Return the beginning of the line that no block has completed."""
+        return b"".join(self._held)
 
 
 def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Return the whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
-    cutter = LineCutter()
+    held = WholeLines()
     for block in blocks:
-        yield split_lines(cutter.cut(block))
+        yield split_lines(held.add(block))
 
 
 def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
