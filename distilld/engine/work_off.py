@@ -222,7 +222,7 @@ class WorkingOff(Looking):
             if self.committer.needs_recovery():
                 self.committer.recover()
             now_ns = time.time_ns()
-            if self.restorer.take_over(now_ns):
+            if self.restorer.take_over(now_ns, self.options):
                 self.inputs.forget_files()
             self._mendings += 1
             if self._mendings > CHECKS_IN_A_PASS and self.restorer.damaged():

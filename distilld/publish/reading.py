@@ -6,13 +6,18 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from distilld.core.model import Committed, OperatorError, StatFacts
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import open_in_folder
 from distilld.files.regular import open_regular, owned, without_space
 from distilld.files.segments import BLOCK_BYTES, SegmentHash, blocks_of
+
+LONGEST_LINE_BYTES: Final = 1 << 26
+"""Up to this length, a line of a former export is read as a whole even if no longer one is known."""
 
 
 class ExportTamperedError(OperatorError):
@@ -224,8 +229,14 @@ def open_live(path: Path, shown: str, known: Committed) -> int | None:
     return descriptor
 
 
-def file_lines(path: Path | None) -> Iterator[bytes]:
-    """Return the lines of a former export, without the white space before them; the last one may be torn."""
+def file_lines(path: Path | None, longest: int = LONGEST_LINE_BYTES) -> Iterator[bytes]:
+    """Return the lines of a former export, without the white space before them; the last one may be torn.
+
+    Of a line of more than ``longest`` bytes, which is none of ours, return its start, without a line feed.
+    """
     if path is not None:
         with open_regular(path) as file:
-            yield from map(without_space, file)
+            for line in iter(partial(file.readline, longest), b""):
+                yield without_space(line)
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(BLOCK_BYTES)  # noqa: PLW2901  the rest of it

@@ -22,7 +22,7 @@ from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dat
 from distilld.lake.lines import digest_of
 from distilld.publish.commit import Committer, NewVersion
 from distilld.publish.exports import Exports
-from distilld.publish.reading import ExportTamperedError, file_lines
+from distilld.publish.reading import LONGEST_LINE_BYTES, ExportTamperedError, file_lines
 from distilld.publish.takeover import TakeOver
 from distilld.store.connection import Store
 from distilld.store.export_lines import ExportLines
@@ -176,7 +176,7 @@ class Restorer:
 
         def good_lines() -> Iterator[bytes]:
             nonlocal kept
-            for line in file_lines(aside):
+            for line in file_lines(aside, longest):
                 if line.endswith(b"\n") and self._lines.is_expected(digest_of(line)):
                     kept += 1
                     yield line
@@ -186,19 +186,21 @@ class Restorer:
             missing = self._lines.miss_expected(name)
             self._restored(name)
 
+        committed = self._records.exports()[name].committed
+        longest = max(LONGEST_LINE_BYTES, self._segments.longest_line(name, committed))
         self._lines.expect(name)
         self._committer.replace([NewVersion(name, good_lines(), lambda: kept)], queue)
         log.warning("export_restored", path=EXPORT_PATHS[name], rows_kept=kept, rows_missing=missing)
 
     # taking over
 
-    def take_over(self, now_ns: int) -> bool:
+    def take_over(self, now_ns: int, options: Options) -> bool:
         """Take over existing exports if the store has no record of any; return whether there were some.
 
         Raises:
             ExportReadError: A folder or a file cannot be read; the next try takes over the rest.
         """
-        return self._takeover.take_over(now_ns)
+        return self._takeover.take_over(now_ns, options)
 
     def settle_orphans(self, options: Options) -> int:
         """Decide on the orphans after all inputs are judged; return how many will be withdrawn."""

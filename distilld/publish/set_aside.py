@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from distilld.files.durable import FOLDER_MODE, make_folder, open_in_folder, sync_folder, take_after
 from distilld.files.regular import open_regular
@@ -146,9 +146,19 @@ def _copy_file(source: Path, target: Path) -> None:
         descriptor = open_in_folder(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with open(descriptor, "wb") as new:
             take_after(descriptor, os.fstat(old.fileno()))
-            shutil.copyfileobj(old, new, BLOCK_BYTES)
+            _copy_content(old, new)
             new.flush()
             os.fsync(new.fileno())
+
+
+def _copy_content(old: BinaryIO, new: BinaryIO) -> None:
+    """Copy the bytes; a block of NUL bytes becomes a hole, so a sparse file takes no more room than it did."""
+    while block := old.read(BLOCK_BYTES):
+        if block.count(0) == len(block):
+            new.seek(len(block), os.SEEK_CUR)
+        else:
+            new.write(block)
+    new.truncate()
 
 
 def _remove(path: Path) -> None:

@@ -12,16 +12,17 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import structlog
 
-from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, InputKind, UnreadableError
+from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, InputKind, Options, UnreadableError
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import open_partition
 from distilld.publish.commit import Committer, NewVersion
 from distilld.publish.exports import Exports
 from distilld.publish.legacy import forbidding, orphan_of, withdrawal_of
-from distilld.publish.reading import ExportReadError, ExportWriteError, file_lines
+from distilld.publish.reading import LONGEST_LINE_BYTES, ExportReadError, ExportWriteError, file_lines
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import BATCH_ID, Link, newest_receipt
 from distilld.publish.recovery import FIRST
@@ -29,6 +30,9 @@ from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.orphans import Orphans
 from distilld.store.receipts import Receipts
+
+_MOST_REPEATED: Final = 16
+"""How many times as long as an input line an exported line can be: it repeats parts, and prints numbers in full."""
 
 log = structlog.get_logger()
 
@@ -44,8 +48,9 @@ class TakeOver:
         self._records = ExportRecords(store)
         self._receipts = Receipts(store)
         self._orphans = Orphans(store)
+        self._longest = LONGEST_LINE_BYTES
 
-    def take_over(self, now_ns: int) -> bool:
+    def take_over(self, now_ns: int, options: Options) -> bool:
         """Take over existing exports if the store has no record of any; return whether there were some.
 
         Raises:
@@ -53,6 +58,7 @@ class TakeOver:
         """
         if self._store.recall("taken_over") is not None or self._receipts.last_batch() is not None:
             return False
+        self._longest = max(LONGEST_LINE_BYTES, _MOST_REPEATED * options.max_line_bytes)
         there = [name for name in EXPORT_PATHS if self._exports.stands(name)]
         leftovers = self._leftovers()
         anchor = newest_receipt(self._root)
@@ -112,7 +118,7 @@ class TakeOver:
 
         def good_lines() -> Iterator[bytes]:
             nonlocal good, bad
-            for line in file_lines(path):
+            for line in file_lines(path, self._longest):
                 if take(dataset, line):
                     good += 1
                     yield line
@@ -155,7 +161,7 @@ class TakeOver:
 
         def lines_that_stay(name: str, copy: Path) -> Iterator[bytes]:
             gone: dict[str, bool] = {}
-            for line in file_lines(copy):
+            for line in file_lines(copy, self._longest):
                 verdict = forbidding(line)
                 if verdict is None:
                     continue

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from distilld.core.model import StatFacts
+from distilld.core.model import Committed, StatFacts
 from distilld.files.segments import Segment, Span
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
@@ -41,6 +41,15 @@ class Segments:
         """Return the digests of some segments, by number."""
         query = "SELECT sha256 FROM export_segments WHERE name = ? AND segment = ?"
         return {number: row[0] for number in numbers for row in self._run(query, (name, number))}
+
+    def longest_line(self, name: str, committed: Committed) -> int:
+        """Return a length in bytes that no line of an export exceeds."""
+        between = self._run(
+            "SELECT max(segment - before) FROM (SELECT segment, lag(segment, 1, 0) OVER (ORDER BY segment) AS before"
+            " FROM export_segments WHERE name = ? AND length(line_marks) > 0)",
+            (name,),
+        ).fetchone()[0]
+        return committed.size if between is None else min((between + 1) * committed.segment_bytes, committed.size)
 
     def holding(self, name: str, marks: Collection[bytes]) -> list[Segment]:
         """Return the segments in which a line with one of these marks ends, in order."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from distilld.files.segments import SegmentHash
 from distilld.publish.committed import whole_lines
 from distilld.publish.new_file import Output
-from distilld.publish.reading import line_groups
+from distilld.publish.reading import file_lines, line_groups
 
 BLOCKS = 500
 BLOCK_BYTES = 100
@@ -53,6 +56,20 @@ def test_work_on_a_long_line_grows_with_its_length(read: Callable[[Iterator[byte
     Counted.work = 0
     read(blocks_of_a_long_line())
     assert Counted.work < 3 * BLOCKS * BLOCK_BYTES
+
+
+def test_a_line_that_is_too_long_is_cut_and_takes_no_memory(tmp_path: Path) -> None:
+    """The story: one line of 300 MB in an export, and each pass ended for want of memory, whatever waited for it."""
+    path = tmp_path / "export"
+    path.write_bytes(b"one\n  0123456789\n0123456789 and more\n\n")
+    assert list(file_lines(path, 13)) == [b"one\n", b"0123456789\n", b"0123456789 an", b"\n"]
+    os.truncate(path, 1 << 24)
+    tracemalloc.start()
+    try:
+        assert [len(line) for line in file_lines(path, 1000)] == [4, 11, 20, 1, 1000]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 100])

@@ -38,7 +38,8 @@ from distilld.engine.judge_rows import RowJudge
 from distilld.inspection import status
 from distilld.inspection.verify import verify
 from distilld.lake.scan import ListingError, open_partition
-from distilld.publish import takeover
+from distilld.publish import restore, takeover
+from distilld.publish import set_aside as copies
 from distilld.publish.exports import Exports
 from distilld.publish.new_file import Written
 from distilld.publish.reading import CommittedFile, ExportReadError, ExportWriteError
@@ -449,6 +450,26 @@ def test_what_is_no_file_among_the_copies_holds_nothing(full: HistoryLake, tmp_p
     assert len(set_aside(full, "rag-")) == COPIES_KEPT
 
 
+@pytest.mark.parametrize("damage", [append_junk, double])
+def test_lines_are_restored_however_many_segments_they_are_in(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
+) -> None:
+    """How long a line may be follows from the segments in which lines end; what is longer is none of ours."""
+    monkeypatch.setattr(restore, "LONGEST_LINE_BYTES", 1)
+    lake.engine.exports.segment_bytes = 64
+    lake.both(A, *(run(f"r{n}") for n in range(5)))
+    lake.evidence(A, *(given(f"r{n}", "x" * 200 * n * n) for n in range(1, 5)), given("r0"))
+    lake.go()
+    before = lake.lines("rag")
+    with path_of(lake, "rag").open("ab") as file:
+        file.write(b"x" * 100_000 + b"\n")
+    damage(path_of(lake, "rag"))
+    with capture_logs() as logs:
+        lake.go()
+    assert lake.lines("rag") == before
+    assert [each["rows_missing"] for each in logs if each["event"] == "export_restored"] == [0]
+
+
 def test_set_aside_copy_is_what_was_found(full: HistoryLake) -> None:
     """What is set aside is the damaged file, byte for byte."""
     append_junk(path_of(full, "sft"))
@@ -468,7 +489,7 @@ def test_full_disk_leaves_no_copies(full: HistoryLake, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfileobj", run_out)
+        patch.setattr(copies, "_copy_content", run_out)
         for _ in range(3):
             with pytest.raises(ExportWriteError, match="No space left"):
                 full.go()

@@ -10,6 +10,7 @@ from typing import BinaryIO, NoReturn
 
 import pytest
 
+from distilld.publish import set_aside
 from distilld.publish.set_aside import COPIES_KEPT, copy_aside, move_aside
 
 
@@ -56,7 +57,7 @@ def test_room_is_made_first_and_the_newest_stay_where_it_is_not_enough(
     """However often it is tried."""
     for number in range(COPIES_KEPT):
         (folder / f"rag-{number:02}").write_bytes(b"found %d" % number)
-    monkeypatch.setattr(shutil, "copyfileobj", run_out)
+    monkeypatch.setattr(set_aside, "_copy_content", run_out)
     for _ in range(3):
         with pytest.raises(OSError, match="No space left"):
             copy_aside(export, folder, "rag", "99")
@@ -89,6 +90,20 @@ def test_the_same_bytes_are_kept_once(export: Path, folder: Path) -> None:
     assert names(folder) == ["rag-00", "rag-01", "rag-03"]
 
 
+def test_a_hole_takes_no_room(export: Path, folder: Path) -> None:
+    """The story: an export that somebody made 300 MB longer without a write took 300 MB of disk once it was copied."""
+    os.truncate(export, 1 << 26)
+    with export.open("ab") as file:
+        file.write(b"after the hole")
+    copy = copy_aside(export, folder, "rag", "00")
+    assert copy.stat().st_blocks * 512 < 1 << 22
+    assert copy.stat().st_size == export.stat().st_size
+    assert copy.read_bytes() == export.read_bytes()
+    os.truncate(export, 1 << 20)
+    copy = copy_aside(export, folder, "rag", "01")
+    assert copy.read_bytes() == export.read_bytes()
+
+
 def test_a_folder_that_is_moved_by_a_copy_is_whole_or_not_there(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +122,7 @@ def test_a_folder_that_is_moved_by_a_copy_is_whole_or_not_there(
 
     monkeypatch.setattr(os, "rename", rename)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfileobj", run_out)
+        patch.setattr(set_aside, "_copy_content", run_out)
         with pytest.raises(OSError, match="No space left"):
             move_aside(stood, folder, "rag", "00")
     assert names(folder) == []
