@@ -46,6 +46,16 @@ class BatchMovedError(OperatorError):
         )
 
 
+class RecoveryPendingError(OperatorError):
+    """The writer was stopped after a commit, before it had overwritten all withdrawn rows."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the last batch is committed but not completed: rows that it withdrew are still in the exports",
+            hint="'distilld run --once' completes it, and so does a daemon; see 'distilld status'",
+        )
+
+
 class ExportDamagedError(OperatorError):
     """An export is not what its last commit left, and no writer was at work."""
 
@@ -79,11 +89,16 @@ class Writing:
         )
 
     def moved_on(self, before: Writing) -> bool:
-        """Return whether an export may have been committed or cut back since ``before``, or is being overwritten."""
-        return self.overwriting or (self.batch, self.undone_at, self.versions) != (
-            before.batch,
-            before.undone_at,
-            before.versions,
+        """Return whether an export may have other bytes than ``before``, or is being overwritten."""
+        return (
+            self.overwriting
+            or before.overwriting
+            or (self.batch, self.undone_at, self.versions)
+            != (
+                before.batch,
+                before.undone_at,
+                before.versions,
+            )
         )
 
 
@@ -235,9 +250,11 @@ def at_one_batch(
 
     Raises:
         BatchMovedError: Another batch was committed at each of :data:`ATTEMPTS` attempts.
+        RecoveryPendingError: No batch was, but the last one is not completed.
         ExportDamagedError: An export is not what was committed, and no batch was committed meanwhile.
         OperatorError: There is no store, or something cannot be read.
     """
+    is_stuck = False
     for attempt in range(ATTEMPTS):
         with pinned(root), reading(state, root) as store, ExitStack() as opened:
             batch = CommittedBatch(root, store, names)
@@ -247,12 +264,13 @@ def at_one_batch(
                 return look(batch)
             except BatchMovedError:
                 with reading(state, root) as later:
-                    moved = Writing.of(later).moved_on(batch.writing)
-                if not moved:
+                    now = Writing.of(later)
+                if not now.moved_on(batch.writing):
                     raise _damaged(batch) from None
+                is_stuck = now == batch.writing
         if attempt < ATTEMPTS - 1:
             time.sleep(_PAUSE_SECONDS)
-    raise BatchMovedError
+    raise RecoveryPendingError if is_stuck else BatchMovedError
 
 
 def _damaged(batch: CommittedBatch) -> OperatorError:

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import EXPORT_PATHS
-from distilld.publish import committed
+from distilld.inspection.verify import verify
+from distilld.publish import committed, exports
 from distilld.publish.commit import Committer
 from distilld.publish.committed import (
     ATTEMPTS,
     BatchMovedError,
     CommittedBatch,
     ExportDamagedError,
+    RecoveryPendingError,
     at_one_batch,
     placed_lines,
 )
@@ -124,6 +126,55 @@ def test_version_that_waits_to_be_put_in_place_is_read(lake: HistoryLake, monkey
     lake.restart()
     lake.go()
     assert lake.content("rag") == found
+
+
+@pytest.fixture
+def unfinished(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> HistoryLake:
+    """A lake whose writer was killed behind a COMMIT, before it overwrote a row in place."""
+
+    def die(committer: Committer) -> None:
+        committer._pins.let_in()  # as the system does for a killed process
+        raise KeyboardInterrupt
+
+    lake.both(A, *(run(f"a{number}") for number in range(50)))
+    lake.go()
+    lake.scored(B, run("a1", "rejected"))
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "LEAST_BYTES", 0)
+        patch.setattr(Committer, "finish", die)
+        with pytest.raises(KeyboardInterrupt):
+            lake.go()
+    assert lake.ask("SELECT count(*) > 0 FROM overwrites WHERE name = 'rag'") == [(1,)]
+    lake.stop()
+    return lake
+
+
+def test_unfinished_batch_is_named_with_what_completes_it(unfinished: HistoryLake) -> None:
+    """The story: readers were told to try again when it is quieter, though no writer ran and only a run helps."""
+    with pytest.raises(RecoveryPendingError, match="not completed") as raised:
+        rag(unfinished)
+    assert "run --once" in raised.value.hint
+    with pytest.raises(RecoveryPendingError):
+        verify(unfinished.root, unfinished.state, unfinished.options)
+    unfinished.go()
+    assert b'"a1"' not in rag(unfinished)
+
+
+def test_reads_again_where_a_recovery_ended_meanwhile(unfinished: HistoryLake) -> None:
+    """No batch was committed then, but the bytes are other ones: it is no damage, and nothing to give up for."""
+    looks = 0
+
+    def look(batch: CommittedBatch) -> bytes:
+        nonlocal looks
+        looks += 1
+        try:
+            return b"".join(batch.exports["rag"].lines())
+        except BatchMovedError:
+            unfinished.engine.committer.recover()
+            raise
+
+    assert b'"a1"' not in at_one_batch(unfinished.root, unfinished.state, look)
+    assert looks == 2
 
 
 @pytest.mark.parametrize(
