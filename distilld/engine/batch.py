@@ -25,7 +25,7 @@ from distilld.engine.pool import Done, Pool
 from distilld.engine.read_file import FileRead, as_scanned
 from distilld.engine.sink import Sink
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
-from distilld.engine.spans import FailedRow, JudgedRow, Span, SpanDone, error_of
+from distilld.engine.spans import FailedRow, JudgedRow, Span, SpanDone
 from distilld.lake.scan import SourceFiles
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import BatchIdentity
@@ -248,8 +248,6 @@ class Batches:
     def _do(self, batch: Batch, jobs: Iterable[TaskJob]) -> Iterator[Done[TaskJob]]:
         for done in self._pool.run(jobs, self._options):
             batch.keep(done.file)
-            if isinstance(done.result, FailedRow):
-                raise error_of(done.result)
             if self._pool.is_elsewhere:
                 check_pairs(done.job, done.result, self._options)
             self._told(len(done.job.tasks), done.job.size)

@@ -115,8 +115,6 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
             return _judge(root, options, job, Sink(lambda block: write_all(descriptor, block)))
         finally:
             os.close(descriptor)
-    except UnreadableError as error:
-        return failed_row(-1, error)
     except OSError as error:
         return SpoolFault(error.errno, error.strerror or str(error))
 

@@ -45,7 +45,10 @@ class JudgedPair(NamedTuple):
 
 
 class TaskDone(NamedTuple):
-    """The result of a task; with a ``failure`` it is unknown, since one of its files cannot be read or has changed."""
+    """The result of a task.
+
+    With a ``failure`` it is unknown: one of its files cannot be read or has changed, or its path check is refused.
+    """
 
     pairs: tuple[JudgedPair, ...]
     failure: FailedRow | None
@@ -86,7 +89,6 @@ class TaskJudge:
         """Judge tasks one after the other; files that are opened for one task stay open for the next.
 
         Raises:
-            UnreadableError: The system refuses the check of source files.
             OSError: The sink cannot be written to.
         """
         done: list[PlainTasks | TaskDone] = []
@@ -97,60 +99,30 @@ class TaskJudge:
                 reader.size = 0
                 pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*task.rows)]
                 try:
-                    sides = reader.sides(pairs)
+                    cases = self._cases(pairs, reader.sides(pairs), paths)
+                    # Nothing of a task is handed over until all its pairs are judged.
+                    if task.plain:
+                        lines = [finished(preference.judge(*case), stamp) for case in cases]
+                        _add_plain(plain, task.task_id, pairs, lines, batch, sink)
+                        plain.bytes_read += reader.size
+                        continue
+                    result = TaskDone(tuple(_judged(*case) for case in cases), None, reader.size)
                 except (UnreadableError, InputChanged) as error:
-                    plain = _close(plain, done, sink)
-                    done.append(TaskDone((), failed_row(-1, error), reader.size))
-                    continue
-                if task.plain:
-                    self._finish(task.task_id, pairs, sides, paths, (batch, stamp), plain, sink)
-                    plain.tasks += 1
-                    plain.bytes_read += reader.size
-                    continue
+                    result = TaskDone((), failed_row(-1, error), reader.size)
                 plain = _close(plain, done, sink)
-                done.append(TaskDone(tuple(self._pair(*pair, sides, paths) for pair in pairs), None, reader.size))
+                done.append(result)
             _close(plain, done, sink)
         return done
 
-    def _finish(
-        self,
-        task_id: str,
-        pairs: list[tuple[TaskRow, TaskRow]],
-        sides: dict[int, PairSide],
-        paths: dict[int, str],
-        batch: tuple[int, str],
-        plain: PlainTasks,
-        sink: Sink,
-    ) -> None:
-        """Finish the lines of a plain task."""
-        number, stamp = batch
-        for slot, (chosen, rejected) in enumerate(pairs):
-            case = PairCase(sides[chosen.walk], sides[rejected.walk], False, self._options, self._missing)
-            code, line = finished(preference.judge(case, _at(chosen, paths)), stamp)
-            digest = digest_of(line)
-            sink.add(EXPORTED_PAIRS if code == EXPORTED else QUARANTINED_PAIRS, line, digest)
-            plain.outcomes[code] += 1
-            key = key_of(preference.id_digits(chosen.run_id, rejected.run_id, task_id))
-            plain.pairs.append(
-                (
-                    task_id, slot, chosen.run_id, rejected.run_id, rejected.category, chosen.partition_id,
-                    rejected.partition_id, key, code, digest, number,
-                )
-            )  # fmt: skip
-
-    def _pair(
-        self,
-        chosen: TaskRow,
-        rejected: TaskRow,
-        sides: dict[int, PairSide],
-        paths: dict[int, str],
-    ) -> JudgedPair:
-        case = PairCase(sides[chosen.walk], sides[rejected.walk], False, self._options, self._missing)
-        place = _at(chosen, paths)
-        free = rendered(preference.judge(case, place))
-        if free.gate not in _BEHIND_IDS:
-            return JudgedPair(free, None)
-        return JudgedPair(free, rendered(preference.judge(case._replace(id_taken=True), place)))
+    def _cases(
+        self, pairs: list[tuple[TaskRow, TaskRow]], sides: dict[int, PairSide], paths: dict[int, str]
+    ) -> list[tuple[PairCase, RowRef]]:
+        """Return what the gates look at for each pair with its id free, and the place of its chosen row."""
+        options, missing = self._options, self._missing
+        return [
+            (PairCase(sides[chosen.walk], sides[rejected.walk], False, options, missing), _at(chosen, paths))
+            for chosen, rejected in pairs
+        ]
 
 
 class _Reader:
@@ -211,6 +183,36 @@ class _Reader:
         if value is None or digest_of(raw) != digest:
             raise InputChanged(shown)
         return value, marked
+
+
+def _add_plain(
+    plain: PlainTasks,
+    task_id: str,
+    pairs: list[tuple[TaskRow, TaskRow]],
+    lines: list[tuple[int, bytes]],
+    batch: int,
+    sink: Sink,
+) -> None:
+    """Hand over the lines of a plain task, with their outcome codes, and add its pairs."""
+    for slot, ((chosen, rejected), (code, line)) in enumerate(zip(pairs, lines, strict=True)):
+        digest = digest_of(line)
+        sink.add(EXPORTED_PAIRS if code == EXPORTED else QUARANTINED_PAIRS, line, digest)
+        plain.outcomes[code] += 1
+        key = key_of(preference.id_digits(chosen.run_id, rejected.run_id, task_id))
+        plain.pairs.append(
+            (
+                task_id, slot, chosen.run_id, rejected.run_id, rejected.category, chosen.partition_id,
+                rejected.partition_id, key, code, digest, batch,
+            )
+        )  # fmt: skip
+    plain.tasks += 1
+
+
+def _judged(case: PairCase, place: RowRef) -> JudgedPair:
+    free = rendered(preference.judge(case, place))
+    if free.gate not in _BEHIND_IDS:
+        return JudgedPair(free, None)
+    return JudgedPair(free, rendered(preference.judge(case._replace(id_taken=True), place)))
 
 
 def _close(plain: PlainTasks, done: list[PlainTasks | TaskDone], sink: Sink) -> PlainTasks:

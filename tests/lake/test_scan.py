@@ -453,7 +453,7 @@ class TestSourceFiles:
     def test_what_the_system_will_not_say_is_an_error(
         self, check: SourceFiles, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """EACCES and EIO are errors of the batch, not answers."""
+        """EACCES and EIO are errors, not answers."""
 
         def refused(*_: object, **__: object) -> str:
             raise PermissionError(13, "Permission denied")
