@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from distilld.core.decisions import Decisions, Withdrawal
 from distilld.core.model import Cause, OperatorError, Options
@@ -26,6 +26,7 @@ from distilld.engine.read_file import FileRead, as_scanned
 from distilld.engine.sink import Sink
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
 from distilld.engine.spans import FailedRow, JudgedRow, Span, SpanDone
+from distilld.files.spool import SharedFile
 from distilld.lake.scan import SourceFiles
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import BatchIdentity
@@ -52,11 +53,11 @@ class Batch:
     identity: BatchIdentity
     decisions: Decisions
     read: list[tuple[Place, FileRead]] = field(default_factory=list)
-    files: list[IO[bytes]] = field(default_factory=list)
-    """The job files that hold its lines."""
+    files: list[SharedFile] = field(default_factory=list)
+    """The files that hold its lines, one entry for each job."""
 
-    def keep(self, file: IO[bytes] | None) -> None:
-        """Take over the file of a job."""
+    def keep(self, file: SharedFile | None) -> None:
+        """Take over a job's share of its file."""
         if file is not None:
             self.files.append(file)
 

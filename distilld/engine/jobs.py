@@ -20,7 +20,7 @@ from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrde
 from distilld.engine.read_file import FileRead, ShortRows, read_file
 from distilld.engine.sink import Sink
 from distilld.engine.spans import FailedRow, Span, SpanDone, failed_row
-from distilld.files.durable import write_all
+from distilld.files.durable import append_all
 from distilld.lake.scan import SourceFiles
 
 
@@ -101,7 +101,7 @@ def _is_incomplete(span: Span, done: SpanDone | PlainTasks | TaskDone) -> bool:
 
 
 def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
-    """Do a job; write finished lines into ``file``, or return them with the answer if it is None."""
+    """Do a job; append finished lines to ``file``, or return them with the answer if it is None."""
     if isinstance(job, ReadJob):
         try:
             return read_file(Path(root), job.kind, job.path, options.max_line_bytes)
@@ -112,7 +112,7 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
             return _judge(root, options, job, Sink(None))
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            return _judge(root, options, job, Sink(lambda block: write_all(descriptor, block)))
+            return _judge(root, options, job, Sink(lambda block: append_all(descriptor, block)))
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import IO, Final
+from typing import Final
 
 from distilld.core.decisions import Decisions, PairRow
 from distilld.core.line_facts import EXPORTED
@@ -22,6 +22,7 @@ from distilld.engine.pair_lane import PairLane
 from distilld.engine.pool import Done
 from distilld.engine.settle_task import TaskPairs
 from distilld.engine.spans import error_of
+from distilld.files.spool import SharedFile
 from distilld.store.work import Work
 
 _PREFERENCE: Final = Dataset.PREFERENCE
@@ -100,7 +101,7 @@ class PairJudge:
                 self._known.add(at[1])
                 heapq.heappush(self._touched, at)
 
-    def _take_plain(self, turns: list[Turn], done: PlainTasks, file: IO[bytes] | None) -> bool:
+    def _take_plain(self, turns: list[Turn], done: PlainTasks, file: SharedFile | None) -> bool:
         """Settle plain tasks all at once; return False if an id is not free or a touched task comes first."""
         keys = [pair[_KEY] for pair in done.pairs]
         formed = set(keys)

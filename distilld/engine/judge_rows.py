@@ -7,7 +7,7 @@ waits for a freed id, joins the batch. A line is rewritten only if its content, 
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import IO, Final
+from typing import Final
 
 from distilld.core.decisions import Decisions, RowUpdate
 from distilld.core.line_facts import CATEGORIES, EXPORTED
@@ -18,6 +18,7 @@ from distilld.engine.loose_rows import LooseRows
 from distilld.engine.row_batch import RowBatch
 from distilld.engine.span_queue import QueuedSpan
 from distilld.engine.spans import FailedRow, JudgedRow, Part, SpanDone, error_of
+from distilld.files.spool import SharedFile
 from distilld.store.work import Recorded, Work, WorkRow
 
 _END: Final = 1 << 62
@@ -53,7 +54,7 @@ class RowJudge:
 
     # the order of work
 
-    def settle(self, span: QueuedSpan, done: SpanDone, file: IO[bytes] | None) -> None:
+    def settle(self, span: QueuedSpan, done: SpanDone, file: SharedFile | None) -> None:
         """Settle the results of a span, in walk order."""
         out = self._out
         streams = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from distilld.core.datasets import preference
 from distilld.core.decisions import Decisions
@@ -14,6 +14,7 @@ from distilld.core.model import Category, Options
 from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pool import Done
+from distilld.files.spool import SharedFile
 from distilld.store.asked import ASKED_AT_ONCE
 from distilld.store.tasks import WorkPair
 from distilld.store.work import Work
@@ -61,7 +62,7 @@ class PairJobs:
 
     def judged(
         self, task_ids: Iterable[str], *, plainly: bool = False
-    ) -> Iterator[tuple[list[AskedTask], PlainTasks | TaskDone, IO[bytes] | None]]:
+    ) -> Iterator[tuple[list[AskedTask], PlainTasks | TaskDone, SharedFile | None]]:
         """Look up tasks and have their pairs judged; with ``plainly``, workers finish the lines of plain tasks."""
         under_way: deque[list[AskedTask]] = deque()
 

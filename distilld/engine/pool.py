@@ -18,11 +18,11 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import IO, Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from distilld.core.model import OperatorError, Options
 from distilld.engine.jobs import Job, ReadJob, Result, SpoolFault, answer, could_not_read, perform
-from distilld.files.spool import SpoolError, unnamed_file
+from distilld.files.spool import SharedFile, SpoolError
 
 PROCESSES_FROM: Final = 12 << 20
 """Bytes to read from which worker processes pay off; less is done before a process has started."""
@@ -57,14 +57,14 @@ class WorkerDied(OperatorError):
 
 @dataclass(slots=True)
 class Done(Generic[J]):
-    """A finished job, and the file with its lines; the caller closes it."""
+    """A finished job, and the file with its lines, shared with other jobs; the caller closes it."""
 
     job: J
     result: Result
-    file: IO[bytes] | None
+    file: SharedFile | None
 
     def close(self) -> None:
-        """Close the file."""
+        """Let go of the file."""
         if self.file is not None:
             self.file.close()
 
@@ -72,7 +72,7 @@ class Done(Generic[J]):
 @dataclass(slots=True)
 class _Given(Generic[J]):
     job: J
-    file: IO[bytes] | None
+    file: SharedFile | None
     future: Future[list[Result]] | None = None
     """The answer to this job and to the others of its order."""
     place: int = 0
@@ -107,6 +107,8 @@ class Pool:
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._unanswered = 0
         """Bytes of the jobs that workers have; the sizes in :attr:`_answered` are subtracted before it is used."""
+        self._files: dict[str, SharedFile] = {}
+        """The files for lines, by the time of their batch: one for each batch, however many jobs it has."""
         self._answered: deque[int] = deque()
         """The sizes of orders that workers have finished; filled by another thread."""
 
@@ -218,7 +220,7 @@ class Pool:
                 jobs.append(job)
                 size += job.size
         elif not isinstance(job, ReadJob):
-            file = unnamed_file(self._folder)
+            file = self._file_for(job.stamp)
             path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         given = [_Given(job, file, place=place) for place, job in enumerate(jobs)]
         under_way.extend(given)
@@ -234,6 +236,13 @@ class Pool:
         self._unanswered += size
         future.add_done_callback(lambda _: self._answered.append(size))
         return True
+
+    def _file_for(self, stamp: str) -> SharedFile:
+        """Return the file for the lines of a batch to one more job."""
+        if stamp not in self._files or self._files[stamp].closed:
+            self._files = {other: file for other, file in self._files.items() if not file.closed}
+            self._files[stamp] = SharedFile(self._folder)
+        return self._files[stamp].share()
 
     def _result(self, given: _Given[J], options: Options) -> Result:
         result = given.result

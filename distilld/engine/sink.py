@@ -18,11 +18,14 @@ SFT_QUARANTINED: Final = 3
 
 
 class Sink:
-    """Hands over finished lines: in a file that the other side has open too, or with the answer."""
+    """Hands over finished lines: in a file that the other side has open too, or with the answer.
 
-    def __init__(self, write: Callable[[bytes], None] | None) -> None:
+    ``write`` appends to this file, and returns where the bytes begin.
+    """
+
+    def __init__(self, write: Callable[[bytes], int] | None) -> None:
         self._write = write
-        self._offset = self._gathered = 0
+        self._gathered = 0
         self._lines: tuple[list[bytes], ...] = ([], [], [], [])
         self._digests: tuple[list[bytes], ...] = ([], [], [], [])
         self._items: list[Part | JudgedRow | FailedRow] = []
@@ -58,6 +61,4 @@ class Sink:
             if self._write is None:
                 self._items.append(Part(stream, 0, block, marks))
             else:
-                self._write(block)
-                self._items.append(Part(stream, self._offset, len(block), marks))
-                self._offset += len(block)
+                self._items.append(Part(stream, self._write(block), len(block), marks))

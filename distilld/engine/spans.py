@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import IO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from distilld.core.decisions import Lines
 from distilld.core.line_facts import CATEGORIES, REASON_CODES
 from distilld.core.model import Category, InputChanged, MarkedLines, Marks, UnreadableError
 from distilld.core.outcome import Rendered
 from distilld.engine.read_file import FileRead
+from distilld.files.spool import SharedFile
 
 OUTCOMES: Final = len(REASON_CODES) + 1
 
@@ -99,15 +100,15 @@ class FailedRow(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Finished lines: their stream, and their offset and length in the job's file, or the lines themselves."""
+    """Finished lines: their stream, and their offset and length in the batch's file, or the lines themselves."""
 
     stream: int
     offset: int
     content: int | bytes
     marks: Marks
 
-    def put_into(self, lines: Lines, file: IO[bytes] | None) -> None:
-        """Add the lines to those of an export; ``file`` is the job's file."""
+    def put_into(self, lines: Lines, file: SharedFile | None) -> None:
+        """Add the lines to those of an export; ``file`` is the batch's file."""
         if isinstance(self.content, int):
             assert file is not None  # noqa: S101  the content is a length in the file
             lines.add_part(file.fileno(), self.offset, self.content, self.marks)

@@ -6,6 +6,7 @@ When a function returns, its effect is on the disk; if it was interrupted, it ca
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -115,6 +116,17 @@ def write_all(descriptor: int, block: bytes) -> None:
     view = memoryview(block)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def append_all(descriptor: int, block: bytes) -> int:
+    """Append a whole block to a file that other processes append to as well; return where it begins."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        start = os.lseek(descriptor, 0, os.SEEK_END)
+        write_all(descriptor, block)
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return start
 
 
 def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting: bool = True) -> None:

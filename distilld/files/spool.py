@@ -1,7 +1,7 @@
 """Lines to write to an export: in memory while they are few, else in unnamed files.
 
-An unnamed file leaves nothing after a crash. A worker process writes its lines into such a file of this process
-(:func:`unnamed_file`), and returns only their offsets.
+An unnamed file leaves nothing after a crash. Worker processes append their lines to such a file of this process
+(:class:`SharedFile`), and return only their offsets.
 """
 
 from __future__ import annotations
@@ -48,6 +48,39 @@ def unnamed_file(folder: Path) -> IO[bytes]:
     """
     with spool_faults(folder):
         return tempfile.TemporaryFile(dir=folder, buffering=0)
+
+
+class SharedFile:
+    """An unnamed file that several jobs append to; it is closed once all of them have let go of it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it.
+
+        Raises:
+            SpoolError: An operation of the system failed.
+        """
+        self._file = unnamed_file(folder)
+        self._users = 0
+
+    @property
+    def closed(self) -> bool:
+        """Return whether it is closed."""
+        return self._file.closed
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._file.fileno()
+
+    def share(self) -> SharedFile:
+        """Return the file to one more user, who closes it."""
+        self._users += 1
+        return self
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._users -= 1
+        if self._users <= 0:
+            self._file.close()
 
 
 class _Part(NamedTuple):

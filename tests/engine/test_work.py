@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distilld.core.model import Options, Trigger
-from distilld.engine import index, pool, span_queue
+from distilld.core.model import Dataset, Options, Trigger
+from distilld.engine import index, pair_jobs, pool, span_queue
 from distilld.engine.pass_result import PassResult
+from distilld.publish.commit import CommittedBatch
 from tests.support.history_lake import HistoryLake, believe_facts, run
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 
@@ -98,6 +101,31 @@ def test_statements_do_not_grow_with_the_rows(tmp_path: Path, rich: bool) -> Non
         asked.append(sum(statement.lstrip().startswith(("SELECT", "WITH")) for statement in statements))
         lake.stop()
     assert asked[1] <= asked[0] + 20
+
+
+def test_open_files_do_not_grow_with_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of a batch share a file: a batch of many small ones once ran out of descriptors at each try."""
+    monkeypatch.setattr(span_queue, "JOB_SPANS", 1)
+    monkeypatch.setattr(pair_jobs, "TASKS_A_JOB", 1)
+    most: dict[int, int] = {}
+    for partitions in (2, 40):
+        lake = HistoryLake(tmp_path / str(partitions))
+        for number in range(partitions):
+            pair = run(f"a{number}", task_id=f"t{number}"), run(f"b{number}", "rejected", task_id=f"t{number}")
+            lake.both(f"2026/01/01/{number:02}.jsonl", *pair)
+        committer = lake.engine.committer
+        commit = committer.commit
+
+        def counting(*given: Any, partitions: int = partitions, commit: Any = commit) -> CommittedBatch:
+            most[partitions] = max(most.get(partitions, 0), len(os.listdir("/proc/self/fd")))
+            committed: CommittedBatch = commit(*given)
+            return committed
+
+        monkeypatch.setattr(committer, "commit", counting)
+        lake.go()
+        assert len(lake.exported(Dataset.PREFERENCE)) == partitions
+        lake.stop()
+    assert most[40] == most[2]
 
 
 @pytest.mark.parametrize("change", ["renamed", "renamed without evidence", "one half moved"])

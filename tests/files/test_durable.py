@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from distilld.files.durable import make_folder, open_in_folder, replace_file, sync_folder, sync_up, write_all
+from distilld.files.durable import (
+    append_all,
+    make_folder,
+    open_in_folder,
+    replace_file,
+    sync_folder,
+    sync_up,
+    write_all,
+)
 
 
 @pytest.fixture
@@ -65,6 +73,19 @@ def test_sync_up_ends_at_the_root(tmp_path: Path, synced: list[str]) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     sync_up(tmp_path / "a" / "b", tmp_path)
     assert synced == [str(tmp_path / "a" / "b"), str(tmp_path / "a"), str(tmp_path)]
+
+
+def test_blocks_of_several_writers_stand_whole_behind_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each writer has its own descriptor and learns where its block begins, even if the block takes several writes."""
+    path = tmp_path / "x"
+    real = os.write
+    with open(path, "wb", buffering=0) as one, open(path, "r+b", buffering=0) as other:
+        monkeypatch.setattr(os, "write", lambda descriptor, block: real(descriptor, block[:3]))
+        begins = [append_all(file.fileno(), block) for file, block in ((one, b"01234"), (other, b"567"), (one, b"89"))]
+    assert begins == [0, 5, 8]
+    assert path.read_bytes() == b"0123456789"
 
 
 def test_write_all_goes_on_after_a_short_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilld.files import spool as module
-from distilld.files.spool import LineSpool, SpoolError
+from distilld.files.spool import LineSpool, SharedFile, SpoolError
 from tests.support.builders import PROPERTY
 
 
@@ -51,6 +51,17 @@ def test_the_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     spool.close()
     spool.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shared_file_is_open_until_its_last_user_lets_go(tmp_path: Path) -> None:
+    """It is closed then, and gives its descriptor back."""
+    file = SharedFile(tmp_path)
+    users = [file.share() for _ in range(3)]
+    users.pop().close()
+    users.pop().close()
+    assert not file.closed
+    users.pop().close()
+    assert file.closed
 
 
 def test_what_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
