@@ -129,18 +129,35 @@ class Lines(Protocol):
         """Drop the lines."""
 
 
+class MissingLines:
+    """Recorded lines that a damaged file lost: such a line need not be dropped, and is written again if it stays."""
+
+    def __init__(self, copies: Counter[bytes] | None = None) -> None:
+        """``copies`` counts the lines by their digests; what a batch takes, later batches do not find there."""
+        self._copies = Counter() if copies is None else copies
+        self.taken: Counter[bytes] = Counter()
+        """The lines that this batch drops or writes again."""
+
+    def __contains__(self, digest: bytes) -> bool:
+        return self._copies.get(digest, 0) > 0
+
+    def take(self, digest: bytes) -> bool:
+        """Take one line with this digest; return False if none is missing."""
+        if digest not in self:
+            return False
+        self._copies[digest] -= 1
+        self.taken[digest] += 1
+        return True
+
+
 @dataclass(slots=True)
 class DatasetChanges:
-    """The changes of one dataset's two files.
-
-    ``missing_exported`` and ``missing_quarantined`` count recorded lines that a damaged file lost: such a line need
-    not be dropped, and must be written again if it stays.
-    """
+    """The changes of one dataset's two files."""
 
     exported: Lines
     quarantined: Lines
-    missing_exported: Counter[bytes] = field(default_factory=Counter)
-    missing_quarantined: Counter[bytes] = field(default_factory=Counter)
+    missing_exported: MissingLines = field(default_factory=MissingLines)
+    missing_quarantined: MissingLines = field(default_factory=MissingLines)
     removed_keys: dict[int, bytes] = field(default_factory=dict)
     """Ids whose lines are removed, with the digests of these lines."""
     removed_quarantined: Counter[bytes] = field(default_factory=Counter)
@@ -150,37 +167,29 @@ class DatasetChanges:
 
     def drop_key(self, key: int, line: bytes) -> None:
         """Remove the dataset line of this id, identified by its digest."""
-        if not self._was_missing(self.missing_exported, line):
+        if not self.missing_exported.take(line):
             self.removed_keys[key] = line
 
     def drop_quarantined(self, line: bytes) -> None:
         """Remove one quarantine line with this digest."""
-        if not self._was_missing(self.missing_quarantined, line):
+        if not self.missing_quarantined.take(line):
             self.removed_quarantined[line] += 1
 
     def keep_exported(self, digest: bytes, line: bytes) -> None:
         """Keep a dataset line; write it again if a damaged file lost it."""
-        if self.missing_exported and self._was_missing(self.missing_exported, digest):
+        if self.missing_exported.take(digest):
             self.exported.add(line)
             self.restored += 1
 
     def keep_quarantined(self, digest: bytes, line: bytes) -> None:
         """Keep a quarantine line; write it again if a damaged file lost it."""
-        if self.missing_quarantined and self._was_missing(self.missing_quarantined, digest):
+        if self.missing_quarantined.take(digest):
             self.quarantined.add(line)
             self.restored += 1
 
     def is_missing(self, outcome: int | None, line: bytes) -> bool:
         """Return whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
-        missing = self.missing_exported if outcome == EXPORTED else self.missing_quarantined
-        return bool(missing) and missing[line] > 0
-
-    @staticmethod
-    def _was_missing(missing: Counter[bytes], digest: bytes) -> bool:
-        if not missing or missing[digest] <= 0:
-            return False
-        missing[digest] -= 1
-        return True
+        return line in (self.missing_exported if outcome == EXPORTED else self.missing_quarantined)
 
 
 @dataclass(slots=True)

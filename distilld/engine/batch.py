@@ -102,6 +102,7 @@ class Batches:
         self._next: Done[SpanJob] | None = None
         self._ahead: set[int] = set()
         """Rows that earlier batches judged before their turn."""
+        self._missing_lines = work.missing_lines()
         self._took_any = False
         """Whether any batch since the queue's first row took something out of it; they may also have added rows."""
         self.took_none = False
@@ -146,8 +147,7 @@ class Batches:
         if self._next is not None:
             given = self._queue.under_way[0].identity
             identity = replace(given, sequence=identity.sequence)
-        missing = self._work.missing_lines()
-        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._folder, missing)
+        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._folder, self._missing_lines)
         return Batch(identity, decisions)
 
     def _new_queue(self, *, after: int, forced_in: Batch | None = None) -> SpanQueue:

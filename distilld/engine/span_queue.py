@@ -80,7 +80,7 @@ class SpanQueue:
         self._forced_only = forced_only
         self._after = after
         self._vacated = work.look_for_loose_lines()
-        self._lines_missing = bool(work.missing_lines())
+        self._lines_missing = work.has_missing_lines()
         self._stamps: dict[int, str] = {}
         self._identity: BatchIdentity | None = None
         self._rows = self._bytes = 0

@@ -98,17 +98,16 @@ class Ledger:
         self._many("UPDATE scored_rows SET evidence_found = ? WHERE walk = ?", decisions.found)
 
     def _apply_missing(self, decisions: Decisions) -> None:
-        if not self._run("SELECT EXISTS (SELECT 1 FROM missing_lines)").fetchone()[0]:
-            return
-        self._run("DELETE FROM missing_lines")
         for dataset, change in decisions.changes.items():
             for name, missing in (
                 (dataset.value, change.missing_exported),
                 (f"quarantine_{dataset}", change.missing_quarantined),
             ):
+                taken = [(name, digest, copies) for digest, copies in missing.taken.items()]
+                self._many("UPDATE missing_lines SET copies = copies - ?3 WHERE name = ?1 AND digest = ?2", taken)
                 self._many(
-                    "INSERT INTO missing_lines VALUES (?, ?, ?)",
-                    [(name, digest, copies) for digest, copies in missing.items() if copies > 0],
+                    "DELETE FROM missing_lines WHERE name = ?1 AND digest = ?2 AND copies <= 0",
+                    [each[:2] for each in taken],
                 )
 
     def _clear_queue(self, decisions: Decisions) -> None:

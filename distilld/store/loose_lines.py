@@ -127,6 +127,10 @@ class LooseLines:
         )
         return [RetainedRow._make(each) for each in rows]
 
+    def has_missing_lines(self) -> bool:
+        """Return whether damaged exports lost lines that must still be written again."""
+        return bool(self._run("SELECT EXISTS (SELECT 1 FROM missing_lines)").fetchone()[0])
+
     def missing_lines(self) -> dict[str, Counter[bytes]]:
         """Return the lines that damaged exports lost and that must still be written again, by export."""
         found: dict[str, Counter[bytes]] = {}

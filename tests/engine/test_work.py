@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import Dataset, Options, Trigger
+from distilld.core.model import EXPORT_PATHS, Dataset, Options, Trigger
 from distilld.engine import index, pair_jobs, pool, span_queue
 from distilld.engine.pass_result import PassResult
 from distilld.publish.commit import CommittedBatch
@@ -126,6 +126,28 @@ def test_open_files_do_not_grow_with_the_jobs(tmp_path: Path, monkeypatch: pytes
         assert len(lake.exported(Dataset.PREFERENCE)) == partitions
         lake.stop()
     assert most[40] == most[2]
+
+
+def test_lost_lines_cost_what_is_written_again(tmp_path: Path) -> None:
+    """Each batch once wrote anew the list of all lines that were still missing."""
+    statements = []
+    for rows in (5, 20):
+        lake = HistoryLake(tmp_path / str(rows), batch_rows=1)
+        lake.both("2026/01/01/a.jsonl", *(run(f"r{number}") for number in range(rows)))
+        lake.go()
+        before = lake.lines("rag")
+        (lake.root / EXPORT_PATHS["rag"]).unlink()
+        said: list[str] = []
+        lake.engine.store.connection.set_trace_callback(said.append)
+        lake.go()
+        lake.engine.store.connection.set_trace_callback(None)
+        assert lake.lines("rag") == before
+        assert lake.ask("SELECT count(*) FROM missing_lines") == [(0,)]
+        changes = [each for each in said if "missing_lines" in each and not each.startswith("SELECT")]
+        statements.append(len(changes))
+        assert sum(each.startswith("SELECT name, digest") for each in said) <= 3
+        lake.stop()
+    assert statements[1] <= statements[0] + 2 * 15
 
 
 @pytest.mark.parametrize("change", ["renamed", "renamed without evidence", "one half moved"])
