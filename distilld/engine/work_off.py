@@ -71,9 +71,7 @@ class WorkingOff(Looking):
                     self.committer.recover()
                     self._mend_exports()
                     continue
-                if committed is not None:
-                    result.batches.append(committed)
-                elif self._batches is not None and self._batches.took_none:
+                if committed is None and self._batches is not None and self._batches.took_none:
                     return
                 if monotonic_ns() >= self._look_at_ns:
                     self._look_again(result)
@@ -171,7 +169,15 @@ class WorkingOff(Looking):
             rows_judged_before=result.judged_alike,
             run=result.batches[-1].receipt["run"] if result.batches else None,
         )
-        committed = self._made_durable(batch.identity, decisions, context, partial(self._add_read, batch))
+        with lines_of_batch(batch.identity.batch_id):
+            committed = self._made_durable(batch.identity, decisions, context, partial(self._add_read, batch))
+            self._count(committed, batch, result)
+            self._finish(committed)
+        return committed
+
+    def _count(self, committed: CommittedBatch, batch: Batch, result: PassResult) -> None:
+        """Add a committed batch to the result of the pass; what was not told is told in its receipt."""
+        result.batches.append(committed)
         for place, read in batch.read:
             del result.indexed.unread[place.partition_id]
             result.indexed.rows_indexed += read.reading.lines
@@ -180,7 +186,6 @@ class WorkingOff(Looking):
                 malformed = OddLines(InputKind.EVIDENCE, place.path, reading.malformed, read.reading.first_malformed)
                 self.teller.odd_lines([malformed], ())
         result.untold, result.judged_alike, result.read_alike = Indexed(), 0, 0
-        return committed
 
     def _add_read(self, batch: Batch) -> None:
         """Index the evidence files that were read with a batch's rows, inside the batch's transaction."""
@@ -196,20 +201,20 @@ class WorkingOff(Looking):
         context: BatchContext,
         also: Callable[[], None] = lambda: None,
     ) -> CommittedBatch:
-        with lines_of_batch(identity.batch_id):
-            log.debug("batch_started", sequence=identity.sequence, trigger=context.trigger.value)
-            try:
-                committed = self.committer.commit(identity, decisions, context, also)
-            except BaseException:
-                log.error("batch_undone", sequence=identity.sequence)
-                raise
-            try:
-                self.committer.finish()
-            finally:
-                # The batch is committed, even if the rest is left to recovery.
-                kept = self.options.on_delete is OnDelete.KEEP
-                self.teller.committed(self.root, committed, kept=kept, written=self.committer.writes)
-        return committed
+        log.debug("batch_started", sequence=identity.sequence, trigger=context.trigger.value)
+        try:
+            return self.committer.commit(identity, decisions, context, also)
+        except BaseException:
+            log.error("batch_undone", sequence=identity.sequence)
+            raise
+
+    def _finish(self, committed: CommittedBatch) -> None:
+        try:
+            self.committer.finish()
+        finally:
+            # The batch is committed, even if the rest is left to recovery.
+            kept = self.options.on_delete is OnDelete.KEEP
+            self.teller.committed(self.root, committed, kept=kept, written=self.committer.writes)
 
     def _mend_exports(self, *, patient: bool = False) -> None:
         """Make exports and store agree before anything is judged: adopt older exports, restore damaged ones.

@@ -13,7 +13,6 @@ from tests.support.history_lake import A, B, C, history_lake, run
 ROWS_OF_A_PARTITION = 2
 
 
-@pytest.mark.xfail(strict=True, reason="the pass forgets the batch, and tells its indexed rows again")
 def test_committed_batch_counts_though_finishing_it_finds_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
