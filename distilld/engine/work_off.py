@@ -205,6 +205,8 @@ class WorkingOff(Looking):
         try:
             return self.committer.commit(identity, decisions, context, also)
         except BaseException:
+            # Evidence that was read with the batch's rows is unknown to the store again.
+            self.inputs.forget_files()
             log.error("batch_undone", sequence=identity.sequence)
             raise
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.model import InputKind, StatFacts, UnreadableError
-from distilld.engine import judge_span
+from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
+from distilld.engine import index, judge_span
+from distilld.engine.batch import Batch
+from distilld.engine.engine import Engine
 from distilld.lake import scan
 from tests.support.history_lake import HistoryLake, run
 
@@ -40,4 +42,25 @@ def test_pass_ends_though_more_rows_than_a_batch_are_out_of_reach(
     assert lake.exported("rag") == {"r0", "r1", "r2"}
     lake.go()
     assert lake.exported("rag") == set()
+    lake.stop()
+
+
+def test_evidence_of_a_batch_that_was_undone_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record outlived the batch in memory: its rows were quarantined as rows without evidence until a restart."""
+    monkeypatch.setattr(index, "LEAVE_FROM", 0)
+    lake = HistoryLake(tmp_path)
+    lake.both(A, run("a"))
+    real = Engine._add_read
+
+    def add_read(self: Engine, batch: Batch) -> None:
+        real(self, batch)
+        raise OperatorError("the disk is full", hint="make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_add_read", add_read)
+        with pytest.raises(OperatorError):
+            lake.engine.run_pass(Trigger.ONCE)
+    lake.engine.committer.recover()
+    lake.go()
+    assert lake.exported("rag") == lake.exported("sft") == {"a"}
     lake.stop()
