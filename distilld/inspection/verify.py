@@ -121,7 +121,7 @@ def _verify(
     if anchor is not None:
         report.checks.append(_anchored(root, receipts, anchor))
     report.checks.append(_hashes(exports, unfinished, Segments(store).all_digests()))
-    report.checks.append(_accounting(Ledger(store), pinned.records))
+    report.checks.append(_accounting(Ledger(store), pinned.records, exports))
     report.checks.append(_schemas(whole))
     report.checks.append(_firewall(store, options, whole, report))
     if deep:
@@ -229,7 +229,7 @@ def _where_it_differs(export: CommittedExport, known: bytes) -> str:
     return f"{problem} in the {committed.segment_bytes} bytes from {', '.join(map(str, others[:SHOWN]))} on"
 
 
-def _accounting(ledger: Ledger, export_records: ExportRecords) -> Check:
+def _accounting(ledger: Ledger, export_records: ExportRecords, exports: Mapping[str, CommittedExport]) -> Check:
     """Check that no row is lost: every judged line is exported or quarantined, and the files hold as many rows."""
     totals, records = ledger.totals(), export_records.exports()
     judged = ledger.counter("scored_rows") - ledger.counter("unjudged_rows")
@@ -237,6 +237,11 @@ def _accounting(ledger: Ledger, export_records: ExportRecords) -> Check:
         f"{dataset}: {judged} rows were judged, {totals.live(dataset)} have an outcome"
         for dataset in (Dataset.RAG, Dataset.SFT)
         if totals.live(dataset) != judged
+    ]
+    faults += [
+        f"{export.shown}: has {export.line_count} lines, {export.committed.rows} are recorded"
+        for export in exports.values()
+        if export.intact and export.line_count != export.committed.rows
     ]
     for dataset in Dataset:
         for name, rows in (

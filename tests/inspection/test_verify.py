@@ -314,6 +314,17 @@ def test_finds_a_miscount(lake: tuple[SampleLake, Engine]) -> None:
     assert "accounting" in faulty(report_of(lake[0], deep=False))
 
 
+@pytest.mark.parametrize("name", EXPORT_PATHS)
+def test_finds_an_export_with_other_rows_than_its_record_counts(lake: tuple[SampleLake, Engine], name: str) -> None:
+    """The story: a row more than the record counts stood in a dataset, and all agreed with the record."""
+    store = lake[1].store.connection
+    store.execute("UPDATE export_files SET rows = rows + 1 WHERE name = ?", (name,))
+    report = report_of(lake[0], deep=False)
+    assert faulty(report) == {"accounting"}
+    (check,) = (check for check in report.checks if check.name == "accounting")
+    assert any(line.startswith(EXPORT_PATHS[name]) and "lines" in line for line in check.shown)
+
+
 def test_finds_a_leak(lake: tuple[SampleLake, Engine]) -> None:
     """An exported row whose run has a forbidden verdict in force is told by the firewall's check."""
     sample, engine = lake
