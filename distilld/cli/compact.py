@@ -8,9 +8,10 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 
 
-@click.command(short_help="Remove the spaces that withdrawn rows left in the files.")
+@click.command(cls=WorkCommand, short_help="Remove the spaces that withdrawn rows left in the files.")
 @common_options
 @json_option
 def compact(common: Common, as_json: bool) -> ExitCode:

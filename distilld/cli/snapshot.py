@@ -9,6 +9,7 @@ import click
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.streams import WorkCommand
 from distilld.core.model import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def snapshot(
     from distilld.cli.output import print_json
     from distilld.delivery.snapshot import Wanted, make
 
+    WorkCommand.ran = True  # from here on the product is DIR
     made = make(settings.root, settings.state, folder, Wanted(forms, validation, parquet))
     if as_json:
         print_json({"folder": made.folder, **made.manifest})

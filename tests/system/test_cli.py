@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import importlib
 import json
 import os
 import pty
@@ -13,12 +14,15 @@ import signal
 import subprocess
 import sys
 import tomllib
+from inspect import getsource
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from distilld.cli.commands import COMMANDS
 from distilld.cli.main import execute
+from distilld.cli.streams import WorkCommand
 from distilld.config.load import load
 from distilld.config.template import commented_toml
 from distilld.core.model import EXPORT_PATHS
@@ -621,14 +625,29 @@ def test_lost_standard_output_fails_the_commands_whose_product_it_is(done: Path,
         assert ran.stderr == (FULL if how == "full" else "")
 
 
+def test_commands_that_write_are_work_and_the_docs_name_them() -> None:
+    """Compact opened a writer and was no work command: root wrote as root, and lost output failed it."""
+    modules = {name: importlib.import_module(module) for name, module in COMMANDS.items()}
+    work = {name for name in COMMANDS if isinstance(getattr(modules[name], name.replace("-", "_")), WorkCommand)}
+    writes = {name for name in COMMANDS if re.search(r"import .*\b(?:writer|put_in_order)\b", getsource(modules[name]))}
+    assert {"run", "rebuild", "compact", "prune"} <= writes <= work
+    for page in ("docs/contract.md", "docs/cli.md"):
+        named = re.search(r"exit with 1[,;]([^.]*?) keep", " ".join((REPOSITORY / page).read_text().split()))
+        assert named is not None
+        told = set(re.findall(r"`([a-z-]+)", named[1])) - {"status", "explain", "schema"}
+        assert told == {name for name in work if not name.startswith("export-")} | {"snapshot"}
+
+
 @pytest.mark.parametrize(("how", "unbuffered"), LOST)
 def test_lost_standard_output_changes_nothing_for_work(worked: Path, how: str, unbuffered: bool) -> None:
-    """What a run or a rebuild does is its product, not what it prints of it."""
+    """What a run, a rebuild or a snapshot does is its product, not what it prints of it."""
     (worked / "data/scored-runs/2026/03/03/new.jsonl").write_text("{}\n")
     for arguments in (
         ("run", "--once"),
         ("export-rag",),
         ("rebuild",),
+        ("compact",),
+        ("snapshot", "copy"),
         ("prune", "--yes"),
         ("init", "--config", "c.toml"),
     ):

@@ -79,7 +79,9 @@ def owned(folder: Path) -> dict[str, tuple[int, int, str]]:
     }
 
 
-@pytest.mark.parametrize("command", [["run", "--once"], ["prune", "--yes"], ["rebuild"], ["status"], ["verify"]])
+@pytest.mark.parametrize(
+    "command", [["run", "--once"], ["prune", "--yes"], ["rebuild"], ["compact"], ["status"], ["verify"]]
+)
 def test_root_works_as_the_keeper_of_the_lake(lake: Path, command: list[str]) -> None:
     """An administrator's 'distilld run --once' left files that the service could not open from then on."""
     if command[0] != "run":
