@@ -21,27 +21,20 @@ def compact(common: Common, as_json: bool) -> ExitCode:
     read again. Exits with 1 if an input could not be read; the rest is done all the same.
     """
     from distilld import logs
-    from distilld.cli.output import plain, print_json, say
+    from distilld.cli.output import print_json
     from distilld.cli.run import print_changes, say_not_read
     from distilld.cli.settings import load_settings
+    from distilld.cli.walk_order import put_in_order
     from distilld.core.model import Trigger
-    from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, writer
     from distilld.tables import Size
 
     settings = load_settings(common)
     logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
-
-    def compacted() -> tuple[RunReport, int]:
-        with writer(settings) as engine:
-            spaces = sum(record.committed.spaces for record in engine.export_records.exports().values())
-            return bring_up_to_date(engine, Trigger.COMPACT), spaces
-
-    report, spaces = on_whole_store(compacted)
+    done = put_in_order(settings, Trigger.COMPACT)
+    spaces = done.space_bytes_removed
     if as_json:
-        shown: dict[str, object] = plain(report)
-        del shown["withdrawn"]
-        print_json({**shown, "receipt": report.receipt, "space_bytes_removed": spaces})
+        print_json({**done.as_json(), "space_bytes_removed": spaces})
     else:
-        print_changes(report)
-        say(f"{Size(spaces)} of white space are removed; the files stand in walk order")
-    return say_not_read(report)
+        print_changes(done.report)
+        done.say(f"{Size(spaces)} of white space were removed")
+    return say_not_read(done.report)

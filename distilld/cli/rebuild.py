@@ -22,34 +22,21 @@ def rebuild(common: Common, as_json: bool, executor: str | None) -> ExitCode:
     lake it changes the order of rows and nothing else. Exits with 1 if an input could not be read; the rest is done.
     """
     from distilld import logs
-    from distilld.cli.output import print_json, say
+    from distilld.cli.output import print_json
     from distilld.cli.progress import progress_bar
     from distilld.cli.run import print_changes, say_not_read, say_work
     from distilld.cli.settings import load_settings
+    from distilld.cli.walk_order import put_in_order
     from distilld.core.model import Trigger
-    from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, writer
 
     settings = load_settings(common, executor=executor)
     with progress_bar() as progress:
         logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
-
-        def rebuilt() -> RunReport:
-            with writer(settings, progress=progress) as engine:
-                return bring_up_to_date(engine, Trigger.REBUILD)
-
-        report = on_whole_store(rebuilt)
+        done = put_in_order(settings, Trigger.REBUILD, progress)
     if as_json:
-        print_json({**_plain(report), "receipt": report.receipt})
+        print_json(done.as_json())
     else:
-        print_changes(report)
-        say("every input was read and every row judged again; the files are in walk order")
-        say_work(report)
-    return say_not_read(report)
-
-
-def _plain(report: object) -> dict[str, object]:
-    from distilld.cli.output import plain
-
-    shown: dict[str, object] = plain(report)
-    del shown["withdrawn"]
-    return shown
+        print_changes(done.report)
+        done.say("every input was read and every row judged again")
+        say_work(done.report)
+    return say_not_read(done.report)

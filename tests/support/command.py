@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,10 @@ class Ran:
     def errors(self) -> list[str]:
         """The lines of standard error that are no log lines."""
         return [line for line in self.err.splitlines() if not line.startswith("{")]
+
+
+Cli = Callable[..., Ran]
+"""Runs a command in the test's own process."""
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from distilld.cli.main import execute
 from distilld.demo.sample_lake import SampleLake, write_sample_lake
-from tests.support.command import bring, once, phase4
+from tests.support.command import Cli, Ran, bring, once, phase4
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,21 @@ def sample(tmp_path: Path) -> SampleLake:
     lake = write_sample_lake(tmp_path / "sample", days=1)
     bring(lake.root)
     return lake
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
+    """Runs a command in this process."""
+    for name in os.environ:
+        if "DISTILL" in name:
+            monkeypatch.delenv(name)
+
+    def said(*arguments: str | Path, **env: str) -> Ran:
+        with monkeypatch.context() as patch:
+            for name, value in env.items():
+                patch.setenv(name, value)
+            code = execute(list(map(str, arguments)))
+        return Ran(code, *capsys.readouterr())
+
+    yield said
+    structlog.reset_defaults()

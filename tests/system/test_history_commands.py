@@ -9,38 +9,17 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import structlog
 
-from distilld.cli.main import execute
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset
-from tests.support.command import PHASE4, Ran, another_writer, bring, phase4, put, rows, snapshot
+from tests.support.command import PHASE4, Cli, another_writer, bring, phase4, put, rows, snapshot
 from tests.support.history_lake import A, B, HistoryLake, given, run
 
 DAY = "2026/03/03"
-Cli = Callable[..., Ran]
 TREES = ("data/scored-runs", "data/evidence")
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
-    """Runs a command in this process."""
-    for name in os.environ:
-        if "DISTILL" in name:
-            monkeypatch.delenv(name)
-
-    def said(*arguments: str | Path, **env: str) -> Ran:
-        with monkeypatch.context() as patch:
-            for name, value in env.items():
-                patch.setenv(name, value)
-            code = execute(list(map(str, arguments)))
-        return Ran(code, *capsys.readouterr())
-
-    yield said
-    structlog.reset_defaults()
 
 
 def run_id_of(root: Path, dataset: Dataset = Dataset.RAG, number: int = 0) -> str:
