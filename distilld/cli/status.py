@@ -39,8 +39,8 @@ def status(common: Common, as_json: bool) -> ExitCode:
 
 
 def _print(found: Status) -> None:
-    from distilld.cli.output import say, say_coloured, show
-    from distilld.tables import Table
+    from distilld.cli.output import say, say_block, say_coloured, show
+    from distilld.tables import Table, counted
 
     if found.problems:
         say_coloured(f"unhealthy: {', '.join(dict.fromkeys(each.name for each in found.problems))}", "red")
@@ -58,6 +58,9 @@ def _print(found: Status) -> None:
         show(Table("Datasets", columns, rows))
     for note in found.notes:
         say(f"note: {note}")
+    for stray in found.strays:
+        head = f"note: {counted(stray.entries, 'path')} in data/ can be no partition: {stray.kind}"
+        say_block(head, [("such as", stray.example)])
 
 
 def _facts(found: Status) -> Iterator[tuple[str, str]]:
