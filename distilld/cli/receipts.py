@@ -102,14 +102,14 @@ def _lines(root: Path, views: Views, limit: int | None, anchor_sha256: str | Non
 
 
 def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, written: bool) -> tuple[dict[str, Any], str]:
-    import orjson
-
     from distilld.files.regular import read_regular
     from distilld.publish.receipt_files import receipt_path, sha256_of
 
-    facts: dict[str, Any] = orjson.loads(text)
     if sha256_of(text.encode()) != sha256:
-        return facts, "changed in the store"
+        return {}, "changed in the store"
+    facts = _facts_of(text)
+    if not facts:
+        return {}, "no receipt"
     try:
         content = read_regular(root / receipt_path(batch_id))
     except FileNotFoundError:
@@ -117,6 +117,18 @@ def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, writte
     except OSError as error:
         return facts, f"cannot be read: {error.strerror}"
     return facts, WHOLE if sha256_of(content) == sha256 else "changed"
+
+
+def _facts_of(text: str) -> dict[str, Any]:
+    """Return what a receipt says; nothing if the text is no receipt."""
+    import orjson
+
+    try:
+        facts = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    needed = {"previous_receipt_sha256", "validation_pass"}
+    return facts if isinstance(facts, dict) and needed <= facts.keys() else {}
 
 
 def _line(batch: Any, facts: dict[str, Any], problem: str, *, previous: str | None) -> ReceiptLine:
@@ -132,6 +144,6 @@ def _line(batch: Any, facts: dict[str, Any], problem: str, *, previous: str | No
         withdrawn=batch.rows_withdrawn,
         judged=batch.rows_judged,
         duration_ms=batch.duration_ms,
-        checks="passed" if facts["validation_pass"] else "failed",
+        checks="unknown" if not facts else "passed" if facts["validation_pass"] else "failed",
         state=problem,
     )

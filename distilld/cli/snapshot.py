@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 FORMS = ("trl", "alpaca", "openai", "raw")
 
 
+def _share(context: click.Context, parameter: click.Parameter, value: float) -> float:  # noqa: ARG001  click's signature
+    """Refuse NaN, which compares with no limit."""
+    if isnan(value):
+        raise click.BadParameter("nan is not in the range 0<=x<=1.")
+    return value
+
+
 @click.command(short_help="Copy one batch for training; check a copy.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
@@ -27,7 +35,7 @@ FORMS = ("trl", "alpaca", "openai", "raw")
     help="The form of the rows. May be repeated.",
 )  # fmt: skip
 @click.option(
-    "--validation", metavar="SHARE", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+    "--validation", metavar="SHARE", type=click.FloatRange(0, 1), default=0.0, show_default=True, callback=_share,
     help="The share of tasks whose rows go to validation files.",
 )  # fmt: skip
 @click.option("--parquet", is_flag=True, help="Write Parquet instead of JSON lines; needs distilld[parquet].")

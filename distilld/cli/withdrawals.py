@@ -49,8 +49,8 @@ def _moment(since: str) -> str:
     """Return a time as the store writes it. The id of a batch is also its time."""
     try:
         found = datetime.fromisoformat(since)
-    except ValueError:
+        moment = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # in UTC it may lie outside the years 1 to 9999
         allowed = "a time such as 2026-04-27T18:00, or the id of a batch"
         raise UsageError(f"--since = {since!r}; allowed: {allowed}") from None
-    known = found if found.tzinfo else found.replace(tzinfo=UTC)
-    return known.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

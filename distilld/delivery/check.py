@@ -87,12 +87,28 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_file(entry: object) -> bool:
+    """Return whether an entry of the manifest describes a file."""
+    match entry:
+        case {"path": str(path), "rows": int() | None, "sha256": str()}:
+            return "\0" not in path
+    return False
+
+
 def _damages(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    for file in manifest["files"]:
+    files = manifest["files"]
+    if not (isinstance(files, list) and all(map(_is_file, files))):
+        yield f"{MANIFEST}: does not describe the files"
+        return
+    named = {file["path"] for file in files}
+    for path in (f"{PROVENANCE}/{dataset}.jsonl" for dataset in Dataset):
+        if path not in named and (folder / path).exists():
+            yield f"{path}: is not in {MANIFEST}"
+    for file in files:
         try:
             facts = facts_of(folder, file["path"], file["rows"])
         except OSError as error:
-            yield f"{file['path']}: {error.strerror}"
+            yield f"{file['path']}: {error.strerror or error}"
             continue
         if facts.sha256 != file["sha256"]:
             yield f"{file['path']}: has other bytes than when it was made"

@@ -152,6 +152,6 @@ def write_file(folder: Path, path: str, content: bytes) -> FileFacts:
 
 def facts_of(folder: Path, path: str, rows: int | None) -> FileFacts:
     """Return the facts of an existing file; read it once."""
-    with open_regular(folder / path) as file:
+    with open_regular(folder / path, follow_link=True) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFacts(path, rows, os.fstat(file.fileno()).st_size, sha256)

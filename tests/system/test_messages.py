@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -36,3 +40,57 @@ def test_status_names_what_is_no_partition(cli: Cli, lake: HistoryLake) -> None:
     assert lines[at + 1].split() == ["such", "as", "data/scored-runs/2026/04/27/b.ndjson"]
     assert "note: 1 path in data/ can be no partition: .jsonl.gz" in lines
     assert max(map(len, lines[at:])) <= WIDEST
+
+
+# values and files that no command may fall over
+
+
+@pytest.mark.parametrize("since", ["0001-01-01T00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_time_outside_the_calendar_is_wrong_usage(cli: Cli, lake: HistoryLake, since: str) -> None:
+    """In UTC these are before the year 1 and after 9999."""
+    ran = cli("withdrawals", "--since", since, "--root", lake.root)
+    assert (ran.code, "allowed: a time such as" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize("share", ["nan", "inf", "-inf", "-0.1", "1.1"])
+def test_share_is_between_none_and_all(cli: Cli, lake: HistoryLake, share: str) -> None:
+    """NaN compares with no limit, so a plain range lets it through."""
+    ran = cli("snapshot", lake.root.parent / "copy", f"--validation={share}", "--root", lake.root)
+    assert (ran.code, "is not in the range 0<=x<=1" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": ["a"]},
+        {"files": None},
+        {"files": [{"path": "sft/train.jsonl", "sha256": "0"}]},
+        {"files": [{"path": "a\0b", "rows": 1, "sha256": "0"}]},
+        {"files": []},
+    ],
+)
+def test_damaged_manifest_is_a_damaged_snapshot(cli: Cli, lake: HistoryLake, change: dict[str, object]) -> None:
+    """The last one leaves out a list of rows that the check would otherwise read unchecked."""
+    copy = lake.root.parent / "copy"
+    assert cli("snapshot", copy, "--root", lake.root).code == 0
+    manifest = copy / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
+    ran = cli("snapshot", copy, "--check", "--root", lake.root)
+    assert ran.code == 1
+    assert ran.out.startswith("damaged: ")
+    assert "the snapshot is damaged" in ran.out
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", "{}"])
+@pytest.mark.parametrize("hashed", [False, True])
+def test_receipt_in_the_store_that_is_none_breaks_the_chain(
+    cli: Cli, lake: HistoryLake, text: str, hashed: bool
+) -> None:
+    """It is no reason to show none of the others."""
+    sha256 = hashlib.sha256(text.encode()).hexdigest() if hashed else "0" * 64
+    with closing(sqlite3.connect(lake.state)) as store, store:
+        store.execute("UPDATE receipts SET receipt = ?, receipt_sha256 = ?", (text, sha256))
+    ran = cli("receipts", "--root", lake.root)
+    assert ran.code == 1
+    assert ("no receipt, checks unknown" if hashed else "changed in the store, checks unknown") in ran.out
+    assert "the chain is broken in 1 of 1 receipt" in ran.out
