@@ -162,15 +162,22 @@ def refuse_place_in_lake(root: Path, folder: Path) -> None:
     Raises:
         UsageError: The folder is there.
     """
-    if fault := _fault_of_place(root, Path(os.path.realpath(folder))):
+    if fault := _folder_of_lake(root, Path(os.path.realpath(folder))):
         raise UsageError(f"{folder} {fault}", hint="choose a folder elsewhere")
+
+
+def _folder_of_lake(root: Path, path: Path) -> str:
+    """Return in which folder of inputs, exports or receipts ``path`` lies; empty if in none."""
+    for folder in _FOLDERS_OF_THE_LAKE:
+        if path.is_relative_to(os.path.realpath(root / folder)):
+            return f"lies below {folder} of the root"
+    return ""
 
 
 def _fault_of_place(root: Path, path: Path) -> str:
     """Return why distilld must not write a file of its own at ``path``; empty if it may."""
-    for folder in _FOLDERS_OF_THE_LAKE:
-        if path.is_relative_to(os.path.realpath(root / folder)):
-            return f"lies below {folder} of the root"
+    if fault := _folder_of_lake(root, path):
+        return fault
     try:
         mode = os.stat(path).st_mode
     except OSError:

@@ -20,6 +20,7 @@ from distilld import __version__
 from distilld.core.card import CardConfig, card_text
 from distilld.core.line_facts import key_of
 from distilld.core.model import CARD, Dataset, OperatorError, UsageError
+from distilld.core.remedies import remedy_of
 from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
 from distilld.delivery.forms import COMPARED, Form, Row, chosen_forms, provenance_of
 from distilld.delivery.rows import content_sha256, id_of_line
@@ -42,9 +43,8 @@ class SnapshotWriteError(OperatorError):
     """The snapshot could not be written; what was written is removed."""
 
     def __init__(self, folder: Path, cause: OSError) -> None:
-        super().__init__(
-            f"cannot write {folder}: {cause.strerror or cause}", hint="make room, or choose another folder"
-        )
+        hint = f"{remedy_of(cause)}; or choose another folder"
+        super().__init__(f"cannot write {folder}: {cause.strerror or cause}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from distilld.core.remedies import BY_ERRNO
 from tests.support.command import Cli
 from tests.support.history_lake import A, HistoryLake, run
 
@@ -94,3 +97,27 @@ def test_receipt_in_the_store_that_is_none_breaks_the_chain(
     assert ran.code == 1
     assert ("no receipt, checks unknown" if hashed else "changed in the store, checks unknown") in ran.out
     assert "the chain is broken in 1 of 1 receipt" in ran.out
+
+
+# snapshots
+
+
+def test_snapshot_over_a_folder_that_exists_is_refused(cli: Cli, lake: HistoryLake) -> None:
+    """The story: it was told to be no regular file, which a snapshot never is."""
+    copy = lake.root.parent / "copy"
+    copy.mkdir()
+    ran = cli("snapshot", copy, "--root", lake.root)
+    assert (ran.code, f"{copy} exists; a snapshot is never changed" in ran.err) == (2, True)
+
+
+def test_snapshot_without_permission_says_what_is_missing(
+    cli: Cli, lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is no remedy for a folder that may not be written."""
+
+    def refused(path: Path, mode: int = 0o777) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    ran = cli("snapshot", lake.root.parent / "copy", "--root", lake.root)
+    assert (ran.code, "make room" in ran.err, BY_ERRNO[errno.EACCES] in ran.err) == (1, False, True)
