@@ -90,10 +90,12 @@ def _print(made: Snapshot) -> None:
 
 
 def _check(settings: Settings, folder: Path, limit: int, *, as_json: bool) -> ExitCode:
-    from distilld.cli.output import print_json
+    from distilld.cli.output import complain, print_json
     from distilld.delivery.check import check
 
     found = check(settings.root, settings.state, folder)
+    if found.without_store:
+        complain(f"note: {found.without_store}; the exports were read as they are")
     if as_json:
         print_json(found)
     else:

@@ -1,7 +1,8 @@
 """Checks which rows of a snapshot were withdrawn or replaced since it was made, and why.
 
 The snapshot has a digest of each row, the datasets have the present rows, and exports/withdrawals has the causes. The
-store is used only to read one committed batch; if the store was lost, the files are read as they are.
+store is used only to read one committed batch; if the store is lost, corrupt or out of reach, the files are read as they
+are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
 from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import blocks_of
 from distilld.publish.committed import at_one_batch, rows_of, whole_lines
+from distilld.store.connection import StoreCorruptError, StoreFaultError
+from distilld.store.queries import reading
+from distilld.store.receipts import Receipts
 
 Rows = Callable[[str], Iterator[list[bytes]]]
 
@@ -46,6 +50,8 @@ class Checked:
     rows: int = 0
     damaged: list[str] = field(default_factory=list)
     changed: list[ChangedRow] = field(default_factory=list)
+    without_store: str | None = None
+    """Why the files were read as they are, if the store could not be used."""
 
 
 def check(root: Path, state: Path, folder: Path) -> Checked:
@@ -59,14 +65,29 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
     found = Checked(folder, str(manifest["batch_id"]), damaged=list(_damages(folder, manifest)))
     if found.damaged:
         return found
-    if not state.exists():
-        found.changed = _changed(folder, found, lambda name: _rows_as_they_stand(root / EXPORT_PATHS[name]))
-        return found
     names = [name for name in EXPORT_PATHS if not name.startswith("quarantine_")]
-    found.changed = at_one_batch(
-        root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].rows()), names=names
-    )
+    try:
+        _refuse_lost(root, state)
+        found.changed = at_one_batch(
+            root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].rows()), names=names
+        )
+    except (_StoreLostError, StoreCorruptError, StoreFaultError) as error:
+        found.without_store = str(error)
+        found.changed = _changed(folder, found, lambda name: _rows_as_they_stand(root / EXPORT_PATHS[name]))
     return found
+
+
+class _StoreLostError(OperatorError):
+    """There is no store, or it says nothing of the exports."""
+
+
+def _refuse_lost(root: Path, state: Path) -> None:
+    try:
+        with reading(state, root) as store:
+            if Receipts(store).last_batch() is None:
+                raise OperatorError(f"the state store {state} knows no batch")
+    except OperatorError as error:
+        raise _StoreLostError(str(error)) from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

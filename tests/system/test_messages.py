@@ -6,9 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
@@ -121,3 +123,45 @@ def test_snapshot_without_permission_says_what_is_missing(
     monkeypatch.setattr(Path, "mkdir", refused)
     ran = cli("snapshot", lake.root.parent / "copy", "--root", lake.root)
     assert (ran.code, "make room" in ran.err, BY_ERRNO[errno.EACCES] in ran.err) == (1, False, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"no database, but longer than its header", None])
+def test_check_of_a_snapshot_needs_no_store(
+    cli: Cli, lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """An empty store, a corrupt one and one out of reach are as good as none: the files say what left."""
+    copy = lake.root.parent / "copy"
+    assert cli("snapshot", copy, "--root", lake.root).code == 0
+    if content is None:
+        monkeypatch.setattr("distilld.store.connection.is_there", out_of_reach)
+    else:
+        lake.state.write_bytes(content)
+    ran = cli("snapshot", copy, "--check", "--root", lake.root)
+    assert ran.code == 0
+    assert "stand as they were" in ran.out
+    assert re.search(r"note: .*state store.*; the exports were read as they are", ran.err)
+
+
+def out_of_reach(path: Path) -> NoReturn:
+    """Say nothing of a path."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+# health
+
+
+@pytest.mark.parametrize(("of", "code"), [("corrupt", 1), ("foreign", 2)])
+def test_health_as_json_is_json_whatever_the_store_is(cli: Cli, lake: HistoryLake, of: str, code: int) -> None:
+    """A monitor reads JSON or nothing; the exit code stays that of the error."""
+    lake.state.unlink()
+    if of == "corrupt":
+        lake.state.write_bytes(b"no database, but longer than its header")
+    else:
+        with closing(sqlite3.connect(lake.state)) as store, store:
+            store.execute("CREATE TABLE of_another_program (a)")
+    ran = cli("health", "--json", "--root", lake.root)
+    assert ran.code == code
+    assert not ran.json["healthy"]
+    (problem,) = ran.json["problems"]
+    assert (problem["name"], str(lake.state) in problem["text"]) == ("not_known", True)
+    assert problem["text"] in ran.err
