@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.core.model import DistilldError
 
 
 @click.command(short_help="Health check for a monitor; exits with 1 if unhealthy.")
@@ -21,9 +24,18 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
     """
     from distilld.cli.output import print_json, say
     from distilld.cli.settings import load_settings
+    from distilld.core.remedies import remedy_of
     from distilld.inspection.health import diagnose
+    from distilld.inspection.status import Problem
 
-    problems = diagnose(load_settings(common), daemon=not no_daemon)
+    settings = load_settings(common)
+    try:
+        problems = diagnose(settings, daemon=not no_daemon)
+    except (DistilldError, OSError, sqlite3.Error) as error:
+        if as_json:
+            hint = error.hint if isinstance(error, DistilldError) else remedy_of(error)
+            print_json({"healthy": False, "problems": [Problem("not_known", str(error), hint)]})
+        raise
     if as_json:
         print_json({"healthy": not problems, "problems": problems})
     elif problems:
