@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -77,6 +78,7 @@ _ONLY_THESE: Final = {
 
 def _preview(settings: Settings, partition: str | None, only: Only | None, *, accept: bool, as_json: bool) -> ExitCode:
     from distilld.cli.output import print_json, say, show
+    from distilld.store.pruning import Only
     from distilld.store.queries import reading
     from distilld.store.retained import Retained
     from distilld.store.run_queries import Stories
@@ -85,6 +87,7 @@ def _preview(settings: Settings, partition: str | None, only: Only | None, *, ac
     with reading(settings.state, settings.root) as store:
         kept = Retained(store).kept_by_tripwire() if accept else {}
         retained: list[RetainedCount] = [] if accept else Stories(store).retained(partition, only)
+        undecided = Stories(store).retained(partition, Only.VANISHED) if retained else []
         files = 0 if accept or only else Stories(store).absent_files(partition)
     due = bool(kept or retained or files)
     if as_json:
@@ -93,12 +96,25 @@ def _preview(settings: Settings, partition: str | None, only: Only | None, *, ac
     if kept:
         show(Table("What would be kept for good", ("dataset", "rows"), list(kept.items())))
     if retained:
-        rows = [(str(each.dataset), each.kind, each.rows, _ONLY_THESE[each.kind]) for each in retained]
+        rows = list(_groups(retained, undecided))
         show(Table("What would be withdrawn", ("dataset", "retained as", "rows", "only these"), rows))
     if files:
         say(f"{counted(files, 'absent file')} would be forgotten, with the verdicts that stood there")
     say("nothing was changed; add --yes to do it" if due else "there is nothing to prune")
     return ExitCode.WRONG_USAGE if due else ExitCode.DONE
+
+
+def _groups(retained: list[RetainedCount], undecided: list[RetainedCount]) -> Iterator[tuple[str, str, int, str]]:
+    """Yield what would be withdrawn, and the option for only that. ``--vanished`` leaves out what was accepted."""
+    open_rows = {(each.dataset, each.kind): each.rows for each in undecided}
+    for each in retained:
+        option, accepted = _ONLY_THESE[each.kind], 0
+        if option == "--vanished":
+            accepted = each.rows - open_rows.get((each.dataset, each.kind), 0)
+        if each.rows > accepted:
+            yield str(each.dataset), each.kind, each.rows - accepted, option
+        if accepted:
+            yield str(each.dataset), f"{each.kind}, accepted", accepted, "--partition GLOB"
 
 
 def _accept(settings: Settings, *, as_json: bool) -> ExitCode:

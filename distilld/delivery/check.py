@@ -1,8 +1,7 @@
 """Checks which rows of a snapshot were withdrawn or replaced since it was made, and why.
 
 The snapshot has a digest of each row, the datasets have the present rows, and exports/withdrawals has the causes. The
-store is used only to read one committed batch; if the store is lost, corrupt or out of reach, the files are read as they
-are.
+store is used only to read one committed batch; if it is lost, corrupt or out of reach, the files are read as they are.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from distilld.core.remedies import BY_ERRNO
 from tests.support.command import Cli
-from tests.support.history_lake import A, HistoryLake, run
+from tests.support.history_lake import A, B, HistoryLake, run
 
 WIDEST = 80
 
@@ -165,3 +165,27 @@ def test_health_as_json_is_json_whatever_the_store_is(cli: Cli, lake: HistoryLak
     (problem,) = ran.json["problems"]
     assert (problem["name"], str(lake.state) in problem["text"]) == ("not_known", True)
     assert problem["text"] in ran.err
+
+
+# prune
+
+
+def test_prune_names_an_option_that_takes_the_rows(cli: Cli, lake: HistoryLake) -> None:
+    """The story: it advised --vanished for rows that were accepted, and then --vanished found nothing to prune."""
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    with capture_logs():
+        lake.scored(A)
+        lake.go()
+        assert lake.engine.accept_vanished() > 0
+        lake.both(B, run("c"))
+        lake.go()
+        lake.scored(B)
+        lake.go()
+    lake.stop()
+    table = [line.split() for line in cli("prune", "--root", lake.root).out.splitlines()]
+    assert ["rag", "vanished", "1", "--vanished"] in table
+    assert ["rag", "vanished,", "accepted", "2", "--partition", "GLOB"] in table
+    told = cli("prune", "--vanished", "--root", lake.root, "--json").json
+    assert [each["rows"] for each in told["withdraw"] if each["dataset"] == "rag"] == [1]
+    told = cli("prune", "--partition", A, "--root", lake.root, "--json").json
+    assert [each["rows"] for each in told["withdraw"] if each["dataset"] == "rag"] == [2]
