@@ -225,11 +225,11 @@ def say_not_read(report: RunReport) -> ExitCode:
 
 
 def _let_in(engine: Engine, by_flag: set[_Inclusion]) -> dict[_Inclusion, int]:
-    """Return how many rows are in each dataset only because of the flags of this run."""
+    """Return how many rows the next run without a flag withdraws; a row that another one replaces is not among them."""
     from distilld.store.queries import Views
 
     views = Views(engine.store)
-    return {each: views.exported_of(each.dataset, each.category) for each in by_flag}
+    return {each: views.exported_only_of(each.dataset, each.category) for each in by_flag}
 
 
 def _warn_of_flags(settings: Settings, by_flag: set[_Inclusion], progress: Callable[[Progress], None] | None) -> None:
@@ -313,7 +313,7 @@ def _print(report: RunReport, summed_up: tuple[Dataset, ...], flags: _Flags, let
     for dataset in summed_up:
         for line in _summary(dataset, report, dry_run=flags.dry_run):
             say(f"[export_{dataset}] {line}")
-    for dataset, line in _inclusions(report, let_in):
+    for dataset, line in _inclusions(report, let_in, "would withdraw" if flags.dry_run else "withdrew"):
         say(f"[export_{dataset}] {line}" if summed_up else f"{dataset}: {line}")
 
 
@@ -404,7 +404,7 @@ def _listed(counts: Iterable[tuple[str, int]], between: str = " ") -> str:
     return ", ".join(f"{name}{between}{count}" for name, count in counts)
 
 
-def _inclusions(report: RunReport, let_in: Mapping[_Inclusion, int]) -> Iterator[tuple[Dataset, str]]:
+def _inclusions(report: RunReport, let_in: Mapping[_Inclusion, int], withdrew: str) -> Iterator[tuple[Dataset, str]]:
     """Yield what the run admitted beyond the default, and what left because only an earlier run admitted it."""
     from distilld.core.model import Cause
 
@@ -418,5 +418,5 @@ def _inclusions(report: RunReport, let_in: Mapping[_Inclusion, int]) -> Iterator
         if each.option in report.dropped_flags and left:
             yield (
                 each.dataset,
-                f"withdrew {left} {each.category} rows: the run before had {each.option}, this one has not",
+                f"{withdrew} {left} {each.category} rows: the run before had {each.option}, this one has not",
             )

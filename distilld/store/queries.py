@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, VERDICTS
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Store, StoreOfOtherRootError
 from distilld.store.retained import KEPT_BITS
@@ -245,10 +245,14 @@ class Views:
         """Return the number of the newest withdrawal, or 0 if there is none."""
         return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
 
-    def exported_of(self, dataset: Dataset, category: Category) -> int:
-        """Return how many present rows of a category are in a dataset."""
-        where = f"{dataset} = {EXPORTED} AND category = ?"
-        count = self._run(f"SELECT count(*) FROM scored_rows WHERE {where}", (CATEGORY_CODES[category],))
+    def exported_only_of(self, dataset: Dataset, category: Category) -> int:
+        """Return how many present rows of a category are in a dataset whose id no row of another category waits for."""
+        another = f"w.sample_key = s.sample_key AND +w.{dataset} = {DUPLICATE} AND w.category <> s.category"
+        count = self._run(
+            f"SELECT count(*) FROM scored_rows s WHERE s.{dataset} = {EXPORTED} AND s.category = ?"
+            f" AND NOT EXISTS (SELECT 1 FROM scored_rows w WHERE {another})",
+            (CATEGORY_CODES[category],),
+        )
         return int(count.fetchone()[0])
 
     def causes_since(self, withdrawal: int) -> dict[tuple[Dataset, Cause, bool], int]:

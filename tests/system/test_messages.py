@@ -189,3 +189,25 @@ def test_prune_names_an_option_that_takes_the_rows(cli: Cli, lake: HistoryLake) 
     assert [each["rows"] for each in told["withdraw"] if each["dataset"] == "rag"] == [1]
     told = cli("prune", "--partition", A, "--root", lake.root, "--json").json
     assert [each["rows"] for each in told["withdraw"] if each["dataset"] == "rag"] == [2]
+
+
+# run with flags
+
+
+def test_rows_that_are_only_replaced_are_not_announced_as_withdrawn(cli: Cli, lake: HistoryLake) -> None:
+    """The story: 85 rows were announced; 84 were withdrawn, and one was replaced by an accepted row with its id."""
+    with capture_logs():
+        lake.scored(A, run("a", "partially_accepted"), run("a"), run("b", "partially_accepted"))
+        lake.go()
+    lake.stop()
+    at = ("--root", lake.root)
+    announced = "the next run without --include-partial withdraws 1 partially_accepted rows from sft again"
+    ran = cli("run", "--once", "--include-partial", *at, DISTILLD_SETTLE_SECONDS="0")
+    assert announced in ran.err
+    assert "sft: the next run without --include-partial withdraws these 1 rows again" in ran.out
+    dry = cli("run", "--once", "--dry-run", *at, DISTILLD_SETTLE_SECONDS="0").out
+    assert "sft: would withdraw 1 partially_accepted rows: " in dry
+    assert "withdrew" not in dry
+    ran = cli("run", "--once", "--json", *at, DISTILLD_SETTLE_SECONDS="0")
+    told = ran.json["datasets"]["sft"]
+    assert (told["withdrawn"], told["replaced"]) == (1, 1)
