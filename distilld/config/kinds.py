@@ -121,7 +121,7 @@ class FilePath(Kind):
 
     @property
     def allowed(self) -> str:
-        empty = f", or empty for {self.empty_means}" if self.empty_means else ""
+        empty = f", or empty for {self.empty_means}" if self.empty_means else ", and not empty"
         return f"a path in valid UTF-8 without control characters{empty}"
 
     def read(self, value: object) -> str:
