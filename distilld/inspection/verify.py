@@ -359,7 +359,7 @@ def _changed_inputs(root: Path, store: Store) -> list[str]:
         if record.present and (kind, path) not in seen and not scan.is_unknown(kind, path)
     ]
     if Work(store).waiting().anything:
-        changed.append("rows that a batch under way has yet to judge")
+        changed.append("rows that wait to be judged")
     return sorted(changed)
 
 
