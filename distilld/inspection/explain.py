@@ -65,6 +65,8 @@ class RowStory:
     waits: bool
     """Whether it waits to be judged, for the first time or again."""
     fates: tuple[Fate, ...]
+    unusual: str | None = None
+    """How it gives its verdict, if not as a whole row with one of the four categories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,7 @@ def _story(facts: _Facts, errors: dict[Dataset, dict[bytes, tuple[str, ...]]]) -
             row.evidence,
             row.waits,
             tuple(_fate(dataset, row, recorded, errors[dataset]) for dataset, recorded in row.outcomes.items()),
+            row.unusual,
         )
         for row in facts.rows
     )

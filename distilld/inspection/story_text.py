@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from distilld.inspection.explain import Fate, RunStory, place_of
 from distilld.inspection.row_history import RowHistory
+from distilld.store.run_queries import LIVE
 
 SHOWN: Final = 50
 """The maximum number of rows in each list."""
@@ -69,7 +70,10 @@ def _rows(story: RunStory) -> Text:
     yield "Scored rows"
     for row in story.rows[:SHOWN]:
         place = place_of(row.partition, row.line) or "place unknown"
-        head = [place, row.category or "no category", f"evidence {row.evidence}"]
+        head = [place, row.category or "no category"]
+        head += [row.unusual] if row.unusual else []
+        # A rest of a file is no row yet, so nobody looks for its evidence.
+        head += [f"evidence {row.evidence}"] if row.fates else []
         head += [row.state] if row.state != "present" else []
         head += ["waits to be judged again"] if row.waits else []
         yield Block(f"  {', '.join(head)}", [(f"  {fate.dataset}", _fate(fate)) for fate in row.fates])
@@ -80,7 +84,7 @@ def _pairs(story: RunStory) -> Text:
     if story.pairs:
         yield "Pairs"
         for pair in story.pairs[:SHOWN]:
-            task = f"task {pair.task_id}" if pair.state == "present" else f"task {pair.task_id}, {pair.state}"
+            task = f"task {pair.task_id}" if pair.state == LIVE else f"task {pair.task_id}, {pair.state}"
             sides = [("  chosen", pair.chosen_run_id), ("  rejected", pair.rejected_run_id)]
             yield Block(f"  {task}", [*sides, ("  outcome", _fate(pair.fate))])
         yield from _more(len(story.pairs))

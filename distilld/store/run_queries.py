@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from unicodedata import normalize
 
 from distilld.core.decisions import id_of
-from distilld.core.line_facts import DUPLICATE, EXPORTED, LINE_BITS, REASONS, VERDICTS
+from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, LINE_BITS, REASONS, UNREVIEWED, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
 from distilld.store.connection import Store
 from distilld.store.pruning import Only, only_kind
@@ -26,6 +26,14 @@ class Recorded(NamedTuple):
     """For a duplicate: the row that holds the id."""
 
 
+LIVE: Final = "live"
+"""The state of a pair that present rows give."""
+_UNUSUAL: Final = {
+    LIKE_REJECTED: "for its category is 'rejected' in another spelling",
+    UNREVIEWED: "for its category is none of the four",
+}
+
+
 class RunRow(NamedTuple):
     """A scored row of a run: present, or of a retained kind. An outcome is None if there is none (any more)."""
 
@@ -40,7 +48,9 @@ class RunRow(NamedTuple):
     kept: bool
     """Whether the tripwire keeps it although its evidence vanished."""
     outcomes: dict[Dataset, Recorded | None]
-    """By dataset; a vanished row or an orphan has only the datasets that it is kept in."""
+    """By dataset; a vanished row or an orphan has only the datasets that it is kept in, and a rest none."""
+    unusual: str | None = None
+    """How it gives its verdict, if not as a whole row with one of the four categories."""
 
 
 class RunEvidence(NamedTuple):
@@ -152,7 +162,10 @@ class Stories:
                 for dataset, start in ((Dataset.RAG, 0), (Dataset.SFT, 4))
             }
             at = RowRef(path, line) if path is not None else None
-            row = RunRow(at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), bool(kept), recorded)
+            unusual = _UNUSUAL.get(category)
+            row = RunRow(
+                at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), bool(kept), recorded, unusual
+            )
             if state in _BY_DATASET:
                 which = (state, at, digest, key)
                 found[which] = _with_other(row, found.get(which))
@@ -169,7 +182,8 @@ class Stories:
             (run_id,),
         ):
             at = RowRef(path, line)
-            yield RunRow(at, walk, state, VERDICTS[category], digest, "unknown", waits=False, kept=False, outcomes={})
+            verdict, unusual = VERDICTS[category], "said by the unfinished last line of the file"
+            yield RunRow(at, walk, state, verdict, digest, "unknown", False, False, {}, unusual)  # noqa: FBT003
 
     def _recorded(
         self,
@@ -205,7 +219,7 @@ class Stories:
     def pairs(self, run_id: str) -> list[RunPair]:
         """Return the pairs that a run is in, on either side."""
         rows = self._run(
-            "SELECT r.sample_key, r.task_id, r.slot, coalesce(r.retained, 'live'), r.chosen_run_id, r.rejected_run_id,"
+            f"SELECT r.sample_key, r.task_id, r.slot, coalesce(r.retained, '{LIVE}'), r.chosen_run_id, r.rejected_run_id,"
             " r.outcome, r.line, b.batch_id, b.recorded_at FROM pairs r LEFT JOIN batches b ON b.batch = r.batch"
             " WHERE r.pair_id IN (SELECT pair_id FROM pairs WHERE chosen_run_id = ?1"
             " UNION SELECT pair_id FROM pairs WHERE rejected_run_id = ?1) ORDER BY r.task_id, r.slot, r.pair_id",

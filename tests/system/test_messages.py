@@ -211,3 +211,40 @@ def test_rows_that_are_only_replaced_are_not_announced_as_withdrawn(cli: Cli, la
     ran = cli("run", "--once", "--json", *at, DISTILLD_SETTLE_SECONDS="0")
     told = ran.json["datasets"]["sft"]
     assert (told["withdrawn"], told["replaced"]) == (1, 1)
+
+
+# explain, verify, configuration
+
+
+def test_explain_names_what_is_unusual(cli: Cli, lake: HistoryLake) -> None:
+    """An unfinished last line, and a category that is none of the four, were shown like any other row."""
+    with capture_logs():
+        lake.both(
+            B, run("p", task_id="t"), run("q", "rejected", task_id="t"), run("u", "approved"), run("v", "REJECTED")
+        )
+        path = lake.scored_path(B)
+        path.write_bytes(path.read_bytes() + json.dumps(run("a", "rejected")).encode()[:-1])
+        lake.go()
+    lake.stop()
+
+    def explained(run_id: str) -> str:
+        return cli("explain", run_id, "--root", lake.root).out
+
+    assert f"{B}:4, rejected, said by the unfinished last line of the file\n" in explained("a")
+    unreviewed = "needs_human_review, for its category is none of the four, evidence found\n"
+    assert f"{B}:2, {unreviewed}" in explained("u")
+    assert "rejected, for its category is 'rejected' in another spelling, evidence found\n" in explained("v")
+    assert "  task t\n" in explained("p")
+
+
+def test_verify_blames_no_batch_where_none_is_under_way(cli: Cli, lake: HistoryLake) -> None:
+    """Rows also wait where a pass ended early."""
+    with closing(sqlite3.connect(lake.state)) as store, store:
+        store.execute("INSERT INTO rejudge_rows (walk, forced) SELECT min(walk), 0 FROM scored_rows")
+    assert "changed meanwhile: rows that wait to be judged\n" in cli("verify", "--deep", "--root", lake.root).out
+
+
+def test_empty_path_is_told_to_be_empty(cli: Cli) -> None:
+    """It is valid UTF-8 without control characters, so that alone explains nothing."""
+    ran = cli("status", "--root", "")
+    assert (ran.code, "and not empty" in ran.err) == (2, True)
