@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from distilld.core.json_text import Malformed, parse_object
-from distilld.core.model import InputKind, Options, RowRef
+from distilld.core.model import InputKind, OperatorError, Options, RowRef
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.lake import lines
 from distilld.lake import scan as lake
@@ -40,7 +40,7 @@ class LakeOnDisk(Mapping[str, Partition]):
     ``read`` is called with the bytes and the rows of each. ``bytes`` is the size of all of them.
 
     Raises:
-        ListingError: A folder could not be listed.
+        OperatorError: A folder could not be listed.
         UnreadableError: A file could not be read.
         InputChanged: A file was removed, replaced or cut short meanwhile.
     """
@@ -53,7 +53,9 @@ class LakeOnDisk(Mapping[str, Partition]):
         scan = lake.scan(root)
         self.bytes = sum(file.stat.size for file in scan.files)
         for folder in scan.unlisted:
-            raise lake.ListingError(tree_path(folder.kind, folder.below), folder.problem or "it went away meanwhile")
+            problem = folder.problem or "was removed while the trees were listed"
+            hint = "make the folder readable, and run it again" if folder.problem else "run it again"
+            raise OperatorError(f"{lake.printable(tree_path(folder.kind, folder.below))} {problem}", hint=hint)
         for file in scan.files:
             self._sizes.setdefault(file.path, {})[file.kind] = file.stat.size
 

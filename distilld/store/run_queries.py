@@ -183,7 +183,7 @@ class Stories:
         ):
             at = RowRef(path, line)
             verdict, unusual = VERDICTS[category], "said by the unfinished last line of the file"
-            yield RunRow(at, walk, state, verdict, digest, "unknown", False, False, {}, unusual)  # noqa: FBT003
+            yield RunRow(at, walk, state, verdict, digest, "unknown", False, False, {}, unusual)
 
     def _recorded(
         self,
