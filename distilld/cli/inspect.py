@@ -28,13 +28,16 @@ def inspect(common: Common, port: int) -> ExitCode:
     from distilld.cli.output import say
     from distilld.cli.settings import load_settings
     from distilld.store.connection import Store
+    from distilld.store.queries import reading
 
     settings = load_settings(common)
-    store = Store.open_readonly(settings.state)
-    with store.one_reading():
-        root = store.recall("root")
-    if common.root is None and root is not None:
-        settings = replace(settings, root=Path(root))
+    if common.root is None:
+        store = Store.open_readonly(settings.state)
+        with store.one_reading():
+            settings = replace(settings, root=Path(store.recall("root") or settings.root))
+    else:
+        with reading(settings.state, settings.root):
+            pass  # a store of another root is refused
     try:
         from distilld.inspection.browser import serve
     except ModuleNotFoundError as error:

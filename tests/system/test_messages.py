@@ -9,13 +9,17 @@ import os
 import re
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
+from distilld.core.model import InputKind
 from distilld.core.remedies import BY_ERRNO
+from distilld.lake import scan as scan_module
+from distilld.lake.scan import Scan, Unlisted
 from tests.support.command import Cli
 from tests.support.history_lake import A, B, HistoryLake, run
 
@@ -248,3 +252,29 @@ def test_empty_path_is_told_to_be_empty(cli: Cli) -> None:
     """It is valid UTF-8 without control characters, so that alone explains nothing."""
     ran = cli("status", "--root", "")
     assert (ran.code, "and not empty" in ran.err) == (2, True)
+
+
+def test_deep_verify_names_a_folder_once_that_cannot_be_listed(
+    cli: Cli, lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story: 'cannot list ...: cannot be listed: Permission denied (...; mount what is missing)'."""
+    real = scan_module.scan
+
+    def without_a_folder(root: Path) -> Scan:
+        folder = Unlisted(InputKind.EVIDENCE, "2026/", "cannot be listed: Permission denied")
+        return replace(real(root), unlisted=(folder,))
+
+    monkeypatch.setattr(scan_module, "scan", without_a_folder)
+    ran = cli("verify", "--deep", "--root", lake.root)
+    problem = "distilld: data/evidence/2026/ cannot be listed: Permission denied (make the folder readable"
+    assert (ran.code, ran.err.startswith(problem)) == (1, True)
+
+
+# inspect
+
+
+def test_inspect_refuses_the_store_of_another_root(cli: Cli, lake: HistoryLake, tmp_path: Path) -> None:
+    """The story: it served the problems of one lake above the tables of another."""
+    (tmp_path / "other").mkdir()
+    ran = cli("inspect", "--root", tmp_path / "other", "--state", lake.state)
+    assert (ran.code, f"belongs to the root {lake.root}" in ran.err) == (2, True)
