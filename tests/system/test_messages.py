@@ -11,15 +11,18 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
-from distilld.core.model import InputKind
+from distilld.core.model import EXPORT_PATHS, InputKind
 from distilld.core.remedies import BY_ERRNO
+from distilld.delivery import batch as delivery_batch
+from distilld.files.regular import open_regular
 from distilld.lake import scan as scan_module
 from distilld.lake.scan import Scan, Unlisted
+from distilld.publish import committed
 from tests.support.command import Cli
 from tests.support.history_lake import A, B, HistoryLake, run
 
@@ -278,3 +281,30 @@ def test_inspect_refuses_the_store_of_another_root(cli: Cli, lake: HistoryLake, 
     (tmp_path / "other").mkdir()
     ran = cli("inspect", "--root", tmp_path / "other", "--state", lake.state)
     assert (ran.code, f"belongs to the root {lake.root}" in ran.err) == (2, True)
+
+
+# changes
+
+
+@pytest.mark.parametrize("command", [["changes", "--dataset", "rag", "--since", "0"], ["snapshot", "copy"]])
+def test_export_that_may_not_be_read_is_not_called_damaged(
+    cli: Cli, lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """No run restores what this user may not read; an export that is gone, it does."""
+    monkeypatch.chdir(lake.root.parent)
+    rag = lake.root / EXPORT_PATHS["rag"]
+
+    def denied(path: Path, *, follow_link: bool = False) -> BinaryIO:
+        if path == rag:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_regular(path, follow_link=follow_link)
+
+    with monkeypatch.context() as patch:
+        for module in (committed, delivery_batch):
+            patch.setattr(module, "open_regular", denied)
+        ran = cli(*command, "--root", lake.root)
+    assert ran.code == 1
+    assert "'distilld run --once' restores it" not in ran.err
+    assert BY_ERRNO[errno.EACCES] in ran.err
+    rag.unlink()
+    assert "'distilld run --once' restores it" in cli(*command, "--root", lake.root).err
