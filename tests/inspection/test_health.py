@@ -448,8 +448,8 @@ def test_vitals_of_another_form_hide_no_other_one(settings: Settings, running: E
 def every_problem() -> set[str]:
     """The names of all problems in the source."""
     found = set()
-    for module in ("status", "health"):
-        tree = ast.parse((REPOSITORY / "distilld" / "inspection" / f"{module}.py").read_text(encoding="utf-8"))
+    for module in ("inspection/status", "inspection/health", "cli/health"):
+        tree = ast.parse((REPOSITORY / "distilld" / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             match node:
                 case ast.Call(func=ast.Name(id="Problem"), args=[ast.Constant(value=str(name)), *_]):
