@@ -293,7 +293,7 @@ def test_review_flag_says_so_too(sample: SampleLake) -> None:
     assert {row["quality_score"] for row in rows(sample.root / EXPORT_PATHS["sft"])} == {"accepted"}
     ran = once(sample.root)
     left = len(exported - {row["id"] for row in rows(rag)})
-    assert f"rag: the next run without --include-review withdraws these {len(exported)} rows again\n" in said
+    assert f"rag: the next run without --include-review withdraws these {left} rows again\n" in said
     assert {row["source_category"] for row in rows(rag)} == {"accepted", "partially_accepted"}
     assert f"rag: withdrew {left} needs_human_review rows: the run before had include_review" in ran.out
 
