@@ -80,6 +80,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "store_migrated": "The state store's schema was migrated to this version.",
         "recovery_started": "A batch was interrupted; it is now completed or undone.",
         "recovery_finished": "The interrupted batch was completed or undone.",
+        "recovery_failed": "The interrupted batch could not be completed or undone; the next try or start does it.",
         "receipt_written": "A batch's receipt is on disk.",
         "receipt_repaired": "A missing receipt of an interrupted batch was written from the store.",
         "page_not_written": "Something else is at the path of latest.md; the receipt is written.",

@@ -92,6 +92,7 @@ BY_EVENT: Final[Mapping[str, str]] = MappingProxyType(
         "card_not_written": "make the folder writable for distilld's user",
         "orphan_kept": "distilld prune --orphans shows them, and withdraws them with --yes",
         "store_set_aside": "if it was corrupt, have the disk checked (smartctl, dmesg); then remove the copy",
+        "recovery_failed": "do what batch_failed says; the next try or start completes or undoes the batch",
         "page_not_written": "move away what is at its path",
         "withdrawal_overdue": "do what batch_failed says; do not train until failure_over",
         "lock_taken_again": "find out who removed the lock file, and leave it alone",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, InputKind, UsageError
+from distilld.core.model import EXPORT_PATHS, REPORTS, SET_ASIDE, InputKind, OperatorError, UsageError
+from distilld.core.remedies import remedy_of
 from distilld.lake.scan import TREES
 
 _Identity = tuple[int, int]
@@ -20,9 +22,10 @@ def refuse_overlaps(root: Path, state: Path) -> None:
     Raises:
         UsageError: A tree contains, or is in, another tree, exports or reports; or contains the root or the state
             store; or one of distilld's own folders is a link.
+        OperatorError: The system cannot tell.
     """
     for path in (*_OWN_FOLDERS, SET_ASIDE, REPORTS):
-        if (root / path).is_symlink():
+        if _is_link(root, path):
             raise UsageError(f"{path} is a link and is not followed", hint="put a folder in its place")
     trees = {TREES[kind]: _line(root / TREES[kind]) for kind in InputKind}
     own = {name: _line(root / name) for name in ("exports", "reports", *_OWN_FOLDERS, SET_ASIDE, REPORTS)}
@@ -35,6 +38,15 @@ def refuse_overlaps(root: Path, state: Path) -> None:
         for other, place in {**trees, **own}.items():
             if other != name and tree and place and (tree[0] in place or place[0] in tree):
                 raise _overlap(name, other)
+
+
+def _is_link(root: Path, path: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(root / path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise OperatorError(f"cannot look at {path}: {error.strerror}", hint=remedy_of(error)) from error
 
 
 def _overlap(tree: str, other: str) -> UsageError:

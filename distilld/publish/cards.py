@@ -11,6 +11,7 @@ import structlog
 
 from distilld.core.export_cards import export_cards
 from distilld.core.model import CARD, CARD_MARKER, EXPORT_PATHS
+from distilld.core.remedies import remedy_of
 from distilld.files.durable import replace_file
 from distilld.files.regular import read_regular
 
@@ -21,14 +22,12 @@ def write_cards(root: Path) -> None:
     """Write the card of each folder that holds exports, if it is missing, or ours and out of date."""
     for folder, text in export_cards().items():
         path = root / folder / CARD
-        if not _holds_exports(root, folder) or not _is_due(path, text.encode()):
-            continue
         try:
-            replace_file(path, text.encode())
+            if _holds_exports(root, folder) and _is_due(path, text.encode()):
+                replace_file(path, text.encode())
+                log.debug("card_written", path=f"{folder}/{CARD}")
         except OSError as error:
-            log.warning("card_not_written", path=f"{folder}/{CARD}", problem=error.strerror)
-        else:
-            log.debug("card_written", path=f"{folder}/{CARD}")
+            log.warning("card_not_written", path=f"{folder}/{CARD}", problem=error.strerror, hint=remedy_of(error))
 
 
 def _holds_exports(root: Path, folder: str) -> bool:

@@ -1,7 +1,7 @@
 """``distilld run``: the loop around passes (SPEC 5, 6).
 
 File events are hints, every pass is a whole scan, and only :class:`Schedule` decides what is due. A failed
-pass is logged and tried again after growing pauses; the daemon's only ``except Exception`` is here.
+pass is logged and tried again after growing pauses; only here an ``except Exception`` keeps the daemon going.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from distilld.engine.cluster import UnfitWorker
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.lake.scan import TREES, ListingError, tree_path
+from distilld.service.failure_text import explain_failure
 from distilld.service.inotify import Watcher
 from distilld.service.listener import Listener
 from distilld.service.recheck import Recheck
@@ -136,10 +137,7 @@ class Daemon:
         self._recheck.close()
         connection = self._engine.store.connection
         connection.set_progress_handler(None, 0)
-        with suppress(DistilldError, sqlite3.Error):
-            connection.rollback()
-            # What cannot be undone now is undone at the next start.
-            recover(self._engine)
+        self._recover_if_possible()
         log.info("daemon_stopped")
         self.signals.end_patience()
         # If another store is begun, the work before its first pass may take long.
@@ -196,7 +194,7 @@ class Daemon:
             self._engine.restorer.note_committed()
             self._schedule.mend_at = self._clock() + self._engine.restorer.pause_left(time.time_ns())
         except Exception as error:
-            # The daemon's only blind except: the next try may work after any failure.
+            # The next try may work after any failure.
             if self.signals.stop:
                 raise PassEnded from error
             # UnfitWorker: an operator may be repairing the cluster, so the daemon goes on without a restart.
@@ -234,28 +232,36 @@ class Daemon:
         self._settling = files
 
     def _failed(self, error: Exception) -> None:
-        text, hint = str(error), getattr(error, "hint", "")
+        text, hint = explain_failure(error)
         if isinstance(error, ListingError):
             log.error("scan_failed", problem=text, hint=hint)
         elif isinstance(error, OperatorError):
             log.error("batch_failed", problem=text, hint=hint)
+        elif isinstance(error, OSError):
+            log.error("batch_failed", problem=text, hint=hint, exc_info=error)
         else:
-            # Its message may hold the value of a row.
-            text, hint = f"an unexpected {type(error).__name__}", "see the log; it is tried again, and please report it"
             log.error("batch_failed", exc_info=error)
         with suppress(sqlite3.Error):
             self._engine.store.connection.rollback()
         # Before anything that may take long: health must report the first failure at once.
         rows = self._waiting_to_leave()
         self._bulletin.failed(text, hint, overdue=rows > 0)
-        with suppress(DistilldError, sqlite3.Error):
-            # Readers should not find half a row until the next try.
-            recover(self._engine)
+        # Readers should not find half a row until the next try.
+        self._recover_if_possible()
         pause = self._schedule.failed(self._clock())
         if since := self._bulletin.overdue_since:
             age = round(self._bulletin.overdue_seconds)
             log.error("withdrawal_overdue", rows=rows, since=since, age_seconds=age)
         log.warning("retry_scheduled", seconds=round(pause, 1), failures=self._schedule.failures)
+
+    def _recover_if_possible(self) -> None:
+        """Complete or undo what was cut off; the next try or the next start does what fails now."""
+        try:
+            self._engine.store.connection.rollback()
+            recover(self._engine)
+        except Exception as error:  # noqa: BLE001  it was just told, and nothing depends on it
+            problem, hint = explain_failure(error)
+            log.warning("recovery_failed", problem=problem, hint=hint)
 
     def _waiting_to_leave(self) -> int:
         """Return how many rows of the datasets must leave them; the last known count if the store cannot be read."""

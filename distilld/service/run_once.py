@@ -34,6 +34,7 @@ from distilld.lake.scan import TREES, tree_path
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import newest_receipt, receipt_path
+from distilld.service.failure_text import explain_failure
 from distilld.service.health_record import Vitals, read_vitals, write_vitals
 from distilld.service.lock import WriterLock, tell_trouble, writer_lock
 from distilld.store.connection import Store, StoreCorruptError, StoreOutdatedError
@@ -73,7 +74,7 @@ def writer(
         log.info("lock_taken", state=str(settings.state))
         with (
             # In the lock file, until the next writer begins: the store may be unusable.
-            _leaving_word(partial(_tell_of, settings.root), OperatorError),
+            _leaving_word(partial(_tell_of, settings.root), OperatorError, ProgramError, OSError, sqlite3.Error),
             opened_store(settings.state, settings.root, kept=lock.kept) as store,
         ):
             _refuse_outdated(store, settings.root)
@@ -93,7 +94,7 @@ def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) ->
 
 
 def _tell_of(root: Path, error: Exception) -> None:
-    tell_trouble(root, str(error), getattr(error, "hint", ""))
+    tell_trouble(root, *explain_failure(error))
 
 
 def _keep(lock: WriterLock) -> None:
@@ -233,7 +234,7 @@ def bring_up_to_date(
     options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
     taken_over = _takes_over(engine)
     _forget_daemon(engine.store)
-    with _leaving_word(partial(_note_failure, engine.store), OperatorError, ProgramError, sqlite3.Error):
+    with _leaving_word(partial(_note_failure, engine.store), Exception):
         recovered = recover(engine)
         results = list(_passes(engine, trigger, pause, clock))
     if not any(result.changed for result in results):
@@ -262,7 +263,7 @@ def _forget_daemon(store: Store) -> None:
 
 def _note_failure(store: Store, error: Exception) -> None:
     """Record for ``health`` what went wrong, if the store can be written."""
-    text, hint = str(error), getattr(error, "hint", "")
+    text, hint = explain_failure(error)
     with suppress(OperatorError, sqlite3.Error):
         store.connection.rollback()
         overdue = Views(store).waiting_to_leave() > 0
@@ -317,9 +318,9 @@ def _passes(
     while True:
         try:
             result = engine.run_pass(trigger)
-        except (OperatorError, KeyboardInterrupt):
+        except (Exception, KeyboardInterrupt):
             # The next start would do this too, but readers should not find half a row until then.
-            with suppress(OperatorError):
+            with suppress(Exception):
                 engine.committer.recover()
             raise
         yield result

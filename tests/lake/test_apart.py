@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distilld.core.model import UsageError
+from distilld.core.model import OperatorError, UsageError
+from distilld.core.remedies import BY_ERRNO
 from distilld.lake.apart import refuse_overlaps
 from tests.support.command import distilld
 from tests.support.lake_by_formula import write_bench_lake
@@ -66,3 +70,23 @@ def test_each_scan_refuses(tmp_path: Path) -> None:
     assert ran.code == 2
     assert "overlap" in ran.err
     assert "trees_overlap" in distilld("--root", tmp_path, "health", "--json", cwd=tmp_path).out
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("folder", ["exports/sft", "exports/.set-aside", "reports/distillation"])
+def test_folder_that_cannot_be_looked_at_has_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, code: int
+) -> None:
+    """The story: pathlib passed the system's error on, which no caller expected; it ended the daemon."""
+    look = os.lstat
+
+    def lstat(path: Any) -> os.stat_result:
+        if str(path).endswith(folder):
+            raise OSError(code, os.strerror(code), str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(Path, "lstat", lstat)
+    with pytest.raises(OperatorError, match=f"{folder}: {os.strerror(code)}") as raised:
+        refuse_overlaps(tmp_path, tmp_path / "state/distilld.db")
+    assert raised.value.hint == BY_ERRNO[code]

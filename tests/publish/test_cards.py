@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from distilld.core.export_cards import export_cards
 from distilld.core.model import CARD, CARD_MARKER
+from distilld.core.remedies import BY_ERRNO
 from distilld.publish import cards
 from tests.support.command import bring, distilld, put
 from tests.support.history_lake import A, B, HistoryLake, history_lake, run
@@ -88,6 +92,29 @@ def test_card_that_cannot_be_written_stops_no_batch(tmp_path: Path, monkeypatch:
         cards.write_cards(tmp_path)
     told = [(each["event"], each["path"], each["problem"]) for each in logs]
     assert ("card_not_written", "exports/rag/README.md", "No space left on device") in told
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_folder_that_cannot_be_looked_at_stops_no_card_of_another(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The story: the system's error at a look below exports/ passed through, and ended the daemon."""
+    lake.go()
+    for card in (lake.root / "exports").glob(f"*/{CARD}"):
+        card.unlink()
+    look = os.stat
+
+    def stat(path: Any, **rest: Any) -> os.stat_result:
+        if "exports/sft/" in os.fspath(path):
+            raise OSError(code, os.strerror(code), str(path))
+        return look(path, **rest)
+
+    with capture_logs() as lines, monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stat)
+        cards.write_cards(lake.root)
+    assert set(texts(lake.root)) == set(export_cards()) - {"exports/sft", "exports/withdrawals"}
+    (told,) = [line for line in lines if line["event"] == "card_not_written"]
+    assert (told["path"], told["hint"]) == (f"exports/sft/{CARD}", BY_ERRNO[code])
 
 
 def test_dry_run_writes_no_card(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from distilld import logs
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, StatFacts, Trigger, UsageError, WriterBusy
+from distilld.core.remedies import BY_ERRNO
 from distilld.engine import work_off
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
@@ -439,6 +440,46 @@ def test_unexpected_error_is_tried_again_too(stage: Stage, error: Exception) -> 
     (failed,) = stage.events("batch_failed")
     assert failed["exc_info"] is error
     assert "text of a row" not in str([line for line in stage.lines if line is not failed])
+
+
+REFUSED = PermissionError(errno.EACCES, "Permission denied", "/lake/reports/distillation")
+
+
+def test_error_of_the_system_is_told_with_its_remedy(stage: Stage) -> None:
+    """A call that fails in an unforeseen place is the operator's matter all the same, and is noted as a failure."""
+    found: list[str] = []
+    stage.failures = [REFUSED]
+    stage.then(lambda: found.extend(f"{each.name}: {each.text} {each.remedy}" for each in diagnose(stage.settings)))
+    stage.wait(3)
+    stage.run()
+    assert stage.exported() == 1
+    (failed,) = stage.events("batch_failed")
+    assert failed["problem"] == "/lake/reports/distillation: Permission denied"
+    assert failed["hint"] == BY_ERRNO[errno.EACCES]
+    assert any("last_batch_failed" in each and "/lake/reports/distillation" in each for each in found)
+
+
+@pytest.mark.parametrize("error", [REFUSED, OSError(errno.EIO, "Input/output error"), ValueError("the text of a row")])
+def test_failing_recovery_ends_no_daemon(stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The story: what follows a failure failed of the same cause, with an error that nobody caught there."""
+    broken = [True]
+
+    def recover(engine: Engine) -> bool:
+        if broken[0]:
+            raise error
+        return real(engine)
+
+    monkeypatch.setattr(daemon, "recover", recover)
+    stage.wait(2)
+    stage.then(lambda: broken.__setitem__(0, False))
+    stage.wait(60)
+    stage.then(lambda: broken.__setitem__(0, True))
+    stage.run()
+    assert stage.exported() == 1
+    # The last one is that of the end.
+    assert len(stage.events("recovery_failed")) == len(stage.events("batch_failed")) + 1
+    assert "text of a row" not in str(stage.events("recovery_failed"))
+    assert stage.events("failure_over")
 
 
 def test_corrupt_store_ends_the_run(stage: Stage) -> None:
