@@ -336,10 +336,10 @@ class InputChanged(DistilldError):
 class UnreadableError(OperatorError):
     """An input file could not be read."""
 
-    def __init__(self, path: str, cause: OSError) -> None:
+    def __init__(self, path: str, cause: OSError, *, hint: str = "") -> None:
         self.why = cause.strerror or str(cause)
         self.errno = cause.errno
-        super().__init__(f"cannot read {path}: {self.why}", hint=remedy_of(cause))
+        super().__init__(f"cannot read {path}: {self.why}", hint=hint or remedy_of(cause))
         self.path = path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from distilld.core.line_facts import LINES_END
-from distilld.core.model import InputChanged, InputKind, OperatorError, StatFacts
+from distilld.core.model import InputChanged, InputKind, OperatorError, StatFacts, UnreadableError
 from distilld.core.plan import Look
 from distilld.engine.index_lines import FileChange, LineIndexer
 from distilld.engine.read_file import FileRead, Reading
@@ -224,4 +224,5 @@ def new_record(kind: InputKind, path: str, place: tuple[int, int], facts: StatFa
 
 def _refuse_too_many(record: FileRecord, lines: int) -> None:
     if lines >= LINES_END:
-        raise OperatorError(f"{tree_path(record.kind, record.path)} has {LINES_END} lines or more", hint="split it")
+        why = OSError(f"it has {LINES_END} lines or more, and must be split")
+        raise UnreadableError(tree_path(record.kind, record.path), why, hint="split it")

@@ -91,4 +91,4 @@ class PassResult:
 def _as_oddity(problem: OperatorError) -> Oddity:
     if isinstance(problem, UnreadableError):
         return Oddity(problem.path, f"cannot be read: {problem.why}")
-    return Oddity("", str(problem))
+    return Oddity(getattr(problem, "path", ""), str(problem))

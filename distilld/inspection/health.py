@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 
 from distilld.config.settings import Settings
-from distilld.inspection.status import PERIODS, Problem, look
+from distilld.inspection.problem import Problem
+from distilld.inspection.status import PERIODS, look
 from distilld.service.lock import LOCK_FILE
 
 

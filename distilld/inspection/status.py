@@ -6,7 +6,7 @@ import glob
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,14 +22,13 @@ from distilld.core.model import (
     SET_ASIDE,
     TAMPERINGS_AN_HOUR,
     InputKind,
-    UsageError,
 )
 from distilld.core.remedies import BY_EVENT
 from distilld.files.regular import read_regular
 from distilld.inspection.export_faults import changed_exports
-from distilld.lake import scan as lake
-from distilld.lake.apart import refuse_overlaps
-from distilld.lake.scan import TREES, ListingError, Stray, tree_path
+from distilld.inspection.input_faults import Lag, look_at_inputs
+from distilld.inspection.problem import Problem
+from distilld.lake.scan import TREES, Stray, tree_path
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
@@ -49,17 +48,7 @@ PERIODS: Final = 3
 _AGES: Final = (("hour", timedelta(hours=1)), ("day", timedelta(days=1)))
 SCRUB_LATE: Final = 1.2
 """A file that was not hashed again for this many times ``scrub_hours`` is reported."""
-_OLDEST: Final = 10
 _RUN: Final = "distilld run --once"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A reason why the lake is unhealthy: a stable name, a description, and the remedy."""
-
-    name: str
-    text: str
-    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +60,6 @@ class ExportState:
     rows: int
     committed_bytes: int
     retained: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class UnreadFile:
-    """A new or changed file: seconds since its last change, and how many of its bytes were not read."""
-
-    path: str
-    seconds: float
-    unread_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """What is in data/ and was not read yet. The changed files may include one that is still being written."""
-
-    new_files: int = 0
-    changed_files: int = 0
-    gone_files: int = 0
-    unread_bytes: int = 0
-    seconds: float = 0.0
-    """Seconds since the last change of the file that waits longest, by the file system's own clock."""
-    oldest: tuple[UnreadFile, ...] = ()
-    """The files that wait longest, at most ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +140,14 @@ def look(settings: Settings) -> Status:
             _ask_store(found, store, settings)
     else:
         found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
-    _compare_inputs(found, settings.root, files)
+    inputs = look_at_inputs(settings.root, settings.state, files)
+    found.lag, found.strays = inputs.lag, inputs.strays
+    found.problems += inputs.problems
+    if inputs.empty:
+        found.problems.append(_without_inputs(found, known=bool(files)))
     found.notes += _foreign_cards(settings.root)
     found.problems += _set_aside(found)
-    found.problems += _of_writer(found)
+    found.problems += _of_writer(found, inputs.told)
     found.problems += _overdue_scan(found, settings, time.time())
     return found
 
@@ -216,8 +186,11 @@ def _stores_set_aside(state: Path) -> list[Path]:
     return sorted(state.parent.glob(f"{glob.escape(state.name)}.corrupt-*"))
 
 
-def _of_writer(found: Status) -> Iterator[Problem]:
-    """Yield what the last writer recorded: a failure, rows it could not withdraw, inputs it could not read."""
+def _of_writer(found: Status, told: Container[str]) -> Iterator[Problem]:
+    """Yield what the last writer recorded: a failure, rows it could not withdraw, inputs it could not read.
+
+    Inputs whose paths are in ``told`` are left out.
+    """
     if found.writer.running and found.writer.foreign:
         path = found.root / LOCK_FILE
         yield Problem("lock_held", f"no distilld runs, and some other program holds {path}", find_holder(path))
@@ -234,10 +207,9 @@ def _of_writer(found: Status) -> Iterator[Problem]:
     if found.vitals.overdue_since is not None:
         text = f"rows that must leave a dataset have stood there since {found.vitals.overdue_since}"
         yield Problem("withdrawal_overdue", text, "put right what the last batch failed of; until then, do not train")
-    told = " ".join(problem.text for problem in found.problems if problem.name in {"not_read", "not_listed"})
     for each in found.vitals.unreadable:
         if each.path not in told:
-            text = f"{each.path} {each.problem}, since {each.since}".strip()
+            text = f"{each.path} {each.problem}, since {each.since}"
             # A folder's path ends in a slash. This user may list it, but the user that distilld runs as may not.
             name = "not_listed" if each.path.endswith("/") else "not_read"
             yield Problem(name, text, "make it readable for distilld's user, or take it away")
@@ -356,55 +328,6 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
         yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
 
 
-# what the disk says
-
-
-def _compare_inputs(found: Status, root: Path, files: dict[tuple[InputKind, str], FileRecord]) -> None:
-    try:
-        refuse_overlaps(root, found.state)
-        scan = lake.scan(root)
-    except UsageError as error:
-        found.problems.append(Problem("trees_overlap", str(error), error.hint))
-        return
-    except ListingError as error:
-        found.problems.append(Problem("not_listed", str(error), f"make the folder readable, then {_RUN}"))
-        return
-    found.problems += [
-        Problem("not_listed", f"{folder.path} {folder.problem}", f"make the folder readable, then {_RUN}")
-        for folder in scan.not_listed
-    ]
-    found.strays = scan.strays
-    if not (scan.files or scan.unlisted):
-        found.problems.append(_without_inputs(found, known=bool(files)))
-    new = changed = 0
-    waiting = []
-    seen = set()
-    for file in scan.files:
-        key = (file.kind, file.path)
-        seen.add(key)
-        record = files.get(key)
-        if record is not None and record.state == "present" and record.facts == file.stat:
-            continue
-        new += record is None
-        changed += record is not None
-        unread = max(0, file.stat.size - (record.indexed_bytes if record else 0))
-        path = tree_path(file.kind, file.path)
-        waiting.append(UnreadFile(path, max(0, time.time_ns() - file.stat.ctime_ns) / 1e9, unread))
-        if not os.access(root / path, os.R_OK):
-            found.problems.append(Problem("not_read", f"{path} cannot be read", "make it readable for distilld's user"))
-    gone = sum(
-        record.state == "present" and key not in seen and not scan.is_unknown(*key) for key, record in files.items()
-    )
-    waiting.sort(key=lambda each: -each.seconds)
-    unread_bytes = sum(each.unread_bytes for each in waiting)
-    seconds = waiting[0].seconds if waiting else 0.0
-    found.lag = Lag(new, changed, gone, unread_bytes, seconds, tuple(waiting[:_OLDEST]))
-    found.problems += [
-        Problem("not_read", f"{oddity.path} {oddity.problem}", "take it away, or put a regular file in its place")
-        for oddity in scan.oddities
-    ]
-
-
 def _without_inputs(found: Status, *, known: bool) -> Problem:
     """Return the problem that no partition file exists: a wrong root or a missing mount must not look healthy."""
     trees = " and ".join(str(found.root / tree) for tree in TREES.values())
@@ -416,6 +339,9 @@ def _without_inputs(found: Status, *, known: bool) -> Problem:
     return Problem(
         "no_inputs", f"no partition file was ever found below {trees}", "correct root, or mount what is missing"
     )
+
+
+# what the disk says
 
 
 def _sizes(settings: Settings) -> Sizes:

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from distilld.config.load import load
 from distilld.config.settings import Settings
-from distilld.core.model import EXPORT_PATHS, InputKind, OperatorError, StatFacts, Trigger, UnreadableError
+from distilld.core.model import EXPORT_PATHS, InputKind, OperatorError, StatFacts, Trigger, UnreadableError, UsageError
 from distilld.core.remedies import BY_EVENT
 from distilld.engine import index_file
 from distilld.engine.engine import Engine
@@ -290,6 +290,50 @@ def test_run_by_a_timer_that_fails(settings: Settings) -> None:
     assert names(settings, daemon=False) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "text", "hint"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/lake/exports/sft"), "/lake/exports/sft: Permission", "give"),
+        (UsageError("exports/rag is a link", hint="put a folder"), "exports/rag is a link", "put a folder"),
+        (KeyError("the text of a row"), "an unexpected KeyError", "report"),
+    ],
+    ids=["system", "usage", "unforeseen"],
+)
+def test_run_by_a_timer_that_ends_with_any_error(settings: Settings, error: Exception, text: str, hint: str) -> None:
+    """The story: only some kinds of errors were recorded, so health said healthy after a run that failed."""
+
+    def fail(_: object) -> NoReturn:
+        raise error
+
+    with capture_logs(), writer(settings) as engine:
+        engine.run_pass = fail  # type: ignore[method-assign,assignment]
+        with pytest.raises(type(error)):
+            bring_up_to_date(engine)
+    (found,) = diagnose(replace(settings, writer="timer"))
+    assert found.name == "last_batch_failed"
+    assert text in found.text
+    assert hint in found.remedy
+    assert "text of a row" not in found.text
+
+
+def test_folder_of_reports_that_cannot_be_looked_at(
+    settings: Settings, running: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health names it, and goes on to the inputs."""
+    look_at = os.lstat
+
+    def lstat(path: Any) -> os.stat_result:
+        if str(path).endswith("reports/distillation"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look_at(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    found = look(settings)
+    assert [each.name for each in found.problems] == ["not_listed"]
+    assert "reports/distillation" in found.problems[0].text
+    assert found.lag is not None
+
+
 def test_run_by_a_timer_that_cannot_withdraw(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that a run was to take out and could not are a reason of their own, as beside a daemon."""
     path = settings.root / "data/scored-runs" / partition_of(0)
@@ -380,6 +424,34 @@ def test_unreadable_inputs_are_named_once(settings: Settings, running: Engine) -
     assert any("Input/output error" in each.text and since in each.text for each in found)
 
 
+def test_no_other_path_hides_an_unreadable_input(settings: Settings, running: Engine) -> None:
+    """The story: a recorded folder was not told any more once a file below it was."""
+    folder = f"data/scored-runs/{Path(partition_of(0)).parent}/"
+    (settings.root / folder / "link.jsonl").symlink_to("elsewhere")
+    since = ago(60)
+    seen = (
+        Unreadable(folder, "cannot be listed: Permission denied", since),
+        Unreadable(f"{folder}ink.jsonl", "cannot be read: Input/output error", since),
+    )
+    leave(running, alive(unreadable=seen))
+    texts = [each.text for each in diagnose(settings)]
+    assert texts[0].startswith(f"{folder}link.jsonl ")
+    assert texts[1:] == [f"{each.path} {each.problem}, since {since}" for each in seen]
+
+
+def test_file_of_too_many_lines_is_told_beside_others(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: this error had no path, so any other input that was told of hid it."""
+    path = f"data/scored-runs/{partition_of(0)}"
+    (settings.root / path).with_name("link.jsonl").symlink_to("elsewhere")
+    monkeypatch.setattr(index_file, "LINES_END", 12)
+    with (settings.root / path).open("ab") as file:
+        file.write(b"{}\n" * 12)
+    run_once(settings)
+    texts = [each.text for each in diagnose(settings, daemon=False) if each.name == "not_read"]
+    assert len(texts) == 2
+    assert any(each.startswith(f"{path} cannot be read: it has 12 lines or more, and must be split, since") for each in texts)
+
+
 def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None:
     """A corrupt store that was put aside is a reason until its files are removed, and the command names them.
 
@@ -448,7 +520,7 @@ def test_vitals_of_another_form_hide_no_other_one(settings: Settings, running: E
 def every_problem() -> set[str]:
     """The names of all problems in the source."""
     found = set()
-    for module in ("inspection/status", "inspection/health", "cli/health"):
+    for module in ("inspection/status", "inspection/health", "inspection/input_faults", "cli/health"):
         tree = ast.parse((REPOSITORY / "distilld" / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             match node:

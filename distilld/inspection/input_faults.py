@@ -1,0 +1,117 @@
+"""Compare the input trees with what the store knows of them: what waits, and what cannot be read. Only reads."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from distilld.core.model import InputKind, OperatorError, UsageError
+from distilld.inspection.problem import Problem
+from distilld.lake import scan as lake
+from distilld.lake.apart import refuse_overlaps
+from distilld.lake.scan import ListingError, Scan, Stray, tree_path
+from distilld.store.inputs import FileRecord
+
+_OLDEST: Final = 10
+_LIST_IT: Final = "make the folder readable, then distilld run --once"
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadFile:
+    """A new or changed file: seconds since its last change, and how many of its bytes were not read."""
+
+    path: str
+    seconds: float
+    unread_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What is in data/ and was not read yet. The changed files may include one that is still being written."""
+
+    new_files: int = 0
+    changed_files: int = 0
+    gone_files: int = 0
+    unread_bytes: int = 0
+    seconds: float = 0.0
+    """Seconds since the last change of the file that waits longest, by the file system's own clock."""
+    oldest: tuple[UnreadFile, ...] = ()
+    """The files that wait longest, at most ten."""
+
+
+@dataclass(slots=True)
+class InputFaults:
+    """What a look at the input trees found."""
+
+    problems: list[Problem] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    """The paths of the files and folders that the problems are about."""
+    strays: tuple[Stray, ...] = ()
+    """What is in the input trees and is no partition."""
+    lag: Lag | None = None
+    empty: bool = False
+    """Whether there is no partition file, and none that may stand in a folder that cannot be listed."""
+
+    def not_listed(self, path: str, text: str, remedy: str) -> None:
+        """Add a folder that cannot be listed."""
+        self.problems.append(Problem("not_listed", text, remedy))
+        self.told.add(path)
+
+    def not_read(self, path: str, problem: str, remedy: str) -> None:
+        """Add a file that cannot be read."""
+        self.problems.append(Problem("not_read", f"{path} {problem}", remedy))
+        self.told.add(path)
+
+
+def look_at_inputs(root: Path, state: Path, files: Mapping[tuple[InputKind, str], FileRecord]) -> InputFaults:
+    """Return how the input trees differ from ``files``, and what of them cannot be read."""
+    found = InputFaults()
+    try:
+        refuse_overlaps(root, state)
+    except UsageError as error:
+        found.problems.append(Problem("trees_overlap", str(error), error.hint))
+        return found
+    except OperatorError as error:
+        found.problems.append(Problem("not_listed", str(error), error.hint))
+    try:
+        scan = lake.scan(root)
+    except ListingError as error:
+        found.not_listed(error.path, str(error), _LIST_IT)
+        return found
+    for folder in scan.not_listed:
+        found.not_listed(folder.path, f"{folder.path} {folder.problem}", _LIST_IT)
+    found.strays, found.empty = scan.strays, not (scan.files or scan.unlisted)
+    found.lag = _lag(found, root, scan, files)
+    for oddity in scan.oddities:
+        found.not_read(oddity.path, oddity.problem, "take it away, or put a regular file in its place")
+    return found
+
+
+def _lag(found: InputFaults, root: Path, scan: Scan, files: Mapping[tuple[InputKind, str], FileRecord]) -> Lag:
+    new = changed = 0
+    waiting = []
+    seen = set()
+    for file in scan.files:
+        key = (file.kind, file.path)
+        seen.add(key)
+        record = files.get(key)
+        if record is not None and record.state == "present" and record.facts == file.stat:
+            continue
+        new += record is None
+        changed += record is not None
+        unread = max(0, file.stat.size - (record.indexed_bytes if record else 0))
+        path = tree_path(file.kind, file.path)
+        waiting.append(UnreadFile(path, max(0, time.time_ns() - file.stat.ctime_ns) / 1e9, unread))
+        if not os.access(root / path, os.R_OK):
+            found.not_read(path, "cannot be read", "make it readable for distilld's user")
+    gone = sum(
+        record.state == "present" and key not in seen and not scan.is_unknown(*key) for key, record in files.items()
+    )
+    waiting.sort(key=lambda each: -each.seconds)
+    unread_bytes = sum(each.unread_bytes for each in waiting)
+    seconds = waiting[0].seconds if waiting else 0.0
+    return Lag(new, changed, gone, unread_bytes, seconds, tuple(waiting[:_OLDEST]))
