@@ -169,8 +169,9 @@ def _foreign_cards(root: Path) -> Iterator[str]:
 
 
 def _set_aside(found: Status) -> Iterator[Problem]:
-    if size := _bytes_below(found.root / SET_ASIDE):
-        text = f"{SET_ASIDE} holds what was found in place of exports ({Size(size)})"
+    if _entries(found.root / SET_ASIDE):
+        size = Size(_bytes_below(found.root / SET_ASIDE))
+        text = f"{SET_ASIDE} holds what was found in place of exports ({size})"
         yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
     if corrupt := _stores_set_aside(found.state):
         names = " ".join(shlex.quote(str(each)) for each in corrupt)
@@ -364,12 +365,15 @@ def _bytes_of(path: Path) -> int:
 
 
 def _bytes_below(folder: Path) -> int:
-    try:
-        with os.scandir(folder) as entries:
-            found = list(entries)
-    except OSError:
-        return 0
     return sum(
         _bytes_below(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else _bytes_of(Path(entry.path))
-        for entry in found
+        for entry in _entries(folder)
     )
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []

@@ -21,7 +21,16 @@ from structlog.testing import capture_logs
 
 from distilld.config.load import load
 from distilld.config.settings import Settings
-from distilld.core.model import EXPORT_PATHS, InputKind, OperatorError, StatFacts, Trigger, UnreadableError, UsageError
+from distilld.core.model import (
+    EXPORT_PATHS,
+    SET_ASIDE,
+    InputKind,
+    OperatorError,
+    StatFacts,
+    Trigger,
+    UnreadableError,
+    UsageError,
+)
 from distilld.core.remedies import BY_EVENT
 from distilld.engine import index_file
 from distilld.engine.engine import Engine
@@ -464,6 +473,21 @@ def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None
     assert problem.name == "store_set_aside"
     assert str(kept) in problem.remedy
     kept.unlink()
+    assert names(settings) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_empty_file_set_aside_is_named(settings: Settings, running: Engine, kind: str) -> None:
+    """The story: an export was emptied, set aside and restored, and nothing said so."""
+    kept = settings.root / SET_ASIDE / "playbooks.jsonl"
+    if kind == "file":
+        kept.parent.mkdir()
+        kept.touch()
+    else:
+        kept.mkdir(parents=True)
+    assert names(settings) == ["set_aside"]
+    shutil.rmtree(kept.parent)
+    kept.parent.mkdir()
     assert names(settings) == []
 
 
