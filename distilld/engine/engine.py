@@ -66,7 +66,7 @@ class Engine(WorkingOff):
         self.refuse_missing_lake()
         self._mendings = 0
         self._mend_exports(patient=trigger in (Trigger.WATCH, Trigger.RESCAN))
-        scan = lake.scan(self.root)
+        scan = self._scan()
         result.scan, result.looked_at_ns = scan, time.time_ns()
         self.teller.odd_folders(scan)
         self.teller.not_listed(scan)

@@ -31,6 +31,7 @@ from distilld.engine.progress import Judging
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.files.boot import boot_id
 from distilld.files.git import GitState, git_state
+from distilld.lake import scan as lake
 from distilld.lake.scan import Scan, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.exports import Exports
@@ -85,6 +86,8 @@ class Looking:
         """Whether the caller hashes the files again whose facts may not show that their bytes changed."""
         self.progress = progress
         self.pulse = pulse
+        self.looked: Callable[[], None] = lambda: None
+        """Is called after each scan of the input trees, outside any transaction."""
         self.git: GitState = git_state(root)
         self.exports = Exports(root, pulse, segments=Segments(store))
         self.ledger = Ledger(store)
@@ -136,6 +139,11 @@ class Looking:
     def _spool(self) -> Path:
         folder = self._spool_folder or self.root / "exports"
         return folder if folder.is_dir() else self.root
+
+    def _scan(self) -> Scan:
+        scan = lake.scan(self.root)
+        self.looked()
+        return scan
 
     def _index(self, scan: Scan, *, read_again: bool) -> Indexed:
         self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())

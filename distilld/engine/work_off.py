@@ -83,7 +83,7 @@ class WorkingOff(Looking):
     def _look_again(self, result: PassResult) -> None:
         """Look for new changes during a long pass: what a verdict forbids now leaves with the next batch."""
         began = monotonic_ns()
-        scan = lake.scan(self.root)
+        scan = self._scan()
         # Files that this pass read count as unchanged if their facts are; the next pass checks more.
         indexer = self._indexer(scan, hashed_since_ns=None)
         before = self.store.connection.total_changes

@@ -138,6 +138,7 @@ def look(settings: Settings) -> Status:
         with reading(settings.state, settings.root) as store:
             files = Inputs(store).files()
             _ask_store(found, store, settings)
+        found.problems += _overdue(found, settings, time.time())
     else:
         found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
     inputs = look_at_inputs(settings.root, settings.state, files)
@@ -148,7 +149,6 @@ def look(settings: Settings) -> Status:
     found.notes += _foreign_cards(settings.root)
     found.problems += _set_aside(found)
     found.problems += _of_writer(found, inputs.told)
-    found.problems += _overdue_scan(found, settings, time.time())
     return found
 
 
@@ -216,14 +216,28 @@ def _of_writer(found: Status, told: Container[str]) -> Iterator[Problem]:
             yield Problem(name, text, "make it readable for distilld's user, or take it away")
 
 
-def _overdue_scan(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
-    noted = (found.vitals.started_at, found.vitals.last_scan_at)
-    ages = [now - datetime.fromisoformat(each).timestamp() for each in noted if each is not None]
-    # A time in the future was recorded before the clock was set back. It is ignored.
-    age = min((each for each in ages if each >= 0), default=0.0)
-    if found.daemon_runs and age > PERIODS * settings.rescan_seconds:
-        text = f"the last scan ended {age:.0f} s ago, and one is due every {settings.rescan_seconds:g} s"
-        yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")
+def _overdue(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
+    """Yield that a daemon has not scanned for long; or, if no writer runs, that the timer's runs have not."""
+    limit = PERIODS * settings.rescan_seconds
+    due = f"one is due every {settings.rescan_seconds:g} s"
+    started, scanned = (_age(each, now) for each in (found.vitals.started_at, found.vitals.last_scan_at))
+    if found.daemon_runs:
+        # A time in the future was recorded before the clock was set back. It is ignored.
+        age = min((each for each in (started, scanned) if each is not None and each >= 0), default=0.0)
+        if age > limit:
+            text = f"the last scan ended {age:.0f} s ago, and {due}"
+            yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")
+    elif found.timer and not found.writer.running and (scanned is None or abs(scanned) > limit):
+        text = f"no run has scanned yet, and {due}"
+        if scanned is not None:
+            text = f"the last scan of a run was at {found.vitals.last_scan_at}, and {due}"
+        yield Problem(
+            "run_overdue", text, "see systemctl list-timers distilld.timer, then systemctl start distilld-once"
+        )
+
+
+def _age(moment: str | None, now: float) -> float | None:
+    return None if moment is None else now - datetime.fromisoformat(moment).timestamp()
 
 
 # what the store says

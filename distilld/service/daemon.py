@@ -88,6 +88,7 @@ class Daemon:
         self.signals.cuttable = False
         self._engine = engine
         self._bulletin = Bulletin(self.settings, engine, self._notifier)
+        engine.looked = self._bulletin.looked
         self._recheck = Recheck(engine)
         self._schedule = Schedule()
         self._listener = Listener(

@@ -103,18 +103,21 @@ class Bulletin:
         percent = 100 * progress.done // progress.whole if progress.whole else 0
         self._notifier.status(f"{doing}, {percent} % done")
 
+    def looked(self) -> None:
+        """Report a scan of the input trees; a long pass makes many."""
+        now, noted = self._clock(), self._told.last_scan_at
+        period = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
+        if noted is None or not 0 <= now / 1e9 - _seconds(noted) < period:
+            self._note(replace(self._told, last_scan_at=iso_time(now)))
+
     def passed(self, result: PassResult, *, watching: str, folders: int) -> None:
         """Report a pass that worked. ``watching``: 'events', or why not; ``folders``: how many are watched."""
         now = self._clock()
-        noted = self._told.last_scan_at
-        period = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
-        due = noted is None or not 0 <= now / 1e9 - _seconds(noted) < period
         self._note(
             replace(
                 self._told.after_pass(iso_time(now), result.unreadable),
                 pid=os.getpid(),
                 started_at=self._started_at,
-                last_scan_at=iso_time(now) if due else noted,
                 watching=watching,
             )
         )

@@ -79,7 +79,9 @@ def writer(
         ):
             _refuse_outdated(store, settings.root)
             lock.bind()
-            yield engine_for(settings, store, progress=progress, pulse=pulse, keep_lock=partial(_keep, lock))
+            engine = engine_for(settings, store, progress=progress, pulse=pulse, keep_lock=partial(_keep, lock))
+            engine.looked = partial(_note_scan, store)
+            yield engine
 
 
 @contextmanager
@@ -268,6 +270,11 @@ def _note_failure(store: Store, error: Exception) -> None:
         store.connection.rollback()
         overdue = Views(store).waiting_to_leave() > 0
         _note(store, lambda vitals: vitals.after_failure(_now(), text, hint, overdue=overdue))
+
+
+def _note_scan(store: Store) -> None:
+    with suppress(OperatorError, sqlite3.Error):
+        _note(store, lambda vitals: replace(vitals, last_scan_at=_now()))
 
 
 def _note(store: Store, change: Callable[[Vitals], Vitals]) -> None:

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,13 +126,53 @@ def test_timer_is_judged_by_the_age_of_its_last_run(settings: Settings) -> None:
     """The story: who ran distilld from a timer, as the README says, was told every time that no daemon runs."""
     timed = replace(settings, writer="timer")
     assert names(timed) == []
-    lock = settings.root / LOCK_FILE
-    os.utime(lock, (time.time(), time.time() - 4 * settings.rescan_seconds))
-    assert names(timed) == ["run_overdue"]
+    late_run(settings)
+    assert names(timed) == [each.name for each in look(timed).problems] == ["run_overdue"]
     assert names(timed, daemon=False) == []
     with capture_logs(), writer(timed) as engine:
+        # Who works now is not late, however long it takes.
+        assert names(timed) == [each.name for each in look(timed).problems] == []
         bring_up_to_date(engine)
     assert names(timed) == []
+
+
+def late_run(settings: Settings, *, seconds: float | None = None) -> None:
+    """Have the last scan be longer ago than three periods; its lock file is of now."""
+    with capture_logs(), writer(settings) as engine:
+        late = 4 * settings.rescan_seconds if seconds is None else seconds
+        leave(engine, replace(read_vitals(engine.store), last_scan_at=ago(late)))
+
+
+@pytest.mark.parametrize("how", ["lock removed", "killed", "no scan"])
+def test_only_a_scan_is_a_run_of_the_timer(settings: Settings, how: str) -> None:
+    """The story: a lock file's time counted, so a run that was killed at once, or a look at 'prune', was a run."""
+    timed = replace(settings, writer="timer")
+    late_run(settings)
+    if how == "lock removed":
+        (settings.root / LOCK_FILE).unlink()
+    else:
+        with suppress(KeyboardInterrupt), capture_logs(), writer(settings) as engine:
+            if how == "killed":
+                engine.refuse_missing_lake = interrupted  # type: ignore[method-assign]
+                bring_up_to_date(engine)
+    assert names(timed) == ["run_overdue"]
+
+
+def interrupted() -> None:
+    """End what is under way."""
+    raise KeyboardInterrupt
+
+
+def test_timer_that_never_scanned_or_scanned_by_another_clock(settings: Settings) -> None:
+    """A first run that did not get to its scan is no run; nor is a scan of the far future one of the last periods."""
+    timed = replace(settings, writer="timer")
+    late_run(settings, seconds=-86_400)
+    assert names(timed) == ["run_overdue"]
+    late_run(settings, seconds=-1)
+    assert names(timed) == []
+    with capture_logs(), writer(settings) as engine:
+        leave(engine, replace(read_vitals(engine.store), last_scan_at=None))
+    assert names(timed) == ["run_overdue"]
 
 
 def test_command_that_writes_is_a_writer(settings: Settings) -> None:
@@ -302,7 +342,11 @@ def test_run_by_a_timer_that_fails(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("error", "text", "hint"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/lake/exports/sft"), "/lake/exports/sft: Permission", "give"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/lake/exports/sft"),
+            "/lake/exports/sft: Permission",
+            "give",
+        ),
         (UsageError("exports/rag is a link", hint="put a folder"), "exports/rag is a link", "put a folder"),
         (KeyError("the text of a row"), "an unexpected KeyError", "report"),
     ],
@@ -458,7 +502,9 @@ def test_file_of_too_many_lines_is_told_beside_others(settings: Settings, monkey
     run_once(settings)
     texts = [each.text for each in diagnose(settings, daemon=False) if each.name == "not_read"]
     assert len(texts) == 2
-    assert any(each.startswith(f"{path} cannot be read: it has 12 lines or more, and must be split, since") for each in texts)
+    assert any(
+        each.startswith(f"{path} cannot be read: it has 12 lines or more, and must be split, since") for each in texts
+    )
 
 
 def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None:

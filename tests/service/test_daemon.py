@@ -26,7 +26,7 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, StatFacts, Trigger, UsageError, WriterBusy
 from distilld.core.remedies import BY_ERRNO
-from distilld.engine import work_off
+from distilld.engine import looking, work_off
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection.health import diagnose
@@ -945,6 +945,33 @@ def test_idle_pass_writes_no_vitals(stage: Stage, monkeypatch: pytest.MonkeyPatc
     stage.run()
     assert len(stage.passes) == 22
     assert written.count(vitals.SCANNED) == 1
+
+
+def test_long_pass_notes_its_looks(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: a pass that scanned every two seconds for half an hour was told as a daemon that scans no more."""
+    moments = iter(range(1_800_000_000, 1_900_000_000, 1000))
+    noted: list[str | None] = []
+
+    def commit(engine: Engine) -> None:
+        real_batch = engine.run_batch
+
+        def run_batch(*given: Any, **rest: Any) -> CommittedBatch | None:
+            noted.append(read_vitals(engine.store).last_scan_at)
+            return real_batch(*given, **rest)
+
+        engine.run_batch = run_batch  # type: ignore[method-assign]
+
+    monkeypatch.setattr(looking, "LOOK_AGAIN_NS", -(1 << 62))
+    monkeypatch.setattr(Engine, "_next_look", lambda *_: 0)
+    monkeypatch.setattr(bulletin.Bulletin.__init__, "__kwdefaults__", {"clock": lambda: next(moments) * 10**9})
+    for partition in range(1, 4):
+        stage.append(partition=partition)
+    stage.settings = stage.read(batch_rows=1)
+    stage.looks = [commit]
+    stage.run()
+    assert len(noted) >= 3
+    assert None not in noted
+    assert len(set(noted)) == len(noted)
 
 
 def test_log_is_cut_when_idle(stage: Stage) -> None:
