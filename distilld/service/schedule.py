@@ -46,7 +46,9 @@ class Schedule:
 
     def wait_seconds(self, now: float) -> float:
         """Return how long nothing is due, one tick at most."""
-        times = (self.recheck_at, self._retry_at, self.rescan_at, self.checkpoint_at, self.again_at)
+        # After a failure no pass but the retry is due, as in ``due``.
+        passes = [self._retry_at] if self.failures else [self.rescan_at, self.again_at]
+        times: list[float] = [self.recheck_at, self.checkpoint_at, *passes]
         return max(min(TICK_SECONDS, *(each - now for each in times)), LEAST_WAIT_SECONDS)
 
     def begin_pass(self) -> None:

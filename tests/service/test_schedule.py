@@ -71,3 +71,15 @@ def test_rest_ends_with_what_is_due_first() -> None:
     made.checkpoint_at = 100.1
     assert made.wait_seconds(100.0) == pytest.approx(0.1)
     assert 0 < made.wait_seconds(200.0) < 0.01
+
+
+def test_failure_waits_for_its_retry_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: without file events the next scan was overdue from the second failure on, and no rest lasted."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    made = passed(100.0)
+    made.rescan_at, made.again_at = 101.0, 100.5
+    made.failed(101.0)
+    made.failed(101.5)
+    assert made.due(102.0, moved=False, disturbed=never) is None
+    assert made.wait_seconds(102.0) == TICK_SECONDS
+    assert made.wait_seconds(103.4) == pytest.approx(0.1)
