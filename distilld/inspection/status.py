@@ -140,7 +140,7 @@ def look(settings: Settings) -> Status:
             _ask_store(found, store, settings)
         found.problems += _overdue(found, settings, time.time())
     else:
-        found.problems.append(Problem("never_run", f"there is no state store at {settings.state}", _RUN))
+        found.problems.append(_without_store(found))
     inputs = look_at_inputs(settings.root, settings.state, files)
     found.lag, found.strays = inputs.lag, inputs.strays
     found.problems += inputs.problems
@@ -341,6 +341,13 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
             else "the next run judges every row again"
         )
         yield f"the settings are not those of the last batch ({', '.join(changed)}); {follows}"
+
+
+def _without_store(found: Status) -> Problem:
+    text = f"there is no state store at {found.state}"
+    if not found.writer.running or found.writer.foreign or found.problems:
+        return Problem("never_run", text, _RUN)
+    return Problem("never_run", f"{text}: it was taken away from the writer that runs", "systemctl restart distilld")
 
 
 def _without_inputs(found: Status, *, known: bool) -> Problem:

@@ -27,7 +27,7 @@ from distilld.service.inotify import Watcher
 from distilld.service.listener import Listener
 from distilld.service.recheck import Recheck
 from distilld.service.reporter import Bulletin
-from distilld.service.run_once import on_whole_store, recover, writer
+from distilld.service.run_once import StoreMovedError, on_whole_store, recover, writer
 from distilld.service.schedule import CHECKPOINT_AFTER_SECONDS, LONGEST_RETRY_SECONDS, NEVER, Schedule
 from distilld.service.signals import PassEnded, Signals
 from distilld.service.systemd import Notifier
@@ -35,6 +35,10 @@ from distilld.store.connection import StoreCorruptError, StoreFaultError
 from distilld.store.queries import Views
 
 log = structlog.get_logger()
+
+_ENDINGS: Final = (StoreCorruptError, StoreMovedError, UsageError, WriterBusy)
+"""What no second try mends: a corrupt store is set aside, one that was moved is opened or made by the next start, and a
+lake that another writer took stays that writer's."""
 
 SQL_STEPS_A_PULSE: Final = 500_000
 
@@ -199,8 +203,7 @@ class Daemon:
             if self.signals.stop:
                 raise PassEnded from error
             # UnfitWorker: an operator may be repairing the cluster, so the daemon goes on without a restart.
-            if isinstance(error, StoreCorruptError | UsageError | WriterBusy) and not isinstance(error, UnfitWorker):
-                # A corrupt store is set aside, another is begun; a lake that another writer took stays that writer's.
+            if isinstance(error, _ENDINGS) and not isinstance(error, UnfitWorker):
                 raise
             self.signals.cuttable = False
             self._failed(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from distilld.core.model import (
     Trigger,
     WriterBusy,
 )
+from distilld.core.remedies import remedy_of
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult, Progress
 from distilld.lake.scan import TREES, tree_path
@@ -53,6 +55,12 @@ GRACE_SECONDS: Final = 30.0
 """How much longer than ten times ``settle_seconds`` a run waits for inputs that keep changing."""
 
 
+class StoreMovedError(OperatorError):
+    """Another file, or none, is at the path of the open store: what is committed to the open one would be lost."""
+
+    hint = "leave the store where it is while distilld runs; a start without it builds it again from inputs and exports"
+
+
 @contextmanager
 def writer(
     settings: Settings,
@@ -68,6 +76,7 @@ def writer(
         UsageError: The store belongs to another root, or the lake to another store, or the file is no store.
         StoreCorruptError: The store was found corrupt while it was used, or is older than the exports; it is set aside,
             and the next writer begins another.
+        StoreMovedError: The store was moved or removed while it was used.
         OperatorError: A lock cannot be taken, or the store cannot be used.
     """
     with writer_lock(settings.root, settings.state, take_over=take_over) as lock, _seldom_collecting():
@@ -79,7 +88,13 @@ def writer(
         ):
             _refuse_outdated(store, settings.root)
             lock.bind()
-            engine = engine_for(settings, store, progress=progress, pulse=pulse, keep_lock=partial(_keep, lock))
+            engine = engine_for(
+                settings,
+                store,
+                progress=progress,
+                pulse=pulse,
+                keep_lock=partial(_keep, lock, store, os.stat(store.path)),
+            )
             engine.looked = partial(_note_scan, store)
             yield engine
 
@@ -99,7 +114,19 @@ def _tell_of(root: Path, error: Exception) -> None:
     tell_trouble(root, *explain_failure(error))
 
 
-def _keep(lock: WriterLock) -> None:
+def _keep(lock: WriterLock, store: Store, opened: os.stat_result) -> None:
+    """Refuse to go on without the store that was opened; lock the files again that were removed."""
+    # No descriptor: to close one of the store's file would end SQLite's locks.
+    try:
+        moved = not os.path.samestat(opened, os.stat(store.path))
+    except (FileNotFoundError, NotADirectoryError):
+        moved = True
+    except OSError as error:
+        raise OperatorError(
+            f"cannot look at the store {store.path}: {error.strerror}", hint=remedy_of(error)
+        ) from error
+    if moved:
+        raise StoreMovedError(f"the state store {store.path} was moved or removed while it was in use")
     for path in lock.keep():
         log.warning("lock_taken_again", path=str(path))
 

@@ -43,8 +43,8 @@ from distilld.service.daemon import Daemon
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.inotify import FolderGoneError, Folders, Wake, WatchBrokenError
 from distilld.service.lock import holder
+from distilld.service.run_once import StoreMovedError, writer
 from distilld.service.run_once import recover as real
-from distilld.service.run_once import writer
 from distilld.service.signals import PassEnded
 from distilld.service.systemd import Notifier
 from distilld.store.connection import Store, StoreCorruptError, StoreFaultError
@@ -504,6 +504,29 @@ def test_lake_is_still_held_when_its_exports_were_removed(stage: Stage) -> None:
     assert stage.exported() == 1
     (told,) = stage.events("lock_taken_again")
     assert told["path"].endswith("exports/.distilld.lock")
+
+
+@pytest.mark.parametrize("how", ["moved", "replaced"])
+def test_daemon_ends_when_its_store_is_no_longer_at_its_path(stage: Stage, how: str) -> None:
+    """The story: a daemon committed on to a store that had been moved away, and health told to run it once."""
+    state = stage.settings.state
+    found: list[str] = []
+
+    def take_away() -> Wake:
+        state.parent.rename(state.parent.with_name("elsewhere"))
+        found.extend(f"{each.name}: {each.remedy}" for each in diagnose(stage.settings))
+        if how == "replaced":
+            shutil.copytree(state.parent.with_name("elsewhere"), state.parent)
+        stage.append(row=3)
+        return Wake.CHANGED
+
+    stage.then(take_away)
+    with pytest.raises(StoreMovedError, match="moved or removed") as raised:
+        stage.run()
+    assert "builds it again" in raised.value.hint
+    assert stage.exported() == 1
+    assert state.exists() == (how == "replaced")
+    assert [each for each in found if each.startswith("never_run")] == ["never_run: systemctl restart distilld"]
 
 
 def test_nothing_is_written_beside_a_writer_that_took_the_lake(stage: Stage, tmp_path: Path) -> None:
