@@ -226,8 +226,8 @@ def _leads_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
 
 def _add_hint(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Add the remedy as a hint to each warning and error without a hint."""
-    if method in ("warning", "error") and event["event"] in BY_EVENT:
-        event.setdefault("hint", BY_EVENT[event["event"]])
+    if method in ("warning", "error") and not event.get("hint") and event["event"] in BY_EVENT:
+        event["hint"] = BY_EVENT[event["event"]]
     return event
 
 

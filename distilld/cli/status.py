@@ -44,7 +44,7 @@ def _print(found: Status) -> None:
 
     if found.problems:
         say_coloured(f"unhealthy: {', '.join(dict.fromkeys(each.name for each in found.problems))}", "red")
-    elif found.writer.running or found.timer:
+    elif found.writer_runs or found.timer:
         say_coloured("healthy", "green")
     else:
         say_coloured("healthy as of the last run, and no distilld is running", "yellow")
@@ -123,6 +123,8 @@ def _batch(last: BatchLine) -> str:
 def _writer(found: Status) -> str:
     if not found.writer.running:
         return "none is running"
+    if not found.writer_runs:
+        return "none is running, and some other program holds the lake's lock"
     said = "running" if found.writer.pid is None else f"running, pid {found.writer.pid}"
     if not found.daemon_runs:
         return said

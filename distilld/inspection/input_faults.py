@@ -87,8 +87,13 @@ def look_at_inputs(root: Path, state: Path, files: Mapping[tuple[InputKind, str]
     found.strays, found.empty = scan.strays, not (scan.files or scan.unlisted)
     found.lag = _lag(found, root, scan, files)
     for oddity in scan.oddities:
-        found.not_read(oddity.path, oddity.problem, "take it away, or put a regular file in its place")
+        found.not_read(oddity.path, oddity.problem, remedy_of_input(oddity.problem, "put a regular file in its place"))
     return found
+
+
+def remedy_of_input(problem: str, remedy: str) -> str:
+    """Return what to do about an entry of a tree: ``remedy``, but a name that cannot be used must be another one."""
+    return f"{'rename it' if ' name' in problem else remedy}, or take it away"
 
 
 def _lag(found: InputFaults, root: Path, scan: Scan, files: Mapping[tuple[InputKind, str], FileRecord]) -> Lag:

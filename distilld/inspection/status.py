@@ -26,7 +26,7 @@ from distilld.core.model import (
 from distilld.core.remedies import BY_EVENT
 from distilld.files.regular import read_regular
 from distilld.inspection.export_faults import changed_exports
-from distilld.inspection.input_faults import Lag, look_at_inputs
+from distilld.inspection.input_faults import Lag, look_at_inputs, remedy_of_input
 from distilld.inspection.problem import Problem
 from distilld.lake.scan import TREES, Stray, tree_path
 from distilld.service.health_record import Vitals, read_vitals
@@ -110,9 +110,14 @@ class Status:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def writer_runs(self) -> bool:
+        """Return whether a writer runs; another program may hold its lock."""
+        return self.writer.running and not self.writer.foreign
+
+    @property
     def daemon_runs(self) -> bool:
         """Return whether the running writer is a daemon, not a command that will end."""
-        return self.writer.running and self.writer.pid is not None and self.writer.pid == self.vitals.pid
+        return self.writer_runs and self.writer.pid is not None and self.writer.pid == self.vitals.pid
 
 
 def look(settings: Settings) -> Status:
@@ -198,11 +203,11 @@ def _of_writer(found: Status, told: Container[str]) -> Iterator[Problem]:
     failure, trouble = found.vitals.failure, found.writer.trouble
     then = "it is tried again" if found.daemon_runs else f"then {_RUN}"
     if failure is not None:
-        text = f"the last batch failed, {failure.tries} times since {failure.since}: {failure.text}"
+        text = f"the last batch failed, {counted(failure.tries, 'time')} since {failure.since}: {failure.text}"
         yield Problem("last_batch_failed", text, f"{failure.hint or 'see the log'} ({then})")
     elif trouble is not None:
         text, remedy = f"the last run failed: {trouble}", found.writer.remedy or "see the log"
-        if found.writer.running:
+        if found.writer_runs:
             text = f"the daemon cannot write to its store: {trouble}"
         yield Problem("last_batch_failed", text, f"{remedy} ({then})")
     if found.vitals.overdue_since is not None:
@@ -213,7 +218,7 @@ def _of_writer(found: Status, told: Container[str]) -> Iterator[Problem]:
             text = f"{each.path} {each.problem}, since {each.since}"
             # A folder's path ends in a slash. This user may list it, but the user that distilld runs as may not.
             name = "not_listed" if each.path.endswith("/") else "not_read"
-            yield Problem(name, text, "make it readable for distilld's user, or take it away")
+            yield Problem(name, text, remedy_of_input(each.problem, "make it readable for distilld's user"))
 
 
 def _overdue(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
@@ -227,7 +232,7 @@ def _overdue(found: Status, settings: Settings, now: float) -> Iterator[Problem]
         if age > limit:
             text = f"the last scan ended {age:.0f} s ago, and {due}"
             yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")
-    elif found.timer and not found.writer.running and (scanned is None or abs(scanned) > limit):
+    elif found.timer and not found.writer_runs and (scanned is None or abs(scanned) > limit):
         text = f"no run has scanned yet, and {due}"
         if scanned is not None:
             text = f"the last scan of a run was at {found.vitals.last_scan_at}, and {due}"
@@ -269,7 +274,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     found.notes += _options_notes(found, views, settings)
     found.notes += _retained_notes(found)
     found.notes += _scrub_note(found, Looks(store, Inputs(store)), settings)
-    if not (found.writer.running or found.timer):
+    if not (found.writer_runs or found.timer):
         found.notes.append(
             "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
             " systemctl start distilld, or distilld run"
@@ -285,10 +290,10 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         )
     if another := _another_writer(export_records):
         found.problems.append(another)
-    for path, problem in changed_exports(settings, store, beside_writer=found.writer.running):
+    for path, problem in changed_exports(settings, store, beside_writer=found.writer_runs):
         then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
         found.problems.append(Problem("export_changed", f"{path} {problem}", f"find out who writes there; {then}"))
-    if found.writer.running:
+    if found.writer_runs:
         return  # a batch in progress is no fault
     unfinished = export_records.intents() or receipts.unwritten_receipts() or Segments(store).due()
     if unfinished or any(each.pending_temp for each in records.values()):
@@ -345,7 +350,7 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
 
 def _without_store(found: Status) -> Problem:
     text = f"there is no state store at {found.state}"
-    if not found.writer.running or found.writer.foreign or found.problems:
+    if not found.writer_runs or found.problems:
         return Problem("never_run", text, _RUN)
     return Problem("never_run", f"{text}: it was taken away from the writer that runs", "systemctl restart distilld")
 

@@ -200,7 +200,8 @@ def what_is_no_file(mode: int) -> str | None:
     """Return what is wrong at an export's path if it is no regular file, else None."""
     if stat.S_ISREG(mode):
         return None
-    return "is a link" if stat.S_ISLNK(mode) else "is no regular file"
+    kinds = {stat.S_IFLNK: "is a link", stat.S_IFDIR: "is a folder"}
+    return kinds.get(stat.S_IFMT(mode), "is no regular file")
 
 
 def open_live(path: Path, shown: str, known: Committed) -> int | None:

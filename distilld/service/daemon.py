@@ -283,7 +283,8 @@ class Daemon:
             settings = self._read_settings()
             _refuse_to_move(self.settings, settings)
         except (DistilldError, OSError) as error:
-            log.error("reload_refused", faults=str(error).splitlines(), in_force="the settings as they were")
+            text, hint = explain_failure(error)
+            log.error("reload_refused", faults=text.splitlines(), in_force="the settings as they were", hint=hint)
         else:
             self._reconfigure(settings)
         self.signals.cuttable = False

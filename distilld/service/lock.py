@@ -392,9 +392,12 @@ def _is_another(recorded: Path, wanted: Path) -> bool:
 
 def _remedy(error: OSError, path: Path) -> str:
     """Return the remedy; after a run as another user it says how the service gets the lock file back."""
-    user = user_name(os.geteuid())
     if error.errno == errno.EACCES and owned(path):
-        return f"as root: chown {user}: {shlex.quote(str(path))}; run distilld by hand as that user (sudo -u {user})"
+        name, user = shlex.quote(str(path)), user_name(os.geteuid())
+        with suppress(OSError):
+            if os.stat(path).st_uid == os.geteuid():
+                return f"chmod u+rw {name}"
+        return f"as root: chown {user}: {name}; run distilld by hand as that user (sudo -u {user})"
     return remedy_of(error)
 
 

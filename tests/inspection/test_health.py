@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import pytest
 from structlog.testing import capture_logs
 
+from distilld.cli.status import _writer as writer_in_words
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import (
@@ -35,17 +36,18 @@ from distilld.core.remedies import BY_EVENT
 from distilld.engine import index_file
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
-from distilld.inspection import export_faults
+from distilld.inspection import export_faults, status
 from distilld.inspection.health import diagnose
 from distilld.inspection.status import look
 from distilld.lake.scan import open_partition, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import iso_time
 from distilld.service.health_record import Failure, Unreadable, Vitals, read_vitals, write_vitals
-from distilld.service.lock import LOCK_FILE, tell_trouble
+from distilld.service.lock import LOCK_FILE, Holder, tell_trouble
 from distilld.service.run_once import bring_up_to_date, writer
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, Intent
+from distilld.tables import counted
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 from tests.support.query_plans import whole_scans
 
@@ -210,6 +212,51 @@ def test_changed_export_beside_a_daemon(settings: Settings, running: Engine, cha
     assert EXPORT_PATHS["sft"] in problem.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"), [("folder", "is a folder"), ("link", "is a link"), ("fifo", "is no regular")]
+)
+def test_what_is_no_file_in_place_of_an_export(settings: Settings, running: Engine, kind: str, text: str) -> None:
+    """The story: a folder was told as a file of 4096 bytes that should have some others."""
+    path = settings.root / EXPORT_PATHS["sft"]
+    path.rename(path.with_name("other"))
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("other")
+    else:
+        os.mkfifo(path)
+    (problem,) = diagnose(settings)
+    assert problem.text.startswith(f"{EXPORT_PATHS['sft']} {text}")
+
+
+@pytest.mark.parametrize("name", [b"\xff.jsonl", b"a\x01b.jsonl"])
+def test_name_that_cannot_be_used_is_to_be_changed(settings: Settings, running: Engine, name: bytes) -> None:
+    """The story: the remedy for a regular file with such a name was to put a regular file in its place."""
+    folder = settings.root / "data/scored-runs" / Path(partition_of(0)).parent
+    Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
+    (problem,) = diagnose(settings)
+    assert (problem.name, problem.remedy) == ("not_read", "rename it, or take it away")
+
+
+def test_other_program_that_holds_the_lock_is_no_writer(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: a daemon was killed, and under "no distilld runs" status told of a running writer, and of its retries."""
+    with capture_logs(), writer(settings) as engine:
+        leave(
+            engine,
+            alive(started_at=ago(1e6), last_scan_at=ago(1e6), failure=Failure(ago(60), ago(1), 1, "no room", "")),
+        )
+    held = Holder(running=True, pid=os.getpid(), state=settings.state, foreign=True)
+    monkeypatch.setattr(status, "holder", lambda _: held)
+    found = look(settings)
+    assert not found.writer_runs
+    assert not found.daemon_runs
+    assert [each.name for each in found.problems] == ["lock_held", "last_batch_failed"]
+    assert found.problems[1].text.startswith("the last batch failed, 1 time since ")
+    assert "then distilld run --once" in found.problems[1].remedy
+    assert writer_in_words(found) == "none is running, and some other program holds the lake's lock"
+    assert names(replace(settings, writer="timer")) == ["run_overdue", "lock_held", "last_batch_failed"]
+
+
 def test_export_with_other_permissions_is_whole(settings: Settings, running: Engine) -> None:
     """Beside a daemon, too, a chmod or a touch with equal bytes is no edit."""
     path = settings.root / EXPORT_PATHS["sft"]
@@ -332,7 +379,7 @@ def test_run_by_a_timer_that_fails(settings: Settings) -> None:
             run_once(settings, failing=True)
         (problem,) = diagnose(settings, daemon=False)
         assert problem.name == "last_batch_failed"
-        assert f", {tries} times since " in problem.text
+        assert f"the last batch failed, {counted(tries, 'time')} since " in problem.text
         assert problem.text.endswith(": no room")
         assert problem.remedy.startswith("make some")
     run_once(settings)

@@ -798,7 +798,8 @@ def test_configuration_that_the_system_refuses_ends_no_daemon(stage: Stage) -> N
     stage.then(hang_up)
     stage.run()
     (refused,) = stage.events("reload_refused")
-    assert refused["faults"] == ["[Errno 13] Permission denied: '/lake'"]
+    assert refused["faults"] == ["/lake: Permission denied"]
+    assert refused["hint"] == BY_ERRNO[errno.EACCES]
     assert stage.events("daemon_stopping")
 
 
@@ -810,6 +811,7 @@ def test_root_and_state_do_not_change_while_it_runs(stage: Stage, tmp_path: Path
     stage.run()
     (refused,) = stage.events("reload_refused")
     assert name in refused["faults"][0]
+    assert refused["hint"] == "restart it"
 
 
 def test_reload_tries_a_failing_pass_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

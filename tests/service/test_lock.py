@@ -450,7 +450,7 @@ def test_refusal_without_a_lock(root: Path, state: Path, tmp_path: Path) -> None
         refuse_other_store(Holder(running=True, state=state), root, tmp_path / "x.db")
 
 
-def test_a_lock_file_of_another_user_is_named_with_its_owner(
+def test_a_lock_file_that_cannot_be_opened_is_named_with_its_owner(
     root: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one run as root, the service says whose the lock file is and how it gets it back."""
@@ -470,4 +470,10 @@ def test_a_lock_file_of_another_user_is_named_with_its_owner(
         writer_lock(root, state),
     ):
         pass
+    mine = caught.value.hint
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(root).st_uid + 1)
+    with pytest.raises(OperatorError) as caught, writer_lock(root, state):
+        pass
     assert caught.value.hint.startswith("as root: chown ")
+    # The story: the owner was told to give the file to itself, though its mode was at fault.
+    assert mine == f"chmod u+rw {root / LOCK_FILE}"
