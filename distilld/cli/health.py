@@ -26,7 +26,7 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
     from distilld.cli.settings import load_settings
     from distilld.core.remedies import remedy_of
     from distilld.inspection.health import diagnose
-    from distilld.inspection.status import Problem
+    from distilld.inspection.problem import Problem
 
     settings = load_settings(common)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -13,9 +13,6 @@ from distilld.core.columns import Column
 from distilld.core.model import UsageError
 from distilld.files.durable import FILE_MODE, make_folder, write_all
 from distilld.files.regular import open_regular
-
-if TYPE_CHECKING:
-    from io import BufferedReader
 
 _ROW_GROUP_BYTES: Final = 1 << 20
 _PIECE_ROWS: Final = 200
@@ -156,5 +153,5 @@ def write_file(folder: Path, path: str, content: bytes) -> FileFacts:
 def facts_of(folder: Path, path: str, rows: int | None) -> FileFacts:
     """Return the facts of an existing file; read it once."""
     with open_regular(folder / path, follow_link=True) as file:
-        sha256 = hashlib.file_digest(cast("BufferedReader", file), "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileFacts(path, rows, os.fstat(file.fileno()).st_size, sha256)
