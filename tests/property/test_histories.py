@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from distilld.config.settings import EngineLimits
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
-from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, read_file, span_queue, work_off
+from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, looking, read_file, span_queue
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
@@ -92,7 +92,7 @@ def unlisted(folder: str) -> Iterator[None]:
             return lake.scan(root)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (engine, work_off):
+        for module in (engine, looking):
             patch.setattr(module, "lake", SimpleNamespace(**{**vars(lake), "scan": scan}))
         yield
 
