@@ -59,7 +59,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "pending_tail": "The last line of a partition is not terminated yet; it waits.",
         "malformed_scored": "Scored lines are malformed. A rejection that one still spells out is obeyed.",
         "unreviewed_verdict": "Scored rows have no known category. They forbid their runs until a later verdict.",
-        "malformed_evidence": "Evidence lines are malformed, so they have no run; how many, and the place of the first one.",
+        "malformed_evidence": "Evidence lines are malformed and name no run; how many, and the place of the first one.",
         "lines_left_out": "There were more lines of one event in a pass than are logged; this line counts the rest.",
         "input_changed": "A file changed while it was read; the rows that need it wait, and it is read again.",
         "settling": "A file shrank, changed in place or returned; it is read when it no longer changes.",

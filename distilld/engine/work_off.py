@@ -176,7 +176,7 @@ class WorkingOff(Looking):
         return committed
 
     def _count(self, committed: CommittedBatch, batch: Batch, result: PassResult) -> None:
-        """Add a committed batch to the result of the pass; what was not told is told in its receipt."""
+        """Add a committed batch to the result of the pass; its receipt has what no other one had."""
         result.batches.append(committed)
         for place, read in batch.read:
             del result.indexed.unread[place.partition_id]

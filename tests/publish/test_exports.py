@@ -142,7 +142,7 @@ class TestAppend:
         [
             ("gone", "is gone"),
             ("link", "is a link"),
-            ("folder", "is no regular file"),
+            ("folder", "is a folder"),
             ("fifo", "is no regular file"),
             ("socket", "is no regular file"),
         ],
@@ -376,7 +376,7 @@ class TestInstall:
             (b"theirs", True, "appeared"),
             (b"theirs", False, None),
             ("link", False, "is a link"),
-            ("folder", True, "no regular file"),
+            ("folder", True, "is a folder"),
         ],
     )
     def test_what_must_not_be_replaced_unseen(
