@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shlex
 import time
@@ -338,7 +339,8 @@ def _another_writer(export_records: ExportRecords) -> Problem | None:
 def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[str]:
     before = views.last_options() or {}
     now = settings.options().as_json()
-    changed = [f"{key} {before[key]} to {now[key]}" for key in now if key in before and before[key] != now[key]]
+    others = [key for key in now if key in before and before[key] != now[key]]
+    changed = [f"{key} {json.dumps(before[key])} to {json.dumps(now[key])}" for key in others]
     if changed:
         follows = (
             "the daemon that runs keeps those that it was started with or last reloaded"

@@ -308,7 +308,7 @@ def test_batch_that_comes_while_health_looks_is_no_fault(
 
 def test_other_settings_beside_a_daemon(settings: Settings, running: Engine) -> None:
     """The flags of a daemon hold as long as it runs; the note promised that every row is judged anew at once."""
-    before = "the settings are not those of the last batch (include_review False to True); "
+    before = "the settings are not those of the last batch (include_review false to true); "
     changed = replace(settings, include_review=True)
     assert look(changed).notes == [
         f"{before}the daemon that runs keeps those that it was started with or last reloaded"

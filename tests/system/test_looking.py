@@ -212,7 +212,7 @@ def test_status_tells_each_problem_with_its_remedy(worked: Path) -> None:
     assert all(each["remedy"] for each in ran.json["problems"])
     assert ran.json["notes"] == [
         (
-            "the settings are not those of the last batch (include_partial False to True);"
+            "the settings are not those of the last batch (include_partial false to true);"
             " the next run judges every row again"
         ),
         NO_WRITER,
