@@ -88,7 +88,10 @@ class Engine(WorkingOff):
         whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.waiting().anything)
         if whole and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
-        if (result.indexed.changes or result.batches) and forget_empty_files(self.store):
+        names_gone = result.indexed.names_gone
+        if (result.indexed.changes or result.batches or names_gone) and forget_empty_files(
+            self.store, names_gone=names_gone
+        ):
             self.inputs.forget_files()
         if not self.work.waiting().anything:
             self.judged_with.settle(self.options)

@@ -264,6 +264,7 @@ class Indexer(FileIndexer):
     # files that are gone
 
     def _take_gone(self, gone: list[FileRecord], purge: list[FileRecord]) -> None:
+        self._out.names_gone |= bool(gone or purge)
         # Scored files first: if their evidence is gone too, only the rows count.
         for record in sorted(gone, key=lambda record: record.kind is InputKind.EVIDENCE):
             self._note(record, "absent", 0, 0, 0)

@@ -58,6 +58,7 @@ class FileIndexer(LineIndexer):
         except InputChanged:
             self._inputs.forget_files()
             self._out.unsettled.append((file.kind, file.path))
+            self._out.names_gone = True
         except OperatorError as error:
             self._inputs.forget_files()
             self._out.problems.append(error)

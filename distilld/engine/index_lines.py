@@ -52,6 +52,8 @@ class Indexed:
     """The files that the problems are about."""
     unread: dict[int, UnreadEvidence] = field(default_factory=dict)
     """New evidence files that are read when their rows are judged, by partition."""
+    names_gone: bool = False
+    """Whether files are absent, or were gone before they were read: nothing may need their partitions any more."""
     files_seen: int = 0
     rows_indexed: int = 0
     bytes_read: int = 0
@@ -66,6 +68,7 @@ class Indexed:
         self.unreviewed |= later.unreviewed
         self.unreadable += later.unreadable
         self.unread |= later.unread
+        self.names_gone |= later.names_gone
         self.rows_indexed += later.rows_indexed
         self.bytes_read += later.bytes_read
 

@@ -60,10 +60,11 @@ def forget_unnamed_evidence(store: Store, partitions: Iterable[int]) -> None:
     )
 
 
-def forget_empty_files(store: Store) -> bool:
+def forget_empty_files(store: Store, *, names_gone: bool) -> bool:
     """Forget absent files without any rows, and partitions that nothing names; return whether there were any.
 
-    Files and partitions that the next receipt must report stay until then.
+    Partitions are only looked for if there are such files, or names that were known or seen may be gone. Files and
+    partitions that the next receipt must report stay until then.
     """
     run = store.connection.execute
     if run(f"SELECT EXISTS ({_MOVED_RESTS})").fetchone()[0]:
@@ -72,14 +73,14 @@ def forget_empty_files(store: Store) -> bool:
     empty = run(
         f"SELECT partition_id, kind FROM files f WHERE {_EMPTY} AND partition_id NOT IN (SELECT partition_id FROM unreported_inputs)"
     ).fetchall()
-    if not empty:
+    if not (empty or names_gone):
         return False
     with store.transaction():
         store.connection.executemany("DELETE FROM files WHERE partition_id = ? AND kind = ?", empty)
-        run(
+        nameless = run(
             "DELETE FROM partitions WHERE partition_id IN (SELECT partition_id FROM partitions"
             " EXCEPT SELECT partition_id FROM files EXCEPT SELECT partition_id FROM retained_rows"
             " EXCEPT SELECT partition_id FROM departures EXCEPT SELECT partition_id FROM unreported_inputs"
             " EXCEPT SELECT chosen_partition FROM pairs EXCEPT SELECT rejected_partition FROM pairs)"
-        )
-    return True
+        ).rowcount
+    return bool(empty or nameless)

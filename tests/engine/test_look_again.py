@@ -173,6 +173,7 @@ def test_partitions_that_are_gone_before_they_are_opened(tmp_path: Path, monkeyp
     assert lake.ask("SELECT value FROM counters WHERE name = 'walk_relabels'") == [(1,)]
     assert lake.exported(Dataset.SFT) == {"one", "two", *(f"{file}{number}" for file in "ac" for number in range(1, 5))}
     assert lake.ask("SELECT count(*) FROM scored_rows WHERE sft IS NULL") == [(0,)]
+    assert lake.ask("SELECT path FROM partitions ORDER BY 1") == [(A,), (C,)]
     assert is_exact(lake)
     lake.stop()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from distilld.config.load import load
-from distilld.core.model import InputKind
+from distilld.core.model import InputKind, OnDelete
 from distilld.inspection.explain import explain
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
 
@@ -83,6 +84,22 @@ def test_store_is_as_large_after_any_number_of_renames(lake: HistoryLake) -> Non
     assert after == before
     for name in ("rag", "sft", "preference", "withdrawals_rag"):
         assert lake.files()[name] == exports[name]
+
+
+def test_renamed_partition_leaves_no_name_behind_where_absent_means_gone(lake: HistoryLake) -> None:
+    """Each old name stayed in the table of partitions for good."""
+    lake.restart(replace(lake.options, on_delete=OnDelete.WITHDRAW))
+    lake.both(A, run("a1"), run("a2", "rejected"))
+    lake.both(B, run("b1"))
+    lake.go()
+    for number in range(3):
+        rename(lake, A if number == 0 else f"2027-{number - 1}/04/27/alpha.jsonl", f"2027-{number}/04/27/alpha.jsonl")
+        lake.go()
+    assert lake.ask("SELECT path FROM partitions ORDER BY 1") == [
+        ("2026/04/28/beta.jsonl",),
+        ("2027-2/04/27/alpha.jsonl",),
+    ]
+    assert lake.exported("rag") == {"a1", "b1"}
 
 
 @pytest.mark.parametrize("first", ["scored", "evidence"])
