@@ -36,7 +36,7 @@ for number, path in enumerate(sys.argv[2:]):
     sha = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         target = open(os.path.join(sys.argv[1], str(number)), "wb", buffering=0) if sys.argv[1] else None
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 17):
             sha.update(block)
             if target:
                 target.write(block)
