@@ -15,7 +15,9 @@ from distilld.core.line_facts import LINES_END
 from distilld.core.model import InputKind, Trigger
 from distilld.engine import looking
 from distilld.engine.engine import Engine
+from distilld.inspection import oracle
 from distilld.inspection.oracle_lake import read_lake
+from distilld.inspection.oracle_verdicts import Verdicts
 from distilld.inspection.verify import verify
 from distilld.lake import scan as scanning
 from distilld.publish.commit import CommittedBatch
@@ -105,6 +107,10 @@ class ChangingHistories(Histories):
         """A change is done; what follows it happens while the next pass is under way."""
         self.history = Later(self.real, self.changes)  # type: ignore[assignment]
         super().after(then and len(self.changes) > 1)
+
+    def verdicts(self) -> Verdicts:
+        """None while files are still being written: what they say does not count yet."""
+        return oracle.verdicts_in_force({}, self.options) if self.looks[0] & 1 else super().verdicts()
 
     def check_pass(self) -> None:
         """The pass in whose middle the lake changes, and one over what it is then."""
