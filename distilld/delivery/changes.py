@@ -17,11 +17,10 @@ from typing import Any, Final
 import orjson
 
 from distilld.core.model import Dataset, OperatorError, UsageError
-from distilld.delivery.batch import at_readable_batch
 from distilld.delivery.rows import CREATED, id_of_line
 from distilld.files.regular import is_there
 from distilld.files.spool import LineSpool
-from distilld.publish.committed import CommittedBatch, whole_lines
+from distilld.publish.committed import CommittedBatch, at_one_batch, whole_lines
 from distilld.store.delivery_queries import knows_batch
 
 ALL: Final = "0"
@@ -61,7 +60,7 @@ def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[C
         return _changes(root, batch, dataset, since, spools[-1])
 
     try:
-        yield at_readable_batch(root, state, look, names=(dataset.value, f"withdrawals_{dataset}"))
+        yield at_one_batch(root, state, look, names=(dataset.value, f"withdrawals_{dataset}"))
     finally:
         for spool in spools:
             spool.close()

@@ -16,13 +16,12 @@ import orjson
 
 from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
 from distilld.core.remedies import remedy_of
-from distilld.delivery.batch import at_readable_batch
 from distilld.delivery.files import facts_of
 from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
 from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import blocks_of
-from distilld.publish.committed import rows_of, whole_lines
+from distilld.publish.committed import at_one_batch, rows_of, whole_lines
 from distilld.store.connection import StoreCorruptError, StoreFaultError
 from distilld.store.queries import reading
 from distilld.store.receipts import Receipts
@@ -68,7 +67,7 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
     names = [name for name in EXPORT_PATHS if not name.startswith("quarantine_")]
     try:
         _refuse_lost(root, state)
-        found.changed = at_readable_batch(
+        found.changed = at_one_batch(
             root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].rows()), names=names
         )
     except (_StoreLostError, StoreCorruptError, StoreFaultError) as error:

@@ -21,14 +21,13 @@ from distilld.core.card import CardConfig, card_text
 from distilld.core.line_facts import key_of
 from distilld.core.model import CARD, Dataset, OperatorError, UsageError
 from distilld.core.remedies import remedy_of
-from distilld.delivery.batch import at_readable_batch
 from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
 from distilld.delivery.forms import COMPARED, Form, Row, chosen_forms, provenance_of
 from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validation
 from distilld.files.durable import FOLDER_MODE, sync_folder
 from distilld.files.spool import LineSpool
-from distilld.publish.committed import CommittedBatch, rows_of, whole_lines
+from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of, whole_lines
 from distilld.store.delivery_queries import RowTasks
 
 MANIFEST: Final = "manifest.json"
@@ -96,7 +95,7 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
         return _Writer(temp, batch, wanted).write()
 
     try:
-        manifest = at_readable_batch(root, state, write, names=tuple(Dataset))
+        manifest = at_one_batch(root, state, write, names=tuple(Dataset))
         for path, _, _ in os.walk(temp):
             sync_folder(Path(path))
         os.rename(temp, folder)

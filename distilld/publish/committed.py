@@ -105,7 +105,8 @@ class Writing:
 class CommittedExport:
     """An export as of one batch, held open and pinned: a rewrite replaces the file and leaves this one unchanged.
 
-    ``problem`` says why it cannot be read, if so; it then has no lines.
+    ``problem`` says why it cannot be read, if so; it then has no lines. ``denied`` is set if the system refuses to open
+    it, which no run mends.
     """
 
     def __init__(self, root: Path, record: ExportRecord) -> None:
@@ -114,6 +115,7 @@ class CommittedExport:
         self.committed = record.committed
         self.file: BinaryIO | None = None
         self.problem: str | None = None
+        self.denied: OSError | None = None
         self.line_count = 0
         """How many lines the committed part has, once :attr:`intact` has read it."""
         try:
@@ -123,6 +125,9 @@ class CommittedExport:
                 self.problem = "is gone"
         except OSError as error:
             self.problem = f"cannot be read: {error.strerror}"
+            # Our own messages ('is no regular file') are about an export that was replaced: a run restores it.
+            if error.errno is not None and error.strerror == os.strerror(error.errno):
+                self.denied = error
 
     def blocks(self) -> Iterator[bytes]:
         """Return the committed bytes, in blocks.
@@ -131,6 +136,8 @@ class CommittedExport:
             BatchMovedError: At the end: the bytes are not the committed ones.
             OperatorError: The bytes cannot be read.
         """
+        if self.denied is not None:
+            raise self._unreadable(self.denied) from self.denied
         if self.problem:
             raise BatchMovedError
         if self.file is None:
@@ -141,9 +148,12 @@ class CommittedExport:
                 sha.update(block)
                 yield block
         except OSError as error:
-            raise OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error)) from error
+            raise self._unreadable(error) from error
         if sha.hexdigest() != self.committed.sha256:
             raise BatchMovedError
+
+    def _unreadable(self, error: OSError) -> OperatorError:
+        return OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error))
 
     def rows(self) -> Iterator[list[bytes]]:
         """Return the committed rows, some at a time, without line feeds and white space around them.

@@ -18,7 +18,6 @@ from structlog.testing import capture_logs
 
 from distilld.core.model import EXPORT_PATHS, InputKind
 from distilld.core.remedies import BY_ERRNO
-from distilld.delivery import batch as delivery_batch
 from distilld.files.regular import open_regular
 from distilld.lake import scan as scan_module
 from distilld.lake.scan import Scan, Unlisted
@@ -300,8 +299,7 @@ def test_export_that_may_not_be_read_is_not_called_damaged(
         return open_regular(path, follow_link=follow_link)
 
     with monkeypatch.context() as patch:
-        for module in (committed, delivery_batch):
-            patch.setattr(module, "open_regular", denied)
+        patch.setattr(committed, "open_regular", denied)
         ran = cli(*command, "--root", lake.root)
     assert ran.code == 1
     assert "'distilld run --once' restores it" not in ran.err
