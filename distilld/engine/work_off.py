@@ -246,7 +246,7 @@ class WorkingOff(Looking):
 
     def _lose_missing(self) -> None:
         """Give up lines that a damaged export lost and whose inputs are gone too; others are written again."""
-        if self.work.missing_lines():
+        if self.work.has_missing_lines():
             with self.store.transaction():
                 ExportLines(self.store).lose_missing()
 
