@@ -155,8 +155,8 @@ class Settings:
     writer: Writer = _key(
         Choice(get_args(Writer)),
         "daemon",
-        "What 'distilld health' checks. 'daemon': a daemon runs and scans. 'timer': the last run began at most three "
-        "times rescan_seconds ago.",
+        "What 'distilld health' checks. 'daemon': a daemon runs and scans. 'timer': a run scanned at most three times "
+        "rescan_seconds ago.",
         begins="Reports",
     )
     receipts_keep: int = _key(
