@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -95,6 +96,19 @@ class LiveFiles:
 
     def _sha_of(self, descriptor: int, known: Committed) -> SegmentHash:
         return hash_of(descriptor, known.size, known.segment_bytes, self._pulse)
+
+    def stands_in(self, name: str, known: Committed, number: int) -> bool:
+        """Return whether a segment of the file has its committed bytes.
+
+        Raises:
+            ExportTamperedError: The file is gone, not regular, or of another length.
+            ExportReadError: The file cannot be read.
+        """
+        assert self._segments is not None  # noqa: S101  only the writer asks
+        start = number * known.segment_bytes
+        with self._opened(name, known) as descriptor, reading_errors(EXPORT_PATHS[name]):
+            content = read_span(descriptor, Span(start, min(known.segment_bytes, known.size - start)))
+        return hashlib.sha256(content).digest() == self._segments.digests(name, [number]).get(number)
 
     @contextmanager
     def reading(self, name: str, known: Committed) -> Iterator[CommittedFile]:

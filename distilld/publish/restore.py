@@ -108,6 +108,28 @@ class Restorer:
                     self._records.set_installed(name, facts)
         return found
 
+    def stands_in(self, name: str, number: int) -> bool | None:
+        """Return whether a segment of an export has its committed bytes; None if there is no such segment to compare.
+
+        If it has others, the facts of the export no longer count, and the next :meth:`check` reads it.
+
+        Raises:
+            ExportTamperedError: The file is gone, not regular, or of another length.
+            ExportReadError: The file cannot be read.
+        """
+        record = self._records.exports()[name]
+        known = record.committed
+        is_over = number * known.segment_bytes >= known.size
+        if is_over or record.pending_temp or known.segment_bytes != self._exports.segment_bytes or self._segments.due():
+            return None
+        if self._exports.stands_in(name, known, number):
+            return True
+        self._exports.forget()
+        with self._store.transaction():
+            self._records.set_installed(name, None)
+        self.note_committed()
+        return False
+
     def _learn_segments(self) -> None:
         """Read each export whose digest an older version recorded in another form, and record its segments."""
         for name, record in self._records.exports().items():

@@ -22,6 +22,7 @@ from distilld.engine.cluster import UnfitWorker
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.lake.scan import TREES, ListingError, tree_path
+from distilld.service.export_recheck import ExportRecheck
 from distilld.service.failure_text import explain_failure
 from distilld.service.inotify import Watcher
 from distilld.service.listener import Listener
@@ -93,7 +94,7 @@ class Daemon:
         self._engine = engine
         self._bulletin = Bulletin(self.settings, engine, self._notifier)
         engine.looked = self._bulletin.looked
-        self._recheck = Recheck(engine)
+        self._recheck, self._export_recheck = Recheck(engine), ExportRecheck(engine)
         self._schedule = Schedule()
         self._listener = Listener(
             [str(self.settings.root / tree) for tree in TREES.values()],
@@ -176,13 +177,16 @@ class Daemon:
         schedule.hinted = self._listener.wait(schedule.wait_seconds(now)) or schedule.hinted
 
     def _look_again(self, now: float) -> None:
-        """Hash a part of the files that may have changed unnoticed."""
+        """Hash a part of the inputs and exports that may have changed unnoticed."""
         pause = LONGEST_RETRY_SECONDS
         with suppress(StoreFaultError):
-            pause = self._recheck.step()
+            pause, exports_pause = self._recheck.step(), self._export_recheck.step()
+            if not self._recheck.is_busy:
+                pause = min(pause, exports_pause)
         schedule = self._schedule
         schedule.recheck_at = now + pause
-        schedule.hinted, self._recheck.found = schedule.hinted or self._recheck.found, False
+        for recheck in (self._recheck, self._export_recheck):
+            schedule.hinted, recheck.found = schedule.hinted or recheck.found, False
 
     # passes
 

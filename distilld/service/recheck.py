@@ -63,6 +63,11 @@ class Recheck:
             return (monotonic() - began) * SCRUB_REST if self._scrubs else 0.0
         return self._pause()
 
+    @property
+    def is_busy(self) -> bool:
+        """Return whether files wait to be hashed; the pause between two steps then counts for the pace."""
+        return self._reading is not None or bool(self._waiting)
+
     def close(self) -> None:
         """Close the file that is being hashed."""
         if self._reading is not None:

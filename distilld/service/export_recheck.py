@@ -1,0 +1,78 @@
+"""Hashes the exports again although their stat facts are as recorded, while the daemon has nothing else to do (SPEC 4).
+
+Another program may change a file in the moment in which a batch appends to it, or a disk may give back other bytes. The
+facts then show nothing. A round hashes every segment of every export, one by one, and compares it with the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+from typing import Final
+
+from distilld.core.model import Committed
+from distilld.engine.engine import Engine
+from distilld.publish.reading import ExportReadError, ExportTamperedError
+from distilld.service.recheck import SCRUB_REST, SLICE_SECONDS
+
+LEAST_SECONDS_A_ROUND: Final = 60.0
+
+
+class ExportRecheck:
+    """Hashes the exports in rounds: one soon after they changed, then one per scrub period."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._round: Iterator[None] | None = None
+        self._seen: dict[str, Committed] = {}
+        """The exports as of the start of the last round."""
+        self._began_at = float("-inf")
+        self._next_at = float("-inf")
+        self.found = False
+        """Whether an export has other bytes than its last commit; the next pass restores it."""
+
+    def step(self) -> float:
+        """Hash for a moment; return in how many seconds the next step is due.
+
+        Raises:
+            StoreFaultError: The store cannot be used; the round goes on with the next step.
+        """
+        began = monotonic()
+        if began >= self._next_at and self._engine.scrub_ns:
+            with self._engine.store.faults():
+                self._hash_until(began + SLICE_SECONDS)
+            ended = monotonic()
+            self._next_at = ended + (ended - began) * SCRUB_REST if self._round else ended + LEAST_SECONDS_A_ROUND
+        return max(0.0, self._next_at - monotonic()) if self._engine.scrub_ns else LEAST_SECONDS_A_ROUND
+
+    def _hash_until(self, end: float) -> None:
+        if self._round is None and self._is_due():
+            self._began_at = monotonic()
+            self._seen = self._committed()
+            self._round = self._segments()
+        while self._round is not None and monotonic() < end:
+            if next(self._round, self) is self:
+                self._round = None
+
+    def _is_due(self) -> bool:
+        return self._committed() != self._seen or monotonic() >= self._began_at + self._engine.scrub_ns / 1e9
+
+    def _committed(self) -> dict[str, Committed]:
+        return {name: record.committed for name, record in self._engine.export_records.exports().items()}
+
+    def _segments(self) -> Iterator[None]:
+        """Check each segment of each export, as the exports are at that moment."""
+        for name in self._seen:
+            number = 0
+            while self._check(name, number):
+                number += 1
+                yield
+
+    def _check(self, name: str, number: int) -> bool:
+        """Check a segment; return whether the export had one with this number, and it was as committed."""
+        try:
+            stands = self._engine.restorer.stands_in(name, number)
+        except (ExportTamperedError, ExportReadError):
+            return False  # the next pass, and whoever reads it, will see why
+        self.found |= stands is False
+        return bool(stands)
