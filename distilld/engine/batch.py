@@ -30,6 +30,7 @@ from distilld.files.spool import SharedFile
 from distilld.lake.scan import SourceFiles
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import BatchIdentity
+from distilld.store.loose_lines import Departure
 from distilld.store.work import Place, Work, WorkRow
 
 BATCH_BYTES: Final = 32 << 20
@@ -102,6 +103,8 @@ class Batches:
         self._next: Done[SpanJob] | None = None
         self._ahead: set[int] = set()
         """Rows that earlier batches judged before their turn."""
+        self._is_start = False
+        """Whether no batch since the queue's first row has taken the departures that wait for no row."""
         self._missing_lines = work.missing_lines()
         self._took_any = False
         """Whether any batch since the queue's first row took something out of it; they may also have added rows."""
@@ -139,7 +142,7 @@ class Batches:
 
     def _begin(self) -> Batch:
         if self._queue is None:
-            self._ahead, self._took_any = set(), False
+            self._ahead, self._took_any, self._is_start = set(), False, True
             self._queue = self._new_queue(after=-1)
             self._results = self._pool.run(self._queue.jobs(), self._options)
         self._next = self._next or next(self._results, None)
@@ -180,7 +183,9 @@ class Batches:
         # Closed even if an error ends the batch: a half-read query locks the tables of the pass.
         with closing(self._work.retained_queue()) as retained:
             rows.loose_rows.take_retained(retained)
-        rows.loose_rows.take_departures(self._work.departures(DEPARTURES_PER_BATCH))
+        if self._is_start:
+            rows.loose_rows.take_departures(self._departures(all_judged=False))
+            self._is_start = False
         assert self._queue is not None  # noqa: S101  set by _begin
         pruned = self._queue.pruned
         last = self._judge_spans(batch, rows)
@@ -195,6 +200,9 @@ class Batches:
             rows.judge_joined()
             pruned |= forced.pruned
             self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
+        else:
+            rows.loose_rows.take_departures(self._departures(all_judged=True))
+            rows.judge_joined()
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
         decisions.judged_to = last.spans[-1].last if last is not None and left_over else NO_LIMIT
@@ -210,6 +218,9 @@ class Batches:
             self._queue = None
         self._took_any = self._took_any or decisions.took_any
         self.took_none = not (self._took_any or left_over)
+
+    def _departures(self, *, all_judged: bool) -> list[Departure]:
+        return self._work.departures(DEPARTURES_PER_BATCH, self._options, all_judged=all_judged)
 
     def _judge_spans(self, batch: Batch, rows: RowJudge) -> QueuedJob | None:
         """Settle the rows of one batch; return its last job, or None where no row is queued."""

@@ -29,8 +29,11 @@ class LooseRows:
         self._moving |= {each.retained_id: each for each in self._work.moved_to(row.digest, row.run_id)}
 
     def take_departures(self, departures: Iterable[Departure]) -> None:
-        """Remove lines whose rows are gone, unless another row takes the same id."""
+        """Remove lines whose rows are gone, unless another row takes, or took, the same id."""
+        taken = set(self._out.departures)
         for each in departures:
+            if each.departure_id in taken:
+                continue
             self._out.departures.append(each.departure_id)
             self._out.totals[each.dataset, "departing", each.outcome] -= 1
             if each.dataset is Dataset.PREFERENCE:

@@ -7,8 +7,9 @@ from collections.abc import Generator
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import EXPORTED
-from distilld.core.model import Dataset
+from distilld.core.model import Dataset, Options
 from distilld.store.connection import Store
+from distilld.store.verdicts import is_forbidden
 
 ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
 """SQL for whether the unterminated rest of an absent file forbids anything."""
@@ -60,6 +61,11 @@ class Standing(NamedTuple):
     run_id: str | None
 
 
+_WAITS: Final = (
+    f"(d.outcome = {EXPORTED} AND d.dataset IN ('rag', 'sft') AND EXISTS (SELECT 1 FROM scored_rows s"
+    " WHERE s.sample_key = d.sample_key AND (s.rag IS NULL OR s.walk IN (SELECT walk FROM rejudge_rows))) AND NOT {})"
+)
+"""SQL for whether departure ``d`` waits for a row that is still to be judged; it ends with what does not wait."""
 _RETAINED: Final = ", ".join(f"f.{name}" for name in RetainedRow._fields)
 
 
@@ -92,16 +98,21 @@ class LooseLines:
             ).fetchone()[0]
         )
 
-    def departures(self, limit: int) -> list[Departure]:
-        """Return the first ``limit`` departures, and all others whose runs have a verdict: it may forbid them."""
+    def departures(self, limit: int, options: Options, *, all_judged: bool) -> list[Departure]:
+        """Return the first ``limit`` departures, and all others whose runs have a verdict: it may forbid them.
+
+        Unless the queued rows are ``all_judged``, leave out the lines that wait for one of these, which has the same
+        id: its row may have moved there. What a verdict forbids does not wait.
+        """
+        waits = "0" if all_judged else _WAITS.format(is_forbidden("d.run_id", options, Dataset.RAG, Dataset.SFT))
         columns = (
             "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
-            " partition_id, row_line FROM departures"
+            f" partition_id, row_line FROM departures d WHERE NOT {waits}"
         )
         rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
         if len(rows) == limit:
             rows += self._run(
-                f"{columns} d WHERE departure_id > ? AND outcome = {EXPORTED} AND ("
+                f"{columns} AND departure_id > ? AND outcome = {EXPORTED} AND ("
                 " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
                 " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
                 " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id IN (d.run_id, d.other_run_id))"

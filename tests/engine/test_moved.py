@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,72 @@ def test_rename_withdraws_nothing_however_small_batches_are(lake: HistoryLake, b
     lake.go()
     for name in ("rag", "sft", "withdrawals_rag", "withdrawals_sft"):
         assert lake.files()[name] == before[name], name
+
+
+def tasked(name: str, category: str = "accepted") -> dict[str, Any]:
+    """A row that shares its task with every second other one, so that it has pairs."""
+    return run(name, category, f"task-{int(name[1:]) // 2}")
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 50_000])
+@pytest.mark.parametrize("on_delete", list(OnDelete))
+@pytest.mark.parametrize("rest", ["other rows", "gone"])
+def test_lines_that_move_between_files_are_withdrawn_by_no_batch(
+    lake: HistoryLake, rest: str, on_delete: OnDelete, batch_rows: int
+) -> None:
+    """Two partitions are merged into a third. Rows beyond the first batch once left, and came back with later ones."""
+    lake.restart(replace(lake.options, on_delete=on_delete), batch_rows=batch_rows)
+    rows = [tasked(f"r{number}", "partially_accepted" if number % 2 else "accepted") for number in range(12)]
+    lake.both(A, *rows[:6])
+    lake.both(B, *rows[6:])
+    lake.go()
+    before = lake.files()
+    assert len(lake.rows("preference")) == 6
+    lake.both(C, *rows)
+    if rest == "gone":
+        lake.move_away(*lake.paths(A, "both"), *lake.paths(B, "both"))
+    else:
+        lake.both(A, run("a", "rejected"))
+        lake.both(B, run("b", "rejected"))
+    lake.go()
+    for name in ("rag", "sft", "preference", "withdrawals_rag", "withdrawals_sft", "withdrawals_preference"):
+        assert lake.files()[name] == before[name], name
+    assert lake.ask("SELECT count(*) FROM departures") == [(0,)]
+
+
+def test_forbidden_and_removed_rows_wait_for_no_row_that_moved(lake: HistoryLake) -> None:
+    """They leave with the first batch, however many rows are to be judged where they moved to."""
+    lake.restart(batch_rows=1)
+    rows = [run(f"r{number}") for number in range(6)]
+    lake.both(A, *rows)
+    lake.go()
+    lake.both(C, *rows[:5])
+    lake.scored(B, run("r3", "rejected"))
+    lake.scored("2026/04/30/delta.jsonl", run("r4", "rejected"))
+    lake.both(A, run("a", "rejected"))
+    first, *others = lake.go().batches
+    assert first.receipt["record_counts"]["withdrawn"] == 4
+    assert {row["source_run_id"]: row["cause"] for row in lake.withdrawn("rag")} == {
+        "r4": "revoked",
+        "r5": "row_removed",
+    }
+    assert len(others) > 5
+    assert lake.exported("rag") == {"r0", "r1", "r2", "r3"}
+
+
+def test_row_that_fails_where_it_moved_leaves_with_the_pass(lake: HistoryLake) -> None:
+    """Its evidence did not move with it: its line waits for it, and leaves when all rows are judged."""
+    lake.restart(batch_rows=1, tripwire_rows=1000)
+    rows = [run(f"r{number}") for number in range(4)]
+    lake.both(A, *rows)
+    lake.go()
+    lake.scored(C, *rows)
+    lake.evidence(C, *(given(f"r{number}") for number in (0, 1, 3)))
+    lake.both(A, run("a", "rejected"))
+    lake.go()
+    assert lake.exported("rag") == {"r0", "r1", "r3"}
+    assert [row["source_run_id"] for row in lake.withdrawn("rag")] == ["r2"]
+    assert lake.quarantined("rag")["r2"] == "missing_source_run_id"
 
 
 def test_returned_partition_takes_back_what_moved_meanwhile(lake: HistoryLake) -> None:
