@@ -105,6 +105,8 @@ class Batches:
         """Rows that earlier batches judged before their turn."""
         self._is_start = False
         """Whether no batch since the queue's first row has taken the departures that wait for no row."""
+        self._tasks_out_of_reach: set[str] = set()
+        """Tasks that earlier batches could not form: others have their turn before these are tried again."""
         self._missing_lines = work.missing_lines()
         self._took_any = False
         """Whether any batch since the queue's first row took something out of it; they may also have added rows."""
@@ -209,14 +211,16 @@ class Batches:
         # What else stands in a task may be among rows whose evidence is not known to the store before the commit.
         if last is not None or rows.done:
             self._work.forget_task_places()
-        pairs.judge(self._work.tasks(0 if left_over or batch.read else TASKS_PER_BATCH))
+        limit = 0 if left_over or batch.read else TASKS_PER_BATCH
+        pairs.judge(self._work.tasks(limit, self._tasks_out_of_reach))
         if self._pool.is_elsewhere:
             check_lines(decisions, self._work, self._options)
         touched = self._work.tasks_of_unjudged(decisions.judged_to)
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
         if not left_over:
             self._queue = None
-        self._took_any = self._took_any or decisions.took_any
+        self._took_any = self._took_any or decisions.took_any or not pairs.out_of_reach <= self._tasks_out_of_reach
+        self._tasks_out_of_reach |= pairs.out_of_reach
         self.took_none = not (self._took_any or left_over)
 
     def _departures(self, *, all_judged: bool) -> list[Departure]:

@@ -56,6 +56,8 @@ class PairJudge:
         """Tasks that other tasks touched and that come later in the order."""
         self.left: set[str] = set()
         """Tasks for a later batch: a file is out of reach, exports are withheld, or they were touched too late."""
+        self.out_of_reach: set[str] = set()
+        """Those of them whose files cannot be read, or changed."""
 
     def judge(self, tasks: Iterable[Turn]) -> None:
         """Form the pairs of these tasks again, in the order of the given places of their first rows.
@@ -91,6 +93,7 @@ class PairJudge:
         if done.failure is not None:
             self._out.note_out_of_reach(error_of(done.failure))
             self.left.add(turn[1])
+            self.out_of_reach.add(turn[1])
             touched = TaskPairs(self._lane, task).let_forbidden_go()
         else:
             touched = TaskPairs(self._lane, task).settle(done.pairs)

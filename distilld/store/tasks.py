@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS, VERDICTS
@@ -84,11 +84,11 @@ class Tasks:
             found.setdefault(digest, []).append((walk, bool(judged)))
         return found
 
-    def tasks(self, limit: int) -> list[tuple[int, str]]:
+    def tasks(self, limit: int, out_of_reach: Set[str] = frozenset()) -> list[tuple[int, str]]:
         """Return (place of the first row, task) for tasks whose pairs must be formed again, in that order.
 
-        These are all tasks that a verdict may now forbid, and up to ``limit`` others; with a limit, tasks of unjudged
-        rows count too. Tasks with a pair that waits for an id are added if they come before the task that holds it.
+        These are all tasks that a verdict may now forbid, and up to ``limit`` others that are not ``out_of_reach``;
+        with a limit, tasks of unjudged rows count too. Tasks with a pair that waits for an id are added if they come before the task that holds it.
         A temporary table keeps the first places of the other queued tasks until :meth:`forget_task_places`.
         """
         run = self._run
@@ -103,7 +103,8 @@ class Tasks:
         others: set[tuple[int, str]] = set()
         if limit:
             waiting = known.format("temp.task_places p CROSS JOIN rejudge_tasks q USING (task_id)", 0)
-            others.update(run(waiting, (limit,)).fetchall())
+            queued = run(waiting, (limit + len(out_of_reach),)).fetchall()
+            others.update(place for place in queued if place[1] not in out_of_reach)
             unjudged = self.tasks_of_unjudged(_NOWHERE).difference(task_id for _, task_id in forced)
             others.update(self._first_walks(sorted(unjudged)))
         first = [*forced, *sorted(others)[:limit]]

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
-from distilld.engine import index, judge_span
+from distilld.engine import batch, index, judge_span, judge_task
 from distilld.engine.batch import Batch
 from distilld.engine.engine import Engine
 from distilld.lake import scan
-from tests.support.history_lake import HistoryLake, run
+from tests.support.builders import jsonl
+from tests.support.history_lake import HistoryLake, given, run
 
 A = "2026/01/01/a.jsonl"
+B = "2026/01/02/b.jsonl"
 
 
 @pytest.mark.timeout(60)
@@ -42,6 +44,38 @@ def test_pass_ends_though_more_rows_than_a_batch_are_out_of_reach(
     assert lake.exported("rag") == {"r0", "r1", "r2"}
     lake.go()
     assert lake.exported("rag") == set()
+    lake.stop()
+
+
+@pytest.mark.timeout(60)
+def test_tasks_out_of_reach_hold_up_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tasks than fit into a batch need a file that cannot be read: those behind them once never had their turn."""
+    monkeypatch.setattr(batch, "TASKS_PER_BATCH", 2)
+    lake = HistoryLake(tmp_path)
+    for partition in (A, B):
+        lake.both(
+            partition,
+            *(run(f"{partition[9]}-{number}", "accepted", f"{partition[9]}-{number}") for number in range(5)),
+        )
+    lake.go()
+    for partition in (A, B):
+        rows = [run(f"{partition[9]}-bad-{number}", "rejected", f"{partition[9]}-{number}") for number in range(5)]
+        with lake.scored_path(partition).open("ab") as scored, lake.evidence_path(partition).open("ab") as evidence:
+            scored.write(jsonl(rows))
+            evidence.write(jsonl([given(row["evidence_run_id"]) for row in rows]))
+    real = scan.open_partition
+
+    def refusing(root: Path, kind: InputKind, path: str) -> AbstractContextManager[tuple[int, StatFacts]]:
+        if path == A:
+            raise UnreadableError(path, PermissionError(13, "Permission denied"))
+        return real(root, kind, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge_task, "open_partition", refusing)
+        assert lake.go().unreadable
+    assert lake.exported("preference") == {f"2-{number}>2-bad-{number}" for number in range(5)}
+    lake.go()
+    assert len(lake.exported("preference")) == 10
     lake.stop()
 
 
