@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,6 +30,7 @@ from distilld.core.model import (
     Trigger,
     WriterBusy,
 )
+from distilld.core.plan import FileKey
 from distilld.core.remedies import remedy_of
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult, Progress
@@ -349,7 +351,8 @@ def _passes(
 ) -> Iterator[PassResult]:
     settle_seconds = engine.limits.settle_seconds
     until = clock() + 10 * settle_seconds + GRACE_SECONDS
-    while True:
+    large: set[FileKey] = set()
+    for passes in count(1):
         try:
             result = engine.run_pass(trigger)
         except (Exception, KeyboardInterrupt):
@@ -358,7 +361,9 @@ def _passes(
                 engine.committer.recover()
             raise
         yield result
-        if result.indexed.postponed:
+        large.update(result.indexed.postponed)
+        # One large file is read a pass. Those that are rewritten again and again do not keep this run going.
+        if result.indexed.postponed and passes <= len(large):
             continue
         if not result.unfinished or clock() >= until:
             return

@@ -14,7 +14,7 @@ from distilld.core.model import Dataset, InputKind, UnreadableError
 from distilld.engine import index, index_file
 from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
-from distilld.service.run_once import bring_up_to_date
+from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date
 from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, run
 
@@ -147,6 +147,26 @@ def test_run_goes_on_until_every_large_file_had_its_turn(lake: HistoryLake, monk
     )
     assert lake.exported(Dataset.RAG) == {"a", "c"}
     assert report.not_read == ()
+
+
+def test_large_evidence_that_is_rewritten_again_and_again_ends_with_the_run(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two such files had their turns one after the other, and a run never ended."""
+    large_evidence_beside_a_rejection(lake, monkeypatch)
+    looks, now, real = iter(range(30)), [0.0], lake.engine._scan
+
+    def rewritten_before() -> Any:
+        for partition, run_id in ((A, "a"), (C, "c")):
+            lake.evidence(partition, given(run_id, f"{next(looks):02}" * 1000))
+        return real()
+
+    def pause(seconds: float) -> None:
+        now[0] += max(seconds, GRACE_SECONDS / 3)
+
+    monkeypatch.setattr(lake.engine, "_scan", rewritten_before)
+    bring_up_to_date(lake.engine, pause=pause, clock=lambda: now[0])
+    assert now[0] >= GRACE_SECONDS
 
 
 def test_large_evidence_that_cannot_be_read_has_one_turn(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
