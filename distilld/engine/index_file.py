@@ -124,13 +124,15 @@ class FileIndexer(LineIndexer):
                 block, lines, provisional = block[1:], lines + 1, None  # noqa: PLW2901  the first line is known
                 record.tail, record.tail_digest, record.tail_bytes = None, None, 0
             _refuse_too_many(record, lines + len(block))
-            malformed += self._add(record, block, lines, staged=staged)
-            lines, new_lines = lines + len(block), new_lines + len(block)
+            malformed_here = self._add(record, block, lines, staged=staged)
+            lines, new_lines, malformed = lines + len(block), new_lines + len(block), malformed + malformed_here
             record.indexed_lines = lines
+            record.malformed_lines += malformed_here
             # Until its end is read, the file does not count as unchanged.
             self._record_reading(record, reader, facts.doubted())
             if not staged:
                 self._inputs.write_file(record)
+                self._inputs.note_input(record, change, from_offset, len(block), malformed_here)
                 self._close_over(record, first_line, lines)
                 first_line = lines
                 self._breathe(len(block))
@@ -140,7 +142,6 @@ class FileIndexer(LineIndexer):
         added = self._take_tail(record, tail, lines, staged=staged, known=provisional is not None)
         self._record_reading(record, reader, facts)
         record.indexed_lines = lines + (record.tail == "provisional")
-        record.malformed_lines += malformed
         if staged:
             self._evidence.apply(record, whole_file=False)
         self._inputs.write_file(record)
@@ -149,7 +150,9 @@ class FileIndexer(LineIndexer):
         moved = record.indexed_bytes != from_offset or added
         tail_moved = known_tail != (record.tail, record.tail_digest, record.tail_bytes)
         if moved or change != "appended":
-            self._note(record, change, from_offset, new_lines + added, malformed)
+            lines_here, malformed_here = (new_lines, malformed) if staged else (0, 0)
+            self._inputs.note_input(record, change, from_offset, lines_here + added, malformed_here)
+            self._tell(record, change, new_lines + added, malformed)
         elif tail_moved:
             self._out.changes.append(FileChange(record.kind, record.path, "tail"))
         return True

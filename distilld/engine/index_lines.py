@@ -168,6 +168,9 @@ class LineIndexer:
 
     def _note(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
         self._inputs.note_input(record, change, from_offset, lines, malformed)
+        self._tell(record, change, lines, malformed)
+
+    def _tell(self, record: FileRecord, change: str, lines: int, malformed: int) -> None:
         if self._first_malformed is not None:
             self._out.malformed.append(OddLines(record.kind, record.path, malformed, self._first_malformed))
         self._out.changes.append(FileChange(record.kind, record.path, change, lines))

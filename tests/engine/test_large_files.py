@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
-from distilld.engine import index, index_file
+from distilld.engine import index, index_file, index_lines
 from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
 from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date
@@ -250,3 +250,31 @@ def test_no_scrub_reads_a_hole(lake: HistoryLake, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "pread", noted)
     lake.go()
     assert 0 < sum(reads) < 10 * lines.BLOCK_BYTES
+
+
+@pytest.mark.parametrize("tree", ["scored", "evidence"])
+def test_counts_of_a_file_whose_reading_was_cut_off_are_whole(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, tree: str
+) -> None:
+    """A kill between two blocks lost the malformed lines before it, in the store and in the receipt."""
+    monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
+    monkeypatch.setattr(index_lines, "ROWS_PER_TRANSACTION", 1)
+    monkeypatch.setattr("distilld.lake.lines.BLOCK_BYTES", 64)
+    (path,) = lake.paths(C, tree)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no JSON\n" * 40 + b'{"run_id":"c"}\n')
+    known = "SELECT indexed_lines, malformed_lines FROM files JOIN partitions USING (partition_id) WHERE path = ?"
+
+    def cut_off() -> None:
+        if any(0 < lines for lines, _ in lake.ask(known, C)):
+            raise KeyboardInterrupt
+
+    lake.engine.pulse = cut_off
+    with pytest.raises(KeyboardInterrupt):
+        lake.go()
+    lake.stop()
+    assert [0 < lines < 41 for lines, _ in lake.ask(known, C)] == [True]
+    receipt = lake.go().batches[-1].receipt
+    (read,) = (each for each in receipt["inputs"] if each["path"].endswith(C))
+    assert (read["change"], read["from_offset"], read["lines"], read["malformed_lines"]) == ("new", 0, 41, 40)
+    assert lake.ask(known, C) == [(41, 40)]
