@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Generator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import EXPORTED
+from distilld.core.line_facts import DUPLICATE, EXPORTED
 from distilld.core.model import Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.verdicts import is_forbidden
@@ -63,9 +63,14 @@ class Standing(NamedTuple):
 
 _WAITS: Final = (
     f"(d.outcome = {EXPORTED} AND d.dataset IN ('rag', 'sft') AND EXISTS (SELECT 1 FROM scored_rows s"
-    " WHERE s.sample_key = d.sample_key AND (s.rag IS NULL OR s.walk IN (SELECT walk FROM rejudge_rows))) AND NOT {})"
+    " WHERE s.sample_key = d.sample_key AND (s.rag IS NULL OR s.walk IN (SELECT walk FROM rejudge_rows)))"
+    " AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.sample_key = d.sample_key"
+    f" AND CASE d.dataset WHEN 'rag' THEN s.rag ELSE s.sft END = {DUPLICATE}) AND NOT {{}})"
 )
-"""SQL for whether departure ``d`` waits for a row that is still to be judged; it ends with what does not wait."""
+"""SQL for whether departure ``d`` waits for a row that is still to be judged; it ends with what does not wait.
+
+An id for which a quarantined row waits is free at once: else a later row would take it.
+"""
 _RETAINED: Final = ", ".join(f"f.{name}" for name in RetainedRow._fields)
 
 

@@ -14,7 +14,10 @@ import pytest
 from distilld.config.load import load
 from distilld.core.model import InputKind, OnDelete
 from distilld.inspection.explain import explain
+from distilld.inspection.verify import verify
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
+
+D = "2026/04/30/delta.jsonl"
 
 
 @pytest.fixture
@@ -173,7 +176,7 @@ def test_forbidden_and_removed_rows_wait_for_no_row_that_moved(lake: HistoryLake
     lake.go()
     lake.both(C, *rows[:5])
     lake.scored(B, run("r3", "rejected"))
-    lake.scored("2026/04/30/delta.jsonl", run("r4", "rejected"))
+    lake.scored(D, run("r4", "rejected"))
     lake.both(A, run("a", "rejected"))
     first, *others = lake.go().batches
     assert first.receipt["record_counts"]["withdrawn"] == 4
@@ -183,6 +186,28 @@ def test_forbidden_and_removed_rows_wait_for_no_row_that_moved(lake: HistoryLake
     }
     assert len(others) > 5
     assert lake.exported("rag") == {"r0", "r1", "r2", "r3"}
+
+
+@pytest.mark.parametrize("batch_rows", [1, 50_000])
+def test_row_that_waits_for_an_id_comes_before_a_row_that_moved_behind_it(lake: HistoryLake, batch_rows: int) -> None:
+    """The id of a row that moved away is free: of the rows that wait for it, the first one has it."""
+    lake.restart(batch_rows=batch_rows)
+    first, waiting = (
+        run("r1", provenance__source_file="data/_kb/first.jsonl"),
+        run("r1", provenance__source_file="data/_kb/waiting.jsonl"),
+    )
+    last = run("r1", provenance__source_file="data/_kb/last.jsonl")
+    lake.both(A, first, run("a1"))
+    lake.both(B, waiting)
+    lake.both(D, last)
+    lake.go()
+    lake.both(A, run("a1"))
+    lake.both(C, first)
+    lake.evidence(D, given("r1", "# Another answer"))
+    lake.go()
+    held = [row["provenance"]["source_file"] for row in lake.rows("rag") if row["source_run_id"] == "r1"]
+    assert held == ["data/_kb/waiting.jsonl"]
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
 def test_row_that_fails_where_it_moved_leaves_with_the_pass(lake: HistoryLake) -> None:
