@@ -27,7 +27,7 @@ from distilld.engine.sink import Sink
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
 from distilld.engine.spans import FailedRow, JudgedRow, Span, SpanDone
 from distilld.files.spool import SharedFile
-from distilld.lake.scan import SourceFiles
+from distilld.lake.source_files import path_check
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.loose_lines import Departure
@@ -96,8 +96,7 @@ class Batches:
         self._batch_rows = batch_rows
         self._folder = spool_folder
         self._options_changed = options_changed
-        missing = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
-        self._span_judge = SpanJudge(root, options, missing)
+        self._span_judge = SpanJudge(root, options, path_check(options))
         self._queue: SpanQueue | None = None
         self._results: Iterator[Done[SpanJob]] = iter(())
         self._next: Done[SpanJob] | None = None

@@ -21,7 +21,7 @@ from distilld.engine.read_file import FileRead, ShortRows, read_file
 from distilld.engine.sink import Sink
 from distilld.engine.spans import FailedRow, Span, SpanDone, failed_row
 from distilld.files.durable import append_all
-from distilld.lake.scan import SourceFiles
+from distilld.lake.source_files import path_check
 
 
 class ReadJob(NamedTuple):
@@ -128,5 +128,5 @@ def _judge(root: str, options: Options, job: SpanJob | TaskJob, sink: Sink) -> R
 
 @lru_cache(maxsize=2)
 def _judges(root: str, options: Options) -> tuple[SpanJudge, TaskJudge]:
-    missing = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
+    missing = path_check(options)
     return SpanJudge(Path(root), options, missing), TaskJudge(Path(root), options, missing)

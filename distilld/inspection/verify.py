@@ -30,7 +30,8 @@ from distilld.inspection.reading import Reading, Tell
 from distilld.inspection.unstamped import unstamped_quarantine, unstamped_sample
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
-from distilld.lake.scan import SourceFiles, tree_path
+from distilld.lake.scan import tree_path
+from distilld.lake.source_files import path_check
 from distilld.publish.committed import BatchMovedError, CommittedBatch, CommittedExport, Writing, at_one_batch
 from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of, stage_anchors
 from distilld.store.connection import Store
@@ -306,13 +307,12 @@ def _deep(
     Lines are remembered by their digests, since the exports may be larger than the memory.
     """
     report.changed += _changed_inputs(root, store)
-    missing_files = SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
     retained = retained_of(Exceptions(store), lambda name: exports[name](), keep=_brief)
     try:
         inputs = LakeOnDisk(root, options)
         # Read three times: for the verdicts, for the rows, and for the sides of pairs.
         inputs.read = Reading(progress, 3 * inputs.bytes).add
-        full = oracle.export(inputs, options, missing_files=missing_files, retained=retained, keep=_brief)
+        full = oracle.export(inputs, options, missing_files=path_check(options), retained=retained, keep=_brief)
     except InputChanged as error:
         report.changed.append(error.path)
         report.checks.append(Check("deep (inputs changed meanwhile)"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distilld.core.model import Dataset, Options, UnreadableError
-from distilld.lake.scan import SourceFiles
+from distilld.lake.source_files import SourceFiles
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
 
 D = "2026/04/30/delta.jsonl"

@@ -25,6 +25,7 @@ from distilld.engine.pool import Pool, WorkerDied
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import read_lake
+from distilld.lake.source_files import path_check
 from distilld.publish.commit import CommittedBatch
 from distilld.store.queries import Exceptions
 from tests.support import target_state as invariants
@@ -297,7 +298,7 @@ def equal_the_full_pass(lake: HistoryLake) -> None:
     expected = oracle.export(
         read_lake(lake.root, lake.options),
         lake.options,
-        missing_files=invariants.path_check(lake.options),
+        missing_files=path_check(lake.options),
         retained=retained,
     )
     invariants.equal_the_full_pass(exports, expected)

@@ -31,6 +31,7 @@ from distilld.inspection.unstamped import unstamped_quarantine
 from distilld.inspection.verify import verify
 from distilld.lake import scan as lake
 from distilld.lake.scan import tree_path
+from distilld.lake.source_files import path_check
 from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
@@ -402,7 +403,7 @@ class Histories(RuleBasedStateMachine):
 
     def full_pass(self, now: Lake) -> oracle.FullPass:
         """What the oracle says of the lake."""
-        return oracle.export(now, self.options, missing_files=invariants.path_check(self.options))
+        return oracle.export(now, self.options, missing_files=path_check(self.options))
 
     def verdicts(self) -> Verdicts:
         """The verdicts in force as of now."""
@@ -475,7 +476,7 @@ class KeepHistories(Histories):
         """No rule here: what a verdict forbids in one dataset leaves both, and comes back only with its evidence."""
 
     def full_pass(self, now: Lake) -> oracle.FullPass:
-        return self.absence.full_pass(self.folder, self.options, invariants.path_check(self.options))
+        return self.absence.full_pass(self.folder, self.options, path_check(self.options))
 
     def verdicts(self) -> Verdicts:
         look = self.absence.look(self.folder, self.options)
@@ -506,9 +507,7 @@ class TripwireHistories(KeepHistories):
         self.tripwire_rows, self.tripwire_share = 0, 0.0
 
     def full_pass(self, now: Lake) -> oracle.FullPass:
-        return oracle.export(
-            now, self.options, missing_files=invariants.path_check(self.options), retained=self.exceptions()
-        )
+        return oracle.export(now, self.options, missing_files=path_check(self.options), retained=self.exceptions())
 
     def verdicts(self) -> Verdicts:
         return oracle.verdicts_in_force(read_lake(self.folder, self.options), self.options, self.exceptions())

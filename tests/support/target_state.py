@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from distilld.core.firewall import MissingFiles
 from distilld.core.json_text import parse_object
 from distilld.core.model import EXPORT_PATHS, Dataset, Options, Reason
 from distilld.core.samples import SAMPLES, SCHEMA_VERSION
@@ -20,7 +19,6 @@ from distilld.inspection import oracle
 from distilld.inspection.oracle_lake import Lake
 from distilld.inspection.oracle_verdicts import Verdicts
 from distilld.inspection.unstamped import unstamped_quarantine, unstamped_sample
-from distilld.lake.scan import SourceFiles
 from tests.support.committed import digest_by_segments
 
 KEYS: Final[dict[Dataset, dict[str, Any]]] = {
@@ -78,11 +76,6 @@ class Exports:
 def _rows(content: bytes) -> list[bytes]:
     """The lines, without the spaces that stand where withdrawn rows stood before them."""
     return [line.lstrip(b" ") for line in content.splitlines(keepends=True)]
-
-
-def path_check(options: Options) -> MissingFiles | None:
-    """The path check that the options ask for."""
-    return SourceFiles(Path(options.source_files_root)).missing if options.check_source_files else None
 
 
 def equal_the_full_pass(exports: Exports, expected: oracle.FullPass) -> None:
