@@ -54,7 +54,7 @@ EVENTS: Final[Mapping[str, str]] = MappingProxyType(
         "folder_not_listed": "A folder of inputs cannot be listed; its files count as recorded, all others go on.",
         "not_a_partition": "Files or folders in the input trees are not read; their kind, how many, and one of them.",
         "folder_ignored": "A folder that the file system keeps for itself (lost+found); nothing of it is read.",
-        "file_unreadable": "A file of the input trees was left out: no regular file, no usable name, or no permission.",
+        "file_unreadable": "An input cannot be read, or source_files_root is away: which and why. What needs it waits.",
         "odd_partition_name": "A partition folder is not named YYYY/MM/DD (reported once); it is still read.",
         "pending_tail": "The last line of a partition is not terminated yet; it waits.",
         "malformed_scored": "Scored lines are malformed. A rejection that one still spells out is obeyed.",

@@ -85,7 +85,9 @@ class Settings:
         Switch(), False, "Quarantine a row if its evidence names a source file that does not exist."
     )
     source_files_root: Path = _key(
-        FilePath(empty_means="the root"), "", "Where check_source_files looks for source files."
+        FilePath(empty_means="the root"),
+        "",
+        "Where check_source_files looks for source files. While this folder is missing or empty, rows wait.",
     )
     missing_source_file: str = _key(
         Text(), "", "The text in an SFT instruction where the evidence names no source file."

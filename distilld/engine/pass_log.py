@@ -12,6 +12,7 @@ import structlog
 from distilld.core.line_facts import OddLines
 from distilld.core.model import InputKind
 from distilld.lake.scan import Oddity, Scan, tree_path
+from distilld.lake.source_files import REMEDY_OF_ROOT, is_root
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt_files import stage_heads
 
@@ -83,7 +84,8 @@ class Teller:
         for oddity in unreadable:
             known = (oddity.path, oddity.problem) in self._unreadable or oddity in self._not_listed
             if not known and self._room_for("file_unreadable"):
-                log.warning("file_unreadable", path=oddity.path, problem=oddity.problem)
+                hint = {"hint": REMEDY_OF_ROOT} if is_root(oddity.path) else {}
+                log.warning("file_unreadable", path=oddity.path, problem=oddity.problem, **hint)
         self._unreadable = frozenset((oddity.path, oddity.problem) for oddity in unreadable)
 
     def odd_lines(self, malformed: Iterable[OddLines], unreviewed: Iterable[OddLines]) -> None:

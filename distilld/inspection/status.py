@@ -30,6 +30,7 @@ from distilld.inspection.export_faults import changed_exports
 from distilld.inspection.input_faults import Lag, look_at_inputs, remedy_of_input
 from distilld.inspection.problem import Problem
 from distilld.lake.scan import TREES, Stray, tree_path
+from distilld.lake.source_files import REMEDY_OF_ROOT, is_root
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
@@ -219,7 +220,8 @@ def _of_writer(found: Status, told: Container[str]) -> Iterator[Problem]:
             text = f"{each.path} {each.problem}, since {each.since}"
             # A folder's path ends in a slash. This user may list it, but the user that distilld runs as may not.
             name = "not_listed" if each.path.endswith("/") else "not_read"
-            yield Problem(name, text, remedy_of_input(each.problem, "make it readable for distilld's user"))
+            of_input = remedy_of_input(each.problem, "make it readable for distilld's user")
+            yield Problem(name, text, REMEDY_OF_ROOT if is_root(each.path) else of_input)
 
 
 def _overdue(found: Status, settings: Settings, now: float) -> Iterator[Problem]:

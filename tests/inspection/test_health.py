@@ -42,6 +42,7 @@ from distilld.inspection.status import look
 from distilld.lake.scan import open_partition, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import iso_time
+from distilld.service.dry_run import rehearsal
 from distilld.service.health_record import Failure, Unreadable, Vitals, read_vitals, write_vitals
 from distilld.service.lock import LOCK_FILE, Holder, tell_trouble
 from distilld.service.run_once import bring_up_to_date, writer
@@ -552,6 +553,25 @@ def test_file_of_too_many_lines_is_told_beside_others(settings: Settings, monkey
     assert any(
         each.startswith(f"{path} cannot be read: it has 12 lines or more, and must be split, since") for each in texts
     )
+
+
+def test_root_of_the_path_check_that_is_away(settings: Settings, tmp_path: Path) -> None:
+    """It is told by the run that needs it, with its own remedy, and by a dry run; taking it away would mend nothing."""
+    sources = tmp_path / "sources"
+    settings = replace(settings, check_source_files=True, source_files_root=sources)
+    with capture_logs(), rehearsal(settings) as engine:
+        told = bring_up_to_date(engine).not_read
+    assert told == (f"cannot read source_files_root {sources}: No such file or directory",)
+    assert names(settings, daemon=False) == []
+    run_once(settings)
+    waiting, problem = diagnose(settings, daemon=False)
+    assert (waiting.name, problem.name) == ("work_waiting", "not_read")
+    assert problem.text.startswith(f"source_files_root {sources} cannot be read: No such file or directory, since ")
+    assert problem.remedy == "mount it, make it readable for distilld's user, or correct source_files_root"
+    sources.mkdir()
+    (sources / "lib.rs").touch()
+    run_once(settings)
+    assert names(settings, daemon=False) == []
 
 
 def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None:

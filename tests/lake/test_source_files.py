@@ -76,9 +76,12 @@ class TestSourceFiles:
         self, check: SourceFiles, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """EACCES and EIO are errors, not answers."""
+        real = os.path.realpath
 
-        def refused(*_: object, **__: object) -> str:
-            raise PermissionError(13, "Permission denied")
+        def refused(path: str, **named: Any) -> str:
+            if path.endswith("lib.rs"):
+                raise PermissionError(13, "Permission denied")
+            return real(path, **named)
 
         monkeypatch.setattr(os.path, "realpath", refused)
         with pytest.raises(UnreadableError, match="a source file of the path check: Permission denied"):
@@ -109,6 +112,140 @@ class TestSourceFiles:
         refuse_search(monkeypatch, tmp_path / refused)
         with pytest.raises(UnreadableError, match="Permission denied"):
             check.missing([name.format(out=tmp_path)])
+
+
+class TestRootThatIsAway:
+    """Below a root that is not there, every file is missing, and that says nothing of the files."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        """A root with one file, beside a folder with another one."""
+        for name in ("root", "other"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / f"{name}.rs").touch()
+        return tmp_path / "root"
+
+    @pytest.mark.parametrize("names", [["root.rs"], ["none.rs"], [None]])
+    def test_root_that_does_not_exist(self, root: Path, names: list[object]) -> None:
+        """Nothing is said of any entry until it is there, whether it was there before or not."""
+        check = SourceFiles(root)
+        check.missing(["root.rs"])
+        root.rename(root.with_name("away"))
+        for each in (check, SourceFiles(root)):
+            with pytest.raises(UnreadableError, match=rf"^cannot read source_files_root {root}: No such file"):
+                each.missing(names)
+        root.with_name("away").rename(root)
+        assert check.missing(["root.rs", "none.rs"]) == ("none.rs",)
+
+    def test_root_that_is_a_file(self, root: Path) -> None:
+        """It is no folder of sources."""
+        with pytest.raises(UnreadableError, match="Not a directory"):
+            SourceFiles(root / "root.rs").missing(["x.rs"])
+
+    @pytest.mark.parametrize("target", ["nothing", "root"])
+    def test_root_that_is_a_broken_link(self, root: Path, target: str) -> None:
+        """It leads to nothing, or to itself."""
+        root.rename(root.with_name("away"))
+        root.symlink_to(target)
+        with pytest.raises(UnreadableError, match="source_files_root"):
+            SourceFiles(root).missing(["root.rs"])
+
+    def test_empty_root(self, root: Path) -> None:
+        """It is the mount point of a mount that is missing."""
+        (root / "root.rs").unlink()
+        with pytest.raises(UnreadableError, match=r"source_files_root .*: it is empty"):
+            SourceFiles(root).missing(["root.rs"])
+
+    def test_root_that_may_not_be_listed(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its files can be found all the same."""
+
+        def refused(_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(os, "scandir", refused)
+        assert SourceFiles(root).missing(["root.rs", "none.rs"]) == ("none.rs",)
+
+    def test_root_that_cannot_be_listed(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The disk fails, so nobody knows what is there."""
+
+        def failing(_: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "scandir", failing)
+        assert SourceFiles(root).missing(["root.rs"]) == ()
+        with pytest.raises(UnreadableError, match="Input/output error"):
+            SourceFiles(root).missing(["none.rs"])
+
+    @pytest.mark.parametrize("step", ["first.rs", "second.rs", "scandir"])
+    @pytest.mark.parametrize("mounted", [True, False])
+    def test_mount_that_comes_or_goes_between_two_steps(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, step: str, mounted: bool
+    ) -> None:
+        """A link stands for the mount: it leads to the empty mount point, or to what is mounted, and then to the other.
+
+        No file of either folder is called missing.
+        """
+        real_stat, real_scandir = os.stat, os.scandir
+        point, mount = root.with_name("point"), root.with_name("mount")
+        point.mkdir()
+        root.rename(mount)
+        (mount / "first.rs").touch()
+        (mount / "second.rs").touch()
+        root.symlink_to(mount if mounted else point)
+
+        def switch(reached: str) -> None:
+            if reached == step:
+                root.unlink()
+                root.symlink_to(point if mounted else mount)
+
+        def stat(path: Any, **named: Any) -> os.stat_result:
+            switch(str(path).rpartition("/")[2])
+            return real_stat(path, **named)
+
+        def scandir(path: str) -> Any:
+            switch("scandir")
+            return real_scandir(path)
+
+        check = SourceFiles(root)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", stat)
+            patch.setattr(os, "scandir", scandir)
+            with pytest.raises(UnreadableError, match=r"it is empty|it was replaced meanwhile"):
+                check.missing(["first.rs", "second.rs", "none.rs"])
+        root.unlink()
+        root.symlink_to(mount)
+        assert check.missing(["first.rs", "second.rs", "none.rs"]) == ("none.rs",)
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_link_that_leads_elsewhere_later(self, root: Path, late: bool) -> None:
+        """The root may be a link, as to the newest release: what it leads to now counts."""
+        link = root.with_name("link")
+        link.symlink_to("nothing" if late else "root")
+        check = SourceFiles(link)
+        if late:
+            with pytest.raises(UnreadableError):
+                check.missing(["root.rs"])
+        else:
+            assert check.missing(["root.rs", "other.rs"]) == ("other.rs",)
+        link.unlink()
+        link.symlink_to("other")
+        assert check.missing(["other.rs"]) == ()
+        assert check.missing(["root.rs"]) == ("root.rs",)
+
+    def test_folder_that_moves_behind_its_link(self, root: Path) -> None:
+        """The same folder has another real path then; its files are not outside, whatever takes its old place."""
+        link = root.with_name("link")
+        link.symlink_to("root")
+        check = SourceFiles(link)
+        assert check.missing(["root.rs"]) == ()
+        root.rename(root.with_name("moved"))
+        link.unlink()
+        link.symlink_to("moved")
+        root.mkdir()
+        (root / "none.rs").touch()
+        with pytest.raises(UnreadableError, match="it was replaced meanwhile"):
+            check.missing(["root.rs", "none.rs"])
+        assert check.missing(["root.rs", "none.rs"]) == ("none.rs",)
 
 
 def refuse_search(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from distilld.config.settings import EngineLimits
-from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
+from distilld.core.model import Dataset, InputKind, OnDelete, Options, Reason, StatFacts, Trigger, UnreadableError
 from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, looking, read_file, span_queue
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
@@ -96,6 +98,12 @@ def unlisted(folder: str) -> Iterator[None]:
         for module in (engine, looking):
             patch.setattr(module, "lake", SimpleNamespace(**{**vars(lake), "scan": scan}))
         yield
+
+
+def hallucinated(exports: Exports, dataset: Dataset) -> Counter[bytes]:
+    """The quarantined rows whose source files do not exist."""
+    lines = exports.quarantined[dataset]
+    return Counter(line for line in lines if json.loads(line)["reason"] == Reason.HALLUCINATED_FILE_PATH)
 
 
 class WatchedEngine(Engine):
@@ -271,6 +279,30 @@ class Histories(RuleBasedStateMachine):
         with unlisted(tree + folder):
             self.engine.run_pass(Trigger.WATCH)
         self.before, self.lake = Exports.read(self.folder), read_lake(self.folder, self.options)
+        self.check_pass()
+
+    @rule(partition=number, both=joined_rows(), again=maybe, options=whole_options())
+    def lose_sources(self, partition: int, both: tuple[list[Row], list[Row]], again: bool, options: Options) -> None:
+        """The root of the path check is away while rows come in, perhaps with other options or in a rebuild.
+
+        No row is called hallucinated because of that.
+        """
+        assert self.engine is not None
+        self.check_pass()
+        sources, away = self.folder / "sources", self.folder / "away"
+        self.options = self.engine.options = replace(self.here(options), check_source_files=True)
+        self.history.append(InputKind.SCORED, partition, both[0])
+        self.history.append(InputKind.EVIDENCE, partition, both[1])
+        sources.rename(away)
+        if again:
+            self.engine.rebuild()
+        else:
+            self.engine.run_pass(Trigger.WATCH)
+        exports = Exports.read(self.folder)
+        for dataset in Dataset:
+            assert hallucinated(exports, dataset) <= hallucinated(self.before, dataset)
+        away.rename(sources)
+        self.before, self.lake = exports, read_lake(self.folder, self.options)
         self.check_pass()
 
     # what happens to the lake

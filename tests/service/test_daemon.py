@@ -356,6 +356,33 @@ def test_trees_may_come_later(stage: Stage, tmp_path: Path) -> None:
     assert not stage.events("batch_failed")
 
 
+def test_mount_of_the_source_files_may_come_later(stage: Stage, tmp_path: Path) -> None:
+    """A daemon that starts before the mount goes on, says what waits, and judges it with the rescan behind the mount."""
+    sources = tmp_path / "sources"
+    stage.settings = stage.read(check_source_files=True, source_files_root=sources)
+    found: list[int] = []
+
+    def mount() -> None:
+        found.append(stage.exported())
+        for number in range(500):
+            path = sources / f"crates/bench/src/file_{number}.rs"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    stage.then(mount)
+    stage.wait(stage.settings.rescan_seconds)
+    stage.run()
+    assert found == [0]
+    assert stage.exported() == 1
+    (told,) = stage.events("file_unreadable")
+    assert (told["path"], told["problem"]) == (
+        f"source_files_root {sources}",
+        "cannot be read: No such file or directory",
+    )
+    assert "mount it" in told["hint"]
+    assert stage.events("batch_failed") == []
+
+
 def test_file_in_the_making_is_looked_at_again(stage: Stage) -> None:
     """A file that was rewritten a moment ago is left alone, and another pass follows when it may be still."""
 
