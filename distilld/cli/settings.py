@@ -39,7 +39,8 @@ def load_settings(common: Common, **flags: object) -> Settings:
     """Return checked settings: the root is a folder that can be listed, and distilld may write the files.
 
     Paths are resolved: a lake has one name, by whatever link or working directory it is reached, so that its store
-    recognizes it. Afterwards a process of root runs as the user who owns the lake.
+    recognizes it. A ``source_files_root`` that is not the root stays as it is: its mount may come later, and its links
+    may change. Afterwards a process of root runs as the user who owns the lake.
 
     Raises:
         ConfigError: The configuration is wrong.
@@ -61,7 +62,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
         settings,
         root=_resolved("root", settings.root),
         state=_resolved("state", settings.state),
-        source_files_root=_resolved("source_files_root", settings.source_files_root),
+        source_files_root=_source_files_root(settings),
         metrics_file=settings.metrics_file and _resolved("metrics_file", settings.metrics_file),
     )
     _refuse_unusable_root(resolved.root)
@@ -113,14 +114,22 @@ def _working_directory() -> Path:
 
 def _resolved(name: str, path: Path) -> Path:
     """Return the path that ``path`` resolves to, which must be an allowed value, too."""
-    found = Path(os.path.realpath(path))
+    return _allowed(name, Path(os.path.realpath(path)))
+
+
+def _source_files_root(settings: Settings) -> Path:
+    path = settings.source_files_root
+    return _allowed("source_files_root", Path(os.path.realpath(path)) if path == settings.root else path)
+
+
+def _allowed(name: str, path: Path) -> Path:
     kind = KEYS[name].kind
     try:
-        kind.read(found)
+        kind.read(path)
     except ValueError:
         hint = "a link, or the working directory, leads there"
-        raise UsageError(f"{name} = {str(found)!r}; allowed: {kind.allowed}", hint=hint) from None
-    return found
+        raise UsageError(f"{name} = {str(path)!r}; allowed: {kind.allowed}", hint=hint) from None
+    return path
 
 
 def _refuse_unusable_root(root: Path) -> None:

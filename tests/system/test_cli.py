@@ -20,8 +20,9 @@ from typing import Final
 
 import pytest
 
-from distilld.cli.commands import COMMANDS
+from distilld.cli.commands import COMMANDS, Common
 from distilld.cli.main import execute
+from distilld.cli.settings import load_settings
 from distilld.cli.streams import WorkCommand
 from distilld.config.load import load
 from distilld.config.template import commented_toml
@@ -274,18 +275,40 @@ def test_working_directory_that_is_gone_is_named(
 
 
 @pytest.mark.parametrize("name", [b"r\xff\xfe", b"a\nb"])
-@pytest.mark.parametrize("key", ["root", "state", "source_files_root", "metrics_file"])
+@pytest.mark.parametrize("key", ["root", "state", "metrics_file"])
 def test_path_that_leads_to_a_name_that_is_no_text_is_refused(tmp_path: Path, key: str, name: bytes) -> None:
     """The story: a link led to such a root; the path as given was looked at, and the store could not hold the real one."""
     os.mkdir(os.path.join(os.fsencode(tmp_path), name))
     os.symlink(name, tmp_path / "link")
-    given = "link" if key in ("root", "source_files_root") else "link/file"
+    given = "link" if key == "root" else "link/file"
     before = snapshot(tmp_path)
     for arguments in (("run", "--once"), ("run", "--check"), ("status",)):
         ran = distilld(*arguments, cwd=tmp_path, env={f"DISTILLD_{key.upper()}": given})
         assert (ran.code, ran.out, len(ran.errors)) == (2, "", 1)
         assert re.match(rf"distilld: {key} = '.*(\\udcff|\\n).*'; allowed: a path in valid", ran.err)
     assert snapshot(tmp_path) == before
+
+
+def test_link_to_the_source_files_stays_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lead elsewhere later, or nowhere yet: that is no other option, so nothing is judged again for it.
+
+    The story: a link within a mount was resolved where the mount was there at the start, and not where it came later.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lake").mkdir()
+    for name in ("r7", "r8"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "entrance").symlink_to("lake")
+    monkeypatch.setenv("DISTILLD_SOURCE_FILES_ROOT", "current")
+    found = []
+    for target in ("nothing", "r7", "r8"):
+        (tmp_path / "current").unlink(missing_ok=True)
+        (tmp_path / "current").symlink_to(target)
+        found.append(load_settings(Common(root="entrance")).options())
+    assert {each.source_files_root for each in found} == {str(tmp_path / "current")}
+    monkeypatch.delenv("DISTILLD_SOURCE_FILES_ROOT")
+    # By default it is the root, which is resolved.
+    assert load_settings(Common(root="entrance")).source_files_root == tmp_path / "lake"
 
 
 def test_root_that_the_shell_stands_in_is_refused_alike(tmp_path: Path) -> None:
