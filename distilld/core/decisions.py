@@ -216,7 +216,7 @@ class Decisions:
     pairs: list[tuple[Any, ...]] = field(default_factory=list)
     """PairRows; those from a worker are plain tuples."""
     retained_pairs: list[int] = field(default_factory=list)
-    departures: list[int] = field(default_factory=list)
+    departures: set[int] = field(default_factory=set)
     retained_seen: list[int] = field(default_factory=list)
     retained_left: list[tuple[Dataset, int]] = field(default_factory=list)
     unadopted: list[tuple[Dataset, int]] = field(default_factory=list)
@@ -258,6 +258,14 @@ class Decisions:
             self.unreadable[error.path] = error.why
         else:
             self.changed_inputs.add(error.path)
+
+    def note_departure(self, departure_id: int, dataset: Dataset, outcome: int) -> bool:
+        """Note that this batch removes a departed line, or passes it on; return False if it was noted before."""
+        if departure_id in self.departures:
+            return False
+        self.departures.add(departure_id)
+        self.totals[dataset, "departing", outcome] -= 1
+        return True
 
     def close(self) -> None:
         """Drop the spooled lines."""

@@ -30,7 +30,6 @@ from distilld.files.spool import SharedFile
 from distilld.lake.source_files import path_check
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import BatchIdentity
-from distilld.store.loose_lines import Departure
 from distilld.store.work import Place, Work, WorkRow
 
 BATCH_BYTES: Final = 32 << 20
@@ -185,7 +184,7 @@ class Batches:
         with closing(self._work.retained_queue()) as retained:
             rows.loose_rows.take_retained(retained)
         if self._is_start:
-            rows.loose_rows.take_departures(self._departures(all_judged=False))
+            self._take_departures(rows, pairs, all_judged=False)
             self._is_start = False
         assert self._queue is not None  # noqa: S101  set by _begin
         pruned = self._queue.pruned
@@ -202,7 +201,7 @@ class Batches:
             pruned |= forced.pruned
             self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
         else:
-            rows.loose_rows.take_departures(self._departures(all_judged=True))
+            self._take_departures(rows, pairs, all_judged=True)
             rows.judge_joined()
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
@@ -222,8 +221,10 @@ class Batches:
         self._tasks_out_of_reach |= pairs.out_of_reach
         self.took_none = not (self._took_any or left_over)
 
-    def _departures(self, *, all_judged: bool) -> list[Departure]:
-        return self._work.departures(DEPARTURES_PER_BATCH, self._options, all_judged=all_judged)
+    def _take_departures(self, rows: RowJudge, pairs: PairJudge, *, all_judged: bool) -> None:
+        departures = self._work.departures(DEPARTURES_PER_BATCH, self._options, all_judged=all_judged)
+        rows.loose_rows.take_departures(departures)
+        pairs.take_departures(departures)
 
     def _judge_spans(self, batch: Batch, rows: RowJudge) -> QueuedJob | None:
         """Settle the rows of one batch; return its last job, or None where no row is queued."""

@@ -23,6 +23,7 @@ from distilld.engine.pool import Done
 from distilld.engine.settle_task import TaskPairs
 from distilld.engine.spans import error_of
 from distilld.files.spool import SharedFile
+from distilld.store.loose_lines import Departure
 from distilld.store.work import Work
 
 _PREFERENCE: Final = Dataset.PREFERENCE
@@ -58,6 +59,10 @@ class PairJudge:
         """Tasks for a later batch: a file is out of reach, exports are withheld, or they were touched too late."""
         self.out_of_reach: set[str] = set()
         """Those of them whose files cannot be read, or changed."""
+
+    def take_departures(self, departures: Iterable[Departure]) -> None:
+        """Remove lines whose pairs are gone, unless another pair takes the same id."""
+        self._lane.take_departures(departures)
 
     def judge(self, tasks: Iterable[Turn]) -> None:
         """Form the pairs of these tasks again, in the order of the given places of their first rows.
@@ -109,6 +114,8 @@ class PairJudge:
         keys = [pair[_KEY] for pair in done.pairs]
         formed = set(keys)
         if len(formed) < len(keys) or not formed.isdisjoint(self._formed) or self._work.pairs_with_keys(formed):
+            return False
+        if self._lane.any_departed(formed):
             return False
         if self._touched and self._touched[0] < turns[-1]:
             return False

@@ -173,8 +173,7 @@ class Lane:
             self._out.retained_left.append((self._dataset, loose.owner_id))
             self._out.totals[self._dataset, "retained", EXPORTED] -= 1
         else:
-            self._out.departures.append(loose.owner_id)
-            self._out.totals[self._dataset, "departing", EXPORTED] -= 1
+            self._out.note_departure(loose.owner_id, self._dataset, EXPORTED)
         return Recorded(EXPORTED, loose.line, loose.batch)
 
     def _quarantine(self, row: WorkRow, recorded: Recorded, quarantined: Rendered) -> Recorded:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from distilld.core.decisions import Withdrawal
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Cause, Dataset
 from distilld.engine.lane import Lane
@@ -29,36 +28,19 @@ class LooseRows:
         self._moving |= {each.retained_id: each for each in self._work.moved_to(row.digest, row.run_id)}
 
     def take_departures(self, departures: Iterable[Departure]) -> None:
-        """Remove lines whose rows are gone, unless another row takes, or took, the same id."""
-        taken = set(self._out.departures)
+        """Remove lines whose rows are gone, unless another row takes, or took, the same id; pairs have their own lane."""
         for each in departures:
-            if each.departure_id in taken:
+            if each.dataset is Dataset.PREFERENCE or not self._out.note_departure(
+                each.departure_id, each.dataset, each.outcome
+            ):
                 continue
-            self._out.departures.append(each.departure_id)
-            self._out.totals[each.dataset, "departing", each.outcome] -= 1
-            if each.dataset is Dataset.PREFERENCE:
-                self._let_pair_go(each)
-            elif each.outcome != EXPORTED:
+            if each.outcome != EXPORTED:
                 self._lanes[each.dataset].freed.add_quarantined(each)
             else:
                 revoked = each.cause != Cause.PRUNED and self._batch.forbids(each.dataset, each.run_id)
                 cause = Cause.REVOKED if revoked else Cause(each.cause)
                 recorded = Recorded(EXPORTED, each.line, each.batch)
                 self._lanes[each.dataset].free(each.sample_key or 0, recorded, each.run_id, cause)
-
-    def _let_pair_go(self, each: Departure) -> None:
-        key, changes = each.sample_key or 0, self._out.changes[Dataset.PREFERENCE]
-        if each.outcome != EXPORTED:
-            changes.drop_quarantined(each.line)
-            return
-        changes.drop_key(key, each.line)
-        self._out.unadopted.append((Dataset.PREFERENCE, key))
-        self._out.withdrawals.append(
-            Withdrawal(
-                Dataset.PREFERENCE, key, Cause(each.cause), False, chosen_run_id=each.run_id,
-                rejected_run_id=each.other_run_id, shipped_batch=each.batch or None,
-            )
-        )  # fmt: skip
 
     def take_retained(self, retained: Iterable[RetainedRow]) -> None:
         """Withdraw retained rows whose run is revoked, and absent rows whose line is in a present file again.

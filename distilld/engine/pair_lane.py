@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from distilld.core.decisions import Decisions, Withdrawal
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED
 from distilld.core.model import Category, Cause, Dataset, Options
 from distilld.engine.stamps import Stamps
+from distilld.store.loose_lines import Departure
 from distilld.store.tasks import WorkPair
 from distilld.store.work import Work
 
@@ -22,6 +24,7 @@ class PairLane:
         self._options = options
         self._options_changed = options_changed
         self._absent = work.absent_files()
+        self._any_departed = work.has_departed_pairs()
         self.out = decisions
         self.changes = decisions.changes[_PREFERENCE]
         self.change = Cause.OPTIONS_CHANGED if options_changed else Cause.EVIDENCE_CHANGED
@@ -31,6 +34,33 @@ class PairLane:
         self.freed: dict[int, tuple[WorkPair, Cause]] = {}
         self.moved_on: set[int] = set()
         """Pairs whose line another task took over before their own task was formed again."""
+
+    # ids of pairs that are gone
+
+    def take_departures(self, departures: Iterable[Departure]) -> None:
+        """Remove lines whose pairs are gone, unless another pair takes the same id."""
+        for each in departures:
+            if each.dataset is not _PREFERENCE or not self.out.note_departure(
+                each.departure_id, _PREFERENCE, each.outcome
+            ):
+                continue
+            if each.outcome == EXPORTED:
+                self.freed[each.sample_key or 0] = _pair_of(each), Cause(each.cause)
+            else:
+                self.changes.drop_quarantined(each.line)
+
+    def any_departed(self, keys: Iterable[int]) -> bool:
+        """Return whether any of these ids still belongs to a pair that is gone."""
+        return self._any_departed and bool(self._work.departed_pairs(keys))
+
+    def take_freed(self, key: int) -> WorkPair | None:
+        """Return the pair whose free line an id has, for the pair that has the id now."""
+        if self._any_departed and key not in self.freed:
+            self.take_departures(self._work.departed_pairs([key]))
+        pair, _ = self.freed.pop(key, (None, None))
+        return pair
+
+    # pairs that are formed
 
     def drop_totals(self, pair: WorkPair) -> None:
         """Subtract a recorded pair from the totals of its outcome."""
@@ -107,3 +137,11 @@ class PairLane:
                 rejected_run_id=pair.rejected_run_id, verdict=verdict, shipped_batch=pair.batch or None,
             )
         )  # fmt: skip
+
+
+def _pair_of(gone: Departure) -> WorkPair:
+    """Return a departed pair as it was recorded, as far as its withdrawal needs it."""
+    return WorkPair(
+        0, gone.cause, "", 0, gone.run_id or "", gone.other_run_id or "", 0, None, None, gone.sample_key or 0,
+        gone.outcome, gone.line, gone.batch,
+    )  # fmt: skip

@@ -121,9 +121,9 @@ class TaskPairs:
             if pair.sample_key == key and pair.outcome == EXPORTED:
                 self._match(pair)
                 return pair, self._lane.change
-        freed = self._lane.freed.pop(key, None)
+        freed = self._lane.take_freed(key)
         if freed is not None:
-            return freed[0], Cause.DISPLACED
+            return freed, Cause.DISPLACED
         for pair in others:
             if pair.outcome == EXPORTED:
                 self._lane.drop_totals(pair)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED
@@ -61,6 +61,7 @@ class Standing(NamedTuple):
     run_id: str | None
 
 
+_DEPARTURES: Final = f"SELECT {', '.join(Departure._fields)} FROM departures"
 _WAITS: Final = (
     f"(d.outcome = {EXPORTED} AND d.dataset IN ('rag', 'sft') AND EXISTS (SELECT 1 FROM scored_rows s"
     " WHERE s.sample_key = d.sample_key AND (s.rag IS NULL OR s.walk IN (SELECT walk FROM rejudge_rows)))"
@@ -110,14 +111,11 @@ class LooseLines:
         id: its row may have moved there. What a verdict forbids does not wait.
         """
         waits = "0" if all_judged else _WAITS.format(is_forbidden("d.run_id", options, Dataset.RAG, Dataset.SFT))
-        columns = (
-            "SELECT departure_id, dataset, outcome, sample_key, line, batch, run_id, other_run_id, category, cause,"
-            f" partition_id, row_line FROM departures d WHERE NOT {waits}"
-        )
-        rows = self._run(f"{columns} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
+        leaving = f"{_DEPARTURES} d WHERE NOT {waits}"
+        rows = self._run(f"{leaving} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
         if len(rows) == limit:
             rows += self._run(
-                f"{columns} AND departure_id > ? AND outcome = {EXPORTED} AND ("
+                f"{leaving} AND departure_id > ? AND outcome = {EXPORTED} AND ("
                 " EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.run_id AND v.category IS NOT NULL)"
                 " OR EXISTS (SELECT 1 FROM scored_rows v WHERE v.run_id = d.other_run_id AND v.category IS NOT NULL)"
                 " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id IN (d.run_id, d.other_run_id))"
@@ -125,6 +123,20 @@ class LooseLines:
                 "  AND v.category IS NOT NULL AND v.kind = 'absent')) ORDER BY departure_id",
                 (rows[-1][0],),
             )
+        return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
+
+    def has_departed_pairs(self) -> bool:
+        """Return whether any exported pair departed."""
+        any_pair = f"SELECT EXISTS (SELECT 1 FROM departures WHERE dataset = 'preference' AND outcome = {EXPORTED})"
+        return bool(self._run(any_pair).fetchone()[0])
+
+    def departed_pairs(self, keys: Iterable[int]) -> list[Departure]:
+        """Return the departures of exported pairs with these ids."""
+        rows = self._run(
+            f"{_DEPARTURES} WHERE dataset = 'preference' AND outcome = {EXPORTED}"
+            " AND sample_key IN (SELECT value FROM json_each(?))",
+            (f"[{','.join(map(str, keys))}]",),
+        )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
     def retained_queue(self) -> Generator[RetainedRow, None, None]:

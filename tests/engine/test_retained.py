@@ -12,6 +12,7 @@ from typing import NoReturn
 import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
+from distilld.engine import batch
 from distilld.store.pruning import Only
 from distilld.store.run_queries import Stories
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
@@ -876,6 +877,40 @@ def test_pruned_row_stays_away(lake: HistoryLake) -> None:
         lake.go(Trigger.REBUILD)
         assert lake.exported("rag") == lake.exported("sft") == {"b1", "b3"}
         assert lake.exported("preference") == {"b3>b4"}
+
+
+@pytest.mark.parametrize("text", ["", "other"])
+def test_pruned_pair_passes_its_line_on(lake: HistoryLake, text: str) -> None:
+    """Prune gives a pair up whose rows come in elsewhere before the pass: the pair stays, or is replaced, as rows are."""
+    rows = run("a1", task_id=TASK), run("a2", "rejected", TASK)
+    lake.both(A, *rows)
+    lake.both(B, run("b1"))
+    lake.go()
+    before = lake.stamps(Dataset.PREFERENCE)
+    lake.move_away(*lake.paths(A, "both"))
+    lake.go()
+
+    lake.both(C, *({**row, "written": "again"} for row in rows))
+    if text:
+        lake.evidence(C, given("a1", text), given("a2"))
+    lake.prune()
+    causes = [] if text == "" else ["displaced+"]
+    assert {dataset: lake.causes(dataset) for dataset in Dataset} == dict.fromkeys(Dataset, causes)
+    assert (lake.stamps(Dataset.PREFERENCE) == before) is (text == "")
+
+
+def test_id_of_a_pruned_pair_stands_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair of other runs takes the id of a pruned one, whose line a later batch would remove: no file has the id twice."""
+    monkeypatch.setattr(batch, "DEPARTURES_PER_BATCH", 1)
+    lake.both(A, run("x", task_id=TASK), run("y|z", "rejected", TASK))
+    lake.go()
+    lake.move_away(*lake.paths(A, "both"))
+    lake.go()
+
+    lake.both(C, run("x|y", task_id=TASK), run("z", "rejected", TASK))
+    lake.prune()
+    assert lake.exported(Dataset.PREFERENCE) == {"x|y>z"}
+    assert lake.causes(Dataset.PREFERENCE) == ["displaced+"]
 
 
 def test_prune_beside_a_folder_that_cannot_be_searched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
