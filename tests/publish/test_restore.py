@@ -49,6 +49,7 @@ from distilld.service.run_once import recover
 from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTooNewError
 from distilld.store.open_writer import open_store, opened_store
 from distilld.store.pruning import Only
+from tests.support.builders import jsonl
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
 from tests.support.limits import limits
 
@@ -883,18 +884,22 @@ def test_orphan_leaves_when_a_rewritten_file_names_its_run(lake: HistoryLake) ->
     assert lake.causes("rag") == lake.causes("sft") == ["rescored"]
 
 
+@pytest.mark.parametrize("said_by", ["row", "malformed line", "rest"])
 @pytest.mark.parametrize(
     ("lenient", "category"), [({"revoke": False}, "rejected"), ({"include_review": True}, "needs_human_review")]
 )
 def test_orphan_is_looked_at_again_under_other_options(
-    lake: HistoryLake, lenient: dict[str, Any], category: str
+    lake: HistoryLake, lenient: dict[str, Any], category: str, said_by: str
 ) -> None:
     """A verdict came that the options of its time let pass: it takes the orphan of its run out all the same."""
+    broken = f'{{"evidence_run_id":"x","category":"{category}",'.encode()
+    lines = {"row": jsonl([run("x", category)]), "malformed line": broken + b"\n", "rest": broken}
     strict = lake.options
     orphan_x(lake)
     lake.restart(replace(strict, **lenient))
     lake.go()
-    lake.scored(B, run("x", category))
+    lake.scored(B)
+    lake.scored_path(B).write_bytes(lines[said_by])
     lake.go()
     lake.restart(strict)
     lake.go()
