@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED
+from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.counts import Counts, count
@@ -31,11 +31,16 @@ _VANISHED: Final = (
 """SQL for departed rows if no present row names the run, or if the line is elsewhere but the run has no evidence."""
 _EVIDENCE_GONE: Final = (
     "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {exported} AND s.evidence_found = 0"
-    " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned} AND NOT EXISTS (SELECT 1 FROM files f CROSS JOIN partitions p USING (partition_id)"
+    " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned}"
+    " AND NOT EXISTS (SELECT 1 FROM partitions p CROSS JOIN files f USING (partition_id)"
     " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
-    " WHERE p.walk_base = (s.walk >> 26) << 26 AND f.kind = 'evidence' AND f.state = 'absent') AND {not_forbidden}"
+    f" WHERE p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} AND f.kind = 'evidence' AND f.state = 'absent')"
+    " AND {not_forbidden}"
 )
-"""SQL for rows whose evidence row is gone; an evidence row in an absent file is absent, not gone."""
+"""SQL for rows whose evidence row is gone; an evidence row in an absent file is absent, not gone.
+
+There can be as many absent files as rows, so the file is found by the row's partition.
+"""
 _MOVED_ALONE: Final = (
     "SELECT f.* FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)"
     f" WHERE f.kind = 'absent' AND f.{{dataset}} = {EXPORTED}"
