@@ -7,10 +7,11 @@ rewritten into a temporary file. So is a file in which a row is replaced: no rea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from io import BytesIO
 from typing import Any, ClassVar
 
 import orjson
@@ -288,11 +289,18 @@ def _writes_of(
         writes += _dataset_writes(identity, dataset, change)
         gone = [each for each in published if each.dataset is dataset]
         if gone:
-            name, lines = f"withdrawals_{dataset}", b"".join(each.line() for each in gone)
+            name, lines = f"withdrawals_{dataset}", _lines(gone)
             folded = Counter(digest_of(each.line()) for each in repeated if each.dataset is dataset)
             temp, drop = (_temp_name(name, identity.batch_id), drop_digests(folded)) if folded else (None, None)
             writes.append(ExportWrite(name, (lines,), len(gone), temp, drop, folded.total(), folded))
     return [write if records[write.name].committed.size else _as_first(write, identity) for write in writes]
+
+
+def _lines(published: Iterable[PublishedWithdrawal]) -> bytes:
+    """Return the lines of withdrawals; a list of them would take 4 KiB a line, for each keeps its buffer."""
+    text = BytesIO()
+    text.writelines(each.line() for each in published)
+    return text.getvalue()
 
 
 def _as_first(write: ExportWrite, identity: BatchIdentity) -> ExportWrite:

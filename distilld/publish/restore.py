@@ -187,10 +187,18 @@ class Restorer:
 
     def _rewrite_log(self, name: str, also: Callable[[], None]) -> int:
         """Rewrite a log of withdrawals from the store; return how many lines it has."""
-        dataset = Dataset(name.removeprefix("withdrawals_"))
-        lines = [each.line() for each in Withdrawals(self._store).of(dataset)]
-        self._committer.replace([NewVersion(name, iter(lines), lambda: len(lines))], also)
-        return len(lines)
+        written = 0
+
+        def lines() -> Iterator[bytes]:
+            nonlocal written
+            for each in published:
+                written += 1
+                yield each.line()
+
+        # If a fault left the query unfinished, it would lock the table that it reads.
+        with closing(Withdrawals(self._store).of(Dataset(name.removeprefix("withdrawals_")))) as published:
+            self._committer.replace([NewVersion(name, lines(), lambda: written)], also)
+        return written
 
     def _restore_rows(self, name: str, aside: Path | None) -> None:
         kept = 0

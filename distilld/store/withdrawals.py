@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, Final
 
 import orjson
@@ -24,12 +24,12 @@ class Withdrawals:
         self._run = store.connection.execute
         self._many = store.connection.executemany
 
-    def of(self, dataset: Dataset) -> Iterator[PublishedWithdrawal]:
-        """Return all withdrawals from a dataset, in the order in which they were published."""
+    def of(self, dataset: Dataset) -> Generator[PublishedWithdrawal, None, None]:
+        """Yield all withdrawals from a dataset, in the order in which they were published."""
         rows = self._run(
             f"SELECT {_COLUMNS} FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id", (dataset.value,)
         )
-        return map(_published, rows)
+        yield from map(_published, rows)
 
     def lost_ids(self, dataset: str) -> list[str]:
         """Return the ids of the rows that a damaged dataset lost for good."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distilld.core.model import EXPORT_PATHS, Dataset, Trigger
 from distilld.delivery.changes import changes
+from distilld.publish import commit
 from distilld.publish import exports as exports_module
+from distilld.publish.restore import Restorer
 from tests.support.committed import committed_and_whole
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
 
@@ -101,3 +105,55 @@ def test_damaged_log_is_restored_as_it_was_folded(lake: HistoryLake) -> None:
     lake.restart()
     lake.go()
     assert lake.content("withdrawals_rag") == before
+
+
+MANY = 3_000
+
+
+def many_withdrawals(lake: HistoryLake) -> None:
+    """The store has withdrawals of ``MANY`` rows that the log does not have."""
+    columns = "dataset, id, source_run_id, cause, replaced, withdrawn_batch, withdrawn_at"
+    with lake.engine.store.transaction():
+        lake.engine.store.connection.executemany(
+            f"INSERT INTO withdrawals ({columns}) VALUES ('rag', ?, 'many', 'pruned', 0, 'b', 't')",
+            [(f"rag-{number:016x}",) for number in range(MANY)],
+        )
+
+
+def test_log_is_written_again_line_by_line(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log is as long as the lake is old: where it is written again, it is never in memory as a whole."""
+    flip(lake, 1)
+    many_withdrawals(lake)
+    path = lake.root / EXPORT_PATHS["withdrawals_rag"]
+    path.write_bytes(path.read_bytes()[:-1])
+    held = held_by(monkeypatch, Restorer, "_rewrite_log")
+    lake.go()
+    assert len(lake.withdrawn("rag")) == MANY + ROWS
+    assert max(held) < 100 * MANY
+
+
+def test_lines_of_a_batch_take_no_more_memory_than_bytes(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of a batch's withdrawals took 4 KiB a line, for each had the buffer that it was made in."""
+    lake.scored(A, *(run("many", provenance__sig_hash=f"sig-{number}") for number in range(1_000)))
+    lake.go()
+    held = held_by(monkeypatch, commit, "_writes_of")
+    lake.scored(A)
+    lake.go()
+    assert len(lake.withdrawn("rag")) == 1_000
+    assert max(held) < 2 * 1_000 * 1_000
+
+
+def held_by(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[int]:
+    """How many bytes each call of a function holds at most; the list grows with its calls."""
+    real, held = getattr(owner, name), list[int]()
+
+    def measured(*args: Any, **named: Any) -> Any:
+        tracemalloc.start()
+        try:
+            return real(*args, **named)
+        finally:
+            held.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    monkeypatch.setattr(owner, name, measured)
+    return held
