@@ -21,6 +21,17 @@ _FORGET: Final = (
 
 A present line that is too long now names no run: the absent row stays, and its verdict still forbids.
 """
+_UNNAMED: Final = (
+    "DELETE FROM evidence_rows WHERE partition_id = ?1"
+    " AND EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'evidence' AND state = 'absent')"
+    " AND NOT EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'scored' AND state = 'present')"
+    " AND NOT EXISTS (SELECT 1 FROM retained_rows f INDEXED BY retained_rows_by_run"
+    " WHERE f.run_id = evidence_rows.run_id AND f.partition_id = ?1 AND f.kind = 'absent')"
+)
+"""SQL that forgets the absent evidence of a partition if no scored row there names its run.
+
+Without the index's name, SQLite compares each evidence row with all retained rows of the partition.
+"""
 _EMPTY: Final = (
     "f.state = 'absent' AND CASE f.kind"
     " WHEN 'scored' THEN f.rest_category IS NULL AND NOT EXISTS (SELECT 1 FROM retained_rows r WHERE r.partition_id = f.partition_id AND r.kind = 'absent')"
@@ -36,7 +47,7 @@ _MOVED_RESTS: Final = (
 
 def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
     """Forget the absent rows among these that moved and have no line left in the exports."""
-    run, partitions = store.connection.execute, set()
+    run = store.connection.execute
     by_run: dict[str | None, list[int]] = {}
     for retained_id in retained_ids:
         for (run_id,) in run(
@@ -44,20 +55,14 @@ def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
         ):
             by_run.setdefault(run_id, []).append(retained_id)
     for run_id, some in by_run.items():
-        partitions.update(run(_FORGET, (f"[{','.join(map(str, some))}]", run_id)).fetchall())
-    forget_unnamed_evidence(store, (partition_id for (partition_id,) in partitions))
+        partitions = set(run(_FORGET, (f"[{','.join(map(str, some))}]", run_id)).fetchall())
+        for (partition_id,) in partitions:
+            run(f"{_UNNAMED} AND run_id = ?2", (partition_id, run_id))
 
 
 def forget_unnamed_evidence(store: Store, partitions: Iterable[int]) -> None:
     """Forget absent evidence in these partitions if no scored row there names its run."""
-    store.connection.executemany(
-        "DELETE FROM evidence_rows WHERE partition_id = ?1"
-        " AND EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'evidence' AND state = 'absent')"
-        " AND NOT EXISTS (SELECT 1 FROM files WHERE partition_id = ?1 AND kind = 'scored' AND state = 'present')"
-        " AND NOT EXISTS (SELECT 1 FROM retained_rows f WHERE f.run_id = evidence_rows.run_id AND f.partition_id = ?1"
-        " AND f.kind = 'absent')",
-        [(partition_id,) for partition_id in partitions],
-    )
+    store.connection.executemany(_UNNAMED, [(partition_id,) for partition_id in partitions])
 
 
 def forget_empty_files(store: Store, *, names_gone: bool) -> bool:

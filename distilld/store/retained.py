@@ -137,7 +137,10 @@ class Retained:
 
         Their tasks are queued already, by the rows that returned or are gone for good.
         """
-        where = f"retained = 'absent' AND task_id IN (SELECT task_id FROM rejudge_tasks) AND NOT {_ABSENT_FILE}"
+        where = (
+            "pair_id IN (SELECT p.pair_id FROM rejudge_tasks t CROSS JOIN pairs p USING (task_id)"
+            f" WHERE p.retained = 'absent') AND NOT {_ABSENT_FILE}"
+        )
         counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1").fetchall()
         self._counts.shift(Dataset.PREFERENCE.value, "retained", "live", counts)
         if counts:

@@ -232,7 +232,8 @@ class Tasks:
         states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
         if states.get("scored") == "absent":
             absent = self._run(
-                "SELECT digest FROM retained_rows WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
+                "SELECT digest FROM retained_rows INDEXED BY retained_rows_by_run"
+                " WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
                 (run_id, partition_id, task_id, category),
             )
             return any(not self.copies(digest, run_id) for (digest,) in absent)

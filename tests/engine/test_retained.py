@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,7 +16,7 @@ from distilld.engine import batch
 from distilld.store.pruning import Only
 from distilld.store.run_queries import Stories
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
-from tests.support.query_plans import whole_scans
+from tests.support.query_plans import counted_steps, whole_scans
 
 TASK = "one-task"
 
@@ -1095,6 +1095,50 @@ def test_a_pass_looks_at_no_table_of_rows_as_a_whole(lake: HistoryLake) -> None:
     assert [batch.receipt["work"]["rows_judged"] for batch in done.batches] == [1]
     assert any("retained_rows" in statement for statement in asked)
     assert whole_scans(connection, asked) == []
+
+
+def tasks_of_two(count: int) -> list[dict[str, Any]]:
+    """Rows that form one pair for each two of them."""
+    return [run(f"r{n}", ("accepted", "rejected")[n % 2], f"t{n // 2}") for n in range(count)]
+
+
+@pytest.mark.parametrize("how", ["absent", "renamed", "renamed in small batches"])
+def test_work_follows_the_rows_that_go(tmp_path: Path, how: str) -> None:
+    """The story: the evidence and the pairs of a partition that went were each compared with all its rows.
+
+    A partition of 8,000 rows that was renamed took minutes, and one of twice as many four times as long.
+    """
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path, batch_rows=count // 4 if how == "renamed in small batches" else 50_000) as lake:
+            lake.both(A, *tasks_of_two(count))
+            lake.go()
+            lake.move_away(*lake.paths(A, "both"))
+            if how != "absent":
+                lake.both(B, *tasks_of_two(count))
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.go()
+            assert len(lake.exported(Dataset.PREFERENCE)) == count // 2
+            return done[0]
+
+    assert steps(400) < 5 * steps(100)
+
+
+def test_pass_without_news_asks_nothing_of_retained_pairs(tmp_path: Path) -> None:
+    """The story: each pass looked at all pairs of absent partitions, whatever was new."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *tasks_of_two(count))
+            lake.go()
+            lake.move_away(*lake.paths(A, "both"))
+            lake.go()
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.RESCAN)
+            assert lake.engine.retained.retained_counts()["absent"] >= count
+            return done[0]
+
+    assert steps(200) == steps(20)
 
 
 @pytest.mark.parametrize("goes", ["row", "partition"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from distilld.engine.pass_result import PassResult
 from distilld.publish.commit import CommittedBatch
 from tests.support.history_lake import HistoryLake, believe_facts, run
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
+from tests.support.query_plans import counted_steps
 
 ROWS = 1200
 PARTITIONS = 12
@@ -173,12 +173,9 @@ def test_a_rename_of_one_run_with_many_rows_asks_no_more_for_each_of_them(tmp_pa
                 lake.evidence_path("2020/01/01/two.jsonl").unlink()
             for path in lake.paths("2020/01/01/one.jsonl", "both"):
                 path.unlink()
-        taken: list[None] = []
-        # What it returns tells SQLite to go on.
-        lake.engine.store.connection.set_progress_handler(partial(taken.append, None), 100)
-        lake.engine.run_pass(Trigger.ONCE)
-        lake.engine.store.connection.set_progress_handler(None, 0)
-        steps.append(len(taken))
+        with counted_steps(lake.engine.store.connection) as done:
+            lake.engine.run_pass(Trigger.ONCE)
+        steps += done
         assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
         lake.stop()
     assert steps[1] <= 6 * steps[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _EXCEPTIONS = "kept_rows|retained_pairs"
 """Indexes that hold only what is retained."""
@@ -13,6 +14,21 @@ _ROWS = "(scored_rows|evidence_rows|pairs|s|e)"
 """``s`` and ``e`` are how every query calls the scored rows and the evidence rows."""
 _WHOLE = re.compile(rf"SCAN {_ROWS}\b(?!.* ({_EXCEPTIONS})\b)|SEARCH {_ROWS} USING AUTOMATIC|SCAN retained_rows$")
 _SCAN = re.compile(r"SCAN (?!CONSTANT ROW|\()")
+
+
+@contextmanager
+def counted_steps(connection: sqlite3.Connection) -> Iterator[list[int]]:
+    """Count the steps of SQLite's virtual machine in the block, in tens: the same on every machine."""
+    steps = [0]
+
+    def count() -> None:
+        steps[0] += 1
+
+    connection.set_progress_handler(count, 10)
+    try:
+        yield steps
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 def whole_scans(connection: sqlite3.Connection, statements: Iterable[str]) -> list[str]:
