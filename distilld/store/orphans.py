@@ -210,6 +210,6 @@ class Orphans:
             (),
             f"CASE WHEN rejected_category = -1 OR {overruled()} THEN 'revoked' ELSE 'rescored' END",
         )
-        self._run("UPDATE retained_rows SET accepted = 1 WHERE kind = 'orphan'")
-        self._run("UPDATE pairs SET accepted = 1 WHERE retained = 'orphan'")
+        self._run("UPDATE retained_rows SET accepted = 1 WHERE kind = 'orphan' AND accepted = 0")
+        self._run("UPDATE pairs SET accepted = 1 WHERE retained = 'orphan' AND accepted = 0")
         return gone

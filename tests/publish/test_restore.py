@@ -884,6 +884,25 @@ def test_orphan_leaves_when_a_rewritten_file_names_its_run(lake: HistoryLake) ->
     assert lake.causes("rag") == lake.causes("sft") == ["rescored"]
 
 
+def test_orphan_that_leaves_changes_no_other(tmp_path: Path) -> None:
+    """Inputs name the run of one orphan: what was decided on the others is not written again, however many there are."""
+
+    def changes(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *(run(f"r{n}", ("accepted", "rejected")[n % 2], f"t{n // 2}") for n in range(count)))
+            lake.go()
+            lake.lose_store()
+            lake.move_away(*lake.paths(A, "both"))
+            lake.go()
+            lake.scored(B, run("r0"))
+            before = lake.engine.store.connection.total_changes
+            lake.go()
+            assert "r0" not in lake.exported("rag")
+            return lake.engine.store.connection.total_changes - before
+
+    assert changes(40) == changes(4)
+
+
 @pytest.mark.parametrize("said_by", ["row", "malformed line", "rest"])
 @pytest.mark.parametrize(
     ("lenient", "category"), [({"revoke": False}, "rejected"), ({"include_review": True}, "needs_human_review")]
