@@ -66,8 +66,9 @@ class Queues:
         )
         # Whether the inputs name an orphan's run is asked when all is judged. A malformed line names none, but forbids.
         self._run(
-            "INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind <> 'orphan'"
-            f" OR {is_forbidden('retained_rows.run_id', options, Dataset.RAG, Dataset.SFT)}"
+            "INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind <> 'orphan' OR run_id IN"
+            " (SELECT run_id FROM (SELECT DISTINCT run_id FROM retained_rows WHERE kind = 'orphan') o"
+            f" WHERE {is_forbidden('o.run_id', options, Dataset.RAG, Dataset.SFT)})"
         )
         self._run("UPDATE retained_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
         self._run("UPDATE pairs SET accepted = 0 WHERE retained = 'orphan' AND accepted = 1")

@@ -52,6 +52,7 @@ from distilld.store.pruning import Only
 from tests.support.builders import jsonl
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
 from tests.support.limits import limits
+from tests.support.query_plans import counted_steps
 
 PHASE4 = Path(__file__).parents[1] / "data" / "phase4"
 STAMP = "2026-01-01T00:00:00.000Z"
@@ -923,6 +924,24 @@ def test_orphan_is_looked_at_again_under_other_options(
     lake.restart(strict)
     lake.go()
     assert lake.exported("rag") == lake.exported("sft") == {"q"}
+
+
+def test_orphans_of_one_run_are_asked_about_once(tmp_path: Path) -> None:
+    """Whether a verdict forbids a run is asked once, not for each of its orphans: older exporters had no limit on them."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.scored(A, *(run("one", provenance__sig_hash=f"sig-{number}") for number in range(count)))
+            lake.evidence(A, given("one"))
+            lake.go()
+            lake.lose_store()
+            lake.move_away(*lake.paths(A, "both"))
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.go()
+            assert lake.engine.retained.retained_counts() == {"orphan": 2 * count}
+            return done[0]
+
+    assert steps(160) < 5 * steps(40)
 
 
 def test_orphan_that_the_old_quarantine_forbids_leaves_once_it_may_not_stay(lake: HistoryLake) -> None:
