@@ -355,9 +355,10 @@ class Work(LooseLines, Tasks):
                 (run_id,),
             ).fetchone()
             or self._run(
-                "SELECT p.path, f.line FROM retained_rows f CROSS JOIN partitions p USING (partition_id)"
-                " WHERE (f.run_id = ?1 OR f.run_id IS NULL AND f.digest IN (SELECT digest FROM malformed_runs"
-                f" WHERE run_id = ?1)) AND f.category IN ({codes}) AND f.kind = 'absent'"
+                "SELECT p.path, f.line FROM (SELECT * FROM retained_rows WHERE run_id = ?1"
+                " UNION ALL SELECT r.* FROM malformed_runs m CROSS JOIN retained_rows r INDEXED BY retained_rows_by_digest"
+                " ON r.digest = m.digest AND r.run_id IS NULL WHERE m.run_id = ?1) f CROSS JOIN partitions p"
+                f" USING (partition_id) WHERE f.category IN ({codes}) AND f.kind = 'absent'"
                 " ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",
                 (run_id,),
             ).fetchone()

@@ -1141,6 +1141,27 @@ def test_pass_without_news_asks_nothing_of_retained_pairs(tmp_path: Path) -> Non
     assert steps(200) == steps(20)
 
 
+def test_verdict_is_not_looked_for_among_all_retained_rows(tmp_path: Path) -> None:
+    """The story: where the verdict that took a row out was in no whole line, all absent rows were looked through for it."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *tasks_of_two(count))
+            lake.both(B, *(run(f"b{number}") for number in range(20)))
+            lake.go()
+            lake.move_away(*lake.paths(A, "both"))
+            lake.go()
+            named = b"".join(b'"evidence_run_id":"b%d",' % number for number in range(20))
+            lake.scored_path(C).parent.mkdir(parents=True)
+            lake.scored_path(C).write_bytes(b"{" + named + b'"category":"rejected"')
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.go()
+            assert [row["verdict"]["location"]["partition"] for row in lake.withdrawn(Dataset.RAG)] == [C] * 20
+            return done[0]
+
+    assert steps(200) < 1.5 * steps(20)
+
+
 @pytest.mark.parametrize("goes", ["row", "partition"])
 def test_next_row_takes_an_id_where_the_one_that_was_woken_goes(lake: HistoryLake, goes: str) -> None:
     """A row is kept on absent evidence, the first that waits for its id goes in the same pass: the next one ships it.
