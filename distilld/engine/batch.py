@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.decisions import Decisions, Withdrawal
-from distilld.core.model import Cause, OperatorError, Options
+from distilld.core.model import Cause, Dataset, OperatorError, Options
 from distilld.engine.answers import check_lines, check_pairs, check_rows
 from distilld.engine.batch_start import empty_decisions
 from distilld.engine.jobs import SpanJob, TaskJob
@@ -184,7 +184,7 @@ class Batches:
         with closing(self._work.retained_queue()) as retained:
             rows.loose_rows.take_retained(retained)
         if self._is_start:
-            self._take_departures(rows, pairs, all_judged=False)
+            self._take_departures(decisions, rows, pairs, all_judged=False)
             self._is_start = False
         assert self._queue is not None  # noqa: S101  set by _begin
         pruned = self._queue.pruned
@@ -201,7 +201,7 @@ class Batches:
             pruned |= forced.pruned
             self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
         else:
-            self._take_departures(rows, pairs, all_judged=True)
+            self._take_departures(decisions, rows, pairs, all_judged=True)
             rows.judge_joined()
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
@@ -221,10 +221,11 @@ class Batches:
         self._tasks_out_of_reach |= pairs.out_of_reach
         self.took_none = not (self._took_any or left_over)
 
-    def _take_departures(self, rows: RowJudge, pairs: PairJudge, *, all_judged: bool) -> None:
-        departures = self._work.departures(DEPARTURES_PER_BATCH, self._options, all_judged=all_judged)
-        rows.loose_rows.take_departures(departures)
-        pairs.take_departures(departures)
+    def _take_departures(self, decisions: Decisions, rows: RowJudge, pairs: PairJudge, *, all_judged: bool) -> None:
+        leaving = self._work.departures(DEPARTURES_PER_BATCH, self._options, all_judged=all_judged)
+        departures = [each for each in leaving if decisions.note_departure(*each[:3])]
+        rows.loose_rows.take_departures(each for each in departures if each.dataset is not Dataset.PREFERENCE)
+        pairs.take_departures(each for each in departures if each.dataset is Dataset.PREFERENCE)
 
     def _judge_spans(self, batch: Batch, rows: RowJudge) -> QueuedJob | None:
         """Settle the rows of one batch; return its last job, or None where no row is queued."""

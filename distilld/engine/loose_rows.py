@@ -28,12 +28,8 @@ class LooseRows:
         self._moving |= {each.retained_id: each for each in self._work.moved_to(row.digest, row.run_id)}
 
     def take_departures(self, departures: Iterable[Departure]) -> None:
-        """Remove lines whose rows are gone, unless another row takes, or took, the same id; pairs have their own lane."""
+        """Remove lines whose rows are gone, unless another row takes the same id."""
         for each in departures:
-            if each.dataset is Dataset.PREFERENCE or not self._out.note_departure(
-                each.departure_id, each.dataset, each.outcome
-            ):
-                continue
             if each.outcome != EXPORTED:
                 self._lanes[each.dataset].freed.add_quarantined(each)
             else:

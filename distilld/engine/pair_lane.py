@@ -40,10 +40,6 @@ class PairLane:
     def take_departures(self, departures: Iterable[Departure]) -> None:
         """Remove lines whose pairs are gone, unless another pair takes the same id."""
         for each in departures:
-            if each.dataset is not _PREFERENCE or not self.out.note_departure(
-                each.departure_id, _PREFERENCE, each.outcome
-            ):
-                continue
             if each.outcome == EXPORTED:
                 self.freed[each.sample_key or 0] = _pair_of(each), Cause(each.cause)
             else:
@@ -56,7 +52,8 @@ class PairLane:
     def take_freed(self, key: int) -> WorkPair | None:
         """Return the pair whose free line an id has, for the pair that has the id now."""
         if self._any_departed and key not in self.freed:
-            self.take_departures(self._work.departed_pairs([key]))
+            departed = self._work.departed_pairs([key])
+            self.take_departures(each for each in departed if self.out.note_departure(*each[:3]))
         pair, _ = self.freed.pop(key, (None, None))
         return pair
 

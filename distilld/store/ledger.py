@@ -65,7 +65,7 @@ class Ledger:
                 f"UPDATE retained_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE retained_id = ?",
                 (retained_id,),
             )
-        self._many("DELETE FROM departures WHERE departure_id = ?", [(each,) for each in set(decisions.departures)])
+        self._many("DELETE FROM departures WHERE departure_id = ?", [(each,) for each in decisions.departures])
         self._many("DELETE FROM rejudge_retained WHERE retained_id = ?", [(each,) for each in decisions.retained_seen])
         self._many(
             "UPDATE scored_rows SET rag = ?, rag_line = ?, rag_batch = ?, sft = ?, sft_line = ?, sft_batch = ? WHERE walk = ?",
