@@ -38,8 +38,15 @@ _EMPTY: Final = (
     " ELSE NOT EXISTS (SELECT 1 FROM evidence_rows e WHERE e.partition_id = f.partition_id) END"
 )
 """SQL for whether nothing is known about absent file ``f`` except that it existed."""
-
-
+_IN_PAIRS: Final = " UNION ALL ".join(
+    f"SELECT p.{side}_partition FROM {pairs} p.{side}_partition IS NOT NULL"
+    for side in ("chosen", "rejected")
+    for pairs in (
+        "pairs p WHERE p.retained IS NOT NULL AND",
+        "rejudge_tasks t CROSS JOIN pairs p USING (task_id) WHERE",
+    )
+)
+"""SQL for partitions that pairs may name though they have no file: all other pairs stand on present files."""
 _MOVED_RESTS: Final = (
     f"SELECT partition_id FROM files f WHERE state = 'absent' AND rest_category IS NOT NULL AND {rest_moved()}"
 )
@@ -83,9 +90,9 @@ def forget_empty_files(store: Store, *, names_gone: bool) -> bool:
     with store.transaction():
         store.connection.executemany("DELETE FROM files WHERE partition_id = ? AND kind = ?", empty)
         nameless = run(
-            "DELETE FROM partitions WHERE partition_id IN (SELECT partition_id FROM partitions"
-            " EXCEPT SELECT partition_id FROM files EXCEPT SELECT partition_id FROM retained_rows"
-            " EXCEPT SELECT partition_id FROM departures EXCEPT SELECT partition_id FROM unreported_inputs"
-            " EXCEPT SELECT chosen_partition FROM pairs EXCEPT SELECT rejected_partition FROM pairs)"
+            "DELETE FROM partitions WHERE partition_id IN (SELECT partition_id FROM partitions EXCEPT SELECT partition_id"
+            " FROM files EXCEPT SELECT partition_id FROM departures EXCEPT SELECT partition_id FROM unreported_inputs)"
+            " AND NOT EXISTS (SELECT 1 FROM retained_rows r WHERE r.partition_id = partitions.partition_id)"
+            f" AND partition_id NOT IN ({_IN_PAIRS})"
         ).rowcount
     return bool(empty or nameless)

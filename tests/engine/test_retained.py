@@ -15,7 +15,7 @@ from distilld.core.model import Dataset, OnDelete, Options, Trigger
 from distilld.engine import batch
 from distilld.store.pruning import Only
 from distilld.store.run_queries import Stories
-from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
+from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import counted_steps, whole_scans
 
 TASK = "one-task"
@@ -1136,6 +1136,24 @@ def test_pass_without_news_asks_nothing_of_retained_pairs(tmp_path: Path) -> Non
             with counted_steps(lake.engine.store.connection) as done:
                 lake.engine.run_pass(Trigger.RESCAN)
             assert lake.engine.retained.retained_counts()["absent"] >= count
+            return done[0]
+
+    assert steps(200) == steps(20)
+
+
+def test_name_that_is_gone_is_not_looked_for_in_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: each time a producer's temporary name had gone, all pairs of the lake were looked through for it."""
+    believe_facts(monkeypatch)
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *tasks_of_two(count))
+            lake.scored(B)
+            lake.go()
+            lake.scored_path(B).unlink()
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            assert lake.ask("SELECT path FROM partitions") == [(A,)]
             return done[0]
 
     assert steps(200) == steps(20)
