@@ -7,7 +7,7 @@ rewritten into a temporary file. So is a file in which a row is replaced: no rea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -243,38 +243,30 @@ class Committer(Recovery):
 
     # whole files
 
-    def replace(self, files: Sequence[NewVersion], also: Callable[[], None]) -> None:
+    def replace(self, versions: Mapping[str, Pieces], also: Callable[[], None] = lambda: None) -> dict[str, int]:
         """Replace whole exports by new versions, by the same protocol; ``also`` runs in the transaction.
 
-        It rewrites files whose rows are recorded already: after damage, for another order, in a takeover.
+        It rewrites files whose rows are recorded already: after damage, for another order, in a takeover. Return how
+        many rows each file has now.
         """
         self.keep_lock()
         stamp = self.next_identity()
-        intents = [Intent(file.name, stamp.sequence, 0, _temp_name(file.name, stamp.batch_id)) for file in files]
+        intents = [Intent(name, stamp.sequence, 0, _temp_name(name, stamp.batch_id)) for name in versions]
         if intents:
             with self._store.transaction():
                 self._records.intend(intents)
-        written = [
-            self._exports.compose(file.name, intent.temp or "", file.blocks)
-            for file, intent in zip(files, intents, strict=True)
-        ]
+        written = {
+            intent: self._exports.compose(intent.name, intent.temp or "", versions[intent.name]) for intent in intents
+        }
         with self._store.transaction():
             also()
-            for file, intent, result in zip(files, intents, written, strict=True):
-                self._records.set_export(file.name, result.committed(file.rows()), result.facts, intent.temp)
-                self._note_segments(file.name, intent.temp, None, result)
-            self._receipts.note_replaced([file.name for file in files])
+            for (name, _, _, temp), result in written.items():
+                self._records.set_export(name, result.committed(result.lines), result.facts, temp)
+                self._note_segments(name, temp, None, result)
+            self._receipts.note_replaced(list(versions))
             self._records.drop_intents()
         self.finish()
-
-
-@dataclass(frozen=True, slots=True)
-class NewVersion:
-    """A new version of a whole export; ``rows`` is called after the blocks are written."""
-
-    name: str
-    blocks: Pieces
-    rows: Callable[[], int]
+        return {intent.name: result.lines for intent, result in written.items()}
 
 
 def _writes_of(

@@ -31,6 +31,11 @@ class Written:
     segment_bytes: int = SEGMENT_BYTES
     spaces: int = 0
 
+    @property
+    def lines(self) -> int:
+        """How many lines were written, as counted on the way."""
+        return sum(len(segment.marks) for segment in self.segments) // MARK_BYTES
+
     def committed(self, rows: int) -> Committed:
         """Return the state of the export as of the next commit."""
         return Committed(self.size, rows, self.sha256, self.segment_bytes, self.spaces)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ import structlog
 from distilld.core.line_facts import key_of
 from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dataset, OperatorError, Options, StatFacts
 from distilld.lake.lines import digest_of
-from distilld.publish.commit import Committer, NewVersion
+from distilld.publish.commit import Committer
 from distilld.publish.exports import Exports
 from distilld.publish.reading import LONGEST_LINE_BYTES, ExportTamperedError, file_lines
 from distilld.publish.takeover import TakeOver
@@ -177,50 +177,35 @@ class Restorer:
         """Set a damaged export aside, write its intact rows again, and queue the missing ones."""
         aside = self._committer.set_aside(name, now_ns)
         if name.startswith("withdrawals_"):
-            self._restore_log(name)
+            with self._logged(name) as lines:
+                rows = self._committer.replace({name: lines}, lambda: self._restored(name))
+            log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=rows[name], rows_missing=0)
         else:
             self._restore_rows(name, aside)
 
-    def _restore_log(self, name: str) -> None:
-        lines = self._rewrite_log(name, lambda: self._restored(name))
-        log.info("export_restored", path=EXPORT_PATHS[name], rows_kept=lines, rows_missing=0)
-
-    def _rewrite_log(self, name: str, also: Callable[[], None]) -> int:
-        """Rewrite a log of withdrawals from the store; return how many lines it has."""
-        written = 0
-
-        def lines() -> Iterator[bytes]:
-            nonlocal written
-            for each in published:
-                written += 1
-                yield each.line()
-
+    @contextmanager
+    def _logged(self, name: str) -> Iterator[Iterator[bytes]]:
+        """Give the lines of a log of withdrawals, from the store."""
         # If a fault left the query unfinished, it would lock the table that it reads.
         with closing(Withdrawals(self._store).of(Dataset(name.removeprefix("withdrawals_")))) as published:
-            self._committer.replace([NewVersion(name, lines(), lambda: written)], also)
-        return written
+            yield (each.line() for each in published)
 
     def _restore_rows(self, name: str, aside: Path | None) -> None:
-        kept = 0
-        missing = 0
-
-        def good_lines() -> Iterator[bytes]:
-            nonlocal kept
-            for line in file_lines(aside, longest):
-                if line.endswith(b"\n") and self._lines.is_expected(digest_of(line)):
-                    kept += 1
-                    yield line
-
         def queue() -> None:
-            nonlocal missing
-            missing = self._lines.miss_expected(name)
+            self._lines.miss_expected(name)
             self._restored(name)
 
         committed = self._records.exports()[name].committed
         longest = max(LONGEST_LINE_BYTES, self._segments.longest_line(name, committed))
         self._lines.expect(name)
-        self._committer.replace([NewVersion(name, good_lines(), lambda: kept)], queue)
-        log.warning("export_restored", path=EXPORT_PATHS[name], rows_kept=kept, rows_missing=missing)
+        good = (
+            line
+            for line in file_lines(aside, longest)
+            if line.endswith(b"\n") and self._lines.is_expected(digest_of(line))
+        )
+        rows = self._committer.replace({name: good}, queue)
+        missing = self._records.missing_rows(name)
+        log.warning("export_restored", path=EXPORT_PATHS[name], rows_kept=rows[name], rows_missing=missing)
 
     # taking over
 
@@ -254,7 +239,8 @@ class Restorer:
         for name, record in self._records.exports().items():
             if name.startswith("withdrawals_"):
                 if record.committed.spaces:
-                    self._rewrite_log(name, lambda: None)
+                    with self._logged(name) as lines:
+                        self._committer.replace({name: lines})
             elif record.committed.rows:
                 self._reorder(name, record.committed)
 
@@ -266,7 +252,7 @@ class Restorer:
                     return
             # If a fault left the query unfinished, it would lock the tables that it reads.
             with closing(self._lines.order_lines(name, keys(file.rows()))) as order:
-                self._committer.replace([NewVersion(name, file.pick(order), lambda: committed.rows)], lambda: None)
+                self._committer.replace({name: file.pick(order)})
 
 
 def _digests(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int, object]]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +17,7 @@ import structlog
 from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, InputKind, Options, UnreadableError
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import open_partition
-from distilld.publish.commit import Committer, NewVersion
+from distilld.publish.commit import Committer
 from distilld.publish.exports import Exports
 from distilld.publish.legacy import forbidding, orphan_of, withdrawal_of
 from distilld.publish.reading import LONGEST_LINE_BYTES, ExportReadError, ExportWriteError, file_lines
@@ -112,15 +110,14 @@ class TakeOver:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             self._committer.set_aside(name, now_ns)
             return 0, 0
-        good = bad = 0
+        bad = 0
         take = self._take_withdrawal if name.startswith("withdrawals_") else self._take_orphan
         dataset = Dataset(name.removeprefix("withdrawals_"))
 
         def good_lines() -> Iterator[bytes]:
-            nonlocal good, bad
+            nonlocal bad
             for line in file_lines(path, self._longest):
                 if take(dataset, line):
-                    good += 1
                     yield line
                 else:
                     bad += 1
@@ -134,8 +131,7 @@ class TakeOver:
                 self._orphans.take_withdrawals(dataset)
 
         self._orphans.stage()
-        self._committer.replace([NewVersion(name, good_lines(), lambda: good)], settle)
-        return good, bad
+        return self._committer.replace({name: good_lines()}, settle)[name], bad
 
     def _take_orphan(self, dataset: Dataset, line: bytes) -> bool:
         orphan = orphan_of(dataset, line)
@@ -156,7 +152,6 @@ class TakeOver:
         row does, so that the verdict survives the loss of this store, too.
         """
         copies = {name: self._committer.set_aside(name, now_ns) for name in names}
-        kept: Counter[str] = Counter()
         self._orphans.stage_verdicts()
 
         def lines_that_stay(name: str, copy: Path) -> Iterator[bytes]:
@@ -167,9 +162,7 @@ class TakeOver:
                     continue
                 stays = verdict.at is not None and self._is_gone(verdict.at.partition, gone) and line.endswith(b"\n")
                 dataset = Dataset(name.removeprefix("quarantine_"))
-                is_first = self._orphans.add_verdict(dataset, verdict, digest_of(line), stays=stays)
-                if stays and is_first:
-                    kept[name] += 1
+                if self._orphans.add_verdict(dataset, verdict, digest_of(line), stays=stays) and stays:
                     yield line
 
         def settle() -> None:
@@ -178,11 +171,7 @@ class TakeOver:
                 self._receipts.anchor(*anchor)
             self._store.remember("taken_over", iso_time(now_ns))
 
-        versions = [
-            NewVersion(name, lines_that_stay(name, copy), partial(kept.__getitem__, name))
-            for name, copy in copies.items()
-            if copy is not None
-        ]
+        versions = {name: lines_that_stay(name, copy) for name, copy in copies.items() if copy is not None}
         self._committer.replace(versions, settle)
 
     def _is_gone(self, partition: str, known: dict[str, bool]) -> bool:

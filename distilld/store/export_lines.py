@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from functools import partial
 from itertools import zip_longest
 
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
-from distilld.store.counts import count
 from distilld.store.retained import Retained
 
 
@@ -20,7 +18,6 @@ class ExportLines:
     def __init__(self, store: Store) -> None:
         self._run = store.connection.execute
         self._many = store.connection.executemany
-        self._count = partial(count, store)
         self._retained = Retained(store)
 
     def expect(self, name: str) -> None:
@@ -44,11 +41,10 @@ class ExportLines:
             self._run("UPDATE expected SET copies = copies - 1 WHERE digest = ? AND copies > 0", (digest,)).rowcount
         )
 
-    def miss_expected(self, name: str) -> int:
-        """Record and count lines not found as missing; queue present rows again, withdraw retained ones as lost."""
+    def miss_expected(self, name: str) -> None:
+        """Record lines not found as missing; queue present rows again, withdraw retained ones as lost."""
         self._run("DELETE FROM missing_lines WHERE name = ?", (name,))
         self._run("INSERT INTO missing_lines SELECT ?, digest, copies FROM expected WHERE copies > 0", (name,))
-        missing = self._count("SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?", name)
         lines = "(SELECT digest FROM expected WHERE copies > 0)"
         dataset, sign = _lines_in(name)
         self._lose(name, lines)
@@ -62,7 +58,6 @@ class ExportLines:
                 f" WHERE {dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
             )
         self._run("DROP TABLE temp.expected")
-        return missing
 
     def lose_missing(self) -> None:
         """Withdraw rows that were retained after an export lost their lines, which cannot be written again."""
