@@ -21,7 +21,6 @@ from distilld.core.line_facts import VERDICTS
 from distilld.core.model import EXPORT_PATHS, Committed, Dataset, Options, Pieces, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
-from distilld.publish.exports import drop_digests, drop_ids
 from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ExportTamperedError
@@ -122,18 +121,18 @@ class Committer(Recovery):
 
     def _in_place(self, writes: list[ExportWrite], records: dict[str, ExportRecord]) -> list[ExportWrite]:
         """Return the same writes, with a plan to overwrite rows in place where that is possible."""
-        if not self.writes or not any(write.drops for write in writes):
+        if not self.writes or not any(write.leaving for write in writes):
             return writes
         if not self._pins.keep_out():
             return writes
         done = []
         for write in writes:
             planned = None
-            if write.drops and not write.replaces():
+            if write.leaving and not write.replaces():
                 known = records[write.name].committed
                 with self.left_as_found(write.name):
                     planned = self._exports.plan(write.name, known, write.leaving, grows=write.rows > 0)
-            done.append(write if planned is None else replace(write, temp=None, drop=None, planned=planned))
+            done.append(write if planned is None else replace(write, temp=None, planned=planned))
         return done
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
@@ -143,10 +142,9 @@ class Committer(Recovery):
         if write.temp is None:
             with self.left_as_found(write.name):
                 return self._exports.append(write.name, known, write.blocks)
-        assert write.drop is not None  # noqa: S101  a rewrite always drops
-        result = self._exports.rewrite(write.name, known, write.temp, write.drop, write.blocks)
-        if result.dropped != write.drops:
-            raise ProgramError(f"{EXPORT_PATHS[write.name]}: {result.dropped} lines left, {write.drops} should have")
+        result = self._exports.rewrite(write.name, known, write.temp, write.leaving, write.blocks)
+        if result.dropped != (leaving := write.leaving.total()):
+            raise ProgramError(f"{EXPORT_PATHS[write.name]}: {result.dropped} lines left, {leaving} should have")
         return result
 
     @contextmanager
@@ -283,8 +281,8 @@ def _writes_of(
         if gone:
             name, lines = f"withdrawals_{dataset}", _lines(gone)
             folded = Counter(digest_of(each.line()) for each in repeated if each.dataset is dataset)
-            temp, drop = (_temp_name(name, identity.batch_id), drop_digests(folded)) if folded else (None, None)
-            writes.append(ExportWrite(name, (lines,), len(gone), temp, drop, folded.total(), folded))
+            temp = _temp_name(name, identity.batch_id) if folded else None
+            writes.append(ExportWrite(name, (lines,), len(gone), temp, folded))
     return [write if records[write.name].committed.size else _as_first(write, identity) for write in writes]
 
 
@@ -297,27 +295,19 @@ def _lines(published: Iterable[PublishedWithdrawal]) -> bytes:
 
 def _as_first(write: ExportWrite, identity: BatchIdentity) -> ExportWrite:
     """Return a write to an empty export as one to a temporary file: a foreign file there is never taken for ours."""
-    return replace(write, temp=_temp_name(write.name, identity.batch_id + FIRST), drop=drop_ids(frozenset()))
+    return replace(write, temp=_temp_name(write.name, identity.batch_id + FIRST))
 
 
 def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetChanges) -> list[ExportWrite]:
     writes = []
     ids = {id_of(dataset, key).encode() for key in change.removed_keys}
-    for name, spool, leaving, drop in (
-        (dataset.value, change.exported, Counter(change.removed_keys.values()), drop_ids(ids)),
-        (
-            f"quarantine_{dataset}",
-            change.quarantined,
-            change.removed_quarantined,
-            drop_digests(change.removed_quarantined),
-        ),
+    for name, spool, leaving, leaving_ids in (
+        (dataset.value, change.exported, Counter(change.removed_keys.values()), ids),
+        (f"quarantine_{dataset}", change.quarantined, change.removed_quarantined, ()),
     ):
-        if drops := leaving.total():
-            temp = _temp_name(name, identity.batch_id)
-            is_old = drop if name == dataset else None
-            writes.append(ExportWrite(name, spool.pieces(), spool.rows, temp, drop, drops, leaving, spool, is_old))
-        elif spool.rows:
-            writes.append(ExportWrite(name, spool.pieces(), spool.rows, None, None, 0))
+        if leaving or spool.rows:
+            temp = _temp_name(name, identity.batch_id) if leaving else None
+            writes.append(ExportWrite(name, spool.pieces(), spool.rows, temp, leaving, leaving_ids, spool))
     return writes
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Committed, MarkedLines, Marks, Pieces, StatFacts
 from distilld.files.durable import make_folder, open_in_folder, sync_up
@@ -37,12 +37,6 @@ from distilld.publish.reading import (
 
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
 """Datasets first: withdrawn rows are out of them before any other file is renamed."""
-
-
-class Drop(Protocol):
-    """Returns whether a rewritten file omits a line (line feed included); its digest is passed if it is known."""
-
-    def __call__(self, line: bytes, digest: bytes = b"", /) -> bool: ...
 
 
 class Exports(LiveFiles):
@@ -91,24 +85,28 @@ class Exports(LiveFiles):
         self._hashes[name] = (output.sha, facts)
         return output.written(facts, known.spaces)
 
-    def rewrite(self, name: str, known: Committed, temp: str, drop: Drop, blocks: Pieces) -> Written:
-        """Stream the file into a temporary one in its folder, without the dropped lines, then the new ones; fsync.
+    def rewrite(self, name: str, known: Committed, temp: str, leaving: Counter[bytes], blocks: Pieces) -> Written:
+        """Stream the file into a temporary one in its folder, then the new lines; fsync.
 
-        White space between its rows is omitted. The live file does not change until :meth:`install`.
+        Of each digest, omit as many lines as ``leaving`` counts, the first ones. Omit the white space between rows. The
+        live file does not change until :meth:`install`.
 
         Raises:
             ExportTamperedError: The live file is not what its last commit left.
             ExportWriteError: The write failed.
         """
-        dropped = 0
+        left = Counter(leaving)
+
+        def stays(digest: bytes) -> bool:
+            if left.get(digest, 0) <= 0:
+                return True
+            left[digest] -= 1
+            return False
 
         def kept(old: int) -> Iterator[MarkedLines]:
-            nonlocal dropped
             for lines in committed_lines(old, known, EXPORT_PATHS[name], self._pulse):
                 rows = [without_space(line) for line in lines] if known.spaces else lines
-                digested = [(row, digest_of(row)) for row in rows]
-                staying = [each for each in digested if not drop(*each)]
-                dropped += len(rows) - len(staying)
+                staying = [(row, digest) for row in rows if stays(digest := digest_of(row))]
                 content = [row for row, _ in staying]
                 yield MarkedLines(b"".join(content), Marks.of(content, (digest for _, digest in staying)))
 
@@ -119,7 +117,7 @@ class Exports(LiveFiles):
             finally:
                 if old is not None:
                     os.close(old)
-        return replace(written, dropped=dropped)
+        return replace(written, dropped=leaving.total() - left.total())
 
     def compose(self, name: str, temp: str, blocks: Pieces) -> Written:
         """Write a new version of a file into a temporary one in its folder, and fsync. The live file does not change.
@@ -216,28 +214,3 @@ class Exports(LiveFiles):
         if held is not None:
             self._hashes[name] = (held[0], now)
         return now
-
-
-def drop_ids(ids: Collection[bytes]) -> Drop:
-    """Return a filter that drops dataset lines by id; each row begins with its schema version and its id."""
-    prefix = b'{"schema_version":1,"id":"'
-    start = len(prefix)
-
-    def drop(line: bytes, _: bytes = b"", /) -> bool:
-        return line.startswith(prefix) and line[start : line.find(b'"', start)] in ids
-
-    return drop
-
-
-def drop_digests(digests: Counter[bytes]) -> Drop:
-    """Return a filter that drops as many lines of each digest as ``digests`` counts."""
-    left = Counter(digests)
-
-    def drop(line: bytes, digest: bytes = b"", /) -> bool:
-        digest = digest or digest_of(line)
-        if left[digest] > 0:
-            left[digest] -= 1
-            return True
-        return False
-
-    return drop

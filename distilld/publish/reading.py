@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from distilld.files.durable import open_in_folder
 from distilld.files.regular import open_regular, owned, without_space
 from distilld.files.segments import BLOCK_BYTES, SegmentHash, blocks_of
 
+ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"([a-z]+-([0-9a-f]{16}))"')
+"""How each row of a dataset begins; the groups are its id and its sample key."""
 LONGEST_LINE_BYTES: Final = 1 << 26
 """Up to this length, a line of a former export is read as a whole even if no longer one is known."""
 

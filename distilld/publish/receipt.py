@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,10 +12,9 @@ from distilld.core.decisions import Decisions, Lines, Withdrawal
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Pieces, Trigger
 from distilld.files.git import GitState
 from distilld.lake.scan import tree_path
-from distilld.publish.exports import Drop
 from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
-from distilld.publish.reading import lines_of
+from distilld.publish.reading import ROW_ID, lines_of
 from distilld.store.export_records import ExportRecord
 from distilld.store.ledger import Totals
 from distilld.store.receipts import InputNote
@@ -74,26 +73,24 @@ def batch_id_of(recorded_at: str) -> str:
 class ExportWrite:
     """What one export gains and loses; ``temp`` is the temporary file, if the export is rewritten.
 
-    ``leaving`` are the digests of the lines that it loses. ``is_old`` returns whether a new line replaces one of them,
-    with the same id.
+    ``leaving`` are the digests of the lines that it loses, and ``leaving_ids`` the ids of a dataset's rows among these.
     """
 
     name: str
     blocks: Pieces
     rows: int
     temp: str | None
-    drop: Drop | None
-    drops: int
-    leaving: Counter[bytes] = field(default_factory=Counter)
+    leaving: Counter[bytes]
+    leaving_ids: Collection[bytes] = ()
     coming: Lines | None = None
-    is_old: Drop | None = None
     planned: Overwriting | None = None
 
     def replaces(self) -> bool:
         """Return whether a new row has the id of a row that leaves."""
-        if self.is_old is None or self.coming is None:
+        if self.coming is None or not self.leaving_ids:
             return False
-        return any(map(self.is_old, lines_of(self.coming.blocks())))
+        found = map(ROW_ID.match, lines_of(self.coming.blocks()))
+        return any(row is not None and row[1] in self.leaving_ids for row in found)
 
 
 def receipt_of(
@@ -255,7 +252,7 @@ def _outputs(
                 "appended": write.rows if write else 0,
                 "withdrawn": written[name].dropped if write else 0,
                 "adopted": adopted,
-                "rewritten": name in replaced or (write is not None and write.drops > 0 and write.temp is not None),
+                "rewritten": name in replaced or bool(write and write.leaving and write.temp),
             }
         )
     return outputs

@@ -25,10 +25,10 @@ import structlog
 from distilld.core.model import EXPORT_PATHS, SET_ASIDE
 from distilld.publish import receipt_files as receipts
 from distilld.publish.cards import write_cards
-from distilld.publish.exports import RENAME_ORDER, Exports, drop_ids
+from distilld.publish.exports import RENAME_ORDER, Exports
 from distilld.publish.overwrite import touched
 from distilld.publish.pins import Pins
-from distilld.publish.reading import ExportTamperedError, ExportWriteError, file_lines
+from distilld.publish.reading import ROW_ID, ExportTamperedError, ExportWriteError, file_lines
 from distilld.publish.receipt import iso_time
 from distilld.publish.set_aside import copy_aside, move_aside
 from distilld.store.connection import Store
@@ -158,9 +158,9 @@ class Recovery:
 
     def _holds_lost(self, name: str, copy: Path) -> bool:
         """Return whether a backup holds a row that was published as lost."""
-        is_lost = drop_ids({each.encode() for each in self._withdrawals.lost_ids(name)})
+        lost = {each.encode() for each in self._withdrawals.lost_ids(name)}
         with suppress(OSError):
-            return any(map(is_lost, file_lines(copy)))
+            return any(found[1] in lost for found in map(ROW_ID.match, file_lines(copy)) if found)
         return False
 
     def _report(self, *, cut_off: bool = False) -> None:

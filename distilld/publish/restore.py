@@ -7,7 +7,6 @@ the next batch writes them again, with their old timestamps.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -22,7 +21,7 @@ from distilld.core.model import EXPORT_PATHS, TAMPERINGS_AN_HOUR, Committed, Dat
 from distilld.lake.lines import digest_of
 from distilld.publish.commit import Committer
 from distilld.publish.exports import Exports
-from distilld.publish.reading import LONGEST_LINE_BYTES, ExportTamperedError, file_lines
+from distilld.publish.reading import LONGEST_LINE_BYTES, ROW_ID, ExportTamperedError, file_lines
 from distilld.publish.takeover import TakeOver
 from distilld.store.connection import Store
 from distilld.store.export_lines import ExportLines
@@ -34,7 +33,6 @@ from distilld.store.withdrawals import Withdrawals
 
 PAUSE_SECONDS: Final = 20.0
 """How long a daemon waits to restore the third damage within an hour: with another writer, it would only restore."""
-_ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"[a-z]+-([0-9a-f]{16})"')
 
 log = structlog.get_logger()
 
@@ -264,5 +262,5 @@ def _digests(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int, obje
 def _sample_keys(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int, object]]:
     """Return offset, length and sample key of each row; no key if it is no row of ours, as after a foreign edit."""
     for start, row in rows:
-        found = _ROW_ID.match(row)
-        yield start, len(row), key_of(found[1].decode()) if found else None
+        found = ROW_ID.match(row)
+        yield start, len(row), key_of(found[2].decode()) if found else None

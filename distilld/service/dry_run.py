@@ -39,7 +39,7 @@ class DryCommitter(Committer):
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
         """Report the file as written; count its rows, but not its bytes."""
-        return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0), write.drops)
+        return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0), write.leaving.total())
 
     def finish(self) -> None:
         """Do nothing: no file was written that must be put in place."""

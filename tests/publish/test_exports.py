@@ -18,9 +18,9 @@ from distilld.core.model import EXPORT_PATHS, MARK_BYTES, SEGMENT_BYTES, Committ
 from distilld.files import segments
 from distilld.lake.lines import digest_of
 from distilld.publish import live_files
-from distilld.publish.exports import RENAME_ORDER, Exports, drop_digests, drop_ids
+from distilld.publish.exports import RENAME_ORDER, Exports
 from distilld.publish.new_file import Output, Written
-from distilld.publish.reading import ExportReadError, ExportTamperedError, ExportWriteError, line_groups
+from distilld.publish.reading import ROW_ID, ExportReadError, ExportTamperedError, ExportWriteError, line_groups
 from tests.support.copied import Copied, long_line
 
 EMPTY = Committed(0, 0, hashlib.sha256().hexdigest())
@@ -43,14 +43,14 @@ def committed(written: Written) -> Committed:
     return Committed(written.size, 0, written.sha256)
 
 
-def keep_all(_: bytes, digest: bytes = b"", /) -> bool:
-    """Drop nothing."""
-    return False
+def digests(*lines: bytes) -> Counter[bytes]:
+    """The digests of lines that leave; of none, if nothing does."""
+    return Counter(map(digest_of, lines))
 
 
 def first(exports: Exports, *blocks: bytes) -> Committed:
     """Make the first version of an export."""
-    made = committed(exports.rewrite(NAME, EMPTY, TEMP, keep_all, blocks))
+    made = committed(exports.rewrite(NAME, EMPTY, TEMP, digests(), blocks))
     assert exports.install(NAME, TEMP, made) is not None
     return made
 
@@ -78,7 +78,7 @@ class TestAppend:
 
     def test_the_first_rows_make_the_file(self, exports: Exports, path: Path) -> None:
         """Size, digest and facts are those of the file, and its folders stand."""
-        written = exports.rewrite(NAME, EMPTY, TEMP, keep_all, [row(1), row(2)])
+        written = exports.rewrite(NAME, EMPTY, TEMP, digests(), [row(1), row(2)])
         assert not path.exists()
         assert exports.install(NAME, TEMP, committed(written)) is not None
         assert path.read_bytes() == rows(1, 2)
@@ -168,7 +168,7 @@ class TestAppend:
                 os.mknod(path, stat.S_IFSOCK | 0o600)
         write: Callable[[], object] = {
             "append": lambda: exports.append(NAME, known, [row(4)]),
-            "rewrite": lambda: exports.rewrite(NAME, known, TEMP, keep_all, [row(4)]),
+            "rewrite": lambda: exports.rewrite(NAME, known, TEMP, digests(), [row(4)]),
         }[method]
         with pytest.raises(ExportTamperedError, match=problem):
             write()
@@ -190,7 +190,7 @@ class TestAppend:
 
     def test_an_empty_file_may_be_gone(self, exports: Exports, known: Committed, path: Path) -> None:
         """Nothing is lost with it."""
-        emptied = exports.rewrite(NAME, known, TEMP, lambda *_: True, [])
+        emptied = exports.rewrite(NAME, known, TEMP, digests(row(1), row(2), row(3)), [])
         exports.install(NAME, TEMP, committed(emptied))
         assert path.read_bytes() == b""
         path.unlink()
@@ -204,7 +204,7 @@ class TestRewrite:
 
     def test_lines_leave_and_come(self, exports: Exports, known: Committed, path: Path) -> None:
         """The kept lines in their order, then the new ones; how many were dropped is counted."""
-        written = exports.rewrite(NAME, known, TEMP, drop_ids({b"rag-%016x" % 2: b""}), [row(4)])
+        written = exports.rewrite(NAME, known, TEMP, digests(row(2)), [row(4)])
         assert path.read_bytes() == rows(1, 2, 3)
         assert path.with_name(TEMP).read_bytes() == rows(1, 3, 4)
         assert (written.size, written.dropped) == (len(rows(1, 3, 4)), 1)
@@ -222,7 +222,7 @@ class TestRewrite:
     ) -> None:
         """Whatever the size of a read."""
         monkeypatch.setattr(segments, "BLOCK_BYTES", block_bytes)
-        written = exports.rewrite(NAME, known, TEMP, drop_ids({b"rag-%016x" % 3: b"", b"rag-%016x" % 1: b""}), [])
+        written = exports.rewrite(NAME, known, TEMP, digests(row(3), row(1)), [])
         assert path.with_name(TEMP).read_bytes() == row(2)
         assert written.dropped == 2
 
@@ -232,7 +232,7 @@ class TestRewrite:
         if os.geteuid() == 0:
             os.chown(path, 1234, 2345)
         before = path.stat()
-        written = exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+        written = exports.rewrite(NAME, known, TEMP, digests(), [row(4)])
         exports.install(NAME, TEMP, committed(written))
         after = path.stat()
         assert after.st_ino != before.st_ino
@@ -256,7 +256,7 @@ class TestRewrite:
             raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr(os, refused, refuse)
-        written = exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+        written = exports.rewrite(NAME, known, TEMP, digests(), [row(4)])
         mode = stat.S_IMODE(path.with_name(TEMP).stat().st_mode)
         assert mode == (0o600 if refused == "fchown" else 0o640 & ~_umask())
         assert written.dropped == 0
@@ -266,7 +266,7 @@ class TestRewrite:
     ) -> None:
         """The call is not made, so that no system need allow it."""
         monkeypatch.setattr(os, "fchown", None)
-        exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+        exports.rewrite(NAME, known, TEMP, digests(), [row(4)])
 
     def test_a_disk_that_fails_is_told(
         self, exports: Exports, known: Committed, monkeypatch: pytest.MonkeyPatch
@@ -278,7 +278,7 @@ class TestRewrite:
 
         monkeypatch.setattr(os, "fchmod", fail)
         with pytest.raises(ExportWriteError, match="Input/output"):
-            exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+            exports.rewrite(NAME, known, TEMP, digests(), [row(4)])
 
     @pytest.mark.parametrize("what", ["file", "link"])
     def test_the_temporary_file_is_always_a_new_one(
@@ -292,7 +292,7 @@ class TestRewrite:
         else:
             path.with_name(TEMP).write_bytes(b"precious")
         with pytest.raises(ExportWriteError, match="File exists"):
-            exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+            exports.rewrite(NAME, known, TEMP, digests(), [row(4)])
         assert victim.read_bytes() == path.with_name(TEMP).read_bytes() == b"precious"
 
     @pytest.mark.parametrize("content", [rows(1, 2, 4), rows(1, 2), rows(1, 2, 3)[:-1] + b" "])
@@ -302,14 +302,14 @@ class TestRewrite:
         """What is streamed is what was committed, or the batch is undone."""
         path.write_bytes(content)
         with pytest.raises(ExportTamperedError):
-            exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+            exports.rewrite(NAME, known, TEMP, digests(), [row(4)])
         assert path.read_bytes() == content
 
     def test_an_id_that_ends_nowhere_is_an_edit(self, exports: Exports, known: Committed, path: Path) -> None:
         """The story: the line was taken apart before the digest was compared, and the run ended with a ValueError."""
         path.write_bytes(rows(1, 2, 3)[:40].ljust(known.size - 1, b"x") + b"\n")
         with pytest.raises(ExportTamperedError, match="other bytes"):
-            exports.rewrite(NAME, known, TEMP, drop_ids({b"rag-1": b""}), [])
+            exports.rewrite(NAME, known, TEMP, digests(row(1)), [])
 
 
 class TestInstall:
@@ -318,7 +318,7 @@ class TestInstall:
     @pytest.fixture
     def finished(self, exports: Exports, known: Committed) -> Written:
         """A new version that waits."""
-        return exports.rewrite(NAME, known, TEMP, keep_all, [row(4)])
+        return exports.rewrite(NAME, known, TEMP, digests(), [row(4)])
 
     def test_twice_is_as_good_as_once(self, exports: Exports, finished: Written, path: Path) -> None:
         """A kill may have come behind the rename."""
@@ -383,7 +383,7 @@ class TestInstall:
         self, exports: Exports, path: Path, content: bytes | str | None, is_first: bool, problem: str | None
     ) -> None:
         """What is no file, and a file where none stood; only as long as there is something to put there."""
-        written = exports.rewrite(NAME, EMPTY, TEMP, keep_all, [row(1)])
+        written = exports.rewrite(NAME, EMPTY, TEMP, digests(), [row(1)])
         if content == "link":
             path.symlink_to("nowhere")
         elif content == "folder":
@@ -478,7 +478,7 @@ class TestUndo:
 
     def test_a_rewrite_is_discarded(self, exports: Exports, known: Committed, path: Path) -> None:
         """The temporary file goes, and only it."""
-        exports.rewrite(NAME, known, TEMP, keep_all, [])
+        exports.rewrite(NAME, known, TEMP, digests(), [])
         for _ in range(2):
             exports.discard(NAME, TEMP)
             assert os.listdir(path.parent) == [path.name]
@@ -494,18 +494,20 @@ class TestDrops:
     """Which lines a rewrite leaves out."""
 
     def test_ids_are_compared_whole(self) -> None:
-        """An id that begins alike, or stands elsewhere in the line, is another one."""
-        drop = drop_ids({b"rag-1": b""})
+        """An id stands at the beginning of its row and ends at its quote."""
         start = b'{"schema_version":1,"id":"'
-        assert drop(start + b'rag-1","title":"x"}\n')
-        assert not drop(start + b'rag-11","title":"x"}\n')
-        assert not drop(start + b'rag-2","title":"rag-1"}\n')
-        assert not drop(b'{"id":"rag-1"}\n')
+        found = ROW_ID.match(row(1))
+        assert found is not None
+        assert found.groups() == (b"rag-%016x" % 1, b"%016x" % 1)
+        assert not ROW_ID.match(start + b'rag-%016x1","title":"x"}\n' % 1)
+        assert not ROW_ID.match(b'{"title":' + row(1))
 
-    def test_of_equal_quarantine_lines_as_many_go_as_are_counted(self) -> None:
-        """The first ones; the others stay."""
-        drop = drop_digests(Counter({digest_of(b"a\n"): 2}))
-        assert [drop(line) for line in (b"a\n", b"b\n", b"a\n", b"a\n")] == [True, False, True, False]
+    def test_of_equal_lines_as_many_go_as_are_counted(self, exports: Exports, path: Path) -> None:
+        """The first ones; the others stay, and what is counted but not there is not counted as dropped."""
+        known = first(exports, b"a\n", b"b\n", b"a\n", b"a\n")
+        written = exports.rewrite(NAME, known, TEMP, digests(b"a\n", b"a\n", b"c\n"), [b"a\n"])
+        assert path.with_name(TEMP).read_bytes() == b"b\na\na\n"
+        assert (written.dropped, written.lines) == (2, 3)
 
 
 def test_a_read_that_fails_is_an_error_for_operators(
@@ -572,8 +574,8 @@ def test_no_descriptor_is_left_open(exports: Exports, known: Committed, path: Pa
     path.write_bytes(rows(1, 2, 4))
     methods: list[Callable[[], object]] = [
         lambda: exports.append(NAME, known, [row(4)]),
-        lambda: exports.rewrite(NAME, known, TEMP, keep_all, []),
-        lambda: exports.rewrite(NAME, known, TEMP, keep_all, []),
+        lambda: exports.rewrite(NAME, known, TEMP, digests(), []),
+        lambda: exports.rewrite(NAME, known, TEMP, digests(), []),
         lambda: _lines_of(exports, known),
     ]
     for method in methods:

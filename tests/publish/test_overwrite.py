@@ -74,7 +74,7 @@ class File:
             self.lines.remove(each)
         planned = self.exports.plan(NAME, self.known, leaving, grows=False)
         if planned is None:
-            written = self.exports.rewrite(NAME, self.known, TEMP, lambda row, *_: _takes(leaving, row), [])
+            written = self.exports.rewrite(NAME, self.known, TEMP, leaving, [])
             with self.store.transaction():
                 self.segments.begin_again(NAME)
                 self.segments.append(NAME, written.segments)
@@ -117,12 +117,6 @@ class File:
             "SELECT segment, sha256, line_marks FROM export_segments WHERE name = ? ORDER BY segment", (NAME,)
         ).fetchall()
         assert rows == [(number, digest, marks[number]) for number, digest in enumerate(digests)]
-
-
-def _takes(leaving: Counter[bytes], row: bytes) -> bool:
-    digest = digest_of(row)
-    leaving[digest] -= 1
-    return leaving[digest] >= 0
 
 
 @pytest.fixture
