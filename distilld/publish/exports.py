@@ -27,12 +27,12 @@ from distilld.publish.live_files import LiveFiles
 from distilld.publish.new_file import Output, Written, create
 from distilld.publish.overwrite import LEAST_BYTES, OpenExport, Overwriting, overwrite, plan_overwrite
 from distilld.publish.reading import (
+    ExportReadError,
     ExportTamperedError,
+    ExportWriteError,
     committed_lines,
     lstat,
     open_live,
-    reading_errors,
-    writing_errors,
 )
 
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
@@ -50,7 +50,7 @@ class Exports(LiveFiles):
             ExportReadError: The file cannot be read.
         """
         found = Output(None, SegmentHash(self.segment_bytes))
-        with self._opened(name, known) as descriptor, reading_errors(EXPORT_PATHS[name]):
+        with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
             for lines in committed_lines(descriptor, known, EXPORT_PATHS[name], self._pulse):
                 found.write(b"".join(lines))
             facts = StatFacts.of(os.fstat(descriptor))
@@ -69,7 +69,7 @@ class Exports(LiveFiles):
             ExportWriteError: The write failed.
         """
         self.check(name, known)
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             descriptor = open_in_folder(self._root / EXPORT_PATHS[name], os.O_WRONLY)
             try:
                 output = Output(descriptor, (after or self._hashes[name][0]).copy())
@@ -110,7 +110,7 @@ class Exports(LiveFiles):
                 content = [row for row, _ in staying]
                 yield MarkedLines(b"".join(content), Marks.of(content, (digest for _, digest in staying)))
 
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             old = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
             try:
                 written = self._beside(name, temp, old, chain(kept(old) if old is not None else (), blocks))
@@ -126,7 +126,7 @@ class Exports(LiveFiles):
             ExportWriteError: The write failed.
         """
         path = self._root / EXPORT_PATHS[name]
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             live = lstat(path)
             like = None
             if live is not None and stat.S_ISREG(live.st_mode):
@@ -169,7 +169,7 @@ class Exports(LiveFiles):
             return None
         self.check(name, known)
         candidates = self._segments.holding(name, {digest[:MARK_BYTES] for digest in leaving})
-        with self._opened(name, known) as descriptor, reading_errors(EXPORT_PATHS[name]):
+        with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
             export = OpenExport(EXPORT_PATHS[name], descriptor, known, self._hashes[name][0])
             segments = partial(self._segments.some, name)
             return plan_overwrite(export, leaving, candidates, segments, grows=grows)
@@ -196,7 +196,7 @@ class Exports(LiveFiles):
         """
         path = self._root / EXPORT_PATHS[name]
         held = self._hashes.pop(name, None)
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             live = lstat(path)
             if live is None or not stat.S_ISREG(live.st_mode):
                 return None

@@ -15,12 +15,12 @@ from distilld.files.regular import is_there
 from distilld.files.segments import SegmentHash, Span, hash_of, read_span
 from distilld.publish.reading import (
     CommittedFile,
+    ExportReadError,
     ExportTamperedError,
+    ExportWriteError,
     lstat,
     open_live,
-    reading_errors,
     what_is_no_file,
-    writing_errors,
 )
 from distilld.store.segments import Segments
 
@@ -52,7 +52,7 @@ class LiveFiles:
         Raises:
             ExportReadError: The path cannot be checked.
         """
-        with reading_errors(EXPORT_PATHS[name]):
+        with ExportReadError.about(EXPORT_PATHS[name]):
             return is_there(self._root / EXPORT_PATHS[name])
 
     def check(self, name: str, known: Committed) -> StatFacts | None:
@@ -62,7 +62,7 @@ class LiveFiles:
             ExportTamperedError: The file is not what its last commit left.
             ExportReadError: The file cannot be read.
         """
-        with reading_errors(EXPORT_PATHS[name]):
+        with ExportReadError.about(EXPORT_PATHS[name]):
             descriptor = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
             if descriptor is None:
                 self._hashes.pop(name, None)
@@ -124,7 +124,7 @@ class LiveFiles:
     @contextmanager
     def _opened(self, name: str, known: Committed) -> Iterator[int]:
         shown = EXPORT_PATHS[name]
-        with reading_errors(shown):
+        with ExportReadError.about(shown):
             descriptor = open_live(self._root / shown, shown, known)
         if descriptor is None:
             raise ExportTamperedError(shown, "is gone")
@@ -141,7 +141,7 @@ class LiveFiles:
         There may be something other than a regular file, or a file with content although there was none before.
         """
         path = self._root / EXPORT_PATHS[name]
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             live = lstat(path)
             if live is None or lstat(path.with_name(temp)) is None:
                 return None
@@ -158,7 +158,7 @@ class LiveFiles:
         """
         path = self._root / EXPORT_PATHS[name]
         source = path.with_name(temp)
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             found = self._is_version(source, name, committed)
             if found:
                 rename_in_folder(source, path)
@@ -198,7 +198,7 @@ class LiveFiles:
         there, and its content may be needed: it is left unchanged for :meth:`check` to find.
         """
         self._hashes.pop(name, None)
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             live = lstat(self._root / EXPORT_PATHS[name])
             if live is not None and stat.S_ISREG(live.st_mode) and live.st_size >= known.size:
                 self._cut(name, known)
@@ -219,7 +219,7 @@ class LiveFiles:
         """Undo a rewrite: remove the temporary file."""
         path = self._root / EXPORT_PATHS[name]
         self._hashes.pop(name, None)
-        with writing_errors(EXPORT_PATHS[name]):
+        with ExportWriteError.about(EXPORT_PATHS[name]):
             path.with_name(temp).unlink(missing_ok=True)
             if path.parent.is_dir():
                 sync_folder(path.parent)

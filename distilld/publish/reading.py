@@ -32,27 +32,41 @@ class ExportTamperedError(OperatorError):
         self.problem = problem
 
 
-class ExportWriteError(OperatorError):
+class FileRefusedError(OperatorError):
+    """The system refused to read or to write a file of ours."""
+
+    doing = "read"
+    then = ""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        whose = owned(cause.filename) if self.doing == "write" else ""
+        super().__init__(
+            f"cannot {self.doing} {path}: {cause.strerror or cause}{whose}", hint=f"{remedy_of(cause)}{self.then}"
+        )
+        self.path = path
+        self.errno = cause.errno
+
+    @classmethod
+    @contextmanager
+    def about(cls, path: str) -> Iterator[None]:
+        """Raise an OSError from the block as this error about a file."""
+        try:
+            yield
+        except OSError as error:
+            raise cls(path, error) from error
+
+
+class ExportWriteError(FileRefusedError):
     """A write to an export failed: a full disk, a quota, a read-only file system, EIO."""
 
-    def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(
-            f"cannot write {path}: {cause.strerror or cause}{owned(cause.filename)}",
-            hint=f"{remedy_of(cause)}; the next run goes on",
-        )
-        self.path = path
-        self.errno = cause.errno
+    doing = "write"
+    then = "; the next run goes on"
 
 
-class ExportReadError(OperatorError):
+class ExportReadError(FileRefusedError):
     """An export could not be read: a missing permission, no descriptor left, EIO."""
 
-    def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(
-            f"cannot read {path}: {cause.strerror or cause}", hint=f"{remedy_of(cause)}; the next run goes on"
-        )
-        self.path = path
-        self.errno = cause.errno
+    then = "; the next run goes on"
 
 
 class CommittedFile:
@@ -73,7 +87,7 @@ class CommittedFile:
             ExportReadError: The file cannot be read.
         """
         end = 0
-        with reading_errors(self._shown):
+        with ExportReadError.about(self._shown):
             for lines in committed_lines(self._descriptor, self._known, self._shown, self._pulse):
                 for line in lines:
                     row, end = without_space(line), end + len(line)
@@ -87,14 +101,14 @@ class CommittedFile:
             ExportReadError: The file cannot be read.
         """
         for start, length in _joined(spans):
-            with reading_errors(self._shown):
+            with ExportReadError.about(self._shown):
                 block = os.pread(self._descriptor, length, start)
             yield block
         if self._look() != self._facts:
             raise ExportTamperedError(self._shown, "was changed while it was read")
 
     def _look(self) -> StatFacts:
-        with reading_errors(self._shown):
+        with ExportReadError.about(self._shown):
             return StatFacts.of(os.fstat(self._descriptor))
 
 
@@ -171,24 +185,6 @@ def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
 def split_lines(data: bytes) -> list[bytes]:
     """Split whole lines, line feeds included."""
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
-
-
-@contextmanager
-def writing_errors(shown: str) -> Iterator[None]:
-    """Raise an OSError from the block as :class:`ExportWriteError`."""
-    try:
-        yield
-    except OSError as error:
-        raise ExportWriteError(shown, error) from error
-
-
-@contextmanager
-def reading_errors(shown: str) -> Iterator[None]:
-    """Raise an OSError from the block as :class:`ExportReadError`."""
-    try:
-        yield
-    except OSError as error:
-        raise ExportReadError(shown, error) from error
 
 
 def lstat(path: Path) -> os.stat_result | None:

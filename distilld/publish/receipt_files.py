@@ -17,10 +17,10 @@ import structlog
 
 from distilld import __version__
 from distilld.core.json_text import parse_object
-from distilld.core.model import REPORTS, OperatorError
-from distilld.core.remedies import remedy_of
+from distilld.core.model import REPORTS
 from distilld.files.durable import make_folder, replace_file, sync_folder, sync_up
-from distilld.files.regular import owned, read_regular
+from distilld.files.regular import read_regular
+from distilld.publish.reading import FileRefusedError
 
 log = structlog.get_logger()
 
@@ -32,23 +32,14 @@ _OF_SOMEBODY_ELSE: Final = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOT
 """Error numbers that mean that a folder, a file or a link is not ours."""
 
 
-class ReceiptWriteError(OperatorError):
+class ReceiptWriteError(FileRefusedError):
     """A receipt could not be written. The batch stays committed; the next start writes the receipt again."""
 
-    def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(
-            f"cannot write {path}: {cause.strerror or cause}{owned(cause.filename)}", hint=remedy_of(cause)
-        )
-        self.path = path
-        self.errno = cause.errno
+    doing = "write"
 
 
-class ReceiptReadError(OperatorError):
+class ReceiptReadError(FileRefusedError):
     """The receipts on disk cannot be listed or read, so their content is unknown."""
-
-    def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(f"cannot read {path}: {cause.strerror or cause}", hint=remedy_of(cause))
-        self.path = path
 
 
 class Link(NamedTuple):
@@ -103,7 +94,7 @@ def newest_receipt(root: Path) -> Link | None:
     Raises:
         ReceiptReadError: The receipts cannot be listed or read.
     """
-    try:
+    with ReceiptReadError.about(REPORTS), suppress(FileNotFoundError):
         names = os.listdir(root / REPORTS)
         for batch_id in sorted(filter(BATCH_ID.fullmatch, names), reverse=True):
             path = root / receipt_path(batch_id)
@@ -111,10 +102,6 @@ def newest_receipt(root: Path) -> Link | None:
                 continue
             if (link := _link(batch_id, read_regular(path))) is not None:
                 return link
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ReceiptReadError(REPORTS, error) from error
     return None
 
 
@@ -149,10 +136,8 @@ def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = 
     _replace(root, receipt_path(batch_id), receipt)
     _write_page(root, orjson.loads(receipt))
     if cut_off:
-        try:
+        with ReceiptWriteError.about(receipt_path(batch_id)):
             sync_up((root / receipt_path(batch_id)).parent, root)
-        except OSError as error:
-            raise ReceiptWriteError(receipt_path(batch_id), error) from error
 
 
 def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
@@ -165,27 +150,24 @@ def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
         ReceiptWriteError: A receipt cannot be removed.
     """
     for batch_id in batch_ids:
-        try:
-            with suppress(FileNotFoundError):
-                _remove(root / REPORTS / batch_id)
-        except OSError as error:
-            if error.errno not in _OF_SOMEBODY_ELSE:
-                raise ReceiptWriteError(receipt_path(batch_id), error) from error
-    try:
-        with suppress(FileNotFoundError):
-            sync_folder(root / REPORTS)
-    except OSError as error:
-        raise ReceiptWriteError(REPORTS, error) from error
+        with ReceiptWriteError.about(receipt_path(batch_id)), suppress(FileNotFoundError):
+            _remove(root / REPORTS / batch_id)
+    with ReceiptWriteError.about(REPORTS), suppress(FileNotFoundError):
+        sync_folder(root / REPORTS)
 
 
 def _remove(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with suppress(FileNotFoundError):
-            os.unlink("receipt.json", dir_fd=descriptor)
-    finally:
-        os.close(descriptor)
-    folder.rmdir()
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink("receipt.json", dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in _OF_SOMEBODY_ELSE:
+            raise
 
 
 def broken_stage_chains(root: Path) -> Iterator[str]:
@@ -282,12 +264,9 @@ def _facts_in(content: bytes) -> dict[str, Any] | None:
 
 
 def _replace(root: Path, below: str, content: bytes) -> None:
-    path = root / below
-    try:
-        make_folder(path.parent)
-        replace_file(path, content)
-    except OSError as error:
-        raise ReceiptWriteError(below, error) from error
+    with ReceiptWriteError.about(below):
+        make_folder((root / below).parent)
+        replace_file(root / below, content)
 
 
 def _write_page(root: Path, receipt: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ Recovery decides from the store alone, and may itself be killed. A running proce
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from distilld.publish.cards import write_cards
 from distilld.publish.exports import RENAME_ORDER, Exports
 from distilld.publish.overwrite import touched
 from distilld.publish.pins import Pins
-from distilld.publish.reading import ROW_ID, ExportTamperedError, ExportWriteError, file_lines
+from distilld.publish.reading import ROW_ID, ExportTamperedError, ExportWriteError, file_lines, lstat
 from distilld.publish.receipt import iso_time
 from distilld.publish.set_aside import copy_aside, move_aside
 from distilld.store.connection import Store
@@ -140,18 +139,15 @@ class Recovery:
         """
         path = self._root / EXPORT_PATHS[name]
         path = path.with_name(temp) if temp else path
-        try:
-            regular = stat.S_ISREG(os.lstat(path).st_mode)
-        except FileNotFoundError:
+        with ExportWriteError.about(EXPORT_PATHS[name]):
+            live = lstat(path)
+        if live is None:
             return None
-        except OSError as error:
-            raise ExportWriteError(EXPORT_PATHS[name], error) from error
+        regular = stat.S_ISREG(live.st_mode)
         put_aside = copy_aside if regular and not temp else move_aside
-        try:
+        with ExportWriteError.about(SET_ASIDE):
             stamp = iso_time(now_ns).replace(":", "")
             kept = put_aside(path, self._root / SET_ASIDE, name, stamp, partial(self._holds_lost, name))
-        except OSError as error:
-            raise ExportWriteError(SET_ASIDE, error) from error
         shown = f"{SET_ASIDE}/{kept.name}" if kept is not None else None
         log.warning("export_set_aside", path=str(path.relative_to(self._root)), copy=shown)
         return kept if regular else None

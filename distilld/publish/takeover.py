@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -80,26 +81,22 @@ class TakeOver:
         found: list[Path] = []
         for path in map(Path, EXPORT_PATHS.values()):
             ours = re.compile(rf"\.{re.escape(path.name)}\.{BATCH_ID.pattern}({re.escape(FIRST)})?\.tmp")
-            try:
-                with os.scandir(self._root / path.parent) as entries:
-                    names = [
-                        each.name
-                        for each in entries
-                        if ours.fullmatch(each.name) and each.is_file(follow_symlinks=False)
-                    ]
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise ExportReadError(str(path.parent), error) from error
-            found += (path.with_name(name) for name in names)
+            with (
+                ExportReadError.about(str(path.parent)),
+                suppress(FileNotFoundError, NotADirectoryError),
+                os.scandir(self._root / path.parent) as entries,
+            ):
+                found += [
+                    path.with_name(each.name)
+                    for each in entries
+                    if ours.fullmatch(each.name) and each.is_file(follow_symlinks=False)
+                ]
         return found
 
     def _remove(self, leftovers: list[Path]) -> None:
         for path in leftovers:
-            try:
+            with ExportWriteError.about(str(path)):
                 (self._root / path).unlink()
-            except OSError as error:
-                raise ExportWriteError(str(path), error) from error
 
     def _adopt(self, name: str, now_ns: int) -> tuple[int, int]:
         """Take over the rows of a file, a dataset's as orphans, a log's as history; return rows taken and removed.
