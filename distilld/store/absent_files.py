@@ -10,15 +10,15 @@ from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import CAN_HAVE_PAIRS, Queues
 from distilld.store.scored_rows import ROW_FACTS, ROW_OUTCOMES
+from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, named_in_malformed
 
 
-class AbsentFiles:
+class AbsentFiles(Statements):
     """Retains the outcomes of an absent file's rows, and restores them when the file returns."""
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
-        self._store = store
-        self._run = store.connection.execute
+        super().__init__(store)
         self._inputs = inputs
         self._counts = Counts(store)
         self._queues = Queues(store)
@@ -51,12 +51,12 @@ class AbsentFiles:
             self._inputs.write_file(record)
 
     def _runs_of(self, low: int, high: int) -> list[str]:
-        found = self._run(
+        return self._column(
             "SELECT run_id FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND run_id IS NOT NULL"
             f" UNION {named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
-            (low, high),
+            low,
+            high,
         )
-        return [run_id for (run_id,) in found]
 
     def _drop_span(self, low: int, high: int) -> None:
         removed, unjudged = self._run(
@@ -72,14 +72,11 @@ class AbsentFiles:
     def make_scored_live(self, record: FileRecord, options: Options) -> None:
         """Put a returned file's rows back in their places, to be compared with the file, and queue all for judging."""
         low = record.walk_base
-        runs = [
-            run_id
-            for (run_id,) in self._run(
-                "SELECT run_id FROM retained_rows WHERE partition_id = ?1 AND kind = 'absent' AND run_id IS NOT NULL"
-                f" UNION {named_in_malformed('retained_rows')} AND n.partition_id = ?1 AND n.kind = 'absent'",
-                (record.partition_id,),
-            )
-        ]
+        runs = self._column(
+            "SELECT run_id FROM retained_rows WHERE partition_id = ?1 AND kind = 'absent' AND run_id IS NOT NULL"
+            f" UNION {named_in_malformed('retained_rows')} AND n.partition_id = ?1 AND n.kind = 'absent'",
+            record.partition_id,
+        )
         with self._verdicts.changing(runs, options):
             where = f"partition_id = {record.partition_id} AND kind = 'absent'"
             found = evidence_found(self._store, record.partition_id, "retained_rows.run_id")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from distilld.store.connection import Store
+from distilld.store.statements import Statements
 
 
-class Counts:
+class Counts(Statements):
     """Updates the counts in the transactions that change the rows."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
 
     def count_rows(self, rows: int, unjudged: int) -> None:
         """Add scored rows to the counts, or subtract with negative numbers; ``unjudged`` of them were never judged."""
@@ -20,13 +16,15 @@ class Counts:
             "UPDATE counters SET value = value + ? WHERE name = ?", [(rows, "scored_rows"), (unjudged, "unjudged_rows")]
         )
 
+    def counter(self, name: str) -> int:
+        """Return one of the store's counters."""
+        return self._number("SELECT value FROM counters WHERE name = ?", name)
+
     def is_fresh(self) -> bool:
         """Return whether nothing was ever judged, so that new facts cannot change an outcome."""
-        counters = dict(self._run("SELECT name, value FROM counters").fetchall())
-        if counters["scored_rows"] != counters["unjudged_rows"]:
+        if self.counter("scored_rows") != self.counter("unjudged_rows"):
             return False
-        judged = "SELECT EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM pairs)"
-        return not self._run(judged).fetchone()[0]
+        return not self._holds("EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM pairs)")
 
     def add_total(self, dataset: str, state: str, outcome: int, rows: int) -> None:
         """Add rows to a dataset's total in a state; a negative number subtracts."""
@@ -47,8 +45,3 @@ class Counts:
             f"SELECT {dataset}, count(*) FROM {table} WHERE {dataset} IS NOT NULL AND {where} GROUP BY {dataset}"
         ).fetchall()
         self.shift(dataset, source, target, counts)
-
-
-def count(store: Store, query: str, *values: object) -> int:
-    """Return the number that a query selects."""
-    return int(store.connection.execute(query, values).fetchone()[0])

@@ -9,6 +9,7 @@ from typing import Final
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
+from distilld.store.statements import Statements
 
 _TASKS: Final = (
     "SELECT j.value, t.task_id FROM json_each(?1) j CROSS JOIN {} t ON t.sample_key = j.value"
@@ -18,14 +19,14 @@ _MOST_AHEAD: Final = 20_000
 """The most rows to remember whose lines come later in the file."""
 
 
-class RowTasks:
+class RowTasks(Statements):
     """Finds the task ids of a dataset's rows for a reader that reads its file from the beginning.
 
     A file is mostly in walk order, like the store, so both are read in parallel. Other rows are looked up.
     """
 
     def __init__(self, store: Store, dataset: Dataset) -> None:
-        self._run = store.connection.execute
+        super().__init__(store)
         table, outcome, place = "scored_rows", dataset.value, "walk"
         if dataset is Dataset.PREFERENCE:
             table, outcome, place = "pairs", "outcome", "pair_id"

@@ -9,15 +9,14 @@ from distilld.core.line_facts import LINES_END
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import CAN_PAIR, Queues
+from distilld.store.statements import Statements
 
 
-class EvidenceRows:
+class EvidenceRows(Statements):
     """Stores the facts of evidence rows."""
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
+        super().__init__(store)
         self._inputs = inputs
         self._queues = Queues(store)
 
@@ -57,10 +56,10 @@ class EvidenceRows:
 
     def stage(self) -> None:
         """Begin to stage evidence that may affect known scored rows."""
-        self._run("DROP TABLE IF EXISTS temp.incoming")
-        self._run(
-            "CREATE TEMP TABLE incoming (run_id TEXT PRIMARY KEY, line INTEGER, start_byte INTEGER, length_bytes INTEGER,"
-            " digest BLOB) WITHOUT ROWID"
+        self._stage(
+            "incoming",
+            "(run_id TEXT PRIMARY KEY, line INTEGER, start_byte INTEGER, length_bytes INTEGER, digest BLOB)"
+            " WITHOUT ROWID",
         )
 
     def add_staged(self, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -75,8 +74,7 @@ class EvidenceRows:
         """
         partition, low = record.partition_id, record.walk_base
         known = "SELECT run_id, digest FROM evidence_rows WHERE partition_id = ?1"
-        self._run("DROP TABLE IF EXISTS temp.changed")
-        self._run("CREATE TEMP TABLE changed (run_id TEXT PRIMARY KEY, found INTEGER) WITHOUT ROWID")
+        self._stage("changed", "(run_id TEXT PRIMARY KEY, found INTEGER) WITHOUT ROWID")
         self._run(
             f"INSERT INTO changed SELECT i.run_id, 1 FROM incoming i LEFT JOIN ({known}) e USING (run_id)"
             " WHERE e.digest IS NULL OR e.digest <> i.digest OR ?2",
@@ -93,8 +91,7 @@ class EvidenceRows:
             (partition,),
         )
         self._queue_changed(low)
-        self._run("DROP TABLE temp.incoming")
-        self._run("DROP TABLE temp.changed")
+        self._unstage("incoming", "changed")
 
     def _queue_changed(self, low: int) -> None:
         in_partition = "FROM changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"

@@ -10,20 +10,19 @@ from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 from distilld.store.retained import Retained
+from distilld.store.statements import Statements
 
 
-class ExportLines:
+class ExportLines(Statements):
     """Finds the lines of exports by their digests."""
 
     def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
+        super().__init__(store)
         self._retained = Retained(store)
 
     def expect(self, name: str) -> None:
         """Collect in ``temp.expected`` the digests of the lines that an export must hold."""
-        self._run("DROP TABLE IF EXISTS temp.expected")
-        self._run("CREATE TEMP TABLE expected (digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
+        self._stage("expected", "(digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
         dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
             lines = f"SELECT line FROM pairs WHERE outcome {sign} {EXPORTED}"
@@ -57,11 +56,11 @@ class ExportLines:
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
                 f" WHERE {dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
             )
-        self._run("DROP TABLE temp.expected")
+        self._unstage("expected")
 
     def lose_missing(self) -> None:
         """Withdraw rows that were retained after an export lost their lines, which cannot be written again."""
-        for (name,) in self._run("SELECT DISTINCT name FROM missing_lines").fetchall():
+        for name in self._column("SELECT DISTINCT name FROM missing_lines"):
             self._lose(name, f"(SELECT digest FROM missing_lines WHERE name = '{name}')")
 
     def _lose(self, name: str, lines: str) -> None:
@@ -91,13 +90,11 @@ class ExportLines:
         Rows of absent partitions keep their places. Retained pairs, vanished rows and orphans come last. ``lines`` has
         offset, length and key of each line: the sample key in a dataset, the digest in a quarantine file.
         """
-        self._run("DROP TABLE IF EXISTS temp.lines")
-        self._run("CREATE TEMP TABLE lines (start INTEGER PRIMARY KEY, length INTEGER, key)")
+        self._stage("lines", "(start INTEGER PRIMARY KEY, length INTEGER, key)")
         self._many("INSERT INTO lines VALUES (?, ?, ?)", lines)
-        self._run("DROP TABLE IF EXISTS temp.places")
-        self._run(
-            "CREATE TEMP TABLE places AS SELECT *, row_number() OVER (PARTITION BY key ORDER BY place, slot) AS nth"
-            f" FROM ({_places_in(name)})"
+        self._stage(
+            "places",
+            f"AS SELECT *, row_number() OVER (PARTITION BY key ORDER BY place, slot) AS nth FROM ({_places_in(name)})",
         )
         self._run("CREATE INDEX temp.places_by_key ON places (key, nth)")
         yield from self._run(
@@ -105,8 +102,7 @@ class ExportLines:
             " FROM lines) l LEFT JOIN places p ON p.key = l.key AND p.nth = l.nth"
             " ORDER BY p.place IS NULL, p.place, p.slot, l.start"
         )
-        self._run("DROP TABLE temp.lines")
-        self._run("DROP TABLE temp.places")
+        self._unstage("lines", "places")
 
 
 def _places_in(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from distilld.core.model import EXPORT_PATHS, HOUR_NS, TAMPERINGS_AN_HOUR, WHOLE_FILE, Committed, StatFacts
-from distilld.store.connection import Store
+from distilld.store.statements import Statements
 
 _EMPTY: Final = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -35,13 +35,8 @@ class ExportRecord:
     pending_temp: str | None
 
 
-class ExportRecords:
+class ExportRecords(Statements):
     """Stores the records of exports."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
 
     def exports(self) -> dict[str, ExportRecord]:
         """Return the records of all nine exports, including those without a file yet."""
@@ -79,8 +74,7 @@ class ExportRecords:
 
     def missing_rows(self, name: str) -> int:
         """Return how many lost lines of an export must still be written again."""
-        query = "SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?"
-        return int(self._run(query, (name,)).fetchone()[0])
+        return self._number("SELECT coalesce(sum(copies), 0) FROM missing_lines WHERE name = ?", name)
 
     # writes in progress
 

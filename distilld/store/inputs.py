@@ -13,6 +13,7 @@ from typing import Final
 from distilld.core.model import InputKind, StatFacts
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
+from distilld.store.statements import Statements
 
 SURE_AFTER_NS: Final = 2_000_000_000
 """Nanoseconds: bytes hashed this long after our first look at a file's facts cannot change under the same facts."""
@@ -73,12 +74,11 @@ def file_records(store: Store, which: str = "", values: tuple[int, ...] = ()) ->
     ]
 
 
-class Inputs:
+class Inputs(Statements):
     """Stores the records of input files."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
+        super().__init__(store)
         self._files: dict[FileKey, FileRecord] | None = None
 
     def files(self) -> dict[FileKey, FileRecord]:
@@ -102,8 +102,7 @@ class Inputs:
         """
         if self._files is not None:
             return False
-        (present,) = self._run("SELECT count(*) FROM files WHERE state = 'present'").fetchone()
-        if len(files) != present:
+        if len(files) != self._number("SELECT count(*) FROM files WHERE state = 'present'"):
             return False
         seen = {(kind, path, *facts) for kind, path, facts in files}
         proven = "" if hashed_since_ns is None else f" AND unsure_since_ns IS NULL AND hashed_at_ns > {hashed_since_ns}"

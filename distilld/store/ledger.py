@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from distilld.core.line_facts import EXPORTED, REASONS
 from distilld.core.model import Dataset
-from distilld.store.connection import Store
+from distilld.store.counts import Counts
 from distilld.store.moved import forget_moved_rows
 from distilld.store.verdicts import last_verdict
 
@@ -47,13 +47,8 @@ class Totals:
         return found
 
 
-class Ledger:
+class Ledger(Counts):
     """Records outcomes."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
 
     def apply(self, decisions: Decisions) -> None:
         """Record what the batch decided: outcomes, pairs, departures, queues, totals, missing lines."""
@@ -78,14 +73,8 @@ class Ledger:
             "DELETE FROM adopted_rows WHERE dataset = ? AND sample_key = ?",
             [(dataset.value, key) for dataset, key in decisions.unadopted],
         )
-        self._many(
-            "UPDATE totals SET rows = rows + ? WHERE dataset = ? AND state = ? AND outcome = ?",
-            [
-                (rows, dataset.value, state, outcome)
-                for (dataset, state, outcome), rows in decisions.totals.items()
-                if rows
-            ],
-        )
+        for (dataset, state, outcome), rows in decisions.totals.items():
+            self.add_total(dataset.value, state, outcome, rows)
         self._run("DELETE FROM retained_rows WHERE kind <> 'absent' AND rag IS NULL AND sft IS NULL")
         forget_moved_rows(self._store, decisions.retained_seen)
         self._apply_missing(decisions)
@@ -111,7 +100,7 @@ class Ledger:
                 )
 
     def _clear_queue(self, decisions: Decisions) -> None:
-        if self._run("SELECT EXISTS (SELECT 1 FROM rejudge_rows)").fetchone()[0]:
+        if self._holds("EXISTS (SELECT 1 FROM rejudge_rows)"):
             self._many("DELETE FROM rejudge_rows WHERE walk = ?", [(walk,) for walk in decisions.judged_walks])
         self._many(
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)",
@@ -146,10 +135,6 @@ class Ledger:
     def totals(self) -> Totals:
         """Return the row counts of all datasets."""
         return Totals(self._run("SELECT dataset, state, outcome, rows FROM totals").fetchall())
-
-    def counter(self, name: str) -> int:
-        """Return one of the store's counters."""
-        return int(self._run("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()[0])
 
     def verdicts_among(self, walks: Iterable[int], codes: Iterable[int]) -> list[tuple[int, int]]:
         """Return (walk, code) of rows whose run's last present verdict is in ``codes``: the second firewall check."""

@@ -6,18 +6,18 @@ from collections.abc import Iterable
 
 from distilld.store.connection import Store
 from distilld.store.inputs import SURE_AFTER_NS, FileRecord, Inputs, file_records
+from distilld.store.statements import Statements
 
 _PAGE = 64
 _UNSURE = "state = 'present' AND unsure_since_ns IS NOT NULL AND ctime_ns >= 0"
 """Files with a negative time are left out: they are doubted already, and the next pass reads them."""
 
 
-class Looks:
+class Looks(Statements):
     """Records how far the facts of files prove their bytes."""
 
     def __init__(self, store: Store, inputs: Inputs) -> None:
-        self._store = store
-        self._run = store.connection.execute
+        super().__init__(store)
         self._inputs = inputs
 
     def begin(self, boot_id: str, now_ns: int, time_ns: int) -> None:
@@ -27,10 +27,7 @@ class Looks:
         """
         future = "state = 'present' AND hashed_at_ns > ?"
         started = self._store.recall("boot_id") != boot_id
-        if (
-            not started
-            and not self._run(f"SELECT EXISTS (SELECT 1 FROM files WHERE {future})", (time_ns,)).fetchone()[0]
-        ):
+        if not started and not self._holds(f"EXISTS (SELECT 1 FROM files WHERE {future})", time_ns):
             return
         with self._store.transaction():
             self._run(f"UPDATE files SET hashed_at_ns = ? WHERE {future}", (time_ns, time_ns))

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED
 from distilld.core.model import Dataset, Options
-from distilld.store.connection import Store
+from distilld.store.statements import Statements
 from distilld.store.verdicts import is_forbidden
 
 ABSENT_RESTS: Final = "EXISTS (SELECT 1 FROM files WHERE state = 'absent' AND rest_category IS NOT NULL)"
@@ -75,11 +75,8 @@ An id for which a quarantined row waits is free at once: else a later row would 
 _RETAINED: Final = ", ".join(f"f.{name}" for name in RetainedRow._fields)
 
 
-class LooseLines:
+class LooseLines(Statements):
     """Reads these lines."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
 
     def retained_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
         """Return the line of this id that belongs to a departed or retained row, or None."""
@@ -98,10 +95,8 @@ class LooseLines:
 
     def has_loose_lines(self) -> bool:
         """Return whether there are departures, retained rows, or rests of absent files that forbid a run."""
-        return bool(
-            self._run(
-                f"SELECT EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM retained_rows) OR {ABSENT_RESTS}"
-            ).fetchone()[0]
+        return self._holds(
+            f"EXISTS (SELECT 1 FROM departures) OR EXISTS (SELECT 1 FROM retained_rows) OR {ABSENT_RESTS}"
         )
 
     def departures(self, limit: int, options: Options, *, all_judged: bool) -> list[Departure]:
@@ -127,8 +122,7 @@ class LooseLines:
 
     def has_departed_pairs(self) -> bool:
         """Return whether any exported pair departed."""
-        any_pair = f"SELECT EXISTS (SELECT 1 FROM departures WHERE dataset = 'preference' AND outcome = {EXPORTED})"
-        return bool(self._run(any_pair).fetchone()[0])
+        return self._holds(f"EXISTS (SELECT 1 FROM departures WHERE dataset = 'preference' AND outcome = {EXPORTED})")
 
     def departed_pairs(self, keys: Iterable[int]) -> list[Departure]:
         """Return the departures of exported pairs with these ids."""
@@ -157,7 +151,7 @@ class LooseLines:
 
     def has_missing_lines(self) -> bool:
         """Return whether damaged exports lost lines that must still be written again."""
-        return bool(self._run("SELECT EXISTS (SELECT 1 FROM missing_lines)").fetchone()[0])
+        return self._holds("EXISTS (SELECT 1 FROM missing_lines)")
 
     def missing_lines(self) -> dict[str, Counter[bytes]]:
         """Return the lines that damaged exports lost and that must still be written again, by export."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -10,9 +9,10 @@ import orjson
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, REASON_CODES
 from distilld.core.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.store.connection import Store
-from distilld.store.counts import Counts, count
+from distilld.store.counts import Counts
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.retained import KEPT_BITS, Retained
+from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, overruled
 from distilld.store.walk_order import place_partitions
 
@@ -43,30 +43,26 @@ class ToldVerdict(NamedTuple):
     """Whether the row's line is malformed: it can forbid several runs, and names none."""
 
 
-class Orphans:
+class Orphans(Statements):
     """Takes over older exports, and decides on their rows when all inputs are judged."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
-        self._count = partial(count, store)
+        super().__init__(store)
         self._counts = Counts(store)
         self._retained = Retained(store)
         self._inputs = Inputs(store)
 
     def stage(self) -> None:
         """Begin to stage a file that no store knows."""
-        self._run("DROP TABLE IF EXISTS temp.arrivals")
-        self._run(
-            "CREATE TEMP TABLE arrivals (sample_key INTEGER PRIMARY KEY, line BLOB, run_id TEXT, other_run_id TEXT,"
-            " task_id TEXT, created_at TEXT, recorded_at TEXT)"
+        self._stage(
+            "arrivals",
+            "(sample_key INTEGER PRIMARY KEY, line BLOB, run_id TEXT, other_run_id TEXT, task_id TEXT, created_at TEXT,"
+            " recorded_at TEXT)",
         )
-        self._run("DROP TABLE IF EXISTS temp.history")
-        self._run(
-            "CREATE TEMP TABLE history (nth INTEGER PRIMARY KEY, id TEXT, source_run_id TEXT, chosen_run_id TEXT,"
-            " rejected_run_id TEXT, cause TEXT, replaced INTEGER, verdict TEXT, shipped_batch TEXT, withdrawn_batch TEXT,"
-            " withdrawn_at TEXT)"
+        self._stage(
+            "history",
+            "(nth INTEGER PRIMARY KEY, id TEXT, source_run_id TEXT, chosen_run_id TEXT, rejected_run_id TEXT, cause TEXT,"
+            " replaced INTEGER, verdict TEXT, shipped_batch TEXT, withdrawn_batch TEXT, withdrawn_at TEXT)",
         )
 
     def add_row(self, orphan: Orphan) -> bool:
@@ -100,7 +96,7 @@ class Orphans:
             "INSERT INTO adopted_rows SELECT ?, sample_key, created_at, recorded_at FROM arrivals", (dataset.value,)
         )
         self._counts.add_total(dataset.value, "retained", EXPORTED, rows)
-        self._run("DROP TABLE temp.arrivals")
+        self._unstage("arrivals")
 
     def take_withdrawals(self, dataset: Dataset) -> None:
         """Store the staged lines as withdrawals from before this store, numbered up to 0 so that they are not news."""
@@ -110,17 +106,16 @@ class Orphans:
             " withdrawn_at FROM (SELECT *, row_number() OVER (ORDER BY nth DESC) AS down FROM history) AS n",
             (dataset.value,),
         )
-        self._run("DROP TABLE temp.history")
+        self._unstage("history")
 
     def stage_verdicts(self) -> None:
         """Begin to stage verdicts from old quarantine files."""
-        self._run("DROP TABLE IF EXISTS temp.told")
-        self._run(
-            "CREATE TEMP TABLE told (dataset TEXT, path TEXT, line INTEGER, run_id TEXT, category INTEGER, outcome INTEGER,"
-            " digest BLOB, source BLOB, UNIQUE (dataset, path, line))"
+        self._stage(
+            "told",
+            "(dataset TEXT, path TEXT, line INTEGER, run_id TEXT, category INTEGER, outcome INTEGER, digest BLOB,"
+            " source BLOB, UNIQUE (dataset, path, line))",
         )
-        self._run("DROP TABLE IF EXISTS temp.told_runs")
-        self._run("CREATE TEMP TABLE told_runs (run_id TEXT, digest BLOB, category INTEGER)")
+        self._stage("told_runs", "(run_id TEXT, digest BLOB, category INTEGER)")
 
     def add_verdict(self, dataset: Dataset, verdict: ToldVerdict, digest: bytes, *, stays: bool) -> bool:
         """Stage a verdict and its quarantine row's digest; return False if the row is staged already.
@@ -147,7 +142,7 @@ class Orphans:
         """
         for run_id, code in self._run("SELECT DISTINCT run_id, category FROM told_runs").fetchall():
             self._forbid_orphans(run_id, CATEGORIES[code])
-        paths = [path for (path,) in self._run("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")]
+        paths = self._column("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")
         for path, place in place_partitions(self._store, paths).items():
             nothing = StatFacts(0, 0, 0, 0, 0)
             self._inputs.write_file(
@@ -167,8 +162,7 @@ class Orphans:
         for dataset, code, rows in self._run(staying).fetchall():
             self._counts.add_total(dataset, "retained", code, rows)
         self._run("INSERT OR IGNORE INTO malformed_runs SELECT run_id, digest FROM told_runs WHERE digest <> x''")
-        self._run("DROP TABLE temp.told")
-        self._run("DROP TABLE temp.told_runs")
+        self._unstage("told", "told_runs")
 
     def _forbid_orphans(self, run_id: str, category: Category) -> None:
         """Forbid a run's orphans: an old quarantine file says that it was rejected or never reviewed."""
@@ -180,9 +174,9 @@ class Orphans:
 
     def undecided(self) -> bool:
         """Return whether any orphan is undecided."""
-        return bool(
-            self._count("SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 0)")
-            or self._count("SELECT EXISTS (SELECT 1 FROM pairs WHERE retained = 'orphan' AND accepted = 0)")
+        return self._holds(
+            "EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 0)"
+            " OR EXISTS (SELECT 1 FROM pairs WHERE retained = 'orphan' AND accepted = 0)"
         )
 
     def settle(self, options: Options) -> int:
@@ -197,7 +191,7 @@ class Orphans:
                 f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"
                 f" WHERE s.run_id = retained_rows.run_id) OR category IN ({codes}))"
             )
-            gone += self._count(f"SELECT count(*) FROM retained_rows WHERE {where}")
+            gone += self._number(f"SELECT count(*) FROM retained_rows WHERE {where}")
             self._retained.depart_rows(
                 dataset, where, (), f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END"
             )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from functools import partial
 from typing import NamedTuple
 
 from distilld.core.line_facts import EXPORTED, LINES_END
 from distilld.core.model import Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
-from distilld.store.counts import count
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD, Retained
+from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts
 
 
@@ -45,13 +44,11 @@ class Pruned(NamedTuple):
     files: int
 
 
-class Pruning:
+class Pruning(Statements):
     """Carries out such decisions."""
 
     def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
-        self._count = partial(count, store)
+        super().__init__(store)
         self._inputs = Inputs(store)
         self._evidence = EvidenceRows(store, self._inputs)
         self._retained = Retained(store)
@@ -78,8 +75,7 @@ class Pruning:
         ``returned`` are spared: the next look finds these files.
         """
         spared = {(record.kind, record.path): record for record in returned}
-        self._run("DROP TABLE IF EXISTS temp.spared")
-        self._run("CREATE TEMP TABLE spared (partition_id INTEGER, kind TEXT)")
+        self._stage("spared", "(partition_id INTEGER, kind TEXT)")
         self._many(
             "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
         )
@@ -93,21 +89,18 @@ class Pruning:
             + f" AND {only_kind(only)}"
             + " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = retained_rows.partition_id AND x.kind = 'scored')"
         )
-        runs = [
-            run_id
-            for (run_id,) in self._run(
-                f"SELECT DISTINCT run_id FROM retained_rows WHERE run_id IS NOT NULL AND {where}"
-                " UNION SELECT m.run_id FROM retained_rows CROSS JOIN malformed_runs m ON m.digest = retained_rows.digest"
-                f" WHERE retained_rows.run_id IS NULL AND {where}"
-                " UNION SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
-                " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL",
-                values,
-            )
-        ]
+        runs = self._column(
+            f"SELECT DISTINCT run_id FROM retained_rows WHERE run_id IS NOT NULL AND {where}"
+            " UNION SELECT m.run_id FROM retained_rows CROSS JOIN malformed_runs m ON m.digest = retained_rows.digest"
+            f" WHERE retained_rows.run_id IS NULL AND {where}"
+            " UNION SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
+            " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL",
+            *values,
+        )
         with self._verdicts.changing(runs, options):
             pruned = 0
             for dataset in KEPT_BITS:
-                pruned += self._count(
+                pruned += self._number(
                     f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}", *values
                 )
                 self._retained.depart_rows(dataset, where, values, "'pruned'")
@@ -123,7 +116,7 @@ class Pruning:
             if only is not Only.ORPHAN:
                 self._give_up_kept(partition_glob, only)
                 pruned += self._rows_without_evidence()
-        self._run("DROP TABLE temp.spared")
+        self._unstage("spared")
         return Pruned(pruned, files)
 
     def _depart_pairs(self, partition_glob: str | None, only: Only | None) -> int:
@@ -170,7 +163,7 @@ class Pruning:
 
     def _rows_without_evidence(self) -> int:
         """Return how many exported rows will be judged without the evidence that was given up."""
-        return self._count(
+        return self._number(
             "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"
         )
@@ -185,4 +178,4 @@ class Pruning:
         self._run(f"UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND {where}", values)
 
     def _matches(self, path: str, partition_glob: str | None) -> bool:
-        return partition_glob is None or bool(self._count("SELECT ? GLOB ?", path, partition_glob))
+        return partition_glob is None or self._holds("? GLOB ?", path, partition_glob)

@@ -12,6 +12,7 @@ from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPO
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Store, StoreOfOtherRootError
 from distilld.store.retained import KEPT_BITS
+from distilld.store.statements import Statements
 
 
 class Pairing(NamedTuple):
@@ -113,18 +114,14 @@ def reading(path: Path, root: Path) -> Iterator[Store]:
 _BATCH = ", ".join(BatchLine._fields)
 
 
-class Views:
+class Views(Statements):
     """Reads the store for people; each method answers one question."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
 
     # inputs
 
     def rows_read(self) -> int:
         """Return the number of non-empty lines in present scored partitions."""
-        return int(self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()[0])
+        return self._number("SELECT value FROM counters WHERE name = 'scored_rows'")
 
     def trees(self) -> list[TreeSummary]:
         """Return the summaries of both input trees, the scored one first."""
@@ -146,9 +143,9 @@ class Views:
             f"SELECT count(DISTINCT task_id) FILTER (WHERE outcome = {EXPORTED}),"
             " count(DISTINCT task_id) FILTER (WHERE retained IS NULL) FROM pairs"
         ).fetchone()
-        tasks = self._run(
+        tasks = self._number(
             "SELECT count(DISTINCT task_id) FROM scored_rows WHERE task_id IS NOT NULL AND evidence_found = 1"
-        ).fetchone()[0]
+        )
         return Pairing(paired, tasks - tried)
 
     def quarantine(self, dataset: Dataset | None = None, reason: Reason | None = None) -> list[QuarantineCount]:
@@ -169,28 +166,24 @@ class Views:
 
         Pairs whose tasks wait and rows still to be overwritten count too. A row that waits to be judged may stay.
         """
-        return int(
-            self._run(
-                "SELECT (SELECT count(*) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE q.forced = 1"
-                f" AND (s.rag = {EXPORTED} OR s.sft = {EXPORTED}))"
-                " + (SELECT count(*) FROM rejudge_tasks q CROSS JOIN pairs p USING (task_id) WHERE q.forced = 1"
-                f" AND p.outcome = {EXPORTED}) + (SELECT count(*) FROM departures WHERE outcome = {EXPORTED})"
-                " + (SELECT count(*) FROM overwrites WHERE name IN ('rag', 'sft', 'preference'))"
-            ).fetchone()[0]
+        return self._number(
+            "SELECT (SELECT count(*) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE q.forced = 1"
+            f" AND (s.rag = {EXPORTED} OR s.sft = {EXPORTED}))"
+            " + (SELECT count(*) FROM rejudge_tasks q CROSS JOIN pairs p USING (task_id) WHERE q.forced = 1"
+            f" AND p.outcome = {EXPORTED}) + (SELECT count(*) FROM departures WHERE outcome = {EXPORTED})"
+            " + (SELECT count(*) FROM overwrites WHERE name IN ('rag', 'sft', 'preference'))"
         )
 
     def is_to_leave(self, run_id: str) -> bool:
         """Return whether the next batch first judges a run's exports: they depart, or a verdict may forbid them."""
-        return bool(
-            self._run(
-                "SELECT EXISTS (SELECT 1 FROM scored_rows s CROSS JOIN rejudge_rows q USING (walk)"
-                " WHERE s.run_id = ?1 AND q.forced = 1)"
-                " OR EXISTS (SELECT 1 FROM retained_rows f CROSS JOIN rejudge_retained q USING (retained_id) WHERE f.run_id = ?1)"
-                " OR EXISTS (SELECT 1 FROM pairs p CROSS JOIN rejudge_tasks q USING (task_id)"
-                "  WHERE p.chosen_run_id = ?1 AND q.forced = 1)"
-                " OR EXISTS (SELECT 1 FROM departures WHERE ?1 IN (run_id, other_run_id))",
-                (run_id,),
-            ).fetchone()[0]
+        return self._holds(
+            "EXISTS (SELECT 1 FROM scored_rows s CROSS JOIN rejudge_rows q USING (walk)"
+            " WHERE s.run_id = ?1 AND q.forced = 1)"
+            " OR EXISTS (SELECT 1 FROM retained_rows f CROSS JOIN rejudge_retained q USING (retained_id) WHERE f.run_id = ?1)"
+            " OR EXISTS (SELECT 1 FROM pairs p CROSS JOIN rejudge_tasks q USING (task_id)"
+            "  WHERE p.chosen_run_id = ?1 AND q.forced = 1)"
+            " OR EXISTS (SELECT 1 FROM departures WHERE ?1 IN (run_id, other_run_id))",
+            run_id,
         )
 
     # batches
@@ -224,8 +217,7 @@ class Views:
             f"SELECT {', '.join(PublishedLine._fields)} {after} ORDER BY withdrawal_id DESC LIMIT ?",
             (moment, -1 if limit is None else limit),
         ).fetchall()
-        count = self._run(f"SELECT count(*) {after}", (moment,)).fetchone()[0]
-        return count, [PublishedLine._make(row) for row in reversed(rows)]
+        return self._number(f"SELECT count(*) {after}", moment), [PublishedLine._make(row) for row in reversed(rows)]
 
     def runs_of(self, sample_id: str) -> list[str]:
         """Return the runs that withdrawals of an id name."""
@@ -243,17 +235,16 @@ class Views:
 
     def last_withdrawal(self) -> int:
         """Return the number of the newest withdrawal, or 0 if there is none."""
-        return int(self._run("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals").fetchone()[0])
+        return self._number("SELECT coalesce(max(withdrawal_id), 0) FROM withdrawals")
 
     def exported_only_of(self, dataset: Dataset, category: Category) -> int:
         """Return how many present rows of a category are in a dataset whose id no row of another category waits for."""
         another = f"w.sample_key = s.sample_key AND +w.{dataset} = {DUPLICATE} AND w.category <> s.category"
-        count = self._run(
+        return self._number(
             f"SELECT count(*) FROM scored_rows s WHERE s.{dataset} = {EXPORTED} AND s.category = ?"
             f" AND NOT EXISTS (SELECT 1 FROM scored_rows w WHERE {another})",
-            (CATEGORY_CODES[category],),
+            CATEGORY_CODES[category],
         )
-        return int(count.fetchone()[0])
 
     def causes_since(self, withdrawal: int) -> dict[tuple[Dataset, Cause, bool], int]:
         """Count withdrawals after a number, by dataset, cause and whether the row was replaced under its id."""
@@ -319,11 +310,8 @@ class KeptPair(NamedTuple):
     is_orphan: bool
 
 
-class Exceptions:
+class Exceptions(Statements):
     """Reads the lines of retained rows (SPEC 3) for the deep verify."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
 
     def verdicts(self) -> Iterator[KeptVerdict]:
         """Yield the verdicts of absent partitions."""

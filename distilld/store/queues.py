@@ -10,8 +10,8 @@ from typing import Final
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Category, Dataset, Options, Reason
-from distilld.store.connection import Store
 from distilld.store.schema import BEHIND_ID, HOLDS_RAG
+from distilld.store.statements import Statements
 from distilld.store.verdicts import is_forbidden
 
 CAN_HAVE_PAIRS: Final = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
@@ -38,11 +38,8 @@ def first_waiter(dataset: str) -> str:
     return f"SELECT min(walk) AS walk FROM (SELECT * FROM ({rows} IS NULL ORDER BY walk LIMIT 1) UNION ALL {rows} = 0)"
 
 
-class Queues:
+class Queues(Statements):
     """Queues what must be judged again."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
 
     def add_all(self, options: Options) -> None:
         """Queue every judged row and every task; exported rows that a verdict may now forbid come first."""
@@ -82,7 +79,7 @@ class Queues:
         return [
             (dataset, key)
             for dataset in ("rag", "sft")
-            for (key,) in self._run(
+            for key in self._column(
                 f"SELECT DISTINCT d.sample_key FROM {rows} d CROSS JOIN rejudge_rows q ON q.walk = d.walk"
                 f" WHERE d.{dataset} = {DUPLICATE}"
             )
@@ -117,7 +114,7 @@ class Queues:
 
     def add_copied(self, source: str) -> None:
         """Queue retained rows ``f`` whose lines are in a present partition: they and their pairs count only there."""
-        if not self._run("SELECT EXISTS (SELECT 1 FROM retained_rows)").fetchone()[0]:
+        if not self._holds("EXISTS (SELECT 1 FROM retained_rows)"):
             return
         self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {source} WHERE f.kind <> 'orphan'")
         for side in ("chosen", "rejected"):
@@ -129,13 +126,12 @@ class Queues:
     def doubt_orphans(self, source: str) -> None:
         """Mark orphans as undecided if new rows name their runs: the inputs cover these runs now (SPEC 3.11)."""
         named = f"(SELECT run_id FROM {source})"
-        decided = "SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 1)"
-        if self._run(decided).fetchone()[0]:
+        if self._holds("EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 1)"):
             self._run(
                 "UPDATE retained_rows INDEXED BY retained_rows_by_run SET accepted = 0"
                 f" WHERE kind = 'orphan' AND run_id IN {named}"
             )
-        if self._run("SELECT EXISTS (SELECT 1 FROM pairs WHERE retained = 'orphan' AND accepted = 1)").fetchone()[0]:
+        if self._holds("EXISTS (SELECT 1 FROM pairs WHERE retained = 'orphan' AND accepted = 1)"):
             for side in ("chosen", "rejected"):
                 self._run(
                     f"UPDATE pairs INDEXED BY pairs_by_{side}_run SET accepted = 0"

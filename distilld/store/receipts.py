@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from distilld.core.model import InputKind
-from distilld.store.connection import Store
+from distilld.store.statements import Statements
 
 if TYPE_CHECKING:
     # Readers of the store do not need it.
@@ -39,13 +39,8 @@ class BatchRecord(NamedTuple):
     recorded_at: str
 
 
-class Receipts:
+class Receipts(Statements):
     """Stores batches and their receipts."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
 
     def last_batch(self) -> BatchRecord | None:
         """Return the newest committed batch, or None."""
@@ -162,9 +157,7 @@ class Receipts:
 
     def has_news(self) -> bool:
         """Return whether a receipt must report something, even if nothing waits to be judged."""
-        return bool(self._run("SELECT EXISTS (SELECT 1 FROM unreported_inputs)").fetchone()[0]) or bool(
-            self.replaced_files()
-        )
+        return self._holds("EXISTS (SELECT 1 FROM unreported_inputs)") or bool(self.replaced_files())
 
     def replaced_files(self) -> list[str]:
         """Return the exports that were rewritten as a whole since the last receipt."""

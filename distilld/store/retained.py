@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from distilld.core.line_facts import EXPORTED, LINES_END
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
-from distilld.store.counts import Counts, count
+from distilld.store.counts import Counts
+from distilld.store.statements import Statements
 
 if TYPE_CHECKING:
     # Readers of the store do not need it.
@@ -51,27 +51,26 @@ def has_exceptions(store: Store) -> bool:
     )
 
 
-class Retained:
+class Retained(Statements):
     """Reads retained rows, makes them live when inputs return, and moves their lines to ``departures``."""
 
     def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._count = partial(count, store)
+        super().__init__(store)
         self._counts = Counts(store)
 
     def kept_by_tripwire(self) -> dict[str, int]:
         """Return how many rows the tripwire keeps undecided, by dataset; datasets without any are left out."""
         found = {
-            dataset.value: self._count(
+            dataset.value: self._number(
                 f"SELECT count(*) FROM retained_rows WHERE kind = 'vanished' AND accepted = 0 AND {dataset} = {EXPORTED}"
             )
-            + self._count(
+            + self._number(
                 f"SELECT count(*) FROM scored_rows INDEXED BY kept_rows WHERE kept <> 0"
                 f" AND kept & {bit | KEPT_FOR_GOOD} = {bit} AND {dataset} = {EXPORTED}"
             )
             for dataset, bit in KEPT_BITS.items()
         }
-        found[Dataset.PREFERENCE.value] = self._count(
+        found[Dataset.PREFERENCE.value] = self._number(
             "SELECT count(*) FROM pairs WHERE retained = 'vanished' AND accepted = 0"
         )
         return {dataset: rows for dataset, rows in found.items() if rows}

@@ -10,26 +10,25 @@ from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord
 from distilld.store.queues import CAN_HAVE_PAIRS, Queues
 from distilld.store.scored_rows import ROW_FACTS, ROW_OUTCOMES
+from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, named_in_malformed
 
 
-class RewrittenFile:
+class RewrittenFile(Statements):
     """Replaces the known rows of a scored file with the lines of the whole rewritten file."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
+        super().__init__(store)
         self._counts = Counts(store)
         self._queues = Queues(store)
         self._verdicts = Verdicts(store)
 
     def stage(self) -> None:
         """Begin to stage a rewritten scored file."""
-        self._run("DROP TABLE IF EXISTS temp.incoming")
-        self._run(
-            "CREATE TEMP TABLE incoming (line INTEGER PRIMARY KEY, start_byte INTEGER, length_bytes INTEGER, digest BLOB,"
-            " run_id TEXT, task_id TEXT, category INTEGER, malformed INTEGER, sample_key INTEGER, old_walk INTEGER)"
+        self._stage(
+            "incoming",
+            "(line INTEGER PRIMARY KEY, start_byte INTEGER, length_bytes INTEGER, digest BLOB, run_id TEXT, task_id TEXT,"
+            " category INTEGER, malformed INTEGER, sample_key INTEGER, old_walk INTEGER)",
         )
 
     def add(self, rows: list[RowFacts]) -> None:
@@ -44,16 +43,13 @@ class RewrittenFile:
         """
         low, high = record.walk_base, record.walk_base + LINES_END
         self._match(low, high)
-        runs = [
-            run_id
-            for (run_id,) in self._run(
-                "SELECT i.run_id FROM incoming i LEFT JOIN scored_rows s ON s.walk = i.old_walk WHERE i.run_id IS NOT NULL"
-                " AND (i.old_walk IS NULL OR i.old_walk <> i.line + ?1 OR s.category IS NOT i.category)"
-                " UNION SELECT run_id FROM departing WHERE run_id IS NOT NULL"
-                f" UNION {named_in_malformed('incoming')} UNION {named_in_malformed('departing')}",
-                (low,),
-            )
-        ]
+        runs = self._column(
+            "SELECT i.run_id FROM incoming i LEFT JOIN scored_rows s ON s.walk = i.old_walk WHERE i.run_id IS NOT NULL"
+            " AND (i.old_walk IS NULL OR i.old_walk <> i.line + ?1 OR s.category IS NOT i.category)"
+            " UNION SELECT run_id FROM departing WHERE run_id IS NOT NULL"
+            f" UNION {named_in_malformed('incoming')} UNION {named_in_malformed('departing')}",
+            low,
+        )
         with self._verdicts.changing(runs, options):
             self._depart(record.partition_id, low)
             self._move(low)
@@ -65,8 +61,7 @@ class RewrittenFile:
             self._queues.add_copied("incoming n CROSS JOIN retained_rows f ON f.digest = n.digest")
             self._queues.doubt_orphans("incoming")
         self._queue_unjudged(low, high)
-        self._run("DROP TABLE temp.incoming")
-        self._run("DROP TABLE temp.departing")
+        self._unstage("incoming", "departing")
 
     def drop(self, record: FileRecord, options: Options) -> None:
         """Drop the rows of a scored file that is gone for good, as if it had become empty."""
@@ -75,12 +70,12 @@ class RewrittenFile:
 
     def _match(self, low: int, high: int) -> None:
         """Match staged lines with known rows of the same bytes, in place or else in order; unmatched rows depart."""
-        self._run("DROP TABLE IF EXISTS temp.paired")
         # With another line limit, the same bytes can be too long or no longer too long: then they do not match.
-        self._run(
-            "CREATE TEMP TABLE paired AS SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
+        self._stage(
+            "paired",
+            "AS SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
             " ON s.walk = i.line + ?1 AND s.digest = i.digest AND s.malformed IS i.malformed",
-            (low,),
+            low,
         )
         self._run(
             "INSERT INTO paired WITH"
@@ -93,13 +88,13 @@ class RewrittenFile:
             (low, high),
         )
         self._run("UPDATE incoming SET old_walk = paired.walk FROM paired WHERE paired.line = incoming.line")
-        self._run("DROP TABLE IF EXISTS temp.departing")
-        self._run(
-            "CREATE TEMP TABLE departing AS SELECT * FROM scored_rows WHERE walk >= ?1 AND walk < ?2"
-            " AND walk NOT IN (SELECT walk FROM paired)",
-            (low, high),
+        self._stage(
+            "departing",
+            "AS SELECT * FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND walk NOT IN (SELECT walk FROM paired)",
+            low,
+            high,
         )
-        self._run("DROP TABLE temp.paired")
+        self._unstage("paired")
 
     def _depart(self, partition_id: int, low: int) -> None:
         """Delete rows that the file no longer holds; add their lines in the exports to ``departures``."""
@@ -124,17 +119,16 @@ class RewrittenFile:
 
     def _move(self, low: int) -> None:
         """Move rows whose lines have another place in the file, with their outcomes."""
-        self._run("DROP TABLE IF EXISTS temp.moving")
-        self._run(
-            f"CREATE TEMP TABLE moving AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
+        self._stage(
+            "moving",
+            f"AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
             f" s.{', s.'.join(ROW_FACTS.split(', '))}, {ROW_OUTCOMES}, s.evidence_found, s.kept"
             " FROM incoming i CROSS JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
-            (low,),
+            low,
         )
-        self._run("DROP TABLE IF EXISTS temp.waiting")
-        self._run(
-            "CREATE TEMP TABLE waiting AS SELECT m.walk, q.forced, q.evidence_changed FROM moving m JOIN rejudge_rows q"
-            " ON q.walk = m.old_walk"
+        self._stage(
+            "waiting",
+            "AS SELECT m.walk, q.forced, q.evidence_changed FROM moving m JOIN rejudge_rows q ON q.walk = m.old_walk",
         )
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT old_walk FROM moving)")
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT old_walk FROM moving)")
@@ -144,7 +138,7 @@ class RewrittenFile:
             f" SELECT walk, {facts}, {ROW_OUTCOMES}, evidence_found, kept FROM moving"
         )
         self._run("INSERT INTO rejudge_rows SELECT walk, forced, evidence_changed FROM waiting")
-        self._run("DROP TABLE temp.waiting")
+        self._unstage("waiting")
         self._run(
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM moving"
             f" WHERE rag IS NULL OR rag <> {EXPORTED} OR sft IS NULL OR sft <> {EXPORTED}"
@@ -157,7 +151,7 @@ class RewrittenFile:
             )
             self._queues.add_rows_behind(dataset, "moving m", "1")
         self._queues.add_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")
-        self._run("DROP TABLE temp.moving")
+        self._unstage("moving")
 
     def _insert_new(self, record: FileRecord, low: int) -> None:
         found = evidence_found(self._store, record.partition_id, "incoming.run_id")
@@ -166,7 +160,7 @@ class RewrittenFile:
             f" SELECT line + ?1, {ROW_FACTS}, {found} FROM incoming WHERE old_walk IS NULL",
             (low,),
         )
-        added = self._run("SELECT count(*) FROM incoming WHERE old_walk IS NULL").fetchone()[0]
+        added = self._number("SELECT count(*) FROM incoming WHERE old_walk IS NULL")
         self._counts.count_rows(added, added)
 
     def _queue_unjudged(self, low: int, high: int) -> None:

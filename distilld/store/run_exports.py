@@ -10,7 +10,7 @@ from typing import Final
 
 from distilld.core.model import Options
 from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
-from distilld.store.connection import Store
+from distilld.store.statements import Statements
 
 Export = tuple[int | None, str | None]
 """What the rows of one export share: the id that they would have, and their task."""
@@ -21,12 +21,8 @@ _FEW: Final = 20
 """Fewer runs than this are looked up one by one: one statement for many runs costs as much as that."""
 
 
-class RunExports:
+class RunExports(Statements):
     """Finds which exports of a run are within the limit."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
 
     def within(self, runs: Iterable[str], options: Options, without: tuple[int, int] = NOWHERE) -> Within:
         """Return the exports within the limit, as if there were no rows in span ``without``."""
@@ -75,8 +71,8 @@ class RunExports:
         return [
             run_id
             for start in range(0, len(wanted), ASKED_AT_ONCE)
-            for (run_id,) in self._run(
-                f"{ASKED} SELECT value FROM asked WHERE {large}", asked(wanted[start : start + ASKED_AT_ONCE])
+            for run_id in self._column(
+                f"{ASKED} SELECT value FROM asked WHERE {large}", *asked(wanted[start : start + ASKED_AT_ONCE])
             )
         ]
 

@@ -9,9 +9,9 @@ from unicodedata import normalize
 from distilld.core.decisions import id_of
 from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, LINE_BITS, REASONS, UNREVIEWED, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
-from distilld.store.connection import Store
 from distilld.store.pruning import Only, only_kind
 from distilld.store.retained import KEPT_FOR_GOOD, without_evidence
+from distilld.store.statements import Statements
 
 
 class Recorded(NamedTuple):
@@ -116,19 +116,18 @@ def _with_other(row: RunRow, other: RunRow | None) -> RunRow:
     return row._replace(waits=row.waits or (other is not None and other.waits), outcomes=kept)
 
 
-class Stories:
+class Stories(Statements):
     """Reads the store; each method answers one question about one run, or about what is retained."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
 
     def look_alikes(self, paths: Iterable[str]) -> list[tuple[str, str]]:
         """Return (path, other) for partitions that look like a path but differ in Unicode normal form."""
         by_look = {normalize("NFC", path): path for path in sorted(paths) if not path.isascii()}
         if not by_look:
             return []
-        others = self._run("SELECT path FROM partitions WHERE length(path) <> length(CAST(path AS BLOB)) ORDER BY path")
-        found = ((by_look.get(normalize("NFC", other)), other) for (other,) in others)
+        others = self._column(
+            "SELECT path FROM partitions WHERE length(path) <> length(CAST(path AS BLOB)) ORDER BY path"
+        )
+        found = ((by_look.get(normalize("NFC", other)), other) for other in others)
         return [(path, other) for path, other in found if path is not None and path != other]
 
     def rows(self, run_id: str) -> list[RunRow]:
@@ -279,10 +278,8 @@ class Stories:
 
     def absent_files(self, partition_glob: str | None) -> int:
         """Return how many absent input files ``prune`` would forget, with the verdicts of their rows."""
-        return int(
-            self._run(
-                "SELECT count(*) FROM files f CROSS JOIN partitions p USING (partition_id)"
-                " WHERE f.state = 'absent' AND (?1 IS NULL OR p.path GLOB ?1)",
-                (partition_glob,),
-            ).fetchone()[0]
+        return self._number(
+            "SELECT count(*) FROM files f CROSS JOIN partitions p USING (partition_id)"
+            " WHERE f.state = 'absent' AND (?1 IS NULL OR p.path GLOB ?1)",
+            partition_glob,
         )

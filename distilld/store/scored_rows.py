@@ -13,19 +13,18 @@ from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord
 from distilld.store.queues import Queues
 from distilld.store.run_exports import RunExports
+from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, named_in_malformed
 
 ROW_FACTS: Final = "start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key"
 ROW_OUTCOMES: Final = "rag, rag_line, rag_batch, sft, sft_line, sft_batch"
 
 
-class ScoredRows:
+class ScoredRows(Statements):
     """Stores the facts of scored rows."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
+        super().__init__(store)
         self._counts = Counts(store)
         self._queues = Queues(store)
         self._verdicts = Verdicts(store)
@@ -53,25 +52,21 @@ class ScoredRows:
     def rows_beside_others(self, record: FileRecord) -> int:
         """Return how many rows a scored file has beyond one for each run."""
         low = record.walk_base
-        return int(
-            self._run(
-                "SELECT count(run_id) - count(DISTINCT run_id) FROM scored_rows WHERE walk >= ? AND walk < ?",
-                (low, low + LINES_END),
-            ).fetchone()[0]
+        return self._number(
+            "SELECT count(run_id) - count(DISTINCT run_id) FROM scored_rows WHERE walk >= ? AND walk < ?",
+            low,
+            low + LINES_END,
         )
 
     def any_in(self, record: FileRecord) -> bool:
         """Whether scored rows of the mirrored partition are known."""
         low = record.walk_base
-        found = self._run(
-            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE walk >= ? AND walk < ?)", (low, low + LINES_END)
-        )
-        return bool(found.fetchone()[0])
+        return self._holds("EXISTS (SELECT 1 FROM scored_rows WHERE walk >= ? AND walk < ?)", low, low + LINES_END)
 
     def close_over_new(self, record: FileRecord, first_line: int, end_line: int, options: Options) -> None:
         """Queue what rows [first_line, end_line) of a file affect elsewhere: by verdicts, export limit, copies."""
         low, high = record.walk_base + first_line, record.walk_base + end_line
-        found = self._run(
+        runs = self._column(
             "SELECT DISTINCT n.run_id FROM scored_rows n WHERE n.walk >= ?1 AND n.walk < ?2 AND n.run_id IS NOT NULL"
             " AND n.category IS NOT NULL AND ("
             " EXISTS (SELECT 1 FROM scored_rows o WHERE o.run_id = n.run_id AND o.walk < ?1)"
@@ -81,9 +76,9 @@ class ScoredRows:
             " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = n.run_id AND p.retained IS NOT NULL)"
             " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id = n.run_id))"
             f" UNION {named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
-            (low, high),
+            low,
+            high,
         )
-        runs = [run_id for (run_id,) in found]
         within = self._exports.within(runs, options)
         self._exports.queue_changes(self._exports.within(within, options, without=(low, high)), within)
         for run_id in runs:

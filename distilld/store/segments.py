@@ -10,24 +10,23 @@ from distilld.core.model import Committed, StatFacts
 from distilld.files.segments import Segment, Span
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
+from distilld.store.statements import Statements
 
 _FEW: Final = 8
 """Up to this many marks are looked for one by one; more are looked for all at once."""
 
 
-class Segments:
+class Segments(Statements):
     """The segments of all exports, and the spans that a committed batch overwrites."""
 
     def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
+        super().__init__(store)
         self._records = ExportRecords(store)
 
     def recorded(self, name: str) -> tuple[StatFacts, bytes] | None:
         """Return an export's facts as of its last commit, and its segments' digests; None if they are not known."""
         facts = self._records.exports()[name].facts
-        rows = self._run("SELECT sha256 FROM export_segments WHERE name = ? ORDER BY segment", (name,))
-        digests = b"".join(sha256 for (sha256,) in rows)
+        digests = b"".join(self._column("SELECT sha256 FROM export_segments WHERE name = ? ORDER BY segment", name))
         return (facts, digests) if facts is not None and digests else None
 
     def all_digests(self) -> dict[str, bytes]:

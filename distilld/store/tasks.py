@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS, VERDICTS
 from distilld.core.model import Category
 from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
-from distilld.store.connection import Store
 from distilld.store.queues import CAN_PAIR, ORDER_MATTERS
+from distilld.store.statements import Statements
 from distilld.store.verdicts import last_verdict
 
 EVIDENCE_OF_ROWS: Final = (
@@ -48,12 +48,8 @@ class WorkPair(NamedTuple):
 _PAIR: Final = ", ".join(WorkPair._fields)
 
 
-class Tasks:
+class Tasks(Statements):
     """Reads tasks and their pairs."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
 
     def _unjudged_spans(self, which: str = "") -> list[tuple[int, int]]:
         return self._run(
@@ -124,14 +120,14 @@ class Tasks:
 
     def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         """Yield tasks that come before a chosen task, with a pair quarantined because that task's pair has its id."""
-        if not self._run(f"SELECT {ORDER_MATTERS}").fetchone()[0]:
+        if not self._holds(ORDER_MATTERS):
             return
         waiting = (
             "SELECT w.task_id FROM pairs h CROSS JOIN pairs w ON w.sample_key = h.sample_key AND w.task_id <> h.task_id"
             f" WHERE h.task_id = ? AND h.outcome = {EXPORTED} AND w.outcome = {DUPLICATE} AND w.retained IS NULL"
         )
         for place in chosen:
-            for (task_id,) in self._run(waiting, (place[1],)).fetchall():
+            for task_id in self._column(waiting, place[1]):
                 other = self.first_walk(task_id), task_id
                 if other < place:
                     yield other
@@ -146,10 +142,8 @@ class Tasks:
         )
         for low, high in self._unjudged_spans(known):
             if low <= up_to:
-                rows = self._run(
-                    f"SELECT DISTINCT task_id FROM scored_rows s WHERE {CAN_PAIR}", (low, min(high, up_to + 1))
-                )
-                found.update(task_id for (task_id,) in rows)
+                tasks = f"SELECT DISTINCT task_id FROM scored_rows s WHERE {CAN_PAIR}"
+                found.update(self._column(tasks, low, min(high, up_to + 1)))
         return found
 
     def _first_walks(self, tasks: list[str]) -> Iterator[tuple[int, str]]:
@@ -161,7 +155,7 @@ class Tasks:
 
     def first_walk(self, task_id: str) -> int:
         """Return the place of the task's first row whose evidence is found; ``_NOWHERE`` if there is none."""
-        return int(self._run(f"SELECT {_FIRST_WALK} FROM (SELECT ? AS task_id) t", (task_id,)).fetchone()[0])
+        return self._number(f"SELECT {_FIRST_WALK} FROM (SELECT ? AS task_id) t", task_id)
 
     def task_rows(
         self, tasks: Sequence[str], categories: Sequence[Category], limit: int
@@ -211,37 +205,34 @@ class Tasks:
 
     def absent_files(self) -> frozenset[int]:
         """Return the partitions with an absent file."""
-        return frozenset(row[0] for row in self._run("SELECT partition_id FROM files WHERE state = 'absent'"))
+        return frozenset(self._column("SELECT partition_id FROM files WHERE state = 'absent'"))
 
     def names_run(self, run_id: str) -> bool:
         """Return whether a present scored row names the run."""
-        return bool(self._run("SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?)", (run_id,)).fetchone()[0])
+        return self._holds("EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?)", run_id)
 
     def lacks_evidence(self, run_id: str) -> bool:
         """Return whether no present scored row of the run has evidence."""
-        found = self._run(
-            "SELECT EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND evidence_found = 1)", (run_id,)
-        ).fetchone()
-        return not found[0]
+        return not self._holds("EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ? AND evidence_found = 1)", run_id)
 
     def side_is_absent(self, partition_id: int, run_id: str, task_id: str, category: int) -> bool:
         """Return whether a pair's side is in an absent scored file, or depends on an absent evidence file.
 
         A line that is also in a present partition counts only there (SPEC 3).
         """
+        side = (run_id, partition_id, task_id, category)
         states = dict(self._run("SELECT kind, state FROM files WHERE partition_id = ?", (partition_id,)).fetchall())
         if states.get("scored") == "absent":
-            absent = self._run(
+            absent = self._column(
                 "SELECT digest FROM retained_rows INDEXED BY retained_rows_by_run"
                 " WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
-                (run_id, partition_id, task_id, category),
+                *side,
             )
-            return any(not self.copies(digest, run_id) for (digest,) in absent)
+            return any(not self.copies(digest, run_id) for digest in absent)
         if states.get("evidence") != "absent":
             return False
-        found = self._run(
-            "SELECT EXISTS (SELECT 1 FROM row_places r CROSS JOIN evidence_rows e USING (partition_id, run_id)"
+        return self._holds(
+            "EXISTS (SELECT 1 FROM row_places r CROSS JOIN evidence_rows e USING (partition_id, run_id)"
             " WHERE r.run_id = ? AND r.partition_id = ? AND r.task_id = ? AND r.category = ?)",
-            (run_id, partition_id, task_id, category),
+            *side,
         )
-        return bool(found.fetchone()[0])

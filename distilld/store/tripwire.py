@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Final
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
-from distilld.store.counts import Counts, count
+from distilld.store.counts import Counts
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.retained import KEPT_BITS, Retained
+from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
 from distilld.store.work import Work
 
@@ -60,14 +60,11 @@ _PAIR_GONE: Final = (
 )
 
 
-class Tripwire:
+class Tripwire(Statements):
     """Counts the rows that are about to vanish, or keeps them."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
-        self._count = partial(count, store)
+        super().__init__(store)
         self._counts = Counts(store)
         self._retained = Retained(store)
 
@@ -75,11 +72,11 @@ class Tripwire:
         """Return how many rows of a dataset are about to leave only because they vanished from the inputs."""
         if dataset is Dataset.PREFERENCE:
             return len(self._pairs_gone(options))
-        departed = self._count(
+        departed = self._number(
             f"SELECT count(*) FROM departures d WHERE d.dataset = ? AND {_vanished(dataset, options)}", dataset.value
         )
-        moved = self._count(f"SELECT count(*) FROM ({_moved_alone(dataset, options)})")
-        return departed + moved + self._count(f"SELECT count(*) {_evidence_gone(dataset, options)}")
+        moved = self._number(f"SELECT count(*) FROM ({_moved_alone(dataset, options)})")
+        return departed + moved + self._number(f"SELECT count(*) {_evidence_gone(dataset, options)}")
 
     def keep(self, dataset: Dataset, options: Options) -> None:
         """Retain the vanishing rows instead: they stay until an operator decides on them."""
@@ -92,7 +89,7 @@ class Tripwire:
             self._counts.shift(dataset.value, "live", "retained", [(EXPORTED, live)])
             return
         where = f"d.dataset = '{dataset}' AND {_vanished(dataset, options)}"
-        departed = self._count(f"SELECT count(*) FROM departures d WHERE {where}")
+        departed = self._number(f"SELECT count(*) FROM departures d WHERE {where}")
         self._run(
             "INSERT INTO retained_rows (kind, partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category,"
             f" sample_key, {dataset}, {dataset}_line, {dataset}_batch)"
@@ -117,15 +114,14 @@ class Tripwire:
 
     def _keep_moved(self, dataset: Dataset, options: Options) -> None:
         """Give the lines of moved absent rows to new vanished rows; the absent rows keep their verdicts."""
-        self._run("DROP TABLE IF EXISTS temp.moved")
-        self._run(f"CREATE TEMP TABLE moved AS {_moved_alone(dataset, options)}")
+        self._stage("moved", f"AS {_moved_alone(dataset, options)}")
         self._retained.empty_rows(dataset, "retained_id IN (SELECT retained_id FROM moved)")
         columns = (
             "partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category, sample_key,"
             f" {dataset}, {dataset}_line, {dataset}_batch"
         )
         self._run(f"INSERT INTO retained_rows (kind, {columns}) SELECT 'vanished', {columns} FROM moved")
-        self._run("DROP TABLE temp.moved")
+        self._unstage("moved")
 
     def _pairs_gone(self, options: Options) -> list[tuple[int]]:
         """Return pairs with a vanished side and no absent side; a pair with an absent side is retained anyway."""

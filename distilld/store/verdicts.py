@@ -11,6 +11,7 @@ from distilld.core.model import Category, Dataset, InputKind, Options
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord
 from distilld.store.run_exports import RunExports
+from distilld.store.statements import Statements
 
 REST: Final = "f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = '{}'"
 """SQL for whether file ``f``, in a given state, ends in the rest that row ``m`` of ``malformed_runs`` is about."""
@@ -56,12 +57,11 @@ class InForce(NamedTuple):
     present: Category | None
 
 
-class Verdicts:
+class Verdicts(Statements):
     """Finds the verdicts of runs, and queues what their changes affect."""
 
     def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
+        super().__init__(store)
         self._exports = RunExports(store)
 
     def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
@@ -146,11 +146,8 @@ class Verdicts:
         if known == rest:
             return
         digests = [each[0] for each in (known, rest) if each is not None]
-        runs = {
-            run_id
-            for digest in digests
-            for (run_id,) in self._run("SELECT run_id FROM malformed_runs WHERE digest = ?", (digest,))
-        }
+        named = "SELECT run_id FROM malformed_runs WHERE digest = ?"
+        runs = {run_id for digest in digests for run_id in self._column(named, digest)}
         with self.changing(sorted(runs), options):
             self._run(
                 "UPDATE files SET rest_digest = ?, rest_category = ? WHERE partition_id = ? AND kind = ?",
@@ -164,12 +161,11 @@ class Verdicts:
 
     def runs_of_rest(self, record: FileRecord) -> list[str]:
         """Return the runs that a scored file's unterminated rest forbids."""
-        found = self._run(
+        return self._column(
             "SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
             " WHERE f.partition_id = ? AND f.kind = 'scored' AND f.rest_category IS NOT NULL",
-            (record.partition_id,),
+            record.partition_id,
         )
-        return [run_id for (run_id,) in found]
 
 
 def _last(

@@ -9,7 +9,7 @@ import orjson
 
 from distilld.core.decisions import PublishedWithdrawal
 from distilld.core.model import Dataset
-from distilld.store.connection import Store
+from distilld.store.statements import Statements
 
 _COLUMNS: Final = (
     "dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch, withdrawn_batch,"
@@ -17,12 +17,8 @@ _COLUMNS: Final = (
 )
 
 
-class Withdrawals:
+class Withdrawals(Statements):
     """Stores the published withdrawals."""
-
-    def __init__(self, store: Store) -> None:
-        self._run = store.connection.execute
-        self._many = store.connection.executemany
 
     def of(self, dataset: Dataset) -> Generator[PublishedWithdrawal, None, None]:
         """Yield all withdrawals from a dataset, in the order in which they were published."""
@@ -33,8 +29,7 @@ class Withdrawals:
 
     def lost_ids(self, dataset: str) -> list[str]:
         """Return the ids of the rows that a damaged dataset lost for good."""
-        rows = self._run("SELECT DISTINCT id FROM withdrawals WHERE dataset = ? AND cause = 'lost'", (dataset,))
-        return [sample_id for (sample_id,) in rows]
+        return self._column("SELECT DISTINCT id FROM withdrawals WHERE dataset = ? AND cause = 'lost'", dataset)
 
     def repeated(self, published: Iterable[PublishedWithdrawal]) -> dict[int, PublishedWithdrawal]:
         """Return earlier withdrawals that these repeat, by number: they differ only in batches and places."""

@@ -148,8 +148,7 @@ class Work(LooseLines, Tasks):
     """Reads what must be judged."""
 
     def __init__(self, store: Store) -> None:
-        LooseLines.__init__(self, store)
-        Tasks.__init__(self, store)
+        super().__init__(store)
         self._verdicts = Verdicts(store)
         self._exports = RunExports(store)
         self._places: dict[int, Place] = {}
@@ -161,9 +160,7 @@ class Work(LooseLines, Tasks):
     def waiting(self) -> Waiting:
         """Return how much waits to be judged; rows may be counted twice, but never missed."""
         tables = ("rejudge_rows", "rejudge_tasks", "departures", "rejudge_retained")
-        rows, tasks, departures, retained = (
-            self._run(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
-        )
+        rows, tasks, departures, retained = (self._number(f"SELECT count(*) FROM {table}") for table in tables)
         unjudged = sum(high - low for low, high in self._unjudged_spans())
         return Waiting(rows + unjudged, tasks, departures, retained)
 
@@ -244,7 +241,7 @@ class Work(LooseLines, Tasks):
         """
         self._said = {}
         self.forget_task_places()
-        (known,) = self._run("SELECT value FROM counters WHERE name = 'scored_rows'").fetchone()
+        known = self._number("SELECT value FROM counters WHERE name = 'scored_rows'")
         self._noted = bool(known) and 4 * self.waiting().rows >= known
         if not self._noted:
             return
@@ -319,17 +316,16 @@ class Work(LooseLines, Tasks):
 
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
         """Return rows after ``walk`` that fail a gate after the id gate: duplicates if ``walk`` is exported."""
-        found = self._run(
+        return self._column(
             "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ? AND walk > ?"
             f" AND {BEHIND_ID[dataset.value]}",
-            (sample_key, walk),
+            sample_key,
+            walk,
         )
-        return [each for (each,) in found]
 
     def has_retained_verdicts(self) -> bool:
         """Return whether there are absent rows, or rests of absent files that forbid a run."""
-        absent = f"SELECT EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'absent') OR {ABSENT_RESTS}"
-        return bool(self._run(absent).fetchone()[0])
+        return self._holds(f"EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'absent') OR {ABSENT_RESTS}")
 
     def verdicts(self, run_id: str, options: Options) -> InForce:
         """Return the current verdicts for RAG and SFT, and among present verdicts only."""

@@ -1,0 +1,38 @@
+"""How the parts of the store run their statements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distilld.store.connection import Store
+
+
+class Statements:
+    """Runs statements on the store's connection; the base of each part of the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._run = store.connection.execute
+        self._many = store.connection.executemany
+
+    def _number(self, query: str, *values: object) -> int:
+        """Return the number that a query selects."""
+        return int(self._run(query, values).fetchone()[0])
+
+    def _holds(self, condition: str, *values: object) -> bool:
+        """Return whether an SQL condition holds."""
+        return bool(self._run(f"SELECT {condition}", values).fetchone()[0])
+
+    def _column(self, query: str, *values: object) -> list[Any]:
+        """Return the only column that a query selects."""
+        return [value for (value,) in self._run(query, values)]
+
+    def _stage(self, table: str, form: str, *values: object) -> None:
+        """Create a temporary table, without what a failed pass left in it; ``form`` is the SQL after its name."""
+        self._unstage(table)
+        self._run(f"CREATE TEMP TABLE {table} {form}", values)
+
+    def _unstage(self, *tables: str) -> None:
+        """Drop temporary tables."""
+        for table in tables:
+            self._run(f"DROP TABLE IF EXISTS temp.{table}")
