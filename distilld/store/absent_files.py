@@ -11,7 +11,7 @@ from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import CAN_HAVE_PAIRS, Queues
 from distilld.store.scored_rows import ROW_FACTS, ROW_OUTCOMES
 from distilld.store.statements import Statements
-from distilld.store.verdicts import Verdicts, named_in_malformed
+from distilld.store.verdicts import Verdicts, runs_of
 
 
 class AbsentFiles(Statements):
@@ -28,7 +28,7 @@ class AbsentFiles(Statements):
         """Retain the outcomes of the rows of a scored file that became absent (SPEC 3, 'Absent partitions')."""
         low, high = record.walk_base, record.walk_base + LINES_END
         span = "walk >= ?1 AND walk < ?2"
-        runs = self._runs_of(low, high)
+        runs = self._column(runs_of("scored_rows", f"n.walk >= {low} AND n.walk < {high}"))
         runs += self._verdicts.runs_of_rest(record)
         with self._verdicts.changing(runs, options):
             self._queues.add_tasks(
@@ -50,14 +50,6 @@ class AbsentFiles(Statements):
             record.state = "absent"
             self._inputs.write_file(record)
 
-    def _runs_of(self, low: int, high: int) -> list[str]:
-        return self._column(
-            "SELECT run_id FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND run_id IS NOT NULL"
-            f" UNION {named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
-            low,
-            high,
-        )
-
     def _drop_span(self, low: int, high: int) -> None:
         removed, unjudged = self._run(
             "SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM scored_rows WHERE walk >= ? AND walk < ?",
@@ -72,13 +64,8 @@ class AbsentFiles(Statements):
     def make_scored_live(self, record: FileRecord, options: Options) -> None:
         """Put a returned file's rows back in their places, to be compared with the file, and queue all for judging."""
         low = record.walk_base
-        runs = self._column(
-            "SELECT run_id FROM retained_rows WHERE partition_id = ?1 AND kind = 'absent' AND run_id IS NOT NULL"
-            f" UNION {named_in_malformed('retained_rows')} AND n.partition_id = ?1 AND n.kind = 'absent'",
-            record.partition_id,
-        )
-        with self._verdicts.changing(runs, options):
-            where = f"partition_id = {record.partition_id} AND kind = 'absent'"
+        where = f"partition_id = {record.partition_id} AND kind = 'absent'"
+        with self._verdicts.changing(self._column(runs_of("retained_rows", where)), options):
             found = evidence_found(self._store, record.partition_id, "retained_rows.run_id")
             for dataset in ("rag", "sft"):
                 self._counts.shift_rows(dataset, "retained_rows", "retained", "live", where)

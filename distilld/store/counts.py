@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from distilld.store.statements import Statements
 
 
@@ -33,15 +31,22 @@ class Counts(Statements):
             (rows, dataset, state, outcome),
         )
 
-    def shift(self, dataset: str, source: str, target: str, counts: Iterable[tuple[int, int]]) -> None:
-        """Move counts of rows, by outcome, from one state to another."""
-        for outcome, rows in counts:
-            self.add_total(dataset, source, outcome, -rows)
-            self.add_total(dataset, target, outcome, rows)
+    def shift(self, dataset: str, source: str, target: str, outcome: int, rows: int) -> None:
+        """Move a count of rows with one outcome from one state to another."""
+        self.add_total(dataset, source, outcome, -rows)
+        self.add_total(dataset, target, outcome, rows)
 
-    def shift_rows(self, dataset: str, table: str, source: str, target: str, where: str = "1") -> None:
-        """Move the counts of a table's judged rows from one state to another."""
-        counts = self._run(
-            f"SELECT {dataset}, count(*) FROM {table} WHERE {dataset} IS NOT NULL AND {where} GROUP BY {dataset}"
-        ).fetchall()
-        self.shift(dataset, source, target, counts)
+    def shift_rows(
+        self, dataset: str, table: str, source: str, target: str, where: str, outcome: str = ""
+    ) -> dict[int, int]:
+        """Move the counts of a table's judged rows from one state to another; return the counts, by outcome.
+
+        ``outcome`` is the column that has it, if that is not named like the dataset.
+        """
+        outcome = outcome or dataset
+        counts: dict[int, int] = dict(
+            self._run(f"SELECT {outcome}, count(*) FROM {table} WHERE {outcome} IS NOT NULL AND {where} GROUP BY 1")
+        )
+        for code, rows in counts.items():
+            self.shift(dataset, source, target, code, rows)
+        return counts

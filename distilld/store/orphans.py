@@ -9,9 +9,9 @@ import orjson
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, REASON_CODES
 from distilld.core.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.store.connection import Store
-from distilld.store.counts import Counts
+from distilld.store.departures import Departures
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.retained import KEPT_BITS, Retained
+from distilld.store.retained import KEPT_BITS
 from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, overruled
 from distilld.store.walk_order import place_partitions
@@ -48,8 +48,7 @@ class Orphans(Statements):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._counts = Counts(store)
-        self._retained = Retained(store)
+        self._departures = Departures(store)
         self._inputs = Inputs(store)
 
     def stage(self) -> None:
@@ -95,7 +94,7 @@ class Orphans(Statements):
         self._run(
             "INSERT INTO adopted_rows SELECT ?, sample_key, created_at, recorded_at FROM arrivals", (dataset.value,)
         )
-        self._counts.add_total(dataset.value, "retained", EXPORTED, rows)
+        self._departures.add_total(dataset.value, "retained", EXPORTED, rows)
         self._unstage("arrivals")
 
     def take_withdrawals(self, dataset: Dataset) -> None:
@@ -160,7 +159,7 @@ class Orphans(Statements):
         )
         staying = "SELECT dataset, outcome, count(*) FROM told WHERE digest IS NOT NULL GROUP BY 1, 2"
         for dataset, code, rows in self._run(staying).fetchall():
-            self._counts.add_total(dataset, "retained", code, rows)
+            self._departures.add_total(dataset, "retained", code, rows)
         self._run("INSERT OR IGNORE INTO malformed_runs SELECT run_id, digest FROM told_runs WHERE digest <> x''")
         self._unstage("told", "told_runs")
 
@@ -192,16 +191,14 @@ class Orphans(Statements):
                 f" WHERE s.run_id = retained_rows.run_id) OR category IN ({codes}))"
             )
             gone += self._number(f"SELECT count(*) FROM retained_rows WHERE {where}")
-            self._retained.depart_rows(
-                dataset, where, (), f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END"
-            )
-            self._retained.empty_rows(dataset, where)
+            cause = f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END"
+            self._departures.add_rows(dataset, "retained_rows", "retained", where, cause)
+            self._departures.empty_rows(dataset, "retained_rows", where)
         self._run("DELETE FROM retained_rows WHERE kind = 'orphan' AND rag IS NULL AND sft IS NULL")
-        gone += self._retained.depart_pairs(
+        gone += self._departures.move_pairs(
             "retained = 'orphan' AND accepted = 0 AND (rejected_category = -1 OR EXISTS (SELECT 1 FROM scored_rows s"
             " WHERE s.run_id = pairs.chosen_run_id) OR EXISTS (SELECT 1 FROM scored_rows s"
             " WHERE s.run_id = pairs.rejected_run_id))",
-            (),
             f"CASE WHEN rejected_category = -1 OR {overruled()} THEN 'revoked' ELSE 'rescored' END",
         )
         self._run("UPDATE retained_rows SET accepted = 1 WHERE kind = 'orphan' AND accepted = 0")

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from distilld.core.line_facts import EXPORTED, LINES_END
+from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
 from distilld.core.model import Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
+from distilld.store.departures import Departures
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import EVIDENCE_PRUNED
-from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD, Retained
+from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD
 from distilld.store.statements import Statements
-from distilld.store.verdicts import Verdicts
+from distilld.store.verdicts import Verdicts, runs_of
 
 
 class Only(StrEnum):
@@ -51,7 +52,7 @@ class Pruning(Statements):
         super().__init__(store)
         self._inputs = Inputs(store)
         self._evidence = EvidenceRows(store, self._inputs)
-        self._retained = Retained(store)
+        self._departures = Departures(store)
         self._verdicts = Verdicts(store)
 
     def accept(self) -> int:
@@ -79,87 +80,67 @@ class Pruning(Statements):
         self._many(
             "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
         )
-        matches = "1"
-        values: tuple[object, ...] = ()
-        if partition_glob is not None:
-            matches = "EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id = {column} AND p.path GLOB ?1)"
-            values = (partition_glob,)
+        matching = "AS SELECT partition_id, walk_base FROM partitions WHERE ?1 IS NULL OR path GLOB ?1"
+        self._stage("matching", matching, partition_glob)
+        # An orphan has no partition, so no pattern matches it.
+        matches = "1" if partition_glob is None else "{} IN (SELECT partition_id FROM matching)"
         where = (
-            matches.format(column="retained_rows.partition_id")
-            + f" AND {only_kind(only)}"
-            + " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = retained_rows.partition_id AND x.kind = 'scored')"
+            f"{matches.format('retained_rows.partition_id')} AND {only_kind(only)}"
+            " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = retained_rows.partition_id AND x.kind = 'scored')"
         )
         runs = self._column(
-            f"SELECT DISTINCT run_id FROM retained_rows WHERE run_id IS NOT NULL AND {where}"
-            " UNION SELECT m.run_id FROM retained_rows CROSS JOIN malformed_runs m ON m.digest = retained_rows.digest"
-            f" WHERE retained_rows.run_id IS NULL AND {where}"
+            f"{runs_of(f'(SELECT * FROM retained_rows WHERE {where})', '1')}"
             " UNION SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
-            " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL",
-            *values,
+            " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL"
         )
         with self._verdicts.changing(runs, options):
             pruned = 0
             for dataset in KEPT_BITS:
-                pruned += self._number(
-                    f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}", *values
-                )
-                self._retained.depart_rows(dataset, where, values, "'pruned'")
+                pruned += self._number(f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}")
+                self._departures.add_rows(dataset, "retained_rows", "retained", where, "'pruned'")
             self._run(
-                f"DELETE FROM rejudge_retained WHERE retained_id IN (SELECT retained_id FROM retained_rows WHERE {where})",
-                values,
+                f"DELETE FROM rejudge_retained WHERE retained_id IN (SELECT retained_id FROM retained_rows WHERE {where})"
             )
-            self._run(f"DELETE FROM retained_rows WHERE {where}", values)
-            pruned += self._depart_pairs(partition_glob, only)
-            files = 0
-            if only is None:
-                files = self._forget_absent_files(partition_glob, spared)
+            self._run(f"DELETE FROM retained_rows WHERE {where}")
+            sides = (matches.format(side) for side in ("chosen_partition", "rejected_partition"))
+            pruned += self._departures.move_pairs(
+                f"retained IS NOT NULL AND {only_kind(only, 'retained')} AND ({' OR '.join(sides)}) AND NOT EXISTS"
+                " (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))",
+                "'pruned'",
+            )
+            files = self._forget_absent_files(spared) if only is None else 0
             if only is not Only.ORPHAN:
-                self._give_up_kept(partition_glob, only)
+                self._give_up_kept(only)
                 pruned += self._rows_without_evidence()
-        self._unstage("spared")
+        self._unstage("spared", "matching")
         return Pruned(pruned, files)
 
-    def _depart_pairs(self, partition_glob: str | None, only: Only | None) -> int:
-        where, values = f"retained IS NOT NULL AND {only_kind(only, 'retained')}", ()
-        where += " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))"
-        if partition_glob is not None:
-            where += (
-                " AND EXISTS (SELECT 1 FROM partitions p WHERE p.partition_id IN (chosen_partition, rejected_partition)"
-                " AND p.path GLOB ?1)"
-            )
-            values = (partition_glob,)  # type: ignore[assignment]
-        return self._retained.depart_pairs(where, values, "'pruned'")
-
-    def _forget_absent_files(self, partition_glob: str | None, spared: Mapping[FileKey, FileRecord]) -> int:
+    def _forget_absent_files(self, spared: Mapping[FileKey, FileRecord]) -> int:
         """Forget absent files; rows built on evidence that is absent, or vanished from there, are judged without it.
 
         Return how many files are forgotten.
         """
         forgotten = 0
+        matching = set(self._column("SELECT partition_id FROM matching"))
         self._inputs.forget_files()
         for key, record in list(self._inputs.files().items()):
-            if record.present or key in spared or not self._matches(record.path, partition_glob):
+            if record.present or key in spared or record.partition_id not in matching:
                 continue
             if record.kind.value == "evidence":
                 self._evidence.stage()
                 self._evidence.apply(record, whole_file=True)
-                self._give_up(
-                    "walk >= ?1 AND walk < ?2 AND evidence_found = 0",
-                    (record.walk_base, record.walk_base + LINES_END),
-                )
+                low = record.walk_base
+                self._give_up(f"walk >= {low} AND walk < {low + LINES_END} AND evidence_found = 0")
             self._inputs.forget_file(record)
             forgotten += 1
         self._inputs.forget_files()
         return forgotten
 
-    def _give_up_kept(self, partition_glob: str | None, only: Only | None) -> None:
+    def _give_up_kept(self, only: Only | None) -> None:
         """Queue rows that are kept although their evidence vanished, to be judged without it."""
         decided = f" AND kept & {KEPT_FOR_GOOD} = 0" if only is Only.VANISHED else ""
-        self._give_up(
-            f"kept <> 0{decided} AND (?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p"
-            " WHERE p.walk_base = (scored_rows.walk >> 26) << 26 AND p.path GLOB ?1))",
-            (partition_glob,),
-        )
+        place = f"(walk >> {LINE_BITS}) << {LINE_BITS} IN (SELECT walk_base FROM matching)"
+        self._give_up(f"kept <> 0{decided} AND {place}")
 
     def _rows_without_evidence(self) -> int:
         """Return how many exported rows will be judged without the evidence that was given up."""
@@ -168,14 +149,10 @@ class Pruning(Statements):
             f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"
         )
 
-    def _give_up(self, where: str, values: tuple[object, ...]) -> None:
+    def _give_up(self, where: str) -> None:
         """Queue rows to be judged without their evidence; those that leave count as pruned."""
         self._run(
             f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows WHERE rag IS NOT NULL AND {where}"
-            f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}",
-            values,
+            f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}"
         )
-        self._run(f"UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND {where}", values)
-
-    def _matches(self, path: str, partition_glob: str | None) -> bool:
-        return partition_glob is None or self._holds("? GLOB ?", path, partition_glob)
+        self._run(f"UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND {where}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from distilld.core.line_facts import EXPORTED, LINES_END
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
-from distilld.store.counts import Counts
+from distilld.store.departures import Departures
 from distilld.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def has_exceptions(store: Store) -> bool:
 
 
 class Retained(Statements):
-    """Reads retained rows, makes them live when inputs return, and moves their lines to ``departures``."""
+    """Reads retained rows, and makes them live when inputs return."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._counts = Counts(store)
+        self._departures = Departures(store)
 
     def kept_by_tripwire(self) -> dict[str, int]:
         """Return how many rows the tripwire keeps undecided, by dataset; datasets without any are left out."""
@@ -115,19 +115,9 @@ class Retained(Statements):
             "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE s.{dataset} IS NOT NULL AND s.{other} IS NULL"
         )
-        counts = self._run(f"SELECT {dataset}, count(*) FROM scored_rows WHERE walk IN ({half}) GROUP BY 1").fetchall()
-        if not counts:
+        if not self._departures.add_rows(dataset, "row_places", "live", f"walk IN ({half})", "'displaced'"):
             return
-        self._counts.shift(dataset.value, "live", "departing", counts)
-        self._run(
-            "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
-            f" partition_id, row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch,"
-            " run_id, task_id, category, 'displaced', partition_id, line, digest"
-            f" FROM row_places WHERE walk IN ({half})"
-        )
-        rows = self._run(
-            f"UPDATE scored_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE walk IN ({half})"
-        ).rowcount
+        rows = self._departures.empty_rows(dataset, "scored_rows", f"walk IN ({half})")
         if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged already
             self._run("UPDATE counters SET value = value + ? WHERE name = 'unjudged_rows'", (rows,))
 
@@ -140,39 +130,5 @@ class Retained(Statements):
             "pair_id IN (SELECT p.pair_id FROM rejudge_tasks t CROSS JOIN pairs p USING (task_id)"
             f" WHERE p.retained = 'absent') AND NOT {_ABSENT_FILE}"
         )
-        counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1").fetchall()
-        self._counts.shift(Dataset.PREFERENCE.value, "retained", "live", counts)
-        if counts:
+        if self._departures.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where, "outcome"):
             self._run(f"UPDATE pairs SET retained = NULL WHERE {where}")
-
-    def depart_rows(self, dataset: Dataset, where: str, values: tuple[object, ...], cause: str) -> None:
-        """Add the lines of retained rows in a dataset to ``departures``; ``cause`` is SQL."""
-        counts = self._run(
-            f"SELECT {dataset}, count(*) FROM retained_rows WHERE {dataset} IS NOT NULL AND {where} GROUP BY 1", values
-        ).fetchall()
-        self._counts.shift(dataset.value, "retained", "departing", counts)
-        self._run(
-            "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause, partition_id,"
-            f" row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch, run_id, task_id,"
-            f" category, {cause}, partition_id, line, digest FROM retained_rows WHERE {dataset} IS NOT NULL AND {where}",
-            values,
-        )
-
-    def empty_rows(self, dataset: Dataset, where: str) -> None:
-        """Clear the outcomes of retained rows in a dataset."""
-        self._run(
-            f"UPDATE retained_rows SET {dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL WHERE {where}"
-        )
-
-    def depart_pairs(self, where: str, values: tuple[object, ...], cause: str) -> int:
-        """Move retained pairs to ``departures``; return how many of them are exported."""
-        counts = self._run(f"SELECT outcome, count(*) FROM pairs WHERE {where} GROUP BY 1", values).fetchall()
-        self._counts.shift(Dataset.PREFERENCE.value, "retained", "departing", counts)
-        self._run(
-            "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, other_run_id, task_id, cause)"
-            f" SELECT 'preference', outcome, sample_key, line, batch, chosen_run_id, rejected_run_id, task_id, {cause}"
-            f" FROM pairs WHERE {where}",
-            values,
-        )
-        self._run(f"DELETE FROM pairs WHERE {where}", values)
-        return sum(rows for outcome, rows in counts if outcome == EXPORTED)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED, LINES_END, RowFacts
-from distilld.core.model import Options
+from distilld.core.model import Dataset, Options
 from distilld.store.connection import Store
-from distilld.store.counts import Counts
+from distilld.store.departures import Departures
 from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord
 from distilld.store.queues import CAN_HAVE_PAIRS, Queues
 from distilld.store.scored_rows import ROW_FACTS, ROW_OUTCOMES
 from distilld.store.statements import Statements
-from distilld.store.verdicts import Verdicts, named_in_malformed
+from distilld.store.verdicts import Verdicts, named_in_malformed, runs_of
 
 
 class RewrittenFile(Statements):
@@ -19,7 +19,7 @@ class RewrittenFile(Statements):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._counts = Counts(store)
+        self._departures = Departures(store)
         self._queues = Queues(store)
         self._verdicts = Verdicts(store)
 
@@ -42,16 +42,15 @@ class RewrittenFile(Statements):
         its place decides: a quarantine row's location, and which row holds an id.
         """
         low, high = record.walk_base, record.walk_base + LINES_END
-        self._match(low, high)
+        self._match(record, low, high)
         runs = self._column(
             "SELECT i.run_id FROM incoming i LEFT JOIN scored_rows s ON s.walk = i.old_walk WHERE i.run_id IS NOT NULL"
             " AND (i.old_walk IS NULL OR i.old_walk <> i.line + ?1 OR s.category IS NOT i.category)"
-            " UNION SELECT run_id FROM departing WHERE run_id IS NOT NULL"
-            f" UNION {named_in_malformed('incoming')} UNION {named_in_malformed('departing')}",
+            f" UNION {named_in_malformed('incoming')} UNION {runs_of('departing', '1')}",
             low,
         )
         with self._verdicts.changing(runs, options):
-            self._depart(record.partition_id, low)
+            self._depart()
             self._move(low)
             self._insert_new(record, low)
             self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
@@ -68,7 +67,7 @@ class RewrittenFile(Statements):
         self.stage()
         self.replace(record, options)
 
-    def _match(self, low: int, high: int) -> None:
+    def _match(self, record: FileRecord, low: int, high: int) -> None:
         """Match staged lines with known rows of the same bytes, in place or else in order; unmatched rows depart."""
         # With another line limit, the same bytes can be too long or no longer too long: then they do not match.
         self._stage(
@@ -90,28 +89,23 @@ class RewrittenFile(Statements):
         self._run("UPDATE incoming SET old_walk = paired.walk FROM paired WHERE paired.line = incoming.line")
         self._stage(
             "departing",
-            "AS SELECT * FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND walk NOT IN (SELECT walk FROM paired)",
+            "AS SELECT *, ?3 AS partition_id, walk - ?1 AS line FROM scored_rows WHERE walk >= ?1 AND walk < ?2"
+            " AND walk NOT IN (SELECT walk FROM paired)",
             low,
             high,
+            record.partition_id,
         )
         self._unstage("paired")
 
-    def _depart(self, partition_id: int, low: int) -> None:
+    def _depart(self) -> None:
         """Delete rows that the file no longer holds; add their lines in the exports to ``departures``."""
-        for dataset in ("rag", "sft"):
-            self._run(
-                "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
-                " partition_id, row_line, row)"
-                f" SELECT '{dataset}', d.{dataset}, d.sample_key, d.{dataset}_line, d.{dataset}_batch, d.run_id, d.task_id,"
-                " d.category, CASE WHEN i.run_id = d.run_id THEN 'rescored' ELSE 'row_removed' END, ?1, d.walk - ?2,"
-                " d.digest FROM departing d LEFT JOIN incoming i ON i.line = d.walk - ?2"
-                f" WHERE d.{dataset} IS NOT NULL",
-                (partition_id, low),
-            )
-            self._counts.shift_rows(dataset, "departing", "live", "departing")
+        same_run = "run_id = (SELECT i.run_id FROM incoming i WHERE i.line = departing.line)"
+        for dataset in (Dataset.RAG, Dataset.SFT):
+            cause = f"CASE WHEN {same_run} THEN 'rescored' ELSE 'row_removed' END"
+            self._departures.add_rows(dataset, "departing", "live", "1", cause)
         self._queues.add_tasks("departing", CAN_HAVE_PAIRS.format("departing"))
         removed, unjudged = self._run("SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM departing").fetchone()
-        self._counts.count_rows(-removed, -unjudged)
+        self._departures.count_rows(-removed, -unjudged)
         woken = self._queues.woken("departing")
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT walk FROM departing)")
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT walk FROM departing)")
@@ -161,7 +155,7 @@ class RewrittenFile(Statements):
             (low,),
         )
         added = self._number("SELECT count(*) FROM incoming WHERE old_walk IS NULL")
-        self._counts.count_rows(added, added)
+        self._departures.count_rows(added, added)
 
     def _queue_unjudged(self, low: int, high: int) -> None:
         """Queue rows that were never judged, and their tasks: new rows, and rows that a pass did not reach.

@@ -75,7 +75,7 @@ class ScoredRows(Statements):
             " OR EXISTS (SELECT 1 FROM pairs p WHERE p.chosen_run_id = n.run_id AND p.retained IS NOT NULL)"
             " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = n.run_id AND p.retained IS NOT NULL)"
             " OR EXISTS (SELECT 1 FROM malformed_runs m WHERE m.run_id = n.run_id))"
-            f" UNION {named_in_malformed('scored_rows')} AND n.walk >= ?1 AND n.walk < ?2",
+            f" UNION {named_in_malformed('scored_rows', 'n.walk >= ?1 AND n.walk < ?2')}",
             low,
             high,
         )

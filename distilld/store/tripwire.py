@@ -7,9 +7,9 @@ from typing import Final
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
-from distilld.store.counts import Counts
+from distilld.store.departures import Departures
 from distilld.store.queues import EVIDENCE_PRUNED
-from distilld.store.retained import KEPT_BITS, Retained
+from distilld.store.retained import KEPT_BITS
 from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
 from distilld.store.work import Work
@@ -65,8 +65,7 @@ class Tripwire(Statements):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._counts = Counts(store)
-        self._retained = Retained(store)
+        self._departures = Departures(store)
 
     def vanishing(self, dataset: Dataset, options: Options) -> int:
         """Return how many rows of a dataset are about to leave only because they vanished from the inputs."""
@@ -86,7 +85,7 @@ class Tripwire(Statements):
                 "UPDATE pairs SET retained = 'vanished' WHERE pair_id = ? AND retained IS NULL", gone
             ).rowcount
             self._many("UPDATE pairs SET retained = 'vanished' WHERE pair_id = ?", gone)
-            self._counts.shift(dataset.value, "live", "retained", [(EXPORTED, live)])
+            self._departures.shift(dataset.value, "live", "retained", EXPORTED, live)
             return
         where = f"d.dataset = '{dataset}' AND {_vanished(dataset, options)}"
         departed = self._number(f"SELECT count(*) FROM departures d WHERE {where}")
@@ -97,7 +96,7 @@ class Tripwire(Statements):
             f" FROM departures d WHERE {where}"
         )
         self._run(f"DELETE FROM departures AS d WHERE {where}")
-        self._counts.shift(dataset.value, "departing", "retained", [(EXPORTED, departed)])
+        self._departures.shift(dataset.value, "departing", "retained", EXPORTED, departed)
         self._keep_moved(dataset, options)
         self._run(
             "INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind = 'vanished' AND accepted = 0"
@@ -115,7 +114,7 @@ class Tripwire(Statements):
     def _keep_moved(self, dataset: Dataset, options: Options) -> None:
         """Give the lines of moved absent rows to new vanished rows; the absent rows keep their verdicts."""
         self._stage("moved", f"AS {_moved_alone(dataset, options)}")
-        self._retained.empty_rows(dataset, "retained_id IN (SELECT retained_id FROM moved)")
+        self._departures.empty_rows(dataset, "retained_rows", "retained_id IN (SELECT retained_id FROM moved)")
         columns = (
             "partition_id, line, start_byte, length_bytes, digest, run_id, task_id, category, sample_key,"
             f" {dataset}, {dataset}_line, {dataset}_batch"

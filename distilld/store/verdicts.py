@@ -203,11 +203,18 @@ def is_forbidden(run: str, options: Options, *datasets: Dataset) -> str:
     )
 
 
-def named_in_malformed(rows: str) -> str:
+def runs_of(rows: str, where: str) -> str:
+    """Return SQL for the runs that these rows, called ``n``, name, or forbid as malformed lines."""
+    return (
+        f"SELECT n.run_id FROM {rows} n WHERE n.run_id IS NOT NULL AND {where} UNION {named_in_malformed(rows, where)}"
+    )
+
+
+def named_in_malformed(rows: str, where: str = "1") -> str:
     """Return SQL for the runs that malformed lines among these rows, called ``n``, forbid."""
     return (
         f"SELECT m.run_id FROM {rows} n CROSS JOIN malformed_runs m INDEXED BY malformed_runs_by_digest"
-        " ON m.digest = n.digest WHERE n.run_id IS NULL AND n.category IS NOT NULL"
+        f" ON m.digest = n.digest WHERE n.run_id IS NULL AND n.category IS NOT NULL AND {where}"
     )
 
 
