@@ -20,7 +20,8 @@ from distilld.core.model import Dataset, OperatorError, UsageError
 from distilld.delivery.rows import CREATED, id_of_line
 from distilld.files.regular import is_there
 from distilld.files.spool import LineSpool
-from distilld.publish.committed import CommittedBatch, at_one_batch, whole_lines
+from distilld.publish.committed import CommittedBatch, at_one_batch
+from distilld.publish.reading import whole_lines
 from distilld.store.delivery_queries import knows_batch
 
 ALL: Final = "0"

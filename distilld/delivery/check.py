@@ -21,7 +21,8 @@ from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
 from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import blocks_of
-from distilld.publish.committed import at_one_batch, rows_of, whole_lines
+from distilld.publish.committed import at_one_batch, rows_of
+from distilld.publish.reading import whole_lines
 from distilld.store.connection import StoreCorruptError, StoreFaultError
 from distilld.store.queries import reading
 from distilld.store.receipts import Receipts

@@ -27,7 +27,8 @@ from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validation
 from distilld.files.durable import FOLDER_MODE, sync_folder
 from distilld.files.spool import LineSpool
-from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of, whole_lines
+from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of
+from distilld.publish.reading import whole_lines
 from distilld.store.delivery_queries import RowTasks
 
 MANIFEST: Final = "manifest.json"

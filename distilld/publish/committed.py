@@ -20,9 +20,8 @@ from typing import BinaryIO, Final, TypeVar
 from distilld.core.model import EXPORT_PATHS, Committed, OperatorError
 from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
-from distilld.files.segments import SegmentHash, blocks_of
 from distilld.publish.pins import pinned
-from distilld.publish.reading import WholeLines
+from distilld.publish.reading import ExportTamperedError, committed_blocks, whole_lines
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
@@ -142,15 +141,12 @@ class CommittedExport:
             raise BatchMovedError
         if self.file is None:
             return
-        sha = SegmentHash(self.committed.segment_bytes)
         try:
-            for block in blocks_of(self.file.fileno(), self.committed.size):
-                sha.update(block)
-                yield block
+            yield from committed_blocks(self.file.fileno(), self.committed, self.shown)
+        except ExportTamperedError:
+            raise BatchMovedError from None
         except OSError as error:
             raise self._unreadable(error) from error
-        if sha.hexdigest() != self.committed.sha256:
-            raise BatchMovedError
 
     def _unreadable(self, error: OSError) -> OperatorError:
         return OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error))
@@ -199,16 +195,6 @@ def _open(path: Path, pending_temp: str | None) -> BinaryIO:
         except FileNotFoundError:
             pass  # it was renamed after the query
     return open_regular(path)
-
-
-def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Return the same bytes in blocks of whole lines; the last line may be incomplete."""
-    held = WholeLines()
-    for block in blocks:
-        if whole := held.add(block):
-            yield whole
-    if rest := held.rest():
-        yield rest
 
 
 def rows_of(block: bytes) -> list[bytes]:

@@ -30,7 +30,8 @@ from distilld.publish.reading import (
     ExportReadError,
     ExportTamperedError,
     ExportWriteError,
-    committed_lines,
+    committed_blocks,
+    line_groups,
     lstat,
     open_live,
 )
@@ -51,8 +52,8 @@ class Exports(LiveFiles):
         """
         found = Output(None, SegmentHash(self.segment_bytes))
         with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
-            for lines in committed_lines(descriptor, known, EXPORT_PATHS[name], self._pulse):
-                found.write(b"".join(lines))
+            for block in committed_blocks(descriptor, known, EXPORT_PATHS[name], self._pulse):
+                found.write(block)
             facts = StatFacts.of(os.fstat(descriptor))
         self._hashes[name] = (found.sha, facts)
         return found.written(facts)
@@ -104,7 +105,7 @@ class Exports(LiveFiles):
             return False
 
         def kept(old: int) -> Iterator[MarkedLines]:
-            for lines in committed_lines(old, known, EXPORT_PATHS[name], self._pulse):
+            for lines in line_groups(committed_blocks(old, known, EXPORT_PATHS[name], self._pulse)):
                 rows = [without_space(line) for line in lines] if known.spaces else lines
                 staying = [(row, digest) for row in rows if stays(digest := digest_of(row))]
                 content = [row for row, _ in staying]

@@ -88,10 +88,9 @@ class CommittedFile:
         """
         end = 0
         with ExportReadError.about(self._shown):
-            for lines in committed_lines(self._descriptor, self._known, self._shown, self._pulse):
-                for line in lines:
-                    row, end = without_space(line), end + len(line)
-                    yield end - len(row), row
+            for line in lines_of(committed_blocks(self._descriptor, self._known, self._shown, self._pulse)):
+                row, end = without_space(line), end + len(line)
+                yield end - len(row), row
 
     def pick(self, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
         """Return the bytes at each (offset, length); call it after :meth:`rows`.
@@ -126,21 +125,19 @@ def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield start, length
 
 
-def committed_lines(descriptor: int, known: Committed, shown: str, pulse: Callable[[], None]) -> Iterator[list[bytes]]:
-    """Return the lines of an open export, line feeds included, some at a time.
+def committed_blocks(
+    descriptor: int, known: Committed, shown: str, pulse: Callable[[], None] = lambda: None
+) -> Iterator[bytes]:
+    """Return the bytes of an open export, in blocks.
 
     Raises:
         ExportTamperedError: At the end: the bytes are not the committed ones.
     """
     sha = SegmentHash(known.segment_bytes)
-
-    def blocks() -> Iterator[bytes]:
-        for block in blocks_of(descriptor, known.size):
-            pulse()
-            sha.update(block)
-            yield block
-
-    yield from line_groups(blocks())
+    for block in blocks_of(descriptor, known.size):
+        pulse()
+        sha.update(block)
+        yield block
     if sha.hexdigest() != known.sha256:
         raise ExportTamperedError(shown, "has other bytes than its last commit")
 
@@ -169,11 +166,19 @@ class WholeLines:
         return b"".join(self._held)
 
 
-def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Return the whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
+def whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the same bytes in blocks of whole lines; the last line may be incomplete."""
     held = WholeLines()
     for block in blocks:
-        yield split_lines(held.add(block))
+        if whole := held.add(block):
+            yield whole
+    if rest := held.rest():
+        yield rest
+
+
+def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Return the whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
+    return map(split_lines, whole_lines(blocks))
 
 
 def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ from distilld.delivery.snapshot import SnapshotWriteError, Wanted, make
 from distilld.delivery.split import is_validation
 from distilld.files import durable, segments
 from distilld.files.spool import SpoolError
-from distilld.publish import committed, exports, live_files
+from distilld.publish import committed, exports, live_files, reading
 from tests.support.calls import Call, calls
 from tests.support.command import distilld, python
 from tests.support.deaths import dies_at
@@ -338,8 +338,8 @@ def test_is_pinned_beside_a_writer_that_commits_before_every_read(
         batch_id = lake.ask("SELECT max(batch_id) FROM batches")[0][0]
         committed_at[batch_id] = {dataset: lake.content(dataset) for dataset in Dataset}
 
-    def blocks_of(descriptor: int, size: int) -> Iterator[bytes]:
-        for block in segments.blocks_of(descriptor, size):
+    def committed_blocks(*args: Any) -> Iterator[bytes]:
+        for block in reading.committed_blocks(*args):
             commit()
             yield block
 
@@ -353,7 +353,7 @@ def test_is_pinned_beside_a_writer_that_commits_before_every_read(
     monkeypatch.setattr(segments, "BLOCK_BYTES", 1 << 13)
     monkeypatch.setattr(exports, "LEAST_BYTES", 0)
     monkeypatch.setattr(live_files, "SEGMENT_BYTES", 4096)
-    monkeypatch.setattr(committed, "blocks_of", blocks_of)
+    monkeypatch.setattr(committed, "committed_blocks", committed_blocks)
     monkeypatch.setattr(committed, "CommittedBatch", Batch)
     folder = made(lake, forms=("raw", "trl"))
     assert tries == 1

@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Self
 import pytest
 
 from distilld.files.segments import SegmentHash
-from distilld.publish.committed import whole_lines
 from distilld.publish.new_file import Output
-from distilld.publish.reading import file_lines, line_groups
+from distilld.publish.reading import file_lines, line_groups, whole_lines
 
 BLOCKS = 500
 BLOCK_BYTES = 100
