@@ -25,8 +25,7 @@ from distilld.publish.reading import LONGEST_LINE_BYTES, ROW_ID, ExportTamperedE
 from distilld.publish.takeover import TakeOver
 from distilld.store.connection import Store
 from distilld.store.export_lines import ExportLines
-from distilld.store.export_records import ExportRecord, ExportRecords
-from distilld.store.orphans import Orphans
+from distilld.store.export_records import ExportRecord
 from distilld.store.retained import Retained
 from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
@@ -41,19 +40,13 @@ class AnotherWriterError(OperatorError):
     """Other programs changed the exports again and again within one pass, which ends."""
 
 
-class Restorer:
+class Restorer(TakeOver):
     """Makes exports and store agree if they differ."""
 
     def __init__(self, root: Path, store: Store, exports: Exports, committer: Committer) -> None:
-        self._root = root
-        self._store = store
-        self._exports = exports
-        self._committer = committer
-        self._records = ExportRecords(store)
+        super().__init__(root, store, exports, committer)
         self._lines = ExportLines(store)
-        self._orphans = Orphans(store)
         self._segments = Segments(store)
-        self._takeover = TakeOver(root, store, exports, committer)
         self._seen: dict[str, ExportRecord] = {}
         self._paths = {name: f"{root}/{path}" for name, path in EXPORT_PATHS.items()}
 
@@ -205,15 +198,7 @@ class Restorer:
         missing = self._records.missing_rows(name)
         log.warning("export_restored", path=EXPORT_PATHS[name], rows_kept=rows[name], rows_missing=missing)
 
-    # taking over
-
-    def take_over(self, now_ns: int, options: Options) -> bool:
-        """Take over existing exports if the store has no record of any; return whether there were some.
-
-        Raises:
-            ExportReadError: A folder or a file cannot be read; the next try takes over the rest.
-        """
-        return self._takeover.take_over(now_ns, options)
+    # after a takeover
 
     def settle_orphans(self, options: Options) -> int:
         """Decide on the orphans after all inputs are judged; return how many will be withdrawn."""
