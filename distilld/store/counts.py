@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distilld.core.model import Dataset
 from distilld.store.statements import Statements
 
 
@@ -13,6 +14,12 @@ class Counts(Statements):
         self._many(
             "UPDATE counters SET value = value + ? WHERE name = ?", [(rows, "scored_rows"), (unjudged, "unjudged_rows")]
         )
+
+    def count_rows_of(self, table: str, where: str, sign: int) -> None:
+        """Add the rows of a table to the counts, or subtract them with a negative sign."""
+        counted = f"SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM {table} WHERE {where}"
+        rows, unjudged = self._run(counted).fetchone()
+        self.count_rows(sign * rows, sign * unjudged)
 
     def counter(self, name: str) -> int:
         """Return one of the store's counters."""
@@ -50,3 +57,8 @@ class Counts(Statements):
         for code, rows in counts.items():
             self.shift(dataset, source, target, code, rows)
         return counts
+
+    def shift_outcomes(self, table: str, source: str, target: str, where: str) -> None:
+        """Do the same for rows that have an outcome in RAG and one in SFT."""
+        for dataset in (Dataset.RAG, Dataset.SFT):
+            self.shift_rows(dataset, table, source, target, where)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from distilld.core.line_facts import LINES_END
 from distilld.core.model import InputKind, StatFacts
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
@@ -53,6 +54,10 @@ class FileRecord:
         if hashed_since_ns is None:
             return False
         return self.unsure_since_ns is not None or self.hashed_at_ns <= hashed_since_ns
+
+    def holds(self, walk: str) -> str:
+        """Return SQL for whether a place in walk order is in this file."""
+        return f"{walk} >= {self.walk_base} AND {walk} < {self.walk_base + LINES_END}"
 
     @property
     def present(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
+from distilld.core.line_facts import EXPORTED, LINE_BITS
 from distilld.core.model import Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
@@ -129,8 +129,7 @@ class Pruning(Statements):
             if record.kind.value == "evidence":
                 self._evidence.stage()
                 self._evidence.apply(record, whole_file=True)
-                low = record.walk_base
-                self._give_up(f"walk >= {low} AND walk < {low + LINES_END} AND evidence_found = 0")
+                self._give_up(f"{record.holds('walk')} AND evidence_found = 0")
             self._inputs.forget_file(record)
             forgotten += 1
         self._inputs.forget_files()

@@ -10,6 +10,8 @@ from typing import Final
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Category, Dataset, Options, Reason
+from distilld.store.connection import Store
+from distilld.store.counts import Counts
 from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.statements import Statements
 from distilld.store.verdicts import is_forbidden
@@ -40,6 +42,10 @@ def first_waiter(dataset: str) -> str:
 
 class Queues(Statements):
     """Queues what must be judged again."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._counts = Counts(store)
 
     def add_all(self, options: Options) -> None:
         """Queue every judged row and every task; exported rows that a verdict may now forbid come first."""
@@ -74,19 +80,22 @@ class Queues(Statements):
         """Queue the tasks of some rows of a table."""
         self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
 
-    def woken(self, rows: str) -> list[tuple[str, int]]:
-        """Return (dataset, id) that queued rows among these wait for: no other row may be queued for these ids."""
-        return [
+    def drop_rows(self, where: str) -> None:
+        """Delete scored rows, which a condition on ``walk`` selects.
+
+        If a queued row among them waits for an id, no other row may be queued for it: queue the next one that waits.
+        """
+        woken = [
             (dataset, key)
             for dataset in ("rag", "sft")
             for key in self._column(
-                f"SELECT DISTINCT d.sample_key FROM {rows} d CROSS JOIN rejudge_rows q ON q.walk = d.walk"
-                f" WHERE d.{dataset} = {DUPLICATE}"
+                f"SELECT DISTINCT d.sample_key FROM (SELECT * FROM scored_rows WHERE {where}) d"
+                f" CROSS JOIN rejudge_rows q ON q.walk = d.walk WHERE d.{dataset} = {DUPLICATE}"
             )
         ]
-
-    def wake_next(self, woken: list[tuple[str, int]]) -> None:
-        """Queue the next row that waits for each of these ids: the row that was queued for it is gone."""
+        self._counts.count_rows_of("scored_rows", where, -1)
+        self._run(f"DELETE FROM scored_rows WHERE {where}")
+        self._run(f"DELETE FROM rejudge_rows WHERE {where}")
         for dataset, key in woken:
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced)"
@@ -94,23 +103,24 @@ class Queues(Statements):
                 (key, -1),
             )
 
-    def wake_waiters(self, source: str) -> None:
-        """Queue the first waiting row for each id that rows ``g`` of ``source`` hold."""
+    def wake_waiters(self, table: str, where: str) -> None:
+        """Queue the first waiting row for each id that rows ``g`` of a table hold."""
         for dataset in ("rag", "sft"):
             self._run(
-                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0"
-                f" {source.replace(' WHERE ', f' CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE} WHERE ')}"
-                f" AND g.{dataset} = {EXPORTED} GROUP BY d.sample_key"
+                f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0 FROM {table} g"
+                f" CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE}"
+                f" WHERE {where} AND g.{dataset} = {EXPORTED} GROUP BY d.sample_key"
             )
 
-    def add_rows_behind(self, dataset: str, source: str, where: str) -> None:
-        """Queue rows that fail a later gate but are duplicates now: an earlier row of ``source`` holds their id."""
-        held = BEHIND_ID[dataset].replace(f"{dataset} IN", f"b.{dataset} IN")
-        held = held.replace("sample_key", "b.sample_key").replace("evidence_found", "b.evidence_found")
-        self._run(
-            f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT b.walk, 0 FROM {source} CROSS JOIN scored_rows b"
-            f" ON b.sample_key = m.sample_key WHERE {where} AND m.{dataset} = {EXPORTED} AND b.walk > m.walk AND {held}"
-        )
+    def add_rows_behind(self, table: str, where: str) -> None:
+        """Queue rows that fail a later gate but are duplicates now: an earlier row ``m`` of a table holds their id."""
+        for dataset, behind in BEHIND_ID.items():
+            held = behind.replace(f"{dataset} IN", f"b.{dataset} IN")
+            held = held.replace("sample_key", "b.sample_key").replace("evidence_found", "b.evidence_found")
+            self._run(
+                f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT b.walk, 0 FROM {table} m CROSS JOIN scored_rows b"
+                f" ON b.sample_key = m.sample_key WHERE {where} AND m.{dataset} = {EXPORTED} AND b.walk > m.walk AND {held}"
+            )
 
     def add_copied(self, source: str) -> None:
         """Queue retained rows ``f`` whose lines are in a present partition: they and their pairs count only there."""

@@ -104,12 +104,7 @@ class RewrittenFile(Statements):
             cause = f"CASE WHEN {same_run} THEN 'rescored' ELSE 'row_removed' END"
             self._departures.add_rows(dataset, "departing", "live", "1", cause)
         self._queues.add_tasks("departing", CAN_HAVE_PAIRS.format("departing"))
-        removed, unjudged = self._run("SELECT count(*), count(*) FILTER (WHERE rag IS NULL) FROM departing").fetchone()
-        self._departures.count_rows(-removed, -unjudged)
-        woken = self._queues.woken("departing")
-        self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT walk FROM departing)")
-        self._run("DELETE FROM scored_rows WHERE walk IN (SELECT walk FROM departing)")
-        self._queues.wake_next(woken)
+        self._queues.drop_rows("walk IN (SELECT walk FROM departing)")
 
     def _move(self, low: int) -> None:
         """Move rows whose lines have another place in the file, with their outcomes."""
@@ -143,7 +138,7 @@ class RewrittenFile(Statements):
                 f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"
                 f" WHERE m.{dataset} = {EXPORTED} AND d.walk < m.walk"
             )
-            self._queues.add_rows_behind(dataset, "moving m", "1")
+        self._queues.add_rows_behind("moving", "1")
         self._queues.add_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")
         self._unstage("moving")
 

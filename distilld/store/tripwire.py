@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS
+from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, LINE_BITS
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
-from distilld.store.queues import EVIDENCE_PRUNED
+from distilld.store.queues import EVIDENCE_PRUNED, Queues
 from distilld.store.retained import KEPT_BITS
 from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
@@ -66,6 +66,7 @@ class Tripwire(Statements):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._departures = Departures(store)
+        self._queues = Queues(store)
 
     def vanishing(self, dataset: Dataset, options: Options) -> int:
         """Return how many rows of a dataset are about to leave only because they vanished from the inputs."""
@@ -101,11 +102,7 @@ class Tripwire(Statements):
         self._run(
             "INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind = 'vanished' AND accepted = 0"
         )
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(s.walk), 0 FROM retained_rows f CROSS JOIN scored_rows s"
-            f" ON s.sample_key = f.sample_key AND s.{dataset} = {DUPLICATE} WHERE f.kind = 'vanished'"
-            f" AND f.{dataset} = {EXPORTED} GROUP BY s.sample_key"
-        )
+        self._queues.wake_waiters("retained_rows", "g.kind = 'vanished'")
         self._run(
             f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk"
             f" {_evidence_gone(dataset, options)})"

@@ -68,8 +68,10 @@ def test_first_waiter_is_found_in_walk_order(lake: HistoryLake, dataset: str) ->
         store.connection.execute(f"UPDATE scored_rows SET {other} = {EXPORTED} WHERE walk = ?", (holder,))
         found = [work.waiter_after(Dataset(dataset), key, walk) for walk in (-1, *walks)]
         assert found == [walks[1], *walks[1:], None]
-    Queues(store).wake_next([(dataset, key)])
-    assert lake.ask("SELECT walk FROM rejudge_rows") == [(walks[1],)]
+    store.connection.execute("INSERT INTO rejudge_rows (walk, forced) VALUES (?, 0)", (walks[1],))
+    Queues(store).drop_rows(f"walk = {walks[1]}")
+    first_in_the_other = walks[0]
+    assert lake.ask("SELECT walk FROM rejudge_rows ORDER BY walk") == [(first_in_the_other,), (walks[2],)]
     plan = [step for *_, step in store.connection.execute(f"EXPLAIN QUERY PLAN {first_waiter(dataset)}", (key, 0))]
     assert sum("scored_rows_by_key (sample_key=? AND <expr>=? AND rowid>?)" in step for step in plan) == 2
     assert not [step for step in plan if "TEMP B-TREE" in step]
