@@ -30,6 +30,7 @@ from distilld.publish.reading import (
     ExportReadError,
     ExportTamperedError,
     ExportWriteError,
+    closed_after,
     committed_blocks,
     line_groups,
     lstat,
@@ -70,19 +71,19 @@ class Exports(LiveFiles):
             ExportWriteError: The write failed.
         """
         self.check(name, known)
-        with ExportWriteError.about(EXPORT_PATHS[name]):
-            descriptor = open_in_folder(self._root / EXPORT_PATHS[name], os.O_WRONLY)
-            try:
-                output = Output(descriptor, (after or self._hashes[name][0]).copy())
-                os.lseek(descriptor, known.size, os.SEEK_SET)
-                for block in blocks:
-                    output.write(block)
-                os.fsync(descriptor)
-                facts = StatFacts.of(os.fstat(descriptor))
-            finally:
-                os.close(descriptor)
+        shown = EXPORT_PATHS[name]
+        with (
+            ExportWriteError.about(shown),
+            closed_after(open_in_folder(self._root / shown, os.O_WRONLY)) as descriptor,
+        ):
+            output = Output(descriptor, (after or self._hashes[name][0]).copy())
+            os.lseek(descriptor, known.size, os.SEEK_SET)
+            for block in blocks:
+                output.write(block)
+            os.fsync(descriptor)
+            facts = StatFacts.of(os.fstat(descriptor))
         if facts.size != output.sha.size:
-            raise ExportTamperedError(EXPORT_PATHS[name], f"grew to {facts.size} bytes while it was written")
+            raise ExportTamperedError(shown, f"grew to {facts.size} bytes while it was written")
         self._hashes[name] = (output.sha, facts)
         return output.written(facts, known.spaces)
 
@@ -111,13 +112,9 @@ class Exports(LiveFiles):
                 content = [row for row, _ in staying]
                 yield MarkedLines(b"".join(content), Marks.of(content, (digest for _, digest in staying)))
 
-        with ExportWriteError.about(EXPORT_PATHS[name]):
-            old = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
-            try:
-                written = self._beside(name, temp, old, chain(kept(old) if old is not None else (), blocks))
-            finally:
-                if old is not None:
-                    os.close(old)
+        shown = EXPORT_PATHS[name]
+        with ExportWriteError.about(shown), closed_after(open_live(self._root / shown, shown, known)) as old:
+            written = self._beside(name, temp, old, chain(kept(old) if old is not None else (), blocks))
         return replace(written, dropped=leaving.total() - left.total())
 
     def compose(self, name: str, temp: str, blocks: Pieces) -> Written:
@@ -129,30 +126,22 @@ class Exports(LiveFiles):
         path = self._root / EXPORT_PATHS[name]
         with ExportWriteError.about(EXPORT_PATHS[name]):
             live = lstat(path)
-            like = None
-            if live is not None and stat.S_ISREG(live.st_mode):
-                like = open_in_folder(path, os.O_RDONLY)
-            try:
+            is_file = live is not None and stat.S_ISREG(live.st_mode)
+            with closed_after(open_in_folder(path, os.O_RDONLY) if is_file else None) as like:
                 return self._beside(name, temp, like, blocks)
-            finally:
-                if like is not None:
-                    os.close(like)
 
     def _beside(self, name: str, temp: str, like: int | None, blocks: Pieces) -> Written:
         """Write a temporary file in the live one's folder, with the owner, group and mode of ``like``."""
         folder = (self._root / EXPORT_PATHS[name]).parent
         self._hashes.pop(name, None)
         make_folder(folder)
-        descriptor = create(folder / temp, like)
-        try:
+        with closed_after(create(folder / temp, like)) as descriptor:
             output = Output(descriptor, SegmentHash(self.segment_bytes))
             for block in blocks:
                 self._pulse()
                 output.write(block)
             os.fsync(descriptor)
             facts = StatFacts.of(os.fstat(descriptor))
-        finally:
-            os.close(descriptor)
         sync_up(folder, self._root)
         self._hashes[name] = (output.sha, facts)
         return output.written(facts)
@@ -201,15 +190,12 @@ class Exports(LiveFiles):
             live = lstat(path)
             if live is None or not stat.S_ISREG(live.st_mode):
                 return None
-            descriptor = open_in_folder(path, os.O_RDWR)
-            try:
+            with closed_after(open_in_folder(path, os.O_RDWR)) as descriptor:
                 # The length before rows are cut off is not recorded; overwrite() checks it.
                 before = StatFacts.of(os.fstat(descriptor))
                 was_whole = facts is not None and facts == before._replace(size=facts.size)
                 done = overwrite(descriptor, committed, spans, digests)
                 now = StatFacts.of(os.fstat(descriptor))
-            finally:
-                os.close(descriptor)
         if not (done and was_whole):
             return None
         if held is not None:

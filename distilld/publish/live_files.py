@@ -18,6 +18,7 @@ from distilld.publish.reading import (
     ExportReadError,
     ExportTamperedError,
     ExportWriteError,
+    closed_after,
     lstat,
     open_live,
     what_is_no_file,
@@ -62,15 +63,12 @@ class LiveFiles:
             ExportTamperedError: The file is not what its last commit left.
             ExportReadError: The file cannot be read.
         """
-        with ExportReadError.about(EXPORT_PATHS[name]):
-            descriptor = open_live(self._root / EXPORT_PATHS[name], EXPORT_PATHS[name], known)
-            if descriptor is None:
-                self._hashes.pop(name, None)
-                return None
-            try:
+        shown = EXPORT_PATHS[name]
+        with ExportReadError.about(shown), closed_after(open_live(self._root / shown, shown, known)) as descriptor:
+            if descriptor is not None:
                 return self._check_open(name, descriptor, known)
-            finally:
-                os.close(descriptor)
+        self._hashes.pop(name, None)
+        return None
 
     def _check_open(self, name: str, descriptor: int, known: Committed) -> StatFacts:
         facts = StatFacts.of(os.fstat(descriptor))
@@ -128,10 +126,8 @@ class LiveFiles:
             descriptor = open_live(self._root / shown, shown, known)
         if descriptor is None:
             raise ExportTamperedError(shown, "is gone")
-        try:
+        with closed_after(descriptor):
             yield descriptor
-        finally:
-            os.close(descriptor)
 
     # after a commit, and after a crash
 
@@ -185,11 +181,8 @@ class LiveFiles:
         held = self._hashes.get(name)
         if held is not None and held[1] == StatFacts.of(status):
             return held[0].hexdigest() == committed.sha256
-        descriptor = open_in_folder(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
+        with closed_after(open_in_folder(path, os.O_RDONLY)) as descriptor:
             return self._sha_of(descriptor, committed).hexdigest() == committed.sha256
-        finally:
-            os.close(descriptor)
 
     def cut_back(self, name: str, known: Committed) -> None:
         """Undo an append: cut the file back to its committed length.
@@ -204,16 +197,13 @@ class LiveFiles:
                 self._cut(name, known)
 
     def _cut(self, name: str, known: Committed) -> None:
-        descriptor = open_in_folder(self._root / EXPORT_PATHS[name], os.O_RDWR)
-        try:
+        with closed_after(open_in_folder(self._root / EXPORT_PATHS[name], os.O_RDWR)) as descriptor:
             sha = self._sha_of(descriptor, known)
             if sha.hexdigest() != known.sha256:
                 return
             os.ftruncate(descriptor, known.size)
             os.fsync(descriptor)
             self._hashes[name] = (sha, StatFacts.of(os.fstat(descriptor)))
-        finally:
-            os.close(descriptor)
 
     def discard(self, name: str, temp: str) -> None:
         """Undo a rewrite: remove the temporary file."""
