@@ -24,7 +24,7 @@ from distilld.core.remedies import remedy_of
 from distilld.files.durable import make_folder, make_private_again
 from distilld.files.regular import is_there, open_regular, owned
 from distilld.store.migrations import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
-from distilld.store.read_only import ReadOnly, open_read_only
+from distilld.store.read_only import SIDES, ReadOnly, beside, open_read_only
 from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:
@@ -181,7 +181,12 @@ class Form:
         """Raise if a writer of ``root`` must not use it: it is foreign, another root's, or of a later version."""
         self._refuse_newer()
         self._refuse_foreign()
-        known = self._recall("root") if self.migrations() else None
+        if self.migrations():
+            self.refuse_other_root(root)
+
+    def refuse_other_root(self, root: Path) -> None:
+        """Raise if it is the store of another root."""
+        known = self._recall("root")
         if known not in (None, str(root)):
             raise StoreOfOtherRootError(
                 f"the state store {self._path} belongs to the root {known}, not to {root}",
@@ -316,13 +321,9 @@ class Store:
 
     def _make_private(self) -> None:
         """Make the store and its two side files private; SQLite creates these with the store's mode."""
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                make_private_again(self.path.with_name(self.path.name + suffix))
-        except OSError as error:
-            raise StoreFaultError(
-                f"cannot make the state store {self.path} private: {error.strerror}", hint=remedy_of(error)
-            ) from error
+        with _system_faults(self.path, "protect"):
+            for suffix in SIDES:
+                make_private_again(beside(self.path, suffix))
 
     def _prepare(self, root: Path) -> None:
         pragmas = (

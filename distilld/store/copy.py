@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from distilld.core.model import OperatorError
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import FILE_MODE, sync_folder, take_after
-from distilld.store.read_only import open_read_only
+from distilld.store.read_only import SIDES, WAL, beside, open_read_only
 
 COPIES_KEPT: Final = 5
-_WAL: Final = "-wal"
 
 
 def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
@@ -31,8 +31,8 @@ def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
             _back_up(source, target)
             return
         shutil.copyfile(source, target)
-        if (wal := _beside(source)).exists():
-            shutil.copyfile(wal, _beside(target))
+        if (wal := beside(source, WAL)).exists():
+            shutil.copyfile(wal, beside(target, WAL))
     except (OSError, sqlite3.DatabaseError) as error:
         raise OperatorError(
             f"cannot copy the state store {source} to {target}: {error}", hint=remedy_of(error)
@@ -49,8 +49,8 @@ def set_store_aside(path: Path, stamp: str) -> Path:
     """
     aside = f"{path.name}.corrupt-"
     try:
-        for suffix in ("", _WAL, "-shm"):
-            source = path.with_name(path.name + suffix)
+        for suffix in SIDES:
+            source = beside(path, suffix)
             if source.exists():
                 source.rename(path.with_name(f"{aside}{stamp}{suffix}"))
         if (like := path.with_name(aside + stamp)).exists():
@@ -77,16 +77,5 @@ def _leave_empty(path: Path, like: Path) -> None:
 
 
 def _back_up(source: Path, target: Path) -> None:
-    reader = open_read_only(source)
-    try:
-        copy = sqlite3.connect(target)
-        try:
-            reader.connection.backup(copy)
-        finally:
-            copy.close()
-    finally:
-        reader.close()
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + _WAL)
+    with closing(open_read_only(source)) as reader, closing(sqlite3.connect(target)) as copy:
+        reader.connection.backup(copy)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
-from distilld.store.connection import Store, StoreOfOtherRootError
+from distilld.store.connection import Form, Store
 from distilld.store.retained import KEPT_BITS
 from distilld.store.statements import Statements
 
@@ -102,12 +102,7 @@ def reading(path: Path, root: Path) -> Iterator[Store]:
     """
     store = Store.open_readonly(path)
     with store.one_reading():
-        known = store.recall("root")
-        if known not in (None, str(root)):
-            raise StoreOfOtherRootError(
-                f"the state store {path} belongs to the root {known}, not to {root}",
-                hint="give each root its own --state",
-            )
+        Form(store).refuse_other_root(root)
         yield store
 
 

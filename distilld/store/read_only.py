@@ -18,7 +18,9 @@ from typing import Final
 
 PATIENCE_SECONDS: Final = 5
 _ATTEMPTS: Final = 5
-_WAL: Final = "-wal"
+WAL: Final = "-wal"
+SIDES: Final = ("", WAL, "-shm")
+"""What follows the store's name in the names of its three files."""
 _NOT_THROUGH_THE_LOG: Final = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
 Facts = tuple[tuple[int, int, int, int] | None, ...]
@@ -74,8 +76,8 @@ def _as_it_lies(path: Path, refused: sqlite3.OperationalError) -> ReadOnly:
         with ExitStack() as kept:
             folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="distilld-reading-"))
             copy = Path(folder) / path.name
-            for suffix in ("", _WAL):
-                shutil.copyfile(_beside(path, suffix), _beside(copy, suffix))
+            for suffix in ("", WAL):
+                shutil.copyfile(beside(path, suffix), beside(copy, suffix))
             if file_facts(path) == before:
                 return ReadOnly(path, _connect(copy, "mode=rw"), kept.pop_all())
     raise refused
@@ -83,7 +85,7 @@ def _as_it_lies(path: Path, refused: sqlite3.OperationalError) -> ReadOnly:
 
 def file_facts(path: Path) -> Facts:
     """Return the stat facts of a store's two files; different facts mean that it was written to."""
-    return tuple(_facts(_beside(path, suffix)) for suffix in ("", _WAL))
+    return tuple(_facts(beside(path, suffix)) for suffix in ("", WAL))
 
 
 def _connect(path: Path, how: str) -> sqlite3.Connection:
@@ -91,7 +93,8 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=PATIENCE_SECONDS)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """Return the path of one of the store's files."""
     return path.with_name(path.name + suffix)
 
 
