@@ -30,7 +30,6 @@ class ExportRecord:
     name: str
     committed: Committed
     generation: int
-    inode: int | None
     facts: StatFacts | None
     pending_temp: str | None
 
@@ -40,14 +39,14 @@ class ExportRecords(Statements):
 
     def exports(self) -> dict[str, ExportRecord]:
         """Return the records of all nine exports, including those without a file yet."""
-        records = {name: ExportRecord(name, Committed(0, 0, _EMPTY), 0, None, None, None) for name in EXPORT_PATHS}
-        for row in self._run(
-            "SELECT name, size_bytes, rows, sha256, generation, device, inode, mtime_ns, ctime_ns, pending_temp,"
-            " segment_bytes, space_bytes FROM export_files"
+        records = {name: ExportRecord(name, Committed(0, 0, _EMPTY), 0, None, None) for name in EXPORT_PATHS}
+        for name, generation, temp, size, rows, sha256, segment_bytes, spaces, device, inode, *times in self._run(
+            "SELECT name, generation, pending_temp, size_bytes, rows, sha256, segment_bytes, space_bytes, device, inode,"
+            " mtime_ns, ctime_ns FROM export_files"
         ):
-            facts = StatFacts(row[5], row[6], row[1], row[7], row[8]) if row[7] is not None else None
-            committed = Committed(row[1], row[2], row[3], row[10] or WHOLE_FILE, row[11])
-            records[row[0]] = ExportRecord(row[0], committed, row[4], row[6], facts, row[9])
+            committed = Committed(size, rows, sha256, segment_bytes or WHOLE_FILE, spaces)
+            facts = StatFacts(device, inode, size, *times) if times[0] is not None else None
+            records[name] = ExportRecord(name, committed, generation, facts, temp)
         return records
 
     def set_export(self, name: str, committed: Committed, facts: StatFacts, temp: str | None) -> None:

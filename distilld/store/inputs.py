@@ -65,17 +65,23 @@ class FileRecord:
         return self.state == "present"
 
 
+_COLUMNS: Final = (
+    "partition_id, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns, indexed_bytes, indexed_sha256, indexed_lines,"
+    " malformed_lines, tail, tail_bytes, tail_digest, unsure_since_ns, hashed_at_ns"
+)
+_UPDATES: Final = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])
+
+
 def file_records(store: Store, which: str = "", values: tuple[int, ...] = ()) -> list[FileRecord]:
     """Return the records of all files, or of those that an SQL clause selects."""
     rows = store.connection.execute(
-        "SELECT partition_id, p.walk_base, p.path, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns,"
-        " indexed_bytes, indexed_sha256, indexed_lines, malformed_lines, tail, tail_bytes, tail_digest,"
-        f" unsure_since_ns, hashed_at_ns FROM files f CROSS JOIN partitions p USING (partition_id) {which}",
+        f"SELECT p.walk_base, p.path, {_COLUMNS} FROM files f CROSS JOIN partitions p USING (partition_id) {which}",
         values,
     )
     kinds = {kind.value: kind for kind in InputKind}
     return [
-        FileRecord(row[0], row[1], row[2], kinds[row[3]], row[4], StatFacts._make(row[5:10]), *row[10:]) for row in rows
+        FileRecord(number, base, path, kinds[kind], state, StatFacts._make(more[:5]), *more[5:])
+        for base, path, number, kind, state, *more in rows
     ]
 
 
@@ -125,21 +131,13 @@ class Inputs(Statements):
     def write_file(self, record: FileRecord, *, judged: bool = False) -> None:
         """Store a file's record; ``judged``: ``judged_lines`` covers all rows, and the queue has the unjudged ones."""
         values = (
-            record.partition_id, record.kind.value, record.state, *record.facts[:2], *record.facts[2:],
-            record.indexed_bytes, record.indexed_sha256, record.indexed_lines, record.indexed_lines if judged else 0,
-            record.malformed_lines, record.tail, record.tail_bytes, record.tail_digest, record.unsure_since_ns,
-            record.hashed_at_ns,
+            record.partition_id, record.kind.value, record.state, *record.facts, record.indexed_bytes,
+            record.indexed_sha256, record.indexed_lines, record.malformed_lines, record.tail, record.tail_bytes,
+            record.tail_digest, record.unsure_since_ns, record.hashed_at_ns, record.indexed_lines if judged else 0,
         )  # fmt: skip
-        columns = (
-            "partition_id, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns, indexed_bytes,"
-            " indexed_sha256, indexed_lines, judged_lines, malformed_lines, tail, tail_bytes, tail_digest,"
-            " unsure_since_ns, hashed_at_ns"
-        )
-        kept = ("partition_id", "kind") if judged else ("partition_id", "kind", "judged_lines")
-        updates = ", ".join(f"{name} = excluded.{name}" for name in columns.split(", ") if name.strip() not in kept)
         self._run(
-            f"INSERT INTO files ({columns}) VALUES ({', '.join('?' * len(values))})"
-            f" ON CONFLICT (partition_id, kind) DO UPDATE SET {updates}",
+            f"INSERT INTO files ({_COLUMNS}, judged_lines) VALUES ({', '.join('?' * len(values))}) ON CONFLICT"
+            f" (partition_id, kind) DO UPDATE SET {_UPDATES}{', judged_lines = excluded.judged_lines' if judged else ''}",
             values,
         )
         self.files()[record.kind, record.path] = record
