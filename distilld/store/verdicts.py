@@ -224,7 +224,7 @@ def overruled(pair: str = "pairs") -> str:
         f"coalesce({last_verdict(f'{pair}.{side}_run_id')} IN ({{}}), 1)" for side in ("chosen", "rejected")
     )
     accepted, partial, other = (
-        _codes_of(category) for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
+        codes_of(category) for category in (Category.ACCEPTED, Category.PARTIALLY_ACCEPTED, Category.REJECTED)
     )
     # For a pair from an older exporter, it is not known which of the two its rejected side was.
     return (
@@ -234,6 +234,6 @@ def overruled(pair: str = "pairs") -> str:
     )
 
 
-def _codes_of(category: Category) -> str:
+def codes_of(category: Category) -> str:
     """Return an SQL list of the codes that mean a category, written exactly or not."""
     return ",".join(str(code) for code, said in VERDICTS.items() if said is category)

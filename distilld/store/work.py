@@ -13,7 +13,7 @@ from distilld.store.queues import first_waiter
 from distilld.store.run_exports import RunExports
 from distilld.store.schema import BEHIND_ID, HOLDS_RAG
 from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
-from distilld.store.verdicts import InForce, Verdicts, last_verdict
+from distilld.store.verdicts import InForce, Verdicts, codes_of, last_verdict
 
 _FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.malformed, s.sample_key, s.evidence_found,"
@@ -340,42 +340,36 @@ class Work(LooseLines, Tasks):
 
     def verdict_place(self, run_id: str, category: Category) -> Verdict | None:
         """Return the place of a run's last verdict of this category: in present rows, else absent ones, else rests."""
-        codes = ", ".join(str(code) for code, verdict in VERDICTS.items() if verdict is category)
-        found = (
-            self._run(
-                "SELECT p.path, s.walk - p.walk_base FROM (SELECT walk FROM (SELECT walk FROM scored_rows"
-                f" WHERE run_id = ?1 AND category IN ({codes}) ORDER BY walk DESC LIMIT 1)"
-                " UNION ALL SELECT max(v.walk) FROM malformed_runs m CROSS JOIN scored_rows v ON v.digest = m.digest"
-                f" AND v.run_id IS NULL WHERE m.run_id = ?1 AND v.category IN ({codes})) s CROSS JOIN partitions p"
-                f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} ORDER BY s.walk DESC LIMIT 1",
-                (run_id,),
-            ).fetchone()
-            or self._run(
-                "SELECT p.path, f.line FROM (SELECT * FROM retained_rows WHERE run_id = ?1"
-                " UNION ALL SELECT r.* FROM malformed_runs m CROSS JOIN retained_rows r INDEXED BY retained_rows_by_digest"
-                " ON r.digest = m.digest AND r.run_id IS NULL WHERE m.run_id = ?1) f CROSS JOIN partitions p"
-                f" USING (partition_id) WHERE f.category IN ({codes}) AND f.kind = 'absent'"
-                " ORDER BY p.walk_base DESC, f.line DESC LIMIT 1",
-                (run_id,),
-            ).fetchone()
+        codes = codes_of(category)
+        present = (
+            "SELECT p.path, s.walk - p.walk_base FROM (SELECT walk FROM (SELECT walk FROM scored_rows"
+            f" WHERE run_id = ?1 AND category IN ({codes}) ORDER BY walk DESC LIMIT 1)"
+            " UNION ALL SELECT max(v.walk) FROM malformed_runs m CROSS JOIN scored_rows v ON v.digest = m.digest"
+            f" AND v.run_id IS NULL WHERE m.run_id = ?1 AND v.category IN ({codes})) s CROSS JOIN partitions p"
+            f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} ORDER BY s.walk DESC LIMIT 1"
         )
-        found = (
-            found
-            or self._run(
-                "SELECT p.path, f.indexed_lines FROM malformed_runs m CROSS JOIN files f ON f.rest_digest = m.digest"
-                f" AND f.rest_category IN ({codes}) CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?"
-                " ORDER BY p.walk_base DESC LIMIT 1",
-                (run_id,),
-            ).fetchone()
+        absent = (
+            "SELECT p.path, f.line FROM (SELECT * FROM retained_rows WHERE run_id = ?1"
+            " UNION ALL SELECT r.* FROM malformed_runs m CROSS JOIN retained_rows r INDEXED BY retained_rows_by_digest"
+            " ON r.digest = m.digest AND r.run_id IS NULL WHERE m.run_id = ?1) f CROSS JOIN partitions p"
+            f" USING (partition_id) WHERE f.category IN ({codes}) AND f.kind = 'absent'"
+            " ORDER BY p.walk_base DESC, f.line DESC LIMIT 1"
         )
-        return Verdict(category, RowRef(*found)) if found else None
+        rest = (
+            "SELECT p.path, f.indexed_lines FROM malformed_runs m CROSS JOIN files f ON f.rest_digest = m.digest"
+            f" AND f.rest_category IN ({codes}) CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?1"
+            " ORDER BY p.walk_base DESC LIMIT 1"
+        )
+        for query in (present, absent, rest):
+            if found := self._run(query, (run_id,)).fetchone():
+                return Verdict(category, RowRef(*found))
+        return None
 
     def stamps(self, batches: Iterable[int]) -> dict[int, str]:
         """Return the times that batches stamped on their rows."""
-        wanted = sorted(set(batches))
-        found: dict[int, str] = {}
-        for start in range(0, len(wanted), 500):
-            part = wanted[start : start + 500]
-            marks = ",".join("?" * len(part))
-            found.update(self._run(f"SELECT batch, recorded_at FROM batches WHERE batch IN ({marks})", part).fetchall())
-        return found
+        wanted = f"[{','.join(map(str, set(batches)))}]"
+        return dict(
+            self._run(
+                "SELECT b.batch, b.recorded_at FROM json_each(?) j CROSS JOIN batches b ON b.batch = j.value", (wanted,)
+            )
+        )
