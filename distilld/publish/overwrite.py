@@ -20,7 +20,7 @@ from distilld.files.durable import write_all
 from distilld.files.regular import without_space
 from distilld.files.segments import Segment, SegmentHash, Span, read_span
 from distilld.lake.lines import digest_of
-from distilld.publish.reading import ExportTamperedError
+from distilld.publish.reading import ExportTamperedError, joined
 
 LEAST_BYTES: Final = 1 << 18
 """Bytes. A smaller export is rewritten, which is as fast."""
@@ -102,7 +102,7 @@ def plan_overwrite(
     while staying and staying[-1].span.end == size and not grows:
         cut.append(staying.pop())
         size = cut[-1].line_start
-    spans = _joined([row.span for row in staying])
+    spans = list(joined(row.span for row in staying))
     gone = [Span(row.line_start, row.span.start - row.line_start) for row in cut]
     spaces = export.known.spaces + _length(spans) - _length(gone)
     if size == 0 or spaces > min(MOST_SPACE_BYTES, MOST_SPACE_SHARE * size):
@@ -187,16 +187,6 @@ def _line_start(export: OpenExport, position: int) -> int:
 
 def _length(spans: Iterable[Span]) -> int:
     return sum(span.length for span in spans)
-
-
-def _joined(spans: list[Span]) -> list[Span]:
-    joined: list[Span] = []
-    for span in spans:
-        if joined and joined[-1].end == span.start:
-            joined[-1] = Span(joined[-1].start, joined[-1].length + span.length)
-        else:
-            joined.append(span)
-    return joined
 
 
 def by_segment(spans: Iterable[Span], width: int) -> dict[int, list[Span]]:

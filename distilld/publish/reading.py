@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ from distilld.core.model import Committed, OperatorError, StatFacts
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import open_in_folder
 from distilld.files.regular import open_regular, owned, without_space
-from distilld.files.segments import BLOCK_BYTES, SegmentHash, blocks_of
+from distilld.files.segments import BLOCK_BYTES, SegmentHash, Span, blocks_of
 
 Descriptor = TypeVar("Descriptor", int, int | None)
 
@@ -101,7 +102,7 @@ class CommittedFile:
             ExportTamperedError: At the end: the file was touched since it was opened.
             ExportReadError: The file cannot be read.
         """
-        for start, length in _joined(spans):
+        for start, length in joined(spans, BLOCK_BYTES):
             with ExportReadError.about(self._shown):
                 block = os.pread(self._descriptor, length, start)
             yield block
@@ -113,18 +114,18 @@ class CommittedFile:
             return StatFacts.of(os.fstat(self._descriptor))
 
 
-def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Return the same spans, with adjacent ones joined up to the length of a block."""
+def joined(spans: Iterable[tuple[int, int]], most: int = sys.maxsize) -> Iterator[Span]:
+    """Return the same spans, with adjacent ones joined to spans of up to ``most`` bytes."""
     start = length = 0
     for next_start, next_length in spans:
-        if next_start == start + length and length + next_length <= BLOCK_BYTES:
+        if next_start == start + length and length + next_length <= most:
             length += next_length
             continue
         if length:
-            yield start, length
+            yield Span(start, length)
         start, length = next_start, next_length
     if length:
-        yield start, length
+        yield Span(start, length)
 
 
 def committed_blocks(

@@ -112,7 +112,8 @@ class Recovery:
         facts = {}
         for name in (name for name in RENAME_ORDER if name in due):
             record = records[name]
-            digests = self._segments.digests(name, touched(due[name], record.committed))
+            segments = self._segments.some(name, touched(due[name], record.committed))
+            digests = {each.number: each.sha256 for each in segments}
             facts[name] = self._exports.overwrite(name, record.committed, due[name], digests, record.facts)
         with self._store.transaction():
             for name, now in facts.items():

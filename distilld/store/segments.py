@@ -36,11 +36,6 @@ class Segments(Statements):
             found.setdefault(name, bytearray()).extend(sha256)
         return {name: bytes(digests) for name, digests in found.items()}
 
-    def digests(self, name: str, numbers: Iterable[int]) -> dict[int, bytes]:
-        """Return the digests of some segments, by number."""
-        query = "SELECT sha256 FROM export_segments WHERE name = ? AND segment = ?"
-        return {number: row[0] for number in numbers for row in self._run(query, (name, number))}
-
     def longest_line(self, name: str, committed: Committed) -> int:
         """Return a length in bytes that no line of an export exceeds."""
         between = self._run(

@@ -92,7 +92,8 @@ class File:
     def finish(self) -> None:
         """Do what is due."""
         spans = self.segments.due()[NAME]
-        digests = self.segments.digests(NAME, overwrite.touched(spans, self.known))
+        segments = self.segments.some(NAME, overwrite.touched(spans, self.known))
+        digests = {each.number: each.sha256 for each in segments}
         assert self.exports.overwrite(NAME, self.known, spans, digests, None) is None, "no facts were promised"
         self.segments.done(NAME)
         self.start()
