@@ -221,10 +221,9 @@ def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:
 
 
 def _by_reason(totals: Totals) -> dict[str, int]:
-    found: dict[str, int] = {}
+    found: Counter[str] = Counter()
     for dataset in Dataset:
-        for reason, rows in totals.by_reason(dataset).items():
-            found[reason] = found.get(reason, 0) + rows
+        found.update(totals.by_reason(dataset))
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from distilld.core.line_facts import LINES_END
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import CAN_PAIR, Queues
@@ -41,17 +40,16 @@ class EvidenceRows(Statements):
         """
         self.add(record, rows)
         self._inputs.write_file(record)
-        low = record.walk_base
         if not all_judged:
             found = evidence_found(self._store, record.partition_id, "scored_rows.run_id")
             self._run(
                 f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
-                (low, low + LINES_END),
+                record.walks,
             )
         self._inputs.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
         self._run(
             f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 FROM scored_rows s WHERE {CAN_PAIR}",
-            (low, low + LINES_END),
+            record.walks,
         )
 
     def stage(self) -> None:
@@ -72,7 +70,7 @@ class EvidenceRows(Statements):
         With ``whole_file``, evidence that is not staged is gone. With ``returned``, the file was absent before, and
         every run in it counts as changed.
         """
-        partition, low = record.partition_id, record.walk_base
+        partition = record.partition_id
         known = "SELECT run_id, digest FROM evidence_rows WHERE partition_id = ?1"
         self._stage("changed", "(run_id TEXT PRIMARY KEY, found INTEGER) WITHOUT ROWID")
         self._run(
@@ -90,12 +88,11 @@ class EvidenceRows(Statements):
             "INSERT OR REPLACE INTO evidence_rows SELECT ?, run_id, line, start_byte, length_bytes, digest FROM incoming",
             (partition,),
         )
-        self._queue_changed(low)
+        self._queue_changed(record.walks)
         self._unstage("incoming", "changed")
 
-    def _queue_changed(self, low: int) -> None:
+    def _queue_changed(self, span: tuple[int, int]) -> None:
         in_partition = "FROM changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
-        span = (low, low + LINES_END)
         self._run(
             f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 {in_partition} WHERE s.task_id IS NOT NULL",
             span,

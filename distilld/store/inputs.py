@@ -55,9 +55,14 @@ class FileRecord:
             return False
         return self.unsure_since_ns is not None or self.hashed_at_ns <= hashed_since_ns
 
+    @property
+    def walks(self) -> tuple[int, int]:
+        """The first place in walk order of its lines, and the end of these places."""
+        return self.walk_base, self.walk_base + LINES_END
+
     def holds(self, walk: str) -> str:
         """Return SQL for whether a place in walk order is in this file."""
-        return f"{walk} >= {self.walk_base} AND {walk} < {self.walk_base + LINES_END}"
+        return "{0} >= {1} AND {0} < {2}".format(walk, *self.walks)
 
     @property
     def present(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,10 @@ class Totals:
 
     def by_reason(self, dataset: Dataset) -> dict[str, int]:
         """Return the counts of quarantined rows by reason; reasons without rows are left out."""
-        found: dict[str, int] = {}
+        found: Counter[str] = Counter()
         for (of, _, outcome), count in sorted(self._rows.items(), key=lambda item: item[0][2]):
             if of is dataset and outcome != EXPORTED and count:
-                found[REASONS[outcome].value] = found.get(REASONS[outcome].value, 0) + count
+                found[REASONS[outcome].value] += count
         return found
 
 

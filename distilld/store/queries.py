@@ -252,11 +252,10 @@ class Views(Statements):
     def withdrawn_since(self, withdrawal: int, limit: int | None) -> list[Withdrawn]:
         """Return the rows that ``causes_since`` counts, in the order in which they left; None for all."""
         rows = self._run(
-            "SELECT dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced FROM withdrawals"
-            " WHERE withdrawal_id > ? ORDER BY withdrawal_id LIMIT ?",
+            f"SELECT {', '.join(Withdrawn._fields)} FROM withdrawals WHERE withdrawal_id > ? ORDER BY withdrawal_id LIMIT ?",
             (withdrawal, -1 if limit is None else limit),
         )
-        return [Withdrawn(Dataset(row[0]), row[1], row[2], row[3], row[4], Cause(row[5]), bool(row[6])) for row in rows]
+        return [Withdrawn._make((Dataset(of), *ids, Cause(cause), bool(again))) for of, *ids, cause, again in rows]
 
 
 def by_reason(counts: Iterable[QuarantineCount], dataset: Dataset) -> dict[Reason, int]:

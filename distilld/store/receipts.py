@@ -44,9 +44,8 @@ class Receipts(Statements):
 
     def last_batch(self) -> BatchRecord | None:
         """Return the newest committed batch, or None."""
-        row = self._run(
-            "SELECT batch, batch_id, trigger, recorded_at FROM batches ORDER BY batch DESC LIMIT 1"
-        ).fetchone()
+        columns = ", ".join(BatchRecord._fields)
+        row = self._run(f"SELECT {columns} FROM batches ORDER BY batch DESC LIMIT 1").fetchone()
         return BatchRecord._make(row) if row else None
 
     def lacks(self, sequence: int, batch_id: str) -> bool:

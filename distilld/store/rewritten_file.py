@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilld.core.line_facts import DUPLICATE, EXPORTED, LINES_END, RowFacts
+from distilld.core.line_facts import DUPLICATE, EXPORTED, RowFacts
 from distilld.core.model import Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
@@ -41,8 +41,8 @@ class RewrittenFile(Statements):
         A line whose bytes were in the file before keeps its outcomes. If it moved, it is judged again only for what
         its place decides: a quarantine row's location, and which row holds an id.
         """
-        low, high = record.walk_base, record.walk_base + LINES_END
-        self._match(record, low, high)
+        low = record.walk_base
+        self._match(record)
         runs = self._column(
             "SELECT i.run_id FROM incoming i LEFT JOIN scored_rows s ON s.walk = i.old_walk WHERE i.run_id IS NOT NULL"
             " AND (i.old_walk IS NULL OR i.old_walk <> i.line + ?1 OR s.category IS NOT i.category)"
@@ -59,7 +59,7 @@ class RewrittenFile(Statements):
                       " AND scored_rows.category IS NOT i.category", (low,))  # fmt: skip
             self._queues.add_copied("incoming n CROSS JOIN retained_rows f ON f.digest = n.digest")
             self._queues.doubt_orphans("incoming")
-        self._queue_unjudged(low, high)
+        self._queue_unjudged(record)
         self._unstage("incoming", "departing")
 
     def drop(self, record: FileRecord, options: Options) -> None:
@@ -67,8 +67,9 @@ class RewrittenFile(Statements):
         self.stage()
         self.replace(record, options)
 
-    def _match(self, record: FileRecord, low: int, high: int) -> None:
+    def _match(self, record: FileRecord) -> None:
         """Match staged lines with known rows of the same bytes, in place or else in order; unmatched rows depart."""
+        low, high = record.walks
         # With another line limit, the same bytes can be too long or no longer too long: then they do not match.
         self._stage(
             "paired",
@@ -152,11 +153,11 @@ class RewrittenFile(Statements):
         added = self._number("SELECT count(*) FROM incoming WHERE old_walk IS NULL")
         self._departures.count_rows(added, added)
 
-    def _queue_unjudged(self, low: int, high: int) -> None:
+    def _queue_unjudged(self, record: FileRecord) -> None:
         """Queue rows that were never judged, and their tasks: new rows, and rows that a pass did not reach.
 
         ``judged_lines`` does not mark them any more (:meth:`Inputs.write_file`), so only the queue has them.
         """
-        never = f"walk >= {low} AND walk < {high} AND rag IS NULL"
+        never = f"{record.holds('walk')} AND rag IS NULL"
         self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {never}")
         self._queues.add_tasks("scored_rows", f"{never} AND task_id IS NOT NULL AND evidence_found = 1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from distilld.core.line_facts import LINES_END
 from distilld.core.model import Options
 from distilld.store.connection import Store
 from distilld.store.counts import Counts
@@ -43,25 +42,18 @@ class ScoredRows(Statements):
 
     def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
         """Return the known facts of a scored file's rows, by line: RowFacts."""
-        low = record.walk_base
-        return self._run(
-            f"SELECT walk - ?1, {ROW_FACTS} FROM scored_rows WHERE walk >= ?1 AND walk < ?2 ORDER BY walk",
-            (low, low + LINES_END),
-        ).fetchall()
+        facts = f"SELECT walk - ?1, {ROW_FACTS} FROM scored_rows WHERE walk >= ?1 AND walk < ?2 ORDER BY walk"
+        return self._run(facts, record.walks).fetchall()
 
     def rows_beside_others(self, record: FileRecord) -> int:
         """Return how many rows a scored file has beyond one for each run."""
-        low = record.walk_base
         return self._number(
-            "SELECT count(run_id) - count(DISTINCT run_id) FROM scored_rows WHERE walk >= ? AND walk < ?",
-            low,
-            low + LINES_END,
+            "SELECT count(run_id) - count(DISTINCT run_id) FROM scored_rows WHERE walk >= ? AND walk < ?", *record.walks
         )
 
     def any_in(self, record: FileRecord) -> bool:
         """Whether scored rows of the mirrored partition are known."""
-        low = record.walk_base
-        return self._holds("EXISTS (SELECT 1 FROM scored_rows WHERE walk >= ? AND walk < ?)", low, low + LINES_END)
+        return self._holds("EXISTS (SELECT 1 FROM scored_rows WHERE walk >= ? AND walk < ?)", *record.walks)
 
     def close_over_new(self, record: FileRecord, first_line: int, end_line: int, options: Options) -> None:
         """Queue what rows [first_line, end_line) of a file affect elsewhere: by verdicts, export limit, copies."""

@@ -11,10 +11,7 @@ from distilld.core.decisions import PublishedWithdrawal
 from distilld.core.model import Dataset
 from distilld.store.statements import Statements
 
-_COLUMNS: Final = (
-    "dataset, id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch, withdrawn_batch,"
-    " withdrawn_at"
-)
+_COLUMNS: Final = ", ".join(PublishedWithdrawal._fields)
 
 
 class Withdrawals(Statements):
