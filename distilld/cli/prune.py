@@ -16,8 +16,8 @@ from distilld.core.model import UsageError
 if TYPE_CHECKING:
     from distilld.config.settings import Settings
     from distilld.service.run_once import RunReport
-    from distilld.store.pruning import Only, Pruned
-    from distilld.store.run_queries import RetainedCount
+    from distilld.store.pruning import Pruned
+    from distilld.store.retained import Only, RetainedCount
 
 
 @click.command(cls=WorkCommand, short_help="Withdraw retained rows, or accept them.")
@@ -43,7 +43,7 @@ def prune(
     """
     from distilld.cli.settings import load_settings
     from distilld.store.connection import refuse_missing
-    from distilld.store.pruning import Only
+    from distilld.store.retained import Only
 
     if partition is not None and (orphans or accept):
         raise UsageError(
@@ -78,16 +78,15 @@ _ONLY_THESE: Final = {
 
 def _preview(settings: Settings, partition: str | None, only: Only | None, *, accept: bool, as_json: bool) -> ExitCode:
     from distilld.cli.output import print_json, say, show
-    from distilld.store.pruning import Only
     from distilld.store.queries import reading
-    from distilld.store.retained import Retained
+    from distilld.store.retained import Only, Retained
     from distilld.store.run_queries import Stories
     from distilld.tables import Table, counted
 
     with reading(settings.state, settings.root) as store:
         kept = Retained(store).kept_by_tripwire() if accept else {}
-        retained: list[RetainedCount] = [] if accept else Stories(store).retained(partition, only)
-        undecided = Stories(store).retained(partition, Only.VANISHED) if retained else []
+        retained: list[RetainedCount] = [] if accept else Retained(store).counts(partition, only)
+        undecided = Retained(store).counts(partition, Only.VANISHED) if retained else []
         files = 0 if accept or only else Stories(store).absent_files(partition)
     due = bool(kept or retained or files)
     if as_json:

@@ -26,7 +26,8 @@ from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
 from distilld.publish.reading import ExportTamperedError
 from distilld.store.moved import forget_empty_files
-from distilld.store.pruning import Only, Pruned, Pruning
+from distilld.store.pruning import Pruned, Pruning
+from distilld.store.retained import Only
 
 log = structlog.get_logger()
 

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import time
+from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -36,11 +37,10 @@ from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
 from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.ledger import Ledger
 from distilld.store.looks import Looks
 from distilld.store.queries import BatchLine, QuarantineCount, TreeSummary, Views, reading
 from distilld.store.receipts import Receipts
-from distilld.store.retained import Retained, retained_by_dataset
+from distilld.store.retained import Retained
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
 from distilld.tables import Size, counted
@@ -261,17 +261,14 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     found.trees = views.trees()
     found.waiting = Work(store).waiting()
     found.pending_tails = [PendingTail(tree_path(kind, path), size) for path, kind, size in receipts.pending_tails()]
-    records, totals = export_records.exports(), Ledger(store).totals()
-    retained_rows = Retained(store)
-    without_evidence = retained_rows.counts_without_evidence()
-    found.retained = retained_rows.retained_counts()
-    for kinds in without_evidence.values():
-        for kind, rows in kinds.items():
-            found.retained[kind] = found.retained.get(kind, 0) + rows
-    retained = retained_by_dataset(totals, without_evidence)
-    found.kept_by_tripwire = retained_rows.kept_by_tripwire()
+    records = export_records.exports()
+    retained: Counter[str] = Counter()
+    for dataset, kind, rows in Retained(store).counts():
+        retained[dataset.value] += rows
+        found.retained[kind] = found.retained.get(kind, 0) + rows
+    found.kept_by_tripwire = Retained(store).kept_by_tripwire()
     found.exports = [
-        ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, retained.get(name, 0))
+        ExportState(name, EXPORT_PATHS[name], record.committed.rows, record.committed.size, retained[name])
         for name, record in records.items()
     ]
     found.notes += _options_notes(found, views, settings)

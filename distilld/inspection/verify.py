@@ -40,7 +40,7 @@ from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.receipts import Receipts
-from distilld.store.run_queries import RetainedCount, Stories
+from distilld.store.retained import Retained, RetainedCount
 from distilld.store.segments import Segments
 from distilld.store.verdicts import Verdicts
 from distilld.store.work import Work
@@ -318,7 +318,7 @@ def _deep(
         report.checks.append(Check("deep (inputs changed meanwhile)"))
         return
     report.changed += sorted(set(_changed_inputs(root, store)) - set(report.changed))
-    report.kept_exported = Stories(store).retained(None)
+    report.kept_exported = Retained(store).counts()
     moved = [f"{at.partition} line {at.line}: its line is in a present partition" for at in full.left_behind]
     report.checks.append(_deep_check("deep: absent verdicts", moved, report))
     report.kept = len(full.retained_rows) + len(full.retained_pairs) + full.kept

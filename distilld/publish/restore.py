@@ -26,7 +26,7 @@ from distilld.publish.takeover import TakeOver
 from distilld.store.connection import Store
 from distilld.store.export_lines import ExportLines
 from distilld.store.export_records import ExportRecord
-from distilld.store.retained import Retained
+from distilld.store.retained import Only, Retained
 from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
@@ -206,8 +206,7 @@ class Restorer(TakeOver):
             return 0
         with self._store.transaction():
             gone = self._orphans.settle(options)
-        kept = Retained(self._store).retained_counts().get("orphan", 0)
-        if kept:
+        if kept := sum(rows for _, _, rows in Retained(self._store).counts(only=Only.ORPHAN)):
             log.warning("orphan_kept", rows=kept)
         return gone
 

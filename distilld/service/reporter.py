@@ -31,7 +31,7 @@ from distilld.service.listener import EVENTS_ARRIVE
 from distilld.service.lock import tell_trouble
 from distilld.service.systemd import Notifier
 from distilld.store.queries import Views
-from distilld.store.retained import Retained, retained_by_dataset
+from distilld.store.retained import Retained
 
 if TYPE_CHECKING:
     from distilld.service.metrics import Metrics
@@ -191,7 +191,7 @@ class Bulletin:
         engine, totals = self._engine, self._engine.ledger.totals()
         metrics.replace("distilld_rows", [((each.value,), totals.exported(each)) for each in Dataset])
         retained = Retained(self._engine.store)
-        standing = retained_by_dataset(totals, retained.counts_without_evidence())
+        standing = retained.by_dataset(totals)
         metrics.replace("distilld_retained_rows", [((name,), rows) for name, rows in standing.items()])
         quarantined = Views(self._engine.store).quarantine()
         metrics.replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from typing import NamedTuple
 
 from distilld.core.line_facts import EXPORTED, LINE_BITS
@@ -14,28 +13,9 @@ from distilld.store.departures import Departures
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import EVIDENCE_PRUNED
-from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD
+from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD, Only, only_kind
 from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, runs_of
-
-
-class Only(StrEnum):
-    """A kind of retained rows that ``prune`` may be limited to."""
-
-    ORPHAN = "orphan"
-    VANISHED = "vanished"
-    """Rows that the tripwire keeps and no operator accepted."""
-
-
-def only_kind(only: Only | None, column: str = "kind") -> str:
-    """Return SQL for whether a retained row or pair is of this kind; ``column`` has why it is retained."""
-    match only:
-        case None:
-            return "1"
-        case Only.ORPHAN:
-            return f"{column} = 'orphan'"
-        case Only.VANISHED:
-            return f"{column} = 'vanished' AND accepted = 0"
 
 
 class Pruned(NamedTuple):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from distilld.core.line_facts import EXPORTED, LINES_END
+from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
@@ -20,6 +21,33 @@ KEPT_FOR_GOOD: Final = 4
 _ABSENT_FILE: Final = "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AND f.partition_id IN (chosen_partition, rejected_partition))"
 
 
+class Only(StrEnum):
+    """A kind of retained rows that ``prune`` may be limited to."""
+
+    ORPHAN = "orphan"
+    VANISHED = "vanished"
+    """Rows that the tripwire keeps and no operator accepted."""
+
+
+def only_kind(only: Only | None, column: str = "kind") -> str:
+    """Return SQL for whether a retained row or pair is of this kind; ``column`` has why it is retained."""
+    match only:
+        case None:
+            return "1"
+        case Only.ORPHAN:
+            return f"{column} = 'orphan'"
+        case Only.VANISHED:
+            return f"{column} = 'vanished' AND accepted = 0"
+
+
+class RetainedCount(NamedTuple):
+    """Retained exported rows or pairs, by kind: absent, vanished, orphan, evidence absent, evidence vanished."""
+
+    dataset: Dataset
+    kind: str
+    rows: int
+
+
 def without_evidence(dataset: Dataset) -> str:
     """Return a query for exported rows that are kept without their evidence: kind, walk order place, ``kept``."""
     exported = f"s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
@@ -31,13 +59,6 @@ def without_evidence(dataset: Dataset) -> str:
         f" CROSS JOIN scored_rows s NOT INDEXED ON s.walk >= p.walk_base AND s.walk < p.walk_base + {LINES_END}"
         f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {exported}"
     )
-
-
-def retained_by_dataset(totals: Totals, without_evidence: Mapping[Dataset, Mapping[str, int]]) -> dict[str, int]:
-    """Return how many rows of each dataset are retained, including those whose evidence is gone."""
-    return {
-        dataset.value: totals.retained(dataset) + sum(without_evidence.get(dataset, {}).values()) for dataset in Dataset
-    }
 
 
 def has_exceptions(store: Store) -> bool:
@@ -58,42 +79,42 @@ class Retained(Statements):
         super().__init__(store)
         self._departures = Departures(store)
 
+    def counts(self, partition_glob: str | None = None, only: Only | None = None) -> list[RetainedCount]:
+        """Count the exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
+        matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
+        undecided = f" AND kind = 'evidence vanished' AND kept & {KEPT_FOR_GOOD} = 0" if only else ""
+        counts: list[RetainedCount] = []
+        for dataset in (Dataset.RAG, Dataset.SFT):
+            retained = (
+                f"SELECT kind FROM retained_rows f WHERE {dataset} = {EXPORTED} AND {only_kind(only)}"
+                f" AND {matches.format(which='p.partition_id = f.partition_id')}"
+            )
+            place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}{undecided}"
+            source = retained if only is Only.ORPHAN else f"{retained} UNION ALL {kept}"
+            counts += self._count(dataset, source, partition_glob)
+        pairs = (
+            f"SELECT retained AS kind FROM pairs r WHERE retained IS NOT NULL AND outcome = {EXPORTED}"
+            f" AND {only_kind(only, 'retained')} AND {matches.format(which='p.partition_id IN (r.chosen_partition, r.rejected_partition)')}"
+        )
+        return [*counts, *self._count(Dataset.PREFERENCE, pairs, partition_glob)]
+
+    def _count(self, dataset: Dataset, source: str, partition_glob: str | None) -> list[RetainedCount]:
+        rows = self._run(f"SELECT kind, count(*) FROM ({source}) GROUP BY kind ORDER BY kind", (partition_glob,))
+        return [RetainedCount(dataset, kind, count) for kind, count in rows]
+
     def kept_by_tripwire(self) -> dict[str, int]:
         """Return how many rows the tripwire keeps undecided, by dataset; datasets without any are left out."""
-        found = {
-            dataset.value: self._number(
-                f"SELECT count(*) FROM retained_rows WHERE kind = 'vanished' AND accepted = 0 AND {dataset} = {EXPORTED}"
-            )
-            + self._number(
-                f"SELECT count(*) FROM scored_rows INDEXED BY kept_rows WHERE kept <> 0"
-                f" AND kept & {bit | KEPT_FOR_GOOD} = {bit} AND {dataset} = {EXPORTED}"
-            )
-            for dataset, bit in KEPT_BITS.items()
-        }
-        found[Dataset.PREFERENCE.value] = self._number(
-            "SELECT count(*) FROM pairs WHERE retained = 'vanished' AND accepted = 0"
-        )
-        return {dataset: rows for dataset, rows in found.items() if rows}
+        found: Counter[str] = Counter()
+        for dataset, _, rows in self.counts(only=Only.VANISHED):
+            found[dataset.value] += rows
+        return found
 
-    def counts_without_evidence(self) -> dict[Dataset, dict[str, int]]:
-        """Count exported rows that are kept although their evidence is gone, by dataset and kind."""
-        return {
-            dataset: dict(
-                self._run(f"SELECT kind, count(*) FROM ({without_evidence(dataset)}) GROUP BY kind").fetchall()
-            )
-            for dataset in KEPT_BITS
-        }
-
-    def retained_counts(self) -> dict[str, int]:
-        """Count retained exported rows and pairs by kind, over all datasets; a row exported to two counts twice."""
-        rows = self._run(
-            f"SELECT kind, sum((rag IS {EXPORTED}) + (sft IS {EXPORTED})) FROM retained_rows GROUP BY kind"
-            f" UNION ALL SELECT retained, count(*) FROM pairs WHERE retained IS NOT NULL AND outcome = {EXPORTED} GROUP BY retained"
-        )
-        found: dict[str, int] = {}
-        for kind, exported in rows:
-            if exported:
-                found[kind] = found.get(kind, 0) + exported
+    def by_dataset(self, totals: Totals) -> dict[str, int]:
+        """Return how many rows of each dataset are retained, including those whose evidence is gone; counts few rows."""
+        found = {dataset.value: totals.retained(dataset) for dataset in Dataset}
+        for dataset in KEPT_BITS:
+            found[dataset.value] += self._number(f"SELECT count(*) FROM ({without_evidence(dataset)})")
         return found
 
     def make_live(self) -> None:

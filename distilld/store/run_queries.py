@@ -9,8 +9,6 @@ from unicodedata import normalize
 from distilld.core.decisions import id_of
 from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, LINE_BITS, REASONS, UNREVIEWED, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
-from distilld.store.pruning import Only, only_kind
-from distilld.store.retained import KEPT_FOR_GOOD, without_evidence
 from distilld.store.statements import Statements
 
 
@@ -83,14 +81,6 @@ class RunWithdrawal(NamedTuple):
     shipped_batch: str | None
     withdrawn_batch: str
     withdrawn_at: str
-
-
-class RetainedCount(NamedTuple):
-    """Retained exported rows or pairs, by kind: absent, vanished, orphan, evidence absent, evidence vanished."""
-
-    dataset: Dataset
-    kind: str
-    rows: int
 
 
 _OUTCOMES: Final = ", ".join(
@@ -249,32 +239,6 @@ class Stories(Statements):
             f"SELECT dataset, cause FROM departures WHERE outcome = {EXPORTED} AND ? IN (run_id, other_run_id)",
             (run_id,),
         ).fetchall()
-
-    # what is retained
-
-    def retained(self, partition_glob: str | None, only: Only | None = None) -> list[RetainedCount]:
-        """Count the exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
-        matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
-        undecided = f" AND kind = 'evidence vanished' AND kept & {KEPT_FOR_GOOD} = 0" if only else ""
-        counts: list[RetainedCount] = []
-        for dataset in (Dataset.RAG, Dataset.SFT):
-            retained = (
-                f"SELECT kind FROM retained_rows f WHERE {dataset} = {EXPORTED} AND {only_kind(only)}"
-                f" AND {matches.format(which='p.partition_id = f.partition_id')}"
-            )
-            place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
-            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}{undecided}"
-            source = retained if only is Only.ORPHAN else f"{retained} UNION ALL {kept}"
-            counts += self._counts(dataset, source, partition_glob)
-        pairs = (
-            f"SELECT retained AS kind FROM pairs r WHERE retained IS NOT NULL AND outcome = {EXPORTED}"
-            f" AND {only_kind(only, 'retained')} AND {matches.format(which='p.partition_id IN (r.chosen_partition, r.rejected_partition)')}"
-        )
-        return [*counts, *self._counts(Dataset.PREFERENCE, pairs, partition_glob)]
-
-    def _counts(self, dataset: Dataset, source: str, partition_glob: str | None) -> list[RetainedCount]:
-        rows = self._run(f"SELECT kind, count(*) FROM ({source}) GROUP BY kind ORDER BY kind", (partition_glob,))
-        return [RetainedCount(dataset, kind, count) for kind, count in rows]
 
     def absent_files(self, partition_glob: str | None) -> int:
         """Return how many absent input files ``prune`` would forget, with the verdicts of their rows."""

@@ -13,7 +13,7 @@ import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
 from distilld.engine import batch
-from distilld.store.pruning import Only
+from distilld.store.retained import Only
 from distilld.store.run_queries import Stories
 from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import counted_steps, whole_scans
@@ -702,8 +702,8 @@ def test_prune_of_what_vanished_leaves_all_else(lake: HistoryLake, how: str) -> 
     lake.restart(tripwire_rows=3, tripwire_share=0.5)
     (lake.scored if how == "scored" else lake.evidence)(A)
     lake.go()
-    said = Stories(lake.engine.store).retained(None, Only.VANISHED)
-    assert {(each.dataset.value, each.rows) for each in said} == set(lake.engine.retained.kept_by_tripwire().items())
+    said = lake.engine.retained.counts(only=Only.VANISHED)
+    assert {(each.dataset.value, each.rows) for each in said} == {("rag", 6), ("sft", 6), ("preference", 4)}
     lake.prune(only=Only.VANISHED)
     assert lake.engine.retained.kept_by_tripwire() == {}
     assert lake.exported("rag") == lake.exported("sft") == {"b2", "c1", "c2"}
@@ -719,7 +719,7 @@ def test_prune_of_what_vanished_leaves_what_was_accepted(lake: HistoryLake, how:
     (lake.scored if how == "scored" else lake.evidence)(A)
     lake.go()
     lake.engine.accept_vanished()
-    assert Stories(lake.engine.store).retained(None, Only.VANISHED) == []
+    assert lake.engine.retained.counts(only=Only.VANISHED) == []
     lake.prune(only=Only.VANISHED)
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
 

@@ -38,9 +38,9 @@ from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
-from distilld.store.pruning import Only
 from distilld.store.queries import Exceptions
 from distilld.store.receipts import Receipts
+from distilld.store.retained import Only
 from tests.property.absence import Absence
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
 from tests.support import target_state as invariants
@@ -522,7 +522,7 @@ class KeepHistories(Histories):
         self.absence.prune(self.folder)
         self.engine.prune(None)
         self.check_pass()
-        assert not self.engine.retained.retained_counts()
+        assert not self.engine.retained.counts()
 
     def check_pass(self) -> None:
         super().check_pass()

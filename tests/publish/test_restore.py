@@ -48,7 +48,7 @@ from distilld.publish.set_aside import COPIES_KEPT
 from distilld.service.run_once import recover
 from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTooNewError
 from distilld.store.open_writer import open_store, opened_store
-from distilld.store.pruning import Only
+from distilld.store.retained import Only
 from tests.support.builders import jsonl
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
 from tests.support.limits import limits
@@ -754,7 +754,7 @@ def test_exports_of_the_older_exporters_are_adopted(phase4: HistoryLake) -> None
     (committed,) = result.batches
     adopted = {each["path"]: each["adopted"] for each in committed.receipt["outputs"]}
     assert [adopted[EXPORT_PATHS[dataset]] for dataset in Dataset] == [446, 351, 83]
-    assert phase4.engine.retained.retained_counts() == {}
+    assert phase4.retained() == {}
     assert not phase4.go().changed
 
 
@@ -807,7 +807,7 @@ def test_orphan_is_kept(phase4: HistoryLake) -> None:
     with capture_logs() as logs:
         phase4.go()
     assert [each["rows"] for each in logs if each["event"] == "orphan_kept"] == [3]
-    assert phase4.engine.retained.retained_counts() == {"orphan": 3}
+    assert phase4.retained() == {"orphan": 3}
     phase4.restart()
     phase4.go()
     phase4.go(Trigger.REBUILD)
@@ -825,8 +825,8 @@ def test_orphan_leaves_by_prune(phase4: HistoryLake) -> None:
         (gone,) = phase4.withdrawn(dataset)
         assert gone["id"].endswith("-0123456789abcdef")
         assert (gone["cause"], gone["shipped_batch"], gone["verdict"]) == ("pruned", None, None)
-    assert phase4.engine.retained.retained_counts().get("orphan") is None
-    assert phase4.engine.retained.retained_counts()["absent"] > 0
+    assert "orphan" not in phase4.retained()
+    assert phase4.retained()["absent"] > 0
 
 
 def test_orphan_of_a_run_that_is_named_leaves(phase4: HistoryLake) -> None:
@@ -841,7 +841,7 @@ def test_orphan_of_a_run_that_is_named_leaves(phase4: HistoryLake) -> None:
     for dataset in Dataset:
         assert [row["id"].rpartition("-")[2] for row in phase4.withdrawn(dataset)] == ["0123456789abcdef"]
         assert phase4.causes(dataset) == ["rescored"]
-    assert phase4.engine.retained.retained_counts() == {}
+    assert phase4.retained() == {}
 
 
 def test_orphan_leaves_when_an_input_names_its_run(lake: HistoryLake) -> None:
@@ -857,12 +857,12 @@ def test_orphan_leaves_when_an_input_names_its_run(lake: HistoryLake) -> None:
     lake.move_away(lake.scored_path(A), lake.evidence_path(A))
     lake.restart(replace(lake.options, include_partial=False))
     lake.go()
-    assert lake.engine.retained.retained_counts() == {"orphan": 5}
+    assert lake.retained() == {"orphan": 5}
     lake.bring_back(lake.scored_path(A), lake.evidence_path(A))
     lake.go()
     assert (lake.exported("rag"), lake.exported("sft")) == ({"r1", "r2"}, {"r2"})
     assert lake.causes("sft") == ["rescored"]
-    assert lake.engine.retained.retained_counts() == {}
+    assert lake.retained() == {}
     assert verify(lake.root, lake.state, lake.options, deep=True).faults == 0
 
 
@@ -1172,7 +1172,7 @@ def test_retained_rows_survive_a_lost_store(full: HistoryLake) -> None:
     full.bring_back(full.scored_path(A), full.evidence_path(A))
     full.go()
     assert {dataset: full.content(dataset) for dataset in Dataset} == before
-    assert full.engine.retained.retained_counts() == {}
+    assert full.retained() == {}
 
 
 def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:

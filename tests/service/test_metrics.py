@@ -24,7 +24,7 @@ from distilld.service.metrics import METRICS, Metrics
 from distilld.service.reporter import Bulletin
 from distilld.service.run_once import writer
 from distilld.service.systemd import Notifier
-from distilld.store.run_queries import Stories
+from distilld.store.retained import Retained
 from tests.support.lake_by_formula import partition_of, write_bench_lake
 
 REPOSITORY = Path(__file__).parents[2]
@@ -159,7 +159,7 @@ def test_rows_that_are_kept_without_their_evidence_are_retained(settings: Settin
         (settings.root / "data/evidence" / partition_of(0)).unlink()
         bulletin.passed(one_pass(engine), watching="events", folders=8)
         kept = {(each.value,): 0 for each in Dataset}
-        for dataset, _, rows in Stories(engine.store).retained(None):
+        for dataset, _, rows in Retained(engine.store).counts():
             kept[dataset.value,] += rows
     told = samples(tmp_path / "distilld.prom")
     assert {labels: rows for (name, labels), rows in told.items() if name == "distilld_retained_rows"} == kept

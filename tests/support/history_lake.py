@@ -26,7 +26,7 @@ from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
 from distilld.store import inputs
 from distilld.store.connection import Store
-from distilld.store.pruning import Only
+from distilld.store.retained import Only
 from tests.support.builders import evidence, jsonl, scored
 from tests.support.limits import limits
 
@@ -193,6 +193,13 @@ class HistoryLake:
         if dataset == Dataset.PREFERENCE:
             return {f"{row['chosen_run_id']}>{row['rejected_run_id']}" for row in self.rows(dataset)}
         return {row["source_run_id"] for row in self.rows(dataset)}
+
+    def retained(self) -> Counter[str]:
+        """How many exported rows and pairs are retained, by kind."""
+        found: Counter[str] = Counter()
+        for _, kind, rows in self.engine.retained.counts():
+            found[kind] += rows
+        return found
 
     def quarantined(self, dataset: Dataset | str) -> dict[str, str]:
         """The reason of each run that a quarantine holds."""

@@ -21,7 +21,7 @@ import pytest
 
 from distilld.core.model import EXPORT_PATHS
 from distilld.store.queries import reading
-from distilld.store.run_queries import Stories
+from distilld.store.retained import Retained
 from tests.support.command import REPOSITORY, bring, phase4, rows
 from tests.support.inspecting import fetched, inspecting, needs_datasette
 from tests.support.lake_by_formula import append_bench_rows
@@ -188,7 +188,7 @@ def test_question_works_at_rest(lake_of_all: Path, number: str, words: str, comm
         assert {row["how_many"] for row in found} == {0}
     if number == "9":
         with reading(lake_of_all / "state/distilld.db", lake_of_all) as store:
-            retained = Stories(store).retained(None)
+            retained = Retained(store).counts()
         told = Counter[tuple[str, str]]()
         for row in found:
             for dataset, column in (("rag", "rag"), ("sft", "sft"), ("preference", "pairs")):
