@@ -107,7 +107,7 @@ class Ledger(Counts):
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) VALUES (?, 0)",
             [(walk,) for walk in decisions.rows_to_queue],
         )
-        self._run("UPDATE counters SET value = value - ? WHERE name = 'unjudged_rows'", (decisions.newly_judged,))
+        self.count_rows(0, -decisions.newly_judged)
         if decisions.judged_to is not None:
             self._run(
                 "UPDATE files SET judged_lines = min(indexed_lines, max(judged_lines,"

@@ -140,7 +140,7 @@ class Retained(Statements):
             return
         rows = self._departures.empty_rows(dataset, "scored_rows", f"walk IN ({half})")
         if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged already
-            self._run("UPDATE counters SET value = value + ? WHERE name = 'unjudged_rows'", (rows,))
+            self._departures.count_rows(0, rows)
 
     def _make_pairs_live(self) -> None:
         """Make retained pairs live, to be formed again, if none of their files is absent any more.

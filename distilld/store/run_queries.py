@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 from unicodedata import normalize
 
 from distilld.core.decisions import id_of
-from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, LINE_BITS, REASONS, UNREVIEWED, VERDICTS
+from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, REASONS, UNREVIEWED, VERDICTS
 from distilld.core.model import Category, Dataset, Reason, RowRef
 from distilld.store.statements import Statements
+from distilld.store.tasks import EVIDENCE_OF_ROWS
 
 
 class Recorded(NamedTuple):
@@ -127,9 +128,7 @@ class Stories(Statements):
             " CASE WHEN s.evidence_found THEN 'found' WHEN e.digest IS NOT NULL THEN 'absent' ELSE 'missing' END,"
             " EXISTS (SELECT 1 FROM rejudge_rows q WHERE q.walk = s.walk) OR s.rag IS NULL, s.kept <> 0, s.sample_key,"
             f" {_OUTCOMES.format(alias='s')} FROM scored_rows s"
-            f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
-            " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
-            f" {_BATCHES.format(alias='s')} WHERE s.run_id = ?1 OR s.run_id IS NULL"
+            f"{EVIDENCE_OF_ROWS} {_BATCHES.format(alias='s')} WHERE s.run_id = ?1 OR s.run_id IS NULL"
             " AND s.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()

@@ -22,34 +22,6 @@ _WITH_EVIDENCE: Final = (
     " (SELECT 1 FROM scored_rows s WHERE s.run_id = r.run_id AND s.evidence_found = 1))"
 )
 """SQL for the runs ``r`` that have evidence; ``_LINES``: their lines. Evaluated once: a run may have many rows."""
-_VANISHED: Final = (
-    f"d.outcome = {EXPORTED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
-    " AND (NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
-    f"  OR (d.run_id, d.row) IN {_LINES.format(_DEPARTED)} AND d.run_id NOT IN {_WITH_EVIDENCE.format(_DEPARTED)})"
-    " AND {not_forbidden}"
-)
-"""SQL for departed rows if no present row names the run, or if the line is elsewhere but the run has no evidence."""
-_EVIDENCE_GONE: Final = (
-    "FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {exported} AND s.evidence_found = 0"
-    " AND s.kept & {bit} = 0 AND q.evidence_changed <> {pruned}"
-    " AND NOT EXISTS (SELECT 1 FROM partitions p CROSS JOIN files f USING (partition_id)"
-    " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
-    f" WHERE p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} AND f.kind = 'evidence' AND f.state = 'absent')"
-    " AND {not_forbidden}"
-)
-"""SQL for rows whose evidence row is gone; an evidence row in an absent file is absent, not gone.
-
-There can be as many absent files as rows, so the file is found by the row's partition.
-"""
-_MOVED_ALONE: Final = (
-    "SELECT f.* FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)"
-    f" WHERE f.kind = 'absent' AND f.{{dataset}} = {EXPORTED}"
-    f" AND f.run_id NOT IN {_WITH_EVIDENCE.format(_ABSENT)}"
-    f" AND ((f.run_id, f.digest) IN {_LINES.format(_ABSENT)}"
-    "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
-    " AND {not_forbidden}"
-)
-"""SQL for absent rows whose lines are in a present partition now, but without their evidence."""
 _PAIR_GONE: Final = (
     "SELECT p.pair_id, p.task_id, p.chosen_partition, p.chosen_run_id, p.rejected_partition, p.rejected_run_id,"
     " p.rejected_category, EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent'"
@@ -142,18 +114,37 @@ def _not_forbidden(run: str, dataset: Dataset, options: Options) -> str:
 
 
 def _vanished(dataset: Dataset, options: Options) -> str:
-    return _VANISHED.format(not_forbidden=_not_forbidden("d.run_id", dataset, options))
+    """Return SQL for departed rows whose run no present row names, or whose line is elsewhere without any evidence."""
+    return (
+        f"d.outcome = {EXPORTED} AND d.cause IN ('row_removed', 'rescored') AND d.partition_id IS NOT NULL"
+        " AND (NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = d.run_id)"
+        f"  OR (d.run_id, d.row) IN {_LINES.format(_DEPARTED)} AND d.run_id NOT IN {_WITH_EVIDENCE.format(_DEPARTED)})"
+        f" AND {_not_forbidden('d.run_id', dataset, options)}"
+    )
 
 
 def _moved_alone(dataset: Dataset, options: Options) -> str:
-    return _MOVED_ALONE.format(dataset=dataset, not_forbidden=_not_forbidden("f.run_id", dataset, options))
+    """Return SQL for absent rows whose lines are in a present partition now, but without their evidence."""
+    return (
+        "SELECT f.* FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)"
+        f" WHERE f.kind = 'absent' AND f.{dataset} = {EXPORTED}"
+        f" AND f.run_id NOT IN {_WITH_EVIDENCE.format(_ABSENT)}"
+        f" AND ((f.run_id, f.digest) IN {_LINES.format(_ABSENT)}"
+        "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
+        f" AND {_not_forbidden('f.run_id', dataset, options)}"
+    )
 
 
 def _evidence_gone(dataset: Dataset, options: Options) -> str:
-    return _EVIDENCE_GONE.format(
-        dataset=dataset,
-        exported=EXPORTED,
-        bit=KEPT_BITS[dataset],
-        pruned=EVIDENCE_PRUNED,
-        not_forbidden=_not_forbidden("s.run_id", dataset, options),
+    """Return SQL for rows whose evidence row is gone; an evidence row in an absent file is absent, not gone.
+
+    There can be as many absent files as rows, so the file is found by the row's partition.
+    """
+    return (
+        f"FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
+        f" AND s.kept & {KEPT_BITS[dataset]} = 0 AND q.evidence_changed <> {EVIDENCE_PRUNED}"
+        " AND NOT EXISTS (SELECT 1 FROM partitions p CROSS JOIN files f USING (partition_id)"
+        " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
+        f" WHERE p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} AND f.kind = 'evidence' AND f.state = 'absent')"
+        f" AND {_not_forbidden('s.run_id', dataset, options)}"
     )
