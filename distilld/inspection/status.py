@@ -254,7 +254,7 @@ def _age(moment: str | None, now: float) -> float | None:
 def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     views, receipts, export_records = Views(store), Receipts(store), ExportRecords(store)
     found.vitals = read_vitals(store)
-    found.last_batch = next(iter(views.last_batches(1)), None)
+    found.last_batch = views.last_batch()
     now = datetime.now(UTC)
     found.rows_before = {name: views.rows_at((now - age).isoformat(timespec="milliseconds")) for name, age in _AGES}
     found.quarantine = views.quarantine()

@@ -1,8 +1,9 @@
 """The state store: one SQLite file, written by one process, read by people (SPEC 4).
 
-This package is the only one with SQL. :class:`Store` opens the file and owns its transactions. Each other module has
-one subject: ``inputs`` (files), ``scored_rows`` and ``evidence_rows`` (the rows of these files), ``verdicts`` (current
-verdicts), ``queues`` and ``work`` (what must be judged, and the facts for it), ``retained`` (retained rows), ``ledger``
+This package is the only one with SQL. :class:`Store` opens the file and owns its transactions; ``statements`` has the
+base of all parts that use it. Each other module has one subject: ``inputs`` (files), ``scored_rows`` and
+``evidence_rows`` (the rows of these files), ``verdicts`` (current verdicts), ``queues`` and ``work`` (what must be
+judged, and the facts for it), ``retained`` (retained rows), ``departures`` (lines to be withdrawn), ``ledger``
 (outcomes), ``export_records`` (the exports as files), ``receipts`` (batches and their receipts), ``queries`` (questions
 of people).
 """

@@ -183,10 +183,10 @@ class Views(Statements):
 
     # batches
 
-    def last_batches(self, limit: int) -> list[BatchLine]:
-        """Return the newest batches, newest first."""
-        rows = self._run(f"SELECT {_BATCH} FROM batch_history ORDER BY batch DESC LIMIT ?", (limit,))
-        return [BatchLine._make(row) for row in rows]
+    def last_batch(self) -> BatchLine | None:
+        """Return the newest batch, or None."""
+        row = self._run(f"SELECT {_BATCH} FROM batch_history ORDER BY batch DESC LIMIT 1").fetchone()
+        return BatchLine._make(row) if row else None
 
     def receipts(self, limit: int | None) -> Iterator[KeptReceipt]:
         """Yield the newest receipts, newest first, up to ``limit``; None for all."""

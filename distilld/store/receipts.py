@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -95,11 +95,11 @@ class Receipts(Statements):
 
     def receipts(self, limit: int) -> list[tuple[str, str, str]]:
         """Return the newest receipts, newest first: batch id, text, sha256."""
-        return self._run(
-            "SELECT b.batch_id, r.receipt, r.receipt_sha256 FROM receipts r CROSS JOIN batches b USING (batch)"
-            " ORDER BY r.batch DESC LIMIT ?",
-            (limit,),
-        ).fetchall()
+        return self._kept("b.batch_id, r.receipt, r.receipt_sha256", "ORDER BY r.batch DESC LIMIT ?", limit)
+
+    def _kept(self, columns: str, which: str, *values: int) -> list[Any]:
+        query = f"SELECT {columns} FROM receipts r CROSS JOIN batches b USING (batch) {which}"
+        return self._run(query, values).fetchall()
 
     def last_receipt_sha256(self) -> str | None:
         """Return the digest that the next receipt names: that of the newest receipt, or the chain's anchor."""
@@ -127,9 +127,7 @@ class Receipts(Statements):
 
     def unwritten_receipts(self) -> list[tuple[int, str, str]]:
         """Return receipts whose files are not known to be written: batch number, batch id, text."""
-        return self._run(
-            "SELECT r.batch, b.batch_id, r.receipt FROM receipts r CROSS JOIN batches b USING (batch) WHERE r.written = 0 ORDER BY 1"
-        ).fetchall()
+        return self._kept("r.batch, b.batch_id, r.receipt", "WHERE r.written = 0 ORDER BY 1")
 
     def mark_written(self, sequence: int) -> None:
         """Record that the receipt's file is on disk."""
@@ -139,11 +137,8 @@ class Receipts(Statements):
         """Return the receipts older than the newest ``keep`` (0: keep all): batch number, batch id, sha256."""
         if keep == 0:
             return []
-        return self._run(
-            "SELECT r.batch, b.batch_id, r.receipt_sha256 FROM receipts r CROSS JOIN batches b USING (batch)"
-            " WHERE r.batch <= (SELECT batch FROM receipts ORDER BY batch DESC LIMIT 1 OFFSET ?) ORDER BY r.batch",
-            (keep,),
-        ).fetchall()
+        older = "WHERE r.batch <= (SELECT batch FROM receipts ORDER BY batch DESC LIMIT 1 OFFSET ?) ORDER BY r.batch"
+        return self._kept("r.batch, b.batch_id, r.receipt_sha256", older, keep)
 
     def drop_receipts(self, dropped: list[tuple[int, str, str]]) -> None:
         """Delete old receipts; the id and digest of the last one become the chain's anchor."""

@@ -1111,4 +1111,4 @@ def test_run_once_forgets_a_failure(stage: Stage) -> None:
     with capture_logs(), writer(stage.settings) as engine:
         bring_up_to_date(engine)
         assert read_vitals(engine.store).failure is None
-        assert Views(engine.store).last_batches(1)
+        assert Views(engine.store).last_batch()
