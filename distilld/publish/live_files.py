@@ -104,9 +104,10 @@ class LiveFiles:
         """
         assert self._segments is not None  # noqa: S101  only the writer asks
         start = number * known.segment_bytes
-        with self._opened(name, known) as descriptor, reading_errors(EXPORT_PATHS[name]):
+        with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
             content = read_span(descriptor, Span(start, min(known.segment_bytes, known.size - start)))
-        return hashlib.sha256(content).digest() == self._segments.digests(name, [number]).get(number)
+        found = hashlib.sha256(content).digest()
+        return all(recorded.sha256 == found for recorded in self._segments.some(name, [number]))
 
     @contextmanager
     def reading(self, name: str, known: Committed) -> Iterator[CommittedFile]:
