@@ -6,10 +6,13 @@ import click
 
 from distilld.cli.commands import Common, common_options
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_bytes
+from distilld.cli.settings import load_settings
 from distilld.core.model import Dataset
+from distilld.delivery.changes import changes as changes_since
 
 
-@click.command(short_help="Print what changed in a dataset since a batch.")
+@click.command()
 @click.option("--dataset", type=click.Choice([each.value for each in Dataset]), required=True, help="Which dataset.")
 @click.option("--since", metavar="BATCH", required=True, help="The 'through' of the last end line; 0 for all rows.")
 @common_options
@@ -20,10 +23,6 @@ def changes(common: Common, dataset: str, since: str) -> ExitCode:
     line, whose 'through' is the next BATCH. Without an end line, remember nothing. It is safe to apply twice. --since 0
     is for an empty copy: it deletes nothing. It may run beside the daemon, and changes nothing.
     """
-    from distilld.cli.output import print_bytes
-    from distilld.cli.settings import load_settings
-    from distilld.delivery.changes import changes as changes_since
-
     settings = load_settings(common)
     with changes_since(settings.root, settings.state, Dataset(dataset), since) as found:
         print_bytes(found.lines())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import update_wrapper
@@ -15,39 +14,38 @@ from typing import Any, Final, TypeVar
 import click
 
 from distilld import __version__
-from distilld.core.model import ProgramError
 
 COMMANDS: Final = MappingProxyType(
     {
-        "run": "distilld.cli.run",
-        "export-rag": "distilld.cli.run",
-        "export-sft": "distilld.cli.run",
-        "export-preference": "distilld.cli.run",
-        "export-all": "distilld.cli.run",
-        "status": "distilld.cli.status",
-        "health": "distilld.cli.health",
-        "explain": "distilld.cli.explain",
-        "show": "distilld.cli.show",
-        "quarantine": "distilld.cli.quarantine",
-        "withdrawals": "distilld.cli.withdrawals",
-        "receipts": "distilld.cli.receipts",
-        "verify": "distilld.cli.verify",
-        "diff": "distilld.cli.diff",
-        "snapshot": "distilld.cli.snapshot",
-        "changes": "distilld.cli.changes",
-        "rebuild": "distilld.cli.rebuild",
-        "compact": "distilld.cli.compact",
-        "prune": "distilld.cli.prune",
-        "stage": "distilld.cli.stage",
-        "inspect": "distilld.cli.inspect",
-        "schema": "distilld.cli.schema",
-        "init": "distilld.cli.init",
-        "demo": "distilld.cli.demo",
+        "run": ("run", "Keep the datasets up to date, or bring them up to date once."),
+        "export-rag": ("run", "Like 'run --once', ending with the RAG exporter's summary."),
+        "export-sft": ("run", "Like 'run --once', ending with the SFT exporter's summary."),
+        "export-preference": ("run", "Like 'run --once', ending with the preference exporter's summary."),
+        "export-all": ("run", "Like 'run --once', ending with all three summaries."),
+        "status": ("status", "Show the state of the lake, and what is wrong with it."),
+        "health": ("health", "Health check for a monitor; exits with 1 if unhealthy."),
+        "explain": ("explain", "Show everything about one run."),
+        "show": ("explain", "Show one row of a dataset, and the history of its run."),
+        "quarantine": ("quarantine", "Show what is quarantined, and why."),
+        "withdrawals": ("withdrawals", "List the rows that left the datasets."),
+        "receipts": ("receipts", "List the batches and check the chain of their receipts."),
+        "verify": ("verify", "Check receipts, exports, accounting and firewall."),
+        "diff": ("diff", "Compare a dataset with another exporter's file."),
+        "snapshot": ("snapshot", "Copy one batch for training; check a copy."),
+        "changes": ("changes", "Print what changed in a dataset since a batch."),
+        "rebuild": ("walk_order", "Read everything again, and put the files in order."),
+        "compact": ("walk_order", "Remove the spaces that withdrawn rows left in the files."),
+        "prune": ("prune", "Withdraw retained rows, or accept them."),
+        "stage": ("stage", "Run an outside stage and write a receipt of it."),
+        "inspect": ("inspect", "Look at the lake and its state store in a browser."),
+        "schema": ("schema", "Print the form of rows, inputs or receipts."),
+        "init": ("init", "Write a commented configuration file."),
+        "demo": ("demo", "Show distilld at work on a sample lakehouse."),
     }
 )
-"""Each command's module, in the order of --help. A command is available if its module exists.
+"""Each command's module in this package and what --help says of it, in the order of --help.
 
-The module defines a click command with the command's name, ``_`` for ``-``. Slow imports are inside its functions.
+The module defines a click command with the command's name, ``_`` for ``-``.
 """
 
 
@@ -69,10 +67,14 @@ class Common:
 
 
 class _Commands(click.Group):
-    """A group that imports a command's module only when the command is used."""
+    """A group that imports a command's module only when the command is used: --help imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, meaning) for name, (_, meaning) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -83,12 +85,11 @@ class _Commands(click.Group):
             ctx.fail(f"No such command {args[0]!r}; the nearest one is '{nearest}'.")
         return super().resolve_command(ctx, args)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
-        if not isinstance(command, click.Command):
-            raise ProgramError(f"{COMMANDS[cmd_name]} holds no command {cmd_name}")
+        module = importlib.import_module(f"distilld.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
 

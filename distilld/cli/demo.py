@@ -9,12 +9,16 @@ from pathlib import Path
 
 import click
 
+from distilld import logs
 from distilld.cli.commands import json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_json, say, show
 from distilld.cli.streams import WorkCommand
+from distilld.demo.demo import Stage, run_demo
+from distilld.tables import Table
 
 
-@click.command(cls=WorkCommand, short_help="Show distilld at work on a sample lakehouse.")
+@click.command(cls=WorkCommand)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -28,11 +32,6 @@ def demo(folder: Path, as_json: bool) -> ExitCode:
 
     Takes some seconds and touches nothing outside its folder. An earlier demo in the folder is replaced.
     """
-    from distilld import logs
-    from distilld.cli.output import print_json, say, show
-    from distilld.demo.demo import Stage, run_demo
-    from distilld.tables import Table
-
     logs.configure(level="error", fmt="auto", environ=os.environ)
     tables: list[Table] = []
     run_demo(folder, Stage(lambda _line: None, tables.append, _program()) if as_json else Stage(say, show, _program()))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import plain, print_json, say, show
+from distilld.cli.progress import progress_bar
+from distilld.cli.settings import load_settings
 from distilld.core.model import Dataset
+from distilld.inspection.diff import Difference, compare
+from distilld.tables import Table
 
-if TYPE_CHECKING:
-    from distilld.inspection.diff import Difference
 
-
-@click.command(short_help="Compare a dataset with another exporter's file.")
+@click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--dataset",
@@ -33,11 +34,6 @@ def diff(common: Common, file: Path, dataset: str | None, limit: int, as_json: b
     order. Exits with 0 if both hold the same rows, with 1 if they differ. Changes nothing. With --json and --limit 0
     all rows are listed.
     """
-    from distilld.cli.output import plain, print_json
-    from distilld.cli.progress import progress_bar
-    from distilld.cli.settings import load_settings
-    from distilld.inspection.diff import compare
-
     listed = None if as_json and not limit else limit
     with progress_bar() as progress:
         found = compare(load_settings(common), file, Dataset(dataset) if dataset else None, listed, progress)
@@ -49,9 +45,6 @@ def diff(common: Common, file: Path, dataset: str | None, limit: int, as_json: b
 
 
 def _print(found: Difference) -> None:
-    from distilld.cli.output import say, show
-    from distilld.tables import Table
-
     counts = [
         ("rows here", found.rows_here),
         ("rows there", found.rows_there),

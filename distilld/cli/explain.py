@@ -1,19 +1,20 @@
-"""``distilld explain``: show everything that is known about one run."""
+"""``distilld explain`` and ``distilld show``: the history of one run, or of one row of a dataset and its runs."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_json, say, say_block
+from distilld.cli.progress import progress_bar
+from distilld.cli.settings import load_settings
+from distilld.inspection.explain import explain as tell
+from distilld.inspection.row_history import find_row
+from distilld.inspection.story_text import Text, text_of_row, text_of_run
 
-if TYPE_CHECKING:
-    from distilld.inspection.story_text import Text
 
-
-@click.command(short_help="Show everything about one run.")
+@click.command()
 @click.argument("run_id")
 @common_options
 @json_option
@@ -23,12 +24,6 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
     Every scored row that names it, its current verdict, its evidence, where it is exported or why not and in which
     batch, the pairs that it is in, and what was withdrawn. Exits with 1 if nothing names the run. Changes nothing.
     """
-    from distilld.cli.output import print_json
-    from distilld.cli.progress import progress_bar
-    from distilld.cli.settings import load_settings
-    from distilld.inspection.explain import explain as tell
-    from distilld.inspection.story_text import text_of_run
-
     # The inputs were read in the same way: bytes that are not UTF-8 became U+FFFD.
     run_id = run_id.encode(errors="surrogateescape").decode(errors="replace")
     with progress_bar() as progress:
@@ -36,14 +31,28 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
     if as_json:
         print_json(story)
     else:
-        print_text(text_of_run(story))
+        _print(text_of_run(story))
     return ExitCode.DONE
 
 
-def print_text(text: Text) -> None:
-    """Print the history of a run or a row."""
-    from distilld.cli.output import say, say_block
+@click.command()
+@click.argument("row_id", metavar="ID")
+@common_options
+@json_option
+def show(common: Common, row_id: str, as_json: bool) -> ExitCode:
+    """Show the row ID of a dataset, and everything about the run or the two runs that it comes from.
 
+    If the row was withdrawn, only its runs are shown. Exits with 1 if no dataset ever had the id. Changes nothing.
+    """
+    found = find_row(load_settings(common), row_id)
+    if as_json:
+        print_json({"id": found.id, "row": found.row, "runs": found.runs})
+    else:
+        _print(text_of_row(found))
+    return ExitCode.DONE
+
+
+def _print(text: Text) -> None:
     for each in text:
         if isinstance(each, str):
             say(each)

@@ -8,10 +8,15 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_json, say
+from distilld.cli.settings import load_settings
 from distilld.core.model import DistilldError
+from distilld.core.remedies import remedy_of
+from distilld.inspection.health import diagnose
+from distilld.inspection.problem import Problem
 
 
-@click.command(short_help="Health check for a monitor; exits with 1 if unhealthy.")
+@click.command()
 @click.option("--no-daemon", is_flag=True, help="Do not check whether a daemon runs and when it last scanned.")
 @common_options
 @json_option
@@ -22,12 +27,6 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
     changed or set aside; a withdrawal is overdue; an input cannot be read; the last scan is older than three rescan
     periods. Each reason names the command that resolves it. Changes nothing.
     """
-    from distilld.cli.output import print_json, say
-    from distilld.cli.settings import load_settings
-    from distilld.core.remedies import remedy_of
-    from distilld.inspection.health import diagnose
-    from distilld.inspection.problem import Problem
-
     settings = load_settings(common)
     try:
         problems = diagnose(settings, daemon=not no_daemon)

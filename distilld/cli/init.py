@@ -9,11 +9,14 @@ import click
 
 from distilld.cli.commands import Common, common_options
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import say
 from distilld.cli.streams import WorkCommand
+from distilld.config.settings import DEFAULT_CONFIG_FILE
+from distilld.config.template import config_text
 from distilld.core.model import UsageError
 
 
-@click.command(cls=WorkCommand, short_help="Write a commented configuration file.")
+@click.command(cls=WorkCommand)
 @common_options
 def init(common: Common) -> ExitCode:
     """Write a config file with every key, its default and what it does, each commented out.
@@ -21,10 +24,6 @@ def init(common: Common) -> ExitCode:
     It is written to config/distilld.toml, or to the file that --config names, and never over a file that is there.
     --root and --state are set in it.
     """
-    from distilld.cli.output import say
-    from distilld.config.settings import DEFAULT_CONFIG_FILE
-    from distilld.config.template import config_text
-
     path = common.config or DEFAULT_CONFIG_FILE
     given = {}
     if common.root is not None:

@@ -10,12 +10,16 @@ import click
 
 from distilld.cli.commands import Common, common_options
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import say
+from distilld.cli.settings import load_settings
 from distilld.core.model import OperatorError
+from distilld.store.connection import Store
+from distilld.store.queries import reading
 
 _HIGHEST_PORT = 65_535
 
 
-@click.command(short_help="Look at the lake and its state store in a browser.")
+@click.command()
 @click.option("--port", type=click.IntRange(0, _HIGHEST_PORT), metavar="N", default=8001, show_default=True,
               help="The port on 127.0.0.1; 0: any that is free.")  # fmt: skip
 @common_options
@@ -25,11 +29,6 @@ def inspect(common: Common, port: int) -> ExitCode:
     It prints the address, which has a random token and works on this machine alone. Without --root, the lake is the
     one that the store belongs to. Needs pip install 'distilld[inspect]'. Changes nothing.
     """
-    from distilld.cli.output import say
-    from distilld.cli.settings import load_settings
-    from distilld.store.connection import Store
-    from distilld.store.queries import reading
-
     settings = load_settings(common)
     if common.root is None:
         store = Store.open_readonly(settings.state)

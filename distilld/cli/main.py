@@ -1,6 +1,6 @@
 """The command line: the only part that prints for users (SPEC 5; docs/cli.md).
 
-Importing it is quick: the modules that a command needs are imported when it runs. Errors that a user can resolve become
+Importing it is quick: the module of a command is imported when it runs. Errors that a user can resolve become
 one line on standard error here, and nowhere else.
 """
 

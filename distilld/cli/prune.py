@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.one_run import print_changes, report_as_json, say_not_read, say_work
+from distilld.cli.output import print_json, say, show
+from distilld.cli.progress import progress_bar
+from distilld.cli.settings import load_settings, start_log
 from distilld.cli.streams import WorkCommand
-from distilld.core.model import UsageError
+from distilld.config.settings import Settings
+from distilld.core.model import Trigger, UsageError
+from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, recover, writer
+from distilld.store.connection import refuse_missing
+from distilld.store.pruning import Pruned
+from distilld.store.queries import reading
+from distilld.store.retained import Only, Retained, RetainedCount
+from distilld.store.run_queries import Stories
+from distilld.tables import Table, counted
 
-if TYPE_CHECKING:
-    from distilld.config.settings import Settings
-    from distilld.service.run_once import RunReport
-    from distilld.store.pruning import Pruned
-    from distilld.store.retained import Only, RetainedCount
 
-
-@click.command(cls=WorkCommand, short_help="Withdraw retained rows, or accept them.")
+@click.command(cls=WorkCommand)
 @click.option(
     "--partition",
     metavar="GLOB",
@@ -41,10 +46,6 @@ def prune(
     forbade is exported again. Without --yes nothing is changed: prune shows what each group would lose, and the exit
     code is 2 if there is anything to do.
     """
-    from distilld.cli.settings import load_settings
-    from distilld.store.connection import refuse_missing
-    from distilld.store.retained import Only
-
     if partition is not None and (orphans or accept):
         raise UsageError(
             f"--partition does not go with {'--orphans' if orphans else '--accept'}",
@@ -77,12 +78,6 @@ _ONLY_THESE: Final = {
 
 
 def _preview(settings: Settings, partition: str | None, only: Only | None, *, accept: bool, as_json: bool) -> ExitCode:
-    from distilld.cli.output import print_json, say, show
-    from distilld.store.queries import reading
-    from distilld.store.retained import Only, Retained
-    from distilld.store.run_queries import Stories
-    from distilld.tables import Table, counted
-
     with reading(settings.state, settings.root) as store:
         kept = Retained(store).kept_by_tripwire() if accept else {}
         retained: list[RetainedCount] = [] if accept else Retained(store).counts(partition, only)
@@ -117,11 +112,7 @@ def _groups(retained: list[RetainedCount], undecided: list[RetainedCount]) -> It
 
 
 def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
-    from distilld import logs
-    from distilld.cli.output import print_json, say
-    from distilld.service.run_once import on_whole_store, recover, writer
-
-    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+    start_log(settings)
 
     def accepted() -> dict[str, int]:
         with writer(settings) as engine:
@@ -142,16 +133,8 @@ def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
 
 
 def _prune(settings: Settings, partition: str | None, only: Only | None, *, as_json: bool) -> ExitCode:
-    from distilld import logs
-    from distilld.cli.output import plain, print_json, say
-    from distilld.cli.progress import progress_bar
-    from distilld.cli.run import print_changes, say_not_read, say_work
-    from distilld.core.model import Trigger
-    from distilld.service.run_once import bring_up_to_date, on_whole_store, recover, writer
-    from distilld.tables import counted
-
     with progress_bar() as progress:
-        logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+        start_log(settings)
 
         def pruned() -> tuple[Pruned, RunReport]:
             with writer(settings, progress=progress) as engine:
@@ -162,10 +145,8 @@ def _prune(settings: Settings, partition: str | None, only: Only | None, *, as_j
 
         gone, report = on_whole_store(pruned)
     if as_json:
-        shown = plain(report)
-        del shown["withdrawn"]
         done = {"done": True, "pruned": gone.rows, "forgotten_absent_files": gone.files}
-        print_json({**done, **shown, "receipt": report.receipt})
+        print_json({**done, **report_as_json(report)})
     else:
         if gone.rows:
             say(f"retained rows and pairs that were let go: {gone.rows:,}")

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
+import orjson
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_json, say, show
+from distilld.cli.settings import load_settings
 from distilld.core.model import EXPORT_PATHS, Dataset, Reason
-
-if TYPE_CHECKING:
-    from distilld.store.queries import QuarantineCount
+from distilld.files.regular import committed_lines
+from distilld.store.export_records import ExportRecords
+from distilld.store.queries import QuarantineCount, Views, reading
+from distilld.tables import Table
 
 
 class QuarantineRow(NamedTuple):
@@ -27,7 +31,7 @@ class QuarantineRow(NamedTuple):
     errors: tuple[str, ...]
 
 
-@click.command(short_help="Show what is quarantined, and why.")
+@click.command()
 @click.option("--dataset", type=click.Choice([each.value for each in Dataset]), help="Only this dataset's quarantine.")
 @click.option(
     "--reason", type=click.Choice([each.value for each in Reason]), metavar="REASON", help="Only rows with this reason."
@@ -41,12 +45,6 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     With --limit, the first rows of each quarantine file are listed too, with place and errors. The rows themselves
     are in exports/quarantine/.
     """
-    from distilld.cli.output import print_json, say, show
-    from distilld.cli.settings import load_settings
-    from distilld.store.export_records import ExportRecords
-    from distilld.store.queries import Views, reading
-    from distilld.tables import Table
-
     settings = load_settings(common)
     only = Dataset(dataset) if dataset else None
     why = Reason(reason) if reason else None
@@ -86,10 +84,6 @@ def _rows(
 
 
 def _read(path: Path, length: int) -> Iterator[QuarantineRow]:
-    import orjson
-
-    from distilld.files.regular import committed_lines
-
     for line in committed_lines(path, length):
         try:
             found = orjson.loads(line)

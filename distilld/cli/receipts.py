@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
+import orjson
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
-
-if TYPE_CHECKING:
-    from distilld.publish.receipt_files import StageReceipt
-    from distilld.store.queries import Views
+from distilld.cli.output import print_json, say, show
+from distilld.cli.settings import load_settings
+from distilld.files.regular import read_regular
+from distilld.publish.receipt_files import StageReceipt, receipt_path, sha256_of, stage_receipts
+from distilld.store.queries import Views, reading
+from distilld.tables import Table, counted
 
 WHOLE = "ok"
 
@@ -34,7 +37,7 @@ class ReceiptLine(NamedTuple):
     state: str
 
 
-@click.command(short_help="List the batches and check the chain of their receipts.")
+@click.command()
 @click.option("--limit", type=COUNT, metavar="N", default=20, show_default=True, help="The newest N; 0: all.")
 @common_options
 @json_option
@@ -44,11 +47,6 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     A receipt is 'ok' if the file in reports/distillation/ has the sha256 that the store recorded, and names the sha256
     of the receipt before it. Exits with 1 if one is not.
     """
-    from distilld.cli.output import print_json, say
-    from distilld.cli.settings import load_settings
-    from distilld.publish.receipt_files import stage_receipts
-    from distilld.store.queries import Views, reading
-
     settings = load_settings(common)
     with reading(settings.state, settings.root) as store:
         anchor = store.recall("receipt_anchor_id")
@@ -68,9 +66,6 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
 
 
 def _print(lines: list[ReceiptLine], stages: list[StageReceipt], anchor: str | None, broken: int) -> None:
-    from distilld.cli.output import say, show
-    from distilld.tables import Table, counted
-
     columns = ("batch", "trigger", "added", "quarantined", "withdrawn", "ms", "receipt")
     rows = [
         (line.batch_id, line.trigger, line.appended, line.quarantined, line.withdrawn, line.duration_ms,
@@ -102,9 +97,6 @@ def _lines(root: Path, views: Views, limit: int | None, anchor_sha256: str | Non
 
 
 def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, written: bool) -> tuple[dict[str, Any], str]:
-    from distilld.files.regular import read_regular
-    from distilld.publish.receipt_files import receipt_path, sha256_of
-
     if sha256_of(text.encode()) != sha256:
         return {}, "changed in the store"
     facts = _facts_of(text)
@@ -121,8 +113,6 @@ def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, writte
 
 def _facts_of(text: str) -> dict[str, Any]:
     """Return what a receipt says; nothing if the text is no receipt."""
-    import orjson
-
     try:
         facts = orjson.loads(text)
     except orjson.JSONDecodeError:

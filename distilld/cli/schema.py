@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Final
 
 import click
+from pydantic import BaseModel
 
 from distilld.cli.commands import Common, common_options
 from distilld.cli.exit_codes import ExitCode
-from distilld.core.model import Dataset, UsageError
+from distilld.cli.output import print_json, say
+from distilld.core.columns import DIALECTS, columns_of
+from distilld.core.documents import DOCUMENTS
+from distilld.core.model import UsageError
+from distilld.core.samples import SAMPLES, QuarantineRow
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+_MODELS: Final[dict[str, type[BaseModel]]] = {
+    **{dataset.value: model for dataset, model in SAMPLES.items()},
+    "quarantine": QuarantineRow,
+    **DOCUMENTS,
+}
+_JSON_SCHEMA: Final = "json-schema"
+_NO_EXPORTS: Final = ("scored-run", "evidence", "receipt")
 
-NAMES = (*(each.value for each in Dataset), "quarantine", "withdrawals", "scored-run", "evidence", "receipt")
-FORMATS = ("json-schema", "hf", "arrow", "polars", "duckdb")
-_INPUTS = ("scored-run", "evidence", "receipt")
 
-
-@click.command(short_help="Print the form of rows, inputs or receipts.")
-@click.argument("name", type=click.Choice(NAMES))
+@click.command()
+@click.argument("name", type=click.Choice(tuple(_MODELS)))
 @click.option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
-    default=FORMATS[0],
+    type=click.Choice((_JSON_SCHEMA, *DIALECTS)),
+    default=_JSON_SCHEMA,
     show_default=True,
     help="JSON Schema, or types for a loader: a Python module; for duckdb, the value of 'columns'.",
 )
@@ -35,21 +41,14 @@ def schema(_common: Common, name: str, form: str) -> ExitCode:
     A dataset row that does not meet its JSON Schema is quarantined. That the two sides of a preference pair differ
     is checked as well, but cannot be said in JSON Schema. scored-run and evidence say what a producer writes.
     """
-    from distilld.cli.output import print_json, say
-    from distilld.core.documents import DOCUMENTS
-    from distilld.core.samples import SAMPLES, QuarantineRow
-
-    models: dict[str, type[BaseModel]] = {each.value: model for each, model in SAMPLES.items()}
-    models |= {"quarantine": QuarantineRow, **DOCUMENTS}
-    if form == FORMATS[0]:
-        print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **models[name].model_json_schema()})
+    model = _MODELS[name]
+    if form == _JSON_SCHEMA:
+        print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()})
         return ExitCode.DONE
-    from distilld.core.columns import DIALECTS, columns_of
-
-    if name in _INPUTS:
+    if name in _NO_EXPORTS:
         raise UsageError(f"--format {form} is for the rows of exports; {name} has a JSON Schema alone")
     try:
-        lines = DIALECTS[form].text(columns_of(models[name])).splitlines()
+        lines = DIALECTS[form].text(columns_of(model)).splitlines()
     except KeyError:
         raise UsageError(
             f"{form} has no type for what may be of any type, as source_record in {name}",

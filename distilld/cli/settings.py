@@ -11,8 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from distilld import logs
 from distilld.cli.commands import Common
 from distilld.cli.keeper import become_keeper
+from distilld.cli.output import complain
 from distilld.cli.streams import WorkCommand
 from distilld.config.load import load
 from distilld.config.settings import DEFAULT_CONFIG_FILE, ENVIRONMENT_PREFIX, KEYS, Settings
@@ -77,9 +79,12 @@ def load_settings(common: Common, **flags: object) -> Settings:
     return resolved
 
 
-def _warn(text: str) -> None:
-    from distilld.cli.output import complain
+def start_log(settings: Settings) -> None:
+    """Write the log of this process as the settings say."""
+    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
 
+
+def _warn(text: str) -> None:
     complain(f"warning: {text}")
 
 
@@ -96,7 +101,6 @@ def _default_config_counts(path: Path) -> bool:
     own = [each.st_uid == os.geteuid() for each in found]
     if own[0] and (os.geteuid() != 0 or (all(own) and not any(each.st_mode & _OTHERS_WRITE for each in found))):
         return True
-    from distilld.cli.output import complain
 
     name = DEFAULT_CONFIG_FILE
     complain(f"note: {name} is not read, for others own it or may write there; --config {name} reads it")

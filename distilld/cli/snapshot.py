@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import complain, print_json, say, show
+from distilld.cli.settings import load_settings, refuse_place_in_lake
 from distilld.cli.streams import WorkCommand
+from distilld.config.settings import Settings
 from distilld.core.model import UsageError
-
-if TYPE_CHECKING:
-    from distilld.config.settings import Settings
-    from distilld.delivery.check import Checked
-    from distilld.delivery.snapshot import Snapshot
-
-FORMS = ("trl", "alpaca", "openai", "raw")
+from distilld.delivery.check import Checked, check
+from distilld.delivery.forms import FORMS
+from distilld.delivery.snapshot import Snapshot, Wanted, make
+from distilld.tables import Size, Table, counted
 
 
 def _share(context: click.Context, parameter: click.Parameter, value: float) -> float:  # noqa: ARG001  click's signature
@@ -28,10 +27,10 @@ def _share(context: click.Context, parameter: click.Parameter, value: float) -> 
     return value
 
 
-@click.command(short_help="Copy one batch for training; check a copy.")
+@click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "forms", multiple=True, type=click.Choice(FORMS), default=("trl",), show_default=True,
+    "--format", "forms", multiple=True, type=click.Choice(tuple(FORMS)), default=("trl",), show_default=True,
     help="The form of the rows. May be repeated.",
 )  # fmt: skip
 @click.option(
@@ -53,8 +52,6 @@ def snapshot(
     validation. With --check, DIR is a snapshot: exits with 1 if it is damaged, or if rows of it were withdrawn or
     replaced since; with --json all of them are listed.
     """
-    from distilld.cli.settings import load_settings, refuse_place_in_lake
-
     settings = load_settings(common)
     folder = folder.absolute()
     if checking:
@@ -62,8 +59,6 @@ def snapshot(
     refuse_place_in_lake(settings.root, folder)
     if not folder.parent.is_dir():
         raise UsageError(f"{folder.parent} is no folder, so no snapshot can stand in it")
-    from distilld.cli.output import print_json
-    from distilld.delivery.snapshot import Wanted, make
 
     WorkCommand.ran = True  # from here on the product is DIR
     made = make(settings.root, settings.state, folder, Wanted(forms, validation, parquet))
@@ -75,9 +70,6 @@ def snapshot(
 
 
 def _print(made: Snapshot) -> None:
-    from distilld.cli.output import say, show
-    from distilld.tables import Size, Table
-
     files = [(file["path"], file["rows"], Size(file["bytes"])) for file in made.manifest["files"]]
     show(Table(f"Batch {made.manifest['batch_id']}", ("file", "rows", "size"), files))
     for dataset, counts in made.manifest["datasets"].items():
@@ -90,9 +82,6 @@ def _print(made: Snapshot) -> None:
 
 
 def _check(settings: Settings, folder: Path, limit: int, *, as_json: bool) -> ExitCode:
-    from distilld.cli.output import complain, print_json
-    from distilld.delivery.check import check
-
     found = check(settings.root, settings.state, folder)
     if found.without_store:
         complain(f"note: {found.without_store}; the exports were read as they are")
@@ -104,9 +93,6 @@ def _check(settings: Settings, folder: Path, limit: int, *, as_json: bool) -> Ex
 
 
 def _print_check(found: Checked, limit: int) -> None:
-    from distilld.cli.output import say, show
-    from distilld.tables import Table, counted
-
     if found.damaged:
         for each in found.damaged:
             say(f"damaged: {each}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from distilld.cli.commands import Common, common_options
+from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import complain
+from distilld.cli.settings import load_settings, start_log
 from distilld.cli.streams import WorkCommand
+from distilld.service.stage import run_stage
 
 
-@click.command(cls=WorkCommand, short_help="Run an outside stage and write a receipt of it.")
+@click.command(cls=WorkCommand)
 @click.argument("name")
 @click.option("--input", "inputs", metavar="GLOB", multiple=True, help="What it reads, from the root. May be repeated.")
 @click.option(
@@ -27,14 +29,8 @@ def stage(
     '**'. The receipt has the form of a batch's, in a chain per stage; it contains the command line. Needs no store and
     no lock, and exits with the command's own exit code.
     """
-    from distilld import logs
-    from distilld.cli.exit_codes import ExitCode
-    from distilld.cli.output import complain
-    from distilld.cli.settings import load_settings
-    from distilld.service.stage import run_stage
-
     settings = load_settings(common)
-    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+    start_log(settings)
     ran = run_stage(
         settings.root,
         name,

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_json, say, say_block, say_coloured, show
+from distilld.cli.settings import load_settings
+from distilld.core.model import DATASET_PATHS
+from distilld.inspection.status import Status, look
+from distilld.store.queries import BatchLine
+from distilld.tables import Cell, Size, Table, counted
 
-if TYPE_CHECKING:
-    from distilld.inspection.status import Status
-    from distilld.store.queries import BatchLine
-    from distilld.tables import Cell
 
-
-@click.command(short_help="Show the state of the lake, and what is wrong with it.")
+@click.command()
 @common_options
 @json_option
 def status(common: Common, as_json: bool) -> ExitCode:
@@ -26,10 +26,6 @@ def status(common: Common, as_json: bool) -> ExitCode:
 
     Each problem is shown in words, with the command that resolves it. Changes nothing.
     """
-    from distilld.cli.output import print_json
-    from distilld.cli.settings import load_settings
-    from distilld.inspection.status import look
-
     found = look(load_settings(common))
     if as_json:
         print_json(found)
@@ -39,9 +35,6 @@ def status(common: Common, as_json: bool) -> ExitCode:
 
 
 def _print(found: Status) -> None:
-    from distilld.cli.output import say, say_block, say_coloured, show
-    from distilld.tables import Table, counted
-
     if found.problems:
         say_coloured(f"unhealthy: {', '.join(dict.fromkeys(each.name for each in found.problems))}", "red")
     elif found.writer_runs or found.timer:
@@ -64,8 +57,6 @@ def _print(found: Status) -> None:
 
 
 def _facts(found: Status) -> Iterator[tuple[str, str]]:
-    from distilld.tables import Size, counted
-
     yield "root", str(found.root)
     yield "state", str(found.state)
     yield "writer", _writer(found)
@@ -86,9 +77,6 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
 
 
 def _datasets(found: Status) -> list[tuple[Cell, ...]]:
-    from distilld.core.model import DATASET_PATHS
-    from distilld.tables import Size
-
     quarantined: Counter[str] = Counter()
     for each in found.quarantine:
         quarantined[str(each.dataset)] += each.rows
@@ -137,8 +125,6 @@ def _writer(found: Status) -> str:
 
 
 def _lag(found: Status) -> str:
-    from distilld.tables import Size
-
     lag = found.lag
     if lag is None or not (lag.new_files or lag.changed_files or lag.gone_files):
         return "none: every file is read as it is"

@@ -8,7 +8,12 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_json, say, show
+from distilld.cli.progress import progress_bar
+from distilld.cli.settings import load_settings
 from distilld.core.model import UsageError
+from distilld.inspection.verify import verify as check
+from distilld.tables import Table, counted
 
 
 def _sha256(text: str) -> str:
@@ -17,7 +22,7 @@ def _sha256(text: str) -> str:
     return text.lower()
 
 
-@click.command(short_help="Check receipts, exports, accounting and firewall.")
+@click.command()
 @click.option("--deep", is_flag=True, help="Recompute all from the inputs and compare; needs 2 KB of memory a row.")
 @click.option("--anchor", metavar="SHA256", help="Fail unless a receipt with this sha256 still stands.")
 @common_options
@@ -28,12 +33,6 @@ def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> Exi
     Reads one committed batch, beside a running writer or without one, and repairs nothing. Exits with 1 if it finds a
     fault. Files that changed meanwhile are named as changed, not as faults.
     """
-    from distilld.cli.output import print_json, say, show
-    from distilld.cli.progress import progress_bar
-    from distilld.cli.settings import load_settings
-    from distilld.inspection.verify import verify as check
-    from distilld.tables import Table, counted
-
     settings = load_settings(common)
     noted = anchor and _sha256(anchor)
     with progress_bar(wanted=deep) as progress:

@@ -8,10 +8,14 @@ import click
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import print_json, say, show
+from distilld.cli.settings import load_settings
 from distilld.core.model import UsageError
+from distilld.store.queries import Views, reading
+from distilld.tables import Table, counted
 
 
-@click.command(short_help="List the rows that left the datasets.")
+@click.command()
 @click.option("--since", required=True, metavar="TIME|BATCH", help="What left after this time, or after this batch.")
 @click.option("--limit", type=COUNT, metavar="N", default=20, show_default=True, help="The newest N; 0: all.")
 @common_options
@@ -22,11 +26,6 @@ def withdrawals(common: Common, since: str, limit: int, as_json: bool) -> ExitCo
     A TIME is in UTC if it does not say otherwise: 2026-04-27, 2026-04-27T18:00, 2026-04-27T18:00+02:00. A BATCH is the
     id of a batch. Rows that were replaced under their id are left out. Changes nothing.
     """
-    from distilld.cli.output import print_json, say, show
-    from distilld.cli.settings import load_settings
-    from distilld.store.queries import Views, reading
-    from distilld.tables import Table, counted
-
     moment = _moment(since)
     settings = load_settings(common)
     with reading(settings.state, settings.root) as store:
