@@ -1,152 +1,97 @@
-"""The kinds of values of settings: each class reads a value and says what is allowed."""
+"""The kinds of values of settings: what each allows, and how the environment spells it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Final
 
 
-class Kind(Protocol):
-    """The kind of values that a key allows."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of value. ``allowed`` says what ``allows`` accepts, as the end of a message.
 
-    @property
-    def allowed(self) -> str:
-        """Return what is allowed, as the end of a message."""
+    ``from_text`` returns the value that the text of an environment variable spells, or else the text itself.
+    """
+
+    allowed: str
+    allows: Callable[[Any], bool]
+    from_text: Callable[[str], object] = str
+    as_setting: Callable[[Any], object] = lambda value: value
 
     def read(self, value: object) -> object:
         """Return the setting for ``value``; raise ValueError if it is not allowed."""
-
-    def from_text(self, text: str) -> object:
-        """Return the value that the text of an environment variable spells, or else the text itself."""
-        return text
-
-
-@dataclass(frozen=True, slots=True)
-class Switch(Kind):
-    """True or false."""
-
-    allowed: str = "true or false"
-
-    def read(self, value: object) -> bool:
-        if not isinstance(value, bool):
+        if not self.allows(value):
             raise ValueError
-        return value
-
-    def from_text(self, text: str) -> object:
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower(), text)
+        return self.as_setting(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Whole(Kind):
-    """A whole number from ``least`` to ``most``, both included."""
+_SPELT: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
-    least: int
-    most: int
-
-    @property
-    def allowed(self) -> str:
-        return f"a whole number from {self.least} to {self.most}"
-
-    def read(self, value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= self.most:
-            raise ValueError
-        return value
-
-    def from_text(self, text: str) -> object:
-        return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
+SWITCH: Final = Kind(
+    "true or false",
+    lambda value: isinstance(value, bool),
+    from_text=lambda text: _SPELT.get(text.lower(), text),
+)
+TEXT: Final = Kind("a text, in valid Unicode", lambda value: isinstance(value, str) and _is_unicode(value))
 
 
-@dataclass(frozen=True, slots=True)
-class Number(Kind):
-    """A number up to ``most``: from ``least``, or above it if ``least`` itself is not allowed."""
-
-    least: float
-    most: float
-    least_allowed: bool = True
-
-    @property
-    def allowed(self) -> str:
-        return f"a number {'from' if self.least_allowed else 'above'} {self.least:g} up to {self.most:g}"
-
-    def read(self, value: object) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not self.least <= value <= self.most:
-            raise ValueError
-        if value == self.least and not self.least_allowed:
-            raise ValueError
-        return float(value)
-
-    def from_text(self, text: str) -> object:
-        return float(text) if re.fullmatch(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?", text) else text
+def whole(least: int, most: int) -> Kind:
+    """Return the kind of whole numbers from ``least`` to ``most``, both included."""
+    return Kind(
+        f"a whole number from {least} to {most}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        from_text=lambda text: int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Text(Kind):
-    """Any text that can be written as UTF-8."""
+def number(least: float, most: float, *, least_allowed: bool = True) -> Kind:
+    """Return the kind of numbers up to ``most``: from ``least``, or above it if ``least`` itself is not allowed."""
 
-    allowed: str = "a text, in valid Unicode"
+    def allows(value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and least <= value <= most and (least_allowed or value != least)
 
-    def read(self, value: object) -> str:
-        if not isinstance(value, str) or not _is_unicode(value):
-            raise ValueError
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Address(Kind):
-    """The address of a server, with its scheme; or empty for none."""
-
-    scheme: str
-
-    @property
-    def allowed(self) -> str:
-        return f"{self.scheme}HOST:PORT, or empty for none"
-
-    def read(self, value: object) -> str:
-        if value == "":
-            return ""
-        form = re.escape(self.scheme) + r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})"
-        found = re.fullmatch(form, value) if isinstance(value, str) else None
-        if found is None or not 0 < int(found[2]) < 1 << 16:
-            raise ValueError
-        return found[0]
+    return Kind(
+        f"a number {'from' if least_allowed else 'above'} {least:g} up to {most:g}",
+        allows,
+        from_text=lambda text: float(text) if re.fullmatch(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?", text) else text,
+        as_setting=float,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class FilePath(Kind):
-    """A path that can be stored, logged and put into a table; empty only if ``empty_means`` says what that means."""
+def address(scheme: str) -> Kind:
+    """Return the kind of addresses of a server, with their scheme; or empty for none."""
+    form = re.compile(re.escape(scheme) + r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
-    empty_means: str = ""
+    def allows(value: object) -> bool:
+        found = form.fullmatch(value) if isinstance(value, str) else None
+        return value == "" or (found is not None and 0 < int(found[2]) < 1 << 16)
 
-    @property
-    def allowed(self) -> str:
-        empty = f", or empty for {self.empty_means}" if self.empty_means else ", and not empty"
-        return f"a path in valid UTF-8 without control characters{empty}"
+    return Kind(f"{scheme}HOST:PORT, or empty for none", allows)
 
-    def read(self, value: object) -> str:
+
+def file_path(empty_means: str = "") -> Kind:
+    """Return the kind of paths that can be stored, logged and put into a table.
+
+    A path may be empty only if ``empty_means`` says what that means.
+    """
+
+    def allows(value: object) -> bool:
         text = str(value) if isinstance(value, Path) else value
         if not isinstance(text, str) or not _is_unicode(text) or re.search(r"[\x00-\x1f\x7f-\x9f]", text):
-            raise ValueError
-        if not text and not self.empty_means:
-            raise ValueError
-        return text
+            return False
+        return bool(text or empty_means)
+
+    empty = f", or empty for {empty_means}" if empty_means else ", and not empty"
+    return Kind(f"a path in valid UTF-8 without control characters{empty}", allows, as_setting=str)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice(Kind):
-    """One of a few words."""
-
-    words: tuple[str, ...]
-
-    @property
-    def allowed(self) -> str:
-        return " or ".join(self.words)
-
-    def read(self, value: object) -> str:
-        if not isinstance(value, str) or value not in self.words:
-            raise ValueError
-        return str(value)
+def choice(words: tuple[str, ...]) -> Kind:
+    """Return the kind of a few words."""
+    return Kind(" or ".join(words), lambda value: isinstance(value, str) and value in words)
 
 
 def _is_unicode(text: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from distilld.config.kinds import Address, Choice, FilePath, Kind, Number, Switch, Text, Whole
+from distilld.config.kinds import SWITCH, TEXT, Kind, address, choice, file_path, number, whole
 from distilld.core.model import OnDelete, Options
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -58,122 +58,120 @@ class Settings:
     """All settings, checked; paths are absolute."""
 
     root: Path = _key(
-        FilePath(), ".", "The lakehouse: the folder that holds data/, exports/ and reports/.", begins="Paths"
+        file_path(), ".", "The lakehouse: the folder that holds data/, exports/ and reports/.", begins="Paths"
     )
     state: Path = _key(
-        FilePath(),
+        file_path(),
         "state/distilld.db",
         "The state store, one SQLite file on a local disk. A relative path in this file is taken from the root.",
     )
 
     include_partial: bool = _key(
-        Switch(),
+        SWITCH,
         False,
         "Export partially accepted runs to SFT too. Rejected and unreviewed runs are never exported there.",
         begins="What is exported: a change of these judges every row again",
     )
     include_review: bool = _key(
-        Switch(), False, "Export runs that need a human review to RAG too. Rejected runs are never exported there."
+        SWITCH, False, "Export runs that need a human review to RAG too. Rejected runs are never exported there."
     )
     revoke: bool = _key(
-        Switch(),
+        SWITCH,
         True,
         "A later verdict on a run revokes an earlier one. Set it to false only to compare with the older exporters: "
         "runs that were rejected later then stay in the datasets.",
     )
     check_source_files: bool = _key(
-        Switch(), False, "Quarantine a row if its evidence names a source file that does not exist."
+        SWITCH, False, "Quarantine a row if its evidence names a source file that does not exist."
     )
     source_files_root: Path = _key(
-        FilePath(empty_means="the root"),
+        file_path(empty_means="the root"),
         "",
         "Where check_source_files looks for source files. While this folder is missing or empty, rows wait.",
     )
-    missing_source_file: str = _key(
-        Text(), "", "The text in an SFT instruction where the evidence names no source file."
-    )
+    missing_source_file: str = _key(TEXT, "", "The text in an SFT instruction where the evidence names no source file.")
     max_line_bytes: int = _key(
-        Whole(1024, _BYTES_MOST), 8_388_608, "A longer line is quarantined without being read into memory."
+        whole(1024, _BYTES_MOST), 8_388_608, "A longer line is quarantined without being read into memory."
     )
     max_exports_per_run: int = _key(
-        Whole(0, _COUNT_MOST),
+        whole(0, _COUNT_MOST),
         1000,
         "One run is exported under at most this many ids, and in pairs of at most this many tasks; its other rows are "
         "quarantined. 0: no limit.",
     )
     on_delete: OnDelete = _key(
-        Choice(tuple(OnDelete)),
+        choice(tuple(OnDelete)),
         "keep",
         "When a partition file disappears: 'keep' retains its rows until 'distilld prune', 'withdraw' withdraws them.",
     )
 
     tripwire_rows: int = _key(
-        Whole(0, _COUNT_MOST),
+        whole(0, _COUNT_MOST),
         1000,
         "Rows that vanished are retained if one scan would withdraw more than this many of a dataset ...",
         begins="The tripwire: many rows that vanish at once are retained until 'distilld prune'",
     )
-    tripwire_share: float = _key(Number(0, 1), 0.5, "... and more than this share of the rows that were in it.")
+    tripwire_share: float = _key(number(0, 1), 0.5, "... and more than this share of the rows that were in it.")
 
     debounce_ms: int = _key(
-        Whole(0, 60_000),
+        whole(0, 60_000),
         100,
         "How long file events are collected before a scan, in milliseconds.",
         begins="How the input is read",
     )
     settle_seconds: float = _key(
-        Number(0, _DAY_SECONDS),
+        number(0, _DAY_SECONDS),
         1.0,
         "How long a file that shrank, changed in place or returned must stay unchanged before it is read, in seconds. "
         "If it keeps changing, it is read after ten times that. 0: off.",
     )
     rescan_seconds: float = _key(
-        Number(0, _DAY_SECONDS, least_allowed=False),
+        number(0, _DAY_SECONDS, least_allowed=False),
         300,
         "How often everything is scanned, whether or not file events arrived.",
     )
     scrub_hours: float = _key(
-        Number(0, 365 * 24),
+        number(0, 365 * 24),
         24,
         "Every input file is hashed again once per this many hours, to find changes that its size and times do not "
         "show. 0: off.",
     )
     batch_rows: int = _key(
-        Whole(1, 10_000_000), 50_000, "The maximum number of rows in a batch. A batch also ends at 32 MiB of input."
+        whole(1, 10_000_000), 50_000, "The maximum number of rows in a batch. A batch also ends at 32 MiB of input."
     )
     workers: int = _key(
-        Whole(0, 1024),
+        whole(0, 1024),
         0,
         "Worker processes that judge rows when there are many, beside the process that commits. 0: the number of cores "
         "minus one.",
     )
     executor: str = _key(
-        Address("dask://"),
+        address("dask://"),
         "",
         "The scheduler of a Dask cluster whose workers judge instead, such as dask://HOST:8786. They must see the root "
         "under the same path; see docs/scale.md.",
     )
 
     writer: Writer = _key(
-        Choice(get_args(Writer)),
+        choice(get_args(Writer)),
         "daemon",
         "What 'distilld health' checks. 'daemon': a daemon runs and scans. 'timer': a run scanned at most three times "
         "rescan_seconds ago.",
         begins="Reports",
     )
     receipts_keep: int = _key(
-        Whole(0, _COUNT_MOST),
+        whole(0, _COUNT_MOST),
         10_000,
         "How many receipts are kept, on disk and in the state store; the oldest are removed. 0: all are kept.",
     )
-    log_level: LogLevel = _key(Choice(get_args(LogLevel)), "info", "The minimum level that is logged.")
+    log_level: LogLevel = _key(choice(get_args(LogLevel)), "info", "The minimum level that is logged.")
     log_format: LogFormat = _key(
-        Choice(get_args(LogFormat)),
+        choice(get_args(LogFormat)),
         "auto",
         "'json' is one object per line, 'console' is for people; 'auto' is 'console' on a terminal, else 'json'.",
     )
     metrics_file: Path | None = _key(
-        FilePath(empty_means="none"),
+        file_path(empty_means="none"),
         "",
         "A Prometheus text file that is replaced after every pass. It must be outside data/, exports/ and reports/.",
     )
