@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import cycle
@@ -67,10 +67,15 @@ def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: da
     box = _Box(Random(f"sample lake {seed}"))
     pages = _Pages()
     _, showcase = _add_task(
-        box, pages, _SCRUM, calendar[0], (Category.REJECTED, Category.ACCEPTED), subject=prose.SHOWCASE.path
+        box,
+        pages,
+        _SOURCES["scrum_reviews"],
+        calendar[0],
+        (Category.REJECTED, Category.ACCEPTED),
+        subject=prose.SHOWCASE.path,
     )
     for day in calendar:
-        for source in _SOURCES:
+        for source in _SOURCES.values():
             for _ in range(TASKS_A_DAY):
                 _add_task(box, pages, source, day, box.rng.choice(_USUAL_WORK))
     _add_odd_rows(box, pages, calendar[0], calendar[-1])
@@ -105,7 +110,7 @@ def append_rows(lake: SampleLake, *, rows: int = 12) -> tuple[Path, ...]:
     # Every run of a partition has a line, so the count of lines is above every used run number.
     box = _Box(Random(f"sample lake {lake.seed}, {sum(present.values())} rows later"), present)
     pages = _Pages()
-    for source, categories in zip(cycle(_SOURCES), cycle(_APPENDED_WORK), strict=False):
+    for source, categories in zip(cycle(_SOURCES.values()), cycle(_APPENDED_WORK), strict=False):
         if rows <= 0:
             break
         _add_task(box, pages, source, last_day, categories[:rows])
@@ -153,15 +158,18 @@ def _offset_of_accepted(content: bytes, run_id: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A producer of runs: its names, the subjects of its tasks, and the function that writes its texts."""
+    """A producer of runs: its names, and the kinds of its tasks' subjects and of its texts."""
 
     stem: str
     run_prefix: str
     task_prefix: str
     role: str
-    subjects: tuple[str, ...]
-    write: Callable[[Random, str, Category], str]
-    names_files: bool = False
+    subjects: str
+    text: str
+
+    @property
+    def names_files(self) -> bool:
+        return self.subjects == "files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +213,8 @@ class _Box:
     def subject(self, source: _Source) -> str:
         """Return the source's next subject: each one once, in random order, before any repeats."""
         if source.stem not in self.decks:
-            self.decks[source.stem] = cycle(self.rng.sample(source.subjects, len(source.subjects)))
+            subjects = prose.SUBJECTS[source.subjects]
+            self.decks[source.stem] = cycle(self.rng.sample(subjects, len(subjects)))
         return next(self.decks[source.stem])
 
     def run(self, source: _Source, day: date, subject: str, category: Category) -> _Run:
@@ -216,7 +225,7 @@ class _Box:
 
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         started = midnight + timedelta(
-            hours=_SOURCES.index(source), seconds=97 * number, milliseconds=rng.randrange(9000)
+            hours=_STEMS.index(source.stem), seconds=97 * number, milliseconds=rng.randrange(9000)
         )
         run_id = f"{source.run_prefix}:{int(started.timestamp() * 1000)}:{number}"
         evidence: dict[str, Any] = {
@@ -224,18 +233,18 @@ class _Box:
             "run_id": f"{run_id}:{subject}" if source.names_files else run_id,
             "task_id": f"{source.task_prefix}:{subject}",
             "timestamp": _stamp(started),
-            "model_name": rng.choice(prose.MODELS),
+            "model_name": rng.choice(prose.TEXTS["models"]),
             "model_role": source.role,
-            "text": source.write(rng, subject, category),
+            "text": prose.text_of(rng, source.text, subject, category),
         }
         if source.names_files:
             evidence["source_files"] = [subject]
         if rng.random() < 0.85:
             evidence["retrieved_context"] = {
-                "matrix_corpora": rng.sample(prose.CORPORA, rng.randint(1, 3)),
+                "matrix_corpora": rng.sample(prose.TEXTS["corpora"], rng.randint(1, 3)),
                 "pathway_fingerprints_seen": rng.choice((0, 1, 3, 5, 17, 120)),
             }
-        if source is _CONTRACTS:
+        if source.subjects == "permits":
             contractor = prose.contractor_of(subject)
             evidence["metadata"] = {"contractor": contractor} if contractor else {}
             evidence["metadata"]["permit_id"] = subject
@@ -285,54 +294,55 @@ def _add_task(
 def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
     """Add the odd rows and runs that every lake has, on the first day; the revoking verdict is on the last."""
 
-    def run_of(source: _Source, category: Category = Category.ACCEPTED, subject: str | None = None) -> _Run:
+    def run_of(stem: str, category: Category = Category.ACCEPTED, subject: str | None = None) -> _Run:
+        source = _SOURCES[stem]
         return box.run(source, first, subject or box.subject(source), category)
 
     # Accepted, then rejected by a later row.
-    revoked = run_of(_OBSERVER)
+    revoked = run_of("observer_reviews")
     pages.add(revoked)
     later = revoked.scored(Category.REJECTED, minutes_later=24 * 60 * (last - first).days + 30)
-    pages.add_scored(f"{last:%Y/%m/%d}/{_OBSERVER.stem}.jsonl", later)
+    pages.add_scored(f"{last:%Y/%m/%d}/observer_reviews.jsonl", later)
 
     # First left to human review, then accepted: the second row is exported.
-    cleared = run_of(_AUDITS, Category.NEEDS_HUMAN_REVIEW)
+    cleared = run_of("audits", Category.NEEDS_HUMAN_REVIEW)
     pages.add(cleared)
     pages.add_scored(cleared.partition, cleared.scored(Category.ACCEPTED, minutes_later=45))
 
     # Accepted twice: one id.
-    twice = run_of(_AUTO_APPLY)
+    twice = run_of("auto_apply")
     pages.add(twice)
     pages.add_scored(twice.partition, twice.scored(minutes_later=5))
 
     # Half a row, as after a crash of the scorer.
-    torn = run_of(_OUTCOMES)
+    torn = run_of("outcomes")
     pages.add(torn)
     whole = pages.scored[torn.partition].pop()
     pages.scored[torn.partition].append(whole[: len(whole) // 2])
 
-    without_hash = run_of(_CONTRACTS)
+    without_hash = run_of("contract_analyses")
     row = without_hash.scored()
     del row["provenance"]["sig_hash"]
     pages.add(without_hash, row)
 
-    without_run_id = run_of(_MODE)
+    without_run_id = run_of("mode_experiments")
     row = without_run_id.scored()
     del row["evidence_run_id"]
     pages.add(without_run_id, row)
 
-    without_evidence = run_of(_OUTCOMES)
+    without_evidence = run_of("outcomes")
     pages.add_scored(without_evidence.partition, without_evidence.scored())
 
-    blank = run_of(_SCRUM)
+    blank = run_of("scrum_reviews")
     blank.evidence["text"] = " \n"
     pages.add(blank)
-    without_text = run_of(_AUDIT_FACTS, Category.PARTIALLY_ACCEPTED)
+    without_text = run_of("audit_facts", Category.PARTIALLY_ACCEPTED)
     del without_text.evidence["text"]
     pages.add(without_text)
 
     # The same answer to the same task, rejected once and accepted once.
-    subject = box.subject(_SCRUM)
-    bad, good = run_of(_SCRUM, Category.REJECTED, subject), run_of(_SCRUM, Category.ACCEPTED, subject)
+    subject = box.subject(_SOURCES["scrum_reviews"])
+    bad, good = run_of("scrum_reviews", Category.REJECTED, subject), run_of("scrum_reviews", Category.ACCEPTED, subject)
     bad.evidence["text"] = good.evidence["text"] + "\n"
     pages.add(bad)
     pages.add(good)
@@ -341,13 +351,13 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
 def _add_invented_files(box: _Box, pages: _Pages, day: date) -> None:
     """Add answers about files that do not exist, a pair among them."""
     scrum_file, mode_file, observer_file = (code.path for code in prose.INVENTED_FILES)
-    for source, category, path in (
-        (_SCRUM, Category.REJECTED, scrum_file),
-        (_SCRUM, Category.ACCEPTED, scrum_file),
-        (_MODE, Category.ACCEPTED, mode_file),
-        (_OBSERVER, Category.ACCEPTED, observer_file),
+    for stem, category, path in (
+        ("scrum_reviews", Category.REJECTED, scrum_file),
+        ("scrum_reviews", Category.ACCEPTED, scrum_file),
+        ("mode_experiments", Category.ACCEPTED, mode_file),
+        ("observer_reviews", Category.ACCEPTED, observer_file),
     ):
-        pages.add(box.run(source, day, path, category))
+        pages.add(box.run(_SOURCES[stem], day, path, category))
 
 
 def _append_pages(lake: SampleLake, pages: _Pages) -> tuple[Path, ...]:
@@ -397,32 +407,5 @@ _APPENDED_WORK: Final[tuple[tuple[Category, ...], ...]] = (
     (Category.ACCEPTED,),
 )
 
-_PATHS: Final = tuple(code.path for code in prose.FILES)
-_SCRUM: Final = _Source(
-    "scrum_reviews", "scrum", "scrum_review", "executor", _PATHS, prose.scrum_review, names_files=True
-)
-_MODE: Final = _Source("mode_experiments", "mode", "codereview", "executor", _PATHS, prose.mode_run, names_files=True)
-_AUTO_APPLY: Final = _Source("auto_apply", "auto_apply", "auto_apply", "applier", _PATHS, prose.patch, names_files=True)
-_AUDITS: Final = _Source("audits", "audit", "phase", "reviewer", prose.PHASES, prose.audit)
-_OBSERVER: Final = _Source(
-    "observer_reviews", "observer", "observer_review", "reviewer", _PATHS, prose.observer_review, names_files=True
-)
-_CONTRACTS: Final = _Source(
-    "contract_analyses", "contract", "permit", "executor", prose.PERMITS, prose.contract_analysis
-)
-_OUTCOMES: Final = _Source("outcomes", "outcome", "scenario", "executor", prose.SCENARIOS, prose.outcome)
-_FACTS: Final = _Source("distilled_facts", "distilled_facts", "fact", "extractor", _PATHS, prose.fact, names_files=True)
-_AUDIT_FACTS: Final = _Source(
-    "audit_facts", "audit_facts", "audit_fact", "extractor", _PATHS, prose.fact, names_files=True
-)
-_SOURCES: Final = (
-    _SCRUM,
-    _MODE,
-    _AUTO_APPLY,
-    _AUDITS,
-    _OBSERVER,
-    _CONTRACTS,
-    _OUTCOMES,
-    _FACTS,
-    _AUDIT_FACTS,
-)
+_SOURCES: Final = {each["stem"]: _Source(**each) for each in prose.TEXTS["sources"]}
+_STEMS: Final = tuple(_SOURCES)
