@@ -11,9 +11,8 @@ from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say
 from distilld.cli.settings import load_settings
 from distilld.core.model import DistilldError
-from distilld.core.remedies import remedy_of
 from distilld.inspection.health import diagnose
-from distilld.inspection.problem import Problem
+from distilld.inspection.problem import not_known
 
 
 @click.command()
@@ -32,8 +31,7 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
         problems = diagnose(settings, daemon=not no_daemon)
     except (DistilldError, OSError, sqlite3.Error) as error:
         if as_json:
-            hint = error.hint if isinstance(error, DistilldError) else remedy_of(error)
-            print_json({"healthy": False, "problems": [Problem("not_known", str(error), hint)]})
+            print_json({"healthy": False, "problems": [not_known(error)]})
         raise
     if as_json:
         print_json({"healthy": not problems, "problems": problems})

@@ -6,7 +6,6 @@ one line on standard error here, and nowhere else.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ import click
 
 from distilld.cli.commands import distilld
 from distilld.cli.exit_codes import ExitCode
+from distilld.cli.output import complain
 from distilld.cli.streams import StandardStreams
 from distilld.core.model import DistilldError, ProgramError, UsageError, WriterBusy
-from distilld.core.remedies import remedy_of
+from distilld.logs import get_logger
+from distilld.service.failure_text import explain_failure
 
 
 def main() -> NoReturn:
@@ -37,28 +38,17 @@ def execute(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         _say_error("interrupted; what was committed stands, and the next run goes on from there")
         return ExitCode.INTERRUPTED
-    except DistilldError as error:
+    except (DistilldError, sqlite3.Error, OSError) as error:
         return _tell(error)
-    except sqlite3.Error as error:
-        _say_error(f"the state store failed: {error}", f"what was committed stands; {remedy_of(error)}")
-        return ExitCode.FAILED
-    except OSError as error:
-        at = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        # Our own messages ('is no regular file') already say what to do.
-        is_the_systems = error.errno is not None and error.strerror == os.strerror(error.errno)
-        _say_error(f"{at}{error.strerror or error}", remedy_of(error) if is_the_systems else "")
-        return ExitCode.FAILED
     return int(code or ExitCode.DONE)
 
 
-def _tell(error: DistilldError) -> ExitCode:
+def _tell(error: Exception) -> ExitCode:
     if isinstance(error, ProgramError):
-        from distilld.logs import get_logger
-
         get_logger().error("batch_failed", exc_info=error)
         _say_error(str(error), "a bug in distilld; nothing of the batch was committed, please report the line above")
         return ExitCode.FAILED
-    _say_error(str(error), error.hint)
+    _say_error(*explain_failure(error))
     if isinstance(error, WriterBusy):
         return ExitCode.BUSY
     return ExitCode.WRONG_USAGE if isinstance(error, UsageError) else ExitCode.FAILED
@@ -66,8 +56,6 @@ def _tell(error: DistilldError) -> ExitCode:
 
 def _say_error(message: str, hint: str = "") -> None:
     """Print one line for each fault in the message, with the hint after the last."""
-    from distilld.cli.output import complain
-
     *others, last = message.splitlines() or [""]
     for line in (*others, f"{last} ({hint})" if hint else last):
         complain(line)

@@ -37,7 +37,7 @@ from distilld.core.line_facts import EXPORTED, REASONS, VERDICTS
 from distilld.core.model import DistilldError
 from distilld.inspection.explain import explain
 from distilld.inspection.health import diagnose
-from distilld.inspection.problem import Problem
+from distilld.inspection.problem import Problem, not_known
 from distilld.inspection.row_history import find_row
 from distilld.inspection.status import look
 from distilld.inspection.story_text import Text, text_of_row, text_of_run
@@ -259,7 +259,7 @@ class _Lake:
         try:
             return diagnose(self._settings)
         except DistilldError as error:
-            return [Problem("not_known", str(error), error.hint)]
+            return [not_known(error)]
 
     def _unread_files(self) -> str:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distilld.service.failure_text import explain_failure
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -12,3 +14,8 @@ class Problem:
     name: str
     text: str
     remedy: str
+
+
+def not_known(error: Exception) -> Problem:
+    """Return the problem that an error keeps everything else about the lake from being known."""
+    return Problem("not_known", *explain_failure(error))

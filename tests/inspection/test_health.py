@@ -657,7 +657,7 @@ def test_vitals_of_another_form_hide_no_other_one(settings: Settings, running: E
 def every_problem() -> set[str]:
     """The names of all problems in the source."""
     found = set()
-    for module in ("inspection/status", "inspection/health", "inspection/input_faults", "cli/health"):
+    for module in ("inspection/status", "inspection/health", "inspection/input_faults", "inspection/problem"):
         tree = ast.parse((REPOSITORY / "distilld" / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             match node:
