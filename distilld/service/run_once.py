@@ -90,9 +90,11 @@ def writer(
         ):
             _refuse_outdated(store, settings.root)
             lock.bind()
-            engine = engine_for(
-                settings,
+            engine = Engine(
+                settings.root,
                 store,
+                settings.options(),
+                settings.limits(),
                 progress=progress,
                 pulse=pulse,
                 keep_lock=partial(_keep, lock, store, os.stat(store.path)),
@@ -158,26 +160,6 @@ def _seldom_collecting() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def engine_for(
-    settings: Settings,
-    store: Store,
-    *,
-    progress: Callable[[Progress], None] | None = None,
-    pulse: Callable[[], None] = lambda: None,
-    keep_lock: Callable[[], None] = lambda: None,
-) -> Engine:
-    """Return an engine with these settings on an open store."""
-    return Engine(
-        settings.root,
-        store,
-        settings.options(),
-        settings.limits(),
-        progress=progress,
-        pulse=pulse,
-        keep_lock=keep_lock,
-    )
 
 
 def on_whole_store(task: Callable[[], T]) -> T:
@@ -268,21 +250,28 @@ def bring_up_to_date(
     with _leaving_word(partial(_note_failure, engine.store), Exception):
         recovered = recover(engine)
         results = list(_passes(engine, trigger, pause, clock))
-    if not any(result.changed for result in results):
+    last, batches = results[-1], [batch for result in results for batch in result.batches]
+    if not batches:
         log.info("up_to_date")
-    _note(engine.store, lambda vitals: vitals.after_pass(_now(), results[-1].unreadable))
-    return _report(
-        engine,
-        results,
+    _note(engine.store, lambda vitals: vitals.after_pass(_now(), last.unreadable))
+    return RunReport(
+        rows_read=views.rows_read(),
+        datasets=_datasets(engine, views, batches, withdrawal),
+        pairing=views.pairing(),
+        options=engine.options,
+        batch_ids=tuple(batch.identity.batch_id for batch in batches),
+        rows_judged=sum(result.rows_judged for result in results),
+        bytes_read=sum(result.bytes_read for result in results),
         recovered=recovered,
         taken_over=taken_over,
-        not_read=_not_read(results[-1]),
-        no_inputs=_no_inputs(engine.root, results[-1]),
+        not_read=_not_read(last),
+        no_inputs=_no_inputs(engine.root, last),
         dropped_flags=tuple(
-            name for name in ("include_partial", "include_review") if options_before.get(name) and not _on(engine, name)
+            name
+            for name in ("include_partial", "include_review")
+            if options_before.get(name) and not getattr(engine.options, name)
         ),
-        withdrawal=withdrawal,
-        withdrawals_listed=withdrawals_listed,
+        withdrawn=tuple(views.withdrawn_since(withdrawal, withdrawals_listed)),
     )
 
 
@@ -324,10 +313,6 @@ def _takes_over(engine: Engine) -> bool:
 def _adopted(dataset: Dataset, batches: list[CommittedBatch]) -> int:
     outputs = [output for batch in batches for output in batch.receipt["outputs"]]
     return sum(output["adopted"] for output in outputs if output["path"] == DATASET_PATHS[dataset])
-
-
-def _on(engine: Engine, option: str) -> bool:
-    return bool(getattr(engine.options, option))
 
 
 def recover(engine: Engine) -> bool:
@@ -386,22 +371,12 @@ def _no_inputs(root: Path, last: PassResult) -> str:
     return " and ".join(str(root / tree) for tree in TREES.values())
 
 
-def _report(
-    engine: Engine,
-    results: list[PassResult],
-    *,
-    recovered: bool,
-    taken_over: bool,
-    not_read: tuple[str, ...],
-    no_inputs: str,
-    dropped_flags: tuple[str, ...],
-    withdrawal: int,
-    withdrawals_listed: int | None,
-) -> RunReport:
-    views = Views(engine.store)
+def _datasets(
+    engine: Engine, views: Views, batches: list[CommittedBatch], withdrawal: int
+) -> dict[Dataset, DatasetReport]:
+    """Return the reports of the datasets; ``withdrawal`` is the last one before these batches."""
     totals, quarantine = engine.ledger.totals(), views.quarantine()
     causes = views.causes_since(withdrawal)
-    batches = [batch for result in results for batch in result.batches]
     datasets = {}
     for dataset in Dataset:
         left = {cause: rows for (of, cause, replaced), rows in causes.items() if of is dataset and not replaced}
@@ -420,18 +395,4 @@ def _report(
             adopted=_adopted(dataset, batches),
             causes=left,
         )
-    return RunReport(
-        rows_read=views.rows_read(),
-        datasets=datasets,
-        pairing=views.pairing(),
-        options=engine.options,
-        batch_ids=tuple(batch.identity.batch_id for batch in batches),
-        rows_judged=sum(result.rows_judged for result in results),
-        bytes_read=sum(result.bytes_read for result in results),
-        recovered=recovered,
-        taken_over=taken_over,
-        not_read=not_read,
-        no_inputs=no_inputs,
-        dropped_flags=dropped_flags,
-        withdrawn=tuple(views.withdrawn_since(withdrawal, withdrawals_listed)),
-    )
+    return datasets
