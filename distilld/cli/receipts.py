@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
-import orjson
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say, show
 from distilld.cli.settings import load_settings
-from distilld.files.regular import read_regular
-from distilld.publish.receipt_files import StageReceipt, receipt_path, sha256_of, stage_receipts
-from distilld.store.queries import Views, reading
+from distilld.inspection.receipt_chain import CheckedReceipt, checked_receipts
+from distilld.publish.receipt_files import StageReceipt, stage_receipts
+from distilld.store.queries import reading
 from distilld.tables import Table, counted
 
 WHOLE = "ok"
@@ -50,7 +47,7 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     settings = load_settings(common)
     with reading(settings.state, settings.root) as store:
         anchor = store.recall("receipt_anchor_id")
-        lines = list(_lines(settings.root, Views(store), limit or None, store.recall("receipt_anchor_sha256")))
+        lines = [_line(each) for each in checked_receipts(store, settings.root, limit or None)]
     stages = sorted(stage_receipts(settings.root), reverse=True)[: limit or None]
     states = [line.state for line in lines] + [each.problem or WHOLE for each in stages]
     broken = len([state for state in states if state != WHOLE])
@@ -81,49 +78,8 @@ def _print(lines: list[ReceiptLine], stages: list[StageReceipt], anchor: str | N
     say(f"the chain is broken in {broken} of {found}" if broken else f"the chain is whole over {found}{older}")
 
 
-def _lines(root: Path, views: Views, limit: int | None, anchor_sha256: str | None) -> Iterator[ReceiptLine]:
-    """Yield the newest receipts, each compared with its file and with the one before it. Read one more for that."""
-    kept = views.receipts(None if limit is None else limit + 1)
-    newer: tuple[Any, dict[str, Any], str] | None = None
-    given = 0
-    for receipt in kept:
-        facts, problem = _compare_with_file(root, receipt.batch.batch_id, receipt.text, receipt.sha256, receipt.written)
-        if newer is not None:
-            yield _line(*newer, previous=receipt.sha256)
-            given += 1
-        newer = (receipt.batch, facts, problem)
-    if newer is not None and (limit is None or given < limit):
-        yield _line(*newer, previous=anchor_sha256)
-
-
-def _compare_with_file(root: Path, batch_id: str, text: str, sha256: str, written: bool) -> tuple[dict[str, Any], str]:
-    if sha256_of(text.encode()) != sha256:
-        return {}, "changed in the store"
-    facts = _facts_of(text)
-    if not facts:
-        return {}, "no receipt"
-    try:
-        content = read_regular(root / receipt_path(batch_id))
-    except FileNotFoundError:
-        return facts, "missing" if written else "not written yet"
-    except OSError as error:
-        return facts, f"cannot be read: {error.strerror}"
-    return facts, WHOLE if sha256_of(content) == sha256 else "changed"
-
-
-def _facts_of(text: str) -> dict[str, Any]:
-    """Return what a receipt says; nothing if the text is no receipt."""
-    try:
-        facts = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return {}
-    needed = {"previous_receipt_sha256", "validation_pass"}
-    return facts if isinstance(facts, dict) and needed <= facts.keys() else {}
-
-
-def _line(batch: Any, facts: dict[str, Any], problem: str, *, previous: str | None) -> ReceiptLine:
-    if problem == WHOLE and facts["previous_receipt_sha256"] != previous:
-        problem = "names another receipt before it"
+def _line(checked: CheckedReceipt) -> ReceiptLine:
+    batch, facts = checked.batch, checked.facts
     return ReceiptLine(
         batch_id=batch.batch_id,
         sequence=batch.batch,
@@ -135,5 +91,5 @@ def _line(batch: Any, facts: dict[str, Any], problem: str, *, previous: str | No
         judged=batch.rows_judged,
         duration_ms=batch.duration_ms,
         checks="unknown" if not facts else "passed" if facts["validation_pass"] else "failed",
-        state=problem,
+        state=next(iter(checked.faults), WHOLE),
     )

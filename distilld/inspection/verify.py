@@ -21,19 +21,19 @@ from distilld.core.model import (
     Options,
 )
 from distilld.core.samples import faults_of
-from distilld.files.regular import read_regular
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import LakeOnDisk
 from distilld.inspection.reading import Reading, Tell
+from distilld.inspection.receipt_chain import NOT_WRITTEN, checked_receipts
 from distilld.inspection.unstamped import unstamped_quarantine, unstamped_sample
 from distilld.lake import scan as lake
 from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import tree_path
 from distilld.lake.source_files import path_check
 from distilld.publish.committed import BatchMovedError, CommittedBatch, CommittedExport, Writing, at_one_batch
-from distilld.publish.receipt_files import broken_stage_chains, receipt_path, sha256_of, stage_anchors
+from distilld.publish.receipt_files import broken_stage_chains, receipt_path, stage_anchors
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import Inputs
@@ -118,7 +118,7 @@ def _verify(
     options = _options_of(receipts, options)
     unfinished = _unfinished(root, state, pinned)
     whole = {name: export.lines if export.intact else _no_lines for name, export in exports.items()}
-    report.checks.append(_receipts(root, receipts))
+    report.checks.append(_receipts(root, store))
     if anchor is not None:
         report.checks.append(_anchored(root, receipts, anchor))
     report.checks.append(_hashes(exports, unfinished, Segments(store).all_digests()))
@@ -169,32 +169,17 @@ def _of_a_batch(behind: int) -> str:
     return f"{behind} bytes of a batch that is under way, or was cut off and is undone at the next start"
 
 
-def _receipts(root: Path, receipts: Receipts) -> Check:
+def _receipts(root: Path, store: Store) -> Check:
     """Check the chain of receipts and their files, and the chains of other stages.
 
     A batch is committed before its receipt's file is written.
     """
     faults = []
-    unwritten = {batch_id for _, batch_id, _ in receipts.unwritten_receipts()}
-    kept = list(reversed(receipts.receipts(1 << 31)))
-    previous: str | None = receipts.chain_anchor()
-    for batch_id, text, sha256 in kept:
-        facts = parse_object(text.encode().replace(b"\n", b" ")).value or {}
-        if sha256_of(text.encode()) != sha256:
-            faults.append(f"{batch_id}: its text in the store is not what its sha256 says")
-        if facts.get("previous_receipt_sha256") != previous:
-            faults.append(f"{batch_id}: does not follow the receipt before it")
-        try:
-            if read_regular(root / receipt_path(batch_id)) != text.encode():
-                faults.append(f"{receipt_path(batch_id)}: is not as it was written")
-        except FileNotFoundError:
-            if batch_id not in unwritten:
-                faults.append(f"{receipt_path(batch_id)}: is gone")
-        except OSError as error:
-            faults.append(f"{receipt_path(batch_id)}: cannot be read: {error.strerror}")
-        if facts.get("validation_pass") is not True:
-            faults.append(f"{batch_id}: failed its validation")
-        previous = sha256
+    for each in reversed(list(checked_receipts(store, root))):
+        path = receipt_path(each.batch.batch_id)
+        faults += [f"{path}: {fault}" for fault in each.faults if fault != NOT_WRITTEN]
+        if each.facts and each.facts["validation_pass"] is not True:
+            faults.append(f"{path}: its batch failed its validation")
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
 
 

@@ -1,0 +1,61 @@
+"""The chain of a lake's own receipts: is each as it was written, and does it follow the one before it? Only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from distilld.files.regular import read_regular
+from distilld.publish.receipt_files import receipt_path, sha256_of
+from distilld.store.connection import Store
+from distilld.store.queries import BatchLine, KeptReceipt, Views
+
+NOT_WRITTEN: Final = "not written yet"
+"""The batch is committed, and its receipt's file is yet to be written: a fault only if nobody is writing it."""
+
+
+class CheckedReceipt(NamedTuple):
+    """A batch, what its receipt says (nothing if the store has no such receipt any more), and what is wrong with it."""
+
+    batch: BatchLine
+    facts: Mapping[str, Any]
+    faults: tuple[str, ...]
+
+
+def checked_receipts(store: Store, root: Path, limit: int | None = None) -> Iterator[CheckedReceipt]:
+    """Yield the newest receipts, newest first, up to ``limit``; None for all. For the link one more is read."""
+    anchor = store.recall("receipt_anchor_sha256")
+    kept = Views(store).receipts(None if limit is None else limit + 1)
+    for receipt, before in islice(pairwise(chain(kept, (None,))), limit):
+        assert receipt is not None  # noqa: S101  only the last one is
+        facts, problem = {}, "changed in the store"
+        if sha256_of(receipt.text.encode()) == receipt.sha256:
+            facts, problem = _facts_of(receipt.text), "no receipt"
+        faults = [] if facts else [problem]
+        faults += _faults_of_file(root, receipt)
+        if facts and facts["previous_receipt_sha256"] != (before.sha256 if before else anchor):
+            faults.append("names another receipt before it")
+        yield CheckedReceipt(receipt.batch, facts, tuple(faults))
+
+
+def _faults_of_file(root: Path, receipt: KeptReceipt) -> Iterator[str]:
+    try:
+        if sha256_of(read_regular(root / receipt_path(receipt.batch.batch_id))) != receipt.sha256:
+            yield "changed"
+    except FileNotFoundError:
+        yield "missing" if receipt.written else NOT_WRITTEN
+    except OSError as error:
+        yield f"cannot be read: {error.strerror}"
+
+
+def _facts_of(text: str) -> dict[str, Any]:
+    try:
+        facts = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    needed = {"previous_receipt_sha256", "validation_pass"}
+    return facts if isinstance(facts, dict) and needed <= facts.keys() else {}
