@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from distilld.cli.commands import Common, common_options
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_bytes
 from distilld.cli.settings import load_settings
 from distilld.core.model import Dataset
@@ -16,7 +15,7 @@ from distilld.delivery.changes import changes as changes_since
 @click.option("--dataset", type=click.Choice([each.value for each in Dataset]), required=True, help="Which dataset.")
 @click.option("--since", metavar="BATCH", required=True, help="The 'through' of the last end line; 0 for all rows.")
 @common_options
-def changes(common: Common, dataset: str, since: str) -> ExitCode:
+def changes(common: Common, dataset: str, since: str) -> None:
     """Print what left a dataset and what came to it since BATCH, one JSON object a line, as of the newest batch.
 
     A begin line, a delete line for each id that left, an upsert line for each row that came or was replaced, and an end
@@ -26,4 +25,3 @@ def changes(common: Common, dataset: str, since: str) -> ExitCode:
     settings = load_settings(common)
     with changes_since(settings.root, settings.state, Dataset(dataset), since) as found:
         print_bytes(found.lines())
-    return ExitCode.DONE

@@ -11,7 +11,6 @@ import click
 
 from distilld import logs
 from distilld.cli.commands import json_option
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say, show
 from distilld.cli.streams import WorkCommand
 from distilld.demo.demo import Stage, run_demo
@@ -27,7 +26,7 @@ from distilld.tables import Table
     help="Where to make it: a folder that is new, empty, or an earlier demo.",
 )
 @json_option
-def demo(folder: Path, as_json: bool) -> ExitCode:
+def demo(folder: Path, as_json: bool) -> None:
     """Make a sample lakehouse, run once, change the lake, run again, and show the results.
 
     Takes some seconds and touches nothing outside its folder. An earlier demo in the folder is replaced.
@@ -37,7 +36,6 @@ def demo(folder: Path, as_json: bool) -> ExitCode:
     run_demo(folder, Stage(lambda _line: None, tables.append, _program()) if as_json else Stage(say, show, _program()))
     if as_json:
         print_json({"folder": folder, "tables": tables})
-    return ExitCode.DONE
 
 
 def _program() -> str:

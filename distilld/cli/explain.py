@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from distilld.cli.commands import Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say, say_block
 from distilld.cli.progress import progress_bar
 from distilld.cli.settings import load_settings
@@ -18,7 +17,7 @@ from distilld.inspection.story_text import Text, text_of_row, text_of_run
 @click.argument("run_id")
 @common_options
 @json_option
-def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
+def explain(common: Common, run_id: str, as_json: bool) -> None:
     """Show everything about the run RUN_ID.
 
     Every scored row that names it, its current verdict, its evidence, where it is exported or why not and in which
@@ -32,14 +31,13 @@ def explain(common: Common, run_id: str, as_json: bool) -> ExitCode:
         print_json(story)
     else:
         _print(text_of_run(story))
-    return ExitCode.DONE
 
 
 @click.command()
 @click.argument("row_id", metavar="ID")
 @common_options
 @json_option
-def show(common: Common, row_id: str, as_json: bool) -> ExitCode:
+def show(common: Common, row_id: str, as_json: bool) -> None:
     """Show the row ID of a dataset, and everything about the run or the two runs that it comes from.
 
     If the row was withdrawn, only its runs are shown. Exits with 1 if no dataset ever had the id. Changes nothing.
@@ -49,7 +47,6 @@ def show(common: Common, row_id: str, as_json: bool) -> ExitCode:
         print_json({"id": found.id, "row": found.row, "runs": found.runs})
     else:
         _print(text_of_row(found))
-    return ExitCode.DONE
 
 
 def _print(text: Text) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from distilld.cli.commands import Common, common_options
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import say
 from distilld.cli.streams import WorkCommand
 from distilld.config.settings import DEFAULT_CONFIG_FILE
@@ -18,7 +17,7 @@ from distilld.core.model import UsageError
 
 @click.command(cls=WorkCommand)
 @common_options
-def init(common: Common) -> ExitCode:
+def init(common: Common) -> None:
     """Write a config file with every key, its default and what it does, each commented out.
 
     It is written to config/distilld.toml, or to the file that --config names, and never over a file that is there.
@@ -36,7 +35,6 @@ def init(common: Common) -> ExitCode:
     say(f"wrote {path}")
     if common.config is not None:
         say(f"use it with --config {path}")
-    return ExitCode.DONE
 
 
 def _create(path: Path, text: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from distilld.cli.commands import Common, common_options
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import say
 from distilld.cli.settings import load_settings
 from distilld.core.model import OperatorError
@@ -23,7 +22,7 @@ _HIGHEST_PORT = 65_535
 @click.option("--port", type=click.IntRange(0, _HIGHEST_PORT), metavar="N", default=8001, show_default=True,
               help="The port on 127.0.0.1; 0: any that is free.")  # fmt: skip
 @common_options
-def inspect(common: Common, port: int) -> ExitCode:
+def inspect(common: Common, port: int) -> None:
     """Serve a dashboard, the history of each run and row, and the state store in Datasette; Ctrl-C ends it.
 
     It prints the address, which has a random token and works on this machine alone. Without --root, the lake is the
@@ -43,4 +42,3 @@ def inspect(common: Common, port: int) -> ExitCode:
         raise OperatorError(f"{error.name} is not installed", hint="pip install 'distilld[inspect]'") from error
     with suppress(KeyboardInterrupt):  # the usual end
         serve(settings, port, say)
-    return ExitCode.DONE

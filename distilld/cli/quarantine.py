@@ -11,7 +11,6 @@ import click
 import orjson
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say, show
 from distilld.cli.settings import load_settings
 from distilld.core.model import EXPORT_PATHS, Dataset, Reason
@@ -39,7 +38,7 @@ class QuarantineRow(NamedTuple):
 @click.option("--limit", type=COUNT, metavar="N", default=0, help="Also list N rows, with place and errors.")
 @common_options
 @json_option
-def quarantine(common: Common, dataset: str | None, reason: str | None, limit: int, as_json: bool) -> ExitCode:
+def quarantine(common: Common, dataset: str | None, reason: str | None, limit: int, as_json: bool) -> None:
     """Show how many rows are quarantined, by dataset and reason.
 
     With --limit, the first rows of each quarantine file are listed too, with place and errors. The rows themselves
@@ -55,21 +54,14 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     rows = list(islice(_rows(settings.root, counts, lengths, why), limit))
     if as_json:
         print_json({"by_reason": counts, "rows": rows})
-        return ExitCode.DONE
-    if not counts:
+    elif not counts:
         say("nothing is quarantined" + (" for this" if only or why else ""))
-        return ExitCode.DONE
-    show(
-        Table(
-            "Quarantined",
-            ("dataset", "reason", "rows"),
-            [(str(count.dataset), str(count.reason), count.rows) for count in counts],
-        )
-    )
-    if rows:
-        table = [(row.dataset, row.reason, f"{row.partition}:{row.line}", "; ".join(row.errors)) for row in rows]
-        show(Table("Rows", ("dataset", "reason", "place", "errors"), table))
-    return ExitCode.DONE
+    else:
+        by_reason = [(str(count.dataset), str(count.reason), count.rows) for count in counts]
+        show(Table("Quarantined", ("dataset", "reason", "rows"), by_reason))
+        if rows:
+            table = [(row.dataset, row.reason, f"{row.partition}:{row.line}", "; ".join(row.errors)) for row in rows]
+            show(Table("Rows", ("dataset", "reason", "place", "errors"), table))
 
 
 def _rows(

@@ -59,7 +59,7 @@ def _run_options(function: Callable[..., R]) -> Callable[..., R]:
 @click.option("--once", is_flag=True, help="Do it once and exit.")
 @click.option("--check", is_flag=True, help="Validate the configuration and exit; nothing is changed.")
 @_run_options
-def run(common: Common, once: bool, check: bool, **flags: Any) -> ExitCode:
+def run(common: Common, once: bool, check: bool, **flags: Any) -> ExitCode | None:
     """Keep the datasets up to date with data/, until SIGTERM or Ctrl-C.
 
     Watches the two trees, exports and withdraws rows as files change, and writes a receipt of every batch. SIGHUP
@@ -71,10 +71,12 @@ def run(common: Common, once: bool, check: bool, **flags: Any) -> ExitCode:
     given = Flags(**flags)
     if check:
         _refuse_with_check({"--once": once, "--dry-run": given.dry_run, "--json": given.as_json})
-        return _check(common, given)
-    if once or given.dry_run:
+        _check(common, given)
+    elif once or given.dry_run:
         return _bring(common, (), given)
-    return _serve(common, given)
+    else:
+        _serve(common, given)
+    return None
 
 
 def _exporter(name: str, summed_up: tuple[Dataset, ...], summary: str) -> click.Command:
@@ -108,10 +110,9 @@ def _refuse_with_check(others: Mapping[str, bool]) -> None:
             raise UsageError(f"--check does not go with {name}", hint=hint)
 
 
-def _check(common: Common, flags: Flags) -> ExitCode:
+def _check(common: Common, flags: Flags) -> None:
     settings = load_settings(common, executor=flags.executor)
     say(f"the configuration is good: root {settings.root}, state {settings.state}")
-    return ExitCode.DONE
 
 
 def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: Flags) -> ExitCode:
@@ -120,7 +121,7 @@ def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: Flags) -> Exit
     return bring(common, summed_up, flags)
 
 
-def _serve(common: Common, flags: Flags) -> ExitCode:
+def _serve(common: Common, flags: Flags) -> None:
     if flags.as_json:
         raise UsageError("--json needs --once", hint="without --once this is the daemon, which never ends")
     # Unhandled, SIGHUP would end the process. The daemon unblocks it as soon as it can handle it.
@@ -140,7 +141,6 @@ def _serve(common: Common, flags: Flags) -> ExitCode:
     # If a watchdog or an operator sends SIGABRT to a hanging daemon, the log shows where it hangs.
     faulthandler.enable()
     serve(settings, read_settings=read_settings, environ=os.environ, notifier=notifier, take_over=flags.take_over)
-    return ExitCode.DONE
 
 
 def with_flags(settings: Settings, flags: Flags) -> Settings:

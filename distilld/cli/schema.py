@@ -8,7 +8,6 @@ import click
 from pydantic import BaseModel
 
 from distilld.cli.commands import Common, common_options
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say
 from distilld.core.columns import DIALECTS, columns_of
 from distilld.core.documents import DOCUMENTS
@@ -35,7 +34,7 @@ _NO_EXPORTS: Final = ("scored-run", "evidence", "receipt")
     help="JSON Schema, or types for a loader: a Python module; for duckdb, the value of 'columns'.",
 )
 @common_options
-def schema(_common: Common, name: str, form: str) -> ExitCode:
+def schema(_common: Common, name: str, form: str) -> None:
     """Print the form of NAME: the rows of a dataset, of the quarantine or the withdrawals, an input row, or a receipt.
 
     A dataset row that does not meet its JSON Schema is quarantined. That the two sides of a preference pair differ
@@ -44,7 +43,7 @@ def schema(_common: Common, name: str, form: str) -> ExitCode:
     model = _MODELS[name]
     if form == _JSON_SCHEMA:
         print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()})
-        return ExitCode.DONE
+        return
     if name in _NO_EXPORTS:
         raise UsageError(f"--format {form} is for the rows of exports; {name} has a JSON Schema alone")
     try:
@@ -56,4 +55,3 @@ def schema(_common: Common, name: str, form: str) -> ExitCode:
         ) from None
     for line in lines:
         say(line)
-    return ExitCode.DONE

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import click
 
 from distilld.cli.commands import Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say, say_block, say_coloured, show
 from distilld.cli.settings import load_settings
 from distilld.core.model import DATASET_PATHS
@@ -21,7 +20,7 @@ from distilld.tables import Cell, Size, Table, counted
 @click.command()
 @common_options
 @json_option
-def status(common: Common, as_json: bool) -> ExitCode:
+def status(common: Common, as_json: bool) -> None:
     """Say whether the lake is healthy; show the writer, the datasets, and how far the input is read.
 
     Each problem is shown in words, with the command that resolves it. Changes nothing.
@@ -31,7 +30,6 @@ def status(common: Common, as_json: bool) -> ExitCode:
         print_json(found)
     else:
         _print(found)
-    return ExitCode.DONE
 
 
 def _print(found: Status) -> None:

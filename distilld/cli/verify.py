@@ -8,10 +8,11 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.exit_codes import ExitCode
-from distilld.cli.output import print_json, say, show
+from distilld.cli.output import plain, print_json, say, show
 from distilld.cli.progress import progress_bar
 from distilld.cli.settings import load_settings
 from distilld.core.model import UsageError
+from distilld.inspection.verify import Report
 from distilld.inspection.verify import verify as check
 from distilld.tables import Table, counted
 
@@ -38,10 +39,13 @@ def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> Exi
     with progress_bar(wanted=deep) as progress:
         report = check(settings.root, settings.state, settings.options(), deep=deep, anchor=noted, progress=progress)
     if as_json:
-        print_json({"batch_id": report.batch_id, "deep": deep, "faults": report.faults, "kept": report.kept,
-                    "kept_exported": report.kept_exported, "changed": report.changed,
-                    "checks": report.checks})  # fmt: skip
-        return ExitCode.DONE if report.faults == 0 else ExitCode.FAILED
+        print_json({"faults": report.faults, **plain(report)})
+    else:
+        _print(report)
+    return ExitCode.FAILED if report.faults else ExitCode.DONE
+
+
+def _print(report: Report) -> None:
     say(f"batch {report.batch_id}" if report.batch_id else "no batch was committed yet")
     show(Table("", ("check", "faults"), tuple((check.name, check.faults) for check in report.checks)))
     for each in report.checks:
@@ -55,5 +59,4 @@ def verify(common: Common, deep: bool, anchor: str | None, as_json: bool) -> Exi
         say("question 9 in docs/state.md lists them by partition, 'distilld prune' decides about the exported ones")
     for changed in report.changed:
         say(f"changed meanwhile: {changed}")
-    say("everything agrees" if report.faults == 0 else counted(report.faults, "fault"))
-    return ExitCode.DONE if report.faults == 0 else ExitCode.FAILED
+    say("everything agrees" if not report.faults else counted(report.faults, "fault"))

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import click
 
 from distilld.cli.commands import COUNT, Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
 from distilld.cli.output import print_json, say, show
 from distilld.cli.settings import load_settings
 from distilld.core.model import UsageError
@@ -20,7 +19,7 @@ from distilld.tables import Table, counted
 @click.option("--limit", type=COUNT, metavar="N", default=20, show_default=True, help="The newest N; 0: all.")
 @common_options
 @json_option
-def withdrawals(common: Common, since: str, limit: int, as_json: bool) -> ExitCode:
+def withdrawals(common: Common, since: str, limit: int, as_json: bool) -> None:
     """List the rows that left the datasets, with the cause, the run and the batch that withdrew them.
 
     A TIME is in UTC if it does not say otherwise: 2026-04-27, 2026-04-27T18:00, 2026-04-27T18:00+02:00. A BATCH is the
@@ -32,16 +31,14 @@ def withdrawals(common: Common, since: str, limit: int, as_json: bool) -> ExitCo
         count, found = Views(store).withdrawals_since(moment, limit or None)
     if as_json:
         print_json({"since": moment, "count": count, "withdrawals": found})
-        return ExitCode.DONE
-    if not found:
+    elif not found:
         say(f"nothing was withdrawn since {moment}")
-        return ExitCode.DONE
-    runs = [each.source_run_id or f"{each.chosen_run_id} over {each.rejected_run_id}" for each in found]
-    rows = [(each.withdrawn_at, each.id, each.cause, run) for each, run in zip(found, runs, strict=True)]
-    show(Table(f"Withdrawn since {moment}", ("withdrawn at", "id", "cause", "run"), rows))
-    more = f"; the newest {len(found):,} are listed, --limit 0 lists all" if count > len(found) else ""
-    say(f"{counted(count, 'row')} left the datasets{more}")
-    return ExitCode.DONE
+    else:
+        runs = [each.source_run_id or f"{each.chosen_run_id} over {each.rejected_run_id}" for each in found]
+        rows = [(each.withdrawn_at, each.id, each.cause, run) for each, run in zip(found, runs, strict=True)]
+        show(Table(f"Withdrawn since {moment}", ("withdrawn at", "id", "cause", "run"), rows))
+        more = f"; the newest {len(found):,} are listed, --limit 0 lists all" if count > len(found) else ""
+        say(f"{counted(count, 'row')} left the datasets{more}")
 
 
 def _moment(since: str) -> str:
