@@ -6,7 +6,7 @@ import sys
 from typing import Final, NoReturn
 
 INTERRUPTED: Final = 130
-"""The exit code as in :mod:`distilld.cli.exit_codes`, which may not be imported yet when it is needed."""
+"""The exit code as in :mod:`distilld.cli.commands`, which may not be imported yet when it is needed."""
 
 
 def main() -> NoReturn:

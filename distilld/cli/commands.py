@@ -1,4 +1,4 @@
-"""The commands by name, and their common options. This module imports nothing slow."""
+"""The commands by name, their common options, and their exit codes. This module imports nothing slow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import update_wrapper
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +48,16 @@ COMMANDS: Final = MappingProxyType(
 
 The module defines a click command with the command's name, ``_`` for ``-``.
 """
+
+
+class ExitCode(IntEnum):
+    """All exit codes of distilld (SPEC 5; docs/cli.md)."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_USAGE = 2
+    BUSY = 75
+    INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)

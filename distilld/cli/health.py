@@ -6,8 +6,7 @@ import sqlite3
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import Common, ExitCode, common_options, json_option
 from distilld.cli.output import print_json, say
 from distilld.cli.settings import load_settings
 from distilld.core.model import DistilldError

@@ -13,8 +13,7 @@ from typing import NoReturn
 
 import click
 
-from distilld.cli.commands import distilld
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import ExitCode, distilld
 from distilld.cli.output import complain
 from distilld.cli.streams import StandardStreams
 from distilld.core.model import DistilldError, ProgramError, UsageError, WriterBusy
@@ -59,6 +58,3 @@ def _say_error(message: str, hint: str = "") -> None:
     *others, last = message.splitlines() or [""]
     for line in (*others, f"{last} ({hint})" if hint else last):
         complain(line)
-
-
-__all__ = ["ExitCode", "execute", "main"]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from distilld import logs
-from distilld.cli.commands import Common
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import Common, ExitCode
 from distilld.cli.output import complain, plain, print_json, say, show
 from distilld.cli.progress import progress_bar
 from distilld.cli.run import Flags, with_flags

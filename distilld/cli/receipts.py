@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import click
 
-from distilld.cli.commands import COUNT, Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import COUNT, Common, ExitCode, common_options, json_option
 from distilld.cli.output import print_json, say, show
 from distilld.cli.settings import load_settings
 from distilld.inspection.receipt_chain import CheckedReceipt, checked_receipts

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from distilld.cli.commands import Common, common_options, executor_option, json_option
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import Common, ExitCode, common_options, executor_option, json_option
 from distilld.cli.output import say
 from distilld.cli.settings import load_settings, start_log
 from distilld.cli.streams import WorkCommand

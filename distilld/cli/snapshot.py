@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from distilld.cli.commands import COUNT, Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import COUNT, Common, ExitCode, common_options, json_option
 from distilld.cli.output import complain, print_json, say, show
 from distilld.cli.settings import load_settings, refuse_place_in_lake
 from distilld.cli.streams import WorkCommand

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from distilld.cli.commands import Common, common_options
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import Common, ExitCode, common_options
 from distilld.cli.output import complain
 from distilld.cli.settings import load_settings, start_log
 from distilld.cli.streams import WorkCommand

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 import click
 
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import ExitCode
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

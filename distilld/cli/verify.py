@@ -6,8 +6,7 @@ import re
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import Common, ExitCode, common_options, json_option
 from distilld.cli.output import plain, print_json, say, show
 from distilld.cli.progress import progress_bar
 from distilld.cli.settings import load_settings

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import click
 
-from distilld.cli.commands import Common, common_options, executor_option, json_option
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import Common, ExitCode, common_options, executor_option, json_option
 from distilld.cli.one_run import print_changes, report_as_json, say_not_read, say_work
 from distilld.cli.output import print_json, say
 from distilld.cli.progress import progress_bar

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distilld.cli.exit_codes import ExitCode
+from distilld.cli.commands import ExitCode
 from distilld.core.model import EXPORT_PATHS, Options, Trigger
 from distilld.engine import cluster as module
 from distilld.engine import pool

@@ -65,7 +65,7 @@ def test_docs_name_the_commands_and_their_options() -> None:
 
 def test_docs_name_the_exit_codes() -> None:
     """docs/cli.md has one line for each exit code, and no other; --help names the same."""
-    from distilld.cli.exit_codes import ExitCode
+    from distilld.cli.commands import ExitCode
 
     text = (REPOSITORY / "docs" / "cli.md").read_text()
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE)] == [*map(int, ExitCode)]
