@@ -7,6 +7,7 @@ quarantine file, up to the committed length.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,15 @@ from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, Options
 from distilld.files.regular import committed_lines
 from distilld.inspection.reading import Reading, Tell
 from distilld.lake.lines import digest_of
+from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.queries import Views, reading
 from distilld.store.run_queries import Recorded, RunPair, RunRow, Stories
 
 _ATTEMPTS: Final = 3
+
+Errors = Mapping[bytes, tuple[str, ...]]
+"""The errors of quarantine lines, by the digest of the line."""
 
 
 class UnknownRunError(OperatorError):
@@ -140,131 +145,104 @@ def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> Ru
         UsageError: The store is from a newer version, or belongs to another root.
     """
     for attempt in range(_ATTEMPTS):
-        facts = _read(settings, run_id)
-        wanted = facts.quarantine_lines()
-        read = Reading(progress, sum(facts.lengths[dataset] for dataset, lines in wanted.items() if lines))
-        errors = {
-            dataset: _errors(settings.root, dataset, lines, facts.lengths[dataset], run_id, read)
-            for dataset, lines in wanted.items()
-        }
-        # A quarantine file may be replaced after the store was read. Then both are read again.
-        if attempt == _ATTEMPTS - 1 or all(set(errors[dataset]) == wanted[dataset] for dataset in Dataset):
-            return _story(facts, errors)
+        with reading(settings.state, settings.root) as store:
+            rows, pairs = Stories(store).rows(run_id), Stories(store).pairs(run_id)
+            wanted = _quarantine_lines(rows, pairs)
+            errors = _errors(settings.root, store, run_id, wanted, progress)
+            # A quarantine file may be replaced after the store was read. Then both are read again.
+            if attempt == _ATTEMPTS - 1 or errors.keys() == set().union(*wanted.values()):
+                return _story(settings, store, run_id, rows, pairs, errors)
     raise AssertionError  # pragma: no cover
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    run_id: str
-    rows: list[RunRow]
-    pairs: list[RunPair]
-    evidence: tuple[EvidenceStory, ...]
-    withdrawals: tuple[WithdrawalStory, ...]
-    leaving: tuple[tuple[str, str], ...]
-    look_alikes: tuple[tuple[str, str], ...]
-    lengths: dict[Dataset, int]
-    options: Options
-    """The options of the newest batch. They differ from the settings if its run or daemon was started with flags."""
-
-    def quarantine_lines(self) -> dict[Dataset, set[bytes]]:
-        """Return the digests of the quarantine lines to read the errors from, by dataset."""
-        wanted: dict[Dataset, set[bytes]] = {dataset: set() for dataset in Dataset}
-        for row in self.rows:
-            for dataset, recorded in row.outcomes.items():
-                if recorded is not None and recorded.reason is not None:
-                    wanted[dataset].add(recorded.line)
-        wanted[Dataset.PREFERENCE] = {pair.outcome.line for pair in self.pairs if pair.outcome.reason is not None}
-        return wanted
+def _quarantine_lines(rows: list[RunRow], pairs: list[RunPair]) -> dict[Dataset, set[bytes]]:
+    """Return the digests of the quarantine lines to read the errors from, by dataset."""
+    wanted: dict[Dataset, set[bytes]] = {dataset: set() for dataset in Dataset}
+    for row in rows:
+        for dataset, recorded in row.outcomes.items():
+            if recorded is not None and recorded.reason is not None:
+                wanted[dataset].add(recorded.line)
+    wanted[Dataset.PREFERENCE] = {pair.outcome.line for pair in pairs if pair.outcome.reason is not None}
+    return wanted
 
 
-def _read(settings: Settings, run_id: str) -> _Facts:
-    with reading(settings.state, settings.root) as store:
-        stories, records, told = Stories(store), ExportRecords(store).exports(), Views(store).last_options()
-        rows, evidence = stories.rows(run_id), stories.evidence(run_id)
-        partitions = {row.at.partition for row in rows if row.at} | {each.at.partition for each in evidence}
-        facts = _Facts(
-            run_id,
-            rows,
-            stories.pairs(run_id),
-            tuple(EvidenceStory(*each.at, each.present) for each in evidence),
-            tuple(
-                WithdrawalStory(*each[:4], json.loads(each.verdict) if each.verdict else None, *each[5:])
-                for each in stories.withdrawals(run_id)
-            ),
-            tuple(stories.leaving(run_id)),
-            tuple(stories.look_alikes(partitions)),
-            {dataset: records[f"quarantine_{dataset}"].committed.size for dataset in Dataset},
-            settings.options() if told is None else Options.from_json(told),
-        )
-    if not (facts.rows or facts.pairs or facts.evidence or facts.withdrawals or facts.leaving):
-        raise UnknownRunError(
-            f"run {run_id!r} is not known: no scored row, evidence row, pair or withdrawal names it",
-            hint="what is new since the last batch is known after 'distilld run --once'",
-        )
-    return facts
-
-
-def _errors(
-    root: Path, dataset: Dataset, wanted: set[bytes], length: int, run_id: str, read: Reading
-) -> dict[bytes, tuple[str, ...]]:
-    """Return the errors of some quarantine lines by digest. Lines that are not found are left out."""
+def _errors(root: Path, store: Store, run_id: str, wanted: dict[Dataset, set[bytes]], progress: Tell | None) -> Errors:
+    """Return the errors of some quarantine lines. Lines that are not found are left out."""
+    records = ExportRecords(store).exports()
+    lengths = {dataset: records[f"quarantine_{dataset}"].committed.size for dataset, lines in wanted.items() if lines}
+    read, named = Reading(progress, sum(lengths.values())), stringify(run_id)[1:-1]
     found: dict[bytes, tuple[str, ...]] = {}
-    if wanted:
-        named = stringify(run_id)[1:-1]
+    for dataset, length in lengths.items():
+        left = set(wanted[dataset])
         with suppress(FileNotFoundError):
             for line in committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
                 read.add(len(line))
-                if named in line and (digest := digest_of(line)) in wanted:
+                if named in line and (digest := digest_of(line)) in left:
                     errors = (parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}).get("errors")
                     found[digest] = tuple(map(str, errors)) if isinstance(errors, list) else ()
-                    if len(found) == len(wanted):
+                    left.remove(digest)
+                    if not left:
                         break
     return found
 
 
-# from facts to the story
+def _story(
+    settings: Settings, store: Store, run_id: str, rows: list[RunRow], pairs: list[RunPair], errors: Errors
+) -> RunStory:
+    stories, told = Stories(store), Views(store).last_options()
+    # The options of the newest batch differ from the settings if its run or daemon was started with flags.
+    options = settings.options() if told is None else Options.from_json(told)
+    evidence = stories.evidence(run_id)
+    partitions = {row.at.partition for row in rows if row.at} | {each.at.partition for each in evidence}
+    story = RunStory(
+        run_id,
+        verdicts=tuple(_verdicts(rows, options)),
+        rows=tuple(
+            RowStory(
+                row.at.partition if row.at else None,
+                row.at.line if row.at else None,
+                row.state,
+                row.category.value if row.category else None,
+                row.evidence,
+                row.waits,
+                tuple(_fate(dataset, row, recorded, errors) for dataset, recorded in row.outcomes.items()),
+                row.unusual,
+            )
+            for row in rows
+        ),
+        evidence=tuple(EvidenceStory(*each.at, each.present) for each in evidence),
+        pairs=tuple(
+            PairStory(
+                pair.task_id,
+                pair.state,
+                pair.chosen_run_id,
+                pair.rejected_run_id,
+                _told(Dataset.PREFERENCE, pair.outcome, errors, None),
+            )
+            for pair in pairs
+        ),
+        withdrawals=tuple(
+            WithdrawalStory(*each[:4], json.loads(each.verdict) if each.verdict else None, *each[5:])
+            for each in stories.withdrawals(run_id)
+        ),
+        leaving=tuple(stories.leaving(run_id)),
+        look_alikes=tuple(stories.look_alikes(partitions)),
+    )
+    if not (rows or pairs or evidence or story.withdrawals or story.leaving):
+        raise UnknownRunError(
+            f"run {run_id!r} is not known: no scored row, evidence row, pair or withdrawal names it",
+            hint="what is new since the last batch is known after 'distilld run --once'",
+        )
+    return story
 
 
-def _story(facts: _Facts, errors: dict[Dataset, dict[bytes, tuple[str, ...]]]) -> RunStory:
-    options = facts.options
-    rows = tuple(
-        RowStory(
-            row.at.partition if row.at else None,
-            row.at.line if row.at else None,
-            row.state,
-            row.category.value if row.category else None,
-            row.evidence,
-            row.waits,
-            tuple(_fate(dataset, row, recorded, errors[dataset]) for dataset, recorded in row.outcomes.items()),
-            row.unusual,
-        )
-        for row in facts.rows
-    )
-    pairs = tuple(
-        PairStory(
-            pair.task_id,
-            pair.state,
-            pair.chosen_run_id,
-            pair.rejected_run_id,
-            _told(Dataset.PREFERENCE, pair.outcome, errors[Dataset.PREFERENCE], None),
-        )
-        for pair in facts.pairs
-    )
-    verdicts = tuple(
-        VerdictStory(
-            dataset,
-            verdict.category.value,
-            verdict.at.partition,
-            verdict.at.line,
-            verdict.state != "present",
-            options.revoke and options.forbids(dataset, verdict.category),
-        )
-        for dataset in (Dataset.RAG, Dataset.SFT)
-        if (verdict := _in_force(dataset, facts.rows, options)) and verdict.category and verdict.at
-    )
-    return RunStory(
-        facts.run_id, verdicts, rows, facts.evidence, pairs, facts.withdrawals, facts.leaving, facts.look_alikes
-    )
+def _verdicts(rows: list[RunRow], options: Options) -> Iterator[VerdictStory]:
+    for dataset in (Dataset.RAG, Dataset.SFT):
+        verdict = _in_force(dataset, rows, options)
+        if verdict and verdict.category and verdict.at:
+            forbids = options.revoke and options.forbids(dataset, verdict.category)
+            is_absent = verdict.state != "present"
+            yield VerdictStory(dataset, verdict.category.value, *verdict.at, is_absent, forbids)
 
 
 def _in_force(dataset: Dataset, rows: list[RunRow], options: Options) -> RunRow | None:
@@ -285,7 +263,7 @@ def _in_force(dataset: Dataset, rows: list[RunRow], options: Options) -> RunRow 
     return counting[-1] if counting else None
 
 
-def _fate(dataset: Dataset, row: RunRow, recorded: Recorded | None, errors: dict[bytes, tuple[str, ...]]) -> Fate:
+def _fate(dataset: Dataset, row: RunRow, recorded: Recorded | None, errors: Errors) -> Fate:
     if recorded is None:
         if row.state == "present":
             return Fate(dataset, "not judged yet")
@@ -293,7 +271,7 @@ def _fate(dataset: Dataset, row: RunRow, recorded: Recorded | None, errors: dict
     return _told(dataset, recorded, errors, _note(row, recorded))
 
 
-def _told(dataset: Dataset, recorded: Recorded, errors: dict[bytes, tuple[str, ...]], note: str | None) -> Fate:
+def _told(dataset: Dataset, recorded: Recorded, errors: Errors, note: str | None) -> Fate:
     exported = recorded.reason is None
     if exported and recorded.batch_id is None:
         note = "; ".join(filter(None, ("stood in the file before its store knew of it", note)))
