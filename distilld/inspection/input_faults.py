@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,11 +13,15 @@ from distilld.core.model import InputKind, OperatorError, UsageError
 from distilld.inspection.problem import Problem
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
-from distilld.lake.scan import ListingError, Scan, Stray, tree_path
+from distilld.lake.scan import ListingError, PartitionFile, Scan, Stray, tree_path
 from distilld.store.inputs import FileRecord
 
 _OLDEST: Final = 10
 _LIST_IT: Final = "make the folder readable, then distilld run --once"
+
+FileKey = tuple[InputKind, str]
+Files = Mapping[FileKey, FileRecord]
+"""What the store knows of each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class InputFaults:
         self.told.add(path)
 
 
-def look_at_inputs(root: Path, state: Path, files: Mapping[tuple[InputKind, str], FileRecord]) -> InputFaults:
+def look_at_inputs(root: Path, state: Path, files: Files) -> InputFaults:
     """Return how the input trees differ from ``files``, and what of them cannot be read."""
     found = InputFaults()
     try:
@@ -96,16 +100,26 @@ def remedy_of_input(problem: str, remedy: str) -> str:
     return f"{'rename it' if ' name' in problem else remedy}, or take it away"
 
 
-def _lag(found: InputFaults, root: Path, scan: Scan, files: Mapping[tuple[InputKind, str], FileRecord]) -> Lag:
+def files_to_read(scan: Scan, files: Files) -> Iterator[tuple[PartitionFile, FileRecord | None]]:
+    """Yield each file that is new, changed or there again, and what the store knows of it."""
+    for file in scan.files:
+        record = files.get((file.kind, file.path))
+        if record is None or not record.present or record.facts != file.stat:
+            yield file, record
+
+
+def gone_files(scan: Scan, files: Files) -> Iterator[FileKey]:
+    """Yield the files that are no longer there, as far as their folders could be listed."""
+    seen = {(file.kind, file.path) for file in scan.files}
+    for key, record in files.items():
+        if record.present and key not in seen and not scan.is_unknown(*key):
+            yield key
+
+
+def _lag(found: InputFaults, root: Path, scan: Scan, files: Files) -> Lag:
     new = changed = 0
     waiting = []
-    seen = set()
-    for file in scan.files:
-        key = (file.kind, file.path)
-        seen.add(key)
-        record = files.get(key)
-        if record is not None and record.state == "present" and record.facts == file.stat:
-            continue
+    for file, record in files_to_read(scan, files):
         new += record is None
         changed += record is not None
         unread = max(0, file.stat.size - (record.indexed_bytes if record else 0))
@@ -113,10 +127,12 @@ def _lag(found: InputFaults, root: Path, scan: Scan, files: Mapping[tuple[InputK
         waiting.append(UnreadFile(path, max(0, time.time_ns() - file.stat.ctime_ns) / 1e9, unread))
         if not os.access(root / path, os.R_OK):
             found.not_read(path, "cannot be read", "make it readable for distilld's user")
-    gone = sum(
-        record.state == "present" and key not in seen and not scan.is_unknown(*key) for key, record in files.items()
-    )
     waiting.sort(key=lambda each: -each.seconds)
-    unread_bytes = sum(each.unread_bytes for each in waiting)
-    seconds = waiting[0].seconds if waiting else 0.0
-    return Lag(new, changed, gone, unread_bytes, seconds, tuple(waiting[:_OLDEST]))
+    return Lag(
+        new_files=new,
+        changed_files=changed,
+        gone_files=len(list(gone_files(scan, files))),
+        unread_bytes=sum(each.unread_bytes for each in waiting),
+        seconds=waiting[0].seconds if waiting else 0.0,
+        oldest=tuple(waiting[:_OLDEST]),
+    )

@@ -23,6 +23,7 @@ from distilld.core.model import (
 from distilld.core.samples import faults_of
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
+from distilld.inspection.input_faults import files_to_read, gone_files
 from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import LakeOnDisk
 from distilld.inspection.reading import Reading, Tell
@@ -98,38 +99,26 @@ def verify(
     """
 
     def check(pinned: CommittedBatch) -> Report:
-        return _verify(root, state, options, pinned, deep=deep, anchor=anchor, progress=progress)
+        store, receipts, exports = pinned.store, pinned.receipts, pinned.exports
+        report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
+        judged_with = _options_of(receipts, options)
+        unfinished = _unfinished(root, state, pinned)
+        whole = {name: export.lines if export.intact else _no_lines for name, export in exports.items()}
+        report.checks.append(_receipts(root, store))
+        if anchor is not None:
+            report.checks.append(_anchored(root, receipts, anchor))
+        report.checks.append(_hashes(exports, unfinished, Segments(store).all_digests()))
+        report.checks.append(_accounting(Ledger(store), pinned.records, exports))
+        report.checks.append(_schemas(whole))
+        report.checks.append(_firewall(store, judged_with, whole, report))
+        if deep:
+            _deep(root, store, judged_with, whole, report, progress)
+        report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
+        unwritten = receipts.unwritten_receipts()
+        report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in unwritten]
+        return report
 
     return at_one_batch(root, state, check)
-
-
-def _verify(
-    root: Path,
-    state: Path,
-    options: Options,
-    pinned: CommittedBatch,
-    *,
-    deep: bool,
-    anchor: str | None,
-    progress: Tell | None,
-) -> Report:
-    store, receipts, exports = pinned.store, pinned.receipts, pinned.exports
-    report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
-    options = _options_of(receipts, options)
-    unfinished = _unfinished(root, state, pinned)
-    whole = {name: export.lines if export.intact else _no_lines for name, export in exports.items()}
-    report.checks.append(_receipts(root, store))
-    if anchor is not None:
-        report.checks.append(_anchored(root, receipts, anchor))
-    report.checks.append(_hashes(exports, unfinished, Segments(store).all_digests()))
-    report.checks.append(_accounting(Ledger(store), pinned.records, exports))
-    report.checks.append(_schemas(whole))
-    report.checks.append(_firewall(store, options, whole, report))
-    if deep:
-        _deep(root, store, options, whole, report, progress)
-    report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
-    report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in receipts.unwritten_receipts()]
-    return report
 
 
 def _no_lines() -> Iterator[bytes]:
@@ -330,19 +319,9 @@ def _deep_check(name: str, faults: list[str], report: Report) -> Check:
 
 def _changed_inputs(root: Path, store: Store) -> list[str]:
     """Return the inputs that differ from what the store has judged, such as an absent file that is there again."""
-    files = Inputs(store).files()
-    scan = lake.scan(root)
-    seen = {(file.kind, file.path): file.stat for file in scan.files}
-    changed = [
-        tree_path(kind, path)
-        for (kind, path), facts in seen.items()
-        if (known := files.get((kind, path))) is None or not (known.present and known.facts == facts)
-    ]
-    changed += [
-        tree_path(kind, path)
-        for (kind, path), record in files.items()
-        if record.present and (kind, path) not in seen and not scan.is_unknown(kind, path)
-    ]
+    files, scan = Inputs(store).files(), lake.scan(root)
+    changed = [tree_path(file.kind, file.path) for file, _ in files_to_read(scan, files)]
+    changed += [tree_path(*key) for key in gone_files(scan, files)]
     if Work(store).waiting().anything:
         changed.append("rows that wait to be judged")
     return sorted(changed)
