@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 from distilld.config.settings import Settings
 from distilld.core.decisions import ID_PREFIX
@@ -23,6 +23,8 @@ from distilld.publish.committed import CommittedBatch, at_one_batch, placed_line
 
 TIMES: Final = frozenset({"created_at", "provenance.recorded_at"})
 _GUESS_WITHIN: Final = 100
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,48 +85,47 @@ def compare(
                     f" that begins with {', '.join(ID_PREFIX.values())}",
                     hint=f"give --dataset {'|'.join(Dataset)}",
                 )
-            return _compare(settings, dataset, rows, theirs, limit, progress)
+            files = (theirs, settings.root / DATASET_PATHS[dataset])
+            reading = Reading(progress, sum(path.stat().st_size for path in files if path.exists()))
+            rows.read = reading.add
+            found = Difference(dataset, DATASET_PATHS[dataset], str(theirs))
+            with _Ours(settings, dataset, reading) as ours:
+                _compare(found, rows, ours, limit)
+            return found
     except OSError as error:
         raise OperatorError(f"cannot read {error.filename or theirs}: {error.strerror}") from error
 
 
-def _compare(
-    settings: Settings, dataset: Dataset, rows: _Rows, theirs: Path, limit: int | None, progress: Tell | None
-) -> Difference:
-    found = Difference(dataset, DATASET_PATHS[dataset], str(theirs))
-    listed = _Listed(limit)
-    reading = Reading(
-        progress, sum(path.stat().st_size for path in (theirs, settings.root / found.ours) if path.exists())
-    )
-    rows.read = reading.add
-    ours = _Ours(settings, dataset, reading)
-    with ours:
-        found.rows_here = len(ours.places)
-        seen: set[str] = set()
-        for row in rows:
-            sample_id = row.get("id") if row is not None else None
-            if row is None or not isinstance(sample_id, str):
-                found.unreadable += 1
-                continue
-            found.rows_there += 1
-            if sample_id in seen:
-                found.repeated += 1
-                continue
-            seen.add(sample_id)
-            if sample_id not in ours.places:
-                found.only_there += 1
-                listed.add(found.ids_only_there, sample_id)
-            elif keys := differing_keys(ours.row(sample_id), row):
-                found.different += 1
-                found.by_key.update(keys)
-                listed.add(found.different_rows, DifferentRow(sample_id, keys))
-            else:
-                found.same += 1
-        for sample_id in ours.places:
-            if sample_id not in seen:
-                found.only_here += 1
-                listed.add(found.ids_only_here, sample_id)
-    return found
+def _compare(found: Difference, rows: _Rows, ours: _Ours, limit: int | None) -> None:
+    def name(names: list[T], one: T) -> None:
+        if limit is None or len(names) < limit:
+            names.append(one)
+
+    found.rows_here = len(ours.places)
+    seen: set[str] = set()
+    for row in rows:
+        sample_id = row.get("id") if row is not None else None
+        if row is None or not isinstance(sample_id, str):
+            found.unreadable += 1
+            continue
+        found.rows_there += 1
+        if sample_id in seen:
+            found.repeated += 1
+            continue
+        seen.add(sample_id)
+        if sample_id not in ours.places:
+            found.only_there += 1
+            name(found.ids_only_there, sample_id)
+        elif keys := differing_keys(ours.row(sample_id), row):
+            found.different += 1
+            found.by_key.update(keys)
+            name(found.different_rows, DifferentRow(sample_id, keys))
+        else:
+            found.same += 1
+    for sample_id in ours.places:
+        if sample_id not in seen:
+            found.only_here += 1
+            name(found.ids_only_here, sample_id)
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
@@ -148,15 +149,6 @@ def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _same(one: Any, other: Any) -> bool:
     # In Python, True == 1.
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
-
-
-class _Listed:
-    def __init__(self, limit: int | None) -> None:
-        self._limit = limit
-
-    def add(self, names: list[Any], name: Any) -> None:
-        if self._limit is None or len(names) < self._limit:
-            names.append(name)
 
 
 class _Rows:
@@ -199,8 +191,9 @@ class _Ours:
         self._file: BinaryIO | None = None
         self.places: dict[str, int] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Ours:
         at_one_batch(self._settings.root, self._settings.state, self._look, names=(self._dataset.value,))
+        return self
 
     def _look(self, batch: CommittedBatch) -> None:
         export = batch.exports[self._dataset.value]
