@@ -134,12 +134,13 @@ def export(
     result = FullPass(places=places, left_behind=verdicts.moved)
     without_evidence: list[tuple[Dataset, Row, Placed]] = []
     tasks, exports = _Tasks(), _ExportsOfRuns(options, verdicts)
+    judge = _Judge(result, verdicts, exports, options, missing_files)
     for row in all_rows(lines, options):
         result.lines += 1
         tasks.add(row)
         exports.add(row)
         for dataset in (Dataset.RAG, Dataset.SFT):
-            outcome = _row_outcome(result, dataset, row, verdicts, exports, options, missing_files)
+            outcome = judge.row(dataset, row)
             placed = keep(_placed(outcome))
             if isinstance(outcome, Quarantined) and outcome.gate == "evidence" and (dataset, row.at) in retained.kept:
                 without_evidence.append((dataset, row, placed))
@@ -148,8 +149,7 @@ def export(
     pairs = tasks.pairs()
     sides = rows_at({at for pair in pairs for at in pair}, lines, options)
     for chosen, rejected in pairs:
-        outcome = _pair_outcome(result, sides[chosen], sides[rejected], verdicts, exports, options, missing_files)
-        placed = _put(result, Dataset.PREFERENCE, keep(_placed(outcome)))
+        placed = _put(result, Dataset.PREFERENCE, keep(_placed(judge.pair(sides[chosen], sides[rejected]))))
         if places:
             result.pairs.append(Pair(chosen, rejected, placed))
     _add_kept(result, without_evidence, retained)
@@ -253,49 +253,42 @@ class _ExportsOfRuns:
         return id_digits(run.run_id or "", run.sig_hash) if run.sig_hash else None, run.task_id
 
 
-def _row_outcome(
-    result: FullPass,
-    dataset: Dataset,
-    row: Row,
-    verdicts: Verdicts,
-    exports: _ExportsOfRuns,
-    options: Options,
-    missing_files: MissingFiles | None,
-) -> Outcome:
-    if row.run is None:
-        return quarantine_malformed(
-            dataset,
-            row.raw.decode(errors="replace"),
-            row.malformed or Malformed.NOT_JSON,
-            row.at,
-            source_file=tree_path(InputKind.SCORED, row.at.partition),
-            max_line_bytes=options.max_line_bytes,
-        )
-    run_id, signature = row.run.run_id or "", row.run.sig_hash or ""
-    taken = f"{dataset}-{id_digits(run_id, signature)}" in result.exported[dataset]
-    over = exports.over_limit(row.run)
-    case = RowCase(row.run, row.evidence, verdicts.of(dataset, run_id), taken, options, missing_files, over)
-    return rag.judge(case, row.at) if dataset is Dataset.RAG else sft.judge(case, row.at)
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Decides the outcome of a row or a pair, by what was exported before it."""
 
+    result: FullPass
+    verdicts: Verdicts
+    exports: _ExportsOfRuns
+    options: Options
+    missing_files: MissingFiles | None
 
-def _pair_outcome(
-    result: FullPass,
-    chosen: Row,
-    rejected: Row,
-    verdicts: Verdicts,
-    exports: _ExportsOfRuns,
-    options: Options,
-    missing_files: MissingFiles | None,
-) -> Outcome:
-    sides = []
-    for row in (chosen, rejected):
+    def row(self, dataset: Dataset, row: Row) -> Outcome:
+        if row.run is None:
+            return quarantine_malformed(
+                dataset,
+                row.raw.decode(errors="replace"),
+                row.malformed or Malformed.NOT_JSON,
+                row.at,
+                source_file=tree_path(InputKind.SCORED, row.at.partition),
+                max_line_bytes=self.options.max_line_bytes,
+            )
+        run_id, signature = row.run.run_id or "", row.run.sig_hash or ""
+        verdict, over = self.verdicts.of(dataset, run_id), self.exports.over_limit(row.run)
+        taken = f"{dataset}-{id_digits(run_id, signature)}" in self.result.exported[dataset]
+        case = RowCase(row.run, row.evidence, verdict, taken, self.options, self.missing_files, over)
+        return rag.judge(case, row.at) if dataset is Dataset.RAG else sft.judge(case, row.at)
+
+    def pair(self, chosen: Row, rejected: Row) -> Outcome:
+        better, worse = self._side(chosen), self._side(rejected)
+        task_id = better.scored.task_id or ""
+        digits = preference.id_digits(better.scored.run_id or "", worse.scored.run_id or "", task_id)
+        taken = f"pref-{digits}" in self.result.exported[Dataset.PREFERENCE]
+        return preference.judge(PairCase(better, worse, taken, self.options, self.missing_files), chosen.at)
+
+    def _side(self, row: Row) -> PairSide:
         assert row.run is not None and row.evidence is not None  # noqa: S101, PT018  _Tasks.add() takes no others
-        sides.append(PairSide(row.run, row.evidence, verdicts.of_side(row.run), exports.over_limit(row.run)))
-    better, worse = sides
-    task_id = better.scored.task_id or ""
-    digits = preference.id_digits(better.scored.run_id or "", worse.scored.run_id or "", task_id)
-    taken = f"pref-{digits}" in result.exported[Dataset.PREFERENCE]
-    return preference.judge(PairCase(better, worse, taken, options, missing_files), chosen.at)
+        return PairSide(row.run, row.evidence, self.verdicts.of_side(row.run), self.exports.over_limit(row.run))
 
 
 def _placed(outcome: Outcome) -> Placed:
