@@ -10,7 +10,7 @@ from enum import IntEnum
 from functools import update_wrapper
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
@@ -62,19 +62,11 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """The common options as given; None for those that were not given."""
+    """The common options as given, before the command's name or after it; None for those that were not given."""
 
     config: Path | None = None
     root: str | None = None
     state: str | None = None
-
-    def over(self, outer: Common) -> Common:
-        """Return these options; those that are None are taken from ``outer``, given before the command."""
-        return Common(
-            outer.config if self.config is None else self.config,
-            outer.root if self.root is None else self.root,
-            outer.state if self.state is None else self.state,
-        )
 
 
 class _Commands(click.Group):
@@ -107,9 +99,24 @@ class _Commands(click.Group):
 COUNT: Final = click.IntRange(0, 1 << 31)
 """How many rows to list, up to a number that no list exceeds."""
 
-R = TypeVar("R")
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+executor_option: Final = click.option(
+    "--executor", metavar="ADDRESS", help="Judge on a Dask cluster, such as dask://HOST:8786."
+)
 
-_OPTIONS: Final = (
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator that gives a command these options, in this order."""
+
+    def give(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return give
+
+
+_common: Final = with_options(
     click.option(
         "--config",
         metavar="FILE",
@@ -121,32 +128,15 @@ _OPTIONS: Final = (
 )
 
 
-def _with_options(function: Callable[..., R]) -> Callable[..., R]:
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+def common_options(function: Callable[..., Any]) -> Any:
+    """Give a command the common options as its first argument. What is given after its name wins."""
 
+    def with_common(*args: Any, **given: Any) -> Any:
+        before = click.get_current_context().find_root().params
+        common = {name: before[name] if (after := given.pop(name)) is None else after for name in Common.__slots__}
+        return function(Common(**common), *args, **given)
 
-def common_options(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the common options as its first argument, whether given before or after its name."""
-
-    def with_common(*args: Any, config: Path | None, root: str | None, state: str | None, **rest: Any) -> R:
-        outer = click.get_current_context().find_object(Common) or Common()
-        return function(Common(config, root, state).over(outer), *args, **rest)
-
-    return _with_options(update_wrapper(with_common, function))
-
-
-def json_option(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command --json, as the argument ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
-
-
-def executor_option(function: Callable[..., R]) -> Callable[..., R]:
-    """Give a command --executor, as the argument ``executor``: None if it is not given."""
-    return click.option("--executor", metavar="ADDRESS", help="Judge on a Dask cluster, such as dask://HOST:8786.")(
-        function
-    )
+    return _common(update_wrapper(with_common, function))
 
 
 @click.group(
@@ -157,11 +147,9 @@ def executor_option(function: Callable[..., R]) -> Callable[..., R]:
     " 130 interrupted.",
 )
 @click.version_option(version=__version__, prog_name="distilld", message="%(prog)s %(version)s")
-@_with_options
-@click.pass_context
-def distilld(context: click.Context, /, **given: Any) -> None:
+@_common
+def distilld(**_: Any) -> None:
     """Keep three training datasets exactly up to date with the scored runs of a lakehouse.
 
     Start with 'distilld demo', then 'distilld init' and 'distilld run --once'.
     """
-    context.obj = Common(**given)

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Final
 
 import click
 
-from distilld.cli.commands import Common, ExitCode, common_options, executor_option, json_option
+from distilld.cli.commands import Common, ExitCode, common_options, executor_option, json_option, with_options
 from distilld.cli.output import say
 from distilld.cli.settings import load_settings, start_log
 from distilld.cli.streams import WorkCommand
 from distilld.config.settings import Settings
 from distilld.core.model import Dataset, UsageError
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +33,19 @@ class Flags:
     as_json: bool
 
 
-def _run_options(function: Callable[..., R]) -> Callable[..., R]:
-    options = (
-        click.option(
-            "--include-partial", is_flag=True, help="Export partially accepted runs to SFT, in this run only."
-        ),
-        click.option(
-            "--include-review", is_flag=True, help="Export runs that need a human review to RAG, in this run only."
-        ),
-        click.option("--dry-run", is_flag=True, help="Show what one run would change, and change nothing."),
-        click.option(
-            "--take-over", is_flag=True, help="Use this state store although the lake was last kept with another one."
-        ),
-    )
-    function = common_options(json_option(executor_option(function)))
-    for option in reversed(options):
-        function = option(function)
-    return function
+_run_options: Final = with_options(
+    click.option("--include-partial", is_flag=True, help="Export partially accepted runs to SFT, in this run only."),
+    click.option(
+        "--include-review", is_flag=True, help="Export runs that need a human review to RAG, in this run only."
+    ),
+    click.option("--dry-run", is_flag=True, help="Show what one run would change, and change nothing."),
+    click.option(
+        "--take-over", is_flag=True, help="Use this state store although the lake was last kept with another one."
+    ),
+    common_options,
+    json_option,
+    executor_option,
+)
 
 
 @click.command(cls=WorkCommand)
