@@ -10,8 +10,8 @@ from distilld.cli.commands import Common, ExitCode, common_options, json_option
 from distilld.cli.output import print_json, say
 from distilld.cli.settings import load_settings
 from distilld.core.model import DistilldError
-from distilld.inspection.health import diagnose
 from distilld.inspection.problem import not_known
+from distilld.inspection.status import diagnose
 
 
 @click.command()

@@ -36,10 +36,9 @@ from distilld.core.decisions import dataset_of
 from distilld.core.line_facts import EXPORTED, REASONS, VERDICTS
 from distilld.core.model import DistilldError
 from distilld.inspection.explain import explain
-from distilld.inspection.health import diagnose
 from distilld.inspection.problem import Problem, not_known
 from distilld.inspection.row_history import find_row
-from distilld.inspection.status import look
+from distilld.inspection.status import diagnose, look
 from distilld.inspection.story_text import Text, text_of_row, text_of_run
 from distilld.logs import printable
 from distilld.store.copy import copy_store

@@ -159,6 +159,25 @@ def look(settings: Settings) -> Status:
     return found
 
 
+def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
+    """Return every problem that makes the lake unhealthy, each with its remedy; none if it is healthy.
+
+    What ``status`` calls a problem is one, and that no daemon runs. If ``settings.writer`` is 'timer', no daemon is
+    missed. ``daemon`` false also leaves out when the last scan was.
+
+    Raises:
+        OperatorError: The store or the lock cannot be read.
+        UsageError: The store is from a newer version, or belongs to another root.
+    """
+    found = look(settings)
+    if not daemon:
+        return [each for each in found.problems if each.name not in {"scan_overdue", "run_overdue"}]
+    if not (found.timer or found.writer.running):
+        remedy = "systemctl start distilld, or distilld run; where a timer runs distilld: set writer = timer"
+        found.problems.append(Problem("no_writer", "no distilld is running", f"{remedy}, or ask with --no-daemon"))
+    return found.problems
+
+
 def _foreign_cards(root: Path) -> Iterator[str]:
     folders = ("exports", *dict.fromkeys(path.rpartition("/")[0] for path in EXPORT_PATHS.values()))
     for folder in folders:
@@ -176,7 +195,7 @@ def _foreign_cards(root: Path) -> Iterator[str]:
 
 
 def _set_aside(found: Status) -> Iterator[Problem]:
-    if _entries(found.root / SET_ASIDE):
+    if any(folders or files for _, folders, files in os.walk(found.root / SET_ASIDE)):
         size = Size(_bytes_below(found.root / SET_ASIDE))
         text = f"{SET_ASIDE} holds what was found in place of exports ({size})"
         yield Problem("set_aside", text, f"look at it, then rm -r {shlex.quote(str(found.root / SET_ASIDE))}")
@@ -392,15 +411,4 @@ def _bytes_of(path: Path) -> int:
 
 
 def _bytes_below(folder: Path) -> int:
-    return sum(
-        _bytes_below(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else _bytes_of(Path(entry.path))
-        for entry in _entries(folder)
-    )
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError:
-        return []
+    return sum(_bytes_of(Path(parent, name)) for parent, _, names in os.walk(folder) for name in names)

@@ -37,8 +37,7 @@ from distilld.engine import index_file
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection import export_faults, status
-from distilld.inspection.health import diagnose
-from distilld.inspection.status import look
+from distilld.inspection.status import diagnose, look
 from distilld.lake.scan import open_partition, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import iso_time
@@ -657,7 +656,7 @@ def test_vitals_of_another_form_hide_no_other_one(settings: Settings, running: E
 def every_problem() -> set[str]:
     """The names of all problems in the source."""
     found = set()
-    for module in ("inspection/status", "inspection/health", "inspection/input_faults", "inspection/problem"):
+    for module in ("inspection/status", "inspection/input_faults", "inspection/problem"):
         tree = ast.parse((REPOSITORY / "distilld" / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             match node:

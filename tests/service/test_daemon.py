@@ -29,7 +29,7 @@ from distilld.core.remedies import BY_ERRNO
 from distilld.engine import looking, work_off
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
-from distilld.inspection.health import diagnose
+from distilld.inspection.status import diagnose
 from distilld.lake.scan import tree_path
 from distilld.publish import restore
 from distilld.publish.commit import CommittedBatch
