@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,7 +16,7 @@ from distilld.config.settings import Settings
 from distilld.core.model import UsageError
 from distilld.delivery.check import Checked, check
 from distilld.delivery.forms import FORMS
-from distilld.delivery.snapshot import Snapshot, Wanted, make
+from distilld.delivery.snapshot import Wanted, make
 from distilld.tables import Size, Table, counted
 
 
@@ -60,24 +61,24 @@ def snapshot(
         raise UsageError(f"{folder.parent} is no folder, so no snapshot can stand in it")
 
     WorkCommand.ran = True  # from here on the product is DIR
-    made = make(settings.root, settings.state, folder, Wanted(forms, validation, parquet))
+    manifest = make(settings.root, settings.state, folder, Wanted(forms, validation, parquet))
     if as_json:
-        print_json({"folder": made.folder, **made.manifest})
+        print_json({"folder": folder, **manifest})
     else:
-        _print(made)
+        _print(folder, manifest)
     return ExitCode.DONE
 
 
-def _print(made: Snapshot) -> None:
-    files = [(file["path"], file["rows"], Size(file["bytes"])) for file in made.manifest["files"]]
-    show(Table(f"Batch {made.manifest['batch_id']}", ("file", "rows", "size"), files))
-    for dataset, counts in made.manifest["datasets"].items():
+def _print(folder: Path, manifest: dict[str, Any]) -> None:
+    files = [(file["path"], file["rows"], Size(file["bytes"])) for file in manifest["files"]]
+    show(Table(f"Batch {manifest['batch_id']}", ("file", "rows", "size"), files))
+    for dataset, counts in manifest["datasets"].items():
         if counts["duplicates_dropped"] or counts["validation_left_out"]:
             say(
                 f"{dataset}: {counts['duplicates_dropped']:,} exact duplicates dropped,"
                 f" {counts['validation_left_out']:,} validation rows left out since their answer stands in train"
             )
-    say(f"written to {made.folder}")
+    say(f"written to {folder}")
 
 
 def _check(settings: Settings, folder: Path, limit: int, *, as_json: bool) -> ExitCode:

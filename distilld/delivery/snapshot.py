@@ -68,16 +68,8 @@ class Counts:
     validation_left_out: int = 0
 
 
-@dataclass(slots=True)
-class Snapshot:
-    """A complete snapshot."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-
-def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
-    """Write a snapshot of the newest batch.
+def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> dict[str, Any]:
+    """Write a snapshot of the newest batch; return its manifest.
 
     Raises:
         UsageError: The folder exists, or pyarrow is needed and not installed.
@@ -105,7 +97,7 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> Snapshot:
         raise SnapshotWriteError(folder, error) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-    return Snapshot(folder, manifest)
+    return manifest
 
 
 class _Printed:
