@@ -58,7 +58,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
         config_file=common.config,
         default_counts=common.config is not None or _default_config_counts(cwd / DEFAULT_CONFIG_FILE),
         cwd=cwd,
-        warn=_warn,
+        warn=lambda text: complain(f"warning: {text}"),
     )
     resolved = replace(
         settings,
@@ -82,10 +82,6 @@ def load_settings(common: Common, **flags: object) -> Settings:
 def start_log(settings: Settings) -> None:
     """Write the log of this process as the settings say."""
     logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
-
-
-def _warn(text: str) -> None:
-    complain(f"warning: {text}")
 
 
 def _default_config_counts(path: Path) -> bool:

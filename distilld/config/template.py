@@ -50,14 +50,12 @@ def config_text(values: Mapping[str, bool | str], *, source: str) -> str:
         head, found, rest = text.partition(start)
         if not found:
             raise ProgramError(f"the config file has no line for {name}")
-        # A JSON string or boolean is also valid TOML.
-        text = f"{head}\n{name} = {json.dumps(value, ensure_ascii=False)}\n{rest.partition(chr(10))[2]}"
+        text = f"{head}\n{name} = {_toml(value)}\n{rest.partition(chr(10))[2]}"
     if faults:
         raise ConfigError(tuple(faults))
     return text
 
 
 def _toml(value: bool | int | float | str) -> str:
-    if isinstance(value, str):
-        return f'"{value}"'
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Return a value as TOML: a JSON string, boolean or number is one, too."""
+    return json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,17 +54,13 @@ def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[C
         UsageError: ``since`` is no batch of this lake.
         OperatorError: There is no batch, or it cannot be read.
     """
-    spools: list[LineSpool] = []
+    with ExitStack() as spools:
 
-    def look(batch: CommittedBatch) -> Changes:
-        spools.append(LineSpool(Path(tempfile.gettempdir())))
-        return _changes(root, batch, dataset, since, spools[-1])
+        def look(batch: CommittedBatch) -> Changes:
+            spool = spools.enter_context(closing(LineSpool(Path(tempfile.gettempdir()))))
+            return _changes(root, batch, dataset, since, spool)
 
-    try:
         yield at_one_batch(root, state, look, names=(dataset.value, f"withdrawals_{dataset}"))
-    finally:
-        for spool in spools:
-            spool.close()
 
 
 def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, upserts: LineSpool) -> Changes:

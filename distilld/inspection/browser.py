@@ -15,7 +15,7 @@ import socket
 import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -124,11 +124,8 @@ def serve(settings: Settings, port: int, announce: Callable[[str], None]) -> Non
 def readable(store: Path, kept: ExitStack) -> Path:
     """Return the path of the store, or of a copy if SQLite cannot create the files that it needs next to the store."""
     try:
-        connection = sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)
-        try:
+        with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        finally:
-            connection.close()
     except sqlite3.OperationalError:
         copy = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="distilld-inspect-"))) / store.name
         copy_store(store, copy, writer_runs=False)

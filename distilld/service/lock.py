@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -131,16 +132,14 @@ def writer_lock(root: Path, state: Path, *, take_over: bool = False) -> Iterator
         OperatorError: A lock file cannot be made or written.
     """
     store = Path(os.path.realpath(state))
+    lake_file, store_file = root / LOCK_FILE, lock_of_store(store)
 
     def refuse_other(descriptor: int) -> None:
         refuse_other_store(_read(descriptor), root, store)
 
-    def refuse_foreign(descriptor: int) -> None:
-        _refuse_foreign(descriptor, lock_of_store(store))
-
     with (
-        _held(root / LOCK_FILE, f"the lake {root}", refuse_other, at_first=not take_over) as lake_lock,
-        _held(lock_of_store(store), f"the state store {store}", refuse_foreign) as store_lock,
+        _held(lake_file, f"the lake {root}", refuse_other, at_first=not take_over) as lake_lock,
+        _held(store_file, f"the state store {store}", partial(_refuse_foreign, path=store_file)) as store_lock,
     ):
         yield WriterLock(store, (lake_lock, store_lock))
 
@@ -153,7 +152,7 @@ def holder(root: Path) -> Holder:
     """
     path = root / LOCK_FILE
     try:
-        descriptor = _open_existing(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return Holder(running=False)
     except OSError as error:
@@ -267,10 +266,6 @@ def _open(path: Path, what: str) -> int:
         return descriptor
     os.close(descriptor)
     raise OperatorError(f"cannot lock {what}: {path} is no regular file", hint="remove it")
-
-
-def _open_existing(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _refuse_foreign(descriptor: int, path: Path) -> None:

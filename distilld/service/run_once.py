@@ -85,7 +85,7 @@ def writer(
         log.info("lock_taken", state=str(settings.state))
         with (
             # In the lock file, until the next writer begins: the store may be unusable.
-            _leaving_word(partial(_tell_of, settings.root), OperatorError, ProgramError, OSError, sqlite3.Error),
+            _leaving_word(partial(tell_trouble, settings.root), OperatorError, ProgramError, OSError, sqlite3.Error),
             opened_store(settings.state, settings.root, kept=lock.kept) as store,
         ):
             _refuse_outdated(store, settings.root)
@@ -104,18 +104,14 @@ def writer(
 
 
 @contextmanager
-def _leaving_word(tell: Callable[[Exception], None], *kinds: type[Exception]) -> Iterator[None]:
+def _leaving_word(tell: Callable[[str, str], None], *kinds: type[Exception]) -> Iterator[None]:
     """Record an error of these kinds that ends the work within it; not WriterBusy: another writer has the lake."""
     try:
         yield
     except kinds as error:
         if not isinstance(error, WriterBusy):
-            tell(error)
+            tell(*explain_failure(error))
         raise
-
-
-def _tell_of(root: Path, error: Exception) -> None:
-    tell_trouble(root, *explain_failure(error))
 
 
 def _keep(lock: WriterLock, store: Store, opened: os.stat_result) -> None:
@@ -281,9 +277,8 @@ def _forget_daemon(store: Store) -> None:
         _note(store, lambda vitals: replace(vitals, pid=None))
 
 
-def _note_failure(store: Store, error: Exception) -> None:
+def _note_failure(store: Store, text: str, hint: str) -> None:
     """Record for ``health`` what went wrong, if the store can be written."""
-    text, hint = explain_failure(error)
     with suppress(OperatorError, sqlite3.Error):
         store.connection.rollback()
         overdue = Views(store).waiting_to_leave() > 0

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -141,7 +141,7 @@ def _facts(
         "duration_ms": (done.ended_ns - done.started_ns) // _MS,
         "recorded_at": iso_time(done.ended_ns),
         **_options(command, inputs, outputs),
-        "git": _git(root),
+        "git": asdict(git_state(root)),
         "inputs": [_input(path, state, previous) for path, state in done.read.items()],
         "outputs": [_output(root, path, state, done.before.get(path)) for path, state in after.items()],
         "record_counts": _counts(done.read, done.before, after),
@@ -326,11 +326,6 @@ def _options(command: Sequence[str], inputs: Sequence[str], outputs: Sequence[st
     given = {"command": command, "input": inputs, "output": outputs}
     options = {key: [escaped(word) for word in words] for key, words in given.items()}
     return {"options": options, "options_sha256": hashlib.sha256(orjson.dumps(options)).hexdigest()}
-
-
-def _git(root: Path) -> dict[str, Any]:
-    state = git_state(root)
-    return {"sha": state.sha, "branch": state.branch, "dirty": state.dirty}
 
 
 def _input(path: str, state: FileState, previous: _Link | None) -> dict[str, Any]:
