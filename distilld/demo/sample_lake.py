@@ -65,32 +65,25 @@ def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: da
 
     calendar = [first_day + timedelta(days=number) for number in range(days)]
     box = _Box(Random(f"sample lake {seed}"))
-    pages = _Pages()
-    _, showcase = _add_task(
-        box,
-        pages,
-        _SOURCES["scrum_reviews"],
-        calendar[0],
-        (Category.REJECTED, Category.ACCEPTED),
-        subject=prose.SHOWCASE.path,
-    )
+    reviews, path = _SOURCES["scrum_reviews"], prose.SHOWCASE.path
+    _, showcase = _add_task(box, reviews, calendar[0], (Category.REJECTED, Category.ACCEPTED), subject=path)
     for day in calendar:
         for source in _SOURCES.values():
             for _ in range(TASKS_A_DAY):
-                _add_task(box, pages, source, day, box.rng.choice(_USUAL_WORK))
-    _add_odd_rows(box, pages, calendar[0], calendar[-1])
-    _add_invented_files(box, pages, calendar[0])
+                _add_task(box, source, day, box.rng.choice(_USUAL_WORK))
+    _add_odd_rows(box, calendar[0], calendar[-1])
+    _add_invented_files(box, calendar[0])
 
     lake = SampleLake(
         root=root,
         seed=seed,
-        scored_rows=sum(map(len, pages.scored.values())),
-        evidence_rows=sum(map(len, pages.evidence.values())),
-        partitions=tuple(sorted(pages.scored)),
+        scored_rows=sum(map(len, box.scored.values())),
+        evidence_rows=sum(map(len, box.evidence.values())),
+        partitions=tuple(sorted(box.scored)),
         rescored_run_id=showcase.run_id,
     )
     _write_source_files(root)
-    _append_pages(lake, pages)
+    _append_lines(lake, box)
     return lake
 
 
@@ -109,13 +102,12 @@ def append_rows(lake: SampleLake, *, rows: int = 12) -> tuple[Path, ...]:
     }
     # Every run of a partition has a line, so the count of lines is above every used run number.
     box = _Box(Random(f"sample lake {lake.seed}, {sum(present.values())} rows later"), present)
-    pages = _Pages()
     for source, categories in zip(cycle(_SOURCES.values()), cycle(_APPENDED_WORK), strict=False):
         if rows <= 0:
             break
-        _add_task(box, pages, source, last_day, categories[:rows])
+        _add_task(box, source, last_day, categories[:rows])
         rows -= len(categories)
-    return _append_pages(lake, pages)
+    return _append_lines(lake, box)
 
 
 def rescore_in_place(lake: SampleLake, run_id: str) -> Path:
@@ -204,11 +196,24 @@ class _Run:
 
 @dataclass(slots=True)
 class _Box:
-    """The machine that runs the tasks; ``numbers`` holds the number of each partition's next run."""
+    """The machine that runs the tasks, and the lines to write, by partition.
+
+    ``numbers`` holds the number of each partition's next run.
+    """
 
     rng: Random
     numbers: dict[str, int] = field(default_factory=dict)
     decks: dict[str, Iterator[str]] = field(default_factory=dict)
+    scored: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    evidence: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, run: _Run, scored: dict[str, Any] | None = None) -> None:
+        """Add a run with its evidence; ``scored`` replaces its normal scored row."""
+        self.evidence[run.partition].append(_line(run.evidence))
+        self.add_scored(run.partition, run.scored() if scored is None else scored)
+
+    def add_scored(self, partition: str, row: dict[str, Any]) -> None:
+        self.scored[partition].append(_line(row))
 
     def subject(self, source: _Source) -> str:
         """Return the source's next subject: each one once, in random order, before any repeats."""
@@ -258,25 +263,8 @@ class _Box:
         return _Run(partition, number, recorded, category, evidence)
 
 
-@dataclass(slots=True)
-class _Pages:
-    """The lines to write, by partition."""
-
-    scored: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    evidence: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, run: _Run, scored: dict[str, Any] | None = None) -> None:
-        """Add a run with its evidence; ``scored`` replaces its normal scored row."""
-        self.evidence[run.partition].append(_line(run.evidence))
-        self.add_scored(run.partition, run.scored() if scored is None else scored)
-
-    def add_scored(self, partition: str, row: dict[str, Any]) -> None:
-        self.scored[partition].append(_line(row))
-
-
 def _add_task(
     box: _Box,
-    pages: _Pages,
     source: _Source,
     day: date,
     categories: tuple[Category, ...],
@@ -287,11 +275,11 @@ def _add_task(
     about = subject or box.subject(source)
     runs = [box.run(source, day, about, category) for category in categories]
     for run in runs:
-        pages.add(run)
+        box.add(run)
     return runs
 
 
-def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
+def _add_odd_rows(box: _Box, first: date, last: date) -> None:
     """Add the odd rows and runs that every lake has, on the first day; the revoking verdict is on the last."""
 
     def run_of(stem: str, category: Category = Category.ACCEPTED, subject: str | None = None) -> _Run:
@@ -300,55 +288,55 @@ def _add_odd_rows(box: _Box, pages: _Pages, first: date, last: date) -> None:
 
     # Accepted, then rejected by a later row.
     revoked = run_of("observer_reviews")
-    pages.add(revoked)
+    box.add(revoked)
     later = revoked.scored(Category.REJECTED, minutes_later=24 * 60 * (last - first).days + 30)
-    pages.add_scored(f"{last:%Y/%m/%d}/observer_reviews.jsonl", later)
+    box.add_scored(f"{last:%Y/%m/%d}/observer_reviews.jsonl", later)
 
     # First left to human review, then accepted: the second row is exported.
     cleared = run_of("audits", Category.NEEDS_HUMAN_REVIEW)
-    pages.add(cleared)
-    pages.add_scored(cleared.partition, cleared.scored(Category.ACCEPTED, minutes_later=45))
+    box.add(cleared)
+    box.add_scored(cleared.partition, cleared.scored(Category.ACCEPTED, minutes_later=45))
 
     # Accepted twice: one id.
     twice = run_of("auto_apply")
-    pages.add(twice)
-    pages.add_scored(twice.partition, twice.scored(minutes_later=5))
+    box.add(twice)
+    box.add_scored(twice.partition, twice.scored(minutes_later=5))
 
     # Half a row, as after a crash of the scorer.
     torn = run_of("outcomes")
-    pages.add(torn)
-    whole = pages.scored[torn.partition].pop()
-    pages.scored[torn.partition].append(whole[: len(whole) // 2])
+    box.add(torn)
+    whole = box.scored[torn.partition].pop()
+    box.scored[torn.partition].append(whole[: len(whole) // 2])
 
     without_hash = run_of("contract_analyses")
     row = without_hash.scored()
     del row["provenance"]["sig_hash"]
-    pages.add(without_hash, row)
+    box.add(without_hash, row)
 
     without_run_id = run_of("mode_experiments")
     row = without_run_id.scored()
     del row["evidence_run_id"]
-    pages.add(without_run_id, row)
+    box.add(without_run_id, row)
 
     without_evidence = run_of("outcomes")
-    pages.add_scored(without_evidence.partition, without_evidence.scored())
+    box.add_scored(without_evidence.partition, without_evidence.scored())
 
     blank = run_of("scrum_reviews")
     blank.evidence["text"] = " \n"
-    pages.add(blank)
+    box.add(blank)
     without_text = run_of("audit_facts", Category.PARTIALLY_ACCEPTED)
     del without_text.evidence["text"]
-    pages.add(without_text)
+    box.add(without_text)
 
     # The same answer to the same task, rejected once and accepted once.
     subject = box.subject(_SOURCES["scrum_reviews"])
     bad, good = run_of("scrum_reviews", Category.REJECTED, subject), run_of("scrum_reviews", Category.ACCEPTED, subject)
     bad.evidence["text"] = good.evidence["text"] + "\n"
-    pages.add(bad)
-    pages.add(good)
+    box.add(bad)
+    box.add(good)
 
 
-def _add_invented_files(box: _Box, pages: _Pages, day: date) -> None:
+def _add_invented_files(box: _Box, day: date) -> None:
     """Add answers about files that do not exist, a pair among them."""
     scrum_file, mode_file, observer_file = (code.path for code in prose.INVENTED_FILES)
     for stem, category, path in (
@@ -357,13 +345,13 @@ def _add_invented_files(box: _Box, pages: _Pages, day: date) -> None:
         ("mode_experiments", Category.ACCEPTED, mode_file),
         ("observer_reviews", Category.ACCEPTED, observer_file),
     ):
-        pages.add(box.run(_SOURCES[stem], day, path, category))
+        box.add(box.run(_SOURCES[stem], day, path, category))
 
 
-def _append_pages(lake: SampleLake, pages: _Pages) -> tuple[Path, ...]:
+def _append_lines(lake: SampleLake, box: _Box) -> tuple[Path, ...]:
     """Append the lines, evidence before the scored rows that need it; return the files."""
     written = []
-    for lines_of, path_of in ((pages.evidence, lake.evidence_path), (pages.scored, lake.scored_path)):
+    for lines_of, path_of in ((box.evidence, lake.evidence_path), (box.scored, lake.scored_path)):
         for partition in sorted(lines_of):
             path = path_of(partition)
             path.parent.mkdir(parents=True, exist_ok=True)
