@@ -32,7 +32,7 @@ from distilld.inspection.input_faults import Lag, look_at_inputs, remedy_of_inpu
 from distilld.inspection.problem import Problem
 from distilld.lake.scan import TREES, Stray, tree_path
 from distilld.lake.source_files import REMEDY_OF_ROOT, is_root
-from distilld.service.health_record import Vitals, read_vitals
+from distilld.service.health_record import Vitals, read_vitals, seconds_of
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
 from distilld.store.connection import Store, is_kept
 from distilld.store.export_records import ExportRecords
@@ -264,7 +264,7 @@ def _overdue(found: Status, settings: Settings, now: float) -> Iterator[Problem]
 
 
 def _age(moment: str | None, now: float) -> float | None:
-    return None if moment is None else now - datetime.fromisoformat(moment).timestamp()
+    return None if moment is None else now - seconds_of(moment)
 
 
 # what the store says

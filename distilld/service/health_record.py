@@ -61,6 +61,13 @@ class Vitals:
     overdue_since: str | None = None
     watching: str | None = None
 
+    def after_scan(self, now: str, *, note_every: float = 0.0) -> Vitals:
+        """Return the vitals after a scan; the same ones if the last that is noted was within ``note_every`` seconds."""
+        noted = self.last_scan_at
+        if noted is not None and 0 <= seconds_of(now) - seconds_of(noted) < note_every:
+            return self
+        return replace(self, last_scan_at=now)
+
     def after_failure(self, now: str, text: str, hint: str, *, overdue: bool) -> Vitals:
         """Return the vitals after another failed try. ``overdue``: rows wait to leave a dataset."""
         before = self.failure
@@ -74,6 +81,11 @@ class Vitals:
             Unreadable(each.path, each.problem, since.get((each.path, each.problem), now)) for each in unreadable
         )
         return replace(self, failure=None, overdue_since=None, unreadable=found)
+
+
+def seconds_of(moment: str) -> float:
+    """Return a recorded time in seconds since the epoch."""
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def read_vitals(store: Store) -> Vitals:

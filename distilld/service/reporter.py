@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -26,7 +25,7 @@ from distilld.files.regular import owned
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import stage_heads
-from distilld.service.health_record import Failure, Vitals, read_vitals, write_vitals
+from distilld.service.health_record import Failure, Vitals, read_vitals, seconds_of, write_vitals
 from distilld.service.listener import EVENTS_ARRIVE
 from distilld.service.lock import tell_trouble
 from distilld.service.systemd import Notifier
@@ -71,7 +70,7 @@ class Bulletin:
     def overdue_seconds(self) -> float:
         """For how long a failure has kept them there; 0 if it keeps none."""
         since = self._told.overdue_since
-        return max(0.0, self._clock() / 1e9 - _seconds(since)) if since else 0.0
+        return max(0.0, self._clock() / 1e9 - seconds_of(since)) if since else 0.0
 
     @property
     def failure(self) -> Failure | None:
@@ -88,7 +87,7 @@ class Bulletin:
 
             self._metrics = Metrics(settings.metrics_file)
             self._metrics.set("distilld_info", 1, __version__)
-            self._metrics.set("distilld_start_time_seconds", _seconds(self._started_at))
+            self._metrics.set("distilld_start_time_seconds", seconds_of(self._started_at))
 
     # what is reported
 
@@ -105,10 +104,10 @@ class Bulletin:
 
     def looked(self) -> None:
         """Report a scan of the input trees; a long pass makes many."""
-        now, noted = self._clock(), self._told.last_scan_at
-        period = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
-        if noted is None or not 0 <= now / 1e9 - _seconds(noted) < period:
-            self._note(replace(self._told, last_scan_at=iso_time(now)))
+        pause = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
+        vitals = self._told.after_scan(iso_time(self._clock()), note_every=pause)
+        if vitals is not self._told:
+            self._note(vitals)
 
     def passed(self, result: PassResult, *, watching: str, folders: int) -> None:
         """Report a pass that worked. ``watching``: 'events', or why not; ``folders``: how many are watched."""
@@ -236,7 +235,3 @@ def _count(metrics: Metrics, batch: CommittedBatch) -> None:
         metrics.add("distilld_rows_appended_total", counts["appended"], dataset)
         metrics.add("distilld_rows_withdrawn_total", counts["withdrawn"], dataset)
     metrics.set("distilld_last_batch_duration_seconds", receipt["duration_ms"] / 1000)
-
-
-def _seconds(moment: str) -> float:
-    return datetime.fromisoformat(moment).timestamp()

@@ -287,7 +287,7 @@ def _note_failure(store: Store, text: str, hint: str) -> None:
 
 def _note_scan(store: Store) -> None:
     with suppress(OperatorError, sqlite3.Error):
-        _note(store, lambda vitals: replace(vitals, last_scan_at=_now()))
+        _note(store, lambda vitals: vitals.after_scan(_now()))
 
 
 def _note(store: Store, change: Callable[[Vitals], Vitals]) -> None:
