@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import click
 
 from distilld.cli.commands import COUNT, Common, ExitCode, common_options, json_option
 from distilld.cli.output import print_json, say, show
 from distilld.cli.settings import load_settings
-from distilld.inspection.receipt_chain import CheckedReceipt, checked_receipts
+from distilld.inspection.receipt_chain import WHOLE, CheckedReceipt, checked_receipts
 from distilld.publish.receipt_files import StageReceipt, stage_receipts
 from distilld.store.queries import reading
 from distilld.tables import Table, counted
-
-WHOLE = "ok"
-
-
-class ReceiptLine(NamedTuple):
-    """A batch and its receipt; ``state`` is 'ok', or what is wrong with the receipt."""
-
-    batch_id: str
-    sequence: int
-    trigger: str
-    recorded_at: str
-    appended: int
-    quarantined: int
-    withdrawn: int
-    judged: int
-    duration_ms: int
-    checks: str
-    state: str
 
 
 @click.command()
@@ -46,14 +28,14 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     settings = load_settings(common)
     with reading(settings.state, settings.root) as store:
         anchor = store.recall("receipt_anchor_id")
-        lines = [_line(each) for each in checked_receipts(store, settings.root, limit or None)]
+        lines = list(checked_receipts(store, settings.root, limit or None))
     stages = sorted(stage_receipts(settings.root), reverse=True)[: limit or None]
     states = [line.state for line in lines] + [each.problem or WHOLE for each in stages]
     broken = len([state for state in states if state != WHOLE])
     code = ExitCode.FAILED if broken else ExitCode.DONE
     if as_json:
         chain = "broken" if broken else "whole"
-        print_json({"chain": chain, "anchor": anchor, "receipts": lines, "stages": stages})
+        print_json({"chain": chain, "anchor": anchor, "receipts": list(map(_as_json, lines)), "stages": stages})
     elif not states:
         say("no batch was committed yet")
     else:
@@ -61,13 +43,13 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     return code
 
 
-def _print(lines: list[ReceiptLine], stages: list[StageReceipt], anchor: str | None, broken: int) -> None:
+def _print(lines: list[CheckedReceipt], stages: list[StageReceipt], anchor: str | None, broken: int) -> None:
     columns = ("batch", "trigger", "added", "quarantined", "withdrawn", "ms", "receipt")
-    rows = [
-        (line.batch_id, line.trigger, line.appended, line.quarantined, line.withdrawn, line.duration_ms,
-         line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}")
-        for line in lines
-    ]  # fmt: skip
+    rows = []
+    for line in lines:
+        batch, state = line.batch, line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}"
+        changes = (batch.rows_exported, batch.rows_quarantined, batch.rows_withdrawn)
+        rows.append((batch.batch_id, batch.trigger, *changes, batch.duration_ms, state))
     show(Table("Batches, newest first", columns, rows))
     if stages:
         runs = [(each.batch_id, each.exit_code, each.duration_ms, each.problem or WHOLE) for each in stages]
@@ -77,18 +59,18 @@ def _print(lines: list[ReceiptLine], stages: list[StageReceipt], anchor: str | N
     say(f"the chain is broken in {broken} of {found}" if broken else f"the chain is whole over {found}{older}")
 
 
-def _line(checked: CheckedReceipt) -> ReceiptLine:
-    batch, facts = checked.batch, checked.facts
-    return ReceiptLine(
-        batch_id=batch.batch_id,
-        sequence=batch.batch,
-        trigger=batch.trigger,
-        recorded_at=batch.recorded_at,
-        appended=batch.rows_exported,
-        quarantined=batch.rows_quarantined,
-        withdrawn=batch.rows_withdrawn,
-        judged=batch.rows_judged,
-        duration_ms=batch.duration_ms,
-        checks="unknown" if not facts else "passed" if facts["validation_pass"] else "failed",
-        state=next(iter(checked.faults), WHOLE),
-    )
+def _as_json(line: CheckedReceipt) -> dict[str, Any]:
+    batch = line.batch
+    return {
+        "batch_id": batch.batch_id,
+        "sequence": batch.batch,
+        "trigger": batch.trigger,
+        "recorded_at": batch.recorded_at,
+        "appended": batch.rows_exported,
+        "quarantined": batch.rows_quarantined,
+        "withdrawn": batch.rows_withdrawn,
+        "judged": batch.rows_judged,
+        "duration_ms": batch.duration_ms,
+        "checks": line.checks,
+        "state": line.state,
+    }

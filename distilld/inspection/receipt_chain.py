@@ -14,6 +14,7 @@ from distilld.publish.receipt_files import receipt_path, sha256_of
 from distilld.store.connection import Store
 from distilld.store.queries import BatchLine, KeptReceipt, Views
 
+WHOLE: Final = "ok"
 NOT_WRITTEN: Final = "not written yet"
 """The batch is committed, and its receipt's file is yet to be written: a fault only if nobody is writing it."""
 
@@ -24,6 +25,16 @@ class CheckedReceipt(NamedTuple):
     batch: BatchLine
     facts: Mapping[str, Any]
     faults: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """Return 'ok', or what is wrong first of all."""
+        return next(iter(self.faults), WHOLE)
+
+    @property
+    def checks(self) -> str:
+        """Return whether the checks of the batch passed, as its receipt says."""
+        return "unknown" if not self.facts else "passed" if self.facts["validation_pass"] else "failed"
 
 
 def checked_receipts(store: Store, root: Path, limit: int | None = None) -> Iterator[CheckedReceipt]:

@@ -167,7 +167,7 @@ def _receipts(root: Path, store: Store) -> Check:
     for each in reversed(list(checked_receipts(store, root))):
         path = receipt_path(each.batch.batch_id)
         faults += [f"{path}: {fault}" for fault in each.faults if fault != NOT_WRITTEN]
-        if each.facts and each.facts["validation_pass"] is not True:
+        if each.checks == "failed":
             faults.append(f"{path}: its batch failed its validation")
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
 
