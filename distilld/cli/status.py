@@ -70,8 +70,8 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         files = " and ".join(f"{each.present:,} {each.kind}" for each in found.trees)
         malformed = counted(sum(each.malformed_lines for each in found.trees), "malformed line")
         yield "input", f"{files} files, {Size(sum(each.size_bytes for each in found.trees))}, {malformed}"
-    sizes = [(name, getattr(found.sizes, name)) for name in ("state", "receipts", "withdrawals", "set_aside")]
-    yield "disk", ", ".join(f"{name.replace('_', ' ')} {Size(size)}" for name, size in sizes if size) or "nothing yet"
+    sizes = [f"{name.replace('_', ' ')} {Size(size)}" for name, size in found.sizes.items() if size]
+    yield "disk", ", ".join(sizes) or "nothing yet"
 
 
 def _datasets(found: Status) -> list[tuple[Cell, ...]]:

@@ -72,16 +72,6 @@ class PendingTail:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The sizes of distilld's own files in bytes."""
-
-    state: int
-    receipts: int
-    withdrawals: int
-    set_aside: int
-
-
 @dataclass(slots=True)
 class Status:
     """Everything that ``status`` shows; without a store, only what is found on the disk."""
@@ -89,7 +79,8 @@ class Status:
     root: Path
     state: Path
     writer: Holder
-    sizes: Sizes
+    sizes: dict[str, int]
+    """The sizes of distilld's own files in bytes."""
     rescan_seconds: float
     timer: bool
     """Whether distilld is configured to run by a timer, not as a daemon."""
@@ -391,16 +382,16 @@ def _without_inputs(found: Status, *, known: bool) -> Problem:
 # what the disk says
 
 
-def _sizes(settings: Settings) -> Sizes:
+def _sizes(settings: Settings) -> dict[str, int]:
     state = settings.state
-    return Sizes(
-        state=sum(_bytes_of(state.with_name(state.name + suffix)) for suffix in ("", "-wal", "-shm")),
-        receipts=_bytes_below(settings.root / REPORTS),
-        withdrawals=sum(
+    return {
+        "state": sum(_bytes_of(state.with_name(state.name + suffix)) for suffix in ("", "-wal", "-shm")),
+        "receipts": _bytes_below(settings.root / REPORTS),
+        "withdrawals": sum(
             _bytes_of(settings.root / path) for name, path in EXPORT_PATHS.items() if name.startswith("withdrawals_")
         ),
-        set_aside=_bytes_below(settings.root / SET_ASIDE) + sum(map(_bytes_of, _stores_set_aside(state))),
-    )
+        "set_aside": _bytes_below(settings.root / SET_ASIDE) + sum(map(_bytes_of, _stores_set_aside(state))),
+    }
 
 
 def _bytes_of(path: Path) -> int:

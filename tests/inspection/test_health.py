@@ -580,7 +580,7 @@ def test_set_aside_stores_are_named(settings: Settings, running: Engine) -> None
     """
     kept = settings.state.with_name(f"{settings.state.name}.corrupt-2026")
     kept.write_bytes(bytes(1000))
-    assert look(settings).sizes.set_aside == 1000
+    assert look(settings).sizes["set_aside"] == 1000
     (problem,) = diagnose(settings)
     assert problem.name == "store_set_aside"
     assert str(kept) in problem.remedy
