@@ -66,28 +66,27 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
     if found.damaged:
         return found
     names = [name for name in EXPORT_PATHS if not name.startswith("quarantine_")]
-    try:
-        _refuse_lost(root, state)
-        found.changed = at_one_batch(
-            root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].rows()), names=names
-        )
-    except (_StoreLostError, StoreCorruptError, StoreFaultError) as error:
-        found.without_store = str(error)
+    found.without_store = _why_lost(root, state)
+    if found.without_store is None:
+        try:
+            found.changed = at_one_batch(
+                root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].rows()), names=names
+            )
+        except (StoreCorruptError, StoreFaultError) as error:
+            found.without_store = str(error)
+    if found.without_store is not None:
         found.changed = _changed(folder, found, lambda name: _rows_as_they_stand(root / EXPORT_PATHS[name]))
     return found
 
 
-class _StoreLostError(OperatorError):
-    """There is no store, or it says nothing of the exports."""
-
-
-def _refuse_lost(root: Path, state: Path) -> None:
+def _why_lost(root: Path, state: Path) -> str | None:
+    """Return why the store says nothing of the exports, if it does not."""
     try:
         with reading(state, root) as store:
-            if Receipts(store).last_batch() is None:
-                raise OperatorError(f"the state store {state} knows no batch")
+            known = Receipts(store).last_batch() is not None
+            return None if known else f"the state store {state} knows no batch"
     except OperatorError as error:
-        raise _StoreLostError(str(error)) from error
+        return str(error)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
