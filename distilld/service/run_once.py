@@ -99,7 +99,7 @@ def writer(
                 pulse=pulse,
                 keep_lock=partial(_keep, lock, store, os.stat(store.path)),
             )
-            engine.looked = partial(_note_scan, store)
+            engine.looked = partial(_note_if_possible, store, lambda vitals: vitals.after_scan(_now()))
             yield engine
 
 
@@ -242,7 +242,8 @@ def bring_up_to_date(
     views = Views(engine.store)
     options_before, withdrawal = views.last_options() or {}, views.last_withdrawal()
     taken_over = _takes_over(engine)
-    _forget_daemon(engine.store)
+    # A killed daemon may have had this process's pid, in a container.
+    _note_if_possible(engine.store, lambda vitals: replace(vitals, pid=None))
     with _leaving_word(partial(_note_failure, engine.store), Exception):
         recovered = recover(engine)
         results = list(_passes(engine, trigger, pause, clock))
@@ -271,12 +272,6 @@ def bring_up_to_date(
     )
 
 
-def _forget_daemon(store: Store) -> None:
-    """Clear the daemon's pid: a killed daemon may have had this process's pid, in a container."""
-    with suppress(OperatorError, sqlite3.Error):
-        _note(store, lambda vitals: replace(vitals, pid=None))
-
-
 def _note_failure(store: Store, text: str, hint: str) -> None:
     """Record for ``health`` what went wrong, if the store can be written."""
     with suppress(OperatorError, sqlite3.Error):
@@ -285,9 +280,9 @@ def _note_failure(store: Store, text: str, hint: str) -> None:
         _note(store, lambda vitals: vitals.after_failure(_now(), text, hint, overdue=overdue))
 
 
-def _note_scan(store: Store) -> None:
+def _note_if_possible(store: Store, change: Callable[[Vitals], Vitals]) -> None:
     with suppress(OperatorError, sqlite3.Error):
-        _note(store, lambda vitals: vitals.after_scan(_now()))
+        _note(store, change)
 
 
 def _note(store: Store, change: Callable[[Vitals], Vitals]) -> None:
