@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Final
 
 # Not watchfiles.watch(): its first step both arms and waits, and we must scan in between.
@@ -69,7 +69,8 @@ class Watcher:
     def __init__(self, *, debounce_ms: int, stopped: Callable[[], bool]) -> None:
         self._debounce_ms = max(debounce_ms, 1)
         self._step_ms = min(max(debounce_ms // _STEPS_PER_DEBOUNCE, _SHORTEST_STEP_MS), _LONGEST_STEP_MS)
-        self._stopped = _Stopped(stopped)
+        # No threading.Event: setting one in a signal handler can deadlock.
+        self._stopped = SimpleNamespace(is_set=stopped)
         self._events: RustNotify | None = None
         self._armed: Folders = MappingProxyType({})
 
@@ -124,13 +125,6 @@ class Watcher:
         until = time.monotonic() + seconds
         while not self._stopped.is_set() and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _BLIND_STEP_SECONDS))
-
-
-class _Stopped:
-    """Tells watchfiles when to stop. It is no threading.Event: setting one in a signal handler can deadlock."""
-
-    def __init__(self, stopped: Callable[[], bool]) -> None:
-        self.is_set = stopped
 
 
 def _reason(error: Exception) -> str:
