@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from distilld import logs
 from distilld.cli.commands import Common, ExitCode
 from distilld.cli.output import complain, plain, print_json, say, show
 from distilld.cli.progress import progress_bar
@@ -88,7 +86,7 @@ def _warn_of_flags(settings: Settings, by_flag: set[_Inclusion], progress: Calla
     if not by_flag:
         return
     rows: dict[_Inclusion, int] = {}
-    logs.configure(level="error", fmt=settings.log_format, environ=os.environ)
+    start_log(replace(settings, log_level="error"))
     with (
         suppress(DistilldError, OSError, sqlite3.Error),
         rehearsal(settings, take_over=True, progress=progress) as trial,

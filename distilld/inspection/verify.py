@@ -50,7 +50,6 @@ Lines = Callable[[], Iterator[bytes]]
 """Returns the committed lines of an export, with line feeds."""
 SHOWN: Final = 20
 """The number of faults of one check that are named; all are counted."""
-_SIDES: Final = {Dataset.PREFERENCE: "chosen run"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,8 @@ def verify(
         report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
         judged_with = _options_of(receipts, options)
         unfinished = _unfinished(root, state, pinned)
-        whole = {name: export.lines if export.intact else _no_lines for name, export in exports.items()}
+        # An export that is not what was committed gets no other checks.
+        whole = {name: export.lines if export.intact else lambda: iter(()) for name, export in exports.items()}
         report.checks.append(_receipts(root, store))
         if anchor is not None:
             report.checks.append(_anchored(root, receipts, anchor))
@@ -113,17 +113,13 @@ def verify(
         report.checks.append(_firewall(store, judged_with, whole, report))
         if deep:
             _deep(root, store, judged_with, whole, report, progress)
-        report.changed += [f"{EXPORT_PATHS[name]}: {_of_a_batch(exports[name].behind)}" for name in unfinished]
+        cut_off = "bytes of a batch that is under way, or was cut off and is undone at the next start"
+        report.changed += [f"{EXPORT_PATHS[name]}: {exports[name].behind} {cut_off}" for name in unfinished]
         unwritten = receipts.unwritten_receipts()
         report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in unwritten]
         return report
 
     return at_one_batch(root, state, check)
-
-
-def _no_lines() -> Iterator[bytes]:
-    """Return no lines. Used for an export that is not what was committed, which gets no other checks."""
-    return iter(())
 
 
 def _options_of(receipts: Receipts, otherwise: Options) -> Options:
@@ -152,10 +148,6 @@ def _unfinished(root: Path, state: Path, pinned: CommittedBatch) -> frozenset[st
     if now.moved_on(pinned.writing):
         raise BatchMovedError
     return grown & (pinned.writing.appending | now.appending)
-
-
-def _of_a_batch(behind: int) -> str:
-    return f"{behind} bytes of a batch that is under way, or was cut off and is undone at the next start"
 
 
 def _receipts(root: Path, store: Store) -> Check:
@@ -257,7 +249,8 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
     faults = []
     leaving = 0
     for dataset in Dataset:
-        run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
+        is_pair = dataset is Dataset.PREFERENCE
+        run, side = ("chosen_run_id", "chosen run") if is_pair else ("source_run_id", "run")
         for line in exports[dataset.value]():
             row = parse_object(line[:-1]).value or {}
             in_force = verdicts.in_force(str(row.get(run)), options)
@@ -267,7 +260,7 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
             if views.is_to_leave(str(row.get(run))):
                 leaving += 1
             else:
-                faults.append(f"{row.get('id')}: the current verdict of its {_SIDES.get(dataset, 'run')} is {verdict}")
+                faults.append(f"{row.get('id')}: the current verdict of its {side} is {verdict}")
     if leaving:
         report.changed.append(f"firewall: {leaving} rows are to leave with the batch that is due")
     return _check("firewall", faults)
