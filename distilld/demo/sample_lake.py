@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -116,33 +117,17 @@ def rescore_in_place(lake: SampleLake, run_id: str) -> Path:
     Size, inode and mtime stay the same: only the content (and ctime) shows that the verdict changed.
     Raises LookupError if the run has no accepted row.
     """
+    accepted = re.compile(rb'"evidence_run_id":"%b",[^\n]*?"category":"(accepted)"' % re.escape(run_id.encode()))
     for partition in reversed(lake.partitions):
         path = lake.scored_path(partition)
-        offset = _offset_of_accepted(path.read_bytes(), run_id)
-        if offset is not None:
+        if found := list(accepted.finditer(path.read_bytes())):
             before = path.stat()
             with path.open("r+b") as file:
-                file.seek(offset)
+                file.seek(found[-1].start(1))
                 file.write(Category.REJECTED.encode())
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
             return path
     raise LookupError(f"no accepted row of run {run_id!r}")
-
-
-def _offset_of_accepted(content: bytes, run_id: str) -> int | None:
-    """Return the offset of the word ``accepted`` in the run's last accepted row, None if there is none."""
-    key = b'"category":"'
-    found = None
-    start = 0
-    for line in content.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = {}
-        if row.get("evidence_run_id") == run_id and row.get("category") == Category.ACCEPTED:
-            found = start + line.index(key) + len(key)
-        start += len(line)
-    return found
 
 
 # The parts of a lake.
