@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,21 +20,16 @@ NOT_WRITTEN: Final = "not written yet"
 
 
 class CheckedReceipt(NamedTuple):
-    """A batch, what its receipt says (nothing if the store has no such receipt any more), and what is wrong with it."""
+    """A batch, whether its checks passed, as its receipt says, and what is wrong with the receipt."""
 
     batch: BatchLine
-    facts: Mapping[str, Any]
+    checks: str
     faults: tuple[str, ...]
 
     @property
     def state(self) -> str:
         """Return 'ok', or what is wrong first of all."""
         return next(iter(self.faults), WHOLE)
-
-    @property
-    def checks(self) -> str:
-        """Return whether the checks of the batch passed, as its receipt says."""
-        return "unknown" if not self.facts else "passed" if self.facts["validation_pass"] else "failed"
 
 
 def checked_receipts(store: Store, root: Path, limit: int | None = None) -> Iterator[CheckedReceipt]:
@@ -50,7 +45,8 @@ def checked_receipts(store: Store, root: Path, limit: int | None = None) -> Iter
         faults += _faults_of_file(root, receipt)
         if facts and facts["previous_receipt_sha256"] != (before.sha256 if before else anchor):
             faults.append("names another receipt before it")
-        yield CheckedReceipt(receipt.batch, facts, tuple(faults))
+        checks = "unknown" if not facts else "passed" if facts["validation_pass"] else "failed"
+        yield CheckedReceipt(receipt.batch, checks, tuple(faults))
 
 
 def _faults_of_file(root: Path, receipt: KeptReceipt) -> Iterator[str]:
