@@ -126,10 +126,10 @@ def test_log_is_written_again_line_by_line(lake: HistoryLake, monkeypatch: pytes
     many_withdrawals(lake)
     path = lake.root / EXPORT_PATHS["withdrawals_rag"]
     path.write_bytes(path.read_bytes()[:-1])
-    held = held_by(monkeypatch, Restorer, "_rewrite_log")
+    held = held_by(monkeypatch, Restorer, "restore")
     lake.go()
     assert len(lake.withdrawn("rag")) == MANY + ROWS
-    assert max(held) < 100 * MANY
+    assert max(held) < 1_000 * MANY  # 4 KiB a line if they were kept; a block of the copy that is set aside counts, too
 
 
 def test_lines_of_a_batch_take_no_more_memory_than_bytes(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
