@@ -26,6 +26,9 @@ from distilld.store.run_queries import Recorded, RunPair, RunRow, Stories
 
 _ATTEMPTS: Final = 3
 
+_MALFORMED: Final = b'"source_record":{"_raw":"'
+"""In the quarantine row of a malformed line, which need not name its run: it quotes the line's start as it is."""
+
 Errors = Mapping[bytes, tuple[str, ...]]
 """The errors of quarantine lines, by the digest of the line."""
 
@@ -177,7 +180,8 @@ def _errors(root: Path, store: Store, run_id: str, wanted: dict[Dataset, set[byt
         with suppress(FileNotFoundError):
             for line in committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
                 read.add(len(line))
-                if named in line and (digest := digest_of(line)) in left:
+                may_be_wanted = named in line or _MALFORMED in line
+                if may_be_wanted and (digest := digest_of(line)) in left:
                     errors = (parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}).get("errors")
                     found[digest] = tuple(map(str, errors)) if isinstance(errors, list) else ()
                     left.remove(digest)

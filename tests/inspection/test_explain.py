@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_held_rows_tell_their_errors(lake: HistoryLake) -> None:
     (pair,) = story.pairs
     assert (pair.fate.outcome, pair.fate.reason) == ("quarantined", "invalid_preference_pairing")
     assert "chosen and rejected texts identical" in pair.fate.errors
+
+
+@pytest.mark.parametrize(
+    ("run_id", "before"),
+    [(rb"plain", b""), (rb"quo\"ted", b""), (rb"caf\u00e9", b""), (b"far", b'"pad":"' + b"x" * 300 + b'",')],
+)
+def test_malformed_row_tells_its_errors(lake: HistoryLake, run_id: bytes, before: bytes) -> None:
+    """Its quarantine row quotes the start of its line, which may spell the run otherwise, or not reach it."""
+    lake.scored(A, b'{%s"evidence_run_id":"%s","category":"rejected",}' % (before, run_id))
+    lake.go()
+    (told,) = fates(story_of(lake, json.loads(b'"%s"' % run_id)))
+    assert [(fate.errors, fate.note) for fate in told] == [(("not JSON",), None)] * 2
 
 
 def test_reading_for_a_run_is_told_as_it_goes_on(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
