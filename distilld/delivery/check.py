@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from distilld.delivery.rows import content_sha256, id_of_line
 from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
 from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import blocks_of
-from distilld.publish.committed import at_one_batch, rows_of
+from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of
 from distilld.publish.reading import whole_lines
 from distilld.store.connection import StoreCorruptError, StoreFaultError
 from distilld.store.queries import reading
@@ -59,7 +60,7 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
 
     Raises:
         UsageError: The folder is no snapshot, or another version made it.
-        OperatorError: Something cannot be read.
+        OperatorError: Something cannot be read, or a dataset is being restored.
     """
     manifest = _manifest(folder)
     found = Checked(folder, str(manifest["batch_id"]), damaged=list(_damages(folder, manifest)))
@@ -69,9 +70,7 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
     found.without_store = _why_lost(root, state)
     if found.without_store is None:
         try:
-            found.changed = at_one_batch(
-                root, state, lambda batch: _changed(folder, found, lambda name: batch.exports[name].rows()), names=names
-            )
+            found.changed = at_one_batch(root, state, partial(_changed_since, folder, found), names=names)
         except (StoreCorruptError, StoreFaultError) as error:
             found.without_store = str(error)
     if found.without_store is not None:
@@ -134,14 +133,25 @@ def _damages(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{file['path']}: has other bytes than when it was made"
 
 
+def _changed_since(folder: Path, found: Checked, batch: CommittedBatch) -> list[ChangedRow]:
+    """Return the changed rows as of a batch; refuse a dataset whose missing rows are yet to be written again."""
+    for dataset in _told_of(folder):
+        batch.refuse_incomplete(dataset)
+    return _changed(folder, found, lambda name: batch.exports[name].rows())
+
+
 def _changed(folder: Path, found: Checked, rows: Rows) -> list[ChangedRow]:
     changed: list[ChangedRow] = []
     found.rows = 0
-    for dataset in Dataset:
-        path = folder / PROVENANCE / f"{dataset}.jsonl"
-        if path.exists():
-            changed += _changed_of(dataset, path, found, rows)
+    for dataset, path in _told_of(folder).items():
+        changed += _changed_of(dataset, path, found, rows)
     return changed
+
+
+def _told_of(folder: Path) -> dict[Dataset, Path]:
+    """Return the datasets that a snapshot holds, each with the file that records its rows."""
+    paths = {dataset: folder / PROVENANCE / f"{dataset}.jsonl" for dataset in Dataset}
+    return {dataset: path for dataset, path in paths.items() if path.exists()}
 
 
 def _changed_of(dataset: Dataset, path: Path, found: Checked, rows: Rows) -> Iterator[ChangedRow]:

@@ -422,13 +422,17 @@ def test_interrupt_leaves_nothing(lake: HistoryLake, monkeypatch: pytest.MonkeyP
 
 
 def test_export_that_is_restored_in_part_is_refused(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged export that lacks rows until the next batch is not copied as if it were whole."""
+    """A damaged export that lacks rows until the next batch is neither copied nor compared as if it were whole."""
+    old = made(lake, "old")
     path = lake.root / DATASET_PATHS[Dataset.SFT]
     os.truncate(path, path.stat().st_size // 2)
     lake.engine.restorer.check(lake.now_ns)
     with pytest.raises(OperatorError, match="is being restored"):
         made(lake)
+    with pytest.raises(OperatorError, match="is being restored"):
+        check(lake.root, lake.state, old)
     lake.go()
+    assert not check(lake.root, lake.state, old).changed
     assert len(rows_of(made(lake) / "sft/train.jsonl")) == len(lake.rows("sft")) - 1
 
 
