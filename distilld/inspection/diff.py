@@ -73,7 +73,7 @@ def compare(
 
     Raises:
         UsageError: ``dataset`` is None, and no id in the first 100 lines of the other file says which it is.
-        OperatorError: One of the files cannot be read, or ours changed meanwhile.
+        OperatorError: One of the files cannot be read, or ours changed meanwhile or is being restored.
     """
     try:
         with theirs.open("rb") as file:
@@ -196,6 +196,7 @@ class _Ours:
         return self
 
     def _look(self, batch: CommittedBatch) -> None:
+        batch.refuse_incomplete(self._dataset)
         export = batch.exports[self._dataset.value]
         self.places = {}
         for start, line in placed_lines(export.blocks()):
