@@ -28,7 +28,7 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     settings = load_settings(common)
     with reading(settings.state, settings.root) as store:
         anchor = store.recall("receipt_anchor_id")
-        lines = list(checked_receipts(store, settings.root, limit or None))
+        lines = checked_receipts(store, settings.root, limit or None)
     stages = sorted(stage_receipts(settings.root), reverse=True)[: limit or None]
     states = [line.state for line in lines] + [each.problem or WHOLE for each in stages]
     broken = len([state for state in states if state != WHOLE])

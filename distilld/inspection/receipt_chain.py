@@ -12,9 +12,11 @@ import orjson
 from distilld.files.regular import read_regular
 from distilld.publish.receipt_files import receipt_path, sha256_of
 from distilld.store.connection import Store
-from distilld.store.queries import BatchLine, KeptReceipt, Views
+from distilld.store.queries import BatchLine, KeptReceipt, Views, reading
+from distilld.store.receipts import Receipts
 
 WHOLE: Final = "ok"
+MISSING: Final = "missing"
 NOT_WRITTEN: Final = "not written yet"
 """The batch is committed, and its receipt's file is yet to be written: a fault only if nobody is writing it."""
 
@@ -32,8 +34,20 @@ class CheckedReceipt(NamedTuple):
         return next(iter(self.faults), WHOLE)
 
 
-def checked_receipts(store: Store, root: Path, limit: int | None = None) -> Iterator[CheckedReceipt]:
-    """Yield the newest receipts, newest first, up to ``limit``; None for all. For the link one more is read."""
+def checked_receipts(store: Store, root: Path, limit: int | None = None) -> list[CheckedReceipt]:
+    """Return the newest receipts, newest first, up to ``limit``; None for all. For the link one more is read.
+
+    A writer may have removed the oldest ones meanwhile. It forgets them first, so they are left out.
+    """
+    found = list(_checked(store, root, limit))
+    if any(MISSING in each.faults for each in found):
+        with reading(store.path, root) as later:
+            oldest = Receipts(later).oldest_kept() or 0
+        found = [each for each in found if each.batch.batch >= oldest or MISSING not in each.faults]
+    return found
+
+
+def _checked(store: Store, root: Path, limit: int | None) -> Iterator[CheckedReceipt]:
     anchor = store.recall("receipt_anchor_sha256")
     kept = Views(store).receipts(None if limit is None else limit + 1)
     for receipt, before in islice(pairwise(chain(kept, (None,))), limit):
@@ -54,7 +68,7 @@ def _faults_of_file(root: Path, receipt: KeptReceipt) -> Iterator[str]:
         if sha256_of(read_regular(root / receipt_path(receipt.batch.batch_id))) != receipt.sha256:
             yield "changed"
     except FileNotFoundError:
-        yield "missing" if receipt.written else NOT_WRITTEN
+        yield MISSING if receipt.written else NOT_WRITTEN
     except OSError as error:
         yield f"cannot be read: {error.strerror}"
 

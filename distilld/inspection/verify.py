@@ -156,7 +156,7 @@ def _receipts(root: Path, store: Store) -> Check:
     A batch is committed before its receipt's file is written.
     """
     faults = []
-    for each in reversed(list(checked_receipts(store, root))):
+    for each in reversed(checked_receipts(store, root)):
         path = receipt_path(each.batch.batch_id)
         faults += [f"{path}: {fault}" for fault in each.faults if fault != NOT_WRITTEN]
         if each.checks == "failed":

@@ -166,6 +166,7 @@ class Recovery:
             receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
             with self._store.transaction():
                 self._receipts.mark_written(sequence)
+                self._drop_receipts()
             if cut_off:
                 log.info("receipt_repaired", batch_id=batch_id, path=receipts.receipt_path(batch_id))
             else:
@@ -173,12 +174,20 @@ class Recovery:
         self._retire_receipts()
 
     def _retire_receipts(self) -> None:
-        old = self._receipts.receipts_beyond(self.receipts_keep)
-        if old:
-            # The files first: only the store records which ones to remove.
-            receipts.remove_receipts(self._root, [batch_id for _, batch_id, _ in old])
+        """Forget the receipts that are no longer kept, and then remove their files.
+
+        So whoever misses a file can ask the store whether it was lost. The store records which files to remove.
+        """
+        if self._receipts.receipts_beyond(self.receipts_keep):
             with self._store.transaction():
-                self._receipts.drop_receipts(old)
+                self._drop_receipts()
+        if old := self._receipts.files_to_remove():
+            receipts.remove_receipts(self._root, old)
+            with self._store.transaction():
+                self._receipts.files_removed()
+
+    def _drop_receipts(self) -> None:
+        self._receipts.drop_receipts(self._receipts.receipts_beyond(self.receipts_keep))
 
     def needs_recovery(self) -> bool:
         """Return whether a write was interrupted, or a finish is not complete."""
@@ -186,6 +195,7 @@ class Recovery:
             self._records.intents()
             or self._receipts.unwritten_receipts()
             or self._receipts.receipts_beyond(self.receipts_keep)
+            or self._receipts.files_to_remove()
             or self._segments.due()
             or any(record.pending_temp for record in self._records.exports().values())
         )

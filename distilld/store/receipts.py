@@ -140,12 +140,32 @@ class Receipts(Statements):
         older = "WHERE r.batch <= (SELECT batch FROM receipts ORDER BY batch DESC LIMIT 1 OFFSET ?) ORDER BY r.batch"
         return self._kept("r.batch, b.batch_id, r.receipt_sha256", older, keep)
 
+    def oldest_kept(self) -> int | None:
+        """Return the number of the oldest batch whose receipt is kept, or None."""
+        oldest: int | None = self._run("SELECT min(batch) FROM receipts").fetchone()[0]
+        return oldest
+
     def drop_receipts(self, dropped: list[tuple[int, str, str]]) -> None:
-        """Delete old receipts; the id and digest of the last one become the chain's anchor."""
+        """Delete old receipts, and record that their files are to be removed.
+
+        The id and digest of the last one become the chain's anchor.
+        """
         if dropped:
             self._many("DELETE FROM receipts WHERE batch = ?", [(batch,) for batch, _, _ in dropped])
             self._store.remember("receipt_anchor_id", dropped[-1][1])
             self._store.remember("receipt_anchor_sha256", dropped[-1][2])
+            self._to_remove([*self.files_to_remove(), *(batch_id for _, batch_id, _ in dropped)])
+
+    def files_to_remove(self) -> list[str]:
+        """Return the ids of dropped batches whose receipts may still be on disk."""
+        return [str(batch_id) for batch_id in orjson.loads(self._store.recall("receipts_to_remove") or "[]")]
+
+    def files_removed(self) -> None:
+        """Record that the files of all dropped receipts are gone."""
+        self._to_remove([])
+
+    def _to_remove(self, batch_ids: list[str]) -> None:
+        self._store.remember("receipts_to_remove", orjson.dumps(batch_ids).decode())
 
     # what the next receipt must report
 
