@@ -78,6 +78,8 @@ def _print(folder: Path, manifest: dict[str, Any]) -> None:
                 f"{dataset}: {counts['duplicates_dropped']:,} exact duplicates dropped,"
                 f" {counts['validation_left_out']:,} validation rows left out since their answer stands in train"
             )
+        if unknown := counts["unknown_task_left_out"]:
+            say(f"{dataset}: {unknown:,} rows left out of the split since their task is unknown: they are orphans")
     say(f"written to {folder}")
 
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -59,13 +60,17 @@ class Wanted:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of a dataset's rows. Duplicates and left-out rows are in no form but ``raw``."""
+    """What became of a dataset's rows.
+
+    Duplicates and validation rows that are left out are in no form but ``raw``; rows of unknown tasks are in none.
+    """
 
     rows: int = 0
     train: int = 0
     validation: int = 0
     duplicates_dropped: int = 0
     validation_left_out: int = 0
+    unknown_task_left_out: int = 0
 
 
 def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> dict[str, Any]:
@@ -182,9 +187,9 @@ class _Writer:
         texts = itemgetter(*COMPARED[dataset]) if dataset in COMPARED else None
         known = RowTasks(self._batch.store, dataset)
         for lines in self._batch.exports[dataset.value].rows():
+            counts.rows += len(lines)
             train = _Printed(forms, TRAIN)
-            ids = list(map(id_of_line, lines))
-            tasks = _tasks_of(dataset, lines, ids, known)
+            lines, ids, tasks = self._with_tasks(dataset, lines, known)  # noqa: PLW2901  those that go into a file
             sides = self._sides_of(dataset, tasks)
             are_alike = not shaped and VALIDATION not in sides
             if are_alike:
@@ -207,15 +212,34 @@ class _Writer:
                 else:
                     waiting.spool.add(line + b"\n")
                     waiting.told.append((task, None if answer is None else hash(answer)))
-            counts.rows += len(lines)
             self._put(dataset, train)
+
+    def _is_split(self, dataset: Dataset) -> bool:
+        return self._wanted.validation > 0 and dataset is not Dataset.RAG
+
+    def _with_tasks(
+        self, dataset: Dataset, lines: list[bytes], known: RowTasks
+    ) -> tuple[list[bytes], list[str], list[str]]:
+        """Return rows, their ids and their tasks: the scored row's, or the run if it has none.
+
+        A split leaves out rows whose task is unknown: they may belong to a task that is on the other side.
+        """
+        run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
+        ids = list(map(id_of_line, lines))
+        keys = [key_of(id_.rpartition("-")[2]) for id_ in ids]
+        tasks = known.of(keys)
+        if self._is_split(dataset) and (unknown := known.unknown(key for key in keys if key not in tasks)):
+            self._counts[dataset].unknown_task_left_out += len(unknown)
+            stay = [key not in unknown for key in keys]
+            lines, ids, keys = list(compress(lines, stay)), list(compress(ids, stay)), list(compress(keys, stay))
+        told = zip(lines, map(tasks.get, keys), strict=True)
+        return lines, ids, [str(orjson.loads(line)[run]) if task is None else task for line, task in told]
 
     def _sides_of(self, dataset: Dataset, tasks: list[str]) -> list[str]:
         """Return the side of each row, by its task; record the tasks unless all rows are for train."""
-        share = self._wanted.validation
-        if not share or dataset is Dataset.RAG:
+        if not self._is_split(dataset):
             return [TRAIN] * len(tasks)
-        sides = [VALIDATION if is_validation(task, share) else TRAIN for task in tasks]
+        sides = [VALIDATION if is_validation(task, self._wanted.validation) else TRAIN for task in tasks]
         for side, task in zip(sides, tasks, strict=True):
             self._tasks.add(side, task)
         return sides
@@ -326,17 +350,6 @@ class _Writer:
             "datasets": {dataset.value: asdict(counts) for dataset, counts in self._counts.items()},
             "files": [facts._asdict() for facts in sorted(self._files)],
         }
-
-
-def _tasks_of(dataset: Dataset, lines: list[bytes], ids: list[str], known: RowTasks) -> list[str]:
-    """Return the task of each row: the scored row's, or its run if it has no task."""
-    run = "chosen_run_id" if dataset is Dataset.PREFERENCE else "source_run_id"
-    keys = [key_of(id_.rpartition("-")[2]) for id_ in ids]
-    tasks = known.of(keys)
-    return [
-        task if (task := tasks.get(key)) is not None else str(orjson.loads(line)[run])
-        for line, key in zip(lines, keys, strict=True)
-    ]
 
 
 def _json(value: object) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -33,6 +33,13 @@ class RowTasks(Statements):
         # Few rows are retained or departing: only keys without a present row are looked up there.
         tables = (table,) if dataset is Dataset.PREFERENCE else (table, "retained_rows")
         self._look_ups = [_TASKS.format(each, outcome) for each in tables]
+        # Only a scored row tells the task; an orphan has none. A pair tells its own.
+        known = f"SELECT 1 FROM {{}} t WHERE t.sample_key = j.value AND t.{outcome} = {EXPORTED}"
+        self._untold = (
+            f"SELECT j.value FROM json_each(?1) j WHERE NOT EXISTS ({known.format('scored_rows')})"
+            f" AND NOT EXISTS ({known.format('retained_rows')} AND t.kind <> 'orphan')"
+        )
+        self._dataset = dataset
         self._look_ups.append(f"{_TASKS.format('departures', 'outcome')} AND t.dataset = '{dataset}'")
         self._coming = self._run(
             f"SELECT sample_key, task_id FROM {table} NOT INDEXED WHERE {outcome} = {EXPORTED} AND task_id IS NOT NULL"
@@ -52,9 +59,18 @@ class RowTasks(Statements):
         for query in self._look_ups:
             if len(found) == len(keys):
                 break
-            wanted = [key for key in keys if key not in found]
-            found.update(self._run(query, (f"[{','.join(map(str, wanted))}]",)))
+            found.update(self._run(query, (_array(key for key in keys if key not in found),)))
         return found
+
+    def unknown(self, keys: Iterable[int]) -> set[int]:
+        """Return which of some rows without a task may have one that is not known: orphans."""
+        if self._dataset is Dataset.PREFERENCE:
+            return set()
+        return set(self._column(self._untold, _array(keys)))
+
+
+def _array(keys: Iterable[int]) -> str:
+    return f"[{','.join(map(str, keys))}]"
 
 
 def knows_batch(store: Store, batch_id: str) -> bool:

@@ -172,7 +172,8 @@ def test_exact_duplicates_are_dropped_and_counted(lake: HistoryLake) -> None:
     """Of rows with equal prompt and answers the first stays; 'raw' keeps both."""
     folder = made(lake, forms=("trl", "raw"))
     counts = manifest_of(folder)["datasets"]["sft"]
-    assert counts == {"rows": 123, "train": 123, "validation": 0, "duplicates_dropped": 1, "validation_left_out": 0}
+    left_out = {"validation_left_out": 0, "unknown_task_left_out": 0}
+    assert counts == {"rows": 123, "train": 123, "validation": 0, "duplicates_dropped": 1, **left_out}
     ids = [row["id"] for row in rows_of(folder / "sft/train.jsonl")]
     assert sft_id("0-0") in ids
     assert sft_id("twice") not in ids
