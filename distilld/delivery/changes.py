@@ -51,7 +51,7 @@ def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[C
     """Return the changes from the batch ``since`` to the newest one; all rows if ``since`` is :data:`ALL`.
 
     Raises:
-        UsageError: ``since`` is no batch of this lake.
+        UsageError: ``since`` is no batch of this lake, or none from which a copy can go on.
         OperatorError: There is no batch, or it cannot be read.
     """
     with ExitStack() as spools:
@@ -67,7 +67,7 @@ def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, up
     if batch.batch is None:
         raise OperatorError("no batch was committed yet", hint="distilld run --once")
     if since != ALL:
-        _refuse_unknown(root, batch, since)
+        _refuse(root, batch, dataset, since)
     batch.refuse_incomplete(dataset)
     left = {} if since == ALL else _withdrawn(batch, dataset, since)
     for row, batch_id in _news(batch.exports[dataset.value].blocks(), since):
@@ -100,15 +100,23 @@ def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | No
             start = end + 1
 
 
-def _refuse_unknown(root: Path, batch: CommittedBatch, since: str) -> None:
-    if knows_batch(batch.store, since):
-        return
+def _refuse(root: Path, batch: CommittedBatch, dataset: Dataset, since: str) -> None:
+    """Refuse a batch that is not known, and one from which a copy of the dataset cannot go on."""
+    hint = "load the dataset again, with --since 0"
+    if not (knows_batch(batch.store, since) or _has_receipt(root, batch, since)):
+        raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
+    begins_after = batch.receipts.copies_begin_after() or {}
+    if dataset in begins_after and since <= begins_after[dataset]:
+        problem = f"the exports of {dataset} were changed after that batch, while there was no state store"
+        raise UsageError(f"--since = {since!r}: {problem}", hint=hint)
+
+
+def _has_receipt(root: Path, batch: CommittedBatch, since: str) -> bool:
     from distilld.publish.receipt_files import BATCH_ID, receipt_path  # rarely needed, and slow to import
 
     assert batch.batch is not None  # noqa: S101  refused before
-    if not BATCH_ID.fullmatch(since) or since > batch.batch.batch_id or not is_there(root / receipt_path(since)):
-        hint = "load the dataset again, with --since 0"
-        raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
+    is_older = BATCH_ID.fullmatch(since) is not None and since <= batch.batch.batch_id
+    return is_older and is_there(root / receipt_path(since))
 
 
 def _withdrawn(batch: CommittedBatch, dataset: Dataset, since: str) -> dict[str, dict[str, Any]]:

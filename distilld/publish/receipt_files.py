@@ -88,6 +88,15 @@ def stage_of(folder: str) -> str | None:
 def newest_receipt(root: Path) -> Link | None:
     """Return the newest receipt of a batch on disk, or None if there is none.
 
+    Raises:
+        ReceiptReadError: The receipts cannot be listed or read.
+    """
+    return next((link for link, _ in receipts_on_disk(root)), None)
+
+
+def receipts_on_disk(root: Path) -> Iterator[tuple[Link, dict[str, Any]]]:
+    """Yield the receipts of batches on disk and what they say, newest first.
+
     Skip a file that is not the receipt of the batch that its folder names (damaged, copied, of another stage), and one
     whose time no later receipt can follow.
 
@@ -100,13 +109,13 @@ def newest_receipt(root: Path) -> Link | None:
             path = root / receipt_path(batch_id)
             if path.is_symlink() or not path.is_file():
                 continue
-            if (link := _link(batch_id, read_regular(path))) is not None:
-                return link
-    return None
+            content = read_regular(path)
+            facts = parse_object(content).value or {}
+            if (link := _link(batch_id, content, facts)) is not None:
+                yield link, facts
 
 
-def _link(batch_id: str, content: bytes) -> Link | None:
-    facts = parse_object(content).value or {}
+def _link(batch_id: str, content: bytes, facts: Mapping[str, Any]) -> Link | None:
     sequence, recorded_at = facts.get("sequence"), _moment_of(batch_id)
     if facts.get("stage") != "distill" or recorded_at is None or facts.get("recorded_at") != recorded_at:
         return None

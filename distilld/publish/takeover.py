@@ -19,6 +19,7 @@ from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, InputKind, 
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import open_partition
 from distilld.publish.commit import Committer
+from distilld.publish.continuity import continued
 from distilld.publish.exports import Exports
 from distilld.publish.legacy import forbidding, orphan_of, withdrawal_of
 from distilld.publish.reading import LONGEST_LINE_BYTES, ExportReadError, ExportWriteError, file_lines
@@ -61,6 +62,7 @@ class TakeOver:
         there = [name for name in EXPORT_PATHS if self._exports.stands(name)]
         leftovers = self._leftovers()
         anchor = newest_receipt(self._root)
+        self._note_discontinued(anchor)
         if there or anchor:
             log.info("takeover_started", files=len(there))
         self._remove(leftovers)
@@ -75,6 +77,14 @@ class TakeOver:
         if there:
             log.info("takeover_finished", rows=rows, rows_removed=removed)
         return bool(there)
+
+    def _note_discontinued(self, anchor: Link | None) -> None:
+        """Record, before anything is written, which datasets are not as the receipts say: their copies begin again."""
+        if anchor is None or self._receipts.copies_begin_after() is not None:
+            return
+        others = frozenset(Dataset) - continued(self._root)
+        with self._store.transaction():
+            self._receipts.begin_copies_after({dataset.value: anchor.batch_id for dataset in others})
 
     def _leftovers(self) -> list[Path]:
         """Return the temporary files of an interrupted batch that no store records, as paths below the root."""

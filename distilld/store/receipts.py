@@ -120,6 +120,15 @@ class Receipts(Statements):
         self._store.remember("receipt_anchor_sha256", sha256)
         self._store.remember("last_recorded_at", recorded_at)
 
+    def begin_copies_after(self, batches: dict[str, str]) -> None:
+        """Record by dataset the last batch from which a copy cannot go on (SPEC 7)."""
+        self._store.remember("copies_begin_after", orjson.dumps(batches).decode())
+
+    def copies_begin_after(self) -> dict[str, str] | None:
+        """Return what :meth:`begin_copies_after` recorded, or None."""
+        found = self._store.recall("copies_begin_after")
+        return None if found is None else dict(orjson.loads(found))
+
     def add_receipt(self, sequence: int, receipt: str, sha256: str) -> None:
         """Store a receipt whose file is not written yet, and clear the input changes that it reports."""
         self._run("INSERT INTO receipts VALUES (?, ?, ?, 0)", (sequence, receipt, sha256))

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import Dataset, UsageError
+from distilld.core.model import EXPORT_PATHS, Dataset, UsageError
 from distilld.delivery.changes import changes
 from tests.support.command import distilld
-from tests.support.history_lake import A, B, HistoryLake, given, history_lake, rag_id, run
+from tests.support.history_lake import A, B, HistoryLake, given, history_lake, rag_id, run, sft_id
 
 
 @pytest.fixture
@@ -94,6 +94,58 @@ def test_batch_is_known_by_its_receipt_or_by_the_store(lake: HistoryLake) -> Non
     assert since(lake, second)[1:-1] == []
     with pytest.raises(UsageError):
         since(lake, first)
+
+
+@pytest.mark.parametrize("change", ["an older export", "a torn export", "no log"])
+def test_copy_begins_again_where_exports_changed_without_a_store(lake: HistoryLake, change: str) -> None:
+    """Nobody knows what such a change took out or brought back; the feed of another dataset goes on."""
+    withdrawals = lake.root / EXPORT_PATHS["withdrawals_rag"]
+    path = lake.root / EXPORT_PATHS["rag"]
+    older = path.read_bytes()
+    lake.both(B, run("b1"))
+    lake.scored(A, run("a1", task_id="t"), run("a2", "rejected"), run("a3", "rejected", "t"))
+    lake.go()
+    before = last_batch(lake)
+    lake.lose_store()
+    lake.move_away(*lake.paths(A, "both"), *lake.paths(B, "both"))
+    if change == "an older export":
+        path.write_bytes(older)
+    elif change == "a torn export":
+        path.write_bytes(path.read_bytes()[:-2])
+    else:
+        withdrawals.unlink()
+    lake.go()
+    with pytest.raises(UsageError, match="while there was no state store"):
+        since(lake, before)
+    assert since(lake, before, Dataset.SFT)[1:-1] == []
+    lake.both("2026/05/01/c.jsonl", run("c1"))
+    lake.go()
+    with pytest.raises(UsageError):
+        since(lake, before)
+    assert since(lake, "0")[-1]["upserts"] == len(lake.rows("rag"))
+    assert [line["id"] for line in since(lake, before, Dataset.SFT)[1:-1]] == [sft_id("c1")]
+
+
+def test_copy_goes_on_behind_rows_of_a_batch_that_was_cut_off(lake: HistoryLake) -> None:
+    """What stands behind the rows of the newest receipt is newer than any copy."""
+    before = last_batch(lake)
+    row = dict(lake.rows("rag")[0], id=rag_id("n1"), source_run_id="n1", created_at="2999-01-01T00:00:00.000Z")
+    lake.lose_store()
+    with (lake.root / EXPORT_PATHS["rag"]).open("ab") as file:
+        file.write(json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+    lake.go()
+    assert [line["id"] for line in since(lake, before)[1:-1]] == [rag_id("n1")]
+
+
+def test_receipt_that_somebody_edited_stops_no_takeover(lake: HistoryLake) -> None:
+    """What is no output of ours in a receipt is skipped."""
+    path = lake.root / f"reports/distillation/{last_batch(lake)}/receipt.json"
+    rag = {"path": EXPORT_PATHS["rag"], "bytes": -1, "sha256": "", "segment_bytes": 0}
+    for outputs in (7, [7, {"path": 7}, rag, {**rag, "bytes": 1}]):
+        path.write_text(json.dumps({**json.loads(path.read_bytes()), "outputs": outputs}))
+        lake.lose_store()
+        lake.go()
+        assert since(lake, "0")[-1]["upserts"] == len(lake.rows("rag"))
 
 
 def test_command_prints_the_feed(lake: HistoryLake) -> None:
