@@ -86,7 +86,7 @@ class Engine(WorkingOff):
             result.indexed.problems = list(result.problems.values())
             self.teller.unreadable(result.unreadable)
         # An input that was not read, evidence included, may be the one that gives an orphan.
-        whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.waiting().anything)
+        whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.anything_waits())
         if whole and self.restorer.settle_orphans(self.options):
             self._work_off(trigger, result, options_changed=bool(options_changed))
         names_gone = result.indexed.names_gone
@@ -94,7 +94,7 @@ class Engine(WorkingOff):
             self.store, names_gone=names_gone
         ):
             self.inputs.forget_files()
-        if not self.work.waiting().anything:
+        if not self.work.anything_waits():
             self.judged_with.settle(self.options)
             if trigger in (Trigger.REBUILD, Trigger.COMPACT):
                 self._put_in_order(trigger, result)
@@ -113,7 +113,7 @@ class Engine(WorkingOff):
 
     def _put_in_order(self, trigger: Trigger, result: PassResult) -> None:
         """Put the files in canonical walk order; if an export was damaged meanwhile, restore it and start again."""
-        while not self.work.waiting().anything:
+        while not self.work.anything_waits():
             try:
                 self.restorer.reorder()
             except ExportTamperedError:

@@ -55,7 +55,7 @@ class WorkingOff(Looking):
         self._judging = Judging(self.work, result.indexed.files_seen) if self.progress else None
         self._tell_judging(0, 0)
         try:
-            while self.work.waiting().anything or self.receipts.has_news():
+            while self.work.anything_waits() or self.receipts.has_news():
                 try:
                     committed = self.run_batch(trigger, result, options_changed=options_changed)
                 except InputChanged as error:

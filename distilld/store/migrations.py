@@ -211,6 +211,18 @@ def m012_rows_without_a_run_judge_none(db: Database) -> None:
     )
 
 
+def m013_indexes_of_each_batch(db: Database) -> None:
+    """Index what each batch asks for, so that a batch does not read all that waits behind it."""
+    _run_script(
+        db,
+        "CREATE INDEX forced_rows ON rejudge_rows (walk) WHERE forced = 1;\n"
+        "CREATE INDEX forced_tasks ON rejudge_tasks (task_id) WHERE forced = 1;\n"
+        "CREATE INDEX quarantined_departures ON departures (partition_id, row_line)"
+        f" WHERE outcome <> {EXPORTED};\n"
+        "CREATE INDEX pending_tails ON files (partition_id, kind) WHERE tail = 'pending' AND state = 'present';\n",
+    )
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -224,6 +236,7 @@ MIGRATIONS: Final = (
     m010_smaller_store,
     m011_words_of_the_glossary,
     m012_rows_without_a_run_judge_none,
+    m013_indexes_of_each_batch,
 )
 """All migrations in order, named by their functions; a released one is never changed or removed."""
 

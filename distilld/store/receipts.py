@@ -204,7 +204,8 @@ class Receipts(Statements):
     def pending_tails(self) -> list[tuple[str, InputKind, int]]:
         """Return the files that end in an incomplete line: path, tree, bytes."""
         rows = self._run(
-            "SELECT p.path, f.kind, f.tail_bytes FROM files f CROSS JOIN partitions p USING (partition_id)"
+            "SELECT p.path, f.kind, f.tail_bytes FROM files f INDEXED BY pending_tails"
+            " CROSS JOIN partitions p USING (partition_id)"
             " WHERE f.tail = 'pending' AND f.state = 'present' ORDER BY p.walk_base, f.kind"
         )
         return [(path, InputKind(kind), size) for path, kind, size in rows]

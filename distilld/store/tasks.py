@@ -26,6 +26,12 @@ _FIRST_WALKS: Final = ", ".join(
 _FIRST_WALK: Final = f"min({_FIRST_WALKS})"
 """SQL for the place of the first row of task ``t`` whose evidence is found; ``_NOWHERE`` if there is none."""
 
+UNJUDGED: Final = (
+    "files f INDEXED BY unjudged_files CROSS JOIN partitions p USING (partition_id)"
+    " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present'"
+)
+"""SQL for the scored files ``f``, with their partitions ``p``, that have rows behind those that were judged."""
+
 
 class WorkPair(NamedTuple):
     """A recorded pair of a task, with its outcome and line digest; from the third field on the same as a PairRow."""
@@ -53,10 +59,7 @@ class Tasks(Statements):
 
     def _unjudged_spans(self, which: str = "") -> list[tuple[int, int]]:
         return self._run(
-            "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM files f INDEXED BY unjudged_files"
-            " CROSS JOIN partitions p USING (partition_id)"
-            " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present'"
-            f"{which} ORDER BY 1"
+            f"SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM {UNJUDGED}{which} ORDER BY 1"
         ).fetchall()
 
     def copies(
@@ -90,9 +93,9 @@ class Tasks(Statements):
         run = self._run
         self._make_task_places()
         run(
-            f"INSERT INTO temp.task_places SELECT task_id, {_FIRST_WALK} FROM rejudge_tasks t WHERE forced >= ?"
-            " AND NOT EXISTS (SELECT 1 FROM temp.task_places p WHERE p.task_id = t.task_id)",
-            (0 if limit else 1,),
+            f"INSERT INTO temp.task_places SELECT task_id, {_FIRST_WALK} FROM rejudge_tasks t"
+            f" WHERE {'1' if limit else 'forced = 1'}"
+            " AND NOT EXISTS (SELECT 1 FROM temp.task_places p WHERE p.task_id = t.task_id)"
         )
         known = "SELECT p.walk, p.task_id FROM {} WHERE q.forced = {} ORDER BY p.walk, p.task_id LIMIT ?"
         forced = run(known.format("rejudge_tasks q CROSS JOIN temp.task_places p USING (task_id)", 1), (-1,)).fetchall()

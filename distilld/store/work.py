@@ -12,7 +12,7 @@ from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
 from distilld.store.queues import first_waiter
 from distilld.store.run_exports import RunExports
 from distilld.store.schema import BEHIND_ID, HOLDS_RAG
-from distilld.store.tasks import EVIDENCE_OF_ROWS, Tasks
+from distilld.store.tasks import EVIDENCE_OF_ROWS, UNJUDGED, Tasks
 from distilld.store.verdicts import InForce, Verdicts, codes_of, last_verdict
 
 _FACTS: Final = (
@@ -54,6 +54,8 @@ _HAD_TWICE: Final = (
     f" HAVING count(*) > 1 UNION SELECT sample_key FROM retained_rows WHERE rag = {EXPORTED} OR sft = {EXPORTED}"
     f" UNION SELECT sample_key FROM departures WHERE dataset IN ('rag', 'sft') AND outcome = {EXPORTED}"
 )
+
+_FORCED_ROWS: Final = "rejudge_rows q INDEXED BY forced_rows WHERE q.forced = 1"
 
 RUNS_REMEMBERED: Final = 10_000
 
@@ -164,9 +166,16 @@ class Work(LooseLines, Tasks):
         unjudged = sum(high - low for low, high in self._unjudged_spans())
         return Waiting(rows + unjudged, tasks, departures, retained)
 
+    def anything_waits(self) -> bool:
+        """Return whether a batch is due; count nothing, since this is asked before each batch."""
+        sources = ("rejudge_rows", "rejudge_tasks", "departures", "rejudge_retained", UNJUDGED)
+        return any(self._holds(f"EXISTS (SELECT 1 FROM {source})") for source in sources)
+
     def bytes_waiting(self) -> int:
         """Return about how many bytes of inputs must be read to judge all waiting rows."""
         rows = self.waiting().rows
+        if not rows:
+            return 0
         known, size = self._run(
             "SELECT (SELECT value FROM counters WHERE name = 'scored_rows'), (SELECT total(indexed_bytes) FROM files)"
         ).fetchone()
@@ -178,10 +187,10 @@ class Work(LooseLines, Tasks):
         Each is looked up when it is due, so rows that were judged meanwhile are left out.
         """
         unjudged = [] if forced_only else [each for each in self._unjudged_spans() if each[1] > after + 1]
-        forced = " AND forced = 1" if forced_only else ""
+        queue = _FORCED_ROWS if forced_only else "rejudge_rows q WHERE 1"
         at = 0
         while True:
-            (queued,) = self._run(f"SELECT min(walk) FROM rejudge_rows WHERE walk > ?{forced}", (after,)).fetchone()
+            (queued,) = self._run(f"SELECT min(q.walk) FROM {queue} AND q.walk > ?", (after,)).fetchone()
             new = unjudged[at] if at < len(unjudged) else None
             if queued is None and new is None:
                 return
@@ -203,8 +212,9 @@ class Work(LooseLines, Tasks):
         """
         facts = f"SELECT {_FACTS}, {{changed}}, {self._contested()}, NULL, NULL FROM {{source}}{_EVIDENCE_OF}"
         # A row that was never judged has no line to withdraw: it waits for its turn, as its job may exist already.
-        forced = " AND q.forced = 1 AND s.rag IS NOT NULL" if forced_only else ""
-        source = "rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
+        forced = " AND s.rag IS NOT NULL" if forced_only else ""
+        queue = f"(SELECT q.* FROM {_FORCED_ROWS})" if forced_only else "rejudge_rows"
+        source = f"{queue} q CROSS JOIN scored_rows s USING (walk)"
         rows = self._run(
             f"{facts.format(changed='q.evidence_changed', source=source)}"
             f" WHERE q.walk > ?2 AND q.walk < ?3{forced} ORDER BY q.walk LIMIT ?4",
@@ -265,7 +275,10 @@ class Work(LooseLines, Tasks):
         self._has_loose = self.has_loose_lines()
         if not self._has_loose:
             return set()
-        rows = self._run(f"SELECT partition_id, row_line FROM departures WHERE outcome <> {EXPORTED}")
+        rows = self._run(
+            "SELECT partition_id, row_line FROM departures INDEXED BY quarantined_departures"
+            f" WHERE outcome <> {EXPORTED}"
+        )
         return {(partition_id, line) for partition_id, line in rows}
 
     def verdict_of(self, run_id: str, options: Options) -> tuple[Category | None, Category | None]:

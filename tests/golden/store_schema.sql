@@ -6,6 +6,10 @@ CREATE INDEX emptied_rows ON retained_rows (kind) WHERE kind <> 'absent' AND rag
 
 CREATE INDEX files_by_hash ON files (hashed_at_ns) WHERE state = 'present';
 
+CREATE INDEX forced_rows ON rejudge_rows (walk) WHERE forced = 1;
+
+CREATE INDEX forced_tasks ON rejudge_tasks (task_id) WHERE forced = 1;
+
 CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;
 
 CREATE INDEX malformed_runs_by_digest ON malformed_runs (digest);
@@ -19,6 +23,10 @@ CREATE UNIQUE INDEX pairs_by_key ON pairs (sample_key, CASE outcome WHEN 0 THEN 
 CREATE INDEX pairs_by_rejected_run ON pairs (rejected_run_id);
 
 CREATE INDEX pairs_by_task ON pairs (task_id, slot);
+
+CREATE INDEX pending_tails ON files (partition_id, kind) WHERE tail = 'pending' AND state = 'present';
+
+CREATE INDEX quarantined_departures ON departures (partition_id, row_line) WHERE outcome <> 0;
 
 CREATE INDEX retained_pairs ON pairs (retained, accepted, outcome) WHERE retained IS NOT NULL;
 

@@ -30,4 +30,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m010_smaller_store",
         "m011_words_of_the_glossary",
         "m012_rows_without_a_run_judge_none",
+        "m013_indexes_of_each_batch",
     ]
