@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from distilld.core.line_facts import EXPORTED
+from distilld.core.line_facts import EXPORTED, Walks
 from distilld.core.model import Category, Cause, Dataset, InputChanged, MarkedLines, Marks, UnreadableError, Verdict
 
 ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
@@ -234,8 +234,8 @@ class Decisions:
     """Rows that this batch judged before their id passed to another row, or from one: they are judged again."""
     tasks_to_queue: list[str] = field(default_factory=list)
     """Tasks that this batch touched and leaves to a later one."""
-    judged_to: int | None = None
-    """This batch judges all unjudged rows up to this place in walk order; None if it judges none."""
+    judged: Walks | None = None
+    """This batch judges all rows within that were never judged; None if it judges none."""
 
     @property
     def rows_judged(self) -> int:

@@ -14,6 +14,9 @@ from distilld.core.records import category_of, id_digits
 LINE_BITS: Final = 26
 """A partition has fewer than 2^26 lines; the bits above hold its place among the partitions."""
 LINES_END: Final = 1 << LINE_BITS
+Walks = tuple[int, int]
+"""Rows of one partition or several in walk order: the base of the first partition, and the place of the last row."""
+ALL_WALKS: Final[Walks] = (0, 1 << 62)
 
 EXPORTED: Final = 0
 REASON_CODES: Final = {reason: code for code, reason in enumerate(Reason, 1)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.decisions import Decisions, Withdrawal
+from distilld.core.line_facts import ALL_WALKS
 from distilld.core.model import Cause, Dataset, OperatorError, Options
 from distilld.engine.answers import check_lines, check_pairs, check_rows
 from distilld.engine.batch_start import empty_decisions
@@ -188,6 +189,7 @@ class Batches:
             self._is_start = False
         assert self._queue is not None  # noqa: S101  set by _begin
         pruned = self._queue.pruned
+        first = self._queue.under_way[0].spans[0].place.base if self._next is not None else 0
         last = self._judge_spans(batch, rows)
         rows.judge_joined()
         rows.loose_rows.take_moved()
@@ -205,7 +207,7 @@ class Batches:
             rows.judge_joined()
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
-        decisions.judged_to = last.spans[-1].last if last is not None and left_over else NO_LIMIT
+        decisions.judged = (first, last.spans[-1].last) if last is not None and left_over else ALL_WALKS
         # What else stands in a task may be among rows whose evidence is not known to the store before the commit.
         if last is not None or rows.done:
             self._work.forget_task_places()
@@ -213,7 +215,7 @@ class Batches:
         pairs.judge(self._work.tasks(limit, self._tasks_out_of_reach))
         if self._pool.is_elsewhere:
             check_lines(decisions, self._work, self._options)
-        touched = self._work.tasks_of_unjudged(decisions.judged_to)
+        touched = self._work.tasks_of_unjudged(decisions.judged)
         decisions.tasks_to_queue = sorted((touched | pairs.left) - set(decisions.tasks))
         if not left_over:
             self._queue = None

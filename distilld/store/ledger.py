@@ -10,6 +10,7 @@ from distilld.core.line_facts import EXPORTED, REASONS
 from distilld.core.model import Dataset
 from distilld.store.counts import Counts
 from distilld.store.moved import forget_moved_rows
+from distilld.store.tasks import unjudged_in
 from distilld.store.verdicts import last_verdict
 
 if TYPE_CHECKING:
@@ -108,14 +109,13 @@ class Ledger(Counts):
             [(walk,) for walk in decisions.rows_to_queue],
         )
         self.count_rows(0, -decisions.newly_judged)
-        if decisions.judged_to is not None:
+        if decisions.judged is not None:
             self._run(
                 "UPDATE files SET judged_lines = min(indexed_lines, max(judged_lines,"
-                " 1 + ?1 - (SELECT walk_base FROM partitions p WHERE p.partition_id = files.partition_id)))"
-                " WHERE partition_id IN (SELECT f.partition_id FROM files f INDEXED BY unjudged_files"
-                " CROSS JOIN partitions p USING (partition_id) WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines"
-                " AND f.state = 'present' AND p.walk_base <= ?1) AND kind = 'scored' AND state = 'present'",
-                (decisions.judged_to,),
+                " 1 + ?2 - (SELECT walk_base FROM partitions p WHERE p.partition_id = files.partition_id)))"
+                f" WHERE partition_id IN (SELECT f.partition_id FROM {unjudged_in(decisions.judged)})"
+                " AND kind = 'scored' AND state = 'present'",
+                decisions.judged,
             )
 
     def _apply_pairs(self, decisions: Decisions) -> None:

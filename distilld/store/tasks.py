@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, Final, NamedTuple
 
-from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS, VERDICTS
+from distilld.core.line_facts import ALL_WALKS, CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS, VERDICTS, Walks
 from distilld.core.model import Category
 from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
 from distilld.store.queues import CAN_PAIR, ORDER_MATTERS
@@ -26,11 +26,20 @@ _FIRST_WALKS: Final = ", ".join(
 _FIRST_WALK: Final = f"min({_FIRST_WALKS})"
 """SQL for the place of the first row of task ``t`` whose evidence is found; ``_NOWHERE`` if there is none."""
 
-UNJUDGED: Final = (
-    "files f INDEXED BY unjudged_files CROSS JOIN partitions p USING (partition_id)"
-    " WHERE f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present'"
-)
+_IS_UNJUDGED: Final = "f.kind = 'scored' AND f.judged_lines < f.indexed_lines AND f.state = 'present'"
+UNJUDGED: Final = f"files f INDEXED BY unjudged_files CROSS JOIN partitions p USING (partition_id) WHERE {_IS_UNJUDGED}"
 """SQL for the scored files ``f``, with their partitions ``p``, that have rows behind those that were judged."""
+
+
+def unjudged_in(within: Walks) -> str:
+    """Return the same SQL for the partitions from base ?1 to place ?2, which are ``within``.
+
+    The partitions of a batch are few, and far more files may wait behind them.
+    """
+    if within == ALL_WALKS:
+        return f"{UNJUDGED} AND p.walk_base >= ?1 AND p.walk_base <= ?2"
+    few = "partitions p CROSS JOIN files f USING (partition_id) WHERE p.walk_base >= ?1 AND p.walk_base <= ?2"
+    return f"{few} AND {_IS_UNJUDGED}"
 
 
 class WorkPair(NamedTuple):
@@ -57,10 +66,9 @@ _PAIR: Final = ", ".join(WorkPair._fields)
 class Tasks(Statements):
     """Reads tasks and their pairs."""
 
-    def _unjudged_spans(self, which: str = "") -> list[tuple[int, int]]:
-        return self._run(
-            f"SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines FROM {UNJUDGED}{which} ORDER BY 1"
-        ).fetchall()
+    def _unjudged_spans(self, within: Walks = ALL_WALKS, which: str = "") -> list[tuple[int, int]]:
+        spans = "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines"
+        return self._run(f"{spans} FROM {unjudged_in(within)}{which} ORDER BY 1", within).fetchall()
 
     def copies(
         self, digest: bytes, run_id: str | None, of_run: dict[bytes, list[tuple[int, bool]]] | None = None
@@ -104,7 +112,7 @@ class Tasks(Statements):
             waiting = known.format("temp.task_places p CROSS JOIN rejudge_tasks q USING (task_id)", 0)
             queued = run(waiting, (limit + len(out_of_reach),)).fetchall()
             others.update(place for place in queued if place[1] not in out_of_reach)
-            unjudged = self.tasks_of_unjudged(_NOWHERE).difference(task_id for _, task_id in forced)
+            unjudged = self.tasks_of_unjudged(ALL_WALKS).difference(task_id for _, task_id in forced)
             others.update(self._first_walks(sorted(unjudged)))
         first = [*forced, *sorted(others)[:limit]]
         self._many("DELETE FROM temp.task_places WHERE task_id = ?", [(task_id,) for _, task_id in first])
@@ -135,18 +143,17 @@ class Tasks(Statements):
                 if other < place:
                     yield other
 
-    def tasks_of_unjudged(self, up_to: int) -> set[str]:
-        """Return the tasks that may form pairs from rows that are still unjudged, up to a place in walk order."""
+    def tasks_of_unjudged(self, within: Walks) -> set[str]:
+        """Return the tasks that may form pairs from rows that are still unjudged, within these places."""
         found: set[str] = set()
         # No row of a partition pairs without the evidence file, which may be read together with the rows.
         known = (
             " AND EXISTS (SELECT 1 FROM files e WHERE e.partition_id = f.partition_id AND e.kind = 'evidence'"
             " AND e.state = 'present')"
         )
-        for low, high in self._unjudged_spans(known):
-            if low <= up_to:
-                tasks = f"SELECT DISTINCT task_id FROM scored_rows s WHERE {CAN_PAIR}"
-                found.update(self._column(tasks, low, min(high, up_to + 1)))
+        for low, high in self._unjudged_spans(within, known):
+            tasks = f"SELECT DISTINCT task_id FROM scored_rows s WHERE {CAN_PAIR}"
+            found.update(self._column(tasks, low, min(high, within[1] + 1)))
         return found
 
     def _first_walks(self, tasks: list[str]) -> Iterator[tuple[int, str]]:

@@ -36,9 +36,9 @@ def steps_of_batches(lake: HistoryLake, trigger: Trigger) -> list[int]:
     return [end - start for start, end in pairwise(ends)]
 
 
-@pytest.mark.parametrize("change", ["rebuild", "first pass", "rows that move", "rename"])
+@pytest.mark.parametrize("change", ["rebuild", "first pass", "rows that move", "rename", "many partitions"])
 def test_batch_does_not_look_at_all_that_waits_behind_it(tmp_path: Path, change: str) -> None:
-    """The story: each batch asked the whole queues and all departures for what concerns it.
+    """The story: each batch asked the whole queues, all departures and all files for what concerns it.
 
     A pass of twice as many rows took four times as long, where a batch is small beside it.
     """
@@ -46,8 +46,12 @@ def test_batch_does_not_look_at_all_that_waits_behind_it(tmp_path: Path, change:
     def steps(count: int) -> int:
         with history_lake(tmp_path, batch_rows=20) as lake:
             rows = pairs_of(count)
-            lake.both(A, *rows)
-            if change != "first pass":
+            if change == "many partitions":
+                for at in range(0, count, 10):
+                    lake.both(A.replace("alpha", f"alpha{at:03d}"), *rows[at : at + 10])
+            else:
+                lake.both(A, *rows)
+            if change not in ("first pass", "many partitions"):
                 lake.go()
             if change == "rows that move":
                 lake.both(A, *rows[: count // 2])
@@ -60,4 +64,4 @@ def test_batch_does_not_look_at_all_that_waits_behind_it(tmp_path: Path, change:
             assert len(lake.exported(Dataset.PREFERENCE)) == count // 2
             return max(batches[1:-1])
 
-    assert steps(800) < 1.05 * steps(200)
+    assert steps(480) < 1.05 * steps(120)
