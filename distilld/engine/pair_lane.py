@@ -23,7 +23,6 @@ class PairLane:
         self._work = work
         self._options = options
         self._options_changed = options_changed
-        self._absent = work.absent_files()
         self._any_departed = work.has_departed_pairs()
         self.out = decisions
         self.changes = decisions.changes[_PREFERENCE]
@@ -80,7 +79,7 @@ class PairLane:
     def is_absent(self, pair: WorkPair) -> bool:
         """Return whether a side of the pair is absent: its scored line, or its evidence."""
         return any(
-            partition in self._absent and self._work.side_is_absent(partition, run_id, pair.task_id, category)
+            self._work.side_is_absent(partition, run_id, pair.task_id, category)
             for partition, run_id, category in (
                 (pair.chosen_partition or 0, pair.chosen_run_id, CATEGORY_CODES[Category.ACCEPTED]),
                 (pair.rejected_partition or 0, pair.rejected_run_id, pair.rejected_category),

@@ -48,7 +48,8 @@ _IN_PAIRS: Final = " UNION ALL ".join(
 )
 """SQL for partitions that pairs may name though they have no file: all other pairs stand on present files."""
 _MOVED_RESTS: Final = (
-    f"SELECT partition_id FROM files f WHERE state = 'absent' AND rest_category IS NOT NULL AND {rest_moved()}"
+    "SELECT partition_id FROM files f INDEXED BY verdicts_in_rests"
+    f" WHERE state = 'absent' AND rest_category IS NOT NULL AND {rest_moved()}"
 )
 
 

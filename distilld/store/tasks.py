@@ -213,10 +213,6 @@ class Tasks(Statements):
             found.setdefault(pair.sample_key, []).append(pair)
         return found
 
-    def absent_files(self) -> frozenset[int]:
-        """Return the partitions with an absent file."""
-        return frozenset(self._column("SELECT partition_id FROM files WHERE state = 'absent'"))
-
     def names_run(self, run_id: str) -> bool:
         """Return whether a present scored row names the run."""
         return self._holds("EXISTS (SELECT 1 FROM scored_rows WHERE run_id = ?)", run_id)

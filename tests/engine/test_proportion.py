@@ -65,3 +65,25 @@ def test_batch_does_not_look_at_all_that_waits_behind_it(tmp_path: Path, change:
             return max(batches[1:-1])
 
     assert steps(480) < 1.05 * steps(120)
+
+
+def test_batch_does_not_look_at_all_absent_files(tmp_path: Path) -> None:
+    """The story: each batch listed all absent files, and asked several times whether the end of one forbids a run.
+
+    Where producers delete what is old, nearly all files that were ever read are absent.
+    """
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path, batch_rows=20) as lake:
+            names = [A.replace("alpha", f"alpha{number:03d}") for number in range(count)]
+            for name in names:
+                lake.both(name, run(name))
+            lake.go()
+            lake.move_away(*(path for name in names for path in lake.paths(name, "both")))
+            lake.go()
+            lake.both(B, *pairs_of(100))
+            batches = steps_of_batches(lake, Trigger.ONCE)
+            assert lake.ask("SELECT count(*) FROM files WHERE state = 'absent'") == [(2 * count,)]
+            return max(batches[1:-1])
+
+    assert steps(80) < 1.05 * steps(10)
