@@ -102,9 +102,10 @@ class EvidenceRows(Statements):
             " ON CONFLICT (walk) DO UPDATE SET evidence_changed = 1",
             span,
         )
+        # The span holds all rows of the file, and mostly few of them are of a run that changed.
         self._run(
-            "UPDATE scored_rows SET evidence_found = c.found, kept = CASE c.found WHEN 1 THEN 0 ELSE kept END FROM changed c WHERE scored_rows.run_id = c.run_id"
-            " AND scored_rows.walk >= ?1 AND scored_rows.walk < ?2 AND scored_rows.evidence_found <> c.found",
+            "UPDATE scored_rows SET evidence_found = 1 - evidence_found, kept = kept * evidence_found"
+            f" WHERE walk IN (SELECT s.walk {in_partition} WHERE s.evidence_found <> c.found)",
             span,
         )
 

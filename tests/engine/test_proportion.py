@@ -11,7 +11,8 @@ import pytest
 from distilld.core.model import Dataset, Trigger
 from distilld.engine.engine import Engine
 from distilld.publish.commit import CommittedBatch
-from tests.support.history_lake import A, B, HistoryLake, history_lake, run
+from tests.support.builders import jsonl
+from tests.support.history_lake import A, B, HistoryLake, believe_facts, given, history_lake, run
 from tests.support.query_plans import counted_steps
 
 
@@ -87,3 +88,29 @@ def test_batch_does_not_look_at_all_absent_files(tmp_path: Path) -> None:
             return max(batches[1:-1])
 
     assert steps(80) < 1.05 * steps(10)
+
+
+@pytest.mark.parametrize("what", ["evidence", "rows"])
+def test_line_that_is_appended_does_not_cost_the_rows_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The story: evidence that was appended was looked for from each row of the file, and not from the evidence."""
+    believe_facts(monkeypatch)
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *pairs_of(count), run("late"))
+            lake.go()
+            path, line = (
+                (lake.evidence_path(A), given("late", "another answer"))
+                if what == "evidence"
+                else (lake.scored_path(A), run("late", "rejected"))
+            )
+            path.write_bytes(path.read_bytes() + jsonl([line]))
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            lake.check()
+            assert [row["source_run_id"] for row in lake.withdrawn("rag")] == ["late"]
+            return done[0]
+
+    assert steps(400) < 1.05 * steps(100)
