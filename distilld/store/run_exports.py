@@ -5,11 +5,12 @@ Nothing is stored: it follows from the present rows, and is computed only for ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from distilld.core.model import Options
 from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
+from distilld.store.connection import Store
 from distilld.store.statements import Statements
 
 Export = tuple[int | None, str | None]
@@ -17,12 +18,28 @@ Export = tuple[int | None, str | None]
 Within = dict[str, set[Export]]
 """The exports within the limit, by run; only for runs with more rows than that: no other has too many exports."""
 NOWHERE: Final = (0, 0)
+REMEMBERED: Final = 100_000
+"""Of how many runs, and exports of large runs, it is remembered which are within the limit."""
 _FEW: Final = 20
 """Fewer runs than this are looked up one by one: one statement for many runs costs as much as that."""
 
 
 class RunExports(Statements):
     """Finds which exports of a run are within the limit."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._known: dict[str, set[Export] | None] | None = None
+        """The exports within the limit of the runs that were asked for: None if the run is not large."""
+        self._size = 0
+
+    def remember(self) -> None:
+        """Remember what is asked, since the facts of the inputs do not change until :meth:`forget`."""
+        self._known, self._size = {}, 0
+
+    def forget(self) -> None:
+        """Forget what was asked: the facts of the inputs may change."""
+        self._known = None
 
     def within(self, runs: Iterable[str], options: Options, without: tuple[int, int] = NOWHERE) -> Within:
         """Return the exports within the limit, as if there were no rows in span ``without``."""
@@ -37,10 +54,21 @@ class RunExports(Statements):
                 places.setdefault(run_id, []).append(walk)
         return {
             walk
-            for run_id, within in self.within(places, options).items()
+            for run_id, within in self._within(places, options).items()
             for walk in places[run_id]
             if self._run("SELECT sample_key, task_id FROM scored_rows WHERE walk = ?", (walk,)).fetchone() not in within
         }
+
+    def _within(self, runs: Collection[str], options: Options) -> Within:
+        if self._known is None:
+            return self.within(runs, options)
+        if self._size > REMEMBERED:
+            self.remember()
+        new = [run_id for run_id in runs if run_id not in self._known]
+        found = self.within(new, options)
+        self._known |= {run_id: found.get(run_id) for run_id in new}
+        self._size += len(new) + sum(map(len, found.values()))
+        return {run_id: exports for run_id in runs if (exports := self._known[run_id]) is not None}
 
     def queue_changes(self, before: Within, after: Within) -> None:
         """Queue the rows that came within the limit or went over it, and their tasks."""

@@ -250,6 +250,7 @@ class Work(LooseLines, Tasks):
         Collect the contested rows in a table if that is faster than a check of each waiting row.
         """
         self._said = {}
+        self._exports.remember()
         self.forget_task_places()
         known = self._number("SELECT value FROM counters WHERE name = 'scored_rows'")
         self._noted = bool(known) and 4 * self.waiting().rows >= known
@@ -266,6 +267,7 @@ class Work(LooseLines, Tasks):
     def end_judging(self) -> None:
         """Drop these caches: the facts of the inputs may change."""
         self._noted, self._said = False, None
+        self._exports.forget()
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
         """Note whether exports have lines without a present row; return the places of quarantined departures.

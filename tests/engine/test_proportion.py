@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import Dataset, Trigger
+from distilld.core.model import Dataset, Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.publish.commit import CommittedBatch
 from tests.support.builders import jsonl
@@ -114,3 +114,36 @@ def test_line_that_is_appended_does_not_cost_the_rows_before_it(
             return done[0]
 
     assert steps(400) < 1.05 * steps(100)
+
+
+def test_limit_of_a_run_is_looked_for_once(tmp_path: Path) -> None:
+    """The story: each batch, and each row that another one displaces, read the rows of its run up to the limit."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path, batch_rows=count // 4) as lake:
+            rows = [run("one", provenance__sig_hash=f"sig-{number}") for number in range(count)]
+            lake.both(B, *rows)
+            lake.go()
+            lake.both(A, *({**row, "written": "again"} for row in rows))
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            lake.check()
+            assert set(lake.quarantined(Dataset.RAG).values()) == {"duplicate_id"}
+            return done[0]
+
+    assert steps(400) < 5 * steps(100)
+
+
+def test_batch_does_not_look_at_all_rows_of_its_run(tmp_path: Path) -> None:
+    """The story: where a run has one export in many rows, each batch read all of them to find the limit."""
+
+    def steps(count: int) -> int:
+        with history_lake(
+            tmp_path, Options(source_files_root=str(tmp_path), max_exports_per_run=5), batch_rows=20
+        ) as lake:
+            lake.both(A, *(run("one", written=number) for number in range(count)))
+            batches = steps_of_batches(lake, Trigger.ONCE)
+            lake.check()
+            return max(batches[1:-1])
+
+    assert steps(480) < 1.05 * steps(120)
