@@ -234,7 +234,9 @@ def stage_anchors(root: Path) -> set[str]:
 def _stage_chains(root: Path) -> dict[str, list[str]]:
     """Return the ids of each stage's receipts, oldest first."""
     chains: dict[str, list[str]] = {}
-    for batch_id in sorted(os.listdir(root / REPORTS)) if (root / REPORTS).exists() else ():
+    names = os.listdir(root / REPORTS) if (root / REPORTS).exists() else ()
+    # Nearly all folders are of batches, and this is asked at each batch.
+    for batch_id in sorted(name for name in names if "-" in name):
         if stage := stage_of(batch_id):
             chains.setdefault(stage, []).append(batch_id)
     return chains

@@ -10,6 +10,7 @@ import pytest
 
 from distilld.core.model import Dataset, Options, Trigger
 from distilld.engine.engine import Engine
+from distilld.publish import receipt_files
 from distilld.publish.commit import CommittedBatch
 from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, HistoryLake, believe_facts, given, history_lake, run
@@ -147,3 +148,41 @@ def test_batch_does_not_look_at_all_rows_of_its_run(tmp_path: Path) -> None:
             return max(batches[1:-1])
 
     assert steps(480) < 1.05 * steps(120)
+
+
+def test_kept_receipts_cost_a_batch_nothing(tmp_path: Path) -> None:
+    """The story: at each batch and each pass all kept receipts were counted, to find those that are too many."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path, receipts_keep=10_000) as lake:
+            lake.both(A, run("first"))
+            lake.go()
+            connection = lake.engine.store.connection
+            numbers = f"[{','.join(map(str, range(2, count + 2)))}]"
+            connection.execute(
+                "INSERT INTO batches SELECT value, batch_id || value, trigger, recorded_at, 0, 0, 0, 0, 0, 0"
+                " FROM batches, json_each(?)",
+                (numbers,),
+            )
+            connection.execute(
+                "INSERT INTO receipts SELECT value, receipt, receipt_sha256, 1 FROM receipts, json_each(?)", (numbers,)
+            )
+            lake.both(B, run("second"))
+            with counted_steps(connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            lake.check()
+            return done[0]
+
+    assert steps(200) < 1.02 * steps(20)
+
+
+def test_folders_of_batches_are_asked_for_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: at each batch the time was read from the name of every kept receipt, to find those of other stages."""
+    asked: list[str] = []
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("first"))
+        monkeypatch.setattr(receipt_files, "stage_of", asked.append)
+        lake.go()
+        assert receipt_files.stage_heads(lake.root) == {}
+        assert (lake.root / "reports").is_dir()
+    assert asked == []
