@@ -129,8 +129,10 @@ class Queues(Statements):
         self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {source} WHERE f.kind <> 'orphan'")
         for side in ("chosen", "rejected"):
             self._run(
+                # Without the index's name, SQLite compares each row with all retained pairs.
                 f"INSERT OR IGNORE INTO rejudge_tasks SELECT p.task_id, 0 FROM {source} CROSS JOIN pairs p"
-                f" ON p.{side}_run_id = f.run_id WHERE f.kind <> 'orphan' AND p.retained = 'absent'"
+                f" INDEXED BY pairs_by_{side}_run ON p.{side}_run_id = f.run_id"
+                " WHERE f.kind <> 'orphan' AND p.retained = 'absent'"
             )
 
     def doubt_orphans(self, source: str) -> None:

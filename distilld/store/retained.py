@@ -148,8 +148,9 @@ class Retained(Statements):
         Their tasks are queued already, by the rows that returned or are gone for good.
         """
         where = (
-            "pair_id IN (SELECT p.pair_id FROM rejudge_tasks t CROSS JOIN pairs p USING (task_id)"
-            f" WHERE p.retained = 'absent') AND NOT {_ABSENT_FILE}"
+            # Without the index's name, SQLite compares each task with all retained pairs.
+            "pair_id IN (SELECT p.pair_id FROM rejudge_tasks t CROSS JOIN pairs p INDEXED BY pairs_by_task"
+            f" USING (task_id) WHERE p.retained = 'absent') AND NOT {_ABSENT_FILE}"
         )
         if self._departures.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where, "outcome"):
             self._run(f"UPDATE pairs SET retained = NULL WHERE {where}")

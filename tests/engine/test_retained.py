@@ -1101,11 +1101,12 @@ def tasks_of_two(count: int) -> list[dict[str, Any]]:
     return [run(f"r{n}", ("accepted", "rejected")[n % 2], f"t{n // 2}") for n in range(count)]
 
 
-@pytest.mark.parametrize("how", ["absent", "renamed", "renamed in small batches"])
+@pytest.mark.parametrize("how", ["absent", "renamed", "renamed in small batches", "renamed later", "returned"])
 def test_work_follows_the_rows_that_go(tmp_path: Path, how: str) -> None:
     """The story: the evidence and the pairs of a partition that went were each compared with all its rows.
 
-    A partition of 8,000 rows that was renamed took minutes, and one of twice as many four times as long.
+    A partition of 8,000 rows that was renamed took minutes, and one of twice as many four times as long. When a
+    partition came back, there or elsewhere, all its pairs were looked at for each row or task.
     """
 
     def steps(count: int) -> int:
@@ -1113,7 +1114,11 @@ def test_work_follows_the_rows_that_go(tmp_path: Path, how: str) -> None:
             lake.both(A, *tasks_of_two(count))
             lake.go()
             lake.move_away(*lake.paths(A, "both"))
-            if how != "absent":
+            if how in ("renamed later", "returned"):
+                lake.go()
+            if how == "returned":
+                lake.bring_back(*lake.paths(A, "both"))
+            elif how != "absent":
                 lake.both(B, *tasks_of_two(count))
             with counted_steps(lake.engine.store.connection) as done:
                 lake.go()
