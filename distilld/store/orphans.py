@@ -169,7 +169,12 @@ class Orphans(Statements):
             "UPDATE retained_rows SET category = ? WHERE run_id = ? AND kind = 'orphan' AND coalesce(category, 0) <> ?",
             (CATEGORY_CODES[category], run_id, CATEGORY_CODES[Category.REJECTED]),
         )
-        self._run("UPDATE pairs SET rejected_category = -1 WHERE chosen_run_id = ? AND retained = 'orphan'", (run_id,))
+        # Without the index's name, SQLite looks at all orphans for each run.
+        self._run(
+            "UPDATE pairs INDEXED BY pairs_by_chosen_run SET rejected_category = -1"
+            " WHERE chosen_run_id = ? AND retained = 'orphan'",
+            (run_id,),
+        )
 
     def undecided(self) -> bool:
         """Return whether any orphan is undecided."""

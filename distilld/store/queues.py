@@ -123,16 +123,18 @@ class Queues(Statements):
             )
 
     def add_copied(self, source: str) -> None:
-        """Queue retained rows ``f`` whose lines are in a present partition: they and their pairs count only there."""
+        """Queue retained rows ``f`` whose lines ``n`` are in a present partition: they and their pairs count only there."""
         if not self._holds("EXISTS (SELECT 1 FROM retained_rows)"):
             return
-        self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {source} WHERE f.kind <> 'orphan'")
+        # Orphans, and rows that only an old quarantine tells of, have no digest, and are no copies of each other.
+        copied = "n.digest <> x'' AND f.kind <> 'orphan'"
+        self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {source} WHERE {copied}")
         for side in ("chosen", "rejected"):
             self._run(
                 # Without the index's name, SQLite compares each row with all retained pairs.
                 f"INSERT OR IGNORE INTO rejudge_tasks SELECT p.task_id, 0 FROM {source} CROSS JOIN pairs p"
                 f" INDEXED BY pairs_by_{side}_run ON p.{side}_run_id = f.run_id"
-                " WHERE f.kind <> 'orphan' AND p.retained = 'absent'"
+                f" WHERE {copied} AND p.retained = 'absent'"
             )
 
     def doubt_orphans(self, source: str) -> None:

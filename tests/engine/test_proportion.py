@@ -186,3 +186,20 @@ def test_folders_of_batches_are_asked_for_no_stage(tmp_path: Path, monkeypatch: 
         assert receipt_files.stage_heads(lake.root) == {}
         assert (lake.root / "reports").is_dir()
     assert asked == []
+
+
+def test_verdict_of_an_old_quarantine_is_not_looked_for_in_all_pairs(tmp_path: Path) -> None:
+    """The story: where the store was lost, each run of a quarantine was looked for in all pairs of the old exports."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *pairs_of(count))
+            lake.go()
+            lake.lose_store()
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            lake.check()
+            assert len(lake.exported(Dataset.PREFERENCE)) == count // 2
+            return done[0]
+
+    assert steps(400) < 5 * steps(100)
