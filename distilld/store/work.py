@@ -252,7 +252,11 @@ class Work(LooseLines, Tasks):
         self._said = {}
         self._exports.remember()
         self.forget_task_places()
-        known = self._number("SELECT value FROM counters WHERE name = 'scored_rows'")
+        # Retained rows and departures are looked through too, and can be far more than the present rows.
+        known = self._number(
+            "SELECT (SELECT value FROM counters WHERE name = 'scored_rows')"
+            " + (SELECT total(rows) FROM totals WHERE dataset = 'rag' AND state <> 'live')"
+        )
         self._noted = bool(known) and 4 * self.waiting().rows >= known
         if not self._noted:
             return

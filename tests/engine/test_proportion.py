@@ -203,3 +203,21 @@ def test_verdict_of_an_old_quarantine_is_not_looked_for_in_all_pairs(tmp_path: P
             return done[0]
 
     assert steps(400) < 5 * steps(100)
+
+
+def test_new_rows_beside_many_retained_ones_are_compared_with_those_they_name(tmp_path: Path) -> None:
+    """The story: where few rows are present, all retained ones were looked through to find what new rows share."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *pairs_of(count))
+            lake.go()
+            lake.move_away(*lake.paths(A, "both"))
+            lake.go()
+            lake.both(B, run("new"))
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            lake.check()
+            return done[0]
+
+    assert steps(400) < 1.05 * steps(100)
