@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import CATEGORY_CODES, VERDICTS
@@ -180,6 +181,7 @@ def _last(
     return VERDICTS[present[1]] if present else None
 
 
+@lru_cache(maxsize=8)
 def forbidding_codes(options: Options, *datasets: Dataset) -> str:
     """Return an SQL list of the category codes that forbid a run in one of the datasets."""
     return ",".join(
