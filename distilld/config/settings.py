@@ -134,7 +134,7 @@ class Settings:
         number(0, 365 * 24),
         24,
         "Every input file is hashed again once per this many hours, to find changes that its size and times do not "
-        "show. 0: off.",
+        "show; so is every export, and also after it changed. 0: off.",
     )
     batch_rows: int = _key(
         whole(1, 10_000_000), 50_000, "The maximum number of rows in a batch. A batch also ends at 32 MiB of input."

@@ -46,19 +46,16 @@ class ExportRecheck:
         return max(0.0, self._next_at - monotonic()) if self._engine.scrub_ns else LEAST_SECONDS_A_ROUND
 
     def _hash_until(self, end: float) -> None:
-        if self._round is None and self._is_due():
-            self._began_at = monotonic()
-            self._seen = self._committed()
-            self._round = self._segments()
+        if self._round is None:
+            self._begin_if_due(monotonic())
         while self._round is not None and monotonic() < end:
             if next(self._round, self) is self:
                 self._round = None
 
-    def _is_due(self) -> bool:
-        return self._committed() != self._seen or monotonic() >= self._began_at + self._engine.scrub_ns / 1e9
-
-    def _committed(self) -> dict[str, Committed]:
-        return {name: record.committed for name, record in self._engine.export_records.exports().items()}
+    def _begin_if_due(self, now: float) -> None:
+        committed = {name: record.committed for name, record in self._engine.export_records.exports().items()}
+        if committed != self._seen or now >= self._began_at + self._engine.scrub_ns / 1e9:
+            self._began_at, self._seen, self._round = now, committed, self._segments()
 
     def _segments(self) -> Iterator[None]:
         """Check each segment of each export, as the exports are at that moment."""
