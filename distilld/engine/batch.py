@@ -202,7 +202,7 @@ class Batches:
             rows.judge_joined()
             pruned |= forced.pruned
             self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
-        else:
+        elif self._work.departing() > len(decisions.departures):
             self._take_departures(decisions, rows, pairs, all_judged=True)
             rows.judge_joined()
         rows.finish()

@@ -122,6 +122,10 @@ class LooseLines(Statements):
             )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
+    def departing(self) -> int:
+        """Return the number of departures."""
+        return self._number("SELECT count(*) FROM departures")
+
     def has_departed_pairs(self) -> bool:
         """Return whether any exported pair departed."""
         return self._holds(f"EXISTS (SELECT 1 FROM departures WHERE dataset = 'preference' AND outcome = {EXPORTED})")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from distilld.config.load import load
-from distilld.core.model import InputKind, OnDelete
+from distilld.core.model import InputKind, OnDelete, Options
 from distilld.inspection.explain import explain
 from distilld.inspection.verify import verify
+from distilld.store.loose_lines import Departure
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
 
 D = "2026/04/30/delta.jsonl"
@@ -208,6 +209,28 @@ def test_row_that_waits_for_an_id_comes_before_a_row_that_moved_behind_it(lake: 
     held = [row["provenance"]["source_file"] for row in lake.rows("rag") if row["source_run_id"] == "r1"]
     assert held == ["data/_kb/waiting.jsonl"]
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
+def test_departures_are_read_once_if_none_waits(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that withdraws many rows in one batch held them twice."""
+    lake.both(A, run("r1"), run("r2"))
+    lake.go()
+    read, real = list[bool](), lake.engine.work.departures
+
+    def departures(limit: int, options: Options, *, all_judged: bool) -> list[Departure]:
+        read.append(all_judged)
+        return real(limit, options, all_judged=all_judged)
+
+    monkeypatch.setattr(lake.engine.work, "departures", departures)
+    lake.both(A, run("r1"))
+    lake.go()
+    assert read == [False]
+    assert lake.exported("rag") == {"r1"}
+    lake.both(A, run("r3"))
+    lake.both(B, run("r1"))
+    lake.go()
+    assert read == [False, False]
+    assert lake.exported("rag") == {"r1", "r3"}
 
 
 def test_row_that_fails_where_it_moved_leaves_with_the_pass(lake: HistoryLake) -> None:
