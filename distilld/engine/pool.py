@@ -173,12 +173,13 @@ class Pool:
             more = True
             while more or under_way:
                 while more and self._has_room(under_way):
-                    more = self._give(coming, under_way, options, here=False)
+                    more = self._give(coming, under_way, options)
                 if not under_way:
                     continue
                 head = under_way[0]
-                while more and head.future is not None and not head.future.done() and self._lends_a_hand(under_way):
-                    more = self._give(coming, under_way, options, here=True)
+                if head.future is not None and not head.future.done() and self._take_back(under_way, options):
+                    self._pulse()
+                    continue
                 result = self._result(head, options)
                 self._pulse()
                 under_way.popleft()
@@ -201,34 +202,39 @@ class Pool:
             and not self._holds_much(under_way)
         )
 
-    def _lends_a_hand(self, under_way: deque[_Given[J]]) -> bool:
-        """Return whether this process does a job itself while it waits; finished lines fill files only to a limit."""
-        return len(under_way) < JOBS_AHEAD and not self._holds_much(under_way)
+    def _take_back(self, under_way: deque[_Given[J]], options: Options) -> bool:
+        """Do the last order here, instead of waiting, if more are given out than workers can have begun."""
+        given = [each.future for each in under_way if each.future is not None and not each.future.done()]
+        if len(set(given)) <= self._workers or not given[-1].cancel():
+            return False
+        for each in under_way:
+            if each.future is given[-1]:
+                each.future, each.result = None, perform(self._root, options, each.job, _path_of(each.file))
+        return True
 
     def _holds_much(self, under_way: deque[_Given[J]]) -> bool:
         limit = BYTES_AHEAD_ELSEWHERE if self._elsewhere else BYTES_HELD * self._workers
         return sum(each.job.size for each in under_way) >= limit
 
-    def _give(self, coming: Iterator[J], under_way: deque[_Given[J]], options: Options, *, here: bool) -> bool:
+    def _give(self, coming: Iterator[J], under_way: deque[_Given[J]], options: Options) -> bool:
         job = next(coming, None)
         if job is None:
             return False
-        executor = None if here else self._executor
-        jobs, size, file, path = [job], job.size, None, None
+        executor = self._executor
+        jobs, size, file = [job], job.size, None
         if executor is not None and self._elsewhere:
             while size < ORDER_BYTES and (job := next(coming, None)) is not None:
                 jobs.append(job)
                 size += job.size
         elif not isinstance(job, ReadJob):
             file = self._file_for(job.stamp)
-            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         given = [_Given(job, file, place=place) for place, job in enumerate(jobs)]
         under_way.extend(given)
         if executor is None:
-            given[0].result = perform(self._root, options, jobs[0], path)
+            given[0].result = perform(self._root, options, jobs[0], _path_of(file))
             return True
         try:
-            future = executor.submit(answer, self._root, options, jobs, path)
+            future = executor.submit(answer, self._root, options, jobs, _path_of(file))
         except BrokenExecutor as error:
             raise WorkerDied from error
         for each in given:
@@ -260,6 +266,11 @@ class Pool:
         if isinstance(result, SpoolFault):
             raise SpoolError(self._folder, OSError(result.errno, result.why))
         return result
+
+
+def _path_of(file: SharedFile | None) -> str | None:
+    """Return the path by which any process opens the file."""
+    return None if file is None else f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def _end_tracker() -> None:

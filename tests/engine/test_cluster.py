@@ -48,7 +48,7 @@ def cluster(lakes: Path) -> Iterator[DaskCluster]:
 def always_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little there is to do, the cluster does it."""
     monkeypatch.setattr(pool, "PROCESSES_FROM", 0)
-    monkeypatch.setattr(Pool, "_lends_a_hand", lambda *_: False)
+    monkeypatch.setattr(Pool, "_take_back", lambda *_: False)
 
 
 def small_lake(lakes: Path, address: str) -> HistoryLake:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from distilld.core.model import EXPORT_PATHS, InputKind, Options, UsageError
-from distilld.engine import cluster, index, jobs
+from distilld.engine import cluster, index, jobs, pool
 from distilld.engine.jobs import JobFailed, ReadJob, SpanJob, answer
 from distilld.engine.pool import Pool
 from distilld.engine.read_file import FileRead
@@ -193,6 +193,38 @@ def test_answers_that_are_held_are_bounded(tmp_path: Path, size: int, most: int)
         seen.append(executor.given - taken)
     assert len(seen) == 300
     assert max(seen) == most
+
+
+def test_process_that_waits_takes_orders_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a worker that is busy with the first order, the last ones are done here: one that was begun is not."""
+    monkeypatch.setattr(pool, "ORDER_BYTES", 0)
+
+    class Busy(Executor):
+        def __init__(self) -> None:
+            self.orders: list[Future[Any]] = []
+
+        def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+            self.orders.append(Future())
+            if len(self.orders) == 1:
+                self.orders[0].set_running_or_notify_cancel()
+            elif len(self.orders) == 2:
+                # This one is the last that is taken back.
+                self.orders[1].add_done_callback(lambda _: self.orders[0].set_result([["by a worker"]]))
+            return self.orders[-1]
+
+    executor = Busy()
+    doing = Pool(tmp_path, tmp_path, workers=1, executor=executor).run(
+        (SpanJob((), str(number), 1) for number in range(5)), Options()
+    )
+    results = [(done.job.stamp, done.result) for done in doing]
+    assert [(stamp, str(result)) for stamp, result in results] == [
+        ("0", "['by a worker']"),
+        ("1", "[]"),
+        ("2", "[]"),
+        ("3", "[]"),
+        ("4", "[]"),
+    ]
+    assert [order.cancelled() for order in executor.orders] == [False, True, True, True, True]
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,7 @@ def test_root_that_goes_in_the_middle_of_a_pass(
 def test_workers_without_the_root(lake: HistoryLake, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows wait whichever process judges them."""
     monkeypatch.setattr(pool, "PROCESSES_FROM", 0)
-    monkeypatch.setattr(Pool, "_lends_a_hand", lambda *_: False)
+    monkeypatch.setattr(Pool, "_take_back", lambda *_: False)
     take_away(sources)
     assert lake.go().unreadable
     assert not lake.exported(Dataset.RAG)

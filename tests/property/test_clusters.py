@@ -105,7 +105,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Histories
         patch.setattr(test_histories, "QUICK_FOLDER", str(lakes))
         patch.setattr(ClusterHistories, "address", cluster.address)
         patch.setattr(Cluster, "submit", counted)
-        patch.setattr(Pool, "_lends_a_hand", lambda *_: False)
+        patch.setattr(Pool, "_take_back", lambda *_: False)
         yield ClusterHistories
 
 
