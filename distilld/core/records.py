@@ -30,29 +30,23 @@ def id_digits(run_id: str, sig_hash: str) -> str:
 
 
 class RowJson:
-    """The JSON of a scored row for its quarantine rows, made once for both datasets, and only when needed."""
+    """The JSON of a scored row and of its provenance, for its quarantine rows: made once, and only when needed."""
 
-    __slots__ = ("_alike", "_provenance", "_record", "value")
+    __slots__ = ("_texts", "value")
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
-        self._record: bytes | None = None
-        self._alike = False
-        self._provenance: bytes | None = None
+        self._texts: tuple[bytes, bytes | None] | None = None
 
-    def record(self) -> bytes:
-        """Return the row's value, serialized again."""
-        if self._record is None:
-            self._alike = prints_alike(self.value)
-            self._record = stringify(self.value, alike=self._alike)
-        return self._record
-
-    def provenance(self) -> bytes | None:
-        """Return the row's provenance as JSON, or None if the row has none."""
-        if self._provenance is None and "provenance" in self.value:
+    def texts(self) -> tuple[bytes, bytes | None]:
+        """Return the row's value, serialized again, and its provenance, or None if the row has none."""
+        if self._texts is None:
+            value = self.value
             # If both print the row alike, they print each part alike.
-            self._provenance = stringify(self.value["provenance"], alike=self._alike)
-        return self._provenance
+            alike = prints_alike(value)
+            provenance = stringify(value["provenance"], alike=alike) if "provenance" in value else None
+            self._texts = stringify(value, alike=alike), provenance
+        return self._texts
 
 
 class ScoredRun(NamedTuple):

@@ -6,7 +6,6 @@ the object that is serialized, so a loader reads exactly the checked values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, cast, get_args
 
@@ -18,6 +17,9 @@ from distilld.core.json_text import WHITESPACE
 from distilld.core.model import SFT_NEVER, Category, Dataset, Reason, RowRef
 
 SCHEMA_VERSION: Final = 1
+UNSTAMPED: Final = "-"
+"""The placeholder for a sample's two times until its batch sets them."""
+_BETWEEN: Final = b'-","provenance":'
 
 NotBlank = Annotated[str, Field(pattern=f"[^{WHITESPACE}]")]
 NotEmpty = Annotated[str, Field(min_length=1)]
@@ -162,49 +164,14 @@ def _pair_faults(sample: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{one}: must differ from {other}" for one, other in same if sample[one] == sample[other])
 
 
-def sample_line(sample: dict[str, Any], created_at: str, recorded_at: str | None = None) -> bytes:
-    """Return the row's bytes with its line feed and the time of its batch; an adopted row keeps its own two times."""
-    sample["created_at"] = created_at
-    sample["provenance"]["recorded_at"] = recorded_at or created_at
-    return orjson.dumps(sample, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def quarantine_line(
-    dataset: Dataset,
-    reason: Reason,
-    record: bytes,
-    errors: Sequence[str],
-    provenance: bytes | None,
-    at: RowRef,
-    recorded_at: str,
-) -> bytes:
-    """Return the bytes of a quarantine row; ``record`` and ``provenance`` are JSON texts."""
-    row: dict[str, Any] = {
-        "exporter": dataset.text,
-        "reason": reason.text,
-        "source_record": orjson.Fragment(record),
-        "errors": list(errors),
-        "recorded_at": recorded_at,
-    }
-    if provenance is not None:
-        row["source_provenance"] = orjson.Fragment(provenance)
-    row["location"] = {"partition": at.partition, "line_offset": at.line}
-    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-
-
 def sample_parts(sample: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
-    """Return the row's bytes around its two times: as :func:`sample_line`, but before the times are known.
+    """Return the bytes of an unstamped row's line around its two times, line feed included.
 
     ``created_at`` and ``provenance`` are a row's last two keys; ``recorded_at`` is the last key of its provenance.
     """
-    provenance = dict(sample["provenance"])
-    rest = {key: value for key, value in sample.items() if key not in ("created_at", "provenance")}
-    del provenance["recorded_at"]
-    return (
-        b'%b,"created_at":"' % orjson.dumps(rest)[:-1],
-        b'","provenance":%b,"recorded_at":"' % orjson.dumps(provenance)[:-1],
-        b'"}}\n',
-    )
+    # No text of the row can contain what is searched for, because a JSON string escapes each quote.
+    before, _, behind = orjson.dumps(sample).rpartition(_BETWEEN)
+    return before, b'","provenance":' + behind.removesuffix(b'-"}}'), b'"}}\n'
 
 
 def sample_signs(dataset: Dataset, row_id: str, one: str | None, other: str | None) -> tuple[bytes, bytes]:
@@ -234,7 +201,7 @@ def _partition_json(partition: str) -> bytes:
 def quarantine_parts(
     dataset: Dataset, reason: Reason, record: bytes, errors: tuple[str, ...], provenance: bytes | None, at: RowRef
 ) -> tuple[bytes, bytes]:
-    """Return a quarantine row's bytes around its time: as :func:`quarantine_line`, but before the time is known."""
+    """Return the bytes of a quarantine row's line around its time; ``record`` and ``provenance`` are JSON texts."""
     partition, line = at
     return (
         b'%b%b,"errors":%b,"recorded_at":"' % (_before_record(dataset, reason), record, _errors_json(errors)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distilld.core.decisions import Withdrawal
 from distilld.core.model import Cause, Dataset, Verdict
-from distilld.core.outcome import Rendered
+from distilld.core.outcome import Outcome
 from distilld.engine.row_batch import RowBatch
 from distilld.engine.stamps import Stamps
 from distilld.lake.lines import digest_of
@@ -49,7 +49,7 @@ class FreedLines:
             self._changes.drop_quarantined(before.line)
         self._quarantined[departure.partition_id, departure.row_line] = departure
 
-    def take_quarantined(self, walk: int, code: int, quarantined: Rendered) -> Recorded | None:
+    def take_quarantined(self, walk: int, code: int, quarantined: Outcome) -> Recorded | None:
         """Return the free quarantine line of a row's place if the row's new line equals it."""
         if not self._quarantined:
             return None

@@ -12,7 +12,7 @@ from typing import Final
 from distilld.core.decisions import Decisions, RowUpdate
 from distilld.core.line_facts import CATEGORIES, EXPORTED
 from distilld.core.model import Dataset, InputChanged, Options, UnreadableError
-from distilld.core.outcome import Rendered
+from distilld.core.outcome import Outcome
 from distilld.engine.lane import Lane
 from distilld.engine.loose_rows import LooseRows
 from distilld.engine.row_batch import RowBatch
@@ -139,7 +139,7 @@ class RowJudge:
             raise error_of(judged)
         return judged
 
-    def _displaced_by(self, row: WorkRow, outcomes: tuple[Rendered, Rendered]) -> list[WorkRow]:
+    def _displaced_by(self, row: WorkRow, outcomes: tuple[Outcome, Outcome]) -> list[WorkRow]:
         """Return the rows that lose their id to this one in RAG or in SFT."""
         walks = (self._rag.displaced_by(row, outcomes[0]), self._sft.displaced_by(row, outcomes[1]))
         return [self._work.row(walk) for walk in walks if walk is not None]
@@ -163,11 +163,11 @@ class RowJudge:
         out.newly_judged -= 1
         out.rows.append(RowUpdate(None, None, None, None, None, None, row.walk))
 
-    def _outcomes(self, row: WorkRow, judged: JudgedRow) -> tuple[Rendered, Rendered]:
+    def _outcomes(self, row: WorkRow, judged: JudgedRow) -> tuple[Outcome, Outcome]:
         """Return the outcomes of a row in RAG and in SFT, without recording them."""
         return self._rag.outcome(row, judged.rag), self._sft.outcome(row, judged.sft)
 
-    def _settle(self, row: WorkRow, judged: JudgedRow, outcomes: tuple[Rendered, Rendered]) -> None:
+    def _settle(self, row: WorkRow, judged: JudgedRow, outcomes: tuple[Outcome, Outcome]) -> None:
         out = self._out
         out.judged_walks.append(row.walk)
         if row.rag is None:

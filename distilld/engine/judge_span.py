@@ -27,7 +27,7 @@ from distilld.core.model import (
     RowRef,
     UnreadableError,
 )
-from distilld.core.outcome import Exported, Outcome, Rendered, quarantine_malformed, rendered
+from distilld.core.outcome import Outcome, quarantine_malformed
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, scored_run
 from distilld.engine.read_file import ShortRows, read_evidence
 from distilld.engine.sink import RAG_EXPORTED, RAG_QUARANTINED, SFT_EXPORTED, SFT_QUARANTINED, Sink
@@ -235,7 +235,7 @@ class SpanJudge:
                 sink.put(failed_row(walk, error))
                 continue
             if verdicts is not None or (recorded is not None and not _is_as_recorded(recorded, in_rag, in_sft)):
-                sink.put(JudgedRow(walk, category, found, (rendered(in_rag), None), (rendered(in_sft), None)))
+                sink.put(JudgedRow(walk, category, found, (in_rag, None), (in_sft, None)))
                 continue
             by_category[CATEGORY_CODES[category] if category else 0] += 1
             if recorded is not None:
@@ -263,12 +263,10 @@ class SpanJudge:
     def _contested(
         self, walk: int, scored: ScoredRun, record: EvidenceRecord | None, found: bool, verdicts: Verdicts, at: RowRef
     ) -> JudgedRow:
-        both: list[tuple[Rendered, Rendered | None]] = []
+        both: list[tuple[Outcome, Outcome | None]] = []
         for judge, verdict in ((rag.judge, verdicts.rag), (sft.judge, verdicts.sft)):
             case = RowCase(scored, record, verdict, False, self._options, self._missing, verdicts.over_limit)
-            free = judge(case, at)
-            taken = judge(case._replace(id_taken=True), at)
-            both.append((rendered(free), rendered(taken)))
+            both.append((judge(case, at), judge(case._replace(id_taken=True), at)))
         return JudgedRow(walk, scored.category, found, both[0], both[1])
 
 
@@ -286,11 +284,8 @@ def _head(raw: bytes, malformed: Malformed) -> _Head:
 
 def finished(outcome: Outcome, stamp: Stamp) -> tuple[int, bytes]:
     """Return the code of an outcome, and its line with its time."""
-    times = (stamp,) if isinstance(stamp, str) else stamp
-    if isinstance(outcome, Exported):
-        return EXPORTED, outcome.line(*times)
-    before, behind = outcome.parts()
-    return REASON_CODES[outcome.reason], b"%b%b%b" % (before, times[0].encode(), behind)
+    code = EXPORTED if outcome.reason is None else REASON_CODES[outcome.reason]
+    return code, outcome.line(stamp) if isinstance(stamp, str) else outcome.line(*stamp)
 
 
 def _is_as_recorded(recorded: Recorded, in_rag: Outcome, in_sft: Outcome) -> bool:

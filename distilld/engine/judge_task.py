@@ -12,7 +12,7 @@ from distilld.core.firewall import MissingFiles, PairCase, PairSide
 from distilld.core.json_text import parse_object
 from distilld.core.line_facts import EXPORTED, LINES_END, VERDICTS, TaskRow, key_of
 from distilld.core.model import InputChanged, InputKind, Options, RowRef, UnreadableError
-from distilld.core.outcome import Rendered, rendered
+from distilld.core.outcome import Outcome
 from distilld.core.records import evidence_record, scored_run
 from distilld.engine.judge_span import finished
 from distilld.engine.sink import Sink
@@ -40,8 +40,8 @@ class TaskOrder(NamedTuple):
 class JudgedPair(NamedTuple):
     """The outcome of a pair with its id free, and with its id taken where that may differ."""
 
-    free: Rendered
-    taken: Rendered | None
+    free: Outcome
+    taken: Outcome | None
 
 
 class TaskDone(NamedTuple):
@@ -209,10 +209,10 @@ def _add_plain(
 
 
 def _judged(case: PairCase, place: RowRef) -> JudgedPair:
-    free = rendered(preference.judge(case, place))
+    free = preference.judge(case, place)
     if free.gate not in _BEHIND_IDS:
         return JudgedPair(free, None)
-    return JudgedPair(free, rendered(preference.judge(case._replace(id_taken=True), place)))
+    return JudgedPair(free, preference.judge(case._replace(id_taken=True), place))
 
 
 def _close(plain: PlainTasks, done: list[PlainTasks | TaskDone], sink: Sink) -> PlainTasks:

@@ -7,7 +7,7 @@ from typing import Final
 from distilld.core.decisions import Withdrawal
 from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset
-from distilld.core.outcome import Rendered
+from distilld.core.outcome import Outcome
 from distilld.engine.freed_lines import FreedLines
 from distilld.engine.row_batch import RowBatch
 from distilld.engine.stamps import Stamps
@@ -38,7 +38,7 @@ class Lane:
         self._quarantined_now: dict[int, list[int]] = {}
         """Rows that this batch quarantined at the gate for ids or at a later one, by id."""
 
-    def outcome(self, row: WorkRow, judged: tuple[Rendered, Rendered | None]) -> Rendered:
+    def outcome(self, row: WorkRow, judged: tuple[Outcome, Outcome | None]) -> Outcome:
         """Return the outcome of a row, given the present holder of its id."""
         free, taken = judged
         holder = self._holder(row)
@@ -50,7 +50,7 @@ class Lane:
             return taken
         return free
 
-    def displaced_by(self, row: WorkRow, outcome: Rendered) -> int | None:
+    def displaced_by(self, row: WorkRow, outcome: Outcome) -> int | None:
         """Return the row that loses its id to this one."""
         if outcome.gate is not None:
             return None
@@ -59,7 +59,7 @@ class Lane:
             return self._kept_holder(row)
         return holder if holder > row.walk else None
 
-    def settle(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> Recorded:
+    def settle(self, row: WorkRow, recorded: Recorded, outcome: Outcome) -> Recorded:
         """Apply an outcome as changes; return what is recorded of the row from now on."""
         if outcome.gate is None:
             settled = self._export(row, recorded, outcome)
@@ -90,7 +90,7 @@ class Lane:
         holder = row.holder(self._dataset)
         return -holder if holder is not None and holder < 0 and -holder != row.walk else None
 
-    def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Rendered) -> bool:
+    def _stays_as_it_is(self, row: WorkRow, recorded: Recorded, outcome: Outcome) -> bool:
         """Return whether a retained row keeps its outcome: if exported, until another row holds its id."""
         if recorded.code is None or not self._is_retained(row, outcome):
             return False
@@ -103,12 +103,12 @@ class Lane:
         if recorded.code in (DUPLICATE, EXPORTED) and row.sample_key is not None and self._holder(row) is None:
             self._batch.wake(self._dataset, row.sample_key, row.walk if recorded.code == DUPLICATE else -1)
 
-    def _is_retained(self, row: WorkRow, outcome: Rendered) -> bool:
+    def _is_retained(self, row: WorkRow, outcome: Outcome) -> bool:
         """Return whether absent evidence or the tripwire lets the row keep its outcome without evidence (SPEC 3)."""
         absent = row.evidence_digest is not None and not row.evidence_found
         return outcome.gate == "evidence" and (absent or bool(row.kept & self._kept_bit))
 
-    def _export(self, row: WorkRow, recorded: Recorded, exported: Rendered) -> Recorded:
+    def _export(self, row: WorkRow, recorded: Recorded, exported: Outcome) -> Recorded:
         key = row.sample_key or 0
         holder, displaced = self._holder(row), self.displaced_by(row, exported)
         if displaced is not None:
@@ -176,7 +176,7 @@ class Lane:
             self._out.note_departure(loose.owner_id, self._dataset, EXPORTED)
         return Recorded(EXPORTED, loose.line, loose.batch)
 
-    def _quarantine(self, row: WorkRow, recorded: Recorded, quarantined: Rendered) -> Recorded:
+    def _quarantine(self, row: WorkRow, recorded: Recorded, quarantined: Outcome) -> Recorded:
         assert quarantined.reason is not None  # noqa: S101  a quarantined row has a reason
         code = REASON_CODES[quarantined.reason]
         key = row.sample_key
@@ -198,7 +198,7 @@ class Lane:
             self._release(row, recorded, key, quarantined)
         return Recorded(code, digest_of(line), self._out.sequence)
 
-    def _release(self, row: WorkRow, recorded: Recorded, key: int, quarantined: Rendered) -> None:
+    def _release(self, row: WorkRow, recorded: Recorded, key: int, quarantined: Outcome) -> None:
         """Release a row that is no longer exported; free its line if no other row took the id in this batch."""
         self._out.released[self._dataset].append(row.walk)
         if key not in self._exported_now:
@@ -229,7 +229,7 @@ class Lane:
             self._batch.wake(self._dataset, key, -1)
         self._look_again(key, -1)
 
-    def _cause_of_quarantine(self, row: WorkRow, quarantined: Rendered) -> Cause:
+    def _cause_of_quarantine(self, row: WorkRow, quarantined: Outcome) -> Cause:
         if quarantined.gate == "revoked":
             return Cause.REVOKED
         if row.evidence_changed and quarantined.gate in _NEEDS_EVIDENCE:

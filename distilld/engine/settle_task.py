@@ -8,7 +8,7 @@ from typing import Final
 from distilld.core.decisions import PairRow
 from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset, Reason
-from distilld.core.outcome import Rendered
+from distilld.core.outcome import Outcome
 from distilld.engine.judge_task import JudgedPair
 from distilld.engine.pair_jobs import AskedTask, FormedPair
 from distilld.engine.pair_lane import PairLane
@@ -87,7 +87,7 @@ class TaskPairs:
             for pair in others
         )
 
-    def _export(self, key: int, exported: Rendered, others: list[WorkPair]) -> tuple[int, bytes, int]:
+    def _export(self, key: int, exported: Outcome, others: list[WorkPair]) -> tuple[int, bytes, int]:
         lane, changes = self._lane, self._lane.changes
         lane.exported.add(key)
         self._out.totals[_PREFERENCE, "live", EXPORTED] += 1
@@ -141,7 +141,7 @@ class TaskPairs:
         if pair.retained is not None:
             self._out.dropped_pairs.append(pair.pair_id)
 
-    def _quarantine(self, quarantined: Rendered, run_ids: tuple[str, str]) -> tuple[int, bytes, int]:
+    def _quarantine(self, quarantined: Outcome, run_ids: tuple[str, str]) -> tuple[int, bytes, int]:
         assert quarantined.reason is not None  # noqa: S101  a quarantined pair has a reason
         code = REASON_CODES[quarantined.reason]
         self._out.totals[_PREFERENCE, "live", code] += 1

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from distilld.core.decisions import Lines
 from distilld.core.line_facts import CATEGORIES, REASON_CODES
 from distilld.core.model import Category, InputChanged, MarkedLines, Marks, UnreadableError
-from distilld.core.outcome import Rendered
+from distilld.core.outcome import Outcome
 from distilld.engine.read_file import FileRead
 from distilld.files.spool import SharedFile
 
@@ -86,8 +86,8 @@ class JudgedRow(NamedTuple):
     walk: int
     category: Category | None
     found: bool
-    rag: tuple[Rendered, Rendered | None]
-    sft: tuple[Rendered, Rendered | None]
+    rag: tuple[Outcome, Outcome | None]
+    sft: tuple[Outcome, Outcome | None]
 
 
 class FailedRow(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distilld.core.model import Dataset
-from distilld.core.outcome import Rendered
+from distilld.core.outcome import Outcome
 from distilld.store.work import Work
 
 
@@ -22,7 +22,7 @@ class Stamps:
         # A line from before this store has no known time; the empty one gives no recorded line.
         return self._known.get(batch, "")
 
-    def line(self, key: int, exported: Rendered, batch: int) -> bytes:
+    def line(self, key: int, exported: Outcome, batch: int) -> bytes:
         """Return the line of this id as ``batch`` would have written it; 0: with the times of the adopted row."""
         if batch == 0:
             adopted = self._work.adopted(self._dataset, key)

@@ -20,7 +20,7 @@ from distilld.core.datasets import preference, rag, sft
 from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase, revoking
 from distilld.core.json_text import Malformed
 from distilld.core.model import Category, Dataset, InputKind, Options, RowRef
-from distilld.core.outcome import Exported, Outcome, Quarantined, quarantine_malformed
+from distilld.core.outcome import Outcome, quarantine_malformed
 from distilld.core.records import ScoredRun, id_digits
 from distilld.inspection.oracle_lake import Lake, Row, all_rows, rows_at
 from distilld.inspection.oracle_verdicts import AbsentVerdict, Verdicts
@@ -142,7 +142,7 @@ def export(
         for dataset in (Dataset.RAG, Dataset.SFT):
             outcome = judge.row(dataset, row)
             placed = keep(_placed(outcome))
-            if isinstance(outcome, Quarantined) and outcome.gate == "evidence" and (dataset, row.at) in retained.kept:
+            if outcome.gate == "evidence" and (dataset, row.at) in retained.kept:
                 without_evidence.append((dataset, row, placed))
             else:
                 _put_row(result, dataset, row.at, placed)
@@ -292,7 +292,7 @@ class _Judge:
 
 
 def _placed(outcome: Outcome) -> Placed:
-    return Placed(outcome.sample["id"] if isinstance(outcome, Exported) else None, outcome.line(STAMP))
+    return Placed(outcome.id, outcome.line(STAMP))
 
 
 def _put(result: FullPass, dataset: Dataset, placed: Placed) -> Placed:

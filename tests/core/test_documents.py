@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 
 from distilld.core.documents import DOCUMENTS, Evidence, Receipt, ScoredRun, WithdrawalRow
 from distilld.core.model import Dataset
-from distilld.core.outcome import Exported
 from tests.support.builders import ABSENT, evidence, export, lake_of, scored
 from tests.support.command import distilld
 from tests.support.history_lake import A, B, history_lake, run
@@ -35,7 +34,7 @@ def test_scored_row_without_what_the_model_requires_does_not_ship(field: str) ->
     """What the model of a scored row requires is what a row needs to ship to RAG."""
     row = scored(**{field.replace(".", "__"): ABSENT})
     refuses(ScoredRun, row)
-    assert not isinstance(export(lake_of([row], [evidence()])).outcomes[Dataset.RAG][0], Exported)
+    assert export(lake_of([row], [evidence()])).outcomes[Dataset.RAG][0].gate is not None
 
 
 @pytest.mark.parametrize("field", ["task_id", "text", "provenance.source_file"])
@@ -44,7 +43,7 @@ def test_evidence_without_what_the_model_requires_does_not_ship_everywhere(field
     row = evidence(**{field.replace(".", "__"): ABSENT})
     refuses(Evidence, row)
     outcomes = export(lake_of([scored()], [row])).outcomes
-    assert not all(isinstance(outcomes[dataset][0], Exported) for dataset in (Dataset.RAG, Dataset.SFT))
+    assert not all(outcomes[dataset][0].gate is None for dataset in (Dataset.RAG, Dataset.SFT))
 
 
 def refuses(model: type[BaseModel], row: dict[str, Any]) -> None:

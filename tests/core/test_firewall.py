@@ -15,7 +15,7 @@ from distilld.core.datasets import preference, rag, rows, sft
 from distilld.core.firewall import PREFERENCE_GATES, RAG_GATES, SFT_GATES, PairCase, PairGate, RowCase, RowGate
 from distilld.core.json_text import Malformed, parse_object
 from distilld.core.model import SFT_NEVER, Category, Dataset, OnDelete, Options, Reason
-from distilld.core.outcome import NOT_UNICODE, Exported, Outcome, quarantine_malformed
+from distilld.core.outcome import NOT_UNICODE, Outcome, quarantine_malformed
 from distilld.core.records import evidence_record, scored_run
 from tests.support.builders import (
     ABSENT,
@@ -556,7 +556,7 @@ def test_the_schema_gate_holds_what_all_gates_let_pass(dataset: Dataset, flaw: F
 def test_without_the_schema_gate_its_row_ships(dataset: Dataset, flaw: Flaw, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the schema gate switched off a row without a title, or without a source file, ships."""
     monkeypatch.setattr(rows, "faults_of", lambda *_: ())
-    assert isinstance(JUDGES[dataset](marked_case(flaw)), Exported)
+    assert JUDGES[dataset](marked_case(flaw)).gate is None
 
 
 @pytest.mark.parametrize("dataset", [Dataset.RAG, Dataset.SFT])
@@ -575,7 +575,7 @@ def test_a_pair_that_fails_the_schema_is_held(monkeypatch: pytest.MonkeyPatch) -
     assert (row["reason"], row["errors"]) == ("schema_violation", ["provenance.source_file: must be a string"])
     assert held(preference.judge(pair_case(flaw, id_taken=True), AT))["reason"] == "duplicate_id"
     monkeypatch.setattr(preference, "faults_of", lambda *_: ())
-    assert isinstance(preference.judge(pair_case(flaw), AT), Exported)
+    assert preference.judge(pair_case(flaw), AT).gate is None
 
 
 @pytest.mark.parametrize("where", ["chosen.scored", "chosen.evidence", "rejected.scored", "rejected.evidence"])

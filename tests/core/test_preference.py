@@ -9,7 +9,6 @@ import pytest
 
 from distilld.core.datasets import preference
 from distilld.core.model import Category, Options
-from distilld.core.outcome import Exported
 from tests.support.builders import ABSENT, AT, STAMP, all_missing, exported, held, pair_case
 
 
@@ -48,12 +47,11 @@ def test_the_whole_row() -> None:
     assert list(row["provenance"]) == ["source_file", "line_offset", "sig_hash", "recorded_at"]
 
 
-def test_the_outcome_names_the_digits_of_its_id() -> None:
-    """What is stored of an exported pair is the digits that its id ends in."""
+def test_the_outcome_has_the_id_of_its_row() -> None:
+    """The id of an exported pair ends in digits that follow from its runs and its task."""
     outcome = preference.judge(pair_case(), AT)
-    assert isinstance(outcome, Exported)
-    assert outcome.sample["id"] == f"pref-{outcome.digits}"
-    assert outcome.digits == preference.id_digits("run-1", "run-2", "scrum_review:src/lib.rs")
+    digits = preference.id_digits("run-1", "run-2", "scrum_review:src/lib.rs")
+    assert outcome.id == exported(outcome)["id"] == f"pref-{digits}"
 
 
 def test_the_signature_does_not_depend_on_which_side_is_better() -> None:

@@ -54,11 +54,10 @@ def test_the_json_of_a_scored_row() -> None:
     """A row can be quoted again and again as JavaScript would write it, with its provenance where it has one."""
     run = scored_run({"b": 1.0, "1": [], "provenance": {"line_offset": 5.0}})
     for _ in range(2):
-        assert run.json.record() == b'{"1":[],"b":1,"provenance":{"line_offset":5}}'
-        assert run.json.provenance() == b'{"line_offset":5}'
-    assert scored_run({"provenance": None}).json.provenance() == b"null"
-    assert scored_run({}).json.provenance() is None
-    assert scored_run({}).json.record() == b"{}"
+        assert run.json.texts() == (b'{"1":[],"b":1,"provenance":{"line_offset":5}}', b'{"line_offset":5}')
+    assert scored_run({"provenance": None}).json.texts()[1] == b"null"
+    assert scored_run({}).json.texts()[1] is None
+    assert scored_run({}).json.texts()[0] == b"{}"
 
 
 def test_an_evidence_row() -> None:

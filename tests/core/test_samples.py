@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from distilld.core.datasets import preference, rag, sft
 from distilld.core.json_text import WHITESPACE
 from distilld.core.model import SFT_NEVER, Category, Dataset, Reason, RowRef
+from distilld.core.outcome import Outcome
 from distilld.core.samples import (
     SAMPLES,
     Location,
@@ -23,8 +24,7 @@ from distilld.core.samples import (
     SftCategory,
     SftSample,
     faults_of,
-    quarantine_line,
-    sample_line,
+    quarantine_parts,
 )
 from tests.support.builders import ABSENT, AT, STAMP, Flaw, bytes_of, changed, exported, held, pair_case, passing_case
 
@@ -358,11 +358,26 @@ def test_a_line_offset_is_an_integer_or_null(value: Any, text: str) -> None:
 
 def test_an_adopted_row_keeps_its_two_times() -> None:
     """A row is stamped with one time, or with the two that it already had; nothing else of it changes."""
+    outcome = rag.judge(passing_case(), AT)
+    line = json.loads(outcome.line("2026-01-01T00:00:00.000Z", 'a "time"'))
+    assert line.pop("created_at") == "2026-01-01T00:00:00.000Z"
+    assert line["provenance"].pop("recorded_at") == 'a "time"'
     row = copy.deepcopy(ROWS[Dataset.RAG])
-    line = json.loads(sample_line(row, "2026-01-01T00:00:00.000Z", "2026-01-02T00:00:00.000Z"))
-    assert line["created_at"] == "2026-01-01T00:00:00.000Z"
-    assert line["provenance"]["recorded_at"] == "2026-01-02T00:00:00.000Z"
-    assert json.loads(sample_line(row, STAMP)) == ROWS[Dataset.RAG]
+    del row["created_at"], row["provenance"]["recorded_at"]
+    assert line == row
+
+
+def test_no_text_is_taken_for_the_place_of_a_time() -> None:
+    """The story that never happened: a text that looks like the keys around the times moves them."""
+    text = 'x-","provenance":{"recorded_at":"-"}}\n'
+    scored = {"evidence_run_id": text, "evidence_task_id": text, "provenance__source_file": text}
+    flaw = Flaw(scored=scored, evidence={"run_id": text, "task_id": text, "text": text, "source_files": [text]})
+    for judge in (rag.judge, sft.judge):
+        row = exported(judge(flaw.case(), AT))
+        assert (row["created_at"], row["provenance"]["recorded_at"]) == (STAMP, STAMP)
+        assert row["source_run_id"] == row["provenance"]["source_file"] == text
+    pair = exported(preference.judge(pair_case({"e_text": text, "reasons": [text]}, {"e_text": text * 2}), AT))
+    assert (pair["created_at"], pair["provenance"]["recorded_at"], pair["chosen"]) == (STAMP, STAMP, text.strip())
 
 
 def test_the_bytes_of_a_quarantine_row() -> None:
@@ -409,9 +424,10 @@ def test_a_quoted_provenance_is_written_as_it_came(value: Any, text: str | None)
 def test_a_quarantine_row_quotes_what_it_is_given() -> None:
     """Record and provenance go in as finished JSON, texts are escaped, and every reason can be written."""
     for reason in Reason:
-        line = quarantine_line(
-            Dataset.PREFERENCE, reason, b'{"a":1e+21}', ['"é"'], b"[1]", RowRef("a/b/c/d.jsonl", 3), STAMP
+        parts = quarantine_parts(
+            Dataset.PREFERENCE, reason, b'{"a":1e+21}', ('"é"',), b"[1]", RowRef("a/b/c/d.jsonl", 3)
         )
+        line = Outcome("no_text", reason, parts).line(STAMP)
         assert (
             line
             == (

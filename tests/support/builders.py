@@ -17,7 +17,7 @@ from distilld.core.datasets import preference, rag, sft
 from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase
 from distilld.core.json_text import parse_object
 from distilld.core.model import Category, Dataset, Options, RowRef
-from distilld.core.outcome import Exported, Outcome, Quarantined, quarantine_malformed
+from distilld.core.outcome import Outcome, quarantine_malformed
 from distilld.core.records import EvidenceRecord, ScoredRun, evidence_record, id_digits, scored_run
 from distilld.inspection.oracle_verdicts import verdicts_of
 
@@ -169,7 +169,7 @@ def none_missing(_: Sequence[Any]) -> tuple[str, ...]:
 
 def held(outcome: Outcome) -> dict[str, Any]:
     """The quarantine row of an outcome that must be a hold."""
-    assert isinstance(outcome, Quarantined), outcome
+    assert outcome.gate is not None, outcome
     row = json.loads(outcome.line(STAMP))
     assert isinstance(row, dict)
     return row
@@ -177,13 +177,13 @@ def held(outcome: Outcome) -> dict[str, Any]:
 
 def gate_of(outcome: Outcome) -> str:
     """The gate that holds the outcome."""
-    assert isinstance(outcome, Quarantined), outcome
+    assert outcome.gate is not None, outcome
     return outcome.gate
 
 
 def exported(outcome: Outcome) -> dict[str, Any]:
     """The sample of an outcome that must ship, stamped."""
-    assert isinstance(outcome, Exported), held(outcome)
+    assert outcome.gate is None, held(outcome)
     row = json.loads(outcome.line(STAMP))
     assert isinstance(row, dict)
     return row
@@ -209,18 +209,18 @@ class Export:
 
     def exported(self, dataset: Dataset) -> list[dict[str, Any]]:
         """The dataset's rows."""
-        return [exported(outcome) for outcome in self.outcomes[dataset] if isinstance(outcome, Exported)]
+        return [exported(outcome) for outcome in self.outcomes[dataset] if outcome.gate is None]
 
     def quarantined(self, dataset: Dataset) -> list[dict[str, Any]]:
         """The dataset's quarantine rows."""
-        return [held(outcome) for outcome in self.outcomes[dataset] if isinstance(outcome, Quarantined)]
+        return [held(outcome) for outcome in self.outcomes[dataset] if outcome.gate is not None]
 
     def files(self, stamp: str = STAMP) -> dict[str, bytes]:
         """The six files, by the dataset's name, quarantine with a ``-`` before it."""
         named: dict[str, bytes] = {}
         for dataset, outcomes in self.outcomes.items():
-            for name, kind in ((dataset.value, Exported), (f"-{dataset.value}", Quarantined)):
-                named[name] = b"".join(outcome.line(stamp) for outcome in outcomes if isinstance(outcome, kind))
+            for name, wanted in ((dataset.value, True), (f"-{dataset.value}", False)):
+                named[name] = b"".join(each.line(stamp) for each in outcomes if (each.gate is None) is wanted)
         return named
 
 
@@ -250,8 +250,8 @@ def export(lake: Lake, options: Options | None = None, missing_files: MissingFil
 
     def settle(dataset: Dataset, outcome: Outcome) -> None:
         outcomes[dataset].append(outcome)
-        if isinstance(outcome, Exported):
-            taken.add((dataset, outcome.digits))
+        if outcome.id is not None:
+            taken.add((dataset, outcome.id.rpartition("-")[2]))
 
     tasks: dict[str, list[tuple[RowRef, PairSide]]] = {}
     for at, raw in rows:

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 from distilld.core.firewall import PREFERENCE_GATES, PairCase
 from distilld.core.json_text import cut, stringify, trim, utf16_order
 from distilld.core.model import Dataset, Reason, RowRef
-from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Exported, Outcome, Quarantined
-from distilld.core.samples import SCHEMA_VERSION, faults_of
+from distilld.core.outcome import NOT_UNICODE, Outcome
+from distilld.core.samples import SCHEMA_VERSION, UNSTAMPED, faults_of, quarantine_parts, sample_parts
 
 PAIRS_PER_TASK: Final = 5
 REASON_UNITS: Final = 80
@@ -44,7 +44,9 @@ def judge(case: PairCase, at: RowRef) -> Outcome:
         return _quarantine("schema", Reason.SCHEMA_VIOLATION, (NOT_UNICODE,), case, at)
     sample = _sample(case, digits)
     errors = faults_of(Dataset.PREFERENCE, sample)
-    return _quarantine("schema", Reason.SCHEMA_VIOLATION, errors, case, at) if errors else Exported(digits, sample)
+    if errors:
+        return _quarantine("schema", Reason.SCHEMA_VIOLATION, errors, case, at)
+    return Outcome(None, None, sample_parts(sample), sample["id"])
 
 
 def _sample(case: PairCase, digits: str) -> dict[str, Any]:
@@ -85,15 +87,8 @@ def _pair_signature(one_run_id: str, other_run_id: str) -> str:
     return hashlib.sha256(pair.encode()).hexdigest()
 
 
-def _quarantine(gate: str, reason: Reason, errors: tuple[str, ...], case: PairCase, at: RowRef) -> Quarantined:
+def _quarantine(gate: str, reason: Reason, errors: tuple[str, ...], case: PairCase, at: RowRef) -> Outcome:
     chosen, rejected = case.chosen.scored, case.rejected.scored
-    record = {"task_id": chosen.task_id, "chosen_run_id": chosen.run_id, "rejected_run_id": rejected.run_id}
-    return Quarantined(
-        gate,
-        Dataset.PREFERENCE,
-        reason,
-        errors,
-        at,
-        lambda: stringify(record),
-        chosen.json.provenance,
-    )
+    record = stringify({"task_id": chosen.task_id, "chosen_run_id": chosen.run_id, "rejected_run_id": rejected.run_id})
+    _, provenance = chosen.json.texts()
+    return Outcome(gate, reason, quarantine_parts(Dataset.PREFERENCE, reason, record, errors, provenance, at))

@@ -8,8 +8,8 @@ from distilld.core.datasets import rows
 from distilld.core.firewall import RAG_GATES, RowCase
 from distilld.core.json_text import WHITESPACE, cut
 from distilld.core.model import Dataset, RowRef
-from distilld.core.outcome import UNSTAMPED, Outcome
-from distilld.core.samples import SCHEMA_VERSION
+from distilld.core.outcome import Outcome
+from distilld.core.samples import SCHEMA_VERSION, UNSTAMPED
 
 TITLE_UNITS = 120
 EMBEDDING_UNITS = 2000

@@ -8,9 +8,9 @@ from typing import Any, Final
 from distilld.core.firewall import RowCase, RowGate
 from distilld.core.json_text import stringify
 from distilld.core.model import Dataset, Reason, RowRef
-from distilld.core.outcome import NOT_UNICODE, UNSTAMPED, Exported, Outcome, Quarantined, no_provenance
+from distilld.core.outcome import NOT_UNICODE, Outcome
 from distilld.core.records import id_digits
-from distilld.core.samples import faults_of
+from distilld.core.samples import UNSTAMPED, faults_of, quarantine_parts, sample_parts
 
 _make: Final = tuple.__new__
 """The same as a NamedTuple's constructor, but faster, for code that runs for each row."""
@@ -20,14 +20,18 @@ Build = Callable[[RowCase, str], dict[str, Any] | str]
 
 def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: RowCase, at: RowRef) -> Outcome:
     """Judge one scored row for ``dataset``."""
+    scored, evidence = case.scored, case.evidence
     for gate in gates:
         errors = gate.check(case)
         if errors:
-            record = _short_record(case) if dataset is Dataset.SFT and gate.name == "shape" else None
-            return _quarantine(dataset, gate.name, gate.reason, errors, case, at, record, gate.with_provenance)
-    scored, evidence = case.scored, case.evidence
-    digits = id_digits(scored.run_id or "", scored.sig_hash or "")
-    sample = build(case, digits)
+            record, provenance = scored.json.texts()
+            if gate.name == "shape":
+                record = stringify(_short_record(case))
+            if not gate.with_provenance:
+                provenance = None
+            parts = quarantine_parts(dataset, gate.reason, record, errors, provenance, at)
+            return _make(Outcome, (gate.name, gate.reason, parts, None))
+    sample = build(case, id_digits(scored.run_id or "", scored.sig_hash or ""))
     if isinstance(sample, str):
         errors = (f"evidence.{sample}: must be a string",)
     elif scored.marked or (evidence is not None and evidence.marked):
@@ -35,33 +39,10 @@ def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: 
     else:
         errors = faults_of(dataset, sample)
         if not errors:
-            return _make(Exported, (digits, sample))
-    return _quarantine(dataset, "schema", Reason.SCHEMA_VIOLATION, errors, case, at)
-
-
-def _quarantine(
-    dataset: Dataset,
-    gate: str,
-    reason: Reason,
-    errors: tuple[str, ...],
-    case: RowCase,
-    at: RowRef,
-    record: dict[str, Any] | None = None,
-    with_provenance: bool = True,
-) -> Quarantined:
-    row = case.scored.json
-    return _make(
-        Quarantined,
-        (
-            gate,
-            dataset,
-            reason,
-            errors,
-            at,
-            row.record if record is None else (lambda: stringify(record)),
-            row.provenance if with_provenance else no_provenance,
-        ),
-    )
+            return _make(Outcome, (None, None, sample_parts(sample), sample["id"]))
+    record, provenance = scored.json.texts()
+    reason = Reason.SCHEMA_VIOLATION
+    return Outcome("schema", reason, quarantine_parts(dataset, reason, record, errors, provenance, at))
 
 
 def _short_record(case: RowCase) -> dict[str, Any]:

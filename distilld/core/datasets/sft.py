@@ -7,9 +7,9 @@ from typing import Any
 from distilld.core.datasets import rows
 from distilld.core.firewall import SFT_GATES, RowCase
 from distilld.core.model import Dataset, RowRef
-from distilld.core.outcome import UNSTAMPED, Outcome
+from distilld.core.outcome import Outcome
 from distilld.core.records import EvidenceRecord
-from distilld.core.samples import SCHEMA_VERSION
+from distilld.core.samples import SCHEMA_VERSION, UNSTAMPED
 
 
 def judge(case: RowCase, at: RowRef) -> Outcome:
