@@ -84,7 +84,7 @@ class Committer(Recovery):
             ProgramError: The accounting is wrong; nothing is committed.
         """
         self.keep_lock()
-        with self._pins.let_in_at_failure():
+        with self._undone_at_failure():
             records = self._records.exports()
             batch_ids = {
                 batch: self._receipts.batch_id_of(batch)
@@ -118,6 +118,19 @@ class Committer(Recovery):
                 {name: result.dropped for name, result in written.items()},
                 self._receipts.last_receipt_sha256(),
             )
+
+    @contextmanager
+    def _undone_at_failure(self) -> Iterator[None]:
+        """If the block fails, forget the digests of what was planned or written, and let readers pin a batch again.
+
+        A batch that only overwrites has changed no file yet, so that there is nothing to recover.
+        """
+        try:
+            yield
+        except BaseException:
+            self._exports.forget()
+            self._pins.let_in()
+            raise
 
     def _in_place(self, writes: list[ExportWrite], records: dict[str, ExportRecord]) -> list[ExportWrite]:
         """Return the same writes, with a plan to overwrite rows in place where that is possible."""

@@ -66,12 +66,3 @@ class Pins:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-    @contextmanager
-    def let_in_at_failure(self) -> Iterator[None]:
-        """Call :meth:`let_in` if the block fails, for a batch that failed overwrites nothing."""
-        try:
-            yield
-        except BaseException:
-            self.let_in()
-            raise

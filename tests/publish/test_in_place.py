@@ -162,6 +162,24 @@ def test_writer_lets_readers_in_when_a_batch_is_done(lake: HistoryLake, monkeypa
     other.let_in()
 
 
+def test_plan_of_an_undone_batch_is_forgotten(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that only overwrites records no intent, so nothing must be recovered before the next batch appends."""
+    lake.scored("2026/04/30/single.jsonl", run("single"))
+    lake.go()
+    lake.scored(C, *(run(f"h{number}") for number in range(30)))
+    lake.go()
+    lake.scored("2026/04/30/single.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(lake.engine.committer), "_transact", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lake.go()
+    assert not lake.engine.committer.needs_recovery()
+    lake.scored("2026/04/30/single.jsonl", run("single"), run("more"))
+    lake.go()
+    assert {"single", "more", "h0"} <= lake.quarantined("rag").keys()
+    committed_and_whole(lake.root)
+
+
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
