@@ -240,9 +240,10 @@ class WorkingOff(Looking):
             self.restorer.check(now_ns, patient=patient)
 
     def _make_live(self) -> None:
-        """Make rows and pairs live again that were retained with a partition that returned."""
+        """Make rows and pairs live again that were retained with a partition that returned; keep what is kept."""
         with self.store.transaction():
             self.retained.make_live()
+            self.tripwire.keep_moved(self.options)
 
     def _lose_missing(self) -> None:
         """Give up lines that a damaged export lost and whose inputs are gone too; others are written again."""

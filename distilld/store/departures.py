@@ -25,6 +25,23 @@ class Departures(Counts):
         )
         return True
 
+    def keep_rows(self, dataset: Dataset, source: str, where: str, decided: str = "0") -> int:
+        """Keep the exported lines of rows of a source as vanished rows; return how many.
+
+        ``decided`` is SQL for whether an operator accepted a row for good. The caller clears the rows' outcomes first,
+        or deletes the rows, and changes the totals.
+        """
+        columns = (
+            "partition_id, line, digest, run_id, task_id, category, sample_key,"
+            f" {dataset}, {dataset}_line, {dataset}_batch"
+        )
+        kept = self._run(
+            f"INSERT INTO retained_rows (kind, accepted, start_byte, length_bytes, {columns})"
+            f" SELECT 'vanished', {decided}, 0, 0, {columns} FROM {source} WHERE {where} RETURNING retained_id"
+        ).fetchall()
+        self._many("INSERT OR IGNORE INTO rejudge_retained VALUES (?)", kept)
+        return len(kept)
+
     def empty_rows(self, dataset: Dataset, table: str, where: str) -> int:
         """Clear the outcomes of rows in a dataset; return how many rows."""
         nothing = f"{dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL"

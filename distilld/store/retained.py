@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 KEPT_BITS: Final = {Dataset.RAG: 1, Dataset.SFT: 2}
 KEPT_FOR_GOOD: Final = 4
+IS_DECIDED: Final = f"({{}} & {KEPT_FOR_GOOD}) <> 0"
+"""SQL for whether these bits say that an operator decided to keep the row for good."""
 _ABSENT_FILE: Final = "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AND f.partition_id IN (chosen_partition, rejected_partition))"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED, RowFacts
-from distilld.core.model import Dataset, Options
+from distilld.core.model import Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord
 from distilld.store.queues import CAN_HAVE_PAIRS, Queues
+from distilld.store.retained import IS_DECIDED, KEPT_BITS
 from distilld.store.scored_rows import ROW_FACTS, ROW_OUTCOMES
 from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, named_in_malformed, runs_of
@@ -99,9 +100,16 @@ class RewrittenFile(Statements):
         self._unstage("paired")
 
     def _depart(self) -> None:
-        """Delete rows that the file no longer holds; add their lines in the exports to ``departures``."""
+        """Delete rows that the file no longer holds; add their lines in the exports to ``departures``.
+
+        What the tripwire kept before is still kept, unless its line was scored again.
+        """
         same_run = "run_id = (SELECT i.run_id FROM incoming i WHERE i.line = departing.line)"
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset, bit in KEPT_BITS.items():
+            kept = f"kept & {bit} AND {dataset} = {EXPORTED} AND {same_run} IS NOT 1"
+            rows = self._departures.keep_rows(dataset, "departing", kept, IS_DECIDED.format("kept"))
+            self._departures.shift(dataset, "live", "retained", EXPORTED, rows)
+            self._departures.empty_rows(dataset, "departing", kept)
             cause = f"CASE WHEN {same_run} THEN 'rescored' ELSE 'row_removed' END"
             self._departures.add_rows(dataset, "departing", "live", "1", cause)
         self._queues.add_tasks("departing", CAN_HAVE_PAIRS.format("departing"))

@@ -13,6 +13,7 @@ import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
 from distilld.engine import batch
+from distilld.inspection.verify import verify
 from distilld.store.retained import Only
 from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import counted_steps, whole_scans
@@ -759,6 +760,73 @@ def test_accepted_row_stays_when_its_partition_goes_and_returns(lake: HistoryLak
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
     assert lake.engine.retained.kept_by_tripwire() == {}
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("how", ["renamed", "twice", "copied first", "joined", "copied and cut", "dropped", "withdraw"])
+def test_kept_row_stays_when_its_line_moves(lake: HistoryLake, how: str, accepted: bool) -> None:
+    """Who keeps a row is not asked again: its line is still there under another name, once, or went as before."""
+    many_rows(lake)
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.evidence(A)
+    lake.go()
+    if accepted:
+        lake.engine.accept_vanished()
+    kept = lake.engine.retained.kept_by_tripwire()
+    lake.restart(tripwire_rows=1000)
+    rows = lake.scored_path(A).read_bytes()
+    match how:
+        case "renamed" | "twice":
+            for old, new in [(A, C), (C, "2026/05/05/delta.jsonl")][: 1 + (how == "twice")]:
+                lake.scored(new, *rows.splitlines())
+                lake.scored_path(old).unlink()
+                lake.go()
+        case "copied first":
+            lake.scored(C, *rows.splitlines())
+            lake.go()
+            lake.scored_path(A).unlink()
+        case "joined":
+            with lake.scored_path(B).open("ab") as file:
+                file.write(rows)
+            lake.scored_path(A).unlink()
+        case "copied and cut":
+            lake.scored(C, *rows.splitlines())
+            lake.scored(A)
+        case "dropped":
+            lake.scored(A)
+        case _:
+            lake.restart(options(lake, on_delete=OnDelete.WITHDRAW))
+            lake.scored(C, *rows.splitlines())
+            lake.scored_path(A).unlink()
+    lake.go()
+    assert {dataset: lake.lines(dataset) for dataset in Dataset} == {
+        dataset: Counter(content.splitlines()) for dataset, content in before.items()
+    }
+    assert lake.engine.retained.kept_by_tripwire() == kept
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+    lake.prune(only=None if accepted else Only.VANISHED)
+    assert lake.exported("rag") == lake.exported("sft") == {"b1", "b2"}
+    assert set(lake.causes("rag")) == {"pruned"}
+
+
+def test_kept_row_leaves_when_its_line_is_scored_again(lake: HistoryLake) -> None:
+    """A line that still names the run but has changed says something new; evidence elsewhere gives the row back."""
+    many_rows(lake)
+    lake.restart(tripwire_rows=3, tripwire_share=0.5)
+    lake.evidence(A)
+    lake.go()
+    lake.engine.accept_vanished()
+    lines = lake.scored_path(A).read_bytes().splitlines()
+    lake.scored(A, *lines[:-1], run("a5", reasons=["again"]))
+    lake.go()
+    assert lake.exported("rag") == {"a0", "a1", "a2", "a3", "a4", "b1", "b2"}
+    assert lake.causes("rag") == ["rescored"]
+    lake.both(C, run("a4"))
+    lake.scored(A, *lines[:-2])
+    lake.go()
+    assert lake.causes("rag") == ["rescored"]
+    assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
 
 
 def test_rescore_is_never_held_back(lake: HistoryLake) -> None:
