@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from distilld.core.line_facts import EXPORTED, LINE_BITS
-from distilld.core.model import Options
+from distilld.core.model import Dataset, Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
@@ -15,7 +15,7 @@ from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD, Only, only_kind
 from distilld.store.statements import Statements
-from distilld.store.verdicts import Verdicts, runs_of
+from distilld.store.verdicts import Verdicts, forbidding_codes, runs_of
 
 
 class Pruned(NamedTuple):
@@ -68,12 +68,7 @@ class Pruning(Statements):
             f"{matches.format('retained_rows.partition_id')} AND {only_kind(only)}"
             " AND NOT EXISTS (SELECT 1 FROM spared x WHERE x.partition_id = retained_rows.partition_id AND x.kind = 'scored')"
         )
-        runs = self._column(
-            f"{runs_of(f'(SELECT * FROM retained_rows WHERE {where})', '1')}"
-            " UNION SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
-            " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL"
-        )
-        with self._verdicts.changing(runs, options):
+        with self._verdicts.changing(self._runs_set_free(options) if only is None else (), options):
             pruned = 0
             for dataset in KEPT_BITS:
                 pruned += self._number(f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}")
@@ -94,6 +89,21 @@ class Pruning(Statements):
                 pruned += self._rows_without_evidence()
         self._unstage("spared", "matching")
         return Pruned(pruned, files)
+
+    def _runs_set_free(self, options: Options) -> list[str]:
+        """Return the runs that an absent verdict forbids and that present rows name, or pairs: others are not judged again."""
+        codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)
+        forbidden = runs_of("retained_rows", f"n.kind = 'absent' AND n.category IN ({codes})")
+        rests = (
+            "SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"
+            " WHERE f.state = 'absent' AND f.rest_category IS NOT NULL"
+        )
+        return self._column(
+            f"SELECT r.run_id FROM ({forbidden} UNION {rests}) r"
+            " WHERE EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id = r.run_id)"
+            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.chosen_run_id = r.run_id)"
+            " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = r.run_id)"
+        )
 
     def _forget_absent_files(self, spared: Mapping[FileKey, FileRecord]) -> int:
         """Forget absent files; rows built on evidence that is absent, or vanished from there, are judged without it.

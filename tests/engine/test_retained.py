@@ -15,6 +15,7 @@ from distilld.core.model import Dataset, OnDelete, Options, Trigger
 from distilld.engine import batch
 from distilld.inspection.verify import verify
 from distilld.store.retained import Only
+from distilld.store.verdicts import InForce, Verdicts
 from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import counted_steps, whole_scans
 
@@ -879,6 +880,28 @@ def test_vanished_row_leaves_when_its_run_is_rejected(lake: HistoryLake) -> None
 
 
 # prune
+
+
+def test_prune_asks_only_for_the_verdicts_that_it_changes(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of forty runs in a file that is gone, one is present, too: it is forbidden no more."""
+    lake.both(A, run("a1"), run("a2"))
+    lake.scored(B, run("a1", "rejected"), *(run(f"b{number}", "rejected") for number in range(20)))
+    lake.both(C, *(run(f"c{number}") for number in range(20)))
+    lake.go()
+    lake.move_away(*lake.paths(B, "scored"), *lake.paths(C, "both"))
+    lake.go()
+    asked = list[str]()
+    real = Verdicts.in_force
+
+    def in_force(self: Verdicts, run_id: str, *more: Any) -> InForce:
+        asked.append(run_id)
+        return real(self, run_id, *more)
+
+    monkeypatch.setattr(Verdicts, "in_force", in_force)
+    lake.engine.give_up(None)
+    assert asked == ["a1", "a1"]
+    lake.go()
+    assert lake.exported("rag") == {"a1", "a2"}
 
 
 @pytest.mark.parametrize("trees", ["scored", "evidence", "both"])
