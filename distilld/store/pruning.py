@@ -87,6 +87,7 @@ class Pruning(Statements):
             if only is not Only.ORPHAN:
                 self._give_up_kept(only)
                 pruned += self._rows_without_evidence()
+        self._verdicts.forget_malformed_runs("SELECT digest FROM malformed_runs")
         self._unstage("spared", "matching")
         return Pruned(pruned, files)
 
