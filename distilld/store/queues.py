@@ -27,17 +27,27 @@ EVIDENCE_PRUNED: Final = 2
 """In ``rejudge_rows.evidence_changed``: an operator gave up the row's evidence; it is published as pruned."""
 
 
+def _rows_after(condition: str) -> tuple[str, str]:
+    """Return SQL for the places after ?2 of rows with the id ?1: of those that hold it in RAG, and of all others.
+
+    The index separates the two, and each part is in walk order.
+    """
+    rows = f"SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ?1 AND walk > ?2 AND {condition}"
+    return f"{rows} AND {HOLDS_RAG} = 0", f"{rows} AND {HOLDS_RAG} IS NULL"
+
+
 def first_waiter(dataset: str) -> str:
     """Return SQL for the first row after place ?2 that is quarantined because another row has the id ?1.
 
-    The index separates the holder of the RAG id from all other rows; each of the two parts is in walk order. Without
-    the plus sign, SQLite puts the code into the index's expression and no longer recognizes the expression.
+    Without the plus sign, SQLite puts the code into the index's expression and no longer recognizes the expression.
     """
-    rows = (
-        "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ?1 AND walk > ?2"
-        f" AND +{dataset} = {DUPLICATE} AND {HOLDS_RAG}"
-    )
-    return f"SELECT min(walk) AS walk FROM (SELECT * FROM ({rows} IS NULL ORDER BY walk LIMIT 1) UNION ALL {rows} = 0)"
+    holder, others = _rows_after(f"+{dataset} = {DUPLICATE}")
+    return f"SELECT min(walk) AS walk FROM ({holder} UNION ALL SELECT * FROM ({others} ORDER BY walk LIMIT 1))"
+
+
+def rows_behind(dataset: str) -> str:
+    """Return SQL for rows after place ?2 with the id ?1 that fail a gate after the id gate: duplicates if it is held."""
+    return " UNION ALL ".join(_rows_after(BEHIND_ID[dataset]))
 
 
 class Queues(Statements):

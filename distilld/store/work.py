@@ -9,9 +9,9 @@ from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END, VERDICTS
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
-from distilld.store.queues import first_waiter
+from distilld.store.queues import first_waiter, rows_behind
 from distilld.store.run_exports import RunExports
-from distilld.store.schema import BEHIND_ID, HOLDS_RAG
+from distilld.store.schema import HOLDS_RAG
 from distilld.store.tasks import EVIDENCE_OF_ROWS, UNJUDGED, Tasks
 from distilld.store.verdicts import InForce, Verdicts, codes_of, last_verdict
 
@@ -335,12 +335,7 @@ class Work(LooseLines, Tasks):
 
     def behind(self, dataset: Dataset, sample_key: int, walk: int) -> list[int]:
         """Return rows after ``walk`` that fail a gate after the id gate: duplicates if ``walk`` is exported."""
-        return self._column(
-            "SELECT walk FROM scored_rows INDEXED BY scored_rows_by_key WHERE sample_key = ? AND walk > ?"
-            f" AND {BEHIND_ID[dataset.value]}",
-            sample_key,
-            walk,
-        )
+        return self._column(rows_behind(dataset.value), sample_key, walk)
 
     def has_retained_verdicts(self) -> bool:
         """Return whether there are absent rows, or rests of absent files that forbid a run."""

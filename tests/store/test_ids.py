@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.line_facts import DUPLICATE, EXPORTED
-from distilld.core.model import Dataset
-from distilld.store.queues import Queues, first_waiter
+from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
+from distilld.core.model import Dataset, Reason
+from distilld.store.queues import Queues, first_waiter, rows_behind
 from distilld.store.schema import HOLDS_RAG
 from distilld.store.work import Work
 from tests.support.committed import committed_and_whole
@@ -75,6 +75,20 @@ def test_first_waiter_is_found_in_walk_order(lake: HistoryLake, dataset: str) ->
     plan = [step for *_, step in store.connection.execute(f"EXPLAIN QUERY PLAN {first_waiter(dataset)}", (key, 0))]
     assert sum("scored_rows_by_key (sample_key=? AND <expr>=? AND rowid>?)" in step for step in plan) == 2
     assert not [step for step in plan if "TEMP B-TREE" in step]
+
+
+@pytest.mark.parametrize("dataset", ["rag", "sft"])
+def test_rows_behind_a_place_are_found_from_there(lake: HistoryLake, dataset: str) -> None:
+    """Rows of the id that come before are not read."""
+    store, code = lake.engine.store, REASON_CODES[Reason.SCHEMA_VIOLATION]
+    ((key,),) = lake.ask("SELECT DISTINCT sample_key FROM scored_rows WHERE run_id = 'same'")
+    walks = [walk for (walk,) in lake.ask("SELECT walk FROM scored_rows WHERE run_id = 'same' ORDER BY walk")]
+    store.connection.execute(f"UPDATE scored_rows SET {dataset} = {code} WHERE walk % 3 = 0 AND walk > ?", walks[:1])
+    found = Work(store).behind(Dataset(dataset), key, walks[5])
+    assert found
+    assert sorted(found) == [walk for walk in walks[6:] if walk % 3 == 0]
+    plan = [step for *_, step in store.connection.execute(f"EXPLAIN QUERY PLAN {rows_behind(dataset)}", (key, 0))]
+    assert sum("scored_rows_by_key (sample_key=? AND <expr>=? AND rowid>?)" in step for step in plan) == 2
 
 
 def of_the_version_before(lake: HistoryLake) -> None:
