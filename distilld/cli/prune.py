@@ -69,7 +69,6 @@ def prune(
 _ONLY_THESE: Final = {
     "orphan": "--orphans",
     "vanished": "--vanished",
-    "evidence vanished": "--vanished",
     "absent": "--partition GLOB",
     "evidence absent": "--partition GLOB",
 }

@@ -47,8 +47,8 @@ class RowJudge:
         self._ahead = ahead
         self._judged: dict[int, JudgedRow | FailedRow] = {}
         """The results of rows that may be displaced, until they are."""
-        self._rag = Lane(self._batch, Dataset.RAG, kept_bit=1)
-        self._sft = Lane(self._batch, Dataset.SFT, kept_bit=2)
+        self._rag = Lane(self._batch, Dataset.RAG)
+        self._sft = Lane(self._batch, Dataset.SFT)
         self._lanes = {Dataset.RAG: self._rag, Dataset.SFT: self._sft}
         self.loose_rows = LooseRows(self._batch, self._lanes)
 

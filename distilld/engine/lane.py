@@ -23,10 +23,9 @@ _NEEDS_EVIDENCE: Final = frozenset({"evidence", "content", "shape", "schema"})
 class Lane:
     """Knows which row holds which id at present, and settles the rows of one dataset accordingly."""
 
-    def __init__(self, batch: RowBatch, dataset: Dataset, *, kept_bit: int) -> None:
+    def __init__(self, batch: RowBatch, dataset: Dataset) -> None:
         self._batch = batch
         self.dataset = self._dataset = dataset
-        self._kept_bit = kept_bit
         self._out = batch.out
         self._changes = batch.out.changes[dataset]
         self._exported_walks = batch.out.exported_walks[dataset]
@@ -104,9 +103,8 @@ class Lane:
             self._batch.wake(self._dataset, row.sample_key, row.walk if recorded.code == DUPLICATE else -1)
 
     def _is_retained(self, row: WorkRow, outcome: Outcome) -> bool:
-        """Return whether absent evidence or the tripwire lets the row keep its outcome without evidence (SPEC 3)."""
-        absent = row.evidence_digest is not None and not row.evidence_found
-        return outcome.gate == "evidence" and (absent or bool(row.kept & self._kept_bit))
+        """Return whether absent evidence lets the row keep its outcome (SPEC 3)."""
+        return outcome.gate == "evidence" and row.evidence_digest is not None and not row.evidence_found
 
     def _export(self, row: WorkRow, recorded: Recorded, exported: Outcome) -> Recorded:
         key = row.sample_key or 0

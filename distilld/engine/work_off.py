@@ -13,6 +13,7 @@ import structlog
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
 from distilld.core.model import (
+    Cause,
     Dataset,
     InputChanged,
     InputKind,
@@ -240,10 +241,9 @@ class WorkingOff(Looking):
             self.restorer.check(now_ns, patient=patient)
 
     def _make_live(self) -> None:
-        """Make rows and pairs live again that were retained with a partition that returned; keep what is kept."""
+        """Make rows and pairs live again that were retained with a partition that returned."""
         with self.store.transaction():
             self.retained.make_live()
-            self.tripwire.keep_moved(self.options)
 
     def _lose_missing(self) -> None:
         """Give up lines that a damaged export lost and whose inputs are gone too; others are written again."""
@@ -253,13 +253,21 @@ class WorkingOff(Looking):
 
     def _trip(self) -> None:
         """Apply the tripwire: retain rows that vanish in masses until an operator decides (SPEC 3)."""
-        for dataset in Dataset:
-            stood = self.export_records.exports()[dataset.value].committed.rows
-            vanishing = self.tripwire.vanishing(dataset, self.options)
-            if vanishing > self.limits.tripwire_rows and vanishing > self.limits.tripwire_share * stood:
-                with self.store.transaction():
-                    self.tripwire.keep(dataset, self.options)
-                log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing, of=stood)
+        stood = {dataset: self.export_records.exports()[dataset.value].committed.rows for dataset in Dataset}
+        vanishing = {dataset: self.tripwire.vanishing(dataset, self.options) for dataset in Dataset}
+        tripped = [
+            dataset
+            for dataset, rows in vanishing.items()
+            if rows > self.limits.tripwire_rows and rows > self.limits.tripwire_share * stood[dataset]
+        ]
+        if not tripped:
+            return
+        with self.store.transaction():
+            for dataset in tripped:
+                self.tripwire.keep(dataset, self.options)
+            self.retained.make_halves_live(Cause.EVIDENCE_CHANGED)
+        for dataset in tripped:
+            log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing[dataset], of=stood[dataset])
 
 
 def _problems_of(decisions: Decisions) -> list[UnreadableError]:

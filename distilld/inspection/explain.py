@@ -297,13 +297,13 @@ def _note(row: RunRow, recorded: Recorded) -> str | None:
     if recorded.holder is not None:
         return f"the id is held by {recorded.holder.partition}:{recorded.holder.line}"
     if recorded.reason is None and row.state == "present" and row.evidence != "found":
-        return "kept by the tripwire: its evidence vanished" if row.kept else "kept: its evidence file is absent"
+        return "kept: its evidence file is absent"
     return _WHY_KEPT.get(row.state)
 
 
 _WHY_KEPT: Final = {
     "absent": "retained: its partition is absent",
-    "vanished": "kept by the tripwire: its line vanished",
+    "vanished": "kept by the tripwire: its line or its evidence vanished",
     "orphan": "retained: no input produces it",
 }
 

@@ -318,7 +318,7 @@ def _retained_notes(found: Status) -> Iterator[str]:
     if absent := sum(tree.absent for tree in found.trees):
         rows = counted(found.retained.get("absent", 0) + found.retained.get("evidence absent", 0), "exported row")
         yield f"kept for {counted(absent, 'absent partition file')}: {rows}; distilld prune shows what would go"
-    vanished = found.retained.get("vanished", 0) + found.retained.get("evidence vanished", 0)
+    vanished = found.retained.get("vanished", 0)
     if (accepted := vanished - sum(found.kept_by_tripwire.values())) > 0:
         rows = counted(accepted, "exported row")
         yield f"kept for good although they vanished from data/: {rows}; distilld prune shows what would go"

@@ -31,8 +31,8 @@ class AbsentFiles(Statements):
         with self._verdicts.changing(runs, options):
             self._queues.add_tasks("scored_rows", f"{CAN_HAVE_PAIRS.format('scored_rows')} AND {rows}")
             self._run(
-                f"INSERT INTO retained_rows (kind, accepted, partition_id, line, {ROW_FACTS}, {ROW_OUTCOMES})"
-                f" SELECT 'absent', kept, {record.partition_id}, walk - {record.walk_base}, {ROW_FACTS}, {ROW_OUTCOMES}"
+                f"INSERT INTO retained_rows (kind, partition_id, line, {ROW_FACTS}, {ROW_OUTCOMES})"
+                f" SELECT 'absent', {record.partition_id}, walk - {record.walk_base}, {ROW_FACTS}, {ROW_OUTCOMES}"
                 f" FROM scored_rows WHERE {rows}"
             )
             self._counts.shift_outcomes("scored_rows", "live", "retained", rows)
@@ -53,9 +53,9 @@ class AbsentFiles(Statements):
             self._counts.shift_outcomes("retained_rows", "retained", "live", retained)
             self._counts.count_rows_of("retained_rows", retained, 1)
             self._run(
-                f"INSERT INTO scored_rows (walk, {ROW_FACTS}, {ROW_OUTCOMES}, evidence_found, kept)"
-                f" SELECT line + {record.walk_base}, {ROW_FACTS}, {ROW_OUTCOMES}, {found},"
-                f" CASE {found} WHEN 1 THEN 0 ELSE accepted END FROM retained_rows WHERE {retained}"
+                f"INSERT INTO scored_rows (walk, {ROW_FACTS}, {ROW_OUTCOMES}, evidence_found)"
+                f" SELECT line + {record.walk_base}, {ROW_FACTS}, {ROW_OUTCOMES}, {found}"
+                f" FROM retained_rows WHERE {retained}"
             )
             self._run(f"DELETE FROM retained_rows WHERE {retained}")
             self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {rows}")

@@ -25,19 +25,18 @@ class Departures(Counts):
         )
         return True
 
-    def keep_rows(self, dataset: Dataset, source: str, where: str, decided: str = "0") -> int:
+    def keep_rows(self, dataset: Dataset, source: str, where: str = "1") -> int:
         """Keep the exported lines of rows of a source as vanished rows; return how many.
 
-        ``decided`` is SQL for whether an operator accepted a row for good. The caller clears the rows' outcomes first,
-        or deletes the rows, and changes the totals.
+        The caller clears the rows' outcomes, or deletes the rows, and changes the totals.
         """
         columns = (
             "partition_id, line, digest, run_id, task_id, category, sample_key,"
             f" {dataset}, {dataset}_line, {dataset}_batch"
         )
         kept = self._run(
-            f"INSERT INTO retained_rows (kind, accepted, start_byte, length_bytes, {columns})"
-            f" SELECT 'vanished', {decided}, 0, 0, {columns} FROM {source} WHERE {where} RETURNING retained_id"
+            f"INSERT INTO retained_rows (kind, start_byte, length_bytes, {columns})"
+            f" SELECT 'vanished', 0, 0, {columns} FROM {source} WHERE {where} RETURNING retained_id"
         ).fetchall()
         self._many("INSERT OR IGNORE INTO rejudge_retained VALUES (?)", kept)
         return len(kept)

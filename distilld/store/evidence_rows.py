@@ -104,7 +104,7 @@ class EvidenceRows(Statements):
         )
         # The span holds all rows of the file, and mostly few of them are of a run that changed.
         self._run(
-            "UPDATE scored_rows SET evidence_found = 1 - evidence_found, kept = kept * evidence_found"
+            "UPDATE scored_rows SET evidence_found = 1 - evidence_found"
             f" WHERE walk IN (SELECT s.walk {in_partition} WHERE s.evidence_found <> c.found)",
             span,
         )

@@ -223,6 +223,41 @@ def m013_indexes_of_each_batch(db: Database) -> None:
     )
 
 
+def m014_kept_rows_are_vanished_rows(db: Database) -> None:
+    """Make the lines of rows that the tripwire keeps without their evidence those of vanished rows; judge the rows."""
+    _run_script(
+        db,
+        "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE kept <> 0;\n",
+    )
+    for dataset, bit in (("rag", 1), ("sft", 2)):
+        nothing = f"{dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL"
+        columns = (
+            "partition_id, line, digest, run_id, task_id, category, sample_key,"
+            f" {dataset}, {dataset}_line, {dataset}_batch"
+        )
+        present = f"kept & {bit} AND evidence_found = 0 AND {dataset} = {EXPORTED}"
+        absent = f"kind = 'absent' AND accepted & {bit} AND {dataset} = {EXPORTED}"
+        _run_script(
+            db,
+            f"CREATE TEMP TABLE kept_lines AS SELECT kept AS bits, {columns} FROM row_places WHERE {present};\n"
+            "UPDATE totals SET rows = rows + CASE state WHEN 'live' THEN -1 ELSE 1 END"
+            " * (SELECT count(*) FROM temp.kept_lines)"
+            f" WHERE dataset = '{dataset}' AND state IN ('live', 'retained') AND outcome = {EXPORTED};\n"
+            # A row without an outcome in RAG counts as unjudged.
+            f"UPDATE counters SET value = value + (SELECT count(*) FROM temp.kept_lines) * {2 - bit}"
+            " WHERE name = 'unjudged_rows';\n"
+            f"INSERT INTO temp.kept_lines SELECT accepted, {columns} FROM retained_rows WHERE {absent};\n"
+            f"UPDATE scored_rows SET {nothing} WHERE {present};\nUPDATE retained_rows SET {nothing} WHERE {absent};\n"
+            f"INSERT INTO retained_rows (kind, accepted, start_byte, length_bytes, {columns})"
+            f" SELECT 'vanished', (bits & 4) <> 0, 0, 0, {columns} FROM temp.kept_lines;\nDROP TABLE temp.kept_lines;\n",
+        )
+    _run_script(
+        db,
+        "UPDATE retained_rows SET accepted = 0 WHERE kind = 'absent';\n"
+        "DROP INDEX kept_rows;\nALTER TABLE scored_rows DROP COLUMN kept;\n",
+    )
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -237,6 +272,7 @@ MIGRATIONS: Final = (
     m011_words_of_the_glossary,
     m012_rows_without_a_run_judge_none,
     m013_indexes_of_each_batch,
+    m014_kept_rows_are_vanished_rows,
 )
 """All migrations in order, named by their functions; a released one is never changed or removed."""
 

@@ -11,7 +11,6 @@ from distilld.core.model import Category, Dataset, InputKind, Options, Reason, R
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.retained import KEPT_BITS
 from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, overruled
 from distilld.store.walk_order import place_partitions
@@ -189,7 +188,7 @@ class Orphans(Statements):
         Mark the others as decided; return how many leave.
         """
         gone = 0
-        for dataset in KEPT_BITS:
+        for dataset in (Dataset.RAG, Dataset.SFT):
             codes = forbidding_codes(options, dataset)
             where = (
                 f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from distilld.core.line_facts import EXPORTED, LINE_BITS
+from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset, Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
@@ -13,7 +13,7 @@ from distilld.store.departures import Departures
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import EVIDENCE_PRUNED
-from distilld.store.retained import KEPT_BITS, KEPT_FOR_GOOD, Only, only_kind
+from distilld.store.retained import Only, only_kind
 from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, forbidding_codes, runs_of
 
@@ -39,12 +39,6 @@ class Pruning(Statements):
         """Mark what the tripwire keeps as kept for good; return how many rows and pairs."""
         done = self._run("UPDATE retained_rows SET accepted = 1 WHERE kind = 'vanished' AND accepted = 0").rowcount
         done += self._run("UPDATE pairs SET accepted = 1 WHERE retained = 'vanished' AND accepted = 0").rowcount
-        self._run(
-            f"UPDATE retained_rows SET accepted = accepted | {KEPT_FOR_GOOD} WHERE kind = 'absent' AND accepted <> 0"
-        )
-        done += self._run(
-            f"UPDATE scored_rows SET kept = kept | {KEPT_FOR_GOOD} WHERE kept <> 0 AND kept & {KEPT_FOR_GOOD} = 0"
-        ).rowcount
         return int(done)
 
     def prune(
@@ -70,7 +64,7 @@ class Pruning(Statements):
         )
         with self._verdicts.changing(self._runs_set_free(options) if only is None else (), options):
             pruned = 0
-            for dataset in KEPT_BITS:
+            for dataset in (Dataset.RAG, Dataset.SFT):
                 pruned += self._number(f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}")
                 self._departures.add_rows(dataset, "retained_rows", "retained", where, "'pruned'")
             self._run(
@@ -84,8 +78,7 @@ class Pruning(Statements):
                 "'pruned'",
             )
             files = self._forget_absent_files(spared) if only is None else 0
-            if only is not Only.ORPHAN:
-                self._give_up_kept(only)
+            if only is None:
                 pruned += self._rows_without_evidence()
         self._verdicts.forget_malformed_runs("SELECT digest FROM malformed_runs")
         self._unstage("spared", "matching")
@@ -126,12 +119,6 @@ class Pruning(Statements):
         self._inputs.forget_files()
         return forgotten
 
-    def _give_up_kept(self, only: Only | None) -> None:
-        """Queue rows that are kept although their evidence vanished, to be judged without it."""
-        decided = f" AND kept & {KEPT_FOR_GOOD} = 0" if only is Only.VANISHED else ""
-        place = f"(walk >> {LINE_BITS}) << {LINE_BITS} IN (SELECT walk_base FROM matching)"
-        self._give_up(f"kept <> 0{decided} AND {place}")
-
     def _rows_without_evidence(self) -> int:
         """Return how many exported rows will be judged without the evidence that was given up."""
         return self._number(
@@ -145,4 +132,3 @@ class Pruning(Statements):
             f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows WHERE rag IS NOT NULL AND {where}"
             f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}"
         )
-        self._run(f"UPDATE scored_rows SET kept = 0 WHERE kept <> 0 AND {where}")

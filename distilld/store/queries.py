@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED, VERDICTS
 from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Form, Store
-from distilld.store.retained import KEPT_BITS
 from distilld.store.statements import Statements
 
 
@@ -333,17 +332,17 @@ class Exceptions(Statements):
         )
 
     def rows_without_evidence(self) -> Iterator[KeptLine]:
-        """Yield the lines of present rows whose evidence is absent, or vanished while the tripwire keeps the rows."""
+        """Yield the lines of present rows whose evidence is absent."""
         return self._lines(
             "SELECT r.{0}, r.{0}_line, r.sample_key, r.partition, r.line, r.run_id, r.digest, 0, NULL"
             " FROM row_places r"
-            " WHERE r.{0} IS NOT NULL AND r.evidence_found = 0 AND (r.kept & {1} OR EXISTS (SELECT 1 FROM evidence_rows e"
-            " WHERE e.partition_id = r.partition_id AND e.run_id = r.run_id))"
+            " WHERE r.{0} IS NOT NULL AND r.evidence_found = 0 AND EXISTS (SELECT 1 FROM evidence_rows e"
+            " WHERE e.partition_id = r.partition_id AND e.run_id = r.run_id)"
         )
 
     def _lines(self, query: str) -> Iterator[KeptLine]:
-        for dataset, bit in KEPT_BITS.items():
-            for outcome, line, key, path, number, run_id, digest, orphan, told in self._run(query.format(dataset, bit)):
+        for dataset in (Dataset.RAG, Dataset.SFT):
+            for outcome, line, key, path, number, run_id, digest, orphan, told in self._run(query.format(dataset)):
                 at = RowRef(path, number) if path is not None else None
                 yield KeptLine(dataset, outcome, line, key, at, run_id, digest, bool(orphan), CATEGORIES.get(told))
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
-from distilld.core.model import Dataset
+from distilld.core.model import Cause, Dataset
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.statements import Statements
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     # Readers of the store do not need it.
     from distilld.store.ledger import Totals
 
-KEPT_BITS: Final = {Dataset.RAG: 1, Dataset.SFT: 2}
-KEPT_FOR_GOOD: Final = 4
-IS_DECIDED: Final = f"({{}} & {KEPT_FOR_GOOD}) <> 0"
-"""SQL for whether these bits say that an operator decided to keep the row for good."""
 _ABSENT_FILE: Final = "EXISTS (SELECT 1 FROM files f WHERE f.state = 'absent' AND f.partition_id IN (chosen_partition, rejected_partition))"
 
 
@@ -43,7 +39,7 @@ def only_kind(only: Only | None, column: str = "kind") -> str:
 
 
 class RetainedCount(NamedTuple):
-    """Retained exported rows or pairs, by kind: absent, vanished, orphan, evidence absent, evidence vanished."""
+    """Retained exported rows or pairs, by kind: absent, vanished, orphan, evidence absent."""
 
     dataset: Dataset
     kind: str
@@ -51,15 +47,12 @@ class RetainedCount(NamedTuple):
 
 
 def without_evidence(dataset: Dataset) -> str:
-    """Return a query for exported rows that are kept without their evidence: kind, walk order place, ``kept``."""
-    exported = f"s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
+    """Return a query for exported rows that are kept on absent evidence: kind, walk order place."""
     return (
-        "SELECT 'evidence vanished' AS kind, s.walk, s.kept FROM scored_rows s INDEXED BY kept_rows"
-        f" WHERE s.kept <> 0 AND {exported} UNION ALL"
         # Otherwise SQLite builds its own index of exported rows, and reads all of them for each absent file.
-        " SELECT 'evidence absent', s.walk, s.kept FROM files f CROSS JOIN partitions p USING (partition_id)"
+        "SELECT 'evidence absent' AS kind, s.walk FROM files f CROSS JOIN partitions p USING (partition_id)"
         f" CROSS JOIN scored_rows s NOT INDEXED ON s.walk >= p.walk_base AND s.walk < p.walk_base + {LINES_END}"
-        f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.kept = 0 AND {exported}"
+        f" WHERE f.kind = 'evidence' AND f.state = 'absent' AND s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
     )
 
 
@@ -84,7 +77,6 @@ class Retained(Statements):
     def counts(self, partition_glob: str | None = None, only: Only | None = None) -> list[RetainedCount]:
         """Count the exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
         matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
-        undecided = f" AND kind = 'evidence vanished' AND kept & {KEPT_FOR_GOOD} = 0" if only else ""
         counts: list[RetainedCount] = []
         for dataset in (Dataset.RAG, Dataset.SFT):
             retained = (
@@ -92,8 +84,8 @@ class Retained(Statements):
                 f" AND {matches.format(which='p.partition_id = f.partition_id')}"
             )
             place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
-            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}{undecided}"
-            source = retained if only is Only.ORPHAN else f"{retained} UNION ALL {kept}"
+            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}"
+            source = retained if only else f"{retained} UNION ALL {kept}"
             counts += self._count(dataset, source, partition_glob)
         pairs = (
             f"SELECT retained AS kind FROM pairs r WHERE retained IS NOT NULL AND outcome = {EXPORTED}"
@@ -115,7 +107,7 @@ class Retained(Statements):
     def by_dataset(self, totals: Totals) -> dict[str, int]:
         """Return how many rows of each dataset are retained, including those whose evidence is gone; counts few rows."""
         found = {dataset.value: totals.retained(dataset) for dataset in Dataset}
-        for dataset in KEPT_BITS:
+        for dataset in (Dataset.RAG, Dataset.SFT):
             found[dataset.value] += self._number(f"SELECT count(*) FROM ({without_evidence(dataset)})")
         return found
 
@@ -126,19 +118,22 @@ class Retained(Statements):
             " (SELECT 1 FROM retained_rows f WHERE f.retained_id = rejudge_retained.retained_id)"
         )
         self._make_pairs_live()
-        for dataset, other in ((Dataset.RAG, Dataset.SFT), (Dataset.SFT, Dataset.RAG)):
-            self._make_half_live(dataset, other)
+        self.make_halves_live(Cause.DISPLACED)
 
-    def _make_half_live(self, dataset: Dataset, other: Dataset) -> None:
-        """Mark returned rows with only one outcome as never judged: a present row took their id in the other dataset.
+    def make_halves_live(self, cause: Cause) -> None:
+        """Mark queued rows with only one outcome as never judged: the other one's line went to another row.
 
-        Their line moves to ``departures``; it returns to them when they are judged, if it is still theirs.
+        Their own line moves to ``departures``; it returns to them when they are judged, if it is still theirs.
         """
+        for dataset, other in ((Dataset.RAG, Dataset.SFT), (Dataset.SFT, Dataset.RAG)):
+            self._make_half_live(dataset, other, cause)
+
+    def _make_half_live(self, dataset: Dataset, other: Dataset, cause: Cause) -> None:
         half = (
             "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE s.{dataset} IS NOT NULL AND s.{other} IS NULL"
         )
-        if not self._departures.add_rows(dataset, "row_places", "live", f"walk IN ({half})", "'displaced'"):
+        if not self._departures.add_rows(dataset, "row_places", "live", f"walk IN ({half})", f"'{cause}'"):
             return
         rows = self._departures.empty_rows(dataset, "scored_rows", f"walk IN ({half})")
         if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged already

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED, RowFacts
-from distilld.core.model import Options
+from distilld.core.model import Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord
 from distilld.store.queues import CAN_HAVE_PAIRS, Queues
-from distilld.store.retained import IS_DECIDED, KEPT_BITS
 from distilld.store.scored_rows import ROW_FACTS, ROW_OUTCOMES
 from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, named_in_malformed, runs_of
@@ -101,16 +100,9 @@ class RewrittenFile(Statements):
         self._unstage("paired")
 
     def _depart(self) -> None:
-        """Delete rows that the file no longer holds; add their lines in the exports to ``departures``.
-
-        What the tripwire kept before is still kept, unless its line was scored again.
-        """
+        """Delete rows that the file no longer holds; add their lines in the exports to ``departures``."""
         same_run = "run_id = (SELECT i.run_id FROM incoming i WHERE i.line = departing.line)"
-        for dataset, bit in KEPT_BITS.items():
-            kept = f"kept & {bit} AND {dataset} = {EXPORTED} AND {same_run} IS NOT 1"
-            rows = self._departures.keep_rows(dataset, "departing", kept, IS_DECIDED.format("kept"))
-            self._departures.shift(dataset, "live", "retained", EXPORTED, rows)
-            self._departures.empty_rows(dataset, "departing", kept)
+        for dataset in (Dataset.RAG, Dataset.SFT):
             cause = f"CASE WHEN {same_run} THEN 'rescored' ELSE 'row_removed' END"
             self._departures.add_rows(dataset, "departing", "live", "1", cause)
         self._queues.add_tasks("departing", CAN_HAVE_PAIRS.format("departing"))
@@ -121,7 +113,7 @@ class RewrittenFile(Statements):
         self._stage(
             "moving",
             f"AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
-            f" s.{', s.'.join(ROW_FACTS.split(', '))}, {ROW_OUTCOMES}, s.evidence_found, s.kept"
+            f" s.{', s.'.join(ROW_FACTS.split(', '))}, {ROW_OUTCOMES}, s.evidence_found"
             " FROM incoming i CROSS JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
             low,
         )
@@ -133,8 +125,8 @@ class RewrittenFile(Statements):
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT old_walk FROM moving)")
         facts = ROW_FACTS.replace("start_byte", "new_start")
         self._run(
-            f"INSERT INTO scored_rows (walk, {ROW_FACTS}, {ROW_OUTCOMES}, evidence_found, kept)"
-            f" SELECT walk, {facts}, {ROW_OUTCOMES}, evidence_found, kept FROM moving"
+            f"INSERT INTO scored_rows (walk, {ROW_FACTS}, {ROW_OUTCOMES}, evidence_found)"
+            f" SELECT walk, {facts}, {ROW_OUTCOMES}, evidence_found FROM moving"
         )
         self._run("INSERT INTO rejudge_rows SELECT walk, forced, evidence_changed FROM waiting")
         self._unstage("waiting")

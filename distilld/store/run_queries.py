@@ -44,8 +44,6 @@ class RunRow(NamedTuple):
     digest: bytes
     evidence: str
     waits: bool
-    kept: bool
-    """Whether the tripwire keeps it although its evidence vanished."""
     outcomes: dict[Dataset, Recorded | None]
     """By dataset; a vanished row or an orphan has only the datasets that it is kept in, and a rest none."""
     unusual: str | None = None
@@ -126,7 +124,7 @@ class Stories(Statements):
         present = self._run(
             "SELECT p.path, s.walk - p.walk_base, s.walk, 'present', s.category, s.digest,"
             " CASE WHEN s.evidence_found THEN 'found' WHEN e.digest IS NOT NULL THEN 'absent' ELSE 'missing' END,"
-            " EXISTS (SELECT 1 FROM rejudge_rows q WHERE q.walk = s.walk) OR s.rag IS NULL, s.kept <> 0, s.sample_key,"
+            " EXISTS (SELECT 1 FROM rejudge_rows q WHERE q.walk = s.walk) OR s.rag IS NULL, s.sample_key,"
             f" {_OUTCOMES.format(alias='s')} FROM scored_rows s"
             f"{EVIDENCE_OF_ROWS} {_BATCHES.format(alias='s')} WHERE s.run_id = ?1 OR s.run_id IS NULL"
             " AND s.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
@@ -134,14 +132,14 @@ class Stories(Statements):
         ).fetchall()
         retained = self._run(
             "SELECT p.path, f.line, coalesce(p.walk_base + f.line, 1 << 62), f.kind, f.category, f.digest, 'unknown',"
-            " EXISTS (SELECT 1 FROM rejudge_retained q WHERE q.retained_id = f.retained_id), 0, f.sample_key,"
+            " EXISTS (SELECT 1 FROM rejudge_retained q WHERE q.retained_id = f.retained_id), f.sample_key,"
             f" {_OUTCOMES.format(alias='f')} FROM retained_rows f LEFT JOIN partitions p USING (partition_id)"
             f" {_BATCHES.format(alias='f')} WHERE f.run_id = ?1 OR f.run_id IS NULL"
             " AND f.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()
         found: dict[object, RunRow] = {row.at: row for row in self._rests(run_id)}
-        for path, line, walk, state, category, digest, evidence, waits, kept, key, *outcomes in [
+        for path, line, walk, state, category, digest, evidence, waits, key, *outcomes in [
             *present,
             *retained,
         ]:
@@ -151,9 +149,7 @@ class Stories(Statements):
             }
             at = RowRef(path, line) if path is not None else None
             unusual = _UNUSUAL.get(category)
-            row = RunRow(
-                at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), bool(kept), recorded, unusual
-            )
+            row = RunRow(at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), recorded, unusual)
             if state in _BY_DATASET:
                 which = (state, at, digest, key)
                 found[which] = _with_other(row, found.get(which))
@@ -171,7 +167,7 @@ class Stories(Statements):
         ):
             at = RowRef(path, line)
             verdict, unusual = VERDICTS[category], "said by the unfinished last line of the file"
-            yield RunRow(at, walk, state, verdict, digest, "unknown", False, False, {}, unusual)
+            yield RunRow(at, walk, state, verdict, digest, "unknown", False, {}, unusual)
 
     def _recorded(
         self,

@@ -9,7 +9,6 @@ from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.queues import EVIDENCE_PRUNED, Queues
-from distilld.store.retained import IS_DECIDED, KEPT_BITS
 from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
 from distilld.store.work import Work
@@ -65,27 +64,29 @@ class Tripwire(Statements):
             f"partition_id, row_line AS line, row AS digest, run_id, task_id, category, sample_key, outcome AS {dataset},"
             f" line AS {dataset}_line, batch AS {dataset}_batch"
         )
-        departed = self._departures.keep_rows(dataset, f"(SELECT {row} FROM departures d WHERE {where})", "1")
+        departed = self._departures.keep_rows(dataset, f"(SELECT {row} FROM departures d WHERE {where})")
         self._run(f"DELETE FROM departures AS d WHERE {where}")
         self._departures.shift(dataset.value, "departing", "retained", EXPORTED, departed)
-        self._keep_moved(dataset, _moved_alone(dataset, options))
+        self._keep_moved(dataset, options)
+        self._keep_without_evidence(dataset, options)
         self._queues.wake_waiters("retained_rows", "g.kind = 'vanished'")
-        self._run(
-            f"UPDATE scored_rows SET kept = kept | {KEPT_BITS[dataset]} WHERE walk IN (SELECT s.walk"
-            f" {_evidence_gone(dataset, options)})"
-        )
 
-    def keep_moved(self, options: Options) -> None:
-        """Keep absent rows that it kept before and whose lines are elsewhere, still without evidence."""
-        if self._holds("EXISTS (SELECT 1 FROM rejudge_retained)"):
-            for dataset in KEPT_BITS:
-                self._keep_moved(dataset, _kept_and_moved(dataset, options))
-
-    def _keep_moved(self, dataset: Dataset, moved: str) -> None:
+    def _keep_moved(self, dataset: Dataset, options: Options) -> None:
         """Give the lines of moved absent rows to new vanished rows; the absent rows keep their verdicts."""
-        self._stage("moved", f"AS {moved}")
+        self._stage("moved", f"AS {_moved_alone(dataset, options)}")
         self._departures.empty_rows(dataset, "retained_rows", "retained_id IN (SELECT retained_id FROM moved)")
-        self._departures.keep_rows(dataset, "moved", "1", IS_DECIDED.format("accepted"))
+        self._departures.keep_rows(dataset, "moved")
+        self._unstage("moved")
+
+    def _keep_without_evidence(self, dataset: Dataset, options: Options) -> None:
+        """Give the lines of rows whose evidence is gone to new vanished rows; the rows are judged without them."""
+        self._stage("moved", f"AS SELECT s.walk {_evidence_gone(dataset, options)}")
+        where = "walk IN (SELECT walk FROM moved)"
+        rows = self._departures.keep_rows(dataset, "row_places", where)
+        self._departures.empty_rows(dataset, "scored_rows", where)
+        self._departures.shift(dataset.value, "live", "retained", EXPORTED, rows)
+        if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged
+            self._departures.count_rows(0, rows)
         self._unstage("moved")
 
     def _pairs_gone(self, options: Options) -> list[tuple[int]]:
@@ -120,30 +121,16 @@ def _vanished(dataset: Dataset, options: Options) -> str:
     )
 
 
-def _moved(dataset: Dataset, options: Options) -> str:
-    """Return SQL for absent rows whose lines are in a present partition now."""
+def _moved_alone(dataset: Dataset, options: Options) -> str:
+    """Return SQL for absent rows whose lines are in a present partition now, but without their evidence."""
     return (
         "SELECT f.* FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)"
         f" WHERE f.kind = 'absent' AND f.{dataset} = {EXPORTED}"
+        f" AND f.run_id NOT IN {_WITH_EVIDENCE.format(_ABSENT)}"
         f" AND ((f.run_id, f.digest) IN {_LINES.format(_ABSENT)}"
         "  OR EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest))"
         f" AND {_not_forbidden('f.run_id', dataset, options)}"
     )
-
-
-def _moved_alone(dataset: Dataset, options: Options) -> str:
-    """Return SQL for those of them that moved without any evidence of their run."""
-    return f"{_moved(dataset, options)} AND f.run_id NOT IN {_WITH_EVIDENCE.format(_ABSENT)}"
-
-
-def _kept_and_moved(dataset: Dataset, options: Options) -> str:
-    """Return SQL for those of them that the tripwire kept before, and whose lines have no evidence now."""
-    with_evidence = (
-        f"(SELECT s.run_id, s.digest FROM {_ABSENT} CROSS JOIN scored_rows s ON s.run_id = r.run_id"
-        " WHERE s.evidence_found = 1)"
-    )
-    kept = f"f.accepted & {KEPT_BITS[dataset]} AND (f.run_id, f.digest) NOT IN {with_evidence}"
-    return f"{_moved(dataset, options)} AND {kept}"
 
 
 def _evidence_gone(dataset: Dataset, options: Options) -> str:
@@ -153,7 +140,7 @@ def _evidence_gone(dataset: Dataset, options: Options) -> str:
     """
     return (
         f"FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
-        f" AND s.kept & {KEPT_BITS[dataset]} = 0 AND q.evidence_changed <> {EVIDENCE_PRUNED}"
+        f" AND q.evidence_changed <> {EVIDENCE_PRUNED}"
         " AND NOT EXISTS (SELECT 1 FROM partitions p CROSS JOIN files f USING (partition_id)"
         " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
         f" WHERE p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} AND f.kind = 'evidence' AND f.state = 'absent')"

@@ -17,7 +17,7 @@ from distilld.store.verdicts import InForce, Verdicts, codes_of, last_verdict
 
 _FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.malformed, s.sample_key, s.evidence_found,"
-    " e.start_byte, e.length_bytes, e.digest, s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch, s.kept"
+    " e.start_byte, e.length_bytes, e.digest, s.rag, s.rag_line, s.rag_batch, s.sft, s.sft_line, s.sft_batch"
 )
 _HOLDER: Final = (
     "(SELECT CASE h.evidence_found WHEN 1 THEN h.walk ELSE -h.walk END FROM scored_rows h"
@@ -81,7 +81,7 @@ class WorkRow(NamedTuple):
 
     Evidence columns without ``evidence_found`` mean that the evidence file is absent. A row that was never judged has no
     outcomes. A row is contested if another row, or a line without a present row, names its run or has its id.
-    A holder is the row that has this row's id now; negative if that has no evidence, and is kept or about to leave.
+    A holder is the row that has this row's id now; negative if that has no evidence now, and is retained or about to leave.
     Rows from the queue have no holder set: see :meth:`alone`.
     """
 
@@ -102,7 +102,6 @@ class WorkRow(NamedTuple):
     sft: int | None
     sft_line: bytes | None
     sft_batch: int | None
-    kept: int
     evidence_changed: int
     contested: int
     rag_holder: int | None
@@ -112,7 +111,7 @@ class WorkRow(NamedTuple):
     def is_plain(self) -> bool:
         """Whether only its own text decides its outcome."""
         evidence_is_absent = self.evidence_digest is not None and not self.evidence_found
-        return not (self.contested or self.kept or self.evidence_changed or evidence_is_absent)
+        return not (self.contested or self.evidence_changed or evidence_is_absent)
 
     def alone(self) -> WorkRow:
         """Return the row as the holder of its exported ids, as a row that is not contested is judged."""

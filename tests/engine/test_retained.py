@@ -811,23 +811,93 @@ def test_kept_row_stays_when_its_line_moves(lake: HistoryLake, how: str, accepte
     assert set(lake.causes("rag")) == {"pruned"}
 
 
-def test_kept_row_leaves_when_its_line_is_scored_again(lake: HistoryLake) -> None:
-    """A line that still names the run but has changed says something new; evidence elsewhere gives the row back."""
+def test_kept_row_leaves_like_any_retained_row(lake: HistoryLake) -> None:
+    """It leaves when its run is rejected, and lets its line go to a present row with its id; a new line is no reason."""
     many_rows(lake)
     lake.restart(tripwire_rows=3, tripwire_share=0.5)
     lake.evidence(A)
     lake.go()
     lake.engine.accept_vanished()
+    before = lake.exported("rag")
     lines = lake.scored_path(A).read_bytes().splitlines()
     lake.scored(A, *lines[:-1], run("a5", reasons=["again"]))
     lake.go()
-    assert lake.exported("rag") == {"a0", "a1", "a2", "a3", "a4", "b1", "b2"}
-    assert lake.causes("rag") == ["rescored"]
-    lake.both(C, run("a4"))
-    lake.scored(A, *lines[:-2])
+    assert lake.exported("rag") == before
+    lake.scored(A, *lines[:-1], run("a5", "rejected"))
     lake.go()
-    assert lake.causes("rag") == ["rescored"]
-    assert lake.ask("SELECT count(*) FROM retained_rows") == [(0,)]
+    assert lake.exported("rag") == before - {"a5"}
+    assert lake.causes("rag") == ["revoked"]
+    lake.both(C, run("a4"))
+    lake.go()
+    assert lake.causes("rag") == ["revoked"]
+    assert lake.retained() == {"vanished": 12}
+    lake.evidence(A, *(given(f"a{number}") for number in range(5)))
+    lake.go()
+    assert lake.causes("rag") == lake.causes("sft") == ["revoked"]
+    assert lake.exported("rag") == before - {"a5"}
+    assert lake.retained() == {"vanished": 4}
+
+
+@pytest.mark.parametrize("tripped", ["rag", "sft"])
+def test_tripwire_keeps_a_row_in_one_dataset(lake: HistoryLake, tripped: str) -> None:
+    """Where one dataset loses fewer rows than the limit, its rows leave for their evidence; the other's stay."""
+    short = "extractor" if tripped == "rag" else "executor"
+    lake.scored(A, run("a1"), run("a2"), run("a3"))
+    lake.evidence(A, given("a1", model_role=short), given("a2"), given("a3", "" if tripped == "sft" else None))
+    lake.both(B, run("b1"))
+    lake.go()
+    before = {dataset: lake.exported(dataset) for dataset in ("rag", "sft")}
+    lake.restart(tripwire_rows=len(before[tripped]) - 2, tripwire_share=0.0)
+    lake.evidence(A)
+    lake.go()
+    other = "sft" if tripped == "rag" else "rag"
+    gone = len(before[other]) < len(before[tripped])
+    assert lake.exported(tripped) == before[tripped]
+    assert lake.exported(other) == ({"b1"} if gone else before[other])
+    assert lake.causes(other) == ["evidence_changed"] * gone * (len(before[other]) - 1)
+    assert set(lake.quarantined("rag").values()) == set(lake.quarantined("sft").values()) == {"missing_source_run_id"}
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
+@pytest.mark.parametrize("absent", [True, False])
+@pytest.mark.parametrize(("bits", "role"), [(3, "executor"), (7, "executor"), (1, "extractor"), (5, "extractor")])
+def test_rows_that_an_older_version_kept_stay(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, bits: int, role: str, absent: bool
+) -> None:
+    """There the row itself was kept, by bits for RAG (1), for SFT (2), for good (4); some are of a file that is gone."""
+    runs = [f"a{number}" for number in range(6)]
+    lake.both(B, run("b1"))
+    lake.scored(A, *map(run, runs))
+    lake.evidence(A, *(given(run_id, model_role=role) for run_id in runs))
+    lake.go()
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.evidence(A)
+    if absent:
+        lake.move_away(lake.scored_path(A))
+    with monkeypatch.context() as patch:
+        patch.setattr(lake.engine, "_trip", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            lake.engine.run_pass(Trigger.ONCE)
+    lake.engine.store.connection.executescript(
+        "DELETE FROM _sqlite_migrations WHERE name GLOB 'm014*';\nDELETE FROM rejudge_rows;\n"
+        "ALTER TABLE scored_rows ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;\n"
+        "CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;\n"
+        f"UPDATE scored_rows SET kept = {bits} WHERE evidence_found = 0;\n"
+        f"UPDATE retained_rows SET accepted = {bits} WHERE kind = 'absent';\n"
+    )
+    lake.restart()
+    for _ in range(3):
+        lake.go()
+        assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+        kept = {"rag": 6, "sft": 6 * (bits >> 1 & 1)}
+        assert lake.engine.retained.kept_by_tripwire() == (
+            {} if bits & 4 else {name: rows for name, rows in kept.items() if rows}
+        )
+        assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+        if not lake.scored_path(A).exists():
+            lake.bring_back(lake.scored_path(A))
+    assert set(lake.quarantined("rag")) == set(lake.quarantined("sft")) == set(runs)
+    assert set(lake.quarantined("sft").values()) == {"missing_source_run_id"}
 
 
 def test_rescore_is_never_held_back(lake: HistoryLake) -> None:

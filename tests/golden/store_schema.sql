@@ -10,8 +10,6 @@ CREATE INDEX forced_rows ON rejudge_rows (walk) WHERE forced = 1;
 
 CREATE INDEX forced_tasks ON rejudge_tasks (task_id) WHERE forced = 1;
 
-CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;
-
 CREATE INDEX malformed_runs_by_digest ON malformed_runs (digest);
 
 CREATE INDEX nameless_rows ON scored_rows (digest) WHERE run_id IS NULL;
@@ -257,9 +255,7 @@ CREATE TABLE scored_rows (
     sft           INTEGER,
     sft_line      BLOB,
     sft_batch     INTEGER,
-    evidence_found  INTEGER NOT NULL,
-    kept            INTEGER NOT NULL DEFAULT 0
-) STRICT;
+    evidence_found  INTEGER NOT NULL) STRICT;
 
 CREATE TABLE totals (dataset TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('live', 'retained', 'departing')), outcome INTEGER NOT NULL, rows INTEGER NOT NULL, PRIMARY KEY (dataset, state, outcome)) STRICT, WITHOUT ROWID;
 

@@ -113,7 +113,7 @@ def test_it_looks_at_no_table_of_rows_as_a_whole(settings: Settings, monkeypatch
         bring_up_to_date(engine)
     monkeypatch.setattr(Store, "open_readonly", traced)
     names(settings)
-    assert any("FROM scored_rows" in statement for statement in asked)
+    assert any("FROM retained_rows" in statement for statement in asked)
     with closing(sqlite3.connect(settings.state)) as store:
         assert whole_scans(store, asked) == []
 

@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_EXCEPTIONS = "kept_rows|retained_pairs"
-"""Indexes that hold only what is retained."""
+_EXCEPTIONS = "retained_pairs"
+"""An index that holds only what is retained."""
 
 _ROWS = "(scored_rows|evidence_rows|pairs|s|e)"
 """``s`` and ``e`` are how every query calls the scored rows and the evidence rows."""

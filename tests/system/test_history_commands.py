@@ -187,7 +187,7 @@ def test_prune_without_a_store_is_refused(cli: Cli, tmp_path: Path, flags: list[
         ("scored-runs", Path.unlink, {"absent"}),
         ("evidence", Path.unlink, {"absent", "evidence absent"}),
         ("scored-runs", empty, {"vanished"}),
-        ("evidence", empty, {"vanished", "evidence vanished"}),
+        ("evidence", empty, {"vanished"}),
     ],
 )
 def test_what_is_kept_is_counted_alike(
