@@ -23,7 +23,7 @@ from distilld.delivery.snapshot import MANIFEST, MANIFEST_VERSION, PROVENANCE
 from distilld.files.regular import open_regular, read_regular
 from distilld.files.segments import blocks_of
 from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of
-from distilld.publish.reading import whole_lines
+from distilld.publish.reading import ROW_ID, whole_lines
 from distilld.store.connection import StoreCorruptError, StoreFaultError
 from distilld.store.queries import reading
 from distilld.store.receipts import Receipts
@@ -74,7 +74,7 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
         except (StoreCorruptError, StoreFaultError) as error:
             found.without_store = str(error)
     if found.without_store is not None:
-        found.changed = _changed(folder, found, lambda name: _rows_as_they_stand(root / EXPORT_PATHS[name]))
+        found.changed = _changed(folder, found, partial(_rows_as_they_stand, root))
     return found
 
 
@@ -189,13 +189,33 @@ def _told(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(orjson.loads, file)
 
 
-def _rows_as_they_stand(path: Path) -> Iterator[list[bytes]]:
-    """Return the complete rows of an export whose committed length is unknown."""
+def _rows_as_they_stand(root: Path, name: str) -> Iterator[list[bytes]]:
+    """Return the complete rows of an export whose committed length is unknown. Other programs may have edited it."""
+    path = root / EXPORT_PATHS[name]
+    is_row = _is_withdrawal if name.startswith("withdrawals_") else _is_sample
     try:
         with open_regular(path) as file:
             for block in whole_lines(blocks_of(file.fileno(), sys.maxsize)):
-                yield [row for row in rows_of(block) if row.endswith(b"}")]
+                yield [row for row in rows_of(block) if is_row(row)]
     except FileNotFoundError:
         return
     except OSError as error:
         raise OperatorError(f"cannot read {path}: {error.strerror}", hint=remedy_of(error)) from error
+
+
+def _is_sample(line: bytes) -> bool:
+    return ROW_ID.match(line) is not None and _parsed(line) is not None
+
+
+def _is_withdrawal(line: bytes) -> bool:
+    match _parsed(line):
+        case {"id": str(), "cause": str(), "withdrawn_batch": str()}:
+            return True
+    return False
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None

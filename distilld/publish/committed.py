@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
-from distilld.core.model import EXPORT_PATHS, Committed, OperatorError
+from distilld.core.model import EXPORT_PATHS, Committed, DistilldError, OperatorError
 from distilld.core.remedies import remedy_of
 from distilld.files.regular import open_regular
 from distilld.publish.pins import pinned
@@ -260,11 +260,18 @@ def at_one_batch(
             try:
                 return look(batch)
             except BatchMovedError:
-                with reading(state, root) as later:
-                    now = Writing.of(later)
-                if not now.moved_on(batch.writing):
-                    raise _damaged(batch) from None
-                is_stuck = now == batch.writing
+                pass
+            except (DistilldError, OSError):
+                raise
+            except Exception:
+                # Only at its end does an export show that it was edited, and a look may stumble over it before.
+                if all(export.intact for export in batch.exports.values()):
+                    raise
+            with reading(state, root) as later:
+                now = Writing.of(later)
+            if not now.moved_on(batch.writing):
+                raise _damaged(batch)
+            is_stuck = now == batch.writing
         if attempt < ATTEMPTS - 1:
             time.sleep(_PAUSE_SECONDS)
     raise RecoveryPendingError if is_stuck else BatchMovedError
