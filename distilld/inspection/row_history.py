@@ -29,7 +29,7 @@ def find_row(settings: Settings, row_id: str) -> RowHistory:
 
     Raises:
         UsageError: ``row_id`` is no id; or the store is from a newer version, or belongs to another root.
-        OperatorError: No dataset ever had the id; or there is no store, or it cannot be read.
+        OperatorError: No dataset ever had the id, or the dataset is being restored; or the store cannot be read.
     """
     dataset = dataset_of(row_id)
     if dataset is None:
@@ -39,6 +39,8 @@ def find_row(settings: Settings, row_id: str) -> RowHistory:
     def look(batch: CommittedBatch) -> tuple[bytes | None, list[str]]:
         # Read to the end: only there it is checked that the bytes are the committed ones.
         found = [line for line in batch.exports[dataset.value].lines() if line.startswith(start)]
+        if not found:
+            batch.refuse_incomplete(dataset)
         return (found[0] if found else None), Views(batch.store).runs_of(row_id)
 
     line, runs = at_one_batch(settings.root, settings.state, look, names=(dataset.value,))

@@ -115,6 +115,8 @@ def verify(
             _deep(root, store, judged_with, whole, report, progress)
         cut_off = "bytes of a batch that is under way, or was cut off and is undone at the next start"
         report.changed += [f"{EXPORT_PATHS[name]}: {exports[name].behind} {cut_off}" for name in unfinished]
+        missing = {name: rows for name in exports if (rows := pinned.records.missing_rows(name))}
+        report.changed += [f"{EXPORT_PATHS[name]}: {missing[name]} rows are yet to be written again" for name in missing]
         unwritten = receipts.unwritten_receipts()
         report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in unwritten]
         return report
