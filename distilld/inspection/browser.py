@@ -106,6 +106,8 @@ def serve(settings: Settings, port: int, announce: Callable[[str], None]) -> Non
         listener = kept.enter_context(socket.create_server((HOST, port)))
         port = listener.getsockname()[1]
         pm.register(_Lake(settings))
+        # With it, each wrong address prints a traceback with all variables, rows of the lake included.
+        pm.get_plugin("datasette.handle_exception").rich = None
         datasette = Datasette(
             metadata=parse_metadata((_FOLDER / "metadata.yaml").read_text(encoding="utf-8")),
             template_dir=str(_FOLDER / "templates"),
@@ -235,7 +237,7 @@ class _Lake:
         return Response.redirect(datasette.urls.path(f"/-/dashboards/{NAME}"))
 
     async def _history_page(self, request: Request, datasette: Any) -> Response:
-        asked = (request.args.get("of") or "").strip()
+        asked = request.args.get("of") or ""
         lines = await asyncio.to_thread(lambda: list(_lines(self._history(asked), datasette)))
         page = await datasette.render_template("history.html", {"asked": asked, "lines": lines}, request=request)
         return Response.html(page)
@@ -244,8 +246,9 @@ class _Lake:
 
     def _history(self, asked: str) -> Text:
         try:
-            if dataset_of(asked):
-                yield from text_of_row(find_row(self._settings, asked))
+            row_id = asked.strip()  # white space can be part of a run's id alone
+            if dataset_of(row_id):
+                yield from text_of_row(find_row(self._settings, row_id))
             else:
                 yield from text_of_run(explain(self._settings, asked))
         except DistilldError as error:

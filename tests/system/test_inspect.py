@@ -29,6 +29,7 @@ pytestmark = needs_datasette
 EVIL_LINK = "https://evil.example/steal?run"
 EVIL_MARKUP = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 HIDDEN_LINK = f"\n {EVIL_LINK}"
+SPACED = " a run "
 SCORED = "data/scored-runs/2026/03/01/audits.jsonl"
 STORE = "state/distilld.db"
 
@@ -47,7 +48,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile.write_text(
         "".join(
             json.dumps(row | {"evidence_run_id": each, "evidence_task_id": EVIL_LINK}) + "\n"
-            for each in (EVIL_LINK, EVIL_MARKUP, HIDDEN_LINK)
+            for each in (EVIL_LINK, EVIL_MARKUP, HIDDEN_LINK, SPACED)
         )
     )
     bring(root)
@@ -193,6 +194,21 @@ def test_run_and_row_have_a_page_each(lake: Path, address: str) -> None:
         assert re.search(r'href="[^"]*/-/history\?of=(rag|sft|pref)-[0-9a-f]{16}"', page)
     assert f'history?of={quote(str(row["chosen_run_id"]), safe="")}"' in page
     assert "nobody" in fetched(address, "-/history?of=nobody")
+
+
+def test_white_space_belongs_to_a_run(lake: Path, address: str) -> None:
+    """A run's id may begin and end with it; around the id of a row it was typed by mistake."""
+    assert ".jsonl:3" in html.unescape(fetched(address, f"-/history?of={quote(SPACED)}"))
+    row = rows(lake / EXPORT_PATHS["preference"])[0]["id"]
+    assert "row <a " in fetched(address, f"-/history?of=%20{row}%20")
+
+
+def test_wrong_address_prints_nothing(lake: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Datasette printed a traceback with all variables, which took seconds of the time of every other page."""
+    with inspecting(lake / STORE) as address:
+        for path in ("nothing", "-/dashboards/nothing", "distilld/nothing", "distilld?sql=delete+from+batches"):
+            assert refused(f"{address}{path}") in {400, 404}
+    assert capfd.readouterr().err == ""
 
 
 def test_dashboard_says_what_is_wrong(lake: Path, address: str) -> None:
