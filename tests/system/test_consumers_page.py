@@ -10,7 +10,9 @@ from typing import Final
 
 import pytest
 
+from tests.support.builders import jsonl
 from tests.support.consumers_page import Place, snippets
+from tests.support.history_lake import given, run
 
 CHECKS: Final = {
     "datasets": """
@@ -63,6 +65,17 @@ def test_snippet_works(place: Place, name: str) -> None:
     place.run(
         sys.executable, "-W", "ignore", "-c", place.here(f"import sys\nsys.path.insert(0, '.')\n{code}{CHECKS[name]}")
     )
+
+
+def test_types_are_for_long_rows_too(place: Place) -> None:
+    """pyarrow reads one MiB at a time, and refused a row that is longer."""
+    partition = "2027/01/01/long.jsonl"
+    for tree, row in (("scored-runs", run("long")), ("evidence", given("long", "a word " * 300_000))):
+        path = place.root / "data" / tree / partition
+        path.parent.mkdir(parents=True)
+        path.write_bytes(jsonl([row]))
+    place.bring_up_to_date()
+    test_snippet_works(place, "types")
 
 
 def test_openai_rows_have_the_documented_fields(place: Place) -> None:
