@@ -237,6 +237,9 @@ class Receipt(_Closed):
     warnings: list[str]
     errors: list[str]
     previous_receipt_sha256: str | None
+    copies_begin_after: dict[Literal["rag", "sft", "preference"], str] = Field(
+        default={}, description="By dataset, the last batch from which a copy cannot go on."
+    )
 
 
 DOCUMENTS: Final[dict[str, type[BaseModel]]] = {

@@ -207,6 +207,7 @@ class Committer(Recovery):
             checks, self._receipts.unreported_inputs(), self._receipts.pending_tails(), writes, written, exports,
             self._receipts.replaced_files(), self._receipts.last_receipt_sha256(),
         )  # fmt: skip
+        receipt["copies_begin_after"] = self._receipts.copies_begin_after() or {}  # for the next store
         content = receipts.receipt_bytes(receipt)
         self._receipts.add_receipt(identity.sequence, content.decode(), receipts.sha256_of(content))
         if self._receipts.replaced_files():

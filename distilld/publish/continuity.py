@@ -6,35 +6,51 @@ the exports while there is no store has neither.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from distilld.core.model import EXPORT_PATHS, Dataset
 from distilld.files.regular import open_regular
 from distilld.files.segments import hash_of
-from distilld.publish.receipt_files import receipts_on_disk
+from distilld.publish.receipt_files import Link, receipts_on_disk
+
+_TIME: Final = re.compile(rb'"(?:created_at|withdrawn_at)":"([^"]*)"')
 
 
-def continued(root: Path) -> frozenset[Dataset]:
-    """Return the datasets whose rows and withdrawals begin with what the newest receipt that names them recorded.
+def copies_begin_after(root: Path) -> dict[str, str]:
+    """Return by dataset the last batch from which a copy cannot go on, by the newest receipt and the exports.
 
-    What follows is of a batch that was cut off, so it is newer than every copy.
+    A copy can go on if the dataset's rows and withdrawals begin with what the newest receipt that names them recorded.
+    What follows must be of a batch that was cut off: newer than every copy.
 
     Raises:
         ReceiptReadError: The receipts cannot be listed or read.
     """
+    newest: tuple[Link, dict[str, Any]] | None = None
     left = {path: name for name, path in EXPORT_PATHS.items() if not name.startswith("quarantine_")}
     as_recorded = set()
-    for _, receipt in receipts_on_disk(root):
+    for link, receipt in receipts_on_disk(root):
+        newest = newest or (link, receipt)
         for output in _outputs(receipt):
             name = left.pop(output.path, None)
-            if name is not None and _begins_with(root / EXPORT_PATHS[name], output):
+            if name is not None and _begins_with(root / EXPORT_PATHS[name], output, newest[0].recorded_at):
                 as_recorded.add(name)
         if not left:
             break
+    if newest is None:
+        return {}
     as_recorded |= {name for path, name in left.items() if not (root / path).exists()}
-    return frozenset(each for each in Dataset if {each.value, f"withdrawals_{each}"} <= as_recorded)
+    changed = {each.value for each in Dataset if not {each.value, f"withdrawals_{each}"} <= as_recorded}
+    return _told_before(newest[1]) | dict.fromkeys(changed, newest[0].batch_id)
+
+
+def _told_before(receipt: Mapping[str, Any]) -> dict[str, str]:
+    """Return what an earlier store that was lost, too, recorded in its receipts."""
+    told = receipt.get("copies_begin_after")
+    found = told.items() if isinstance(told, dict) else ()
+    return {name: batch_id for name, batch_id in found if isinstance(batch_id, str)}
 
 
 class _Output(NamedTuple):
@@ -59,11 +75,16 @@ def _outputs(receipt: Mapping[str, Any]) -> Iterator[_Output]:
                 yield _Output(path, size, sha256, max(size, 1))
 
 
-def _begins_with(path: Path, output: _Output) -> bool:
-    """Return whether a file begins with the bytes that a receipt recorded."""
+def _begins_with(path: Path, output: _Output, recorded_at: str) -> bool:
+    """Return whether a file begins with the bytes that a receipt recorded, and all whole lines behind them are newer."""
     try:
         with open_regular(path) as file:
             found = hash_of(file.fileno(), output.size, output.segment_bytes)
+            file.seek(output.size)
+            for line in file:
+                time = _TIME.search(line) if line.endswith(b"\n") else None
+                if time is not None and time[1] <= recorded_at.encode():
+                    return False
     except FileNotFoundError:
         return output.size == 0
     except OSError:

@@ -19,7 +19,7 @@ from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, InputKind, 
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import open_partition
 from distilld.publish.commit import Committer
-from distilld.publish.continuity import continued
+from distilld.publish.continuity import copies_begin_after
 from distilld.publish.exports import Exports
 from distilld.publish.legacy import forbidding, orphan_of, withdrawal_of
 from distilld.publish.reading import LONGEST_LINE_BYTES, ExportReadError, ExportWriteError, file_lines
@@ -82,9 +82,9 @@ class TakeOver:
         """Record, before anything is written, which datasets are not as the receipts say: their copies begin again."""
         if anchor is None or self._receipts.copies_begin_after() is not None:
             return
-        others = frozenset(Dataset) - continued(self._root)
+        found = copies_begin_after(self._root)
         with self._store.transaction():
-            self._receipts.begin_copies_after({dataset.value: anchor.batch_id for dataset in others})
+            self._receipts.begin_copies_after(found)
 
     def _leftovers(self) -> list[Path]:
         """Return the temporary files of an interrupted batch that no store records, as paths below the root."""

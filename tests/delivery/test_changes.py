@@ -137,12 +137,48 @@ def test_copy_goes_on_behind_rows_of_a_batch_that_was_cut_off(lake: HistoryLake)
     assert [line["id"] for line in since(lake, before)[1:-1]] == [rag_id("n1")]
 
 
+def test_copy_begins_again_though_the_store_was_lost_twice(lake: HistoryLake) -> None:
+    """That exports were changed without a store was known to the next store alone, which may be lost before anybody asks."""
+    before = last_batch(lake)
+    lake.lose_store()
+    (lake.root / EXPORT_PATHS["rag"]).write_bytes(lake.content("rag").splitlines(keepends=True)[0])
+    lake.scored(A, run("a1"))
+    lake.go()
+    lake.lose_store()
+    lake.both(B, run("b1"))
+    lake.go()
+    with pytest.raises(UsageError, match="while there was no state store"):
+        since(lake, before)
+    assert [line["id"] for line in since(lake, before, Dataset.SFT)[1:-1]] == [sft_id("b1")]
+    now = last_batch(lake)
+    lake.lose_store()
+    lake.go()
+    assert since(lake, now)[1:-1] == []
+
+
+def test_copy_begins_again_where_an_old_row_was_appended_without_a_store(lake: HistoryLake) -> None:
+    """By its time it was in the dataset all along, so nobody would tell the copy of it."""
+    row = next(row for row in lake.rows("rag") if row["source_run_id"] == "a2")
+    lake.scored(A, run("a1", task_id="t"))
+    lake.go()
+    before = last_batch(lake)
+    lake.lose_store()
+    lake.scored(A, run("a1", task_id="t"), run("a2"))
+    with (lake.root / EXPORT_PATHS["rag"]).open("ab") as file:
+        file.write(json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+    lake.go()
+    assert row in lake.rows("rag")
+    with pytest.raises(UsageError, match="while there was no state store"):
+        since(lake, before)
+
+
 def test_receipt_that_somebody_edited_stops_no_takeover(lake: HistoryLake) -> None:
     """What is no output of ours in a receipt is skipped."""
     path = lake.root / f"reports/distillation/{last_batch(lake)}/receipt.json"
     rag = {"path": EXPORT_PATHS["rag"], "bytes": -1, "sha256": "", "segment_bytes": 0}
     for outputs in (7, [7, {"path": 7}, rag, {**rag, "bytes": 1}]):
-        path.write_text(json.dumps({**json.loads(path.read_bytes()), "outputs": outputs}))
+        edited = {"outputs": outputs, "copies_begin_after": outputs}
+        path.write_text(json.dumps({**json.loads(path.read_bytes()), **edited}))
         lake.lose_store()
         lake.go()
         assert since(lake, "0")[-1]["upserts"] == len(lake.rows("rag"))
