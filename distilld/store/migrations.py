@@ -258,6 +258,16 @@ def m014_kept_rows_are_vanished_rows(db: Database) -> None:
     )
 
 
+def m015_withdrawn_pairs_by_run(db: Database) -> None:
+    """Find the withdrawn pairs of a run without reading every withdrawal."""
+    _run_script(
+        db,
+        "CREATE INDEX withdrawn_pairs_by_chosen_run ON withdrawals (chosen_run_id) WHERE chosen_run_id IS NOT NULL;\n"
+        "CREATE INDEX withdrawn_pairs_by_rejected_run ON withdrawals (rejected_run_id)"
+        " WHERE rejected_run_id IS NOT NULL;\n",
+    )
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -273,6 +283,7 @@ MIGRATIONS: Final = (
     m012_rows_without_a_run_judge_none,
     m013_indexes_of_each_batch,
     m014_kept_rows_are_vanished_rows,
+    m015_withdrawn_pairs_by_run,
 )
 """All migrations in order, named by their functions; a released one is never changed or removed."""
 

@@ -206,12 +206,19 @@ class Views(Statements):
 
     def withdrawals_since(self, moment: str, limit: int | None) -> tuple[int, list[PublishedLine]]:
         """Return how many rows left the datasets after a time, and the newest ``limit`` (None: all), oldest first."""
-        after = "FROM withdrawals WHERE replaced = 0 AND withdrawn_at > ?"
+        # Numbers from 1 on are in the order of time. Those before 1 are older, and in the order of the datasets.
+        before = self._number(
+            f"SELECT coalesce(max(withdrawal_id), {-(1 << 62)}) FROM withdrawals"
+            " WHERE withdrawal_id > 0 AND withdrawn_at <= ?",
+            moment,
+        )
+        after = "FROM withdrawals WHERE withdrawal_id > ?1 AND replaced = 0 AND withdrawn_at > ?2"
         rows = self._run(
-            f"SELECT {', '.join(PublishedLine._fields)} {after} ORDER BY withdrawal_id DESC LIMIT ?",
-            (moment, -1 if limit is None else limit),
+            f"SELECT {', '.join(PublishedLine._fields)} {after} ORDER BY withdrawn_at DESC, withdrawal_id DESC LIMIT ?3",
+            (before, moment, -1 if limit is None else limit),
         ).fetchall()
-        return self._number(f"SELECT count(*) {after}", moment), [PublishedLine._make(row) for row in reversed(rows)]
+        count = self._number(f"SELECT count(*) {after}", before, moment)
+        return count, [PublishedLine._make(row) for row in reversed(rows)]
 
     def runs_of(self, sample_id: str) -> list[str]:
         """Return the runs that withdrawals of an id name."""

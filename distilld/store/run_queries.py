@@ -220,10 +220,8 @@ class Stories(Statements):
         """Return a run's withdrawals, oldest first."""
         columns = ", ".join(RunWithdrawal._fields)
         rows = self._run(
-            f"SELECT {columns} FROM withdrawals WHERE withdrawal_id IN"
-            " (SELECT withdrawal_id FROM withdrawals WHERE source_run_id = ?1"
-            "  UNION SELECT withdrawal_id FROM withdrawals WHERE dataset = 'preference'"
-            "  AND (chosen_run_id = ?1 OR rejected_run_id = ?1)) ORDER BY withdrawal_id",
+            f"SELECT {columns} FROM withdrawals WHERE source_run_id = ?1 OR chosen_run_id = ?1 OR rejected_run_id = ?1"
+            " ORDER BY withdrawal_id",
             (run_id,),
         )
         return [RunWithdrawal._make(row)._replace(replaced=bool(row[3])) for row in rows]

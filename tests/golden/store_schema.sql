@@ -61,6 +61,10 @@ CREATE INDEX withdrawals_by_id ON withdrawals (id);
 
 CREATE INDEX withdrawals_by_run ON withdrawals (source_run_id);
 
+CREATE INDEX withdrawn_pairs_by_chosen_run ON withdrawals (chosen_run_id) WHERE chosen_run_id IS NOT NULL;
+
+CREATE INDEX withdrawn_pairs_by_rejected_run ON withdrawals (rejected_run_id) WHERE rejected_run_id IS NOT NULL;
+
 CREATE TABLE adopted_rows (
     dataset      TEXT    NOT NULL,
     sample_key   INTEGER NOT NULL,

@@ -32,4 +32,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m012_rows_without_a_run_judge_none",
         "m013_indexes_of_each_batch",
         "m014_kept_rows_are_vanished_rows",
+        "m015_withdrawn_pairs_by_run",
     ]
