@@ -115,14 +115,26 @@ class Daemon:
             self._end()
 
     def _step(self) -> None:
-        if self.signals.reload:
-            self._take_settings()
-            return
-        now, moved = self._clock(), self._listener.tops_moved()
-        if trigger := self._schedule.due(now, moved=moved, disturbed=self._engine.restorer.disturbed):
-            self._pass(trigger)
-        else:
-            self._rest()
+        """Do what is due. After any failure the next pass is the next try, and it may work."""
+        try:
+            if self.signals.reload:
+                self._take_settings()
+            elif trigger := self._due():
+                self._pass(trigger)
+            else:
+                self._rest()
+        except Exception as error:
+            if self.signals.stop:
+                raise PassEnded from error
+            # UnfitWorker: an operator may be repairing the cluster, so the daemon goes on without a restart.
+            if isinstance(error, _ENDINGS) and not isinstance(error, UnfitWorker):
+                raise
+            self.signals.cuttable = False
+            self._failed(error)
+
+    def _due(self) -> Trigger | None:
+        moved = self._listener.tops_moved()
+        return self._schedule.due(self._clock(), moved=moved, disturbed=self._engine.restorer.disturbed)
 
     def _start(self) -> None:
         log.info(
@@ -195,25 +207,14 @@ class Daemon:
         self._engine.progress = self._bulletin.progress if trigger in _LONG else None
         began = self._clock()
         self.signals.cuttable = True
-        try:
-            if self._schedule.failures or trigger is Trigger.STARTUP:
-                self._engine.store.connection.rollback()
-                recover(self._engine)
-            result = self._engine.run_pass(trigger)
-            self._engine.restorer.note_committed()
-            self._schedule.mend_at = self._clock() + self._engine.restorer.pause_left(time.time_ns())
-        except Exception as error:
-            # The next try may work after any failure.
-            if self.signals.stop:
-                raise PassEnded from error
-            # UnfitWorker: an operator may be repairing the cluster, so the daemon goes on without a restart.
-            if isinstance(error, _ENDINGS) and not isinstance(error, UnfitWorker):
-                raise
-            self.signals.cuttable = False
-            self._failed(error)
-        else:
-            self.signals.cuttable = False
-            self._passed(result, self._clock() - began, trigger)
+        if self._schedule.failures or trigger is Trigger.STARTUP:
+            self._engine.store.connection.rollback()
+            recover(self._engine)
+        result = self._engine.run_pass(trigger)
+        self._engine.restorer.note_committed()
+        self._schedule.mend_at = self._clock() + self._engine.restorer.pause_left(time.time_ns())
+        self.signals.cuttable = False
+        self._passed(result, self._clock() - began, trigger)
 
     def _passed(self, result: PassResult, seconds: float, trigger: Trigger) -> None:
         if not result.changed:
@@ -255,21 +256,26 @@ class Daemon:
         rows = self._waiting_to_leave()
         self._bulletin.failed(text, hint, overdue=rows > 0)
         # Readers should not find half a row until the next try.
-        self._recover_if_possible()
+        self._recover_if_possible(told=text)
         pause = self._schedule.failed(self._clock())
         if since := self._bulletin.overdue_since:
             age = round(self._bulletin.overdue_seconds)
             log.error("withdrawal_overdue", rows=rows, since=since, age_seconds=age)
         log.warning("retry_scheduled", seconds=round(pause, 1), failures=self._schedule.failures)
 
-    def _recover_if_possible(self) -> None:
-        """Complete or undo what was cut off; the next try or the next start does what fails now."""
+    def _recover_if_possible(self, *, told: str = "") -> None:
+        """Complete or undo what was cut off; the next try or the next start does what fails now.
+
+        ``told`` is the problem that was just logged; it is not logged again.
+        """
         try:
             self._engine.store.connection.rollback()
-            recover(self._engine)
-        except Exception as error:  # noqa: BLE001  it was just told, and nothing depends on it
+            if self._engine.committer.needs_recovery():
+                recover(self._engine)
+        except Exception as error:  # noqa: BLE001  nothing depends on it
             problem, hint = explain_failure(error)
-            log.warning("recovery_failed", problem=problem, hint=hint)
+            if problem != told:
+                log.warning("recovery_failed", problem=problem, hint=hint)
 
     def _waiting_to_leave(self) -> int:
         """Return how many rows of the datasets must leave them; the last known count if the store cannot be read."""
@@ -291,8 +297,9 @@ class Daemon:
             log.error("reload_refused", faults=text.splitlines(), in_force="the settings as they were", hint=hint)
         else:
             self._reconfigure(settings)
-        self.signals.cuttable = False
-        self._notifier.ready()
+        finally:
+            self.signals.cuttable = False
+            self._notifier.ready()
 
     def _reconfigure(self, settings: Settings) -> None:
         before, self.settings = self.settings, settings

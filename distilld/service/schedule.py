@@ -60,7 +60,7 @@ class Schedule:
         self._next, self.failures, self._retry_at = None, 0, NEVER
         if result.changed:
             self.checkpoint_at = now + CHECKPOINT_AFTER_SECONDS
-        if result.indexed.bytes_read or trigger is not Trigger.WATCH:
+        if result.indexed.bytes_read or trigger not in (Trigger.WATCH, Trigger.RECOVERY):
             self.recheck_at = now
         if result.unfinished:
             pause = 0.0 if result.indexed.postponed else max(settle_seconds, LEAST_PAUSE_SECONDS)
@@ -72,6 +72,8 @@ class Schedule:
         pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self.failures - 1, 16))
         pause *= random.uniform(0.5, 1.0)
         self._retry_at = now + pause
+        # The recheck itself may be what fails: then the pass that follows works, and its pause does not grow.
+        self.recheck_at = now + LONGEST_RETRY_SECONDS
         self.checkpoint_at = now + CHECKPOINT_AFTER_SECONDS
         return pause
 

@@ -32,7 +32,7 @@ from distilld.engine.pass_result import PassResult
 from distilld.inspection.status import diagnose
 from distilld.lake.scan import tree_path
 from distilld.publish import restore
-from distilld.publish.commit import CommittedBatch
+from distilld.publish.commit import CommittedBatch, Committer
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportWriteError
 from distilld.service import daemon, schedule, signals
@@ -43,6 +43,7 @@ from distilld.service.daemon import Daemon
 from distilld.service.health_record import Vitals, read_vitals
 from distilld.service.inotify import FolderGoneError, Folders, Wake, WatchBrokenError
 from distilld.service.lock import holder
+from distilld.service.recheck import Recheck
 from distilld.service.run_once import StoreMovedError, writer
 from distilld.service.run_once import recover as real
 from distilld.service.signals import PassEnded
@@ -488,25 +489,85 @@ def test_error_of_the_system_is_told_with_its_remedy(stage: Stage) -> None:
 
 @pytest.mark.parametrize("error", [REFUSED, OSError(errno.EIO, "Input/output error"), ValueError("the text of a row")])
 def test_failing_recovery_ends_no_daemon(stage: Stage, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """The story: what follows a failure failed of the same cause, with an error that nobody caught there."""
-    broken = [True]
+    """A batch was interrupted, and its recovery fails for another reason: that is told, and tried again."""
+    broken = [False]
 
     def recover(engine: Engine) -> bool:
         if broken[0]:
             raise error
         return real(engine)
 
+    def break_it(*_: object) -> None:
+        broken[0] = bool(stage.failures)
+
     monkeypatch.setattr(daemon, "recover", recover)
-    stage.wait(2)
-    stage.then(lambda: broken.__setitem__(0, False))
+    monkeypatch.setattr(Committer, "needs_recovery", lambda _: broken[0])
+    stage.failures = [DISK_FULL]
+    stage.looks = [break_it]
+    stage.then(break_it)
     stage.wait(60)
     stage.then(lambda: broken.__setitem__(0, True))
     stage.run()
     assert stage.exported() == 1
-    # The last one is that of the end.
-    assert len(stage.events("recovery_failed")) == len(stage.events("batch_failed")) + 1
+    # After the pass that failed, and at the end.
+    assert len(stage.events("recovery_failed")) == 2
     assert "text of a row" not in str(stage.events("recovery_failed"))
     assert stage.events("failure_over")
+
+
+def test_recovery_that_fails_for_the_same_reason_is_told_once(stage: Stage) -> None:
+    """A receipt that cannot be written fails the batch and its recovery alike; one line says so at each try."""
+    blocked = stage.root / "reports"
+    stage.looks = [lambda _: blocked.touch()]
+    stage.wait(3)
+    stage.then(stage.looks.clear, blocked.unlink)
+    stage.wait(60)
+    stage.run()
+    assert stage.exported() == 1
+    assert len(stage.events("batch_failed")) > 1
+    assert stage.events("recovery_failed") == []
+
+
+def test_no_recovery_is_told_of_if_nothing_was_interrupted(stage: Stage) -> None:
+    """Without the input trees no pass begins, so nothing is left to recover, and no line says that this failed."""
+    data, away = stage.root / "data", stage.root / "away"
+    stage.then(lambda: data.rename(away))
+    stage.wait(3)
+    stage.run()
+    assert stage.events("scan_failed")
+    assert stage.events("recovery_failed") == []
+
+
+def test_error_between_passes_is_tried_again_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails while the daemon rests is told like a pass that fails, and ends no daemon either."""
+    errors: list[Exception] = [MemoryError(), REFUSED]
+    real_step = Recheck.step
+
+    def step(recheck: Recheck) -> float:
+        if errors:
+            raise errors.pop()
+        return real_step(recheck)
+
+    monkeypatch.setattr(Recheck, "step", step)
+    stage.wait(3 * schedule.LONGEST_RETRY_SECONDS)
+    stage.run()
+    assert errors == []
+    assert len(stage.events("batch_failed")) == len(stage.events("failure_over")) == 2
+
+
+def test_reload_that_fails_unexpectedly_ends_no_daemon(stage: Stage) -> None:
+    """It is told and tried again as a pass is; systemd hears that the reload is over."""
+
+    def fail() -> Settings:
+        raise MemoryError
+
+    stage.next_settings = fail
+    stage.then(lambda: os.kill(os.getpid(), signal.SIGHUP))
+    stage.wait(3)
+    stage.run()
+    assert stage.events("batch_failed")
+    assert stage.events("failure_over")
+    assert [each for each in stage.notified if each.startswith(("READY", "RELOADING"))][-1] == "READY=1"
 
 
 def test_corrupt_store_ends_the_run(stage: Stage) -> None:
@@ -1084,6 +1145,7 @@ def test_health_knows_of_the_first_failure_before_anything_is_waited_for(
         return real(engine)
 
     monkeypatch.setattr("distilld.service.daemon.recover", slow)
+    monkeypatch.setattr(Committer, "needs_recovery", lambda _: True)
     stage.failures = [DISK_FULL]
     stage.run()
     assert "last_batch_failed" in known[0]
