@@ -16,6 +16,8 @@ _REST_PER_PATIENCE: Final = 5
 """After a timeout, statuses and kept messages wait this many times the patience: most of the time is for the work."""
 _SIGNS_PER_PERIOD: Final = 4
 """How many signs of life are sent within the watchdog's period."""
+_SIGN_AGAIN_SECONDS: Final = 0.1
+"""When a sign of life that found no room is sent again: it never waits, for the work calls for it all the time."""
 
 
 class Notifier:
@@ -34,7 +36,7 @@ class Notifier:
         self._owed: list[str] = []
         self._try_again_at = 0.0
         self._pause = None if watchdog_seconds is None else watchdog_seconds / _SIGNS_PER_PERIOD
-        self._last_sign = 0.0
+        self._sign_at = 0.0
         self._status = ""
 
     @classmethod
@@ -60,7 +62,7 @@ class Notifier:
         """Report one line for ``systemctl status``."""
         if text == self._status or time.monotonic() < self._try_again_at:
             return
-        if self._settle() and self._send("STATUS=" + text.replace("\n", " ")):
+        if self._settle() and self._send_patiently("STATUS=" + text.replace("\n", " ")):
             self._status = text
 
     def alive(self) -> None:
@@ -68,9 +70,9 @@ class Notifier:
         now = time.monotonic()
         if self._owed and now >= self._try_again_at:
             self._settle()
-        if self._pause is not None and now - self._last_sign >= self._pause:
-            self._last_sign = now
-            self._send("WATCHDOG=1")
+        if self._pause is not None and now >= self._sign_at:
+            sent = self._send("WATCHDOG=1", patience_seconds=0.0)
+            self._sign_at = now + (self._pause if sent else _SIGN_AGAIN_SECONDS)
 
     def _owe(self, message: str) -> None:
         self._owed.append(message)
@@ -78,11 +80,17 @@ class Notifier:
 
     def _settle(self) -> bool:
         """Send the kept messages; return whether none is left."""
-        while self._owed and self._send(self._owed[0]):
+        while self._owed and self._send_patiently(self._owed[0]):
             del self._owed[0]
         return not self._owed
 
-    def _send(self, message: str) -> bool:
+    def _send_patiently(self, message: str) -> bool:
+        sent = self._send(message, patience_seconds=self._patience_seconds)
+        if not sent:
+            self._try_again_at = time.monotonic() + _REST_PER_PATIENCE * self._patience_seconds
+        return sent
+
+    def _send(self, message: str, *, patience_seconds: float) -> bool:
         """Send a datagram; return whether it was accepted, or there is no manager to send it to."""
         if not self._address:
             return True
@@ -90,9 +98,8 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
                 # Limited in time: a manager that hangs must not stop the work.
-                channel.settimeout(self._patience_seconds)
+                channel.settimeout(patience_seconds)
                 channel.sendto(message.encode(errors="backslashreplace"), address)
         except OSError:
-            self._try_again_at = time.monotonic() + _REST_PER_PATIENCE * self._patience_seconds
             return False
         return True

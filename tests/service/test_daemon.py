@@ -102,7 +102,7 @@ class Heard(Notifier):
         super().__init__(None)
         self._notified = notified
 
-    def _send(self, message: str) -> bool:
+    def _send(self, message: str, **_: float) -> bool:
         self._notified.append(message)
         return True
 

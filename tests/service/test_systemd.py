@@ -178,6 +178,19 @@ def test_silent_manager_costs_its_patience_once(deaf: socket.socket) -> None:
     assert time.monotonic() - start < 1000 * 0.05 / 10
 
 
+@pytest.mark.timeout(20)
+def test_sign_of_life_never_waits(deaf: socket.socket) -> None:
+    """The work goes on beside a manager that stands still; the sign is sent as soon as there is room."""
+    told = Notifier(deaf.getsockname(), watchdog_seconds=3600, patience_seconds=0.5)
+    told.alive()
+    assert set(taken(deaf)) == {"of somebody else"}
+    heard: list[str] = []
+    while not heard:
+        told.alive()
+        heard = taken(deaf)
+    assert heard == ["WATCHDOG=1"]
+
+
 @pytest.mark.parametrize("address", [None, "", "/nowhere/notify"])
 def test_lost_message_stops_nothing(address: str | None) -> None:
     """Where nobody listens, telling is silent and raises nothing."""
