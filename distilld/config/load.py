@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from distilld.config.settings import DEFAULT_CONFIG_FILE, ENVIRONMENT_PREFIX, KEYS, ROOT_VARIABLE, Key, Settings
 from distilld.core.model import OnDelete, ProgramError, UsageError
-from distilld.files.regular import read_regular
+from distilld.files.regular import open_regular
 
 _SHOWN_CHARACTERS: Final = 80
+_MOST_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,13 @@ def _from_file(config_file: Path | None, cwd: Path, faults: list[ConfigFault]) -
 
 def _parsed_file(path: Path, source: str, faults: list[ConfigFault], *, may_be_missing: bool) -> dict[str, object]:
     try:
-        return tomllib.loads(read_regular(path, follow_link=True).decode("utf-8-sig"))
+        # The file belongs to the operator, and may be a link.
+        with open_regular(path, follow_link=True) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            faults.append(ConfigFault("", f"is longer than {_MOST_BYTES:,} bytes", "a TOML file of flat keys", source))
+            return {}
+        return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         if may_be_missing and isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}

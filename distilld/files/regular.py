@@ -1,7 +1,4 @@
-"""Read regular files: a link is not followed and a FIFO does not block; both are errors that say so.
-
-The configuration file may be a link, because it belongs to the operator.
-"""
+"""Read regular files: a link is not followed and a FIFO does not block; both are errors that say so."""
 
 from __future__ import annotations
 
@@ -50,10 +47,11 @@ def is_there(path: Path) -> bool:
 def owned(path: Path | str | None) -> str:
     """Return the owner of a file that this process may not write, as the end of a message; else an empty text.
 
+    Who owns it does not matter on a file system that is read-only.
     For example, after one run as root a service finds files that belong to root.
     """
     try:
-        if path is None or os.access(path, os.W_OK):
+        if path is None or os.access(path, os.W_OK) or os.statvfs(path).f_flag & os.ST_RDONLY:
             return ""
         status = os.stat(path)
     except OSError:
@@ -74,13 +72,13 @@ def user_name(number: int) -> str:
         return f"user {number}"
 
 
-def read_regular(path: Path, *, follow_link: bool = False) -> bytes:
+def read_regular(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
         OSError: As :func:`open_regular`.
     """
-    with open_regular(path, follow_link=follow_link) as file:
+    with open_regular(path) as file:
         return file.read()
 
 

@@ -385,6 +385,7 @@ def test_value_that_cannot_be_shown_is_a_fault_like_others(tmp_path: Path, toml:
         (b"batch_rows = " + b"9" * 5000 + b"\n", "is not TOML"),
         (b"x = " + b"[" * 5000 + b"]" * 5000 + b"\n", "is not TOML"),
         (b"'\x1b[2J' \n", "is not TOML"),
+        (b"#" * (1 << 20) + b"\n", "is longer than 1,048,576 bytes"),
     ],
 )
 def test_file_that_is_no_toml_is_a_fault(tmp_path: Path, content: bytes, told: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from distilld.files.regular import committed_lines, is_there, open_regular, read_regular
+from distilld.files.regular import committed_lines, is_there, open_regular, owned, read_regular
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a FIFO": (os.mkfifo, "is no regular file"),
@@ -48,3 +49,13 @@ def test_what_the_system_does_not_say_is_not_taken_for_nothing(tmp_path: Path) -
     assert not is_there(tmp_path / "file" / "below")
     with pytest.raises(OSError, match="File name too long"):
         is_there(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(("flags", "names"), [(os.ST_RDONLY, False), (0, True)])
+def test_owner_is_told_unless_nobody_may_write_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int, names: bool
+) -> None:
+    """On a read-only file system another owner would change nothing."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    assert ("belongs to" in owned(tmp_path)) == names
