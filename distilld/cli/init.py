@@ -40,9 +40,14 @@ def init(common: Common) -> None:
 def _create(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         raise UsageError(
             f"{path} is there already and stays as it is", hint="name another file with --config, or take it away first"
         ) from None
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
