@@ -31,8 +31,12 @@ def execute(arguments: Sequence[str]) -> int:
     """Run one command. Print its error, if any, and return its exit code."""
     try:
         code = distilld.main(args=list(arguments), prog_name="distilld", standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "distilld"
+        _say_error(" ".join(error.format_message().split()), f"see '{command} --help'")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _say_error("interrupted; what was committed stands, and the next run goes on from there")

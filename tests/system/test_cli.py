@@ -496,6 +496,27 @@ def test_interrupted_start_is_exit_130() -> None:
     assert project["scripts"] == {"distilld": "distilld.__main__:main"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "--\x1b[31mno"], "No such option '--\\x1b[31mno'"),
+        (["diff", "a\x1b[2J"], "Invalid value for 'FILE': File 'a\\x1b[2J' does not exist"),
+        (["schema"], "Missing argument '{rag|sft|preference|quarantine|withdrawals|scored-run|evidence|receipt}'."),
+        (["explain"], "Missing argument 'RUN_ID'"),
+    ],
+)
+def test_wrong_arguments_are_one_line_that_steers_no_terminal(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line has the form of every other error, and names the command that shows what is allowed."""
+    assert execute(arguments) == 2
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert told.startswith(f"distilld: {line}")
+    assert told.endswith(f" (see 'distilld {arguments[0]} --help')\n")
+    assert told.count("\n") == 1
+
+
 # init
 
 
@@ -509,6 +530,20 @@ def test_init_writes_the_config_and_never_over_one(tmp_path: Path) -> None:
     ran = distilld("init", "--root", tmp_path, cwd=tmp_path)
     assert (ran.code, ran.out, len(ran.errors)) == (2, "", 1)
     assert path.read_text() == "workers = 3\n"
+
+
+def test_init_leaves_no_half_file(tmp_path: Path) -> None:
+    """A file that cannot be written whole is named and removed, so that the next try may write it."""
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "from distilld.__main__ import main; main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-B", "-c", limited, "init"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("distilld: config/distilld.toml: File too large (")
+    assert distilld("init", cwd=tmp_path).code == 0
 
 
 def test_init_sets_root_and_state(done: Path, tmp_path: Path) -> None:
