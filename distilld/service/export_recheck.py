@@ -6,7 +6,6 @@ facts then show nothing. A round hashes every segment of every export, one by on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from time import monotonic
 from typing import Final
 
@@ -23,7 +22,10 @@ class ExportRecheck:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._round: Iterator[None] | None = None
+        self._left: list[str] = []
+        """The exports that the round has yet to hash, the current one first."""
+        self._segment = 0
+        """The next segment of the current one."""
         self._seen: dict[str, Committed] = {}
         """The exports as of the start of the last round."""
         self._began_at = float("-inf")
@@ -42,28 +44,23 @@ class ExportRecheck:
             with self._engine.store.faults():
                 self._hash_until(began + SLICE_SECONDS)
             ended = monotonic()
-            self._next_at = ended + (ended - began) * SCRUB_REST if self._round else ended + LEAST_SECONDS_A_ROUND
+            self._next_at = ended + (ended - began) * SCRUB_REST if self._left else ended + LEAST_SECONDS_A_ROUND
         return max(0.0, self._next_at - monotonic()) if self._engine.scrub_ns else LEAST_SECONDS_A_ROUND
 
     def _hash_until(self, end: float) -> None:
-        if self._round is None:
+        if not self._left:
             self._begin_if_due(monotonic())
-        while self._round is not None and monotonic() < end:
-            if next(self._round, self) is self:
-                self._round = None
+        while self._left and monotonic() < end:
+            if self._check(self._left[0], self._segment):
+                self._segment += 1
+            else:
+                del self._left[0]
+                self._segment = 0
 
     def _begin_if_due(self, now: float) -> None:
         committed = {name: record.committed for name, record in self._engine.export_records.exports().items()}
         if committed != self._seen or now >= self._began_at + self._engine.scrub_ns / 1e9:
-            self._began_at, self._seen, self._round = now, committed, self._segments()
-
-    def _segments(self) -> Iterator[None]:
-        """Check each segment of each export, as the exports are at that moment."""
-        for name in self._seen:
-            number = 0
-            while self._check(name, number):
-                number += 1
-                yield
+            self._began_at, self._seen, self._left = now, committed, list(committed)
 
     def _check(self, name: str, number: int) -> bool:
         """Check a segment; return whether the export had one with this number, and it was as committed."""

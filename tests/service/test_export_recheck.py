@@ -13,6 +13,7 @@ from distilld.core.model import EXPORT_PATHS, Dataset, Trigger
 from distilld.service import export_recheck
 from distilld.service.export_recheck import LEAST_SECONDS_A_ROUND, ExportRecheck
 from distilld.service.recheck import SCRUB_REST
+from distilld.store.connection import StoreFaultError
 from tests.support.history_lake import A, B, HistoryLake, history_lake, run
 
 SEGMENT_BYTES = 4096
@@ -154,6 +155,29 @@ def test_rounds_rest_between_their_steps(
     clock.now += 0.02 * SCRUB_REST + 0.001
     again.step()
     assert hashed == 4
+
+
+def test_round_goes_on_after_a_fault_of_the_store(
+    lake: HistoryLake, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The segment at which the store failed is hashed again; before, the rest of the round was left out."""
+    edit_while_it_is_appended_to(lake, monkeypatch)
+    real, broken = lake.engine.restorer.stands_in, [True]
+
+    def stands_in(name: str, number: int) -> bool | None:
+        found = real(name, number)
+        if found is False and broken:
+            broken.clear()
+            raise StoreFaultError("database or disk is full")
+        return found
+
+    monkeypatch.setattr(lake.engine.restorer, "stands_in", stands_in)
+    again = ExportRecheck(lake.engine)
+    with pytest.raises(StoreFaultError):
+        again.step()
+    assert not again.found
+    again.step()
+    assert again.found
 
 
 def test_no_round_without_a_scrub_period(tmp_path: Path, clock: SimpleNamespace) -> None:
