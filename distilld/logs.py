@@ -114,29 +114,22 @@ _PRIORITIES: Final[Mapping[str, int]] = MappingProxyType(
 """The levels as systemd numbers them (sd-daemon(3))."""
 
 _LEVEL_NUMBERS: Final[Mapping[str, int]] = MappingProxyType({"debug": 10, "info": 20, "warning": 30, "error": 40})
-_NO_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def configure(
-    *,
-    level: Level,
-    fmt: Format,
-    stream: TextIO | None = None,
-    environ: Mapping[str, str] = _NO_ENVIRONMENT,
-) -> None:
+def configure(*, level: Level, fmt: Format, stream: TextIO | None = None) -> None:
     """Set up the log of this process; a later call also changes existing loggers.
 
     The default of ``stream`` is standard error. ``fmt`` auto is console on a terminal and json elsewhere. If
-    JOURNAL_STREAM in ``environ`` says that ``stream`` leads to the journal, json lines begin with their priority.
+    JOURNAL_STREAM in the environment says that ``stream`` leads to the journal, json lines begin with their priority.
     """
     import structlog
 
     out = sys.stderr if stream is None else stream
     console = fmt == "console" or (fmt == "auto" and out.isatty())
     render = (
-        _ConsoleLine(colors=out.isatty() and not environ.get("NO_COLOR"))
+        _ConsoleLine(colors=out.isatty() and not os.environ.get("NO_COLOR"))
         if console
-        else _JsonLine(priority=_leads_to_journal(out, environ))
+        else _JsonLine(priority=_leads_to_journal(out))
     )
     sink = _Sink(out)
     structlog.configure(
@@ -215,13 +208,13 @@ class _Sink:
     debug = info = warning = error = critical = _write
 
 
-def _leads_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+def _leads_to_journal(stream: TextIO) -> bool:
     """Return whether JOURNAL_STREAM (device and inode, see systemd.exec(5)) names ``stream``: not if redirected."""
     try:
         facts = os.fstat(stream.fileno())
     except (OSError, ValueError):  # the stream has no file, or it is closed
         return False
-    return environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
+    return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
 
 
 def _add_hint(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -31,7 +31,7 @@ def demo(folder: Path, as_json: bool) -> None:
 
     Takes some seconds and touches nothing outside its folder. An earlier demo in the folder is replaced.
     """
-    logs.configure(level="error", fmt="auto", environ=os.environ)
+    logs.configure(level="error", fmt="auto")
     tables: list[Table] = []
     run_demo(folder, Stage(lambda _line: None, tables.append, _program()) if as_json else Stage(say, show, _program()))
     if as_json:

@@ -133,7 +133,7 @@ def _serve(common: Common, flags: Flags) -> None:
     start_log(settings)
     # If a watchdog or an operator sends SIGABRT to a hanging daemon, the log shows where it hangs.
     faulthandler.enable()
-    serve(settings, read_settings=read_settings, environ=os.environ, notifier=notifier, take_over=flags.take_over)
+    serve(settings, read_settings=read_settings, notifier=notifier, take_over=flags.take_over)
 
 
 def with_flags(settings: Settings, flags: Flags) -> Settings:

@@ -81,7 +81,7 @@ def load_settings(common: Common, **flags: object) -> Settings:
 
 def start_log(settings: Settings) -> None:
     """Write the log of this process as the settings say."""
-    logs.configure(level=settings.log_level, fmt=settings.log_format, environ=os.environ)
+    logs.configure(level=settings.log_level, fmt=settings.log_format)
 
 
 def _default_config_counts(path: Path) -> bool:

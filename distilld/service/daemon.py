@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -48,7 +48,6 @@ def serve(
     settings: Settings,
     *,
     read_settings: Callable[[], Settings],
-    environ: Mapping[str, str],
     notifier: Notifier,
     take_over: bool = False,
 ) -> None:
@@ -59,7 +58,7 @@ def serve(
         UsageError: The store belongs to another root, or the lake to another store.
         OperatorError: A lock or the store is not available at the start, or the store was found corrupt twice.
     """
-    daemon = Daemon(settings, read_settings=read_settings, environ=environ, notifier=notifier)
+    daemon = Daemon(settings, read_settings=read_settings, notifier=notifier)
 
     def once() -> None:
         with writer(daemon.settings, take_over=take_over, pulse=daemon.pulse) as engine:
@@ -77,13 +76,11 @@ class Daemon:
         settings: Settings,
         *,
         read_settings: Callable[[], Settings],
-        environ: Mapping[str, str],
         notifier: Notifier,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self._read_settings = read_settings
-        self._environ = environ
         self._notifier = notifier
         self._clock = clock
         self.signals = Signals()
@@ -303,11 +300,10 @@ class Daemon:
 
     def _reconfigure(self, settings: Settings) -> None:
         before, self.settings = self.settings, settings
-        logs.configure(level=settings.log_level, fmt=settings.log_format, environ=self._environ)
+        logs.configure(level=settings.log_level, fmt=settings.log_format)
         self._engine.reconfigure(settings.options(), settings.limits())
         self._bulletin.take(settings)
-        new_watcher = self._new_watcher() if settings.debounce_ms != before.debounce_ms else None
-        self._listener.take(new_watcher, rescan_seconds=settings.rescan_seconds)
+        self._listener.take(debounce_ms=settings.debounce_ms, rescan_seconds=settings.rescan_seconds)
         changed = [name for name in before.__slots__ if getattr(before, name) != getattr(settings, name)]
         log.info("reload_finished", changed=changed)
         self._schedule.reload(self._clock())

@@ -67,8 +67,7 @@ class Watcher:
     """
 
     def __init__(self, *, debounce_ms: int, stopped: Callable[[], bool]) -> None:
-        self._debounce_ms = max(debounce_ms, 1)
-        self._step_ms = min(max(debounce_ms // _STEPS_PER_DEBOUNCE, _SHORTEST_STEP_MS), _LONGEST_STEP_MS)
+        self.debounce_ms = debounce_ms
         # No threading.Event: setting one in a signal handler can deadlock.
         self._stopped = SimpleNamespace(is_set=stopped)
         self._events: RustNotify | None = None
@@ -113,8 +112,10 @@ class Watcher:
         if self._events is None:
             self._wait_blindly(seconds)
             return Wake.TICK
+        step_ms = min(max(self.debounce_ms // _STEPS_PER_DEBOUNCE, _SHORTEST_STEP_MS), _LONGEST_STEP_MS)
+        limit_ms = max(round(seconds * 1000), 1)
         try:
-            found = self._events.watch(self._debounce_ms, self._step_ms, max(round(seconds * 1000), 1), self._stopped)
+            found = self._events.watch(max(self.debounce_ms, 1), step_ms, limit_ms, self._stopped)
         except WatchfilesRustInternalError as error:
             # A file name that is not UTF-8 causes this, for example.
             self.disarm()

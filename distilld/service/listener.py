@@ -111,13 +111,11 @@ class Listener:
         self._blind, self._gone = None, {}
         return True
 
-    def take(self, watcher: Watcher | None, *, rescan_seconds: float) -> None:
-        """Use other settings, and another watcher if one is given; try again what was refused."""
+    def take(self, *, debounce_ms: int, rescan_seconds: float) -> None:
+        """Use other settings, and try again what was refused."""
         self.rescan_seconds = rescan_seconds
+        self._watcher.debounce_ms = debounce_ms
         self._arm_at = float("-inf")
-        if watcher is not None:
-            self._watcher.disarm()
-            self._watcher = watcher
 
     def close(self) -> None:
         """Listen to nothing."""

@@ -168,7 +168,6 @@ class Stage:
         made = Scripted(
             self.settings,
             read_settings=self._read_again,
-            environ={},
             notifier=notifier,
             clock=self.script.clock,
         )
@@ -947,9 +946,7 @@ def test_settings_outlast_a_corrupt_store(stage: Stage, monkeypatch: pytest.Monk
     # What comes back is read at once.
     settings = stage.read(include_review=True, settle_seconds=0)
     with capture_logs() as stage.lines:
-        daemon.serve(
-            settings, read_settings=lambda: stage.read(settle_seconds=0), environ={}, notifier=Heard(stage.notified)
-        )
+        daemon.serve(settings, read_settings=lambda: stage.read(settle_seconds=0), notifier=Heard(stage.notified))
     assert len(stage.events("store_set_aside")) == 1
     assert len(stage.events("daemon_started")) == len(stage.events("daemon_stopped")) == 2
     assert exported == ([2, 1] if when == "before" else [2])
@@ -1024,7 +1021,7 @@ def test_stop_before_the_first_pass(stage: Stage, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(daemon, "writer", hang)
     notifier = Heard(stage.notified)
-    daemon.serve(stage.settings, read_settings=stage.read, environ={}, notifier=notifier)
+    daemon.serve(stage.settings, read_settings=stage.read, notifier=notifier)
     assert stage.notified == []
 
 

@@ -276,7 +276,7 @@ def test_batch_is_one_line_of_a_console() -> None:
         f"{name}_{key}": 98_765 for name in ("rag", "preference") for key in ("appended", "rows", "quarantine_rows")
     }
     out = io.StringIO()
-    logs.configure(level="info", fmt="console", stream=out, environ={})
+    logs.configure(level="info", fmt="console", stream=out)
     logs.get_logger().info(
         "batch_committed", batch_id="20260427T035740.123Z", run_id="20260427T035740.123Z", sequence=7, trigger="rescan",
         duration_ms=12_345, inputs=3, rows_indexed=5, rows_judged=98_765, bytes_read=9, **figures, rag_withdrawn=12,
@@ -294,11 +294,14 @@ def test_batch_is_one_line_of_a_console() -> None:
     [(Terminal, {}, True), (Terminal, {"NO_COLOR": "1"}, False), (io.StringIO, {}, False)],
 )
 def test_console_line_has_colors_on_a_terminal_alone(
-    stream: type[io.StringIO], environ: dict[str, str], colored: bool
+    stream: type[io.StringIO], environ: dict[str, str], colored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Colours are for a terminal, unless NO_COLOR asks for none."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
     out = stream()
-    logs.configure(level="info", fmt="console", stream=out, environ=environ)
+    logs.configure(level="info", fmt="console", stream=out)
     logs.get_logger().warning("dry_run", rows=3)
     assert ("\x1b[" in out.getvalue()) == colored
 
@@ -320,19 +323,22 @@ def test_auto_is_console_on_a_terminal_only(fmt: logs.Format, stream: type[io.St
     assert out.getvalue().startswith("{") is json_form
 
 
-def journal_stream(file: TextIO) -> dict[str, str]:
-    """The environment in which systemd says that ``file`` leads to the journal."""
+def journal_stream(file: TextIO) -> str:
+    """What JOURNAL_STREAM is if ``file`` leads to the journal."""
     facts = os.fstat(file.fileno())
-    return {"JOURNAL_STREAM": f"{facts.st_dev}:{facts.st_ino}"}
+    return f"{facts.st_dev}:{facts.st_ino}"
 
 
 @pytest.mark.parametrize(
     ("method", "prefix"), [("debug", "<7>{"), ("info", "<6>{"), ("warning", "<4>{"), ("error", "<3>{")]
 )
-def test_journal_line_begins_with_its_priority(tmp_path: Path, method: str, prefix: str) -> None:
+def test_journal_line_begins_with_its_priority(
+    tmp_path: Path, method: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Into the journal, json lines carry the level as sd-daemon's priority."""
     with (tmp_path / "log").open("w+") as file:
-        logs.configure(level="debug", fmt="json", stream=file, environ=journal_stream(file))
+        monkeypatch.setenv("JOURNAL_STREAM", journal_stream(file))
+        logs.configure(level="debug", fmt="json", stream=file)
         getattr(logs.get_logger(), method)("scan_finished", text="\x01" * 100_000)
         file.seek(0)
         line = file.read()
@@ -340,13 +346,15 @@ def test_journal_line_begins_with_its_priority(tmp_path: Path, method: str, pref
     assert len(line.encode()) <= logs.MAX_LINE_BYTES
 
 
-def test_redirected_or_console_line_has_no_priority(tmp_path: Path) -> None:
+def test_redirected_or_console_line_has_no_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is not the journal's, and the console form, get no priority."""
     with (tmp_path / "log").open("w") as file, (tmp_path / "journal").open("w") as journal:
-        for fmt, environ in [("json", journal_stream(journal)), ("console", journal_stream(file)), ("json", {})]:
-            logs.configure(level="info", fmt=fmt, stream=file, environ=environ)  # type: ignore[arg-type]
+        for fmt, named in [("json", journal_stream(journal)), ("console", journal_stream(file)), ("json", "")]:
+            monkeypatch.setenv("JOURNAL_STREAM", named)
+            logs.configure(level="info", fmt=fmt, stream=file)  # type: ignore[arg-type]
             logs.get_logger().info("up_to_date")
-    logs.configure(level="info", fmt="json", stream=(buffer := io.StringIO()), environ={"JOURNAL_STREAM": "1:2"})
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    logs.configure(level="info", fmt="json", stream=(buffer := io.StringIO()))
     logs.get_logger().info("up_to_date")
     assert "<" not in (tmp_path / "log").read_text() + buffer.getvalue()
 

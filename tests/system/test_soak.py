@@ -132,7 +132,7 @@ def test_memory_does_not_grow_with_batches(tmp_path: Path) -> None:
     settings = load(flags=flags, environ={}, config_file=None, cwd=tmp_path)
     script = Producer(root, BATCHES)
     Scripted.script = script
-    made = Scripted(settings, read_settings=lambda: settings, environ={}, notifier=Notifier(None), clock=script.clock)
+    made = Scripted(settings, read_settings=lambda: settings, notifier=Notifier(None), clock=script.clock)
     script.stop = lambda: made.signals.on_stop(signal.SIGTERM, None)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
     try:
