@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -150,28 +149,20 @@ def folder_identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def file_system_without_events(path: str, mounts: str | None = None) -> str | None:
-    """Return the type of ``path``'s file system if a change by another machine causes no event on this one, else None.
+def file_system_without_events(device: int, mounts: str | None = None) -> str | None:
+    """Return the type of the file system on ``device`` if other machines' changes cause no event here, else None.
 
-    ``mounts`` is the text of /proc/self/mountinfo; if that cannot be read, the result is None.
+    ``device`` is an st_dev. ``mounts`` is the text of /proc/self/mountinfo; if it cannot be read, the result is None.
     """
     if mounts is None:
         try:
             mounts = MOUNTS.read_text(errors="surrogateescape")
         except OSError:
             return None
-    real = os.path.realpath(path)
-    best, kind = "", None
+    number = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.splitlines():
-        before, _, behind = line.partition(" - ")
-        fields = before.split(" ")
-        if len(fields) < 5 or not behind:
-            continue
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), fields[4])
-        # Of several mounts on one point, the last hides the others.
-        if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
-            best, kind = point, behind.split(" ")[0]
-    if kind is None:
-        return None
-    family = kind.partition(".")[0]
-    return kind if family in _WITHOUT_EVENTS else None
+        mount, _, file_system = line.partition(" - ")
+        if mount.split(" ")[2:3] == [number]:
+            kind = file_system.split(" ")[0]
+            return kind if kind.partition(".")[0] in _WITHOUT_EVENTS else None
+    return None

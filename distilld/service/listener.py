@@ -141,7 +141,7 @@ class Listener:
 
 def _refuse_silent_file_systems(folders: Folders) -> None:
     """Raise WatchBrokenError if a folder is on a file system without events for other machines' changes."""
-    for folder in {device: folder for folder, (device, _) in folders.items()}.values():
-        kind = file_system_without_events(folder)
+    for device in {device for device, _ in folders.values()}:
+        kind = file_system_without_events(device)
         if kind is not None:
             raise WatchBrokenError(f"{kind} tells nothing of what other machines write")
