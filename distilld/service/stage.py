@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -29,7 +29,6 @@ import structlog
 
 from distilld.core.json_text import escaped
 from distilld.core.model import REPORTS, OperatorError, UsageError
-from distilld.core.remedies import remedy_of
 from distilld.files.durable import FOLDER_MODE, make_folder, replace_file, sync_folder
 from distilld.files.git import git_state
 from distilld.files.regular import open_regular, read_regular
@@ -43,6 +42,7 @@ from distilld.publish.receipt_files import (
     sha256_of,
     stage_of,
 )
+from distilld.service.failure_text import explain_failure
 
 log = structlog.get_logger()
 
@@ -101,7 +101,7 @@ def run_stage(
 
     Raises:
         UsageError: A stage cannot have this name.
-        OperatorError: An input or output cannot be read; the command was not run.
+        OSError: An input or output cannot be read; the command was not run.
     """
     if not NAME.fullmatch(name) or name == OURS:
         raise UsageError(f"NAME = {name!r}; allowed: letters a to z, digits, '_' and '-', but not {OURS!r}")
@@ -114,15 +114,14 @@ def run_stage(
         batch_id = str(facts["batch_id"])
         path, sha256 = _write(root, batch_id, facts)
         _retire(root, name, batch_id, receipts_keep)
-    except OperatorError as error:
-        log.error("stage_finished", stage=name, exit_code=exit_code, receipt=None, problem=str(error))
-        return StageRun(exit_code or 1, None, (str(error),))
-    said = {"stage": name, "exit_code": exit_code, "receipt": path, "duration_ms": facts["duration_ms"]}
-    said["receipt_sha256"] = sha256
-    if exit_code == 0:
-        log.info("stage_finished", **said)
-    else:
-        log.error("stage_finished", **said)
+    except (OperatorError, OSError) as error:
+        problem, hint = explain_failure(error)
+        log.error("stage_finished", stage=name, exit_code=exit_code, receipt=None, problem=problem, hint=hint)
+        return StageRun(exit_code or 1, None, (f"{problem} ({hint})" if hint else problem,))
+    (log.error if exit_code else log.info)(
+        "stage_finished", stage=name, exit_code=exit_code, receipt=path, duration_ms=facts["duration_ms"],
+        receipt_sha256=sha256,
+    )  # fmt: skip
     return StageRun(exit_code, path, (*facts["errors"], *facts["warnings"]))
 
 
@@ -183,30 +182,42 @@ def _run(command: Sequence[str]) -> tuple[int, list[str]]:
     try:
         if program is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        process = subprocess.Popen(command, executable=program)
+        with _signals_kept() as early:
+            process = subprocess.Popen(command, executable=program)
+            _pass_signals_on(process, early)
+            code = process.wait()
     except OSError as error:
         code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
         return code, [f"{escaped(command[0])} cannot be run: {error.strerror}"]
-    with _passing_signals_on(process):
-        code = process.wait()
     if code < 0:
         return KILLED - code, [f"the command was ended by {_signal_name(-code)}"]
     return code, [f"the command exited with {code}"] if code else []
 
 
 @contextmanager
-def _passing_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _signals_kept() -> Iterator[list[int]]:
+    """Yield the list of signals that come before another handler is set; set the former handlers again at the end."""
+    early: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: early.append(number)) for number in _PASSED_ON}
+    try:
+        yield early
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pass_signals_on(process: subprocess.Popen[bytes], early: Sequence[int]) -> None:
+    """Pass on what came while the process was started, and from now on each signal that it is not sent anyway."""
+
     def pass_on(number: int, _frame: FrameType | None) -> None:
         # A terminal sends its signals to the command directly.
         if not (number in (signal.SIGINT, signal.SIGQUIT) and _in_foreground()):
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in _PASSED_ON:
+        signal.signal(number, pass_on)
+    for kept in early:
+        process.send_signal(kept)
 
 
 def _in_foreground() -> bool:
@@ -243,17 +254,13 @@ def _shown(root: Path, path: Path) -> str:
 def _state(path: Path, upto: int | None = None) -> FileState | None:
     """Return the state of a file, or of its first ``upto`` bytes; None if it is gone."""
     sha, size, lines = hashlib.sha256(), 0, 0
-    try:
-        with open_regular(path) as file:
-            while block := file.read(_BLOCK_BYTES if upto is None else min(_BLOCK_BYTES, upto - size)):
-                sha.update(block)
-                size += len(block)
-                lines += block.count(b"\n")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise OperatorError(f"cannot read {path}: {error.strerror}", hint=remedy_of(error)) from error
-    return FileState(size, lines, sha.hexdigest())
+    with suppress(FileNotFoundError), open_regular(path) as file:
+        while block := file.read(_BLOCK_BYTES if upto is None else min(_BLOCK_BYTES, upto - size)):
+            sha.update(block)
+            size += len(block)
+            lines += block.count(b"\n")
+        return FileState(size, lines, sha.hexdigest())
+    return None
 
 
 def _matches(root: Path, glob: str) -> list[Path]:
@@ -292,22 +299,15 @@ def _walk(folder: Path, parts: Sequence[str], *, named: bool = True) -> Iterator
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise OperatorError(f"cannot list {folder}: {error.strerror}", hint=remedy_of(error)) from error
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return list(entries)
+    return []
 
 
 def _is_file(path: Path) -> bool:
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         return stat.S_ISREG(os.lstat(path).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise OperatorError(f"cannot look at {path}: {error.strerror}", hint=remedy_of(error)) from error
+    return False
 
 
 # the receipt
@@ -368,20 +368,16 @@ def _counts(
 
 def _own_ids(root: Path, name: str) -> list[str]:
     """Return the ids of the stage's receipts, oldest first."""
-    try:
-        names = os.listdir(root / REPORTS)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise OperatorError(f"cannot list {REPORTS}: {error.strerror}", hint=remedy_of(error)) from error
-    return sorted(each for each in names if stage_of(each) == name)
+    with suppress(FileNotFoundError):
+        return sorted(each for each in os.listdir(root / REPORTS) if stage_of(each) == name)
+    return []
 
 
 def _claim(root: Path, name: str, ended_ns: int) -> str:
     """Make the folder of a new receipt; return its id, which is unique and sorts after the stage's earlier ones."""
     last = next(iter(reversed(_own_ids(root, name))), None)
     stamp = ended_ns if last is None else max(ended_ns, _moment_of(last) + _MS)
-    try:
+    with ReceiptWriteError.about(REPORTS):
         make_folder(root / REPORTS)
         while True:
             batch_id = f"{batch_id_of(iso_time(stamp))}-{name}"
@@ -391,8 +387,6 @@ def _claim(root: Path, name: str, ended_ns: int) -> str:
                 stamp += _MS
             else:
                 return batch_id
-    except OSError as error:
-        raise ReceiptWriteError(REPORTS, error) from error
 
 
 def _receipt_before(root: Path, name: str, batch_id: str) -> _Link | None:
@@ -421,11 +415,9 @@ def _receipt_before(root: Path, name: str, batch_id: str) -> _Link | None:
 
 def _write(root: Path, batch_id: str, facts: Mapping[str, Any]) -> tuple[str, str]:
     path, content = root / receipt_path(batch_id), receipt_bytes(facts)
-    try:
+    with ReceiptWriteError.about(receipt_path(batch_id)):
         replace_file(path, content)
         sync_folder(path.parent.parent)
-    except OSError as error:
-        raise ReceiptWriteError(receipt_path(batch_id), error) from error
     return receipt_path(batch_id), sha256_of(content)
 
 

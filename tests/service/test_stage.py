@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from distilld.core.model import REPORTS, OperatorError, UsageError
+from distilld.core.model import REPORTS, UsageError
 from distilld.publish.receipt_files import broken_stage_chains
 from distilld.service import stage
 from distilld.service.stage import StageRun, run_stage
@@ -208,6 +208,35 @@ def test_signals_are_passed_on(root: Path, tmp_path: Path) -> None:
     assert len(list((root / REPORTS).glob("*/receipt.json"))) == 1
 
 
+def test_signal_while_the_command_is_started_is_passed_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended distilld, and the command went on alone without a receipt."""
+    real = subprocess.Popen
+    lost: list[int] = []
+
+    def start(*arguments: Any, **given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **given)
+
+    monkeypatch.setattr(stage.subprocess, "Popen", start)  # type: ignore[attr-defined]
+    before = signal.signal(signal.SIGTERM, lambda number, _: lost.append(number))
+    try:
+        run = ran(root, "sleep", "60")
+        assert (run.exit_code, lost) == (128 + signal.SIGTERM, [])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_receipt_that_cannot_be_written_is_told_with_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command did its work, so its printed lines say nothing of it."""
+    (root / "reports").write_text("")
+    with capture_logs() as lines:
+        run = shell(root, "touch ran")
+    assert (root / "ran").exists()
+    assert (run.exit_code, run.receipt) == (1, None)
+    (line,) = lines
+    assert run.problems == (f"{line['problem']} ({line['hint']})",)
+
+
 def test_globs(root: Path) -> None:
     """A glob is taken from the root; '**' is any depth, none too; folders and links to nothing are no files."""
     (root / "data/in/dangling").symlink_to("nowhere")
@@ -271,11 +300,11 @@ def test_listing_that_fails_is_no_empty_folder(root: Path, monkeypatch: pytest.M
 
     def scandir(path: str) -> Any:
         if str(path).endswith("data/in"):
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", path)
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(OperatorError, match="cannot list"):
+    with pytest.raises(PermissionError, match="data/in"):
         shell(root, "touch ran", inputs=("data/in/*/*",))
     assert not (root / "ran").exists()
 
@@ -368,7 +397,7 @@ def test_fifo_in_the_place_of_a_receipt_is_told(root: Path) -> None:
     _put_fifo(root / str(first.receipt))
     run = ran(root)
     assert (run.exit_code, run.receipt) == (1, None)
-    assert run.problems == (f"cannot read {first.receipt}: is no regular file",)
+    assert run.problems == (f"cannot read {first.receipt}: is no regular file (put it right or take its folder away)",)
 
 
 def test_distilld_goes_on_beside_it(root: Path, tmp_path: Path) -> None:
