@@ -38,75 +38,27 @@ _STANDARD_ERROR: Final = 2
 MAX_LINE_BYTES: Final = 40_000
 """The maximum length of a line in bytes, line feed included. journald splits lines at 48 KB."""
 
-EVENTS: Final[Mapping[str, str]] = MappingProxyType(
+EVENTS: Final = frozenset(
     {
         # a batch
-        "batch_started": "A batch begins; its id is on every line until it ends.",
-        "batch_committed": "A batch is durable; this line has all its figures.",
-        "batch_undone": "A batch was undone before its commit; nothing of it remains.",
-        "batch_failed": "A batch failed; the error, and what happens next.",
-        "stage_finished": "An outside stage ran; its exit code and its receipt.",
-        "dry_run": "What a batch would change; nothing was changed.",
-        "up_to_date": "There was nothing to do.",
+        "batch_started", "batch_committed", "batch_undone", "batch_failed", "stage_finished", "dry_run", "up_to_date",
         # the input
-        "scan_finished": "All partitions were listed and compared with the store.",
-        "scan_failed": "The input trees could not be looked at; nothing was judged or withdrawn.",
-        "folder_not_listed": "A folder of inputs cannot be listed; its files count as recorded, all others go on.",
-        "not_a_partition": "Files or folders in the input trees are not read; their kind, how many, and one of them.",
-        "folder_ignored": "A folder that the file system keeps for itself (lost+found); nothing of it is read.",
-        "file_unreadable": "An input cannot be read, or source_files_root is away: which and why. What needs it waits.",
-        "odd_partition_name": "A partition folder is not named YYYY/MM/DD (reported once); it is still read.",
-        "pending_tail": "The last line of a partition is not terminated yet; it waits.",
-        "malformed_scored": "Scored lines are malformed. A rejection that one still spells out is obeyed.",
-        "unreviewed_verdict": "Scored rows have no known category. They forbid their runs until a later verdict.",
-        "malformed_evidence": "Evidence lines are malformed and name no run; how many, and the place of the first one.",
-        "lines_left_out": "There were more lines of one event in a pass than are logged; this line counts the rest.",
-        "input_changed": "A file changed while it was read; the rows that need it wait, and it is read again.",
-        "settling": "A file shrank, changed in place or returned; it is read when it no longer changes.",
-        "partition_absent": "Partition files disappeared: which, and whether their rows are retained.",
-        "partition_returned": "Partition files that were absent are back.",
-        "partition_rewritten": "Partition files were rewritten, not appended to; they were compared line by line.",
-        "tripwire_tripped": "So many rows vanished at once that they are retained until 'distilld prune' decides.",
+        "scan_finished", "scan_failed", "folder_not_listed", "not_a_partition", "folder_ignored", "file_unreadable",
+        "odd_partition_name", "pending_tail", "malformed_scored", "unreviewed_verdict", "malformed_evidence",
+        "lines_left_out", "input_changed", "settling", "partition_absent", "partition_returned",
+        "partition_rewritten", "tripwire_tripped",
         # the exports and the store
-        "export_tampered": "An export file was changed from outside.",
-        "export_set_aside": "What was at an export's path was copied or moved to exports/.set-aside.",
-        "export_restored": "The export file was restored.",
-        "card_written": "The dataset card of an export folder was written.",
-        "card_not_written": "The dataset card of an export folder could not be written; nothing else depends on it.",
-        "orphan_kept": "Rows that no present input gives were found in an export and are retained.",
-        "takeover_started": "Exports without a state store are being adopted.",
-        "takeover_finished": "Existing exports were adopted: rows adopted, replaced, kept and removed.",
-        "store_set_aside": "The state store was corrupt, or older than the exports; it was set aside and is rebuilt.",
-        "store_migrated": "The state store's schema was migrated to this version.",
-        "recovery_started": "A batch was interrupted; it is now completed or undone.",
-        "recovery_finished": "The interrupted batch was completed or undone.",
-        "recovery_failed": "The interrupted batch could not be completed or undone; the next try or start does it.",
-        "receipt_written": "A batch's receipt is on disk.",
-        "receipt_repaired": "A missing receipt of an interrupted batch was written from the store.",
-        "page_not_written": "Something else is at the path of latest.md; the receipt is written.",
-        "withdrawal_overdue": "Rows that must be withdrawn are still in a dataset; since when.",
-        "rebuild_started": "Everything is being read and judged again.",
-        "rebuild_finished": "The files are in canonical walk order.",
-        "pruned": "'distilld prune' withdrew retained rows and forgot absent files, or accepted rows.",
+        "export_tampered", "export_set_aside", "export_restored", "card_written", "card_not_written", "orphan_kept",
+        "takeover_started", "takeover_finished", "store_set_aside", "store_migrated", "recovery_started",
+        "recovery_finished", "recovery_failed", "receipt_written", "receipt_repaired", "page_not_written",
+        "withdrawal_overdue", "rebuild_started", "rebuild_finished", "pruned",
         # the daemon
-        "daemon_started": "The daemon is up: version, root, state, options.",
-        "daemon_stopping": "The daemon received a signal to stop; the current batch is finished or undone.",
-        "daemon_stopped": "The daemon is down.",
-        "lock_taken": "This process is the one writer of the lakehouse.",
-        "lock_taken_again": "A lock file was removed while its writer ran; a new one was made and locked.",
-        "options_changed": "An option that changes the target state changed; every row is judged again.",
-        "reload_started": "The configuration is read again.",
-        "reload_refused": "The new configuration is invalid or cannot be read; the old one stays in use.",
-        "reload_finished": "The new configuration is in use.",
-        "watch_started": "File events are being watched.",
-        "watch_fallback": "File events are not available; scans find what changed.",
-        "watch_rearmed": "The watched folders changed; watches were set again.",
-        "retry_scheduled": "When the next attempt after a failure is made.",
-        "failure_over": "A pass succeeded after failures: how many, and since when.",
-        "metrics_failed": "The metrics file could not be written; the work goes on.",
+        "daemon_started", "daemon_stopping", "daemon_stopped", "lock_taken", "lock_taken_again", "options_changed",
+        "reload_started", "reload_refused", "reload_finished", "watch_started", "watch_fallback", "watch_rearmed",
+        "retry_scheduled", "failure_over", "metrics_failed",
     }
-)
-"""Every event's name and meaning. A line with another name is a bug, and raises ProgramError."""
+)  # fmt: skip
+"""The names of all events; docs/logs.md says what each means. Another name raises ProgramError."""
 
 _PRIORITIES: Final[Mapping[str, int]] = MappingProxyType(
     {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}

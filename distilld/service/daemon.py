@@ -276,7 +276,7 @@ class Daemon:
 
     def _waiting_to_leave(self) -> int:
         """Return how many rows of the datasets must leave them; the last known count if the store cannot be read."""
-        with suppress(OperatorError, sqlite3.Error), self._engine.store.faults():
+        with suppress(OperatorError, sqlite3.Error):
             self._overdue_rows = Views(self._engine.store).waiting_to_leave()
         return self._overdue_rows
 

@@ -47,11 +47,7 @@ class Wake(Enum):
 
 
 class WatchBrokenError(Exception):
-    """File events are not available, or no longer; ``reason`` says why, in words fit for a log."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """File events are not available, or no longer; the message says why, in words fit for a log."""
 
 
 class FolderGoneError(Exception):

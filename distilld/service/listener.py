@@ -75,7 +75,7 @@ class Listener:
         except WatchBrokenError as error:
             now = self._clock()
             if now - self._broken_at < BROKEN_AGAIN_SECONDS:
-                self._fall_back(error.reason, BROKEN_AGAIN_SECONDS)
+                self._fall_back(str(error), BROKEN_AGAIN_SECONDS)
             # Otherwise the pass that follows watches the folders again.
             self._broken_at = now
             return True
@@ -105,7 +105,7 @@ class Listener:
             return again
         except WatchBrokenError as error:
             self._watcher.disarm()
-            self._fall_back(error.reason, self.rescan_seconds)
+            self._fall_back(str(error), self.rescan_seconds)
             return False
         self._tell(before, folders)
         self._blind, self._gone = None, {}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -55,7 +55,7 @@ class Bulletin:
         self._metrics_problem = ""
         self._trouble = False
         self._stored = Vitals()
-        with self._store_faults():
+        with suppress(OperatorError, sqlite3.Error):
             self._stored = read_vitals(engine.store)
         self._told = self._stored
         self._started_at = iso_time(clock())
@@ -155,11 +155,6 @@ class Bulletin:
             tell_trouble(self._settings.root, trouble, remedy)
             self._trouble = trouble is not None
 
-    @contextmanager
-    def _store_faults(self) -> Iterator[None]:
-        with suppress(OperatorError, sqlite3.Error), self._engine.store.faults():
-            yield
-
     # metrics
 
     def _measure(self, metrics: Metrics, result: PassResult, now: int, folders: int) -> None:
@@ -182,7 +177,7 @@ class Bulletin:
             for kind in ("scored", "evidence"):
                 metrics.set("distilld_partition_files", files.count(kind), kind)
         self._measure_overdue(metrics)
-        with self._store_faults():
+        with suppress(OperatorError, sqlite3.Error):
             self._ask_store(metrics)
         self._write(metrics)
 

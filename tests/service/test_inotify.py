@@ -126,7 +126,7 @@ try:
     Watcher(debounce_ms=100, stopped=lambda: False).arm({str(each): (1, 1) for each in root.iterdir()})
     print("armed")
 except WatchBrokenError as error:
-    print(error.reason)
+    print(error)
 """
 
 

@@ -113,10 +113,9 @@ def test_unknown_event_is_a_bug(name: str) -> None:
         told(event=name)
 
 
-def test_every_event_has_a_stable_name_and_a_meaning() -> None:
-    """Event names are snake_case, and each has a meaning of one line."""
+def test_every_event_has_a_stable_name() -> None:
+    """Event names are snake_case."""
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", name) for name in logs.EVENTS)
-    assert all(meaning and meaning.isprintable() and "|" not in meaning for meaning in logs.EVENTS.values())
 
 
 def test_source_logs_exactly_the_registered_events() -> None:
@@ -131,14 +130,13 @@ def test_source_logs_exactly_the_registered_events() -> None:
                         assert isinstance(name, ast.Constant), f"{path}:{node.lineno}"
                         assert name.value in logs.EVENTS, f"{path}:{node.lineno}"
                         logged.add(name.value)
-    assert logged == set(logs.EVENTS)
+    assert logged == logs.EVENTS
 
 
 def test_docs_list_every_event() -> None:
-    """The table in docs/logs.md holds exactly the registered events, with their meanings, in their order."""
+    """The table in docs/logs.md has exactly the registered events, each once."""
     text = (REPOSITORY / "docs" / "logs.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", text, flags=re.MULTILINE)
-    assert rows == list(logs.EVENTS.items())
+    assert sorted(re.findall(r"^\| `([a-z_]+)` \| .+ \|$", text, flags=re.MULTILINE)) == sorted(logs.EVENTS)
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])
