@@ -12,9 +12,9 @@ TRAIN: Final = "train"
 VALIDATION: Final = "validation"
 
 
-def is_validation(task: str, share: float, salt: str = SALT) -> bool:
-    """Return whether a task is for validation: a share of all tasks, the same for the same salt and share."""
-    digest = hashlib.sha256(f"{salt}\0{task}".encode()).digest()
+def is_validation(task: str, share: float) -> bool:
+    """Return whether a task is for validation: a share of all tasks, the same for the same share."""
+    digest = hashlib.sha256(f"{SALT}\0{task}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 

@@ -108,12 +108,12 @@ def serve(settings: Settings, port: int, announce: Callable[[str], None]) -> Non
         pm.register(_Lake(settings))
         # With it, each wrong address prints a traceback with all variables, rows of the lake included.
         pm.get_plugin("datasette.handle_exception").rich = None
+        path = readable(settings.state, kept)
         datasette = Datasette(
-            metadata=parse_metadata((_FOLDER / "metadata.yaml").read_text(encoding="utf-8")),
+            metadata=_metadata(path),
             template_dir=str(_FOLDER / "templates"),
             settings={"base_url": f"/{token}/", "sql_time_limit_ms": _SQL_MS},
         )
-        path = readable(settings.state, kept)
         datasette.add_database(Database(datasette, path=str(path), is_mutable=True), name=NAME)
         nonce = secrets.token_urlsafe(_TOKEN_BYTES)
         datasette.jinja_env.globals["script_nonce"] = nonce
@@ -133,6 +133,18 @@ def readable(store: Path, kept: ExitStack) -> Path:
         copy_store(store, copy, writer_runs=False)
         return copy
     return store
+
+
+def _metadata(store: Path) -> dict[str, Any]:
+    """Return Datasette's metadata; a table or view without a title is hidden."""
+    metadata: dict[str, Any] = parse_metadata((_FOLDER / "metadata.yaml").read_text(encoding="utf-8"))
+    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    tables = metadata["databases"][NAME]["tables"]
+    for (name,) in names:
+        about = tables.setdefault(name, {})
+        about["hidden"] = "title" not in about
+    return metadata
 
 
 class _Guard:

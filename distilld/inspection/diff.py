@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -89,7 +90,8 @@ def compare(
             reading = Reading(progress, sum(path.stat().st_size for path in files if path.exists()))
             rows.read = reading.add
             found = Difference(dataset, DATASET_PATHS[dataset], str(theirs))
-            with _Ours(settings, dataset, reading) as ours:
+            ours = _Ours(settings, dataset, reading)
+            with ours.file:
                 _compare(found, rows, ours, limit)
             return found
     except OSError as error:
@@ -182,38 +184,27 @@ class _Rows:
 
 
 class _Ours:
-    """Our dataset as of the last commit. ``places`` has the offset of each id's row."""
+    """Our dataset as of the last commit, open in ``file``. ``places`` has the offset of each id's row."""
 
     def __init__(self, settings: Settings, dataset: Dataset, reading: Reading) -> None:
-        self._settings = settings
-        self._reading = reading
         self._dataset = dataset
-        self._file: BinaryIO | None = None
+        self._reading = reading
         self.places: dict[str, int] = {}
+        self.file = at_one_batch(settings.root, settings.state, self._look, names=(dataset.value,))
 
-    def __enter__(self) -> _Ours:
-        at_one_batch(self._settings.root, self._settings.state, self._look, names=(self._dataset.value,))
-        return self
-
-    def _look(self, batch: CommittedBatch) -> None:
+    def _look(self, batch: CommittedBatch) -> BinaryIO:
         batch.refuse_incomplete(self._dataset)
         export = batch.exports[self._dataset.value]
         self.places = {}
         for start, line in placed_lines(export.blocks()):
             self._reading.add(len(line))
             self.places[str((parse_object(line[:-1]).value or {}).get("id"))] = start
-        if export.file is not None:
-            self._file = os.fdopen(os.dup(export.file.fileno()), "rb")
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        return BytesIO() if export.file is None else os.fdopen(os.dup(export.file.fileno()), "rb")
 
     def row(self, sample_id: str) -> dict[str, Any]:
         """Return our row with this id."""
-        assert self._file is not None  # noqa: S101  an id has a place only where there is a file
-        self._file.seek(self.places[sample_id])
-        row = parse_object(self._file.readline().strip()).value or {}
+        self.file.seek(self.places[sample_id])
+        row = parse_object(self.file.readline().strip()).value or {}
         if row.get("id") != sample_id:
             raise OperatorError(f"{DATASET_PATHS[self._dataset]} changed while it was compared", hint="run it again")
         return row

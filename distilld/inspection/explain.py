@@ -6,12 +6,11 @@ quarantine file, up to the committed length.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from distilld.config.settings import Settings
 from distilld.core.json_text import QUOTED_DEPTH, parse_object, stringify
@@ -22,7 +21,7 @@ from distilld.lake.lines import digest_of
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.queries import Views, reading
-from distilld.store.run_queries import Recorded, RunPair, RunRow, Stories
+from distilld.store.run_queries import Recorded, RunEvidence, RunPair, RunRow, RunWithdrawal, Stories
 
 _ATTEMPTS: Final = 3
 
@@ -90,15 +89,6 @@ class VerdictStory:
 
 
 @dataclass(frozen=True, slots=True)
-class EvidenceStory:
-    """An evidence row of the run."""
-
-    partition: str
-    line: int
-    present: bool
-
-
-@dataclass(frozen=True, slots=True)
 class PairStory:
     """A pair that the run is in."""
 
@@ -110,29 +100,15 @@ class PairStory:
 
 
 @dataclass(frozen=True, slots=True)
-class WithdrawalStory:
-    """A row of the run that was withdrawn from a dataset, or replaced under its id."""
-
-    dataset: str
-    id: str
-    cause: str
-    replaced: bool
-    verdict: dict[str, Any] | None
-    shipped_batch: str | None
-    withdrawn_batch: str
-    withdrawn_at: str
-
-
-@dataclass(frozen=True, slots=True)
 class RunStory:
     """Everything that is known about a run, as of one committed batch."""
 
     run_id: str
     verdicts: tuple[VerdictStory, ...]
     rows: tuple[RowStory, ...]
-    evidence: tuple[EvidenceStory, ...]
+    evidence: tuple[RunEvidence, ...]
     pairs: tuple[PairStory, ...]
-    withdrawals: tuple[WithdrawalStory, ...]
+    withdrawals: tuple[RunWithdrawal, ...]
     leaving: tuple[tuple[str, str], ...]
     """Datasets with a line of the run that the next batch withdraws, and the cause."""
     look_alikes: tuple[tuple[str, str], ...]
@@ -197,7 +173,7 @@ def _story(
     # The options of the newest batch differ from the settings if its run or daemon was started with flags.
     options = settings.options() if told is None else Options.from_json(told)
     evidence = stories.evidence(run_id)
-    partitions = {row.at.partition for row in rows if row.at} | {each.at.partition for each in evidence}
+    partitions = {row.at.partition for row in rows if row.at} | {each.partition for each in evidence}
     story = RunStory(
         run_id,
         verdicts=tuple(_verdicts(rows, options)),
@@ -214,7 +190,7 @@ def _story(
             )
             for row in rows
         ),
-        evidence=tuple(EvidenceStory(*each.at, each.present) for each in evidence),
+        evidence=tuple(evidence),
         pairs=tuple(
             PairStory(
                 pair.task_id,
@@ -225,10 +201,7 @@ def _story(
             )
             for pair in pairs
         ),
-        withdrawals=tuple(
-            WithdrawalStory(*each[:4], json.loads(each.verdict) if each.verdict else None, *each[5:])
-            for each in stories.withdrawals(run_id)
-        ),
+        withdrawals=tuple(stories.withdrawals(run_id)),
         leaving=tuple(stories.leaving(run_id)),
         look_alikes=tuple(stories.look_alikes(partitions)),
     )

@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.model import (
-    EXPORT_PATHS,
-    Dataset,
-    InputChanged,
-    Options,
-)
+from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, Options
 from distilld.core.samples import faults_of
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
@@ -115,8 +110,8 @@ def verify(
             _deep(root, store, judged_with, whole, report, progress)
         cut_off = "bytes of a batch that is under way, or was cut off and is undone at the next start"
         report.changed += [f"{EXPORT_PATHS[name]}: {exports[name].behind} {cut_off}" for name in unfinished]
-        missing = {name: rows for name in exports if (rows := pinned.records.missing_rows(name))}
-        report.changed += [f"{EXPORT_PATHS[name]}: {missing[name]} rows are yet to be written again" for name in missing]
+        missing = [(EXPORT_PATHS[name], rows) for name in exports if (rows := pinned.records.missing_rows(name))]
+        report.changed += [f"{path}: {rows} rows are yet to be written again" for path, rows in missing]
         unwritten = receipts.unwritten_receipts()
         report.changed += [f"{receipt_path(each)}: is yet to be written" for _, each, _ in unwritten]
         return report

@@ -76,7 +76,7 @@ def _outputs(receipt: Mapping[str, Any]) -> Iterator[_Output]:
 
 
 def _begins_with(path: Path, output: _Output, recorded_at: str) -> bool:
-    """Return whether a file begins with the bytes that a receipt recorded, and all whole lines behind them are newer."""
+    """Return whether a file begins with the bytes that a receipt recorded, and each line behind them is newer."""
     try:
         with open_regular(path) as file:
             found = hash_of(file.fileno(), output.size, output.segment_bytes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from unicodedata import normalize
 
 from distilld.core.decisions import id_of
@@ -53,7 +54,8 @@ class RunRow(NamedTuple):
 class RunEvidence(NamedTuple):
     """An evidence row of a run."""
 
-    at: RowRef
+    partition: str
+    line: int
     present: bool
 
 
@@ -70,13 +72,13 @@ class RunPair(NamedTuple):
 
 
 class RunWithdrawal(NamedTuple):
-    """A withdrawal that names a run."""
+    """A row of a run that was withdrawn from a dataset, or replaced under its id."""
 
     dataset: str
     id: str
     cause: str
     replaced: bool
-    verdict: str | None
+    verdict: dict[str, Any] | None
     shipped_batch: str | None
     withdrawn_batch: str
     withdrawn_at: str
@@ -198,7 +200,7 @@ class Stories(Statements):
             " LEFT JOIN files f ON f.partition_id = p.partition_id AND f.kind = 'evidence' ORDER BY p.walk_base",
             (run_id,),
         )
-        return [RunEvidence(RowRef(path, line), bool(present)) for path, line, present in rows]
+        return [RunEvidence(path, line, bool(present)) for path, line, present in rows]
 
     def pairs(self, run_id: str) -> list[RunPair]:
         """Return the pairs that a run is in, on either side."""
@@ -224,7 +226,10 @@ class Stories(Statements):
             " ORDER BY withdrawal_id",
             (run_id,),
         )
-        return [RunWithdrawal._make(row)._replace(replaced=bool(row[3])) for row in rows]
+        return [
+            RunWithdrawal(dataset, id_, cause, bool(replaced), json.loads(verdict) if verdict else None, *batches)
+            for dataset, id_, cause, replaced, verdict, *batches in rows
+        ]
 
     def leaving(self, run_id: str) -> list[tuple[str, str]]:
         """Return dataset and cause of a run's exported lines whose rows are gone; the next batch withdraws them."""
