@@ -6,7 +6,6 @@ import click
 
 from distilld.cli.commands import Common, common_options, json_option
 from distilld.cli.output import print_json, say, say_block
-from distilld.cli.progress import progress_bar
 from distilld.cli.settings import load_settings
 from distilld.inspection.explain import explain as tell
 from distilld.inspection.row_history import find_row
@@ -25,8 +24,7 @@ def explain(common: Common, run_id: str, as_json: bool) -> None:
     """
     # The inputs were read in the same way: bytes that are not UTF-8 became U+FFFD.
     run_id = run_id.encode(errors="surrogateescape").decode(errors="replace")
-    with progress_bar() as progress:
-        story = tell(load_settings(common), run_id, progress)
+    story = tell(load_settings(common), run_id)
     if as_json:
         print_json(story)
     else:

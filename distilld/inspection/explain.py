@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Final
 
 from distilld.config.settings import Settings
-from distilld.core.json_text import QUOTED_DEPTH, parse_object, stringify
-from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, Options
-from distilld.files.regular import committed_lines
-from distilld.inspection.reading import Reading, Tell
+from distilld.core.json_text import QUOTED_DEPTH, parse_object
+from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Dataset, OperatorError, Options
+from distilld.files.regular import open_regular, without_space
+from distilld.files.segments import blocks_of
 from distilld.lake.lines import digest_of
+from distilld.publish.reading import lines_of
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.queries import Views, reading
 from distilld.store.run_queries import Recorded, RunEvidence, RunPair, RunRow, RunWithdrawal, Stories
+from distilld.store.segments import Segments
 
 _ATTEMPTS: Final = 3
-
-_MALFORMED: Final = b'"source_record":{"_raw":"'
-"""In the quarantine row of a malformed line, which need not name its run: it quotes the line's start as it is."""
 
 Errors = Mapping[bytes, tuple[str, ...]]
 """The errors of quarantine lines, by the digest of the line."""
@@ -115,8 +114,8 @@ class RunStory:
     """A partition of the run, and another one whose path differs only in its Unicode normal form."""
 
 
-def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> RunStory:
-    """Return the history of a run. Call ``progress`` with how much of the quarantine files was read for it.
+def explain(settings: Settings, run_id: str) -> RunStory:
+    """Return the history of a run.
 
     Raises:
         UnknownRunError: Nothing in the store names the run.
@@ -127,7 +126,7 @@ def explain(settings: Settings, run_id: str, progress: Tell | None = None) -> Ru
         with reading(settings.state, settings.root) as store:
             rows, pairs = Stories(store).rows(run_id), Stories(store).pairs(run_id)
             wanted = _quarantine_lines(rows, pairs)
-            errors = _errors(settings.root, store, run_id, wanted, progress)
+            errors = _errors(settings.root, store, wanted)
             # A quarantine file may be replaced after the store was read. Then both are read again.
             if attempt == _ATTEMPTS - 1 or errors.keys() == set().union(*wanted.values()):
                 return _story(settings, store, run_id, rows, pairs, errors)
@@ -145,25 +144,27 @@ def _quarantine_lines(rows: list[RunRow], pairs: list[RunPair]) -> dict[Dataset,
     return wanted
 
 
-def _errors(root: Path, store: Store, run_id: str, wanted: dict[Dataset, set[bytes]], progress: Tell | None) -> Errors:
+def _errors(root: Path, store: Store, wanted: dict[Dataset, set[bytes]]) -> Errors:
     """Return the errors of some quarantine lines. Lines that are not found are left out."""
-    records = ExportRecords(store).exports()
-    lengths = {dataset: records[f"quarantine_{dataset}"].committed.size for dataset, lines in wanted.items() if lines}
-    read, named = Reading(progress, sum(lengths.values())), stringify(run_id)[1:-1]
     found: dict[bytes, tuple[str, ...]] = {}
-    for dataset, length in lengths.items():
-        left = set(wanted[dataset])
+    for dataset, digests in wanted.items():
         with suppress(FileNotFoundError):
-            for line in committed_lines(root / EXPORT_PATHS[f"quarantine_{dataset}"], length):
-                read.add(len(line))
-                may_be_wanted = named in line or _MALFORMED in line
-                if may_be_wanted and (digest := digest_of(line)) in left:
+            for line in _lines_like(root, store, f"quarantine_{dataset}", digests):
+                if (digest := digest_of(line)) in digests:
                     errors = (parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}).get("errors")
                     found[digest] = tuple(map(str, errors)) if isinstance(errors, list) else ()
-                    left.remove(digest)
-                    if not left:
-                        break
     return found
+
+
+def _lines_like(root: Path, store: Store, name: str, digests: set[bytes]) -> Iterator[bytes]:
+    """Yield the lines of an export that end in a segment with the mark of one of these digests."""
+    segments, committed = Segments(store), ExportRecords(store).exports()[name].committed
+    if digests and (found := segments.holding(name, {digest[:MARK_BYTES] for digest in digests})):
+        with open_regular(root / EXPORT_PATHS[name]) as file:
+            for number in (segment.number for segment in found):
+                start = segments.line_before(name, number) * committed.segment_bytes
+                end = min((number + 1) * committed.segment_bytes, committed.size)
+                yield from map(without_space, lines_of(blocks_of(file.fileno(), end, start)))
 
 
 def _story(

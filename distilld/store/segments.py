@@ -56,6 +56,11 @@ class Segments(Statements):
         wanted = {int.from_bytes(mark, sys.byteorder) for mark in marks}
         return [Segment._make(row) for row in rows if not wanted.isdisjoint(memoryview(row[2]).cast("I"))]
 
+    def line_before(self, name: str, number: int) -> int:
+        """Return the last segment before another one in which a line ends; 0 if there is none."""
+        query = "SELECT coalesce(max(segment), 0) FROM export_segments WHERE name = ? AND segment < ? AND line_marks <> x''"
+        return self._number(query, name, number)
+
     def some(self, name: str, numbers: Iterable[int]) -> list[Segment]:
         """Return the segments with these numbers."""
         query = "SELECT segment, sha256, line_marks, space_bytes FROM export_segments WHERE name = ? AND segment = ?"

@@ -14,9 +14,8 @@ import pytest
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.json_text import MAX_DEPTH
-from distilld.core.model import Dataset, OperatorError
-from distilld.engine.pass_result import Progress
-from distilld.inspection import reading
+from distilld.core.model import SEGMENT_BYTES, Dataset, OperatorError
+from distilld.files import segments
 from distilld.inspection.explain import Fate, RunStory, UnknownRunError, explain
 from distilld.lake.scan import scan
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run, sft_id
@@ -111,17 +110,24 @@ def test_malformed_row_tells_its_errors(lake: HistoryLake, run_id: bytes, before
     assert [(fate.errors, fate.note) for fate in told] == [(("not JSON",), None)] * 2
 
 
-def test_reading_for_a_run_is_told_as_it_goes_on(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a large quarantine it takes seconds; a bar shows how far it has come, and ends at the whole or before."""
-    monkeypatch.setattr(reading, "_STEP_BYTES", 1)
-    lake.both(A, *(run(f"r{number}", "rejected") for number in range(3)))
+def test_errors_are_read_where_they_stand(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarantine may be larger than the datasets; of it, the lines of the run and what stands in their segments is read."""
+    lengths = (100, 200_000, 900_000, 100, 300_000, 300_000, 300_000, 2_000_000, 100, 700_000, 100)
+    lake.both(A, *(run(f"r{number}", "rejected", pad="x" * length) for number, length in enumerate(lengths)))
     lake.go()
     lake.stop()
-    told: list[Progress] = []
-    explain(settings_of(lake), "r2", told.append)
-    done = [each.done for each in told]
-    assert done == sorted(done)
-    assert 0 < done[-1] <= told[-1].whole
+    blocks_of, spans = segments.blocks_of, list[int]()
+
+    def noted(descriptor: int, size: int, start: int = 0) -> Iterator[bytes]:
+        spans.append(size - start)
+        return blocks_of(descriptor, size, start)
+
+    monkeypatch.setattr("distilld.inspection.explain.blocks_of", noted)
+    for number, length in enumerate(lengths):
+        spans.clear()
+        assert all(fate.errors for fate in fates(story_of(lake, f"r{number}"))[0])
+        assert len(spans) == 2
+        assert sum(spans) <= 2 * (lengths[number - 1] + length + 3 * SEGMENT_BYTES)
 
 
 def test_held_row_at_the_greatest_depth_tells_its_errors(lake: HistoryLake) -> None:
