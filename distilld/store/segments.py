@@ -58,7 +58,9 @@ class Segments(Statements):
 
     def line_before(self, name: str, number: int) -> int:
         """Return the last segment before another one in which a line ends; 0 if there is none."""
-        query = "SELECT coalesce(max(segment), 0) FROM export_segments WHERE name = ? AND segment < ? AND line_marks <> x''"
+        query = (
+            "SELECT coalesce(max(segment), 0) FROM export_segments WHERE name = ? AND segment < ? AND line_marks <> x''"
+        )
         return self._number(query, name, number)
 
     def some(self, name: str, numbers: Iterable[int]) -> list[Segment]:

@@ -28,9 +28,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def withdrawal(number: int, run_id: str, dataset: Dataset = Dataset.RAG) -> PublishedWithdrawal:
     """What left in the millisecond ``number``."""
-    runs = (None, run_id, f"other {run_id}") if dataset is Dataset.PREFERENCE else (run_id, None, None)
+    is_pair = dataset is Dataset.PREFERENCE
     at = f"2026-04-27T00:{number // 60_000:02}:{number // 1000 % 60:02}.{number % 1000:03}Z"
-    return PublishedWithdrawal(dataset, f"{dataset}-{number:016x}", *runs, "revoked", False, None, None, at, at)
+    sample_id = f"{dataset}-{number:016x}"
+    return PublishedWithdrawal(
+        dataset, sample_id, None if is_pair else run_id, run_id if is_pair else None,
+        f"other {run_id}" if is_pair else None, "revoked", False, None, None, at, at,
+    )  # fmt: skip
 
 
 def test_withdrawals_of_a_run_are_found_by_it(store: Store) -> None:
