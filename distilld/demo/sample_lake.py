@@ -1,8 +1,8 @@
-"""A small sample lakehouse for ``distilld demo`` and the tests, the same bytes for the same seed.
+"""A small sample lakehouse for ``distilld demo`` and the tests, the same bytes each time.
 
 Most rows are plain. The others show, once or twice each, what else can happen to a row. Every reason of SPEC 3.7 occurs
 except self_pairing (reserved) and too_many_exports; hallucinated_file_path occurs only with ``check_source_files`` on.
-No clock is read: the dates follow from an argument. The texts of the runs come from :mod:`distilld.demo.prose`.
+No clock is read. The texts of the runs come from :mod:`distilld.demo.prose`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from distilld.core.model import Category, UsageError
 from distilld.demo import prose
 
 FIRST_DAY: Final = date(2026, 3, 2)
+SEED: Final = 7
 TASKS_A_DAY: Final = 8
 """How many plain tasks each source works on per day; some take two runs."""
 
@@ -32,15 +33,13 @@ TASKS_A_DAY: Final = 8
 class SampleLake:
     """A lake as ``write_sample_lake`` wrote it; later changes do not appear here.
 
-    ``scored_rows`` and ``evidence_rows`` count lines, malformed ones too. ``partitions`` are paths
+    ``scored_rows`` counts lines, malformed ones too. ``partitions`` are paths
     ``YYYY/MM/DD/<source>.jsonl`` in walk order, each present in both trees. ``rescored_run_id`` is the run to pass to
     ``rescore_in_place``: it is exported to all three datasets, and is the chosen side of its task's only pair.
     """
 
     root: Path
-    seed: int
     scored_rows: int
-    evidence_rows: int
     partitions: tuple[str, ...]
     rescored_run_id: str
 
@@ -53,19 +52,17 @@ class SampleLake:
         return self.root / "data" / "evidence" / partition
 
 
-def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: date = FIRST_DAY) -> SampleLake:
+def write_sample_lake(root: Path, *, days: int = 3) -> SampleLake:
     """Write a lake of ``days`` days below ``root``, with the source files that its rows name (not the invented ones).
 
     Raises UsageError if ``root`` already holds ``data`` or ``crates``: a sample must not mix with a real lake.
     """
-    if days < 1:
-        raise ValueError(f"days must be 1 or more, not {days}")
     for name in ("data", "crates"):
         if (root / name).exists():
             raise UsageError(f"{root} already holds {name}", hint="give a new or an empty folder")
 
-    calendar = [first_day + timedelta(days=number) for number in range(days)]
-    box = _Box(Random(f"sample lake {seed}"))
+    calendar = [FIRST_DAY + timedelta(days=number) for number in range(days)]
+    box = _Box(Random(f"sample lake {SEED}"))
     reviews, path = _SOURCES["scrum_reviews"], prose.SHOWCASE.path
     _, showcase = _add_task(box, reviews, calendar[0], (Category.REJECTED, Category.ACCEPTED), subject=path)
     for day in calendar:
@@ -77,9 +74,7 @@ def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: da
 
     lake = SampleLake(
         root=root,
-        seed=seed,
         scored_rows=sum(map(len, box.scored.values())),
-        evidence_rows=sum(map(len, box.evidence.values())),
         partitions=tuple(sorted(box.scored)),
         rescored_run_id=showcase.run_id,
     )
@@ -88,8 +83,8 @@ def write_sample_lake(root: Path, *, seed: int = 7, days: int = 3, first_day: da
     return lake
 
 
-def append_rows(lake: SampleLake, *, rows: int = 12) -> tuple[Path, ...]:
-    """Append ``rows`` scored rows with their evidence to the last day's partitions; return the files that grew.
+def append_rows(lake: SampleLake) -> tuple[Path, ...]:
+    """Append some scored rows with their evidence to the last day's partitions; return the files that grew.
 
     Evidence is written before the rows that need it. The first two rows are the two sides of a pair. A second call
     continues after the first one's rows.
@@ -102,12 +97,9 @@ def append_rows(lake: SampleLake, *, rows: int = 12) -> tuple[Path, ...]:
         if partition.startswith(folder)
     }
     # Every run of a partition has a line, so the count of lines is above every used run number.
-    box = _Box(Random(f"sample lake {lake.seed}, {sum(present.values())} rows later"), present)
-    for source, categories in zip(cycle(_SOURCES.values()), cycle(_APPENDED_WORK), strict=False):
-        if rows <= 0:
-            break
-        _add_task(box, source, last_day, categories[:rows])
-        rows -= len(categories)
+    box = _Box(Random(f"sample lake {SEED}, {sum(present.values())} rows later"), present)
+    for source, categories in zip(_SOURCES.values(), _APPENDED_WORK, strict=True):
+        _add_task(box, source, last_day, categories)
     return _append_lines(lake, box)
 
 
@@ -378,7 +370,12 @@ _APPENDED_WORK: Final[tuple[tuple[Category, ...], ...]] = (
     (Category.NEEDS_HUMAN_REVIEW,),
     (Category.PARTIALLY_ACCEPTED, Category.ACCEPTED),
     (Category.ACCEPTED,),
+    (Category.REJECTED, Category.ACCEPTED),
+    (Category.ACCEPTED,),
+    (Category.NEEDS_HUMAN_REVIEW,),
+    (Category.PARTIALLY_ACCEPTED,),
 )
+"""One task for each source."""
 
 _SOURCES: Final = {each["stem"]: _Source(**each) for each in prose.TEXTS["sources"]}
 _STEMS: Final = tuple(_SOURCES)
