@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from distilld.config.settings import DEFAULT_CONFIG_FILE, ENVIRONMENT_PREFIX, KEYS, ROOT_VARIABLE, Key, Settings
 from distilld.core.model import OnDelete, ProgramError, UsageError
@@ -51,10 +51,10 @@ class ConfigError(UsageError):
         self.faults = faults
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A value before it is checked, and its source."""
+class _Given(NamedTuple):
+    """A value for a key before it is checked, and its source."""
 
+    key: Key
     value: object
     source: str
 
@@ -79,21 +79,21 @@ def load(
     faults: list[ConfigFault] = []
     # Later layers win. A value that loses is checked too, because it would be an error as soon as it wins.
     layers = [
-        list(_from_root_variable(environ)),
+        [_Given(KEYS["root"], root, ROOT_VARIABLE)] if (root := environ.get(ROOT_VARIABLE)) else [],
         list(_from_file(config_file, cwd, faults)) if config_file or default_counts else [],
         list(_from_environment(environ, warn)),
         list(_from_flags(flags)),
     ]
     values: dict[str, object] = {key.name: key.kind.read(key.default) for key in KEYS.values()}
     for layer in layers:
-        for key, given in layer:
+        for key, value, source in layer:
             try:
-                values[key.name] = key.kind.read(given.value)
+                values[key.name] = key.kind.read(value)
             except ValueError:
-                faults.append(ConfigFault(key.name, _shown(given.value), key.kind.allowed, given.source))
+                faults.append(ConfigFault(key.name, _shown(value), key.kind.allowed, source))
     if faults:
         raise ConfigError(tuple(faults))
-    named = next((given for layer in reversed(layers[2:]) for key, given in layer if key.name == "state"), None)
+    named = next((given for layer in reversed(layers[2:]) for given in layer if given.key.name == "state"), None)
     if named is not None:
         values["state"] = _named_state(named, cwd, cwd / str(values["root"]))
     return _settings(values, cwd)
@@ -112,17 +112,12 @@ def _named_state(named: _Given, cwd: Path, root: Path) -> Path:
     return path
 
 
-def _from_root_variable(environ: Mapping[str, str]) -> Iterator[tuple[Key, _Given]]:
-    if root := environ.get(ROOT_VARIABLE):
-        yield KEYS["root"], _Given(root, ROOT_VARIABLE)
-
-
-def _from_file(config_file: Path | None, cwd: Path, faults: list[ConfigFault]) -> Iterator[tuple[Key, _Given]]:
+def _from_file(config_file: Path | None, cwd: Path, faults: list[ConfigFault]) -> Iterator[_Given]:
     named = config_file or DEFAULT_CONFIG_FILE
     source = _plain(str(named))
     for name, value in _parsed_file(cwd / named, source, faults, may_be_missing=config_file is None).items():
         if name in KEYS:
-            yield KEYS[name], _Given(value, source)
+            yield _Given(KEYS[name], value, source)
         else:
             faults.append(_unknown(name, value, source))
 
@@ -147,24 +142,24 @@ def _parsed_file(path: Path, source: str, faults: list[ConfigFault], *, may_be_m
     return {}
 
 
-def _from_environment(environ: Mapping[str, str], warn: Callable[[str], None]) -> Iterator[tuple[Key, _Given]]:
+def _from_environment(environ: Mapping[str, str], warn: Callable[[str], None]) -> Iterator[_Given]:
     variables = {key.variable: key for key in KEYS.values()}
     for name in sorted(environ):
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
         if key := variables.get(name):
-            yield key, _Given(key.kind.from_text(environ[name]), name)
+            yield _Given(key, key.kind.from_text(environ[name]), name)
         else:
             # Kubernetes sets such names in every pod of a namespace with a service named distilld.
             warn(str(_unknown(name, environ[name], "the environment", tuple(variables))))
 
 
-def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[Key, _Given]]:
+def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
     for name, value in flags.items():
         if name not in KEYS:
             raise ProgramError(f"a flag sets {name}, which is no setting")
         if value is not None:
-            yield KEYS[name], _Given(value, "--" + name.replace("_", "-"))
+            yield _Given(KEYS[name], value, "--" + name.replace("_", "-"))
 
 
 def _unknown(name: str, value: object, source: str, known: tuple[str, ...] = tuple(KEYS)) -> ConfigFault:

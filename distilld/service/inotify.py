@@ -145,16 +145,15 @@ def folder_identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def file_system_without_events(device: int, mounts: str | None = None) -> str | None:
+def file_system_without_events(device: int) -> str | None:
     """Return the type of the file system on ``device`` if other machines' changes cause no event here, else None.
 
-    ``device`` is an st_dev. ``mounts`` is the text of /proc/self/mountinfo; if it cannot be read, the result is None.
+    ``device`` is an st_dev. If the mount table cannot be read, the result is None.
     """
-    if mounts is None:
-        try:
-            mounts = MOUNTS.read_text(errors="surrogateescape")
-        except OSError:
-            return None
+    try:
+        mounts = MOUNTS.read_text(errors="surrogateescape")
+    except OSError:
+        return None
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.splitlines():
         mount, _, file_system = line.partition(" - ")

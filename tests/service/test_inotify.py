@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distilld.service import inotify
 from distilld.service.inotify import (
     FolderGoneError,
     Folders,
@@ -187,9 +188,14 @@ torn line
         ((0, 4), None),
     ],
 )
-def test_file_system_is_looked_up_by_its_device(device: tuple[int, int], kind: str | None) -> None:
+def test_file_system_is_looked_up_by_its_device(
+    device: tuple[int, int], kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder's st_dev names its file system, wherever links and mounts lead; a shared one is named."""
-    assert file_system_without_events(os.makedev(*device), MOUNTS) == kind
+    table = tmp_path / "mountinfo"
+    table.write_text(MOUNTS)
+    monkeypatch.setattr(inotify, "MOUNTS", table)
+    assert file_system_without_events(os.makedev(*device)) == kind
 
 
 def test_this_machine_has_a_mount_table(tmp_path: Path) -> None:
