@@ -33,7 +33,11 @@ def demo(folder: Path, as_json: bool) -> None:
     """
     logs.configure(level="error", fmt="auto")
     tables: list[Table] = []
-    run_demo(folder, Stage(lambda _line: None, tables.append, _program()) if as_json else Stage(say, show, _program()))
+    stage = Stage(lambda _line: None, tables.append, _program()) if as_json else Stage(say, show, _program())
+    try:
+        run_demo(folder, stage)
+    except OSError as error:  # that of a write names no file
+        raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
     if as_json:
         print_json({"folder": folder, "tables": tables})
 

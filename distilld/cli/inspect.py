@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,5 +41,14 @@ def inspect(common: Common, port: int) -> None:
         from distilld.inspection.browser import serve
     except ModuleNotFoundError as error:
         raise OperatorError(f"{error.name} is not installed", hint="pip install 'distilld[inspect]'") from error
-    with suppress(KeyboardInterrupt):  # the usual end
+    try:
         serve(settings, port, say)
+    except KeyboardInterrupt:
+        pass  # the usual end
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        raise OperatorError(
+            f"cannot listen on port {port} of 127.0.0.1: {os.strerror(error.errno)}",
+            hint="give another --port; 0 takes any that is free",
+        ) from error

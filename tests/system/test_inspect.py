@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -262,6 +263,17 @@ def test_numbers_lead_to_the_rows_that_they_stand_for(lake: Path, address: str) 
 
 
 # where it cannot
+
+
+def test_port_that_is_taken_is_told_with_what_to_do(lake: Path) -> None:
+    """Another program listens there, such as an inspect that still runs."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ran = distilld("inspect", "--state", lake / STORE, "--port", str(port), cwd=lake)
+    assert ran.code == 1
+    (line,) = ran.errors
+    assert line.startswith(f"distilld: cannot listen on port {port} of 127.0.0.1: Address already in use")
+    assert line.endswith("(give another --port; 0 takes any that is free)")
 
 
 def test_inspect_names_a_store_that_is_not_there(tmp_path: Path) -> None:
