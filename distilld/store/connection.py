@@ -15,21 +15,16 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from distilld import __version__
 from distilld.core.model import DistilldError, OperatorError, ProgramError, UsageError
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import make_folder, make_private_again
 from distilld.files.regular import is_there, open_regular, owned
-from distilld.store.migrations import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrations
+from distilld.store.migrations import MIGRATION_SET, MIGRATIONS, MIGRATIONS_TABLE, migrate
 from distilld.store.read_only import SIDES, ReadOnly, beside, open_read_only
-from distilld.store.without_pandas import without_pandas
-
-if TYPE_CHECKING:
-    from sqlite_utils import Database
 
 _OURS: Final = {each.__name__ for each in MIGRATIONS}
 CACHE_KIB: Final = 12_000
@@ -236,14 +231,6 @@ class Store:
         self.was_older = False
         """Whether it was migrated from an older version when it was opened."""
 
-    @cached_property
-    def db(self) -> Database:
-        """The connection wrapped by sqlite-utils, which is imported here because only a writer needs it."""
-        with without_pandas():
-            from sqlite_utils import Database
-
-        return Database(self.connection, execute_plugins=False, strict=True)
-
     @classmethod
     def open(cls, path: Path, root: Path) -> Store:
         """Open a store for writing; create or migrate it if needed.
@@ -344,7 +331,7 @@ class Store:
             self.connection.execute(f"PRAGMA {pragma}")
         if not form.is_current:
             self.was_older = bool(form.migrations())
-            migrations().apply(self.db)
+            migrate(self.connection)
         for name, value in (("distilld_version", __version__), ("root", str(root))):
             if self.recall(name) != value:
                 self.remember(name, value)
@@ -360,8 +347,7 @@ class Store:
         with self.faults():
             self.connection.execute("BEGIN IMMEDIATE")
             try:
-                with self.db.atomic():
-                    yield
+                yield
                 self.connection.execute("COMMIT")
             except BaseException:
                 if self.connection.in_transaction:

@@ -13,8 +13,9 @@ from distilld.store.schema import HOLDS_RAG, TABLES, VIEWS
 from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:
-    # The import takes a tenth of a second, and readers do not need it.
-    from sqlite_utils import Database, Migrations
+    import sqlite3
+
+    from sqlite_utils import Database
 
 MIGRATION_SET: Final = "distilld"
 MIGRATIONS_TABLE: Final = "_sqlite_migrations"
@@ -288,12 +289,13 @@ MIGRATIONS: Final = (
 """All migrations in order, named by their functions; a released one is never changed or removed."""
 
 
-def migrations() -> Migrations:
-    """Return the migrations for sqlite-utils, which applies each in one transaction with its record."""
+def migrate(connection: sqlite3.Connection) -> None:
+    """Apply the migrations that a store lacks, each in one transaction with its record."""
+    # The import takes a tenth of a second, and mostly none is lacking.
     with without_pandas():
-        from sqlite_utils import Migrations
+        from sqlite_utils import Database, Migrations
 
     named = Migrations(MIGRATION_SET)
     for migration in MIGRATIONS:
         named()(migration)
-    return named
+    named.apply(Database(connection, execute_plugins=False, strict=True))

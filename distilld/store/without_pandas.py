@@ -15,7 +15,7 @@ def without_pandas() -> Iterator[None]:
     """Prevent imports of pandas and NumPy in the block, unless they were imported before.
 
     sqlite-utils imports both if they are installed, for column types that a store does not have. That takes 80 MiB and
-    a quarter of a second at each start of a writer.
+    a quarter of a second.
     """
     modules: dict[str, Any] = sys.modules
     hidden = [name for name in _NOT_NEEDED if name not in modules]

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlite_utils import Database
 
 from distilld.core.line_facts import LINES_END, RowFacts
 from distilld.core.model import InputKind, StatFacts, Trigger
 from distilld.store import walk_order
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord
-from distilld.store.migrations import migrations
+from distilld.store.migrations import migrate
 from distilld.store.scored_rows import ScoredRows
 from distilld.store.walk_order import BASE_START, BASE_STEP, NEAR_STEP, place_partitions
 from tests.support.builders import PROPERTY
@@ -78,8 +77,7 @@ class Placing:
 def placing() -> Iterator[Placing]:
     """A store in memory."""
     with closing(Store(Path("memory"), sqlite3.connect(":memory:", isolation_level=None))) as store:
-        store.db = Database(store.connection, execute_plugins=False, strict=True)
-        migrations().apply(store.db)
+        migrate(store.connection)
         yield Placing(store)
 
 
