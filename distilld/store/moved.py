@@ -5,7 +5,7 @@ Also forget what nothing refers to any more: evidence of the runs, records of fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from distilld.store.connection import Store
@@ -51,6 +51,16 @@ _MOVED_RESTS: Final = (
     "SELECT partition_id FROM files f INDEXED BY verdicts_in_rests"
     f" WHERE state = 'absent' AND rest_category IS NOT NULL AND {rest_moved()}"
 )
+_HAS_LOOKED: Final = "SELECT 1 FROM temp.sqlite_master WHERE name = 'emptied'"
+"""SQL for whether this process has looked at all absent files; it notes in ``temp.emptied`` what may be empty since."""
+
+
+def _note(store: Store, partitions: Iterable[int]) -> None:
+    """Note partitions whose absent files may be empty now, once all absent files were looked at in this process."""
+    if store.connection.execute(_HAS_LOOKED).fetchone():
+        store.connection.executemany(
+            "INSERT OR IGNORE INTO temp.emptied VALUES (?)", [(partition_id,) for partition_id in partitions]
+        )
 
 
 def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
@@ -63,36 +73,45 @@ def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
         ):
             by_run.setdefault(run_id, []).append(retained_id)
     for run_id, some in by_run.items():
-        partitions = set(run(_FORGET, (f"[{','.join(map(str, some))}]", run_id)).fetchall())
-        for (partition_id,) in partitions:
+        partitions = {number for (number,) in run(_FORGET, (f"[{','.join(map(str, some))}]", run_id)).fetchall()}
+        for partition_id in partitions:
             run(f"{_UNNAMED} AND run_id = ?2", (partition_id, run_id))
+        _note(store, partitions)
 
 
-def forget_unnamed_evidence(store: Store, partitions: Iterable[int]) -> None:
-    """Forget absent evidence in these partitions if no scored row there names its run."""
+def forget_unnamed_evidence(store: Store, partitions: Collection[int]) -> None:
+    """Forget the evidence of files in these partitions, now absent, if no scored row there names its run."""
     store.connection.executemany(_UNNAMED, [(partition_id,) for partition_id in partitions])
+    _note(store, partitions)
 
 
 def forget_empty_files(store: Store, *, names_gone: bool) -> bool:
     """Forget absent files without any rows, and partitions that nothing names; return whether there were any.
 
-    Partitions are only looked for if there are such files, or names that were known or seen may be gone. Files and
-    partitions that the next receipt must report stay until then.
+    The first call in a process looks at all absent files, later ones at those that lost something since. Partitions are
+    only looked for if there are such files, or names that were known or seen may be gone. Files and partitions that the
+    next receipt must report stay until then.
     """
     run = store.connection.execute
-    if run(f"SELECT EXISTS ({_MOVED_RESTS})").fetchone()[0]:
-        with store.transaction():
-            run(f"UPDATE files SET rest_category = NULL WHERE kind = 'scored' AND partition_id IN ({_MOVED_RESTS})")
-    empty = run(
-        f"SELECT partition_id, kind FROM files f WHERE {_EMPTY} AND partition_id NOT IN (SELECT partition_id FROM unreported_inputs)"
-    ).fetchall()
-    if not (empty or names_gone):
-        return False
     with store.transaction():
+        moved = "UPDATE files SET rest_category = NULL WHERE kind = 'scored' AND partition_id IN"
+        _note(store, [number for (number,) in run(f"{moved} ({_MOVED_RESTS}) RETURNING partition_id").fetchall()])
+        candidates = "temp.emptied CROSS JOIN files f USING (partition_id)"
+        if not run(_HAS_LOOKED).fetchone():
+            run("CREATE TEMP TABLE emptied (partition_id INTEGER PRIMARY KEY)")
+            candidates = "files f"
+        unreported = "SELECT partition_id FROM unreported_inputs"
+        empty = run(
+            f"SELECT partition_id, kind FROM {candidates} WHERE {_EMPTY} AND partition_id NOT IN ({unreported})"
+        ).fetchall()
+        run(f"DELETE FROM temp.emptied WHERE partition_id NOT IN ({unreported})")
+        run(f"INSERT OR IGNORE INTO temp.emptied {unreported}")
+        if not (empty or names_gone):
+            return False
         store.connection.executemany("DELETE FROM files WHERE partition_id = ? AND kind = ?", empty)
         nameless = run(
             "DELETE FROM partitions WHERE partition_id IN (SELECT partition_id FROM partitions EXCEPT SELECT partition_id"
-            " FROM files EXCEPT SELECT partition_id FROM departures EXCEPT SELECT partition_id FROM unreported_inputs)"
+            f" FROM files EXCEPT SELECT partition_id FROM departures EXCEPT {unreported})"
             " AND NOT EXISTS (SELECT 1 FROM retained_rows r WHERE r.partition_id = partitions.partition_id)"
             f" AND partition_id NOT IN ({_IN_PAIRS})"
         ).rowcount

@@ -12,6 +12,7 @@ from distilld.core.model import Dataset, Options, Trigger
 from distilld.engine.engine import Engine
 from distilld.publish import receipt_files
 from distilld.publish.commit import CommittedBatch
+from distilld.store.moved import forget_empty_files
 from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, HistoryLake, believe_facts, given, history_lake, run
 from tests.support.query_plans import counted_steps
@@ -36,6 +37,24 @@ def steps_of_batches(lake: HistoryLake, trigger: Trigger) -> list[int]:
         patch.setattr(Engine, "_commit", noted)
         lake.engine.run_pass(trigger)
     return [end - start for start, end in pairwise(ends)]
+
+
+def test_pass_does_not_look_at_all_absent_files(tmp_path: Path) -> None:
+    """The story: after each batch, all absent files were asked whether anything is left of them."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            names = [A.replace("alpha", f"alpha{number:03d}") for number in range(count)]
+            for name in names:
+                lake.both(name, run(name))
+            lake.go()
+            lake.move_away(*(path for name in names for path in lake.paths(name, "both")))
+            lake.go()
+            with counted_steps(lake.engine.store.connection) as done:
+                forget_empty_files(lake.engine.store, names_gone=False)
+            return done[0]
+
+    assert steps(200) == steps(20)
 
 
 @pytest.mark.parametrize("change", ["rebuild", "first pass", "rows that move", "rename", "many partitions"])
