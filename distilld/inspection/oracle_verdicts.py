@@ -109,8 +109,8 @@ _walk_key: Final = lru_cache(maxsize=8)(walk_key)
 
 
 _CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*"')
-# Possessive, so that a long line takes little memory.
-_RUN: Final = re.compile(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:[^"\\]++|\\.)++)"', re.DOTALL)
+# Possessive, so that a long line takes little memory. A key is also found within the run id before it.
+_RUN: Final = re.compile(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*(?="((?:[^"\\]++|\\.)++)")', re.DOTALL)
 _NOT_TEXT: Final = str.maketrans("", "", "\0\ufeff")
 _FORBIDDING: Final = {"rejected": Category.REJECTED, "needs_human_review": Category.NEEDS_HUMAN_REVIEW}
 

@@ -93,7 +93,21 @@ def test_escapes_of_a_run_id_are_read_beside_control_characters() -> None:
     assert found == UnreadableVerdict(LIKE_REJECTED, ("a\t\u00e9",))
 
 
-NAMED = rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*"((?:[^"\\]|\\.)+)"'
+@pytest.mark.parametrize("block", [1, 30, 1 << 17])
+@pytest.mark.parametrize("torn", ['{"evidence_run_id":"r', '{"evidence_run_id":', '{"evidence_run_id":"r\\'], ids=str)
+def test_row_that_is_torn_in_its_run_id_hides_no_rejection_behind_it(torn: str, block: int) -> None:
+    """A writer died within a run id, and its next row follows in the same line: its opening quote closed the torn id."""
+    line = f'{torn}{{"evidence_run_id":"r1","category":"rejected"}}'.encode()
+    search = VerdictSearch()
+    for start in range(0, len(line), block):
+        search.add(line[start : start + block])
+    for found in (search.found(), unreadable_verdict(line)):
+        assert found is not None
+        assert "r1" in found.run_ids
+    assert "r1" in dict(verdicts_of(line, None))
+
+
+NAMED = rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*(?="((?:[^"\\]|\\.)+)")'
 """A run id, spelt so that every part of it can be tried again."""
 
 
