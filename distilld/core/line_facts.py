@@ -27,7 +27,7 @@ CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()
 LIKE_REJECTED: Final = len(Category) + 1
 """The code of a verdict that forbids as ``rejected`` does, but is spelled differently (SPEC 3.4)."""
 UNREVIEWED: Final = LIKE_REJECTED + 1
-"""The code of a verdict with none of the four categories: it forbids as needs_human_review does, and never clears."""
+"""The code of a verdict with none of the four categories: it counts as needs_human_review does."""
 VERDICTS: Final = {**CATEGORIES, LIKE_REJECTED: Category.REJECTED, UNREVIEWED: Category.NEEDS_HUMAN_REVIEW}
 """The category that each code stands for."""
 MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
