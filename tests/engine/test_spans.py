@@ -117,7 +117,7 @@ def state(lake: HistoryLake) -> dict[str, list[tuple[Any, ...]]]:
     """What the store knows of the inputs, batch numbers and line digests, which depend on stamps, apart."""
     queries = {
         "scored": "SELECT walk, start_byte, length_bytes, digest, run_id, task_id, category, malformed, sample_key, rag, sft,"
-        " evidence_found, kept FROM scored_rows ORDER BY walk",
+        " evidence_found FROM scored_rows ORDER BY walk",
         "evidence": "SELECT * FROM evidence_rows ORDER BY 1, 2",
         "files": "SELECT p.path, p.walk_base, kind, state, indexed_bytes, indexed_sha256, indexed_lines, judged_lines,"
         " malformed_lines, tail, tail_bytes, tail_digest FROM files JOIN partitions p USING (partition_id) ORDER BY 1, 3",
