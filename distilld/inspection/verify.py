@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, Options
+from distilld.core.model import EXPORT_PATHS, Category, Dataset, InputChanged, Options
 from distilld.core.samples import faults_of
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
@@ -236,7 +236,7 @@ def _schemas(exports: Mapping[str, Lines]) -> Check:
 
 
 def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], report: Report) -> Check:
-    """Check that no exported row's run has a current verdict that forbids it, by the verdicts in the store.
+    """Check that no exported row or side of a pair has a current verdict that forbids it, by those in the store.
 
     Verdicts are indexed before the batch that follows from them. A row that this batch is to withdraw is no fault yet.
     """
@@ -246,18 +246,21 @@ def _firewall(store: Store, options: Options, exports: Mapping[str, Lines], repo
     faults = []
     leaving = 0
     for dataset in Dataset:
-        is_pair = dataset is Dataset.PREFERENCE
-        run, side = ("chosen_run_id", "chosen run") if is_pair else ("source_run_id", "run")
         for line in exports[dataset.value]():
             row = parse_object(line[:-1]).value or {}
-            in_force = verdicts.in_force(str(row.get(run)), options)
-            verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
-            if verdict is None or not options.forbids(dataset, verdict):
-                continue
-            if views.is_to_leave(str(row.get(run))):
+            told = []
+            for side in ("chosen", "rejected") if dataset is Dataset.PREFERENCE else ("source",):
+                run_id = str(row.get(f"{side}_run_id"))
+                in_force = verdicts.in_force(run_id, options)
+                verdict = in_force.rag if dataset is Dataset.RAG else in_force.sft
+                if verdict is not None and (
+                    verdict is Category.ACCEPTED if side == "rejected" else options.forbids(dataset, verdict)
+                ):
+                    told.append((run_id, f"{row.get('id')}: the current verdict of its {side} run is {verdict}"))
+            if any(views.is_to_leave(run_id) for run_id, _ in told):
                 leaving += 1
             else:
-                faults.append(f"{row.get('id')}: the current verdict of its {side} is {verdict}")
+                faults += [text for _, text in told]
     if leaving:
         report.changed.append(f"firewall: {leaving} rows are to leave with the batch that is due")
     return _check("firewall", faults)

@@ -175,7 +175,7 @@ class Views(Statements):
             " WHERE s.run_id = ?1 AND q.forced = 1)"
             " OR EXISTS (SELECT 1 FROM retained_rows f CROSS JOIN rejudge_retained q USING (retained_id) WHERE f.run_id = ?1)"
             " OR EXISTS (SELECT 1 FROM pairs p CROSS JOIN rejudge_tasks q USING (task_id)"
-            "  WHERE p.chosen_run_id = ?1 AND q.forced = 1)"
+            "  WHERE (p.chosen_run_id = ?1 OR p.rejected_run_id = ?1) AND q.forced = 1)"
             " OR EXISTS (SELECT 1 FROM departures WHERE ?1 IN (run_id, other_run_id))",
             run_id,
         )

@@ -14,7 +14,8 @@ from typing import NoReturn
 import pytest
 
 from distilld.core.decisions import Decisions
-from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Dataset, InputKind, Options, Trigger
+from distilld.core.line_facts import CATEGORY_CODES
+from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Category, Dataset, InputKind, Options, Trigger
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle_lake
@@ -325,14 +326,26 @@ def test_finds_an_export_with_other_rows_than_its_record_counts(lake: tuple[Samp
     assert any(line.startswith(EXPORT_PATHS[name]) and "lines" in line for line in check.shown)
 
 
-def test_finds_a_leak(lake: tuple[SampleLake, Engine]) -> None:
-    """An exported row whose run has a forbidden verdict in force is told by the firewall's check."""
+@pytest.mark.parametrize(
+    ("dataset", "side", "category"),
+    [
+        (Dataset.RAG, "source", "rejected"),
+        (Dataset.SFT, "source", "needs_human_review"),
+        (Dataset.PREFERENCE, "chosen", "rejected"),
+        (Dataset.PREFERENCE, "rejected", "accepted"),
+    ],
+)
+def test_finds_a_leak(lake: tuple[SampleLake, Engine], dataset: Dataset, side: str, category: str) -> None:
+    """An exported row or side of a pair that a current verdict forbids is told by the firewall's check."""
     sample, engine = lake
-    exported = json.loads((sample.root / DATASET_PATHS[Dataset.SFT]).read_bytes().splitlines()[0])
+    exported = json.loads((sample.root / DATASET_PATHS[dataset]).read_bytes().splitlines()[0])
     engine.store.connection.execute(
-        "UPDATE scored_rows SET category = 3 WHERE run_id = ?", (exported["source_run_id"],)
+        "UPDATE scored_rows SET category = ? WHERE run_id = ?",
+        (CATEGORY_CODES[Category(category)], exported[f"{side}_run_id"]),
     )
-    assert "firewall" in faulty(report_of(sample, deep=False))
+    report = report_of(sample, deep=False)
+    (check,) = (check for check in report.checks if check.name == "firewall")
+    assert f"{exported['id']}: the current verdict of its {side} run is {category}" in check.shown
 
 
 def test_rows_that_are_to_leave_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
