@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from distilld.core.decisions import Decisions
+from distilld.core.decisions import Decisions, Withdrawal
 from distilld.core.line_facts import ALL_WALKS
-from distilld.core.model import Dataset, OperatorError, Options
+from distilld.core.model import Cause, Dataset, OperatorError, Options
 from distilld.engine.answers import check_lines, check_pairs, check_rows
 from distilld.engine.batch_start import empty_decisions
 from distilld.engine.jobs import SpanJob, TaskJob
@@ -188,6 +188,7 @@ class Batches:
             self._take_departures(decisions, rows, pairs, all_judged=False)
             self._is_start = False
         assert self._queue is not None  # noqa: S101  set by _begin
+        pruned = self._queue.pruned
         first = self._queue.under_way[0].spans[0].place.base if self._next is not None else 0
         last = self._judge_spans(batch, rows)
         rows.judge_joined()
@@ -199,11 +200,13 @@ class Batches:
             for done in self._pool.run(forced.jobs(), self._options):
                 self._settle(batch, rows, forced.under_way.popleft(), done)
             rows.judge_joined()
+            pruned |= forced.pruned
             self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
         elif self._work.departing() > len(decisions.departures):
             self._take_departures(decisions, rows, pairs, all_judged=True)
             rows.judge_joined()
         rows.finish()
+        decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
         decisions.judged = (first, last.spans[-1].last) if last is not None and left_over else ALL_WALKS
         # What else stands in a task may be among rows whose evidence is not known to the store before the commit.
         if last is not None or rows.done:
@@ -268,3 +271,9 @@ class Batches:
                 check_pairs(done.job, done.result, self._options)
             self._told(len(done.job.tasks), done.job.size)
             yield done
+
+
+def _as_pruned(withdrawal: Withdrawal) -> Withdrawal:
+    if withdrawal.cause is Cause.EVIDENCE_CHANGED and not withdrawal.replaced:
+        return replace(withdrawal, cause=Cause.PRUNED)
+    return withdrawal

@@ -17,6 +17,7 @@ from distilld.core.model import Dataset, Options, StatFacts
 from distilld.engine.jobs import SpanJob
 from distilld.engine.spans import NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
+from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.work import Place, Work, WorkRow
 
 NO_LIMIT: Final = 1 << 62
@@ -88,6 +89,8 @@ class SpanQueue:
         self._queued: list[QueuedSpan] = []
         self._size = self._job_rows = 0
         self._held: QueuedJob | None = None
+        self.pruned: set[int | None] = set()
+        """The ids of rows whose evidence an operator gave up."""
         self.under_way: deque[QueuedJob] = deque()
         """The jobs that were given out, in order; the caller takes the job from here with its result."""
 
@@ -165,6 +168,7 @@ class SpanQueue:
         batches = {batch for row in rows for batch in (row.rag_batch, row.sft_batch) if batch is not None}
         if new := batches.difference(self._stamps):
             self._stamps |= dict.fromkeys(new, "") | self._work.stamps(new)
+        self.pruned.update(row.sample_key for row in rows if row.evidence_changed == EVIDENCE_PRUNED)
         odd = self._lines_missing or bool(self._vacated)
         over = self._work.over_limit([(row.walk, row.run_id) for row in rows if row.contested], self._options)
         orders = tuple(

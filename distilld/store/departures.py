@@ -10,21 +10,20 @@ from distilld.store.counts import Counts
 class Departures(Counts):
     """Adds lines to ``departures``. Each ``cause`` is SQL: a row of the source gives it."""
 
-    def add_rows(self, dataset: Dataset, source: str, state: str, where: str, cause: str) -> dict[int, int]:
-        """Add the lines that rows of a source have in a dataset; return how many there are, by outcome.
+    def add_rows(self, dataset: Dataset, source: str, state: str, where: str, cause: str) -> bool:
+        """Add the lines that rows of a source have in a dataset; return whether there are any.
 
         ``state`` is the one that the totals count them in. The caller clears the rows' outcomes, or deletes the rows.
         """
         where = f"{dataset} IS NOT NULL AND {where}"
-        counts = self.shift_rows(dataset, source, state, "departing", where)
-        if not counts:
-            return counts
+        if not self.shift_rows(dataset, source, state, "departing", where):
+            return False
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
             f" partition_id, row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch,"
             f" run_id, task_id, category, {cause}, partition_id, line, digest FROM {source} WHERE {where}"
         )
-        return counts
+        return True
 
     def keep_rows(self, dataset: Dataset, source: str, where: str = "1") -> int:
         """Keep the exported lines of rows of a source as vanished rows; return how many.
@@ -46,12 +45,6 @@ class Departures(Counts):
         """Clear the outcomes of rows in a dataset; return how many rows."""
         nothing = f"{dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL"
         return self._run(f"UPDATE {table} SET {nothing} WHERE {where}").rowcount
-
-    def empty_present_rows(self, dataset: Dataset, where: str) -> None:
-        """Do the same for present rows: one without an outcome in RAG counts as never judged."""
-        rows = self.empty_rows(dataset, "scored_rows", where)
-        if dataset is Dataset.RAG:
-            self.count_rows(0, rows)
 
     def move_pairs(self, where: str, cause: str) -> int:
         """Add the lines of retained pairs, and delete the pairs; return how many of them are exported."""

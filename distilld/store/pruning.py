@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from distilld.core.line_facts import EXPORTED
-from distilld.core.model import Dataset, InputKind, Options
+from distilld.core.model import Dataset, Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.retained import Only, only_kind
 from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, forbidding_codes, runs_of
@@ -53,7 +54,7 @@ class Pruning(Statements):
         self._many(
             "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
         )
-        matching = "AS SELECT partition_id FROM partitions WHERE ?1 IS NULL OR path GLOB ?1"
+        matching = "AS SELECT partition_id, walk_base FROM partitions WHERE ?1 IS NULL OR path GLOB ?1"
         self._stage("matching", matching, partition_glob)
         # An orphan has no partition, so no pattern matches it.
         matches = "1" if partition_glob is None else "{} IN (SELECT partition_id FROM matching)"
@@ -64,8 +65,8 @@ class Pruning(Statements):
         with self._verdicts.changing(self._runs_set_free(options) if only is None else (), options):
             pruned = 0
             for dataset in (Dataset.RAG, Dataset.SFT):
-                leaving = self._departures.add_rows(dataset, "retained_rows", "retained", where, "'pruned'")
-                pruned += leaving.get(EXPORTED, 0)
+                pruned += self._number(f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}")
+                self._departures.add_rows(dataset, "retained_rows", "retained", where, "'pruned'")
             self._run(
                 f"DELETE FROM rejudge_retained WHERE retained_id IN (SELECT retained_id FROM retained_rows WHERE {where})"
             )
@@ -76,10 +77,12 @@ class Pruning(Statements):
                 " (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))",
                 "'pruned'",
             )
-            rows, files = self._forget_absent_files(spared) if only is None else (0, 0)
+            files = self._forget_absent_files(spared) if only is None else 0
+            if only is None:
+                pruned += self._rows_without_evidence()
         self._verdicts.forget_malformed_runs("SELECT digest FROM malformed_runs")
         self._unstage("spared", "matching")
-        return Pruned(pruned + rows, files)
+        return Pruned(pruned, files)
 
     def _runs_set_free(self, options: Options) -> list[str]:
         """Return the runs that an absent verdict forbids and that present rows name, or pairs: others are not judged again."""
@@ -96,32 +99,36 @@ class Pruning(Statements):
             " OR EXISTS (SELECT 1 FROM pairs p WHERE p.rejected_run_id = r.run_id)"
         )
 
-    def _forget_absent_files(self, spared: Mapping[FileKey, FileRecord]) -> tuple[int, int]:
-        """Forget absent files; return how many rows leave that were exported on such evidence, and how many files."""
-        rows = forgotten = 0
+    def _forget_absent_files(self, spared: Mapping[FileKey, FileRecord]) -> int:
+        """Forget absent files; rows built on evidence that is absent, or vanished from there, are judged without it.
+
+        Return how many files are forgotten.
+        """
+        forgotten = 0
         matching = set(self._column("SELECT partition_id FROM matching"))
         self._inputs.forget_files()
         for key, record in list(self._inputs.files().items()):
             if record.present or key in spared or record.partition_id not in matching:
                 continue
-            if record.kind is InputKind.EVIDENCE:
+            if record.kind.value == "evidence":
                 self._evidence.stage()
                 self._evidence.apply(record, whole_file=True)
-                rows += self._withdraw_without_evidence(record)
+                self._give_up(f"{record.holds('walk')} AND evidence_found = 0")
             self._inputs.forget_file(record)
             forgotten += 1
         self._inputs.forget_files()
-        return rows, forgotten
+        return forgotten
 
-    def _withdraw_without_evidence(self, record: FileRecord) -> int:
-        """Withdraw a partition's rows that are exported without evidence, and queue them to be judged without it."""
-        without, rows = f"{record.holds('walk')} AND evidence_found = 0", 0
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows"
-            f" WHERE (rag = {EXPORTED} OR sft = {EXPORTED}) AND {without}"
+    def _rows_without_evidence(self) -> int:
+        """Return how many exported rows will be judged without the evidence that was given up."""
+        return self._number(
+            "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
+            f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"
         )
-        for dataset in (Dataset.RAG, Dataset.SFT):
-            where = f"{dataset} = {EXPORTED} AND {without}"
-            rows += self._departures.add_rows(dataset, "row_places", "live", where, "'pruned'").get(EXPORTED, 0)
-            self._departures.empty_present_rows(dataset, where)
-        return rows
+
+    def _give_up(self, where: str) -> None:
+        """Queue rows to be judged without their evidence; those that leave count as pruned."""
+        self._run(
+            f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows WHERE rag IS NOT NULL AND {where}"
+            f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}"
+        )

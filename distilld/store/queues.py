@@ -23,6 +23,8 @@ ORDER_MATTERS: Final = (
     f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
 )
 """SQL for whether the order of tasks can change the outcome of any pair; SQLite evaluates it once per statement."""
+EVIDENCE_PRUNED: Final = 2
+"""In ``rejudge_rows.evidence_changed``: an operator gave up the row's evidence; it is published as pruned."""
 
 
 def _rows_after(condition: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, LINE_BITS
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
-from distilld.store.queues import Queues
+from distilld.store.queues import EVIDENCE_PRUNED, Queues
 from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
 from distilld.store.work import Work
@@ -83,8 +83,10 @@ class Tripwire(Statements):
         self._stage("moved", f"AS SELECT s.walk {_evidence_gone(dataset, options)}")
         where = "walk IN (SELECT walk FROM moved)"
         rows = self._departures.keep_rows(dataset, "row_places", where)
-        self._departures.empty_present_rows(dataset, where)
+        self._departures.empty_rows(dataset, "scored_rows", where)
         self._departures.shift(dataset.value, "live", "retained", EXPORTED, rows)
+        if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged
+            self._departures.count_rows(0, rows)
         self._unstage("moved")
 
     def _pairs_gone(self, options: Options) -> list[tuple[int]]:
@@ -138,6 +140,7 @@ def _evidence_gone(dataset: Dataset, options: Options) -> str:
     """
     return (
         f"FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk) WHERE s.{dataset} = {EXPORTED} AND s.evidence_found = 0"
+        f" AND q.evidence_changed <> {EVIDENCE_PRUNED}"
         " AND NOT EXISTS (SELECT 1 FROM partitions p CROSS JOIN files f USING (partition_id)"
         " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
         f" WHERE p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} AND f.kind = 'evidence' AND f.state = 'absent')"
