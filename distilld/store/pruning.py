@@ -80,7 +80,6 @@ class Pruning(Statements):
             files = self._forget_absent_files(spared) if only is None else 0
             if only is None:
                 pruned += self._rows_without_evidence()
-        self._verdicts.forget_malformed_runs("SELECT digest FROM malformed_runs")
         self._unstage("spared", "matching")
         return Pruned(pruned, files)
 

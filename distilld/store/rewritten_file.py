@@ -59,7 +59,6 @@ class RewrittenFile(Statements):
                       " AND scored_rows.category IS NOT i.category", (low,))  # fmt: skip
             self._queues.add_copied("incoming n CROSS JOIN retained_rows f ON f.digest = n.digest")
             self._queues.doubt_orphans("incoming")
-        self._verdicts.forget_malformed_runs("SELECT digest FROM departing WHERE run_id IS NULL")
         self._queue_unjudged(record)
         self._unstage("incoming", "departing")
 

@@ -154,23 +154,11 @@ class Verdicts(Statements):
                 "UPDATE files SET rest_digest = ?, rest_category = ? WHERE partition_id = ? AND kind = ?",
                 (*(rest or (None, None)), *place),
             )
-        if known is not None:
-            self.forget_malformed_runs("?", known[0])
 
     def add_malformed_runs(self, runs: list[tuple[str, bytes]]) -> None:
         """Record the runs that malformed lines name, by line digest; call it before the lines are added or applied."""
         if runs:
             self._many("INSERT OR IGNORE INTO malformed_runs VALUES (?, ?)", runs)
-
-    def forget_malformed_runs(self, digests: str, *values: object) -> None:
-        """Forget the runs of malformed lines, whose digests SQL selects, if no such line or rest is left."""
-        self._run(
-            f"DELETE FROM malformed_runs AS m WHERE digest IN ({digests})"
-            " AND NOT EXISTS (SELECT 1 FROM scored_rows s WHERE s.digest = m.digest AND s.run_id IS NULL)"
-            " AND NOT EXISTS (SELECT 1 FROM retained_rows f WHERE f.digest = m.digest AND f.run_id IS NULL)"
-            " AND NOT EXISTS (SELECT 1 FROM files f WHERE f.rest_digest = m.digest AND f.rest_category IS NOT NULL)",
-            values,
-        )
 
     def runs_of_rest(self, record: FileRecord) -> list[str]:
         """Return the runs that a scored file's unterminated rest forbids."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distilld.core.line_facts import CATEGORY_CODES
-from distilld.core.model import Category, OnDelete, Options
+from distilld.core.model import Category, Options
 from distilld.inspection.verify import verify
 from tests.support.history_lake import A, B, C, HistoryLake, run
 
@@ -56,48 +56,4 @@ def test_older_store_judges_again_the_runs_for_which_it_counted(tmp_path: Path) 
     assert lake.ask("SELECT category FROM scored_rows WHERE run_id IS NULL") == [(None,)]
     lake.go()
     assert lake.exported("rag") == {"two"}
-    lake.stop()
-
-
-def malformed(run_id: str, note: int) -> bytes:
-    """A malformed line that rejects a run, unlike any other."""
-    return f'{{"evidence_run_id":"{run_id}","category":"rejected","note":{note},}}'.encode()
-
-
-@pytest.mark.parametrize("how", ["rewritten", "grows", "renamed", "withdrawn", "pruned"])
-def test_runs_of_malformed_lines_go_with_the_lines(tmp_path: Path, how: str) -> None:
-    """Twenty lines come and go: the store keeps the runs of those that count, and no others."""
-    lake = HistoryLake(tmp_path)
-    lake.both(A, run("one"), run("two"))
-    if how == "withdrawn":
-        lake.restart(Options(source_files_root=str(tmp_path), on_delete=OnDelete.WITHDRAW))
-    place = C
-    for number in range(20):
-        place = f"2027/01/01/{number}.jsonl" if how != "rewritten" else C
-        match how:
-            case "grows":
-                lake.scored_path(C).parent.mkdir(parents=True, exist_ok=True)
-                lake.scored_path(C).write_bytes(malformed("one", 7)[: -1 - number % 3])
-            case "renamed":
-                lake.scored(place, malformed("one", 7))
-            case _:
-                lake.scored(place, malformed("one", number), malformed("gone", number))
-        lake.go()
-        assert lake.exported("rag") == {"two"}
-        if how != "grows":
-            lake.scored_path(place).unlink()
-        if how == "rewritten":
-            lake.scored(place, malformed("one", -1))
-            lake.go()
-            assert lake.exported("rag") == {"two"}
-    if how == "pruned":
-        lake.go()
-        lake.prune()
-    elif how == "rewritten":
-        lake.scored(place)
-    lake.go()
-    left = {"grows": 1, "renamed": 1}.get(how, 0)
-    assert len(lake.ask("SELECT * FROM malformed_runs")) == left
-    assert lake.exported("rag") == ({"two"} if left else {"one", "two"})
-    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
     lake.stop()
