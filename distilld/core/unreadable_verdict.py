@@ -17,11 +17,11 @@ WINDOW_BYTES: Final = 1 << 18
 """How many bytes are kept from one block to the next: a run id up to this length, less a block, is found."""
 
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# Possessive: a repeat that can go back takes 140 bytes of memory for each byte of a line. The run id is not consumed:
-# if it is torn, the quote that closes it opens the next key.
+# Possessive: a repeat that can go back takes 140 bytes of memory for each byte of a line. No value is
+# consumed: if it is torn, the quote that closes it opens the next key.
 _RUN: Final = re.compile(rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*(?=("(?:[^"\\]++|\\.)++"))', re.DOTALL)
 _CATEGORY: Final = re.compile(
-    rb'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*((?i:rejected|needs_human_review))[ \t\n\r]*"'
+    rb'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*((?i:rejected|needs_human_review))[ \t\n\r]*(?=")'
 )
 _UNFINISHED: Final = re.compile(
     rb'(?:"evidence_run_id"[ \t\n\r]*(?::[ \t\n\r]*)?|"category"[ \t\n\r]*(?::[ \t\n\r]*(?:"[ \t\n\r]*'

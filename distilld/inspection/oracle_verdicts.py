@@ -108,8 +108,8 @@ _walk_key: Final = lru_cache(maxsize=8)(walk_key)
 """Cached, since all rows of a partition have the same key."""
 
 
-_CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*"')
-# Possessive, so that a long line takes little memory. A key is also found within the run id before it.
+_CATEGORY: Final = re.compile(r'"category"[ \t\n\r]*:[ \t\n\r]*"[ \t\n\r]*([A-Za-z_]+)[ \t\n\r]*(?=")')
+# Possessive, so that a long line takes little memory. A key is also found within the value before it.
 _RUN: Final = re.compile(r'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*(?="((?:[^"\\]++|\\.)++)")', re.DOTALL)
 _NOT_TEXT: Final = str.maketrans("", "", "\0\ufeff")
 _FORBIDDING: Final = {"rejected": Category.REJECTED, "needs_human_review": Category.NEEDS_HUMAN_REVIEW}
@@ -126,8 +126,10 @@ def verdicts_of(raw: bytes, run: ScoredRun | None) -> list[tuple[str, Category]]
             word = trim(said).lower() if isinstance(said, str) else ""
             category = Category.REJECTED if word == "rejected" else Category.NEEDS_HUMAN_REVIEW
         return [(run.run_id, category)]
-    encodings = ("utf-8", "utf-16") if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8",)
-    texts = [raw.decode(each, errors="replace").translate(_NOT_TEXT) for each in encodings]
+    readings = [raw.replace(b"\0", b"").decode(errors="replace")]
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        readings.append(raw.decode("utf-16", errors="replace"))
+    texts = [each.translate(_NOT_TEXT) for each in readings]
     words = {found.group(1).lower() for text in texts for found in _CATEGORY.finditer(text)}
     category = next((_FORBIDDING[word] for word in _FORBIDDING if word in words), None)
     if category is None:

@@ -9,10 +9,11 @@ import tracemalloc
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from distilld.core.line_facts import LIKE_REJECTED, UNREVIEWED
+from distilld.core.line_facts import LIKE_REJECTED, UNREVIEWED, VERDICTS
+from distilld.core.model import Category
 from distilld.core.unreadable_verdict import WINDOW_BYTES, UnreadableVerdict, VerdictSearch, unreadable_verdict
 from distilld.inspection.oracle_verdicts import verdicts_of
 from tests.support.builders import PROPERTY
@@ -107,6 +108,14 @@ def test_row_that_is_torn_in_its_run_id_hides_no_rejection_behind_it(torn: str, 
     assert "r1" in dict(verdicts_of(line, None))
 
 
+def test_torn_word_hides_no_word_behind_it() -> None:
+    """A quote that closes one word may open the next key."""
+    for word in ("needs_human_review", "accepted"):
+        line = f'{{"evidence_run_id":"r1","category":"{word}"category":"rejected"}}'.encode()
+        assert unreadable_verdict(line) == UnreadableVerdict(LIKE_REJECTED, ("r1",))
+        assert verdicts_of(line, None) == [("r1", Category.REJECTED)]
+
+
 NAMED = rb'"evidence_run_id"[ \t\n\r]*:[ \t\n\r]*(?="((?:[^"\\]|\\.)+)")'
 """A run id, spelt so that every part of it can be tried again."""
 
@@ -125,6 +134,41 @@ def test_run_ids_are_those_of_the_plain_expression(text: str) -> None:
     found = unreadable_verdict(raw)
     assert [run_id for run_id, _ in verdicts_of(raw, None)] == [text_of(each) for each in plain]
     assert list(found.run_ids if found else ()) == list(dict.fromkeys(map(text_of, plain)))
+
+
+PIECES = [
+    '"evidence_run_id":"',
+    '"category":"',
+    "rejected",
+    "needs_human_review",
+    "accepted",
+    '"',
+    '\\"',
+    "Ã©",
+    "\0",
+    "\ufeff",
+    " ",
+]
+
+
+@PROPERTY
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=20),
+    st.sampled_from(["utf-8", "utf-16", "utf-16-le"]),
+    st.integers(1, 40),
+)
+@example(['"category":"', "accepted", '"category":"', "rejected", '"'], "utf-8", 40)
+@example(['"category":"', "needs_human_review", '"category":"', "rejected", '"'], "utf-8", 40)
+@example(['"evidence_run_id":"', "Ã©", '"'], "utf-16-le", 40)
+def test_search_agrees_with_the_oracle(pieces: list[str], encoding: str, size: int) -> None:
+    """NULs go before the bytes are read, and no word hides the next one, whatever the blocks are."""
+    raw = "".join(['"category":"needs_human_review"', *pieces, '"evidence_run_id":"é"']).encode(encoding)
+    search = VerdictSearch()
+    for start in range(0, len(raw), size):
+        search.add(raw[start : start + size])
+    found = search.found()
+    assert found is not None
+    assert {(run_id, VERDICTS[found.category]) for run_id in found.run_ids} == set(verdicts_of(raw, None))
 
 
 def text_of(spelt: str) -> str:
