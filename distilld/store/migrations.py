@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from distilld.core.line_facts import CATEGORIES, EXPORTED, LIKE_REJECTED, REASON_CODES, REASONS, UNREVIEWED
+from distilld.core.line_facts import CATEGORIES, DUPLICATE, EXPORTED, LIKE_REJECTED, REASON_CODES, REASONS, UNREVIEWED
 from distilld.core.model import Dataset, Reason
 from distilld.store.schema import HOLDS_RAG, TABLES, VIEWS
 from distilld.store.without_pandas import without_pandas
@@ -225,7 +225,11 @@ def m013_indexes_of_each_batch(db: Database) -> None:
 
 
 def m014_kept_rows_are_vanished_rows(db: Database) -> None:
-    """Make the lines of rows that the tripwire keeps without their evidence those of vanished rows; judge the rows."""
+    """Make the lines of rows that the tripwire keeps without their evidence those of vanished rows; judge the rows.
+
+    An operator may have given up the evidence of rows that were not judged since: their lines depart as pruned. What
+    waited for kept rows waits for the vanished ones.
+    """
     _run_script(
         db,
         "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE kept <> 0;\n",
@@ -236,24 +240,41 @@ def m014_kept_rows_are_vanished_rows(db: Database) -> None:
             "partition_id, line, digest, run_id, task_id, category, sample_key,"
             f" {dataset}, {dataset}_line, {dataset}_batch"
         )
-        present = f"kept & {bit} AND evidence_found = 0 AND {dataset} = {EXPORTED}"
+        without = f"evidence_found = 0 AND {dataset} = {EXPORTED}"
+        pruned = f"{without} AND walk IN (SELECT walk FROM rejudge_rows WHERE evidence_changed = 2)"
+        for table, state, where in (
+            ("kept_lines", "retained", f"{without} AND kept & {bit}"),
+            ("pruned_lines", "departing", pruned),
+        ):
+            _run_script(
+                db,
+                f"CREATE TEMP TABLE {table} AS SELECT kept AS bits, {columns} FROM row_places WHERE {where};\n"
+                "UPDATE totals SET rows = rows + CASE state WHEN 'live' THEN -1 ELSE 1 END"
+                f" * (SELECT count(*) FROM temp.{table})"
+                f" WHERE dataset = '{dataset}' AND state IN ('live', '{state}') AND outcome = {EXPORTED};\n"
+                # A row without an outcome in RAG counts as unjudged.
+                f"UPDATE counters SET value = value + (SELECT count(*) FROM temp.{table}) * {2 - bit}"
+                " WHERE name = 'unjudged_rows';\n"
+                f"UPDATE scored_rows SET {nothing} WHERE {where};\n",
+            )
         absent = f"kind = 'absent' AND accepted & {bit} AND {dataset} = {EXPORTED}"
         _run_script(
             db,
-            f"CREATE TEMP TABLE kept_lines AS SELECT kept AS bits, {columns} FROM row_places WHERE {present};\n"
-            "UPDATE totals SET rows = rows + CASE state WHEN 'live' THEN -1 ELSE 1 END"
-            " * (SELECT count(*) FROM temp.kept_lines)"
-            f" WHERE dataset = '{dataset}' AND state IN ('live', 'retained') AND outcome = {EXPORTED};\n"
-            # A row without an outcome in RAG counts as unjudged.
-            f"UPDATE counters SET value = value + (SELECT count(*) FROM temp.kept_lines) * {2 - bit}"
-            " WHERE name = 'unjudged_rows';\n"
             f"INSERT INTO temp.kept_lines SELECT accepted, {columns} FROM retained_rows WHERE {absent};\n"
-            f"UPDATE scored_rows SET {nothing} WHERE {present};\nUPDATE retained_rows SET {nothing} WHERE {absent};\n"
+            f"UPDATE retained_rows SET {nothing} WHERE {absent};\n"
             f"INSERT INTO retained_rows (kind, accepted, start_byte, length_bytes, {columns})"
-            f" SELECT 'vanished', (bits & 4) <> 0, 0, 0, {columns} FROM temp.kept_lines;\nDROP TABLE temp.kept_lines;\n",
+            f" SELECT 'vanished', (bits & 4) <> 0, 0, 0, {columns} FROM temp.kept_lines;\n"
+            "INSERT INTO departures (dataset, cause, partition_id, row_line, row, run_id, task_id, category, sample_key,"
+            f" outcome, line, batch) SELECT '{dataset}', 'pruned', {columns} FROM temp.pruned_lines;\n"
+            "DROP TABLE temp.kept_lines;\nDROP TABLE temp.pruned_lines;\n"
+            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0 FROM retained_rows g"
+            f" CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE}"
+            f" WHERE g.kind = 'vanished' AND g.{dataset} = {EXPORTED} GROUP BY d.sample_key;\n",
         )
     _run_script(
         db,
+        "INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind = 'vanished';\n"
+        "UPDATE rejudge_rows SET evidence_changed = 1 WHERE evidence_changed = 2;\n"
         "UPDATE retained_rows SET accepted = 0 WHERE kind = 'absent';\n"
         "DROP INDEX kept_rows;\nALTER TABLE scored_rows DROP COLUMN kept;\n",
     )

@@ -859,6 +859,26 @@ def test_tripwire_keeps_a_row_in_one_dataset(lake: HistoryLake, tripped: str) ->
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
+def stop_before_the_tripwire(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that is cut off when all changes are indexed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(lake.engine, "_trip", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            lake.engine.run_pass(Trigger.ONCE)
+
+
+def make_older(lake: HistoryLake, bits: int, *more: str) -> None:
+    """Make the store one from before vanished rows had the lines of rows without evidence; ``bits`` are in those rows."""
+    lake.engine.store.connection.executescript(
+        "DELETE FROM _sqlite_migrations WHERE name GLOB 'm014*';\n"
+        "ALTER TABLE scored_rows ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;\n"
+        "CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;\n"
+        f"UPDATE scored_rows SET kept = {bits} WHERE evidence_found = 0;\n"
+        f"UPDATE retained_rows SET accepted = {bits} WHERE kind = 'absent';\n" + ";\n".join(more)
+    )
+    lake.restart()
+
+
 @pytest.mark.parametrize("absent", [True, False])
 @pytest.mark.parametrize(("bits", "role"), [(3, "executor"), (7, "executor"), (1, "extractor"), (5, "extractor")])
 def test_rows_that_an_older_version_kept_stay(
@@ -874,18 +894,8 @@ def test_rows_that_an_older_version_kept_stay(
     lake.evidence(A)
     if absent:
         lake.move_away(lake.scored_path(A))
-    with monkeypatch.context() as patch:
-        patch.setattr(lake.engine, "_trip", _stop)
-        with pytest.raises(KeyboardInterrupt):
-            lake.engine.run_pass(Trigger.ONCE)
-    lake.engine.store.connection.executescript(
-        "DELETE FROM _sqlite_migrations WHERE name GLOB 'm014*';\nDELETE FROM rejudge_rows;\n"
-        "ALTER TABLE scored_rows ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;\n"
-        "CREATE INDEX kept_rows ON scored_rows (kept) WHERE kept <> 0;\n"
-        f"UPDATE scored_rows SET kept = {bits} WHERE evidence_found = 0;\n"
-        f"UPDATE retained_rows SET accepted = {bits} WHERE kind = 'absent';\n"
-    )
-    lake.restart()
+    stop_before_the_tripwire(lake, monkeypatch)
+    make_older(lake, bits, "DELETE FROM rejudge_rows")
     for _ in range(3):
         lake.go()
         assert {dataset: lake.content(dataset) for dataset in Dataset} == before
@@ -898,6 +908,66 @@ def test_rows_that_an_older_version_kept_stay(
             lake.bring_back(lake.scored_path(A))
     assert set(lake.quarantined("rag")) == set(lake.quarantined("sft")) == set(runs)
     assert set(lake.quarantined("sft").values()) == {"missing_source_run_id"}
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_kept_row_of_an_older_version_leaves_for_what_was_queued(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, absent: bool
+) -> None:
+    """That version was killed when it had indexed a rejection of one kept row, and a row that takes another one's id."""
+    lake.both(B, run("b1"))
+    lake.both(A, run("a1"), run("a2"), run("a3"))
+    lake.go()
+    lake.evidence(A)
+    if absent:
+        lake.move_away(lake.scored_path(A))
+    lake.scored(B, run("b1"), run("a1", "rejected"))
+    lake.both(C, run("a2", reasons=["again"]))
+    stop_before_the_tripwire(lake, monkeypatch)
+    make_older(lake, 7)
+    lake.go()
+    assert lake.exported("rag") == lake.exported("sft") == {"a2", "a3", "b1"}
+    assert lake.causes("rag") == lake.causes("sft") == ["revoked"]
+    assert lake.retained() == {"vanished": 2}
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
+def test_duplicate_of_a_row_that_an_older_version_kept_takes_its_id(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That version was killed when it had kept a row, and before the row behind it was judged."""
+    lake.both(A, run("a1"))
+    lake.both(B, run("a1", reasons=["again"]))
+    lake.go()
+    lake.evidence(A)
+    stop_before_the_tripwire(lake, monkeypatch)
+    make_older(lake, 3)
+    lake.go()
+    assert lake.exported("rag") == lake.exported("sft") == {"a1"}
+    assert lake.causes("rag") == lake.causes("sft") == []
+    assert lake.retained() == {}
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
+def test_tripwire_keeps_nothing_that_an_older_version_pruned(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That version marked rows whose evidence was given up, and was killed before it judged them."""
+    lake.both(A, run("a1"), run("a2"))
+    lake.both(B, run("b1"))
+    lake.go()
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.evidence(A)
+    stop_before_the_tripwire(lake, monkeypatch)
+    lake.evidence_path(A).unlink()
+    make_older(lake, 0, "UPDATE rejudge_rows SET evidence_changed = 2", "DELETE FROM files WHERE state = 'absent'")
+    lake.go()
+    assert lake.exported("rag") == lake.exported("sft") == {"b1"}
+    assert lake.causes("rag") == lake.causes("sft") == ["pruned", "pruned"]
+    assert lake.retained() == {}
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
 def test_rescore_is_never_held_back(lake: HistoryLake) -> None:
