@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import Malformed, ParsedLine, trim
-from distilld.core.model import Category, InputKind, Reason
+from distilld.core.model import Category, Dataset, InputKind, Options, Reason
 from distilld.core.records import category_of, id_digits
 
 LINE_BITS: Final = 26
@@ -27,7 +27,7 @@ CATEGORIES: Final = {code: category for category, code in CATEGORY_CODES.items()
 LIKE_REJECTED: Final = len(Category) + 1
 """The code of a verdict that forbids as ``rejected`` does, but is spelled differently (SPEC 3.4)."""
 UNREVIEWED: Final = LIKE_REJECTED + 1
-"""The code of a verdict with none of the four categories: it counts as needs_human_review does."""
+"""The code of a verdict with none of the four categories: it forbids as needs_human_review does, and never clears."""
 VERDICTS: Final = {**CATEGORIES, LIKE_REJECTED: Category.REJECTED, UNREVIEWED: Category.NEEDS_HUMAN_REVIEW}
 """The category that each code stands for."""
 MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
@@ -119,6 +119,14 @@ def category_code(value: Any) -> int:
         return CATEGORY_CODES[category]
     rejected = type(value) is str and trim(value).lower() == Category.REJECTED.value
     return LIKE_REJECTED if rejected else UNREVIEWED
+
+
+def ignored(dataset: Dataset, options: Options) -> int:
+    """Return the code of unreviewed verdicts if they do not count in a dataset, else 0 (SPEC 3.4).
+
+    Where they forbid nothing, they clear nothing either: the verdict before them counts.
+    """
+    return 0 if options.forbids(dataset, VERDICTS[UNREVIEWED]) else UNREVIEWED
 
 
 def key_of(digits: str) -> int:

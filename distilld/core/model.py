@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from distilld.core.remedies import remedy_of
 
-RULES_VERSION: Final = 2
+RULES_VERSION: Final = 3
 """Increase it when a release changes the outcome of any row: every row is then judged again."""
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from distilld.config.settings import Settings
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
+from distilld.core.line_facts import ignored
 from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Dataset, OperatorError, Options
 from distilld.files.regular import open_regular, without_space
 from distilld.files.segments import blocks_of
@@ -233,6 +234,7 @@ def _in_force(dataset: Dataset, rows: list[RunRow], options: Options) -> RunRow 
         row
         for row in rows
         if row.category is not None
+        and not (row.is_unreviewed and ignored(dataset, options))
         and (
             row.state == "present"
             or (row.state == "absent" and row.digest not in present and options.forbids(dataset, row.category))

@@ -15,6 +15,8 @@ from distilld.core.records import ScoredRun
 from distilld.inspection.oracle_lake import Row, digest_of
 from distilld.lake.scan import walk_key
 
+_Place = tuple[tuple[str, ...], int]
+
 
 class AbsentVerdict(NamedTuple):
     """A verdict in an absent partition: it can still forbid, but never allow (SPEC 3)."""
@@ -41,7 +43,9 @@ class Verdicts:
     ) -> None:
         """Index the verdicts. ``rests`` has file ends that are no rows. :meth:`line_stands` needs ``keep_lines``."""
         self._options = options
-        self._present: dict[str, tuple[tuple[tuple[str, ...], int], Category]] = {}
+        self._present: dict[str, tuple[_Place, Category]] = {}
+        self._reviewed: dict[str, tuple[_Place, Category]] = {}
+        """The same without unreviewed verdicts: of no known category, or needs_human_review in a malformed line."""
         self._rows_naming: Counter[str | None] = Counter()
         self._lines: set[tuple[str | None, bytes]] = set()
         for row in rows:
@@ -49,14 +53,18 @@ class Verdicts:
                 self._rows_naming[row.run.run_id] += 1
             for run_id, category in verdicts_of(row.raw, row.run):
                 self._present[run_id] = _place(row.at), category
+                if category is not Category.NEEDS_HUMAN_REVIEW or (row.run and row.run.category):
+                    self._reviewed[run_id] = _place(row.at), category
             if keep_lines:
                 self._lines.add((row.run.run_id if row.run else None, digest_of(row.raw)))
         standing: set[bytes] = set()
         for at, rest in rests:
             for run_id, category in verdicts_of(rest, None):
                 standing.add(digest_of(rest))
-                if run_id not in self._present or self._present[run_id][0] < _place(at):
-                    self._present[run_id] = _place(at), category
+                is_unreviewed = category is Category.NEEDS_HUMAN_REVIEW
+                for known in (self._present,) if is_unreviewed else (self._present, self._reviewed):
+                    if run_id not in known or known[run_id][0] < _place(at):
+                        known[run_id] = _place(at), category
         self._absent: dict[str, list[AbsentVerdict]] = {}
         self.moved: list[RowRef] = []
         """Absent verdicts whose lines are in a present partition. They count only there, and must not be retained."""
@@ -82,7 +90,9 @@ class Verdicts:
 
     def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
         """Return the category of the current verdict of a run in a dataset."""
-        place, category = self._present.get(run_id or "", (None, None))
+        # An unreviewed verdict forbids where needs_human_review does. Where it does not, it clears nothing either.
+        known = self._present if self._options.forbids(dataset, Category.NEEDS_HUMAN_REVIEW) else self._reviewed
+        place, category = known.get(run_id or "", (None, None))
         for each in self._absent.get(run_id or "", ()):
             later = place is None or _place(each.at) > place
             if later and self._options.forbids(dataset, each.category):
@@ -100,7 +110,7 @@ class Verdicts:
         return in_force if present is run.category else present
 
 
-def _place(at: RowRef) -> tuple[tuple[str, ...], int]:
+def _place(at: RowRef) -> _Place:
     return _walk_key(at.partition), at.line
 
 

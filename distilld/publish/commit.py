@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import orjson
 
 from distilld.core.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
-from distilld.core.line_facts import VERDICTS
+from distilld.core.line_facts import VERDICTS, ignored
 from distilld.core.model import EXPORT_PATHS, Committed, Dataset, Options, Pieces, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
@@ -249,6 +249,8 @@ class Committer(Recovery):
             for dataset in exported
         }
         found = self._ledger.verdicts_among(sorted(set().union(*exported.values())), set().union(*forbidden.values()))
+        if but := ignored(Dataset.RAG, options):
+            found += self._ledger.verdicts_among(sorted(exported[Dataset.RAG]), forbidden[Dataset.RAG], but=but)
         return not any(
             walk in walks and code in forbidden[dataset] for walk, code in found for dataset, walks in exported.items()
         )

@@ -137,10 +137,13 @@ class Ledger(Counts):
         """Return the row counts of all datasets."""
         return Totals(self._run("SELECT dataset, state, outcome, rows FROM totals").fetchall())
 
-    def verdicts_among(self, walks: Iterable[int], codes: Iterable[int]) -> list[tuple[int, int]]:
-        """Return (walk, code) of rows whose run's last present verdict is in ``codes``: the second firewall check."""
+    def verdicts_among(self, walks: Iterable[int], codes: Iterable[int], *, but: int = 0) -> list[tuple[int, int]]:
+        """Return (walk, code) of rows whose run's last present verdict is in ``codes``: the second firewall check.
+
+        Verdicts with the code ``but`` do not count.
+        """
         return self._run(
-            f"SELECT s.walk, {last_verdict('s.run_id')} AS code FROM json_each(?) j CROSS JOIN scored_rows s"
+            f"SELECT s.walk, {last_verdict('s.run_id', but=but)} AS code FROM json_each(?) j CROSS JOIN scored_rows s"
             f" ON s.walk = j.value WHERE code IN ({','.join(map(str, codes))})",
             (f"[{','.join(map(str, walks))}]",),
         ).fetchall()

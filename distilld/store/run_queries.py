@@ -48,6 +48,7 @@ class RunRow(NamedTuple):
     outcomes: dict[Dataset, Recorded | None]
     """By dataset; a vanished row or an orphan has only the datasets that it is kept in, and a rest none."""
     unusual: str | None = None
+    is_unreviewed: bool = False
     """How it gives its verdict, if not as a whole row with one of the four categories."""
 
 
@@ -151,7 +152,10 @@ class Stories(Statements):
             }
             at = RowRef(path, line) if path is not None else None
             unusual = _UNUSUAL.get(category)
-            row = RunRow(at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), recorded, unusual)
+            row = RunRow(
+                at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), recorded, unusual,
+                category == UNREVIEWED,
+            )  # fmt: skip
             if state in _BY_DATASET:
                 which = (state, at, digest, key)
                 found[which] = _with_other(row, found.get(which))
@@ -169,7 +173,7 @@ class Stories(Statements):
         ):
             at = RowRef(path, line)
             verdict, unusual = VERDICTS[category], "said by the unfinished last line of the file"
-            yield RunRow(at, walk, state, verdict, digest, "unknown", False, {}, unusual)
+            yield RunRow(at, walk, state, verdict, digest, "unknown", False, {}, unusual, category == UNREVIEWED)
 
     def _recorded(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, LINE_BITS
+from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, LINE_BITS, ignored
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
@@ -108,7 +108,8 @@ def _not_forbidden(run: str, dataset: Dataset, options: Options) -> str:
     """Return SQL for whether no present verdict forbids a run anyway; ``run`` is an SQL expression."""
     if not options.revoke:
         return "1"
-    return f"coalesce({last_verdict(run)} IN ({forbidding_codes(options, dataset)}), 0) = 0"
+    verdict = last_verdict(run, but=ignored(dataset, options))
+    return f"coalesce({verdict} IN ({forbidding_codes(options, dataset)}), 0) = 0"
 
 
 def _vanished(dataset: Dataset, options: Options) -> str:

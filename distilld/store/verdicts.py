@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import CATEGORY_CODES, VERDICTS
+from distilld.core.line_facts import CATEGORY_CODES, UNREVIEWED, VERDICTS, ignored
 from distilld.core.model import Category, Dataset, InputKind, Options
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord
@@ -33,19 +33,19 @@ def rest_moved(which: str = "1") -> str:
     )
 
 
-def last_verdict(run: str) -> str:
-    """Return SQL for the category code of a run's last present verdict; NULL if it has none.
+def last_verdict(run: str, *, but: int = 0) -> str:
+    """Return SQL for the category code of a run's last present verdict ``but`` those with a code; NULL if it has none.
 
     ``run`` is an SQL expression. Malformed lines and unterminated rests count too, by their digests.
     """
     return (
         "(nullif(max("
         f"coalesce((SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = {run}"
-        " AND v.category IS NOT NULL ORDER BY v.walk DESC LIMIT 1), -1),"
+        f" AND v.category <> {but} ORDER BY v.walk DESC LIMIT 1), -1),"
         " coalesce((SELECT max(max(coalesce((SELECT max(v.walk << 3 | v.category) FROM scored_rows v"
-        " INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL), -1),"
-        " coalesce((SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f"
-        f" CROSS JOIN partitions p USING (partition_id) WHERE {REST.format('present')}), -1)))"
+        f" INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL AND v.category <> {but}), -1),"
+        " coalesce((SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f CROSS JOIN partitions p"
+        f" USING (partition_id) WHERE {REST.format('present')} AND f.rest_category <> {but}), -1)))"
         f" FROM malformed_runs m WHERE m.run_id = {run}), -1)), -1) & 7)"
     )
 
@@ -68,17 +68,9 @@ class Verdicts(Statements):
     def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
         """Return a run's current verdicts, ignoring rows in ``without`` (SPEC 3.4; absent ones forbid, never clear)."""
         low, high = without or (0, 0)
-        present = self._run(
-            "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
-            " category IS NOT NULL AND walk >= ?3 ORDER BY walk DESC LIMIT 1)"
-            " UNION ALL SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
-            " category IS NOT NULL AND walk < ?2 ORDER BY walk DESC LIMIT 1)"
-            " UNION ALL SELECT s.walk, s.category FROM malformed_runs m CROSS JOIN scored_rows s"
-            "  ON s.digest = m.digest AND s.run_id IS NULL WHERE m.run_id = ?1 AND s.category IS NOT NULL"
-            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)"
-            f" UNION ALL {_RESTS.format('present')}) ORDER BY walk DESC LIMIT 1",
-            (run_id, low, high),
-        ).fetchone()
+        present = in_rag = self._last_present(run_id, low, high)
+        if present is not None and present[1] == ignored(Dataset.RAG, options):
+            in_rag = self._last_present(run_id, low, high, but=UNREVIEWED)
         elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
         codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # no other absent ones count
         absent = self._run(
@@ -93,10 +85,25 @@ class Verdicts(Statements):
             (run_id, low, high),
         ).fetchall()
         return InForce(
-            _last(Dataset.RAG, present, absent, options),
+            _last(Dataset.RAG, in_rag, absent, options),
             _last(Dataset.SFT, present, absent, options),
             VERDICTS[present[1]] if present else None,
         )
+
+    def _last_present(self, run_id: str, low: int, high: int, *, but: int = 0) -> tuple[int, int] | None:
+        """Return place and code of the last present verdict outside rows ``low`` to ``high``, ``but`` those with a code."""
+        found: tuple[int, int] | None = self._run(
+            "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
+            " category <> ?4 AND walk >= ?3 ORDER BY walk DESC LIMIT 1)"
+            " UNION ALL SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
+            " category <> ?4 AND walk < ?2 ORDER BY walk DESC LIMIT 1)"
+            " UNION ALL SELECT s.walk, s.category FROM malformed_runs m CROSS JOIN scored_rows s"
+            "  ON s.digest = m.digest AND s.run_id IS NULL WHERE m.run_id = ?1 AND s.category <> ?4"
+            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)"
+            f" UNION ALL {_RESTS.format('present')} AND f.rest_category <> ?4) ORDER BY walk DESC LIMIT 1",
+            (run_id, low, high, but),
+        ).fetchone()
+        return found
 
     @contextmanager
     def changing(self, runs: Collection[str], options: Options) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END, VERDICTS
+from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END, VERDICTS, ignored
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
@@ -291,6 +291,8 @@ class Work(LooseLines, Tasks):
         if self._has_loose:
             return self.verdicts(run_id, options)[:2]
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
+        if found is not None and found == ignored(Dataset.RAG, options):
+            return self.verdicts(run_id, options)[:2]
         category = VERDICTS[found] if found is not None else None
         return category, category
 

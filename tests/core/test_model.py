@@ -147,11 +147,11 @@ def test_the_digest_is_pinned() -> None:
 
     It stands in receipts and in the store: where it changes, every row of every lake is judged anew.
     """
-    assert int(RULES_VERSION) == 2
+    assert int(RULES_VERSION) == 3
     text = (
         "check_source_files=False\ninclude_partial=False\ninclude_review=False\n"
         "max_exports_per_run=1000\nmax_line_bytes=8388608\n"
-        "missing_source_file=''\non_delete='keep'\nrevoke=True\nrules_version=2\nsource_files_root=''"
+        "missing_source_file=''\non_delete='keep'\nrevoke=True\nrules_version=3\nsource_files_root=''"
     )
     assert Options().sha256 == hashlib.sha256(text.encode()).hexdigest()
 

@@ -17,8 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilld.core.model import SFT_NEVER, Category, Dataset, Options, Reason
+from distilld.inspection import oracle
+from distilld.inspection.oracle_lake import read_lake
 from tests.support.builders import ABSENT, PROPERTY, all_missing, evidence, export, jsonl, lake_of, scored
 from tests.support.history_lake import history_lake
+from tests.support.target_state import Exports, equal_the_full_pass
 
 RAG, SFT, PREFERENCE = Dataset
 ALL_OPTIONS = [
@@ -450,6 +453,45 @@ def test_a_verdict_needs_nothing_but_run_and_category(tmp_path: Path, line: byte
         lake.scored(LATER, line, b'{"evidence_run_id":"run-1","category":"accepted"}')
         lake.go()
         assert ids(lake.rows(SFT)) == ["run-1"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"evidence_run_id":"run-1"}',
+        b'{"evidence_run_id":"run-1","category":"fine"}',
+        b'{"evidence_run_id":"run-1","category":"needs_human_review",}',
+    ],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["in one file", "in a later file"])
+def test_an_unreviewed_verdict_clears_nothing(tmp_path: Path, line: bytes, together: bool) -> None:
+    """With include_review it counts for nothing in RAG: a broken row lifts no rejection, and takes nothing out."""
+    first, later, last = (f"2026/01/0{day}/a.jsonl" for day in (1, 2, 3))
+    with history_lake(tmp_path, Options(include_review=True)) as lake:
+        lake.scored(first, run_of(1), run_of(2))
+        lake.evidence(first, evidence_of(1), evidence_of(2))
+        lake.go()
+        assert ids(lake.rows(RAG)) == ids(lake.rows(SFT)) == ["run-1", "run-2"]
+        rejection = b'{"evidence_run_id":"run-1","category":"rejected"}'
+        others = [line, line.replace(b"run-1", b"run-2")]
+        if together:
+            lake.scored(later, rejection, *others)
+        else:
+            lake.scored(later, rejection)
+            lake.scored(last, *others)
+        lake.go()
+        assert (ids(lake.rows(RAG)), ids(lake.rows(SFT))) == (["run-2"], [])
+        equal_the_full_pass(Exports.read(lake.root), oracle.export(read_lake(lake.root, lake.options), lake.options))
+        lake.scored(later)
+        lake.scored(last, *others)
+        lake.go()
+        assert (ids(lake.rows(RAG)), ids(lake.rows(SFT))) == (["run-2", "run-1"], [])
+        equal_the_full_pass(Exports.read(lake.root), oracle.export(read_lake(lake.root, lake.options), lake.options))
+        lake.scored(last, *others, run_of(1, "needs_human_review"))
+        lake.scored(later, rejection)
+        lake.go()
+        assert "run-1" in ids(lake.rows(RAG))
+        equal_the_full_pass(Exports.read(lake.root), oracle.export(read_lake(lake.root, lake.options), lake.options))
 
 
 def test_without_revoke_the_older_exporters_hole_is_open() -> None:

@@ -15,7 +15,7 @@ from distilld.core.model import RULES_VERSION, Options
 from tests.golden.test_phase4_core import lake
 from tests.support.builders import ABSENT, Lake, all_missing, changed, evidence, export, jsonl, none_missing, scored
 
-PINNED = {2: "1eb4d5785bb2bf96be099f2f4e916d86d8612f32267a536cea9b86a48ce5306c"}
+PINNED = {3: "1eb4d5785bb2bf96be099f2f4e916d86d8612f32267a536cea9b86a48ce5306c"}
 
 ODD: list[Any] = [
     ABSENT,
