@@ -39,17 +39,22 @@ def steps_of_batches(lake: HistoryLake, trigger: Trigger) -> list[int]:
     return [end - start for start, end in pairwise(ends)]
 
 
+def files_go_away(lake: HistoryLake, count: int) -> None:
+    """Take partitions in, and find that they are absent."""
+    names = [A.replace("alpha", f"alpha{number:03d}") for number in range(count)]
+    for name in names:
+        lake.both(name, run(name))
+    lake.go()
+    lake.move_away(*(path for name in names for path in lake.paths(name, "both")))
+    lake.go()
+
+
 def test_pass_does_not_look_at_all_absent_files(tmp_path: Path) -> None:
     """The story: after each batch, all absent files were asked whether anything is left of them."""
 
     def steps(count: int) -> int:
         with history_lake(tmp_path) as lake:
-            names = [A.replace("alpha", f"alpha{number:03d}") for number in range(count)]
-            for name in names:
-                lake.both(name, run(name))
-            lake.go()
-            lake.move_away(*(path for name in names for path in lake.paths(name, "both")))
-            lake.go()
+            files_go_away(lake, count)
             with counted_steps(lake.engine.store.connection) as done:
                 forget_empty_files(lake.engine.store, names_gone=False)
             return done[0]
@@ -96,12 +101,7 @@ def test_batch_does_not_look_at_all_absent_files(tmp_path: Path) -> None:
 
     def steps(count: int) -> int:
         with history_lake(tmp_path, batch_rows=20) as lake:
-            names = [A.replace("alpha", f"alpha{number:03d}") for number in range(count)]
-            for name in names:
-                lake.both(name, run(name))
-            lake.go()
-            lake.move_away(*(path for name in names for path in lake.paths(name, "both")))
-            lake.go()
+            files_go_away(lake, count)
             lake.both(B, *pairs_of(100))
             batches = steps_of_batches(lake, Trigger.ONCE)
             assert lake.ask("SELECT count(*) FROM files WHERE state = 'absent'") == [(2 * count,)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -62,17 +63,27 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "distilld", *arguments]
 
 
-def distilld(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:
-    """Run distilld to its end."""
+def distilld(
+    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, most_file_bytes: int | None = None
+) -> Ran:
+    """Run distilld to its end; with ``most_file_bytes`` it cannot write more to a file, as on a full disk."""
+
+    def limit() -> None:
+        if most_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_file_bytes, most_file_bytes))
+
+    # Python would cut its bytecode files off, too, and believe them the next time.
+    limited = {} if most_file_bytes is None else {"PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         command(*map(str, arguments)),
         cwd=cwd,
-        env=environment(env),
+        env=environment({**(env or {}), **limited}),
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
         stdin=subprocess.DEVNULL,
+        preexec_fn=limit,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Ran(done.returncode, done.stdout, done.stderr)

@@ -534,15 +534,9 @@ def test_init_writes_the_config_and_never_over_one(tmp_path: Path) -> None:
 
 def test_init_leaves_no_half_file(tmp_path: Path) -> None:
     """A file that cannot be written whole is named and removed, so that the next try may write it."""
-    limited = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
-        "from distilld.__main__ import main; main()"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-B", "-c", limited, "init"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("distilld: config/distilld.toml: File too large (")
+    ran = distilld("init", cwd=tmp_path, most_file_bytes=100)
+    assert ran.code == 1
+    assert ran.err.startswith("distilld: config/distilld.toml: File too large (")
     assert distilld("init", cwd=tmp_path).code == 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -149,12 +147,6 @@ def test_demo_is_not_led_astray_by_settings(tmp_path: Path) -> None:
 
 def test_disk_that_is_full_is_told_with_the_folder(tmp_path: Path) -> None:
     """A write that fails names no file by itself."""
-    limited = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10));"
-        "from distilld.__main__ import main; main()"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-B", "-c", limited, "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("distilld: demo-lake: File too large (")
+    ran = distilld("demo", cwd=tmp_path, most_file_bytes=10)
+    assert ran.code == 1
+    assert ran.err.startswith("distilld: demo-lake: File too large (")
