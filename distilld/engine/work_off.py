@@ -253,7 +253,8 @@ class WorkingOff(Looking):
 
     def _trip(self) -> None:
         """Apply the tripwire: retain rows that vanish in masses until an operator decides (SPEC 3)."""
-        stood = {dataset: self.export_records.exports()[dataset.value].committed.rows for dataset in Dataset}
+        exports = self.export_records.exports()
+        stood = {dataset: exports[dataset.value].committed.rows for dataset in Dataset}
         vanishing = {dataset: self.tripwire.vanishing(dataset, self.options) for dataset in Dataset}
         tripped = [
             dataset

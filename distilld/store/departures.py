@@ -46,6 +46,12 @@ class Departures(Counts):
         nothing = f"{dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL"
         return self._run(f"UPDATE {table} SET {nothing} WHERE {where}").rowcount
 
+    def empty_present_rows(self, dataset: Dataset, where: str) -> None:
+        """Do the same for present rows: one without an outcome in RAG counts as never judged."""
+        rows = self.empty_rows(dataset, "scored_rows", where)
+        if dataset is Dataset.RAG:
+            self.count_rows(0, rows)
+
     def move_pairs(self, where: str, cause: str) -> int:
         """Add the lines of retained pairs, and delete the pairs; return how many of them are exported."""
         counts = self.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "departing", where, "outcome")

@@ -54,7 +54,7 @@ class Pruning(Statements):
         self._many(
             "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
         )
-        matching = "AS SELECT partition_id, walk_base FROM partitions WHERE ?1 IS NULL OR path GLOB ?1"
+        matching = "AS SELECT partition_id FROM partitions WHERE ?1 IS NULL OR path GLOB ?1"
         self._stage("matching", matching, partition_glob)
         # An orphan has no partition, so no pattern matches it.
         matches = "1" if partition_glob is None else "{} IN (SELECT partition_id FROM matching)"
@@ -77,8 +77,9 @@ class Pruning(Statements):
                 " (SELECT 1 FROM spared x WHERE x.partition_id IN (pairs.chosen_partition, pairs.rejected_partition))",
                 "'pruned'",
             )
-            files = self._forget_absent_files(spared) if only is None else 0
+            files = 0
             if only is None:
+                files = self._forget_absent_files(spared)
                 pruned += self._rows_without_evidence()
         self._unstage("spared", "matching")
         return Pruned(pruned, files)
@@ -99,10 +100,7 @@ class Pruning(Statements):
         )
 
     def _forget_absent_files(self, spared: Mapping[FileKey, FileRecord]) -> int:
-        """Forget absent files; rows built on evidence that is absent, or vanished from there, are judged without it.
-
-        Return how many files are forgotten.
-        """
+        """Forget absent files; rows that stand on their evidence are judged without it. Return how many files."""
         forgotten = 0
         matching = set(self._column("SELECT partition_id FROM matching"))
         self._inputs.forget_files()

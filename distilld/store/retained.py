@@ -133,11 +133,8 @@ class Retained(Statements):
             "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE s.{dataset} IS NOT NULL AND s.{other} IS NULL"
         )
-        if not self._departures.add_rows(dataset, "row_places", "live", f"walk IN ({half})", f"'{cause}'"):
-            return
-        rows = self._departures.empty_rows(dataset, "scored_rows", f"walk IN ({half})")
-        if dataset is Dataset.RAG:  # a row without an outcome in RAG counts as unjudged already
-            self._departures.count_rows(0, rows)
+        if self._departures.add_rows(dataset, "row_places", "live", f"walk IN ({half})", f"'{cause}'"):
+            self._departures.empty_present_rows(dataset, f"walk IN ({half})")
 
     def _make_pairs_live(self) -> None:
         """Make retained pairs live, to be formed again, if none of their files is absent any more.

@@ -48,8 +48,8 @@ class RunRow(NamedTuple):
     outcomes: dict[Dataset, Recorded | None]
     """By dataset; a vanished row or an orphan has only the datasets that it is kept in, and a rest none."""
     unusual: str | None = None
-    is_unreviewed: bool = False
     """How it gives its verdict, if not as a whole row with one of the four categories."""
+    is_unreviewed: bool = False
 
 
 class RunEvidence(NamedTuple):

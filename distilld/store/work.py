@@ -291,7 +291,7 @@ class Work(LooseLines, Tasks):
         if self._has_loose:
             return self.verdicts(run_id, options)[:2]
         found = self._run(f"SELECT {last_verdict('?1')}", (run_id,)).fetchone()[0]
-        if found is not None and found == ignored(Dataset.RAG, options):
+        if found == ignored(Dataset.RAG, options):
             return self.verdicts(run_id, options)[:2]
         category = VERDICTS[found] if found is not None else None
         return category, category
