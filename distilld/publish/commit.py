@@ -205,9 +205,8 @@ class Committer(Recovery):
         receipt = receipt_of(
             identity, iso_time(ended_ns), (ended_ns - identity.started_ns) // MS, decisions, context, totals,
             checks, self._receipts.unreported_inputs(), self._receipts.pending_tails(), writes, written, exports,
-            self._receipts.replaced_files(), self._receipts.last_receipt_sha256(),
+            self._receipts.replaced_files(), self._receipts.last_receipt_sha256(), self._receipts.copies_begin_after(),
         )  # fmt: skip
-        receipt["copies_begin_after"] = self._receipts.copies_begin_after() or {}  # for the next store
         content = receipts.receipt_bytes(receipt)
         self._receipts.add_receipt(identity.sequence, content.decode(), receipts.sha256_of(content))
         if self._receipts.replaced_files():

@@ -108,6 +108,7 @@ def receipt_of(
     exports: dict[str, ExportRecord],
     replaced: list[str],
     previous: str | None,
+    copies_begin_after: dict[str, str] | None,
 ) -> dict[str, Any]:
     """Return the receipt of a batch, its keys in the order of SPEC 4."""
     return {
@@ -138,6 +139,8 @@ def receipt_of(
         "warnings": list(context.warnings),
         "errors": list(context.errors),
         "previous_receipt_sha256": previous,
+        # Only receipts tell it to the next store, should this one be lost.
+        "copies_begin_after": copies_begin_after or {},
     }
 
 

@@ -24,13 +24,7 @@ def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: 
     for gate in gates:
         errors = gate.check(case)
         if errors:
-            record, provenance = scored.json.texts()
-            if gate.name == "shape":
-                record = stringify(_short_record(case))
-            if not gate.with_provenance:
-                provenance = None
-            parts = quarantine_parts(dataset, gate.reason, record, errors, provenance, at)
-            return _make(Outcome, (gate.name, gate.reason, parts, None))
+            return _quarantine(dataset, gate.name, gate.reason, errors, case, at, gate.with_provenance)
     sample = build(case, id_digits(scored.run_id or "", scored.sig_hash or ""))
     if isinstance(sample, str):
         errors = (f"evidence.{sample}: must be a string",)
@@ -40,9 +34,23 @@ def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: 
         errors = faults_of(dataset, sample)
         if not errors:
             return _make(Outcome, (None, None, sample_parts(sample), sample["id"]))
-    record, provenance = scored.json.texts()
-    reason = Reason.SCHEMA_VIOLATION
-    return Outcome("schema", reason, quarantine_parts(dataset, reason, record, errors, provenance, at))
+    return _quarantine(dataset, "schema", Reason.SCHEMA_VIOLATION, errors, case, at)
+
+
+def _quarantine(
+    dataset: Dataset,
+    gate: str,
+    reason: Reason,
+    errors: tuple[str, ...],
+    case: RowCase,
+    at: RowRef,
+    with_provenance: bool = True,
+) -> Outcome:
+    record, provenance = case.scored.json.texts()
+    if gate == "shape":
+        record = stringify(_short_record(case))
+    parts = quarantine_parts(dataset, reason, record, errors, provenance if with_provenance else None, at)
+    return _make(Outcome, (gate, reason, parts, None))
 
 
 def _short_record(case: RowCase) -> dict[str, Any]:
