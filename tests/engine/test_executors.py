@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,12 @@ def test_answers_that_are_held_are_bounded(tmp_path: Path, size: int, most: int)
     assert max(seen) == most
 
 
-def test_process_that_waits_takes_orders_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a worker that is busy with the first order, the last ones are done here: one that was begun is not."""
+@pytest.mark.parametrize("tells", [True, False])
+def test_process_that_waits_takes_orders_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+    """Behind a worker that is busy with the first order, the last ones are done here: one that was begun is not.
+
+    An executor elsewhere may not tell that it has begun an order, and let it be cancelled.
+    """
     monkeypatch.setattr(pool, "ORDER_BYTES", 0)
 
     class Busy(Executor):
@@ -205,15 +210,19 @@ def test_process_that_waits_takes_orders_back(tmp_path: Path, monkeypatch: pytes
 
         def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
             self.orders.append(Future())
-            if len(self.orders) == 1:
+            if len(self.orders) == 1 and tells:
                 self.orders[0].set_running_or_notify_cancel()
-            elif len(self.orders) == 2:
-                # This one is the last that is taken back.
-                self.orders[1].add_done_callback(lambda _: self.orders[0].set_result([["by a worker"]]))
             return self.orders[-1]
 
-    executor = Busy()
-    doing = Pool(tmp_path, tmp_path, workers=1, executor=executor).run(
+    executor, pulses = Busy(), count(1)
+
+    def pulse() -> None:
+        """End the first order in the pause after four were taken back."""
+        if next(pulses) == 5:
+            executor.orders[0].set_result([["by a worker"]])
+
+    monkeypatch.setattr(pool, "WAIT_SECONDS", 0)
+    doing = Pool(tmp_path, tmp_path, workers=1, executor=executor, pulse=pulse).run(
         (SpanJob((), str(number), 1) for number in range(5)), Options()
     )
     results = [(done.job.stamp, done.result) for done in doing]

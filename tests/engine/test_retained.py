@@ -15,6 +15,7 @@ from distilld.core.model import Dataset, OnDelete, Options, Trigger
 from distilld.engine import batch
 from distilld.inspection.verify import verify
 from distilld.store.retained import Only
+from distilld.store.tripwire import Tripwire
 from distilld.store.verdicts import InForce, Verdicts
 from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, rag_id, run, sft_id
 from tests.support.query_plans import counted_steps, whole_scans
@@ -564,6 +565,23 @@ def test_tripwire_needs_both_limits_passed(lake: HistoryLake, rows: int, share: 
     pairs_stay = rows < 4 and share < 1  # all four of four vanish
     assert (len(lake.rows("preference")) == 4) == pairs_stay
     assert lake.engine.retained.kept_by_tripwire() == ({"preference": 4} if pairs_stay else {})
+
+
+def test_rejected_rows_do_not_trip_though_an_unreviewed_verdict_follows(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With include_review the rejection stays in force in RAG: its rows leave for it, not for their evidence."""
+    lake.both(A, run("a1"), run("a2"), run("a3"))
+    lake.go()
+    lake.restart(options(lake, include_review=True), tripwire_rows=1, tripwire_share=0.1)
+    lake.go()
+    monkeypatch.setattr(Tripwire, "keep", lambda *_: pytest.fail("tripped"))
+    said = [run(name, category) for name in ("a1", "a2", "a3") for category in ("rejected", "fine")]
+    lake.scored(B, *said)
+    lake.evidence(A)
+    lake.go()
+    assert not lake.exported("rag")
+    assert lake.causes("rag") == ["revoked"] * 3
 
 
 @pytest.mark.parametrize("how", ["truncated", "rewritten", "evidence"])

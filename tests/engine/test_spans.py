@@ -429,6 +429,17 @@ def test_second_look_refuses_what_the_gates_let_pass(
     lake.stop()
 
 
+def test_second_look_passes_over_an_unreviewed_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With include_review, the rejection before it is the one that counts in RAG."""
+    monkeypatch.setattr(rag, "RAG_GATES", tuple(gate for gate in RAG_GATES if gate.name != "revoked"))
+    lake = HistoryLake(tmp_path, Options(include_review=True))
+    lake.both(A, run("one"))
+    lake.scored(B, run("one", "rejected"), run("one", "fine"))
+    with pytest.raises(ProgramError, match="fails its checks: no_forbidden_verdict"):
+        lake.go()
+    lake.stop()
+
+
 def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the batch is committed, nothing hangs, and the next pass does it."""
     monkeypatch.setattr(pool, "PROCESSES_FROM", 0)
