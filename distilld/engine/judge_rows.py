@@ -19,10 +19,9 @@ from distilld.engine.row_batch import RowBatch
 from distilld.engine.span_queue import QueuedSpan
 from distilld.engine.spans import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.files.spool import SharedFile
-from distilld.store.work import Recorded, Work, WorkRow
+from distilld.store.work import Work, WorkRow
 
 _END: Final = 1 << 62
-_NEVER: Final = Recorded(None, b"", 0)
 
 
 class RowJudge:
@@ -160,7 +159,7 @@ class RowJudge:
         self.done.add(row.walk)
         for lane, each in recorded:
             lane.give_up(row, each)
-        out.newly_judged -= 1
+        out.newly_judged -= row.rag is not None
         out.rows.append(RowUpdate(None, None, None, None, None, None, row.walk))
 
     def _outcomes(self, row: WorkRow, judged: JudgedRow) -> tuple[Outcome, Outcome]:
@@ -170,11 +169,8 @@ class RowJudge:
     def _settle(self, row: WorkRow, judged: JudgedRow, outcomes: tuple[Outcome, Outcome]) -> None:
         out = self._out
         out.judged_walks.append(row.walk)
-        if row.rag is None:
-            out.newly_judged += 1
-            in_rag = in_sft = _NEVER
-        else:
-            in_rag, in_sft = row.recorded(Dataset.RAG), row.recorded(Dataset.SFT)
+        out.newly_judged += row.rag is None
+        in_rag, in_sft = row.recorded(Dataset.RAG), row.recorded(Dataset.SFT)
         if judged.category is not None:
             out.by_category[judged.category] += 1
         now_rag = self._rag.settle(row, in_rag, outcomes[0])

@@ -13,7 +13,6 @@ import structlog
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
 from distilld.core.model import (
-    Cause,
     Dataset,
     InputChanged,
     InputKind,
@@ -241,7 +240,7 @@ class WorkingOff(Looking):
             self.restorer.check(now_ns, patient=patient)
 
     def _make_live(self) -> None:
-        """Make rows and pairs live again that were retained with a partition that returned."""
+        """Make pairs live again that were retained with a partition that returned."""
         with self.store.transaction():
             self.retained.make_live()
 
@@ -266,7 +265,6 @@ class WorkingOff(Looking):
         with self.store.transaction():
             for dataset in tripped:
                 self.tripwire.keep(dataset, self.options)
-            self.retained.make_halves_live(Cause.EVIDENCE_CHANGED)
         for dataset in tripped:
             log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing[dataset], of=stood[dataset])
 

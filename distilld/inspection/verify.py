@@ -196,11 +196,10 @@ def _where_it_differs(export: CommittedExport, known: bytes) -> str:
 def _accounting(ledger: Ledger, export_records: ExportRecords, exports: Mapping[str, CommittedExport]) -> Check:
     """Check that no row is lost: every judged line is exported or quarantined, and the files hold as many rows."""
     totals, records = ledger.totals(), export_records.exports()
-    judged = ledger.counter("scored_rows") - ledger.counter("unjudged_rows")
     faults = [
-        f"{dataset}: {judged} rows were judged, {totals.live(dataset)} have an outcome"
+        f"{dataset}: {ledger.judged_rows(dataset)} rows were judged, {totals.live(dataset)} have an outcome"
         for dataset in (Dataset.RAG, Dataset.SFT)
-        if totals.live(dataset) != judged
+        if totals.live(dataset) != ledger.judged_rows(dataset)
     ]
     faults += [
         f"{export.shown}: has {export.line_count} lines, {export.committed.rows} are recorded"

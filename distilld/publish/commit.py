@@ -225,10 +225,9 @@ class Committer(Recovery):
         self, decisions: Decisions, context: BatchContext, totals: Totals, exports: dict[str, ExportRecord]
     ) -> dict[str, bool]:
         """Return the checks for ``validation_pass``, by name: accounting by counters, and the firewall again."""
-        judged = self._ledger.counter("scored_rows") - self._ledger.counter("unjudged_rows")
         checks = {
-            "rag_rows_accounted": totals.live(Dataset.RAG) == judged,
-            "sft_rows_accounted": totals.live(Dataset.SFT) == judged,
+            f"{dataset}_rows_accounted": totals.live(dataset) == self._ledger.judged_rows(dataset)
+            for dataset in (Dataset.RAG, Dataset.SFT)
         }
         for dataset in Dataset:
             exported = exports[dataset.value].committed.rows + self._records.missing_rows(dataset.value)

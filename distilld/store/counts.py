@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distilld.core.model import Dataset
+from distilld.store.schema import HALF_JUDGED
 from distilld.store.statements import Statements
 
 
@@ -24,6 +25,14 @@ class Counts(Statements):
     def counter(self, name: str) -> int:
         """Return one of the store's counters."""
         return self._number("SELECT value FROM counters WHERE name = ?", name)
+
+    def judged_rows(self, dataset: Dataset) -> int:
+        """Return how many scored rows have an outcome in RAG or in SFT; ``unjudged_rows`` counts those without one in RAG."""
+        in_rag = self.counter("scored_rows") - self.counter("unjudged_rows")
+        if dataset is Dataset.RAG:
+            return in_rag
+        more = "SELECT coalesce(sum(iif(rag IS NULL, 1, -1)), 0) FROM scored_rows INDEXED BY half_judged_rows"
+        return in_rag + self._number(f"{more} WHERE {HALF_JUDGED}")
 
     def is_fresh(self) -> bool:
         """Return whether nothing was ever judged, so that new facts cannot change an outcome."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.queues import CAN_PAIR, Queues
+from distilld.store.queues import CAN_PAIR, HAS_OUTCOME, Queues
 from distilld.store.statements import Statements
 
 
@@ -98,7 +98,7 @@ class EvidenceRows(Statements):
             span,
         )
         self._run(
-            f"INSERT INTO rejudge_rows SELECT s.walk, 0, 1 {in_partition} WHERE s.rag IS NOT NULL"
+            f"INSERT INTO rejudge_rows SELECT s.walk, 0, 1 {in_partition} WHERE {HAS_OUTCOME}"
             " ON CONFLICT (walk) DO UPDATE SET evidence_changed = 1",
             span,
         )

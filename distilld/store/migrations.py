@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from distilld.core.line_facts import CATEGORIES, DUPLICATE, EXPORTED, LIKE_REJECTED, REASON_CODES, REASONS, UNREVIEWED
 from distilld.core.model import Dataset, Reason
-from distilld.store.schema import HOLDS_RAG, TABLES, VIEWS
+from distilld.store.schema import HALF_JUDGED, HOLDS_RAG, TABLES, VIEWS
 from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:
@@ -290,6 +290,11 @@ def m015_withdrawn_pairs_by_run(db: Database) -> None:
     )
 
 
+def m016_half_judged_rows(db: Database) -> None:
+    """Find the rows that have an outcome in only one dataset, to account for the rows of each."""
+    _run_script(db, f"CREATE INDEX half_judged_rows ON scored_rows (walk) WHERE {HALF_JUDGED};\n")
+
+
 MIGRATIONS: Final = (
     m001_first_version,
     m002_indexes_of_exceptions,
@@ -306,6 +311,7 @@ MIGRATIONS: Final = (
     m013_indexes_of_each_batch,
     m014_kept_rows_are_vanished_rows,
     m015_withdrawn_pairs_by_run,
+    m016_half_judged_rows,
 )
 """All migrations in order, named by their functions; a released one is never changed or removed."""
 

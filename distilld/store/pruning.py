@@ -12,7 +12,7 @@ from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.queues import EVIDENCE_PRUNED
+from distilld.store.queues import EVIDENCE_PRUNED, HAS_OUTCOME
 from distilld.store.retained import Only, only_kind
 from distilld.store.statements import Statements
 from distilld.store.verdicts import Verdicts, forbidding_codes, runs_of
@@ -126,6 +126,6 @@ class Pruning(Statements):
     def _give_up(self, where: str) -> None:
         """Queue rows to be judged without their evidence; those that leave count as pruned."""
         self._run(
-            f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows WHERE rag IS NOT NULL AND {where}"
+            f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows s WHERE {HAS_OUTCOME} AND {where}"
             f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}"
         )

@@ -18,6 +18,8 @@ from distilld.store.verdicts import is_forbidden
 
 CAN_HAVE_PAIRS: Final = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
 """SQL for whether a row's task may have pairs; if the row's evidence is absent, these can be retained pairs."""
+HAS_OUTCOME: Final = "(s.rag IS NOT NULL OR s.sft IS NOT NULL)"
+"""SQL for whether row ``s`` was judged; it may have lost its outcome in one dataset since, and waits then."""
 ORDER_MATTERS: Final = (
     "EXISTS (SELECT 1 FROM totals WHERE dataset = 'preference' AND state = 'live' AND rows > 0"
     f" AND outcome IN ({DUPLICATE}, {REASON_CODES[Reason.SCHEMA_VIOLATION]}))"
@@ -62,7 +64,7 @@ class Queues(Statements):
         self._run(
             "INSERT INTO rejudge_rows (walk, forced) SELECT walk, "
             f"CASE WHEN rag = {EXPORTED} OR sft = {EXPORTED} THEN {is_forbidden('s.run_id', options, Dataset.RAG, Dataset.SFT)}"
-            " ELSE 0 END FROM scored_rows s WHERE rag IS NOT NULL"
+            f" ELSE 0 END FROM scored_rows s WHERE {HAS_OUTCOME}"
             " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
         )
         self._run(

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
-from distilld.core.model import Cause, Dataset
+from distilld.core.model import Dataset
 from distilld.store.connection import Store
-from distilld.store.departures import Departures
+from distilld.store.counts import Counts
 from distilld.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def has_exceptions(store: Store) -> bool:
 
 
 class Retained(Statements):
-    """Reads retained rows, and makes them live when inputs return."""
+    """Reads retained rows, and makes pairs live when inputs return."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._departures = Departures(store)
+        self._counts = Counts(store)
 
     def counts(self, partition_glob: str | None = None, only: Only | None = None) -> list[RetainedCount]:
         """Count the exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
@@ -112,39 +112,16 @@ class Retained(Statements):
         return found
 
     def make_live(self) -> None:
-        """Make what returned, or is gone for good, live again (SPEC 3, 'A path that returns')."""
+        """Make pairs live, to be formed again, if none of their files is absent any more (SPEC 3, 'A path that returns')."""
         self._run(
             "DELETE FROM rejudge_retained WHERE NOT EXISTS"
             " (SELECT 1 FROM retained_rows f WHERE f.retained_id = rejudge_retained.retained_id)"
         )
-        self._make_pairs_live()
-        self.make_halves_live(Cause.DISPLACED)
-
-    def make_halves_live(self, cause: Cause) -> None:
-        """Mark queued rows with only one outcome as never judged: the other one's line went to another row.
-
-        Their own line moves to ``departures``; it returns to them when they are judged, if it is still theirs.
-        """
-        for dataset, other in ((Dataset.RAG, Dataset.SFT), (Dataset.SFT, Dataset.RAG)):
-            self._make_half_live(dataset, other, cause)
-
-    def _make_half_live(self, dataset: Dataset, other: Dataset, cause: Cause) -> None:
-        half = (
-            "SELECT s.walk FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
-            f" WHERE s.{dataset} IS NOT NULL AND s.{other} IS NULL"
-        )
-        if self._departures.add_rows(dataset, "row_places", "live", f"walk IN ({half})", f"'{cause}'"):
-            self._departures.empty_present_rows(dataset, f"walk IN ({half})")
-
-    def _make_pairs_live(self) -> None:
-        """Make retained pairs live, to be formed again, if none of their files is absent any more.
-
-        Their tasks are queued already, by the rows that returned or are gone for good.
-        """
+        # The tasks of such pairs are queued already, by the rows that returned or are gone for good.
         where = (
             # Without the index's name, SQLite compares each task with all retained pairs.
             "pair_id IN (SELECT p.pair_id FROM rejudge_tasks t CROSS JOIN pairs p INDEXED BY pairs_by_task"
             f" USING (task_id) WHERE p.retained = 'absent') AND NOT {_ABSENT_FILE}"
         )
-        if self._departures.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where, "outcome"):
+        if self._counts.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where, "outcome"):
             self._run(f"UPDATE pairs SET retained = NULL WHERE {where}")

@@ -21,6 +21,8 @@ BEHIND_ID: Final = {
 }
 """SQL for rows that fail a gate after the id gate: duplicates if an earlier row takes their id (SPEC 3.1, 3.2)."""
 
+HALF_JUDGED: Final = "(rag IS NULL) <> (sft IS NULL)"
+"""SQL for whether a scored row has an outcome in only one dataset: it lost the other one, and waits."""
 HOLDS_RAG: Final = f"CASE rag WHEN {EXPORTED} THEN 0 END"
 """0 for the row that exports its id in RAG, else NULL; after the key in ``scored_rows_by_key``, once for each key."""
 

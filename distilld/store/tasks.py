@@ -86,9 +86,10 @@ class Tasks(Statements):
     def rows_of_run(self, run_id: str) -> dict[bytes, list[tuple[int, bool]]]:
         """Return the places of the present rows that name a run, by digest, and whether their outcomes are known."""
         found: dict[bytes, list[tuple[int, bool]]] = {}
-        rows = self._run("SELECT digest, walk, rag IS NOT NULL FROM scored_rows WHERE run_id = ?", (run_id,))
-        for digest, walk, judged in rows:
-            found.setdefault(digest, []).append((walk, bool(judged)))
+        judged = "rag IS NOT NULL AND sft IS NOT NULL"
+        rows = self._run(f"SELECT digest, walk, {judged} FROM scored_rows WHERE run_id = ?", (run_id,))
+        for digest, walk, is_judged in rows:
+            found.setdefault(digest, []).append((walk, bool(is_judged)))
         return found
 
     def tasks(self, limit: int, out_of_reach: Set[str] = frozenset()) -> list[tuple[int, str]]:

@@ -9,7 +9,7 @@ from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END, VERDICTS, i
 from distilld.core.model import Category, Dataset, Options, RowRef, Verdict
 from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
-from distilld.store.queues import first_waiter, rows_behind
+from distilld.store.queues import HAS_OUTCOME, first_waiter, rows_behind
 from distilld.store.run_exports import RunExports
 from distilld.store.schema import HOLDS_RAG
 from distilld.store.tasks import EVIDENCE_OF_ROWS, UNJUDGED, Tasks
@@ -111,7 +111,9 @@ class WorkRow(NamedTuple):
     def is_plain(self) -> bool:
         """Whether only its own text decides its outcome."""
         evidence_is_absent = self.evidence_digest is not None and not self.evidence_found
-        return not (self.contested or self.evidence_changed or evidence_is_absent)
+        # A line that the row lost in one dataset may be where only the committing process sees it.
+        is_half_judged = (self.rag is None) != (self.sft is None)
+        return not (self.contested or self.evidence_changed or evidence_is_absent or is_half_judged)
 
     def alone(self) -> WorkRow:
         """Return the row as the holder of its exported ids, as a row that is not contested is judged."""
@@ -211,7 +213,7 @@ class Work(LooseLines, Tasks):
         """
         facts = f"SELECT {_FACTS}, {{changed}}, {self._contested()}, NULL, NULL FROM {{source}}{_EVIDENCE_OF}"
         # A row that was never judged has no line to withdraw: it waits for its turn, as its job may exist already.
-        forced = " AND s.rag IS NOT NULL" if forced_only else ""
+        forced = f" AND {HAS_OUTCOME}" if forced_only else ""
         queue = f"(SELECT q.* FROM {_FORCED_ROWS})" if forced_only else "rejudge_rows"
         source = f"{queue} q CROSS JOIN scored_rows s USING (walk)"
         rows = self._run(

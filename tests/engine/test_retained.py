@@ -322,6 +322,69 @@ def test_partition_returns_after_another_row_took_one_of_its_ids(lake: HistoryLa
     assert lake.rows("rag")[0]["source_category"] == "accepted"
 
 
+def test_rows_that_wait_in_one_dataset_are_accounted_for(lake: HistoryLake) -> None:
+    """Rows that left RAG alone when their evidence was given up wait for their batches, and every check holds."""
+    lake.both(B, run("b1"))
+    lake.scored(A, *map(run, ("a1", "a2", "a3")))
+    lake.evidence(A, *(given(f"a{number}", model_role="extractor") for number in (1, 2, 3)))
+    lake.go()
+    lake.move_away(lake.evidence_path(A))
+    lake.go()
+    lake.restart(batch_rows=1)
+    assert lake.engine.give_up(None).rows == 3
+    assert not verify(lake.root, lake.state, lake.options).faults
+    assert len(lake.go().batches) > 1
+    assert lake.exported("rag") == lake.exported("sft") == {"b1"}
+    assert lake.causes("rag") == ["pruned"] * 3
+    assert set(lake.quarantined("sft").values()) == {"missing_source_run_id"}
+
+
+@pytest.mark.parametrize("tripwire_rows", [0, 1000])
+@pytest.mark.parametrize("evidence", ["absent", "empty"])
+def test_returned_row_keeps_its_place_in_the_other_dataset(
+    lake: HistoryLake, evidence: str, tripwire_rows: int
+) -> None:
+    """A row lost its id in RAG while it was absent; in SFT it stays, or counts as vanished, like any returned row."""
+    lake.both(A, run("r1"), run("r2"))
+    lake.both(C, run("r3"))
+    lake.go()
+    lake.move_away(*lake.paths(A, "both"))
+    lake.scored(B, run("r1", reasons=["again"]))
+    lake.evidence(B, given("r1", model_role="extractor"))
+    lake.go()
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    assert lake.causes("rag") == ["displaced+"]
+    lake.restart(tripwire_rows=tripwire_rows, tripwire_share=0.0)
+    lake.bring_back(lake.scored_path(A))
+    if evidence == "empty":
+        lake.evidence(A)
+    lake.go()
+    if evidence == "absent" or tripwire_rows == 0:
+        assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+        assert lake.causes("sft") == []
+        return
+    assert lake.exported("rag") == {"r1", "r3"}
+    assert lake.exported("sft") == {"r3"}
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 1000])
+def test_tripwire_of_one_dataset_leaves_the_other_as_it_is(lake: HistoryLake, batch_rows: int) -> None:
+    """Rows that the tripwire keeps in RAG wait there; their quarantine rows in SFT are not written again."""
+    lake.both(A, *(run(f"r{number}", "partially_accepted") for number in range(6)))
+    lake.both(B, run("x"))
+    lake.go()
+    before = {name: lake.content(name) for name in ("rag", "quarantine_sft")}
+    lake.restart(tripwire_rows=1, tripwire_share=0.1, batch_rows=batch_rows)
+    lake.evidence(A)
+    lake.go()
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 6}
+    assert {name: lake.content(name) for name in before} == before
+    lake.evidence(A, *(given(f"r{number}") for number in range(6)))
+    lake.go()
+    assert lake.engine.retained.kept_by_tripwire() == {}
+    assert {name: lake.content(name) for name in before} == before
+
+
 def test_two_retained_rows_of_one_id_and_one_returns(lake: HistoryLake) -> None:
     """Two partitions ship and hold one id; both go, either returns, and the id stands once throughout."""
     lake.both(A, run("r1"))

@@ -10,6 +10,8 @@ CREATE INDEX forced_rows ON rejudge_rows (walk) WHERE forced = 1;
 
 CREATE INDEX forced_tasks ON rejudge_tasks (task_id) WHERE forced = 1;
 
+CREATE INDEX half_judged_rows ON scored_rows (walk) WHERE (rag IS NULL) <> (sft IS NULL);
+
 CREATE INDEX malformed_runs_by_digest ON malformed_runs (digest);
 
 CREATE INDEX nameless_rows ON scored_rows (digest) WHERE run_id IS NULL;

@@ -33,4 +33,5 @@ def test_migrations_are_only_ever_added() -> None:
         "m013_indexes_of_each_batch",
         "m014_kept_rows_are_vanished_rows",
         "m015_withdrawn_pairs_by_run",
+        "m016_half_judged_rows",
     ]

@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_EXCEPTIONS = "retained_pairs"
-"""An index that holds only what is retained."""
+_EXCEPTIONS = "retained_pairs|half_judged_rows"
+"""Indexes that hold only what is retained, or waits because it lost an outcome."""
 
 _ROWS = "(scored_rows|evidence_rows|pairs|s|e)"
 """``s`` and ``e`` are how every query calls the scored rows and the evidence rows."""
