@@ -230,7 +230,8 @@ class Lane:
     def _cause_of_quarantine(self, row: WorkRow, quarantined: Outcome) -> Cause:
         if quarantined.gate == "revoked":
             return Cause.REVOKED
-        if row.evidence_changed and quarantined.gate in _NEEDS_EVIDENCE:
+        # Evidence that changed while the row's file was absent is not marked: without other options, it is the cause.
+        if quarantined.gate in _NEEDS_EVIDENCE and (row.evidence_changed or not self._batch.options_changed):
             return Cause.EVIDENCE_CHANGED
         if quarantined.gate == "duplicate":
             return Cause.DISPLACED

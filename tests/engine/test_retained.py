@@ -365,6 +365,8 @@ def test_returned_row_keeps_its_place_in_the_other_dataset(
         return
     assert lake.exported("rag") == {"r1", "r3"}
     assert lake.exported("sft") == {"r3"}
+    assert lake.causes("rag") == ["displaced+", "evidence_changed"]
+    assert lake.causes("sft") == ["evidence_changed"] * 2
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 1000])
