@@ -38,7 +38,7 @@ def dataset_of(row_id: str) -> Dataset | None:
 class RowUpdate(NamedTuple):
     """The new outcomes of one scored row: code, line digest and batch for RAG, then for SFT.
 
-    All are None if the row counts as never judged.
+    Those of a dataset in which the row waits to be judged are None.
     """
 
     rag: int | None
@@ -48,6 +48,12 @@ class RowUpdate(NamedTuple):
     sft_line: bytes | None
     sft_batch: int | None
     walk: int
+
+    def without(self, dataset: Dataset) -> RowUpdate:
+        """Return the update of a row that has no outcome in a dataset."""
+        if dataset is Dataset.RAG:
+            return self._replace(rag=None, rag_line=None, rag_batch=None)
+        return self._replace(sft=None, sft_line=None, sft_batch=None)
 
 
 class PairRow(NamedTuple):

@@ -144,23 +144,24 @@ class RowJudge:
         return [self._work.row(walk) for walk in walks if walk is not None]
 
     def _out_of_reach(self, row: WorkRow, error: UnreadableError | InputChanged) -> None:
-        """Leave a row as it is until its file can be read; withdraw it all the same if a verdict forbids it.
+        """Leave a row as it is until its file can be read; withdraw it all the same where a verdict forbids it.
 
-        A withdrawn row then counts as never judged: its quarantine row needs its text.
+        It has no outcome there then: its quarantine row needs its text.
         """
         if row.walk in self._batch.displaced:
             raise error  # its id is another row's already
         out = self._out
         out.note_out_of_reach(error)
         out.rows_to_queue.append(row.walk)
-        recorded = [(lane, row.recorded(dataset)) for dataset, lane in self._lanes.items()]
-        if not any(each.code == EXPORTED and self._batch.forbids(lane.dataset, row.run_id) for lane, each in recorded):
-            return
-        self.done.add(row.walk)
-        for lane, each in recorded:
-            lane.give_up(row, each)
-        out.newly_judged -= row.rag is not None
-        out.rows.append(RowUpdate(None, None, None, None, None, None, row.walk))
+        update = RowUpdate(row.rag, row.rag_line, row.rag_batch, row.sft, row.sft_line, row.sft_batch, row.walk)
+        for dataset, lane in self._lanes.items():
+            if row.recorded(dataset).code == EXPORTED and self._batch.forbids(dataset, row.run_id):
+                lane.give_up(row)
+                update = update.without(dataset)
+                out.newly_judged -= dataset is Dataset.RAG
+                self.done.add(row.walk)
+        if row.walk in self.done:
+            out.rows.append(update)
 
     def _outcomes(self, row: WorkRow, judged: JudgedRow) -> tuple[Outcome, Outcome]:
         """Return the outcomes of a row in RAG and in SFT, without recording them."""

@@ -204,17 +204,11 @@ class Lane:
             cause = Cause.LOST if lost else self._cause_of_quarantine(row, quarantined)
             self.free(key, recorded, row.run_id, cause, contested=bool(row.contested))
 
-    def give_up(self, row: WorkRow, recorded: Recorded) -> None:
-        """Undo the outcome of a row, as if the row had never been judged."""
-        if recorded.code is None:
-            return
-        self._out.totals[self._dataset, "live", recorded.code] -= 1
-        if recorded.code != EXPORTED:
-            self._changes.drop_quarantined(recorded.line)
-            return
+    def give_up(self, row: WorkRow) -> None:
+        """Withdraw a row that a verdict forbids, without another outcome."""
+        self._out.totals[self._dataset, "live", EXPORTED] -= 1
         self._out.released[self._dataset].append(row.walk)
-        cause = Cause.REVOKED if self._batch.forbids(self._dataset, row.run_id) else Cause.UNDONE
-        self.free(row.sample_key or 0, recorded, row.run_id, cause)
+        self.free(row.sample_key or 0, row.recorded(self._dataset), row.run_id, Cause.REVOKED)
 
     def free(self, key: int, recorded: Recorded, run_id: str | None, cause: Cause, *, contested: bool = True) -> None:
         """Free a line that lost its row: it leaves unless another row takes the id; the first waiting row joins.

@@ -153,6 +153,28 @@ def test_everything_is_judged_again_without_the_root(
     is_up_to_date(lake)
 
 
+def test_verdict_that_forbids_one_dataset_leaves_the_other_without_the_root(lake: HistoryLake, sources: Path) -> None:
+    """The row waits in SFT alone; its line in RAG stays as it is, and nothing tells of it."""
+    lake.restart(replace(lake.options, include_review=True))
+    lake.go()
+    before = lake.content(Dataset.RAG)
+    assert lake.exported(Dataset.SFT) == {"a-good"}
+    take_away(sources)
+    lake.scored(B, run("a-good", "needs_human_review"))
+    assert lake.go().unreadable
+    assert lake.exported(Dataset.SFT) == set()
+    assert lake.content(Dataset.RAG) == before
+    assert not verify(lake.root, lake.state, lake.options).faults
+    assert (lake.causes(Dataset.RAG), lake.causes(Dataset.SFT)) == ([], ["revoked"])
+    assert lake.go().unreadable
+    assert lake.content(Dataset.RAG) == before
+    bring_back(sources)
+    assert lake.go().unreadable == ()
+    assert lake.content(Dataset.RAG) == before
+    assert (lake.causes(Dataset.RAG), lake.causes(Dataset.SFT)) == ([], ["revoked"])
+    is_up_to_date(lake)
+
+
 def test_path_check_that_is_turned_on_without_the_root(lake: HistoryLake, sources: Path) -> None:
     """No row leaves a dataset because of a folder that is not there."""
     lake.restart(replace(lake.options, check_source_files=False))
