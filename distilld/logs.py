@@ -45,7 +45,7 @@ EVENTS: Final = frozenset(
         # the input
         "scan_finished", "scan_failed", "folder_not_listed", "not_a_partition", "folder_ignored", "file_unreadable",
         "odd_partition_name", "pending_tail", "malformed_scored", "unreviewed_verdict", "malformed_evidence",
-        "lines_left_out", "input_changed", "settling", "partition_absent", "partition_returned",
+        "lines_left_out", "input_changed", "settling", "reading_in_turns", "partition_absent", "partition_returned",
         "partition_rewritten", "tripwire_tripped",
         # the exports and the store
         "export_tampered", "export_set_aside", "export_restored", "card_written", "card_not_written", "orphan_kept",

@@ -144,7 +144,7 @@ class Engine(WorkingOff):
         with self.store.at_work(), self.store.transaction():
             absent = [record for record in self.inputs.files().values() if not record.present]
             scan = lake.scan(self.root) if absent else None
-            seen = {(file.kind, file.path) for file in scan.files} if scan else set()
+            seen = {file.key for file in scan.files} if scan else set()
             returned = [
                 each
                 for each in absent

@@ -6,15 +6,14 @@ forbids it. Transactions are bounded by rows and may hold several files; a crash
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final
 
 from distilld.core.model import InputKind, OnDelete, Options, StatFacts
 from distilld.core.plan import FileKey, Look, compare
-from distilld.engine.index_file import FileIndexer, new_record
-from distilld.engine.index_lines import Indexed
+from distilld.engine.index_lines import Indexed, new_record
+from distilld.engine.index_turns import TurnIndexer, large_evidence
 from distilld.engine.jobs import ReadJob
 from distilld.engine.pool import Pool
 from distilld.engine.read_file import FileRead, as_scanned
@@ -30,8 +29,6 @@ from distilld.store.walk_order import place_partitions
 
 READ_WHOLE_BYTES: Final = 64 << 20
 """Bytes of a file whose facts are held in memory; one that is larger, or of short rows, is read block by block."""
-TURN_BYTES: Final = 256 << 20
-"""Evidence files that are larger are read one in a pass, and behind all others: these do not wait until it is read."""
 LEAVE_FROM: Final = 4 << 20
 """Bytes of new files from which evidence is left unread until its rows are judged; less is read at once."""
 LEAVE_BYTES: Final = 8 << 20
@@ -41,7 +38,7 @@ LEAVE_REPEATED_BYTES: Final = 64 << 20
 """The most bytes that further rows of a run may add in memory with its evidence: their count times file size."""
 
 
-class Indexer(FileIndexer):
+class Indexer(TurnIndexer):
     """Brings the store's facts up to date with one scan."""
 
     def __init__(
@@ -57,19 +54,17 @@ class Indexer(FileIndexer):
         progress: Callable[[int, int], None] = lambda _files, _bytes: None,
         hashed_since_ns: int | None = None,
         left: Iterable[FileKey] = (),
-        failed: Iterable[FileKey] = (),
     ) -> None:
         """Read files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet.
 
         With None the facts of a file are believed: somebody else looks after the rest. Files that the last look
-        ``left`` until they do not change are read whatever their facts say. Those that it ``failed`` to read are not
-        postponed: they would have their turn for ever.
+        ``left`` until they do not change are read whatever their facts say.
         """
         super().__init__(root, store, inputs, options, is_still=is_still, progress=progress)
         self._pool = pool
         self._batch_rows = batch_rows
         self._hashed_since_ns = hashed_since_ns
-        self._left, self._failed = frozenset(left), frozenset(failed)
+        self._left = frozenset(left)
 
     def take(
         self,
@@ -78,13 +73,12 @@ class Indexer(FileIndexer):
         read_again: bool = False,
         owed: Set[FileKey] = frozenset(),
         unread: dict[int, UnreadEvidence] | None = None,
-        next_turn: FileKey | None = None,
     ) -> Indexed:
         """Compare the scan with what is recorded, and index what changed.
 
         ``read_again`` reads every file from its start, whatever its facts say (a rebuild, or another line limit); files
         that are ``owed`` such a reading get it alone. What an earlier scan left ``unread`` stays so, but for the
-        partitions that changed since, which are taken from it. ``next_turn`` was postponed, and is not postponed again.
+        partitions that changed since, which are taken from it. Large evidence files are postponed: :meth:`take_turn`.
 
         Raises:
             ListingError: A tree is missing although files in it are known.
@@ -96,8 +90,8 @@ class Indexer(FileIndexer):
         known = self._inputs.files()
         refuse_missing_trees(scan.missing, known)
         self._read_again, self._owed = read_again, owed
-        seen = {(file.kind, file.path): file for file in scan.files}
-        reads, gone = self._plan(scan, seen, known, unread or {}, next_turn)
+        seen = {file.key: file for file in scan.files}
+        reads, gone = self._plan(scan, seen, known, unread or {})
         purge = [
             record
             for record in known.values()
@@ -125,7 +119,6 @@ class Indexer(FileIndexer):
         seen: Mapping[FileKey, PartitionFile],
         known: Mapping[FileKey, FileRecord],
         unread: dict[int, UnreadEvidence],
-        next_turn: FileKey | None,
     ) -> tuple[list[tuple[FileKey, Look]], Sequence[FileKey]]:
         """Return the files to read in this pass, and those that are gone."""
         plan = compare(
@@ -142,9 +135,12 @@ class Indexer(FileIndexer):
                 [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_again(key))],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
-        elif not plan.gone:
-            untried = [read for read in reads if read[0] not in self._failed]
-            self._out.postponed = _large_evidence(untried, seen, next_turn)
+        self._out.postponed = [
+            key
+            for key in large_evidence(reads, seen, [known[key] for key in plan.gone])
+            if not self._is_read_again(key)
+        ]
+        if self._out.postponed:
             reads = [read for read in reads if read[0] not in self._out.postponed]
         return reads, plan.gone
 
@@ -160,7 +156,7 @@ class Indexer(FileIndexer):
         again = [
             file
             for file, record, look in files
-            if look is Look.CHANGED and record.present and self._is_read_again((file.kind, file.path))
+            if look is Look.CHANGED and record.present and self._is_read_again(file.key)
         ]
         read = self._read(again)
         for file, record, look in files:
@@ -232,34 +228,9 @@ class Indexer(FileIndexer):
                 self._add_read(new_record(file.kind, file.path, places[file.path], file.stat), found)
             self._pulse()
 
-    def _place(self, reads: list[tuple[FileKey, Look]], known: dict[FileKey, FileRecord]) -> dict[str, tuple[int, int]]:
-        """Return places in walk order for partitions of new files; update the records of known ones, which may move."""
-        new = [path for (kind, path), _ in reads if (kind, path) not in known]
-        if not new:
-            return {}
-        places = place_partitions(self._store, new)
-        for record in known.values():
-            record.walk_base = places[record.path][1]
-        return places
-
     @property
     def _withdraws(self) -> bool:
         return self._options.on_delete is OnDelete.WITHDRAW
-
-    # transactions
-
-    @contextmanager
-    def _transactions(self) -> Iterator[None]:
-        """Run transactions of bounded size around many files; what one file needs as a whole is never split."""
-        self._store.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._store.connection.execute("COMMIT")
-        except BaseException:
-            self._inputs.forget_files()
-            if self._store.connection.in_transaction:
-                self._store.connection.execute("ROLLBACK")
-            raise
 
     # files that are gone
 
@@ -291,22 +262,6 @@ class Indexer(FileIndexer):
             self._evidence.stage()
             self._evidence.apply(record, whole_file=True)
         self._inputs.forget_file(record)
-
-
-def _large_evidence(
-    reads: list[tuple[FileKey, Look]], seen: Mapping[FileKey, PartitionFile], next_turn: FileKey | None
-) -> list[FileKey]:
-    """Return the large evidence files to postpone while there is other work: all but the one whose turn it is.
-
-    Scored files are never postponed, for they may forbid what others allow; nor is evidence that comes with its rows.
-    """
-    with_rows = {path for (kind, path), _ in reads if kind is InputKind.SCORED}
-    large = [key for key, _ in reads if seen[key].stat.size > TURN_BYTES and key[1] not in with_rows]
-    if next_turn in large:
-        large.remove(next_turn)
-    elif len(large) == len(reads):
-        del large[:1]
-    return large
 
 
 def _left_unread(unread: dict[int, UnreadEvidence], changed: Set[str]) -> set[FileKey]:

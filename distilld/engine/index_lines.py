@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+import hashlib
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
-from distilld.core.line_facts import EvidenceFacts, OddLines, RowFacts, run_of_evidence
+from distilld.core.line_facts import OddLines, RowFacts
 from distilld.core.model import InputKind, OperatorError, Options, StatFacts
 from distilld.core.plan import FileKey
-from distilld.engine.read_file import scored_facts, unreviewed_lines
+from distilld.engine.read_file import Reading, scored_facts, unreviewed_lines
 from distilld.engine.span_queue import UnreadEvidence
-from distilld.lake.lines import Line, parse_line
+from distilld.lake.lines import Line
 from distilld.store.absent_files import AbsentFiles
 from distilld.store.connection import Store
 from distilld.store.evidence_rows import EvidenceRows
@@ -112,34 +114,25 @@ class LineIndexer:
     def _is_read_again(self, key: FileKey) -> bool:
         return self._read_again or key in self._owed
 
+    @contextmanager
+    def _transactions(self) -> Iterator[None]:
+        """Run transactions of bounded size around many files; what one file needs as a whole is never split."""
+        self._store.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._store.connection.execute("COMMIT")
+        except BaseException:
+            self._inputs.forget_files()
+            if self._store.connection.in_transaction:
+                self._store.connection.execute("ROLLBACK")
+            raise
+
     def _breathe(self, rows: int) -> None:
         self._rows_in_transaction += rows
         if self._rows_in_transaction >= ROWS_PER_TRANSACTION:
             self._store.connection.execute("COMMIT")
             self._store.connection.execute("BEGIN IMMEDIATE")
             self._rows_in_transaction = 0
-
-    def _add(self, record: FileRecord, block: list[Line], first_line: int, *, staged: bool) -> int:
-        """Insert a block's facts; return how many lines are malformed."""
-        if record.kind is InputKind.SCORED:
-            rows, malformed = self._scored_facts(record, block, first_line)
-            self._scored.add(record, rows)
-            self._out.rows_indexed += len(rows)
-            return malformed
-        found, malformed = self._evidence_facts(block, first_line)
-        self._out.rows_indexed += len(block)
-        (self._evidence.add_staged if staged else lambda rows: self._evidence.add(record, rows))(found)
-        return malformed
-
-    def _stage(self, record: FileRecord, block: list[Line], first_line: int) -> int:
-        self._out.rows_indexed += len(block)
-        if record.kind is InputKind.SCORED:
-            rows, malformed = self._scored_facts(record, block, first_line)
-            self._rewritten.add(rows)
-            return malformed
-        found, malformed = self._evidence_facts(block, first_line)
-        self._evidence.add_staged(found)
-        return malformed
 
     def _scored_facts(self, record: FileRecord, block: list[Line], first_line: int) -> tuple[list[RowFacts], int]:
         runs: list[tuple[str, bytes]] = []
@@ -150,12 +143,6 @@ class LineIndexer:
         self._verdicts.add_malformed_runs(runs)
         self._note_unreviewed(record, unreviewed_lines(rows))
         return rows, len(malformed)
-
-    def _evidence_facts(self, block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], int]:
-        found, malformed = evidence_facts(block, first_line)
-        if malformed and self._first_malformed is None:
-            self._first_malformed = malformed[0]
-        return found, len(malformed)
 
     def _close_over(self, record: FileRecord, first_line: int, end_line: int) -> None:
         if record.kind is InputKind.SCORED and end_line > first_line and not self._fresh:
@@ -176,16 +163,20 @@ class LineIndexer:
         self._out.changes.append(FileChange(record.kind, record.path, change, lines))
 
 
-def evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
-    """Return the facts of evidence lines, and the numbers of malformed ones."""
-    found = []
-    malformed = []
-    for number, line in enumerate(block, first_line):
-        value = parse_line(line).value
-        if value is None:
-            malformed.append(number)
-            continue
-        run_id = run_of_evidence(value)
-        if run_id is not None:
-            found.append(EvidenceFacts(run_id, number, line.start, line.length, line.digest))
-    return found, malformed
+def record_reading(record: FileRecord, reading: Reading, began_ns: int) -> None:
+    """Note in a file's record how far it was read, not before ``began_ns``, and what it contained."""
+    record.note_hashed(reading.facts, began_ns)
+    record.indexed_bytes, record.indexed_sha256 = reading.consumed, reading.sha256
+    record.indexed_lines, record.malformed_lines = reading.lines, reading.malformed
+    record.tail, record.tail_bytes, record.tail_digest = reading.tail, reading.tail_bytes, reading.tail_digest
+
+
+def new_record(kind: InputKind, path: str, place: tuple[int, int], facts: StatFacts) -> FileRecord:
+    """Return the record of a file that was not read yet; ``place`` is its partition's id and base."""
+    empty = hashlib.sha256().hexdigest()
+    return FileRecord(*place, path, kind, "present", facts.doubted(), 0, empty, 0, 0, None, 0, None)
+
+
+def tail_of(record: FileRecord) -> tuple[str | None, bytes | None, int]:
+    """Return what is recorded of a file's unterminated end."""
+    return record.tail, record.tail_digest, record.tail_bytes

@@ -21,6 +21,7 @@ from distilld.core.model import (
 from distilld.core.plan import FileKey
 from distilld.engine import cluster
 from distilld.engine.batch import Batches
+from distilld.engine.evidence_reading import EvidenceReading
 from distilld.engine.index import Indexer
 from distilld.engine.index_lines import Indexed
 from distilld.engine.options_in_force import JudgedWith
@@ -109,8 +110,10 @@ class Looking:
         self._spool_folder = spool_folder
         self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
-        self._postponed, self._unsettled, self._failed = list[FileKey](), list[FileKey](), list[FileKey]()
-        """What the last look left: large files, files that still change, and files that it failed to read."""
+        self._unsettled: list[FileKey] = []
+        """The files that the last look left until they do not change."""
+        self._in_turns: EvidenceReading | None = None
+        """The reading of a large evidence file that goes on with the next pass."""
         self._look_at_ns = 0
         self._mendings = 0
         """How often the pass has checked the exports."""
@@ -149,7 +152,10 @@ class Looking:
         self.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
-        indexed = indexer.take(scan, read_again=read_again, owed=owed, next_turn=next(iter(self._postponed), None))
+        indexed = indexer.take(scan, read_again=read_again, owed=owed)
+        # After a failure the reading begins again: what it staged may be gone.
+        reading, self._in_turns = self._in_turns, None
+        self._in_turns = indexer.take_turn(scan, reading)
         self._note_left_alone(indexed)
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_again=read_again)
@@ -190,13 +196,14 @@ class Looking:
             progress=self._reading(scan),
             hashed_since_ns=hashed_since_ns,
             left=self._unsettled,
-            failed=self._failed,
         )
 
     def _note_left_alone(self, indexed: Indexed) -> None:
         """Remember what a look left to later ones."""
-        self._postponed, self._unsettled, self._failed = indexed.postponed, indexed.unsettled, indexed.unreadable
-        self._moving = {key: self._moving[key] for key in indexed.unsettled if key in self._moving}
+        self._unsettled = indexed.unsettled
+        self._moving = {
+            key: self._moving[key] for key in (*indexed.unsettled, *indexed.postponed) if key in self._moving
+        }
 
     def _hashed_since_ns(self) -> int | None:
         """The time since which a file must have been hashed; None where somebody else looks after that."""
@@ -245,8 +252,4 @@ class Looking:
 
     def _bytes_to_read(self, scan: Scan) -> int:
         known = {key: (record.facts.size, record.facts.mtime_ns) for key, record in self.inputs.files().items()}
-        return sum(
-            file.stat.size
-            for file in scan.files
-            if known.get((file.kind, file.path)) != (file.stat.size, file.stat.mtime_ns)
-        )
+        return sum(file.stat.size for file in scan.files if known.get(file.key) != (file.stat.size, file.stat.mtime_ns))

@@ -65,7 +65,7 @@ class JudgedWith:
         """Remember the files whose lines were last read with other options; all others are read with these."""
         if not (owed or read_again):
             return
-        read = {(file.kind, file.path) for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
+        read = {file.key for file in scan.files}.difference(indexed.unsettled, indexed.unreadable)
         left = ((set(self._inputs.files()) if read_again else owed) - read).intersection(self._inputs.files())
         if left != owed or read_again:
             with self._store.transaction():

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine
-from distilld.core.line_facts import LIKE_REJECTED, RowFacts, row_facts, run_of_evidence
-from distilld.core.model import InputKind, StatFacts
+from distilld.core.line_facts import LIKE_REJECTED, LINES_END, RowFacts, row_facts, run_of_evidence
+from distilld.core.model import InputKind, StatFacts, UnreadableError
 from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
 
@@ -161,3 +161,14 @@ def _read_lines(
             reader.bytes_read,
         )  # fmt: skip
         return reading, rest_of(reader.tail) if kind is InputKind.SCORED else None
+
+
+def refuse_too_many(shown: str, lines: int) -> None:
+    """Refuse a file with more lines than the store has places for.
+
+    Raises:
+        UnreadableError: It has.
+    """
+    if lines >= LINES_END:
+        why = OSError(f"it has {LINES_END} lines or more, and must be split")
+        raise UnreadableError(shown, why, hint="split it")

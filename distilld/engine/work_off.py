@@ -21,8 +21,7 @@ from distilld.core.model import (
     UnreadableError,
 )
 from distilld.engine.batch import Batch, Batches, UnreadFailed
-from distilld.engine.index_file import new_record, record_reading
-from distilld.engine.index_lines import Indexed
+from distilld.engine.index_lines import Indexed, new_record, record_reading
 from distilld.engine.looking import Looking
 from distilld.engine.pass_result import PassResult
 from distilld.engine.progress import Judging

@@ -103,14 +103,14 @@ def remedy_of_input(problem: str, remedy: str) -> str:
 def files_to_read(scan: Scan, files: Files) -> Iterator[tuple[PartitionFile, FileRecord | None]]:
     """Yield each file that is new, changed or there again, and what the store knows of it."""
     for file in scan.files:
-        record = files.get((file.kind, file.path))
+        record = files.get(file.key)
         if record is None or not record.present or record.facts != file.stat:
             yield file, record
 
 
 def gone_files(scan: Scan, files: Files) -> Iterator[FileKey]:
     """Yield the files that are no longer there, as far as their folders could be listed."""
-    seen = {(file.kind, file.path) for file in scan.files}
+    seen = {file.key for file in scan.files}
     for key, record in files.items():
         if record.present and key not in seen and not scan.is_unknown(*key):
             yield key

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from distilld.core.json_text import escaped
 from distilld.core.model import InputChanged, InputKind, OperatorError, StatFacts, UnreadableError
+from distilld.core.plan import FileKey
 from distilld.core.remedies import remedy_of
 
 TREES: Final = {InputKind.SCORED: "data/scored-runs", InputKind.EVIDENCE: "data/evidence"}
@@ -56,6 +57,11 @@ class PartitionFile(NamedTuple):
     kind: InputKind
     path: str
     stat: StatFacts
+
+    @property
+    def key(self) -> FileKey:
+        """Return how records name it."""
+        return self.kind, self.path
 
 
 @dataclass(frozen=True, slots=True)

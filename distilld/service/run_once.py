@@ -33,6 +33,7 @@ from distilld.core.model import (
 from distilld.core.plan import FileKey
 from distilld.core.remedies import remedy_of
 from distilld.engine.engine import Engine
+from distilld.engine.index_turns import turns_of
 from distilld.engine.pass_result import PassResult, Progress
 from distilld.lake.scan import TREES, tree_path
 from distilld.publish.commit import CommittedBatch
@@ -326,7 +327,7 @@ def _passes(
 ) -> Iterator[PassResult]:
     settle_seconds = engine.limits.settle_seconds
     until = clock() + 10 * settle_seconds + GRACE_SECONDS
-    large: set[FileKey] = set()
+    turns: dict[FileKey, int] = {}
     for passes in count(1):
         try:
             result = engine.run_pass(trigger)
@@ -336,9 +337,11 @@ def _passes(
                 engine.committer.recover()
             raise
         yield result
-        large.update(result.indexed.postponed)
-        # One large file is read a pass. Those that are rewritten again and again do not keep this run going.
-        if result.indexed.postponed and passes <= len(large):
+        if result.indexed.postponed and result.scan is not None:
+            large = set(result.indexed.postponed).difference(turns)
+            turns |= {key: turns_of(file.stat.size) for file in result.scan.files if (key := file.key) in large}
+        # Large files are read in turns. Those that are rewritten again and again do not keep this run going.
+        if result.indexed.postponed and passes <= sum(turns.values()):
             continue
         if not result.unfinished or clock() >= until:
             return

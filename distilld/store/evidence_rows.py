@@ -14,9 +14,11 @@ from distilld.store.statements import Statements
 class EvidenceRows(Statements):
     """Stores the facts of evidence rows."""
 
-    def __init__(self, store: Store, inputs: Inputs) -> None:
+    def __init__(self, store: Store, inputs: Inputs, *, staged: str = "staged_evidence") -> None:
+        """``staged`` is the temporary table of what is staged: another one for each file that is read at a time."""
         super().__init__(store)
         self._inputs = inputs
+        self._staged = staged
         self._queues = Queues(store)
 
     def add(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -55,14 +57,18 @@ class EvidenceRows(Statements):
     def stage(self) -> None:
         """Begin to stage evidence that may affect known scored rows."""
         self._stage(
-            "incoming",
+            self._staged,
             "(run_id TEXT PRIMARY KEY, line INTEGER, start_byte INTEGER, length_bytes INTEGER, digest BLOB)"
             " WITHOUT ROWID",
         )
 
     def add_staged(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Stage some evidence rows, in order."""
-        self._many("INSERT OR REPLACE INTO incoming VALUES (?, ?, ?, ?, ?)", rows)
+        self._many(f"INSERT OR REPLACE INTO {self._staged} VALUES (?, ?, ?, ?, ?)", rows)
+
+    def unstage(self) -> None:
+        """Drop what is staged."""
+        self._unstage(self._staged)
 
     def apply(self, record: FileRecord, *, whole_file: bool, returned: bool = False) -> None:
         """Store the staged evidence; queue the scored rows of runs whose evidence came, changed or went.
@@ -74,22 +80,24 @@ class EvidenceRows(Statements):
         known = "SELECT run_id, digest FROM evidence_rows WHERE partition_id = ?1"
         self._stage("changed", "(run_id TEXT PRIMARY KEY, found INTEGER) WITHOUT ROWID")
         self._run(
-            f"INSERT INTO changed SELECT i.run_id, 1 FROM incoming i LEFT JOIN ({known}) e USING (run_id)"
+            f"INSERT INTO changed SELECT i.run_id, 1 FROM {self._staged} i LEFT JOIN ({known}) e USING (run_id)"
             " WHERE e.digest IS NULL OR e.digest <> i.digest OR ?2",
             (partition, returned),
         )
         if whole_file:
             self._run(
-                f"INSERT INTO changed SELECT e.run_id, 0 FROM ({known}) e WHERE e.run_id NOT IN (SELECT run_id FROM incoming)",
+                f"INSERT INTO changed SELECT e.run_id, 0 FROM ({known}) e"
+                f" WHERE e.run_id NOT IN (SELECT run_id FROM {self._staged})",
                 (partition,),
             )
             self._run("DELETE FROM evidence_rows WHERE partition_id = ?", (partition,))
         self._run(
-            "INSERT OR REPLACE INTO evidence_rows SELECT ?, run_id, line, start_byte, length_bytes, digest FROM incoming",
+            "INSERT OR REPLACE INTO evidence_rows"
+            f" SELECT ?, run_id, line, start_byte, length_bytes, digest FROM {self._staged}",
             (partition,),
         )
         self._queue_changed(record.walks)
-        self._unstage("incoming", "changed")
+        self._unstage(self._staged, "changed")
 
     def _queue_changed(self, span: tuple[int, int]) -> None:
         in_partition = "FROM changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"

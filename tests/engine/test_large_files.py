@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import codecs
 import os
+import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
-from distilld.engine import index, index_file, index_lines
+from distilld.engine import evidence_reading, index, index_lines, index_turns
 from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
 from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date
@@ -117,7 +119,7 @@ def test_hole_that_was_filled_with_zeros_is_no_change(lake: HistoryLake) -> None
 def large_evidence_beside_a_rejection(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large evidence comes for two partitions that are known, and a rejection in a third one."""
     believe_facts(monkeypatch)
-    monkeypatch.setattr(index, "TURN_BYTES", 2000)
+    monkeypatch.setattr(index_turns, "TURN_BYTES", 2000)
     lake.scored(A, run("a"))
     lake.scored(C, run("c"))
     lake.go()
@@ -127,7 +129,7 @@ def large_evidence_beside_a_rejection(lake: HistoryLake, monkeypatch: pytest.Mon
 
 
 def test_large_evidence_has_its_turn_behind_all_others(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What else there is to do comes first, and then one large file a pass, also where others never end."""
+    """What else there is to do comes first, and then the turn of the large files, also where others never end."""
     large_evidence_beside_a_rejection(lake, monkeypatch)
     assert lake.go().indexed.postponed == [(InputKind.EVIDENCE, A), (InputKind.EVIDENCE, C)]
     assert lake.exported(Dataset.RAG) == set()
@@ -180,7 +182,7 @@ def test_large_evidence_that_cannot_be_read_has_one_turn(lake: HistoryLake, monk
         return real(root, kind, path)
 
     monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
-    monkeypatch.setattr(index_file, "open_partition", refusing)
+    monkeypatch.setattr(evidence_reading, "open_partition", refusing)
     looks = iter(range(10))
     monkeypatch.setattr(lake.engine, "_index", lambda *a, real=lake.engine._index, **k: (next(looks), real(*a, **k))[1])
     report = bring_up_to_date(lake.engine, pause=lambda _: None)
@@ -192,7 +194,7 @@ def test_large_evidence_that_comes_with_its_rows_is_read_at_once(
     lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows would be quarantined, or withdrawn where they moved, only to come back in the next pass."""
-    monkeypatch.setattr(index, "TURN_BYTES", 2000)
+    monkeypatch.setattr(index_turns, "TURN_BYTES", 2000)
     lake.scored(A, run("a"))
     lake.evidence(A, given("a", "long" * 1000))
     lake.scored(C, run("c"))
@@ -202,6 +204,129 @@ def test_large_evidence_that_comes_with_its_rows_is_read_at_once(
         getattr(lake, tree)(A).rename(getattr(lake, tree)(A).with_name("renamed.jsonl"))
     assert lake.go().indexed.postponed == []
     assert lake.causes(Dataset.RAG) == []
+
+
+RUNS = tuple(f"r{number:02}" for number in range(40))
+LONG = "long" * 40
+
+
+def in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidence of more than 2,000 bytes is large, and a few rows are read in a pass."""
+    believe_facts(monkeypatch)
+    monkeypatch.setattr(index_turns, "TURN_BYTES", 2000)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 700)
+
+
+def go_on(lake: HistoryLake) -> int:
+    """Pass until nothing is left; return how many passes it took."""
+    for passes in range(1, 200):
+        if not lake.go().unfinished:
+            return passes
+    raise AssertionError("a pass is always due")
+
+
+def test_large_evidence_is_read_in_turns_and_counts_as_a_whole(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass reads a part of it; a rejection beside it applies at once, and its rows are judged when all is read."""
+    in_turns(monkeypatch)
+    lake.scored(A, *map(run, RUNS))
+    lake.go()
+    lake.evidence(A, *(given(each, LONG) for each in RUNS))
+    size = lake.evidence_path(A).stat().st_size
+    results = [lake.go()]
+    assert results[0].bytes_read < 2000 + 2 * 700
+    lake.scored(B, run("b", "rejected"))
+    results.append(lake.go())
+    while lake.exported(Dataset.RAG) == set():
+        assert results[-1].unfinished
+        results.append(lake.go())
+    assert lake.exported(Dataset.RAG) == set(RUNS)
+    assert size // 2800 <= len(results) <= size // 2000 + 1
+    assert not results[-1].unfinished
+    assert [change.change for change in results[-1].indexed.changes] == ["new"]
+    assert lake.go().bytes_read == 0
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("before", ["nothing", "known", "away"])
+@pytest.mark.parametrize(
+    "change",
+    ["appended", "torn", "rewritten", "shorter", "replaced", "gone", "gone and back", "rows", "rejected", "failed",
+     "restarted", "prune", "options"],
+)  # fmt: skip
+def test_what_happens_between_two_turns(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, change: str, before: str, passes: int
+) -> None:
+    """Whatever it is, in the end the lake is as a full pass would make it, and all else was done in the meantime."""
+    in_turns(monkeypatch)
+    path = lake.evidence_path(A)
+    path.parent.mkdir(parents=True)
+    if change != "rows":
+        lake.scored(A, *map(run, RUNS))
+        lake.go()
+    if before != "nothing":
+        lake.evidence(A, *(given(each, LONG) for each in RUNS[:30]))
+        path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+        go_on(lake)
+    if before == "away":
+        lake.move_away(path)
+        go_on(lake)
+        lake.bring_back(path)
+    with path.open("ab") as file:
+        file.write(b"\n" * (before != "nothing") + jsonl([given(each, LONG) for each in RUNS[20:]]))
+    for _ in range(passes):
+        assert lake.go().unfinished
+    match change:
+        case "appended":
+            with path.open("ab") as file:
+                file.write(jsonl([given(RUNS[3], model_role="extractor")]))
+        case "torn":
+            with path.open("ab") as file:
+                file.write(jsonl([given(RUNS[3], model_role="extractor")])[:-1])
+        case "rewritten":
+            lake.evidence(A, *(given(each, LONG[::-1]) for each in RUNS))
+        case "shorter":
+            lake.evidence(A, given(RUNS[0]))
+        case "replaced":
+            os.rename(path, path.with_suffix(".old"))
+            lake.evidence(A, *(given(each, LONG[::-1]) for each in reversed(RUNS)))
+            path.with_suffix(".old").unlink()
+        case "gone":
+            lake.move_away(path)
+        case "gone and back":
+            lake.move_away(path)
+            lake.go()
+            lake.bring_back(path)
+        case "rows":
+            lake.scored(A, *map(run, RUNS))
+        case "rejected":
+            lake.scored(B, *(run(each, "rejected") for each in RUNS))
+        case "failed":
+            fail_once(lake, monkeypatch)
+        case "restarted":
+            lake.restart()
+        case "prune":
+            lake.prune()
+        case "options":
+            lake.restart(replace(lake.options, max_line_bytes=10_000))
+    go_on(lake)
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+    if change == "rewritten":
+        assert all(LONG[::-1] in row["content"] for row in lake.rows(Dataset.RAG) if row["source_run_id"] != "b")
+    assert lake.go().bytes_read == 0
+
+
+def fail_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pass fail while it reads a large file."""
+
+    def full(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index.Indexer, "_read_on", full)
+        with pytest.raises(sqlite3.OperationalError):
+            lake.go()
 
 
 @pytest.mark.parametrize("change", ["new", "appended", "rewritten", "evidence"])
@@ -252,17 +377,16 @@ def test_no_scrub_reads_a_hole(lake: HistoryLake, monkeypatch: pytest.MonkeyPatc
     assert 0 < sum(reads) < 10 * lines.BLOCK_BYTES
 
 
-@pytest.mark.parametrize("tree", ["scored", "evidence"])
 def test_counts_of_a_file_whose_reading_was_cut_off_are_whole(
-    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, tree: str
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill between two blocks lost the malformed lines before it, in the store and in the receipt."""
     monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
     monkeypatch.setattr(index_lines, "ROWS_PER_TRANSACTION", 1)
     monkeypatch.setattr("distilld.lake.lines.BLOCK_BYTES", 64)
-    (path,) = lake.paths(C, tree)
+    path = lake.scored_path(C)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"no JSON\n" * 40 + b'{"run_id":"c"}\n')
+    path.write_bytes(b"no JSON\n" * 40 + jsonl([run("c")]))
     known = "SELECT indexed_lines, malformed_lines FROM files JOIN partitions USING (partition_id) WHERE path = ?"
 
     def cut_off() -> None:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, UnreadableError
 from distilld.core.plan import FileKey, compare
-from distilld.engine import index_file
+from distilld.engine import evidence_reading, index_file
 from distilld.engine.engine import Engine
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
@@ -129,7 +129,8 @@ def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
             raise UnreadableError(path, OSError(5, "Input/output error"))
 
         with monkeypatch.context() as patch:
-            patch.setattr(index_file, "open_partition", refuse)
+            for module in (index_file, evidence_reading):
+                patch.setattr(module, "open_partition", refuse)
             lake.go()
         lake.restart(lake.options)
         lake.go()

@@ -33,7 +33,7 @@ from distilld.core.model import (
     UsageError,
 )
 from distilld.core.remedies import BY_EVENT
-from distilld.engine import index_file
+from distilld.engine import index_file, read_file
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection import export_faults, status
@@ -543,7 +543,7 @@ def test_file_of_too_many_lines_is_told_beside_others(settings: Settings, monkey
     """The story: this error had no path, so any other input that was told of hid it."""
     path = f"data/scored-runs/{partition_of(0)}"
     (settings.root / path).with_name("link.jsonl").symlink_to("elsewhere")
-    monkeypatch.setattr(index_file, "LINES_END", 12)
+    monkeypatch.setattr(read_file, "LINES_END", 12)
     with (settings.root / path).open("ab") as file:
         file.write(b"{}\n" * 12)
     run_once(settings)

@@ -23,7 +23,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from distilld.config.settings import EngineLimits
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, Reason, StatFacts, Trigger, UnreadableError
-from distilld.engine import batch, engine, index, index_file, judge_span, judge_task, looking, read_file, span_queue
+from distilld.engine import (
+    batch,
+    engine,
+    evidence_reading,
+    index,
+    index_file,
+    judge_span,
+    judge_task,
+    looking,
+    read_file,
+    span_queue,
+)
 from distilld.engine.engine import Engine
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
@@ -74,7 +85,7 @@ def refused(partition: str, *kinds: InputKind) -> Iterator[None]:
         return real(root, kind, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (index_file, judge_span, judge_task, read_file):
+        for module in (evidence_reading, index_file, judge_span, judge_task, read_file):
             patch.setattr(module, "open_partition", refusing)
         yield
 

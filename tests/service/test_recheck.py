@@ -12,7 +12,7 @@ import pytest
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, Trigger
 from distilld.engine import engine as passes
-from distilld.engine import index_file, index_lines, looking, work_off
+from distilld.engine import evidence_reading, index_file, index_lines, looking, work_off
 from distilld.files.boot import boot_id
 from distilld.inspection.verify import verify
 from distilld.lake import scan as scanning
@@ -81,7 +81,7 @@ def whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
             return self._open.__exit__(*why)
 
     monkeypatch.setattr(scanning, "scan", scanned)
-    for module in (index_file, recheck):
+    for module in (evidence_reading, index_file, recheck):
         monkeypatch.setattr(module, "open_partition", Opened)
     monkeypatch.setattr(StatFacts, "of", classmethod(lambda cls, status: stamped(real_facts(status))))
 
