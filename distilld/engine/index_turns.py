@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -20,20 +21,27 @@ log = structlog.get_logger()
 
 TURN_BYTES: Final = 256 << 20
 """Evidence files that are larger are read in turns of so many bytes, one in a pass."""
-WITH_ROWS_BYTES: Final = 4 << 30
-"""The same for evidence that comes with its rows, which would be quarantined until it is read."""
+WITH_ROWS_BYTES: Final = 1 << 30
+"""The same for evidence that comes with its rows or moved: until it is read, rows would be quarantined or withdrawn."""
+
+
+@dataclass(slots=True)
+class Turns:
+    """What one pass leaves to the next: a reading that has not ended, and the file that had the last turn."""
+
+    reading: EvidenceReading | None = None
+    last: FileKey | None = None
 
 
 class TurnIndexer(FileIndexer):
     """Reads on in large files where the last pass stopped."""
 
-    def take_turn(self, scan: Scan, reading: EvidenceReading | None) -> EvidenceReading | None:
-        """Read on in the evidence files that :meth:`take` postponed; return the reading that has not ended.
-
-        ``reading`` is the one that the last turn returned. It goes on if its file is still postponed.
-        """
+    def take_turn(self, scan: Scan, turns: Turns) -> None:
+        """Read on in the evidence files that :meth:`take` postponed, one after the other."""
         postponed = self._out.postponed
         files = {key: file for file in scan.files if (key := file.key) in postponed} if postponed else {}
+        # After a failure the reading begins again: what it staged may be gone.
+        reading, turns.reading = turns.reading, None
         if reading is not None and not (reading.key in files and reading.is_of(files[reading.key])):
             reading.close()
             reading = None
@@ -41,19 +49,20 @@ class TurnIndexer(FileIndexer):
         while postponed and left > 0:
             goes_on, before = reading is not None, self._out.bytes_read
             with self._transactions():
-                reading = reading or self._reading_in_turns(files[postponed[0]])
+                reading = reading or self._reading_in_turns(files[_next_turn(postponed, turns.last)])
+                turns.last = reading.key
                 if not self._read_large(reading, left):
                     if not goes_on:
                         size = files[reading.key].stat.size
                         log.info("reading_in_turns", path=tree_path(*reading.key), bytes=size)
-                    return reading
+                    turns.reading = reading
+                    return
             left -= self._out.bytes_read - before
             # A file that changed since its reading began is read again.
             if not goes_on or reading.is_as_scanned(files[reading.key]):
                 postponed.remove(reading.key)
             reading.close()
             reading = None
-        return None
 
     def _reading_in_turns(self, file: PartitionFile) -> EvidenceReading:
         known = self._inputs.files().get(file.key)
@@ -77,21 +86,24 @@ class TurnIndexer(FileIndexer):
         return True
 
 
+def _next_turn(postponed: list[FileKey], last: FileKey | None) -> FileKey:
+    """Return the file behind the last one, in walk order: one that changes all the time takes no other's turn."""
+    behind = [key for key in postponed if last is not None and key[1].split("/") > last[1].split("/")]
+    return (behind or postponed)[0]
+
+
 def large_evidence(
     reads: list[tuple[FileKey, Look]], seen: Mapping[FileKey, PartitionFile], gone: Iterable[FileRecord]
 ) -> list[FileKey]:
-    """Return the large evidence files to postpone.
+    """Return the large evidence files to postpone, in walk order.
 
-    Scored files are never postponed, for they may forbid what others allow; nor is evidence that may only have moved.
+    Scored files are never postponed, for they may forbid what others allow.
     """
     with_rows = {path for (kind, path), _ in reads if kind is InputKind.SCORED}
     moved = {record.facts.size for record in gone if record.kind is InputKind.EVIDENCE}
+    sizes = [(key, seen[key].stat.size) for key, _ in reads if key[0] is InputKind.EVIDENCE]
     return [
-        key
-        for key, _ in reads
-        if key[0] is InputKind.EVIDENCE
-        and (size := seen[key].stat.size) > (WITH_ROWS_BYTES if key[1] in with_rows else TURN_BYTES)
-        and size not in moved
+        key for key, size in sizes if size > (WITH_ROWS_BYTES if key[1] in with_rows or size in moved else TURN_BYTES)
     ]
 
 

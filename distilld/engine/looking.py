@@ -21,9 +21,9 @@ from distilld.core.model import (
 from distilld.core.plan import FileKey
 from distilld.engine import cluster
 from distilld.engine.batch import Batches
-from distilld.engine.evidence_reading import EvidenceReading
 from distilld.engine.index import Indexer
 from distilld.engine.index_lines import Indexed
+from distilld.engine.index_turns import Turns
 from distilld.engine.options_in_force import JudgedWith
 from distilld.engine.pass_log import Teller
 from distilld.engine.pass_result import PassResult, Progress
@@ -112,8 +112,7 @@ class Looking:
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
         self._unsettled: list[FileKey] = []
         """The files that the last look left until they do not change."""
-        self._in_turns: EvidenceReading | None = None
-        """The reading of a large evidence file that goes on with the next pass."""
+        self._turns = Turns()
         self._look_at_ns = 0
         self._mendings = 0
         """How often the pass has checked the exports."""
@@ -153,9 +152,7 @@ class Looking:
         indexer = self._indexer(scan, self._hashed_since_ns())
         owed = self.judged_with.owed_readings()
         indexed = indexer.take(scan, read_again=read_again, owed=owed)
-        # After a failure the reading begins again: what it staged may be gone.
-        reading, self._in_turns = self._in_turns, None
-        self._in_turns = indexer.take_turn(scan, reading)
+        indexer.take_turn(scan, self._turns)
         self._note_left_alone(indexed)
         indexed.files_seen = len(scan.files)
         self.judged_with.owe_readings(self.options, scan, indexed, owed, read_again=read_again)

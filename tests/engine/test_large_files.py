@@ -248,6 +248,30 @@ def test_large_evidence_is_read_in_turns_and_counts_as_a_whole(
     assert lake.go().bytes_read == 0
 
 
+@pytest.mark.parametrize("how", ["replaced", "appended"])
+def test_file_that_always_changes_takes_no_turn_from_another(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The file that had the last turn comes last."""
+    in_turns(monkeypatch)
+    lake.scored(A, *map(run, RUNS))
+    lake.scored(C, *(run(f"c{each}") for each in RUNS))
+    lake.go()
+    rows = [given(each, LONG) for each in RUNS]
+    lake.evidence(A, *rows)
+    lake.evidence(C, *(given(f"c{each}", LONG) for each in RUNS))
+    for _ in range(25):
+        lake.go()
+        if how == "replaced":
+            path = lake.evidence_path(A)
+            path.with_suffix(".new").write_bytes(path.read_bytes())
+            os.replace(path.with_suffix(".new"), path)
+        else:
+            with lake.evidence_path(A).open("ab") as file:
+                file.write(jsonl(rows))
+    assert {f"c{each}" for each in RUNS} <= lake.exported(Dataset.RAG)
+
+
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("before", ["nothing", "known", "away"])
 @pytest.mark.parametrize(
