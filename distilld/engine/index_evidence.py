@@ -33,7 +33,10 @@ class EvidenceIndexer(LineIndexer):
             self._out.unreadable.append(key)
 
     def _pulse(self) -> None:
-        self._progress(len(self._out.changes), self._out.bytes_read)
+        self._show(self._out.bytes_read)
+
+    def _show(self, bytes_read: int) -> None:
+        self._progress(len(self._out.changes), bytes_read)
 
     def _reading(
         self, file: PartitionFile, known: FileRecord | None, look: Look, evidence: EvidenceRows
@@ -51,9 +54,11 @@ class EvidenceIndexer(LineIndexer):
         )
 
     def _read_on(self, reading: EvidenceReading, most_bytes: int | None) -> bool:
-        before = reading.bytes_read
+        """Read on in a file, at most so many bytes; return whether the reading has ended."""
+        others, before = self._out.bytes_read, reading.bytes_read
         try:
-            return reading.read(self._pulse, most_bytes)
+            # Of a file that is read in turns, all that was read so far is shown.
+            return reading.read(lambda: self._show(others + reading.bytes_read), most_bytes)
         finally:
             self._out.bytes_read += reading.bytes_read - before
 
