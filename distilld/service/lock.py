@@ -36,6 +36,7 @@ _PATIENCE_SECONDS: Final = 0.25
 _LONGER_PATIENCE_SECONDS: Final = 4 * _PATIENCE_SECONDS
 """The wait for a lost lock file: a second writer holds the lake's lock while it waits for the store's, then fails."""
 _RETRY_SECONDS: Final = 0.01
+_NO_FILE: Final = "it is no regular file"
 _MOST_BYTES: Final = 65_536
 _BEGINNING: Final = b'{"pid": '
 _MOST_TROUBLE: Final = 1000
@@ -152,7 +153,7 @@ def holder(root: Path) -> Holder:
     """
     path = root / LOCK_FILE
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return Holder(running=False)
     except OSError as error:
@@ -175,7 +176,7 @@ def tell_trouble(root: Path, trouble: str | None, remedy: str = "") -> None:
     process's, nothing is written.
     """
     with suppress(OSError, OperatorError):
-        descriptor = os.open(root / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open_file(root / LOCK_FILE, os.O_RDWR)
         try:
             record = _read(descriptor)
             if record.pid == os.getpid():
@@ -251,21 +252,34 @@ def find_holder(path: Path) -> str:
 def _open(path: Path, what: str) -> int:
     try:
         make_folder(path.parent)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
+        descriptor = _open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise OperatorError(
             f"cannot lock {what}: {path}: {_why(error)}{owned(path)}", hint=_remedy(error, path)
         ) from error
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        try:
-            make_private(descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            raise OperatorError(f"cannot make {path} private: {_why(error)}") from error
+    try:
+        make_private(descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        raise OperatorError(f"cannot make {path} private: {_why(error)}") from error
+    return descriptor
+
+
+def _open_file(path: Path, flags: int) -> int:
+    """Open a lock file, for a writer or for a look. Anything else at its path is an OSError that has a remedy."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise FileExistsError(errno.EEXIST, _NO_FILE) from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
         return descriptor
     os.close(descriptor)
-    raise OperatorError(f"cannot lock {what}: {path} is no regular file", hint="remove it")
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise FileExistsError(errno.EEXIST, _NO_FILE)
 
 
 def _refuse_foreign(descriptor: int, path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from distilld.service.lock import (
     tell_trouble,
     writer_lock,
 )
-from tests.support.command import another_writer, python
+from tests.support.command import another_writer, distilld, python
 
 
 @pytest.fixture
@@ -194,22 +195,37 @@ def test_store_by_another_name_is_the_same_store(root: Path, state: Path, tmp_pa
     keep(root, tmp_path / "hard.db")
 
 
+def put_socket(path: Path) -> None:
+    """A socket, which stays when its program has ended."""
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path.relative_to(Path.cwd())))
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda path: path.symlink_to("/dev/null"), "it is a link"),
-        (os.mkfifo, "no regular file"),
-        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.symlink_to("/dev/null"), "it is a link (put the file itself in place of the link)"),
+        (os.mkfifo, "it is no regular file (something stands in its place: move it away)"),
+        (put_socket, "it is no regular file (something stands in its place: move it away)"),
+        (os.mkdir, "Is a directory (a folder stands where a file belongs: move it away)"),
     ],
-    ids=["link", "fifo", "folder"],
+    ids=["link", "fifo", "socket", "folder"],
 )
-def test_what_is_no_regular_file_is_no_lock(root: Path, state: Path, make: Callable[[Path], None], told: str) -> None:
-    """A link, a FIFO or a folder in the lock file's place is refused, and never followed or waited for."""
+def test_what_is_no_regular_file_is_no_lock(
+    root: Path, state: Path, make: Callable[[Path], None], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story: a look took a folder in the lock file's place for a lock that nobody holds.
+
+    A link, a FIFO or a folder is refused, and never followed or waited for: by a writer, by a look, and by health.
+    """
+    monkeypatch.chdir(root)  # the path of a socket must be short
     (root / "exports").mkdir()
     make(root / LOCK_FILE)
-    with pytest.raises(OperatorError, match=re.escape(str(root / LOCK_FILE))) as caught, writer_lock(root, state):
+    with pytest.raises(OperatorError) as refused, writer_lock(root, state):
         pytest.fail("locked what is no file")
-    assert told in str(caught.value)
+    assert f"{refused.value} ({refused.value.hint})" == f"cannot lock the lake {root}: {root / LOCK_FILE}: {told}"
+    asked = distilld("health", "--root", root, cwd=root)
+    assert (asked.code, asked.out, asked.err) == (1, "", f"distilld: cannot read {root / LOCK_FILE}: {told}\n")
 
 
 def test_lock_that_cannot_be_made_is_the_operators_matter(root: Path, tmp_path: Path) -> None:
@@ -304,14 +320,6 @@ def test_holder_names_the_writer_and_changes_nothing(root: Path, state: Path) ->
     assert holder(root) == Holder(running=False, state=state)
     after = (root / LOCK_FILE).stat()
     assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
-
-
-def test_holder_does_not_read_what_is_no_file(root: Path) -> None:
-    """A link in the lock file's place is an error, not followed."""
-    (root / "exports").mkdir()
-    (root / LOCK_FILE).symlink_to("/etc/passwd")
-    with pytest.raises(OperatorError, match="it is a link"):
-        holder(root)
 
 
 def test_a_look_does_not_keep_a_writer_from_starting(root: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
