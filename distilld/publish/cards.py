@@ -14,20 +14,24 @@ from distilld.core.model import CARD, CARD_MARKER, EXPORT_PATHS
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import replace_file
 from distilld.files.regular import read_regular
+from distilld.publish.lasting import Lasting
 
 log = structlog.get_logger()
 
 
-def write_cards(root: Path) -> None:
+def write_cards(root: Path, lasting: Lasting) -> None:
     """Write the card of each folder that holds exports, if it is missing, or ours and out of date."""
     for folder, text in export_cards().items():
-        path = root / folder / CARD
+        card, content = f"{folder}/{CARD}", text.encode()
         try:
-            if _holds_exports(root, folder) and _is_due(path, text.encode()):
-                replace_file(path, text.encode())
-                log.debug("card_written", path=f"{folder}/{CARD}")
+            if _holds_exports(root, folder) and _is_due(root / card, content):
+                replace_file(root / card, content)
+                log.debug("card_written", path=card)
+            lasting.is_news(card, None)
         except OSError as error:
-            log.warning("card_not_written", path=f"{folder}/{CARD}", problem=error.strerror, hint=remedy_of(error))
+            problem = error.strerror or str(error)
+            if lasting.is_news(card, problem):
+                log.warning("card_not_written", path=card, problem=problem, hint=remedy_of(error))
 
 
 def _holds_exports(root: Path, folder: str) -> bool:

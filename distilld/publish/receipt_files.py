@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import orjson
-import structlog
 
 from distilld import __version__
 from distilld.core.json_text import parse_object
@@ -21,8 +20,6 @@ from distilld.core.model import REPORTS
 from distilld.files.durable import make_folder, replace_file, sync_folder, sync_up
 from distilld.files.regular import read_regular
 from distilld.publish.reading import FileRefusedError
-
-log = structlog.get_logger()
 
 RECEIPT_VERSION: Final = 1
 LATEST: Final = f"{REPORTS}/latest.md"
@@ -134,19 +131,20 @@ def _moment_of(batch_id: str) -> str | None:
     return text if moment.year < MAXYEAR else None
 
 
-def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> None:
-    """Write a receipt and the page. Writing it again gives the same files. A folder at the page's path is left alone.
+def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> str | None:
+    """Write a receipt and the page. Writing it again gives the same files.
 
-    ``cut_off`` says that a kill may have come between making one of its folders and the fsync of the folder's entry.
+    A folder at the page's path is left alone: then return why there is no page. ``cut_off`` says that a kill may have come between making one of its folders and the fsync of the folder's entry.
 
     Raises:
         ReceiptWriteError: The write failed.
     """
     _replace(root, receipt_path(batch_id), receipt)
-    _write_page(root, orjson.loads(receipt))
+    why_no_page = _write_page(root, orjson.loads(receipt))
     if cut_off:
         with ReceiptWriteError.about(receipt_path(batch_id)):
             sync_up((root / receipt_path(batch_id)).parent, root)
+    return why_no_page
 
 
 def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
@@ -280,13 +278,14 @@ def _replace(root: Path, below: str, content: bytes) -> None:
         replace_file(root / below, content)
 
 
-def _write_page(root: Path, receipt: Mapping[str, Any]) -> None:
+def _write_page(root: Path, receipt: Mapping[str, Any]) -> str | None:
     try:
         _replace(root, LATEST, latest_page(receipt).encode())
     except ReceiptWriteError as error:
         if error.errno != errno.EISDIR:
             raise
-        log.warning("page_not_written", path=LATEST, problem="a folder stands in its place")
+        return "a folder stands in its place"
+    return None
 
 
 def latest_page(receipt: Mapping[str, Any]) -> str:

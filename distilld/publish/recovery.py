@@ -25,6 +25,7 @@ from distilld.core.model import EXPORT_PATHS, SET_ASIDE
 from distilld.publish import receipt_files as receipts
 from distilld.publish.cards import write_cards
 from distilld.publish.exports import RENAME_ORDER, Exports
+from distilld.publish.lasting import Lasting
 from distilld.publish.overwrite import touched
 from distilld.publish.pins import Pins
 from distilld.publish.reading import ROW_ID, ExportTamperedError, ExportWriteError, file_lines, lstat
@@ -66,6 +67,7 @@ class Recovery:
         self._withdrawals = Withdrawals(store)
         self._exports = exports
         self._pins = Pins(root)
+        self._lasting = Lasting()
         self._clock = clock
         self.receipts_keep = receipts_keep
         self.keep_lock = keep_lock
@@ -82,7 +84,7 @@ class Recovery:
         finally:
             self._pins.let_in()
         self._report()
-        write_cards(self._root)
+        write_cards(self._root, self._lasting)
         if changed:
             raise ExportTamperedError(EXPORT_PATHS[changed[0]], "was changed while a batch was committed")
 
@@ -163,7 +165,9 @@ class Recovery:
     def _report(self, *, cut_off: bool = False) -> None:
         """Write the receipts of committed batches, and remove those that are no longer kept."""
         for sequence, batch_id, text in self._receipts.unwritten_receipts():
-            receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
+            why_no_page = receipts.write_receipt(self._root, batch_id, text.encode(), cut_off=cut_off)
+            if self._lasting.is_news(receipts.LATEST, why_no_page):
+                log.warning("page_not_written", path=receipts.LATEST, problem=why_no_page)
             with self._store.transaction():
                 self._receipts.mark_written(sequence)
                 self._drop_receipts()
@@ -209,7 +213,7 @@ class Recovery:
         self.keep_lock()
         with self._store.at_work():
             recovered = self._recover()
-        write_cards(self._root)
+        write_cards(self._root, self._lasting)
         return recovered
 
     def _recover(self) -> bool:

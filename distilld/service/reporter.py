@@ -23,6 +23,7 @@ from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult, Progress
 from distilld.files.regular import owned
 from distilld.publish.commit import CommittedBatch
+from distilld.publish.lasting import Lasting
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import stage_heads
 from distilld.service.health_record import Failure, Vitals, read_vitals, seconds_of, write_vitals
@@ -52,7 +53,7 @@ class Bulletin:
         self._notifier = notifier
         self._clock = clock
         self._metrics: Metrics | None = None
-        self._metrics_problem = ""
+        self._lasting = Lasting()
         self._trouble = False
         self._stored = Vitals()
         with suppress(OperatorError, sqlite3.Error):
@@ -210,15 +211,14 @@ class Bulletin:
             with suppress(OSError):
                 size += os.stat(f"{self._settings.state}{suffix}").st_size
         metrics.set("distilld_state_bytes", size)
+        path = str(metrics.path)
         try:
             metrics.write()
+            self._lasting.is_news(path, None)
         except OSError as error:
             problem = f"{error.strerror or type(error).__name__}{owned(self._settings.metrics_file)}"
-            if problem != self._metrics_problem:
-                log.warning("metrics_failed", path=str(metrics.path), problem=problem, hint=remedy_of(error))
-            self._metrics_problem = problem
-        else:
-            self._metrics_problem = ""
+            if self._lasting.is_news(path, problem):
+                log.warning("metrics_failed", path=path, problem=problem, hint=remedy_of(error))
 
 
 def _count(metrics: Metrics, batch: CommittedBatch) -> None:

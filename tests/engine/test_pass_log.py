@@ -155,6 +155,22 @@ def test_batch_whose_receipt_cannot_be_written(lake: HistoryLake, monkeypatch: p
     assert lake.exported("rag") == {"b", "c"}
 
 
+def test_page_that_cannot_be_written_is_told_once(lake: HistoryLake) -> None:
+    """The story: every batch told of the folder in place of the page, as long as it stood there."""
+    page = lake.root / receipt.LATEST
+    found = []
+    for number, in_the_way in enumerate((True, True, False, True)):
+        if page.is_file():
+            page.unlink()
+        if in_the_way:
+            page.mkdir(exist_ok=True)
+        elif page.is_dir():
+            page.rmdir()
+        lake.both(A, run(f"c{number}"))
+        found.append(len(told(lake, "page_not_written")))
+    assert found == [1, 0, 0, 1]
+
+
 def test_batch_that_is_undone(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that fails before its commit is told as undone, and as nothing else."""
     lake.both(A, run("c"))

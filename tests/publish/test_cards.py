@@ -14,7 +14,9 @@ from structlog.testing import capture_logs
 from distilld.core.export_cards import export_cards
 from distilld.core.model import CARD, CARD_MARKER
 from distilld.core.remedies import BY_ERRNO
+from distilld.files.durable import replace_file
 from distilld.publish import cards
+from distilld.publish.lasting import Lasting
 from tests.support.command import bring, distilld, put
 from tests.support.history_lake import A, B, HistoryLake, history_lake, run
 
@@ -89,9 +91,29 @@ def test_card_that_cannot_be_written_stops_no_batch(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(cards, "replace_file", refuse)
     with capture_logs() as logs:
-        cards.write_cards(tmp_path)
+        cards.write_cards(tmp_path, Lasting())
     told = [(each["event"], each["path"], each["problem"]) for each in logs]
     assert ("card_not_written", "exports/rag/README.md", "No space left on device") in told
+
+
+def test_card_that_cannot_be_written_is_told_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: on a full disk every try to recover told it of every card, so the log grew with the time."""
+    lake.go()
+    (lake.root / "exports/rag" / CARD).unlink()
+    works, problems = replace_file, [errno.ENOSPC, errno.ENOSPC, errno.EIO, 0, errno.EIO, errno.EIO]
+    with capture_logs() as logs, monkeypatch.context() as patched:
+        for code in problems:
+
+            def write(path: Path, content: bytes, code: int = code) -> None:
+                if code:
+                    raise OSError(code, os.strerror(code))
+                works(path, content)
+
+            patched.setattr(cards, "replace_file", write)
+            lake.engine.committer.recover()
+            (lake.root / "exports/rag" / CARD).unlink(missing_ok=True)
+    told = [each["problem"] for each in logs if each["event"] == "card_not_written"]
+    assert told == [os.strerror(code) for code in (errno.ENOSPC, errno.EIO, errno.EIO)]
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
@@ -111,7 +133,7 @@ def test_folder_that_cannot_be_looked_at_stops_no_card_of_another(
 
     with capture_logs() as lines, monkeypatch.context() as patched:
         patched.setattr(os, "stat", stat)
-        cards.write_cards(lake.root)
+        cards.write_cards(lake.root, Lasting())
     assert set(texts(lake.root)) == set(export_cards()) - {"exports/sft", "exports/withdrawals"}
     (told,) = [line for line in lines if line["event"] == "card_not_written"]
     assert (told["path"], told["hint"]) == (f"exports/sft/{CARD}", BY_ERRNO[code])
