@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ from distilld.cli.commands import COUNT, Common, ExitCode, common_options, json_
 from distilld.cli.output import print_json, say, show
 from distilld.cli.settings import load_settings
 from distilld.inspection.receipt_chain import WHOLE, CheckedReceipt, checked_receipts
-from distilld.publish.receipt_files import StageReceipt, stage_receipts
+from distilld.publish.stage_chains import StageReceipt, stage_receipts
 from distilld.store.queries import reading
 from distilld.tables import Table, counted
 
@@ -29,7 +30,7 @@ def receipts(common: Common, limit: int, as_json: bool) -> ExitCode:
     with reading(settings.state, settings.root) as store:
         anchor = store.recall("receipt_anchor_id")
         lines = checked_receipts(store, settings.root, limit or None)
-    stages = sorted(stage_receipts(settings.root), reverse=True)[: limit or None]
+    stages = list(islice(stage_receipts(settings.root), limit or None))
     states = [line.state for line in lines] + [each.problem or WHOLE for each in stages]
     broken = len([state for state in states if state != WHOLE])
     code = ExitCode.FAILED if broken else ExitCode.DONE

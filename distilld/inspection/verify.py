@@ -29,7 +29,8 @@ from distilld.lake.lines import DIGEST_BYTES, digest_of
 from distilld.lake.scan import tree_path
 from distilld.lake.source_files import path_check
 from distilld.publish.committed import BatchMovedError, CommittedBatch, CommittedExport, Writing, at_one_batch
-from distilld.publish.receipt_files import broken_stage_chains, receipt_path, stage_anchors
+from distilld.publish.receipt_files import receipt_path
+from distilld.publish.stage_chains import broken_stage_chains, stage_anchors
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import Inputs

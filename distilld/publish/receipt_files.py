@@ -48,16 +48,6 @@ class Link(NamedTuple):
     recorded_at: str
 
 
-class StageReceipt(NamedTuple):
-    """The receipt of another stage, and what is wrong with it or with its link to the one before it."""
-
-    batch_id: str
-    stage: str
-    exit_code: int | None
-    duration_ms: int | None
-    problem: str | None
-
-
 def receipt_bytes(facts: Mapping[str, Any]) -> bytes:
     """Return the content of a receipt's file: indented JSON with a line feed."""
     return orjson.dumps(
@@ -134,7 +124,8 @@ def _moment_of(batch_id: str) -> str | None:
 def write_receipt(root: Path, batch_id: str, receipt: bytes, *, cut_off: bool = False) -> str | None:
     """Write a receipt and the page. Writing it again gives the same files.
 
-    A folder at the page's path is left alone: then return why there is no page. ``cut_off`` says that a kill may have come between making one of its folders and the fsync of the folder's entry.
+    A folder at the page's path is left alone: then return why there is no page. ``cut_off`` says that a kill may have
+    come between making one of its folders and the fsync of the folder's entry.
 
     Raises:
         ReceiptWriteError: The write failed.
@@ -177,35 +168,11 @@ def _remove(folder: Path) -> None:
             raise
 
 
-def broken_stage_chains(root: Path) -> Iterator[str]:
-    """Return what is wrong with the receipts of other stages (SPEC 4): those that were edited or are gone.
-
-    No store knows these receipts, so only their chains can show it. Each names one before it; the oldest names one that
-    is no longer kept. No receipt names the newest yet, so only its form is checked.
-
-    Raises:
-        OSError: The folder of the receipts cannot be listed.
-    """
-    for each in stage_receipts(root):
-        if each.problem is not None:
-            yield f"{receipt_path(each.batch_id)}: {each.problem}"
-
-
-def stage_receipts(root: Path) -> Iterator[StageReceipt]:
-    """Return the receipts of other stages, each stage's oldest first.
-
-    Raises:
-        OSError: The folder of the receipts cannot be listed.
-    """
-    for stage, batch_ids in _stage_chains(root).items():
-        yield from _links(root, stage, batch_ids)
-
-
 def stage_heads(root: Path) -> dict[str, str]:
     """Return the sha256 of the newest receipt of each other stage; skip receipts that cannot be read."""
     heads = {}
     with suppress(OSError):
-        for stage, batch_ids in _stage_chains(root).items():
+        for stage, batch_ids in ids_by_stage(root).items():
             for batch_id in reversed(batch_ids):
                 with suppress(OSError):
                     heads[stage] = sha256_of(read_regular(root / receipt_path(batch_id)))
@@ -213,24 +180,12 @@ def stage_heads(root: Path) -> dict[str, str]:
     return heads
 
 
-def stage_anchors(root: Path) -> set[str]:
-    """Return every sha256 in the chains of other stages: of their receipts, and of the receipts that these name.
+def ids_by_stage(root: Path) -> dict[str, list[str]]:
+    """Return the ids of each other stage's receipts, oldest first.
 
     Raises:
-        OSError: A receipt cannot be read.
+        OSError: The folder of the receipts cannot be listed.
     """
-    found: set[str] = set()
-    for batch_ids in _stage_chains(root).values():
-        for path in map(receipt_path, batch_ids):
-            with suppress(FileNotFoundError):
-                content = read_regular(root / path)
-                facts = _facts_in(content) or {}
-                found.update((sha256_of(content), str(facts.get("previous_receipt_sha256"))))
-    return found
-
-
-def _stage_chains(root: Path) -> dict[str, list[str]]:
-    """Return the ids of each stage's receipts, oldest first."""
     chains: dict[str, list[str]] = {}
     names = os.listdir(root / REPORTS) if (root / REPORTS).exists() else ()
     # Nearly all folders are of batches, and this is asked at each batch.
@@ -238,38 +193,6 @@ def _stage_chains(root: Path) -> dict[str, list[str]]:
         if stage := stage_of(batch_id):
             chains.setdefault(stage, []).append(batch_id)
     return chains
-
-
-def _links(root: Path, stage: str, batch_ids: Sequence[str]) -> Iterator[StageReceipt]:
-    before: set[str | None] = set()
-    for batch_id in batch_ids:
-        try:
-            content = read_regular(root / receipt_path(batch_id))
-        except FileNotFoundError:
-            continue  # its stage is about to write it, or was killed
-        except OSError as error:
-            yield StageReceipt(batch_id, stage, None, None, f"cannot be read: {error.strerror}")
-            continue
-        facts, problem = _facts_in(content), None
-        if facts is None:
-            problem = "is not as it was written"
-        # Two concurrent runs of a stage may follow the same receipt, even one that is no longer kept.
-        elif not before:
-            before.add(facts.get("previous_receipt_sha256"))
-        elif facts.get("previous_receipt_sha256") not in before:
-            problem = "the receipt before it is gone, or is not as it was written"
-        before.add(sha256_of(content))
-        exit_code, duration_ms = (facts or {}).get("exit_code"), (facts or {}).get("duration_ms")
-        yield StageReceipt(batch_id, stage, exit_code, duration_ms, problem)
-
-
-def _facts_in(content: bytes) -> dict[str, Any] | None:
-    """Return what a receipt says, or None if it is not byte for byte as distilld writes it."""
-    try:
-        facts = orjson.loads(content)
-    except ValueError:
-        return None
-    return facts if isinstance(facts, dict) and receipt_bytes(facts) == content else None
 
 
 def _replace(root: Path, below: str, content: bytes) -> None:

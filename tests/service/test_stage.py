@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from distilld.core.model import REPORTS, UsageError
-from distilld.publish.receipt_files import broken_stage_chains
+from distilld.files.regular import read_regular
+from distilld.publish import stage_chains
+from distilld.publish.receipt_files import receipt_bytes, receipt_path
+from distilld.publish.stage_chains import broken_stage_chains, stage_receipts
 from distilld.service import stage
 from distilld.service.stage import StageRun, run_stage
 from tests.support.command import command, distilld, environment, once, phase4
@@ -292,7 +296,7 @@ def test_what_is_not_utf8_stands_escaped_in_the_receipt(root: Path) -> None:
         assert found["options"]["command"] == [*words, f"{root}/caf\\xe9"]
         assert found["warnings"] == ["the output caf\\xe9/* matches no file"]
     assert ran(root, name).exit_code == 127
-    assert list(broken_stage_chains(root)) == []
+    assert broken_stage_chains(root) == []
 
 
 def test_listing_that_fails_is_no_empty_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +381,7 @@ def test_folder_that_only_looks_like_a_receipts_is_passed_over(root: Path, name:
     folder = (root / str(first.receipt)).parent
     shutil.copytree(folder, folder.with_name(name.format(folder.name)))
     assert receipt(root, ran(root))["sequence"] == 2
-    assert list(broken_stage_chains(root)) == []
+    assert broken_stage_chains(root) == []
 
 
 def test_damaged_receipt_is_told(root: Path) -> None:
@@ -422,12 +426,12 @@ def test_distilld_goes_on_beside_it(root: Path, tmp_path: Path) -> None:
 
 def test_whole_chains_have_no_broken_link(root: Path) -> None:
     """Each stage's chain is looked at by itself, whatever was removed as too old, and beside a stage that still runs."""
-    assert list(broken_stage_chains(root)) == []
+    assert broken_stage_chains(root) == []
     for number in range(3):
         ran(root, keep=2)
         ran(root, name="other", inputs=(f"data/in/{number}/*.jsonl",))
     (root / REPORTS / "99991231T235959.999Z-score_runs").mkdir()
-    assert list(broken_stage_chains(root)) == []
+    assert broken_stage_chains(root) == []
 
 
 @pytest.mark.parametrize("earlier", [0, 1])
@@ -438,14 +442,41 @@ def test_runs_at_one_time_break_no_chain(root: Path, monkeypatch: pytest.MonkeyP
     others = beside(monkeypatch, lambda: ran(root, keep=2))
     first, second = receipt(root, ran(root, keep=3)), receipt(root, others[0])
     assert first["previous_receipt_sha256"] == second["previous_receipt_sha256"]
-    assert list(broken_stage_chains(root)) == []
+    assert broken_stage_chains(root) == []
     ran(root, keep=3)
     assert len(list((root / REPORTS).iterdir())) == 3
-    assert list(broken_stage_chains(root)) == []
+    assert broken_stage_chains(root) == []
+
+
+def test_as_many_receipts_are_read_as_are_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: every receipt of every stage was read and hashed to show the newest one."""
+    ran(root)
+    for _ in range(9):
+        ran(root, name="a")
+        ran(root, name="b")
+    newest = [ran(root, name=name) for name in ("a", "a", "b")]
+    reads: list[Path] = []
+
+    def counted(path: Path) -> bytes:
+        reads.append(path)
+        return read_regular(path)
+
+    monkeypatch.setattr(stage_chains, "read_regular", counted)
+    shown = islice(stage_receipts(root), 3)
+    assert [receipt_path(each.batch_id) for each in shown] == [run.receipt for run in reversed(newest)]
+    # Of each stage one more than is shown, and the one before it.
+    assert len(reads) <= 3 + 3 + 3
+    assert len(list(stage_receipts(root))) == 22
 
 
 def _edit(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"exit_code": 0', b'"exit_code": 1'))
+
+
+def _put_other_types(path: Path) -> None:
+    """The form is distilld's, but not the types."""
+    facts = json.loads(path.read_bytes())
+    path.write_bytes(receipt_bytes(facts | {"previous_receipt_sha256": ["x"], "exit_code": {}}))
 
 
 def _lengthen(path: Path) -> None:
@@ -469,6 +500,7 @@ NO_FILE = "cannot be read: is no regular file"
         (1, _edit, {2: NO_LINK}),
         (0, _lengthen, {0: NOT_AS_WRITTEN, 1: NO_LINK}),
         (2, _lengthen, {2: NOT_AS_WRITTEN}),
+        (1, _put_other_types, {1: NOT_AS_WRITTEN, 2: NO_LINK}),
         (1, Path.unlink, {2: NO_LINK}),
         (1, _put_fifo, {1: NO_FILE, 2: NO_LINK}),
     ],
@@ -479,4 +511,4 @@ def test_edited_or_lost_receipt_breaks_its_chain(
     """The receipt after it names another digest; one that is no receipt any more is told by itself."""
     receipts = [run.receipt or "" for run in (ran(root), ran(root), ran(root))]
     damage(root / receipts[which])
-    assert list(broken_stage_chains(root)) == [f"{receipts[number]}: {what}" for number, what in told.items()]
+    assert broken_stage_chains(root) == [f"{receipts[number]}: {what}" for number, what in told.items()]
