@@ -69,6 +69,10 @@ class Dataset(Word):
     PREFERENCE = "preference"
 
 
+ROW_DATASETS: Final = (Dataset.RAG, Dataset.SFT)
+"""The datasets whose rows come from one scored row each; a pair comes from two."""
+
+
 class Reason(Word):
     """Why a row is quarantined: the closed list of SPEC 3.7."""
 

@@ -15,7 +15,7 @@ from typing import Final
 from distilld.config.settings import Settings
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
 from distilld.core.line_facts import ignored
-from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Dataset, OperatorError, Options
+from distilld.core.model import EXPORT_PATHS, MARK_BYTES, ROW_DATASETS, Dataset, OperatorError, Options
 from distilld.files.regular import open_regular, without_space
 from distilld.files.segments import blocks_of
 from distilld.lake.lines import digest_of
@@ -216,7 +216,7 @@ def _story(
 
 
 def _verdicts(rows: list[RunRow], options: Options) -> Iterator[VerdictStory]:
-    for dataset in (Dataset.RAG, Dataset.SFT):
+    for dataset in ROW_DATASETS:
         verdict = _in_force(dataset, rows, options)
         if verdict and verdict.category and verdict.at:
             forbids = options.revoke and options.forbids(dataset, verdict.category)

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from distilld.core.datasets import preference, rag, sft
 from distilld.core.firewall import MissingFiles, PairCase, PairSide, RowCase, revoking
 from distilld.core.json_text import Malformed
-from distilld.core.model import Category, Dataset, InputKind, Options, RowRef
+from distilld.core.model import ROW_DATASETS, Category, Dataset, InputKind, Options, RowRef
 from distilld.core.outcome import Outcome, quarantine_malformed
 from distilld.core.records import ScoredRun, id_digits
 from distilld.inspection.oracle_lake import Lake, Row, all_rows, rows_at
@@ -139,7 +139,7 @@ def export(
         result.lines += 1
         tasks.add(row)
         exports.add(row)
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset in ROW_DATASETS:
             outcome = judge.row(dataset, row)
             placed = keep(_placed(outcome))
             if outcome.gate == "evidence" and (dataset, row.at) in retained.kept:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.model import EXPORT_PATHS, Category, Dataset, InputChanged, Options
+from distilld.core.model import EXPORT_PATHS, ROW_DATASETS, Category, Dataset, InputChanged, Options
 from distilld.core.samples import faults_of
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
@@ -199,7 +199,7 @@ def _accounting(ledger: Ledger, export_records: ExportRecords, exports: Mapping[
     totals, records = ledger.totals(), export_records.exports()
     faults = [
         f"{dataset}: {ledger.judged_rows(dataset)} rows were judged, {totals.live(dataset)} have an outcome"
-        for dataset in (Dataset.RAG, Dataset.SFT)
+        for dataset in ROW_DATASETS
         if totals.live(dataset) != ledger.judged_rows(dataset)
     ]
     faults += [

@@ -18,7 +18,7 @@ import orjson
 
 from distilld.core.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
 from distilld.core.line_facts import VERDICTS, ignored
-from distilld.core.model import EXPORT_PATHS, Committed, Dataset, Options, Pieces, ProgramError
+from distilld.core.model import EXPORT_PATHS, ROW_DATASETS, Committed, Dataset, Options, Pieces, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
 from distilld.publish.new_file import Written
@@ -241,7 +241,7 @@ class Committer(Recovery):
     def _second_look(self, decisions: Decisions, options: Options) -> bool:
         if not options.revoke:
             return True
-        exported = {dataset: set(decisions.exported_walks[dataset]) for dataset in (Dataset.RAG, Dataset.SFT)}
+        exported = {dataset: set(decisions.exported_walks[dataset]) for dataset in ROW_DATASETS}
         forbidden = {
             dataset: {code for code, category in VERDICTS.items() if options.forbids(dataset, category)}
             for dataset in exported

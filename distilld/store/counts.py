@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilld.core.model import Dataset
+from distilld.core.model import ROW_DATASETS, Dataset
 from distilld.store.schema import HALF_JUDGED
 from distilld.store.statements import Statements
 
@@ -69,5 +69,5 @@ class Counts(Statements):
 
     def shift_outcomes(self, table: str, source: str, target: str, where: str) -> None:
         """Do the same for rows that have an outcome in RAG and one in SFT."""
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset in ROW_DATASETS:
             self.shift_rows(dataset, table, source, target, where)

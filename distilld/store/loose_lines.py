@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED
-from distilld.core.model import Dataset, Options
+from distilld.core.model import ROW_DATASETS, Dataset, Options
 from distilld.store.statements import Statements
 from distilld.store.verdicts import is_forbidden
 
@@ -107,7 +107,7 @@ class LooseLines(Statements):
         Unless the queued rows are ``all_judged``, leave out the lines that wait for one of these, which has the same
         id: its row may have moved there. What a verdict forbids does not wait.
         """
-        waits = "0" if all_judged else _WAITS.format(is_forbidden("d.run_id", options, Dataset.RAG, Dataset.SFT))
+        waits = "0" if all_judged else _WAITS.format(is_forbidden("d.run_id", options, *ROW_DATASETS))
         leaving = f"{_DEPARTURES} d WHERE NOT {waits}"
         rows = self._run(f"{leaving} ORDER BY departure_id LIMIT ?", (limit,)).fetchall()
         if len(rows) == limit:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, REASON_CODES
-from distilld.core.model import Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
+from distilld.core.model import ROW_DATASETS, Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.inputs import FileRecord, Inputs
@@ -188,7 +188,7 @@ class Orphans(Statements):
         Mark the others as decided; return how many leave.
         """
         gone = 0
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset in ROW_DATASETS:
             codes = forbidding_codes(options, dataset)
             where = (
                 f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from distilld.core.line_facts import EXPORTED
-from distilld.core.model import Dataset, Options
+from distilld.core.model import ROW_DATASETS, Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
@@ -64,7 +64,7 @@ class Pruning(Statements):
         )
         with self._verdicts.changing(self._runs_set_free(options) if only is None else (), options):
             pruned = 0
-            for dataset in (Dataset.RAG, Dataset.SFT):
+            for dataset in ROW_DATASETS:
                 pruned += self._number(f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}")
                 self._departures.add_rows(dataset, "retained_rows", "retained", where, "'pruned'")
             self._run(
@@ -86,7 +86,7 @@ class Pruning(Statements):
 
     def _runs_set_free(self, options: Options) -> list[str]:
         """Return the runs that an absent verdict forbids and that present rows name, or pairs: others are not judged again."""
-        codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)
+        codes = forbidding_codes(options, *ROW_DATASETS)
         forbidden = runs_of("retained_rows", f"n.kind = 'absent' AND n.category IN ({codes})")
         rests = (
             "SELECT m.run_id FROM files f CROSS JOIN malformed_runs m ON m.digest = f.rest_digest"

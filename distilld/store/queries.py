@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED, VERDICTS
-from distilld.core.model import Category, Cause, Dataset, InputKind, Reason, RowRef
+from distilld.core.model import ROW_DATASETS, Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Form, Store
 from distilld.store.statements import Statements
 
@@ -348,7 +348,7 @@ class Exceptions(Statements):
         )
 
     def _lines(self, query: str) -> Iterator[KeptLine]:
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset in ROW_DATASETS:
             for outcome, line, key, path, number, run_id, digest, orphan, told in self._run(query.format(dataset)):
                 at = RowRef(path, number) if path is not None else None
                 yield KeptLine(dataset, outcome, line, key, at, run_id, digest, bool(orphan), CATEGORIES.get(told))

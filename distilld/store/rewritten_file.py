@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED, RowFacts
-from distilld.core.model import Dataset, Options
+from distilld.core.model import ROW_DATASETS, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.evidence_rows import evidence_found
@@ -101,7 +101,7 @@ class RewrittenFile(Statements):
     def _depart(self) -> None:
         """Delete rows that the file no longer holds; add their lines in the exports to ``departures``."""
         same_run = "run_id = (SELECT i.run_id FROM incoming i WHERE i.line = departing.line)"
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset in ROW_DATASETS:
             cause = f"CASE WHEN {same_run} THEN 'rescored' ELSE 'row_removed' END"
             self._departures.add_rows(dataset, "departing", "live", "1", cause)
         self._queues.add_tasks("departing", CAN_HAVE_PAIRS.format("departing"))

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from distilld.core.line_facts import CATEGORY_CODES, UNREVIEWED, VERDICTS, ignored
-from distilld.core.model import Category, Dataset, InputKind, Options
+from distilld.core.model import ROW_DATASETS, Category, Dataset, InputKind, Options
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord
 from distilld.store.run_exports import RunExports
@@ -72,7 +72,7 @@ class Verdicts(Statements):
         if present is not None and present[1] == ignored(Dataset.RAG, options):
             in_rag = self._last_present(run_id, low, high, but=UNREVIEWED)
         elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
-        codes = forbidding_codes(options, Dataset.RAG, Dataset.SFT)  # no other absent ones count
+        codes = forbidding_codes(options, *ROW_DATASETS)  # no other absent ones count
         absent = self._run(
             "SELECT p.walk_base + f.line, f.category FROM retained_rows f CROSS JOIN partitions p USING (partition_id)"
             f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND f.digest NOT IN"
