@@ -31,6 +31,7 @@ from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of
 from distilld.publish.reading import whole_lines
 from distilld.store.delivery_queries import RowTasks
+from distilld.store.queries import Views
 
 MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
@@ -326,8 +327,8 @@ class _Writer:
     def _manifest(self) -> dict[str, Any]:
         batch = self._batch.batch
         assert batch is not None  # noqa: S101  refused before
-        receipts = self._batch.receipts.receipts(1)
-        receipt: dict[str, Any] = orjson.loads(receipts[0][1]) if receipts else {}
+        newest = next(Views(self._batch.store).receipts(1), None)
+        receipt = newest.facts() if newest is not None else {}
         return {
             "schema_version": MANIFEST_VERSION,
             "distilld_version": __version__,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import orjson
+from typing import Final, NamedTuple
 
 from distilld.files.regular import read_regular
 from distilld.publish.receipt_files import receipt_path, sha256_of
@@ -19,6 +17,8 @@ WHOLE: Final = "ok"
 MISSING: Final = "missing"
 NOT_WRITTEN: Final = "not written yet"
 """The batch is committed, and its receipt's file is yet to be written: a fault only if nobody is writing it."""
+
+_NEEDED: Final = {"previous_receipt_sha256", "validation_pass"}
 
 
 class CheckedReceipt(NamedTuple):
@@ -52,10 +52,10 @@ def _checked(store: Store, root: Path, limit: int | None) -> Iterator[CheckedRec
     kept = Views(store).receipts(None if limit is None else limit + 1)
     for receipt, before in islice(pairwise(chain(kept, (None,))), limit):
         assert receipt is not None  # noqa: S101  only the last one is
-        facts, problem = {}, "changed in the store"
-        if sha256_of(receipt.text.encode()) == receipt.sha256:
-            facts, problem = _facts_of(receipt.text), "no receipt"
-        faults = [] if facts else [problem]
+        facts = receipt.facts()
+        if not facts.keys() >= _NEEDED:
+            facts = {}
+        faults = [] if facts else ["changed in the store" if receipt.is_changed() else "no receipt"]
         faults += _faults_of_file(root, receipt)
         if facts and facts["previous_receipt_sha256"] != (before.sha256 if before else anchor):
             faults.append("names another receipt before it")
@@ -71,12 +71,3 @@ def _faults_of_file(root: Path, receipt: KeptReceipt) -> Iterator[str]:
         yield MISSING if receipt.written else NOT_WRITTEN
     except OSError as error:
         yield f"cannot be read: {error.strerror}"
-
-
-def _facts_of(text: str) -> dict[str, Any]:
-    try:
-        facts = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return {}
-    needed = {"previous_receipt_sha256", "validation_pass"}
-    return facts if isinstance(facts, dict) and needed <= facts.keys() else {}

@@ -96,7 +96,9 @@ def verify(
     def check(pinned: CommittedBatch) -> Report:
         store, receipts, exports = pinned.store, pinned.receipts, pinned.exports
         report = Report(pinned.batch.batch_id if pinned.batch else None, deep)
-        judged_with = _options_of(receipts, options)
+        # The options of the newest batch may include flags of one run.
+        told = Views(store).last_options()
+        judged_with = options if told is None else Options.from_json(told)
         unfinished = _unfinished(root, state, pinned)
         # An export that is not what was committed gets no other checks.
         whole = {name: export.lines if export.intact else lambda: iter(()) for name, export in exports.items()}
@@ -118,15 +120,6 @@ def verify(
         return report
 
     return at_one_batch(root, state, check)
-
-
-def _options_of(receipts: Receipts, otherwise: Options) -> Options:
-    """Return the options of the newest batch, which may include flags of one run, or ``otherwise`` if there is none."""
-    newest = receipts.receipts(1)
-    if not newest:
-        return otherwise
-    told = (parse_object(newest[0][1].encode().replace(b"\n", b" ")).value or {}).get("options", {})
-    return Options.from_json(told)
 
 
 def _unfinished(root: Path, state: Path, pinned: CommittedBatch) -> frozenset[str]:
@@ -164,7 +157,7 @@ def _receipts(root: Path, store: Store) -> Check:
 
 def _anchored(root: Path, receipts: Receipts, anchor: str) -> Check:
     """Check that a receipt that was noted elsewhere is still in its chain, or is the last one no longer kept."""
-    known = {sha256 for _, _, sha256 in receipts.receipts(1 << 31)} | {receipts.chain_anchor()} | stage_anchors(root)
+    known = {*receipts.sha256s(), receipts.chain_anchor(), *stage_anchors(root)}
     fault = f"no receipt has the sha256 {anchor}: it was removed, or its chain was rewritten, or it is kept no longer"
     return _check("anchor", [] if anchor in known else [fault])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import orjson
 
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED, VERDICTS
 from distilld.core.model import ROW_DATASETS, Category, Cause, Dataset, InputKind, Reason, RowRef
@@ -60,9 +62,21 @@ class KeptReceipt(NamedTuple):
     """A receipt as stored."""
 
     batch: BatchLine
-    text: str
+    content: bytes
     sha256: str
     written: bool
+
+    def is_changed(self) -> bool:
+        """Return whether it was changed in the store."""
+        return hashlib.sha256(self.content).hexdigest() != self.sha256
+
+    def facts(self) -> dict[str, Any]:
+        """Return what it says; nothing if it was changed in the store, or is no receipt."""
+        try:
+            found = None if self.is_changed() else orjson.loads(self.content)
+        except orjson.JSONDecodeError:
+            found = None
+        return found if isinstance(found, dict) else {}
 
 
 class PublishedLine(NamedTuple):
@@ -106,6 +120,7 @@ def reading(path: Path, root: Path) -> Iterator[Store]:
 
 
 _BATCH = ", ".join(BatchLine._fields)
+_END_OF_TIME: Final = "9999-12-31T23:59:59.999Z"
 
 
 class Views(Statements):
@@ -187,12 +202,14 @@ class Views(Statements):
         row = self._run(f"SELECT {_BATCH} FROM batch_history ORDER BY batch DESC LIMIT 1").fetchone()
         return BatchLine._make(row) if row else None
 
-    def receipts(self, limit: int | None) -> Iterator[KeptReceipt]:
-        """Yield the newest receipts, newest first, up to ``limit``; None for all."""
+    def receipts(self, limit: int | None, *, until: str = _END_OF_TIME) -> Iterator[KeptReceipt]:
+        """Yield the newest receipts until a time, newest first, up to ``limit``; None for all."""
+        # As a blob: damaged text may not be UTF-8. Batches outlast their receipts, so older ones are left out.
         rows = self._run(
-            f"SELECT {_BATCH}, receipt, receipt_sha256, written FROM receipts JOIN batches USING (batch)"
+            f"SELECT {_BATCH}, CAST(receipt AS BLOB), receipt_sha256, written FROM batches CROSS JOIN receipts"
+            " USING (batch) WHERE batch >= (SELECT min(batch) FROM receipts) AND recorded_at <= ?"
             " ORDER BY batch DESC LIMIT ?",
-            (-1 if limit is None else limit,),
+            (until, -1 if limit is None else limit),
         )
         width = len(BatchLine._fields)
         for row in rows:
@@ -200,9 +217,11 @@ class Views(Statements):
 
     def rows_at(self, moment: str) -> dict[str, int]:
         """Return the row counts of the datasets at a time; empty if no kept receipt goes back that far."""
-        return dict(
-            self._run("SELECT dataset, rows FROM dataset_history WHERE at <= ? LIMIT ?", (moment, len(Dataset)))
-        )
+        return {
+            dataset: figures.get("rows", figures.get("shipped"))  # older versions used another key
+            for receipt in self.receipts(1, until=moment)
+            for dataset, figures in receipt.facts().get("record_counts", {}).get("per_exporter", {}).items()
+        }
 
     def withdrawals_since(self, moment: str, limit: int | None) -> tuple[int, list[PublishedLine]]:
         """Return how many rows left the datasets after a time, and the newest ``limit`` (None: all), oldest first."""
@@ -228,9 +247,9 @@ class Views(Statements):
         return list(dict.fromkeys(run_id for row in rows for run_id in row if run_id is not None))
 
     def last_options(self) -> dict[str, Any] | None:
-        """Return the options of the newest batch whose receipt is kept, or None."""
+        """Return the options of the newest batch whose receipt is kept, or None if it is damaged, or there is none."""
         newest = next(self.receipts(1), None)
-        return None if newest is None else json.loads(newest.text)["options"]
+        return None if newest is None else newest.facts().get("options")
 
     # withdrawals
 

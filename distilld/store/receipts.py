@@ -93,9 +93,9 @@ class Receipts(Statements):
 
     # the chain of receipts
 
-    def receipts(self, limit: int) -> list[tuple[str, str, str]]:
-        """Return the newest receipts, newest first: batch id, text, sha256."""
-        return self._kept("b.batch_id, r.receipt, r.receipt_sha256", "ORDER BY r.batch DESC LIMIT ?", limit)
+    def sha256s(self) -> list[str]:
+        """Return the digests of all receipts that are kept, the oldest first."""
+        return self._column("SELECT receipt_sha256 FROM receipts ORDER BY batch")
 
     def _kept(self, columns: str, which: str, *values: int) -> list[Any]:
         query = f"SELECT {columns} FROM receipts r CROSS JOIN batches b USING (batch) {which}"

@@ -49,8 +49,7 @@ from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
 from distilld.publish.commit import CommittedBatch
 from distilld.store.connection import Store
-from distilld.store.queries import Exceptions
-from distilld.store.receipts import Receipts
+from distilld.store.queries import Exceptions, Views
 from distilld.store.retained import Only
 from tests.property.absence import Absence
 from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined_rows, scored_rows, whole_options
@@ -470,7 +469,7 @@ class Histories(RuleBasedStateMachine):
             stayed |= invariants.places_of_retained(expected)
             invariants.keep_what_did_not_change(self.before, exports, stayed)
             invariants.publish_what_left(self.before, exports)
-        receipts = [(batch_id, text) for batch_id, text, _ in Receipts(self.store).receipts(1 << 30)]
+        receipts = [(each.batch.batch_id, each.content.decode()) for each in Views(self.store).receipts(None)]
         invariants.chain(self.folder, receipts[::-1])
         invariants.add_up(self.store.connection, exports)
         assert not self.engine.work.waiting().anything

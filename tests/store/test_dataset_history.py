@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import EXPORT_PATHS, Dataset, Trigger
+from distilld.store.queries import Views
 from tests.support.history_lake import MINUTE_NS, A, B, HistoryLake, given, history_lake, run
+from tests.support.query_plans import counted_steps
 from tests.support.target_state import Exports, add_up
 
 Batch = dict[str, tuple[int, int, int, int]]
@@ -95,6 +97,24 @@ def test_rows_that_are_written_again_count_as_added(lake: HistoryLake) -> None:
     lake.go()
     assert [batch["rag"][:3] for batch in history(lake)[-2:]] == [(3, 0, 0), (2, 2, 1)]
     assert lake.causes("rag") == ["lost"]
+
+
+def test_past_that_no_receipt_covers_is_not_looked_for_in_all_batches(lake: HistoryLake) -> None:
+    """The story: where receipts went back less than a day, every look at the health asked all batches there ever were."""
+    store = lake.engine.store
+
+    def steps() -> int:
+        with counted_steps(store.connection) as done:
+            assert Views(store).rows_at("2020") == {}
+            assert len(list(Views(store).receipts(None))) == 1
+        return done[0]
+
+    before = steps()
+    store.connection.execute(
+        "WITH RECURSIVE n(batch) AS (SELECT 0 UNION ALL SELECT batch - 1 FROM n WHERE batch > -1000)"
+        " INSERT INTO batches SELECT batch, 'b' || batch, 'watch', '2021', 0, 0, 0, 0, 0, 0 FROM n"
+    )
+    assert steps() < 2 * before
 
 
 def lag_ms(lake: HistoryLake) -> int | None:

@@ -107,6 +107,21 @@ def test_receipt_in_the_store_that_is_none_breaks_the_chain(
     assert "the chain is broken in 1 of 1 receipt" in ran.out
 
 
+@pytest.mark.parametrize("damage", ["no JSON", b"{\xff}", "{}"])
+def test_receipt_that_was_damaged_in_the_store_stops_nothing(cli: Cli, lake: HistoryLake, damage: str | bytes) -> None:
+    """The story: a damaged receipt was a traceback of status, and of every run from then on."""
+    with closing(sqlite3.connect(lake.state)) as store, store:
+        store.execute("UPDATE receipts SET receipt = CAST(? AS TEXT)", (damage,))
+        store.execute("UPDATE batches SET recorded_at = '2020' || substr(recorded_at, 5)")
+    for name, code in {"status": 0, "health": 1, "explain": 0, "receipts": 1, "verify": 1, "snapshot": 0}.items():
+        given = {"explain": ("a",), "snapshot": (lake.root.parent / "copy",)}.get(name, ())
+        ran = cli(name, *given, "--root", lake.root)
+        assert ran.code == code, (name, ran.err)
+        assert "Traceback" not in ran.err
+    lake.both(B, run("c"))
+    assert cli("run", "--once", "--root", lake.root).code == 0
+
+
 # snapshots
 
 
