@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -13,10 +12,9 @@ import orjson
 from distilld.cli.commands import COUNT, Common, common_options, json_option
 from distilld.cli.output import print_json, say, show
 from distilld.cli.settings import load_settings
-from distilld.core.model import EXPORT_PATHS, Dataset, Reason
-from distilld.files.regular import committed_lines
-from distilld.store.export_records import ExportRecords
-from distilld.store.queries import QuarantineCount, Views, reading
+from distilld.core.model import Dataset, Reason
+from distilld.publish.committed import CommittedBatch, at_one_batch
+from distilld.store.queries import QuarantineCount, Views
 from distilld.tables import Table
 
 
@@ -45,17 +43,19 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
     are in exports/quarantine/.
     """
     settings = load_settings(common)
-    only = Dataset(dataset) if dataset else None
     why = Reason(reason) if reason else None
-    with reading(settings.state, settings.root) as store:
-        counts = Views(store).quarantine(only, why)
-        records = ExportRecords(store).exports()
-    lengths = {each: records[f"quarantine_{each}"].committed.size for each in Dataset}
-    rows = list(islice(_rows(settings.root, counts, lengths, why), limit))
+    datasets = [Dataset(dataset)] if dataset else list(Dataset)
+
+    def look(batch: CommittedBatch) -> tuple[list[QuarantineCount], list[QuarantineRow]]:
+        counts = Views(batch.store).quarantine(Dataset(dataset) if dataset else None, why)
+        return counts, list(islice(_rows(batch, dict.fromkeys(each.dataset for each in counts), why), limit))
+
+    names = [f"quarantine_{each}" for each in datasets]
+    counts, rows = at_one_batch(settings.root, settings.state, look, names=names)
     if as_json:
         print_json({"by_reason": counts, "rows": rows})
     elif not counts:
-        say("nothing is quarantined" + (" for this" if only or why else ""))
+        say("nothing is quarantined" + (" for this" if dataset or why else ""))
     else:
         by_reason = [(str(count.dataset), str(count.reason), count.rows) for count in counts]
         show(Table("Quarantined", ("dataset", "reason", "rows"), by_reason))
@@ -64,25 +64,12 @@ def quarantine(common: Common, dataset: str | None, reason: str | None, limit: i
             show(Table("Rows", ("dataset", "reason", "place", "errors"), table))
 
 
-def _rows(
-    root: Path, counts: list[QuarantineCount], lengths: dict[Dataset, int], reason: Reason | None
-) -> Iterator[QuarantineRow]:
-    """Yield the committed rows of the quarantine files, for the datasets that have any."""
-    for dataset in Dataset:
-        if any(count.dataset is dataset for count in counts):
-            for row in _read(root / EXPORT_PATHS[f"quarantine_{dataset}"], lengths[dataset]):
-                if reason in (None, row.reason):
-                    yield row
-
-
-def _read(path: Path, length: int) -> Iterator[QuarantineRow]:
-    for line in committed_lines(path, length):
-        try:
-            found = orjson.loads(line)
-            place = found["location"]
-            yield QuarantineRow(
-                str(found["exporter"]), str(found["reason"]), str(place["partition"]), int(place["line_offset"]),
-                tuple(map(str, found["errors"])),
-            )  # fmt: skip
-        except (ValueError, TypeError, KeyError):
-            continue  # the file was edited; 'status' and 'verify' report it
+def _rows(batch: CommittedBatch, datasets: Iterable[Dataset], reason: Reason | None) -> Iterator[QuarantineRow]:
+    for dataset in datasets:
+        for line in batch.exports[f"quarantine_{dataset}"].lines():
+            row = orjson.loads(line)
+            if reason in (None, row["reason"]):
+                place = row["location"]
+                yield QuarantineRow(
+                    row["exporter"], row["reason"], place["partition"], place["line_offset"], tuple(row["errors"])
+                )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -82,25 +81,6 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
-def committed_lines(path: Path, length: int) -> Iterator[bytes]:
-    """Return an export's lines up to its committed length, without spaces; safe while a writer runs.
-
-    Raises:
-        OSError: As :func:`open_regular`.
-    """
-    with open_regular(path) as file:
-        yield from map(without_space, lines_up_to(file, length))
-
-
 def without_space(line: bytes) -> bytes:
     """Return a line of an export without the leading spaces that replaced withdrawn rows."""
     return line.lstrip(b" ") if line.startswith(b" ") else line
-
-
-def lines_up_to(file: BinaryIO, length: int) -> Iterator[bytes]:
-    """Return the lines from an open file's position on, as many as fit into ``length`` bytes."""
-    for line in file:
-        length -= len(line)
-        if length < 0:
-            return
-        yield line

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distilld.files.regular import committed_lines, is_there, open_regular, owned, read_regular
+from distilld.files.regular import is_there, open_regular, owned, read_regular
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a FIFO": (os.mkfifo, "is no regular file"),
@@ -31,13 +31,11 @@ def test_what_is_no_file_is_an_error_with_a_name(tmp_path: Path, kind: str) -> N
     assert Path(error.value.filename) == path
 
 
-def test_file_is_read_whole_or_up_to_what_was_committed(tmp_path: Path) -> None:
-    """Of the lines, none that ends behind the committed length is given."""
+def test_file_is_read_whole(tmp_path: Path) -> None:
+    """To its last byte."""
     path = tmp_path / "file"
     path.write_bytes(b"a\nbc\nd")
     assert read_regular(path) == b"a\nbc\nd"
-    assert list(committed_lines(path, 5)) == [b"a\n", b"bc\n"]
-    assert list(committed_lines(path, 4)) == [b"a\n"]
 
 
 def test_what_the_system_does_not_say_is_not_taken_for_nothing(tmp_path: Path) -> None:

@@ -295,9 +295,23 @@ def test_what_is_no_file_holds_nobody_up(sample: SampleLake, make: Callable[[Pat
     assert ran.code == 1
     assert [each["state"] for each in ran.json["receipts"]] == ["cannot be read: is no regular file"]
     ran = distilld("quarantine", "--limit", "1", "--root", sample.root, cwd=sample.root)
-    assert (ran.code, ran.errors) == (1, [f"distilld: {held}: is no regular file"])
+    restores = "('distilld run --once' restores it; see 'distilld status')"
+    problem = f"{EXPORT_PATHS['quarantine_rag']} cannot be read: is no regular file"
+    assert (ran.code, ran.errors) == (1, [f"distilld: {problem} {restores}"])
     ran = distilld("verify", "--root", sample.root, "--json", cwd=sample.root)
     assert (ran.code, ran.json["faults"]) == (1, 2)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"{}\n" + path.read_bytes()[3:])])
+def test_quarantine_that_was_damaged_is_restored_by_a_run(sample: SampleLake, damage: Callable[[Path], None]) -> None:
+    """The story: whoever asked for its rows was told to put the file back, or saw fewer of them without a word."""
+    damage(sample.root / EXPORT_PATHS["quarantine_rag"])
+    arguments = ("quarantine", "--root", sample.root)
+    assert distilld(*arguments, cwd=sample.root).code == 0
+    ran = distilld(*arguments, "--limit", "1", cwd=sample.root)
+    assert (ran.code, ran.out, "'distilld run --once' restores it" in ran.err) == (1, "", True)
+    assert once(sample.root).code == 0
+    assert distilld(*arguments, "--limit", "1", cwd=sample.root).code == 0
 
 
 def test_receipts_follow_the_chain(sample: SampleLake) -> None:
