@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -22,7 +23,6 @@ from distilld.core.remedies import remedy_of
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult, Progress
 from distilld.files.regular import owned
-from distilld.publish.commit import CommittedBatch
 from distilld.publish.lasting import Lasting
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import stage_heads
@@ -53,6 +53,8 @@ class Bulletin:
         self._notifier = notifier
         self._clock = clock
         self._metrics: Metrics | None = None
+        self._counted = 0
+        """The number of the last batch that the metrics count."""
         self._lasting = Lasting()
         self._trouble = False
         self._stored = Vitals()
@@ -89,6 +91,9 @@ class Bulletin:
             self._metrics = Metrics(settings.metrics_file)
             self._metrics.set("distilld_info", 1, __version__)
             self._metrics.set("distilld_start_time_seconds", seconds_of(self._started_at))
+            with suppress(OperatorError, sqlite3.Error):
+                newest = self._engine.receipts.last_batch()
+                self._counted = newest.batch if newest is not None else 0
 
     # what is reported
 
@@ -136,6 +141,13 @@ class Bulletin:
             self._metrics.add("distilld_failures_total", 1)
             self._metrics.set("distilld_failing", 1)
             self._measure_overdue(self._metrics)
+            with suppress(OperatorError, sqlite3.Error):
+                # A pass that fails has no result; what it committed is in the store.
+                new = takewhile(lambda each: each.batch.batch > self._counted, Views(self._engine.store).receipts(None))
+                for receipt in reversed(list(new)):
+                    if facts := receipt.facts():
+                        self._count(self._metrics, facts)
+                self._ask_store(self._metrics)
             self._write(self._metrics)
 
     # the store and the lock file
@@ -165,13 +177,12 @@ class Bulletin:
         metrics.set("distilld_watched_folders", folders)
         metrics.set("distilld_unsettled_files", len(result.indexed.unsettled))
         metrics.set("distilld_unreadable_inputs", len(result.unreadable))
-        metrics.add("distilld_rows_indexed_total", result.indexed.rows_indexed)
         for batch in result.batches:
-            _count(metrics, batch)
-        if result.batches:
-            metrics.set("distilld_last_batch_time_seconds", now / 1e9)
-        else:
-            metrics.add("distilld_read_bytes_total", result.indexed.bytes_read)
+            self._count(metrics, batch.receipt)
+        # What changed nothing is in no receipt.
+        metrics.add("distilld_rows_indexed_total", result.untold.rows_indexed)
+        metrics.add("distilld_rows_judged_total", result.judged_alike)
+        metrics.add("distilld_read_bytes_total", result.untold.bytes_read + result.read_alike)
         metrics.set("distilld_lag_seconds", result.lag_seconds)
         if result.scan is not None:
             files = [file.kind.value for file in result.scan.files]
@@ -181,6 +192,18 @@ class Bulletin:
         with suppress(OperatorError, sqlite3.Error):
             self._ask_store(metrics)
         self._write(metrics)
+
+    def _count(self, metrics: Metrics, receipt: dict[str, Any]) -> None:
+        self._counted = receipt["sequence"]
+        metrics.add("distilld_batches_total", 1)
+        metrics.add("distilld_rows_indexed_total", receipt["work"]["rows_indexed"])
+        metrics.add("distilld_rows_judged_total", receipt["work"]["rows_judged"])
+        metrics.add("distilld_read_bytes_total", receipt["work"]["bytes_read"])
+        for dataset, counts in receipt["record_counts"]["per_exporter"].items():
+            metrics.add("distilld_rows_appended_total", counts["appended"], dataset)
+            metrics.add("distilld_rows_withdrawn_total", counts["withdrawn"], dataset)
+        metrics.set("distilld_last_batch_time_seconds", seconds_of(receipt["ended_at"]))
+        metrics.set("distilld_last_batch_duration_seconds", receipt["duration_ms"] / 1000)
 
     def _ask_store(self, metrics: Metrics) -> None:
         engine, totals = self._engine, self._engine.ledger.totals()
@@ -219,14 +242,3 @@ class Bulletin:
             problem = f"{error.strerror or type(error).__name__}{owned(self._settings.metrics_file)}"
             if self._lasting.is_news(path, problem):
                 log.warning("metrics_failed", path=path, problem=problem, hint=remedy_of(error))
-
-
-def _count(metrics: Metrics, batch: CommittedBatch) -> None:
-    receipt = batch.receipt
-    metrics.add("distilld_batches_total", 1)
-    metrics.add("distilld_rows_judged_total", receipt["work"]["rows_judged"])
-    metrics.add("distilld_read_bytes_total", receipt["work"]["bytes_read"])
-    for dataset, counts in receipt["record_counts"]["per_exporter"].items():
-        metrics.add("distilld_rows_appended_total", counts["appended"], dataset)
-        metrics.add("distilld_rows_withdrawn_total", counts["withdrawn"], dataset)
-    metrics.set("distilld_last_batch_duration_seconds", receipt["duration_ms"] / 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +22,8 @@ from distilld.config.settings import Settings
 from distilld.core.model import Dataset, Trigger
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
+from distilld.publish.commit import CommittedBatch
+from distilld.publish.reading import ExportWriteError
 from distilld.service.metrics import METRICS, Metrics
 from distilld.service.reporter import Bulletin
 from distilld.service.run_once import writer
@@ -215,6 +219,59 @@ def test_file_that_cannot_be_written_stops_nothing(settings: Settings, tmp_path:
         bulletin.passed(PassResult(), watching="events", folders=8)
     assert path.exists()
     assert [each.name for each in path.parent.iterdir()] == ["distilld.prom"]
+
+
+def test_work_that_changed_nothing_counts(settings: Settings, tmp_path: Path) -> None:
+    """The story: rows that were judged, and bytes that were read, without a batch were in the report of a run alone."""
+    with capture_logs(), writer(settings) as engine:
+        bulletin = Bulletin(settings, engine, Notifier(None))
+        first = one_pass(engine)
+        bulletin.passed(first, watching="events", folders=8)
+        engine.reconfigure(replace(settings.options(), max_exports_per_run=999), engine.limits)
+        again = one_pass(engine)
+        bulletin.passed(again, watching="events", folders=8)
+    assert not again.batches
+    told = samples(tmp_path / "distilld.prom")
+    assert told["distilld_rows_judged_total", ()] == first.rows_judged + again.rows_judged == 210
+    assert told["distilld_read_bytes_total", ()] == first.bytes_read + again.bytes_read > first.bytes_read
+
+
+def test_batches_of_a_pass_that_failed_count(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story: what was committed before the failure was in receipts and log, and in no metric, for good."""
+    with capture_logs(), writer(settings) as engine:
+        bulletin = Bulletin(settings, engine, Notifier(None))
+        engine.limits = engine.limits._replace(batch_rows=40)
+        commit = engine.committer.commit
+
+        def fail_later(*given: Any, **more: Any) -> CommittedBatch:
+            if engine.receipts.last_batch() is not None:
+                raise ExportWriteError("exports", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            return commit(*given, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.committer, "commit", fail_later)
+            with pytest.raises(ExportWriteError):
+                one_pass(engine)
+        bulletin.failed("no room", "make some", overdue=False)
+        bulletin.failed("no room", "make some", overdue=False)
+        failing = samples(tmp_path / "distilld.prom")
+        assert failing["distilld_batches_total", ()] == 1
+        assert 0 < failing["distilld_rows_judged_total", ()] < 105
+        assert failing["distilld_rows_indexed_total", ()] == 210
+        assert failing["distilld_rows", ("rag",)] == failing["distilld_rows_appended_total", ("rag",)] > 0
+        assert failing["distilld_waiting_rows", ()] > 0
+        engine.committer.recover()
+        bulletin.passed(one_pass(engine), watching="events", folders=8)
+        batches = engine.receipts.last_batch()
+    over = samples(tmp_path / "distilld.prom")
+    assert batches is not None
+    assert over["distilld_batches_total", ()] == batches.batch > 1
+    assert over["distilld_rows_judged_total", ()] == 105
+    assert over["distilld_rows_indexed_total", ()] == 210
+    assert over["distilld_rows", ("rag",)] == over["distilld_rows_appended_total", ("rag",)] == 58
+    assert over["distilld_waiting_rows", ()] == 0
 
 
 def test_no_file_no_library() -> None:
