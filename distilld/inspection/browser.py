@@ -274,7 +274,7 @@ class _Lake:
 
     def _unread_files(self) -> str:
         try:
-            lag = look(self._settings).lag
+            lag = look(self._settings, sizes=False).lag
         except DistilldError:
             lag = None  # the dashboard says why
         return json.dumps([asdict(each) for each in lag.oldest] if lag else [])

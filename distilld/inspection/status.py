@@ -80,7 +80,7 @@ class Status:
     state: Path
     writer: Holder
     sizes: dict[str, int]
-    """The sizes of distilld's own files in bytes."""
+    """The sizes of distilld's own files in bytes; to know them, every receipt is looked at."""
     rescan_seconds: float
     timer: bool
     """Whether distilld is configured to run by a timer, not as a daemon."""
@@ -113,8 +113,8 @@ class Status:
         return self.writer_runs and self.writer.pid is not None and self.writer.pid == self.vitals.pid
 
 
-def look(settings: Settings) -> Status:
-    """Return the state of the lake, its store and its exports.
+def look(settings: Settings, *, sizes: bool = True) -> Status:
+    """Return the state of the lake, its store and its exports. ``sizes`` false leaves out those of distilld's files.
 
     Raises:
         OperatorError: The store or the lock cannot be read.
@@ -124,7 +124,7 @@ def look(settings: Settings) -> Status:
         settings.root,
         settings.state,
         holder(settings.root),
-        _sizes(settings),
+        _sizes(settings) if sizes else {},
         settings.rescan_seconds,
         settings.writer == "timer",
     )
@@ -160,7 +160,7 @@ def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
         OperatorError: The store or the lock cannot be read.
         UsageError: The store is from a newer version, or belongs to another root.
     """
-    found = look(settings)
+    found = look(settings, sizes=False)
     if not daemon:
         return [each for each in found.problems if each.name not in {"scan_overdue", "run_overdue"}]
     if not (found.timer or found.writer.running):

@@ -24,6 +24,7 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import (
     EXPORT_PATHS,
+    REPORTS,
     SET_ASIDE,
     InputKind,
     OperatorError,
@@ -116,6 +117,22 @@ def test_it_looks_at_no_table_of_rows_as_a_whole(settings: Settings, monkeypatch
     assert any("FROM retained_rows" in statement for statement in asked)
     with closing(sqlite3.connect(settings.state)) as store:
         assert whole_scans(store, asked) == []
+
+
+def test_it_looks_at_no_receipt(settings: Settings, running: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: a monitor's question asked the size of every receipt, which only status shows."""
+    walked: list[Path] = []
+    walk = os.walk
+
+    def noted(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        walked.append(folder)
+        return walk(folder)
+
+    monkeypatch.setattr(os, "walk", noted)
+    assert names(settings) == []
+    assert settings.root / REPORTS not in walked
+    look(settings)
+    assert settings.root / REPORTS in walked
 
 
 def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> None:
