@@ -146,10 +146,10 @@ def _quarantine_lines(rows: list[RunRow], pairs: list[RunPair]) -> dict[Dataset,
 
 
 def _errors(root: Path, store: Store, wanted: dict[Dataset, set[bytes]]) -> Errors:
-    """Return the errors of some quarantine lines. Lines that are not found are left out."""
+    """Return the errors of some quarantine lines. Lines that are not found, or cannot be read, are left out."""
     found: dict[bytes, tuple[str, ...]] = {}
     for dataset, digests in wanted.items():
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             for line in _lines_like(root, store, f"quarantine_{dataset}", digests):
                 if (digest := digest_of(line)) in digests:
                     errors = (parse_object(line.rstrip(b"\n"), max_depth=QUOTED_DEPTH).value or {}).get("errors")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -326,12 +327,18 @@ def test_odd_run_ids(lake: HistoryLake, run_id: str) -> None:
     assert sft.errors == ("category=rejected forbidden in SFT (spec non-negotiable)",)
 
 
-def test_damaged_quarantine_is_told(lake: HistoryLake) -> None:
-    """A quarantine row that is not where it should be is told as such; the reason is known all the same."""
+@pytest.mark.parametrize("put", [lambda _: None, os.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
+def test_damaged_quarantine_is_told(lake: HistoryLake, put: Callable[[Path], None]) -> None:
+    """A quarantine row that is not where it should be is told as such; the reason is known all the same.
+
+    The story: what stood in place of the file was an error without a remedy, and nothing of the run was told.
+    """
     lake.both(A, run("r1", "rejected"))
     lake.go()
     (lake.root / "exports/quarantine/sft.jsonl").write_bytes(b"junk\n")
-    (lake.root / "exports/quarantine/rag.jsonl").unlink()
+    rag = lake.root / "exports/quarantine/rag.jsonl"
+    rag.unlink()
+    put(rag)
     for fate in fates(story_of(lake, "r1"))[0]:
         assert fate.reason is not None
         assert fate.errors == ()
