@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 import click
 
 from distilld.cli.commands import Common, ExitCode, common_options, json_option
 from distilld.cli.output import print_json, say
 from distilld.cli.settings import load_settings
-from distilld.core.model import DistilldError
-from distilld.inspection.problem import not_known
+from distilld.inspection.problem import UNKNOWN, not_known
 from distilld.inspection.status import diagnose
 
 
@@ -28,7 +25,7 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
     settings = load_settings(common)
     try:
         problems = diagnose(settings, daemon=not no_daemon)
-    except (DistilldError, OSError, sqlite3.Error) as error:
+    except UNKNOWN as error:
         if as_json:
             print_json({"healthy": False, "problems": [not_known(error)]})
         raise

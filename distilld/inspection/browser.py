@@ -34,13 +34,13 @@ from markupsafe import Markup, escape
 from distilld.config.settings import Settings
 from distilld.core.decisions import dataset_of
 from distilld.core.line_facts import EXPORTED, REASONS, VERDICTS
-from distilld.core.model import DistilldError
 from distilld.inspection.explain import explain
-from distilld.inspection.problem import Problem, not_known
+from distilld.inspection.problem import UNKNOWN, Problem, not_known
 from distilld.inspection.row_history import find_row
 from distilld.inspection.status import diagnose, look
 from distilld.inspection.story_text import Text, text_of_row, text_of_run
 from distilld.logs import printable
+from distilld.service.failure_text import explain_failure
 from distilld.store.copy import copy_store
 from distilld.tables import labelled
 
@@ -263,19 +263,20 @@ class _Lake:
                 yield from text_of_row(find_row(self._settings, row_id))
             else:
                 yield from text_of_run(explain(self._settings, asked))
-        except DistilldError as error:
-            yield f"{error}" + (f" ({error.hint})" if error.hint else "")
+        except UNKNOWN as error:
+            text, hint = explain_failure(error)
+            yield f"{text} ({hint})" if hint else text
 
     def _problems(self) -> list[Problem]:
         try:
             return diagnose(self._settings)
-        except DistilldError as error:
+        except UNKNOWN as error:
             return [not_known(error)]
 
     def _unread_files(self) -> str:
         try:
             lag = look(self._settings, sizes=False).lag
-        except DistilldError:
+        except UNKNOWN:
             lag = None  # the dashboard says why
         return json.dumps([asdict(each) for each in lag.oldest] if lag else [])
 

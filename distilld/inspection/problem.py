@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
+from typing import Final
 
+from distilld.core.model import DistilldError
 from distilld.service.failure_text import explain_failure
 
 
@@ -14,6 +17,10 @@ class Problem:
     name: str
     text: str
     remedy: str
+
+
+UNKNOWN: Final = (DistilldError, OSError, sqlite3.Error)
+"""The errors that keep a lake from being looked at; their messages say what to do."""
 
 
 def not_known(error: Exception) -> Problem:

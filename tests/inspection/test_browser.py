@@ -7,9 +7,14 @@ import os
 import sqlite3
 import warnings
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from distilld.config.load import load
+from distilld.inspection.problem import Problem
+from distilld.service.failure_text import explain_failure
 from tests.support.inspecting import needs_datasette
 from tests.support.users import STRANGER, needs_root, open_folder
 
@@ -19,6 +24,28 @@ with warnings.catch_warnings(), suppress(ImportError):
     import datasette.app  # noqa: F401
 
     gc.collect()
+
+
+@needs_datasette
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("disk I/O error"), PermissionError(13, "Permission denied")]
+)
+def test_lake_that_cannot_be_looked_at_has_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The story: an error of the system, or of SQLite, was an internal error of every page; health said what to do."""
+    from distilld.inspection import browser
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    for name in ("diagnose", "look", "explain"):
+        monkeypatch.setattr(browser, name, refuse)
+    lake = browser._Lake(load(flags={"root": tmp_path}, environ={}, config_file=None, cwd=tmp_path))
+    text, hint = explain_failure(error)
+    assert lake._problems() == [Problem("not_known", text, hint)]
+    assert lake._unread_files() == "[]"
+    assert list(lake._history("a")) == [f"{text} ({hint})"]
 
 
 @needs_datasette
