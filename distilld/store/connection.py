@@ -195,13 +195,14 @@ class Form:
         self._refuse_foreign()
         if self.is_current:
             return
+        hint = "run 'distilld run --once'"
         if not self._tables():
             problem = "is empty"
         elif not self.migrations() or self._recall("root") is None:
             problem = "was cut off while it was made"
         else:
-            problem = "is of an older version"
-        raise OperatorError(f"the state store {self._path} {problem}", hint="run 'distilld run --once'")
+            problem, hint = "is of an older version", f"restart the daemon if one runs, else {hint}"
+        raise OperatorError(f"the state store {self._path} {problem}", hint=hint)
 
     def _refuse_foreign(self) -> None:
         if not self.migrations() and self._tables() - {MIGRATIONS_TABLE}:

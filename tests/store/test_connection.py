@@ -196,13 +196,14 @@ class TestOpening:
     def test_reading_says_why_a_store_cannot_be_read_yet(self, path: Path, tmp_path: Path) -> None:
         """An empty file, a store that was cut off while it was made, and one of an older version are told apart.
 
-        The story: all of them, and another program's database as well, were called a store of an older version.
+        The stories: all of them, and another program's database as well, were called a store of an older version; and
+        beside the daemon of that version, the remedy was a run, which it keeps out.
         """
 
-        def told() -> str:
+        def told(hint: str = "run 'distilld run --once'") -> str:
             with pytest.raises(OperatorError) as raised:
                 Store.open_readonly(path)
-            assert raised.value.hint == "run 'distilld run --once'"
+            assert raised.value.hint == hint
             return str(raised.value)
 
         path.parent.mkdir()
@@ -214,7 +215,8 @@ class TestOpening:
         Store.open(path, tmp_path).close()
         with closing(sqlite3.connect(path)) as plain, plain:
             plain.execute("DELETE FROM _sqlite_migrations WHERE name = 'm002_indexes_of_exceptions'")
-        assert told() == f"the state store {path} is of an older version"
+        remedy = "restart the daemon if one runs, else run 'distilld run --once'"
+        assert told(remedy) == f"the state store {path} is of an older version"
         with closing(sqlite3.connect(path)) as plain, plain:
             plain.execute("DELETE FROM lake WHERE name = 'root'")
         assert told() == f"the state store {path} was cut off while it was made"
