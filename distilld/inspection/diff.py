@@ -19,6 +19,7 @@ from distilld.config.settings import Settings
 from distilld.core.decisions import ID_PREFIX
 from distilld.core.json_text import parse_object
 from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, UsageError
+from distilld.core.remedies import remedy_of
 from distilld.inspection.reading import Reading, Tell
 from distilld.publish.committed import CommittedBatch, at_one_batch, placed_lines
 
@@ -95,7 +96,8 @@ def compare(
                 _compare(found, rows, ours, limit)
             return found
     except OSError as error:
-        raise OperatorError(f"cannot read {error.filename or theirs}: {error.strerror}") from error
+        text = f"cannot read {error.filename or theirs}: {error.strerror}"
+        raise OperatorError(text, hint=remedy_of(error)) from error
 
 
 def _compare(found: Difference, rows: _Rows, ours: _Ours, limit: int | None) -> None:

@@ -261,7 +261,7 @@ def _open(path: Path, what: str) -> int:
         make_private(descriptor)
     except OSError as error:
         os.close(descriptor)
-        raise OperatorError(f"cannot make {path} private: {_why(error)}") from error
+        raise OperatorError(f"cannot make {path} private: {_why(error)}", hint=remedy_of(error)) from error
     return descriptor
 
 

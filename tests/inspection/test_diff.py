@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import EXPORT_PATHS, Dataset, OperatorError, UsageError
+from distilld.core.remedies import BY_ERRNO
 from distilld.inspection.diff import Difference, DifferentRow, compare, differing_keys
 from tests.support.history_lake import A, B, HistoryLake, history_lake, rag_id, run
 
@@ -162,8 +164,9 @@ def test_other_file_may_be_a_pipe(lake: HistoryLake) -> None:
 
 def test_missing_file_and_missing_store_are_errors(lake: HistoryLake) -> None:
     """Neither a missing file nor a missing store is a difference."""
-    with pytest.raises(OperatorError, match="cannot read"):
+    with pytest.raises(OperatorError, match="cannot read") as caught:
         compare(settings_of(lake), lake.root / "nothing", None, 20)
+    assert caught.value.hint == BY_ERRNO[errno.ENOENT]
     rows = lake.rows("rag")
     lake.lose_store()
     with pytest.raises(OperatorError, match="there is no state store"):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import OperatorError, UsageError, WriterBusy
+from distilld.core.remedies import BY_ERRNO
 from distilld.service.lock import (
     LOCK_FILE,
     Holder,
@@ -258,6 +259,23 @@ def test_lock_that_the_system_refuses_is_the_operators_matter(
         holder(root)
     with pytest.raises(OperatorError, match=told):
         keep(root, state)
+
+
+def test_lock_that_cannot_be_made_private_is_the_operators_matter(
+    root: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story: the message named no remedy."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (root / "exports").mkdir()
+    (root / LOCK_FILE).touch()
+    (root / LOCK_FILE).chmod(0o666)
+    monkeypatch.setattr(os, "chmod", refuse)
+    with pytest.raises(OperatorError, match=r"cannot make .*private: Operation not permitted") as caught:
+        keep(root, state)
+    assert caught.value.hint == BY_ERRNO[errno.EPERM]
 
 
 def test_lock_that_cannot_be_looked_at_is_the_operators_matter(
