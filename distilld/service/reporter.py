@@ -85,7 +85,9 @@ class Bulletin:
         self._settings = settings
         if settings.metrics_file is None:
             self._metrics = None
-        elif self._metrics is None or self._metrics.path != settings.metrics_file:
+        elif self._metrics is not None:
+            self._metrics.path = settings.metrics_file
+        else:
             from distilld.service.metrics import Metrics
 
             self._metrics = Metrics(settings.metrics_file)

@@ -236,6 +236,19 @@ def test_work_that_changed_nothing_counts(settings: Settings, tmp_path: Path) ->
     assert told["distilld_read_bytes_total", ()] == first.bytes_read + again.bytes_read > first.bytes_read
 
 
+def test_counters_move_with_the_file(settings: Settings, tmp_path: Path) -> None:
+    """The story: with another metrics_file the counters began again, and did not count from the daemon's start."""
+    moved = tmp_path / "moved.prom"
+    with capture_logs(), writer(settings) as engine:
+        bulletin = Bulletin(settings, engine, Notifier(None))
+        bulletin.passed(one_pass(engine), watching="events", folders=8)
+        bulletin.take(replace(settings, metrics_file=moved))
+        bulletin.passed(one_pass(engine), watching="events", folders=8)
+    told = samples(moved)
+    assert told["distilld_passes_total", ()] == 2
+    assert told["distilld_rows_judged_total", ()] == 105
+
+
 def test_batches_of_a_pass_that_failed_count(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
