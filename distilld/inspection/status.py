@@ -34,6 +34,7 @@ from distilld.lake.scan import TREES, Stray, tree_path
 from distilld.lake.source_files import REMEDY_OF_ROOT, is_root
 from distilld.service.health_record import Vitals, read_vitals, seconds_of
 from distilld.service.lock import LOCK_FILE, Holder, find_holder, holder
+from distilld.service.schedule import LONGEST_RETRY_SECONDS
 from distilld.store.connection import Store, is_kept
 from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import FileRecord, Inputs
@@ -236,12 +237,19 @@ def _of_writer(found: Status, told: Container[str]) -> Iterator[Problem]:
 
 def _overdue(found: Status, settings: Settings, now: float) -> Iterator[Problem]:
     """Yield that a daemon has not scanned for long; or, if no writer runs, that the timer's runs have not."""
-    limit = PERIODS * settings.rescan_seconds
+    limit, failure = PERIODS * settings.rescan_seconds, found.vitals.failure
     due = f"one is due every {settings.rescan_seconds:g} s"
-    started, scanned = (_age(each, now) for each in (found.vitals.started_at, found.vitals.last_scan_at))
+    scanned = _age(found.vitals.last_scan_at, now)
     if found.daemon_runs:
+        if found.writer.trouble is not None:
+            return  # the store takes no times
+        signs = [scanned, _age(found.vitals.started_at, now)]
+        if failure is not None:
+            # A try may fail before it scans, and the pauses grow.
+            signs.append(_age(failure.at, now))
+            limit = max(limit, PERIODS * LONGEST_RETRY_SECONDS)
         # A time in the future was recorded before the clock was set back. It is ignored.
-        age = min((each for each in (started, scanned) if each is not None and each >= 0), default=0.0)
+        age = min((each for each in signs if each is not None and each >= 0), default=0.0)
         if age > limit:
             text = f"the last scan ended {age:.0f} s ago, and {due}"
             yield Problem("scan_overdue", text, "see what the log says last, then systemctl restart distilld")

@@ -38,7 +38,7 @@ from distilld.engine import index_file, read_file
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection import export_faults, status
-from distilld.inspection.status import diagnose, look
+from distilld.inspection.status import PERIODS, diagnose, look
 from distilld.lake.scan import open_partition, tree_path
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import iso_time
@@ -46,6 +46,7 @@ from distilld.service.dry_run import rehearsal
 from distilld.service.health_record import Failure, Unreadable, Vitals, read_vitals, write_vitals
 from distilld.service.lock import LOCK_FILE, Holder, tell_trouble
 from distilld.service.run_once import bring_up_to_date, writer
+from distilld.service.schedule import LONGEST_RETRY_SECONDS
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, Intent
 from distilld.tables import counted
@@ -354,6 +355,24 @@ def test_failure_and_overdue_withdrawal(settings: Settings, running: Engine) -> 
     assert "no room" in failed.text
     assert failed.remedy.startswith("make some")
     assert "do not train" in overdue.remedy
+
+
+def test_daemon_that_tries_again_does_not_hang(settings: Settings, running: Engine) -> None:
+    """The story: while a failure came before each scan, the remedy was also to restart the daemon."""
+    late = ago(PERIODS * LONGEST_RETRY_SECONDS + 1000)
+
+    def failing(at: str) -> Vitals:
+        return alive(started_at=late, last_scan_at=late, failure=Failure(late, at, 7, "no room", "make some"))
+
+    quick = replace(settings, rescan_seconds=1.0)
+    leave(running, failing(ago(LONGEST_RETRY_SECONDS)))
+    assert names(quick) == names(settings) == ["last_batch_failed"]
+    leave(running, failing(late))
+    assert names(settings) == ["scan_overdue", "last_batch_failed"]
+    # Where the store cannot take the failure, it does not take the scans either.
+    leave(running, alive(started_at=late, last_scan_at=late))
+    tell_trouble(settings.root, "the disk is full")
+    assert names(settings) == ["last_batch_failed"]
 
 
 def test_failure_outlives_the_daemon(settings: Settings, running: Engine) -> None:
