@@ -17,7 +17,7 @@ from distilld.lake.scan import ListingError, PartitionFile, Scan, Stray, tree_pa
 from distilld.store.inputs import FileRecord
 
 _OLDEST: Final = 10
-_LIST_IT: Final = "make the folder readable, then distilld run --once"
+_THEN_RUN: Final = "then distilld run --once"
 
 FileKey = tuple[InputKind, str]
 Files = Mapping[FileKey, FileRecord]
@@ -84,10 +84,10 @@ def look_at_inputs(root: Path, state: Path, files: Files) -> InputFaults:
     try:
         scan = lake.scan(root)
     except ListingError as error:
-        found.not_listed(error.path, str(error), _LIST_IT)
+        found.not_listed(error.path, str(error), f"{error.remedy}, {_THEN_RUN}")
         return found
     for folder in scan.not_listed:
-        found.not_listed(folder.path, f"{folder.path} {folder.problem}", _LIST_IT)
+        found.not_listed(folder.path, f"{folder.path} {folder.problem}", f"make the folder readable, {_THEN_RUN}")
     found.strays, found.empty = scan.strays, not (scan.files or scan.unlisted)
     found.lag = _lag(found, root, scan, files)
     for oddity in scan.oddities:

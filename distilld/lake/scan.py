@@ -46,8 +46,8 @@ class ListingError(OperatorError):
 
     def __init__(self, path: str, cause: OSError | str) -> None:
         why = cause if isinstance(cause, str) else cause.strerror or str(cause)
-        remedy = "mount what is missing" if isinstance(cause, str) else remedy_of(cause)
-        super().__init__(f"cannot list {path}: {why}", hint=f"nothing was changed; {remedy}")
+        self.remedy = "mount what is missing" if isinstance(cause, str) else remedy_of(cause)
+        super().__init__(f"cannot list {path}: {why}", hint=f"nothing was changed; {self.remedy}")
         self.path = path
 
 

@@ -33,7 +33,7 @@ from distilld.core.model import (
     UnreadableError,
     UsageError,
 )
-from distilld.core.remedies import BY_EVENT
+from distilld.core.remedies import BY_ERRNO, BY_EVENT
 from distilld.engine import index_file, read_file
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
@@ -245,6 +245,16 @@ def test_what_is_no_file_in_place_of_an_export(settings: Settings, running: Engi
         os.mkfifo(path)
     (problem,) = diagnose(settings)
     assert problem.text.startswith(f"{EXPORT_PATHS['sft']} {text}")
+
+
+def test_tree_that_cannot_be_listed_names_the_remedy_of_its_error(settings: Settings, running: Engine) -> None:
+    """The story: of a file in place of a tree, health said to make the folder readable, and a run to move the file."""
+    tree = settings.root / "data"
+    shutil.rmtree(tree)
+    tree.touch()
+    (problem,) = diagnose(settings)
+    assert problem.name == "not_listed"
+    assert problem.remedy == f"{BY_ERRNO[errno.ENOTDIR]}, then distilld run --once"
 
 
 @pytest.mark.parametrize("name", [b"\xff.jsonl", b"a\x01b.jsonl"])
