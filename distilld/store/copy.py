@@ -35,7 +35,8 @@ def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
             shutil.copyfile(wal, beside(target, WAL))
     except (OSError, sqlite3.DatabaseError) as error:
         raise OperatorError(
-            f"cannot copy the state store {source} to {target}: {error}", hint=remedy_of(error)
+            f"cannot copy the state store {source} to {target}: {getattr(error, 'strerror', None) or error}",
+            hint=remedy_of(error),
         ) from error
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -120,6 +121,20 @@ def test_receipt_that_was_damaged_in_the_store_stops_nothing(cli: Cli, lake: His
         assert "Traceback" not in ran.err
     lake.both(B, run("c"))
     assert cli("run", "--once", "--root", lake.root).code == 0
+
+
+def test_dry_run_without_room_for_its_copy_says_so_once(
+    cli: Cli, lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story: the message was Python's, with a number and both paths again."""
+
+    def refuse(*paths: Path) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *map(str, paths[:1]))
+
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    ran = cli("run", "--once", "--dry-run", "--root", lake.root)
+    told = rf"distilld: cannot copy the state store {lake.state} to \S+: No space left on device \(make room .*"
+    assert (ran.code, bool(re.fullmatch(told, ran.err.strip()))) == (1, True), ran.err
 
 
 # snapshots
