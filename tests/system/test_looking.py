@@ -23,6 +23,7 @@ from distilld.inspection.status import look
 from distilld.publish.receipt import iso_time
 from tests.support.command import (
     REPOSITORY,
+    another_writer,
     distilld,
     once,
     phase4,
@@ -338,6 +339,21 @@ def test_receipts_follow_the_chain(sample: SampleLake) -> None:
     assert [each["state"] for each in ran.json["receipts"]] == ["changed", "missing"]
     ran = distilld("receipts", "--root", sample.root, cwd=sample.root)
     assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 2 of 2 receipts")
+
+
+def test_receipt_that_a_writer_is_about_to_write_breaks_no_chain(sample: SampleLake) -> None:
+    """The story: beside a busy daemon every tenth look said that the chain is broken, and exited with 1."""
+    assert once(sample.root).code == 0
+    (path,) = (sample.root / "reports/distillation").glob("*/receipt.json")
+    path.unlink()
+    with closing(sqlite3.connect(sample.root / "state/distilld.db")) as store, store:
+        store.execute("UPDATE receipts SET written = 0")
+    arguments = ("receipts", "--root", sample.root)
+    with another_writer(sample.root):
+        ran = distilld(*arguments, "--json", cwd=sample.root)
+        assert (ran.code, ran.json["chain"], ran.json["receipts"][0]["state"]) == (0, "whole", "not written yet")
+    ran = distilld(*arguments, cwd=sample.root)
+    assert (ran.code, ran.out.splitlines()[-1]) == (1, "the chain is broken in 1 of 1 receipt")
 
 
 def test_receipts_of_other_stages_are_listed(sample: SampleLake) -> None:
