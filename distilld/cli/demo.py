@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -50,4 +51,4 @@ def _program() -> str:
     found = shutil.which("distilld")
     if found is not None and os.path.samefile(found, called):
         return "distilld"
-    return os.path.relpath(called)
+    return shlex.quote(os.path.relpath(called))

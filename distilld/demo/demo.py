@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def _show_gone(lake: SampleLake, before: dict[Dataset, int], stage: Stage, root:
 
 
 def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
-    say, call = stage.say, f"{stage.program} --config {shown}/{CONFIG_FILE}"
+    say, call = stage.say, f"{stage.program} --config {shlex.quote(f'{shown}/{CONFIG_FILE}')}"
     say("3. LOOK FOR YOURSELF")
     say("")
     looks = (

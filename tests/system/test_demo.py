@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,13 @@ def test_demo_names_files_and_commands_that_work(shown: tuple[Path, Ran]) -> Non
     for command in commands:
         assert distilld(*command.split(), cwd=folder).code == 0
     assert distilld(*commands[0].split(), cwd=folder).out.startswith("up to date: ")
+
+
+def test_commands_of_a_demo_in_an_odd_folder_work(tmp_path: Path) -> None:
+    """The story: of a folder with a space, the suggested commands had one word too many."""
+    ran = distilld("demo", "--folder", "my lake", cwd=tmp_path)
+    tries = re.findall(r"^  distilld (.+)$", ran.out.partition("Then try:")[2], flags=re.MULTILINE)
+    assert distilld(*shlex.split(tries[0]), cwd=tmp_path).out.startswith("up to date: ")
 
 
 def test_prose_of_the_demo_fits_into_80_columns(shown: tuple[Path, Ran]) -> None:
