@@ -57,11 +57,12 @@ def _writer_runs(root: Path) -> bool:
 
 
 def _print(lines: list[CheckedReceipt], stages: list[StageReceipt], anchor: str | None, broken: int) -> None:
-    columns = ("batch", "trigger", "added", "quarantined", "withdrawn", "ms", "receipt")
+    columns = ("batch", "trigger", "added", "replaced", "withdrawn", "quarantined", "ms", "receipt")
     rows = []
     for line in lines:
         batch, state = line.batch, line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}"
-        changes = (batch.rows_exported, batch.rows_quarantined, batch.rows_withdrawn)
+        again = line.replaced or 0
+        changes = (batch.rows_exported - again, line.replaced, batch.rows_withdrawn - again, batch.rows_quarantined)
         rows.append((batch.batch_id, batch.trigger, *changes, batch.duration_ms, state))
     show(Table("Batches, newest first", columns, rows))
     if stages:
@@ -81,7 +82,8 @@ def _as_json(line: CheckedReceipt) -> dict[str, Any]:
         "recorded_at": batch.recorded_at,
         "appended": batch.rows_exported,
         "quarantined": batch.rows_quarantined,
-        "withdrawn": batch.rows_withdrawn,
+        "replaced": line.replaced,
+        "withdrawn": batch.rows_withdrawn - (line.replaced or 0),
         "judged": batch.rows_judged,
         "duration_ms": batch.duration_ms,
         "checks": line.checks,

@@ -102,8 +102,9 @@ def _ago(moment: str) -> str:
 
 
 def _batch(last: BatchLine) -> str:
-    done = f"{last.rows_exported:,} exported, {last.rows_quarantined:,} quarantined, {last.rows_withdrawn:,} withdrawn"
-    return f"{_ago(last.recorded_at)} (trigger {last.trigger}): {done}"
+    done = f"{last.rows_exported:,} exported, {last.rows_quarantined:,} quarantined"
+    gone = f"{last.rows_withdrawn:,} withdrawn or replaced"
+    return f"{_ago(last.recorded_at)} (trigger {last.trigger}): {done}, {gone}"
 
 
 def _writer(found: Status) -> str:

@@ -18,14 +18,17 @@ MISSING: Final = "missing"
 NOT_WRITTEN: Final = "not written yet"
 """The batch is committed, and its receipt's file is yet to be written: a fault only if nobody is writing it."""
 
-_NEEDED: Final = {"previous_receipt_sha256", "validation_pass"}
+_NEEDED: Final = {"previous_receipt_sha256", "record_counts", "validation_pass"}
 
 
 class CheckedReceipt(NamedTuple):
-    """A batch, whether its checks passed, as its receipt says, and what is wrong with the receipt."""
+    """A batch, what its receipt says of it, and what is wrong with the receipt."""
 
     batch: BatchLine
     checks: str
+    """Whether its checks passed."""
+    replaced: int | None
+    """How many of the rows that it withdrew were replaced under their id; None if that is unknown."""
     faults: tuple[str, ...]
 
     @property
@@ -59,8 +62,11 @@ def _checked(store: Store, root: Path, limit: int | None) -> Iterator[CheckedRec
         faults += _faults_of_file(root, receipt)
         if facts and facts["previous_receipt_sha256"] != (before.sha256 if before else anchor):
             faults.append("names another receipt before it")
-        checks = "unknown" if not facts else "passed" if facts["validation_pass"] else "failed"
-        yield CheckedReceipt(receipt.batch, checks, tuple(faults))
+        checks, replaced = "unknown", None
+        if facts:
+            checks = "passed" if facts["validation_pass"] else "failed"
+            replaced = sum(each.get("replaced", 0) for each in facts["record_counts"]["per_exporter"].values())
+        yield CheckedReceipt(receipt.batch, checks, replaced, tuple(faults))
 
 
 def _faults_of_file(root: Path, receipt: KeptReceipt) -> Iterator[str]:

@@ -24,7 +24,7 @@ from distilld.lake import scan as scan_module
 from distilld.lake.scan import Scan, Unlisted
 from distilld.publish import committed
 from tests.support.command import Cli
-from tests.support.history_lake import A, B, HistoryLake, run
+from tests.support.history_lake import A, B, HistoryLake, given, run
 
 WIDEST = 80
 
@@ -106,6 +106,23 @@ def test_receipt_in_the_store_that_is_none_breaks_the_chain(
     assert ran.code == 1
     assert ("no receipt, checks unknown" if hashed else "changed in the store, checks unknown") in ran.out
     assert "the chain is broken in 1 of 1 receipt" in ran.out
+
+
+def test_replaced_rows_are_told_apart_from_those_that_left(cli: Cli, lake: HistoryLake) -> None:
+    """The story: of a batch that replaced rows, receipts and status said that as many were withdrawn, and run none."""
+    lake.evidence(A, given("a", "other words"), given("b"))
+    with capture_logs():
+        lake.go()
+    lake.stop()
+    shown = cli("receipts", "--limit", "1", "--json", "--root", lake.root).json["receipts"][0]
+    assert (shown["appended"], shown["replaced"], shown["withdrawn"]) == (2, 2, 0)
+    head, row = cli("receipts", "--limit", "1", "--root", lake.root).out.splitlines()[1:3]
+    told = dict(zip(head.split(), row.split(), strict=True))
+    assert (told["added"], told["replaced"], told["withdrawn"]) == ("0", "2", "0")
+    assert "2 exported, 0 quarantined, 2 withdrawn or replaced" in cli("status", "--root", lake.root).out
+    with closing(sqlite3.connect(lake.state)) as store, store:
+        store.execute("UPDATE receipts SET receipt = '{}'")
+    assert cli("receipts", "--json", "--root", lake.root).json["receipts"][0]["replaced"] is None
 
 
 @pytest.mark.parametrize("damage", ["no JSON", b"{\xff}", "{}"])
