@@ -131,7 +131,7 @@ def look(settings: Settings, *, sizes: bool = True) -> Status:
     )
     if found.writer.state not in (None, settings.state) and os.path.exists(found.writer.state):
         text = f"the lake is kept with the state store {found.writer.state}, and this looks at {settings.state}"
-        found.problems.append(Problem("other_store", text, f"give --state {found.writer.state}"))
+        found.problems.append(Problem("other_store", text, f"give --state {shlex.quote(str(found.writer.state))}"))
     files: dict[tuple[InputKind, str], FileRecord] = {}
     if is_kept(settings.state):
         with reading(settings.state, settings.root) as store:

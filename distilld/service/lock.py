@@ -191,7 +191,7 @@ def refuse_other_store(last: Holder, root: Path, state: Path) -> None:
     if last.state is not None and _is_another(last.state, store):
         raise UsageError(
             f"the lake {root} is kept with the state store {last.state}, not with {store}",
-            hint=f"give --state {last.state}, or --take-over to go on with the other store",
+            hint=f"give --state {shlex.quote(str(last.state))}, or --take-over to go on with the other store",
         )
 
 

@@ -7,17 +7,21 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from distilld.config.load import load
 from distilld.core.model import OperatorError, UsageError, WriterBusy
 from distilld.core.remedies import BY_ERRNO
+from distilld.inspection.status import look
 from distilld.service.lock import (
     LOCK_FILE,
     Holder,
@@ -139,6 +143,18 @@ def test_lake_of_another_store_is_refused(root: Path, state: Path, tmp_path: Pat
     assert caught.value.hint == f"give --state {state}, or --take-over to go on with the other store"
     assert (root / LOCK_FILE).read_bytes() == before
     assert not lock_of_store(tmp_path / "new.db").exists()
+
+
+def test_store_to_give_is_quoted(root: Path, tmp_path: Path) -> None:
+    """The story: of a store with a space in its path, the option that the message named was two words."""
+    state = put_store(tmp_path / "my state" / "distilld.db")
+    keep(root, state)
+    with pytest.raises(UsageError) as caught:
+        keep(root, put_store(tmp_path / "other.db"))
+    assert shlex.split(caught.value.hint)[:3] == ["give", "--state", f"{state},"]
+    settings = load(flags={"root": root, "state": tmp_path / "other.db"}, environ={}, config_file=None, cwd=tmp_path)
+    told = [each.remedy for each in look(replace(settings, state=tmp_path / "third.db")).problems]
+    assert shlex.split(told[0]) == ["give", "--state", str(state)]
 
 
 def test_take_over_goes_on_with_another_store(root: Path, state: Path, tmp_path: Path) -> None:
