@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from distilld.core.model import Trigger
-from distilld.engine.pass_result import PassResult
+
+if TYPE_CHECKING:
+    # Those who only look need a pause's length, and not the engine.
+    from distilld.engine.pass_result import PassResult
 
 TICK_SECONDS: Final = 0.25
 """The longest wait, and so the delay until a replaced folder, a changed export, or a signal without a file event is
