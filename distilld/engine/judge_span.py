@@ -20,6 +20,7 @@ from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, ParsedLine, parse_object
 from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, MALFORMED_CODES, REASON_CODES
 from distilld.core.model import (
+    ROW_DATASETS,
     Dataset,
     InputChanged,
     InputKind,
@@ -222,7 +223,7 @@ class SpanJudge:
             category = None
             try:
                 if type(text) is _Head:
-                    in_rag, in_sft = (self._malformed(dataset, text, at) for dataset in _DATASETS)
+                    in_rag, in_sft = (self._malformed(dataset, text, at) for dataset in ROW_DATASETS)
                 else:
                     assert type(text) is ScoredRun  # noqa: S101  the others are above
                     category = text.category
@@ -268,9 +269,6 @@ class SpanJudge:
             case = RowCase(scored, record, verdict, False, self._options, self._missing, verdicts.over_limit)
             both.append((judge(case, at), judge(case._replace(id_taken=True), at)))
         return JudgedRow(walk, scored.category, found, both[0], both[1])
-
-
-_DATASETS: Final = (Dataset.RAG, Dataset.SFT)
 
 
 def _text(raw: bytes) -> ScoredRun | _Head:

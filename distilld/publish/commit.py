@@ -227,7 +227,7 @@ class Committer(Recovery):
         """Return the checks for ``validation_pass``, by name: accounting by counters, and the firewall again."""
         checks = {
             f"{dataset}_rows_accounted": totals.live(dataset) == self._ledger.judged_rows(dataset)
-            for dataset in (Dataset.RAG, Dataset.SFT)
+            for dataset in ROW_DATASETS
         }
         for dataset in Dataset:
             exported = exports[dataset.value].committed.rows + self._records.missing_rows(dataset.value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, REASON_CODES
-from distilld.core.model import Category, Dataset, Options, Reason
+from distilld.core.model import ROW_DATASETS, Category, Dataset, Options, Reason
 from distilld.store.connection import Store
 from distilld.store.counts import Counts
 from distilld.store.schema import BEHIND_ID, HOLDS_RAG
@@ -63,7 +63,7 @@ class Queues(Statements):
         """Queue every judged row and every task; exported rows that a verdict may now forbid come first."""
         self._run(
             "INSERT INTO rejudge_rows (walk, forced) SELECT walk, "
-            f"CASE WHEN rag = {EXPORTED} OR sft = {EXPORTED} THEN {is_forbidden('s.run_id', options, Dataset.RAG, Dataset.SFT)}"
+            f"CASE WHEN rag = {EXPORTED} OR sft = {EXPORTED} THEN {is_forbidden('s.run_id', options, *ROW_DATASETS)}"
             f" ELSE 0 END FROM scored_rows s WHERE {HAS_OUTCOME}"
             " ON CONFLICT (walk) DO UPDATE SET forced = max(forced, excluded.forced)"
         )
@@ -83,7 +83,7 @@ class Queues(Statements):
         self._run(
             "INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE kind <> 'orphan' OR run_id IN"
             " (SELECT run_id FROM (SELECT DISTINCT run_id FROM retained_rows WHERE kind = 'orphan') o"
-            f" WHERE {is_forbidden('o.run_id', options, Dataset.RAG, Dataset.SFT)})"
+            f" WHERE {is_forbidden('o.run_id', options, *ROW_DATASETS)})"
         )
         self._run("UPDATE retained_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
         self._run("UPDATE pairs SET accepted = 0 WHERE retained = 'orphan' AND accepted = 1")
@@ -99,7 +99,7 @@ class Queues(Statements):
         """
         woken = [
             (dataset, key)
-            for dataset in ("rag", "sft")
+            for dataset in ROW_DATASETS
             for key in self._column(
                 f"SELECT DISTINCT d.sample_key FROM (SELECT * FROM scored_rows WHERE {where}) d"
                 f" CROSS JOIN rejudge_rows q ON q.walk = d.walk WHERE d.{dataset} = {DUPLICATE}"
@@ -117,7 +117,7 @@ class Queues(Statements):
 
     def wake_waiters(self, table: str, where: str) -> None:
         """Queue the first waiting row for each id that rows ``g`` of a table hold."""
-        for dataset in ("rag", "sft"):
+        for dataset in ROW_DATASETS:
             self._run(
                 f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0 FROM {table} g"
                 f" CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE}"

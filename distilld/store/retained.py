@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
-from distilld.core.model import Dataset
+from distilld.core.model import ROW_DATASETS, Dataset
 from distilld.store.connection import Store
 from distilld.store.counts import Counts
 from distilld.store.statements import Statements
@@ -78,7 +78,7 @@ class Retained(Statements):
         """Count the exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
         matches = "(?1 IS NULL OR EXISTS (SELECT 1 FROM partitions p WHERE p.path GLOB ?1 AND {which}))"
         counts: list[RetainedCount] = []
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset in ROW_DATASETS:
             retained = (
                 f"SELECT kind FROM retained_rows f WHERE {dataset} = {EXPORTED} AND {only_kind(only)}"
                 f" AND {matches.format(which='p.partition_id = f.partition_id')}"
@@ -107,7 +107,7 @@ class Retained(Statements):
     def by_dataset(self, totals: Totals) -> dict[str, int]:
         """Return how many rows of each dataset are retained, including those whose evidence is gone; counts few rows."""
         found = {dataset.value: totals.retained(dataset) for dataset in Dataset}
-        for dataset in (Dataset.RAG, Dataset.SFT):
+        for dataset in ROW_DATASETS:
             found[dataset.value] += self._number(f"SELECT count(*) FROM ({without_evidence(dataset)})")
         return found
 

@@ -133,7 +133,7 @@ class RewrittenFile(Statements):
             "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM moving"
             f" WHERE rag IS NULL OR rag <> {EXPORTED} OR sft IS NULL OR sft <> {EXPORTED}"
         )
-        for dataset in ("rag", "sft"):
+        for dataset in ROW_DATASETS:
             self._run(
                 "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT d.walk, 0 FROM moving m CROSS JOIN scored_rows d"
                 f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"

@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 from distilld.core.decisions import id_of
 from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, REASONS, UNREVIEWED, VERDICTS
-from distilld.core.model import Category, Dataset, Reason, RowRef
+from distilld.core.model import ROW_DATASETS, Category, Dataset, Reason, RowRef
 from distilld.store.statements import Statements
 from distilld.store.tasks import EVIDENCE_OF_ROWS
 
@@ -87,11 +87,11 @@ class RunWithdrawal(NamedTuple):
 
 _OUTCOMES: Final = ", ".join(
     f"{{alias}}.{dataset}, {{alias}}.{dataset}_line, {dataset}_batch.batch_id, {dataset}_batch.recorded_at"
-    for dataset in ("rag", "sft")
+    for dataset in ROW_DATASETS
 )
 _BATCHES: Final = " ".join(
     f"LEFT JOIN batches {dataset}_batch ON {dataset}_batch.batch = {{alias}}.{dataset}_batch"
-    for dataset in ("rag", "sft")
+    for dataset in ROW_DATASETS
 )
 
 
