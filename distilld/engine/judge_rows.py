@@ -128,7 +128,7 @@ class RowJudge:
             self._out_of_reach(row, error)
             return
         self.done.add(row.walk)
-        if self._batch.has_loose_lines and row.rag is None:
+        if self._batch.has_loose_lines and (row.rag is None or row.sft is None):
             self.loose_rows.note_judged(row)
         self._settle(row, judged, outcomes)
 

@@ -24,7 +24,7 @@ class LooseRows:
         """Absent rows, by id, whose lines are also in a present file and were judged there in this batch."""
 
     def note_judged(self, row: WorkRow) -> None:
-        """Note that a row was judged for the first time: absent rows may have moved there."""
+        """Note that a row was judged that had no outcome in a dataset: absent rows may have waited for it."""
         self._moving |= {each.retained_id: each for each in self._work.moved_to(row.digest, row.run_id)}
 
     def take_departures(self, departures: Iterable[Departure]) -> None:

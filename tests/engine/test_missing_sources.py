@@ -175,6 +175,26 @@ def test_verdict_that_forbids_one_dataset_leaves_the_other_without_the_root(lake
     is_up_to_date(lake)
 
 
+def test_absent_copy_of_a_row_that_waits_in_one_dataset(lake: HistoryLake, sources: Path) -> None:
+    """It waits for the outcome of the present row, and then counts only there: no quarantine row of it stays."""
+    lake.restart(replace(lake.options, include_review=True))
+    for partition in (A, B):
+        lake.scored(partition, run("twice"))
+        lake.evidence(partition, given("twice", source_files=["open.py"]))
+    lake.go()
+    take_away(sources)
+    lake.scored(C, run("twice", "needs_human_review"))
+    assert lake.go().unreadable
+    assert (lake.exported(Dataset.RAG), lake.exported(Dataset.SFT)) == ({"twice"}, set())
+    lake.move_away(*lake.paths(B, "both"))
+    lake.go()
+    assert lake.ask("SELECT kind FROM retained_rows") == [("absent",)]
+    bring_back(sources)
+    lake.go()
+    assert lake.ask("SELECT kind FROM retained_rows") == []
+    is_up_to_date(lake)
+
+
 def test_path_check_that_is_turned_on_without_the_root(lake: HistoryLake, sources: Path) -> None:
     """No row leaves a dataset because of a folder that is not there."""
     lake.restart(replace(lake.options, check_source_files=False))
