@@ -127,6 +127,10 @@ class Indexer(TurnIndexer):
             scan.is_unknown,
             lambda record: (record.kind, record.path) in self._left or record.is_doubtful(self._hashed_since_ns),
         )
+        for key, look in plan.to_read:
+            if look is not Look.NEW:
+                # It may take long until the file is hashed and this is asked: it has to settle from now on.
+                self._is_still(key, seen[key].stat)
         left = _left_unread(unread, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
         reads = [read for read in plan.to_read if read[0] not in left]
         if self._read_again or self._owed:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
-from distilld.engine import evidence_reading, index, index_lines, index_turns
+from distilld.engine import evidence_reading, index, index_lines, index_turns, looking
 from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
 from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date
@@ -149,6 +149,34 @@ def test_run_goes_on_until_every_large_file_had_its_turn(lake: HistoryLake, monk
     )
     assert lake.exported(Dataset.RAG) == {"a", "c"}
     assert report.not_read == ()
+
+
+@pytest.mark.parametrize("turn", [2000, 1 << 30])
+@pytest.mark.parametrize("tree", ["scored", "evidence"])
+def test_run_reads_a_rewritten_file_that_takes_longer_than_it_waits(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, tree: str, turn: int
+) -> None:
+    """The story: the file was hashed for a minute, and then to be looked at again a second later: time was up, each time."""
+    in_turns(monkeypatch)
+    monkeypatch.setattr(index_turns, "TURN_BYTES", turn)
+    lake.both(A, *map(run, RUNS))
+    go_on(lake)
+    (path,) = lake.paths(A, tree)
+    path.write_bytes(path.read_bytes().replace(b"r00", b"x00"))
+    lake.restart(settle_seconds=1)
+    now, read = [0.0], lines._read_block
+
+    def slowly(*args: Any) -> bytes:
+        now[0] += GRACE_SECONDS
+        return read(*args)
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(lines, "_read_block", slowly)
+    monkeypatch.setattr(looking, "monotonic_ns", lambda: round(now[0] * 1e9))
+    assert bring_up_to_date(lake.engine, pause=pause, clock=lambda: now[0]).not_read == ()
+    assert lake.exported(Dataset.RAG) == {"b", *RUNS[1:]}
 
 
 def test_large_evidence_that_is_rewritten_again_and_again_ends_with_the_run(
