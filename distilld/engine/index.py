@@ -58,7 +58,7 @@ class Indexer(TurnIndexer):
         """Read files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet.
 
         With None the facts of a file are believed: somebody else looks after the rest. Files that the last look
-        ``left`` until they do not change are read whatever their facts say.
+        ``left`` are read whatever their facts say.
         """
         super().__init__(root, store, inputs, options, is_still=is_still, progress=progress)
         self._pool = pool

@@ -110,8 +110,8 @@ class Looking:
         self._spool_folder = spool_folder
         self._moving: dict[FileKey, tuple[int, StatFacts, int]] = {}
         """Files that are left alone: our first look at each, the facts that it has now, and our first look at these."""
-        self._unsettled: list[FileKey] = []
-        """The files that the last look left until they do not change."""
+        self._left: list[FileKey] = []
+        """The files that the last look left: until they do not change, or to the turn of large ones."""
         self._turns = Turns()
         self._look_at_ns = 0
         self._mendings = 0
@@ -192,15 +192,13 @@ class Looking:
             is_still=self._is_still,
             progress=self._reading(scan),
             hashed_since_ns=hashed_since_ns,
-            left=self._unsettled,
+            left=self._left,
         )
 
     def _note_left_alone(self, indexed: Indexed) -> None:
         """Remember what a look left to later ones."""
-        self._unsettled = indexed.unsettled
-        self._moving = {
-            key: self._moving[key] for key in (*indexed.unsettled, *indexed.postponed) if key in self._moving
-        }
+        self._left = [*indexed.unsettled, *indexed.postponed]
+        self._moving = {key: self._moving[key] for key in self._left if key in self._moving}
 
     def _hashed_since_ns(self) -> int | None:
         """The time since which a file must have been hashed; None where somebody else looks after that."""

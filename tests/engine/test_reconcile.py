@@ -185,7 +185,7 @@ def test_file_that_was_left_alone_is_read_whatever_its_facts_say(tmp_path: Path)
             lake.engine.inputs.write_file(record)
         lake.go()
         assert lake.exported(Dataset.RAG) == {"a"}, "the facts are believed"
-        lake.engine._unsettled = [(InputKind.SCORED, A)]
+        lake.engine._left = [(InputKind.SCORED, A)]
         lake.go()
         assert lake.exported(Dataset.RAG) == set()
 
