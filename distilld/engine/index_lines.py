@@ -60,6 +60,11 @@ class Indexed:
     rows_indexed: int = 0
     bytes_read: int = 0
 
+    @property
+    def left(self) -> list[FileKey]:
+        """Return the files that are left to later passes."""
+        return [*self.unsettled, *self.postponed]
+
     def add(self, later: Indexed) -> None:
         """Add what was found later."""
         self.changes += later.changes

@@ -197,7 +197,7 @@ class Looking:
 
     def _note_left_alone(self, indexed: Indexed) -> None:
         """Remember what a look left to later ones."""
-        self._left = [*indexed.unsettled, *indexed.postponed]
+        self._left = indexed.left
         self._moving = {key: self._moving[key] for key in self._left if key in self._moving}
 
     def _hashed_since_ns(self) -> int | None:

@@ -54,7 +54,7 @@ class PassResult:
     @property
     def lag_seconds(self) -> float:
         """For how long the file has stood there that was changed first of those which wait to be read."""
-        waiting = {tree_path(*key) for key in self.indexed.unsettled} | {each.path for each in self.unreadable}
+        waiting = {tree_path(*key) for key in self.indexed.left} | {each.path for each in self.unreadable}
         files = self.scan.files if waiting and self.scan is not None else ()
         ages = [self.looked_at_ns - file.stat.ctime_ns for file in files if tree_path(file.kind, file.path) in waiting]
         return max(ages, default=0) / 1e9
@@ -79,7 +79,7 @@ class PassResult:
     @property
     def unfinished(self) -> bool:
         """Return whether files being written, or the rest of large files, were left: another pass is due soon."""
-        return bool(self.indexed.unsettled or self.changed_inputs or self.indexed.postponed)
+        return bool(self.indexed.left or self.changed_inputs)
 
     @property
     def unreadable(self) -> tuple[Oddity, ...]:

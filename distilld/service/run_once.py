@@ -353,9 +353,9 @@ def _not_read(last: PassResult) -> tuple[str, ...]:
     seen = (*last.scan.oddities, *last.scan.not_listed) if last.scan else ()
     oddities = [f"{each.path} {each.problem}" for each in seen]
     problems = [str(problem) for problem in last.indexed.problems]
-    moving = [f"{tree_path(*key)} is still being written" for key in last.indexed.unsettled]
-    moving += [f"{path} is still being written" for path in last.changed_inputs]
-    return (*oddities, *problems, *moving)
+    # A large file that is not read to its end changed while it had its turns.
+    moving = [*(tree_path(*key) for key in last.indexed.left), *last.changed_inputs]
+    return (*oddities, *problems, *(f"{path} is still being written" for path in dict.fromkeys(moving)))
 
 
 def _no_inputs(root: Path, last: PassResult) -> str:

@@ -195,8 +195,29 @@ def test_large_evidence_that_is_rewritten_again_and_again_ends_with_the_run(
         now[0] += max(seconds, GRACE_SECONDS / 3)
 
     monkeypatch.setattr(lake.engine, "_scan", rewritten_before)
-    bring_up_to_date(lake.engine, pause=pause, clock=lambda: now[0])
+    report = bring_up_to_date(lake.engine, pause=pause, clock=lambda: now[0])
     assert now[0] >= GRACE_SECONDS
+    assert report.not_read == tuple(f"data/evidence/{each} is still being written" for each in (A, C))
+
+
+def test_run_names_large_evidence_that_grows_for_longer_than_it_waits(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the file again and again, never to its end: the report named nothing that was not read."""
+    in_turns(monkeypatch)
+    lake.both(A, *map(run, RUNS))
+    lake.go()
+    now, real = [0.0], lake.engine._scan
+
+    def appended_before() -> Any:
+        now[0] += 1
+        with lake.evidence_path(A).open("ab") as file:
+            file.write(jsonl([given("r00", str(now))]))
+        return real()
+
+    monkeypatch.setattr(lake.engine, "_scan", appended_before)
+    report = bring_up_to_date(lake.engine, pause=lambda _: None, clock=lambda: now[0])
+    assert report.not_read == (f"data/evidence/{A} is still being written",)
 
 
 def test_large_evidence_that_cannot_be_read_has_one_turn(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +285,8 @@ def test_large_evidence_is_read_in_turns_and_counts_as_a_whole(
     size = lake.evidence_path(A).stat().st_size
     results = [lake.go()]
     assert results[0].bytes_read < 2000 + 2 * 700
+    results[0].looked_at_ns += 10**10
+    assert results[0].lag_seconds >= 10
     lake.scored(B, run("b", "rejected"))
     results.append(lake.go())
     while lake.exported(Dataset.RAG) == set():
