@@ -141,7 +141,7 @@ class Indexer(TurnIndexer):
             )
         self._out.postponed = [
             key
-            for key in large_evidence(reads, seen, [known[key] for key in plan.gone])
+            for key in large_evidence((key for key, _ in reads), seen, known, plan.gone)
             if not self._is_read_again(key)
         ]
         if self._out.postponed:

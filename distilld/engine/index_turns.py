@@ -93,18 +93,27 @@ def _next_turn(postponed: list[FileKey], last: FileKey | None) -> FileKey:
 
 
 def large_evidence(
-    reads: list[tuple[FileKey, Look]], seen: Mapping[FileKey, PartitionFile], gone: Iterable[FileRecord]
+    reads: Iterable[FileKey],
+    seen: Mapping[FileKey, PartitionFile],
+    known: Mapping[FileKey, FileRecord],
+    gone: Iterable[FileKey],
 ) -> list[FileKey]:
     """Return the large evidence files to postpone, in walk order.
 
     Scored files are never postponed, for they may forbid what others allow.
     """
-    with_rows = {path for (kind, path), _ in reads if kind is InputKind.SCORED}
-    moved = {record.facts.size for record in gone if record.kind is InputKind.EVIDENCE}
-    sizes = [(key, seen[key].stat.size) for key, _ in reads if key[0] is InputKind.EVIDENCE]
-    return [
-        key for key, size in sizes if size > (WITH_ROWS_BYTES if key[1] in with_rows or size in moved else TURN_BYTES)
-    ]
+    moved = {known[key].facts.size for key in gone if key[0] is InputKind.EVIDENCE}
+
+    def comes(kind: InputKind, path: str) -> bool:
+        """Return whether a file is new or changed; others are only hashed again."""
+        file, record = seen.get((kind, path)), known.get((kind, path))
+        return file is not None and (record is None or not record.present or record.facts != file.stat)
+
+    def is_large(path: str, size: int) -> bool:
+        with_rows = comes(InputKind.EVIDENCE, path) and comes(InputKind.SCORED, path)
+        return size > (WITH_ROWS_BYTES if with_rows or size in moved else TURN_BYTES)
+
+    return [key for key in reads if key[0] is InputKind.EVIDENCE and is_large(key[1], seen[key].stat.size)]
 
 
 def turns_of(size: int) -> int:

@@ -324,16 +324,16 @@ def test_file_that_always_changes_takes_no_turn_from_another(
 
 
 def test_look_in_a_long_pass_forgets_no_large_file(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its hash is overdue, which such a look does not ask; but the pass had begun to read it."""
+    """Its hash is overdue, as that of its rows, which such a look does not ask; but the pass had begun to read it."""
     in_turns(monkeypatch)
     lake.both(A, *map(run, RUNS))
     go_on(lake)
     lake.restart(scrub_hours=1e-9)
-    monkeypatch.setattr(index_turns, "WITH_ROWS_BYTES", 2000)
     monkeypatch.setattr(looking, "LOOK_AGAIN_NS", 0)
     lake.scored(B, run("b", "rejected"))
     result = lake.go()
     assert result.batches
+    assert result.bytes_read < sum(path.stat().st_size for path in lake.paths(A, "both"))
     assert result.indexed.postponed == [(InputKind.EVIDENCE, A)]
 
 
