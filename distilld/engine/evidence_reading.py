@@ -83,8 +83,9 @@ class EvidenceReading:
         )
 
     def is_of(self, file: PartitionFile) -> bool:
-        """Return whether it reads this file, which may have grown since."""
-        return self.key == file.key and self._facts[:2] == file.stat[:2]
+        """Return whether it reads this file, which may have grown since it was opened; any other change ends the reading."""
+        is_same = self.key == file.key and self._facts[:2] == file.stat[:2]
+        return is_same and (self.is_as_scanned(file) or file.stat.size > self._facts.size)
 
     def is_as_scanned(self, file: PartitionFile) -> bool:
         """Return whether a scan found the file as it was when it was opened."""

@@ -323,6 +323,25 @@ def test_file_that_always_changes_takes_no_turn_from_another(
     assert {f"c{each}" for each in RUNS} <= lake.exported(Dataset.RAG)
 
 
+def test_file_that_is_rewritten_between_two_turns_is_not_taken_for_one_file(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first half of what it was and the second half of what it is would lack runs that both have."""
+    in_turns(monkeypatch)
+    lake.both(A, *map(run, RUNS))
+    go_on(lake)
+    rows = [given(each) for each in RUNS]
+    for order in (rows[1:] + rows[:1], rows[::-1]):
+        size = lake.evidence_path(A).stat().st_size
+        lake.evidence(A, *order)
+        assert lake.evidence_path(A).stat().st_size == size
+        for _ in range(12):
+            assert lake.go().unfinished
+    go_on(lake)
+    assert lake.causes(Dataset.RAG) == []
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
 def test_look_in_a_long_pass_forgets_no_large_file(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hash is overdue, as that of its rows, which such a look does not ask; but the pass had begun to read it."""
     in_turns(monkeypatch)
