@@ -35,8 +35,8 @@ class Counts(Statements):
         return in_rag + self._number(f"{more} WHERE {HALF_JUDGED}")
 
     def is_fresh(self) -> bool:
-        """Return whether nothing was ever judged, so that new facts cannot change an outcome."""
-        if self.counter("scored_rows") != self.counter("unjudged_rows"):
+        """Return whether no row has an outcome, so that new facts cannot change one."""
+        if any(self.judged_rows(dataset) for dataset in ROW_DATASETS):
             return False
         return not self._holds("EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM pairs)")
 

@@ -195,6 +195,42 @@ def test_absent_copy_of_a_row_that_waits_in_one_dataset(lake: HistoryLake, sourc
     is_up_to_date(lake)
 
 
+def test_only_row_waits_in_rag_and_is_rejected(
+    lake: HistoryLake, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lake without any outcome in RAG is not a new one: what a verdict forbids in SFT leaves with the next batch."""
+    first = A.replace("2026", "2025")
+    lake.scored(A, run("r"))
+    lake.evidence(A, given("r", source_files=["open.py"]))
+    lake.go()
+    lake.move_away(*lake.paths(A, "both"))
+    lake.scored(B, run("r", reasons=["again"]))
+    lake.evidence(B, given("r", source_files=["open.py"], model_role="extractor"))
+    lake.go()
+    assert lake.causes(Dataset.RAG) == ["displaced+"]
+    take_away(sources)
+    lake.bring_back(*lake.paths(A, "both"))
+    lake.move_away(*lake.paths(B, "both"))
+    lake.go()
+    lake.prune()
+    assert (lake.exported(Dataset.RAG), lake.exported(Dataset.SFT)) == (set(), {"r"})
+    lake.restart(batch_rows=1)
+    lake.both(first, run("x"))
+    lake.scored(C, run("r", "rejected"))
+    after_each: list[set[str]] = []
+    real = lake.engine.run_batch
+
+    def noted(*args: Any, **named: Any) -> Any:
+        done = real(*args, **named)
+        after_each.append(lake.exported(Dataset.SFT))
+        return done
+
+    monkeypatch.setattr(lake.engine, "run_batch", noted)
+    lake.go()
+    assert len(after_each) > 1
+    assert not any("r" in exported for exported in after_each)
+
+
 def test_path_check_that_is_turned_on_without_the_root(lake: HistoryLake, sources: Path) -> None:
     """No row leaves a dataset because of a folder that is not there."""
     lake.restart(replace(lake.options, check_source_files=False))
