@@ -57,6 +57,9 @@ class Engine(WorkingOff):
         self._pool = self._new_pool()
         try:
             return self._look_and_judge(trigger)
+        except BaseException:
+            self._turns.end(failed=True)
+            raise
         finally:
             self._pool.close()
             self._pool = None

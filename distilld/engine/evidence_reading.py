@@ -82,10 +82,11 @@ class EvidenceReading:
             self._reader.bytes_read,
         )
 
-    def is_of(self, file: PartitionFile) -> bool:
-        """Return whether it reads this file, which may have grown since it was opened; any other change ends the reading."""
-        is_same = self.key == file.key and self._facts[:2] == file.stat[:2]
-        return is_same and (self.is_as_scanned(file) or file.stat.size > self._facts.size)
+    def is_of(self, file: PartitionFile | None) -> bool:
+        """Return whether a scan found the file at its path; it may have grown since it was opened, but not changed."""
+        if file is None or self._facts[:2] != file.stat[:2]:
+            return False
+        return self.is_as_scanned(file) or file.stat.size > self._facts.size
 
     def is_as_scanned(self, file: PartitionFile) -> bool:
         """Return whether a scan found the file as it was when it was opened."""
@@ -110,9 +111,8 @@ class EvidenceReading:
         return True
 
     def close(self) -> None:
-        """Give up the reading, and what it staged."""
+        """Close the file."""
         self._steps.close()
-        self.evidence.unstage()
 
     def _read(self) -> Generator[None]:
         shown = tree_path(*self.key)

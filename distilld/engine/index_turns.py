@@ -32,6 +32,14 @@ class Turns:
     reading: EvidenceReading | None = None
     last: FileKey | None = None
 
+    def end(self, *, failed: bool = False) -> None:
+        """End the reading; after a pass that ``failed``, what it staged may be gone, or the store out of reach."""
+        if self.reading is not None:
+            self.reading.close()
+            if not failed:
+                self.reading.evidence.unstage()
+            self.reading = None
+
 
 class TurnIndexer(FileIndexer):
     """Reads on in large files where the last pass stopped."""
@@ -40,29 +48,25 @@ class TurnIndexer(FileIndexer):
         """Read on in the evidence files that :meth:`take` postponed, one after the other."""
         postponed = self._out.postponed
         files = {key: file for file in scan.files if (key := file.key) in postponed} if postponed else {}
-        # After a failure the reading begins again: what it staged may be gone.
-        reading, turns.reading = turns.reading, None
-        if reading is not None and not (reading.key in files and reading.is_of(files[reading.key])):
-            reading.close()
-            reading = None
+        if turns.reading is not None and not turns.reading.is_of(files.get(turns.reading.key)):
+            turns.end()
         left = TURN_BYTES
         while postponed and left > 0:
-            goes_on, before = reading is not None, self._out.bytes_read
+            goes_on, before = turns.reading is not None, self._out.bytes_read
             with self._transactions():
-                reading = reading or self._reading_in_turns(files[_next_turn(postponed, turns.last)])
-                turns.last = reading.key
-                if not self._read_large(reading, left):
-                    if not goes_on:
-                        size = files[reading.key].stat.size
-                        log.info("reading_in_turns", path=tree_path(*reading.key), bytes=size)
-                    turns.reading = reading
-                    return
+                reading = turns.reading or self._reading_in_turns(files[_next_turn(postponed, turns.last)])
+                turns.reading, turns.last = reading, reading.key
+                has_ended = self._read_large(reading, left)
+            file = files[reading.key]
+            if not has_ended:
+                if not goes_on:
+                    log.info("reading_in_turns", path=tree_path(*file.key), bytes=file.stat.size)
+                return
             left -= self._out.bytes_read - before
             # A file that changed since its reading began is read again.
-            if not goes_on or reading.is_as_scanned(files[reading.key]):
-                postponed.remove(reading.key)
-            reading.close()
-            reading = None
+            if not goes_on or reading.is_as_scanned(file):
+                postponed.remove(file.key)
+            turns.end()
 
     def _reading_in_turns(self, file: PartitionFile) -> EvidenceReading:
         known = self._inputs.files().get(file.key)

@@ -6,6 +6,7 @@ import codecs
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,7 +362,7 @@ def test_look_in_a_long_pass_forgets_no_large_file(lake: HistoryLake, monkeypatc
 @pytest.mark.parametrize(
     "change",
     ["appended", "torn", "rewritten", "shorter", "replaced", "gone", "gone and back", "rows", "rejected", "failed",
-     "restarted", "prune", "options"],
+     "undone", "restarted", "prune", "options"],
 )  # fmt: skip
 def test_what_happens_between_two_turns(
     lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, change: str, before: str, passes: int
@@ -412,6 +413,8 @@ def test_what_happens_between_two_turns(
             lake.scored(B, *(run(each, "rejected") for each in RUNS))
         case "failed":
             fail_once(lake, monkeypatch)
+        case "undone":
+            undo_once(lake, monkeypatch)
         case "restarted":
             lake.restart()
         case "prune":
@@ -435,6 +438,43 @@ def fail_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(index.Indexer, "_read_on", full)
         with pytest.raises(sqlite3.OperationalError):
             lake.go()
+
+
+def undo_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the transaction of a turn fail at its end."""
+
+    @contextmanager
+    def undone(indexer: index.Indexer) -> Iterator[None]:
+        lake.engine.store.connection.execute("BEGIN IMMEDIATE")
+        yield
+        lake.engine.store.connection.execute("ROLLBACK")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index.Indexer, "_transactions", undone)
+        with pytest.raises(sqlite3.OperationalError):
+            lake.go()
+
+
+def test_failed_pass_closes_the_file_that_is_read_in_turns(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While passes fail for a full disk, a file that is deleted to make room would take it as long as it is open."""
+    in_turns(monkeypatch)
+    lake.scored(A, *map(run, RUNS))
+    lake.go()
+    lake.evidence(A, *(given(each, LONG) for each in RUNS))
+    assert lake.go().unfinished
+    path = lake.evidence_path(A)
+    assert path in opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(lake.engine, "_scan", lambda: pytest.fail("no room"))
+        with pytest.raises(pytest.fail.Exception):
+            lake.go()
+    assert path not in opened()
+
+
+def opened() -> set[Path]:
+    """The files that this process has open."""
+    return {Path(os.readlink(each)) for each in Path("/proc/self/fd").iterdir() if os.path.lexists(each)}
 
 
 @pytest.mark.parametrize("change", ["new", "appended", "rewritten", "evidence"])
