@@ -514,9 +514,6 @@ class KeepHistories(Histories):
     def in_order(self, exports: Exports) -> None:
         """Lines of retained pairs stand last."""
 
-    def refuse(self, *_: Any, **__: Any) -> None:
-        """No rule here: what a verdict forbids in one dataset leaves both, and comes back only with its evidence."""
-
     def full_pass(self, now: Lake) -> oracle.FullPass:
         return self.absence.full_pass(self.folder, self.options, path_check(self.options))
 

@@ -10,7 +10,7 @@ from distilld.engine import index_turns
 from distilld.inspection.oracle_lake import read_lake
 from distilld.inspection.verify import verify
 from distilld.lake import lines
-from tests.property.test_histories import Histories, run
+from tests.property.test_histories import Histories, TripwireHistories, run
 from tests.support.target_state import Exports
 
 MOST_TURNS = 400
@@ -55,6 +55,15 @@ class TurnHistories(Histories):
         assert not verify(self.folder, self.folder / "state" / "distilld.db", self.options, deep=True).faults
 
 
+class KeptTurnHistories(TurnHistories, TripwireHistories):
+    """The same where files that disappear are kept, and what vanishes in masses."""
+
+
 def test_exports_equal_the_full_pass_however_large_files_are_cut() -> None:
     """What is read of a file counts once all of it was read, whatever changes meanwhile."""
     run(TurnHistories, steps=30, max_examples=20, derandomize=True)
+
+
+def test_absent_and_vanished_rows_are_retained_however_large_files_are_cut() -> None:
+    """What is away or gone while a file is half read is retained as at any other time."""
+    run(KeptTurnHistories, steps=30, max_examples=10, derandomize=True)
