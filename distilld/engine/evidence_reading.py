@@ -46,6 +46,7 @@ class EvidenceReading:
         self.known = None if known is None else replace(known)
         """Its record when the reading began."""
         self.began_ns = began_ns
+        self.whole = whole
         self.appended = True
         """Whether only what stands behind the known lines was read."""
         self.unsettled = False
@@ -54,7 +55,6 @@ class EvidenceReading:
         self.first_malformed: int | None = None
         self._root = root
         self._options = options
-        self.whole = whole
         self._is_still = is_still
         self._reader: PartitionReader | None = None
         self._facts = file.stat
