@@ -28,6 +28,8 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 _SHORTEST_STEP_MS: Final = 10
 _LONGEST_STEP_MS: Final = 50
 _STEPS_PER_DEBOUNCE: Final = 4
+_AWAKE_SECONDS: Final = 10.0
+"""After so long without an event, the steps are the longest: each wakes the processor up."""
 _BLIND_STEP_SECONDS: Final = 0.05
 
 _WITHOUT_EVENTS: Final = frozenset(
@@ -58,7 +60,7 @@ class Watcher:
     """Waits for events in a list of folders, in the calling thread.
 
     After an event, a hint comes when no event followed for a quarter of ``debounce_ms`` (10 to 50 ms), and after
-    ``debounce_ms`` in any case. ``stopped`` ends a wait at once.
+    ``debounce_ms`` in any case. After ten seconds without events, it is 50 ms. ``stopped`` ends a wait at once.
     """
 
     def __init__(self, *, debounce_ms: int, stopped: Callable[[], bool]) -> None:
@@ -67,6 +69,7 @@ class Watcher:
         self._stopped = SimpleNamespace(is_set=stopped)
         self._events: RustNotify | None = None
         self._armed: Folders = MappingProxyType({})
+        self._asleep_at = 0.0
 
     @property
     def armed(self) -> Folders:
@@ -108,6 +111,8 @@ class Watcher:
             self._wait_blindly(seconds)
             return Wake.TICK
         step_ms = min(max(self.debounce_ms // _STEPS_PER_DEBOUNCE, _SHORTEST_STEP_MS), _LONGEST_STEP_MS)
+        if time.monotonic() >= self._asleep_at:
+            step_ms = _LONGEST_STEP_MS
         limit_ms = max(round(seconds * 1000), 1)
         try:
             found = self._events.watch(max(self.debounce_ms, 1), step_ms, limit_ms, self._stopped)
@@ -115,7 +120,10 @@ class Watcher:
             # A file name that is not UTF-8 causes this, for example.
             self.disarm()
             raise WatchBrokenError(_reason(error)) from error
-        return Wake.CHANGED if isinstance(found, set) else Wake.TICK
+        if not isinstance(found, set):
+            return Wake.TICK
+        self._asleep_at = time.monotonic() + _AWAKE_SECONDS
+        return Wake.CHANGED
 
     def _wait_blindly(self, seconds: float) -> None:
         until = time.monotonic() + seconds

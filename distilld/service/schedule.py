@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     # Those who only look need a pause's length, and not the engine.
     from distilld.engine.pass_result import PassResult
 
-TICK_SECONDS: Final = 0.25
+TICK_SECONDS: Final = 1.0
 """The longest wait, and so the delay until a replaced folder, a changed export, or a signal without a file event is
 noticed."""
 LEAST_WAIT_SECONDS: Final = 0.001

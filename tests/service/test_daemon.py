@@ -434,7 +434,7 @@ def test_pauses_are_spread(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_file_events_do_not_shorten_a_pause(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A producer that goes on writing does not make a failing daemon try without pause."""
-    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
+    monkeypatch.setattr(schedule, "FIRST_RETRY_SECONDS", 10 * schedule.TICK_SECONDS)
     stage.failures = [DISK_FULL]
     stage.then(*[lambda: Wake.CHANGED] * 3)
     stage.run()
@@ -716,10 +716,11 @@ def test_trouble_stands_in_the_lock_file_where_the_store_refuses(stage: Stage, m
     stage.failures = [DISK_FULL]
     real = vitals.write_vitals
     monkeypatch.setattr(bulletin, "write_vitals", refuse)
+    monkeypatch.setattr(schedule, "FIRST_RETRY_SECONDS", 10 * schedule.TICK_SECONDS)
     stage.then(lambda: found.append(holder(stage.root).trouble))
     stage.then(lambda: found.append(" ".join(each.text for each in diagnose(stage.settings))))
     stage.then(lambda: monkeypatch.setattr(bulletin, "write_vitals", real))
-    stage.wait(3)
+    stage.wait(11)
     stage.then(lambda: found.append(holder(stage.root).trouble))
     stage.run()
     assert found[0] == str(DISK_FULL)

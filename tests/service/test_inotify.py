@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,6 +122,7 @@ def test_name_that_is_not_utf8_breaks_the_watch(watcher: Watcher, tmp_path: Path
 ARM_FIFTY = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from distilld.service.inotify import Watcher, WatchBrokenError
 root = Path(sys.argv[1])
 try:
@@ -201,3 +203,21 @@ def test_file_system_is_looked_up_by_its_device(
 def test_this_machine_has_a_mount_table(tmp_path: Path) -> None:
     """The real table can be read and asked."""
     assert file_system_without_events(tmp_path.stat().st_dev) in (None, *("9p", "nfs", "nfs4", "virtiofs"))
+
+
+def test_watcher_wakes_up_less_often_where_nothing_happens(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ten seconds after an event it looks for the next one every 25 ms, then every 50 ms."""
+    steps: list[int] = []
+    now = [1000.0]
+    found: list[object] = ["timeout", {("modified", "x")}, "timeout", "timeout", "timeout"]
+
+    def watch(_debounce: int, step: int, limit: int, _stop: object) -> object:
+        steps.append(step)
+        now[0] += limit / 1000
+        return found.pop(0)
+
+    monkeypatch.setattr(inotify, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(watcher, "_events", SimpleNamespace(watch=watch, close=lambda: None))
+    wakes = [watcher.wait(seconds) for seconds in (1.0, 1.0, 5.0, 5.0, 1.0)]
+    assert wakes == [Wake.TICK, Wake.CHANGED, Wake.TICK, Wake.TICK, Wake.TICK]
+    assert steps == [50, 50, 25, 25, 50]
