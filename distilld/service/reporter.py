@@ -23,6 +23,7 @@ from distilld.core.remedies import remedy_of
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult, Progress
 from distilld.files.regular import owned
+from distilld.lake.scan import tree_path
 from distilld.publish.lasting import Lasting
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import stage_heads
@@ -130,7 +131,10 @@ class Bulletin:
         )
         how = f"{folders} folders watched" if watching == EVENTS_ARRIVE else f"scanning, {watching}"
         last = f"; last batch {result.batches[-1].identity.batch_id}" if result.batches else ""
-        self._notifier.status(f"up to date; {how}{last}")
+        left = result.indexed.left
+        state = f"waiting to read {tree_path(*left[0])}" if left else "up to date"
+        others = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        self._notifier.status(f"{state}{others}; {how}{last}")
         if self._metrics is not None:
             self._measure(self._metrics, result, now, folders)
 

@@ -397,6 +397,7 @@ def test_file_in_the_making_is_looked_at_again(stage: Stage) -> None:
     assert len(stage.passes) >= 4
     (settling,) = stage.events("settling")
     assert settling["files"] == (f"data/scored-runs/{partition_of(0)}",)
+    assert any(each.startswith(f"STATUS=waiting to read {settling['files'][0]};") for each in stage.notified)
 
 
 # failures
