@@ -42,6 +42,11 @@ class Plan(NamedTuple):
     gone: tuple[FileKey, ...]
 
 
+def has_come(known: Known | None, facts: StatFacts) -> bool:
+    """Return whether a file is new, there again or changed, as far as its facts show."""
+    return known is None or not known.present or known.facts != facts
+
+
 def compare(
     seen: Mapping[FileKey, StatFacts],
     known: Mapping[FileKey, K],

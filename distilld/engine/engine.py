@@ -148,11 +148,7 @@ class Engine(WorkingOff):
             absent = [record for record in self.inputs.files().values() if not record.present]
             scan = lake.scan(self.root) if absent else None
             seen = {file.key for file in scan.files} if scan else set()
-            returned = [
-                each
-                for each in absent
-                if (each.kind, each.path) in seen or (scan and scan.is_unknown(each.kind, each.path))
-            ]
+            returned = [each for each in absent if each.key in seen or (scan and scan.is_unknown(*each.key))]
             pruned = Pruning(self.store).prune(partition_glob, only=only, options=self.options, returned=returned)
         self.inputs.forget_files()
         log.info("pruned", rows=pruned.rows, files=pruned.files, accepted=False)

@@ -54,6 +54,7 @@ class EvidenceReading:
         self.new_lines = self.malformed = 0
         self.first_malformed: int | None = None
         self._root = root
+        self._shown = tree_path(*file.key)
         self._options = options
         self._is_still = is_still
         self._reader: PartitionReader | None = None
@@ -115,10 +116,9 @@ class EvidenceReading:
         self._steps.close()
 
     def _read(self) -> Generator[None]:
-        shown = tree_path(*self.key)
         with open_partition(self._root, *self.key) as (descriptor, facts):
             self._facts = facts
-            reader = self._reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, shown)
+            reader = self._reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, self._shown)
             known = self.known
             if known is not None:
                 # The rows of evidence that returned may have moved to another file meanwhile.
@@ -158,7 +158,7 @@ class EvidenceReading:
             self.malformed += len(malformed)
             if malformed and self.first_malformed is None:
                 self.first_malformed = malformed[0]
-            refuse_too_many(tree_path(*self.key), self._lines)
+            refuse_too_many(self._shown, self._lines)
         return end is None
 
     def _blocks(self, reader: PartitionReader) -> Iterator[list[Line]]:

@@ -95,7 +95,7 @@ class Indexer(TurnIndexer):
         purge = [
             record
             for record in known.values()
-            if self._withdraws and not (record.present or scan.is_unknown(record.kind, record.path))
+            if self._withdraws and not (record.present or scan.is_unknown(*record.key))
         ]
         if not (reads or gone or purge):
             return self._out
@@ -103,7 +103,7 @@ class Indexer(TurnIndexer):
         with self._transactions():
             self._take_gone(
                 [known[key] for key in gone],
-                [record for record in purge if (record.kind, record.path) not in seen],
+                [record for record in purge if record.key not in seen],
             )
             self._fresh = Counts(self._store).is_fresh()
             places = self._place(reads, known)
@@ -125,7 +125,7 @@ class Indexer(TurnIndexer):
             {key: file.stat for key, file in seen.items()},
             known,
             scan.is_unknown,
-            lambda record: (record.kind, record.path) in self._left or record.is_doubtful(self._hashed_since_ns),
+            lambda record: record.key in self._left or record.is_doubtful(self._hashed_since_ns),
         )
         for key, look in plan.to_read:
             if look is not Look.NEW:
@@ -229,7 +229,7 @@ class Indexer(TurnIndexer):
             if found is None:
                 self._take_file(file, None, Look.NEW, places[file.path])
             else:
-                self._add_read(new_record(file.kind, file.path, places[file.path], file.stat), found)
+                self._add_read(new_record(*file.key, places[file.path], file.stat), found)
             self._pulse()
 
     @property

@@ -65,7 +65,7 @@ class EvidenceIndexer(LineIndexer):
     def _apply(self, reading: EvidenceReading, record: FileRecord) -> None:
         """Apply the facts of evidence that was read block by block."""
         if reading.unsettled:
-            self._out.unsettled.append((record.kind, record.path))
+            self._out.unsettled.append(record.key)
             return
         appended, read, known = reading.appended, reading.reading, replace(record)
         self._first_malformed = reading.first_malformed

@@ -21,7 +21,7 @@ class FileIndexer(EvidenceIndexer):
     def _add_read(self, record: FileRecord, read: FileRead) -> None:
         """Index a new file that was read as a whole."""
         reading = read.reading
-        refuse_too_many(tree_path(record.kind, record.path), reading.lines)
+        refuse_too_many(tree_path(*record.key), reading.lines)
         self._first_malformed = reading.first_malformed
         self._out.bytes_read += reading.bytes_read
         self._out.rows_indexed += reading.lines
@@ -46,7 +46,7 @@ class FileIndexer(EvidenceIndexer):
 
     def _take_file(self, file: PartitionFile, known: FileRecord | None, look: Look, place: tuple[int, int]) -> None:
         self._first_malformed = None
-        record = new_record(file.kind, file.path, place, file.stat) if known is None else known
+        record = new_record(*file.key, place, file.stat) if known is None else known
         with self._noting_problems(file.key):
             if file.kind is InputKind.EVIDENCE:
                 reading = self._reading(file, known, look, self._evidence)
@@ -68,16 +68,15 @@ class FileIndexer(EvidenceIndexer):
     # scored files
 
     def _take_scored(self, file: PartitionFile, look: Look, record: FileRecord) -> None:
-        with open_partition(self._root, file.kind, file.path) as (descriptor, facts):
-            shown = tree_path(file.kind, file.path)
-            reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, shown)
+        with open_partition(self._root, *file.key) as (descriptor, facts):
+            reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, tree_path(*file.key))
             try:
                 self._take_open(reader, facts, record, look)
             finally:
                 self._out.bytes_read += reader.bytes_read
 
     def _take_open(self, reader: PartitionReader, facts: StatFacts, record: FileRecord, look: Look) -> None:
-        key = (record.kind, record.path)
+        key = record.key
         if look is Look.NEW:
             self._append(reader, facts, record, "new")
             return
@@ -120,7 +119,7 @@ class FileIndexer(EvidenceIndexer):
                     return False
                 block, lines, provisional = block[1:], lines + 1, None  # noqa: PLW2901  the first line is known
                 record.tail, record.tail_digest, record.tail_bytes = None, None, 0
-            refuse_too_many(tree_path(record.kind, record.path), lines + len(block))
+            refuse_too_many(tree_path(*record.key), lines + len(block))
             malformed_here = self._add(record, block, lines)
             lines, new_lines, malformed = lines + len(block), new_lines + len(block), malformed + malformed_here
             record.indexed_lines = lines
@@ -168,7 +167,7 @@ class FileIndexer(EvidenceIndexer):
         """Apply what the rest after the last line feed forbids, once it no longer changes (SPEC 2)."""
         if record.kind is not InputKind.SCORED:
             return
-        key = (record.kind, record.path)
+        key = record.key
         if rest is not None and not self._is_still(key, record.facts):
             self._out.unsettled.append(key)
             self._inputs.doubt([key])
@@ -185,7 +184,7 @@ class FileIndexer(EvidenceIndexer):
             self._pulse()
             malformed += self._stage(record, block, lines)
             lines += len(block)
-            refuse_too_many(tree_path(record.kind, record.path), lines)
+            refuse_too_many(tree_path(*record.key), lines)
         tail = reader.tail
         record.tail, record.tail_bytes, record.tail_digest = end_of(tail)
         if tail is not None and record.tail_digest is not None:
@@ -198,7 +197,7 @@ class FileIndexer(EvidenceIndexer):
         self._rewritten.replace(record, self._options)
         self._inputs.write_file(record, judged=True)
         self._take_rest(record, rest_of(tail))
-        if not (same and self._is_read_again((record.kind, record.path)) and look is Look.CHANGED):
+        if not (same and self._is_read_again(record.key) and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)
 

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from distilld.core.model import InputChanged, InputKind
-from distilld.core.plan import FileKey, Look
+from distilld.core.plan import FileKey, Look, has_come
 from distilld.engine.evidence_reading import EvidenceReading
 from distilld.engine.index_file import FileIndexer
 from distilld.engine.index_lines import new_record
@@ -109,9 +109,9 @@ def large_evidence(
     moved = {known[key].facts.size for key in gone if key[0] is InputKind.EVIDENCE}
 
     def comes(kind: InputKind, path: str) -> bool:
-        """Return whether a file is new or changed; others are only hashed again."""
-        file, record = seen.get((kind, path)), known.get((kind, path))
-        return file is not None and (record is None or not record.present or record.facts != file.stat)
+        """Return whether a file is there and new or changed; others are only hashed again."""
+        file = seen.get((kind, path))
+        return file is not None and has_come(known.get((kind, path)), file.stat)
 
     def is_large(path: str, size: int) -> bool:
         with_rows = comes(InputKind.EVIDENCE, path) and comes(InputKind.SCORED, path)

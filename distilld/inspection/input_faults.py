@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from distilld.core.model import InputKind, OperatorError, UsageError
+from distilld.core.model import OperatorError, UsageError
+from distilld.core.plan import FileKey, has_come
 from distilld.inspection.problem import Problem
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
@@ -19,7 +20,6 @@ from distilld.store.inputs import FileRecord
 _OLDEST: Final = 10
 _THEN_RUN: Final = "then distilld run --once"
 
-FileKey = tuple[InputKind, str]
 Files = Mapping[FileKey, FileRecord]
 """What the store knows of each file."""
 
@@ -104,7 +104,7 @@ def files_to_read(scan: Scan, files: Files) -> Iterator[tuple[PartitionFile, Fil
     """Yield each file that is new, changed or there again, and what the store knows of it."""
     for file in scan.files:
         record = files.get(file.key)
-        if record is None or not record.present or record.facts != file.stat:
+        if has_come(record, file.stat):
             yield file, record
 
 

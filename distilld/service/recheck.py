@@ -108,8 +108,8 @@ class Recheck:
     def _hash(self, record: FileRecord) -> Generator[None, None, _Outcome]:
         began_ns = monotonic_ns()
         try:
-            with open_partition(self._engine.root, record.kind, record.path) as (descriptor, facts):
-                shown, limit = tree_path(record.kind, record.path), self._engine.options.max_line_bytes
+            with open_partition(self._engine.root, *record.key) as (descriptor, facts):
+                shown, limit = tree_path(*record.key), self._engine.options.max_line_bytes
                 reader = PartitionReader(descriptor, facts.size, limit, shown)
                 same = facts == record.facts and (yield from reader.proof(record.indexed_bytes, record.indexed_sha256))
                 if same:

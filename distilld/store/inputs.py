@@ -56,6 +56,11 @@ class FileRecord:
         return self.unsure_since_ns is not None or self.hashed_at_ns <= hashed_since_ns
 
     @property
+    def key(self) -> FileKey:
+        """Its tree, and its path below the tree."""
+        return self.kind, self.path
+
+    @property
     def walks(self) -> tuple[int, int]:
         """The first place in walk order of its lines, and the end of these places."""
         return self.walk_base, self.walk_base + LINES_END
@@ -104,7 +109,7 @@ class Inputs(Statements):
         another part of the store, call :meth:`forget_files` first.
         """
         if self._files is None:
-            self._files = {(record.kind, record.path): record for record in file_records(self._store)}
+            self._files = {record.key: record for record in file_records(self._store)}
         return self._files
 
     def all_as_recorded(
@@ -145,7 +150,7 @@ class Inputs(Statements):
             f" (partition_id, kind) DO UPDATE SET {_UPDATES}{', judged_lines = excluded.judged_lines' if judged else ''}",
             values,
         )
-        self.files()[record.kind, record.path] = record
+        self.files()[record.key] = record
 
     def note_facts(self, hashed: FileRecord) -> None:
         """Update the cached record of a file that was hashed again: not its place, which may have changed since."""
@@ -164,7 +169,7 @@ class Inputs(Statements):
     def forget_file(self, record: FileRecord) -> None:
         """Delete the record of a file that is gone for good."""
         self._run("DELETE FROM files WHERE partition_id = ? AND kind = ?", (record.partition_id, record.kind.value))
-        self.files().pop((record.kind, record.path), None)
+        self.files().pop(record.key, None)
 
     def note_input(self, record: FileRecord, change: str, from_offset: int, lines: int, malformed: int) -> None:
         """Record an input's change for the next receipt."""

@@ -49,7 +49,7 @@ class Pruning(Statements):
         The lines leave the files with the next batch, and are published as pruned. Rows of absent files that have
         ``returned`` are spared: the next look finds these files.
         """
-        spared = {(record.kind, record.path): record for record in returned}
+        spared = {record.key: record for record in returned}
         self._stage("spared", "(partition_id INTEGER, kind TEXT)")
         self._many(
             "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
