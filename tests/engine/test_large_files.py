@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -412,9 +412,9 @@ def test_what_happens_between_two_turns(
         case "rejected":
             lake.scored(B, *(run(each, "rejected") for each in RUNS))
         case "failed":
-            fail_once(lake, monkeypatch)
+            fail_once(lake, monkeypatch, "_read_on", full)
         case "undone":
-            undo_once(lake, monkeypatch)
+            fail_once(lake, monkeypatch, "_transactions", undone)
         case "restarted":
             lake.restart()
         case "prune":
@@ -428,32 +428,50 @@ def test_what_happens_between_two_turns(
     assert lake.go().bytes_read == 0
 
 
-def fail_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a pass fail while it reads a large file."""
+def test_file_that_was_away_in_the_middle_of_a_pass_is_read_from_its_start(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows wait for it as absent evidence by then, which only a reading of a file that returned gives them."""
+    in_turns(monkeypatch)
+    path = lake.evidence_path(A)
+    lake.scored(A, *map(run, RUNS))
+    lake.evidence(A, *(given(each, LONG) for each in RUNS))
+    go_on(lake)
+    with path.open("ab") as file:
+        file.write(jsonl([given(RUNS[3], LONG[::-1])]))
+    assert lake.go().unfinished
+    looking_again = lake.engine._indexer(lake.engine._scan(), None)
+    folder, away = path.parent, lake.root / "away"
+    os.rename(folder, away)  # as an unmounted folder does, it leaves the facts of the file as they are
+    looking_again.take(lake.engine._scan())
+    os.rename(away, folder)
+    go_on(lake)
+    assert lake.exported(Dataset.RAG) == {*RUNS, "b"}
+    assert lake.ask("SELECT count(*) FROM scored_rows WHERE evidence_found = 0") == [(0,)]
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
-    def full(*_: object, **__: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
 
+def fail_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, method: str, failing: Callable[..., object]) -> None:
+    """Let a pass fail within a method of the indexer."""
     with monkeypatch.context() as patch:
-        patch.setattr(index.Indexer, "_read_on", full)
+        patch.setattr(index.Indexer, method, failing)
         with pytest.raises(sqlite3.OperationalError):
             lake.go()
 
 
-def undo_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the transaction of a turn fail at its end."""
+def full(*_: object) -> NoReturn:
+    """Fail while a large file is read."""
+    raise sqlite3.OperationalError("database or disk is full")
 
-    @contextmanager
-    def undone(indexer: index.Indexer) -> Iterator[None]:
-        lake.engine.store.connection.execute("BEGIN IMMEDIATE")
-        yield
-        lake.engine.store.connection.execute("ROLLBACK")
-        raise sqlite3.OperationalError("database or disk is full")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(index.Indexer, "_transactions", undone)
-        with pytest.raises(sqlite3.OperationalError):
-            lake.go()
+@contextmanager
+def undone(indexer: index.Indexer) -> Iterator[None]:
+    """Fail at the end of a turn's transaction."""
+    connection = indexer._store.connection
+    connection.execute("BEGIN IMMEDIATE")
+    yield
+    connection.execute("ROLLBACK")
+    full()
 
 
 def test_failed_pass_closes_the_file_that_is_read_in_turns(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
