@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import Dataset, Options, Trigger, UnreadableError
+from distilld.core.model import Dataset, OnDelete, Options, Trigger, UnreadableError
 from distilld.engine import pool
 from distilld.engine.pool import Pool
 from distilld.inspection import oracle
@@ -229,6 +229,28 @@ def test_only_row_waits_in_rag_and_is_rejected(
     lake.go()
     assert len(after_each) > 1
     assert not any("r" in exported for exported in after_each)
+
+
+def test_row_that_waits_in_one_dataset_keeps_its_line_once_nothing_else_names_its_run(
+    lake: HistoryLake, sources: Path
+) -> None:
+    """The verdict that took it out of SFT is gone before it is judged again: it looks like a row of its own, and new."""
+    lake.restart(replace(lake.options, include_review=True, on_delete=OnDelete.WITHDRAW))
+    lake.scored(A, run("a-good"))
+    lake.go()
+    before = lake.content(Dataset.RAG)
+    assert lake.exported(Dataset.RAG) == lake.exported(Dataset.SFT) == {"a-good"}
+    take_away(sources)
+    lake.scored(B, run("a-good", "needs_human_review"))
+    lake.go()
+    assert lake.exported(Dataset.SFT) == set()
+    lake.scored_path(B).unlink()
+    lake.go()
+    bring_back(sources)
+    lake.go()
+    assert lake.content(Dataset.RAG) == before
+    assert lake.exported(Dataset.SFT) == {"a-good"}
+    is_up_to_date(lake)
 
 
 def test_path_check_that_is_turned_on_without_the_root(lake: HistoryLake, sources: Path) -> None:

@@ -16,6 +16,7 @@ from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, Un
 from distilld.core.plan import FileKey, compare
 from distilld.engine import evidence_reading, index_file
 from distilld.engine.engine import Engine
+from distilld.inspection.verify import verify
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queries import Views
@@ -222,3 +223,19 @@ def test_sizes_beyond_the_store_in_all_stop_nothing(tmp_path: Path) -> None:
         store.connection.execute(f"UPDATE files SET size_bytes = {1 << 62}, indexed_bytes = {1 << 62}")
         assert Work(store).bytes_waiting() == 0
         assert [each.size_bytes for each in Views(store).trees()] == [(1 << 63) - 1] * 2
+
+
+@pytest.mark.parametrize("with_more", [False, True])
+def test_evidence_whose_unterminated_end_is_torn_is_gone(tmp_path: Path, with_more: bool) -> None:
+    """The end was a whole object, and counted as a line; of the same bytes before it, or more, no line is left there."""
+    with history_lake(tmp_path) as lake:
+        lake.scored(A, run("a"), run("b"))
+        lake.evidence(A, given("a"), given("b"))
+        path = lake.evidence_path(A)
+        path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+        lake.go()
+        assert lake.exported(Dataset.RAG) == {"a", "b"}
+        path.write_bytes(path.read_bytes().removesuffix(b"}") + b" " + b" " * with_more)
+        lake.go()
+        assert lake.exported(Dataset.RAG) == {"a"}
+        assert not verify(lake.root, lake.state, lake.options, deep=True).faults
