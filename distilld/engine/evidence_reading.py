@@ -5,7 +5,7 @@ A large one is read in turns, between which the caller does other work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from distilld.core.line_facts import EvidenceFacts, run_of_evidence
 from distilld.core.model import Options, StatFacts
 from distilld.core.plan import FileKey, Look
 from distilld.engine.read_file import Reading, refuse_too_many
-from distilld.lake.lines import End, Line, PartitionReader, end_of, parse_line
+from distilld.lake.lines import Line, PartitionReader, parse_line
 from distilld.lake.scan import PartitionFile, open_partition, tree_path
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord
@@ -60,7 +60,6 @@ class EvidenceReading:
         self._reader: PartitionReader | None = None
         self._facts = file.stat
         self._lines = 0
-        self._tail = End(None, 0, None)
         self._steps = self._read()
 
     @property
@@ -79,7 +78,7 @@ class EvidenceReading:
             self._lines,
             self.malformed,
             self.first_malformed,
-            *self._tail,
+            *self._reader.end,
             self._reader.bytes_read,
         )
 
@@ -146,7 +145,7 @@ class EvidenceReading:
             end = known.tail_digest
             self._lines = known.indexed_lines - (end is not None)
         start = reader.consumed
-        for block in self._blocks(reader):
+        for block in reader.blocks_with_end():
             yield
             if block and end is not None:
                 if (block[0].start, block[0].digest) != (start, end):
@@ -160,13 +159,6 @@ class EvidenceReading:
                 self.first_malformed = malformed[0]
             refuse_too_many(self._shown, self._lines)
         return end is None
-
-    def _blocks(self, reader: PartitionReader) -> Iterator[list[Line]]:
-        """Yield the lines in blocks; an unterminated end that is a complete object counts as a line (SPEC 2)."""
-        yield from reader.blocks()
-        self._tail = end_of(reader.tail)
-        if reader.tail is not None and self._tail.digest is not None:
-            yield [reader.tail]
 
 
 def _evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:

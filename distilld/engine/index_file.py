@@ -180,23 +180,19 @@ class FileIndexer(EvidenceIndexer):
         """Index a file from its start, in place of what was known about it."""
         self._rewritten.stage()
         lines = malformed = 0
-        for block in reader.blocks():
+        for block in reader.blocks_with_end():
             self._pulse()
             malformed += self._stage(record, block, lines)
             lines += len(block)
             refuse_too_many(tree_path(*record.key), lines)
-        tail = reader.tail
-        record.tail, record.tail_bytes, record.tail_digest = end_of(tail)
-        if tail is not None and record.tail_digest is not None:
-            self._stage(record, [tail], lines)
-            lines += 1
+        record.tail, record.tail_bytes, record.tail_digest = reader.end
         self._set_present(record)
         same = record.indexed_sha256 == reader.sha256 and record.indexed_bytes == reader.consumed
         self._record_reading(record, reader, facts)
         record.indexed_lines, record.malformed_lines = lines, malformed
         self._rewritten.replace(record, self._options)
         self._inputs.write_file(record, judged=True)
-        self._take_rest(record, rest_of(tail))
+        self._take_rest(record, rest_of(reader.tail))
         if not (same and self._is_read_again(record.key) and look is Look.CHANGED):
             self._note(record, "returned" if look is Look.RETURNED else "rewritten", 0, lines, malformed)
         self._breathe(lines)

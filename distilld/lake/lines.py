@@ -110,6 +110,8 @@ class PartitionReader:
         self.bytes_read = 0
         self.tail: Line | None = None
         """The bytes after the last line feed, set when :meth:`blocks` has ended; None if there are none."""
+        self.end = end_of(None)
+        """What they are, set when :meth:`blocks_with_end` has ended."""
 
     @property
     def sha256(self) -> str:
@@ -185,6 +187,13 @@ class PartitionReader:
                 rest_bytes += len(rest[-1])
             yield found
         self.tail = long.line() if long is not None else self._line(start, b"".join(rest)) if rest else None
+
+    def blocks_with_end(self) -> Iterator[list[Line]]:
+        """Yield the same, and then the unterminated end if it counts as a line (SPEC 2)."""
+        yield from self.blocks()
+        self.end = end_of(self.tail)
+        if self.tail is not None and self.end.digest is not None:
+            yield [self.tail]
 
     def _line(self, start: int, raw: bytes) -> Line:
         if len(raw) > self._max:
