@@ -7,25 +7,28 @@ forbids it. Transactions are bounded by rows and may hold several files; a crash
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from distilld.core.model import InputKind, OnDelete, Options, StatFacts
 from distilld.core.plan import FileKey, Look, compare
-from distilld.engine.index_lines import Indexed, new_record
-from distilld.engine.index_turns import TurnIndexer, large_evidence
+from distilld.engine.index_context import IndexContext
+from distilld.engine.index_evidence import EvidenceFiles
+from distilld.engine.index_gone import GoneFiles
+from distilld.engine.index_scored import ScoredFiles
+from distilld.engine.index_turns import Turns, TurnTaker, large_evidence
+from distilld.engine.indexed import Indexed
 from distilld.engine.jobs import ReadJob
 from distilld.engine.pool import Pool
-from distilld.engine.read_file import FileRead, as_scanned
+from distilld.engine.read_file import FileRead, as_scanned, record_reading, refuse_too_many
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.engine.spans import ScoredFile
 from distilld.lake.scan import ListingError, PartitionFile, Scan, tree_path
 from distilld.store.connection import Store
 from distilld.store.counts import Counts
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.moved import forget_unnamed_evidence
 from distilld.store.retained import has_exceptions
-from distilld.store.walk_order import place_partitions
 
 READ_WHOLE_BYTES: Final = 64 << 20
 """Bytes of a file whose facts are held in memory; one that is larger, or of short rows, is read block by block."""
@@ -38,7 +41,7 @@ LEAVE_REPEATED_BYTES: Final = 64 << 20
 """The most bytes that further rows of a run may add in memory with its evidence: their count times file size."""
 
 
-class Indexer(TurnIndexer):
+class Indexer:
     """Brings the store's facts up to date with one scan."""
 
     def __init__(
@@ -60,7 +63,14 @@ class Indexer(TurnIndexer):
         With None the facts of a file are believed: somebody else looks after the rest. Files that the last look
         ``left`` are read whatever their facts say.
         """
-        super().__init__(root, store, inputs, options, is_still=is_still, progress=progress)
+        self._context = IndexContext(root, store, inputs, options, is_still=is_still, progress=progress)
+        self._scored = ScoredFiles(self._context)
+        self._evidence = EvidenceFiles(self._context)
+        self._gone = GoneFiles(self._context, self._scored, self._evidence)
+        self._store = store
+        self._inputs = inputs
+        self._options = options
+        self._found = self._context.found
         self._pool = pool
         self._batch_rows = batch_rows
         self._hashed_since_ns = hashed_since_ns
@@ -83,35 +93,34 @@ class Indexer(TurnIndexer):
         Raises:
             ListingError: A tree is missing although files in it are known.
         """
-        if not (read_again or owed or self._left or self._withdraws or scan.missing) and self._inputs.all_as_recorded(
+        withdraws = self._options.on_delete is OnDelete.WITHDRAW
+        if not (read_again or owed or self._left or withdraws or scan.missing) and self._inputs.all_as_recorded(
             scan.files, hashed_since_ns=self._hashed_since_ns
         ):
-            return self._out
+            return self._found
         known = self._inputs.files()
         refuse_missing_trees(scan.missing, known)
-        self._read_again, self._owed = read_again, owed
+        self._context.read_again, self._context.owed = read_again, owed
         seen = {file.key: file for file in scan.files}
         reads, gone = self._plan(scan, seen, known, unread or {})
-        purge = [
+        dropped = [
             record
-            for record in known.values()
-            if self._withdraws and not (record.present or scan.is_unknown(*record.key))
+            for key, record in known.items()
+            if withdraws and not (record.present or key in seen or scan.is_unknown(*key))
         ]
-        if not (reads or gone or purge):
-            return self._out
-        self._progress(0, 0)
-        with self._transactions():
-            self._take_gone(
-                [known[key] for key in gone],
-                [record for record in purge if record.key not in seen],
-            )
-            self._fresh = Counts(self._store).is_fresh()
-            places = self._place(reads, known)
+        if not (reads or gone or dropped):
+            return self._found
+        self._context.pulse()
+        with self._context.transactions():
+            self._gone.take([known[key] for key in gone], dropped)
+            self._found.names_gone |= bool(gone or dropped)
+            self._context.is_fresh = Counts(self._store).is_fresh()
             new = [seen[key] for key, look in reads if look is Look.NEW]
+            places = self._context.places([file.path for file in new])
             self._pool.expect(sum(seen[key].stat.size for key, _ in reads))
             self._take_files([(seen[key], known[key], look) for key, look in reads if look is not Look.NEW])
             self._take_new(new, places)
-        return self._out
+        return self._found
 
     def _plan(
         self,
@@ -130,43 +139,49 @@ class Indexer(TurnIndexer):
         for key, look in plan.to_read:
             if look is not Look.NEW:
                 # It may take long until the file is hashed and this is asked: it has to settle from now on.
-                self._is_still(key, seen[key].stat)
+                self._context.is_still(key, seen[key].stat)
         left = _left_unread(unread, {path for (kind, path), _ in plan.to_read if kind is InputKind.SCORED})
         reads = [read for read in plan.to_read if read[0] not in left]
-        if self._read_again or self._owed:
+        if self._context.read_again or self._context.owed:
             planned = {key for key, _ in reads}
             reads = sorted(
-                [*reads, *((key, Look.CHANGED) for key in seen if key not in planned and self._is_read_again(key))],
+                [
+                    *reads,
+                    *((key, Look.CHANGED) for key in seen if key not in planned and self._context.is_read_again(key)),
+                ],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
-        self._out.postponed = [
+        self._found.postponed = [
             key
             for key in large_evidence((key for key, _ in reads), seen, known, plan.gone)
-            if not self._is_read_again(key)
+            if not self._context.is_read_again(key)
         ]
-        if self._out.postponed:
-            reads = [read for read in reads if read[0] not in self._out.postponed]
+        if self._found.postponed:
+            reads = [read for read in reads if read[0] not in self._found.postponed]
         return reads, plan.gone
 
-    def take_one(self, file: PartitionFile, out: Indexed) -> None:
-        """Index an evidence file that was left unread, and add the results to ``out``."""
-        self._out = out
-        with self._transactions():
-            place = place_partitions(self._store, [file.path])[file.path]
-            self._take_file(file, None, Look.NEW, place)
+    def take_one(self, file: PartitionFile) -> Indexed:
+        """Index an evidence file that was left unread; return what was found so far."""
+        with self._context.transactions():
+            self._take_new_file(file, self._context.places([file.path]))
+        return self._found
+
+    def take_turn(self, scan: Scan, turns: Turns) -> None:
+        """Read on in the evidence files that :meth:`take` postponed."""
+        TurnTaker(self._context, self._evidence, turns).take(scan)
 
     def _take_files(self, files: list[tuple[PartitionFile, FileRecord, Look]]) -> None:
         """Index known files. One that is read again and has not changed is only noted as hashed."""
         again = [
             file
             for file, record, look in files
-            if look is Look.CHANGED and record.present and self._is_read_again(file.key)
+            if look is Look.CHANGED and record.present and self._context.is_read_again(file.key)
         ]
         read = self._read(again)
         for file, record, look in files:
             if file not in read or not self._is_unchanged(record, read.pop(file)):
-                self._take_file(file, record, look, (0, 0))
-            self._pulse()
+                self._take_file(file, record, look)
+            self._context.pulse()
 
     def _read(self, files: list[PartitionFile]) -> _Reads:
         """Read files as a whole, by workers where there are any; leave out files that are too large."""
@@ -176,19 +191,20 @@ class Indexer(TurnIndexer):
         """Return whether a file that was read again equals its record, line by line; if so, note its hash."""
         if read is None:
             return False
-        self._out.bytes_read += read.reading.bytes_read
+        self._found.bytes_read += read.reading.bytes_read
         reading = read.reading
         if (reading.sha256, reading.consumed) != (record.indexed_sha256, record.indexed_bytes):
             return False
         tail = (reading.lines, reading.tail, reading.tail_bytes, reading.tail_digest)
         if tail != (record.indexed_lines, record.tail, record.tail_bytes, record.tail_digest):
             return False
-        if (self._scored if record.kind is InputKind.SCORED else self._evidence).facts(record) != sorted(read.facts):
+        if self._files_of(record.kind).facts(record) != sorted(read.facts):
             return False
-        self._out.rows_indexed += reading.lines
-        record.note_hashed(reading.facts, self._began_ns)
+        self._found.rows_indexed += reading.lines
+        record.note_hashed(reading.facts, self._context.began_ns)
         self._inputs.write_file(record)
-        self._take_rest(record, read.rest)
+        if record.kind is InputKind.SCORED:
+            self._scored.take_rest(record, read.rest)
         return True
 
     def _take_new(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
@@ -219,7 +235,7 @@ class Indexer(TurnIndexer):
                     record.tail_bytes if record.tail_digest else 0,
                     record.indexed_lines,
                 )
-                self._out.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat, indexed)
+                self._found.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat, indexed)
         self._take_read([file for file in left if file in leaving], places)
 
     def _take_read(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
@@ -227,45 +243,35 @@ class Indexer(TurnIndexer):
         for file in files:
             found = read.pop(file) if file in read else None
             if found is None:
-                self._take_file(file, None, Look.NEW, places[file.path])
+                self._take_new_file(file, places)
             else:
-                self._add_read(new_record(*file.key, places[file.path], file.stat), found)
-            self._pulse()
+                self._add_read(FileRecord.new(*file.key, places[file.path], file.stat), found)
+            self._context.pulse()
 
-    @property
-    def _withdraws(self) -> bool:
-        return self._options.on_delete is OnDelete.WITHDRAW
+    def _take_new_file(self, file: PartitionFile, places: dict[str, tuple[int, int]]) -> None:
+        self._take_file(file, FileRecord.new(*file.key, places[file.path], file.stat), Look.NEW)
 
-    # files that are gone
+    def _take_file(self, file: PartitionFile, record: FileRecord, look: Look) -> None:
+        """Index a file that is read block by block."""
+        known = None if look is Look.NEW else record
+        with (
+            self._context.noting_problems(file.key),
+            closing(self._context.reading(file, known, look)) as reading,
+        ):
+            self._files_of(file.kind).take(reading, record)
 
-    def _take_gone(self, gone: list[FileRecord], purge: list[FileRecord]) -> None:
-        self._out.names_gone |= bool(gone or purge)
-        # Scored files first: if their evidence is gone too, only the rows count.
-        for record in sorted(gone, key=lambda record: record.kind is InputKind.EVIDENCE):
-            self._note(record, "absent", 0, 0, 0)
-            if self._withdraws:
-                self._drop(record)
-            elif record.kind is InputKind.SCORED:
-                self._absent.retain_scored(record, self._options)
-            else:
-                self._absent.lose_evidence(record)
-                record.state = "absent"
-                self._inputs.write_file(record)
-        for record in purge:
-            if record.kind is InputKind.SCORED:
-                self._absent.make_scored_live(record, self._options)
-            self._note(record, "absent", 0, 0, 0)
-            self._drop(record)
-        forget_unnamed_evidence(self._store, {record.partition_id for record in gone})
+    def _add_read(self, record: FileRecord, read: FileRead) -> None:
+        """Index a new file that was read as a whole."""
+        reading = read.reading
+        refuse_too_many(tree_path(*record.key), reading.lines)
+        self._found.bytes_read += reading.bytes_read
+        self._found.rows_indexed += reading.lines
+        record_reading(record, reading, self._context.began_ns)
+        self._files_of(record.kind).add_read(record, read)
+        self._context.count_rows(reading.lines)
 
-    def _drop(self, record: FileRecord) -> None:
-        if record.kind is InputKind.SCORED:
-            self._verdicts.set_rest(record, None, self._options)
-            self._rewritten.drop(record, self._options)
-        else:
-            self._evidence.stage()
-            self._evidence.apply(record, whole_file=True)
-        self._inputs.forget_file(record)
+    def _files_of(self, kind: InputKind) -> ScoredFiles | EvidenceFiles:
+        return self._scored if kind is InputKind.SCORED else self._evidence
 
 
 def _left_unread(unread: dict[int, UnreadEvidence], changed: Set[str]) -> set[FileKey]:

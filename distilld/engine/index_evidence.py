@@ -1,89 +1,98 @@
-"""Index evidence that is read block by block."""
+"""Index evidence files: their facts are staged, and take effect together when all of a file was read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
-from distilld.core.model import InputChanged, OperatorError
-from distilld.core.plan import FileKey, Look
-from distilld.engine.evidence_reading import EvidenceReading
-from distilld.engine.index_lines import FileChange, LineIndexer, record_reading, tail_of
-from distilld.lake.scan import PartitionFile
+from distilld.core.line_facts import EvidenceFacts, run_of_evidence
+from distilld.core.plan import Look
+from distilld.engine.file_reading import FileReading
+from distilld.engine.index_context import IndexContext
+from distilld.engine.indexed import FileChange
+from distilld.engine.read_file import FileRead
+from distilld.lake.lines import Line, parse_line
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord
+from distilld.store.scored_rows import ScoredRows
 
 
-class EvidenceIndexer(LineIndexer):
-    """Reads evidence files, and applies what they say when all was read."""
+class EvidenceFiles:
+    """Puts the facts of evidence files into the store, inside the caller's transactions."""
 
-    @contextmanager
-    def _noting_problems(self, key: FileKey) -> Iterator[None]:
-        """Note that a file changed or could not be read, and go on with others."""
-        try:
-            yield
-        except InputChanged:
-            self._inputs.forget_files()
-            self._out.unsettled.append(key)
-            self._out.names_gone = True
-        except OperatorError as error:
-            self._inputs.forget_files()
-            self._out.problems.append(error)
-            self._out.unreadable.append(key)
+    def __init__(self, context: IndexContext) -> None:
+        self._context = context
+        self._rows = EvidenceRows(context.store, context.inputs)
+        self._scored = ScoredRows(context.store)
 
-    def _pulse(self) -> None:
-        self._show(self._out.bytes_read)
+    def add_read(self, record: FileRecord, read: FileRead) -> None:
+        """Index a new file that was read as a whole."""
+        if self._scored.any_in(record):
+            self._rows.stage()
+            self._rows.add_staged(read.facts)
+            self._rows.apply(record, whole_file=False)
+        else:
+            self._rows.add(record, read.facts)
+        self._context.inputs.write_file(record)
+        self._context.note(record, "new", 0, read.reading, record.indexed_lines)
 
-    def _show(self, bytes_read: int) -> None:
-        self._progress(len(self._out.changes), bytes_read)
+    def take(self, reading: FileReading, record: FileRecord) -> None:
+        """Index a file that is read block by block."""
+        self._rows.stage()
+        self.stage(reading, self._rows)
+        self.apply(reading, self._rows, record)
 
-    def _reading(
-        self, file: PartitionFile, known: FileRecord | None, look: Look, evidence: EvidenceRows
-    ) -> EvidenceReading:
-        return EvidenceReading(
-            self._root,
-            file,
-            known,
-            look,
-            evidence,
-            self._options,
-            whole=self._is_read_again(file.key),
-            is_still=self._is_still,
-            began_ns=self._began_ns,
-        )
+    def stage(self, reading: FileReading, rows: EvidenceRows, most_bytes: int | None = None) -> None:
+        """Read on in a file, to its end or so many bytes further; add the facts to those that ``rows`` stage."""
+        for block in self._context.blocks(reading, most_bytes):
+            found, malformed = _evidence_facts(block, reading.first_line)
+            rows.add_staged(found)
+            reading.note_malformed(malformed)
 
-    def _read_on(self, reading: EvidenceReading, most_bytes: int | None) -> bool:
-        """Read on in a file, at most so many bytes; return whether the reading has ended."""
-        others, before = self._out.bytes_read, reading.bytes_read
-        try:
-            # Of a file that is read in turns, all that was read so far is shown.
-            return reading.read(lambda: self._show(others + reading.bytes_read), most_bytes)
-        finally:
-            self._out.bytes_read += reading.bytes_read - before
-
-    def _apply(self, reading: EvidenceReading, record: FileRecord) -> None:
-        """Apply the facts of evidence that was read block by block."""
+    def apply(self, reading: FileReading, rows: EvidenceRows, record: FileRecord) -> None:
+        """Apply what ``rows`` stage of a file, once all of it was read."""
+        context, known = self._context, replace(record)
         if reading.unsettled:
-            self._out.unsettled.append(record.key)
+            context.found.unsettled.append(record.key)
             return
-        appended, read, known = reading.appended, reading.reading, replace(record)
-        self._first_malformed = reading.first_malformed
-        self._out.rows_indexed += reading.new_lines
+        read, is_whole = reading.result, not reading.appended
+        context.found.rows_indexed += reading.new_lines
         record.state = "present"
-        record_reading(record, read, reading.began_ns)
-        if appended:
-            record.malformed_lines += known.malformed_lines
-        reading.evidence.apply(record, whole_file=not appended, returned=reading.look is Look.RETURNED)
-        self._inputs.write_file(record)
+        reading.note_in(record)
+        rows.apply(record, whole_file=is_whole, returned=reading.look is Look.RETURNED)
+        context.inputs.write_file(record)
         same = (record.indexed_bytes, record.indexed_sha256) == (known.indexed_bytes, known.indexed_sha256)
-        if not appended:
+        if is_whole:
             if not (same and reading.whole and reading.look is Look.CHANGED):
                 change = "returned" if reading.look is Look.RETURNED else "rewritten"
-                self._note(record, change, 0, read.lines, reading.malformed)
+                context.note(record, change, 0, read, read.lines)
         elif not same or reading.new_lines or reading.look is Look.NEW:
             change = "new" if reading.look is Look.NEW else "appended"
-            self._note(record, change, known.indexed_bytes, reading.new_lines, reading.malformed)
-        elif tail_of(record) != tail_of(known):
-            self._out.changes.append(FileChange(record.kind, record.path, "tail"))
-        self._breathe(reading.new_lines)
+            context.note(record, change, known.indexed_bytes, read, reading.new_lines)
+        elif record.end != known.end:
+            context.found.changes.append(FileChange(*record.key, "tail"))
+        context.count_rows(reading.new_lines)
+
+    def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
+        """Return the known facts of a file's rows, by run."""
+        return self._rows.facts(record)
+
+    def drop(self, record: FileRecord) -> None:
+        """Drop the facts of a file that is gone for good."""
+        self._rows.stage()
+        self._rows.apply(record, whole_file=True)
+
+
+def _evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:
+    """Return the facts of evidence lines, and the numbers of malformed ones."""
+    found = []
+    malformed = []
+    for number, line in enumerate(block, first_line):
+        value = parse_line(line).value
+        if value is None:
+            malformed.append(number)
+            continue
+        run_id = run_of_evidence(value)
+        if run_id is not None:
+            found.append(EvidenceFacts(run_id, number, line.start, line.length, line.digest))
+    return found, malformed

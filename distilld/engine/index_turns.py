@@ -10,9 +10,9 @@ import structlog
 
 from distilld.core.model import InputChanged, InputKind
 from distilld.core.plan import FileKey, Look, has_come
-from distilld.engine.evidence_reading import EvidenceReading
-from distilld.engine.index_file import FileIndexer
-from distilld.engine.index_lines import new_record
+from distilld.engine.file_reading import FileReading
+from distilld.engine.index_context import IndexContext
+from distilld.engine.index_evidence import EvidenceFiles
 from distilld.lake.scan import PartitionFile, Scan, tree_path
 from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.inputs import FileRecord
@@ -26,67 +26,84 @@ WITH_ROWS_BYTES: Final = 1 << 30
 
 
 @dataclass(slots=True)
+class Turn:
+    """A reading that has not ended, and where its facts are staged."""
+
+    reading: FileReading
+    rows: EvidenceRows
+
+
+@dataclass(slots=True)
 class Turns:
     """What one pass leaves to the next: a reading that has not ended, and the file that had the last turn."""
 
-    reading: EvidenceReading | None = None
+    turn: Turn | None = None
     last: FileKey | None = None
 
     def end(self, *, failed: bool = False) -> None:
         """End the reading; after a pass that ``failed``, what it staged may be gone, or the store out of reach."""
-        if self.reading is not None:
-            self.reading.close()
+        if self.turn is not None:
+            self.turn.reading.close()
             if not failed:
-                self.reading.evidence.unstage()
-            self.reading = None
+                self.turn.rows.unstage()
+            self.turn = None
 
 
-class TurnIndexer(FileIndexer):
-    """Reads on in large files where the last pass stopped."""
+class TurnTaker:
+    """Reads on in large evidence files where the last pass stopped."""
 
-    def take_turn(self, scan: Scan, turns: Turns) -> None:
-        """Read on in the evidence files that :meth:`take` postponed, one after the other."""
-        postponed = self._out.postponed
+    def __init__(self, context: IndexContext, evidence: EvidenceFiles, turns: Turns) -> None:
+        self._context = context
+        self._evidence = evidence
+        self._turns = turns
+
+    def take(self, scan: Scan) -> None:
+        """Read on in the postponed files, one after the other; what was read to its end is postponed no more."""
+        found, turns = self._context.found, self._turns
+        postponed = found.postponed
         files = {key: file for file in scan.files if (key := file.key) in postponed} if postponed else {}
-        if turns.reading is not None and not turns.reading.is_of(files.get(turns.reading.key)):
+        if turns.turn is not None and not turns.turn.reading.is_of(files.get(turns.turn.reading.key)):
             turns.end()
         left = TURN_BYTES
         while postponed and left > 0:
-            goes_on, before = turns.reading is not None, self._out.bytes_read
-            with self._transactions():
-                reading = turns.reading or self._reading_in_turns(files[_next_turn(postponed, turns.last)])
-                turns.reading, turns.last = reading, reading.key
-                has_ended = self._read_large(reading, left)
-            file = files[reading.key]
+            goes_on, before = turns.turn is not None, found.bytes_read
+            with self._context.transactions():
+                turn = turns.turn or self._begin(files[_next_turn(postponed, turns.last)])
+                turns.turn, turns.last = turn, turn.reading.key
+                has_ended = self._read_on(turn, left)
+            file = files[turn.reading.key]
             if not has_ended:
                 if not goes_on:
                     log.info("reading_in_turns", path=tree_path(*file.key), bytes=file.stat.size)
                 return
-            left -= self._out.bytes_read - before
+            left -= found.bytes_read - before
             # A file that changed since its reading began is read again.
-            if not goes_on or reading.is_as_scanned(file):
+            if not goes_on or turn.reading.is_as_scanned(file):
                 postponed.remove(file.key)
             turns.end()
 
-    def _reading_in_turns(self, file: PartitionFile) -> EvidenceReading:
-        known = self._inputs.files().get(file.key)
+    def _begin(self, file: PartitionFile) -> Turn:
+        inputs = self._context.inputs
+        known = inputs.files().get(file.key)
         look = Look.NEW if known is None else Look.CHANGED if known.present else Look.RETURNED
-        return self._reading(file, known, look, EvidenceRows(self._store, self._inputs, staged="large_evidence"))
+        rows = EvidenceRows(self._context.store, inputs, staged="large_evidence")
+        rows.stage()
+        return Turn(self._context.reading(file, known, look), rows)
 
-    def _read_large(self, reading: EvidenceReading, most_bytes: int) -> bool:
+    def _read_on(self, turn: Turn, most_bytes: int) -> bool:
         """Read on in a large file; index it if all was read. Return whether the reading has ended."""
+        reading = turn.reading
         key = reading.key
-        with self._noting_problems(key):
-            if not self._read_on(reading, most_bytes):
+        with self._context.noting_problems(key):
+            self._evidence.stage(reading, turn.rows, most_bytes)
+            if not reading.has_ended:
                 return False
-            known = self._inputs.files()
-            record = known.get(key)
+            record = self._context.inputs.files().get(key)
             if not reading.is_based_on(record):
                 raise InputChanged(tree_path(*key))
             if record is None:
-                place = self._place([(key, Look.NEW)], known)[reading.file.path]
-                record = new_record(*key, place, reading.file.stat)
-            self._apply(reading, record)
+                record = FileRecord.new(*key, self._context.places([key[1]])[key[1]], reading.file.stat)
+            self._evidence.apply(reading, turn.rows, record)
         return True
 
 

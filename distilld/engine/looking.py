@@ -22,8 +22,8 @@ from distilld.core.plan import FileKey
 from distilld.engine import cluster
 from distilld.engine.batch import Batches
 from distilld.engine.index import Indexer
-from distilld.engine.index_lines import Indexed
 from distilld.engine.index_turns import Turns
+from distilld.engine.indexed import Indexed
 from distilld.engine.options_in_force import JudgedWith
 from distilld.engine.pass_log import Teller
 from distilld.engine.pass_result import PassResult, Progress
@@ -169,7 +169,7 @@ class Looking:
         indexer = self._indexer(result.scan, None)
         for each in (unread, *map(left.pop, changed)):
             if each.path in files:
-                indexer.take_one(files[each.path], news)
+                news = indexer.take_one(files[each.path])
         result.untold.add(news)
         if result.untold is not result.indexed:
             result.indexed.add(news)

@@ -7,7 +7,7 @@ import structlog
 
 from distilld.core.model import InputKind, Options
 from distilld.core.plan import FileKey
-from distilld.engine.index_lines import Indexed
+from distilld.engine.indexed import Indexed
 from distilld.lake.scan import Scan
 from distilld.store.connection import Store
 from distilld.store.inputs import Inputs

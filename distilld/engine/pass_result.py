@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distilld.core.model import OperatorError, UnreadableError
-from distilld.engine.index_lines import Indexed
+from distilld.engine.indexed import Indexed
 from distilld.lake.scan import Oddity, Scan, tree_path
 from distilld.publish.commit import CommittedBatch
 

@@ -12,6 +12,7 @@ from distilld.core.line_facts import LIKE_REJECTED, LINES_END, RowFacts, row_fac
 from distilld.core.model import InputKind, StatFacts, UnreadableError
 from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
+from distilld.store.inputs import FileRecord
 
 WHOLE_ROWS: Final = 4096
 """A file with so few rows is read as a whole, however short they are."""
@@ -161,6 +162,14 @@ def _read_lines(
             reader.bytes_read,
         )  # fmt: skip
         return reading, rest_of(reader.tail) if kind is InputKind.SCORED else None
+
+
+def record_reading(record: FileRecord, read: Reading, began_ns: int) -> None:
+    """Note in a file's record how far it was read, not before ``began_ns`` (monotonic), and what it contained."""
+    record.note_hashed(read.facts, began_ns)
+    record.indexed_bytes, record.indexed_sha256 = read.consumed, read.sha256
+    record.indexed_lines, record.malformed_lines = read.lines, read.malformed
+    record.tail, record.tail_bytes, record.tail_digest = read.tail, read.tail_bytes, read.tail_digest
 
 
 def refuse_too_many(shown: str, lines: int) -> None:

@@ -21,10 +21,11 @@ from distilld.core.model import (
     UnreadableError,
 )
 from distilld.engine.batch import Batch, Batches, UnreadFailed
-from distilld.engine.index_lines import Indexed, new_record, record_reading
+from distilld.engine.indexed import Indexed
 from distilld.engine.looking import Looking
 from distilld.engine.pass_result import PassResult
 from distilld.engine.progress import Judging
+from distilld.engine.read_file import record_reading
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake import scan as lake
 from distilld.logs import lines_of_batch
@@ -33,6 +34,7 @@ from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
 from distilld.publish.restore import AnotherWriterError
 from distilld.store.export_lines import ExportLines
+from distilld.store.inputs import FileRecord
 
 log = structlog.get_logger()
 
@@ -189,7 +191,9 @@ class WorkingOff(Looking):
     def _add_read(self, batch: Batch) -> None:
         """Index the evidence files that were read with a batch's rows, inside the batch's transaction."""
         for place, read in batch.read:
-            record = new_record(InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts)
+            record = FileRecord.new(
+                InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts
+            )
             record_reading(record, read.reading, 0)
             self.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
 

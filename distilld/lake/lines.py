@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine, parse_object
@@ -118,21 +118,11 @@ class PartitionReader:
         """Return the content hash of the bytes up to ``consumed``, in hex."""
         return self._sha.digest().hex()
 
-    def prove_prefix(self, length: int, sha256: str, pulse: Callable[[], None] = lambda: None) -> bool:
-        """Whether the file begins with exactly what was consumed before; afterwards :meth:`blocks` goes on behind it.
-
-        If it does not, the reader stands at the start of the file again. ``pulse`` is called at each block.
-        """
-        steps = self.proof(length, sha256)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return bool(end.value)
-            pulse()
-
     def proof(self, length: int, sha256: str) -> Generator[None, None, bool]:
-        """The same, block by block, for who has other things to do in between."""
+        """Return whether the file begins with exactly what was consumed before; yield after each block.
+
+        Afterwards :meth:`blocks` goes on behind it; if it does not, the reader stands at the start of the file again.
+        """
         if length <= self._size:
             sha = ContentHash()
             for piece in self._pieces(0, length):

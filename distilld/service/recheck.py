@@ -116,7 +116,7 @@ class Recheck:
                     for lines in reader.blocks():
                         same = same and not lines
                         yield
-                    same = same and end_of(reader.tail) == (record.tail, record.tail_bytes, record.tail_digest)
+                    same = same and end_of(reader.tail) == record.end
                 same = same and StatFacts.of(os.fstat(descriptor)) == facts
         except (InputChanged, OperatorError):
             same = False

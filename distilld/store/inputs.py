@@ -5,6 +5,7 @@ Every method runs inside the caller's transaction and touches no export.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ class FileRecord:
     hashed_at_ns: int = 0
     """When the bytes were last hashed, by our clock."""
 
+    @classmethod
+    def new(cls, kind: InputKind, path: str, place: tuple[int, int], facts: StatFacts) -> FileRecord:
+        """Return the record of a file that was not read yet; ``place`` is its partition's id and base."""
+        return cls(*place, path, kind, "present", facts.doubted(), 0, hashlib.sha256().hexdigest(), 0, 0, None, 0, None)
+
     def note_hashed(self, facts: StatFacts, began_ns: int) -> None:
         """Record that the bytes were hashed under these facts, and not before ``began_ns`` (monotonic)."""
         now_ns = time.monotonic_ns()
@@ -59,6 +65,11 @@ class FileRecord:
     def key(self) -> FileKey:
         """Its tree, and its path below the tree."""
         return self.kind, self.path
+
+    @property
+    def end(self) -> tuple[str | None, int, bytes | None]:
+        """Its unterminated end: its state, length and digest."""
+        return self.tail, self.tail_bytes, self.tail_digest
 
     @property
     def walks(self) -> tuple[int, int]:

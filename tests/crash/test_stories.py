@@ -77,7 +77,7 @@ def test_a_file_that_was_indexed_in_part_is_read_to_its_end(prepare: Prepare) ->
     made = calls_of(lake)
     expected = outcome(lake.root)
     lake.reset()
-    assert dies_at(at(made, "sql COMMIT done", "_breathe").number, lake.start)
+    assert dies_at(at(made, "sql COMMIT done", "count_rows").number, lake.start)
     lake.start()
     assert outcome(lake.root) == expected
     accounted(lake.root)
@@ -102,11 +102,11 @@ def test_a_copy_of_the_line_that_was_provisional_is_not_taken_for_it(prepare: Pr
             file.write(b"\n" + jsonl([other, twin]))
 
     one_read = len(jsonl([twin, other])) + 10
-    limits = {"distilld.engine.index_lines.ROWS_PER_TRANSACTION": 1, "distilld.lake.lines.BLOCK_BYTES": one_read}
+    limits = {"distilld.engine.index_context.ROWS_PER_TRANSACTION": 1, "distilld.lake.lines.BLOCK_BYTES": one_read}
     lake = prepare(History("twins", go_on, before=begin, limits=limits))
     made = calls_of(lake)
     expected = outcome(lake.root)
-    deaths = [call for call in made if call.name == "sql COMMIT done" and "_breathe" in call.place]
+    deaths = [call for call in made if call.name == "sql COMMIT done" and "count_rows" in call.place]
     assert deaths
     for call in deaths:
         lake.reset()

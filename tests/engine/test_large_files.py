@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
-from distilld.engine import evidence_reading, index, index_lines, index_turns, looking
+from distilld.engine import file_reading, index, index_context, index_turns, looking
 from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
 from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date
@@ -232,7 +232,7 @@ def test_large_evidence_that_cannot_be_read_has_one_turn(lake: HistoryLake, monk
         return real(root, kind, path)
 
     monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
-    monkeypatch.setattr(evidence_reading, "open_partition", refusing)
+    monkeypatch.setattr(file_reading, "open_partition", refusing)
     looks = iter(range(10))
     monkeypatch.setattr(lake.engine, "_index", lambda *a, real=lake.engine._index, **k: (next(looks), real(*a, **k))[1])
     report = bring_up_to_date(lake.engine, pause=lambda _: None)
@@ -412,9 +412,9 @@ def test_what_happens_between_two_turns(
         case "rejected":
             lake.scored(B, *(run(each, "rejected") for each in RUNS))
         case "failed":
-            fail_once(lake, monkeypatch, "_read_on", full)
+            fail_once(lake, monkeypatch, index_turns.TurnTaker, "_read_on", full)
         case "undone":
-            fail_once(lake, monkeypatch, "_transactions", undone)
+            fail_once(lake, monkeypatch, index_context.IndexContext, "transactions", undone)
         case "restarted":
             lake.restart()
         case "prune":
@@ -451,10 +451,12 @@ def test_file_that_was_away_in_the_middle_of_a_pass_is_read_from_its_start(
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
-def fail_once(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, method: str, failing: Callable[..., object]) -> None:
-    """Let a pass fail within a method of the indexer."""
+def fail_once(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, of: type, method: str, failing: Callable[..., object]
+) -> None:
+    """Let a pass fail within a method of the indexing."""
     with monkeypatch.context() as patch:
-        patch.setattr(index.Indexer, method, failing)
+        patch.setattr(of, method, failing)
         with pytest.raises(sqlite3.OperationalError):
             lake.go()
 
@@ -465,9 +467,9 @@ def full(*_: object) -> NoReturn:
 
 
 @contextmanager
-def undone(indexer: index.Indexer) -> Iterator[None]:
+def undone(context: index_context.IndexContext) -> Iterator[None]:
     """Fail at the end of a turn's transaction."""
-    connection = indexer._store.connection
+    connection = context.store.connection
     connection.execute("BEGIN IMMEDIATE")
     yield
     connection.execute("ROLLBACK")
@@ -548,7 +550,7 @@ def test_counts_of_a_file_whose_reading_was_cut_off_are_whole(
 ) -> None:
     """A kill between two blocks lost the malformed lines before it, in the store and in the receipt."""
     monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
-    monkeypatch.setattr(index_lines, "ROWS_PER_TRANSACTION", 1)
+    monkeypatch.setattr(index_context, "ROWS_PER_TRANSACTION", 1)
     monkeypatch.setattr("distilld.lake.lines.BLOCK_BYTES", 64)
     path = lake.scored_path(C)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, UnreadableError
 from distilld.core.plan import FileKey, compare
-from distilld.engine import evidence_reading, index_file
+from distilld.engine import file_reading
 from distilld.engine.engine import Engine
 from distilld.inspection.verify import verify
 from distilld.store.connection import Store
@@ -130,8 +130,7 @@ def test_file_that_is_owed_a_reading_is_read_though_nothing_changed(
             raise UnreadableError(path, OSError(5, "Input/output error"))
 
         with monkeypatch.context() as patch:
-            for module in (index_file, evidence_reading):
-                patch.setattr(module, "open_partition", refuse)
+            patch.setattr(file_reading, "open_partition", refuse)
             lake.go()
         lake.restart(lake.options)
         lake.go()

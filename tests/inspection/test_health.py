@@ -34,7 +34,7 @@ from distilld.core.model import (
     UsageError,
 )
 from distilld.core.remedies import BY_ERRNO, BY_EVENT
-from distilld.engine import index_file, read_file
+from distilld.engine import file_reading, read_file
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.inspection import export_faults, status
@@ -500,7 +500,7 @@ def test_input_that_a_run_by_a_timer_cannot_read(settings: Settings, monkeypatch
     path.write_bytes(path.read_bytes() + b"{}\n")
     shown = []
     with monkeypatch.context() as patch:
-        patch.setattr(index_file, "open_partition", all_but_one)
+        patch.setattr(file_reading, "open_partition", all_but_one)
         for _ in range(2):
             run_once(settings)
             (problem,) = [each for each in diagnose(settings, daemon=False) if each.name == "not_read"]

@@ -26,9 +26,8 @@ from distilld.core.model import Dataset, InputKind, OnDelete, Options, Reason, S
 from distilld.engine import (
     batch,
     engine,
-    evidence_reading,
+    file_reading,
     index,
-    index_file,
     judge_span,
     judge_task,
     looking,
@@ -84,7 +83,7 @@ def refused(partition: str, *kinds: InputKind) -> Iterator[None]:
         return real(root, kind, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (evidence_reading, index_file, judge_span, judge_task, read_file):
+        for module in (file_reading, judge_span, judge_task, read_file):
             patch.setattr(module, "open_partition", refusing)
         yield
 

@@ -33,7 +33,7 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.engine import engine as batch
-from distilld.engine import evidence_reading, index_file, judge_span, judge_task, read_file, work_off
+from distilld.engine import file_reading, judge_span, judge_task, read_file, work_off
 from distilld.engine.judge_rows import RowJudge
 from distilld.inspection import status
 from distilld.inspection.verify import verify
@@ -1274,7 +1274,7 @@ def out_of_reach(
             raise UnreadableError(path, OSError(errno.EIO, os.strerror(errno.EIO)))
         return open_partition(root, kind, path)
 
-    for module in (evidence_reading, index_file, judge_span, judge_task, read_file, takeover):
+    for module in (file_reading, judge_span, judge_task, read_file, takeover):
         monkeypatch.setattr(module, "open_partition", refusing)
     return monkeypatch.undo
 

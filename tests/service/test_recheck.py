@@ -12,7 +12,7 @@ import pytest
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, Trigger
 from distilld.engine import engine as passes
-from distilld.engine import evidence_reading, index_file, index_lines, looking, work_off
+from distilld.engine import file_reading, index_context, looking, work_off
 from distilld.files.boot import boot_id
 from distilld.inspection.verify import verify
 from distilld.lake import scan as scanning
@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(recheck, "monotonic", lambda: hands.now / 1e9)
     monkeypatch.setattr(recheck, "monotonic_ns", lambda: hands.now)
     monkeypatch.setattr(recheck, "time_ns", lambda: OLD + hands.now)
-    monkeypatch.setattr(index_lines, "monotonic_ns", lambda: hands.now)
+    monkeypatch.setattr(index_context, "monotonic_ns", lambda: hands.now)
     times = SimpleNamespace(monotonic_ns=lambda: hands.now, time_ns=lambda: OLD + hands.now)
     monkeypatch.setattr(inputs, "time", times)
     for module in (looking, work_off):
@@ -81,7 +81,7 @@ def whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
             return self._open.__exit__(*why)
 
     monkeypatch.setattr(scanning, "scan", scanned)
-    for module in (evidence_reading, index_file, recheck):
+    for module in (file_reading, recheck):
         monkeypatch.setattr(module, "open_partition", Opened)
     monkeypatch.setattr(StatFacts, "of", classmethod(lambda cls, status: stamped(real_facts(status))))
 

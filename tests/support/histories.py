@@ -186,7 +186,7 @@ class History:
 
 
 SMALL: Final = {
-    "distilld.engine.index_lines.ROWS_PER_TRANSACTION": 3,
+    "distilld.engine.index_context.ROWS_PER_TRANSACTION": 3,
     "distilld.lake.lines.BLOCK_BYTES": 700,
     "distilld.files.segments.BLOCK_BYTES": 700,
     "distilld.files.spool.MEMORY_BYTES": 1,

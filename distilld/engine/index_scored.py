@@ -1,0 +1,155 @@
+"""Index scored files: their rows, and the verdicts of lines that are no rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distilld.core.line_facts import OddLines, RowFacts
+from distilld.core.model import InputKind
+from distilld.core.plan import Look
+from distilld.engine.file_reading import FileReading
+from distilld.engine.index_context import IndexContext
+from distilld.engine.indexed import FileChange
+from distilld.engine.read_file import FileRead, scored_facts, unreviewed_lines
+from distilld.lake.lines import Line, Rest
+from distilld.store.absent_files import AbsentFiles
+from distilld.store.inputs import FileRecord
+from distilld.store.rewritten_file import RewrittenFile
+from distilld.store.scored_rows import ScoredRows
+from distilld.store.verdicts import Verdicts
+
+
+class ScoredFiles:
+    """Puts the rows of one scored file at a time into the store, inside the caller's transactions.
+
+    New lines are stored block by block. A rewritten file replaces its known rows as a whole.
+    """
+
+    def __init__(self, context: IndexContext) -> None:
+        self._context = context
+        self._rows = ScoredRows(context.store)
+        self._rewritten = RewrittenFile(context.store)
+        self._absent = AbsentFiles(context.store, context.inputs)
+        self._verdicts = Verdicts(context.store)
+
+    def add_read(self, record: FileRecord, read: FileRead) -> None:
+        """Index a new file that was read as a whole."""
+        context = self._context
+        self._verdicts.add_malformed_runs(read.malformed_runs)
+        self._rows.add(record, read.facts)
+        self._note_unreviewed(record, read.unreviewed)
+        context.inputs.write_file(record)
+        self._affect_others(record, 0, record.indexed_lines)
+        self.take_rest(record, read.rest)
+        context.note(record, "new", 0, read.reading, record.indexed_lines)
+
+    def take(self, reading: FileReading, record: FileRecord) -> None:
+        """Index a file that is read block by block."""
+        context = self._context
+        for block in context.blocks(reading):
+            rows = self._facts(reading, record, block)
+            if reading.appended:
+                self._append(reading, record, rows)
+            else:
+                if reading.first_line == 0:
+                    self._rewritten.stage()
+                self._rewritten.add(rows)
+        if reading.unsettled:
+            context.found.unsettled.append(record.key)
+        elif reading.appended:
+            self._end_append(reading, record)
+        else:
+            self._replace(reading, record)
+
+    def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
+        """Return the known facts of a file's lines, in order."""
+        return self._rows.facts(record)
+
+    def rows_beside_others(self, record: FileRecord) -> int:
+        """Return how many rows a file has beyond one for each run."""
+        return self._rows.rows_beside_others(record)
+
+    def take_rest(self, record: FileRecord, rest: Rest | None) -> None:
+        """Apply what the rest after the last line feed forbids, once it no longer changes (SPEC 2)."""
+        context = self._context
+        if rest is not None and not context.is_still(record.key, record.facts):
+            context.found.unsettled.append(record.key)
+            context.inputs.doubt([record.key])
+            return
+        if rest is not None:
+            self._verdicts.add_malformed_runs([(run_id, rest.digest) for run_id in rest.verdict.run_ids])
+        self._verdicts.set_rest(record, rest and (rest.digest, rest.verdict.category), context.options)
+
+    def drop(self, record: FileRecord) -> None:
+        """Drop the rows of a file that is gone for good."""
+        self._verdicts.set_rest(record, None, self._context.options)
+        self._rewritten.drop(record, self._context.options)
+
+    def _facts(self, reading: FileReading, record: FileRecord, block: list[Line]) -> list[RowFacts]:
+        runs: list[tuple[str, bytes]] = []
+        rows = [scored_facts(line, number, runs) for number, line in enumerate(block, reading.first_line)]
+        reading.note_malformed([row.line for row in rows if row.malformed is not None])
+        self._verdicts.add_malformed_runs(runs)
+        self._note_unreviewed(record, unreviewed_lines(rows))
+        self._context.found.rows_indexed += len(rows)
+        return rows
+
+    def _append(self, reading: FileReading, record: FileRecord, rows: list[RowFacts]) -> None:
+        context, from_offset = self._context, record.indexed_bytes
+        malformed = sum(row.malformed is not None for row in rows)
+        self._rows.add(record, rows)
+        reading.note_in(record)
+        context.inputs.write_file(record)
+        context.inputs.note_input(record, _change(reading), from_offset, len(rows), malformed)
+        self._affect_others(record, reading.first_line, reading.lines)
+        context.count_rows(len(rows))
+
+    def _end_append(self, reading: FileReading, record: FileRecord) -> None:
+        context, known, change = self._context, reading.known, _change(reading)
+        reading.note_in(record)
+        context.inputs.write_file(record)
+        self.take_rest(record, reading.rest)
+        from_offset = 0 if known is None else known.indexed_bytes
+        if known is None or reading.new_lines or record.indexed_bytes != from_offset:
+            context.inputs.note_input(record, change, from_offset, 0, 0)
+            context.tell(record, change, reading.result, reading.new_lines)
+        elif record.end != known.end:
+            context.found.changes.append(FileChange(*record.key, "tail"))
+
+    def _replace(self, reading: FileReading, record: FileRecord) -> None:
+        """Replace what is known of a file by what was staged of it."""
+        context, known = self._context, reading.known
+        assert known is not None  # noqa: S101  a new file replaces nothing
+        if not known.present:
+            # Nothing else would make the rows of an absent file live again.
+            record.state = "present"
+            self._verdicts.set_rest(record, None, context.options)
+            self._absent.make_scored_live(record, context.options)
+            context.inputs.write_file(record)
+        reading.note_in(record)
+        if reading.lines:
+            self._rewritten.replace(record, context.options)
+        else:
+            self._rewritten.drop(record, context.options)
+        context.inputs.write_file(record, judged=True)
+        self.take_rest(record, reading.rest)
+        same = (record.indexed_bytes, record.indexed_sha256) == (known.indexed_bytes, known.indexed_sha256)
+        if not (same and reading.whole and reading.look is Look.CHANGED):
+            change = "returned" if reading.look is Look.RETURNED else "rewritten"
+            context.note(record, change, 0, reading.result, reading.lines)
+        context.count_rows(reading.lines)
+
+    def _affect_others(self, record: FileRecord, first_line: int, end_line: int) -> None:
+        """Queue what new rows affect."""
+        if end_line > first_line and not self._context.is_fresh:
+            self._rows.close_over_new(record, first_line, end_line, self._context.options)
+
+    def _note_unreviewed(self, record: FileRecord, lines: list[int]) -> None:
+        if lines:
+            found = self._context.found.unreviewed
+            of = found.setdefault(record.path, OddLines(InputKind.SCORED, record.path, 0, lines[0]))
+            found[record.path] = of._replace(lines=of.lines + len(lines))
+
+
+def _change(reading: FileReading) -> str:
+    return "new" if reading.look is Look.NEW else "appended"
