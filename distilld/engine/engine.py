@@ -1,41 +1,43 @@
 """Run passes: how a change of the inputs becomes a change of the datasets.
 
-    look    scan, plan, index   list the two trees, find what changed, store its facts, queue the rows they concern
-    trip    work_off            retain rows that vanish in masses
+    mend    mend.ExportMender   make exports and store agree: recover, adopt, restore
+    look    ingest.Ingest       list the two trees, index what changed, queue the rows it concerns
+    trip    ingest.Ingest       retain rows that vanish in masses
     judge   batch.Batches       decide what becomes of each queued row and task, by workers where there are many
     commit  commit.Committer    intent, exports, one transaction, finish
     tell    receipt, log        record what was done
 
-The daemon's smallest batch, the first pass and the rebuild use the same code path.
+The daemon's smallest batch, the first pass and the rebuild use the same code path: :mod:`distilld.engine.one_pass`,
+whose batches :mod:`distilld.engine.work_off` commits, one after the other.
 """
 
 from __future__ import annotations
 
-import time
+from functools import cached_property
 
 import structlog
 
-from distilld.core.model import (
-    InputKind,
-    Trigger,
-)
+from distilld.core.model import InputKind, Trigger
 from distilld.engine.index import refuse_missing_trees
+from distilld.engine.ingest import Ingest
+from distilld.engine.lake_context import LakeContext
+from distilld.engine.one_pass import Pass
 from distilld.engine.pass_result import PassResult
-from distilld.engine.work_off import WorkingOff
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
-from distilld.publish.reading import ExportTamperedError
-from distilld.store.moved import forget_empty_files
 from distilld.store.pruning import Pruned, Pruning
 from distilld.store.retained import Only
 
 log = structlog.get_logger()
 
 
-class Engine(WorkingOff):
+class Engine(LakeContext):
     """Runs passes for one lake while the process holds its lock."""
 
-    # one pass
+    @cached_property
+    def ingest(self) -> Ingest:
+        """Return what looks at the inputs: it remembers what one pass leaves to the next."""
+        return Ingest(self)
 
     def run_pass(self, trigger: Trigger) -> PassResult:
         """Bring the datasets up to date with what one scan sees.
@@ -54,54 +56,16 @@ class Engine(WorkingOff):
         return result
 
     def _run_pass(self, trigger: Trigger) -> PassResult:
-        self._pool = self._new_pool()
+        pool = self.new_pool()
         try:
-            return self._look_and_judge(trigger)
+            self.refuse_missing_lake()
+            return Pass(self, self.ingest, pool, trigger).run()
         except BaseException:
-            self._turns.end(failed=True)
+            self.ingest.turns.end(failed=True)
             raise
         finally:
-            self._pool.close()
-            self._pool = None
+            pool.close()
             self.teller.end_pass()
-
-    def _look_and_judge(self, trigger: Trigger) -> PassResult:
-        result = PassResult()
-        self.refuse_missing_lake()
-        self._mendings = 0
-        self._mend_exports(patient=trigger in (Trigger.WATCH, Trigger.RESCAN))
-        scan = self._scan()
-        result.scan, result.looked_at_ns = scan, time.time_ns()
-        self.teller.odd_folders(scan)
-        self.teller.not_listed(scan)
-        self.teller.strays(scan)
-        options_changed = self.judged_with.take(self.options, again=trigger is Trigger.REBUILD)
-        read_again = options_changed == "lines" or trigger is Trigger.REBUILD
-        result.indexed = result.untold = self._index(scan, read_again=read_again)
-        self.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
-        self._make_live()
-        self._trip()
-        self._lose_missing()
-        result.note_problems(result.indexed.problems)
-        try:
-            self._work_off(trigger, result, options_changed=bool(options_changed))
-        finally:
-            result.indexed.problems = list(result.problems.values())
-            self.teller.unreadable(result.unreadable)
-        # An input that was not read, evidence included, may be the one that gives an orphan.
-        whole = not (result.unreadable or scan.unlisted or result.unfinished or self.work.anything_waits())
-        if whole and self.restorer.settle_orphans(self.options):
-            self._work_off(trigger, result, options_changed=bool(options_changed))
-        names_gone = result.indexed.names_gone
-        if (result.indexed.changes or result.batches or names_gone) and forget_empty_files(
-            self.store, names_gone=names_gone
-        ):
-            self.inputs.forget_files()
-        if not self.work.anything_waits():
-            self.judged_with.settle(self.options)
-            if trigger in (Trigger.REBUILD, Trigger.COMPACT):
-                self._put_in_order(trigger, result)
-        return result
 
     def refuse_missing_lake(self) -> None:
         """Refuse to work where the lake is missing: exports that went with it are not damaged and must not be rebuilt.
@@ -113,28 +77,6 @@ class Engine(WorkingOff):
         refuse_overlaps(self.root, self.store.path)
         if missing := [kind for kind in InputKind if lake.is_missing(self.root, kind)]:
             refuse_missing_trees(missing, self.inputs.files())
-
-    def _put_in_order(self, trigger: Trigger, result: PassResult) -> None:
-        """Put the files in canonical walk order; if an export was damaged meanwhile, restore it and start again."""
-        while not self.work.anything_waits():
-            try:
-                self.restorer.reorder()
-            except ExportTamperedError:
-                self.committer.recover()
-                self._mend_exports()
-                self._work_off(trigger, result, options_changed=False)
-            else:
-                self._work_off(trigger, result, options_changed=False)
-                return
-
-    def rebuild(self) -> PassResult:
-        """Read and judge everything again, and put the files in canonical walk order (SPEC 5)."""
-        return self.run_pass(Trigger.REBUILD)
-
-    def prune(self, partition_glob: str | None, only: Only | None = None) -> tuple[Pruned, PassResult]:
-        """Withdraw retained rows and forget their absent verdicts; return what was given up, and the result."""
-        pruned = self.give_up(partition_glob, only)
-        return pruned, self.run_pass(Trigger.PRUNE)
 
     def give_up(self, partition_glob: str | None, only: Only | None = None) -> Pruned:
         """Give up retained rows: the next pass withdraws them.

@@ -70,7 +70,8 @@ class Indexer:
         self._store = store
         self._inputs = inputs
         self._options = options
-        self._found = self._context.found
+        self.found = self._context.found
+        """What this look has found so far."""
         self._pool = pool
         self._batch_rows = batch_rows
         self._hashed_since_ns = hashed_since_ns
@@ -97,7 +98,7 @@ class Indexer:
         if not (read_again or owed or self._left or withdraws or scan.missing) and self._inputs.all_as_recorded(
             scan.files, hashed_since_ns=self._hashed_since_ns
         ):
-            return self._found
+            return self.found
         known = self._inputs.files()
         refuse_missing_trees(scan.missing, known)
         self._context.read_again, self._context.owed = read_again, owed
@@ -109,18 +110,18 @@ class Indexer:
             if withdraws and not (record.present or key in seen or scan.is_unknown(*key))
         ]
         if not (reads or gone or dropped):
-            return self._found
+            return self.found
         self._context.pulse()
         with self._context.transactions():
             self._gone.take([known[key] for key in gone], dropped)
-            self._found.names_gone |= bool(gone or dropped)
+            self.found.names_gone |= bool(gone or dropped)
             self._context.is_fresh = Counts(self._store).is_fresh()
             new = [seen[key] for key, look in reads if look is Look.NEW]
             places = self._context.places([file.path for file in new])
             self._pool.expect(sum(seen[key].stat.size for key, _ in reads))
             self._take_files([(seen[key], known[key], look) for key, look in reads if look is not Look.NEW])
             self._take_new(new, places)
-        return self._found
+        return self.found
 
     def _plan(
         self,
@@ -151,20 +152,19 @@ class Indexer:
                 ],
                 key=lambda read: (read[0][1].split("/"), read[0][0]),
             )
-        self._found.postponed = [
+        self.found.postponed = [
             key
             for key in large_evidence((key for key, _ in reads), seen, known, plan.gone)
             if not self._context.is_read_again(key)
         ]
-        if self._found.postponed:
-            reads = [read for read in reads if read[0] not in self._found.postponed]
+        if self.found.postponed:
+            reads = [read for read in reads if read[0] not in self.found.postponed]
         return reads, plan.gone
 
-    def take_one(self, file: PartitionFile) -> Indexed:
-        """Index an evidence file that was left unread; return what was found so far."""
+    def take_one(self, file: PartitionFile) -> None:
+        """Index an evidence file that was left unread."""
         with self._context.transactions():
             self._take_new_file(file, self._context.places([file.path]))
-        return self._found
 
     def take_turn(self, scan: Scan, turns: Turns) -> None:
         """Read on in the evidence files that :meth:`take` postponed."""
@@ -191,7 +191,7 @@ class Indexer:
         """Return whether a file that was read again equals its record, line by line; if so, note its hash."""
         if read is None:
             return False
-        self._found.bytes_read += read.reading.bytes_read
+        self.found.bytes_read += read.reading.bytes_read
         reading = read.reading
         if (reading.sha256, reading.consumed) != (record.indexed_sha256, record.indexed_bytes):
             return False
@@ -200,7 +200,7 @@ class Indexer:
             return False
         if self._files_of(record.kind).facts(record) != sorted(read.facts):
             return False
-        self._found.rows_indexed += reading.lines
+        self.found.rows_indexed += reading.lines
         record.note_hashed(reading.facts, self._context.began_ns)
         self._inputs.write_file(record)
         if record.kind is InputKind.SCORED:
@@ -235,7 +235,7 @@ class Indexer:
                     record.tail_bytes if record.tail_digest else 0,
                     record.indexed_lines,
                 )
-                self._found.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat, indexed)
+                self.found.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat, indexed)
         self._take_read([file for file in left if file in leaving], places)
 
     def _take_read(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
@@ -264,8 +264,8 @@ class Indexer:
         """Index a new file that was read as a whole."""
         reading = read.reading
         refuse_too_many(tree_path(*record.key), reading.lines)
-        self._found.bytes_read += reading.bytes_read
-        self._found.rows_indexed += reading.lines
+        self.found.bytes_read += reading.bytes_read
+        self.found.rows_indexed += reading.lines
         record_reading(record, reading, self._context.began_ns)
         self._files_of(record.kind).add_read(record, read)
         self._context.count_rows(reading.lines)

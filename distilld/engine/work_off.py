@@ -12,134 +12,158 @@ import structlog
 
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
-from distilld.core.model import (
-    Dataset,
-    InputChanged,
-    InputKind,
-    OnDelete,
-    Trigger,
-    UnreadableError,
-)
+from distilld.core.model import InputChanged, InputKind, OnDelete, Trigger, UnreadableError
 from distilld.engine.batch import Batch, Batches, UnreadFailed
 from distilld.engine.indexed import Indexed
-from distilld.engine.looking import Looking
+from distilld.engine.ingest import Ingest
+from distilld.engine.lake_context import LakeContext
+from distilld.engine.mend import ExportMender
 from distilld.engine.pass_result import PassResult
+from distilld.engine.pool import Pool
 from distilld.engine.progress import Judging
 from distilld.engine.read_file import record_reading
 from distilld.engine.span_queue import UnreadEvidence
-from distilld.lake import scan as lake
+from distilld.lake.scan import tree_path
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
-from distilld.publish.restore import AnotherWriterError
-from distilld.store.export_lines import ExportLines
 from distilld.store.inputs import FileRecord
 
 log = structlog.get_logger()
 
-CHECKS_IN_A_PASS: Final = 3
-"""How often a pass checks the exports and restores what is damaged; later damage is another writer's."""
+LOOK_AGAIN_NS: Final = 2 * 10**9
+"""Nanoseconds for which a pass continues before it looks for new changes between two batches."""
 
 
-class WorkingOff(Looking):
-    """Commits batches, and does the steps between the look at the inputs and the first batch."""
+class QueueWorker:
+    """Commits the batches of one pass, and adds them to its result."""
 
-    def _work_off(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
+    def __init__(
+        self,
+        context: LakeContext,
+        ingest: Ingest,
+        pool: Pool,
+        mender: ExportMender,
+        result: PassResult,
+        trigger: Trigger,
+        *,
+        options_changed: bool,
+    ) -> None:
+        """``options_changed`` says that rows may have been judged with other options."""
+        self._lake = context
+        self._ingest = ingest
+        self._pool = pool
+        self._mender = mender
+        self._result = result
+        self._trigger = trigger
+        self.options_changed = options_changed
+        self._look_at_ns = monotonic_ns() + LOOK_AGAIN_NS
+        self._batches: Batches | None = None
+        self._judging: Judging | None = None
+
+    def work_off(self) -> None:
         """Commit batches, one after the other, until only what is out of reach waits."""
-        if self._pool is not None and not self._pool.has_workers:
-            self._pool.expect(self.work.bytes_waiting())
-        self._empty_queues(trigger, result, options_changed=options_changed)
-        self._doubt_changed(result)
+        if not self._pool.has_workers:
+            self._pool.expect(self._lake.work.bytes_waiting())
+        self._empty_queues()
+        self._doubt_changed()
 
-    def _empty_queues(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> None:
-        self._judging = Judging(self.work, result.indexed.files_seen) if self.progress else None
+    def _empty_queues(self) -> None:
+        lake, result = self._lake, self._result
+        self._judging = Judging(lake.work, result.indexed.files_seen) if lake.progress else None
         self._tell_judging(0, 0)
         try:
-            while self.work.anything_waits() or self.receipts.has_news():
+            while lake.work.anything_waits() or lake.receipts.has_news():
                 try:
-                    committed = self.run_batch(trigger, result, options_changed=options_changed)
+                    committed = self.run_batch()
                 except InputChanged as error:
                     result.changed_so_far.add(error.path)
                     return
                 except UnreadFailed as error:
                     self._drop_batches()
-                    self._index_unread(error.unread, result)
+                    self._index_unread(error.unread)
                     continue
                 except ExportTamperedError:
                     # Found during a batch: undo the batch, restore the file, judge again.
                     self._drop_batches()
-                    self.committer.recover()
-                    self._mend_exports()
+                    lake.committer.recover()
+                    self._mender.mend()
                     continue
                 if committed is None and self._batches is not None and self._batches.took_none:
                     return
                 if monotonic_ns() >= self._look_at_ns:
-                    self._look_again(result)
+                    self._look_again()
             if self._judging is not None:
-                self._tell(self._judging.end())
+                lake.tell(self._judging.end())
         finally:
             self._drop_batches()
 
-    def _look_again(self, result: PassResult) -> None:
+    def _look_again(self) -> None:
         """Look for new changes during a long pass: what a verdict forbids now leaves with the next batch."""
         began = monotonic_ns()
-        scan = self._scan()
-        # Files that this pass read count as unchanged if their facts are; the next pass checks more.
-        indexer = self._indexer(scan, hashed_since_ns=None)
-        before = self.store.connection.total_changes
-        news = indexer.take(scan, unread=result.indexed.unread)
-        self._note_left_alone(news)
-        self._look_at_ns = self._next_look(began)
+        lake, result = self._lake, self._result
+        scan = self._ingest.scan()
+        news, changed = self._ingest.look_again(scan, self._pool, result.indexed.unread)
+        self._look_at_ns = _next_look(began)
         result.indexed.add(news)
         result.indexed.left_by(news)
-        # A file that is left for later may have changed the store too: its place, or rows before its end.
-        if self.store.connection.total_changes == before and not news.problems:
+        if not (changed or news.problems):
             return
         self._drop_batches()
-        self.work.forget_places()
+        lake.work.forget_places()
         result.scan, result.looked_at_ns = scan, time.time_ns()
         if result.untold is not result.indexed:
             result.untold.add(news)
         result.note_problems(news.problems)
-        self.teller.odd_lines(news.malformed, news.unreviewed.values())
-        self._make_live()
-        self._trip()
-        self._lose_missing()
+        lake.teller.odd_lines(news.malformed, news.unreviewed.values())
+        self._ingest.follow_up()
 
-    def _doubt_changed(self, result: PassResult) -> None:
+    def _index_unread(self, unread: UnreadEvidence) -> None:
+        result = self._result
+        assert result.scan is not None  # noqa: S101  the scan saw the files
+        news = self._ingest.index_unread(unread, result.scan, self._pool, result.indexed.unread)
+        result.untold.add(news)
+        if result.untold is not result.indexed:
+            result.indexed.add(news)
+        result.note_problems(news.problems)
+
+    def _doubt_changed(self) -> None:
         """Have the files that changed during the pass read again, whatever their stat facts are."""
+        lake, result = self._lake, self._result
         changed = result.changed_so_far.difference(result.changed_inputs)
         if not changed:
             return
         for path in sorted(changed):
-            self.teller.input_changed(path)
-        with self.store.transaction():
-            self.inputs.doubt([key for key in self.inputs.files() if lake.tree_path(*key) in changed])
+            lake.teller.input_changed(path)
+        with lake.store.transaction():
+            lake.inputs.doubt([key for key in lake.inputs.files() if tree_path(*key) in changed])
         result.changed_inputs = tuple(sorted(result.changed_so_far))
 
-    def run_batch(self, trigger: Trigger, result: PassResult, *, options_changed: bool) -> CommittedBatch | None:
+    # one batch
+
+    def run_batch(self) -> CommittedBatch | None:
         """Judge what fits into one batch and commit it; return None if it changed nothing."""
         if self._batches is None:
-            self._batches = self._new_batches(result.indexed.unread, options_changed=options_changed)
+            self._batches = self._new_batches()
         batch = self._batches.decide()
         try:
-            return self._commit(batch, trigger, result)
+            return self._commit(batch)
         finally:
             batch.close()
 
-    def _new_batches(self, unread: dict[int, UnreadEvidence], *, options_changed: bool) -> Batches:
-        assert self._pool is not None  # noqa: S101  as long as a pass takes
+    def _new_batches(self) -> Batches:
+        lake = self._lake
         return Batches(
-            self.root,
-            self.work,
-            self.committer,
+            lake.root,
+            lake.work,
+            lake.committer,
             self._pool,
-            self.options,
-            unread,
-            batch_rows=self.limits.batch_rows,
-            spool_folder=self._spool(),
-            options_changed=options_changed,
+            lake.options,
+            self._result.indexed.unread,
+            batch_rows=lake.limits.batch_rows,
+            spool_folder=lake.spool,
+            options_changed=self.options_changed,
             told=self._tell_judging,
         )
 
@@ -149,21 +173,22 @@ class WorkingOff(Looking):
             self._batches.close()
             self._batches = None
 
-    def _commit(self, batch: Batch, trigger: Trigger, result: PassResult) -> CommittedBatch | None:
+    def _commit(self, batch: Batch) -> CommittedBatch | None:
+        lake, result = self._lake, self._result
         decisions, indexed = batch.decisions, result.untold
         result.note_problems(_problems_of(decisions))
         result.changed_so_far |= decisions.changed_inputs
         judged = decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
-        if not (judged or batch.read or _changes_exports(decisions) or self.receipts.has_news()):
-            with self.store.transaction():
-                self.ledger.apply(decisions)
+        if not (judged or batch.read or _changes_exports(decisions) or lake.receipts.has_news()):
+            with lake.store.transaction():
+                lake.ledger.apply(decisions)
             result.judged_alike += decisions.rows_judged
             result.read_alike += decisions.bytes_read
             return None
         context = BatchContext(
-            trigger,
-            self.options,
-            self.git,
+            self._trigger,
+            lake.options,
+            lake.git,
             indexed.rows_indexed + sum(read.reading.lines for _, read in batch.read),
             indexed.bytes_read + result.read_alike,
             tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
@@ -172,12 +197,13 @@ class WorkingOff(Looking):
         )
         with lines_of_batch(batch.identity.batch_id):
             committed = self._made_durable(batch.identity, decisions, context, partial(self._add_read, batch))
-            self._count(committed, batch, result)
+            self._count(committed, batch)
             self._finish(committed)
         return committed
 
-    def _count(self, committed: CommittedBatch, batch: Batch, result: PassResult) -> None:
+    def _count(self, committed: CommittedBatch, batch: Batch) -> None:
         """Add a committed batch to the result of the pass; its receipt has what no other one had."""
+        result = self._result
         result.batches.append(committed)
         for place, read in batch.read:
             del result.indexed.unread[place.partition_id]
@@ -185,91 +211,49 @@ class WorkingOff(Looking):
             if read.reading.first_malformed is not None:
                 reading = read.reading
                 malformed = OddLines(InputKind.EVIDENCE, place.path, reading.malformed, read.reading.first_malformed)
-                self.teller.odd_lines([malformed], ())
+                self._lake.teller.odd_lines([malformed], ())
         result.untold, result.judged_alike, result.read_alike = Indexed(), 0, 0
 
     def _add_read(self, batch: Batch) -> None:
         """Index the evidence files that were read with a batch's rows, inside the batch's transaction."""
         for place, read in batch.read:
-            record = FileRecord.new(
-                InputKind.EVIDENCE, place.path, (place.partition_id, place.base), read.reading.facts
-            )
+            at = place.partition_id, place.base
+            record = FileRecord.new(InputKind.EVIDENCE, place.path, at, read.reading.facts)
             record_reading(record, read.reading, 0)
-            self.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
+            self._lake.evidence.add_unread(record, read.facts, all_judged=not batch.decisions.out_of_reach)
 
     def _made_durable(
-        self,
-        identity: BatchIdentity,
-        decisions: Decisions,
-        context: BatchContext,
-        also: Callable[[], None] = lambda: None,
+        self, identity: BatchIdentity, decisions: Decisions, context: BatchContext, also: Callable[[], None]
     ) -> CommittedBatch:
         log.debug("batch_started", sequence=identity.sequence, trigger=context.trigger.value)
         try:
-            return self.committer.commit(identity, decisions, context, also)
+            return self._lake.committer.commit(identity, decisions, context, also)
         except BaseException:
             # Evidence that was read with the batch's rows is unknown to the store again.
-            self.inputs.forget_files()
+            self._lake.inputs.forget_files()
             log.error("batch_undone", sequence=identity.sequence)
             raise
 
     def _finish(self, committed: CommittedBatch) -> None:
+        lake = self._lake
         try:
-            self.committer.finish()
+            lake.committer.finish()
         finally:
             # The batch is committed, even if the rest is left to recovery.
-            kept = self.options.on_delete is OnDelete.KEEP
-            self.teller.committed(self.root, committed, kept=kept, written=self.committer.writes)
+            kept = lake.options.on_delete is OnDelete.KEEP
+            lake.teller.committed(lake.root, committed, kept=kept, written=lake.committer.writes)
 
-    def _mend_exports(self, *, patient: bool = False) -> None:
-        """Make exports and store agree before anything is judged: adopt older exports, restore damaged ones.
+    def _tell_judging(self, done: int, size: int) -> None:
+        if self._judging is None:
+            self._lake.pulse()
+        else:
+            self._lake.tell(self._judging.progress(done, size))
 
-        Raises:
-            AnotherWriterError: They are damaged after the checks that a pass allows.
-        """
-        if self.committer.writes:
-            self.committer.keep_lock()
-            if self.committer.needs_recovery():
-                self.committer.recover()
-            now_ns = time.time_ns()
-            if self.restorer.take_over(now_ns, self.options):
-                self.inputs.forget_files()
-            self._mendings += 1
-            if self._mendings > CHECKS_IN_A_PASS and self.restorer.damaged():
-                raise AnotherWriterError(
-                    "another writer changes exports/ whenever they are restored",
-                    hint="find out who writes below exports/ and stop it; see export_tampered in the log",
-                )
-            self.restorer.check(now_ns, patient=patient)
 
-    def _make_live(self) -> None:
-        """Make pairs live again that were retained with a partition that returned."""
-        with self.store.transaction():
-            self.retained.make_live()
-
-    def _lose_missing(self) -> None:
-        """Give up lines that a damaged export lost and whose inputs are gone too; others are written again."""
-        if self.work.has_missing_lines():
-            with self.store.transaction():
-                ExportLines(self.store).lose_missing()
-
-    def _trip(self) -> None:
-        """Apply the tripwire: retain rows that vanish in masses until an operator decides (SPEC 3)."""
-        exports = self.export_records.exports()
-        stood = {dataset: exports[dataset.value].committed.rows for dataset in Dataset}
-        vanishing = {dataset: self.tripwire.vanishing(dataset, self.options) for dataset in Dataset}
-        tripped = [
-            dataset
-            for dataset, rows in vanishing.items()
-            if rows > self.limits.tripwire_rows and rows > self.limits.tripwire_share * stood[dataset]
-        ]
-        if not tripped:
-            return
-        with self.store.transaction():
-            for dataset in tripped:
-                self.tripwire.keep(dataset, self.options)
-        for dataset in tripped:
-            log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing[dataset], of=stood[dataset])
+def _next_look(began_ns: int) -> int:
+    """Return when to look again: looking takes at most a tenth of a long pass."""
+    now = monotonic_ns()
+    return now + max(LOOK_AGAIN_NS, 10 * (now - began_ns))
 
 
 def _problems_of(decisions: Decisions) -> list[UnreadableError]:

@@ -24,6 +24,7 @@ from distilld.delivery.check import check
 from distilld.delivery.forms import FORMS, chosen_forms
 from distilld.delivery.snapshot import SnapshotWriteError, Wanted, make
 from distilld.delivery.split import is_validation
+from distilld.engine.work_off import QueueWorker
 from distilld.files import durable, segments
 from distilld.files.spool import SpoolError
 from distilld.publish import committed, exports, live_files, reading
@@ -152,7 +153,7 @@ def test_row_that_is_about_to_leave_keeps_its_task(lake: HistoryLake, monkeypatc
     before = tasks_told(made(lake, "before", forms=("raw",)))
     lines = lake.scored_path(A).read_bytes().splitlines()
     lake.scored(A, *lines[3:])
-    monkeypatch.setattr(lake.engine, "run_batch", Mock(side_effect=TimeoutError))
+    monkeypatch.setattr(QueueWorker, "run_batch", Mock(side_effect=TimeoutError))
     with pytest.raises(TimeoutError):
         lake.go()
     lake.stop()

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
-from distilld.engine import file_reading, index, index_context, index_turns, looking
+from distilld.engine import file_reading, index, index_context, index_turns, ingest, work_off
 from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
 from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date
@@ -175,7 +175,7 @@ def test_run_reads_a_rewritten_file_that_takes_longer_than_it_waits(
         now[0] += seconds
 
     monkeypatch.setattr(lines, "_read_block", slowly)
-    monkeypatch.setattr(looking, "monotonic_ns", lambda: round(now[0] * 1e9))
+    monkeypatch.setattr(ingest, "monotonic_ns", lambda: round(now[0] * 1e9))
     assert bring_up_to_date(lake.engine, pause=pause, clock=lambda: now[0]).not_read == ()
     assert lake.exported(Dataset.RAG) == {"b", *RUNS[1:]}
 
@@ -185,7 +185,7 @@ def test_large_evidence_that_is_rewritten_again_and_again_ends_with_the_run(
 ) -> None:
     """Two such files had their turns one after the other, and a run never ended."""
     large_evidence_beside_a_rejection(lake, monkeypatch)
-    looks, now, real = iter(range(30)), [0.0], lake.engine._scan
+    looks, now, real = iter(range(30)), [0.0], lake.engine.ingest.scan
 
     def rewritten_before() -> Any:
         for partition, run_id in ((A, "a"), (C, "c")):
@@ -195,7 +195,7 @@ def test_large_evidence_that_is_rewritten_again_and_again_ends_with_the_run(
     def pause(seconds: float) -> None:
         now[0] += max(seconds, GRACE_SECONDS / 3)
 
-    monkeypatch.setattr(lake.engine, "_scan", rewritten_before)
+    monkeypatch.setattr(lake.engine.ingest, "scan", rewritten_before)
     report = bring_up_to_date(lake.engine, pause=pause, clock=lambda: now[0])
     assert now[0] >= GRACE_SECONDS
     assert report.not_read == tuple(f"data/evidence/{each} is still being written" for each in (A, C))
@@ -208,7 +208,7 @@ def test_run_names_large_evidence_that_grows_for_longer_than_it_waits(
     in_turns(monkeypatch)
     lake.both(A, *map(run, RUNS))
     lake.go()
-    now, real = [0.0], lake.engine._scan
+    now, real = [0.0], lake.engine.ingest.scan
 
     def appended_before() -> Any:
         now[0] += 1
@@ -216,7 +216,7 @@ def test_run_names_large_evidence_that_grows_for_longer_than_it_waits(
             file.write(jsonl([given("r00", str(now))]))
         return real()
 
-    monkeypatch.setattr(lake.engine, "_scan", appended_before)
+    monkeypatch.setattr(lake.engine.ingest, "scan", appended_before)
     report = bring_up_to_date(lake.engine, pause=lambda _: None, clock=lambda: now[0])
     assert report.not_read == (f"data/evidence/{A} is still being written",)
 
@@ -234,7 +234,9 @@ def test_large_evidence_that_cannot_be_read_has_one_turn(lake: HistoryLake, monk
     monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
     monkeypatch.setattr(file_reading, "open_partition", refusing)
     looks = iter(range(10))
-    monkeypatch.setattr(lake.engine, "_index", lambda *a, real=lake.engine._index, **k: (next(looks), real(*a, **k))[1])
+    monkeypatch.setattr(
+        lake.engine.ingest, "index", lambda *a, real=lake.engine.ingest.index, **k: (next(looks), real(*a, **k))[1]
+    )
     report = bring_up_to_date(lake.engine, pause=lambda _: None)
     assert len(report.not_read) == 2
     assert lake.exported(Dataset.RAG) == set()
@@ -349,7 +351,7 @@ def test_look_in_a_long_pass_forgets_no_large_file(lake: HistoryLake, monkeypatc
     lake.both(A, *map(run, RUNS))
     go_on(lake)
     lake.restart(scrub_hours=1e-9)
-    monkeypatch.setattr(looking, "LOOK_AGAIN_NS", 0)
+    monkeypatch.setattr(work_off, "LOOK_AGAIN_NS", 0)
     lake.scored(B, run("b", "rejected"))
     result = lake.go()
     assert result.batches
@@ -440,10 +442,10 @@ def test_file_that_was_away_in_the_middle_of_a_pass_is_read_from_its_start(
     with path.open("ab") as file:
         file.write(jsonl([given(RUNS[3], LONG[::-1])]))
     assert lake.go().unfinished
-    looking_again = lake.engine._indexer(lake.engine._scan(), None)
+    looking_again = lake.engine.ingest.indexer(lake.engine.ingest.scan(), lake.engine.new_pool(), None)
     folder, away = path.parent, lake.root / "away"
     os.rename(folder, away)  # as an unmounted folder does, it leaves the facts of the file as they are
-    looking_again.take(lake.engine._scan())
+    looking_again.take(lake.engine.ingest.scan())
     os.rename(away, folder)
     go_on(lake)
     assert lake.exported(Dataset.RAG) == {*RUNS, "b"}
@@ -486,7 +488,7 @@ def test_failed_pass_closes_the_file_that_is_read_in_turns(lake: HistoryLake, mo
     path = lake.evidence_path(A)
     assert path in opened()
     with monkeypatch.context() as patch:
-        patch.setattr(lake.engine, "_scan", lambda: pytest.fail("no room"))
+        patch.setattr(lake.engine.ingest, "scan", lambda: pytest.fail("no room"))
         with pytest.raises(pytest.fail.Exception):
             lake.go()
     assert path not in opened()

@@ -10,9 +10,10 @@ import pytest
 
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import Dataset, Trigger
-from distilld.engine import index, looking
-from distilld.engine.engine import Engine
+from distilld.engine import index, work_off
+from distilld.engine.ingest import Ingest
 from distilld.engine.pass_result import PassResult
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection.verify import verify
 from distilld.lake import lines
 from distilld.lake import scan as scanning
@@ -26,21 +27,21 @@ pytestmark = pytest.mark.usefixtures("look_after_each_batch")
 @pytest.fixture
 def look_after_each_batch(one_look_a_pass: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the inputs after each batch."""
-    monkeypatch.setattr(looking, "LOOK_AGAIN_NS", -(1 << 62))
+    monkeypatch.setattr(work_off, "LOOK_AGAIN_NS", -(1 << 62))
 
 
 def pass_with(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> PassResult:
     """One pass; something happens once its first batch is committed."""
-    real, left = Engine.run_batch, [change]
+    real, left = QueueWorker.run_batch, [change]
 
-    def run_batch(self: Engine, *args: object, **kwargs: object) -> object:
-        committed = real(self, *args, **kwargs)  # type: ignore[arg-type]
+    def run_batch(self: QueueWorker) -> object:
+        committed = real(self)
         if left:
             left.pop()()
         return committed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "run_batch", run_batch)
+        patch.setattr(QueueWorker, "run_batch", run_batch)
         return lake.engine.run_pass(Trigger.ONCE)
 
 
@@ -103,20 +104,20 @@ def test_evidence_that_is_touched_before_its_turn_is_read_in_one_go(
     names = [f"2026/05/{day:02}/a.jsonl" for day in range(1, 11)]
     for name in names:
         lake.both(name, run(f"a{name[8:10]}"))
-    real_trip, real_batches, made = Engine._trip, Engine._new_batches, []
+    real_trip, real_batches, made = Ingest._trip, QueueWorker._new_batches, []
 
-    def trip(self: Engine) -> None:
+    def trip(self: Ingest) -> None:
         real_trip(self)
         for name in names:
             os.utime(lake.evidence_path(name), (1, 1))
 
-    def new_batches(self: Engine, *args: object, **kwargs: object) -> object:
+    def new_batches(self: QueueWorker, *args: object, **kwargs: object) -> object:
         made.append(True)
-        return real_batches(self, *args, **kwargs)  # type: ignore[arg-type]
+        return real_batches(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_trip", trip)
-        patch.setattr(Engine, "_new_batches", new_batches)
+        patch.setattr(Ingest, "_trip", trip)
+        patch.setattr(QueueWorker, "_new_batches", new_batches)
         lake.engine.run_pass(Trigger.ONCE)
     assert len(made) == 2
     assert lake.exported(Dataset.RAG) == {f"a{day:02}" for day in range(1, 11)}
@@ -138,8 +139,8 @@ def test_rejection_in_a_rest_that_settles_during_the_pass(tmp_path: Path, monkey
     path = lake.scored_path(C)
     path.parent.mkdir(parents=True)
     path.write_bytes(b'{"evidence_run_id":"one","category":"rejected","reasons":["no')
-    monkeypatch.setattr(Engine, "_is_still", lambda *_: False)
-    pass_with(lake, monkeypatch, lambda: monkeypatch.setattr(Engine, "_is_still", lambda *_: True))
+    monkeypatch.setattr(Ingest, "_is_still", lambda *_: False)
+    pass_with(lake, monkeypatch, lambda: monkeypatch.setattr(Ingest, "_is_still", lambda *_: True))
     assert lake.exported(Dataset.SFT) == {"two", *(f"b{number}" for number in range(8))}
     assert is_exact(lake)
     lake.stop()

@@ -15,6 +15,7 @@ import pytest
 from distilld.core.model import Dataset, OnDelete, Options, Trigger, UnreadableError
 from distilld.engine import pool
 from distilld.engine.pool import Pool
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
 from distilld.inspection.oracle_lake import read_lake
 from distilld.inspection.verify import verify
@@ -218,14 +219,14 @@ def test_only_row_waits_in_rag_and_is_rejected(
     lake.both(first, run("x"))
     lake.scored(C, run("r", "rejected"))
     after_each: list[set[str]] = []
-    real = lake.engine.run_batch
+    real = QueueWorker.run_batch
 
     def noted(*args: Any, **named: Any) -> Any:
         done = real(*args, **named)
         after_each.append(lake.exported(Dataset.SFT))
         return done
 
-    monkeypatch.setattr(lake.engine, "run_batch", noted)
+    monkeypatch.setattr(QueueWorker, "run_batch", noted)
     lake.go()
     assert len(after_each) > 1
     assert not any("r" in exported for exported in after_each)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distilld.core.model import Dataset, Options, Trigger
-from distilld.engine.engine import Engine
+from distilld.engine.work_off import QueueWorker
 from distilld.publish import receipt_files
 from distilld.publish.commit import CommittedBatch
 from distilld.store.moved import forget_empty_files
@@ -26,15 +26,15 @@ def pairs_of(count: int) -> list[dict[str, Any]]:
 def steps_of_batches(lake: HistoryLake, trigger: Trigger) -> list[int]:
     """How many steps SQLite takes in a pass from the end of each batch to the end of the next."""
     ends = [0]
-    commit = Engine._commit
+    commit = QueueWorker._commit
     with counted_steps(lake.engine.store.connection) as done, pytest.MonkeyPatch.context() as patch:
 
-        def noted(engine: Engine, *batch: Any) -> CommittedBatch | None:
-            committed = commit(engine, *batch)
+        def noted(queues: QueueWorker, *batch: Any) -> CommittedBatch | None:
+            committed = commit(queues, *batch)
             ends.append(done[0])
             return committed
 
-        patch.setattr(Engine, "_commit", noted)
+        patch.setattr(QueueWorker, "_commit", noted)
         lake.engine.run_pass(trigger)
     return [end - start for start, end in pairwise(ends)]
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, UnreadableError
 from distilld.core.plan import FileKey, compare
 from distilld.engine import file_reading
-from distilld.engine.engine import Engine
+from distilld.engine.ingest import Ingest
 from distilld.inspection.verify import verify
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
@@ -152,7 +152,7 @@ def test_options_that_were_taken_back_are_no_change_for_ever(
         exports = lake.files()
         lake.restart(replace(before, **change))
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "_index", refuse_to_write)
+            patch.setattr(Ingest, "index", refuse_to_write)
             with pytest.raises(OperatorError, match="no room"):
                 lake.go()
         lake.restart(before)
@@ -185,7 +185,7 @@ def test_file_that_was_left_alone_is_read_whatever_its_facts_say(tmp_path: Path)
             lake.engine.inputs.write_file(record)
         lake.go()
         assert lake.exported(Dataset.RAG) == {"a"}, "the facts are believed"
-        lake.engine._left = [(InputKind.SCORED, A)]
+        lake.engine.ingest._left = [(InputKind.SCORED, A)]
         lake.go()
         assert lake.exported(Dataset.RAG) == set()
 

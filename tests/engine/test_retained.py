@@ -13,6 +13,7 @@ import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
 from distilld.engine import batch
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection.verify import verify
 from distilld.store.retained import Only
 from distilld.store.tripwire import Tripwire
@@ -57,9 +58,10 @@ def test_receipt_names_a_file_by_what_it_is_now(lake: HistoryLake, monkeypatch: 
     lake.go()
     lake.move_away(lake.scored_path(A))
 
-    monkeypatch.setattr(lake.engine, "run_batch", _stop)
-    with pytest.raises(KeyboardInterrupt):
-        lake.engine.run_pass(Trigger.ONCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(QueueWorker, "run_batch", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            lake.engine.run_pass(Trigger.ONCE)
     lake.restart()
     lake.both(A, run("a1"), run("a2"))
     (batch,) = lake.go().batches
@@ -706,9 +708,7 @@ def test_tripwire_keeps_what_vanished_before_a_kill(
     lake.restart(tripwire_rows=3, tripwire_share=0.5)
     lake.evidence(A)
     if killed:
-        monkeypatch.setattr(lake.engine, "_trip", _stop)
-        with pytest.raises(KeyboardInterrupt):
-            lake.engine.run_pass(Trigger.ONCE)
+        stop_before_the_tripwire(lake, monkeypatch)
         lake.restart()
     else:
         lake.go()
@@ -945,7 +945,7 @@ def test_tripwire_keeps_a_row_in_one_dataset(lake: HistoryLake, tripped: str) ->
 def stop_before_the_tripwire(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that is cut off when all changes are indexed."""
     with monkeypatch.context() as patch:
-        patch.setattr(lake.engine, "_trip", _stop)
+        patch.setattr(lake.engine.ingest, "_trip", _stop)
         with pytest.raises(KeyboardInterrupt):
             lake.engine.run_pass(Trigger.ONCE)
 

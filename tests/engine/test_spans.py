@@ -20,8 +20,9 @@ from distilld.core.datasets import rag
 from distilld.core.firewall import RAG_GATES
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, ProgramError, Trigger
 from distilld.engine import batch, index, pool, span_queue
-from distilld.engine.engine import Engine
+from distilld.engine.ingest import Ingest
 from distilld.engine.pool import Pool, WorkerDied
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import read_lake
@@ -201,16 +202,16 @@ def test_unknown_runs_beside_known_ones(tmp_path: Path, monkeypatch: pytest.Monk
 @contextmanager
 def between(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> Iterator[None]:
     """Something happens once, when all changed files were looked at and no row is judged yet."""
-    trip = Engine._trip
+    trip = Ingest._trip
     left = [change]
 
-    def tripping(self: Engine) -> None:
+    def tripping(self: Ingest) -> None:
         if left:
             left.pop()()
         trip(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_trip", tripping)
+        patch.setattr(Ingest, "_trip", tripping)
         yield
 
 
@@ -308,9 +309,9 @@ def equal_the_full_pass(lake: HistoryLake) -> None:
 def watched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """After every batch, no row stands whose run has a forbidden verdict in the files; notes the batches."""
     batches: list[int] = []
-    made_durable = Engine._made_durable
+    made_durable = QueueWorker._made_durable
 
-    def watching(self: Engine, *arguments: Any) -> CommittedBatch:
+    def watching(self: QueueWorker, *arguments: Any) -> CommittedBatch:
         committed = made_durable(self, *arguments)
         batches.append(committed.identity.sequence)
         verdicts = oracle.verdicts_in_force(read_lake(lake.root, lake.options), lake.options)
@@ -318,7 +319,7 @@ def watched(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
         return committed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_made_durable", watching)
+        patch.setattr(QueueWorker, "_made_durable", watching)
         yield batches
 
 

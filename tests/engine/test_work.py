@@ -76,11 +76,11 @@ def test_rows_that_a_rebuild_and_other_options_judge(tmp_path: Path, monkeypatch
     # An earlier partition that comes later stands at the end of the exports: the rebuild has an order to mend.
     lake.both("2019/01/01/first.jsonl", run("first"))
     lake.go()
-    result = lake.engine.rebuild()
+    result = lake.engine.run_pass(Trigger.REBUILD)
     assert result.rows_judged == ROWS + 1
     assert sum(batch.receipt["work"]["rows_judged"] for batch in result.batches) == ROWS + 1
     assert result.bytes_read <= 3 * size
-    assert not lake.engine.rebuild().batches
+    assert not lake.engine.run_pass(Trigger.REBUILD).batches
     for options in ({"include_partial": True}, {}):
         result = with_options(lake, **options)
         assert result.rows_judged == ROWS + 1
@@ -197,7 +197,7 @@ def test_workers_take_part_wherever_much_is_to_be_done(tmp_path: Path, monkeypat
     monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)
     for work in (
         lake.engine.run_pass,
-        lambda _: lake.engine.rebuild(),
+        lambda _: lake.engine.run_pass(Trigger.REBUILD),
         lambda _: with_options(lake, include_partial=True),
     ):
         given.clear()

@@ -10,7 +10,7 @@ import pytest
 from distilld.core.model import InputKind, OperatorError, StatFacts, Trigger, UnreadableError
 from distilld.engine import batch, index, judge_span, judge_task
 from distilld.engine.batch import Batch
-from distilld.engine.engine import Engine
+from distilld.engine.work_off import QueueWorker
 from distilld.lake import scan
 from tests.support.builders import jsonl
 from tests.support.history_lake import HistoryLake, given, run
@@ -84,14 +84,14 @@ def test_evidence_of_a_batch_that_was_undone_is_read_again(tmp_path: Path, monke
     monkeypatch.setattr(index, "LEAVE_FROM", 0)
     lake = HistoryLake(tmp_path)
     lake.both(A, run("a"))
-    real = Engine._add_read
+    real = QueueWorker._add_read
 
-    def add_read(self: Engine, batch: Batch) -> None:
+    def add_read(self: QueueWorker, batch: Batch) -> None:
         real(self, batch)
         raise OperatorError("the disk is full", hint="make room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_add_read", add_read)
+        patch.setattr(QueueWorker, "_add_read", add_read)
         with pytest.raises(OperatorError):
             lake.engine.run_pass(Trigger.ONCE)
     lake.engine.committer.recover()

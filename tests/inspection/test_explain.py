@@ -278,7 +278,7 @@ def test_row_that_waits_is_told(lake: HistoryLake) -> None:
     lake.both(A, run("r1"))
     lake.go()
     lake.scored(A, run("r2"))
-    lake.engine._index(scan(lake.root), read_again=False)
+    lake.engine.ingest.index(scan(lake.root), lake.engine.new_pool(), read_again=False)
     assert story_of(lake, "r1").leaving == (("rag", "row_removed"), ("sft", "row_removed"))
     story = story_of(lake, "r2")
     assert story.rows[0].waits

@@ -18,6 +18,7 @@ from distilld.core.line_facts import CATEGORY_CODES
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Category, Dataset, InputKind, Options, Trigger
 from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
 from distilld.engine.engine import Engine
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle_lake
 from distilld.inspection.verify import Report, verify
 from distilld.publish import committed
@@ -355,7 +356,7 @@ def test_rows_that_are_to_leave_are_no_fault(tmp_path: Path, monkeypatch: pytest
         lake.go()
         lake.scored(B, run("r1", "rejected"))
         with monkeypatch.context() as patch:
-            patch.setattr(lake.engine, "run_batch", interrupted)
+            patch.setattr(QueueWorker, "run_batch", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 lake.engine.run_pass(Trigger.ONCE)
         report = verify(lake.root, lake.state, lake.options)

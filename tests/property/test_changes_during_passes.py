@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
@@ -13,8 +12,9 @@ from hypothesis.stateful import rule
 from distilld.config.settings import EngineLimits
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import InputKind, Trigger
-from distilld.engine import looking
-from distilld.engine.engine import Engine
+from distilld.engine import work_off
+from distilld.engine.ingest import Ingest
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
 from distilld.inspection.oracle_lake import read_lake
 from distilld.inspection.oracle_verdicts import Verdicts
@@ -23,7 +23,7 @@ from distilld.lake import scan as scanning
 from distilld.publish.commit import CommittedBatch
 from distilld.store import walk_order
 from tests.property.model import History, Row, joined_rows
-from tests.property.test_histories import Histories, WatchedEngine, run, then
+from tests.property.test_histories import Histories, run, then
 from tests.support.target_state import Exports
 
 
@@ -49,18 +49,20 @@ class ChangingHistories(Histories):
         self.seen = 0
         self.changes: list[Callable[[], None]] = []
         self.real = self.history
-        self.limits.setattr(looking, "LOOK_AGAIN_NS", -(1 << 62))
-        self.limits.setattr(Engine, "_next_look", lambda *_: 0)
+        self.limits.setattr(work_off, "LOOK_AGAIN_NS", -(1 << 62))
+        self.limits.setattr(work_off, "_next_look", lambda *_: 0)
         self.limits.setattr(walk_order, "BASE_STEP", 2 * LINES_END)
-        self.limits.setattr(WatchedEngine, "run_batch", self.changing(WatchedEngine.run_batch))
+        self.limits.setattr(QueueWorker, "run_batch", self.changing(QueueWorker.run_batch))
         self.limits.setattr(scanning, "scan", self.passing(scanning.scan))
-        self.limits.setattr(Engine, "_is_still", lambda *_: not self.looks[0] & 1)
+        self.limits.setattr(Ingest, "_is_still", lambda *_: not self.looks[0] & 1)
 
-    def changing(self, real: Callable[..., CommittedBatch | None]) -> Callable[..., CommittedBatch | None]:
+    def changing(
+        self, real: Callable[[QueueWorker], CommittedBatch | None]
+    ) -> Callable[[QueueWorker], CommittedBatch | None]:
         """A batch, and then a change that was taken down."""
 
-        def run_batch(engine: WatchedEngine, *args: Any, **named: Any) -> CommittedBatch | None:
-            committed = real(engine, *args, **named)
+        def run_batch(queues: QueueWorker) -> CommittedBatch | None:
+            committed = real(queues)
             if self.changes:
                 self.changes.pop(0)()
             self.looks = self.looks[0] >> 1, self.looks[1] >> 1

@@ -18,7 +18,7 @@ from distilld.engine.pass_result import PassResult
 from distilld.engine.pool import Pool
 from distilld.store.connection import Store
 from tests.property import test_histories
-from tests.property.test_histories import Histories, KeepHistories, WatchedEngine, run
+from tests.property.test_histories import Histories, KeepHistories, run
 from tests.support.dask_cluster import A_MINUTE_AHEAD, dask_cluster, needs_dask
 
 OF_A_BATCH = re.compile(rb'"(created_at|recorded_at|withdrawn_at|withdrawn_batch|shipped_batch)":"[^"]*"')
@@ -30,7 +30,7 @@ def exports_of(root: Path) -> dict[str, bytes]:
     return {name: OF_A_BATCH.sub(b"", path.read_bytes()) for name, path in paths.items() if path.exists()}
 
 
-class BesideLocal(WatchedEngine):
+class BesideLocal(Engine):
     """An engine that is compared after each pass with one that does all itself, on a lake with the same inputs."""
 
     local: Engine
@@ -43,10 +43,10 @@ class BesideLocal(WatchedEngine):
         assert exports_of(self.root) == exports_of(self.local.root)
         return result
 
-    def prune(self, *args: Any, **named: Any) -> Any:
-        """Prune both; what let rows go runs a pass."""
+    def give_up(self, *args: Any, **named: Any) -> Any:
+        """Let go of the rows of both; a pass follows."""
         self.local.give_up(*args, **named)
-        return super().prune(*args, **named)
+        return super().give_up(*args, **named)
 
 
 class ClusterHistories(KeepHistories):

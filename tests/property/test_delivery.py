@@ -73,21 +73,21 @@ class Deliveries(Histories):
         if self.store is not None:
             self.store.close()
         self.store = Store.open(self.folder / "state" / "distilld.db", self.folder)
-        engine = Engine(self.folder, self.store, self.options, limits(batch_rows=self.batch_rows))
-        self.engine = engine  # type: ignore[assignment]  # it is not looked at batch by batch
-        engine.committer.recover()
+        self.engine = Engine(self.folder, self.store, self.options, limits(batch_rows=self.batch_rows))
+        self.engine.committer.recover()
 
     @rule()
     def rebuild(self) -> None:
         assert self.engine is not None
-        self.engine.rebuild()
+        self.engine.run_pass(Trigger.REBUILD)
         self.check_pass()
 
     @rule()
     def prune(self) -> None:
         assert self.engine is not None
         self.check_pass()
-        self.engine.prune(None)
+        self.engine.give_up(None)
+        self.engine.run_pass(Trigger.PRUNE)
         self.check_pass()
 
     def refuse(self, partition: int, kinds: list[InputKind], other: int, both: Any) -> None:

@@ -28,13 +28,14 @@ from distilld.engine import (
     engine,
     file_reading,
     index,
+    ingest,
     judge_span,
     judge_task,
-    looking,
     read_file,
     span_queue,
 )
 from distilld.engine.engine import Engine
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import Lake, read_lake
@@ -104,7 +105,7 @@ def unlisted(folder: str) -> Iterator[None]:
             return lake.scan(root)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (engine, looking):
+        for module in (engine, ingest):
             patch.setattr(module, "lake", SimpleNamespace(**{**vars(lake), "scan": scan}))
         yield
 
@@ -115,19 +116,20 @@ def hallucinated(exports: Exports, dataset: Dataset) -> Counter[bytes]:
     return Counter(line for line in lines if json.loads(line)["reason"] == Reason.HALLUCINATED_FILE_PATH)
 
 
-class WatchedEngine(Engine):
-    """An engine whose batches are looked at one by one, not only at the end of a pass."""
+def watched(verdicts: Callable[[], Verdicts]) -> Callable[[QueueWorker], CommittedBatch | None]:
+    """Run one batch; afterwards, check what must hold after every single one, not only at the end of a pass."""
+    real = QueueWorker.run_batch
 
-    verdicts: Callable[[], Verdicts]
-
-    def run_batch(self, *args: Any, **named: Any) -> CommittedBatch | None:
-        """One batch; afterwards, what must hold after every single one."""
-        committed = super().run_batch(*args, **named)
-        exports = Exports.read(self.root)
-        invariants.ship_no_forbidden_run(exports, self.verdicts(), self.options)
+    def run_batch(queues: QueueWorker) -> CommittedBatch | None:
+        committed = real(queues)
+        root, options = queues._lake.root, queues._lake.options
+        exports = Exports.read(root)
+        invariants.ship_no_forbidden_run(exports, verdicts(), options)
         if committed is not None:
-            invariants.agree_with_the_receipt(self.root, exports, committed.receipt)
+            invariants.agree_with_the_receipt(root, exports, committed.receipt)
         return committed
+
+    return run_batch
 
 
 class Histories(RuleBasedStateMachine):
@@ -147,7 +149,8 @@ class Histories(RuleBasedStateMachine):
         self.tripwire_rows, self.tripwire_share = 1_000, 0.5
         self.limits = pytest.MonkeyPatch()
         self.store: Store | None = None
-        self.engine: WatchedEngine | None = None
+        self.limits.setattr(QueueWorker, "run_batch", watched(self.verdicts))
+        self.engine: Engine | None = None
         self.lake: Lake = {}
         self.before = Exports.read(self.folder)
         """The lake and the exports as the last pass left them."""
@@ -219,13 +222,12 @@ class Histories(RuleBasedStateMachine):
         if self.store is not None:
             self.store.close()
         self.store = Store.open(self.folder / "state" / "distilld.db", self.folder)
-        self.engine = WatchedEngine(
+        self.engine = Engine(
             self.folder,
             self.store,
             self.options,
             self.engine_limits(),
         )
-        self.engine.verdicts = self.verdicts
         self.engine.committer.recover()
 
     def engine_limits(self) -> EngineLimits:
@@ -243,7 +245,7 @@ class Histories(RuleBasedStateMachine):
         """Reading everything anew changes the order of lines at most; afterwards it is that of the full pass."""
         assert self.engine is not None
         self.check_pass()
-        self.engine.rebuild()
+        self.engine.run_pass(Trigger.REBUILD)
         exports = Exports.read(self.folder)
         for name, content in exports.whole.items():
             assert sorted(content.splitlines(keepends=True)) == sorted(self.before.lines(name))
@@ -304,7 +306,7 @@ class Histories(RuleBasedStateMachine):
         self.history.append(InputKind.EVIDENCE, partition, both[1])
         sources.rename(away)
         if again:
-            self.engine.rebuild()
+            self.engine.run_pass(Trigger.REBUILD)
         else:
             self.engine.run_pass(Trigger.WATCH)
         exports = Exports.read(self.folder)
@@ -526,7 +528,8 @@ class KeepHistories(Histories):
         assert self.engine is not None
         self.check_pass()
         self.absence.prune(self.folder)
-        self.engine.prune(None)
+        self.engine.give_up(None)
+        self.engine.run_pass(Trigger.PRUNE)
         self.check_pass()
         assert not self.engine.retained.counts()
 
@@ -571,7 +574,8 @@ class TripwireHistories(KeepHistories):
     def prune(self) -> None:
         assert self.engine is not None
         self.check_pass()
-        self.engine.prune(None)
+        self.engine.give_up(None)
+        self.engine.run_pass(Trigger.PRUNE)
         self.check_pass()
         assert self.exceptions() == oracle.NOTHING_RETAINED
 
@@ -581,7 +585,8 @@ class TripwireHistories(KeepHistories):
         assert self.engine is not None
         self.check_pass()
         verdicts = set(Exceptions(self.store).verdicts()) if self.store is not None else set()
-        self.engine.prune(None, Only.VANISHED)
+        self.engine.give_up(None, Only.VANISHED)
+        self.engine.run_pass(Trigger.PRUNE)
         self.check_pass()
         assert not self.engine.retained.kept_by_tripwire()
         assert self.store is None or set(Exceptions(self.store).verdicts()) == verdicts

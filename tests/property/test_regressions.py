@@ -13,6 +13,7 @@ import structlog
 
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
 from distilld.engine import batch, index
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection.oracle_lake import read_lake
 from distilld.lake.lines import Line, PartitionReader
 from distilld.lake.scan import tree_path
@@ -225,9 +226,10 @@ def dies_before_it_judges(lake: Histories) -> None:
         raise KeyboardInterrupt
 
     assert lake.engine is not None
-    lake.engine.run_batch = dies  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        lake.engine.run_pass(Trigger.WATCH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QueueWorker, "run_batch", dies)
+        with pytest.raises(KeyboardInterrupt):
+            lake.engine.run_pass(Trigger.WATCH)
     lake.restart()
 
 

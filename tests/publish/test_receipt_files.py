@@ -247,7 +247,7 @@ class TestChain:
     @pytest.fixture
     def lake(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
         """A lake after one batch, with more to come."""
-        monkeypatch.setattr("distilld.engine.looking.git_state", lambda _: GitState())
+        monkeypatch.setattr("distilld.engine.lake_context.git_state", lambda _: GitState())
         return Lake(NINE, tmp_path)
 
     def grow(self, lake: Lake, batches: int, receipts_keep: int = 0) -> None:

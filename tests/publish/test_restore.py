@@ -33,8 +33,9 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.engine import engine as batch
-from distilld.engine import file_reading, judge_span, judge_task, read_file, work_off
+from distilld.engine import file_reading, judge_span, judge_task, mend, read_file
 from distilld.engine.judge_rows import RowJudge
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection import status
 from distilld.inspection.verify import verify
 from distilld.lake.scan import ListingError, open_partition
@@ -241,13 +242,13 @@ def test_whole_exports_folder_deleted(full: HistoryLake) -> None:
 
 def test_export_restored_in_a_batch(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage that is done after the first look of a pass is found when the file is written, and restored then."""
-    real = full.engine._index
+    real = full.engine.ingest.index
 
     def damaging(*args: object, **kwargs: object) -> object:
         truncate(path_of(full, "rag"))
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(full.engine, "_index", damaging)
+    monkeypatch.setattr(full.engine.ingest, "index", damaging)
     full.both("2026/05/01/new.jsonl", run("new"))
     before = full.lines("rag")
     full.go()
@@ -260,14 +261,14 @@ def test_lines_of_others_are_told_and_kept_aside(full: HistoryLake, monkeypatch:
 
     The story: the batch was undone, and that cut it off, without a word however often it came.
     """
-    real = full.engine._index
+    real = full.engine.ingest.index
 
     def meddled(*args: object, **kwargs: object) -> object:
         append_junk(path_of(full, "rag"))
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(full.engine, "_index", meddled)
-    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    monkeypatch.setattr(full.engine.ingest, "index", meddled)
+    monkeypatch.setattr(mend, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
     for times in range(1, 4):
         full.both(f"2026/05/0{times}/new.jsonl", run(f"new{times}"))
         before = full.lines("rag")
@@ -282,7 +283,7 @@ def test_lines_of_others_are_told_and_kept_aside(full: HistoryLake, monkeypatch:
 
 def test_lines_of_others_outlast_a_kill_behind_the_intent(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are looked for before the intent is stated: recovery cuts back what stands behind one that is open."""
-    real = full.engine._index
+    real = full.engine.ingest.index
 
     def meddled(*args: object, **kwargs: object) -> object:
         append_junk(path_of(full, "rag"))
@@ -293,7 +294,7 @@ def test_lines_of_others_outlast_a_kill_behind_the_intent(full: HistoryLake, mon
     def killed(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(full.engine, "_index", meddled)
+    monkeypatch.setattr(full.engine.ingest, "index", meddled)
     full.both("2026/05/01/new.jsonl", run("new"))
     with pytest.raises(KeyboardInterrupt):
         full.engine.run_pass(Trigger.ONCE)
@@ -342,7 +343,7 @@ def test_damage_that_stat_does_not_show_is_restored_by_an_append(full: HistoryLa
 
 def damaged_twice(full: HistoryLake, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lake whose clock is the test's, and an export that was damaged and restored two times within the hour."""
-    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    monkeypatch.setattr(mend, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
     before = full.lines(name)
     for _ in range(2):
         truncate(path_of(full, name))
@@ -406,7 +407,7 @@ def test_damage_that_was_taken_back_is_no_longer_waited_for(full: HistoryLake, m
 def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The story: two damages were counted a year ahead of time, and each one for a year to come was the third."""
     clock_ns = 365 * 24 * 60 * MINUTE_NS
-    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
+    monkeypatch.setattr(mend, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
     monkeypatch.setattr(status, "time", SimpleNamespace(time_ns=lambda: full.now_ns + clock_ns))
     before = full.lines("rag")
     for _ in range(3):
@@ -423,7 +424,7 @@ def test_damages_of_a_clock_that_ran_ahead_do_not_count(full: HistoryLake, monke
 
 def test_fourth_damage_is_counted_anew(full: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damages that lie more than an hour apart never stop the writing, and at most five copies of a file are kept."""
-    monkeypatch.setattr(work_off, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
+    monkeypatch.setattr(mend, "time", SimpleNamespace(time_ns=lambda: full.now_ns))
     before = full.lines("rag")
     for number in range(COPIES_KEPT + 2):
         os.truncate(path_of(full, "rag"), 100 * number)
@@ -1483,7 +1484,7 @@ def test_rebuild_that_failed_half_way_can_be_run_again(full: HistoryLake, monkey
 
     monkeypatch.setattr(CommittedFile, "pick", lambda _, order: map(refuse, order))
     with pytest.raises(ExportWriteError, match="Input/output error") as kept:
-        full.engine.rebuild()
+        full.engine.run_pass(Trigger.REBUILD)
     monkeypatch.undo()
     full.engine.committer.recover()
     full.go(Trigger.REBUILD)
@@ -1574,13 +1575,13 @@ def test_damage_that_stat_does_not_show_is_restored_by_a_batch(
     full.restart()
     edit_unseen(full, "rag")
     tries = iter(range(5))
-    real = full.engine.run_batch
+    real = QueueWorker.run_batch
 
     def run_batch(*args: Any, **kwargs: Any) -> object:
         next(tries)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(full.engine, "run_batch", run_batch)
+    monkeypatch.setattr(QueueWorker, "run_batch", run_batch)
     full.scored(B, run("b1", "rejected"), run("b2", "rejected"), run("b3", "rejected", "t"), run("b4", "rejected", "t"))
     full.go()
     assert full.exported("rag") == {"a0", "a2", "a4", "a6", "same1"}

@@ -26,9 +26,10 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, StatFacts, Trigger, UsageError, WriterBusy
 from distilld.core.remedies import BY_ERRNO
-from distilld.engine import looking, work_off
+from distilld.engine import mend, work_off
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
+from distilld.engine.work_off import QueueWorker
 from distilld.inspection.status import diagnose
 from distilld.lake.scan import tree_path
 from distilld.publish import restore
@@ -287,7 +288,7 @@ def test_edited_export_is_restored_at_a_tick(stage: Stage, monkeypatch: pytest.M
     The story: nothing watched the exports, so a foreign row stood in a dataset until the rescan.
     """
     clock = SimpleNamespace(time_ns=lambda: round(stage.script.now * 1e9), monotonic=time.monotonic)
-    monkeypatch.setattr(work_off, "time", clock)
+    monkeypatch.setattr(mend, "time", clock)
     monkeypatch.setattr(daemon, "time", clock)
     began: list[float] = []
     lasted: list[float] = []
@@ -657,15 +658,15 @@ def test_nothing_is_written_where_the_lake_was_taken_within_a_batch(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch whose lake is taken before its first write is not written, nor is what a failure would undo."""
-    real = Engine._commit
+    real = QueueWorker._commit
     with ExitStack() as running:
 
-        def commit(self: Engine, *given: Any, **named: Any) -> CommittedBatch | None:
+        def commit(self: QueueWorker, *given: Any, **named: Any) -> CommittedBatch | None:
             shutil.rmtree(stage.root / "exports")
             running.enter_context(another_writer(stage.root, tmp_path / "other.db"))
             return real(self, *given, **named)
 
-        monkeypatch.setattr(Engine, "_commit", commit)
+        monkeypatch.setattr(QueueWorker, "_commit", commit)
         with pytest.raises(WriterBusy):
             stage.run()
         assert [path.name for path in (stage.root / "exports").rglob("*")] == [".distilld.lock"]
@@ -1065,16 +1066,16 @@ def test_long_pass_notes_its_looks(stage: Stage, monkeypatch: pytest.MonkeyPatch
     noted: list[str | None] = []
 
     def commit(engine: Engine) -> None:
-        real_batch = engine.run_batch
+        real_batch = QueueWorker.run_batch
 
-        def run_batch(*given: Any, **rest: Any) -> CommittedBatch | None:
+        def run_batch(queues: QueueWorker) -> CommittedBatch | None:
             noted.append(read_vitals(engine.store).last_scan_at)
-            return real_batch(*given, **rest)
+            return real_batch(queues)
 
-        engine.run_batch = run_batch  # type: ignore[method-assign]
+        monkeypatch.setattr(QueueWorker, "run_batch", run_batch)
 
-    monkeypatch.setattr(looking, "LOOK_AGAIN_NS", -(1 << 62))
-    monkeypatch.setattr(Engine, "_next_look", lambda *_: 0)
+    monkeypatch.setattr(work_off, "LOOK_AGAIN_NS", -(1 << 62))
+    monkeypatch.setattr(work_off, "_next_look", lambda *_: 0)
     monkeypatch.setattr(bulletin.Bulletin.__init__, "__kwdefaults__", {"clock": lambda: next(moments) * 10**9})
     for partition in range(1, 4):
         stage.append(partition=partition)

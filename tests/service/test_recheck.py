@@ -11,8 +11,7 @@ import pytest
 
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import Dataset, InputKind, OperatorError, StatFacts, Trigger
-from distilld.engine import engine as passes
-from distilld.engine import file_reading, index_context, looking, work_off
+from distilld.engine import file_reading, index_context, ingest, mend, one_pass, work_off
 from distilld.files.boot import boot_id
 from distilld.inspection.verify import verify
 from distilld.lake import scan as scanning
@@ -47,10 +46,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(index_context, "monotonic_ns", lambda: hands.now)
     times = SimpleNamespace(monotonic_ns=lambda: hands.now, time_ns=lambda: OLD + hands.now)
     monkeypatch.setattr(inputs, "time", times)
-    for module in (looking, work_off):
+    for module in (ingest, work_off):
         monkeypatch.setattr(module, "monotonic_ns", lambda: hands.now)
         monkeypatch.setattr(module, "time", times)
-    monkeypatch.setattr(passes, "time", times)
+    for module in (mend, one_pass):
+        monkeypatch.setattr(module, "time", times)
     return hands
 
 

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from distilld.config.load import load
 from distilld.core.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
 from distilld.demo.sample_lake import SampleLake, rescore_in_place, write_sample_lake
-from distilld.engine import looking
+from distilld.engine import ingest
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import Progress
 from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
@@ -98,7 +98,7 @@ def test_file_is_still_by_our_own_looks(
     bring_up_to_date(engine)
     path = rescore_in_place(lake, lake.rescored_run_id)
     passed = 0
-    monkeypatch.setattr(looking, "monotonic_ns", lambda: passed)
+    monkeypatch.setattr(ingest, "monotonic_ns", lambda: passed)
     last = 10 if never_still else 1
     for settlings in (0, last - 0.5, last):
         passed = round(settlings * engine.limits.settle_seconds * 1e9)

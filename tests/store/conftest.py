@@ -14,7 +14,7 @@ from tests.support.histories import NINE, Lake
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     """A lake with something in every table that one pass fills."""
-    monkeypatch.setattr("distilld.engine.looking.git_state", lambda _: GitState())
+    monkeypatch.setattr("distilld.engine.lake_context.git_state", lambda _: GitState())
     made = Lake(NINE, tmp_path)
     with made.opened() as engine:
         engine.run_pass(Trigger.ONCE)

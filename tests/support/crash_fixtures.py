@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from distilld.engine import looking
+from distilld.engine import lake_context
 from distilld.files.git import GitState
 from tests.support.histories import History, Lake
 from tests.support.history_lake import believe_facts
@@ -32,7 +32,7 @@ def still_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     Without this, reading everything anew would hide a file that was recorded as read too early.
     """
     believe_facts(monkeypatch)
-    monkeypatch.setattr(looking, "git_state", lambda _: GitState())
+    monkeypatch.setattr(lake_context, "git_state", lambda _: GitState())
 
 
 @pytest.fixture

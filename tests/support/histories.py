@@ -157,10 +157,16 @@ def run_once(engine: Engine) -> PassResult:
     return engine.run_pass(Trigger.ONCE)
 
 
+def rebuild(engine: Engine) -> PassResult:
+    """A pass that reads and judges everything again."""
+    return engine.run_pass(Trigger.REBUILD)
+
+
 def pass_and_prune(engine: Engine) -> PassResult:
     """A pass that freezes, and what an operator does then."""
     engine.run_pass(Trigger.ONCE)
-    return engine.prune(None)[1]
+    engine.give_up(None)
+    return engine.run_pass(Trigger.PRUNE)
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,7 @@ HISTORIES: Final = (
     History("first in one go", write_first, before=None, batch_rows=7, limits=ONE_GO),
     History("nine in small steps", touch_all_nine, batch_rows=2, limits=SMALL),
     History("nine in place in small steps", touch_all_nine, batch_rows=2, limits={**SMALL, **IN_PLACE}),
-    History("rebuild", append_rows, work=Engine.rebuild),
+    History("rebuild", append_rows, work=rebuild),
     History("take over", rescore, mishap=lose_the_store),
     History("restore", append_rows, mishap=damage_the_exports),
 )

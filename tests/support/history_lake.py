@@ -20,7 +20,7 @@ import pytest
 import structlog
 
 from distilld.core.model import CARD, EXPORT_PATHS, Dataset, Options, Trigger
-from distilld.engine import looking
+from distilld.engine import lake_context
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.files.git import GitState
@@ -158,14 +158,15 @@ class HistoryLake:
     def go(self, trigger: Trigger = Trigger.ONCE) -> PassResult:
         """One pass, a minute after the last; what must hold after every pass is looked at."""
         self.now_ns += MINUTE_NS
-        result = self.engine.rebuild() if trigger is Trigger.REBUILD else self.engine.run_pass(trigger)
+        result = self.engine.run_pass(trigger)
         self.check()
         return result
 
     def prune(self, glob: str | None = None, *, only: Only | None = None) -> PassResult:
         """Prune, a minute after the last pass."""
         self.now_ns += MINUTE_NS
-        _, result = self.engine.prune(glob, only)
+        self.engine.give_up(glob, only)
+        result = self.engine.run_pass(Trigger.PRUNE)
         self.check()
         return result
 
@@ -278,7 +279,7 @@ def history_lake(root: Path, options: Options | None = None, **limits: Any) -> I
             tempfile.TemporaryDirectory(prefix="distilld-", dir=folder) as name,
             pytest.MonkeyPatch.context() as patch,
         ):
-            patch.setattr(looking, "git_state", lambda _: GitState())
+            patch.setattr(lake_context, "git_state", lambda _: GitState())
             lake = HistoryLake(Path(name), options, **limits)
             try:
                 yield lake

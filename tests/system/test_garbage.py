@@ -30,7 +30,7 @@ QUARANTINES = ("quarantine_rag", "quarantine_sft")
 
 @pytest.fixture(autouse=True)
 def _no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distilld.engine.looking.git_state", lambda _: GitState())
+    monkeypatch.setattr("distilld.engine.lake_context.git_state", lambda _: GitState())
 
 
 class Box:
