@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
-from distilld.core.model import Options, StatFacts
+from distilld.core.model import InputChanged, Options, StatFacts
 from distilld.core.plan import FileKey, Look
 from distilld.engine.read_file import Reading, record_reading, refuse_too_many
 from distilld.lake.lines import Line, PartitionReader, Rest, rest_of
@@ -58,7 +59,7 @@ class FileReading:
         """Its new lines, block by block; None or an empty block where there is none, but the caller may do other work.
 
         Raises:
-            InputChanged: The file is gone, or shorter than when it was opened.
+            InputChanged: The file is gone, or changed since it was opened, other than by growing.
             UnreadableError: The system refuses to read it, or it has too many lines.
         """
         self._root = root
@@ -128,25 +129,32 @@ class FileReading:
         with open_partition(self._root, *self.key) as (descriptor, facts):
             self._facts = facts
             reader = self._reader = PartitionReader(descriptor, facts.size, self._options.max_line_bytes, self._shown)
-            known = self.known
-            if known is not None:
-                # The known rows of a returned file may have moved to another file meanwhile.
-                proven = (
-                    self.look is Look.CHANGED
-                    and facts.size >= known.indexed_bytes + known.tail_bytes
-                    and (yield from reader.proof(known.indexed_bytes, known.indexed_sha256))
-                )
-                self.appended = proven and not self.whole
-                if self.appended and (yield from self._new_lines(reader, known)):
-                    self.has_ended = True
-                    return
-                self.appended = False
-                if not ((proven and self.whole) or self._is_still(self.key, facts)):
-                    self.unsettled = self.has_ended = True
-                    return
-                reader.rewind()
-            yield from self._new_lines(reader, None)
+            yield from self._read_lines(reader)
+            # The beginning of what it was and the rest of what it is would lack lines that both have.
+            if StatFacts.of(os.fstat(descriptor)) != facts and not (
+                self.unsettled or (yield from reader.proof(reader.consumed, reader.sha256))
+            ):
+                raise InputChanged(self._shown)
             self.has_ended = True
+
+    def _read_lines(self, reader: PartitionReader) -> Generator[list[Line] | None]:
+        known = self.known
+        if known is not None:
+            # The known rows of a returned file may have moved to another file meanwhile.
+            proven = (
+                self.look is Look.CHANGED
+                and self._facts.size >= known.indexed_bytes + known.tail_bytes
+                and (yield from reader.proof(known.indexed_bytes, known.indexed_sha256))
+            )
+            self.appended = proven and not self.whole
+            if self.appended and (yield from self._new_lines(reader, known)):
+                return
+            self.appended = False
+            if not ((proven and self.whole) or self._is_still(self.key, self._facts)):
+                self.unsettled = True
+                return
+            reader.rewind()
+        yield from self._new_lines(reader, None)
 
     def _new_lines(self, reader: PartitionReader, known: FileRecord | None) -> Generator[list[Line], None, bool]:
         """Yield the lines behind what was consumed; return False, without any, if the known end became another line."""

@@ -138,5 +138,5 @@ def large_evidence(
 
 
 def turns_of(size: int) -> int:
-    """Return how many turns a file of so many bytes takes at most: it may be hashed, and then read from its start."""
+    """Return how many turns a file that does not change takes at most: it is hashed, and then read from its start."""
     return 2 * (size // TURN_BYTES + 1)

@@ -314,7 +314,7 @@ def test_file_that_always_changes_takes_no_turn_from_another(
     rows = [given(each, LONG) for each in RUNS]
     lake.evidence(A, *rows)
     lake.evidence(C, *(given(f"c{each}", LONG) for each in RUNS))
-    for _ in range(25):
+    for _ in range(40):
         lake.go()
         if how == "replaced":
             path = lake.evidence_path(A)
@@ -326,20 +326,55 @@ def test_file_that_always_changes_takes_no_turn_from_another(
     assert {f"c{each}" for each in RUNS} <= lake.exported(Dataset.RAG)
 
 
+@pytest.mark.parametrize("larger", [False, True])
 def test_file_that_is_rewritten_between_two_turns_is_not_taken_for_one_file(
-    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, larger: bool
 ) -> None:
-    """The first half of what it was and the second half of what it is would lack runs that both have."""
+    """The first half of what it was and the second half of what it is would lack runs that both have.
+
+    A file that is larger than it was may have grown; whether it did shows once all was read.
+    """
     in_turns(monkeypatch)
     lake.both(A, *map(run, RUNS))
     go_on(lake)
     rows = [given(each) for each in RUNS]
-    for order in (rows[1:] + rows[:1], rows[::-1]):
+    for times, order in enumerate((rows[1:] + rows[:1], rows[::-1]), 1):
         size = lake.evidence_path(A).stat().st_size
-        lake.evidence(A, *order)
-        assert lake.evidence_path(A).stat().st_size == size
+        lake.evidence(A, *order, *[given("more")] * (times * larger))
+        assert (lake.evidence_path(A).stat().st_size > size) == larger
         for _ in range(12):
             assert lake.go().unfinished
+    go_on(lake)
+    assert lake.causes(Dataset.RAG) == []
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
+@pytest.mark.parametrize("kind", InputKind)
+def test_file_that_is_rewritten_while_it_is_read_is_not_taken_for_one_file(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, kind: InputKind
+) -> None:
+    """The same within one pass, of a file that is read block by block without turns."""
+    believe_facts(monkeypatch)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
+    lake.both(A, *map(run, RUNS))
+    lake.go()
+    write, row = (lake.scored, run) if kind is InputKind.SCORED else (lake.evidence, given)
+    rows = [row(each) for each in RUNS]
+    starts: list[int] = []
+    real = lines._read_block
+
+    def rewritten_before(descriptor: int, start: int, *more: Any) -> bytes:
+        starts.append(start)
+        # Its prefix was compared, and it is read from its start.
+        if starts[-3:] == [0, 700, 1400] and starts.count(0) == 2:
+            write(A, *rows[::-1], row("more"))
+        return real(descriptor, start, *more)
+
+    monkeypatch.setattr(lines, "_read_block", rewritten_before)
+    write(A, *rows[1:], *rows[:1])
+    assert lake.go().indexed.unsettled == [(kind, A)]
+    assert lake.exported(Dataset.RAG) == {"b", *RUNS}
     go_on(lake)
     assert lake.causes(Dataset.RAG) == []
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
