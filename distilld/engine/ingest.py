@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic_ns
 
 import structlog
@@ -15,7 +15,7 @@ from distilld.engine.index import Indexer
 from distilld.engine.index_turns import Turns
 from distilld.engine.indexed import Indexed
 from distilld.engine.lake_context import LakeContext
-from distilld.engine.pass_result import Progress
+from distilld.engine.pass_result import PassResult, Progress
 from distilld.engine.pool import Pool
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.files.boot import boot_id
@@ -75,46 +75,62 @@ class Ingest:
         # A file that is left for later may have changed the store too: its place, or rows before its end.
         return indexed, connection.total_changes != before
 
-    def index_unread(self, unread: UnreadEvidence, scan: Scan, pool: Pool, left: dict[int, UnreadEvidence]) -> Indexed:
-        """Index evidence that was to be read with its rows and could not be, and all such files that have changed."""
+    def index_unread(self, due: Iterable[UnreadEvidence], result: PassResult, pool: Pool) -> None:
+        """Index evidence that was to be read with its rows and cannot be, and all such files that have changed."""
+        assert result.scan is not None  # noqa: S101  the scan saw the files
+        left = result.indexed.unread
         changed = [number for number, each in left.items() if not self._is_as_scanned(each)]
-        files = {file.path: file for file in scan.files if file.kind is InputKind.EVIDENCE}
-        indexer = self.indexer(scan, pool, None)
-        for each in (unread, *map(left.pop, changed)):
+        files = {file.path: file for file in result.scan.files if file.kind is InputKind.EVIDENCE}
+        indexer = self.indexer(result.scan, pool, None)
+        for each in (*due, *map(left.pop, changed)):
             if each.path in files:
                 indexer.take_one(files[each.path])
-        return indexer.found
+        news = indexer.found
+        result.untold.add(news)
+        if result.untold is not result.indexed:
+            result.indexed.add(news)
+        result.note_problems(news.problems)
+        self._lake.teller.odd_lines(news.malformed, ())
 
-    def follow_up(self) -> None:
+    def follow_up(self, result: PassResult, pool: Pool) -> None:
         """Settle what an index means for rows whose inputs returned or are gone, before any row is judged."""
         context = self._lake
         with context.store.transaction():
             # Pairs that were retained with a partition that returned.
             context.retained.make_live()
-        self._trip()
+        self._trip(result, pool)
         if context.work.has_missing_lines():
             with context.store.transaction():
                 # Lines that a damaged export lost, and whose inputs are gone too; others are written again.
                 ExportLines(context.store).lose_missing()
 
-    def _trip(self) -> None:
+    def _trip(self, result: PassResult, pool: Pool) -> None:
         """Apply the tripwire: retain rows that vanish in masses until an operator decides (SPEC 3)."""
-        context, limits = self._lake, self._lake.limits
-        exports = context.export_records.exports()
-        stood = {dataset: exports[dataset.value].committed.rows for dataset in Dataset}
-        vanishing = {dataset: context.tripwire.vanishing(dataset, context.options) for dataset in Dataset}
-        tripped = [
-            dataset
-            for dataset, rows in vanishing.items()
-            if rows > limits.tripwire_rows and rows > limits.tripwire_share * stood[dataset]
-        ]
+        context = self._lake
+        tripped = self._tripped()
+        if tripped and (unread := result.indexed.unread):
+            # A row whose evidence was left unread counts as one without evidence.
+            self.index_unread([unread.pop(partition) for partition in list(unread)], result, pool)
+            tripped = self._tripped()
         if not tripped:
             return
         with context.store.transaction():
             for dataset in tripped:
                 context.tripwire.keep(dataset, context.options)
-        for dataset in tripped:
-            log.error("tripwire_tripped", dataset=dataset.value, rows=vanishing[dataset], of=stood[dataset])
+        for dataset, (rows, stood) in tripped.items():
+            log.error("tripwire_tripped", dataset=dataset.value, rows=rows, of=stood)
+
+    def _tripped(self) -> dict[Dataset, tuple[int, int]]:
+        """Return the datasets from which too many rows vanish: how many, and how many rows stand there."""
+        context, limits = self._lake, self._lake.limits
+        exports = context.export_records.exports()
+        stood = {dataset: exports[dataset.value].committed.rows for dataset in Dataset}
+        vanishing = {dataset: context.tripwire.vanishing(dataset, context.options) for dataset in Dataset}
+        return {
+            dataset: (rows, stood[dataset])
+            for dataset, rows in vanishing.items()
+            if rows > limits.tripwire_rows and rows > limits.tripwire_share * stood[dataset]
+        }
 
     def indexer(self, scan: Scan, pool: Pool, hashed_since_ns: int | None) -> Indexer:
         """Return the indexer of one look; with None as ``hashed_since_ns`` it believes the facts of files."""

@@ -69,7 +69,7 @@ class Pass:
         read_again = options_changed == "lines" or self._trigger is Trigger.REBUILD
         result.indexed = result.untold = self._ingest.index(scan, self._pool, read_again=read_again)
         lake.teller.odd_lines(result.indexed.malformed, result.indexed.unreviewed.values())
-        self._ingest.follow_up()
+        self._ingest.follow_up(result, self._pool)
         result.note_problems(result.indexed.problems)
         return bool(options_changed)
 

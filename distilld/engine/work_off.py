@@ -22,7 +22,6 @@ from distilld.engine.pass_result import PassResult
 from distilld.engine.pool import Pool
 from distilld.engine.progress import Judging
 from distilld.engine.read_file import record_reading
-from distilld.engine.span_queue import UnreadEvidence
 from distilld.lake.scan import tree_path
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch
@@ -82,7 +81,7 @@ class QueueWorker:
                     return
                 except UnreadFailed as error:
                     self._drop_batches()
-                    self._index_unread(error.unread)
+                    self._ingest.index_unread([error.unread], result, self._pool)
                     continue
                 except ExportTamperedError:
                     # Found during a batch: undo the batch, restore the file, judge again.
@@ -117,16 +116,7 @@ class QueueWorker:
             result.untold.add(news)
         result.note_problems(news.problems)
         lake.teller.odd_lines(news.malformed, news.unreviewed.values())
-        self._ingest.follow_up()
-
-    def _index_unread(self, unread: UnreadEvidence) -> None:
-        result = self._result
-        assert result.scan is not None  # noqa: S101  the scan saw the files
-        news = self._ingest.index_unread(unread, result.scan, self._pool, result.indexed.unread)
-        result.untold.add(news)
-        if result.untold is not result.indexed:
-            result.indexed.add(news)
-        result.note_problems(news.problems)
+        self._ingest.follow_up(result, self._pool)
 
     def _doubt_changed(self) -> None:
         """Have the files that changed during the pass read again, whatever their stat facts are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from distilld.lake import lines
 from distilld.lake import scan as scanning
 from distilld.store import walk_order
 from tests.support.builders import jsonl
-from tests.support.history_lake import A, B, C, HistoryLake, given, run
+from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
 
 pytestmark = pytest.mark.usefixtures("look_after_each_batch")
 
@@ -106,8 +107,8 @@ def test_evidence_that_is_touched_before_its_turn_is_read_in_one_go(
         lake.both(name, run(f"a{name[8:10]}"))
     real_trip, real_batches, made = Ingest._trip, QueueWorker._new_batches, []
 
-    def trip(self: Ingest) -> None:
-        real_trip(self)
+    def trip(self: Ingest, *given: Any) -> None:
+        real_trip(self, *given)
         for name in names:
             os.utime(lake.evidence_path(name), (1, 1))
 
@@ -211,3 +212,30 @@ def test_file_that_is_cut_back_while_it_is_read(tmp_path: Path, monkeypatch: pyt
     assert lake.ask("SELECT count(*) FROM scored_rows WHERE sft IS NULL") == [(0,)]
     assert is_exact(lake)
     lake.stop()
+
+
+@pytest.mark.parametrize("unread", [0, 1 << 62])
+@pytest.mark.parametrize("how", ["gone", "emptied"])
+def test_rows_whose_evidence_was_left_unread_have_not_vanished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, unread: int
+) -> None:
+    """The tripwire kept rows that moved in the middle of a pass, though their runs have evidence where they stand now."""
+    monkeypatch.setattr(index, "LEAVE_FROM", unread)
+    last = "2026/05/01/last.jsonl"
+    with history_lake(tmp_path, batch_rows=2, tripwire_rows=0, tripwire_share=0.0) as lake:
+        lake.both(A, run("one"), run("two"))
+        lake.go()
+        lake.both(B, run("b1"), run("b2"))
+        lake.scored(last, run("one"), run("two"))
+        lake.evidence(last, given("one", ""), given("two", ""))
+
+        def move() -> None:
+            if how == "emptied":
+                lake.scored(A)
+            else:
+                lake.move_away(*lake.paths(A, "both"))
+
+        pass_with(lake, monkeypatch, move)
+        assert lake.exported(Dataset.RAG) == {"b1", "b2"}
+        assert not lake.retained()
+        assert set(lake.quarantined(Dataset.RAG).values()) == {"empty_content"}

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from distilld.core.model import Dataset, OnDelete, Options, Trigger
-from distilld.engine import batch
+from distilld.engine import batch, index
 from distilld.engine.work_off import QueueWorker
 from distilld.inspection.verify import verify
 from distilld.store.retained import Only
@@ -742,6 +742,23 @@ def test_pairs_whose_other_side_is_partially_accepted_now_do_not_trip(lake: Hist
     lake.go()
     assert lake.exported("preference") == set()
     assert lake.causes("preference") == ["revoked"]
+    assert lake.engine.retained.kept_by_tripwire() == {"rag": 1, "sft": 1}
+
+
+@pytest.mark.parametrize("unread", [0, 1 << 62])
+def test_pairs_whose_runs_have_evidence_that_was_left_unread_do_not_trip(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, unread: int
+) -> None:
+    """They were kept where much was new at once, and left where little was."""
+    monkeypatch.setattr(index, "LEAVE_FROM", unread)
+    lake.both(A, run("a1", task_id="t"), run("x1", "rejected", "t"))
+    lake.go()
+    lake.restart(tripwire_rows=0, tripwire_share=0.0)
+    lake.evidence(A)
+    lake.scored(B, run("a1", task_id="t"), run("x1", "rejected", "t"))
+    lake.evidence(B, given("a1", ""), given("x1"))
+    lake.go()
+    assert lake.exported("preference") == set()
     assert lake.engine.retained.kept_by_tripwire() == {"rag": 1, "sft": 1}
 
 

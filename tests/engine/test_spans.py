@@ -205,10 +205,10 @@ def between(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> Iter
     trip = Ingest._trip
     left = [change]
 
-    def tripping(self: Ingest) -> None:
+    def tripping(self: Ingest, *given: Any) -> None:
         if left:
             left.pop()()
-        trip(self)
+        trip(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Ingest, "_trip", tripping)
