@@ -191,20 +191,18 @@ class Batches:
         pruned = self._queue.pruned
         first = self._queue.under_way[0].spans[0].place.base if self._next is not None else 0
         last = self._judge_spans(batch, rows)
-        rows.judge_joined()
-        rows.loose_rows.take_moved()
-        rows.judge_joined()
+        rows.judge_rest()
         left_over = last is not None and not last.ends_queue
         if last is not None and left_over:
             forced = self._new_queue(after=last.spans[-1].last, forced_in=batch)
             for done in self._pool.run(forced.jobs(), self._options):
                 self._settle(batch, rows, forced.under_way.popleft(), done)
-            rows.judge_joined()
+            rows.judge_rest()
             pruned |= forced.pruned
             self._ahead |= {walk for walk in rows.done if walk > last.spans[-1].last}
         elif self._work.departing() > len(decisions.departures):
             self._take_departures(decisions, rows, pairs, all_judged=True)
-            rows.judge_joined()
+            rows.judge_rest()
         rows.finish()
         decisions.withdrawals = [_as_pruned(each) if each.key in pruned else each for each in decisions.withdrawals]
         decisions.judged = (first, last.spans[-1].last) if last is not None and left_over else ALL_WALKS

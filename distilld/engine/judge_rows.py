@@ -98,6 +98,12 @@ class RowJudge:
             row = self._work.row(walk)
             self._judge_once(row, self._judgement(row))
 
+    def judge_rest(self) -> None:
+        """Judge all rows that have joined; let absent rows go whose lines were judged, for which others may join."""
+        self.judge_joined()
+        while self.loose_rows.take_moved():
+            self.judge_joined()
+
     def finish(self) -> None:
         """Remove the lines that no row took over, and publish the withdrawals."""
         for lane in self._lanes.values():

@@ -21,7 +21,7 @@ class LooseRows:
         self._out = batch.out
         self._lanes = lanes
         self._moving: dict[int, RetainedRow] = {}
-        """Absent rows, by id, whose lines are also in a present file and were judged there in this batch."""
+        """Absent rows, by id, whose lines are in a present file too, and were judged there since the last look."""
 
     def note_judged(self, row: WorkRow) -> None:
         """Note that a row was judged that had no outcome in a dataset: absent rows may have waited for it."""
@@ -70,6 +70,8 @@ class LooseRows:
                 else:
                     self._out.changes[dataset].drop_quarantined(line)
 
-    def take_moved(self) -> None:
-        """Withdraw absent rows whose lines were judged elsewhere in this batch."""
-        self.take_retained(self._moving.values())
+    def take_moved(self) -> bool:
+        """Withdraw absent rows whose lines were judged elsewhere since the last call; return whether there are any."""
+        moving, self._moving = self._moving, {}
+        self.take_retained(moving.values())
+        return bool(moving)

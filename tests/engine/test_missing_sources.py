@@ -176,8 +176,12 @@ def test_verdict_that_forbids_one_dataset_leaves_the_other_without_the_root(lake
     is_up_to_date(lake)
 
 
-def test_absent_copy_of_a_row_that_waits_in_one_dataset(lake: HistoryLake, sources: Path) -> None:
-    """It waits for the outcome of the present row, and then counts only there: no quarantine row of it stays."""
+@pytest.mark.parametrize("turn", ["queued", "forced"])
+def test_absent_copy_of_a_row_that_waits_in_one_dataset(lake: HistoryLake, sources: Path, turn: str) -> None:
+    """It waits for the outcome of the present row, and then counts only there: no quarantine row of it stays.
+
+    A row that a verdict forbids is judged before its turn, in the batch of other rows.
+    """
     lake.restart(replace(lake.options, include_review=True))
     for partition in (A, B):
         lake.scored(partition, run("twice"))
@@ -190,6 +194,10 @@ def test_absent_copy_of_a_row_that_waits_in_one_dataset(lake: HistoryLake, sourc
     lake.move_away(*lake.paths(B, "both"))
     lake.go()
     assert lake.ask("SELECT kind FROM retained_rows") == [("absent",)]
+    if turn == "forced":
+        lake.restart(batch_rows=1)
+        lake.both("2026/04/01/early.jsonl", run("early"), run("later"))
+        lake.scored(C, run("twice", "rejected"))
     bring_back(sources)
     lake.go()
     assert lake.ask("SELECT kind FROM retained_rows") == []
