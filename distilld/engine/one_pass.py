@@ -40,7 +40,8 @@ class Pass:
             lake, self._ingest, self._pool, self._mender, result, self._trigger, options_changed=options_changed
         )
         try:
-            queues.work_off()
+            if not self._may_accept_orphans():
+                queues.work_off()
         finally:
             result.indexed.problems = list(result.problems.values())
             lake.teller.unreadable(result.unreadable)
@@ -72,6 +73,15 @@ class Pass:
         self._ingest.follow_up(result, self._pool)
         result.note_problems(result.indexed.problems)
         return bool(options_changed)
+
+    def _may_accept_orphans(self) -> bool:
+        """Return whether a file that has to settle may accept an undecided orphan that the old quarantine forbids.
+
+        The quarantine has no accepted row, so a run that was accepted again would leave until its file is still.
+        """
+        known = self._lake.inputs.files()
+        hearsay = any(known[key].is_hearsay for key in self._result.indexed.unsettled)
+        return hearsay and self._lake.restorer.has_undecided_orphans()
 
     def _settle_orphans(self, queues: QueueWorker) -> None:
         """Decide on orphans, if every input was read: one that was not, evidence included, may be what gives them."""

@@ -200,9 +200,13 @@ class Restorer(TakeOver):
 
     # after a takeover
 
+    def has_undecided_orphans(self) -> bool:
+        """Return whether any orphan is undecided."""
+        return self._orphans.undecided()
+
     def settle_orphans(self, options: Options) -> int:
         """Decide on the orphans after all inputs are judged; return how many will be withdrawn."""
-        if not self._orphans.undecided():
+        if not self.has_undecided_orphans():
             return 0
         with self._store.transaction():
             gone = self._orphans.settle(options)

@@ -85,6 +85,11 @@ class FileRecord:
         """Whether the file was in its tree at the last look."""
         return self.state == "present"
 
+    @property
+    def is_hearsay(self) -> bool:
+        """Whether the file is known from old quarantine files alone: a takeover noted it, and nothing has read it."""
+        return not self.present and not self.indexed_sha256
+
 
 _COLUMNS: Final = (
     "partition_id, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns, indexed_bytes, indexed_sha256, indexed_lines,"

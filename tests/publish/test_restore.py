@@ -1176,6 +1176,24 @@ def test_retained_rows_survive_a_lost_store(full: HistoryLake) -> None:
     assert full.retained() == {}
 
 
+def test_accepted_again_stays_while_its_file_settles_after_a_lost_store(lake: HistoryLake) -> None:
+    """The quarantine knows only the earlier verdict of a run; the later one is read once its file is still.
+
+    The story: a store was lost, and each run that was rejected first and accepted later left the datasets for the
+    second that its file had to settle, published as revoked.
+    """
+    lake.both(A, run("x", "needs_human_review"), run("x", "accepted"))
+    lake.go()
+    before = {dataset: lake.content(dataset) for dataset in Dataset}
+    lake.lose_store()
+    lake.restart(settle_seconds=60)
+    assert lake.go().indexed.unsettled == [(InputKind.SCORED, A)]
+    lake.restart(settle_seconds=0)
+    lake.go()
+    assert {dataset: lake.content(dataset) for dataset in Dataset} == before
+    assert lake.causes("rag") == lake.causes("sft") == []
+
+
 def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
     """The partition that rejected a run is deleted, then the store is lost, twice: the run stays out.
 
