@@ -13,6 +13,7 @@ from distilld.cli.commands import Common, common_options
 from distilld.cli.output import say
 from distilld.cli.settings import load_settings
 from distilld.core.model import OperatorError
+from distilld.core.remedies import remedy_of_missing
 from distilld.store.connection import Store
 from distilld.store.queries import reading
 
@@ -40,7 +41,8 @@ def inspect(common: Common, port: int) -> None:
     try:
         from distilld.inspection.browser import serve
     except ModuleNotFoundError as error:
-        raise OperatorError(f"{error.name} is not installed", hint="pip install 'distilld[inspect]'") from error
+        missing = f"inspect needs {error.name}, which is not installed"
+        raise OperatorError(missing, hint=remedy_of_missing("inspect")) from error
     try:
         serve(settings, port, say)
     except KeyboardInterrupt:

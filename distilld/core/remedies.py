@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shlex
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -103,6 +105,11 @@ BY_EVENT: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """What to do about a log event that warns, unless the line itself has a hint."""
+
+
+def remedy_of_missing(extra: str) -> str:
+    """Return the command that installs an extra into the environment that this process runs in, whatever PATH says."""
+    return f"{shlex.quote(sys.executable or 'python3')} -m pip install 'distilld[{extra}]'"
 
 
 def remedy_of(error: BaseException) -> str:

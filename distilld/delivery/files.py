@@ -11,6 +11,7 @@ import orjson
 
 from distilld.core.columns import Column
 from distilld.core.model import UsageError
+from distilld.core.remedies import remedy_of_missing
 from distilld.files.durable import FILE_MODE, make_folder, write_all
 from distilld.files.regular import open_regular
 
@@ -128,9 +129,7 @@ def refuse_without_parquet() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise UsageError(
-            "--parquet needs pyarrow, which is not installed", hint="pip install 'distilld[parquet]'"
-        ) from None
+        raise UsageError("--parquet needs pyarrow, which is not installed", hint=remedy_of_missing("parquet")) from None
 
 
 def create(path: Path) -> int:

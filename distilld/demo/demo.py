@@ -188,7 +188,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (DATASET_PATHS[Dataset.SFT], "the instruction rows, one JSON object a line"),
         (EXPORT_PATHS["quarantine_sft"], "what was quarantined from them, and why"),
         (EXPORT_PATHS["withdrawals_sft"], "what left them, and which verdict did it"),
-        ("reports/distillation/latest.md", "the last run on one page"),
+        ("reports/distillation/latest.md", "what the last scan led to on one page: here, the withdrawal"),
         (report.receipt or "reports/distillation", "its receipt, a link in a chain"),
         ("state/distilld.db", "the state store; any SQLite tool reads it"),
     )
@@ -200,7 +200,7 @@ def _show_next(report: RunReport, stage: Stage, shown: str) -> None:
         (f"{call} run --once --include-partial --dry-run", "what this flag would include"),
         (f"{call} quarantine --limit 5", "the first quarantined rows, with their errors"),
         (f"{call} status", "the state of the lake"),
-        (f"{call} inspect", "the same in a browser; needs pip install 'distilld[inspect]'"),
+        (f"{call} inspect", "the same in a browser; if Datasette is missing, it says how to install it"),
     )
     _list(stage, tries)
 

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from distilld import __version__
 from distilld.core.model import RULES_VERSION, InputKind, OperatorError, Options, UsageError
-from distilld.core.remedies import remedy_of
+from distilld.core.remedies import remedy_of, remedy_of_missing
 from distilld.engine.jobs import JobFailed
 from distilld.engine.pool import Joined
 from distilld.files.durable import open_in_folder
@@ -79,9 +79,7 @@ def refuse_without_dask(address: str) -> None:
         UsageError: Dask is not installed.
     """
     if address and find_spec("distributed") is None:
-        raise UsageError(
-            f"executor = {address!r} needs Dask, which is not installed", hint="pip install 'distilld[dask]'"
-        )
+        raise UsageError(f"executor = {address!r} needs Dask, which is not installed", hint=remedy_of_missing("dask"))
 
 
 def join(address: str, root: Path, folder: Path, options: Options) -> Joined:

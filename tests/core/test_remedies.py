@@ -6,10 +6,11 @@ import errno
 import os
 import re
 import sqlite3
+import sys
 
 import pytest
 
-from distilld.core.remedies import BY_ERRNO, BY_SQLITE, remedy_of
+from distilld.core.remedies import BY_ERRNO, BY_SQLITE, remedy_of, remedy_of_missing
 
 ROOM_OR_DISK = re.compile("make room|disk checked")
 NEITHER = [
@@ -35,6 +36,12 @@ def test_a_lock_or_a_permission_of_the_store_is_no_broken_disk(name: str) -> Non
     error.sqlite_errorname = name
     assert remedy_of(error) == BY_SQLITE[name]
     assert not ROOM_OR_DISK.search(remedy_of(error))
+
+
+def test_an_extra_is_installed_into_the_environment_that_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The story: the pip on PATH belonged to another environment than the command that named it."""
+    monkeypatch.setattr(sys, "executable", "/opt/my tools/bin/python")
+    assert remedy_of_missing("dask") == "'/opt/my tools/bin/python' -m pip install 'distilld[dask]'"
 
 
 def test_no_two_errors_share_a_sentence() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -242,4 +243,4 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.refuse_without_dask("")
     with pytest.raises(UsageError, match="needs Dask, which is not installed") as caught:
         cluster.refuse_without_dask("dask://host:8786")
-    assert caught.value.hint == "pip install 'distilld[dask]'"
+    assert caught.value.hint == f"{sys.executable} -m pip install 'distilld[dask]'"

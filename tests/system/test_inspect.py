@@ -294,9 +294,9 @@ def test_inspect_without_its_extra_says_how_to_get_it(lake: Path) -> None:
         [sys.executable, "-c", code, "inspect", "--root", str(lake)],
         capture_output=True, text=True, check=False, cwd=lake, env=environment(),
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (
-        1, "distilld: datasette is not installed (pip install 'distilld[inspect]')\n"
-    )  # fmt: skip
+    remedy = f"{sys.executable} -m pip install 'distilld[inspect]'"
+    told = f"distilld: inspect needs datasette, which is not installed ({remedy})\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 # in a real browser
