@@ -20,7 +20,7 @@ from distilld.engine.pass_result import Progress
 from distilld.service.dry_run import damaged_exports, rehearsal
 from distilld.service.run_once import DatasetReport, RunReport, bring_up_to_date, on_whole_store, writer
 from distilld.store.queries import Views
-from distilld.tables import Size, Table
+from distilld.tables import Size, Table, counted
 
 WITHDRAWN_SHOWN: Final = 20
 """The maximum number of rows to withdraw or replace that a dry run lists; --json lists all."""
@@ -95,7 +95,7 @@ def _warn_of_flags(settings: Settings, by_flag: set[_Inclusion], progress: Calla
         rows = _let_in(trial, by_flag)
     start_log(settings)
     for each in by_flag:
-        these = f"{rows[each]:,} {each.category} rows" if each in rows else f"the {each.category} rows"
+        these = counted(rows[each], f"{each.category} row") if each in rows else f"the {each.category} rows"
         complain(f"warning: the next run without {each.flag} withdraws {these} from {each.dataset} again")
 
 
@@ -162,14 +162,14 @@ def _totals(report: RunReport) -> str:
 def print_changes(report: RunReport) -> None:
     """Print what a run changed in the datasets, and what they contain now."""
     rows = [
-        (str(each.dataset), each.rows, each.added, each.replaced, each.withdrawn, each.quarantined)
+        (str(each.dataset), each.rows, each.quarantined, each.added, each.replaced, each.withdrawn)
         for each in report.datasets.values()
     ]
-    columns = ("dataset", "rows", "added", "replaced", "withdrawn", "quarantined")
+    columns = ("dataset", "rows", "quarantined", "added", "replaced", "withdrawn")
     show(Table("The datasets now, and what this run did", columns, rows))
     for each in report.datasets.values():
         if each.adopted:
-            say(f"adopted in {each.dataset}: {each.adopted:,} rows, as they stood")
+            say(f"adopted in {each.dataset}: {counted(each.adopted, 'row')}, as they stood")
         if each.causes:
             say(f"withdrawn from {each.dataset}: {_listed(each.causes.items())}")
 
@@ -179,7 +179,7 @@ def say_work(report: RunReport) -> None:
     at = f"; receipt: {report.receipt}" if report.receipt else ""
     if len(report.batch_ids) > 1:
         at = f" in {len(report.batch_ids)} batches; receipts: {report.batch_ids[0]} to {report.batch_ids[-1]}"
-    say(f"{report.rows_judged:,} rows judged, {Size(report.bytes_read)} read{at}")
+    say(f"{counted(report.rows_judged, 'row')} judged, {Size(report.bytes_read)} read{at}")
 
 
 def _print_dry_run(report: RunReport) -> None:
@@ -238,10 +238,11 @@ def _inclusions(report: RunReport, let_in: Mapping[_Inclusion, int], withdrew: s
             source = each.flag if each in let_in else f"{each.option} in the settings"
             yield each.dataset, f"{each.category} INCLUDED ({source})"
         if each in let_in:
-            yield each.dataset, f"the next run without {each.flag} withdraws these {let_in[each]} rows again"
+            these = "this row" if let_in[each] == 1 else f"these {let_in[each]} rows"
+            yield each.dataset, f"the next run without {each.flag} withdraws {these} again"
         left = report.datasets[each.dataset].causes.get(Cause.OPTIONS_CHANGED, 0)
         if each.option in report.dropped_flags and left:
             yield (
                 each.dataset,
-                f"{withdrew} {left} {each.category} rows: the run before had {each.option}, this one has not",
+                f"{withdrew} {counted(left, f'{each.category} row')}: the run before had {each.option}, this one has not",
             )

@@ -254,16 +254,32 @@ def test_rows_that_are_only_replaced_are_not_announced_as_withdrawn(cli: Cli, la
         lake.go()
     lake.stop()
     at = ("--root", lake.root)
-    announced = "the next run without --include-partial withdraws 1 partially_accepted rows from sft again"
+    announced = "the next run without --include-partial withdraws 1 partially_accepted row from sft again"
     ran = cli("run", "--once", "--include-partial", *at, DISTILLD_SETTLE_SECONDS="0")
     assert announced in ran.err
-    assert "sft: the next run without --include-partial withdraws these 1 rows again" in ran.out
+    assert "sft: the next run without --include-partial withdraws this row again" in ran.out
     dry = cli("run", "--once", "--dry-run", *at, DISTILLD_SETTLE_SECONDS="0").out
-    assert "sft: would withdraw 1 partially_accepted rows: " in dry
+    assert "sft: would withdraw 1 partially_accepted row: " in dry
     assert "withdrew" not in dry
     ran = cli("run", "--once", "--json", *at, DISTILLD_SETTLE_SECONDS="0")
     told = ran.json["datasets"]["sft"]
     assert (told["withdrawn"], told["replaced"]) == (1, 1)
+
+
+def test_table_of_a_run_has_what_is_there_before_what_it_did(cli: Cli, lake: HistoryLake) -> None:
+    """The story: what is quarantined by now stood behind what the run did, and was read as its doing."""
+    head, row = cli("rebuild", "--root", lake.root).out.splitlines()[1:3]
+    told = dict(zip(head.split(), row.split(), strict=True))
+    assert list(told) == ["dataset", "rows", "quarantined", "added", "replaced", "withdrawn"]
+    assert told == {**told, "dataset": "rag", "rows": "2", "quarantined": "0", "added": "0"}
+
+
+def test_one_row_is_a_row(cli: Cli, lake: HistoryLake) -> None:
+    """One row was judged, not 1 rows."""
+    with lake.scored_path(A).open("a") as file:
+        file.write(lake.scored_path(A).read_text().splitlines()[0] + "\n")
+    ran = cli("run", "--once", "--root", lake.root, DISTILLD_SETTLE_SECONDS="0")
+    assert "\n1 row judged, " in ran.out
 
 
 # explain, verify, configuration
