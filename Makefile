@@ -61,7 +61,7 @@ PORT ?= 8001
 .PHONY: help demo dask test test-slow test-consumers coverage lint bench inspect clean install install-program install-units uninstall
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## Show distilld at work on a small lakehouse of its own
 	@$(BIN)/distilld demo
