@@ -21,6 +21,7 @@ from distilld.tables import Table
 @click.command(cls=WorkCommand)
 @click.option(
     "--folder",
+    metavar="DIR",
     type=click.Path(path_type=Path),
     default=Path("demo-lake"),
     show_default=True,

@@ -242,7 +242,5 @@ def _inclusions(report: RunReport, let_in: Mapping[_Inclusion, int], withdrew: s
             yield each.dataset, f"the next run without {each.flag} withdraws {these} again"
         left = report.datasets[each.dataset].causes.get(Cause.OPTIONS_CHANGED, 0)
         if each.option in report.dropped_flags and left:
-            yield (
-                each.dataset,
-                f"{withdrew} {counted(left, f'{each.category} row')}: the run before had {each.option}, this one has not",
-            )
+            rows = counted(left, f"{each.category} row")
+            yield each.dataset, f"{withdrew} {rows}: the run before had {each.option}, this one has not"

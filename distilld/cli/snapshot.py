@@ -58,7 +58,7 @@ def snapshot(
         return _check(settings, folder, limit, as_json=as_json)
     refuse_place_in_lake(settings.root, folder)
     if not folder.parent.is_dir():
-        raise UsageError(f"{folder.parent} is no folder, so no snapshot can stand in it")
+        raise UsageError(f"{folder.parent} is no folder, so no snapshot can stand in it", hint="make that folder first")
 
     WorkCommand.ran = True  # from here on the product is DIR
     manifest = make(settings.root, settings.state, folder, Wanted(forms, validation, parquet))

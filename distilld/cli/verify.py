@@ -18,7 +18,8 @@ from distilld.tables import Table, counted
 
 def _sha256(text: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise UsageError(f"--anchor {text!r}; allowed: 64 hexadecimal digits", hint="a log line has it: receipt_sha256")
+        allowed = f"--anchor = {text!r}; allowed: 64 hexadecimal digits"
+        raise UsageError(allowed, hint="a log line has it: receipt_sha256")
     return text.lower()
 
 

@@ -80,7 +80,7 @@ BY_EVENT: Final[Mapping[str, str]] = MappingProxyType(
         "folder_not_listed": "make the folder readable, or mount what is missing",
         "not_a_partition": "name partitions *.jsonl, below YYYY/MM/DD; nothing else is read",
         "lines_left_out": "see 'distilld status'; the first lines of this pass name examples",
-        "file_unreadable": "make it readable for distilld's user, or take it away",
+        "file_unreadable": "make it a regular file that distilld's user can read, rename it, or take it away",
         "odd_partition_name": "name partition folders YYYY/MM/DD; the rows are read all the same",
         "malformed_scored": "check the producer; distilld explain RUN_ID names a line that still rejects a run",
         "unreviewed_verdict": "check the scorer: the category is none of the four",

@@ -165,7 +165,7 @@ def diagnose(settings: Settings, *, daemon: bool = True) -> list[Problem]:
     if not daemon:
         return [each for each in found.problems if each.name not in {"scan_overdue", "run_overdue"}]
     if not (found.timer or found.writer.running):
-        remedy = "systemctl start distilld, or distilld run; where a timer runs distilld: set writer = timer"
+        remedy = 'systemctl start distilld, or distilld run; where a timer runs distilld: set writer = "timer"'
         found.problems.append(Problem("no_writer", "no distilld is running", f"{remedy}, or ask with --no-daemon"))
     return found.problems
 

@@ -41,6 +41,7 @@ from distilld.store.retained import Retained, RetainedCount
 from distilld.store.segments import Segments
 from distilld.store.verdicts import Verdicts
 from distilld.store.work import Work
+from distilld.tables import counted
 
 Lines = Callable[[], Iterator[bytes]]
 """Returns the committed lines of an export, with line feeds."""
@@ -298,7 +299,7 @@ def _brief(placed: oracle.Placed) -> oracle.Placed:
 def _deep_check(name: str, faults: list[str], report: Report) -> Check:
     if report.changed and faults:
         # Inputs that are not judged yet can explain a difference; a check after the next batch decides.
-        report.changed.append(f"{name}: {len(faults)} rows differ, inputs changed meanwhile")
+        report.changed.append(f"{name}: {counted(len(faults), 'difference')}, inputs changed meanwhile")
         return Check(f"{name} (inputs changed meanwhile)")
     return _check(name, faults)
 

@@ -142,6 +142,12 @@ def test_no_writer_is_a_reason_unless_none_is_expected(settings: Settings) -> No
     assert names(settings, daemon=False) == []
 
 
+def test_setting_that_a_remedy_names_is_written_as_in_the_file(settings: Settings) -> None:
+    """The story: pasted into the configuration, ``writer = timer`` was no TOML."""
+    (problem,) = diagnose(settings)
+    assert 'set writer = "timer"' in problem.remedy
+
+
 def test_timer_is_judged_by_the_age_of_its_last_run(settings: Settings) -> None:
     """The story: who ran distilld from a timer, as the README says, was told every time that no daemon runs."""
     timed = replace(settings, writer="timer")

@@ -244,6 +244,17 @@ def test_prune_names_an_option_that_takes_the_rows(cli: Cli, lake: HistoryLake) 
     assert [each["rows"] for each in told["withdraw"] if each["dataset"] == "rag"] == [2]
 
 
+# run
+
+
+def test_hint_for_an_input_that_is_a_link_does_not_stop_at_its_permissions(cli: Cli, lake: HistoryLake) -> None:
+    """The story: 'make it readable' was the advice for a link and for a FIFO, which no permission makes readable."""
+    lake.scored_path(A).with_name("link.jsonl").symlink_to(lake.scored_path(A))
+    ran = cli("run", "--once", "--root", lake.root)
+    (line,) = [each for each in map(json.loads, ran.err.splitlines()[:-1]) if each["event"] == "file_unreadable"]
+    assert "regular file" in line["hint"]
+
+
 # run with flags
 
 
