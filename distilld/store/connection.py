@@ -186,7 +186,7 @@ class Form:
         if known not in (None, str(root)):
             raise StoreOfOtherRootError(
                 f"the state store {self._path} belongs to the root {known}, not to {root}",
-                hint="give each root its own --state",
+                hint="give each root its own --state: a lake that was moved or copied needs a new one",
             )
 
     def refuse_unreadable(self) -> None:

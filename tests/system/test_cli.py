@@ -416,7 +416,7 @@ def test_store_of_another_root_is_refused(done: Path, tmp_path: Path) -> None:
         assert ran.errors == [
             (
                 f"distilld: the state store {state} belongs to the root {done}, not to {tmp_path}"
-                " (give each root its own --state)"
+                " (give each root its own --state: a lake that was moved or copied needs a new one)"
             )
         ]
     assert snapshot(tmp_path) == before
