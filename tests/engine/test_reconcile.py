@@ -17,6 +17,7 @@ from distilld.core.plan import FileKey, compare
 from distilld.engine import file_reading
 from distilld.engine.ingest import Ingest
 from distilld.inspection.verify import verify
+from distilld.lake import scan as scanning
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queries import Views
@@ -238,3 +239,21 @@ def test_evidence_whose_unterminated_end_is_torn_is_gone(tmp_path: Path, with_mo
         lake.go()
         assert lake.exported(Dataset.RAG) == {"a"}
         assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
+def test_new_file_that_is_gone_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A producer's temporary name was seen and is gone: nothing is known of it, and the next look settles that."""
+    real = scanning.scan
+    with history_lake(tmp_path) as lake:
+        lake.both(A, run("a"))
+        lake.scored(B, run("b"))
+
+        def scan(root: Path) -> scanning.Scan:
+            found = real(root)
+            lake.scored_path(B).unlink(missing_ok=True)
+            return found
+
+        monkeypatch.setattr(scanning, "scan", scan)
+        assert lake.go().unfinished
+        assert lake.exported(Dataset.RAG) == {"a"}
+        assert not lake.go().unfinished
