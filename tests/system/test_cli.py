@@ -584,7 +584,7 @@ def test_terminal_gets_a_bar_and_tables(tmp_path: Path) -> None:
     assert re.search(r"reading .* 100 % 1,052 rows  \d\.\d MiB  [\d,]+ rows/s +\d:\d\d:\d\d", plain)
     assert re.search(r"judging .* 100 % 1,052 rows  \d\.\d MiB  [\d,]+ rows/s", plain)
     assert re.search(r"  dataset +rows", plain)
-    assert re.search(r"rag +446 +446 +0 +0 +606\r?\n", plain)
+    assert re.search(r"rag +446 +606 +446 +0 +0\r?\n", plain)
     assert re.search(r"\[info +\] batch_committed", plain)
 
 

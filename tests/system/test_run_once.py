@@ -49,9 +49,9 @@ def test_first_run_says_what_it_did(tmp_path: Path) -> None:
     root = phase4(tmp_path)
     ran = once(root)
     assert ran.code == 0
-    assert re.search(r"^  rag +446 +446 +0 +0 +606$", ran.out, flags=re.MULTILINE)
-    assert re.search(r"^  sft +351 +351 +0 +0 +701$", ran.out, flags=re.MULTILINE)
-    assert re.search(r"^  preference +83 +83 +0 +0 +16$", ran.out, flags=re.MULTILINE)
+    assert re.search(r"^  rag +446 +606 +446 +0 +0$", ran.out, flags=re.MULTILINE)
+    assert re.search(r"^  sft +351 +701 +351 +0 +0$", ran.out, flags=re.MULTILINE)
+    assert re.search(r"^  preference +83 +16 +83 +0 +0$", ran.out, flags=re.MULTILINE)
     receipt = re.search(r"receipt: (\S+)$", ran.out, flags=re.MULTILINE)
     assert receipt is not None
     assert json.loads((root / receipt[1]).read_bytes())["validation_pass"] is True
