@@ -14,7 +14,7 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.config.template import config_text
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Cause, Dataset, Reason, UsageError, WriterBusy
-from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
+from distilld.demo.sample_lake import RESCORED_RUN_ID, append_rows, rescore_in_place, write_sample_lake
 from distilld.service.lock import holder
 from distilld.service.run_once import RunReport, bring_up_to_date, writer
 from distilld.tables import Table
@@ -59,9 +59,10 @@ def run_demo(folder: Path, stage: Stage) -> None:
     root = Path(os.path.realpath(folder))
     shown = _shown(folder)
     _clear(root, shown)
-    lake, settings = _set_up(root)
+    settings = _set_up(root)
     say = stage.say
-    say(f"A sample lakehouse is in {shown}/data: {lake.scored_rows} scored runs of nine sources")
+    scored_rows = sum(len(_lines(path)) for path in (root / "data/scored-runs").rglob("*.jsonl"))
+    say(f"A sample lakehouse is in {shown}/data: {scored_rows} scored runs of nine sources")
     say(f"on three days, and their evidence. Its settings are in {shown}/{CONFIG_FILE}.")
     say("")
     say("1. THE FIRST RUN reads everything once and decides what may be trained on.")
@@ -69,11 +70,11 @@ def run_demo(folder: Path, stage: Stage) -> None:
     _show_first(_run(settings), stage, shown)
     say("2. THE LAKE CHANGES, and one verdict is reversed.")
     say("")
-    before = _lines_with(lake.rescored_run_id, root)
-    _change(lake, stage)
+    before = _lines_that_name_the_run(root)
+    _change(root, stage)
     report = _run(settings)
     _show_second(report, stage)
-    _show_gone(lake, before, stage, root, shown)
+    _show_gone(before, stage, root, shown)
     _show_next(report, stage, shown)
 
 
@@ -103,13 +104,13 @@ def _clear(root: Path, shown: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _set_up(root: Path) -> tuple[SampleLake, Settings]:
+def _set_up(root: Path) -> Settings:
     root.mkdir(parents=True, exist_ok=True)
     (root / MARKER).write_text("Made by 'distilld demo'. The next demo replaces what this one made.\n")
-    lake = write_sample_lake(root)
+    write_sample_lake(root)
     path = root / CONFIG_FILE
     path.write_text(config_text({"root": str(root), "check_source_files": True}, source="the demo"))
-    return lake, load(flags={}, environ={}, config_file=path, cwd=root)
+    return load(flags={}, environ={}, config_file=path, cwd=root)
 
 
 def _run(settings: Settings) -> RunReport:
@@ -141,13 +142,12 @@ def _show_first(report: RunReport, stage: Stage, shown: str) -> None:
     stage.say("")
 
 
-def _change(lake: SampleLake, stage: Stage) -> None:
-    grown = append_rows(lake)
-    scored = lake.root / "data" / "scored-runs"
+def _change(root: Path, stage: Stage) -> None:
+    grown = append_rows(root)
+    scored = root / "data" / "scored-runs"
     stage.say(f"- Rows are appended to {sum(path.is_relative_to(scored) for path in grown)} partitions.")
-    run_id = lake.rescored_run_id
-    rescore_in_place(lake, run_id)
-    stage.say(f"- The run {run_id}")
+    rescore_in_place(root)
+    stage.say(f"- The run {RESCORED_RUN_ID}")
     stage.say("  was accepted and exported. Now it is scored as rejected, in place: the file")
     stage.say("  keeps its size, inode, mtime. It is read when it has not changed for a second.")
     stage.say("")
@@ -167,14 +167,14 @@ def _causes(causes: Mapping[Cause, int]) -> str | None:
     return ", ".join(f"{cause} {rows}" for cause, rows in causes.items()) or None
 
 
-def _show_gone(lake: SampleLake, before: dict[Dataset, int], stage: Stage, root: Path, shown: str) -> None:
-    after = _lines_with(lake.rescored_run_id, root)
+def _show_gone(before: dict[Dataset, int], stage: Stage, root: Path, shown: str) -> None:
+    after = _lines_that_name_the_run(root)
     rows = [(f"{shown}/{DATASET_PATHS[dataset]}", before[dataset], after[dataset]) for dataset in Dataset]
     stage.show(Table("Lines that name the rejected run", ("file", "before", "after"), rows))
     stage.say("Whoever trained on one of them can learn that it left, and why:")
     path = EXPORT_PATHS["withdrawals_sft"]
     for line in _lines(root / path):
-        if _names(line, lake.rescored_run_id):
+        if _names_the_run(line):
             stage.say(f"  {shown}/{path}:")
             stage.say(f"  {line.decode().rstrip()}")
     stage.say("")
@@ -215,15 +215,13 @@ def _list(stage: Stage, items: Iterable[tuple[str, str]], *, before: str = "") -
 # looking
 
 
-def _lines_with(run_id: str, root: Path) -> dict[Dataset, int]:
-    """Return how many lines of each dataset name the run."""
-    return {
-        dataset: sum(_names(line, run_id) for line in _lines(root / path)) for dataset, path in DATASET_PATHS.items()
-    }
+def _lines_that_name_the_run(root: Path) -> dict[Dataset, int]:
+    """Return how many lines of each dataset name the run that is rescored."""
+    return {dataset: sum(map(_names_the_run, _lines(root / path))) for dataset, path in DATASET_PATHS.items()}
 
 
-def _names(line: bytes, run_id: str) -> bool:
-    return f'"{run_id}"'.encode() in line
+def _names_the_run(line: bytes) -> bool:
+    return f'"{RESCORED_RUN_ID}"'.encode() in line
 
 
 def _lines(path: Path) -> list[bytes]:

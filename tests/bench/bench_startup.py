@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from distilld.demo.sample_lake import write_sample_lake
 from tests.bench.machine import describe_machine, spread
 from tests.support.command import bring, command, environment
+from tests.support.sample import SampleLake
 
 TURNS = 15
 GOAL = 2.0
@@ -34,7 +34,7 @@ def main(turns: int = TURNS) -> None:
     print(describe_machine())
     with tempfile.TemporaryDirectory(prefix="distilld-bench-") as name:
         folder = Path(name)
-        lake = write_sample_lake(folder / "lake", days=1)
+        lake = SampleLake.write(folder / "lake")
         bring(lake.root)
         measured = {
             "import pydantic": [sys.executable, "-c", "import pydantic"],

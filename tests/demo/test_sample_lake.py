@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from distilld.core.model import SFT_NEVER, Category, Reason, UsageError
-from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
+from distilld.core.model import SFT_NEVER, Category, Reason
+from distilld.demo.sample_lake import RESCORED_RUN_ID, append_rows, rescore_in_place
+from tests.support.sample import SampleLake
 
 SOURCES = {
     "scrum_reviews",
@@ -53,7 +54,7 @@ Row = dict[str, Any]
 
 @pytest.fixture
 def lake(tmp_path: Path) -> SampleLake:
-    return write_sample_lake(tmp_path)
+    return SampleLake.write(tmp_path)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -135,39 +136,17 @@ def reasons_for(lake: SampleLake) -> Counter[Reason]:
 
 
 class TestWriteSampleLake:
-    def test_same_bytes_each_time(self, tmp_path: Path) -> None:
-        """Two lakes hold the same files, byte for byte."""
-        write_sample_lake(tmp_path / "a")
-        write_sample_lake(tmp_path / "b")
-        assert files_below(tmp_path / "a") == files_below(tmp_path / "b")
-
-    def test_counts_and_partitions(self, lake: SampleLake) -> None:
-        """The lake says how many lines and which partitions, in walk order, both trees hold."""
-        trees = {name: lake.root / "data" / name for name in ("scored-runs", "evidence")}
-        for tree in trees.values():
-            assert tuple(sorted(str(path.relative_to(tree)) for path in tree.glob("*/*/*/*"))) == lake.partitions
-        assert sum(len(read_lines(lake.scored_path(partition))) for partition in lake.partitions) == lake.scored_rows
-
-    def test_days_follow_from_arguments(self, tmp_path: Path) -> None:
-        """The partitions are those of as many days as asked for, and the rows bear their dates."""
-        lake = write_sample_lake(tmp_path, days=2)
-        assert {partition.rpartition("/")[0] for partition in lake.partitions} == {"2026/03/02", "2026/03/03"}
-        assert {row["timestamp"][:10] for row in rows_of(lake.evidence_path("2026/03/02/audits.jsonl"))} == {
-            "2026-03-02"
-        }
-
     def test_every_source_and_category_occurs(self, lake: SampleLake) -> None:
         """Each of the nine sources has a partition a day, and each category has rows."""
         assert Counter(Path(partition).stem for partition in lake.partitions) == dict.fromkeys(SOURCES, 3)
         assert {row["category"] for row in all_scored(lake)} == set(Category)
 
-    @pytest.mark.parametrize("days", [1, 3, 12])
-    def test_every_reason_occurs(self, tmp_path: Path, days: int) -> None:
-        """There is cause for every reason but two, however short the lake.
+    def test_every_reason_occurs(self, lake: SampleLake) -> None:
+        """There is cause for every reason but two.
 
         One is reserved; the other takes a run of a thousand rows.
         """
-        found = reasons_for(write_sample_lake(tmp_path, days=days))
+        found = reasons_for(lake)
         assert {reason for reason, count in found.items() if count} == set(Reason) - {
             Reason.SELF_PAIRING,
             Reason.TOO_MANY_EXPORTS,
@@ -198,9 +177,9 @@ class TestWriteSampleLake:
             if evidence is not None:
                 assert list(evidence) == [key for key in EVIDENCE_KEYS if key in evidence]
 
-    def test_run_ids_are_unique(self, tmp_path: Path) -> None:
-        """No two evidence rows are of one run, in a lake so long that its subjects come round again."""
-        lake = write_sample_lake(tmp_path, days=9)
+    def test_run_ids_are_unique(self, lake: SampleLake) -> None:
+        """No two evidence rows are of one run, those that are appended included."""
+        append_rows(lake.root)
         runs = Counter(row["run_id"] for partition in lake.partitions for row in rows_of(lake.evidence_path(partition)))
         assert set(runs.values()) == {1}
 
@@ -211,48 +190,27 @@ class TestWriteSampleLake:
             verdicts[row.get("evidence_run_id")].append(row["category"])
         assert [Category.NEEDS_HUMAN_REVIEW, Category.ACCEPTED] in verdicts.values()
 
-    @pytest.mark.parametrize("name", ["data", "crates"])
-    def test_refuses_a_lake(self, tmp_path: Path, name: str) -> None:
-        """Where a lake or its sources stand already, nothing is written."""
-        (tmp_path / name).mkdir()
-        with pytest.raises(UsageError, match=f"already holds {name}"):
-            write_sample_lake(tmp_path)
-        assert files_below(tmp_path) == {}
-
 
 class TestAppendRows:
     def test_appends_to_the_last_day(self, lake: SampleLake) -> None:
         """Twelve scored rows, each with evidence, are added to the last day, and nothing else changes."""
-        before = files_below(lake.root)
-        written = append_rows(lake)
+        before, rows = files_below(lake.root), len(all_scored(lake))
+        written = append_rows(lake.root)
         after = files_below(lake.root)
         changed = {lake.root / name for name in after if after[name] != before.get(name)}
         assert changed == set(written)
         assert all("/2026/03/04/" in str(path) for path in written)
         assert all(after[name].startswith(before[name]) for name in before)
-        assert len(all_scored(lake)) == lake.scored_rows - 1 + 12
+        assert len(all_scored(lake)) == rows + 12
 
     def test_evidence_comes_first(self, lake: SampleLake) -> None:
         """The evidence files are written before the scored files."""
-        trees = [path.relative_to(lake.root / "data").parts[0] for path in append_rows(lake)]
+        trees = [path.relative_to(lake.root / "data").parts[0] for path in append_rows(lake.root)]
         assert trees == sorted(trees)
-
-    def test_again_and_again(self, lake: SampleLake) -> None:
-        """Every call adds runs that were not there before."""
-        for _ in range(5):
-            append_rows(lake)
-        runs = [row["run_id"] for partition in lake.partitions for row in rows_of(lake.evidence_path(partition))]
-        assert len(runs) == len(set(runs)) > 5 * 12
-
-    def test_same_lake_same_rows(self, tmp_path: Path) -> None:
-        """What is appended follows from the lake alone."""
-        for name in ("a", "b"):
-            append_rows(write_sample_lake(tmp_path / name))
-        assert files_below(tmp_path / "a") == files_below(tmp_path / "b")
 
     def test_first_two_rows_are_a_pair(self, lake: SampleLake) -> None:
         """The first two rows answer one task, the one rejected and the other accepted."""
-        append_rows(lake)
+        append_rows(lake.root)
         rejected, accepted = rows_of(lake.scored_path("2026/03/04/scrum_reviews.jsonl"))[-2:]
         assert (rejected["category"], accepted["category"]) == (Category.REJECTED, Category.ACCEPTED)
         assert rejected["evidence_task_id"] == accepted["evidence_task_id"]
@@ -262,7 +220,7 @@ class TestRescoreInPlace:
     def test_leaves_no_trace_but_the_verdict(self, lake: SampleLake) -> None:
         """The rescored file keeps its size, inode and mtime, and only the word accepted in it is another one."""
         before, stats = files_below(lake.root), {path: path.stat() for path in lake.root.rglob("*")}
-        path = rescore_in_place(lake, lake.rescored_run_id)
+        path = rescore_in_place(lake.root)
         after, stat = files_below(lake.root), path.stat()
         assert (stat.st_size, stat.st_ino, stat.st_mtime_ns) == (
             stats[path].st_size,
@@ -274,30 +232,11 @@ class TestRescoreInPlace:
         (old,) = [line for line in before[name].splitlines() if line not in after[name].splitlines()]
         (new,) = [line for line in after[name].splitlines() if line not in before[name].splitlines()]
         assert new == old.replace(b'"category":"accepted"', b'"category":"rejected"')
-        assert json.loads(new)["evidence_run_id"] == lake.rescored_run_id
+        assert json.loads(new)["evidence_run_id"] == RESCORED_RUN_ID
 
-    def test_run_to_rescore_is_one_of_a_pair(self, tmp_path: Path) -> None:
-        """The run that is offered has one row, is accepted, and answers a task whose only other run is rejected."""
-        lake = write_sample_lake(tmp_path, days=12)
-        for _ in range(15):
-            append_rows(lake)
-        (row,) = [row for row in all_scored(lake) if row.get("evidence_run_id") == lake.rescored_run_id]
+    def test_run_to_rescore_is_one_of_a_pair(self, lake: SampleLake) -> None:
+        """The run that is rescored has one row, is accepted, and answers a task whose only other run is rejected."""
+        append_rows(lake.root)
+        (row,) = [row for row in all_scored(lake) if row.get("evidence_run_id") == RESCORED_RUN_ID]
         task = [other for other in all_scored(lake) if other["evidence_task_id"] == row["evidence_task_id"]]
         assert [other["category"] for other in task] == [Category.REJECTED, Category.ACCEPTED]
-
-    def test_last_accepted_row_of_several(self, lake: SampleLake) -> None:
-        """Of a run that was accepted twice, the later row is the one that is rejected."""
-        accepted = [row for row in all_scored(lake) if row["category"] == Category.ACCEPTED]
-        runs = Counter(row["evidence_run_id"] for row in accepted if "evidence_run_id" in row)
-        (twice,) = [run for run, count in runs.items() if count == 2]
-        rescore_in_place(lake, twice)
-        verdicts = [row["category"] for row in all_scored(lake) if row.get("evidence_run_id") == twice]
-        assert verdicts == [Category.ACCEPTED, Category.REJECTED]
-
-    def test_only_once(self, lake: SampleLake) -> None:
-        """A run without an accepted row is refused, and no file is touched."""
-        rescore_in_place(lake, lake.rescored_run_id)
-        before = files_below(lake.root)
-        with pytest.raises(LookupError, match="no accepted row"):
-            rescore_in_place(lake, lake.rescored_run_id)
-        assert files_below(lake.root) == before

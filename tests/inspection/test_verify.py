@@ -16,7 +16,7 @@ import pytest
 from distilld.core.decisions import Decisions
 from distilld.core.line_facts import CATEGORY_CODES
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Category, Dataset, InputKind, Options, Trigger
-from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place, write_sample_lake
+from distilld.demo.sample_lake import append_rows, rescore_in_place
 from distilld.engine.engine import Engine
 from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle_lake
@@ -32,19 +32,19 @@ from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, history_lake, run
 from tests.support.lake_by_formula import write_bench_lake
 from tests.support.limits import limits
+from tests.support.sample import SampleLake
 
 LAST = "2026/05/01/last.jsonl"
 
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Iterator[tuple[SampleLake, Engine]]:
-    """A lake after a pass, an append and a re-score."""
-    sample = write_sample_lake(tmp_path / "lake", days=1)
+    """A lake after a pass and a re-score."""
+    sample = SampleLake.write(tmp_path / "lake")
     store = Store.open(sample.root / "state/distilld.db", sample.root)
     engine = Engine(sample.root, store, Options(), limits(batch_rows=40))
     engine.run_pass(Trigger.ONCE)
-    append_rows(sample)
-    rescore_in_place(sample, sample.rescored_run_id)
+    rescore_in_place(sample.root)
     engine.run_pass(Trigger.ONCE)
     yield sample, engine
     store.close()
@@ -130,7 +130,7 @@ def test_finds_rows_in_an_export_that_was_never_written(tmp_path: Path) -> None:
 def test_append_that_was_cut_off_is_no_fault(lake: tuple[SampleLake, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a batch that died before its commit wait for recovery; once they are undone, others would be a fault."""
     sample, engine = lake
-    append_rows(sample)
+    append_rows(sample.root)
     monkeypatch.setattr(Ledger, "apply", _die)
     with pytest.raises(_Killed):
         engine.run_pass(Trigger.ONCE)
@@ -149,7 +149,7 @@ def test_batch_that_begins_after_the_look_at_the_store_is_no_fault(
 ) -> None:
     """The rows of a batch that verify's snapshot does not know yet are not taken for somebody else's."""
     sample, engine = lake
-    append_rows(sample)
+    append_rows(sample.root)
     apply = Ledger.apply
     looks: list[CommittedExport] = []
 
@@ -276,7 +276,7 @@ def test_receipt_that_is_yet_to_be_written_is_no_fault(
 ) -> None:
     """Between a batch's commit and the end of it its receipt is in the store alone, as it is after a kill."""
     sample, engine = lake
-    append_rows(sample)
+    append_rows(sample.root)
     monkeypatch.setattr(receipt_module, "write_receipt", _die)
     with pytest.raises(_Killed):
         engine.run_pass(Trigger.ONCE)
@@ -386,7 +386,7 @@ def test_deep_finds_what_a_full_pass_would_not_give(lake: tuple[SampleLake, Engi
 
 def test_input_that_changed_meanwhile_is_no_fault(lake: tuple[SampleLake, Engine]) -> None:
     """Rows that came since the last batch are named as changed inputs, not as faults."""
-    append_rows(lake[0])
+    append_rows(lake[0].root)
     report = report_of(lake[0])
     assert not faulty(report)
     assert report.changed

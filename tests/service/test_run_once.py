@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from distilld.config.load import load
 from distilld.core.model import EXPORT_PATHS, REPORTS, Dataset, OperatorError, Options, Trigger
-from distilld.demo.sample_lake import SampleLake, rescore_in_place, write_sample_lake
+from distilld.demo.sample_lake import rescore_in_place
 from distilld.engine import ingest
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import Progress
@@ -23,6 +23,7 @@ from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_
 from distilld.store.connection import Store
 from tests.support.history_lake import A, B, HistoryLake, history_lake, run
 from tests.support.limits import limits
+from tests.support.sample import SampleLake
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +35,8 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture
 def lake(tmp_path: Path) -> SampleLake:
-    """A sample lake of one day."""
-    return write_sample_lake(tmp_path / "lake", days=1)
+    """A sample lake."""
+    return SampleLake.write(tmp_path / "lake")
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_run_does_not_wait_for_new_files(engine: Engine) -> None:
 def test_run_waits_and_in_the_end_says_what_never_held_still(engine: Engine, lake: SampleLake) -> None:
     """A rewritten file is waited for in steps of settle_seconds, ten times and some grace, and then named."""
     bring_up_to_date(engine)
-    path = rescore_in_place(lake, lake.rescored_run_id)
+    path = rescore_in_place(lake.root)
     waited = Time()
     report = bring_up_to_date(engine, pause=waited.pause, clock=waited.clock)
     assert set(waited.pauses) == {3600.0}
@@ -96,7 +97,7 @@ def test_file_is_still_by_our_own_looks(
     in the middle of being rewritten; and where a clock was a day ahead, what a file revoked was not withdrawn for a day.
     """
     bring_up_to_date(engine)
-    path = rescore_in_place(lake, lake.rescored_run_id)
+    path = rescore_in_place(lake.root)
     passed = 0
     monkeypatch.setattr(ingest, "monotonic_ns", lambda: passed)
     last = 10 if never_still else 1
@@ -147,7 +148,7 @@ def test_report_adds_up(engine: Engine, lake: SampleLake) -> None:
     """Rows before, plus what was added, minus what was withdrawn, are the rows after; the causes add up too."""
     first = bring_up_to_date(engine)
     engine.limits = limits()
-    rescore_in_place(lake, lake.rescored_run_id)
+    rescore_in_place(lake.root)
     second = bring_up_to_date(engine, withdrawals_listed=None)
     for dataset in Dataset:
         before, after = first.datasets[dataset], second.datasets[dataset]

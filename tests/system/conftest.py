@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 from distilld.cli.main import execute
-from distilld.demo.sample_lake import SampleLake, write_sample_lake
 from tests.support.command import Cli, Ran, bring, once, phase4
+from tests.support.sample import SampleLake
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +32,8 @@ def worked(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> SampleLake:
-    """A sample lake of one day that has seen one run."""
-    lake = write_sample_lake(tmp_path / "sample", days=1)
+    """A sample lake that has seen one run."""
+    lake = SampleLake.write(tmp_path / "sample")
     bring(lake.root)
     return lake
 

@@ -25,9 +25,9 @@ from distilld.cli.main import execute
 from distilld.cli.settings import load_settings
 from distilld.cli.streams import WorkCommand
 from distilld.config.load import load
-from distilld.config.template import commented_toml
+from distilld.config.template import config_text
 from distilld.core.model import EXPORT_PATHS
-from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
+from distilld.demo.sample_lake import append_rows, rescore_in_place
 from tests.support.command import (
     REPOSITORY,
     Ran,
@@ -40,6 +40,7 @@ from tests.support.command import (
     put,
     snapshot,
 )
+from tests.support.sample import SampleLake
 
 # what every command does
 
@@ -457,7 +458,7 @@ def test_busy_lake_is_exit_75(worked: Path) -> None:
 
 def test_interrupted_run_is_exit_130(sample: SampleLake) -> None:
     """Ctrl-C while a run waits ends it with 130 and one line, and the next run does the rest."""
-    rescore_in_place(sample, sample.rescored_run_id)
+    rescore_in_place(sample.root)
     arguments = command("run", "--once", "--root", str(sample.root))
     # A shell has its background jobs ignore it, and so would theirs.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -525,7 +526,7 @@ def test_init_writes_the_config_and_never_over_one(tmp_path: Path) -> None:
     ran = distilld("init", cwd=tmp_path)
     assert (ran.code, ran.out) == (0, "wrote config/distilld.toml\n")
     path = tmp_path / "config" / "distilld.toml"
-    assert path.read_text() == commented_toml()
+    assert path.read_text() == config_text({}, source="test")
     path.write_text("workers = 3\n")
     ran = distilld("init", "--root", tmp_path, cwd=tmp_path)
     assert (ran.code, ran.out, len(ran.errors)) == (2, "", 1)
@@ -607,7 +608,7 @@ def test_pipe_gets_no_escape_sequence(done: Path) -> None:
 
 def test_closed_log_stops_no_work(sample: SampleLake) -> None:
     """A run whose standard error is closed does its work; only the log's lines are lost."""
-    append_rows(sample)
+    append_rows(sample.root)
     ran = with_lost(2, "closed", "run", "--once", "--root", sample.root, cwd=sample.root)
     assert ran.returncode == 0
     assert "12 rows judged" in ran.stdout

@@ -18,7 +18,7 @@ import pytest
 
 from distilld.config.load import load
 from distilld.core.model import EXPORT_PATHS
-from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
+from distilld.demo.sample_lake import RESCORED_RUN_ID, append_rows, rescore_in_place
 from distilld.inspection.status import look
 from distilld.publish.receipt import iso_time
 from tests.support.command import (
@@ -31,6 +31,7 @@ from tests.support.command import (
     rows,
     snapshot,
 )
+from tests.support.sample import SampleLake
 
 CLOCK_TICK_SECONDS = 0.02
 """How far a file's times may be behind the clock."""
@@ -83,7 +84,7 @@ def test_status_shows_how_the_datasets_grew(sample: SampleLake) -> None:
     then = {each.name: each.rows for each in look(settings).exports if each.name in {"rag", "sft", "preference"}}
     with closing(sqlite3.connect(state)) as store, store:
         store.execute("UPDATE batches SET recorded_at = ?", (iso_time(time.time_ns() - 2 * 3600 * 10**9),))
-    rescore_in_place(sample, sample.rescored_run_id)
+    rescore_in_place(sample.root)
     assert once(sample.root).code == 0
     assert look(settings).rows_before == {"hour": then, "day": {}}
     shown = distilld("status", "--root", root, cwd=root).out
@@ -111,11 +112,11 @@ def test_withdrawals_since_a_time_or_a_batch(sample: SampleLake) -> None:
     cli = partial(distilld, cwd=sample.root)
     assert once(sample.root).code == 0
     first = cli("receipts", "--root", sample.root, "--json").json["receipts"][0]["batch_id"]
-    rescore_in_place(sample, sample.rescored_run_id)
+    rescore_in_place(sample.root)
     assert once(sample.root).code == 0
     last = cli("receipts", "--root", sample.root, "--json").json["receipts"][0]["batch_id"]
     shown = cli("withdrawals", "--since", first, "--root", sample.root)
-    assert sample.rescored_run_id in shown.out
+    assert RESCORED_RUN_ID in shown.out
     found = cli("withdrawals", "--since", "2026-01-01", "--root", sample.root, "--json", "--limit", "1").json
     assert len(found["withdrawals"]) == 1 < found["count"]
     assert {each["withdrawn_batch"] for each in found["withdrawals"]} == {last}
@@ -129,17 +130,15 @@ def test_show_of_a_row_and_of_one_that_left(sample: SampleLake) -> None:
     """The row, its run and what became of it; after its withdrawal the run alone; an id that never was is an error."""
     cli = partial(distilld, cwd=sample.root)
     assert once(sample.root).code == 0
-    row = next(
-        each for each in rows(sample.root / EXPORT_PATHS["sft"]) if each["source_run_id"] == sample.rescored_run_id
-    )
+    row = next(each for each in rows(sample.root / EXPORT_PATHS["sft"]) if each["source_run_id"] == RESCORED_RUN_ID)
     shown = cli("show", row["id"], "--root", sample.root)
     assert shown.out.startswith(f"row {row['id']} of sft\n")
-    assert f"run {sample.rescored_run_id}\n" in shown.out
+    assert f"run {RESCORED_RUN_ID}\n" in shown.out
     assert cli("show", row["id"], "--root", sample.root, "--json").json["row"] == row
     pair = rows(sample.root / EXPORT_PATHS["preference"])[0]
     both = cli("show", pair["id"], "--root", sample.root, "--json").json["runs"]
     assert [each["run_id"] for each in both] == [pair["chosen_run_id"], pair["rejected_run_id"]]
-    rescore_in_place(sample, sample.rescored_run_id)
+    rescore_in_place(sample.root)
     assert once(sample.root).code == 0
     gone = cli("show", row["id"], "--root", sample.root)
     assert gone.out.startswith(f"row {row['id']} is no longer in sft\n")
@@ -317,7 +316,7 @@ def test_quarantine_that_was_damaged_is_restored_by_a_run(sample: SampleLake, da
 
 def test_receipts_follow_the_chain(sample: SampleLake) -> None:
     """Each batch is listed, newest first; a receipt that is edited or missing is named, and the exit code is 1."""
-    append_rows(sample)
+    append_rows(sample.root)
     assert once(sample.root).code == 0
     shown = distilld("receipts", "--root", sample.root, "--json", cwd=sample.root)
     assert shown.code == 0
@@ -403,7 +402,7 @@ def test_schemas_hold_the_second_wall(tmp_path: Path) -> None:
 def test_ten_questions_have_one_command_each(sample: SampleLake) -> None:
     """Each command of the table in docs/operations.md answers its question, and no question needs SQL."""
     assert once(sample.root).code == 0
-    rescore_in_place(sample, sample.rescored_run_id)
+    rescore_in_place(sample.root)
     assert once(sample.root).code == 0
     shutil.rmtree(sample.scored_path(sample.partitions[-1]).parent)
     assert once(sample.root).code == 0
@@ -414,7 +413,7 @@ def test_ten_questions_have_one_command_each(sample: SampleLake) -> None:
         "status": "retained",
         "explain": row["id"],
         "show": row["source_run_id"],
-        "withdrawals": sample.rescored_run_id,
+        "withdrawals": RESCORED_RUN_ID,
         "quarantine": "category_disallowed",
         "receipts": "the chain is whole",
         "verify": "agree",

@@ -16,9 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from distilld.demo.sample_lake import SampleLake
 from tests.support.command import REPOSITORY, once
 from tests.support.inspecting import fetched, inspecting, needs_datasette
+from tests.support.sample import SampleLake
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 BUILD = (

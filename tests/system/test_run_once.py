@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from distilld.core.model import EXPORT_PATHS
-from distilld.demo.sample_lake import SampleLake, append_rows, rescore_in_place
+from distilld.demo.sample_lake import RESCORED_RUN_ID, append_rows, rescore_in_place
 from tests.golden.test_phase4_core import EXPECTED, STAMP
 from tests.support.command import (
     LOCK_FILE,
@@ -27,6 +27,7 @@ from tests.support.command import (
     rows,
     snapshot,
 )
+from tests.support.sample import SampleLake
 
 _LOCATION = re.compile(rb',"location":\{"partition":"[^"]+","line_offset":\d+\}\}\n')
 
@@ -97,7 +98,7 @@ def test_empty_root_is_an_empty_lake(tmp_path: Path) -> None:
 
 def test_rejected_run_leaves_and_is_waited_for(sample: SampleLake) -> None:
     """A file that was re-scored in place is waited for, ten times settle_seconds at most, and the run then leaves."""
-    path = rescore_in_place(sample, sample.rescored_run_id)
+    path = rescore_in_place(sample.root)
     never_still = time.time() + 3600
     os.utime(path, (never_still, never_still))
     ran = once(sample.root, DISTILLD_SETTLE_SECONDS="0.1")
@@ -109,7 +110,7 @@ def test_rejected_run_leaves_and_is_waited_for(sample: SampleLake) -> None:
     assert ran.out.count("withdrawn from ") == 3
     assert "withdrawn from sft: revoked 1\n" in ran.out
     for dataset in ("rag", "sft", "preference"):
-        assert sample.rescored_run_id not in (sample.root / EXPORT_PATHS[dataset]).read_text()
+        assert RESCORED_RUN_ID not in (sample.root / EXPORT_PATHS[dataset]).read_text()
 
 
 def test_what_changes_nothing_is_worked_off_to_the_end(sample: SampleLake) -> None:
@@ -137,7 +138,7 @@ def test_input_that_cannot_be_read_is_named_and_stops_nothing(
     """What is no regular file is named, the rows beside it ship, and the exit code is 1, in a second run as well."""
     path = sample.scored_path(sample.partitions[0]).with_name("strange.jsonl")
     make(path)
-    append_rows(sample)
+    append_rows(sample.root)
     named = f"distilld: not read: {path.relative_to(sample.root)} {problem}"
     ran = once(sample.root)
     assert (ran.code, ran.errors) == (1, [named])
@@ -323,8 +324,8 @@ def test_dry_run_on_a_new_lake_makes_nothing(tmp_path: Path) -> None:
 
 def test_dry_run_foretells_the_run_and_changes_nothing(sample: SampleLake) -> None:
     """A dry run says exactly what the next run then does, and leaves every byte, time and inode as it was."""
-    append_rows(sample)
-    rescore_in_place(sample, sample.rescored_run_id)
+    append_rows(sample.root)
+    rescore_in_place(sample.root)
     root = sample.root
     before = snapshot(root)
     told = distilld("export-all", "--dry-run", "--root", root, cwd=root)

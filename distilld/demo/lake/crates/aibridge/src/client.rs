@@ -1,0 +1,5 @@
+//! Part of the sample lake: the model connection.
+
+pub fn complete() -> Result<(), Error> {
+    Ok(())
+}

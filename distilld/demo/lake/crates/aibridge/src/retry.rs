@@ -1,0 +1,5 @@
+//! Part of the sample lake: the fallback ladder.
+
+pub fn with_fallback() -> Result<(), Error> {
+    Ok(())
+}

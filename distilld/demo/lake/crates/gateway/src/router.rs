@@ -1,0 +1,5 @@
+//! Part of the sample lake: the route table.
+
+pub fn route() -> Result<(), Error> {
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Part of the sample lake: the rule set.
+
+pub fn check_rule() -> Result<(), Error> {
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Part of the sample lake: the playbook memory.
+
+pub fn recall() -> Result<(), Error> {
+    Ok(())
+}
