@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,36 +18,21 @@ from distilld.files.regular import open_regular
 
 _SHOWN_CHARACTERS: Final = 80
 _MOST_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigFault:
-    """One fault of the configuration; every field is safe to print.
-
-    ``key`` is empty if the fault is in a file as a whole; ``nearest`` is the known key that an unknown one resembles.
-    """
-
-    key: str
-    value: str
-    allowed: str
-    source: str
-    nearest: str = ""
-
-    def __str__(self) -> str:
-        if self.nearest:
-            return f"{self.source}: {self.key} is not a known key; the nearest one is {self.nearest}"
-        subject = f"{self.key} = {self.value}" if self.key else self.value
-        return f"{self.source}: {subject}; allowed: {self.allowed}"
+_ALLOWED: Final = "allowed: a TOML file of flat keys"
 
 
 class ConfigError(UsageError):
-    """The configuration is wrong; ``faults`` are in the order in which they were found."""
+    """The configuration is wrong; the message has a line for each fault, in the order in which they were found."""
 
     hint = "'distilld init' writes a config file with every key, its default and what it does"
 
-    def __init__(self, faults: tuple[ConfigFault, ...]) -> None:
-        super().__init__("\n".join(map(str, faults)))
-        self.faults = faults
+    def __init__(self, faults: Iterable[str]) -> None:
+        super().__init__("\n".join(faults))
+
+
+def fault_of(source: str, key: str, value: object, allowed: str) -> str:
+    """Return the fault that a source sets a key to a value that is not allowed, on one line and safe to print."""
+    return f"{source}: {key} = {_shown(value)}; allowed: {allowed}"
 
 
 class _Given(NamedTuple):
@@ -76,7 +60,7 @@ def load(
 
     Raises ConfigError with every fault of the file, the environment and the flags.
     """
-    faults: list[ConfigFault] = []
+    faults: list[str] = []
     # Later layers win. A value that loses is checked too, because it would be an error as soon as it wins.
     layers = [
         [_Given(KEYS["root"], root, ROOT_VARIABLE)] if (root := environ.get(ROOT_VARIABLE)) else [],
@@ -90,9 +74,9 @@ def load(
             try:
                 values[key.name] = key.kind.read(value)
             except ValueError:
-                faults.append(ConfigFault(key.name, _shown(value), key.kind.allowed, source))
+                faults.append(fault_of(source, key.name, value, key.kind.allowed))
     if faults:
-        raise ConfigError(tuple(faults))
+        raise ConfigError(faults)
     named = next((given for layer in reversed(layers[2:]) for given in layer if given.key.name == "state"), None)
     if named is not None:
         values["state"] = _named_state(named, cwd, cwd / str(values["root"]))
@@ -108,37 +92,37 @@ def _named_state(named: _Given, cwd: Path, root: Path) -> Path:
     path, below = cwd / str(named.value), root / str(named.value)
     if not path.exists() and below.exists():
         allowed = f"a state store; there is none at {_plain(str(path))}, and one at {_plain(str(below))}"
-        raise ConfigError((ConfigFault("state", _shown(named.value), allowed, named.source),))
+        raise ConfigError([fault_of(named.source, "state", named.value, allowed)])
     return path
 
 
-def _from_file(config_file: Path | None, cwd: Path, faults: list[ConfigFault]) -> Iterator[_Given]:
+def _from_file(config_file: Path | None, cwd: Path, faults: list[str]) -> Iterator[_Given]:
     named = config_file or DEFAULT_CONFIG_FILE
     source = _plain(str(named))
     for name, value in _parsed_file(cwd / named, source, faults, may_be_missing=config_file is None).items():
         if name in KEYS:
             yield _Given(KEYS[name], value, source)
         else:
-            faults.append(_unknown(name, value, source))
+            faults.append(_unknown(name, source))
 
 
-def _parsed_file(path: Path, source: str, faults: list[ConfigFault], *, may_be_missing: bool) -> dict[str, object]:
+def _parsed_file(path: Path, source: str, faults: list[str], *, may_be_missing: bool) -> dict[str, object]:
     try:
         # The file belongs to the operator, and may be a link.
         with open_regular(path, follow_link=True) as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            faults.append(ConfigFault("", f"is longer than {_MOST_BYTES:,} bytes", "a TOML file of flat keys", source))
+            faults.append(f"{source}: is longer than {_MOST_BYTES:,} bytes; {_ALLOWED}")
             return {}
         return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         if may_be_missing and isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}
-        faults.append(ConfigFault("", f"cannot be read ({error.strerror})", "a readable TOML file", source))
+        faults.append(f"{source}: cannot be read ({error.strerror}); allowed: a readable TOML file")
     except UnicodeDecodeError as error:
-        faults.append(ConfigFault("", f"is not UTF-8 (byte {error.start})", "a TOML file in UTF-8", source))
+        faults.append(f"{source}: is not UTF-8 (byte {error.start}); allowed: a TOML file in UTF-8")
     except (ValueError, RecursionError) as error:
-        faults.append(ConfigFault("", f"is not TOML ({_cut(_plain(str(error)))})", "a TOML file of flat keys", source))
+        faults.append(f"{source}: is not TOML ({_cut(_plain(str(error)))}); {_ALLOWED}")
     return {}
 
 
@@ -151,7 +135,7 @@ def _from_environment(environ: Mapping[str, str], warn: Callable[[str], None]) -
             yield _Given(key, key.kind.from_text(environ[name]), name)
         else:
             # Kubernetes sets such names in every pod of a namespace with a service named distilld.
-            warn(str(_unknown(name, environ[name], "the environment", tuple(variables))))
+            warn(_unknown(name, "the environment", variables))
 
 
 def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
@@ -162,9 +146,9 @@ def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
             yield _Given(KEYS[name], value, "--" + name.replace("_", "-"))
 
 
-def _unknown(name: str, value: object, source: str, known: tuple[str, ...] = tuple(KEYS)) -> ConfigFault:
+def _unknown(name: str, source: str, known: Iterable[str] = KEYS) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    return ConfigFault(_cut(_plain(name)), _shown(value), f"one of {', '.join(known)}", source, nearest)
+    return f"{source}: {_cut(_plain(name))} is not a known key; the nearest one is {nearest}"
 
 
 def _settings(values: Mapping[str, object], cwd: Path) -> Settings:

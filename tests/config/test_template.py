@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from distilld.config.load import ConfigError, load
-from distilld.config.template import commented_toml, config_text
-
-
-def test_nothing_given_is_the_commented_file() -> None:
-    """Without values it is the file in which every key is commented out."""
-    assert config_text({}, source="test") == commented_toml()
+from distilld.config.template import config_text
 
 
 @pytest.mark.parametrize("value", ["/srv/lake", 'a"b\\c', "ünï/日", "x = 'y' # z"])
@@ -31,8 +26,6 @@ def test_wrong_values_are_all_told() -> None:
     """A value that is not allowed is a fault that names its key and who gave it."""
     with pytest.raises(ConfigError) as caught:
         config_text({"root": "", "state": "a\x00b"}, source="the command line")
-    assert [(fault.key, fault.source) for fault in caught.value.faults] == [
-        ("root", "the command line"),
-        ("state", "the command line"),
-    ]
-    assert all(str(fault).isprintable() for fault in caught.value.faults)
+    root, state = str(caught.value).splitlines()
+    assert root.startswith("the command line: root = ''; allowed: ")
+    assert state.startswith("the command line: state = 'a\\x00b'; allowed: ")
