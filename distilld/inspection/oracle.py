@@ -11,7 +11,6 @@ In memory it holds the outcome of each row, which may be as short as a digest, a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -79,14 +78,6 @@ class Retained:
 NOTHING_RETAINED: Final = Retained()
 
 
-class Pair(NamedTuple):
-    """A pair that was tried: the places of its two rows, and its outcome."""
-
-    chosen: RowRef
-    rejected: RowRef
-    placed: Placed
-
-
 @dataclass(slots=True)
 class FullPass:
     """What the exports must hold, in canonical walk order. Lines have :data:`STAMP` in place of a batch's times."""
@@ -96,13 +87,7 @@ class FullPass:
     exported: dict[Dataset, dict[str, bytes]] = field(default_factory=lambda: {dataset: {} for dataset in Dataset})
     """Dataset lines by id."""
     quarantined: dict[Dataset, list[bytes]] = field(default_factory=lambda: {dataset: [] for dataset in Dataset})
-    """Quarantine lines; two may be equal."""
-    places: bool = False
-    """Whether ``rows`` and ``pairs`` are filled."""
-    rows: dict[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
-    """The outcome of each scored line, by dataset and place."""
-    pairs: list[Pair] = field(default_factory=list)
-    """The pairs that were tried, with the places of their rows."""
+    """Quarantine lines; two may be equal, so SPEC 3 compares them as multisets."""
     retained_rows: list[RetainedRow] = field(default_factory=list)
     """The retained rows that stay."""
     retained_pairs: list[RetainedPair] = field(default_factory=list)
@@ -111,9 +96,12 @@ class FullPass:
     left_behind: list[RowRef] = field(default_factory=list)
     """Absent verdicts whose lines are in a present partition. The store must not keep them."""
 
-    def quarantine(self, dataset: Dataset) -> Counter[bytes]:
-        """Return the quarantine lines as a multiset, as SPEC 3 compares them."""
-        return Counter(self.quarantined[dataset])
+    def put(self, dataset: Dataset, placed: Placed, *_at: RowRef) -> None:
+        """Add the outcome of the row or the pair at these places; of what is retained, no place is told."""
+        if placed.id is None:
+            self.quarantined[dataset].append(placed.line)
+        else:
+            self.exported[dataset][placed.id] = placed.line
 
 
 def export(
@@ -123,15 +111,16 @@ def export(
     missing_files: MissingFiles | None = None,
     retained: Retained = NOTHING_RETAINED,
     keep: Callable[[Placed], Placed] = lambda placed: placed,
-    places: bool = False,
+    into: FullPass | None = None,
 ) -> FullPass:
     """Judge every line of the lake in walk order, then add the retained rows and pairs that stay.
 
     ``missing_files`` is the path check (SPEC 3.5), None if it is off. ``keep`` reduces an outcome to what is remembered
-    of the line. With ``places`` the outcomes are also recorded by the places of rows and pairs.
+    of the line. The result is put ``into`` an empty one, if it is given.
     """
     verdicts = verdicts_in_force(lines, options, retained)
-    result = FullPass(places=places, left_behind=verdicts.moved)
+    result = into or FullPass()
+    result.left_behind = verdicts.moved
     without_evidence: list[tuple[Dataset, Row, Placed]] = []
     tasks, exports = _Tasks(), _ExportsOfRuns(options, verdicts)
     judge = _Judge(result, verdicts, exports, options, missing_files)
@@ -145,13 +134,12 @@ def export(
             if outcome.gate == "evidence" and (dataset, row.at) in retained.kept:
                 without_evidence.append((dataset, row, placed))
             else:
-                _put_row(result, dataset, row.at, placed)
+                result.put(dataset, placed, row.at)
     pairs = tasks.pairs()
     sides = rows_at({at for pair in pairs for at in pair}, lines, options)
     for chosen, rejected in pairs:
-        placed = _put(result, Dataset.PREFERENCE, keep(_placed(judge.pair(sides[chosen], sides[rejected]))))
-        if places:
-            result.pairs.append(Pair(chosen, rejected, placed))
+        placed = keep(_placed(judge.pair(sides[chosen], sides[rejected])))
+        result.put(Dataset.PREFERENCE, placed, chosen, rejected)
     _add_kept(result, without_evidence, retained)
     _add_retained_rows(result, retained, verdicts, options)
     _add_retained_pairs(result, retained, verdicts, options)
@@ -166,7 +154,7 @@ def _add_kept(result: FullPass, without_evidence: list[tuple[Dataset, Row, Place
             placed = quarantined
         else:
             result.kept += 1
-        _put_row(result, dataset, row.at, placed)
+        result.put(dataset, placed, row.at)
 
 
 def _add_retained_rows(result: FullPass, retained: Retained, verdicts: Verdicts, options: Options) -> None:
@@ -178,7 +166,7 @@ def _add_retained_rows(result: FullPass, retained: Retained, verdicts: Verdicts,
         forbidden = row.told is not None and options.forbids(row.dataset, row.told)
         decided = row.is_orphan and (forbidden or verdicts.names(row.run_id))
         if not (stands_elsewhere or won or revoked or decided):
-            _put(result, row.dataset, row.placed)
+            result.put(row.dataset, row.placed)
             result.retained_rows.append(row)
 
 
@@ -192,7 +180,7 @@ def _add_retained_pairs(result: FullPass, retained: Retained, verdicts: Verdicts
         won = pair.placed.id in result.exported[Dataset.PREFERENCE]
         decided = pair.is_orphan and any(verdicts.names(run_id) for run_id, _ in pair.sides)
         if pair.placed.id is None or not (overruled or won or decided):
-            _put(result, Dataset.PREFERENCE, pair.placed)
+            result.put(Dataset.PREFERENCE, pair.placed)
             result.retained_pairs.append(pair)
 
 
@@ -293,17 +281,3 @@ class _Judge:
 
 def _placed(outcome: Outcome) -> Placed:
     return Placed(outcome.id, outcome.line(STAMP))
-
-
-def _put(result: FullPass, dataset: Dataset, placed: Placed) -> Placed:
-    if placed.id is None:
-        result.quarantined[dataset].append(placed.line)
-    else:
-        result.exported[dataset][placed.id] = placed.line
-    return placed
-
-
-def _put_row(result: FullPass, dataset: Dataset, at: RowRef, placed: Placed) -> None:
-    _put(result, dataset, placed)
-    if result.places:
-        result.rows[dataset, at] = placed

@@ -75,11 +75,6 @@ class LakeOnDisk(Mapping[str, Partition]):
         return lines_of(content, self._max_line_bytes)
 
 
-def read_lake(root: Path, options: Options) -> dict[str, Partition]:
-    """Return the same partitions, all read now."""
-    return dict(LakeOnDisk(root, options))
-
-
 class LongLine(bytes):
     """A line that is too long, with its holes shortened. ``length`` and ``digest`` are those of the whole line."""
 

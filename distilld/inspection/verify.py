@@ -286,7 +286,7 @@ def _deep(
     for dataset in Dataset:
         faults = _compare_dataset(full.exported[dataset], exports[dataset.value]())
         report.checks.append(_deep_check(f"deep: {dataset}", faults, report))
-        faults = _compare_quarantine(full.quarantine(dataset), exports[f"quarantine_{dataset}"]())
+        faults = _compare_quarantine(Counter(full.quarantined[dataset]), exports[f"quarantine_{dataset}"]())
         report.checks.append(_deep_check(f"deep: quarantine of {dataset}", faults, report))
 
 

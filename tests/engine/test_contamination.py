@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from distilld.core.model import SFT_NEVER, Category, Dataset, Options, Reason
 from distilld.inspection import oracle
-from distilld.inspection.oracle_lake import read_lake
 from tests.support.builders import ABSENT, PROPERTY, all_missing, evidence, export, jsonl, lake_of, scored
 from tests.support.history_lake import history_lake
-from tests.support.target_state import Exports, equal_the_full_pass
+from tests.support.target_state import Exports, equal_the_full_pass, read_lake
 
 RAG, SFT, PREFERENCE = Dataset
 ALL_OPTIONS = [

@@ -17,11 +17,10 @@ from distilld.engine import pool
 from distilld.engine.pool import Pool
 from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
-from distilld.inspection.oracle_lake import read_lake
 from distilld.inspection.verify import verify
 from distilld.lake.source_files import SourceFiles, path_check
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, rag_id, run
-from tests.support.target_state import Exports, equal_the_full_pass
+from tests.support.target_state import Exports, equal_the_full_pass, read_lake
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from distilld.engine.pool import Pool, WorkerDied
 from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
-from distilld.inspection.oracle_lake import read_lake
 from distilld.lake.source_files import path_check
 from distilld.publish.commit import CommittedBatch
 from distilld.store.queries import Exceptions
@@ -33,6 +32,7 @@ from tests.support import target_state as invariants
 from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, C, HistoryLake, believe_facts, given, history_lake, rag_id, run
 from tests.support.running import until
+from tests.support.target_state import read_lake
 
 D = "2026/04/30/delta.jsonl"
 NEVER = 1 << 60

@@ -16,10 +16,11 @@ from distilld.core.model import Category, Dataset, InputKind, OnDelete, Options,
 from distilld.core.records import evidence_record, scored_run
 from distilld.inspection import oracle
 from distilld.inspection.oracle import FullPass, Placed, Retained, RetainedPair, RetainedRow
-from distilld.inspection.oracle_lake import Lake, read_lake
+from distilld.inspection.oracle_lake import Lake
 from distilld.inspection.oracle_verdicts import AbsentVerdict, verdicts_of
 from distilld.lake import scan as lake
 from distilld.lake.lines import digest_of
+from tests.support.target_state import read_lake
 
 
 class Line(NamedTuple):
@@ -68,6 +69,23 @@ class Look:
     rows: dict[tuple[str, int, Dataset], RetainedRow] = field(default_factory=dict)
     pairs: list[tuple[tuple[Side, Side], RetainedPair]] = field(default_factory=list)
     retained: Retained = oracle.NOTHING_RETAINED
+
+
+@dataclass(slots=True)
+class PlacedPass(FullPass):
+    """A full pass that also remembers the outcomes by the places of rows and pairs."""
+
+    rows: dict[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
+    pairs: list[tuple[RowRef, RowRef, Placed]] = field(default_factory=list)
+
+    def put(self, dataset: Dataset, placed: Placed, *at: RowRef) -> None:
+        """Remember the outcome."""
+        FullPass.put(self, dataset, placed, *at)
+        match at:
+            case [place]:
+                self.rows[dataset, place] = placed
+            case [chosen, rejected]:
+                self.pairs.append((chosen, rejected, placed))
 
 
 class Absence:
@@ -119,7 +137,8 @@ class Absence:
     def full_pass(self, root: Path, options: Options, missing_files: MissingFiles | None) -> FullPass:
         """What the exports must hold after a pass over the lake as it is now; it is remembered."""
         look = self.look(root, options)
-        result = oracle.export(look.now, options, missing_files=missing_files, retained=look.retained, places=True)
+        result = PlacedPass()
+        oracle.export(look.now, options, missing_files=missing_files, retained=look.retained, into=result)
         stayed = {id(row) for row in result.retained_rows}
         for (path, number, dataset), row in look.rows.items():
             if id(row) not in stayed:
@@ -139,8 +158,8 @@ class Absence:
         stayed = {id(pair) for pair in result.retained_pairs}
         self._pairs = [(sides, pair.placed) for sides, pair in look.pairs if id(pair) in stayed]
         self._pairs += [
-            ((side_at(look.lines, pair.chosen), side_at(look.lines, pair.rejected)), pair.placed)
-            for pair in result.pairs
+            ((side_at(look.lines, chosen), side_at(look.lines, rejected)), placed)
+            for chosen, rejected, placed in result.pairs
         ]
         return result
 

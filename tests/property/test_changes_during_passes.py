@@ -16,7 +16,6 @@ from distilld.engine import work_off
 from distilld.engine.ingest import Ingest
 from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
-from distilld.inspection.oracle_lake import read_lake
 from distilld.inspection.oracle_verdicts import Verdicts
 from distilld.inspection.verify import verify
 from distilld.lake import scan as scanning
@@ -24,7 +23,7 @@ from distilld.publish.commit import CommittedBatch
 from distilld.store import walk_order
 from tests.property.model import History, Row, joined_rows
 from tests.property.test_histories import Histories, run, then
-from tests.support.target_state import Exports
+from tests.support.target_state import Exports, read_lake
 
 
 class Later:

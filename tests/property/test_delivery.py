@@ -150,7 +150,7 @@ class Deliveries(Histories):
             return
         for dataset, mirror in self.mirrors.items():
             with changes(self.folder, self.folder / "state" / "distilld.db", dataset, mirror.since) as found:
-                mirror.apply([json.loads(line) for line in b"".join(found.lines()).splitlines()])
+                mirror.apply([json.loads(line) for line in b"".join(found).splitlines()])
             assert mirror.rows == self.rows(dataset)
         if self.snapshot is not None:
             self.check_snapshot()

@@ -38,7 +38,7 @@ from distilld.engine.engine import Engine
 from distilld.engine.work_off import QueueWorker
 from distilld.inspection import oracle
 from distilld.inspection.oracle_exceptions import retained_of
-from distilld.inspection.oracle_lake import Lake, read_lake
+from distilld.inspection.oracle_lake import Lake
 from distilld.inspection.oracle_verdicts import Verdicts
 from distilld.inspection.unstamped import unstamped_quarantine
 from distilld.inspection.verify import verify
@@ -56,7 +56,7 @@ from tests.property.model import PARTITIONS, History, Row, evidence_rows, joined
 from tests.support import target_state as invariants
 from tests.support.history_lake import believe_facts
 from tests.support.limits import limits
-from tests.support.target_state import Exports
+from tests.support.target_state import Exports, read_lake
 
 QUICK_FOLDER: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """What is tested here is no power cut: nothing has to reach a disk."""

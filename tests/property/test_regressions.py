@@ -14,12 +14,11 @@ import structlog
 from distilld.core.model import Dataset, InputKind, OnDelete, Options, StatFacts, Trigger, UnreadableError
 from distilld.engine import batch, index
 from distilld.engine.work_off import QueueWorker
-from distilld.inspection.oracle_lake import read_lake
 from distilld.lake.lines import Line, PartitionReader
 from distilld.lake.scan import tree_path
 from tests.property.model import PARTITIONS, Row, bad, evidence, scored
 from tests.property.test_histories import Histories, KeepHistories, TripwireHistories, refused
-from tests.support.target_state import Exports
+from tests.support.target_state import Exports, read_lake
 
 SCORED, EVIDENCE = InputKind.SCORED, InputKind.EVIDENCE
 KEEP = Options(max_line_bytes=600)

@@ -7,11 +7,10 @@ from hypothesis.stateful import initialize, rule
 
 from distilld.core.model import Trigger
 from distilld.engine import index_turns
-from distilld.inspection.oracle_lake import read_lake
 from distilld.inspection.verify import verify
 from distilld.lake import lines
 from tests.property.test_histories import Histories, TripwireHistories, run
-from tests.support.target_state import Exports
+from tests.support.target_state import Exports, read_lake
 
 MOST_TURNS = 400
 
