@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -79,8 +80,8 @@ def compare(
     """
     try:
         with theirs.open("rb") as file:
-            rows = _Rows(file)
-            dataset = dataset or rows.guess()
+            head: list[bytes] = []
+            dataset = dataset or _guess(file, head)
             if dataset is None:
                 raise UsageError(
                     f"{theirs} does not tell which dataset it is: none of its first {_GUESS_WITHIN} lines has an id"
@@ -89,18 +90,36 @@ def compare(
                 )
             files = (theirs, settings.root / DATASET_PATHS[dataset])
             reading = Reading(progress, sum(path.stat().st_size for path in files if path.exists()))
-            rows.read = reading.add
             found = Difference(dataset, DATASET_PATHS[dataset], str(theirs))
             ours = _Ours(settings, dataset, reading)
             with ours.file:
-                _compare(found, rows, ours, limit)
+                _compare(found, _rows(chain(head, file), reading), ours, limit)
             return found
     except OSError as error:
         text = f"cannot read {error.filename or theirs}: {error.strerror}"
         raise OperatorError(text, hint=remedy_of(error)) from error
 
 
-def _compare(found: Difference, rows: _Rows, ours: _Ours, limit: int | None) -> None:
+def _guess(lines: Iterable[bytes], head: list[bytes]) -> Dataset | None:
+    """Return the dataset that the first known id belongs to; put the lines that were read for that into ``head``."""
+    for line in islice(lines, _GUESS_WITHIN):
+        head.append(line)
+        sample_id = (parse_object(line.rstrip(b"\r\n")).value or {}).get("id")
+        for dataset, prefix in ID_PREFIX.items():
+            if isinstance(sample_id, str) and sample_id.startswith(prefix):
+                return dataset
+    return None
+
+
+def _rows(lines: Iterable[bytes], reading: Reading) -> Iterator[dict[str, Any] | None]:
+    """Yield the rows of another exporter's file, None for a line that is no row."""
+    for line in lines:
+        reading.add(len(line))
+        if text := line.rstrip(b"\r\n"):
+            yield parse_object(text).value
+
+
+def _compare(found: Difference, rows: Iterable[dict[str, Any] | None], ours: _Ours, limit: int | None) -> None:
     def name(names: list[T], one: T) -> None:
         if limit is None or len(names) < limit:
             names.append(one)
@@ -153,36 +172,6 @@ def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _same(one: Any, other: Any) -> bool:
     # In Python, True == 1.
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
-
-
-class _Rows:
-    """The rows of another exporter's file, None for a line that is no row. ``guess`` reads its first lines ahead."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._looked_at: list[dict[str, Any] | None] = []
-        self.read: Callable[[int], None] = lambda _bytes: None
-
-    def guess(self) -> Dataset | None:
-        for row in self._lines():
-            self._looked_at.append(row)
-            text = row.get("id") if row is not None else None
-            for dataset, prefix in ID_PREFIX.items():
-                if isinstance(text, str) and text.startswith(prefix):
-                    return dataset
-            if len(self._looked_at) == _GUESS_WITHIN:
-                return None
-        return None
-
-    def __iter__(self) -> Iterator[dict[str, Any] | None]:
-        yield from self._looked_at
-        yield from self._lines()
-
-    def _lines(self) -> Iterator[dict[str, Any] | None]:
-        for line in self._file:
-            self.read(len(line))
-            if line.strip(b"\r\n"):
-                yield parse_object(line.rstrip(b"\r\n")).value
 
 
 class _Ours:
