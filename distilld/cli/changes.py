@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from distilld.cli.commands import Common, common_options
-from distilld.cli.output import print_bytes
 from distilld.cli.settings import load_settings
 from distilld.core.model import Dataset
 from distilld.delivery.changes import changes as changes_since
@@ -24,4 +23,5 @@ def changes(common: Common, dataset: str, since: str) -> None:
     """
     settings = load_settings(common)
     with changes_since(settings.root, settings.state, Dataset(dataset), since) as found:
-        print_bytes(found.lines())
+        for block in found:
+            click.echo(block, nl=False)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
@@ -54,12 +54,6 @@ def _width() -> int | None:
 def print_json(value: object) -> None:
     """Print a value as indented JSON in ASCII, so that nothing in it can steer a terminal."""
     click.echo(json.dumps(plain(value), indent=2))
-
-
-def print_bytes(blocks: Iterable[bytes]) -> None:
-    """Print blocks of JSON lines as they are."""
-    for block in blocks:
-        click.echo(block, nl=False)
 
 
 def plain(value: object) -> Any:

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,27 +28,9 @@ ALL: Final = "0"
 _STAMP: Final = re.compile(rb"(\d{4})-(\d{2})-(\d{2}T\d{2}):(\d{2}):(\d{2}\.\d{3}Z)")
 
 
-@dataclass(slots=True)
-class Changes:
-    """The changes to print; ``upserts`` spools finished lines, because there may be many."""
-
-    begin: dict[str, Any]
-    deletes: list[dict[str, Any]]
-    upserts: LineSpool
-
-    def lines(self) -> Iterator[bytes]:
-        """Return all lines in order, in blocks."""
-        yield _line({"type": "begin", **self.begin})
-        for each in self.deletes:
-            yield _line({"type": "delete", **each})
-        yield from self.upserts.blocks()
-        end = {"through": self.begin["through"], "deletes": len(self.deletes), "upserts": self.upserts.rows}
-        yield _line({"type": "end", **end})
-
-
 @contextmanager
-def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[Changes]:
-    """Return the changes from the batch ``since`` to the newest one; all rows if ``since`` is :data:`ALL`.
+def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[Iterator[bytes]]:
+    """Return the changes from the batch ``since`` to the newest one, as lines in blocks; all rows since :data:`ALL`.
 
     Raises:
         UsageError: ``since`` is no batch of this lake, or none from which a copy can go on.
@@ -56,14 +38,15 @@ def changes(root: Path, state: Path, dataset: Dataset, since: str) -> Iterator[C
     """
     with ExitStack() as spools:
 
-        def look(batch: CommittedBatch) -> Changes:
+        def look(batch: CommittedBatch) -> Iterator[bytes]:
             spool = spools.enter_context(closing(LineSpool(Path(tempfile.gettempdir()))))
             return _changes(root, batch, dataset, since, spool)
 
         yield at_one_batch(root, state, look, names=(dataset.value, f"withdrawals_{dataset}"))
 
 
-def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, upserts: LineSpool) -> Changes:
+def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, upserts: LineSpool) -> Iterator[bytes]:
+    """Read the changes now, spool the rows, because there may be many, and return the lines."""
     if batch.batch is None:
         raise OperatorError("no batch was committed yet", hint="distilld run --once")
     if since != ALL:
@@ -74,7 +57,11 @@ def _changes(root: Path, batch: CommittedBatch, dataset: Dataset, since: str, up
         id_ = id_of_line(row)
         upserts.add(_line({"type": "upsert", "id": id_, "batch": batch_id})[:-2] + b',"row":' + row + b"}\n")
         left.pop(id_, None)
-    return Changes({"dataset": dataset, "since": since, "through": batch.batch.batch_id}, list(left.values()), upserts)
+    through = batch.batch.batch_id
+    begin = _line({"type": "begin", "dataset": dataset, "since": since, "through": through})
+    deletes = [_line({"type": "delete", **each}) for each in left.values()]
+    end = _line({"type": "end", "through": through, "deletes": len(deletes), "upserts": upserts.rows})
+    return chain((begin, *deletes), upserts.blocks(), (end,))
 
 
 def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | None]]:

@@ -28,7 +28,7 @@ def lake(tmp_path: Path) -> Iterator[HistoryLake]:
 def since(lake: HistoryLake, batch: str, dataset: Dataset = Dataset.RAG) -> list[dict[str, Any]]:
     """The lines of the feed."""
     with changes(lake.root, lake.state, dataset, batch) as found:
-        return [json.loads(line) for line in b"".join(found.lines()).splitlines()]
+        return [json.loads(line) for line in b"".join(found).splitlines()]
 
 
 def last_batch(lake: HistoryLake) -> str:

@@ -77,7 +77,7 @@ def test_copy_learns_of_a_withdrawal_that_was_told_before(lake: HistoryLake) -> 
     copied = last_batch(lake)
     flip(lake, 1)
     with changes(lake.root, lake.state, Dataset.RAG, copied) as found:
-        told = [json.loads(line) for line in b"".join(found.lines()).splitlines()]
+        told = [json.loads(line) for line in b"".join(found).splitlines()]
     assert [line["type"] for line in told] == ["begin", *["delete"] * ROWS, "end"]
     assert {line["withdrawn_batch"] for line in told[1:-1]} == {last_batch(lake)}
 
