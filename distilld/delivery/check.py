@@ -141,11 +141,8 @@ def _changed_since(folder: Path, found: Checked, batch: CommittedBatch) -> list[
 
 
 def _changed(folder: Path, found: Checked, rows: Rows) -> list[ChangedRow]:
-    changed: list[ChangedRow] = []
     found.rows = 0
-    for dataset, path in _told_of(folder).items():
-        changed += _changed_of(dataset, path, found, rows)
-    return changed
+    return [row for dataset, path in _told_of(folder).items() for row in _changed_of(dataset, path, found, rows)]
 
 
 def _told_of(folder: Path) -> dict[Dataset, Path]:

@@ -24,7 +24,6 @@ class Form:
     ``llama_factory`` is the form's entry in LLaMA-Factory's dataset_info.json, if LLaMA-Factory can read the form.
     """
 
-    name: str
     dataset: Dataset
     folder: str
     made_of: tuple[Column, ...]
@@ -63,19 +62,14 @@ def _says(role: str, text: str) -> list[Row]:
     return [{"role": role, "content": text}]
 
 
-_RAG: Final = (*_texts("id", "title", "text", "embedding_text"), Column("tags", is_list=True), Column("category"))
-
-
-def _retrieval(name: str) -> Form:
-    return Form(
-        name, Dataset.RAG, "rag", _RAG,
-        lambda row: {
-            "id": row["id"], "title": row["title"], "text": row["content"], "embedding_text": row["embedding_text"],
-            "tags": row["tags"], "category": row["source_category"],
-        },
-    )  # fmt: skip
-
-
+_RETRIEVAL: Final = Form(
+    Dataset.RAG, "rag",
+    (*_texts("id", "title", "text", "embedding_text"), Column("tags", is_list=True), Column("category")),
+    lambda row: {
+        "id": row["id"], "title": row["title"], "text": row["content"], "embedding_text": row["embedding_text"],
+        "tags": row["tags"], "category": row["source_category"],
+    },
+)  # fmt: skip
 _PAIRS_OF_TEXT: Final[Row] = {
     "ranking": True,
     "columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
@@ -87,21 +81,21 @@ def _raw(dataset: Dataset) -> Form:
         Dataset.SFT: {"columns": {"prompt": "instruction", "query": "context", "response": "response"}},
         Dataset.PREFERENCE: _PAIRS_OF_TEXT,
     }
-    return Form("raw", dataset, f"raw/{dataset}", (), None, known.get(dataset))
+    return Form(dataset, f"raw/{dataset}", (), None, known.get(dataset))
 
 
 FORMS: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
     {
         "trl": (
-            _retrieval("trl"),
+            _RETRIEVAL,
             Form(
-                "trl", Dataset.SFT, "sft", (Column("id"), _messages("prompt"), _messages("completion")),
+                Dataset.SFT, "sft", (Column("id"), _messages("prompt"), _messages("completion")),
                 lambda row: {
                     "id": row["id"], "prompt": [_user(row)], "completion": _says("assistant", row["response"]),
                 },
             ),
             Form(
-                "trl", Dataset.PREFERENCE, "preference",
+                Dataset.PREFERENCE, "preference",
                 (Column("id"), _messages("prompt"), _messages("chosen"), _messages("rejected")),
                 lambda row: {
                     "id": row["id"], "prompt": _says("user", row["prompt"]),
@@ -110,9 +104,9 @@ FORMS: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
             ),
         ),
         "alpaca": (
-            _retrieval("alpaca"),
+            _RETRIEVAL,
             Form(
-                "alpaca", Dataset.SFT, "alpaca/sft", _texts("id", "instruction", "input", "output"),
+                Dataset.SFT, "alpaca/sft", _texts("id", "instruction", "input", "output"),
                 lambda row: {
                     "id": row["id"], "instruction": row["instruction"], "input": row["context"],
                     "output": row["response"],
@@ -120,15 +114,15 @@ FORMS: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
                 {"columns": {"prompt": "instruction", "query": "input", "response": "output"}},
             ),
             Form(
-                "alpaca", Dataset.PREFERENCE, "alpaca/preference", _texts("id", "prompt", "chosen", "rejected"),
+                Dataset.PREFERENCE, "alpaca/preference", _texts("id", "prompt", "chosen", "rejected"),
                 lambda row: {name: row[name] for name in ("id", "prompt", "chosen", "rejected")},
                 _PAIRS_OF_TEXT,
             ),
         ),
         "openai": (
-            _retrieval("openai"),
+            _RETRIEVAL,
             Form(
-                "openai", Dataset.SFT, "openai/sft", (Column("id"), _messages("messages")),
+                Dataset.SFT, "openai/sft", (Column("id"), _messages("messages")),
                 lambda row: {"id": row["id"], "messages": [_user(row), *_says("assistant", row["response"])]},
                 {
                     "formatting": "sharegpt", "columns": {"messages": "messages"},
@@ -138,7 +132,7 @@ FORMS: Final[Mapping[str, tuple[Form, ...]]] = MappingProxyType(
                 },
             ),
             Form(
-                "openai", Dataset.PREFERENCE, "openai/preference",
+                Dataset.PREFERENCE, "openai/preference",
                 (
                     Column("id"), Column("input", "struct", fields=(_messages("messages"),)),
                     _messages("preferred_output"), _messages("non_preferred_output"),
