@@ -12,7 +12,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping
-from enum import Enum
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Final
@@ -39,13 +38,6 @@ _WITHOUT_EVENTS: Final = frozenset(
     }
 )  # fmt: skip
 """File systems on which a change by another machine causes no event on this one."""
-
-
-class Wake(Enum):
-    """Why a wait ended."""
-
-    CHANGED = "changed"
-    TICK = "tick"
 
 
 class WatchBrokenError(Exception):
@@ -101,15 +93,15 @@ class Watcher:
             self._events.close()
         self._events, self._armed = None, MappingProxyType({})
 
-    def wait(self, seconds: float) -> Wake:
-        """Wait for an event, ``seconds`` at most.
+    def wait(self, seconds: float) -> bool:
+        """Wait for an event, ``seconds`` at most; return whether there was one.
 
         Raises:
             WatchBrokenError: The watch ended by itself; nothing is watched now.
         """
         if self._events is None:
             self._wait_blindly(seconds)
-            return Wake.TICK
+            return False
         step_ms = min(max(self.debounce_ms // _STEPS_PER_DEBOUNCE, _SHORTEST_STEP_MS), _LONGEST_STEP_MS)
         if time.monotonic() >= self._asleep_at:
             step_ms = _LONGEST_STEP_MS
@@ -120,10 +112,10 @@ class Watcher:
             # A file name that is not UTF-8 causes this, for example.
             self.disarm()
             raise WatchBrokenError(_reason(error)) from error
-        if not isinstance(found, set):
-            return Wake.TICK
-        self._asleep_at = time.monotonic() + _AWAKE_SECONDS
-        return Wake.CHANGED
+        changed = isinstance(found, set)
+        if changed:
+            self._asleep_at = time.monotonic() + _AWAKE_SECONDS
+        return changed
 
     def _wait_blindly(self, seconds: float) -> None:
         until = time.monotonic() + seconds

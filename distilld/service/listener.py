@@ -15,7 +15,6 @@ import structlog
 from distilld.service.inotify import (
     FolderGoneError,
     Folders,
-    Wake,
     WatchBrokenError,
     Watcher,
     file_system_without_events,
@@ -71,7 +70,7 @@ class Listener:
     def wait(self, seconds: float) -> bool:
         """Wait for an event, ``seconds`` at most; return whether a scan is needed."""
         try:
-            return self._watcher.wait(seconds) is Wake.CHANGED
+            return self._watcher.wait(seconds)
         except WatchBrokenError as error:
             now = self._clock()
             if now - self._broken_at < BROKEN_AGAIN_SECONDS:

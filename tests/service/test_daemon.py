@@ -42,7 +42,7 @@ from distilld.service import listener as listening
 from distilld.service import reporter as bulletin
 from distilld.service.daemon import Daemon
 from distilld.service.health_record import Vitals, read_vitals
-from distilld.service.inotify import FolderGoneError, Folders, Wake, WatchBrokenError
+from distilld.service.inotify import FolderGoneError, Folders, WatchBrokenError
 from distilld.service.lock import holder
 from distilld.service.recheck import Recheck
 from distilld.service.run_once import StoreMovedError, writer
@@ -85,15 +85,15 @@ class Script:
     def disarm(self) -> None:
         self.armed = {}
 
-    def wait(self, seconds: float) -> Wake:
+    def wait(self, seconds: float) -> bool:
         assert 0 < seconds <= schedule.TICK_SECONDS
         self.waits.append(seconds)
         self.now += seconds
         if not self.steps:
             self.stop()
-            return Wake.TICK
+            return False
         done = self.steps.pop(0)()
-        return done if isinstance(done, Wake) else Wake.TICK
+        return done if isinstance(done, bool) else False
 
 
 class Heard(Notifier):
@@ -148,7 +148,7 @@ class Stage:
         """A step for as long: ticks alone."""
         until = self.script.now + seconds + sum(1 for _ in self.script.steps)
 
-        def tick() -> Wake | None:
+        def tick() -> bool | None:
             if self.script.now < until:
                 self.script.steps.insert(0, tick)
             return None
@@ -228,9 +228,9 @@ def test_starts_watches_looks_again_and_stops(stage: Stage) -> None:
 def test_hint_is_followed_by_a_pass(stage: Stage) -> None:
     """A file event leads to a pass at once, and the row stands in the export."""
 
-    def write() -> Wake:
+    def write() -> bool:
         stage.append(row=1_000_000 * 105)
-        return Wake.CHANGED
+        return True
 
     stage.then(write)
     stage.run()
@@ -270,7 +270,7 @@ def test_nothing_to_do_is_no_pass(stage: Stage) -> None:
 def test_every_pass_puts_the_rescan_off(stage: Stage) -> None:
     """Every pass is a whole scan, so a rescan is due only a period after the last one."""
     stage.wait(stage.settings.rescan_seconds * 0.9)
-    stage.then(lambda: Wake.CHANGED)
+    stage.then(lambda: True)
     stage.wait(stage.settings.rescan_seconds * 0.9)
     stage.run()
     assert Trigger.RESCAN not in stage.passes
@@ -317,9 +317,9 @@ def test_edited_export_is_restored_at_a_tick(stage: Stage, monkeypatch: pytest.M
 def test_new_folders_are_watched_and_looked_at_again(stage: Stage) -> None:
     """A folder that a scan finds is watched, and a pass follows for what was written before it was."""
 
-    def write() -> Wake:
+    def write() -> bool:
         stage.append(row=1, partition=9)
-        return Wake.CHANGED
+        return True
 
     stage.then(write)
     stage.run()
@@ -387,10 +387,10 @@ def test_mount_of_the_source_files_may_come_later(stage: Stage, tmp_path: Path) 
 def test_file_in_the_making_is_looked_at_again(stage: Stage) -> None:
     """A file that was rewritten a moment ago is left alone, and another pass follows when it may be still."""
 
-    def rewrite() -> Wake:
+    def rewrite() -> bool:
         path = stage.root / "data/scored-runs" / partition_of(0)
         path.write_bytes(path.read_bytes().replace(b"accepted", b"rejected"))
-        return Wake.CHANGED
+        return True
 
     stage.then(rewrite)
     stage.wait(stage.settings.settle_seconds * 1.5)
@@ -438,7 +438,7 @@ def test_file_events_do_not_shorten_a_pause(stage: Stage, monkeypatch: pytest.Mo
     """A producer that goes on writing does not make a failing daemon try without pause."""
     monkeypatch.setattr(schedule, "FIRST_RETRY_SECONDS", 10 * schedule.TICK_SECONDS)
     stage.failures = [DISK_FULL]
-    stage.then(*[lambda: Wake.CHANGED] * 3)
+    stage.then(*[lambda: True] * 3)
     stage.run()
     assert stage.passes == [Trigger.STARTUP]
 
@@ -581,9 +581,9 @@ def test_corrupt_store_ends_the_run(stage: Stage) -> None:
 def test_lake_is_still_held_when_its_exports_were_removed(stage: Stage) -> None:
     """The folder that a pass restores has the lock in it again; that it was gone is told."""
 
-    def remove() -> Wake:
+    def remove() -> bool:
         shutil.rmtree(stage.root / "exports")
-        return Wake.CHANGED
+        return True
 
     def look() -> None:
         assert holder(stage.root).pid == os.getpid()
@@ -601,13 +601,13 @@ def test_daemon_ends_when_its_store_is_no_longer_at_its_path(stage: Stage, how: 
     state = stage.settings.state
     found: list[str] = []
 
-    def take_away() -> Wake:
+    def take_away() -> bool:
         state.parent.rename(state.parent.with_name("elsewhere"))
         found.extend(f"{each.name}: {each.remedy}" for each in diagnose(stage.settings))
         if how == "replaced":
             shutil.copytree(state.parent.with_name("elsewhere"), state.parent)
         stage.append(row=3)
-        return Wake.CHANGED
+        return True
 
     stage.then(take_away)
     with pytest.raises(StoreMovedError, match="moved or removed") as raised:
@@ -622,10 +622,10 @@ def test_nothing_is_written_beside_a_writer_that_took_the_lake(stage: Stage, tmp
     """A daemon that finds another one in its place ends as a second writer does, and touches nothing."""
     with ExitStack() as running:
 
-        def take() -> Wake:
+        def take() -> bool:
             shutil.rmtree(stage.root / "exports")
             running.enter_context(another_writer(stage.root, tmp_path / "other.db"))
-            return Wake.CHANGED
+            return True
 
         stage.then(take)
         with pytest.raises(WriterBusy):
@@ -639,13 +639,13 @@ def test_what_a_writer_that_took_the_lake_wrote_is_not_set_aside(stage: Stage, t
     exports = [stage.root / path for path in DATASET_PATHS.values()]
     with ExitStack() as running:
 
-        def take() -> Wake:
+        def take() -> bool:
             shutil.rmtree(stage.root / "exports")
             running.enter_context(another_writer(stage.root, tmp_path / "other.db"))
             for export in exports:
                 export.parent.mkdir()
                 export.write_bytes(b"a row of theirs\n")
-            return Wake.CHANGED
+            return True
 
         stage.then(take)
         with pytest.raises(WriterBusy):
@@ -681,12 +681,12 @@ def test_withdrawal_that_waits_is_named_with_its_age(stage: Stage, monkeypatch: 
     def refuse(*_: object) -> None:
         raise DISK_FULL
 
-    def reject() -> Wake:
+    def reject() -> bool:
         monkeypatch.setattr(Exports, "rewrite", refuse)
         path = stage.root / "data/scored-runs" / partition_of(0)
         with path.open("ab") as file:
             file.write(path.read_bytes().replace(b'"accepted"', b'"rejected"'))
-        return Wake.CHANGED
+        return True
 
     def later() -> None:
         names.append({each.name for each in diagnose(stage.settings)})
@@ -736,8 +736,8 @@ def test_unreadable_input_is_noted_with_its_time(stage: Stage) -> None:
     os.mkfifo(odd)
     found: list[Vitals] = []
     looks = [lambda engine: found.append(read_vitals(engine.store))]
-    stage.then(lambda: stage.looks.extend(looks), lambda: Wake.CHANGED, odd.unlink, lambda: Wake.CHANGED)
-    stage.then(lambda: Wake.CHANGED)
+    stage.then(lambda: stage.looks.extend(looks), lambda: True, odd.unlink, lambda: True)
+    stage.then(lambda: True)
     stage.run()
     assert [len(each.unreadable) for each in found] == [1, 1, 0]
     assert found[0].unreadable == found[1].unreadable
@@ -785,7 +785,7 @@ def test_file_system_without_events_is_scanned(stage: Stage, monkeypatch: pytest
 def test_watch_that_breaks_is_armed_again_at_once(stage: Stage) -> None:
     """A watch that ends by itself is followed by a pass and armed again; at the second time in a minute it is not."""
 
-    def break_it() -> Wake:
+    def break_it() -> bool:
         stage.script.disarm()
         raise WatchBrokenError("a name that is not UTF-8")
 
@@ -933,9 +933,9 @@ def test_settings_outlast_a_corrupt_store(stage: Stage, monkeypatch: pytest.Monk
             raise corrupt.pop()
         return real(engine, trigger)
 
-    def break_store() -> Wake:
+    def break_store() -> bool:
         corrupt.append(StoreCorruptError("corrupt"))
-        return Wake.CHANGED
+        return True
 
     exported: list[int] = []
     stage.then(lambda: exported.append(stage.exported()))
@@ -1054,7 +1054,7 @@ def test_idle_pass_writes_no_vitals(stage: Stage, monkeypatch: pytest.MonkeyPatc
         real(self, name, value)
 
     monkeypatch.setattr(Store, "remember", remember)
-    stage.then(*[lambda: Wake.CHANGED] * 20)
+    stage.then(*[lambda: True] * 20)
     stage.run()
     assert len(stage.passes) == 22
     assert written.count(vitals.SCANNED) == 1
@@ -1112,13 +1112,13 @@ def test_log_is_cut_soon_after_a_long_reader_ends(stage: Stage) -> None:
     sizes: list[int] = []
     readers: list[sqlite3.Connection] = []
 
-    def begin() -> Wake:
+    def begin() -> bool:
         reader = sqlite3.connect(stage.settings.state, isolation_level=None)
         readers.append(reader)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM lake").fetchone()
         stage.append()
-        return Wake.CHANGED
+        return True
 
     stage.then(begin)
     stage.wait(schedule.CHECKPOINT_AFTER_SECONDS + 1)

@@ -16,7 +16,6 @@ from distilld.service import inotify
 from distilld.service.inotify import (
     FolderGoneError,
     Folders,
-    Wake,
     WatchBrokenError,
     Watcher,
     file_system_without_events,
@@ -43,10 +42,10 @@ def test_new_file_and_append_give_hints(watcher: Watcher, tmp_path: Path) -> Non
     """A file that is made, and one that grows, each end a wait."""
     watcher.arm(folders(tmp_path))
     (tmp_path / "a.jsonl").write_text("1\n")
-    assert watcher.wait(PATIENCE_SECONDS) is Wake.CHANGED
+    assert watcher.wait(PATIENCE_SECONDS) is True
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write("2\n")
-    assert watcher.wait(PATIENCE_SECONDS) is Wake.CHANGED
+    assert watcher.wait(PATIENCE_SECONDS) is True
 
 
 def test_events_before_the_wait_are_kept(watcher: Watcher, tmp_path: Path) -> None:
@@ -54,7 +53,7 @@ def test_events_before_the_wait_are_kept(watcher: Watcher, tmp_path: Path) -> No
     watcher.arm(folders(tmp_path))
     (tmp_path / "a").touch()
     (tmp_path / "a").unlink()
-    assert watcher.wait(PATIENCE_SECONDS) is Wake.CHANGED
+    assert watcher.wait(PATIENCE_SECONDS) is True
 
 
 def test_wait_without_an_event_ends(watcher: Watcher, tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_wait_without_an_event_ends(watcher: Watcher, tmp_path: Path) -> None:
     for armed in (folders(tmp_path), {}):
         watcher.arm(armed)
         start = time.monotonic()
-        assert watcher.wait(0.1) is Wake.TICK
+        assert watcher.wait(0.1) is False
         assert time.monotonic() - start >= 0.09
 
 
@@ -73,7 +72,7 @@ def test_stop_ends_a_wait(tmp_path: Path, armed: bool) -> None:
     if armed:
         watcher.arm(folders(tmp_path))
     start = time.monotonic()
-    assert watcher.wait(3600) is Wake.TICK
+    assert watcher.wait(3600) is False
     assert time.monotonic() - start < PATIENCE_SECONDS
     watcher.disarm()
 
@@ -84,17 +83,17 @@ def test_folder_below_is_not_watched_unasked(watcher: Watcher, tmp_path: Path) -
     below.mkdir()
     watcher.arm(folders(tmp_path))
     (below / "a").touch()
-    assert watcher.wait(0.2) is Wake.TICK
+    assert watcher.wait(0.2) is False
     watcher.arm(folders(tmp_path, below))
     (below / "b").touch()
-    assert watcher.wait(PATIENCE_SECONDS) is Wake.CHANGED
+    assert watcher.wait(PATIENCE_SECONDS) is True
 
 
 def test_new_folder_changes_its_parent(watcher: Watcher, tmp_path: Path) -> None:
     """A folder that is not in the list yet gives a hint by appearing."""
     watcher.arm(folders(tmp_path))
     (tmp_path / "2026").mkdir()
-    assert watcher.wait(PATIENCE_SECONDS) is Wake.CHANGED
+    assert watcher.wait(PATIENCE_SECONDS) is True
 
 
 def test_missing_folder_is_told(watcher: Watcher, tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_name_that_is_not_utf8_breaks_the_watch(watcher: Watcher, tmp_path: Path
     assert watcher.armed == {}
     watcher.arm(folders(tmp_path))
     (tmp_path / "a.jsonl").touch()
-    assert watcher.wait(PATIENCE_SECONDS) is Wake.CHANGED
+    assert watcher.wait(PATIENCE_SECONDS) is True
 
 
 ARM_FIFTY = """
@@ -219,5 +218,5 @@ def test_watcher_wakes_up_less_often_where_nothing_happens(watcher: Watcher, mon
     monkeypatch.setattr(inotify, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(watcher, "_events", SimpleNamespace(watch=watch, close=lambda: None))
     wakes = [watcher.wait(seconds) for seconds in (1.0, 1.0, 5.0, 5.0, 1.0)]
-    assert wakes == [Wake.TICK, Wake.CHANGED, Wake.TICK, Wake.TICK, Wake.TICK]
+    assert wakes == [False, True, False, False, False]
     assert steps == [50, 50, 25, 25, 50]

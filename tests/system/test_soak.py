@@ -17,7 +17,6 @@ import pytest
 import structlog
 
 from distilld.config.load import load
-from distilld.service.inotify import Wake
 from distilld.service.run_once import writer
 from distilld.service.systemd import Notifier
 from distilld.store.connection import CACHE_KIB
@@ -103,17 +102,17 @@ class Producer(Script):
         self._dice = random.Random(7)
         self.memory: list[Memory] = []
 
-    def wait(self, seconds: float) -> Wake:
+    def wait(self, seconds: float) -> bool:
         self.now += seconds
         if self._row >= self._left:
             self.stop()
-            return Wake.TICK
+            return False
         self._write(self._row % PARTITIONS)
         self._row += 1
         if self._row % 500 == 0:
             self.memory.append(memory())
             print(f"{self._row:>6} batches: {self.memory[-1]}", flush=True)
-        return Wake.CHANGED
+        return True
 
     def _write(self, partition: int) -> None:
         append_bench_rows(self._root, partition_index=partition, first_row=self._row, rows=1, text_bytes=200)
