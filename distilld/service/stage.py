@@ -274,26 +274,21 @@ def _matches(root: Path, glob: str) -> list[Path]:
 
 def _walk(folder: Path, parts: Sequence[str], *, named: bool = True) -> Iterator[Path]:
     head, *rest = parts or [""]
-    if head == "**":
-        if rest:
-            yield from _walk(folder, rest, named=False)
-        for entry in _listed(folder):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), parts, named=False)
-            elif not rest and entry.is_file(follow_symlinks=False):
-                yield Path(entry.path)
-    elif not _MAGIC.search(head):
+    if not _MAGIC.search(head):
         path = folder / head
         if rest and (named or not path.is_symlink()):
             yield from _walk(path, rest, named=named)
         elif not rest and _is_file(path):
             yield path
-    else:
-        for entry in _listed(folder):
-            if not fnmatchcase(entry.name, head):
-                continue
-            if rest and entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), rest, named=False)
+        return
+    any_folders = head == "**"
+    if any_folders and rest:
+        yield from _walk(folder, rest, named=False)
+    for entry in _listed(folder):
+        if any_folders or fnmatchcase(entry.name, head):
+            below = parts if any_folders else rest
+            if below and entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path), below, named=False)
             elif not rest and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
 
