@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -63,8 +62,12 @@ def run(common: Common, once: bool, check: bool, **flags: Any) -> ExitCode | Non
     """
     given = Flags(**flags)
     if check:
-        _refuse_with_check({"--once": once, "--dry-run": given.dry_run, "--json": given.as_json})
-        _check(common, given)
+        for name, on in (("--once", once), ("--dry-run", given.dry_run), ("--json", given.as_json)):
+            if on:
+                hint = "it validates the configuration and does no work"
+                raise UsageError(f"--check does not go with {name}", hint=hint)
+        settings = load_settings(common, executor=given.executor)
+        say(f"the configuration is good: root {settings.root}, state {settings.state}")
     elif once or given.dry_run:
         return _bring(common, (), given)
     else:
@@ -94,18 +97,6 @@ export_preference = _exporter(
     "export-preference", (Dataset.PREFERENCE,), "the preference pairs as the older exporter did"
 )
 export_all = _exporter("export-all", tuple(Dataset), "all three as the older exporters did")
-
-
-def _refuse_with_check(others: Mapping[str, bool]) -> None:
-    for name, given in others.items():
-        if given:
-            hint = "it validates the configuration and does no work"
-            raise UsageError(f"--check does not go with {name}", hint=hint)
-
-
-def _check(common: Common, flags: Flags) -> None:
-    settings = load_settings(common, executor=flags.executor)
-    say(f"the configuration is good: root {settings.root}, state {settings.state}")
 
 
 def _bring(common: Common, summed_up: tuple[Dataset, ...], flags: Flags) -> ExitCode:
