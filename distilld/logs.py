@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from functools import partial
 from itertools import islice
 from pathlib import PurePath
 from types import MappingProxyType
@@ -81,7 +82,7 @@ def configure(*, level: Level, fmt: Format, stream: TextIO | None = None) -> Non
     render = (
         _ConsoleLine(colors=out.isatty() and not os.environ.get("NO_COLOR"))
         if console
-        else _JsonLine(priority=_leads_to_journal(out))
+        else partial(_json_line, priority=_leads_to_journal(out))
     )
     sink = _Sink(out)
     structlog.configure(
@@ -218,15 +219,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-class _JsonLine:
-    """Renders a line as one JSON object in ASCII: ts, level, event and batch_id first, then the rest in given order."""
-
-    def __init__(self, *, priority: bool) -> None:
-        self._priority = priority
-
-    def __call__(self, _logger: WrappedLogger, _method: str, line: EventDict) -> str:
-        prefix = f"<{_PRIORITIES[line['level']]}>" if self._priority else ""
-        return prefix + _fitted(line, _as_json, MAX_LINE_BYTES - len(prefix) - 1)
+def _json_line(_logger: WrappedLogger, _method: str, line: EventDict, *, priority: bool) -> str:
+    """Render a line as one JSON object in ASCII: ts, level, event and batch_id first, then the rest in given order."""
+    prefix = f"<{_PRIORITIES[line['level']]}>" if priority else ""
+    return prefix + _fitted(line, _as_json, MAX_LINE_BYTES - len(prefix) - 1)
 
 
 class _ConsoleLine:

@@ -66,7 +66,8 @@ def plain_text(table: Table, width: int | None = None) -> str:
     if width is not None and sum(widths) + len(_GAP) * len(widths) > width:
         room = width - sum(widths[:-1]) - len(_GAP) * len(widths)
         if right[-1] or room < _LEAST_ROOM:
-            return "\n".join((printable(table.title), "\n\n".join(records(table, width))))
+            blocks = ["\n".join(labelled(list(zip(table.columns, row, strict=True)), width)) for row in texts[1:]]
+            return "\n".join((printable(table.title), "\n\n".join(blocks)))
         texts = [line for row in texts for line in _wrapped(row, room)]
         widths[-1] = room
     lines = [printable(table.title), *(_line(row, widths, right) for row in texts)]
@@ -87,12 +88,6 @@ def _line(cells: tuple[str, ...], widths: list[int], right: list[bool]) -> str:
         for cell, width, to_the_right in zip(cells, widths, right, strict=True)
     ]
     return (_GAP + _GAP.join(parts)).rstrip()
-
-
-def records(table: Table, width: int) -> Iterator[str]:
-    """Return each row as a block of ``column value`` lines that fit into ``width`` characters."""
-    for row in table.rows:
-        yield "\n".join(labelled([(name, text_of(cell)) for name, cell in zip(table.columns, row, strict=True)], width))
 
 
 def labelled(parts: Sequence[tuple[str, str]], width: int | None) -> list[str]:

@@ -24,7 +24,7 @@ COMMANDS: Final = MappingProxyType(
         "export-preference": ("run", "Like 'run --once', ending with the preference exporter's summary."),
         "export-all": ("run", "Like 'run --once', ending with all three summaries."),
         "status": ("status", "Show the state of the lake, and what is wrong with it."),
-        "health": ("health", "Health check for a monitor; exits with 1 if unhealthy."),
+        "health": ("status", "Health check for a monitor; exits with 1 if unhealthy."),
         "explain": ("explain", "Show everything about one run."),
         "show": ("explain", "Show one row of a dataset, and the history of its run."),
         "quarantine": ("quarantine", "Show what is quarantined, and why."),

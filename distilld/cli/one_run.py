@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from distilld.cli.commands import Common, ExitCode
 from distilld.cli.output import complain, plain, print_json, say, show
@@ -21,6 +21,8 @@ from distilld.service.dry_run import damaged_exports, rehearsal
 from distilld.service.run_once import DatasetReport, RunReport, bring_up_to_date, on_whole_store, writer
 from distilld.store.queries import Views
 from distilld.tables import Size, Table, counted
+
+T = TypeVar("T")
 
 WITHDRAWN_SHOWN: Final = 20
 """The maximum number of rows to withdraw or replace that a dry run lists; --json lists all."""
@@ -43,6 +45,19 @@ _INCLUSIONS: Final = (
     _Inclusion("include_review", Dataset.RAG, Category.NEEDS_HUMAN_REVIEW),
     _Inclusion("include_partial", Dataset.SFT, Category.PARTIALLY_ACCEPTED),
 )
+
+
+def at_work(settings: Settings, task: Callable[[Engine], T], *, take_over: bool = False) -> T:
+    """Do ``task`` as the lake's one writer, with the log and a progress bar; again if the store was set aside."""
+    with progress_bar() as progress:
+        # Inside, so that on a terminal the log lines appear above the bar.
+        start_log(settings)
+
+        def once() -> T:
+            with writer(settings, take_over=take_over, progress=progress) as engine:
+                return task(engine)
+
+        return on_whole_store(once)
 
 
 def bring(common: Common, summed_up: tuple[Dataset, ...], flags: Flags) -> ExitCode:
@@ -100,21 +115,18 @@ def _warn_of_flags(settings: Settings, by_flag: set[_Inclusion], progress: Calla
 
 
 def _report(settings: Settings, flags: Flags, by_flag: set[_Inclusion]) -> tuple[RunReport, dict[_Inclusion, int]]:
+    def bring(engine: Engine) -> tuple[RunReport, dict[_Inclusion, int]]:
+        _warn_of_flags(settings, by_flag, engine.progress)
+        return bring_up_to_date(engine), _let_in(engine, by_flag)
+
+    if not flags.dry_run:
+        return at_work(settings, bring, take_over=flags.take_over)
+    listed = None if flags.as_json else WITHDRAWN_SHOWN
     with progress_bar() as progress:
-        # Inside, so that on a terminal the log lines appear above the bar.
         start_log(settings)
-        if flags.dry_run:
-            listed = None if flags.as_json else WITHDRAWN_SHOWN
-            with rehearsal(settings, take_over=flags.take_over, progress=progress) as engine:
-                _say_damaged(engine)
-                return bring_up_to_date(engine, withdrawals_listed=listed), _let_in(engine, by_flag)
-
-        def bring() -> tuple[RunReport, dict[_Inclusion, int]]:
-            with writer(settings, take_over=flags.take_over, progress=progress) as engine:
-                _warn_of_flags(settings, by_flag, progress)
-                return bring_up_to_date(engine), _let_in(engine, by_flag)
-
-        return on_whole_store(bring)
+        with rehearsal(settings, take_over=flags.take_over, progress=progress) as engine:
+            _say_damaged(engine)
+            return bring_up_to_date(engine, withdrawals_listed=listed), _let_in(engine, by_flag)
 
 
 # what is printed

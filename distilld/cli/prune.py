@@ -8,14 +8,14 @@ from typing import Final
 import click
 
 from distilld.cli.commands import Common, ExitCode, common_options, json_option
-from distilld.cli.one_run import print_changes, report_as_json, say_not_read, say_work
+from distilld.cli.one_run import at_work, print_changes, report_as_json, say_not_read, say_work
 from distilld.cli.output import print_json, say, show
-from distilld.cli.progress import progress_bar
-from distilld.cli.settings import load_settings, start_log
+from distilld.cli.settings import load_settings
 from distilld.cli.streams import WorkCommand
 from distilld.config.settings import Settings
 from distilld.core.model import Trigger, UsageError
-from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, recover, writer
+from distilld.engine.engine import Engine
+from distilld.service.run_once import RunReport, bring_up_to_date, recover
 from distilld.store.connection import refuse_missing
 from distilld.store.pruning import Pruned
 from distilld.store.queries import reading
@@ -110,17 +110,14 @@ def _groups(retained: list[RetainedCount], undecided: list[RetainedCount]) -> It
 
 
 def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
-    start_log(settings)
+    def accepted(engine: Engine) -> dict[str, int]:
+        recover(engine)
+        kept = engine.retained.kept_by_tripwire()
+        if kept:
+            engine.accept_vanished()
+        return kept
 
-    def accepted() -> dict[str, int]:
-        with writer(settings) as engine:
-            recover(engine)
-            kept = engine.retained.kept_by_tripwire()
-            if kept:
-                engine.accept_vanished()
-            return kept
-
-    kept = on_whole_store(accepted)
+    kept = at_work(settings, accepted)
     if as_json:
         print_json({"done": True, "accepted": kept})
     elif kept:
@@ -131,17 +128,13 @@ def _accept(settings: Settings, *, as_json: bool) -> ExitCode:
 
 
 def _prune(settings: Settings, partition: str | None, only: Only | None, *, as_json: bool) -> ExitCode:
-    with progress_bar() as progress:
-        start_log(settings)
+    def pruned(engine: Engine) -> tuple[Pruned, RunReport]:
+        recover(engine)
+        # Before the inputs are scanned: the user has not agreed to withdraw what vanishes only now.
+        gone = engine.give_up(partition, only)
+        return gone, bring_up_to_date(engine, Trigger.PRUNE)
 
-        def pruned() -> tuple[Pruned, RunReport]:
-            with writer(settings, progress=progress) as engine:
-                recover(engine)
-                # Before the inputs are scanned: the user has not agreed to withdraw what vanishes only now.
-                gone = engine.give_up(partition, only)
-                return gone, bring_up_to_date(engine, Trigger.PRUNE)
-
-        gone, report = on_whole_store(pruned)
+    gone, report = at_work(settings, pruned)
     if as_json:
         done = {"done": True, "pruned": gone.rows, "forgotten_absent_files": gone.files}
         print_json({**done, **report_as_json(report)})

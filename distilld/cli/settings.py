@@ -124,11 +124,9 @@ def _source_files_root(settings: Settings) -> Path:
 
 def _allowed(name: str, path: Path) -> Path:
     kind = KEYS[name].kind
-    try:
-        kind.read(path)
-    except ValueError:
+    if not kind.allows(path):
         hint = "a link, or the working directory, leads there"
-        raise UsageError(f"{name} = {str(path)!r}; allowed: {kind.allowed}", hint=hint) from None
+        raise UsageError(f"{name} = {str(path)!r}; allowed: {kind.allowed}", hint=hint)
     return path
 
 

@@ -1,4 +1,4 @@
-"""``distilld status``: show the state of the lake, in words."""
+"""``distilld status`` and ``distilld health``: the state of the lake in words, and for a monitor."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 
 import click
 
-from distilld.cli.commands import Common, common_options, json_option
+from distilld.cli.commands import Common, ExitCode, common_options, json_option
 from distilld.cli.output import print_json, say, say_block, say_coloured, show
 from distilld.cli.settings import load_settings
 from distilld.core.model import DATASET_PATHS
-from distilld.inspection.status import Status, look
+from distilld.inspection.problem import UNKNOWN, not_known
+from distilld.inspection.status import Status, diagnose, look
 from distilld.store.queries import BatchLine
 from distilld.tables import Cell, Size, Table, counted
 
@@ -30,6 +31,34 @@ def status(common: Common, as_json: bool) -> None:
         print_json(found)
     else:
         _print(found)
+
+
+@click.command()
+@click.option("--no-daemon", is_flag=True, help="Do not check whether a daemon runs and when it last scanned.")
+@common_options
+@json_option
+def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
+    """Check whether the lake is healthy, for a monitor: exit code 0 if it is, else 1 and each reason on a line.
+
+    Unhealthy: no writer runs; the last batch failed; a recovery is pending; the tripwire retains rows; an export was
+    changed or set aside; a withdrawal is overdue; an input cannot be read; the last scan is older than three rescan
+    periods. Each reason names the command that resolves it. Changes nothing.
+    """
+    settings = load_settings(common)
+    try:
+        problems = diagnose(settings, daemon=not no_daemon)
+    except UNKNOWN as error:
+        if as_json:
+            print_json({"healthy": False, "problems": [not_known(error)]})
+        raise
+    if as_json:
+        print_json({"healthy": not problems, "problems": problems})
+    elif problems:
+        for problem in problems:
+            say(f"unhealthy: {problem.text}; what to do: {problem.remedy}")
+    else:
+        say("healthy")
+    return ExitCode.FAILED if problems else ExitCode.DONE
 
 
 def _print(found: Status) -> None:

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import click
 
 from distilld.cli.commands import Common, ExitCode, common_options, executor_option, json_option
-from distilld.cli.one_run import print_changes, report_as_json, say_not_read, say_work
+from distilld.cli.one_run import at_work, print_changes, report_as_json, say_not_read, say_work
 from distilld.cli.output import print_json, say
-from distilld.cli.progress import progress_bar
-from distilld.cli.settings import load_settings, start_log
+from distilld.cli.settings import load_settings
 from distilld.cli.streams import WorkCommand
 from distilld.config.settings import Settings
 from distilld.core.model import Trigger
-from distilld.service.run_once import RunReport, bring_up_to_date, on_whole_store, writer
+from distilld.engine.engine import Engine
+from distilld.service.run_once import RunReport, bring_up_to_date
 from distilld.store.work import Waiting
 from distilld.tables import Size, counted
 
@@ -73,20 +73,16 @@ class _Ordered(NamedTuple):
 
 def _put_in_order(settings: Settings, trigger: Trigger) -> _Ordered:
     """Do a pass that ends by putting the files in walk order, unless rows still wait to be judged."""
-    with progress_bar() as progress:
-        start_log(settings)
 
-        def ordered() -> _Ordered:
-            with writer(settings, progress=progress) as engine:
+    def ordered(engine: Engine) -> _Ordered:
+        def spaces() -> int:
+            return sum(record.committed.spaces for record in engine.export_records.exports().values())
 
-                def spaces() -> int:
-                    return sum(record.committed.spaces for record in engine.export_records.exports().values())
+        before = spaces()
+        report = bring_up_to_date(engine, trigger)
+        return _Ordered(report, engine.work.waiting(), max(0, before - spaces()))
 
-                before = spaces()
-                report = bring_up_to_date(engine, trigger)
-                return _Ordered(report, engine.work.waiting(), max(0, before - spaces()))
-
-        return on_whole_store(ordered)
+    return at_work(settings, ordered)
 
 
 def _say_order(done: _Ordered, did: str) -> None:

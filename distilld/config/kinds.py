@@ -14,18 +14,13 @@ class Kind:
     """A kind of value. ``allowed`` says what ``allows`` accepts, as the end of a message.
 
     ``from_text`` returns the value that the text of an environment variable spells, or else the text itself.
+    ``as_setting`` returns the setting for an allowed value.
     """
 
     allowed: str
     allows: Callable[[Any], bool]
     from_text: Callable[[str], object] = str
     as_setting: Callable[[Any], object] = lambda value: value
-
-    def read(self, value: object) -> object:
-        """Return the setting for ``value``; raise ValueError if it is not allowed."""
-        if not self.allows(value):
-            raise ValueError
-        return self.as_setting(value)
 
 
 _SPELT: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

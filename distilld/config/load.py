@@ -68,12 +68,12 @@ def load(
         list(_from_environment(environ, warn)),
         list(_from_flags(flags)),
     ]
-    values: dict[str, object] = {key.name: key.kind.read(key.default) for key in KEYS.values()}
+    values: dict[str, object] = {key.name: key.kind.as_setting(key.default) for key in KEYS.values()}
     for layer in layers:
         for key, value, source in layer:
-            try:
-                values[key.name] = key.kind.read(value)
-            except ValueError:
+            if key.kind.allows(value):
+                values[key.name] = key.kind.as_setting(value)
+            else:
                 faults.append(fault_of(source, key.name, value, key.kind.allowed))
     if faults:
         raise ConfigError(faults)

@@ -31,8 +31,6 @@ class FileFacts(NamedTuple):
 class JsonLines:
     """Writes rows as JSONL."""
 
-    suffix: Final = ".jsonl"
-
     def __init__(self, folder: Path, path: str) -> None:
         self.path = path
         self.rows = self._bytes = 0
@@ -58,8 +56,6 @@ class JsonLines:
 
 class Parquet:
     """Writes rows as Parquet with zstd; a row group holds a little over 1 MiB of JSON."""
-
-    suffix: Final = ".parquet"
 
     def __init__(self, folder: Path, path: str, columns: tuple[Column, ...]) -> None:
         import pyarrow as pa

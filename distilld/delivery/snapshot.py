@@ -280,11 +280,12 @@ class _Writer:
         key = f"{form.folder}/{side}"
         file = self._open.get(key)
         if file is None:
-            kind = Parquet if self._wanted.parquet else JsonLines
-            path = key + kind.suffix
-            file = Parquet(self._folder, path, form.columns) if self._wanted.parquet else JsonLines(self._folder, path)
+            if self._wanted.parquet:
+                file = Parquet(self._folder, f"{key}.parquet", form.columns)
+            else:
+                file = JsonLines(self._folder, f"{key}.jsonl")
             self._open[key] = file
-            self._configs.setdefault(form.config, (form, {}))[1][side] = path
+            self._configs.setdefault(form.config, (form, {}))[1][side] = file.path
         return file
 
     def _close(self, forms: list[Form], side: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from distilld.config.settings import Settings
-from distilld.core.model import EXPORT_PATHS, Committed, StatFacts
+from distilld.core.model import EXPORT_PATHS, StatFacts
 from distilld.files.regular import open_regular
 from distilld.files.segments import hash_of
 from distilld.publish.reading import what_is_no_file
@@ -51,16 +51,9 @@ def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None
     if record.facts is None or record.facts == StatFacts.of(status):
         return None
     # chmod, chgrp or touch: if the bytes are the same, the export was not edited
-    problem = _fault_of_content(path, committed)
-    return (problem, status.st_size) if problem else None
-
-
-def _fault_of_content(path: Path, committed: Committed) -> str:
-    """Return what is wrong with the bytes of an export that was touched; empty if they are the committed ones."""
     try:
         with open_regular(path) as file:
-            found = hash_of(file.fileno(), committed.size, committed.segment_bytes)
-            same = found.hexdigest() == committed.sha256
+            found = hash_of(file.fileno(), committed.size, committed.segment_bytes).hexdigest()
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return "" if same else "has other bytes than its last commit"
+        return f"cannot be read: {error.strerror}", status.st_size
+    return None if found == committed.sha256 else ("has other bytes than its last commit", status.st_size)

@@ -146,7 +146,7 @@ class Bulletin:
         if self._metrics is not None:
             self._metrics.add("distilld_failures_total", 1)
             self._metrics.set("distilld_failing", 1)
-            self._measure_overdue(self._metrics)
+            self._metrics.set("distilld_overdue_withdrawal_seconds", self.overdue_seconds)
             with suppress(OperatorError, sqlite3.Error):
                 # A pass that fails has no result; what it committed is in the store.
                 new = takewhile(lambda each: each.batch.batch > self._counted, Views(self._engine.store).receipts(None))
@@ -194,7 +194,7 @@ class Bulletin:
             files = [file.kind.value for file in result.scan.files]
             for kind in ("scored", "evidence"):
                 metrics.set("distilld_partition_files", files.count(kind), kind)
-        self._measure_overdue(metrics)
+        metrics.set("distilld_overdue_withdrawal_seconds", self.overdue_seconds)
         with suppress(OperatorError, sqlite3.Error):
             self._ask_store(metrics)
         self._write(metrics)
@@ -230,9 +230,6 @@ class Bulletin:
         trees = Views(self._engine.store).trees()
         metrics.replace("distilld_malformed_lines", [((each.kind.value,), each.malformed_lines) for each in trees])
         metrics.set("distilld_pending_tails", len(engine.receipts.pending_tails()))
-
-    def _measure_overdue(self, metrics: Metrics) -> None:
-        metrics.set("distilld_overdue_withdrawal_seconds", self.overdue_seconds)
 
     def _write(self, metrics: Metrics) -> None:
         size = 0

@@ -36,11 +36,11 @@ from distilld.files.safe_path import find_program
 from distilld.publish.receipt import batch_id_of, iso_time
 from distilld.publish.receipt_files import (
     ReceiptWriteError,
+    ids_by_stage,
     receipt_bytes,
     receipt_path,
     remove_receipts,
     sha256_of,
-    stage_of,
 )
 from distilld.service.failure_text import explain_failure
 
@@ -361,17 +361,10 @@ def _counts(
     }  # fmt: skip
 
 
-def _own_ids(root: Path, name: str) -> list[str]:
-    """Return the ids of the stage's receipts, oldest first."""
-    with suppress(FileNotFoundError):
-        return sorted(each for each in os.listdir(root / REPORTS) if stage_of(each) == name)
-    return []
-
-
 def _claim(root: Path, name: str, ended_ns: int) -> str:
     """Make the folder of a new receipt; return its id, which is unique and sorts after the stage's earlier ones."""
-    last = next(iter(reversed(_own_ids(root, name))), None)
-    stamp = ended_ns if last is None else max(ended_ns, _moment_of(last) + _MS)
+    earlier = ids_by_stage(root).get(name, [])
+    stamp = max(ended_ns, _moment_of(earlier[-1]) + _MS) if earlier else ended_ns
     with ReceiptWriteError.about(REPORTS):
         make_folder(root / REPORTS)
         while True:
@@ -385,7 +378,7 @@ def _claim(root: Path, name: str, ended_ns: int) -> str:
 
 
 def _receipt_before(root: Path, name: str, batch_id: str) -> _Link | None:
-    for each in reversed(_own_ids(root, name)):
+    for each in reversed(ids_by_stage(root).get(name, [])):
         try:
             content = read_regular(root / receipt_path(each)) if each < batch_id else None
         except FileNotFoundError:
@@ -422,7 +415,7 @@ def _retire(root: Path, name: str, own: str, keep: int) -> None:
     A folder without a receipt is that of a run in progress; one after ``own`` is that of a later run.
     """
     if keep:
-        written = [each for each in _own_ids(root, name) if os.path.lexists(root / receipt_path(each))]
+        written = [each for each in ids_by_stage(root).get(name, []) if os.path.lexists(root / receipt_path(each))]
         remove_receipts(root, [each for each in written[:-keep] if each < own])
 
 
