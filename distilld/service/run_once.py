@@ -42,6 +42,7 @@ from distilld.publish.receipt_files import newest_receipt, receipt_path
 from distilld.service.failure_text import explain_failure
 from distilld.service.health_record import Vitals, read_vitals, write_vitals
 from distilld.service.lock import WriterLock, tell_trouble, writer_lock
+from distilld.service.schedule import LEAST_PAUSE_SECONDS
 from distilld.store.connection import Store, StoreCorruptError, StoreOutdatedError
 from distilld.store.open_writer import opened_store
 from distilld.store.queries import Pairing, Views, Withdrawn, by_reason
@@ -51,7 +52,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-LEAST_PAUSE_SECONDS: Final = 0.1
 NEW_OBJECTS_A_COLLECTION: Final = 20_000
 """New objects between two garbage collections. Most objects stay; the default of 700 would cost a third of a scan."""
 GRACE_SECONDS: Final = 30.0

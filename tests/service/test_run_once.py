@@ -19,7 +19,8 @@ from distilld.demo.sample_lake import rescore_in_place
 from distilld.engine import ingest
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import Progress
-from distilld.service.run_once import GRACE_SECONDS, LEAST_PAUSE_SECONDS, bring_up_to_date, on_whole_store, writer
+from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date, on_whole_store, writer
+from distilld.service.schedule import LEAST_PAUSE_SECONDS
 from distilld.store.connection import Store
 from tests.support.history_lake import A, B, HistoryLake, history_lake, run
 from tests.support.limits import limits
