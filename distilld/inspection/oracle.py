@@ -97,7 +97,7 @@ class FullPass:
     """Absent verdicts whose lines are in a present partition. The store must not keep them."""
 
     def put(self, dataset: Dataset, placed: Placed, *_at: RowRef) -> None:
-        """Add the outcome of the row or the pair at these places; of what is retained, no place is told."""
+        """Add the outcome of the row or the pair at these places; what is retained has none."""
         if placed.id is None:
             self.quarantined[dataset].append(placed.line)
         else:

@@ -682,7 +682,9 @@ def test_commands_that_write_are_work_and_the_docs_name_them() -> None:
     """Compact opened a writer and was no work command: root wrote as root, and lost output failed it."""
     modules = {name: importlib.import_module(f"distilld.cli.{module}") for name, (module, _) in COMMANDS.items()}
     work = {name for name in COMMANDS if isinstance(getattr(modules[name], name.replace("-", "_")), WorkCommand)}
-    writes = {name for name in COMMANDS if re.search(r"import .*\b(?:writer|bring|at_work)\b", getsource(modules[name]))}
+    writes = {
+        name for name in COMMANDS if re.search(r"import .*\b(?:writer|bring|at_work)\b", getsource(modules[name]))
+    }
     assert {"run", "rebuild", "compact", "prune"} <= writes <= work
     for page in ("docs/contract.md", "docs/cli.md"):
         text = " ".join((REPOSITORY / page).read_text().split())
