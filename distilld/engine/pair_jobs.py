@@ -15,7 +15,7 @@ from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pool import Done
 from distilld.files.spool import SharedFile
-from distilld.store.asked import ASKED_AT_ONCE
+from distilld.store.statements import ASKED_AT_ONCE
 from distilld.store.tasks import WorkPair
 from distilld.store.work import Work
 

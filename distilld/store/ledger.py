@@ -10,6 +10,7 @@ from distilld.core.line_facts import EXPORTED, REASONS
 from distilld.core.model import Dataset
 from distilld.store.counts import Counts
 from distilld.store.moved import forget_moved_rows
+from distilld.store.statements import array
 from distilld.store.tasks import unjudged_in
 from distilld.store.verdicts import last_verdict
 
@@ -145,5 +146,5 @@ class Ledger(Counts):
         return self._run(
             f"SELECT s.walk, {last_verdict('s.run_id', but=but)} AS code FROM json_each(?) j CROSS JOIN scored_rows s"
             f" ON s.walk = j.value WHERE code IN ({','.join(map(str, codes))})",
-            (f"[{','.join(map(str, walks))}]",),
+            (array(walks),),
         ).fetchall()

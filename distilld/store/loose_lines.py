@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from distilld.core.line_facts import DUPLICATE, EXPORTED
 from distilld.core.model import ROW_DATASETS, Dataset, Options
-from distilld.store.statements import Statements
+from distilld.store.statements import Statements, array
 from distilld.store.verdicts import is_forbidden
 
 ABSENT_RESTS: Final = (
@@ -135,7 +135,7 @@ class LooseLines(Statements):
         rows = self._run(
             f"{_DEPARTURES} WHERE dataset = 'preference' AND outcome = {EXPORTED}"
             " AND sample_key IN (SELECT value FROM json_each(?))",
-            (f"[{','.join(map(str, keys))}]",),
+            (array(keys),),
         )
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from distilld.store.connection import Store
+from distilld.store.statements import array
 from distilld.store.verdicts import rest_moved
 
 _FORGET: Final = (
@@ -73,7 +74,7 @@ def forget_moved_rows(store: Store, retained_ids: Iterable[int]) -> None:
         ):
             by_run.setdefault(run_id, []).append(retained_id)
     for run_id, some in by_run.items():
-        partitions = {number for (number,) in run(_FORGET, (f"[{','.join(map(str, some))}]", run_id)).fetchall()}
+        partitions = {number for (number,) in run(_FORGET, (array(some), run_id)).fetchall()}
         for partition_id in partitions:
             run(f"{_UNNAMED} AND run_id = ?2", (partition_id, run_id))
         _note(store, partitions)

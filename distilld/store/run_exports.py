@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from distilld.core.model import Options
-from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
 from distilld.store.connection import Store
 from distilld.store.statements import Statements
 
@@ -96,13 +95,7 @@ class RunExports(Statements):
         if len(wanted) < _FEW:
             one = f"SELECT 1 FROM (SELECT ? AS value) WHERE {large}"
             return [run_id for run_id in wanted if self._run(one, (run_id,)).fetchone()]
-        return [
-            run_id
-            for start in range(0, len(wanted), ASKED_AT_ONCE)
-            for run_id in self._column(
-                f"{ASKED} SELECT value FROM asked WHERE {large}", *asked(wanted[start : start + ASKED_AT_ONCE])
-            )
-        ]
+        return [run_id for (run_id,) in self._ask(f"SELECT value FROM asked WHERE {large}", wanted)]
 
     def _first(self, run_id: str, most: int, without: tuple[int, int]) -> set[Export]:
         first: set[Export] = set()

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from distilld.store.connection import Store
+
+ASKED_AT_ONCE: Final = 200
+"""The most texts that one statement takes."""
+_ASKED: Final = f"WITH asked (value) AS (VALUES {', '.join(['(?)'] * ASKED_AT_ONCE)})"
+
+
+def array(numbers: Iterable[int]) -> str:
+    """Return numbers as a statement takes them for ``json_each``."""
+    return f"[{','.join(map(str, numbers))}]"
 
 
 class Statements:
@@ -26,6 +36,15 @@ class Statements:
     def _column(self, query: str, *values: object) -> list[Any]:
         """Return the only column that a query selects."""
         return [value for (value,) in self._run(query, values)]
+
+    def _ask(self, query: str, texts: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """Yield what a query selects for many texts, which it finds in table ``asked``, beside NULL.
+
+        Its form is constant, so that SQLite prepares it only once. SQLite's JSON would cut a text at a NUL.
+        """
+        for start in range(0, len(texts), ASKED_AT_ONCE):
+            some = texts[start : start + ASKED_AT_ONCE]
+            yield from self._run(f"{_ASKED} {query}", [*some, *[None] * (ASKED_AT_ONCE - len(some))]).fetchall()
 
     def _stage(self, table: str, form: str, *values: object) -> None:
         """Create a temporary table, without what a failed pass left in it; ``form`` is the SQL after its name."""

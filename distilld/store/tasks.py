@@ -7,9 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from distilld.core.line_facts import ALL_WALKS, CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS, VERDICTS, Walks
 from distilld.core.model import Category
-from distilld.store.asked import ASKED, ASKED_AT_ONCE, asked
 from distilld.store.queues import CAN_PAIR, ORDER_MATTERS
-from distilld.store.statements import Statements
+from distilld.store.statements import Statements, array
 from distilld.store.verdicts import last_verdict
 
 EVIDENCE_OF_ROWS: Final = (
@@ -114,7 +113,10 @@ class Tasks(Statements):
             queued = run(waiting, (limit + len(out_of_reach),)).fetchall()
             others.update(place for place in queued if place[1] not in out_of_reach)
             unjudged = self.tasks_of_unjudged(ALL_WALKS).difference(task_id for _, task_id in forced)
-            others.update(self._first_walks(sorted(unjudged)))
+            first_walks = (
+                f"SELECT {_FIRST_WALK}, task_id FROM (SELECT value AS task_id FROM asked WHERE value IS NOT NULL) t"
+            )
+            others.update(self._ask(first_walks, sorted(unjudged)))
         first = [*forced, *sorted(others)[:limit]]
         self._many("DELETE FROM temp.task_places WHERE task_id = ?", [(task_id,) for _, task_id in first])
         return sorted({*first, *self._passed_over(first)})
@@ -157,13 +159,6 @@ class Tasks(Statements):
             found.update(self._column(tasks, low, min(high, within[1] + 1)))
         return found
 
-    def _first_walks(self, tasks: list[str]) -> Iterator[tuple[int, str]]:
-        query = (
-            f"{ASKED} SELECT {_FIRST_WALK}, task_id FROM (SELECT value AS task_id FROM asked WHERE value IS NOT NULL) t"
-        )
-        for start in range(0, len(tasks), ASKED_AT_ONCE):
-            yield from self._run(query, asked(tasks[start : start + ASKED_AT_ONCE])).fetchall()
-
     def first_walk(self, task_id: str) -> int:
         """Return the place of the task's first row whose evidence is found; ``_NOWHERE`` if there is none."""
         return self._number(f"SELECT {_FIRST_WALK} FROM (SELECT ? AS task_id) t", task_id)
@@ -182,12 +177,12 @@ class Tasks(Statements):
             f" WHERE task_id = t.value AND evidence_found = 1 AND category = {code} ORDER BY walk LIMIT {limit})"
             for code in place
         )
-        rows = self._run(
-            f"{ASKED} SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, s.start_byte,"
+        rows = self._ask(
+            "SELECT s.walk, s.task_id, s.run_id, s.category, p.partition_id, s.start_byte,"
             f" s.length_bytes, s.digest, e.start_byte, e.length_bytes, e.digest, {last_verdict('s.run_id')}"
             f" FROM ({first}) q CROSS JOIN scored_rows s USING (walk){EVIDENCE_OF_ROWS}",
-            asked(tasks),
-        ).fetchall()
+            tasks,
+        )
         for row in sorted(rows):
             found[row[1]][place[row[3]]].append(row)
         return found
@@ -195,9 +190,8 @@ class Tasks(Statements):
     def pairs_of_tasks(self, tasks: Sequence[str]) -> dict[str, list[WorkPair]]:
         """Return the recorded pairs of tasks, including retained ones, by task; a task without any is left out."""
         found: dict[str, list[WorkPair]] = {}
-        rows = self._run(
-            f"{ASKED} SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot",
-            asked(tasks),
+        rows = self._ask(
+            f"SELECT {_PAIR} FROM pairs WHERE task_id IN (SELECT value FROM asked) ORDER BY task_id, slot", tasks
         )
         for pair in map(WorkPair._make, rows):
             found.setdefault(pair.task_id, []).append(pair)
@@ -207,8 +201,7 @@ class Tasks(Statements):
         """Return the recorded pairs with these ids, by id."""
         found: dict[int, list[WorkPair]] = {}
         rows = self._run(
-            f"SELECT {_PAIR} FROM pairs WHERE sample_key IN (SELECT value FROM json_each(?))",
-            (f"[{','.join(map(str, keys))}]",),
+            f"SELECT {_PAIR} FROM pairs WHERE sample_key IN (SELECT value FROM json_each(?))", (array(keys),)
         )
         for pair in map(WorkPair._make, rows):
             found.setdefault(pair.sample_key, []).append(pair)

@@ -12,6 +12,7 @@ from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
 from distilld.store.queues import HAS_OUTCOME, first_waiter, rows_behind
 from distilld.store.run_exports import RunExports
 from distilld.store.schema import HOLDS_RAG
+from distilld.store.statements import array
 from distilld.store.tasks import EVIDENCE_OF_ROWS, UNJUDGED, Tasks
 from distilld.store.verdicts import InForce, Verdicts, codes_of, last_verdict
 
@@ -310,7 +311,7 @@ class Work(LooseLines, Tasks):
         """Return rows by their places: place, run, category code, number of the id."""
         return self._run(
             "SELECT s.walk, s.run_id, s.category, s.sample_key FROM json_each(?) j CROSS JOIN scored_rows s ON s.walk = j.value",
-            (f"[{','.join(map(str, walks))}]",),
+            (array(walks),),
         ).fetchall()
 
     def place(self, walk: int) -> Place:
@@ -384,9 +385,5 @@ class Work(LooseLines, Tasks):
 
     def stamps(self, batches: Iterable[int]) -> dict[int, str]:
         """Return the times that batches stamped on their rows."""
-        wanted = f"[{','.join(map(str, set(batches)))}]"
-        return dict(
-            self._run(
-                "SELECT b.batch, b.recorded_at FROM json_each(?) j CROSS JOIN batches b ON b.batch = j.value", (wanted,)
-            )
-        )
+        stamps = "SELECT b.batch, b.recorded_at FROM json_each(?) j CROSS JOIN batches b ON b.batch = j.value"
+        return dict(self._run(stamps, (array(set(batches)),)))
