@@ -14,7 +14,7 @@ from distilld.cli.settings import load_settings
 from distilld.core.model import DATASET_PATHS
 from distilld.inspection.problem import UNKNOWN, not_known
 from distilld.inspection.status import Status, diagnose, look
-from distilld.store.queries import BatchLine
+from distilld.store.receipts import BatchRecord
 from distilld.tables import Cell, Size, Table, counted
 
 
@@ -130,7 +130,7 @@ def _ago(moment: str) -> str:
     return f"{max(seconds, 0):.0f} s ago"
 
 
-def _batch(last: BatchLine) -> str:
+def _batch(last: BatchRecord) -> str:
     done = f"{last.rows_exported:,} exported, {last.rows_quarantined:,} quarantined"
     gone = f"{last.rows_withdrawn:,} withdrawn or replaced"
     return f"{_ago(last.recorded_at)} (trigger {last.trigger}): {done}, {gone}"

@@ -22,7 +22,6 @@ from distilld.files.regular import is_there
 from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch
 from distilld.publish.reading import whole_lines
-from distilld.store.delivery_queries import knows_batch
 
 ALL: Final = "0"
 _STAMP: Final = re.compile(rb"(\d{4})-(\d{2})-(\d{2}T\d{2}):(\d{2}):(\d{2}\.\d{3}Z)")
@@ -90,7 +89,7 @@ def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | No
 def _refuse(root: Path, batch: CommittedBatch, dataset: Dataset, since: str) -> None:
     """Refuse a batch that is not known, and one from which a copy of the dataset cannot go on."""
     hint = "load the dataset again, with --since 0"
-    if not (knows_batch(batch.store, since) or _has_receipt(root, batch, since)):
+    if not (batch.receipts.knows(since) or _has_receipt(root, batch, since)):
         raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
     begins_after = batch.receipts.copies_begin_after() or {}
     if dataset in begins_after and since <= begins_after[dataset]:

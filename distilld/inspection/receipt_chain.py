@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 from distilld.files.regular import read_regular
 from distilld.publish.receipt_files import receipt_path, sha256_of
 from distilld.store.connection import Store
-from distilld.store.queries import BatchLine, KeptReceipt, Views, reading
-from distilld.store.receipts import Receipts
+from distilld.store.queries import KeptReceipt, Views, reading
+from distilld.store.receipts import BatchRecord, Receipts
 
 WHOLE: Final = "ok"
 MISSING: Final = "missing"
@@ -24,7 +24,7 @@ _NEEDED: Final = {"previous_receipt_sha256", "record_counts", "validation_pass"}
 class CheckedReceipt(NamedTuple):
     """A batch, what its receipt says of it, and what is wrong with the receipt."""
 
-    batch: BatchLine
+    batch: BatchRecord
     checks: str
     """Whether its checks passed."""
     replaced: int | None
@@ -45,7 +45,7 @@ def checked_receipts(store: Store, root: Path, limit: int | None = None) -> list
     found = list(_checked(store, root, limit))
     if any(MISSING in each.faults for each in found):
         with reading(store.path, root) as later:
-            oldest = Receipts(later).oldest_kept() or 0
+            oldest = Receipts(later).oldest_kept()
         found = [each for each in found if each.batch.batch >= oldest or MISSING not in each.faults]
     return found
 

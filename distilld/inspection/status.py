@@ -39,8 +39,8 @@ from distilld.store.connection import Store, is_kept
 from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.looks import Looks
-from distilld.store.queries import BatchLine, QuarantineCount, TreeSummary, Views, reading
-from distilld.store.receipts import Receipts
+from distilld.store.queries import QuarantineCount, TreeSummary, Views, reading
+from distilld.store.receipts import BatchRecord, Receipts
 from distilld.store.retained import Retained
 from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
@@ -85,7 +85,7 @@ class Status:
     rescan_seconds: float
     timer: bool
     """Whether distilld is configured to run by a timer, not as a daemon."""
-    last_batch: BatchLine | None = None
+    last_batch: BatchRecord | None = None
     rows_before: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows of each dataset an hour and a day ago, if known."""
     exports: list[ExportState] = field(default_factory=list)
@@ -272,7 +272,7 @@ def _age(moment: str | None, now: float) -> float | None:
 def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     views, receipts, export_records = Views(store), Receipts(store), ExportRecords(store)
     found.vitals = read_vitals(store)
-    found.last_batch = views.last_batch()
+    found.last_batch = receipts.last_batch()
     now = datetime.now(UTC)
     found.rows_before = {name: views.rows_at((now - age).isoformat(timespec="milliseconds")) for name, age in _AGES}
     found.quarantine = views.quarantine()

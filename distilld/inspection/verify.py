@@ -105,8 +105,8 @@ def verify(
         whole = {name: export.lines if export.intact else lambda: iter(()) for name, export in exports.items()}
         report.checks.append(_receipts(root, store))
         if anchor is not None:
-            report.checks.append(_anchored(root, receipts, anchor))
-        report.checks.append(_hashes(exports, unfinished, Segments(store).all_digests()))
+            report.checks.append(_anchored(root, store, receipts, anchor))
+        report.checks.append(_hashes(exports, unfinished, Segments(store)))
         report.checks.append(_accounting(Ledger(store), pinned.records, exports))
         report.checks.append(_schemas(whole))
         report.checks.append(_firewall(store, judged_with, whole, report))
@@ -156,19 +156,19 @@ def _receipts(root: Path, store: Store) -> Check:
     return _check("receipt chain", [*faults, *broken_stage_chains(root)])
 
 
-def _anchored(root: Path, receipts: Receipts, anchor: str) -> Check:
+def _anchored(root: Path, store: Store, receipts: Receipts, anchor: str) -> Check:
     """Check that a receipt that was noted elsewhere is still in its chain, or is the last one no longer kept."""
-    known = {*receipts.sha256s(), receipts.chain_anchor(), *stage_anchors(root)}
+    known = {*receipts.sha256s(), store.recall("receipt_anchor_sha256"), *stage_anchors(root)}
     fault = f"no receipt has the sha256 {anchor}: it was removed, or its chain was rewritten, or it is kept no longer"
     return _check("anchor", [] if anchor in known else [fault])
 
 
-def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str], segments: Mapping[str, bytes]) -> Check:
+def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str], segments: Segments) -> Check:
     """Check that every export is what its last commit left, followed at most by what a batch is about to commit."""
     faults = []
     for name, export in exports.items():
         if not export.intact:
-            problem = export.problem or _where_it_differs(export, segments.get(name, b""))
+            problem = export.problem or _where_it_differs(export, segments.digests(name))
             faults.append(f"{EXPORT_PATHS[name]}: {problem}")
         elif export.behind and name not in unfinished:
             faults.append(f"{EXPORT_PATHS[name]}: {export.behind} bytes stand behind its committed length")

@@ -28,6 +28,7 @@ from distilld.publish.receipt import MS, BatchContext, BatchIdentity, ExportWrit
 from distilld.publish.recovery import FIRST, Recovery
 from distilld.store.export_records import ExportRecord, Intent
 from distilld.store.ledger import Totals
+from distilld.store.receipts import BatchRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +193,14 @@ class Committer(Recovery):
             self._records.set_export(write.name, now, result.facts, write.temp)
             self._note_segments(write.name, write.temp, write.planned, result)
         ended_ns = max(self._clock(), identity.started_ns)
-        self._receipts.add_batch(
-            identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at, decisions,
-            context.rows_judged(decisions), context.bytes_read(decisions), (ended_ns - identity.started_ns) // MS,
+        duration_ms = (ended_ns - identity.started_ns) // MS
+        batch = BatchRecord(
+            identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at,
+            sum(change.exported.rows for change in decisions.changes.values()),
+            sum(change.quarantined.rows for change in decisions.changes.values()),
+            len(decisions.withdrawals), context.rows_judged(decisions), context.bytes_read(decisions), duration_ms,
         )  # fmt: skip
+        self._receipts.add_batch(batch)
         self._store.remember("last_recorded_at", identity.recorded_at)
         totals, exports = self._ledger.totals(), self._records.exports()
         checks = self._checks(decisions, context, totals, exports)
@@ -203,7 +208,7 @@ class Committer(Recovery):
         if failed:
             raise ProgramError(f"batch {identity.batch_id} fails its checks: {', '.join(failed)}")
         receipt = receipt_of(
-            identity, iso_time(ended_ns), (ended_ns - identity.started_ns) // MS, decisions, context, totals,
+            identity, iso_time(ended_ns), duration_ms, decisions, context, totals,
             checks, self._receipts.unreported_inputs(), self._receipts.pending_tails(), writes, written, exports,
             self._receipts.replaced_files(), self._receipts.last_receipt_sha256(), self._receipts.copies_begin_after(),
         )  # fmt: skip

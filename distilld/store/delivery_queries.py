@@ -1,4 +1,4 @@
-"""Store queries for snapshots and change feeds, so that a change of the tables affects only this module."""
+"""The tasks of rows, for snapshots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
-from distilld.store.statements import Statements
+from distilld.store.statements import Statements, array
 
 _TASKS: Final = (
     "SELECT j.value, t.task_id FROM json_each(?1) j CROSS JOIN {} t ON t.sample_key = j.value"
@@ -59,21 +59,11 @@ class RowTasks(Statements):
         for query in self._look_ups:
             if len(found) == len(keys):
                 break
-            found.update(self._run(query, (_array(key for key in keys if key not in found),)))
+            found.update(self._run(query, (array(key for key in keys if key not in found),)))
         return found
 
     def unknown(self, keys: Iterable[int]) -> set[int]:
         """Return which of some rows without a task may have one that is not known: orphans."""
         if self._dataset is Dataset.PREFERENCE:
             return set()
-        return set(self._column(self._untold, _array(keys)))
-
-
-def _array(keys: Iterable[int]) -> str:
-    return f"[{','.join(map(str, keys))}]"
-
-
-def knows_batch(store: Store, batch_id: str) -> bool:
-    """Return whether the store has the id of a batch, even if its receipt was dropped."""
-    found = store.connection.execute("SELECT EXISTS (SELECT 1 FROM batches WHERE batch_id = ?)", (batch_id,))
-    return bool(found.fetchone()[0])
+        return set(self._column(self._untold, array(keys)))

@@ -13,6 +13,7 @@ import orjson
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED, VERDICTS
 from distilld.core.model import ROW_DATASETS, Category, Cause, Dataset, InputKind, Reason, RowRef
 from distilld.store.connection import Form, Store
+from distilld.store.receipts import BatchRecord
 from distilld.store.statements import Statements
 
 
@@ -43,25 +44,10 @@ class TreeSummary(NamedTuple):
     size_bytes: int
 
 
-class BatchLine(NamedTuple):
-    """A one-line summary of a committed batch."""
-
-    batch: int
-    batch_id: str
-    trigger: str
-    recorded_at: str
-    rows_exported: int
-    rows_quarantined: int
-    rows_withdrawn: int
-    rows_judged: int
-    bytes_read: int
-    duration_ms: int
-
-
 class KeptReceipt(NamedTuple):
     """A receipt as stored."""
 
-    batch: BatchLine
+    batch: BatchRecord
     content: bytes
     sha256: str
     written: bool
@@ -119,7 +105,6 @@ def reading(path: Path, root: Path) -> Iterator[Store]:
         yield store
 
 
-_BATCH = ", ".join(BatchLine._fields)
 _END_OF_TIME: Final = "9999-12-31T23:59:59.999Z"
 
 
@@ -197,23 +182,18 @@ class Views(Statements):
 
     # batches
 
-    def last_batch(self) -> BatchLine | None:
-        """Return the newest batch, or None."""
-        row = self._run(f"SELECT {_BATCH} FROM batch_history ORDER BY batch DESC LIMIT 1").fetchone()
-        return BatchLine._make(row) if row else None
-
     def receipts(self, limit: int | None, *, until: str = _END_OF_TIME) -> Iterator[KeptReceipt]:
         """Yield the newest receipts until a time, newest first, up to ``limit``; None for all."""
         # As a blob: damaged text may not be UTF-8. Batches outlast their receipts, so older ones are left out.
         rows = self._run(
-            f"SELECT {_BATCH}, CAST(receipt AS BLOB), receipt_sha256, written FROM batches CROSS JOIN receipts"
+            f"SELECT {', '.join(BatchRecord._fields)}, CAST(receipt AS BLOB), receipt_sha256, written FROM batches CROSS JOIN receipts"
             " USING (batch) WHERE batch >= (SELECT min(batch) FROM receipts) AND recorded_at <= ?"
             " ORDER BY batch DESC LIMIT ?",
             (until, -1 if limit is None else limit),
         )
-        width = len(BatchLine._fields)
+        width = len(BatchRecord._fields)
         for row in rows:
-            yield KeptReceipt(BatchLine._make(row[:width]), row[width], row[width + 1], bool(row[width + 2]))
+            yield KeptReceipt(BatchRecord._make(row[:width]), row[width], row[width + 1], bool(row[width + 2]))
 
     def rows_at(self, moment: str) -> dict[str, int]:
         """Return the row counts of the datasets at a time; empty if no kept receipt goes back that far."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from distilld.core.model import InputKind
 from distilld.store.statements import Statements
-
-if TYPE_CHECKING:
-    # Readers of the store do not need it.
-    from distilld.core.decisions import Decisions
 
 
 class InputNote(NamedTuple):
@@ -37,6 +33,12 @@ class BatchRecord(NamedTuple):
     batch_id: str
     trigger: str
     recorded_at: str
+    rows_exported: int
+    rows_quarantined: int
+    rows_withdrawn: int
+    rows_judged: int
+    bytes_read: int
+    duration_ms: int
 
 
 class Receipts(Statements):
@@ -53,14 +55,14 @@ class Receipts(Statements):
 
         A new store knows no batch yet, and a store that began at a receipt need not know earlier ones.
         """
-        first, known = self._run(
-            "SELECT (SELECT batch FROM batches ORDER BY batch LIMIT 1),"
-            " EXISTS (SELECT 1 FROM batches WHERE batch_id = ?)",
-            (batch_id,),
-        ).fetchone()
+        (first,) = self._run("SELECT min(batch) FROM batches").fetchone()
         if first is None:
             return self._store.recall("taken_over") is not None
-        return not known and sequence >= first
+        return sequence >= first and not self.knows(batch_id)
+
+    def knows(self, batch_id: str) -> bool:
+        """Return whether a batch has this id, even if its receipt was dropped."""
+        return self._holds("EXISTS (SELECT 1 FROM batches WHERE batch_id = ?)", batch_id)
 
     def batch_id_of(self, batch: int | None) -> str | None:
         """Return the id of a batch; None for the batch of an adopted row."""
@@ -69,27 +71,9 @@ class Receipts(Statements):
         row = self._run("SELECT batch_id FROM batches WHERE batch = ?", (batch,)).fetchone()
         return row[0] if row else None
 
-    def add_batch(
-        self,
-        sequence: int,
-        batch_id: str,
-        trigger: str,
-        recorded_at: str,
-        decisions: Decisions,
-        rows_judged: int,
-        bytes_read: int,
-        duration_ms: int,
-    ) -> None:
+    def add_batch(self, batch: BatchRecord) -> None:
         """Record a batch; rows that it wrote refer to its time by its number."""
-        self._run(
-            "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                sequence, batch_id, trigger, recorded_at,
-                sum(change.exported.rows for change in decisions.changes.values()),
-                sum(change.quarantined.rows for change in decisions.changes.values()),
-                len(decisions.withdrawals), rows_judged, bytes_read, duration_ms,
-            ),
-        )  # fmt: skip
+        self._run("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", batch)
 
     # the chain of receipts
 
@@ -105,10 +89,6 @@ class Receipts(Statements):
         """Return the digest that the next receipt names: that of the newest receipt, or the chain's anchor."""
         row = self._run("SELECT receipt_sha256 FROM receipts ORDER BY batch DESC LIMIT 1").fetchone()
         return row[0] if row else self._store.recall("receipt_anchor_sha256")
-
-    def chain_anchor(self) -> str | None:
-        """Return the digest that the oldest kept receipt names: that of the last receipt removed or taken over."""
-        return self._store.recall("receipt_anchor_sha256")
 
     def anchor(self, sequence: int, batch_id: str, sha256: str, recorded_at: str) -> None:
         """Continue the receipt chain from a receipt on disk, in a store without batches."""
@@ -150,10 +130,9 @@ class Receipts(Statements):
         older = "WHERE r.batch <= (SELECT max(batch) FROM receipts) - ? ORDER BY r.batch"
         return self._kept("r.batch, b.batch_id, r.receipt_sha256", older, keep)
 
-    def oldest_kept(self) -> int | None:
-        """Return the number of the oldest batch whose receipt is kept, or None."""
-        oldest: int | None = self._run("SELECT min(batch) FROM receipts").fetchone()[0]
-        return oldest
+    def oldest_kept(self) -> int:
+        """Return the number of the oldest batch whose receipt is kept; 0 if none is."""
+        return self._number("SELECT coalesce(min(batch), 0) FROM receipts")
 
     def drop_receipts(self, dropped: list[tuple[int, str, str]]) -> None:
         """Delete old receipts, and record that their files are to be removed.

@@ -25,16 +25,12 @@ class Segments(Statements):
 
     def recorded(self, name: str) -> tuple[StatFacts, bytes] | None:
         """Return an export's facts as of its last commit, and its segments' digests; None if they are not known."""
-        facts = self._records.exports()[name].facts
-        digests = b"".join(self._column("SELECT sha256 FROM export_segments WHERE name = ? ORDER BY segment", name))
+        facts, digests = self._records.exports()[name].facts, self.digests(name)
         return (facts, digests) if facts is not None and digests else None
 
-    def all_digests(self) -> dict[str, bytes]:
-        """Return each export's segment digests, joined in order."""
-        found: dict[str, bytearray] = {}
-        for name, sha256 in self._run("SELECT name, sha256 FROM export_segments ORDER BY name, segment"):
-            found.setdefault(name, bytearray()).extend(sha256)
-        return {name: bytes(digests) for name, digests in found.items()}
+    def digests(self, name: str) -> bytes:
+        """Return the digests of an export's segments, joined in order; empty if they are not known."""
+        return b"".join(self._column("SELECT sha256 FROM export_segments WHERE name = ? ORDER BY segment", name))
 
     def longest_line(self, name: str, committed: Committed) -> int:
         """Return a length in bytes that no line of an export exceeds."""

@@ -50,7 +50,6 @@ from distilld.service.run_once import recover as real
 from distilld.service.signals import PassEnded
 from distilld.service.systemd import Notifier
 from distilld.store.connection import Store, StoreCorruptError, StoreFaultError
-from distilld.store.queries import Views
 from tests.support.command import another_writer
 from tests.support.lake_by_formula import append_bench_rows, partition_of
 
@@ -1173,4 +1172,4 @@ def test_run_once_forgets_a_failure(stage: Stage) -> None:
     with capture_logs(), writer(stage.settings) as engine:
         bring_up_to_date(engine)
         assert read_vitals(engine.store).failure is None
-        assert Views(engine.store).last_batch()
+        assert engine.receipts.last_batch()
