@@ -52,14 +52,9 @@ class Counts(Statements):
         self.add_total(dataset, source, outcome, -rows)
         self.add_total(dataset, target, outcome, rows)
 
-    def shift_rows(
-        self, dataset: str, table: str, source: str, target: str, where: str, outcome: str = ""
-    ) -> dict[int, int]:
-        """Move the counts of a table's judged rows from one state to another; return the counts, by outcome.
-
-        ``outcome`` is the column that has it, if that is not named like the dataset.
-        """
-        outcome = outcome or dataset
+    def shift_rows(self, dataset: Dataset, table: str, source: str, target: str, where: str) -> dict[int, int]:
+        """Move the counts of a table's judged rows from one state to another; return the counts, by outcome."""
+        outcome = "outcome" if dataset is Dataset.PREFERENCE else dataset
         counts: dict[int, int] = dict(
             self._run(f"SELECT {outcome}, count(*) FROM {table} WHERE {outcome} IS NOT NULL AND {where} GROUP BY 1")
         )

@@ -10,20 +10,26 @@ from distilld.store.counts import Counts
 class Departures(Counts):
     """Adds lines to ``departures``. Each ``cause`` is SQL: a row of the source gives it."""
 
-    def add_rows(self, dataset: Dataset, source: str, state: str, where: str, cause: str) -> bool:
-        """Add the lines that rows of a source have in a dataset; return whether there are any.
+    def add_rows(self, dataset: Dataset, source: str, state: str, where: str, cause: str) -> int:
+        """Add the lines that rows of a source have in a dataset; return how many of them are exported.
 
         ``state`` is the one that the totals count them in. The caller clears the rows' outcomes, or deletes the rows.
         """
         where = f"{dataset} IS NOT NULL AND {where}"
-        if not self.shift_rows(dataset, source, state, "departing", where):
-            return False
-        self._run(
-            "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
-            f" partition_id, row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch,"
-            f" run_id, task_id, category, {cause}, partition_id, line, digest FROM {source} WHERE {where}"
-        )
-        return True
+        counts = self.shift_rows(dataset, source, state, "departing", where)
+        if counts:
+            self._run(
+                "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, task_id, category, cause,"
+                f" partition_id, row_line, row) SELECT '{dataset}', {dataset}, sample_key, {dataset}_line, {dataset}_batch,"
+                f" run_id, task_id, category, {cause}, partition_id, line, digest FROM {source} WHERE {where}"
+            )
+        return counts.get(EXPORTED, 0)
+
+    def move_rows(self, dataset: Dataset, where: str, cause: str) -> int:
+        """Add the lines of retained rows, and clear the rows' outcomes; return how many of the lines are exported."""
+        exported = self.add_rows(dataset, "retained_rows", "retained", where, cause)
+        self.empty_rows(dataset, "retained_rows", where)
+        return exported
 
     def keep_rows(self, dataset: Dataset, source: str, where: str = "1") -> int:
         """Keep the exported lines of rows of a source as vanished rows; return how many.
@@ -54,7 +60,7 @@ class Departures(Counts):
 
     def move_pairs(self, where: str, cause: str) -> int:
         """Add the lines of retained pairs, and delete the pairs; return how many of them are exported."""
-        counts = self.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "departing", where, "outcome")
+        counts = self.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "departing", where)
         self._run(
             "INSERT INTO departures (dataset, outcome, sample_key, line, batch, run_id, other_run_id, task_id, cause)"
             f" SELECT 'preference', outcome, sample_key, line, batch, chosen_run_id, rejected_run_id, task_id, {cause}"

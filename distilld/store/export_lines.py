@@ -72,8 +72,7 @@ class ExportLines(Statements):
             )
             return
         where = f"{dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
-        self._departures.add_rows(Dataset(dataset), "retained_rows", "retained", where, "'lost'")
-        self._departures.empty_rows(Dataset(dataset), "retained_rows", where)
+        self._departures.move_rows(Dataset(dataset), where, "'lost'")
 
     def is_in_order(self, name: str, lines: Iterable[tuple[int, int, object]]) -> bool:
         """Return whether ``lines`` (see :meth:`order_lines`) are exactly those with a place, in walk order."""

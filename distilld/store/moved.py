@@ -10,13 +10,11 @@ from typing import Final
 
 from distilld.store.connection import Store
 from distilld.store.statements import array
-from distilld.store.verdicts import rest_moved
+from distilld.store.verdicts import rest_moved, stands
 
 _FORGET: Final = (
     "DELETE FROM retained_rows AS f WHERE retained_id IN (SELECT value FROM json_each(?1)) AND kind = 'absent'"
-    " AND rag IS NULL AND sft IS NULL AND run_id IS ?2 AND CASE WHEN ?2 IS NULL"
-    " THEN EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest)"
-    " ELSE f.digest IN (SELECT digest FROM scored_rows WHERE run_id = ?2) END RETURNING partition_id"
+    f" AND rag IS NULL AND sft IS NULL AND run_id IS ?2 AND {stands('?2')} RETURNING partition_id"
 )
 """SQL that deletes a run's absent rows whose lines are in a present file and name the same run there.
 

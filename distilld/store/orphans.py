@@ -194,11 +194,8 @@ class Orphans(Statements):
                 f"kind = 'orphan' AND accepted = 0 AND {dataset} IS NOT NULL AND (EXISTS (SELECT 1 FROM scored_rows s"
                 f" WHERE s.run_id = retained_rows.run_id) OR category IN ({codes}))"
             )
-            gone += self._number(f"SELECT count(*) FROM retained_rows WHERE {where}")
             cause = f"CASE WHEN category IN ({codes}) THEN 'revoked' ELSE 'rescored' END"
-            self._departures.add_rows(dataset, "retained_rows", "retained", where, cause)
-            self._departures.empty_rows(dataset, "retained_rows", where)
-        self._run("DELETE FROM retained_rows WHERE kind = 'orphan' AND rag IS NULL AND sft IS NULL")
+            gone += self._departures.move_rows(dataset, where, cause)
         gone += self._departures.move_pairs(
             "retained = 'orphan' AND accepted = 0 AND (rejected_category = -1 OR EXISTS (SELECT 1 FROM scored_rows s"
             " WHERE s.run_id = pairs.chosen_run_id) OR EXISTS (SELECT 1 FROM scored_rows s"

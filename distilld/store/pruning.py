@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from distilld.core.line_facts import EXPORTED
 from distilld.core.model import ROW_DATASETS, Options
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
@@ -65,11 +64,7 @@ class Pruning(Statements):
         with self._verdicts.changing(self._runs_set_free(options) if only is None else (), options):
             pruned = 0
             for dataset in ROW_DATASETS:
-                pruned += self._number(f"SELECT count(*) FROM retained_rows WHERE {dataset} = {EXPORTED} AND {where}")
-                self._departures.add_rows(dataset, "retained_rows", "retained", where, "'pruned'")
-            self._run(
-                f"DELETE FROM rejudge_retained WHERE retained_id IN (SELECT retained_id FROM retained_rows WHERE {where})"
-            )
+                pruned += self._departures.add_rows(dataset, "retained_rows", "retained", where, "'pruned'")
             self._run(f"DELETE FROM retained_rows WHERE {where}")
             sides = (matches.format(side) for side in ("chosen_partition", "rejected_partition"))
             pruned += self._departures.move_pairs(

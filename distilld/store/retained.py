@@ -123,5 +123,5 @@ class Retained(Statements):
             "pair_id IN (SELECT p.pair_id FROM rejudge_tasks t CROSS JOIN pairs p INDEXED BY pairs_by_task"
             f" USING (task_id) WHERE p.retained = 'absent') AND NOT {_ABSENT_FILE}"
         )
-        if self._counts.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where, "outcome"):
+        if self._counts.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where):
             self._run(f"UPDATE pairs SET retained = NULL WHERE {where}")

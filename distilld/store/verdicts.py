@@ -11,17 +11,11 @@ from distilld.core.line_facts import CATEGORY_CODES, UNREVIEWED, VERDICTS, ignor
 from distilld.core.model import ROW_DATASETS, Category, Dataset, InputKind, Options
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord
-from distilld.store.run_exports import RunExports
+from distilld.store.run_exports import NOWHERE, RunExports
 from distilld.store.statements import Statements
 
 REST: Final = "f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = '{}'"
 """SQL for whether file ``f``, in a given state, ends in the rest that row ``m`` of ``malformed_runs`` is about."""
-
-
-_RESTS = (
-    "SELECT p.walk_base + f.indexed_lines, f.rest_category FROM malformed_runs m CROSS JOIN files f"
-    f" ON {REST} CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?1"
-)
 
 
 def rest_moved(which: str = "1") -> str:
@@ -38,15 +32,51 @@ def last_verdict(run: str, *, but: int = 0) -> str:
 
     ``run`` is an SQL expression. Malformed lines and unterminated rests count too, by their digests.
     """
+    return f"({_last_present(run, str(but))} & 7)"
+
+
+def _last_present(run: str, but: str, spans: tuple[str, ...] = ("",)) -> str:
+    """Return SQL for place and code of this verdict, ``walk << 3 | code``; ``spans`` limit the rows ``v`` that count."""
+    rows = "FROM scored_rows v {} AND v.category <> " + but
+    of_run = rows.format(f"WHERE v.run_id = {run}")
+    nameless = rows.format("INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL")
+    named = [f"(SELECT v.walk << 3 | v.category {of_run}{span} ORDER BY v.walk DESC LIMIT 1)" for span in spans]
+    in_malformed = [f"(SELECT max(v.walk << 3 | v.category) {nameless}{span})" for span in spans]
+    in_rest = (
+        "(SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f CROSS JOIN partitions p"
+        f" USING (partition_id) WHERE {REST.format('present')} AND f.rest_category <> {but})"
+    )
+    by_digest = f"(SELECT max({_greatest(*in_malformed, in_rest)}) FROM malformed_runs m WHERE m.run_id = {run})"
+    return f"nullif({_greatest(*named, by_digest)}, -1)"
+
+
+def _greatest(*values: str) -> str:
+    """Return SQL for the greatest of numbers that may be NULL; -1 if all are."""
+    return f"max({', '.join(f'coalesce({value}, -1)' for value in values)})"
+
+
+_LAST_BESIDE: Final = f"SELECT {_last_present('?1', '?4', (' AND v.walk >= ?3', ' AND v.walk < ?2'))}"
+"""SQL for the last present verdict of a run outside the rows from ?2 to ?3; each side is searched from its end."""
+_IS_ELSEWHERE: Final = "NOT (s.walk >= ?2 AND s.walk < ?3)"
+"""SQL for whether a row ``s`` is outside these rows."""
+
+
+def absent_verdicts(run: str, codes: str) -> str:
+    """Return SQL for the absent rows ``f`` with a verdict on a run that is one of the codes, malformed lines included."""
+    those = f"f.kind = 'absent' AND f.category IN ({codes})"
     return (
-        "(nullif(max("
-        f"coalesce((SELECT v.walk << 3 | v.category FROM scored_rows v WHERE v.run_id = {run}"
-        f" AND v.category <> {but} ORDER BY v.walk DESC LIMIT 1), -1),"
-        " coalesce((SELECT max(max(coalesce((SELECT max(v.walk << 3 | v.category) FROM scored_rows v"
-        f" INDEXED BY nameless_rows WHERE v.digest = m.digest AND v.run_id IS NULL AND v.category <> {but}), -1),"
-        " coalesce((SELECT max(p.walk_base + f.indexed_lines << 3 | f.rest_category) FROM files f CROSS JOIN partitions p"
-        f" USING (partition_id) WHERE {REST.format('present')} AND f.rest_category <> {but}), -1)))"
-        f" FROM malformed_runs m WHERE m.run_id = {run}), -1)), -1) & 7)"
+        f"SELECT f.* FROM retained_rows f WHERE f.run_id = {run} AND {those} UNION ALL SELECT f.* FROM malformed_runs m"
+        " CROSS JOIN retained_rows f INDEXED BY retained_rows_by_digest ON f.digest = m.digest AND f.run_id IS NULL"
+        f" WHERE m.run_id = {run} AND {those}"
+    )
+
+
+def stands(run: str, which: str = "1") -> str:
+    """Return SQL for whether the line of row ``f``, absent and of a run or of none, is one of the present rows ``s``."""
+    return (
+        f"CASE WHEN {run} IS NULL"
+        f" THEN EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest AND {which})"
+        f" ELSE f.digest IN (SELECT s.digest FROM scored_rows s WHERE s.run_id = {run} AND {which}) END"
     )
 
 
@@ -65,24 +95,19 @@ class Verdicts(Statements):
         super().__init__(store)
         self._exports = RunExports(store)
 
-    def in_force(self, run_id: str, options: Options, without: tuple[int, int] | None = None) -> InForce:
+    def in_force(self, run_id: str, options: Options, without: tuple[int, int] = NOWHERE) -> InForce:
         """Return a run's current verdicts, ignoring rows in ``without`` (SPEC 3.4; absent ones forbid, never clear)."""
-        low, high = without or (0, 0)
-        present = in_rag = self._last_present(run_id, low, high)
+        present = in_rag = self._last_present(run_id, without)
         if present is not None and present[1] == ignored(Dataset.RAG, options):
-            in_rag = self._last_present(run_id, low, high, but=UNREVIEWED)
-        elsewhere = "s.digest = f.digest AND NOT (s.walk >= ?2 AND s.walk < ?3)"
+            in_rag = self._last_present(run_id, without, but=UNREVIEWED)
         codes = forbidding_codes(options, *ROW_DATASETS)  # no other absent ones count
         absent = self._run(
-            "SELECT p.walk_base + f.line, f.category FROM retained_rows f CROSS JOIN partitions p USING (partition_id)"
-            f" WHERE f.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND f.digest NOT IN"
-            " (SELECT s.digest FROM scored_rows s WHERE s.run_id = ?1 AND NOT (s.walk >= ?2 AND s.walk < ?3))"
-            " UNION ALL SELECT p.walk_base + f.line, f.category FROM malformed_runs m CROSS JOIN retained_rows f"
-            " ON f.digest = m.digest AND f.run_id IS NULL CROSS JOIN partitions p USING (partition_id)"
-            f" WHERE m.run_id = ?1 AND f.kind = 'absent' AND f.category IN ({codes}) AND NOT EXISTS"
-            f" (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND {elsewhere})"
-            f" UNION ALL {_RESTS.format('absent')} AND NOT {rest_moved('NOT (s.walk >= ?2 AND s.walk < ?3)')} ORDER BY 1 DESC",
-            (run_id, low, high),
+            f"SELECT p.walk_base + f.line, f.category FROM ({absent_verdicts('?1', codes)}) f CROSS JOIN partitions p"
+            f" USING (partition_id) WHERE NOT {stands('f.run_id', _IS_ELSEWHERE)} UNION ALL"
+            " SELECT p.walk_base + f.indexed_lines, f.rest_category FROM malformed_runs m CROSS JOIN files f"
+            f" ON {REST.format('absent')} CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?1"
+            f" AND NOT {rest_moved(_IS_ELSEWHERE)} ORDER BY 1 DESC",
+            (run_id, *without),
         ).fetchall()
         return InForce(
             _last(Dataset.RAG, in_rag, absent, options),
@@ -90,20 +115,10 @@ class Verdicts(Statements):
             VERDICTS[present[1]] if present else None,
         )
 
-    def _last_present(self, run_id: str, low: int, high: int, *, but: int = 0) -> tuple[int, int] | None:
-        """Return place and code of the last present verdict outside rows ``low`` to ``high``, ``but`` those with a code."""
-        found: tuple[int, int] | None = self._run(
-            "SELECT walk, category FROM (SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
-            " category <> ?4 AND walk >= ?3 ORDER BY walk DESC LIMIT 1)"
-            " UNION ALL SELECT * FROM (SELECT walk, category FROM scored_rows WHERE run_id = ?1 AND"
-            " category <> ?4 AND walk < ?2 ORDER BY walk DESC LIMIT 1)"
-            " UNION ALL SELECT s.walk, s.category FROM malformed_runs m CROSS JOIN scored_rows s"
-            "  ON s.digest = m.digest AND s.run_id IS NULL WHERE m.run_id = ?1 AND s.category <> ?4"
-            "  AND NOT (s.walk >= ?2 AND s.walk < ?3)"
-            f" UNION ALL {_RESTS.format('present')} AND f.rest_category <> ?4) ORDER BY walk DESC LIMIT 1",
-            (run_id, low, high, but),
-        ).fetchone()
-        return found
+    def _last_present(self, run_id: str, without: tuple[int, int], *, but: int = 0) -> tuple[int, int] | None:
+        """Return place and code of the last present verdict outside rows ``without``, ``but`` those with a code."""
+        (found,) = self._run(_LAST_BESIDE, (run_id, *without, but)).fetchone()
+        return None if found is None else (found >> 3, found & 7)
 
     @contextmanager
     def changing(self, runs: Collection[str], options: Options) -> Iterator[None]:
@@ -204,11 +219,9 @@ def is_forbidden(run: str, options: Options, *datasets: Dataset) -> str:
         return "0"
     codes = forbidding_codes(options, *datasets)
     return (
-        f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS (SELECT 1 FROM retained_rows f WHERE f.run_id = {run}"
-        f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m"
-        f" CROSS JOIN retained_rows f ON f.digest = m.digest AND f.run_id IS NULL WHERE m.run_id = {run}"
-        f" AND f.kind = 'absent' AND f.category IN ({codes})) OR EXISTS (SELECT 1 FROM malformed_runs m CROSS JOIN files f"
-        f" ON {REST.format('absent')} AND f.rest_category IN ({codes}) WHERE m.run_id = {run}))"
+        f"(coalesce({last_verdict(run)} IN ({codes}), 0) OR EXISTS ({absent_verdicts(run, codes)})"
+        f" OR EXISTS (SELECT 1 FROM malformed_runs m CROSS JOIN files f ON {REST.format('absent')}"
+        f" AND f.rest_category IN ({codes}) WHERE m.run_id = {run}))"
     )
 
 

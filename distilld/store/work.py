@@ -14,7 +14,7 @@ from distilld.store.run_exports import RunExports
 from distilld.store.schema import HOLDS_RAG
 from distilld.store.statements import array
 from distilld.store.tasks import EVIDENCE_OF_ROWS, UNJUDGED, Tasks
-from distilld.store.verdicts import InForce, Verdicts, codes_of, last_verdict
+from distilld.store.verdicts import InForce, Verdicts, absent_verdicts, codes_of, last_verdict
 
 _FACTS: Final = (
     "s.walk, s.start_byte, s.length_bytes, s.digest, s.run_id, s.malformed, s.sample_key, s.evidence_found,"
@@ -367,10 +367,7 @@ class Work(LooseLines, Tasks):
             f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} ORDER BY s.walk DESC LIMIT 1"
         )
         absent = (
-            "SELECT p.path, f.line FROM (SELECT * FROM retained_rows WHERE run_id = ?1"
-            " UNION ALL SELECT r.* FROM malformed_runs m CROSS JOIN retained_rows r INDEXED BY retained_rows_by_digest"
-            " ON r.digest = m.digest AND r.run_id IS NULL WHERE m.run_id = ?1) f CROSS JOIN partitions p"
-            f" USING (partition_id) WHERE f.category IN ({codes}) AND f.kind = 'absent'"
+            f"SELECT p.path, f.line FROM ({absent_verdicts('?1', codes)}) f CROSS JOIN partitions p USING (partition_id)"
             " ORDER BY p.walk_base DESC, f.line DESC LIMIT 1"
         )
         rest = (
