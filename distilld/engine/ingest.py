@@ -50,7 +50,7 @@ class Ingest:
     def index(self, scan: Scan, pool: Pool, *, read_again: bool) -> Indexed:
         """Index what changed, as the first step of a pass; ``read_again`` reads every file from its start."""
         context = self._lake
-        context.looks.begin(boot_id(), monotonic_ns(), time.time_ns())
+        context.inputs.begin_looks(boot_id(), monotonic_ns(), time.time_ns())
         indexer = self.indexer(scan, pool, self._hashed_since_ns())
         owed = context.judged_with.owed_readings()
         indexed = indexer.take(scan, read_again=read_again, owed=owed)

@@ -24,7 +24,6 @@ from distilld.store.evidence_rows import EvidenceRows
 from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
-from distilld.store.looks import Looks
 from distilld.store.receipts import Receipts
 from distilld.store.retained import Retained
 from distilld.store.segments import Segments
@@ -76,7 +75,6 @@ class LakeContext:
         self.work = Work(store)
         self.inputs = Inputs(store)
         self.evidence = EvidenceRows(store, self.inputs)
-        self.looks = Looks(store, self.inputs)
         self.committer = committer or Committer(
             root, store, self.exports, clock=clock, receipts_keep=limits.receipts_keep, keep_lock=keep_lock
         )

@@ -38,7 +38,6 @@ from distilld.service.schedule import LONGEST_RETRY_SECONDS
 from distilld.store.connection import Store, is_kept
 from distilld.store.export_records import ExportRecords
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.looks import Looks
 from distilld.store.queries import QuarantineCount, TreeSummary, Views, reading
 from distilld.store.receipts import BatchRecord, Receipts
 from distilld.store.retained import Retained
@@ -291,7 +290,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
     ]
     found.notes += _options_notes(found, views, settings)
     found.notes += _retained_notes(found)
-    found.notes += _scrub_note(found, Looks(store, Inputs(store)), settings)
+    found.notes += _scrub_note(found, Inputs(store), settings)
     if not (found.writer_runs or found.timer):
         found.notes.append(
             "no distilld is running, so what changes waits for the next run; to have it taken in at once:"
@@ -335,8 +334,8 @@ def _retained_notes(found: Status) -> Iterator[str]:
         yield f"kept although no scored row gives them: {rows}; distilld prune --orphans --yes takes them out"
 
 
-def _scrub_note(found: Status, looks: Looks, settings: Settings) -> Iterator[str]:
-    files, oldest_ns = looks.oldest()
+def _scrub_note(found: Status, inputs: Inputs, settings: Settings) -> Iterator[str]:
+    files, oldest_ns = inputs.oldest_hash()
     hours = (time.time_ns() - oldest_ns) / HOUR_NS
     if found.daemon_runs and files and settings.scrub_hours and hours > SCRUB_LATE * settings.scrub_hours:
         yield (

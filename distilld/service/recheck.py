@@ -33,7 +33,7 @@ class Recheck:
     def __init__(self, engine: Engine) -> None:
         engine.believes_facts = True
         self._engine = engine
-        self._looks = engine.looks
+        self._inputs = engine.inputs
         self._waiting: deque[FileRecord] = deque()
         self._reading: Generator[None, None, _Outcome] | None = None
         self._scrubs = False
@@ -58,7 +58,7 @@ class Recheck:
                 done.append(end.value)
         if done:
             with self._engine.store.transaction():
-                self.found |= self._looks.note(done)
+                self.found |= self._inputs.note_hashed(done)
         if done or self._reading:
             return (monotonic() - began) * SCRUB_REST if self._scrubs else 0.0
         return self._pause()
@@ -84,23 +84,23 @@ class Recheck:
         return self._reading
 
     def _due(self) -> list[FileRecord]:
-        unsure = self._looks.unsure(monotonic_ns())
+        unsure = self._inputs.unsure(monotonic_ns())
         self._scrubs = not unsure
         scrub_ns = self._engine.scrub_ns
         if unsure or not scrub_ns:
             return unsure
-        if overdue := self._looks.hashed_before(time_ns() - scrub_ns):
+        if overdue := self._inputs.hashed_before(time_ns() - scrub_ns):
             return overdue
         now, turn_at = monotonic(), self._scrub_at
         if turn_at is not None and now < turn_at:
             return []
-        files, _ = self._looks.oldest()
+        files, _ = self._inputs.oldest_hash()
         self._scrub_at = now + scrub_ns / 1e9 / max(1, files)
-        return [] if turn_at is None else self._looks.hashed_before(time_ns(), 1)
+        return [] if turn_at is None else self._inputs.hashed_before(time_ns(), 1)
 
     def _pause(self) -> float:
         with self._engine.store.faults():
-            sure_at_ns = self._looks.sure_at_ns()
+            sure_at_ns = self._inputs.sure_at_ns()
         sure_in = LONGEST_PAUSE_SECONDS if sure_at_ns is None else (sure_at_ns - monotonic_ns()) / 1e9
         scrub_in = self._scrub_at - monotonic() if self._engine.scrub_ns and self._scrub_at else sure_in
         return max(0.0, min(sure_in, scrub_in, LONGEST_PAUSE_SECONDS))

@@ -1,7 +1,4 @@
-"""The known input files: their facts when they were last read, and how far they are indexed.
-
-Every method runs inside the caller's transaction and touches no export.
-"""
+"""The known input files: their facts when they were last read, how far they are indexed, and which to hash again."""
 
 from __future__ import annotations
 
@@ -17,6 +14,9 @@ from distilld.core.plan import FileKey
 from distilld.store.connection import Store
 from distilld.store.statements import Statements
 
+_PAGE: Final = 64
+_UNSURE: Final = "state = 'present' AND unsure_since_ns IS NOT NULL AND ctime_ns >= 0"
+"""Files with a negative time are left out: they are doubted already, and the next pass reads them."""
 SURE_AFTER_NS: Final = 2_000_000_000
 """Nanoseconds: bytes hashed this long after our first look at a file's facts cannot change under the same facts."""
 
@@ -98,19 +98,6 @@ _COLUMNS: Final = (
 _UPDATES: Final = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])
 
 
-def file_records(store: Store, which: str = "", values: tuple[int, ...] = ()) -> list[FileRecord]:
-    """Return the records of all files, or of those that an SQL clause selects."""
-    rows = store.connection.execute(
-        f"SELECT p.walk_base, p.path, {_COLUMNS} FROM files f CROSS JOIN partitions p USING (partition_id) {which}",
-        values,
-    )
-    kinds = {kind.value: kind for kind in InputKind}
-    return [
-        FileRecord(number, base, path, kinds[kind], state, StatFacts._make(more[:5]), *more[5:])
-        for base, path, number, kind, state, *more in rows
-    ]
-
-
 class Inputs(Statements):
     """Stores the records of input files."""
 
@@ -125,8 +112,20 @@ class Inputs(Statements):
         another part of the store, call :meth:`forget_files` first.
         """
         if self._files is None:
-            self._files = {record.key: record for record in file_records(self._store)}
+            self._files = {record.key: record for record in self._records()}
         return self._files
+
+    def _records(self, which: str = "", *values: int) -> list[FileRecord]:
+        """Return the records of all files, or of those that an SQL clause selects."""
+        rows = self._run(
+            f"SELECT p.walk_base, p.path, {_COLUMNS} FROM files f CROSS JOIN partitions p USING (partition_id) {which}",
+            values,
+        )
+        kinds = {kind.value: kind for kind in InputKind}
+        return [
+            FileRecord(number, base, path, kinds[kind], state, StatFacts._make(more[:5]), *more[5:])
+            for base, path, number, kind, state, *more in rows
+        ]
 
     def all_as_recorded(
         self, files: Collection[tuple[InputKind, str, StatFacts]], *, hashed_since_ns: int | None = None
@@ -168,13 +167,6 @@ class Inputs(Statements):
         )
         self.files()[record.key] = record
 
-    def note_facts(self, hashed: FileRecord) -> None:
-        """Update the cached record of a file that was hashed again: not its place, which may have changed since."""
-        record = self._files.get((hashed.kind, hashed.path)) if self._files is not None else None
-        if record is not None:
-            record.facts, record.hashed_at_ns = hashed.facts, hashed.hashed_at_ns
-            record.unsure_since_ns = hashed.unsure_since_ns
-
     def doubt(self, keys: Iterable[FileKey]) -> None:
         """Make the next look read known files again, even if stat shows the recorded facts."""
         for key in keys:
@@ -199,3 +191,66 @@ class Inputs(Statements):
             (record.partition_id, record.kind.value, change, record.indexed_sha256, record.indexed_bytes, from_offset,
              record.indexed_bytes, lines, malformed),
         )  # fmt: skip
+
+    # which files to hash again although their facts are unchanged (SPEC 4)
+
+    def begin_looks(self, boot_id: str, now_ns: int, time_ns: int) -> None:
+        """Reset times that our clocks cannot be compared with: monotonic times of another boot, and future times.
+
+        A file that was hashed in the future counts as hashed now: our clock was set back since.
+        """
+        future = "state = 'present' AND hashed_at_ns > ?"
+        started = self._store.recall("boot_id") != boot_id
+        if not started and not self._holds(f"EXISTS (SELECT 1 FROM files WHERE {future})", time_ns):
+            return
+        with self._store.transaction():
+            self._run(f"UPDATE files SET hashed_at_ns = ? WHERE {future}", (time_ns, time_ns))
+            if started:
+                self._run("UPDATE files SET unsure_since_ns = ?", (now_ns,))
+                self._store.remember("boot_id", boot_id)
+        self.forget_files()
+
+    def unsure(self, now_ns: int) -> list[FileRecord]:
+        """Return some files whose facts were first seen long enough ago that a hash proves them now."""
+        rows = f"WHERE {_UNSURE} AND unsure_since_ns <= ? ORDER BY unsure_since_ns LIMIT {_PAGE}"
+        return self._records(rows, now_ns - SURE_AFTER_NS)
+
+    def sure_at_ns(self) -> int | None:
+        """Return when the next file can be proven (monotonic), or None if no file waits."""
+        (since_ns,) = self._run(f"SELECT min(unsure_since_ns) FROM files WHERE {_UNSURE}").fetchone()
+        return None if since_ns is None else since_ns + SURE_AFTER_NS
+
+    def hashed_before(self, before_ns: int, most: int = _PAGE) -> list[FileRecord]:
+        """Return up to ``most`` files that were last hashed by ``before_ns``, the oldest first."""
+        rows = f"WHERE state = 'present' AND ctime_ns >= 0 AND hashed_at_ns <= ? ORDER BY hashed_at_ns LIMIT {most}"
+        return self._records(rows, before_ns)
+
+    def oldest_hash(self) -> tuple[int, int]:
+        """Return how many files are present, and the earliest time at which one of them was last hashed."""
+        hashes = "SELECT count(*), coalesce(min(hashed_at_ns), 0) FROM files WHERE state = 'present'"
+        files, oldest_ns = self._run(hashes).fetchone()
+        return files, oldest_ns
+
+    def note_hashed(self, hashed: Iterable[tuple[FileRecord, bool]]) -> bool:
+        """Record which files still have their bytes, and doubt all others; return whether there were any.
+
+        A file that was indexed further meanwhile is left unchanged.
+        """
+        doubted = False
+        for record, same in hashed:
+            facts = record.facts if same else record.facts.doubted()
+            changed = self._run(
+                "UPDATE files SET ctime_ns = ?, unsure_since_ns = ?, hashed_at_ns = ? WHERE partition_id = ? AND kind = ?"
+                " AND state = 'present' AND (device, inode, size_bytes, mtime_ns, ctime_ns) = (?, ?, ?, ?, ?)"
+                " AND indexed_sha256 = ?",
+                (facts.ctime_ns, record.unsure_since_ns, record.hashed_at_ns, record.partition_id, record.kind.value,
+                 *record.facts, record.indexed_sha256),
+            ).rowcount  # fmt: skip
+            if not changed:
+                continue
+            doubted |= not same
+            # Its place may have changed since, so the cached record is another one.
+            if cached := (self._files or {}).get(record.key):
+                cached.facts, cached.hashed_at_ns = facts, record.hashed_at_ns
+                cached.unsure_since_ns = record.unsure_since_ns
+        return doubted

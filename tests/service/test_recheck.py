@@ -222,12 +222,12 @@ def test_what_was_hashed_is_not_what_was_taken_in_meanwhile(lake: HistoryLake, c
     """A pass between two slices of a reading may take more of the file in: what the slices say is of the past then."""
     lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = 0")
     again = Recheck(lake.engine)
-    known = lake.engine.looks.unsure(clock.now)
+    known = lake.engine.inputs.unsure(clock.now)
     with lake.scored_path(A).open("ab") as file:
         file.write(b"{}\n")
     lake.go(Trigger.WATCH)
     with lake.engine.store.transaction():
-        assert lake.engine.looks.note([(record, False) for record in known])
+        assert lake.engine.inputs.note_hashed([(record, False) for record in known])
     doubted = lake.ask("SELECT p.path, kind FROM files JOIN partitions p USING (partition_id) WHERE ctime_ns < 0")
     assert sorted(doubted) == [(A, "evidence"), (B, "evidence"), (B, "scored")]
     again.close()
@@ -289,7 +289,7 @@ def test_store_that_cannot_be_written_leaves_the_files_to_be_hashed_again(
     lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = 0")
     again = Recheck(lake.engine)
     with monkeypatch.context() as patch:
-        patch.setattr(lake.engine.looks, "note", refuse)
+        patch.setattr(lake.engine.inputs, "note_hashed", refuse)
         with pytest.raises(OperatorError, match="no room"):
             settle(again)
     settle(again)
@@ -324,14 +324,14 @@ def test_places_that_moved_while_a_file_was_hashed(tmp_path: Path, monkeypatch: 
         lake.both(C, run("c"))
         lake.go()
         lake.engine.store.connection.execute("UPDATE files SET unsure_since_ns = 0")
-        being_hashed = lake.engine.looks.unsure(1 << 62)
+        being_hashed = lake.engine.inputs.unsure(1 << 62)
         assert being_hashed
         lake.both(B.replace("beta", "b1"), run("b1"))
         lake.both(B.replace("beta", "b2"), run("b2"))
         lake.go()
         assert lake.ask("SELECT value FROM counters WHERE name = 'walk_relabels'") == [(1,)]
         with lake.engine.store.transaction():
-            assert not lake.engine.looks.note([(record, True) for record in being_hashed])
+            assert not lake.engine.inputs.note_hashed([(record, True) for record in being_hashed])
         with lake.scored_path(C).open("ab") as file:
             file.write(jsonl([run("b2", "rejected", provenance__sig_hash="again")]))
         lake.go()
