@@ -41,7 +41,7 @@ from distilld.inspection.status import diagnose, look
 from distilld.inspection.story_text import Text, text_of_row, text_of_run
 from distilld.logs import printable
 from distilld.service.failure_text import explain_failure
-from distilld.store.copy import copy_store
+from distilld.store.read_only import copy_store
 from distilld.tables import labelled
 
 HOST: Final = "127.0.0.1"

@@ -23,8 +23,7 @@ from distilld.publish.new_file import Written
 from distilld.publish.receipt import ExportWrite
 from distilld.service.lock import holder, refuse_other_store
 from distilld.store.connection import Store, is_kept
-from distilld.store.copy import copy_store
-from distilld.store.read_only import file_facts
+from distilld.store.read_only import copy_store, file_facts
 
 _ATTEMPTS: Final = 5
 

@@ -5,12 +5,14 @@ The first creates the tables of :mod:`distilld.store.schema`.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from distilld.core.line_facts import CATEGORIES, DUPLICATE, EXPORTED, LIKE_REJECTED, REASON_CODES, REASONS, UNREVIEWED
 from distilld.core.model import Dataset, Reason
 from distilld.store.schema import HALF_JUDGED, HOLDS_RAG, TABLES, VIEWS
-from distilld.store.without_pandas import without_pandas
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 MIGRATION_SET: Final = "distilld"
 MIGRATIONS_TABLE: Final = "_sqlite_migrations"
 _STATES: Final = ("live", "frozen", "departing")
+_NOT_NEEDED: Final = ("pandas", "numpy")
 
 
 def _run_script(db: Database, script: str) -> None:
@@ -319,10 +322,28 @@ MIGRATIONS: Final = (
 def migrate(connection: sqlite3.Connection) -> None:
     """Apply the migrations that a store lacks, each in one transaction with its record."""
     # The import takes a tenth of a second, and mostly none is lacking.
-    with without_pandas():
+    with _without_pandas():
         from sqlite_utils import Database, Migrations
 
     named = Migrations(MIGRATION_SET)
     for migration in MIGRATIONS:
         named()(migration)
     named.apply(Database(connection, execute_plugins=False, strict=True))
+
+
+@contextmanager
+def _without_pandas() -> Iterator[None]:
+    """Prevent imports of pandas and NumPy in the block, unless they were imported before.
+
+    sqlite-utils imports both if they are installed, for column types that a store does not have. That takes 80 MiB and
+    a quarter of a second.
+    """
+    modules: dict[str, Any] = sys.modules
+    hidden = [name for name in _NOT_NEEDED if name not in modules]
+    # None instead of a module makes its import fail.
+    modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]

@@ -6,18 +6,25 @@ never a store is not moved: a ``--state`` that names another file by mistake is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from distilld import __version__
+from distilld.core.model import OperatorError
+from distilld.core.remedies import remedy_of
+from distilld.files.durable import FILE_MODE, sync_folder, take_after
 from distilld.store.connection import NotAStoreError, Store, StoreCorruptError, begins_as_database
-from distilld.store.copy import set_store_aside
+from distilld.store.read_only import SIDES, beside
 
 log = structlog.get_logger()
+
+COPIES_KEPT: Final = 5
 
 
 def open_store(path: Path, root: Path, *, kept: bool = False) -> Store:
@@ -67,7 +74,38 @@ def opened_store(path: Path, root: Path, *, kept: bool = False) -> Iterator[Stor
         store.close()
 
 
-def _set_aside(path: Path, error: StoreCorruptError) -> None:
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
-    kept = set_store_aside(path, stamp)
-    log.error("store_set_aside", problem=str(error), copy=str(kept))
+def _set_aside(path: Path, corrupt: StoreCorruptError) -> None:
+    """Move a store and its side files to names with a stamp that sorts by time; keep at most five copies.
+
+    Leave an empty file in its place, so that the next store has the same mode, owner and group.
+
+    Raises:
+        OperatorError: The system refused.
+    """
+    aside, stamp = f"{path.name}.corrupt-", datetime.now(UTC).strftime("%Y-%m-%dT%H%M%S.%fZ")
+    kept = path.with_name(aside + stamp)
+    try:
+        for suffix in SIDES:
+            if (source := beside(path, suffix)).exists():
+                source.rename(beside(kept, suffix))
+        if kept.exists():
+            _leave_empty(path, kept)
+        copies = [each for each in path.parent.iterdir() if each.name.startswith(aside)]
+        stamps = sorted({each.name[len(aside) :][: len(stamp)] for each in copies})
+        for each in copies:
+            if each.name[len(aside) :][: len(stamp)] in stamps[:-COPIES_KEPT]:
+                each.unlink()
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OperatorError(
+            f"cannot set the corrupt state store {path} aside: {error.strerror or error}", hint=remedy_of(error)
+        ) from error
+    log.error("store_set_aside", problem=str(corrupt), copy=str(kept))
+
+
+def _leave_empty(path: Path, like: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    try:
+        take_after(descriptor, os.stat(like))
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Open a state store for readers; this needs only read permission and leaves no trace.
+"""Open or copy a state store for readers; this needs only read permission and leaves no trace.
 
 SQLite reads a store in WAL mode through two files next to it, ``-wal`` and ``-shm``. If they are missing and cannot be
 created (no write permission, a read-only mount), the files are read directly: in place if the log is empty, else from a
@@ -11,10 +11,13 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from distilld.core.model import OperatorError
+from distilld.core.remedies import remedy_of
 
 PATIENCE_SECONDS: Final = 5
 _ATTEMPTS: Final = 5
@@ -86,6 +89,30 @@ def _as_it_lies(path: Path, refused: sqlite3.OperationalError) -> ReadOnly:
 def file_facts(path: Path) -> Facts:
     """Return the stat facts of a store's two files; different facts mean that it was written to."""
     return tuple(_facts(beside(path, suffix)) for suffix in ("", WAL))
+
+
+def copy_store(source: Path, target: Path, *, writer_runs: bool) -> None:
+    """Copy the existing store at ``source`` to ``target``, which does not exist yet.
+
+    While a writer runs, the copy is one committed state. Otherwise the files are copied as they are, because even an
+    SQLite reader would touch the ``-shm`` file. The caller makes sure that no writer starts meanwhile.
+
+    Raises:
+        OperatorError: The store cannot be read, or the copy cannot be written.
+    """
+    try:
+        if writer_runs:
+            with closing(open_read_only(source)) as reader, closing(sqlite3.connect(target)) as copy:
+                reader.connection.backup(copy)
+            return
+        shutil.copyfile(source, target)
+        if (wal := beside(source, WAL)).exists():
+            shutil.copyfile(wal, beside(target, WAL))
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise OperatorError(
+            f"cannot copy the state store {source} to {target}: {getattr(error, 'strerror', None) or error}",
+            hint=remedy_of(error),
+        ) from error
 
 
 def _connect(path: Path, how: str) -> sqlite3.Connection:
