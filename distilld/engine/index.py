@@ -15,7 +15,6 @@ from distilld.core.model import InputKind, OnDelete, Options, StatFacts
 from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.index_context import IndexContext
 from distilld.engine.index_evidence import EvidenceFiles
-from distilld.engine.index_gone import GoneFiles
 from distilld.engine.index_scored import ScoredFiles
 from distilld.engine.index_turns import Turns, TurnTaker, large_evidence
 from distilld.engine.indexed import Indexed
@@ -28,6 +27,7 @@ from distilld.lake.scan import ListingError, PartitionFile, Scan, tree_path
 from distilld.store.connection import Store
 from distilld.store.counts import Counts
 from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.moved import forget_unnamed_evidence
 from distilld.store.retained import has_exceptions
 
 READ_WHOLE_BYTES: Final = 64 << 20
@@ -66,7 +66,6 @@ class Indexer:
         self._context = IndexContext(root, store, inputs, options, is_still=is_still, progress=progress)
         self._scored = ScoredFiles(self._context)
         self._evidence = EvidenceFiles(self._context)
-        self._gone = GoneFiles(self._context, self._scored, self._evidence)
         self._store = store
         self._inputs = inputs
         self._options = options
@@ -113,8 +112,7 @@ class Indexer:
             return self.found
         self._context.pulse()
         with self._context.transactions():
-            self._gone.take([known[key] for key in gone], dropped)
-            self.found.names_gone |= bool(gone or dropped)
+            self._take_gone([known[key] for key in gone], dropped)
             self._context.is_fresh = Counts(self._store).is_fresh()
             new = [seen[key] for key, look in reads if look is Look.NEW]
             places = self._context.places([file.path for file in new])
@@ -269,6 +267,19 @@ class Indexer:
         record_reading(record, reading, self._context.began_ns)
         self._files_of(record.kind).add_read(record, read)
         self._context.count_rows(reading.lines)
+
+    def _take_gone(self, gone: Sequence[FileRecord], dropped: Sequence[FileRecord]) -> None:
+        """Retain files that are gone, or drop them if the options say so, as what was retained of others."""
+        self.found.names_gone |= bool(gone or dropped)
+        # Scored files first: if their evidence is gone too, only the rows count.
+        for record in [*sorted(gone, key=lambda record: record.kind is InputKind.EVIDENCE), *dropped]:
+            self._context.note_gone(record)
+            if self._options.on_delete is OnDelete.WITHDRAW:
+                self._files_of(record.kind).drop(record)
+                self._inputs.forget_file(record)
+            else:
+                self._files_of(record.kind).retain(record)
+        forget_unnamed_evidence(self._store, {record.partition_id for record in gone})
 
     def _files_of(self, kind: InputKind) -> ScoredFiles | EvidenceFiles:
         return self._scored if kind is InputKind.SCORED else self._evidence

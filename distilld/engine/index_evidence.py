@@ -23,7 +23,7 @@ class EvidenceFiles:
     def __init__(self, context: IndexContext) -> None:
         self._context = context
         self._rows = EvidenceRows(context.store, context.inputs)
-        self._scored = ScoredRows(context.store)
+        self._scored = ScoredRows(context.store, context.inputs)
 
     def add_read(self, record: FileRecord, read: FileRead) -> None:
         """Index a new file that was read as a whole."""
@@ -76,6 +76,12 @@ class EvidenceFiles:
     def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
         """Return the known facts of a file's rows, by run."""
         return self._rows.facts(record)
+
+    def retain(self, record: FileRecord) -> None:
+        """Note that a file is gone; what its rows have given stays."""
+        self._rows.lose(record)
+        record.state = "absent"
+        self._context.inputs.write_file(record)
 
     def drop(self, record: FileRecord) -> None:
         """Drop the facts of a file that is gone for good."""

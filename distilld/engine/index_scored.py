@@ -12,7 +12,6 @@ from distilld.engine.index_context import IndexContext
 from distilld.engine.indexed import FileChange
 from distilld.engine.read_file import FileRead, scored_facts, unreviewed_lines
 from distilld.lake.lines import Line, Rest
-from distilld.store.absent_files import AbsentFiles
 from distilld.store.inputs import FileRecord
 from distilld.store.rewritten_file import RewrittenFile
 from distilld.store.scored_rows import ScoredRows
@@ -27,9 +26,8 @@ class ScoredFiles:
 
     def __init__(self, context: IndexContext) -> None:
         self._context = context
-        self._rows = ScoredRows(context.store)
+        self._rows = ScoredRows(context.store, context.inputs)
         self._rewritten = RewrittenFile(context.store)
-        self._absent = AbsentFiles(context.store, context.inputs)
         self._verdicts = Verdicts(context.store)
 
     def add_read(self, record: FileRecord, read: FileRead) -> None:
@@ -80,8 +78,14 @@ class ScoredFiles:
             self._verdicts.add_malformed_runs([(run_id, rest.digest) for run_id in rest.verdict.run_ids])
         self._verdicts.set_rest(record, rest and (rest.digest, rest.verdict.category), context.options)
 
+    def retain(self, record: FileRecord) -> None:
+        """Retain what the rows of a file that is gone have given."""
+        self._rows.retain(record, self._context.options)
+
     def drop(self, record: FileRecord) -> None:
-        """Drop the rows of a file that is gone for good."""
+        """Drop the rows of a file that is gone for good, retained ones too."""
+        if not record.present:
+            self._rows.make_live(record, self._context.options)
         self._verdicts.set_rest(record, None, self._context.options)
         self._rewritten.drop(record, self._context.options)
 
@@ -124,7 +128,7 @@ class ScoredFiles:
             # Nothing else would make the rows of an absent file live again.
             record.state = "present"
             self._verdicts.set_rest(record, None, context.options)
-            self._absent.make_scored_live(record, context.options)
+            self._rows.make_live(record, context.options)
             context.inputs.write_file(record)
         reading.note_in(record)
         if reading.lines:

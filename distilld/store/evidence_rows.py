@@ -99,6 +99,16 @@ class EvidenceRows(Statements):
         self._queue_changed(record.walks)
         self._unstage(self._staged, "changed")
 
+    def lose(self, record: FileRecord) -> None:
+        """Mark an absent file's evidence as not found; its rows stay unless a present row waits for their id.
+
+        No new pair is formed from them.
+        """
+        found = f"evidence_found = 1 AND {record.holds('walk')}"
+        self._queues.add_tasks("scored_rows", f"task_id IS NOT NULL AND {found}")
+        self._run(f"UPDATE scored_rows SET evidence_found = 0 WHERE {found}")
+        self._queues.wake_waiters("scored_rows", f"{record.holds('g.walk')} AND g.evidence_found = 0")
+
     def _queue_changed(self, span: tuple[int, int]) -> None:
         in_partition = "FROM changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
         self._run(

@@ -10,10 +10,8 @@ from typing import Final
 
 from distilld.core.line_facts import CATEGORY_CODES, DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import ROW_DATASETS, Category, Dataset, Options, Reason
-from distilld.store.connection import Store
 from distilld.store.counts import Counts
 from distilld.store.schema import BEHIND_ID, HOLDS_RAG
-from distilld.store.statements import Statements
 from distilld.store.verdicts import is_forbidden
 
 CAN_HAVE_PAIRS: Final = "{0}.task_id IS NOT NULL AND ({0}.evidence_found = 1 OR EXISTS (SELECT 1 FROM pairs p WHERE p.task_id = {0}.task_id))"
@@ -52,12 +50,8 @@ def rows_behind(dataset: str) -> str:
     return " UNION ALL ".join(_rows_after(BEHIND_ID[dataset]))
 
 
-class Queues(Statements):
+class Queues(Counts):
     """Queues what must be judged again."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self._counts = Counts(store)
 
     def add_all(self, options: Options) -> None:
         """Queue every judged row and every task; exported rows that a verdict may now forbid come first."""
@@ -88,6 +82,10 @@ class Queues(Statements):
         self._run("UPDATE retained_rows SET accepted = 0 WHERE kind = 'orphan' AND accepted = 1")
         self._run("UPDATE pairs SET accepted = 0 WHERE retained = 'orphan' AND accepted = 1")
 
+    def add_rows(self, source: str, *values: object) -> None:
+        """Queue the rows of a source by their places; ``source`` is the SQL after FROM."""
+        self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM {source}", values)
+
     def add_tasks(self, table: str, where: str) -> None:
         """Queue the tasks of some rows of a table."""
         self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
@@ -105,23 +103,18 @@ class Queues(Statements):
                 f" CROSS JOIN rejudge_rows q ON q.walk = d.walk WHERE d.{dataset} = {DUPLICATE}"
             )
         ]
-        self._counts.count_rows_of("scored_rows", where, -1)
+        self.count_rows_of("scored_rows", where, -1)
         self._run(f"DELETE FROM scored_rows WHERE {where}")
         self._run(f"DELETE FROM rejudge_rows WHERE {where}")
         for dataset, key in woken:
-            self._run(
-                "INSERT OR IGNORE INTO rejudge_rows (walk, forced)"
-                f" SELECT walk, 0 FROM ({first_waiter(dataset)}) WHERE walk IS NOT NULL",
-                (key, -1),
-            )
+            self.add_rows(f"({first_waiter(dataset)}) WHERE walk IS NOT NULL", key, -1)
 
     def wake_waiters(self, table: str, where: str) -> None:
         """Queue the first waiting row for each id that rows ``g`` of a table hold."""
         for dataset in ROW_DATASETS:
-            self._run(
-                f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT min(d.walk), 0 FROM {table} g"
-                f" CROSS JOIN scored_rows d ON d.sample_key = g.sample_key AND d.{dataset} = {DUPLICATE}"
-                f" WHERE {where} AND g.{dataset} = {EXPORTED} GROUP BY d.sample_key"
+            self.add_rows(
+                f"(SELECT min(d.walk) AS walk FROM {table} g CROSS JOIN scored_rows d ON d.sample_key = g.sample_key"
+                f" AND d.{dataset} = {DUPLICATE} WHERE {where} AND g.{dataset} = {EXPORTED} GROUP BY d.sample_key)"
             )
 
     def add_rows_behind(self, table: str, where: str) -> None:
@@ -129,9 +122,9 @@ class Queues(Statements):
         for dataset, behind in BEHIND_ID.items():
             held = behind.replace(f"{dataset} IN", f"b.{dataset} IN")
             held = held.replace("sample_key", "b.sample_key").replace("evidence_found", "b.evidence_found")
-            self._run(
-                f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT b.walk, 0 FROM {table} m CROSS JOIN scored_rows b"
-                f" ON b.sample_key = m.sample_key WHERE {where} AND m.{dataset} = {EXPORTED} AND b.walk > m.walk AND {held}"
+            self.add_rows(
+                f"(SELECT b.walk FROM {table} m CROSS JOIN scored_rows b ON b.sample_key = m.sample_key"
+                f" WHERE {where} AND m.{dataset} = {EXPORTED} AND b.walk > m.walk AND {held})"
             )
 
     def add_copied(self, source: str) -> None:

@@ -129,15 +129,11 @@ class RewrittenFile(Statements):
         )
         self._run("INSERT INTO rejudge_rows SELECT walk, forced, evidence_changed FROM waiting")
         self._unstage("waiting")
-        self._run(
-            "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM moving"
-            f" WHERE rag IS NULL OR rag <> {EXPORTED} OR sft IS NULL OR sft <> {EXPORTED}"
-        )
+        self._queues.add_rows(f"moving WHERE rag IS NOT {EXPORTED} OR sft IS NOT {EXPORTED}")
         for dataset in ROW_DATASETS:
-            self._run(
-                "INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT d.walk, 0 FROM moving m CROSS JOIN scored_rows d"
-                f" ON d.sample_key = m.sample_key AND d.{dataset} = {DUPLICATE}"
-                f" WHERE m.{dataset} = {EXPORTED} AND d.walk < m.walk"
+            self._queues.add_rows(
+                "(SELECT d.walk FROM moving m CROSS JOIN scored_rows d ON d.sample_key = m.sample_key"
+                f" AND d.{dataset} = {DUPLICATE} WHERE m.{dataset} = {EXPORTED} AND d.walk < m.walk)"
             )
         self._queues.add_rows_behind("moving", "1")
         self._queues.add_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")
@@ -159,5 +155,5 @@ class RewrittenFile(Statements):
         ``judged_lines`` does not mark them any more (:meth:`Inputs.write_file`), so only the queue has them.
         """
         never = f"{record.holds('walk')} AND rag IS NULL"
-        self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM scored_rows WHERE {never}")
+        self._queues.add_rows(f"scored_rows WHERE {never}")
         self._queues.add_tasks("scored_rows", f"{never} AND task_id IS NOT NULL AND evidence_found = 1")

@@ -130,14 +130,24 @@ class Verdicts(Statements):
         for run_id, old in zip(runs, before, strict=True):
             self.queue_change(run_id, old, self.in_force(run_id, options), options)
 
+    def queue_added(self, runs: Collection[str], options: Options, added: tuple[int, int]) -> None:
+        """Do the same for these runs where rows from one place to another were added."""
+        within = self._exports.within(runs, options)
+        self._exports.queue_changes(self._exports.within(within, options, without=added), within)
+        for run_id in runs:
+            self.queue_change(run_id, self.in_force(run_id, options, added), self.in_force(run_id, options), options)
+
     def queue_change(self, run_id: str, before: InForce, after: InForce, options: Options) -> None:
         """Queue what a change of the current verdicts can affect: the run's rows, its retained rows, its pairs."""
         if not options.revoke or before == after:
             return
+
+        def forbids(dataset: Dataset, verdict: Category | None) -> bool:
+            return verdict is not None and options.forbids(dataset, verdict)
+
+        verdicts = (Dataset.RAG, before.rag, after.rag), (Dataset.SFT, before.sft, after.sft)
         flips = [
-            options.forbids(dataset, new) if new else False
-            for dataset, old, new in ((Dataset.RAG, before.rag, after.rag), (Dataset.SFT, before.sft, after.sft))
-            if old is not new and any(category and options.forbids(dataset, category) for category in (old, new))
+            forbids(of, new) for of, old, new in verdicts if old is not new and (forbids(of, old) or forbids(of, new))
         ]
         if flips:
             self._run(
@@ -146,11 +156,7 @@ class Verdicts(Statements):
                 (run_id, int(any(flips))),
             )
         # An orphan leaves only for a verdict that forbids it: otherwise a first pass would queue all orphans.
-        forbids = any(
-            new is not None and options.forbids(dataset, new)
-            for dataset, new in ((Dataset.RAG, after.rag), (Dataset.SFT, after.sft))
-        )
-        some = "" if forbids else " AND kind <> 'orphan'"
+        some = "" if any(forbids(of, new) for of, _, new in verdicts) else " AND kind <> 'orphan'"
         self._run(
             f"INSERT OR IGNORE INTO rejudge_retained SELECT retained_id FROM retained_rows WHERE run_id = ?{some}",
             (run_id,),

@@ -16,7 +16,7 @@ from distilld.core.line_facts import LINES_END, RowFacts
 from distilld.core.model import InputKind, StatFacts, Trigger
 from distilld.store import walk_order
 from distilld.store.connection import Store
-from distilld.store.inputs import FileRecord
+from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.migrations import migrate
 from distilld.store.scored_rows import ScoredRows
 from distilld.store.walk_order import BASE_START, BASE_STEP, NEAR_STEP, place_partitions
@@ -49,7 +49,7 @@ class Placing:
                     indexed_bytes=0, indexed_sha256="", indexed_lines=0, malformed_lines=0,
                     tail=None, tail_bytes=0, tail_digest=None,
                 )  # fmt: skip
-                ScoredRows(self.store).add(record, [facts_of(number) for number in range(3)])
+                ScoredRows(self.store, Inputs(self.store)).add(record, [facts_of(number) for number in range(3)])
                 self.store.connection.execute(
                     "INSERT INTO rejudge_rows (walk, forced) VALUES (?, 0)", (record.walk_base + 1,)
                 )
