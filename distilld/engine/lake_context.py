@@ -26,7 +26,6 @@ from distilld.store.inputs import Inputs
 from distilld.store.ledger import Ledger
 from distilld.store.receipts import Receipts
 from distilld.store.retained import Retained
-from distilld.store.segments import Segments
 from distilld.store.tripwire import Tripwire
 from distilld.store.work import Work
 
@@ -68,10 +67,10 @@ class LakeContext:
         self.looked: Callable[[], None] = lambda: None
         """Is called after each scan of the input trees, outside any transaction."""
         self.git: GitState = git_state(root)
-        self.exports = Exports(root, pulse, segments=Segments(store))
+        self.export_records = ExportRecords(store)
+        self.exports = Exports(root, pulse, records=self.export_records)
         self.ledger = Ledger(store)
         self.receipts = Receipts(store)
-        self.export_records = ExportRecords(store)
         self.work = Work(store)
         self.inputs = Inputs(store)
         self.evidence = EvidenceRows(store, self.inputs)

@@ -24,7 +24,6 @@ from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.queries import Views, reading
 from distilld.store.run_queries import Recorded, RunEvidence, RunPair, RunRow, RunWithdrawal, Stories
-from distilld.store.segments import Segments
 
 _ATTEMPTS: Final = 3
 
@@ -159,11 +158,12 @@ def _errors(root: Path, store: Store, wanted: dict[Dataset, set[bytes]]) -> Erro
 
 def _lines_like(root: Path, store: Store, name: str, digests: set[bytes]) -> Iterator[bytes]:
     """Yield the lines of an export that end in a segment with the mark of one of these digests."""
-    segments, committed = Segments(store), ExportRecords(store).exports()[name].committed
-    if digests and (found := segments.holding(name, {digest[:MARK_BYTES] for digest in digests})):
+    records = ExportRecords(store)
+    committed = records.exports()[name].committed
+    if digests and (found := records.holding(name, {digest[:MARK_BYTES] for digest in digests})):
         with open_regular(root / EXPORT_PATHS[name]) as file:
             for number in (segment.number for segment in found):
-                start = segments.line_before(name, number) * committed.segment_bytes
+                start = records.line_before(name, number) * committed.segment_bytes
                 end = min((number + 1) * committed.segment_bytes, committed.size)
                 yield from map(without_space, lines_of(blocks_of(file.fileno(), end, start)))
 

@@ -15,7 +15,6 @@ from distilld.publish.reading import what_is_no_file
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
-from distilld.store.segments import Segments
 
 
 def changed_exports(settings: Settings, store: Store, *, beside_writer: bool) -> Iterator[tuple[str, str]]:
@@ -26,7 +25,8 @@ def changed_exports(settings: Settings, store: Store, *, beside_writer: bool) ->
     with ExitStack() as later:
         if beside_writer:
             store = later.enter_context(reading(settings.state, settings.root))
-        export_records, in_hand = ExportRecords(store), set(Segments(store).due())
+        export_records = ExportRecords(store)
+        in_hand = set(export_records.overwrites_due())
         appending = {intent.name: intent.base_bytes for intent in export_records.intents() if intent.temp is None}
         now = export_records.exports()
     for name, (problem, size) in faults.items():

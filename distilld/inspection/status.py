@@ -41,7 +41,6 @@ from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queries import QuarantineCount, TreeSummary, Views, reading
 from distilld.store.receipts import BatchRecord, Receipts
 from distilld.store.retained import Retained
-from distilld.store.segments import Segments
 from distilld.store.work import Waiting, Work
 from distilld.tables import Size, counted
 
@@ -312,7 +311,7 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         found.problems.append(Problem("export_changed", f"{path} {problem}", f"find out who writes there; {then}"))
     if found.writer_runs:
         return  # a batch in progress is no fault
-    unfinished = export_records.intents() or receipts.unwritten_receipts() or Segments(store).due()
+    unfinished = export_records.intents() or receipts.unwritten_receipts() or export_records.overwrites_due()
     if unfinished or any(each.pending_temp for each in records.values()):
         text = "a batch was cut off and is neither completed nor undone"
         found.problems.append(Problem("recovery_pending", text, _RUN))

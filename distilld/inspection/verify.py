@@ -38,7 +38,6 @@ from distilld.store.ledger import Ledger
 from distilld.store.queries import Exceptions, Views, reading
 from distilld.store.receipts import Receipts
 from distilld.store.retained import Retained, RetainedCount
-from distilld.store.segments import Segments
 from distilld.store.verdicts import Verdicts
 from distilld.store.work import Work
 from distilld.tables import counted
@@ -106,7 +105,7 @@ def verify(
         report.checks.append(_receipts(root, store))
         if anchor is not None:
             report.checks.append(_anchored(root, store, receipts, anchor))
-        report.checks.append(_hashes(exports, unfinished, Segments(store)))
+        report.checks.append(_hashes(exports, unfinished, pinned.records))
         report.checks.append(_accounting(Ledger(store), pinned.records, exports))
         report.checks.append(_schemas(whole))
         report.checks.append(_firewall(store, judged_with, whole, report))
@@ -163,12 +162,12 @@ def _anchored(root: Path, store: Store, receipts: Receipts, anchor: str) -> Chec
     return _check("anchor", [] if anchor in known else [fault])
 
 
-def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str], segments: Segments) -> Check:
+def _hashes(exports: Mapping[str, CommittedExport], unfinished: frozenset[str], records: ExportRecords) -> Check:
     """Check that every export is what its last commit left, followed at most by what a batch is about to commit."""
     faults = []
     for name, export in exports.items():
         if not export.intact:
-            problem = export.problem or _where_it_differs(export, segments.digests(name))
+            problem = export.problem or _where_it_differs(export, records.digests(name))
             faults.append(f"{EXPORT_PATHS[name]}: {problem}")
         elif export.behind and name not in unfinished:
             faults.append(f"{EXPORT_PATHS[name]}: {export.behind} bytes stand behind its committed length")

@@ -221,10 +221,10 @@ class Committer(Recovery):
 
     def _note_segments(self, name: str, temp: str | None, planned: Overwriting | None, written: Written) -> None:
         if temp is not None:
-            self._segments.begin_again(name)
+            self._records.forget_segments(name)
         if planned is not None:
-            self._segments.overwrite(name, planned.segments, planned.spans, planned.size, written.segment_bytes)
-        self._segments.append(name, written.segments)
+            self._records.record_overwrites(name, planned.segments, planned.spans, planned.size, written.segment_bytes)
+        self._records.add_segments(name, written.segments)
 
     def _checks(
         self, decisions: Decisions, context: BatchContext, totals: Totals, exports: dict[str, ExportRecord]

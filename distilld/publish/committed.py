@@ -26,7 +26,6 @@ from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.queries import reading
 from distilld.store.receipts import BatchRecord, Receipts
-from distilld.store.segments import Segments
 
 ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
@@ -84,7 +83,7 @@ class Writing:
             store.recall("batch_undone_at"),
             {name: (record.generation, record.committed) for name, record in records.items()},
             frozenset(intent.name for intent in export_records.intents() if intent.temp is None),
-            bool(Segments(store).due()),
+            bool(export_records.overwrites_due()),
         )
 
     def moved_on(self, before: Writing) -> bool:

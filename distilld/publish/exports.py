@@ -155,13 +155,13 @@ class Exports(LiveFiles):
             ExportTamperedError: The file is not what its last commit left.
             ExportReadError: The file cannot be read.
         """
-        if self._segments is None or known.size < LEAST_BYTES:
+        if self._records is None or known.size < LEAST_BYTES:
             return None
         self.check(name, known)
-        candidates = self._segments.holding(name, {digest[:MARK_BYTES] for digest in leaving})
+        candidates = self._records.holding(name, {digest[:MARK_BYTES] for digest in leaving})
         with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
             export = OpenExport(EXPORT_PATHS[name], descriptor, known, self._hashes[name][0])
-            segments = partial(self._segments.some, name)
+            segments = partial(self._records.segments, name)
             return plan_overwrite(export, leaving, candidates, segments, grows=grows)
 
     def planned(self, name: str, known: Committed, planned: Overwriting, blocks: Pieces | None) -> Written:

@@ -23,21 +23,21 @@ from distilld.publish.reading import (
     open_live,
     what_is_no_file,
 )
-from distilld.store.segments import Segments
+from distilld.store.export_records import ExportRecords
 
 
 class LiveFiles:
     """The exports below one root. Keeps the running digest and the last stat of each file it has touched.
 
-    ``pulse`` is called at every block of long reads and writes. ``segments`` are those in the store.
+    ``pulse`` is called at every block of long reads and writes. ``records`` has their segments.
     """
 
     def __init__(
-        self, root: Path, pulse: Callable[[], None] = lambda: None, *, segments: Segments | None = None
+        self, root: Path, pulse: Callable[[], None] = lambda: None, *, records: ExportRecords | None = None
     ) -> None:
         self._root = root
         self._pulse = pulse
-        self._segments = segments
+        self._records = records
         self._hashes: dict[str, tuple[SegmentHash, StatFacts]] = {}
         self.segment_bytes = SEGMENT_BYTES
 
@@ -84,7 +84,7 @@ class LiveFiles:
 
     def _recorded(self, name: str, descriptor: int, known: Committed, facts: StatFacts) -> SegmentHash | None:
         """Return the running digest of a file whose stat facts are the committed ones; read only its last segment."""
-        recorded = self._segments.recorded(name) if self._segments is not None else None
+        recorded = self._records.recorded(name) if self._records is not None else None
         if recorded is None or recorded[0] != facts:
             return None
         start = known.size // known.segment_bytes * known.segment_bytes
@@ -102,12 +102,12 @@ class LiveFiles:
             ExportTamperedError: The file is gone, not regular, or of another length.
             ExportReadError: The file cannot be read.
         """
-        assert self._segments is not None  # noqa: S101  only the writer asks
+        assert self._records is not None  # noqa: S101  only the writer asks
         start = number * known.segment_bytes
         with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
             content = read_span(descriptor, Span(start, min(known.segment_bytes, known.size - start)))
         found = hashlib.sha256(content).digest()
-        return all(recorded.sha256 == found for recorded in self._segments.some(name, [number]))
+        return all(recorded.sha256 == found for recorded in self._records.segments(name, [number]))
 
     @contextmanager
     def reading(self, name: str, known: Committed) -> Iterator[CommittedFile]:

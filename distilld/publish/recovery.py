@@ -35,7 +35,6 @@ from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, ExportRecords
 from distilld.store.ledger import Ledger
 from distilld.store.receipts import Receipts
-from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
 FIRST: Final = ".first"
@@ -63,7 +62,6 @@ class Recovery:
         self._ledger = Ledger(store)
         self._receipts = Receipts(store)
         self._records = ExportRecords(store)
-        self._segments = Segments(store)
         self._withdrawals = Withdrawals(store)
         self._exports = exports
         self._pins = Pins(root)
@@ -108,19 +106,19 @@ class Recovery:
 
     def _overwrite(self, records: dict[str, ExportRecord]) -> list[str]:
         """Overwrite in place what a batch withdrew; return the exports that another program changed or may have."""
-        due = self._segments.due()
+        due = self._records.overwrites_due()
         if not due:
             return []
         facts = {}
         for name in (name for name in RENAME_ORDER if name in due):
             record = records[name]
-            segments = self._segments.some(name, touched(due[name], record.committed))
+            segments = self._records.segments(name, touched(due[name], record.committed))
             digests = {each.number: each.sha256 for each in segments}
             facts[name] = self._exports.overwrite(name, record.committed, due[name], digests, record.facts)
         with self._store.transaction():
             for name, now in facts.items():
                 self._records.set_installed(name, now)
-                self._segments.done(name)
+                self._records.overwritten(name)
         return [name for name, now in facts.items() if now is None]
 
     def _make_room(self, name: str, temp: str) -> bool:
@@ -200,7 +198,7 @@ class Recovery:
             or self._receipts.unwritten_receipts()
             or self._receipts.receipts_beyond(self.receipts_keep)
             or self._receipts.files_to_remove()
-            or self._segments.due()
+            or self._records.overwrites_due()
             or any(record.pending_temp for record in self._records.exports().values())
         )
 

@@ -27,7 +27,6 @@ from distilld.store.connection import Store
 from distilld.store.export_lines import ExportLines
 from distilld.store.export_records import ExportRecord
 from distilld.store.retained import Only, Retained
-from distilld.store.segments import Segments
 from distilld.store.withdrawals import Withdrawals
 
 PAUSE_SECONDS: Final = 20.0
@@ -46,7 +45,6 @@ class Restorer(TakeOver):
     def __init__(self, root: Path, store: Store, exports: Exports, committer: Committer) -> None:
         super().__init__(root, store, exports, committer)
         self._lines = ExportLines(store)
-        self._segments = Segments(store)
         self._seen: dict[str, ExportRecord] = {}
         self._paths = {name: f"{root}/{path}" for name, path in EXPORT_PATHS.items()}
 
@@ -111,7 +109,8 @@ class Restorer(TakeOver):
         record = self._records.exports()[name]
         known = record.committed
         is_over = number * known.segment_bytes >= known.size
-        if is_over or record.pending_temp or known.segment_bytes != self._exports.segment_bytes or self._segments.due():
+        is_changing = record.pending_temp or self._records.overwrites_due()
+        if is_over or is_changing or known.segment_bytes != self._exports.segment_bytes:
             return None
         if self._exports.stands_in(name, known, number):
             return True
@@ -135,8 +134,8 @@ class Restorer(TakeOver):
                 continue
             with self._store.transaction():
                 self._records.set_export(name, found.committed(known.rows), found.facts, None)
-                self._segments.begin_again(name)
-                self._segments.append(name, found.segments)
+                self._records.forget_segments(name)
+                self._records.add_segments(name, found.segments)
 
     def _looks_as_recorded(self, name: str, record: ExportRecord) -> bool:
         try:
@@ -187,7 +186,7 @@ class Restorer(TakeOver):
             self._restored(name)
 
         committed = self._records.exports()[name].committed
-        longest = max(LONGEST_LINE_BYTES, self._segments.longest_line(name, committed))
+        longest = max(LONGEST_LINE_BYTES, self._records.longest_line(name, committed))
         self._lines.expect(name)
         good = (
             line

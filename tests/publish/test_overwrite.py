@@ -22,7 +22,7 @@ from distilld.publish import live_files, overwrite
 from distilld.publish.exports import Exports
 from distilld.publish.reading import ExportTamperedError, ExportWriteError
 from distilld.store.connection import Store
-from distilld.store.segments import Segments
+from distilld.store.export_records import ExportRecords
 
 NAME = "rag"
 TEMP = ".playbooks.jsonl.tmp"
@@ -40,7 +40,7 @@ class File:
     def __init__(self, root: Path, store: Store) -> None:
         self.root, self.store = root, store
         self.path = root / EXPORT_PATHS[NAME]
-        self.segments = Segments(store)
+        self.records = ExportRecords(store)
         self.start()
         self.lines: list[bytes] = []
         self.known = EMPTY
@@ -48,7 +48,7 @@ class File:
 
     def start(self) -> None:
         """Another process takes the file on."""
-        self.exports = Exports(self.root, segments=self.segments)
+        self.exports = Exports(self.root, records=self.records)
 
     def gain(self, *lines: bytes) -> None:
         """Append lines, or make the file of them."""
@@ -56,9 +56,9 @@ class File:
             written = self.exports.append(NAME, self.known, lines)
         else:
             written = self.exports.compose(NAME, TEMP, lines)
-            self.segments.begin_again(NAME)
+            self.records.forget_segments(NAME)
         with self.store.transaction():
-            self.segments.append(NAME, written.segments)
+            self.records.add_segments(NAME, written.segments)
         self.lines += lines
         self.known = written.committed(len(self.lines))
         if written.facts.inode != self._inode():
@@ -76,26 +76,26 @@ class File:
         if planned is None:
             written = self.exports.rewrite(NAME, self.known, TEMP, leaving, [])
             with self.store.transaction():
-                self.segments.begin_again(NAME)
-                self.segments.append(NAME, written.segments)
+                self.records.forget_segments(NAME)
+                self.records.add_segments(NAME, written.segments)
             self.known = written.committed(len(self.lines))
             assert self.exports.install(NAME, TEMP, self.known) is not None
             self.rewritten += 1
             return False
         written = self.exports.planned(NAME, self.known, planned, None)
         with self.store.transaction():
-            self.segments.overwrite(NAME, planned.segments, planned.spans, planned.size, written.segment_bytes)
+            self.records.record_overwrites(NAME, planned.segments, planned.spans, planned.size, written.segment_bytes)
         self.known = written.committed(len(self.lines))
         self.finish()
         return True
 
     def finish(self) -> None:
         """Do what is due."""
-        spans = self.segments.due()[NAME]
-        segments = self.segments.some(NAME, overwrite.touched(spans, self.known))
+        spans = self.records.overwrites_due()[NAME]
+        segments = self.records.segments(NAME, overwrite.touched(spans, self.known))
         digests = {each.number: each.sha256 for each in segments}
         assert self.exports.overwrite(NAME, self.known, spans, digests, None) is None, "no facts were promised"
-        self.segments.done(NAME)
+        self.records.overwritten(NAME)
         self.start()
 
     def check(self) -> None:
@@ -277,7 +277,7 @@ class TestCutOff:
         planned = file.exports.plan(NAME, file.known, Counter(map(digest_of, self.GONE)), grows=False)
         assert planned is not None
         written = file.exports.planned(NAME, file.known, planned, None)
-        file.segments.overwrite(NAME, planned.segments, planned.spans, planned.size, written.segment_bytes)
+        file.records.record_overwrites(NAME, planned.segments, planned.spans, planned.size, written.segment_bytes)
         file.known = written.committed(len(file.lines))
         assert file.path.read_bytes() == b"".join(self.ROWS), "a plan changes nothing"
         file.start()
@@ -288,14 +288,14 @@ class TestCutOff:
         due.finish()
         due.check()
         before = due.path.read_bytes()
-        due.segments.overwrite(NAME, (), [Span(due.known.size, 100)], due.known.size, 256)
+        due.records.record_overwrites(NAME, (), [Span(due.known.size, 100)], due.known.size, 256)
         due.finish()
         assert due.path.read_bytes() == before
 
     @pytest.mark.parametrize("torn", range(0, 80, 9))
     def test_torn(self, due: File, torn: int) -> None:
         """What was overwritten half is overwritten whole; a row of a disk's block may be old or new."""
-        spans = due.segments.due()[NAME]
+        spans = due.records.overwrites_due()[NAME]
         content = bytearray(due.path.read_bytes())
         for span in spans[:-1]:
             content[span.start + torn % span.length : span.end] = b" " * (span.length - torn % span.length)
