@@ -32,8 +32,7 @@ def inspect(common: Common, port: int) -> None:
     """
     settings = load_settings(common)
     if common.root is None:
-        store = Store.open_readonly(settings.state)
-        with store.one_reading():
+        with Store.reading(settings.state) as store:
             settings = replace(settings, root=Path(store.recall("root") or settings.root))
     else:
         with reading(settings.state, settings.root):

@@ -175,8 +175,7 @@ class Form:
 
     def refuse_unwritable(self, root: Path) -> None:
         """Raise if a writer of ``root`` must not use it: it is foreign, another root's, or of a later version."""
-        self._refuse_newer()
-        self._refuse_foreign()
+        self._refuse_others()
         if self.migrations():
             self.refuse_other_root(root)
 
@@ -191,8 +190,7 @@ class Form:
 
     def refuse_unreadable(self) -> None:
         """Raise if a reader cannot use it: it is foreign, of a later version, or a writer must finish it first."""
-        self._refuse_newer()
-        self._refuse_foreign()
+        self._refuse_others()
         if self.is_current:
             return
         hint = "run 'distilld run --once'"
@@ -204,13 +202,11 @@ class Form:
             problem, hint = "is of an older version", f"restart the daemon if one runs, else {hint}"
         raise OperatorError(f"the state store {self._path} {problem}", hint=hint)
 
-    def _refuse_foreign(self) -> None:
-        if not self.migrations() and self._tables() - {MIGRATIONS_TABLE}:
+    def _refuse_others(self) -> None:
+        migrations = self.migrations()
+        if not migrations and self._tables() - {MIGRATIONS_TABLE}:
             raise NotAStoreError(f"{self._path} is a database of something else")
-
-    def _refuse_newer(self) -> None:
-        newer = sorted(self.migrations() - _OURS)
-        if newer:
+        if newer := sorted(migrations - _OURS):
             version = self._recall("distilld_version")
             raise StoreTooNewError(
                 f"the state store {self._path} was written by distilld {version} (it has {newer[-1]}); "
@@ -228,7 +224,6 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
-        self._source: ReadOnly | None = None
         self.was_older = False
         """Whether it was migrated from an older version when it was opened."""
 
@@ -260,46 +255,32 @@ class Store:
         return store
 
     @classmethod
-    def open_readonly(cls, path: Path) -> Store:
-        """Open a store for reading, also while a writer runs; it must exist and be of this version.
+    @contextmanager
+    def reading(cls, path: Path) -> Iterator[Store]:
+        """Read one committed state of a store, also while a writer runs; it must exist and be of this version.
 
         Raises:
             OperatorError: There is none, it cannot be read, or a writer must finish or migrate it first.
             StoreTooNewError: A newer distilld wrote it.
             NotAStoreError: It is another program's database, or not a regular file.
+            StoreFaultError: A writer changed it while it was read without a lock, or the system refused.
         """
         refuse_missing(path)
         refuse_what_is_no_file(path)
-        with store_faults(path, "read"):
-            with _system_faults(path, "read"):
-                source = open_read_only(path)
-            try:
-                store = cls(path, source.connection)
-                store._source = source
-                Form(store).refuse_unreadable()
-            except BaseException:
-                source.close()
-                raise
-        return store
-
-    @contextmanager
-    def one_reading(self) -> Iterator[None]:
-        """Read one committed state within the context; the store is closed at its end.
-
-        Raises:
-            StoreFaultError: A writer changed the store while it was read without a lock, or the system refused.
-        """
-        source = self._source
-        if source is None:
-            raise ProgramError("a store that is open for writing is no reading")
+        with store_faults(path, "read"), _system_faults(path, "read"):
+            source = open_read_only(path)
+        store = cls(path, source.connection)
         try:
-            with self.faults(), self.snapshot():
-                yield
+            with store_faults(path, "read"):
+                source.connection.execute("BEGIN")
+                Form(store).refuse_unreadable()
+            with store.faults():
+                yield store
         except (sqlite3.Error, DistilldError) as error:
-            self._refuse_torn(source, error)
+            store._refuse_torn(source, error)
             raise
         else:
-            self._refuse_torn(source, None)
+            store._refuse_torn(source, None)
         finally:
             source.close()
 
@@ -382,15 +363,6 @@ class Store:
         if found != "ok":
             raise StoreCorruptError(f"the state store {self.path} is corrupt: {' '.join(found.split())}") from error
 
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Let all reads in the block see one committed state."""
-        self.connection.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self.connection.execute("ROLLBACK")
-
     def recall(self, name: str) -> str | None:
         """Return a fact about the lake as a whole, or None."""
         found = self.connection.execute("SELECT value FROM lake WHERE name = ?", (name,)).fetchone()
@@ -423,9 +395,6 @@ class Store:
 
     def close(self) -> None:
         """Close the store but leave -wal and -shm: a reader without write permission needs them."""
-        if self._source is not None:
-            self._source.close()
-            return
         self.connection.close()
         # This read creates both files for readers; the store itself is closed and complete.
         with (

@@ -99,8 +99,7 @@ def reading(path: Path, root: Path) -> Iterator[Store]:
         StoreTooNewError: A newer distilld wrote it.
         StoreOfOtherRootError: It belongs to another root.
     """
-    store = Store.open_readonly(path)
-    with store.one_reading():
+    with Store.reading(path) as store:
         Form(store).refuse_other_root(root)
         yield store
 

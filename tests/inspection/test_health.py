@@ -49,6 +49,7 @@ from distilld.service.run_once import bring_up_to_date, writer
 from distilld.service.schedule import LONGEST_RETRY_SECONDS
 from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecord, Intent
+from distilld.store.read_only import ReadOnly, open_read_only
 from distilld.tables import counted
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 from tests.support.query_plans import whole_scans
@@ -103,17 +104,16 @@ def test_healthy_while_a_daemon_runs(settings: Settings, running: Engine) -> Non
 def test_it_looks_at_no_table_of_rows_as_a_whole(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The story: two counts read every scored row, so that a monitor's question took a second on a large lake."""
     asked: list[str] = []
-    opened = Store.open_readonly
 
-    def traced(path: Path) -> Store:
-        store = opened(path)
-        store.connection.set_trace_callback(asked.append)
-        return store
+    def traced(path: Path) -> ReadOnly:
+        source = open_read_only(path)
+        source.connection.set_trace_callback(asked.append)
+        return source
 
     with capture_logs(), writer(settings) as engine:
         (settings.root / "data/evidence" / partition_of(0)).unlink()
         bring_up_to_date(engine)
-    monkeypatch.setattr(Store, "open_readonly", traced)
+    monkeypatch.setattr("distilld.store.connection.open_read_only", traced)
     names(settings)
     assert any("FROM retained_rows" in statement for statement in asked)
     with closing(sqlite3.connect(settings.state)) as store:

@@ -86,7 +86,7 @@ class TestOpening:
                 "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('distilld', 'm999_later', '')"
             )
         before = path.read_bytes()
-        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.open_readonly(path)]
+        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.reading(path).__enter__()]
         for opening in opens:
             with pytest.raises(StoreTooNewError) as raised:
                 opening()
@@ -171,7 +171,7 @@ class TestOpening:
         path.parent.mkdir()
         make(path)
         before = path.lstat()
-        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.open_readonly(path)]
+        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.reading(path).__enter__()]
         for opening in opens:
             with pytest.raises(NotAStoreError, match="is no regular file"):
                 opening()
@@ -181,7 +181,7 @@ class TestOpening:
         """The story: SQLite takes one byte for an empty database, and wrote a store over it."""
         path.parent.mkdir()
         path.write_bytes(b"\n")
-        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.open_readonly(path)]
+        opens: list[Callable[[], Store]] = [lambda: Store.open(path, tmp_path), lambda: Store.reading(path).__enter__()]
         for opening in opens:
             with pytest.raises(StoreCorruptError):
                 opening()
@@ -190,7 +190,7 @@ class TestOpening:
     def test_reading_needs_a_store(self, path: Path) -> None:
         """A reader makes none."""
         with pytest.raises(OperatorError, match="there is no state store"):
-            Store.open_readonly(path)
+            Store.reading(path).__enter__()
         assert not path.parent.exists()
 
     def test_reading_says_why_a_store_cannot_be_read_yet(self, path: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ class TestOpening:
 
         def told(hint: str = "run 'distilld run --once'") -> str:
             with pytest.raises(OperatorError) as raised:
-                Store.open_readonly(path)
+                Store.reading(path).__enter__()
             assert raised.value.hint == hint
             return str(raised.value)
 
@@ -227,16 +227,12 @@ class TestOpening:
         with closing(sqlite3.connect(path)) as other:
             other.execute("CREATE TABLE invoices (number INTEGER)")
         with pytest.raises(NotAStoreError, match="is a database of something else"):
-            Store.open_readonly(path)
+            Store.reading(path).__enter__()
 
     def test_a_reader_cannot_write(self, path: Path, tmp_path: Path) -> None:
         """Not even by mistake."""
         Store.open(path, tmp_path).close()
-        with (
-            closing(Store.open_readonly(path)) as store,
-            pytest.raises(StoreFaultError, match="readonly"),
-            store.transaction(),
-        ):
+        with pytest.raises(StoreFaultError, match="readonly"), Store.reading(path) as store:
             store.remember("root", "elsewhere")
 
     def test_a_failed_opening_leaves_no_descriptor_open(self, path: Path, tmp_path: Path) -> None:
@@ -304,14 +300,15 @@ class TestTransactions:
         ):
             store.connection.execute("SELECT * FROM no_such")
 
-    def test_a_snapshot_sees_one_state(self, path: Path, tmp_path: Path) -> None:
+    def test_a_reading_sees_one_state(self, path: Path, tmp_path: Path) -> None:
         """What is committed meanwhile is not in it."""
-        with closing(Store.open(path, tmp_path)) as writer, closing(Store.open_readonly(path)) as reader:
-            with reader.snapshot():
+        with closing(Store.open(path, tmp_path)) as writer:
+            with Store.reading(path) as reader:
                 assert reader.recall("later") is None
                 writer.remember("later", "yes")
                 assert reader.recall("later") is None
-            assert reader.recall("later") == "yes"
+            with Store.reading(path) as reader:
+                assert reader.recall("later") == "yes"
 
     def test_a_page_that_was_damaged_is_noticed_where_it_is_read(self, lake: Lake) -> None:
         """A store that opens well and is broken inside raises StoreCorruptError, not a bug's traceback."""
