@@ -28,7 +28,6 @@ from distilld.store.connection import Store
 from distilld.store.counts import Counts
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.moved import forget_unnamed_evidence
-from distilld.store.retained import has_exceptions
 
 READ_WHOLE_BYTES: Final = 64 << 20
 """Bytes of a file whose facts are held in memory; one that is larger, or of short rows, is read block by block."""
@@ -207,7 +206,7 @@ class Indexer:
 
     def _take_new(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
         """Index new files; where they are large in all, leave evidence unread that only its own rows need."""
-        if sum(file.stat.size for file in files) < LEAVE_FROM or has_exceptions(self._store):
+        if sum(file.stat.size for file in files) < LEAVE_FROM or Counts(self._store).has_exceptions():
             self._take_read(files, places)
             return
         scored = {file.path for file in files if file.kind is InputKind.SCORED}

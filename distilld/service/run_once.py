@@ -253,7 +253,7 @@ def bring_up_to_date(
         log.info("up_to_date")
     _note(engine.store, lambda vitals: vitals.after_pass(_now(), last.unreadable))
     return RunReport(
-        rows_read=views.rows_read(),
+        rows_read=engine.ledger.counter("scored_rows"),
         datasets=_datasets(engine, views, batches, withdrawal),
         pairing=views.pairing(),
         options=engine.options,

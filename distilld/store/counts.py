@@ -40,6 +40,14 @@ class Counts(Statements):
             return False
         return not self._holds("EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM pairs)")
 
+    def has_exceptions(self) -> bool:
+        """Return whether anything is absent, retained or departing."""
+        return self._holds(
+            "EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM departures)"
+            " OR EXISTS (SELECT 1 FROM files WHERE state = 'absent')"
+            " OR EXISTS (SELECT 1 FROM pairs WHERE retained IS NOT NULL)"
+        )
+
     def add_total(self, dataset: str, state: str, outcome: int, rows: int) -> None:
         """Add rows to a dataset's total in a state; a negative number subtracts."""
         self._run(

@@ -112,10 +112,6 @@ class Views(Statements):
 
     # inputs
 
-    def rows_read(self) -> int:
-        """Return the number of non-empty lines in present scored partitions."""
-        return self._number("SELECT value FROM counters WHERE name = 'scored_rows'")
-
     def trees(self) -> list[TreeSummary]:
         """Return the summaries of both input trees, the scored one first."""
         rows = self._run(
@@ -267,17 +263,6 @@ def by_reason(counts: Iterable[QuarantineCount], dataset: Dataset) -> dict[Reaso
     return {count.reason: count.rows for count in counts if count.dataset is dataset}
 
 
-class KeptVerdict(NamedTuple):
-    """A verdict of an absent partition."""
-
-    at: RowRef
-    run_id: str
-    category: Category
-    digest: bytes
-    malformed: bool
-    is_rest: bool = False
-
-
 class KeptLine(NamedTuple):
     """A line of a retained row.
 
@@ -311,8 +296,8 @@ class KeptPair(NamedTuple):
 class Exceptions(Statements):
     """Reads the lines of retained rows (SPEC 3) for the deep verify."""
 
-    def verdicts(self) -> Iterator[KeptVerdict]:
-        """Yield the verdicts of absent partitions."""
+    def verdicts(self) -> Iterator[tuple[RowRef, str, Category, bytes, bool, bool]]:
+        """Yield the verdicts of absent partitions: place, run, category, digest, whether in a malformed line, in a rest."""
         for path, line, run_id, category, digest, malformed in self._run(
             "SELECT p.path, f.line, f.run_id, f.category, f.digest, 0 FROM retained_rows f CROSS JOIN partitions p"
             " USING (partition_id) WHERE f.kind = 'absent' AND f.run_id IS NOT NULL AND f.category IS NOT NULL"
@@ -323,9 +308,7 @@ class Exceptions(Statements):
             " CROSS JOIN files f ON f.rest_digest = m.digest AND f.rest_category IS NOT NULL AND f.state = 'absent'"
             " CROSS JOIN partitions p USING (partition_id)"
         ):
-            yield KeptVerdict(
-                RowRef(path, line), run_id, VERDICTS[category], digest, malformed > 0, is_rest=malformed == 2
-            )
+            yield RowRef(path, line), run_id, VERDICTS[category], digest, malformed > 0, malformed == 2
 
     def rows(self) -> Iterator[KeptLine]:
         """Yield the lines of rows that are in no present partition."""

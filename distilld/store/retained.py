@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
 from distilld.core.model import ROW_DATASETS, Dataset
-from distilld.store.connection import Store
 from distilld.store.counts import Counts
-from distilld.store.statements import Statements
 
 if TYPE_CHECKING:
     # Readers of the store do not need it.
@@ -56,23 +54,8 @@ def without_evidence(dataset: Dataset) -> str:
     )
 
 
-def has_exceptions(store: Store) -> bool:
-    """Return whether anything is absent, retained or departing."""
-    return bool(
-        store.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM retained_rows) OR EXISTS (SELECT 1 FROM departures)"
-            " OR EXISTS (SELECT 1 FROM files WHERE state = 'absent')"
-            " OR EXISTS (SELECT 1 FROM pairs WHERE retained IS NOT NULL)"
-        ).fetchone()[0]
-    )
-
-
-class Retained(Statements):
+class Retained(Counts):
     """Reads retained rows, and makes pairs live when inputs return."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self._counts = Counts(store)
 
     def counts(self, partition_glob: str | None = None, only: Only | None = None) -> list[RetainedCount]:
         """Count the exported rows and pairs that ``prune`` would withdraw, by dataset and kind."""
@@ -123,5 +106,5 @@ class Retained(Statements):
             "pair_id IN (SELECT p.pair_id FROM rejudge_tasks t CROSS JOIN pairs p INDEXED BY pairs_by_task"
             f" USING (task_id) WHERE p.retained = 'absent') AND NOT {_ABSENT_FILE}"
         )
-        if self._counts.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where):
+        if self.shift_rows(Dataset.PREFERENCE, "pairs", "retained", "live", where):
             self._run(f"UPDATE pairs SET retained = NULL WHERE {where}")

@@ -141,12 +141,11 @@ class RewrittenFile(Statements):
 
     def _insert_new(self, record: FileRecord, low: int) -> None:
         found = evidence_found(self._store, record.partition_id, "incoming.run_id")
-        self._run(
+        added = self._run(
             f"INSERT INTO scored_rows (walk, {ROW_FACTS}, evidence_found)"
             f" SELECT line + ?1, {ROW_FACTS}, {found} FROM incoming WHERE old_walk IS NULL",
             (low,),
-        )
-        added = self._number("SELECT count(*) FROM incoming WHERE old_walk IS NULL")
+        ).rowcount
         self._departures.count_rows(added, added)
 
     def _queue_unjudged(self, record: FileRecord) -> None:

@@ -63,9 +63,7 @@ class RunEvidence(NamedTuple):
 class RunPair(NamedTuple):
     """A pair that a run is in; ``state`` is 'live' or how it is retained."""
 
-    id: str
     task_id: str
-    slot: int
     state: str
     chosen_run_id: str
     rejected_run_id: str
@@ -209,17 +207,17 @@ class Stories(Statements):
     def pairs(self, run_id: str) -> list[RunPair]:
         """Return the pairs that a run is in, on either side."""
         rows = self._run(
-            f"SELECT r.sample_key, r.task_id, r.slot, coalesce(r.retained, '{LIVE}'), r.chosen_run_id, r.rejected_run_id,"
+            f"SELECT r.sample_key, r.task_id, coalesce(r.retained, '{LIVE}'), r.chosen_run_id, r.rejected_run_id,"
             " r.outcome, r.line, b.batch_id, b.recorded_at FROM pairs r LEFT JOIN batches b ON b.batch = r.batch"
             " WHERE r.pair_id IN (SELECT pair_id FROM pairs WHERE chosen_run_id = ?1"
             " UNION SELECT pair_id FROM pairs WHERE rejected_run_id = ?1) ORDER BY r.task_id, r.slot, r.pair_id",
             (run_id,),
         )
         found = []
-        for key, task_id, slot, state, chosen, rejected, *outcome in rows:
+        for key, task_id, state, chosen, rejected, *outcome in rows:
             recorded = self._recorded(Dataset.PREFERENCE, key, *outcome)
             assert recorded is not None  # noqa: S101  a pair always has an outcome
-            found.append(RunPair(id_of(Dataset.PREFERENCE, key), task_id, slot, state, chosen, rejected, recorded))
+            found.append(RunPair(task_id, state, chosen, rejected, recorded))
         return found
 
     def withdrawals(self, run_id: str) -> list[RunWithdrawal]:

@@ -10,8 +10,8 @@ from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.queues import EVIDENCE_PRUNED, Queues
 from distilld.store.statements import Statements
+from distilld.store.tasks import Tasks
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
-from distilld.store.work import Work
 
 _DEPARTED: Final = "(SELECT DISTINCT run_id FROM departures) r"
 _ABSENT: Final = "(SELECT DISTINCT f.run_id FROM rejudge_retained q CROSS JOIN retained_rows f USING (retained_id)) r"
@@ -90,14 +90,14 @@ class Tripwire(Statements):
     def _pairs_gone(self, options: Options) -> list[tuple[int]]:
         """Return pairs with a vanished side and no absent side; a pair with an absent side is retained anyway."""
         gone = f"{_PAIR_GONE} AND NOT ({overruled('p')})" if options.revoke else _PAIR_GONE
-        work, accepted = Work(self._store), CATEGORY_CODES[Category.ACCEPTED]
+        tasks, accepted = Tasks(self._store), CATEGORY_CODES[Category.ACCEPTED]
         return [
             (pair_id,)
             for pair_id, task_id, chosen_in, chosen, rejected_in, rejected, category, near in self._run(gone)
             if not near
             or not (
-                work.side_is_absent(chosen_in, chosen, task_id, accepted)
-                or work.side_is_absent(rejected_in, rejected, task_id, category)
+                tasks.side_is_absent(chosen_in, chosen, task_id, accepted)
+                or tasks.side_is_absent(rejected_in, rejected, task_id, category)
             )
         ]
 
