@@ -26,7 +26,6 @@ from distilld.core.model import (
     OperatorError,
     Options,
     ProgramError,
-    Reason,
     Trigger,
     WriterBusy,
 )
@@ -45,7 +44,7 @@ from distilld.service.lock import WriterLock, tell_trouble, writer_lock
 from distilld.service.schedule import LEAST_PAUSE_SECONDS
 from distilld.store.connection import Store, StoreCorruptError, StoreOutdatedError
 from distilld.store.open_writer import opened_store
-from distilld.store.queries import Pairing, Views, Withdrawn, by_reason
+from distilld.store.queries import Pairing, Views, Withdrawn
 from distilld.store.receipts import Receipts
 
 log = structlog.get_logger()
@@ -181,7 +180,7 @@ class DatasetReport:
     rows: int
     retained: int
     quarantined: int
-    by_reason: Mapping[Reason, int]
+    by_reason: Mapping[str, int]
     added: int
     replaced: int
     withdrawn: int
@@ -368,8 +367,7 @@ def _datasets(
     engine: Engine, views: Views, batches: list[CommittedBatch], withdrawal: int
 ) -> dict[Dataset, DatasetReport]:
     """Return the reports of the datasets; ``withdrawal`` is the last one before these batches."""
-    totals, quarantine = engine.ledger.totals(), views.quarantine()
-    causes = views.causes_since(withdrawal)
+    totals, causes = engine.ledger.totals(), views.causes_since(withdrawal)
     datasets = {}
     for dataset in Dataset:
         left = {cause: rows for (of, cause, replaced), rows in causes.items() if of is dataset and not replaced}
@@ -381,7 +379,7 @@ def _datasets(
             rows=totals.exported(dataset),
             retained=totals.retained(dataset),
             quarantined=totals.quarantined(dataset),
-            by_reason=by_reason(quarantine, dataset),
+            by_reason=totals.by_reason(dataset),
             added=appended - replaced,
             replaced=replaced,
             withdrawn=sum(left.values()),

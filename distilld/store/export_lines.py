@@ -8,17 +8,11 @@ from itertools import zip_longest
 
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset
-from distilld.store.connection import Store
 from distilld.store.departures import Departures
-from distilld.store.statements import Statements
 
 
-class ExportLines(Statements):
+class ExportLines(Departures):
     """Finds the lines of exports by their digests."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self._departures = Departures(store)
 
     def expect(self, name: str) -> None:
         """Collect in ``temp.expected`` the digests of the lines that an export must hold."""
@@ -67,12 +61,10 @@ class ExportLines(Statements):
         """Move retained rows and pairs with these lost lines to ``departures``; ``lines`` is SQL for the digests."""
         dataset, sign = _lines_in(name)
         if dataset == Dataset.PREFERENCE:
-            self._departures.move_pairs(
-                f"retained IS NOT NULL AND outcome {sign} {EXPORTED} AND line IN {lines}", "'lost'"
-            )
+            self.move_pairs(f"retained IS NOT NULL AND outcome {sign} {EXPORTED} AND line IN {lines}", "'lost'")
             return
         where = f"{dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
-        self._departures.move_rows(Dataset(dataset), where, "'lost'")
+        self.move_rows(Dataset(dataset), where, "'lost'")
 
     def is_in_order(self, name: str, lines: Iterable[tuple[int, int, object]]) -> bool:
         """Return whether ``lines`` (see :meth:`order_lines`) are exactly those with a place, in walk order."""

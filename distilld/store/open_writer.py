@@ -27,15 +27,18 @@ log = structlog.get_logger()
 COPIES_KEPT: Final = 5
 
 
-def open_store(path: Path, root: Path, *, kept: bool = False) -> Store:
-    """Open the store; set a corrupt one aside in the same folder, and create a new one.
+@contextmanager
+def opened_store(path: Path, root: Path, *, kept: bool = False) -> Iterator[Store]:
+    """Yield the open store, and close it at the end; set a corrupt one aside in the same folder.
 
-    A file without SQLite's header counts as a store only if it is ``kept``: a lock names it as one.
+    If that shows when it is opened, a new one takes its place; a file without SQLite's header counts as a store only if
+    it is ``kept``: a lock names it as one.
 
     Raises:
         NotAStoreError: It is not a store; it is left unchanged.
         StoreTooNewError: A newer distilld wrote it; it is left unchanged.
         StoreOfOtherRootError: It belongs to another root.
+        StoreCorruptError: It proved to be corrupt meanwhile: the work can be done again.
         OperatorError: The system refused.
     """
     try:
@@ -47,22 +50,10 @@ def open_store(path: Path, root: Path, *, kept: bool = False) -> Store:
                 hint="correct --state; if it was this lake's store, move it away and start again",
             ) from error
         _set_aside(path, error)
-        return Store.open(path, root)
-    if store.was_older:
-        log.info("store_migrated", path=str(path), version=__version__)
-    return store
-
-
-@contextmanager
-def opened_store(path: Path, root: Path, *, kept: bool = False) -> Iterator[Store]:
-    """Yield the open store, and close it at the end; if it proves to be corrupt meanwhile, set it aside.
-
-    Raises:
-        NotAStoreError: It is not a store; it is left unchanged.
-        StoreCorruptError: It proved to be corrupt and is set aside: the work can be done again.
-        OperatorError: The system refused.
-    """
-    store = open_store(path, root, kept=kept)
+        store = Store.open(path, root)
+    else:
+        if store.was_older:
+            log.info("store_migrated", path=str(path), version=__version__)
     try:
         with store.faults():
             yield store

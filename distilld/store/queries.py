@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -256,11 +256,6 @@ class Views(Statements):
             (withdrawal, -1 if limit is None else limit),
         )
         return [Withdrawn._make((Dataset(of), *ids, Cause(cause), bool(again))) for of, *ids, cause, again in rows]
-
-
-def by_reason(counts: Iterable[QuarantineCount], dataset: Dataset) -> dict[Reason, int]:
-    """Return one dataset's counts."""
-    return {count.reason: count.rows for count in counts if count.dataset is dataset}
 
 
 class KeptLine(NamedTuple):

@@ -22,7 +22,7 @@ from distilld.publish.receipt_files import ReceiptWriteError
 from distilld.store import connection as stores
 from distilld.store import migrations
 from distilld.store.connection import Store
-from distilld.store.open_writer import open_store
+from distilld.store.open_writer import opened_store
 from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, HistoryLake, given, history_lake, run
 
@@ -189,11 +189,13 @@ def test_store_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     path = tmp_path / "distilld.db"
     with capture_logs() as lines:
-        open_store(path, tmp_path).close()
+        with opened_store(path, tmp_path):
+            pass
         assert lines == []
         monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m999_later))
         monkeypatch.setattr(stores, "_OURS", {each.__name__ for each in migrations.MIGRATIONS})
-        open_store(path, tmp_path).close()
+        with opened_store(path, tmp_path):
+            pass
         Store.open(path, tmp_path).close()
     assert [(line["event"], line["path"]) for line in lines] == [("store_migrated", str(path))]
 

@@ -48,7 +48,7 @@ from distilld.publish.restore import AnotherWriterError, Restorer
 from distilld.publish.set_aside import COPIES_KEPT
 from distilld.service.run_once import recover
 from distilld.store.connection import NotAStoreError, StoreCorruptError, StoreTooNewError
-from distilld.store.open_writer import open_store, opened_store
+from distilld.store.open_writer import opened_store
 from distilld.store.retained import Only
 from tests.support.builders import jsonl
 from tests.support.history_lake import MINUTE_NS, A, B, C, HistoryLake, given, history_lake, rag_id, run
@@ -1718,9 +1718,8 @@ def test_corrupt_store_is_set_aside_at_the_start(full: HistoryLake) -> None:
     full.stop()
     full.state.chmod(0o664)
     full.state.write_bytes(b"no database at all" * 1000)
-    with capture_logs() as logs:
-        store = open_store(full.state, full.root, kept=True)
-    store.close()
+    with capture_logs() as logs, opened_store(full.state, full.root, kept=True):
+        pass
     assert [each["log_level"] for each in logs if each["event"] == "store_set_aside"] == ["error"]
     (copy,) = full.state.parent.glob("distilld.db.corrupt-*Z")
     assert copy.read_bytes() == b"no database at all" * 1000
@@ -1807,7 +1806,8 @@ def test_store_with_a_broken_schema_is_known_by_its_first_bytes(full: HistoryLak
     with full.state.open("r+b") as file:
         file.seek(100)
         file.write(b"\xff" * 3000)
-    open_store(full.state, full.root).close()
+    with opened_store(full.state, full.root):
+        pass
     assert len(list(full.state.parent.glob("distilld.db.corrupt-*Z"))) == 1
 
 
@@ -1816,8 +1816,8 @@ def test_file_of_something_else_is_not_set_aside(full: HistoryLake, content: byt
     """The story: ``--state`` named a partition, or the configuration; it was renamed, and a store took its place."""
     other = full.root / "other"
     other.write_bytes(content)
-    with pytest.raises(NotAStoreError, match="is no state store"):
-        open_store(other, full.root)
+    with pytest.raises(NotAStoreError, match="is no state store"), opened_store(other, full.root):
+        pass
     assert other.read_bytes() == content
     assert [each.name for each in full.root.glob("other*")] == ["other"]
 
@@ -1827,7 +1827,8 @@ def test_few_corrupt_stores_are_kept(full: HistoryLake) -> None:
     full.stop()
     for number in range(8):
         full.state.write_bytes(b"broken %d" % number * 200)
-        open_store(full.state, full.root, kept=True).close()
+        with opened_store(full.state, full.root, kept=True):
+            pass
     kept = sorted(full.state.parent.glob("distilld.db.corrupt-*Z"))
     assert [each.read_bytes()[:8] for each in kept] == [b"broken %d" % number for number in range(3, 8)]
 
@@ -1839,6 +1840,6 @@ def test_newer_store_is_refused_and_left_alone(full: HistoryLake) -> None:
         store.execute(
             "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('distilld', 'm999_later', '')"
         )
-    with pytest.raises(StoreTooNewError, match="m999_later"):
-        open_store(full.state, full.root)
+    with pytest.raises(StoreTooNewError, match="m999_later"), opened_store(full.state, full.root):
+        pass
     assert list(full.state.parent.glob("distilld.db.corrupt-*")) == []
