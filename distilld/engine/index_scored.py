@@ -13,7 +13,6 @@ from distilld.engine.indexed import FileChange
 from distilld.engine.read_file import FileRead, scored_facts, unreviewed_lines
 from distilld.lake.lines import Line, Rest
 from distilld.store.inputs import FileRecord
-from distilld.store.rewritten_file import RewrittenFile
 from distilld.store.scored_rows import ScoredRows
 from distilld.store.verdicts import Verdicts
 
@@ -27,7 +26,6 @@ class ScoredFiles:
     def __init__(self, context: IndexContext) -> None:
         self._context = context
         self._rows = ScoredRows(context.store, context.inputs)
-        self._rewritten = RewrittenFile(context.store)
         self._verdicts = Verdicts(context.store)
 
     def add_read(self, record: FileRecord, read: FileRead) -> None:
@@ -50,8 +48,8 @@ class ScoredFiles:
                 self._append(reading, record, rows)
             else:
                 if reading.first_line == 0:
-                    self._rewritten.stage()
-                self._rewritten.add(rows)
+                    self._rows.stage()
+                self._rows.add_staged(rows)
         if reading.unsettled:
             context.found.unsettled.append(record.key)
         elif reading.appended:
@@ -87,7 +85,7 @@ class ScoredFiles:
         if not record.present:
             self._rows.make_live(record, self._context.options)
         self._verdicts.set_rest(record, None, self._context.options)
-        self._rewritten.drop(record, self._context.options)
+        self._rows.drop(record, self._context.options)
 
     def _facts(self, reading: FileReading, record: FileRecord, block: list[Line]) -> list[RowFacts]:
         runs: list[tuple[str, bytes]] = []
@@ -132,9 +130,9 @@ class ScoredFiles:
             context.inputs.write_file(record)
         reading.note_in(record)
         if reading.lines:
-            self._rewritten.replace(record, context.options)
+            self._rows.replace(record, context.options)
         else:
-            self._rewritten.drop(record, context.options)
+            self._rows.drop(record, context.options)
         context.inputs.write_file(record, judged=True)
         self.take_rest(record, reading.rest)
         same = (record.indexed_bytes, record.indexed_sha256) == (known.indexed_bytes, known.indexed_sha256)

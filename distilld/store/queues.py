@@ -127,24 +127,24 @@ class Queues(Counts):
                 f" WHERE {where} AND m.{dataset} = {EXPORTED} AND b.walk > m.walk AND {held})"
             )
 
-    def add_copied(self, source: str) -> None:
-        """Queue retained rows ``f`` whose lines ``n`` are in a present partition: they and their pairs count only there."""
-        if not self._holds("EXISTS (SELECT 1 FROM retained_rows)"):
-            return
-        # Orphans, and rows that only an old quarantine tells of, have no digest, and are no copies of each other.
-        copied = "n.digest <> x'' AND f.kind <> 'orphan'"
-        self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {source} WHERE {copied}")
-        for side in ("chosen", "rejected"):
-            self._run(
-                # Without the index's name, SQLite compares each row with all retained pairs.
-                f"INSERT OR IGNORE INTO rejudge_tasks SELECT p.task_id, 0 FROM {source} CROSS JOIN pairs p"
-                f" INDEXED BY pairs_by_{side}_run ON p.{side}_run_id = f.run_id"
-                f" WHERE {copied} AND p.retained = 'absent'"
-            )
+    def add_retained(self, lines: str) -> None:
+        """Queue what new present lines, given as SQL, concern among retained rows and pairs.
 
-    def doubt_orphans(self, source: str) -> None:
-        """Mark orphans as undecided if new rows name their runs: the inputs cover these runs now (SPEC 3.11)."""
-        named = f"(SELECT run_id FROM {source})"
+        A retained row whose line is one of them counts only there, like its pairs. An orphan is undecided again if one
+        names its run: the inputs cover that run now (SPEC 3.11).
+        """
+        if self._holds("EXISTS (SELECT 1 FROM retained_rows)"):
+            # Orphans, and rows that only an old quarantine tells of, have no digest, and are no copies of each other.
+            copied = f"({lines}) n CROSS JOIN retained_rows f ON f.digest = n.digest{{}} WHERE n.digest <> x'' AND f.kind <> 'orphan'"
+            self._run(f"INSERT OR IGNORE INTO rejudge_retained SELECT f.retained_id FROM {copied.format('')}")
+            for side in ("chosen", "rejected"):
+                # Without the index's name, SQLite compares each row with all retained pairs.
+                pairs = f" CROSS JOIN pairs p INDEXED BY pairs_by_{side}_run ON p.{side}_run_id = f.run_id"
+                self._run(
+                    f"INSERT OR IGNORE INTO rejudge_tasks SELECT p.task_id, 0 FROM {copied.format(pairs)}"
+                    " AND p.retained = 'absent'"
+                )
+        named = f"(SELECT run_id FROM ({lines}))"
         if self._holds("EXISTS (SELECT 1 FROM retained_rows WHERE kind = 'orphan' AND accepted = 1)"):
             self._run(
                 "UPDATE retained_rows INDEXED BY retained_rows_by_run SET accepted = 0"

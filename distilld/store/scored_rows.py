@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from distilld.core.model import Options
+from distilld.core.line_facts import DUPLICATE, EXPORTED, RowFacts
+from distilld.core.model import ROW_DATASETS, Options
 from distilld.store.connection import Store
+from distilld.store.departures import Departures
 from distilld.store.evidence_rows import evidence_found
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.queues import CAN_HAVE_PAIRS, Queues
@@ -23,6 +25,7 @@ class ScoredRows(Statements):
     def __init__(self, store: Store, inputs: Inputs) -> None:
         super().__init__(store)
         self._inputs = inputs
+        self._departures = Departures(store)
         self._queues = Queues(store)
         self._verdicts = Verdicts(store)
 
@@ -69,10 +72,142 @@ class ScoredRows(Statements):
             high,
         )
         self._verdicts.queue_added(runs, options, (low, high))
-        self._queues.add_copied(
-            f"scored_rows n CROSS JOIN retained_rows f ON f.digest = n.digest AND n.walk >= {low} AND n.walk < {high}"
+        self._queues.add_retained(f"SELECT run_id, digest FROM scored_rows WHERE walk >= {low} AND walk < {high}")
+
+    # rewritten files
+
+    def stage(self) -> None:
+        """Begin to stage a rewritten scored file."""
+        self._stage(
+            "incoming",
+            "(line INTEGER PRIMARY KEY, start_byte INTEGER, length_bytes INTEGER, digest BLOB, run_id TEXT, task_id TEXT,"
+            " category INTEGER, malformed INTEGER, sample_key INTEGER, old_walk INTEGER)",
         )
-        self._queues.doubt_orphans(f"scored_rows WHERE walk >= {low} AND walk < {high}")
+
+    def add_staged(self, rows: list[RowFacts]) -> None:
+        """Stage some lines of the rewritten file."""
+        self._many(f"INSERT INTO incoming (line, {ROW_FACTS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def replace(self, record: FileRecord, options: Options) -> None:
+        """Replace the known rows of the file with the staged lines.
+
+        A line whose bytes were in the file before keeps its outcomes. If it moved, it is judged again only for what
+        its place decides: a quarantine row's location, and which row holds an id.
+        """
+        low = record.walk_base
+        self._match(record)
+        runs = self._column(
+            "SELECT i.run_id FROM incoming i LEFT JOIN scored_rows s ON s.walk = i.old_walk WHERE i.run_id IS NOT NULL"
+            " AND (i.old_walk IS NULL OR i.old_walk <> i.line + ?1 OR s.category IS NOT i.category)"
+            f" UNION {named_in_malformed('incoming')} UNION {runs_of('departing', '1')}",
+            low,
+        )
+        with self._verdicts.changing(runs, options):
+            self._depart()
+            self._move(low)
+            self._insert_new(record, low)
+            self._run("UPDATE scored_rows SET start_byte = i.start_byte FROM incoming i WHERE walk = i.line + ?1"
+                      " AND i.old_walk = i.line + ?1 AND scored_rows.start_byte <> i.start_byte", (low,))  # fmt: skip
+            self._run("UPDATE scored_rows SET category = i.category FROM incoming i WHERE walk = i.line + ?1"
+                      " AND scored_rows.category IS NOT i.category", (low,))  # fmt: skip
+            self._queues.add_retained("SELECT run_id, digest FROM incoming")
+        self._queue_unjudged(record)
+        self._unstage("incoming", "departing")
+
+    def drop(self, record: FileRecord, options: Options) -> None:
+        """Drop the rows of a scored file that is gone for good, as if it had become empty."""
+        self.stage()
+        self.replace(record, options)
+
+    def _match(self, record: FileRecord) -> None:
+        """Match staged lines with known rows of the same bytes, in place or else in order; unmatched rows depart."""
+        low, high = record.walks
+        # With another line limit, the same bytes can be too long or no longer too long: then they do not match.
+        self._stage(
+            "paired",
+            "AS SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
+            " ON s.walk = i.line + ?1 AND s.digest = i.digest AND s.malformed IS i.malformed",
+            low,
+        )
+        self._run(
+            "INSERT INTO paired WITH"
+            " o AS (SELECT walk, digest, malformed, row_number() OVER (PARTITION BY digest ORDER BY walk) AS nth"
+            "       FROM scored_rows WHERE walk >= ?1 AND walk < ?2 AND walk NOT IN (SELECT walk FROM paired)),"
+            " n AS (SELECT line, digest, malformed, row_number() OVER (PARTITION BY digest ORDER BY line) AS nth"
+            "       FROM incoming WHERE line NOT IN (SELECT line FROM paired))"
+            " SELECT n.line, o.walk FROM n JOIN o ON n.digest = o.digest AND n.nth = o.nth"
+            " AND n.malformed IS o.malformed",
+            (low, high),
+        )
+        self._run("UPDATE incoming SET old_walk = paired.walk FROM paired WHERE paired.line = incoming.line")
+        self._stage(
+            "departing",
+            "AS SELECT *, ?3 AS partition_id, walk - ?1 AS line FROM scored_rows WHERE walk >= ?1 AND walk < ?2"
+            " AND walk NOT IN (SELECT walk FROM paired)",
+            low,
+            high,
+            record.partition_id,
+        )
+        self._unstage("paired")
+
+    def _depart(self) -> None:
+        """Delete rows that the file no longer holds; add their lines in the exports to ``departures``."""
+        same_run = "run_id = (SELECT i.run_id FROM incoming i WHERE i.line = departing.line)"
+        for dataset in ROW_DATASETS:
+            cause = f"CASE WHEN {same_run} THEN 'rescored' ELSE 'row_removed' END"
+            self._departures.add_rows(dataset, "departing", "live", "1", cause)
+        self._queues.add_tasks("departing", CAN_HAVE_PAIRS.format("departing"))
+        self._queues.drop_rows("walk IN (SELECT walk FROM departing)")
+
+    def _move(self, low: int) -> None:
+        """Move rows whose lines have another place in the file, with their outcomes."""
+        self._stage(
+            "moving",
+            f"AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
+            f" s.{', s.'.join(ROW_FACTS.split(', '))}, {ROW_OUTCOMES}, s.evidence_found"
+            " FROM incoming i CROSS JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
+            low,
+        )
+        self._stage(
+            "waiting",
+            "AS SELECT m.walk, q.forced, q.evidence_changed FROM moving m JOIN rejudge_rows q ON q.walk = m.old_walk",
+        )
+        self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT old_walk FROM moving)")
+        self._run("DELETE FROM scored_rows WHERE walk IN (SELECT old_walk FROM moving)")
+        facts = ROW_FACTS.replace("start_byte", "new_start")
+        self._run(
+            f"INSERT INTO scored_rows (walk, {ROW_FACTS}, {ROW_OUTCOMES}, evidence_found)"
+            f" SELECT walk, {facts}, {ROW_OUTCOMES}, evidence_found FROM moving"
+        )
+        self._run("INSERT INTO rejudge_rows SELECT walk, forced, evidence_changed FROM waiting")
+        self._unstage("waiting")
+        self._queues.add_rows(f"moving WHERE rag IS NOT {EXPORTED} OR sft IS NOT {EXPORTED}")
+        for dataset in ROW_DATASETS:
+            self._queues.add_rows(
+                "(SELECT d.walk FROM moving m CROSS JOIN scored_rows d ON d.sample_key = m.sample_key"
+                f" AND d.{dataset} = {DUPLICATE} WHERE m.{dataset} = {EXPORTED} AND d.walk < m.walk)"
+            )
+        self._queues.add_rows_behind("moving", "1")
+        self._queues.add_tasks("moving", "task_id IS NOT NULL AND evidence_found = 1")
+        self._unstage("moving")
+
+    def _insert_new(self, record: FileRecord, low: int) -> None:
+        found = evidence_found(self._store, record.partition_id, "incoming.run_id")
+        added = self._run(
+            f"INSERT INTO scored_rows (walk, {ROW_FACTS}, evidence_found)"
+            f" SELECT line + ?1, {ROW_FACTS}, {found} FROM incoming WHERE old_walk IS NULL",
+            (low,),
+        ).rowcount
+        self._departures.count_rows(added, added)
+
+    def _queue_unjudged(self, record: FileRecord) -> None:
+        """Queue rows that were never judged, and their tasks: new rows, and rows that a pass did not reach.
+
+        ``judged_lines`` does not mark them any more (:meth:`Inputs.write_file`), so only the queue has them.
+        """
+        never = f"{record.holds('walk')} AND rag IS NULL"
+        self._queues.add_rows(f"scored_rows WHERE {never}")
+        self._queues.add_tasks("scored_rows", f"{never} AND task_id IS NOT NULL AND evidence_found = 1")
 
     # absent files
 
