@@ -85,8 +85,7 @@ class EvidenceFiles:
 
     def drop(self, record: FileRecord) -> None:
         """Drop the facts of a file that is gone for good."""
-        self._rows.stage()
-        self._rows.apply(record, whole_file=True)
+        self._rows.drop(record)
 
 
 def _evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:

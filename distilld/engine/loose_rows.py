@@ -49,8 +49,8 @@ class LooseRows:
             copies = []
             if row.kind == "absent":
                 if of_run[0] != row.run_id:
-                    of_run = row.run_id, self._work.rows_of_run(row.run_id) if row.run_id is not None else {}
-                copies = self._work.copies(row.digest, row.run_id, of_run[1])
+                    of_run = row.run_id, self._work.rows_of_run(row.run_id)
+                copies = self._work.copies(row.digest, of_run[1])
             waits = any(not judged and walk not in self._batch.done for walk, judged in copies)
             self._out.retained_seen.append(row.retained_id)
             for dataset, code, line, batch in (

@@ -87,7 +87,7 @@ class PairJobs:
         return TaskJob(
             orders,
             {partition_id: self._work.place(walk).path for partition_id, walk in places.items()},
-            self._work.over_limit([(row[_WALK], row[_RUN_ID]) for row in rows], self._options),
+            self._work.exports.over([(row[_WALK], row[_RUN_ID]) for row in rows], self._options),
             self._out.sequence,
             self._out.recorded_at,
             sum([row[_LENGTH] + row[_EVIDENCE_LENGTH] for row in rows]),

@@ -141,7 +141,7 @@ class SpanQueue:
         """Add a partition that is new as a whole: its rows are plain, except for the contested ones."""
         low, high = place.base, place.base + unread.scored.lines
         contested = self._work.contested_among(low, high, everything=self._lines_missing or bool(self._vacated))
-        over = self._work.over_limit(contested, self._options)
+        over = self._work.exports.over(contested, self._options)
         verdicts = {walk - low: self._verdicts_of(run_id, walk in over) for walk, run_id in contested}
         self._take(
             Span(place.path, place.base, (), NewPartition(unread.scored, verdicts)),
@@ -170,7 +170,7 @@ class SpanQueue:
             self._stamps |= dict.fromkeys(new, "") | self._work.stamps(new)
         self.pruned.update(row.sample_key for row in rows if row.evidence_changed == EVIDENCE_PRUNED)
         odd = self._lines_missing or bool(self._vacated)
-        over = self._work.over_limit([(row.walk, row.run_id) for row in rows if row.contested], self._options)
+        over = self._work.exports.over([(row.walk, row.run_id) for row in rows if row.contested], self._options)
         orders = tuple(
             [
                 _plain(row) if row.rag is None and not odd and row.is_plain else self._order(row, row.walk in over)
@@ -246,7 +246,7 @@ def _plain(row: WorkRow) -> RowOrder:
 def order_of(work: Work, options: Options, row: WorkRow) -> RowOrder:
     """Return the order for a row that joins a batch: judged with its id free and taken, whatever is recorded."""
     in_force = (None, None) if row.run_id is None else work.verdict_of(row.run_id, options)
-    verdicts = Verdicts(*in_force, row.walk in work.over_limit([(row.walk, row.run_id)], options))
+    verdicts = Verdicts(*in_force, row.walk in work.exports.over([(row.walk, row.run_id)], options))
     return RowOrder(row.walk, row.start, row.length, row.digest, row.malformed, _evidence_of(row), None, verdicts)
 
 

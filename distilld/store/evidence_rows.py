@@ -99,6 +99,11 @@ class EvidenceRows(Statements):
         self._queue_changed(record.walks)
         self._unstage(self._staged, "changed")
 
+    def drop(self, record: FileRecord) -> None:
+        """Drop the evidence of a file that is gone for good, as if it had become empty."""
+        self.stage()
+        self.apply(record, whole_file=True)
+
     def lose(self, record: FileRecord) -> None:
         """Mark an absent file's evidence as not found; its rows stay unless a present row waits for their id.
 

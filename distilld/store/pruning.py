@@ -103,9 +103,13 @@ class Pruning(Statements):
             if record.present or key in spared or record.partition_id not in matching:
                 continue
             if record.kind.value == "evidence":
-                self._evidence.stage()
-                self._evidence.apply(record, whole_file=True)
-                self._give_up(f"{record.holds('walk')} AND evidence_found = 0")
+                self._evidence.drop(record)
+                # Rows that leave without this evidence count as pruned.
+                self._run(
+                    f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows s WHERE {HAS_OUTCOME}"
+                    f" AND {record.holds('walk')} AND evidence_found = 0"
+                    f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}"
+                )
             self._inputs.forget_file(record)
             forgotten += 1
         self._inputs.forget_files()
@@ -116,11 +120,4 @@ class Pruning(Statements):
         return self._number(
             "SELECT coalesce(sum((s.rag = 0) + (s.sft = 0)), 0) FROM rejudge_rows q CROSS JOIN scored_rows s USING (walk)"
             f" WHERE q.evidence_changed = {EVIDENCE_PRUNED} AND s.evidence_found = 0"
-        )
-
-    def _give_up(self, where: str) -> None:
-        """Queue rows to be judged without their evidence; those that leave count as pruned."""
-        self._run(
-            f"INSERT INTO rejudge_rows SELECT walk, 0, {EVIDENCE_PRUNED} FROM scored_rows s WHERE {HAS_OUTCOME} AND {where}"
-            f" ON CONFLICT (walk) DO UPDATE SET evidence_changed = {EVIDENCE_PRUNED}"
         )

@@ -46,7 +46,7 @@ class RunExports(Statements):
         return {run_id: self._first(run_id, most, without) for run_id in self._large(runs, most)}
 
     def over(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
-        """Return the places of the rows, given as (place, run), that are over the limit."""
+        """Return the places of the rows, given as (place, run), that are over the limit, ``max_exports_per_run``."""
         places: dict[str, list[int]] = {}
         for walk, run_id in rows:
             if run_id is not None:

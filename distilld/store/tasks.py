@@ -69,20 +69,15 @@ class Tasks(Statements):
         spans = "SELECT p.walk_base + f.judged_lines, p.walk_base + f.indexed_lines"
         return self._run(f"{spans} FROM {unjudged_in(within)}{which} ORDER BY 1", within).fetchall()
 
-    def copies(
-        self, digest: bytes, run_id: str | None, of_run: dict[bytes, list[tuple[int, bool]]] | None = None
-    ) -> list[tuple[int, bool]]:
-        """Return the places of the present scored rows with this digest, and whether their outcomes are known.
+    def copies(self, digest: bytes, of_run: dict[bytes, list[tuple[int, bool]]]) -> list[tuple[int, bool]]:
+        """Return the places of the present rows with this digest and run (:meth:`rows_of_run`), or without any run.
 
-        A row that is too long now names no run, and is always quarantined. ``of_run``: :meth:`rows_of_run`, if known.
+        A row that is too long now names no run, and is always quarantined.
         """
-        if of_run is None:
-            of_run = {} if run_id is None else self.rows_of_run(run_id)
-        named = of_run.get(digest, [])
         nameless = self._run("SELECT walk, 1 FROM scored_rows WHERE run_id IS NULL AND digest = ?", (digest,))
-        return [*named, *nameless]
+        return [*of_run.get(digest, []), *nameless]
 
-    def rows_of_run(self, run_id: str) -> dict[bytes, list[tuple[int, bool]]]:
+    def rows_of_run(self, run_id: str | None) -> dict[bytes, list[tuple[int, bool]]]:
         """Return the places of the present rows that name a run, by digest, and whether their outcomes are known."""
         found: dict[bytes, list[tuple[int, bool]]] = {}
         judged = "rag IS NOT NULL AND sft IS NOT NULL"
@@ -99,7 +94,6 @@ class Tasks(Statements):
         A temporary table keeps the first places of the other queued tasks until :meth:`forget_task_places`.
         """
         run = self._run
-        self._make_task_places()
         run(
             f"INSERT INTO temp.task_places SELECT task_id, {_FIRST_WALK} FROM rejudge_tasks t"
             f" WHERE {'1' if limit else 'forced = 1'}"
@@ -121,15 +115,12 @@ class Tasks(Statements):
         self._many("DELETE FROM temp.task_places WHERE task_id = ?", [(task_id,) for _, task_id in first])
         return sorted({*first, *self._passed_over(first)})
 
-    def _make_task_places(self) -> None:
+    def forget_task_places(self) -> None:
+        """Drop the known first places of tasks, since rows may be judged, or come and go; call it before :meth:`tasks`."""
         self._run(
             "CREATE TEMP TABLE IF NOT EXISTS task_places (task_id TEXT PRIMARY KEY, walk INTEGER NOT NULL) WITHOUT ROWID"
         )
         self._run("CREATE INDEX IF NOT EXISTS temp.tasks_by_place ON task_places (walk, task_id)")
-
-    def forget_task_places(self) -> None:
-        """Drop the known first places of tasks: rows may be judged, or come and go."""
-        self._make_task_places()
         self._run("DELETE FROM temp.task_places")
 
     def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
@@ -228,7 +219,8 @@ class Tasks(Statements):
                 " WHERE run_id = ? AND partition_id = ? AND task_id = ? AND category = ?",
                 *side,
             )
-            return any(not self.copies(digest, run_id) for digest in absent)
+            of_run = self.rows_of_run(run_id)
+            return any(not self.copies(digest, of_run) for digest in absent)
         if states.get("evidence") != "absent":
             return False
         return self._holds(

@@ -154,7 +154,7 @@ class Work(LooseLines, Tasks):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._verdicts = Verdicts(store)
-        self._exports = RunExports(store)
+        self.exports = RunExports(store)
         self._places: dict[int, Place] = {}
         self._has_loose = True
         self._noted = False
@@ -252,7 +252,7 @@ class Work(LooseLines, Tasks):
         Collect the contested rows in a table if that is faster than a check of each waiting row.
         """
         self._said = {}
-        self._exports.remember()
+        self.exports.remember()
         self.forget_task_places()
         # Retained rows and departures are looked through too, and can be far more than the present rows.
         known = self._number(
@@ -273,7 +273,7 @@ class Work(LooseLines, Tasks):
     def end_judging(self) -> None:
         """Drop these caches: the facts of the inputs may change."""
         self._noted, self._said = False, None
-        self._exports.forget()
+        self.exports.forget()
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
         """Note whether exports have lines without a present row; return the places of quarantined departures.
@@ -298,10 +298,6 @@ class Work(LooseLines, Tasks):
             return self.verdicts(run_id, options)[:2]
         category = VERDICTS[found] if found is not None else None
         return category, category
-
-    def over_limit(self, rows: Iterable[tuple[int, str | None]], options: Options) -> set[int]:
-        """Return the places of the rows, given as (place, run), that are over ``max_exports_per_run``."""
-        return self._exports.over(rows, options)
 
     def row(self, walk: int) -> WorkRow:
         """Return one row by its place."""
