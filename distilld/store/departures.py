@@ -47,16 +47,10 @@ class Departures(Counts):
         self._many("INSERT OR IGNORE INTO rejudge_retained VALUES (?)", kept)
         return len(kept)
 
-    def empty_rows(self, dataset: Dataset, table: str, where: str) -> int:
-        """Clear the outcomes of rows in a dataset; return how many rows."""
+    def empty_rows(self, dataset: Dataset, table: str, where: str) -> None:
+        """Clear the outcomes of rows in a dataset."""
         nothing = f"{dataset} = NULL, {dataset}_line = NULL, {dataset}_batch = NULL"
-        return self._run(f"UPDATE {table} SET {nothing} WHERE {where}").rowcount
-
-    def empty_present_rows(self, dataset: Dataset, where: str) -> None:
-        """Do the same for present rows: one without an outcome in RAG counts as never judged."""
-        rows = self.empty_rows(dataset, "scored_rows", where)
-        if dataset is Dataset.RAG:
-            self.count_rows(0, rows)
+        self._run(f"UPDATE {table} SET {nothing} WHERE {where}")
 
     def move_pairs(self, where: str, cause: str) -> int:
         """Add the lines of retained pairs, and delete the pairs; return how many of them are exported."""

@@ -83,7 +83,10 @@ class Tripwire(Statements):
         self._stage("moved", f"AS SELECT s.walk {_evidence_gone(dataset, options)}")
         where = "walk IN (SELECT walk FROM moved)"
         rows = self._departures.keep_rows(dataset, "row_places", where)
-        self._departures.empty_present_rows(dataset, where)
+        self._departures.empty_rows(dataset, "scored_rows", where)
+        if dataset is Dataset.RAG:
+            # A row without an outcome in RAG counts as never judged.
+            self._departures.count_rows(0, rows)
         self._departures.shift(dataset.value, "live", "retained", EXPORTED, rows)
         self._unstage("moved")
 

@@ -185,8 +185,7 @@ class Verdicts(Statements):
 
     def add_malformed_runs(self, runs: list[tuple[str, bytes]]) -> None:
         """Record the runs that malformed lines name, by line digest; call it before the lines are added or applied."""
-        if runs:
-            self._many("INSERT OR IGNORE INTO malformed_runs VALUES (?, ?)", runs)
+        self._many("INSERT OR IGNORE INTO malformed_runs VALUES (?, ?)", runs)
 
     def runs_of_rest(self, record: FileRecord) -> list[str]:
         """Return the runs that a scored file's unterminated rest forbids."""
