@@ -135,7 +135,7 @@ class TakeOver:
             if name == dataset:
                 self._orphans.take_rows(dataset)
             else:
-                self._orphans.take_withdrawals(dataset)
+                self._orphans.take_withdrawals()
 
         self._orphans.stage()
         return self._committer.replace({name: good_lines()}, settle)[name], bad

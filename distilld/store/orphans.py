@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import orjson
-
+from distilld.core.decisions import PublishedWithdrawal
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, REASON_CODES
 from distilld.core.model import ROW_DATASETS, Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.store.connection import Store
@@ -14,9 +13,7 @@ from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.statements import Statements
 from distilld.store.verdicts import forbidding_codes, overruled
 from distilld.store.walk_order import place_partitions
-
-if TYPE_CHECKING:
-    from distilld.core.decisions import PublishedWithdrawal
+from distilld.store.withdrawals import WITHDRAWAL, columns_of
 
 
 class Orphan(NamedTuple):
@@ -57,11 +54,7 @@ class Orphans(Statements):
             "(sample_key INTEGER PRIMARY KEY, line BLOB, run_id TEXT, other_run_id TEXT, task_id TEXT, created_at TEXT,"
             " recorded_at TEXT)",
         )
-        self._stage(
-            "history",
-            "(nth INTEGER PRIMARY KEY, id TEXT, source_run_id TEXT, chosen_run_id TEXT, rejected_run_id TEXT, cause TEXT,"
-            " replaced INTEGER, verdict TEXT, shipped_batch TEXT, withdrawn_batch TEXT, withdrawn_at TEXT)",
-        )
+        self._stage("history", f"AS SELECT {WITHDRAWAL} FROM withdrawals LIMIT 0")
 
     def add_row(self, orphan: Orphan) -> bool:
         """Stage a row of an export; return False if its id was staged before."""
@@ -69,12 +62,7 @@ class Orphans(Statements):
 
     def add_withdrawal(self, withdrawal: PublishedWithdrawal) -> None:
         """Stage a line of an older log of withdrawals."""
-        verdict = orjson.dumps(withdrawal.verdict).decode() if withdrawal.verdict is not None else None
-        self._run(
-            "INSERT INTO history (id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict,"
-            " shipped_batch, withdrawn_batch, withdrawn_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*withdrawal[1:7], verdict, *withdrawal[8:]),
-        )
+        self._run("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns_of(withdrawal))
 
     def take_rows(self, dataset: Dataset) -> None:
         """Store the staged rows as orphans of this dataset."""
@@ -96,13 +84,11 @@ class Orphans(Statements):
         self._departures.add_total(dataset.value, "retained", EXPORTED, rows)
         self._unstage("arrivals")
 
-    def take_withdrawals(self, dataset: Dataset) -> None:
+    def take_withdrawals(self) -> None:
         """Store the staged lines as withdrawals from before this store, numbered up to 0 so that they are not news."""
         self._run(
-            "INSERT INTO withdrawals SELECT (SELECT min(coalesce(min(withdrawal_id), 1), 1) FROM withdrawals) - n.down, ?1,"
-            " id, source_run_id, chosen_run_id, rejected_run_id, cause, replaced, verdict, shipped_batch, withdrawn_batch,"
-            " withdrawn_at FROM (SELECT *, row_number() OVER (ORDER BY nth DESC) AS down FROM history) AS n",
-            (dataset.value,),
+            f"INSERT INTO withdrawals (withdrawal_id, {WITHDRAWAL}) SELECT (SELECT min(coalesce(min(withdrawal_id), 1), 1)"
+            f" FROM withdrawals) - row_number() OVER (ORDER BY rowid DESC), {WITHDRAWAL} FROM history"
         )
         self._unstage("history")
 

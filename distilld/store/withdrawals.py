@@ -11,7 +11,8 @@ from distilld.core.decisions import PublishedWithdrawal
 from distilld.core.model import Dataset
 from distilld.store.statements import Statements
 
-_COLUMNS: Final = ", ".join(PublishedWithdrawal._fields)
+WITHDRAWAL: Final = ", ".join(PublishedWithdrawal._fields)
+"""The columns of ``withdrawals`` but its number."""
 
 
 class Withdrawals(Statements):
@@ -20,7 +21,7 @@ class Withdrawals(Statements):
     def of(self, dataset: Dataset) -> Generator[PublishedWithdrawal, None, None]:
         """Yield all withdrawals from a dataset, in the order in which they were published."""
         rows = self._run(
-            f"SELECT {_COLUMNS} FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id", (dataset.value,)
+            f"SELECT {WITHDRAWAL} FROM withdrawals WHERE dataset = ? ORDER BY withdrawal_id", (dataset.value,)
         )
         yield from map(_published, rows)
 
@@ -32,7 +33,7 @@ class Withdrawals(Statements):
         """Return earlier withdrawals that these repeat, by number: they differ only in batches and places."""
         said = {_what_it_says(each) for each in published}
         rows = self._run(
-            f"SELECT {_COLUMNS}, withdrawal_id FROM withdrawals INDEXED BY withdrawals_by_id"
+            f"SELECT {WITHDRAWAL}, withdrawal_id FROM withdrawals INDEXED BY withdrawals_by_id"
             " WHERE id IN (SELECT value FROM json_each(?))",
             (orjson.dumps(sorted({what[0] for what in said})).decode(),),
         )
@@ -42,14 +43,16 @@ class Withdrawals(Statements):
     def add(self, published: Iterable[PublishedWithdrawal], repeated: Iterable[int]) -> None:
         """Store published withdrawals, and delete those that they repeat."""
         self._many(
-            f"INSERT INTO withdrawals ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (*each[:7], orjson.dumps(each.verdict).decode() if each.verdict else None, *each[8:])
-                for each in published
-            ],
+            f"INSERT INTO withdrawals ({WITHDRAWAL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            map(columns_of, published),
         )
         # Delete them last, so that no number is given twice: readers ask what came after a number.
         self._many("DELETE FROM withdrawals WHERE withdrawal_id = ?", [(number,) for number in repeated])
+
+
+def columns_of(each: PublishedWithdrawal) -> tuple[Any, ...]:
+    """Return a withdrawal as the store has it."""
+    return (*each[:7], orjson.dumps(each.verdict).decode() if each.verdict is not None else None, *each[8:])
 
 
 def _what_it_says(each: PublishedWithdrawal) -> tuple[Any, ...]:
