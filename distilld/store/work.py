@@ -319,11 +319,6 @@ class Work(LooseLines, Tasks):
             found = self._places[base] = Place(row[0], row[1], base)
         return found
 
-    def at(self, walk: int) -> RowRef:
-        """Return the path and line of a row."""
-        place = self.place(walk)
-        return RowRef(place.path, walk - place.base)
-
     def forget_places(self) -> None:
         """Drop the cached places of partitions, which may have changed."""
         self._places.clear()
