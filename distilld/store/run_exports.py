@@ -28,17 +28,13 @@ class RunExports(Statements):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._known: dict[str, set[Export] | None] | None = None
-        """The exports within the limit of the runs that were asked for: None if the run is not large."""
+        self._known: dict[str, set[Export] | None] = {}
+        """The exports within the limit of the runs that :meth:`over` asked for: None if the run is not large."""
         self._size = 0
 
-    def remember(self) -> None:
-        """Remember what is asked, since the facts of the inputs do not change until :meth:`forget`."""
-        self._known, self._size = {}, 0
-
     def forget(self) -> None:
-        """Forget what was asked: the facts of the inputs may change."""
-        self._known = None
+        """Forget what :meth:`over` asked for: the facts of the inputs may change, or have changed."""
+        self._known, self._size = {}, 0
 
     def within(self, runs: Iterable[str], options: Options, without: tuple[int, int] = NOWHERE) -> Within:
         """Return the exports within the limit, as if there were no rows in span ``without``."""
@@ -59,10 +55,8 @@ class RunExports(Statements):
         }
 
     def _within(self, runs: Collection[str], options: Options) -> Within:
-        if self._known is None:
-            return self.within(runs, options)
         if self._size > REMEMBERED:
-            self.remember()
+            self.forget()
         new = [run_id for run_id in runs if run_id not in self._known]
         found = self.within(new, options)
         self._known |= {run_id: found.get(run_id) for run_id in new}

@@ -158,7 +158,7 @@ class Work(LooseLines, Tasks):
         self._places: dict[int, Place] = {}
         self._has_loose = True
         self._noted = False
-        self._said: dict[str, InForce] | None = None
+        self._said: dict[str, InForce] = {}
         """The current verdicts of runs, cached while the facts of the inputs do not change."""
 
     def waiting(self) -> Waiting:
@@ -251,8 +251,7 @@ class Work(LooseLines, Tasks):
 
         Collect the contested rows in a table if that is faster than a check of each waiting row.
         """
-        self._said = {}
-        self.exports.remember()
+        self.end_judging()
         self.forget_task_places()
         # Retained rows and departures are looked through too, and can be far more than the present rows.
         known = self._number(
@@ -272,7 +271,8 @@ class Work(LooseLines, Tasks):
 
     def end_judging(self) -> None:
         """Drop these caches: the facts of the inputs may change."""
-        self._noted, self._said = False, None
+        self._noted = False
+        self._said.clear()
         self.exports.forget()
 
     def look_for_loose_lines(self) -> set[tuple[int | None, int | None]]:
@@ -338,8 +338,6 @@ class Work(LooseLines, Tasks):
 
     def verdicts(self, run_id: str, options: Options) -> InForce:
         """Return the current verdicts for RAG and SFT, and among present verdicts only."""
-        if self._said is None:
-            return self._verdicts.in_force(run_id, options)
         found = self._said.get(run_id)
         if found is None:
             if len(self._said) >= RUNS_REMEMBERED:
