@@ -6,9 +6,10 @@ from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from distilld.core.line_facts import EXPORTED, LINE_BITS, LINES_END
+from distilld.core.line_facts import EXPORTED, LINES_END
 from distilld.core.model import ROW_DATASETS, Dataset
 from distilld.store.counts import Counts
+from distilld.store.schema import ON_PARTITION
 
 if TYPE_CHECKING:
     # Readers of the store do not need it.
@@ -66,8 +67,7 @@ class Retained(Counts):
                 f"SELECT kind FROM retained_rows f WHERE {dataset} = {EXPORTED} AND {only_kind(only)}"
                 f" AND {matches.format(which='p.partition_id = f.partition_id')}"
             )
-            place = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
-            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=place)}"
+            kept = f"SELECT kind FROM ({without_evidence(dataset)}) s WHERE {matches.format(which=ON_PARTITION)}"
             source = retained if only else f"{retained} UNION ALL {kept}"
             counts += self._count(dataset, source, partition_glob)
         pairs = (

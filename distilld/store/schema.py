@@ -23,6 +23,8 @@ BEHIND_ID: Final = {
 
 HALF_JUDGED: Final = "(rag IS NULL) <> (sft IS NULL)"
 """SQL for whether a scored row has an outcome in only one dataset: it lost the other one, and waits."""
+ON_PARTITION: Final = f"p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+"""SQL for whether row ``s`` is in partition ``p``."""
 HOLDS_RAG: Final = f"CASE rag WHEN {EXPORTED} THEN 0 END"
 """0 for the row that exports its id in RAG, else NULL; after the key in ``scored_rows_by_key``, once for each key."""
 
@@ -271,7 +273,7 @@ _SAMPLE_ID = "'{dataset}-' || printf('%016x', {alias}.sample_key)"
 VIEWS: Final = f"""
 CREATE VIEW row_places AS
     SELECT s.*, p.partition_id, p.path AS partition, s.walk - p.walk_base AS line
-    FROM scored_rows s CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS};
+    FROM scored_rows s CROSS JOIN partitions p ON {ON_PARTITION};
 
 CREATE VIEW run_history AS
     SELECT r.run_id, r.partition, r.line, c.category, 'present' AS state,

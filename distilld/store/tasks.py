@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, Final, NamedTuple
 
-from distilld.core.line_facts import ALL_WALKS, CATEGORY_CODES, DUPLICATE, EXPORTED, LINE_BITS, VERDICTS, Walks
+from distilld.core.line_facts import ALL_WALKS, CATEGORY_CODES, DUPLICATE, EXPORTED, VERDICTS, Walks
 from distilld.core.model import Category
 from distilld.store.queues import CAN_PAIR, ORDER_MATTERS
+from distilld.store.schema import ON_PARTITION
 from distilld.store.statements import Statements, array
 from distilld.store.verdicts import last_verdict
 
 EVIDENCE_OF_ROWS: Final = (
-    f" CROSS JOIN partitions p ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS}"
+    f" CROSS JOIN partitions p ON {ON_PARTITION}"
     " LEFT JOIN evidence_rows e ON e.partition_id = p.partition_id AND e.run_id = s.run_id"
 )
 """SQL that joins rows ``s`` with their partitions ``p`` and their evidence ``e``."""

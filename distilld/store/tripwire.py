@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, LINE_BITS, ignored
+from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, ignored
 from distilld.core.model import Category, Dataset, Options
 from distilld.store.connection import Store
 from distilld.store.departures import Departures
 from distilld.store.queues import EVIDENCE_PRUNED, Queues
+from distilld.store.schema import ON_PARTITION
 from distilld.store.statements import Statements
 from distilld.store.tasks import Tasks
 from distilld.store.verdicts import forbidding_codes, last_verdict, overruled
@@ -145,6 +146,6 @@ def _evidence_gone(dataset: Dataset, options: Options) -> str:
         f" AND q.evidence_changed <> {EVIDENCE_PRUNED}"
         " AND NOT EXISTS (SELECT 1 FROM partitions p CROSS JOIN files f USING (partition_id)"
         " CROSS JOIN evidence_rows e ON e.partition_id = f.partition_id AND e.run_id = s.run_id"
-        f" WHERE p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} AND f.kind = 'evidence' AND f.state = 'absent')"
+        f" WHERE {ON_PARTITION} AND f.kind = 'evidence' AND f.state = 'absent')"
         f" AND {_not_forbidden('s.run_id', dataset, options)}"
     )

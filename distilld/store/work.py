@@ -11,7 +11,7 @@ from distilld.store.connection import Store
 from distilld.store.loose_lines import ABSENT_RESTS, LooseLines
 from distilld.store.queues import HAS_OUTCOME, first_waiter, rows_behind
 from distilld.store.run_exports import RunExports
-from distilld.store.schema import HOLDS_RAG
+from distilld.store.schema import HOLDS_RAG, ON_PARTITION
 from distilld.store.statements import array
 from distilld.store.tasks import EVIDENCE_OF_ROWS, UNJUDGED, Tasks
 from distilld.store.verdicts import InForce, Verdicts, absent_verdicts, codes_of, last_verdict
@@ -353,7 +353,7 @@ class Work(LooseLines, Tasks):
             f" WHERE run_id = ?1 AND category IN ({codes}) ORDER BY walk DESC LIMIT 1)"
             " UNION ALL SELECT max(v.walk) FROM malformed_runs m CROSS JOIN scored_rows v ON v.digest = m.digest"
             f" AND v.run_id IS NULL WHERE m.run_id = ?1 AND v.category IN ({codes})) s CROSS JOIN partitions p"
-            f" ON p.walk_base = (s.walk >> {LINE_BITS}) << {LINE_BITS} ORDER BY s.walk DESC LIMIT 1"
+            f" ON {ON_PARTITION} ORDER BY s.walk DESC LIMIT 1"
         )
         absent = (
             f"SELECT p.path, f.line FROM ({absent_verdicts('?1', codes)}) f CROSS JOIN partitions p USING (partition_id)"
