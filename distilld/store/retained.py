@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,13 +27,9 @@ class Only(StrEnum):
 
 def only_kind(only: Only | None, column: str = "kind") -> str:
     """Return SQL for whether a retained row or pair is of this kind; ``column`` has why it is retained."""
-    match only:
-        case None:
-            return "1"
-        case Only.ORPHAN:
-            return f"{column} = 'orphan'"
-        case Only.VANISHED:
-            return f"{column} = 'vanished' AND accepted = 0"
+    if only is None:
+        return "1"
+    return f"{column} = '{only}'{' AND accepted = 0' if only is Only.VANISHED else ''}"
 
 
 class RetainedCount(NamedTuple):
@@ -82,10 +77,7 @@ class Retained(Counts):
 
     def kept_by_tripwire(self) -> dict[str, int]:
         """Return how many rows the tripwire keeps undecided, by dataset; datasets without any are left out."""
-        found: Counter[str] = Counter()
-        for dataset, _, rows in self.counts(only=Only.VANISHED):
-            found[dataset.value] += rows
-        return found
+        return {dataset.value: rows for dataset, _, rows in self.counts(only=Only.VANISHED)}
 
     def by_dataset(self, totals: Totals) -> dict[str, int]:
         """Return how many rows of each dataset are retained, including those whose evidence is gone; counts few rows."""
