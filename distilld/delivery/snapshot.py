@@ -30,8 +30,8 @@ from distilld.files.durable import FOLDER_MODE, sync_folder
 from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of
 from distilld.publish.reading import whole_lines
-from distilld.store.delivery_queries import RowTasks
 from distilld.store.queries import Views
+from distilld.store.row_tasks import RowTasks
 
 MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1

@@ -14,7 +14,7 @@ from distilld.core.model import DATASET_PATHS, Dataset
 from distilld.delivery.check import check
 from distilld.delivery.rows import id_of_line
 from distilld.delivery.snapshot import Wanted, make
-from distilld.store import delivery_queries
+from distilld.store import row_tasks
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run, sft_id
 
 ODD_TEXTS: Final = {
@@ -102,7 +102,7 @@ def test_task_is_found_wherever_its_row_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_ahead: int
 ) -> None:
     """Rows stand in the file in the order of their batches, in the store in that of their partitions."""
-    monkeypatch.setattr(delivery_queries, "_MOST_AHEAD", most_ahead)
+    monkeypatch.setattr(row_tasks, "_MOST_AHEAD", most_ahead)
     with history_lake(tmp_path) as lake:
         for partition, names in ((C, "abcdef"), (A, "ghijkl"), (B, "mnopqr")):
             sides = ("accepted", "rejected")
