@@ -23,10 +23,7 @@ class EvidenceRows(Statements):
 
     def add(self, record: FileRecord, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert evidence that no scored row waits for; the last row of a run counts."""
-        self._many(
-            f"INSERT OR REPLACE INTO evidence_rows VALUES ({record.partition_id}, ?, ?, ?, ?, ?)",
-            rows,
-        )
+        self._many(f"INSERT OR REPLACE INTO evidence_rows VALUES ({record.partition_id}, ?, ?, ?, ?, ?)", rows)
 
     def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
         """Return the known facts of a file's evidence, by run: EvidenceFacts."""
@@ -49,10 +46,7 @@ class EvidenceRows(Statements):
                 record.walks,
             )
         self._inputs.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
-        self._run(
-            f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 FROM scored_rows s WHERE {CAN_PAIR}",
-            record.walks,
-        )
+        self._queues.add_tasks("scored_rows s", CAN_PAIR, *record.walks)
 
     def stage(self) -> None:
         """Begin to stage evidence that may affect known scored rows."""
@@ -115,20 +109,17 @@ class EvidenceRows(Statements):
         self._queues.wake_waiters("scored_rows", f"{record.holds('g.walk')} AND g.evidence_found = 0")
 
     def _queue_changed(self, span: tuple[int, int]) -> None:
-        in_partition = "FROM changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
+        in_partition = "changed c CROSS JOIN scored_rows s ON s.run_id = c.run_id AND s.walk >= ?1 AND s.walk < ?2"
+        self._queues.add_tasks(in_partition, "s.task_id IS NOT NULL", *span)
         self._run(
-            f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT s.task_id, 0 {in_partition} WHERE s.task_id IS NOT NULL",
-            span,
-        )
-        self._run(
-            f"INSERT INTO rejudge_rows SELECT s.walk, 0, 1 {in_partition} WHERE {HAS_OUTCOME}"
+            f"INSERT INTO rejudge_rows SELECT s.walk, 0, 1 FROM {in_partition} WHERE {HAS_OUTCOME}"
             " ON CONFLICT (walk) DO UPDATE SET evidence_changed = 1",
             span,
         )
         # The span holds all rows of the file, and mostly few of them are of a run that changed.
         self._run(
             "UPDATE scored_rows SET evidence_found = 1 - evidence_found"
-            f" WHERE walk IN (SELECT s.walk {in_partition} WHERE s.evidence_found <> c.found)",
+            f" WHERE walk IN (SELECT s.walk FROM {in_partition} WHERE s.evidence_found <> c.found)",
             span,
         )
 

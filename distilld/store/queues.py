@@ -66,7 +66,7 @@ class Queues(Counts):
             f" AND {is_forbidden('pairs.chosen_run_id', options, Dataset.PREFERENCE)}"
             " ON CONFLICT (task_id) DO UPDATE SET forced = 1"
         )
-        self._run("INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM pairs")
+        self.add_tasks("pairs", "1")
         self._run(
             "INSERT OR IGNORE INTO rejudge_tasks SELECT task_id, 0 FROM scored_rows"
             " WHERE task_id IS NOT NULL AND evidence_found = 1 AND category IS NOT NULL GROUP BY task_id"
@@ -86,9 +86,10 @@ class Queues(Counts):
         """Queue the rows of a source by their places; ``source`` is the SQL after FROM."""
         self._run(f"INSERT OR IGNORE INTO rejudge_rows (walk, forced) SELECT walk, 0 FROM {source}", values)
 
-    def add_tasks(self, table: str, where: str) -> None:
+    def add_tasks(self, table: str, where: str, *values: object) -> None:
         """Queue the tasks of some rows of a table."""
-        self._run(f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}")
+        tasks = f"SELECT DISTINCT task_id, 0 FROM {table} WHERE {where}"
+        self._run(f"INSERT OR IGNORE INTO rejudge_tasks {tasks}", values)
 
     def drop_rows(self, where: str) -> None:
         """Delete scored rows, which a condition on ``walk`` selects.
