@@ -12,7 +12,7 @@ import orjson
 from distilld.core.columns import Column
 from distilld.core.model import UsageError
 from distilld.core.remedies import remedy_of_missing
-from distilld.files.durable import FILE_MODE, make_folder, write_all
+from distilld.files.durable import FILE_MODE, closed_after, make_folder, write_all
 from distilld.files.regular import open_regular
 
 _ROW_GROUP_BYTES: Final = 1 << 20
@@ -136,12 +136,9 @@ def create(path: Path) -> int:
 
 def write_file(folder: Path, path: str, content: bytes) -> FileFacts:
     """Write a whole file, and fsync; return its facts."""
-    descriptor = create(folder / path)
-    try:
+    with closed_after(create(folder / path)) as descriptor:
         write_all(descriptor, content)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     return FileFacts(path, None, len(content), hashlib.sha256(content).hexdigest())
 
 

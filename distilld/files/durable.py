@@ -12,7 +12,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+from distilld.files.regular import regular_stat
+
+Descriptor = TypeVar("Descriptor", int, int | None)
 
 _NOT_PERMITTED: Final = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 """Errors of a forbidden change of owner or mode; EINVAL: the user namespace does not map the owner."""
@@ -21,6 +25,17 @@ FOLDER_MODE: Final = 0o750
 FILE_MODE: Final = 0o640
 _PRIVATE_MODE: Final = 0o600
 _GROUP_MODE: Final = 0o060
+_FOLDER_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextmanager
+def closed_after(descriptor: Descriptor) -> Iterator[Descriptor]:
+    """Close an open file after the block; None: there is none."""
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def make_private(descriptor: int) -> None:
@@ -46,13 +61,10 @@ def make_private(descriptor: int) -> None:
 
 def make_private_again(path: Path) -> None:
     """Make a file private that an older version, or another umask, left open to others."""
-    with suppress(FileNotFoundError):
-        # O_PATH: closing any other descriptor of a database would release SQLite's locks in this process.
-        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            make_private(descriptor)
-        finally:
-            os.close(descriptor)
+    # O_PATH: closing any other descriptor of a database would release SQLite's locks in this process.
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(FileNotFoundError), closed_after(os.open(path, flags)) as descriptor:
+        make_private(descriptor)
 
 
 def _group_may_write() -> bool:
@@ -78,29 +90,20 @@ def make_folder(folder: Path) -> None:
 
 def open_in_folder(path: Path, flags: int, mode: int = FILE_MODE) -> int:
     """Open a file of distilld; neither it nor its folder may be a link. A pipe in its place does not block."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with closed_after(os.open(path.parent, _FOLDER_FLAGS)) as folder:
         return os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=folder)
-    finally:
-        os.close(folder)
 
 
 def rename_in_folder(old: Path, new: Path) -> None:
     """Rename a file of distilld within its folder, which must not be a link."""
-    folder = os.open(new.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with closed_after(os.open(new.parent, _FOLDER_FLAGS)) as folder:
         os.rename(old.name, new.name, src_dir_fd=folder, dst_dir_fd=folder)
-    finally:
-        os.close(folder)
 
 
 def sync_folder(folder: Path) -> None:
     """fsync a folder, so that its entries are durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closed_after(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_up(folder: Path, root: Path) -> None:
@@ -138,9 +141,8 @@ def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting
     """
     temp = path.with_name(f".{path.name}.tmp")
     temp.unlink(missing_ok=True)
-    descriptor = open_in_folder(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        if (before := _regular(path)) is not None:
+    with closed_after(open_in_folder(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as descriptor:
+        if (before := regular_stat(path)) is not None:
             take_after(descriptor, before)
         elif mode is not None:
             with _where_permitted():
@@ -148,18 +150,9 @@ def replace_file(path: Path, content: bytes, *, mode: int | None = None, lasting
         write_all(descriptor, content)
         if lasting:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     rename_in_folder(temp, path)
     if lasting:
         sync_folder(path.parent)
-
-
-def _regular(path: Path) -> os.stat_result | None:
-    with suppress(FileNotFoundError):
-        status = os.lstat(path)
-        return status if stat.S_ISREG(status.st_mode) else None
-    return None
 
 
 def take_after(descriptor: int, status: os.stat_result) -> None:

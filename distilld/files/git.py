@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from distilld.files.regular import open_regular
+from distilld.files.regular import lstat, open_regular
 from distilld.files.safe_path import find_program
 
 _SHA: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -103,11 +103,9 @@ def _is_dirty(top: Path, folder: Path, common: Path) -> bool | None:
 def _is_trusted(path: Path) -> bool:
     """Return whether only this user and root can write a path; a missing path is trusted."""
     try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return True
+        status = lstat(path)
     except OSError:
         return False
-    return (
+    return status is None or (
         status.st_uid in (0, os.geteuid()) and not status.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(status.st_mode)
     )

@@ -30,6 +30,20 @@ def open_regular(path: Path, *, follow_link: bool = False) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def lstat(path: Path) -> os.stat_result | None:
+    """Return the stat of a path, without following a link, or None if nothing is there."""
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+def regular_stat(path: Path) -> os.stat_result | None:
+    """Return the stat of a regular file, or None if there is none."""
+    status = lstat(path)
+    return status if status is not None and stat.S_ISREG(status.st_mode) else None
+
+
 def is_there(path: Path) -> bool:
     """Return whether anything exists at a path, even a broken link.
 

@@ -10,7 +10,6 @@ carries out what a committed batch recorded. All four may be interrupted and run
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +18,8 @@ from itertools import chain
 from typing import Final
 
 from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Committed, MarkedLines, Marks, Pieces, StatFacts
-from distilld.files.durable import make_folder, open_in_folder, sync_up
-from distilld.files.regular import without_space
+from distilld.files.durable import closed_after, make_folder, open_in_folder, sync_up
+from distilld.files.regular import regular_stat, without_space
 from distilld.files.segments import SegmentHash, Span
 from distilld.lake.lines import digest_of
 from distilld.publish.live_files import LiveFiles
@@ -30,10 +29,8 @@ from distilld.publish.reading import (
     ExportReadError,
     ExportTamperedError,
     ExportWriteError,
-    closed_after,
     committed_blocks,
     line_groups,
-    lstat,
     open_live,
 )
 
@@ -123,12 +120,12 @@ class Exports(LiveFiles):
         Raises:
             ExportWriteError: The write failed.
         """
-        path = self._root / EXPORT_PATHS[name]
-        with ExportWriteError.about(EXPORT_PATHS[name]):
-            live = lstat(path)
-            is_file = live is not None and stat.S_ISREG(live.st_mode)
-            with closed_after(open_in_folder(path, os.O_RDONLY) if is_file else None) as like:
-                return self._beside(name, temp, like, blocks)
+        path, shown = self._root / EXPORT_PATHS[name], EXPORT_PATHS[name]
+        with (
+            ExportWriteError.about(shown),
+            closed_after(open_in_folder(path, os.O_RDONLY) if regular_stat(path) else None) as like,
+        ):
+            return self._beside(name, temp, like, blocks)
 
     def _beside(self, name: str, temp: str, like: int | None, blocks: Pieces) -> Written:
         """Write a temporary file in the live one's folder, with the owner, group and mode of ``like``."""
@@ -187,8 +184,7 @@ class Exports(LiveFiles):
         path = self._root / EXPORT_PATHS[name]
         held = self._hashes.pop(name, None)
         with ExportWriteError.about(EXPORT_PATHS[name]):
-            live = lstat(path)
-            if live is None or not stat.S_ISREG(live.st_mode):
+            if regular_stat(path) is None:
                 return None
             with closed_after(open_in_folder(path, os.O_RDWR)) as descriptor:
                 # The length before rows are cut off is not recorded; overwrite() checks it.

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from distilld.core.model import EXPORT_PATHS, SEGMENT_BYTES, Committed, StatFacts
-from distilld.files.durable import open_in_folder, rename_in_folder, sync_folder
-from distilld.files.regular import is_there
+from distilld.files.durable import closed_after, open_in_folder, rename_in_folder, sync_folder
+from distilld.files.regular import is_there, lstat, regular_stat
 from distilld.files.segments import SegmentHash, Span, hash_of, read_span
 from distilld.publish.reading import (
     CommittedFile,
     ExportReadError,
     ExportTamperedError,
     ExportWriteError,
-    closed_after,
-    lstat,
     open_live,
     what_is_no_file,
 )
@@ -176,8 +173,8 @@ class LiveFiles:
 
     def _is_version(self, path: Path, name: str, committed: Committed) -> bool:
         """Return whether a file is the committed version; read it, unless it is as this process left it."""
-        status = lstat(path)
-        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != committed.size:
+        status = regular_stat(path)
+        if status is None or status.st_size != committed.size:
             return False
         held = self._hashes.get(name)
         if held is not None and held[1] == StatFacts.of(status):
@@ -191,20 +188,18 @@ class LiveFiles:
         A file that does not begin with the committed bytes is not the one that was appended to. Another program put it
         there, and its content may be needed: it is left unchanged for :meth:`check` to find.
         """
+        path = self._root / EXPORT_PATHS[name]
         self._hashes.pop(name, None)
         with ExportWriteError.about(EXPORT_PATHS[name]):
-            live = lstat(self._root / EXPORT_PATHS[name])
-            if live is not None and stat.S_ISREG(live.st_mode) and live.st_size >= known.size:
-                self._cut(name, known)
-
-    def _cut(self, name: str, known: Committed) -> None:
-        with closed_after(open_in_folder(self._root / EXPORT_PATHS[name], os.O_RDWR)) as descriptor:
-            sha = self._sha_of(descriptor, known)
-            if sha.hexdigest() != known.sha256:
+            live = regular_stat(path)
+            if live is None or live.st_size < known.size:
                 return
-            os.ftruncate(descriptor, known.size)
-            os.fsync(descriptor)
-            self._hashes[name] = (sha, StatFacts.of(os.fstat(descriptor)))
+            with closed_after(open_in_folder(path, os.O_RDWR)) as descriptor:
+                sha = self._sha_of(descriptor, known)
+                if sha.hexdigest() == known.sha256:
+                    os.ftruncate(descriptor, known.size)
+                    os.fsync(descriptor)
+                    self._hashes[name] = (sha, StatFacts.of(os.fstat(descriptor)))
 
     def discard(self, name: str, temp: str) -> None:
         """Undo a rewrite: remove the temporary file."""

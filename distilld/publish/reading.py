@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from distilld.core.model import Committed, OperatorError, StatFacts
 from distilld.core.remedies import remedy_of
 from distilld.files.durable import open_in_folder
-from distilld.files.regular import open_regular, owned, without_space
+from distilld.files.regular import lstat, open_regular, owned, without_space
 from distilld.files.segments import BLOCK_BYTES, SegmentHash, Span, blocks_of
-
-Descriptor = TypeVar("Descriptor", int, int | None)
 
 ROW_ID: Final = re.compile(rb'\{"schema_version":1,"id":"([a-z]+-([0-9a-f]{16}))"')
 """How each row of a dataset begins; the groups are its id and its sample key."""
@@ -193,24 +191,6 @@ def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
 def split_lines(data: bytes) -> list[bytes]:
     """Split whole lines, line feeds included."""
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
-
-
-@contextmanager
-def closed_after(descriptor: Descriptor) -> Iterator[Descriptor]:
-    """Close an open file after the block; None: there is none."""
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def lstat(path: Path) -> os.stat_result | None:
-    """Return the stat of a path, without following a link, or None if nothing is there."""
-    try:
-        return os.lstat(path)
-    except FileNotFoundError:
-        return None
 
 
 def what_is_no_file(mode: int) -> str | None:

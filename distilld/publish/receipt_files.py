@@ -17,7 +17,7 @@ import orjson
 from distilld import __version__
 from distilld.core.json_text import parse_object
 from distilld.core.model import REPORTS
-from distilld.files.durable import make_folder, replace_file, sync_folder, sync_up
+from distilld.files.durable import closed_after, make_folder, replace_file, sync_folder, sync_up
 from distilld.files.regular import read_regular
 from distilld.publish.reading import FileRefusedError
 
@@ -156,12 +156,9 @@ def remove_receipts(root: Path, batch_ids: Iterable[str]) -> None:
 
 def _remove(folder: Path) -> None:
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            with suppress(FileNotFoundError):
-                os.unlink("receipt.json", dir_fd=descriptor)
-        finally:
-            os.close(descriptor)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with closed_after(os.open(folder, flags)) as descriptor, suppress(FileNotFoundError):
+            os.unlink("receipt.json", dir_fd=descriptor)
         folder.rmdir()
     except OSError as error:
         if error.errno not in _OF_SOMEBODY_ELSE:

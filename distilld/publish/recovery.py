@@ -22,13 +22,14 @@ from typing import Final
 import structlog
 
 from distilld.core.model import EXPORT_PATHS, SET_ASIDE
+from distilld.files.regular import lstat
 from distilld.publish import receipt_files as receipts
 from distilld.publish.cards import write_cards
 from distilld.publish.exports import RENAME_ORDER, Exports
 from distilld.publish.lasting import Lasting
 from distilld.publish.overwrite import touched
 from distilld.publish.pins import Pins
-from distilld.publish.reading import ROW_ID, ExportTamperedError, ExportWriteError, file_lines, lstat
+from distilld.publish.reading import ROW_ID, ExportTamperedError, ExportWriteError, file_lines
 from distilld.publish.receipt import iso_time
 from distilld.publish.set_aside import copy_aside, move_aside
 from distilld.store.connection import Store

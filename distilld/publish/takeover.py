@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 import structlog
 
 from distilld.core.model import EXPORT_PATHS, Dataset, InputChanged, InputKind, Options, UnreadableError
+from distilld.files.regular import regular_stat
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import open_partition
 from distilld.publish.commit import Committer
@@ -114,7 +114,7 @@ class TakeOver:
         Torn, unreadable, faulty and duplicate rows are removed; the original file is then set aside.
         """
         path = self._root / EXPORT_PATHS[name]
-        if not stat.S_ISREG(os.lstat(path).st_mode):
+        if regular_stat(path) is None:
             self._committer.set_aside(name, now_ns)
             return 0, 0
         bad = 0
