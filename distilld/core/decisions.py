@@ -126,7 +126,7 @@ class Lines(Protocol):
         """Add lines that are at ``offset`` in the file of ``descriptor``."""
 
     def blocks(self) -> Iterator[bytes]:
-        """Return all bytes in order, in blocks of any size."""
+        """Return them in order, in blocks of whole lines."""
 
     def pieces(self) -> Iterator[bytes | MarkedLines]:
         """Return the same blocks, with marks where they are known."""

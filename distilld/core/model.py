@@ -280,7 +280,7 @@ class MarkedLines(NamedTuple):
 
 
 Pieces = Iterable[bytes | MarkedLines]
-"""The lines to write to an export: bytes that can be cut anywhere, or whole lines."""
+"""The lines to write to an export: whole lines, with their marks where these are known."""
 CARD: Final = "README.md"
 """The file name of the dataset card in each export folder."""
 CARD_MARKER: Final = "<!-- written by distilld; take this line out, and distilld leaves the file alone -->"

@@ -29,7 +29,6 @@ from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validatio
 from distilld.files.durable import FOLDER_MODE, sync_folder
 from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of
-from distilld.publish.reading import whole_lines
 from distilld.store.queries import Views
 from distilld.store.row_tasks import RowTasks
 
@@ -247,7 +246,7 @@ class _Writer:
 
     def _validate(self, dataset: Dataset, forms: list[Form], waiting: _Waiting, on_both: set[int]) -> None:
         told = iter(waiting.told)
-        for block in whole_lines(waiting.spool.blocks()):
+        for block in waiting.spool.blocks():
             rows = _Printed(forms, VALIDATION)
             for line in rows_of(block):
                 task, answer = next(told)

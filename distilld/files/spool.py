@@ -158,7 +158,7 @@ class LineSpool:
         self._written += len(block)
 
     def blocks(self) -> Iterator[bytes]:
-        """Return all bytes in order, in blocks of any size.
+        """Return all lines in order, in blocks of whole ones.
 
         Raises:
             SpoolError: An operation of the system failed, or a part is missing.

@@ -30,8 +30,9 @@ from distilld.publish.reading import (
     ExportTamperedError,
     ExportWriteError,
     committed_blocks,
-    line_groups,
     open_live,
+    split_lines,
+    whole_lines,
 )
 
 RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PATHS if "_" in name))
@@ -50,7 +51,7 @@ class Exports(LiveFiles):
         """
         found = Output(None, SegmentHash(self.segment_bytes))
         with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
-            for block in committed_blocks(descriptor, known, EXPORT_PATHS[name], self._pulse):
+            for block in whole_lines(committed_blocks(descriptor, known, EXPORT_PATHS[name], self._pulse)):
                 found.write(block)
             facts = StatFacts.of(os.fstat(descriptor))
         self._hashes[name] = (found.sha, facts)
@@ -103,7 +104,8 @@ class Exports(LiveFiles):
             return False
 
         def kept(old: int) -> Iterator[MarkedLines]:
-            for lines in line_groups(committed_blocks(old, known, EXPORT_PATHS[name], self._pulse)):
+            for block in whole_lines(committed_blocks(old, known, EXPORT_PATHS[name], self._pulse)):
+                lines = split_lines(block)
                 rows = [without_space(line) for line in lines] if known.spaces else lines
                 staying = [(row, digest) for row in rows if stays(digest := digest_of(row))]
                 content = [row for row, _ in staying]

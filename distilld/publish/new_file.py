@@ -13,7 +13,7 @@ from distilld.files.durable import open_in_folder, take_after, write_all
 from distilld.files.regular import without_space
 from distilld.files.segments import Segment, SegmentHash
 from distilld.lake.lines import digest_of
-from distilld.publish.reading import WholeLines, split_lines
+from distilld.publish.reading import split_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +49,14 @@ class Output:
         self._descriptor = descriptor
         self._first = sha.size // sha.segment_bytes
         self._marks: dict[int, bytearray] = {}
-        self._held = WholeLines()
         self._line_end = sha.size
 
     def write(self, block: bytes | MarkedLines) -> None:
-        """Write the next bytes; a block with known marks begins at the start of a line."""
-        marks = None
-        if isinstance(block, MarkedLines):
-            block, marks = block
-        self.sha.update(block)
+        """Write the next lines; an incomplete one can only be the last of all."""
+        content, marks = block if isinstance(block, MarkedLines) else (block, marks_of(split_lines(block)))
+        self.sha.update(content)
         if self._descriptor is not None:
-            write_all(self._descriptor, block)
-        if marks is None:
-            marks = marks_of(split_lines(self._held.add(block)))
+            write_all(self._descriptor, content)
         self._mark(marks)
 
     def _mark(self, marks: Marks) -> None:

@@ -143,49 +143,29 @@ def committed_blocks(
         raise ExportTamperedError(shown, "has other bytes than its last commit")
 
 
-class WholeLines:
-    """Joins blocks that are cut anywhere into whole lines; a line that is in many of them is joined once."""
-
-    def __init__(self) -> None:
-        self._held: list[bytes] = []
-
-    def add(self, block: bytes) -> bytes:
-        """Return all lines that this block completes."""
-        end = block.rfind(b"\n") + 1
-        if not self._held and end == len(block):
-            return block
-        whole = b""
-        if end:
-            whole = b"".join((*self._held, memoryview(block)[:end]))
-            self._held.clear()
-        if end < len(block):
-            self._held.append(block[end:])
-        return whole
-
-    def rest(self) -> bytes:
-        """Return the beginning of the line that no block has completed."""
-        return b"".join(self._held)
-
-
 def whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Return the same bytes in blocks of whole lines; the last line may be incomplete."""
-    held = WholeLines()
+    """Return the bytes of blocks that are cut anywhere, in blocks of whole lines; the last line may be incomplete."""
+    held: list[bytes] = []
     for block in blocks:
-        if whole := held.add(block):
+        end = block.rfind(b"\n") + 1
+        if end == len(block) and not held:
+            yield block
+            continue
+        if end:
+            # A line that is in many blocks is joined once.
+            whole = b"".join((*held, memoryview(block)[:end]))
+            held.clear()
             yield whole
-    if rest := held.rest():
-        yield rest
-
-
-def line_groups(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Return the whole lines in blocks that are cut anywhere, line feeds included, some at a time."""
-    return map(split_lines, whole_lines(blocks))
+        if end < len(block):
+            held.append(block[end:])
+    if held:
+        yield b"".join(held)
 
 
 def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Return the whole lines in such blocks, one by one."""
-    for lines in line_groups(blocks):
-        yield from lines
+    """Return the whole lines in such blocks, one by one, line feeds included."""
+    for block in whole_lines(blocks):
+        yield from split_lines(block)
 
 
 def split_lines(data: bytes) -> list[bytes]:

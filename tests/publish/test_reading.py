@@ -11,9 +11,7 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from distilld.files.segments import SegmentHash
-from distilld.publish.new_file import Output
-from distilld.publish.reading import file_lines, line_groups, whole_lines
+from distilld.publish.reading import file_lines, lines_of, whole_lines
 
 BLOCKS = 500
 BLOCK_BYTES = 100
@@ -40,16 +38,7 @@ def blocks_of_a_long_line() -> Iterator[bytes]:
     yield Counted(b"\nrest")
 
 
-def written(blocks: Iterator[bytes]) -> None:
-    """Write the blocks as a new version of an export is written."""
-    output = Output(None, SegmentHash(1 << 19))
-    for block in blocks:
-        output.write(block)
-
-
-@pytest.mark.parametrize(
-    "read", [lambda blocks: list(line_groups(blocks)), lambda blocks: list(whole_lines(blocks)), written]
-)
+@pytest.mark.parametrize("read", [lambda blocks: list(lines_of(blocks)), lambda blocks: list(whole_lines(blocks))])
 def test_work_on_a_long_line_grows_with_its_length(read: Callable[[Iterator[bytes]], object]) -> None:
     """The story: each block was copied together with all before it, so that a row of 64 MiB took 13 seconds."""
     Counted.work = 0
@@ -76,5 +65,5 @@ def test_lines_do_not_depend_on_where_blocks_are_cut(width: int) -> None:
     """Line feeds included; a rest without one is no line, but is part of the bytes."""
     content = b"one\n\ntwo\n" + hashlib.sha256().hexdigest().encode() + b"\nrest"
     blocks = [content[start : start + width] for start in range(0, len(content), width)]
-    assert [line for lines in line_groups(blocks) for line in lines] == content.splitlines(keepends=True)[:-1]
+    assert list(lines_of(blocks)) == content.splitlines(keepends=True)[:-1]
     assert b"".join(whole_lines(iter(blocks))) == content
