@@ -135,67 +135,55 @@ class Lines(Protocol):
         """Drop the lines."""
 
 
-class MissingLines:
-    """Recorded lines that a damaged file lost: such a line need not be dropped, and is written again if it stays."""
+@dataclass(slots=True)
+class FileChanges:
+    """What one export gains and loses. A line that a damaged file lost need not leave; if it stays, it is added."""
 
-    def __init__(self, copies: Counter[bytes] | None = None) -> None:
-        """``copies`` counts the lines by their digests; what a batch takes, later batches do not find there."""
-        self._copies = Counter() if copies is None else copies
-        self.taken: Counter[bytes] = Counter()
-        """The lines that this batch drops or writes again."""
+    lines: Lines
+    missing: Counter[bytes] = field(default_factory=Counter)
+    """The recorded lines that the file lost, by their digests; what a batch takes, later batches do not find there."""
+    taken: Counter[bytes] = field(default_factory=Counter)
+    """What this batch took of these."""
+    leaving: Counter[bytes] = field(default_factory=Counter)
+    """Digests of the lines that leave, with their counts."""
+    leaving_keys: set[int] = field(default_factory=set)
+    """The sample keys of the rows among them that have an id."""
+    adopted: int = 0
+    restored: int = 0
 
-    def __contains__(self, digest: bytes) -> bool:
-        return self._copies.get(digest, 0) > 0
+    def drop(self, digest: bytes, key: int | None = None) -> None:
+        """Remove one line with this digest; ``key`` is that of its id, if it has one."""
+        if self._take_missing(digest):
+            return
+        self.leaving[digest] += 1
+        if key is not None:
+            self.leaving_keys.add(key)
 
-    def take(self, digest: bytes) -> bool:
-        """Take one line with this digest; return False if none is missing."""
-        if digest not in self:
+    def keep(self, digest: bytes, line: bytes) -> None:
+        """Keep a line; write it again if a damaged file lost it."""
+        if self._take_missing(digest):
+            self.lines.add(line)
+            self.restored += 1
+
+    def _take_missing(self, digest: bytes) -> bool:
+        if not self.missing[digest]:
             return False
-        self._copies[digest] -= 1
+        self.missing[digest] -= 1
         self.taken[digest] += 1
         return True
 
 
 @dataclass(slots=True)
 class DatasetChanges:
-    """The changes of one dataset's two files."""
+    """The changes of one dataset's three files; the committer fills the log of withdrawals."""
 
-    exported: Lines
-    quarantined: Lines
-    missing_exported: MissingLines = field(default_factory=MissingLines)
-    missing_quarantined: MissingLines = field(default_factory=MissingLines)
-    removed_keys: dict[int, bytes] = field(default_factory=dict)
-    """Ids whose lines are removed, with the digests of these lines."""
-    removed_quarantined: Counter[bytes] = field(default_factory=Counter)
-    """Digests of the quarantine lines that are removed, with their counts."""
-    adopted: int = 0
-    restored: int = 0
-
-    def drop_key(self, key: int, line: bytes) -> None:
-        """Remove the dataset line of this id, identified by its digest."""
-        if not self.missing_exported.take(line):
-            self.removed_keys[key] = line
-
-    def drop_quarantined(self, line: bytes) -> None:
-        """Remove one quarantine line with this digest."""
-        if not self.missing_quarantined.take(line):
-            self.removed_quarantined[line] += 1
-
-    def keep_exported(self, digest: bytes, line: bytes) -> None:
-        """Keep a dataset line; write it again if a damaged file lost it."""
-        if self.missing_exported.take(digest):
-            self.exported.add(line)
-            self.restored += 1
-
-    def keep_quarantined(self, digest: bytes, line: bytes) -> None:
-        """Keep a quarantine line; write it again if a damaged file lost it."""
-        if self.missing_quarantined.take(digest):
-            self.quarantined.add(line)
-            self.restored += 1
+    exported: FileChanges
+    quarantined: FileChanges
+    withdrawn: FileChanges
 
     def is_missing(self, outcome: int | None, line: bytes) -> bool:
         """Return whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
-        return line in (self.missing_exported if outcome == EXPORTED else self.missing_quarantined)
+        return bool((self.exported if outcome == EXPORTED else self.quarantined).missing[line])
 
 
 @dataclass(slots=True)
@@ -273,8 +261,14 @@ class Decisions:
         self.totals[dataset, "departing", outcome] -= 1
         return True
 
+    def files(self) -> Iterator[tuple[str, FileChanges]]:
+        """Yield the changes of each export by its name."""
+        for dataset, change in self.changes.items():
+            yield dataset.value, change.exported
+            yield f"quarantine_{dataset}", change.quarantined
+            yield f"withdrawals_{dataset}", change.withdrawn
+
     def close(self) -> None:
         """Drop the spooled lines."""
-        for change in self.changes.values():
-            change.exported.close()
-            change.quarantined.close()
+        for _, change in self.files():
+            change.lines.close()

@@ -81,7 +81,7 @@ def check_lines(decisions: Decisions, work: Work, options: Options) -> None:
             _of_pairs(decisions) if dataset is Dataset.PREFERENCE else _of_rows(decisions, dataset, work, options)
         )
         others = 0
-        for block in change.exported.blocks():
+        for block in change.exported.lines.blocks():
             end, view = 0, memoryview(block)
             while (start := end) < len(block):
                 end = block.find(b"\n", start) + 1 or len(block)
@@ -90,7 +90,7 @@ def check_lines(decisions: Decisions, work: Work, options: Options) -> None:
                 if not (block.startswith(begins, start) and block.find(holds, start, end) >= 0):
                     raise WrongAnswer(f"a line of {dataset} is not that of its row")
         # Lines that a damaged export lost are written again as they were recorded.
-        if signs or others > change.restored:
+        if signs or others > change.exported.restored:
             raise WrongAnswer(f"lines of {dataset} do not have the digests that are recorded of them")
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from distilld.core.decisions import DatasetChanges, Decisions, MissingLines
+from distilld.core.decisions import DatasetChanges, Decisions, FileChanges
 from distilld.core.model import Dataset
 from distilld.files.spool import LineSpool
 
@@ -18,12 +18,13 @@ def empty_decisions(
 
     ``missing`` counts the lines that damaged exports lost; what the batch takes is subtracted.
     """
+
+    def changes_of(name: str) -> FileChanges:
+        return FileChanges(LineSpool(spool_folder), missing.get(name, Counter()))
+
     changes = {
         dataset: DatasetChanges(
-            LineSpool(spool_folder),
-            LineSpool(spool_folder),
-            MissingLines(missing.get(dataset.value)),
-            MissingLines(missing.get(f"quarantine_{dataset}")),
+            changes_of(dataset), changes_of(f"quarantine_{dataset}"), changes_of(f"withdrawals_{dataset}")
         )
         for dataset in Dataset
     }

@@ -46,7 +46,7 @@ class FreedLines:
         """Add the quarantine line of a row that is gone; it leaves unless the row now in its place has the same one."""
         before = self._quarantined.pop((departure.partition_id, departure.row_line), None)
         if before is not None:
-            self._changes.drop_quarantined(before.line)
+            self._changes.quarantined.drop(before.line)
         self._quarantined[departure.partition_id, departure.row_line] = departure
 
     def take_quarantined(self, walk: int, code: int, quarantined: Outcome) -> Recorded | None:
@@ -61,14 +61,14 @@ class FreedLines:
         if digest_of(stamped) != left.line:
             return None
         del self._quarantined[left.partition_id, left.row_line]
-        self._changes.keep_quarantined(left.line, stamped)
+        self._changes.quarantined.keep(left.line, stamped)
         return Recorded(code, left.line, left.batch)
 
     def finish(self) -> None:
         """Remove the lines that are still free, and publish the withdrawals."""
         for left in self._quarantined.values():
-            self._changes.drop_quarantined(left.line)
+            self._changes.quarantined.drop(left.line)
         for key, (recorded, withdrawal) in self._exported.items():
-            self._changes.drop_key(key, recorded.line)
+            self._changes.exported.drop(recorded.line, key)
             self._out.withdrawals.append(withdrawal)
             self._out.unadopted.append((self._dataset, key))

@@ -126,7 +126,7 @@ class PairJudge:
         out.pairs += done.pairs
         for code, pairs in enumerate(done.outcomes):
             out.totals[_PREFERENCE, "live", code] += pairs
-        streams = {EXPORTED_PAIRS: changes.exported, QUARANTINED_PAIRS: changes.quarantined}
+        streams = {EXPORTED_PAIRS: changes.exported.lines, QUARANTINED_PAIRS: changes.quarantined.lines}
         for part in done.parts:
             part.put_into(streams[part.stream], file)
         return True

@@ -57,8 +57,8 @@ class RowJudge:
         """Settle the results of a span, in walk order."""
         out = self._out
         streams = (
-            out.changes[Dataset.RAG].exported, out.changes[Dataset.RAG].quarantined,
-            out.changes[Dataset.SFT].exported, out.changes[Dataset.SFT].quarantined,
+            out.changes[Dataset.RAG].exported.lines, out.changes[Dataset.RAG].quarantined.lines,
+            out.changes[Dataset.SFT].exported.lines, out.changes[Dataset.SFT].quarantined.lines,
         )  # fmt: skip
         for item in done.items:
             if isinstance(item, Part):

@@ -116,16 +116,16 @@ class Lane:
             self._let_wait(key, row.walk, contested=bool(row.contested))
         standing = self._standing(row, recorded, key, displaced if holder is None else holder)
         if recorded.code is not None and recorded.code != EXPORTED:
-            self._changes.drop_quarantined(recorded.line)
+            self._changes.quarantined.drop(recorded.line)
         self._taken[key] = row.walk
         self._exported_now.add(key)
         if standing is not None:
             stamped = self._stamps.line(key, exported, standing.batch)
             if digest_of(stamped) == standing.line:
-                self._changes.adopted += standing.batch == 0 and standing is not recorded
-                self._changes.keep_exported(standing.line, stamped)
+                self._changes.exported.adopted += standing.batch == 0 and standing is not recorded
+                self._changes.exported.keep(standing.line, stamped)
                 return standing
-            self._changes.drop_key(key, standing.line)
+            self._changes.exported.drop(standing.line, key)
             self._out.unadopted.append((self._dataset, key))
             cause = self._cause_of_change(row, own=standing is recorded)
             self._out.withdrawals.append(
@@ -134,7 +134,7 @@ class Lane:
                 )
             )
         line = exported.line(self._out.recorded_at)
-        self._changes.exported.add(line)
+        self._changes.exported.lines.add(line)
         self._exported_walks.append(row.walk)
         return Recorded(EXPORTED, digest_of(line), self._out.sequence)
 
@@ -184,14 +184,14 @@ class Lane:
             self._pass_on(row, recorded)
             stamped = quarantined.line(self._stamps.of(recorded.batch))
             if digest_of(stamped) == recorded.line:
-                self._changes.keep_quarantined(recorded.line, stamped)
+                self._changes.quarantined.keep(recorded.line, stamped)
                 return recorded if recorded.code == code else Recorded(code, recorded.line, recorded.batch)
-            self._changes.drop_quarantined(recorded.line)
+            self._changes.quarantined.drop(recorded.line)
         left = self.freed.take_quarantined(row.walk, code, quarantined) if recorded.code is None else None
         if left is not None:
             return left
         line = quarantined.line(self._out.recorded_at)
-        self._changes.quarantined.add(line)
+        self._changes.quarantined.lines.add(line)
         if recorded.code == EXPORTED and key is not None:
             self._release(row, recorded, key, quarantined)
         return Recorded(code, digest_of(line), self._out.sequence)

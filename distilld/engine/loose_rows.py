@@ -68,7 +68,7 @@ class LooseRows:
                     cause = Cause.REVOKED if revoked else Cause.DISPLACED
                     self._lanes[dataset].free(row.sample_key or 0, Recorded(EXPORTED, line, batch), row.run_id, cause)
                 else:
-                    self._out.changes[dataset].drop_quarantined(line)
+                    self._out.changes[dataset].quarantined.drop(line)
 
     def take_moved(self) -> bool:
         """Withdraw absent rows whose lines were judged elsewhere since the last call; return whether there are any."""

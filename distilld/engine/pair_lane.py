@@ -42,7 +42,7 @@ class PairLane:
             if each.outcome == EXPORTED:
                 self.freed[each.sample_key or 0] = _pair_of(each), Cause(each.cause)
             else:
-                self.changes.drop_quarantined(each.line)
+                self.changes.quarantined.drop(each.line)
 
     def any_departed(self, keys: Iterable[int]) -> bool:
         """Return whether any of these ids still belongs to a pair that is gone."""
@@ -112,7 +112,7 @@ class PairLane:
     def finish(self) -> None:
         """Remove the lines that are still free from the dataset, and publish the withdrawals."""
         for pair, cause in self.freed.values():
-            self.changes.drop_key(pair.sample_key, pair.line)
+            self.changes.exported.drop(pair.line, pair.sample_key)
             self.out.unadopted.append((_PREFERENCE, pair.sample_key))
             self.publish(pair, cause, replaced=False)
 

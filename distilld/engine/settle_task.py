@@ -96,14 +96,14 @@ class TaskPairs:
         if standing is not None:
             stamped = lane.stamps.line(key, exported, standing.batch)
             if digest_of(stamped) == standing.line:
-                changes.adopted += standing.batch == 0 and standing.retained is not None
-                changes.keep_exported(standing.line, stamped)
+                changes.exported.adopted += standing.batch == 0 and standing.retained is not None
+                changes.exported.keep(standing.line, stamped)
                 return EXPORTED, standing.line, standing.batch
-            changes.drop_key(key, standing.line)
+            changes.exported.drop(standing.line, key)
             self._out.unadopted.append((_PREFERENCE, key))
             lane.publish(standing, cause, replaced=True)
         line = exported.line(self._out.recorded_at)
-        changes.exported.add(line)
+        changes.exported.lines.add(line)
         return EXPORTED, digest_of(line), self._out.sequence
 
     def _is_out_of_turn(self, pair: WorkPair) -> bool:
@@ -150,11 +150,11 @@ class TaskPairs:
             stamped = quarantined.line(self._lane.stamps.of(pair.batch)) if same else b""
             # A recorded pair with an absent side is another pair, even with an equal line: it stays.
             if same and digest_of(stamped) == pair.line and not self._lane.is_absent(pair):
-                self._lane.changes.keep_quarantined(pair.line, stamped)
+                self._lane.changes.quarantined.keep(pair.line, stamped)
                 self._match(pair)
                 return code, pair.line, pair.batch
         line = quarantined.line(self._out.recorded_at)
-        self._lane.changes.quarantined.add(line)
+        self._lane.changes.quarantined.lines.add(line)
         return code, digest_of(line), self._out.sequence
 
     # a pair that is no longer formed
@@ -180,7 +180,7 @@ class TaskPairs:
             self._out.dropped_pairs.append(pair.pair_id)
         lane.drop_totals(pair)
         if pair.outcome != EXPORTED:
-            lane.changes.drop_quarantined(pair.line)
+            lane.changes.quarantined.drop(pair.line)
             return
         cause = Cause.LOST if lost and not overruled else lane.cause(pair, overruled=overruled)
         lane.freed[pair.sample_key] = (pair, cause)

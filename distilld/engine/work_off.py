@@ -251,7 +251,4 @@ def _problems_of(decisions: Decisions) -> list[UnreadableError]:
 
 
 def _changes_exports(decisions: Decisions) -> bool:
-    return bool(decisions.withdrawals) or any(
-        change.exported.rows or change.quarantined.rows or change.removed_keys or change.removed_quarantined
-        for change in decisions.changes.values()
-    )
+    return bool(decisions.withdrawals) or any(change.lines.rows or change.leaving for _, change in decisions.files())

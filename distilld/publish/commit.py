@@ -6,17 +6,15 @@ rewritten into a temporary file. So is a file in which a row is replaced: no rea
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from io import BytesIO
 from typing import Any, ClassVar
 
 import orjson
 
-from distilld.core.decisions import DatasetChanges, Decisions, PublishedWithdrawal, Withdrawal, id_of
+from distilld.core.decisions import Decisions, PublishedWithdrawal, Withdrawal, id_of
 from distilld.core.line_facts import VERDICTS, ignored
 from distilld.core.model import EXPORT_PATHS, ROW_DATASETS, Committed, Dataset, Options, Pieces, ProgramError
 from distilld.lake.lines import digest_of
@@ -37,8 +35,6 @@ class CommittedBatch:
 
     identity: BatchIdentity
     receipt: dict[str, Any]
-    appended: dict[str, int]
-    removed: dict[str, int]
     receipt_sha256: str | None
     """The newest digest in the chain of receipts."""
 
@@ -93,13 +89,15 @@ class Committer(Recovery):
             }
             published = [_published(each, identity, batch_ids[each.shipped_batch]) for each in decisions.withdrawals]
             repeated = self._withdrawals.repeated(published)
-            writes = self._in_place(
-                _writes_of(identity, decisions, published, list(repeated.values()), records), records
-            )
+            for each in published:
+                decisions.changes[each.dataset].withdrawn.lines.add(each.line())
+            for each in repeated.values():
+                decisions.changes[each.dataset].withdrawn.drop(digest_of(each.line()))
+            writes = self._in_place(_writes_of(identity, decisions, records), records)
             intents = [
                 Intent(write.name, identity.sequence, records[write.name].committed.size, write.temp)
                 for write in writes
-                if write.temp is not None or write.rows
+                if write.temp is not None or write.change.lines.rows
             ]
             for write in writes:
                 if write.temp is None and self.writes:
@@ -112,13 +110,7 @@ class Committer(Recovery):
             with self._store.transaction():
                 self._withdrawals.add(published, repeated)
                 receipt = self._transact(identity, decisions, context, records, writes, written, also)
-            return CommittedBatch(
-                identity,
-                receipt,
-                {write.name: write.rows for write in writes},
-                {name: result.dropped for name, result in written.items()},
-                self._receipts.last_receipt_sha256(),
-            )
+            return CommittedBatch(identity, receipt, self._receipts.last_receipt_sha256())
 
     @contextmanager
     def _undone_at_failure(self) -> Iterator[None]:
@@ -135,30 +127,32 @@ class Committer(Recovery):
 
     def _in_place(self, writes: list[ExportWrite], records: dict[str, ExportRecord]) -> list[ExportWrite]:
         """Return the same writes, with a plan to overwrite rows in place where that is possible."""
-        if not self.writes or not any(write.leaving for write in writes):
+        if not self.writes or not any(write.change.leaving for write in writes):
             return writes
         if not self._pins.keep_out():
             return writes
         done = []
         for write in writes:
-            planned = None
-            if write.leaving and not write.replaces():
+            planned, change = None, write.change
+            if change.leaving and not write.replaces():
                 known = records[write.name].committed
                 with self.left_as_found(write.name):
-                    planned = self._exports.plan(write.name, known, write.leaving, grows=write.rows > 0)
+                    planned = self._exports.plan(write.name, known, change.leaving, grows=change.lines.rows > 0)
             done.append(write if planned is None else replace(write, temp=None, planned=planned))
         return done
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
+        blocks, leaving = write.change.lines.pieces(), write.change.leaving
         if write.planned is not None:
+            new = blocks if write.change.lines.rows else None
             with self.left_as_found(write.name):
-                return self._exports.planned(write.name, known, write.planned, write.blocks if write.rows else None)
+                return self._exports.planned(write.name, known, write.planned, new)
         if write.temp is None:
             with self.left_as_found(write.name):
-                return self._exports.append(write.name, known, write.blocks)
-        result = self._exports.rewrite(write.name, known, write.temp, write.leaving, write.blocks)
-        if result.dropped != (leaving := write.leaving.total()):
-            raise ProgramError(f"{EXPORT_PATHS[write.name]}: {result.dropped} lines left, {leaving} should have")
+                return self._exports.append(write.name, known, blocks)
+        result = self._exports.rewrite(write.name, known, write.temp, leaving, blocks)
+        if result.dropped != (due := leaving.total()):
+            raise ProgramError(f"{EXPORT_PATHS[write.name]}: {result.dropped} lines left, {due} should have")
         return result
 
     @contextmanager
@@ -189,15 +183,15 @@ class Committer(Recovery):
         also()
         for write in writes:
             result, before = written[write.name], records[write.name].committed
-            now = result.committed(before.rows - result.dropped + write.rows)
+            now = result.committed(before.rows - result.dropped + write.change.lines.rows)
             self._records.set_export(write.name, now, result.facts, write.temp)
             self._note_segments(write.name, write.temp, write.planned, result)
         ended_ns = max(self._clock(), identity.started_ns)
         duration_ms = (ended_ns - identity.started_ns) // MS
         batch = BatchRecord(
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at,
-            sum(change.exported.rows for change in decisions.changes.values()),
-            sum(change.quarantined.rows for change in decisions.changes.values()),
+            sum(change.exported.lines.rows for change in decisions.changes.values()),
+            sum(change.quarantined.lines.rows for change in decisions.changes.values()),
             len(decisions.withdrawals), context.rows_judged(decisions), context.bytes_read(decisions), duration_ms,
         )  # fmt: skip
         self._receipts.add_batch(batch)
@@ -208,10 +202,8 @@ class Committer(Recovery):
         if failed:
             raise ProgramError(f"batch {identity.batch_id} fails its checks: {', '.join(failed)}")
         receipt = receipt_of(
-            identity, iso_time(ended_ns), duration_ms, decisions, context, totals,
-            checks, self._receipts.unreported_inputs(), self._receipts.pending_tails(), writes, written, exports,
-            self._receipts.replaced_files(), self._receipts.last_receipt_sha256(), self._receipts.copies_begin_after(),
-        )  # fmt: skip
+            identity, ended_ns, decisions, context, totals, checks, writes, written, exports, self._receipts
+        )
         content = receipts.receipt_bytes(receipt)
         self._receipts.add_receipt(identity.sequence, content.decode(), receipts.sha256_of(content))
         if self._receipts.replaced_files():
@@ -286,47 +278,16 @@ class Committer(Recovery):
         return {intent.name: result.lines for intent, result in written.items()}
 
 
-def _writes_of(
-    identity: BatchIdentity,
-    decisions: Decisions,
-    published: list[PublishedWithdrawal],
-    repeated: list[PublishedWithdrawal],
-    records: dict[str, ExportRecord],
-) -> list[ExportWrite]:
+def _writes_of(identity: BatchIdentity, decisions: Decisions, records: dict[str, ExportRecord]) -> list[ExportWrite]:
     writes = []
-    for dataset, change in decisions.changes.items():
-        writes += _dataset_writes(identity, dataset, change)
-        gone = [each for each in published if each.dataset is dataset]
-        if gone:
-            name, lines = f"withdrawals_{dataset}", _lines(gone)
-            folded = Counter(digest_of(each.line()) for each in repeated if each.dataset is dataset)
-            temp = _temp_name(name, identity.batch_id) if folded else None
-            writes.append(ExportWrite(name, (lines,), len(gone), temp, folded))
-    return [write if records[write.name].committed.size else _as_first(write, identity) for write in writes]
-
-
-def _lines(published: Iterable[PublishedWithdrawal]) -> bytes:
-    """Return the lines of withdrawals; a list of them would take 4 KiB a line, for each keeps its buffer."""
-    text = BytesIO()
-    text.writelines(each.line() for each in published)
-    return text.getvalue()
-
-
-def _as_first(write: ExportWrite, identity: BatchIdentity) -> ExportWrite:
-    """Return a write to an empty export as one to a temporary file: a foreign file there is never taken for ours."""
-    return replace(write, temp=_temp_name(write.name, identity.batch_id + FIRST))
-
-
-def _dataset_writes(identity: BatchIdentity, dataset: Dataset, change: DatasetChanges) -> list[ExportWrite]:
-    writes = []
-    ids = {id_of(dataset, key).encode() for key in change.removed_keys}
-    for name, spool, leaving, leaving_ids in (
-        (dataset.value, change.exported, Counter(change.removed_keys.values()), ids),
-        (f"quarantine_{dataset}", change.quarantined, change.removed_quarantined, ()),
-    ):
-        if leaving or spool.rows:
-            temp = _temp_name(name, identity.batch_id) if leaving else None
-            writes.append(ExportWrite(name, spool.pieces(), spool.rows, temp, leaving, leaving_ids, spool))
+    for name, change in decisions.files():
+        if not (change.leaving or change.lines.rows):
+            continue
+        # An empty export is written to a temporary file, too: a foreign file there is never taken for ours.
+        temp = _temp_name(name, identity.batch_id) if change.leaving else None
+        if not records[name].committed.size:
+            temp = _temp_name(name, identity.batch_id + FIRST)
+        writes.append(ExportWrite(name, change, temp))
     return writes
 
 

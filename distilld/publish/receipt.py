@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from distilld.core.decisions import Decisions, Lines, Withdrawal
-from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Pieces, Trigger
+from distilld.core.decisions import Decisions, FileChanges, Withdrawal, digits_of
+from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Trigger
 from distilld.files.git import GitState
 from distilld.lake.scan import tree_path
 from distilld.publish.new_file import Written
@@ -17,7 +17,7 @@ from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ROW_ID, lines_of
 from distilld.store.export_records import ExportRecord
 from distilld.store.ledger import Totals
-from distilld.store.receipts import InputNote
+from distilld.store.receipts import InputNote, Receipts
 
 MS: Final = 1_000_000
 """Nanoseconds in a millisecond."""
@@ -43,7 +43,6 @@ class BatchContext:
     rows_indexed: int
     index_bytes: int
     warnings: tuple[str, ...]
-    errors: tuple[str, ...] = ()
     rows_judged_before: int = 0
     """Rows that were judged since the last receipt, in batches that changed nothing."""
     run: Mapping[str, Any] | None = None
@@ -71,60 +70,50 @@ def batch_id_of(recorded_at: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExportWrite:
-    """What one export gains and loses; ``temp`` is the temporary file, if the export is rewritten.
-
-    ``leaving`` are the digests of the lines that it loses, and ``leaving_ids`` the ids of a dataset's rows among these.
-    """
+    """What one export gains and loses; ``temp`` is the temporary file, if the export is rewritten."""
 
     name: str
-    blocks: Pieces
-    rows: int
+    change: FileChanges
     temp: str | None
-    leaving: Counter[bytes]
-    leaving_ids: Collection[bytes] = ()
-    coming: Lines | None = None
     planned: Overwriting | None = None
 
     def replaces(self) -> bool:
         """Return whether a new row has the id of a row that leaves."""
-        if self.coming is None or not self.leaving_ids:
+        if not self.change.leaving_keys:
             return False
-        found = map(ROW_ID.match, lines_of(self.coming.blocks()))
-        return any(row is not None and row[1] in self.leaving_ids for row in found)
+        leaving = {digits_of(key).encode() for key in self.change.leaving_keys}
+        found = map(ROW_ID.match, lines_of(self.change.lines.blocks()))
+        return any(row is not None and row[2] in leaving for row in found)
 
 
 def receipt_of(
     identity: BatchIdentity,
-    ended_at: str,
-    duration_ms: int,
+    ended_ns: int,
     decisions: Decisions,
     context: BatchContext,
     totals: Totals,
     checks: dict[str, bool],
-    inputs: list[InputNote],
-    tails: list[tuple[str, Any, int]],
     writes: list[ExportWrite],
     written: dict[str, Written],
     exports: dict[str, ExportRecord],
-    replaced: list[str],
-    previous: str | None,
-    copies_begin_after: dict[str, str] | None,
+    receipts: Receipts,
 ) -> dict[str, Any]:
     """Return the receipt of a batch, its keys in the order of SPEC 4."""
+    inputs, tails = receipts.unreported_inputs(), receipts.pending_tails()
     return {
         "stage": "distill",
         "batch_id": identity.batch_id,
         "sequence": identity.sequence,
         "trigger": context.trigger.value,
         "started_at": iso_time(identity.started_ns),
-        "ended_at": ended_at,
-        "duration_ms": duration_ms,
+        "ended_at": iso_time(ended_ns),
+        "duration_ms": (ended_ns - identity.started_ns) // MS,
         "recorded_at": identity.recorded_at,
         "options": context.options.as_json(),
         "options_sha256": context.options.sha256,
         "git": {"sha": context.git.sha, "branch": context.git.branch, "dirty": context.git.dirty},
         "inputs": [_input(each) for each in inputs],
-        "outputs": _outputs(decisions, writes, written, exports, replaced),
+        "outputs": _outputs(decisions, writes, written, exports, receipts.replaced_files()),
         "record_counts": _record_counts(decisions, totals),
         "run": _run(identity, decisions, context.run),
         "work": {
@@ -137,10 +126,10 @@ def receipt_of(
         "validation_pass": all(checks.values()),
         "checks": checks,
         "warnings": list(context.warnings),
-        "errors": list(context.errors),
-        "previous_receipt_sha256": previous,
+        "errors": [],
+        "previous_receipt_sha256": receipts.last_receipt_sha256(),
         # Only receipts tell it to the next store, should this one be lost.
-        "copies_begin_after": copies_begin_after or {},
+        "copies_begin_after": receipts.copies_begin_after() or {},
     }
 
 
@@ -173,7 +162,7 @@ def _run(identity: BatchIdentity, decisions: Decisions, before: Mapping[str, Any
         causes: Counter[str] = Counter(past["by_cause"])
         causes.update({cause.value: rows for (of, cause), rows in left.items() if of is dataset})
         datasets[dataset.value] = {
-            "appended": past["appended"] + decisions.changes[dataset].exported.rows,
+            "appended": past["appended"] + decisions.changes[dataset].exported.lines.rows,
             "withdrawn": causes.total(),
             "by_cause": dict(sorted(causes.items())),
         }
@@ -202,8 +191,8 @@ def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:
     gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
     return {
         "in": decisions.rows_judged,
-        "out": sum(change.exported.rows for change in decisions.changes.values()),
-        "quarantined": sum(change.quarantined.rows for change in decisions.changes.values()),
+        "out": sum(change.exported.lines.rows for change in decisions.changes.values()),
+        "quarantined": sum(change.quarantined.lines.rows for change in decisions.changes.values()),
         "withdrawn": len(decisions.withdrawals),
         "by_category": {category.value: decisions.by_category[category] for category in Category},
         "by_reason": _by_reason(totals),
@@ -212,10 +201,10 @@ def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:
                 "rows": totals.exported(dataset),
                 "quarantine_rows": totals.quarantined(dataset),
                 "retained_rows": totals.retained(dataset),
-                "appended": decisions.changes[dataset].exported.rows,
+                "appended": decisions.changes[dataset].exported.lines.rows,
                 "withdrawn": sum(not each.replaced for each in gone[dataset]),
                 "replaced": sum(each.replaced for each in gone[dataset]),
-                "quarantined": decisions.changes[dataset].quarantined.rows,
+                "quarantined": decisions.changes[dataset].quarantined.lines.rows,
                 "by_reason": totals.by_reason(dataset),
             }
             for dataset in Dataset
@@ -237,27 +226,20 @@ def _outputs(
     exports: dict[str, ExportRecord],
     replaced: list[str],
 ) -> list[dict[str, Any]]:
-    by_name = {write.name: write for write in writes}
-    outputs = []
-    for name in EXPORT_PATHS:
-        write = by_name.get(name)
-        if write is None and name not in replaced:
-            continue
-        adopted = decisions.changes[Dataset(name)].adopted if name in _DATASET_NAMES else 0
-        outputs.append(
-            {
-                "path": EXPORT_PATHS[name],
-                "sha256": exports[name].committed.sha256,
-                "segment_bytes": exports[name].committed.segment_bytes,
-                "bytes": exports[name].committed.size,
-                "rows": exports[name].committed.rows,
-                "appended": write.rows if write else 0,
-                "withdrawn": written[name].dropped if write else 0,
-                "adopted": adopted,
-                "rewritten": name in replaced or bool(write and write.leaving and write.temp),
-            }
-        )
-    return outputs
-
-
-_DATASET_NAMES: Final = frozenset(dataset.value for dataset in Dataset)
+    changes = dict(decisions.files())
+    rewritten = {*replaced, *(write.name for write in writes if write.change.leaving and write.temp)}
+    return [
+        {
+            "path": path,
+            "sha256": exports[name].committed.sha256,
+            "segment_bytes": exports[name].committed.segment_bytes,
+            "bytes": exports[name].committed.size,
+            "rows": exports[name].committed.rows,
+            "appended": changes[name].lines.rows,
+            "withdrawn": written[name].dropped if name in written else 0,
+            "adopted": changes[name].adopted,
+            "rewritten": name in rewritten,
+        }
+        for name, path in EXPORT_PATHS.items()
+        if name in written or name in replaced
+    ]

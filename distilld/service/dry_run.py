@@ -38,7 +38,7 @@ class DryCommitter(Committer):
 
     def _write(self, write: ExportWrite, known: Committed) -> Written:
         """Report the file as written; count its rows, but not its bytes."""
-        return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0), write.leaving.total())
+        return Written(known.size, "", StatFacts(0, 0, known.size, 0, 0), write.change.leaving.total())
 
     def finish(self) -> None:
         """Do nothing: no file was written that must be put in place."""

@@ -90,17 +90,11 @@ class Ledger(Counts):
         self._many("UPDATE scored_rows SET evidence_found = ? WHERE walk = ?", decisions.found)
 
     def _apply_missing(self, decisions: Decisions) -> None:
-        for dataset, change in decisions.changes.items():
-            for name, missing in (
-                (dataset.value, change.missing_exported),
-                (f"quarantine_{dataset}", change.missing_quarantined),
-            ):
-                taken = [(name, digest, copies) for digest, copies in missing.taken.items()]
-                self._many("UPDATE missing_lines SET copies = copies - ?3 WHERE name = ?1 AND digest = ?2", taken)
-                self._many(
-                    "DELETE FROM missing_lines WHERE name = ?1 AND digest = ?2 AND copies <= 0",
-                    [each[:2] for each in taken],
-                )
+        taken = [(name, *each) for name, change in decisions.files() for each in change.taken.items()]
+        self._many("UPDATE missing_lines SET copies = copies - ?3 WHERE name = ?1 AND digest = ?2", taken)
+        self._many(
+            "DELETE FROM missing_lines WHERE name = ?1 AND digest = ?2 AND copies <= 0", [each[:2] for each in taken]
+        )
 
     def _clear_queue(self, decisions: Decisions) -> None:
         if self._holds("EXISTS (SELECT 1 FROM rejudge_rows)"):

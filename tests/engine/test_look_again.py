@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distilld.core.line_facts import LINES_END
-from distilld.core.model import Dataset, Trigger
+from distilld.core.model import DATASET_PATHS, Dataset, Trigger
 from distilld.engine import index, work_off
 from distilld.engine.ingest import Ingest
 from distilld.engine.pass_result import PassResult
@@ -48,7 +48,10 @@ def pass_with(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, change: Callab
 
 def withdrawn(result: PassResult) -> list[int]:
     """How many rows each batch withdrew from SFT."""
-    return [batch.removed.get("sft", 0) for batch in result.batches]
+    return [
+        sum(each["withdrawn"] for each in batch.receipt["outputs"] if each["path"] == DATASET_PATHS[Dataset.SFT])
+        for batch in result.batches
+    ]
 
 
 @pytest.mark.parametrize("unread", [0, 1 << 62])

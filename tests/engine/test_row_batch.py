@@ -55,5 +55,6 @@ def test_free_line_is_taken_over_once_or_leaves(batch: RowBatch) -> None:
     lines.add(2, left, "run-2", Cause.UNDONE)
     assert (lines.take(1), lines.take(1)) == (taken, None)
     lines.finish()
-    assert batch.out.changes[Dataset.RAG].removed_keys == {2: b"other"}
+    exported = batch.out.changes[Dataset.RAG].exported
+    assert (exported.leaving, exported.leaving_keys) == ({b"other": 1}, {2})
     assert [(each.key, each.cause, each.shipped_batch) for each in batch.out.withdrawals] == [(2, Cause.UNDONE, 4)]
