@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from distilld.core.model import OperatorError, UsageError
-from distilld.core.plan import FileKey, has_come
+from distilld.core.plan import FileKey, Look, compare
 from distilld.inspection.problem import Problem
 from distilld.lake import scan as lake
 from distilld.lake.apart import refuse_overlaps
-from distilld.lake.scan import ListingError, PartitionFile, Scan, Stray, tree_path
+from distilld.lake.scan import ListingError, Scan, Stray, tree_path
 from distilld.store.inputs import FileRecord
 
 _OLDEST: Final = 10
@@ -100,38 +100,22 @@ def remedy_of_input(problem: str, remedy: str) -> str:
     return f"{'rename it' if ' name' in problem else remedy}, or take it away"
 
 
-def files_to_read(scan: Scan, files: Files) -> Iterator[tuple[PartitionFile, FileRecord | None]]:
-    """Yield each file that is new, changed or there again, and what the store knows of it."""
-    for file in scan.files:
-        record = files.get(file.key)
-        if has_come(record, file.stat):
-            yield file, record
-
-
-def gone_files(scan: Scan, files: Files) -> Iterator[FileKey]:
-    """Yield the files that are no longer there, as far as their folders could be listed."""
-    seen = {file.key for file in scan.files}
-    for key, record in files.items():
-        if record.present and key not in seen and not scan.is_unknown(*key):
-            yield key
-
-
 def _lag(found: InputFaults, root: Path, scan: Scan, files: Files) -> Lag:
-    new = changed = 0
+    seen = scan.facts()
+    plan = compare(seen, files, scan.is_unknown)
     waiting = []
-    for file, record in files_to_read(scan, files):
-        new += record is None
-        changed += record is not None
-        unread = max(0, file.stat.size - (record.indexed_bytes if record else 0))
-        path = tree_path(file.kind, file.path)
-        waiting.append(UnreadFile(path, max(0, time.time_ns() - file.stat.ctime_ns) / 1e9, unread))
+    for key, _ in plan.to_read:
+        facts, record = seen[key], files.get(key)
+        unread = max(0, facts.size - (record.indexed_bytes if record else 0))
+        path = tree_path(*key)
+        waiting.append(UnreadFile(path, max(0, time.time_ns() - facts.ctime_ns) / 1e9, unread))
         if not os.access(root / path, os.R_OK):
             found.not_read(path, "cannot be read", "make it readable for distilld's user")
     waiting.sort(key=lambda each: -each.seconds)
     return Lag(
-        new_files=new,
-        changed_files=changed,
-        gone_files=len(list(gone_files(scan, files))),
+        new_files=sum(look is Look.NEW for _, look in plan.to_read),
+        changed_files=sum(look is not Look.NEW for _, look in plan.to_read),
+        gone_files=len(plan.gone),
         unread_bytes=sum(each.unread_bytes for each in waiting),
         seconds=waiting[0].seconds if waiting else 0.0,
         oldest=tuple(waiting[:_OLDEST]),

@@ -15,10 +15,10 @@ from typing import Final
 
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
 from distilld.core.model import EXPORT_PATHS, ROW_DATASETS, Category, Dataset, InputChanged, Options
+from distilld.core.plan import compare
 from distilld.core.samples import faults_of
 from distilld.files.segments import SHA_BYTES, hash_of
 from distilld.inspection import oracle
-from distilld.inspection.input_faults import files_to_read, gone_files
 from distilld.inspection.oracle_exceptions import retained_of
 from distilld.inspection.oracle_lake import LakeOnDisk
 from distilld.inspection.reading import Reading, Tell
@@ -306,8 +306,8 @@ def _deep_check(name: str, faults: list[str], report: Report) -> Check:
 def _changed_inputs(root: Path, store: Store) -> list[str]:
     """Return the inputs that differ from what the store has judged, such as an absent file that is there again."""
     files, scan = Inputs(store).files(), lake.scan(root)
-    changed = [tree_path(file.kind, file.path) for file, _ in files_to_read(scan, files)]
-    changed += [tree_path(*key) for key in gone_files(scan, files)]
+    plan = compare(scan.facts(), files, scan.is_unknown)
+    changed = [tree_path(*key) for key, _ in plan.to_read] + [tree_path(*key) for key in plan.gone]
     if Work(store).waiting().anything:
         changed.append("rows that wait to be judged")
     return sorted(changed)

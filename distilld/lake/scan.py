@@ -115,6 +115,10 @@ class Scan:
     ignored: tuple[str, ...] = ()
     strays: tuple[Stray, ...] = ()
 
+    def facts(self) -> dict[FileKey, StatFacts]:
+        """Return the facts of each file."""
+        return {file.key: file.stat for file in self.files}
+
     def is_unknown(self, kind: InputKind, path: str) -> bool:
         """Return whether a partition is below a folder that could not be listed, so that its record stays valid."""
         return any(folder.holds(kind, path) for folder in self.unlisted)
