@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Self
 
+from distilld.core.model import Committed
+
 BLOCK_BYTES: Final = 1 << 17
 SHA_BYTES: Final = 32
 
@@ -106,10 +108,10 @@ class SegmentHash:
         return digests.hex() if len(digests) == SHA_BYTES else hashlib.sha256(digests).hexdigest()
 
 
-def hash_of(descriptor: int, size: int, segment_bytes: int, pulse: Callable[[], None] = lambda: None) -> SegmentHash:
-    """Hash the first ``size`` bytes of an open file, or the whole file if it is shorter."""
-    found = SegmentHash(segment_bytes)
-    for block in blocks_of(descriptor, size):
+def hash_of(descriptor: int, committed: Committed, pulse: Callable[[], None] = lambda: None) -> SegmentHash:
+    """Hash as many bytes of an open file as are committed, or the whole file if it is shorter."""
+    found = SegmentHash(committed.segment_bytes)
+    for block in blocks_of(descriptor, committed.size):
         pulse()
         found.update(block)
     return found
@@ -128,4 +130,14 @@ def blocks_of(descriptor: int, size: int, start: int = 0) -> Iterator[bytes]:
 
 def read_span(descriptor: int, span: Span) -> bytes:
     """Read a span of an open file; return fewer bytes if the file ends within it."""
-    return b"".join(blocks_of(descriptor, span.end, span.start))
+    blocks, position = list[bytes](), span.start
+    while position < span.end and (block := os.pread(descriptor, span.end - position, position)):
+        blocks.append(block)
+        position += len(block)
+    return b"".join(blocks)
+
+
+def read_segment(descriptor: int, committed: Committed, number: int) -> bytes:
+    """Read a segment of an open export."""
+    start = number * committed.segment_bytes
+    return read_span(descriptor, Span(start, min(committed.segment_bytes, committed.size - start)))

@@ -7,7 +7,6 @@ An unnamed file leaves nothing after a crash. Worker processes append their line
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import IO, Final, NamedTuple
 
 from distilld.core.model import MarkedLines, Marks, OperatorError
 from distilld.core.remedies import remedy_of
+from distilld.files.segments import Span, read_span
 
 MEMORY_BYTES: Final = 1 << 19
 
@@ -178,15 +178,11 @@ class LineSpool:
             yield b"".join(self._lines)
 
     def _read(self, part: _Part) -> bytes:
-        blocks, offset, end = list[bytes](), part.offset, part.offset + part.length
         with spool_faults(self._folder):
-            while offset < end:
-                block = os.pread(part.descriptor, end - offset, offset)
-                if not block:
-                    raise OSError(errno.EIO, "lines of the batch are missing")
-                blocks.append(block)
-                offset += len(block)
-        return b"".join(blocks) if len(blocks) != 1 else blocks[0]
+            content = read_span(part.descriptor, Span(part.offset, part.length))
+            if len(content) != part.length:
+                raise OSError(errno.EIO, "lines of the batch are missing")
+        return content
 
     def close(self) -> None:
         """Close the temporary file and drop all lines."""

@@ -53,7 +53,7 @@ def _fault_of(root: Path, record: ExportRecord) -> tuple[str, int | None] | None
     # chmod, chgrp or touch: if the bytes are the same, the export was not edited
     try:
         with open_regular(path) as file:
-            found = hash_of(file.fileno(), committed.size, committed.segment_bytes).hexdigest()
+            found = hash_of(file.fileno(), committed).hexdigest()
     except OSError as error:
         return f"cannot be read: {error.strerror}", status.st_size
     return None if found == committed.sha256 else ("has other bytes than its last commit", status.st_size)

@@ -179,7 +179,7 @@ def _where_it_differs(export: CommittedExport, known: bytes) -> str:
     committed, problem = export.committed, "is not what the last commit left"
     if export.file is None:
         return problem
-    found = hash_of(export.file.fileno(), committed.size, committed.segment_bytes).digests()
+    found = hash_of(export.file.fileno(), committed).digests()
     pieces = [(found[at : at + SHA_BYTES], known[at : at + SHA_BYTES]) for at in range(0, len(known), SHA_BYTES)]
     others = [number * committed.segment_bytes for number, (is_, was) in enumerate(pieces) if is_ != was]
     if len(found) != len(known) or not others:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from distilld.core.model import EXPORT_PATHS, Dataset
+from distilld.core.model import EXPORT_PATHS, WHOLE_FILE, Committed, Dataset
 from distilld.files.regular import open_regular
 from distilld.files.segments import hash_of
 from distilld.publish.receipt_files import Link, receipts_on_disk
@@ -33,8 +33,8 @@ def copies_begin_after(root: Path) -> dict[str, str]:
     as_recorded = set()
     for link, receipt in receipts_on_disk(root):
         newest = newest or (link, receipt)
-        for output in _outputs(receipt):
-            name = left.pop(output.path, None)
+        for path, output in _outputs(receipt):
+            name = left.pop(path, None)
             if name is not None and _begins_with(root / EXPORT_PATHS[name], output, newest[0].recorded_at):
                 as_recorded.add(name)
         if not left:
@@ -53,33 +53,24 @@ def _told_before(receipt: Mapping[str, Any]) -> dict[str, str]:
     return {name: batch_id for name, batch_id in found if isinstance(batch_id, str)}
 
 
-class _Output(NamedTuple):
-    """What a receipt says of a file."""
-
-    path: str
-    size: int
-    sha256: str
-    segment_bytes: int
-
-
-def _outputs(receipt: Mapping[str, Any]) -> Iterator[_Output]:
-    """Yield the files that a receipt names; skip what somebody else wrote there."""
+def _outputs(receipt: Mapping[str, Any]) -> Iterator[tuple[str, Committed]]:
+    """Yield the files that a receipt names, as it left them; skip what somebody else wrote there."""
     found = receipt.get("outputs")
     for each in found if isinstance(found, list) else ():
         match each:
             case {"path": str(path), "bytes": int(size), "sha256": str(sha256), "segment_bytes": int(segment_bytes)}:
                 if size >= 0 and segment_bytes > 0:
-                    yield _Output(path, size, sha256, segment_bytes)
+                    yield path, Committed(size, 0, sha256, segment_bytes)
             case {"path": str(path), "bytes": int(size), "sha256": str(sha256)}:
                 # Older versions did not digest by segments.
-                yield _Output(path, size, sha256, max(size, 1))
+                yield path, Committed(size, 0, sha256, WHOLE_FILE)
 
 
-def _begins_with(path: Path, output: _Output, recorded_at: str) -> bool:
+def _begins_with(path: Path, output: Committed, recorded_at: str) -> bool:
     """Return whether a file begins with the bytes that a receipt recorded, and each line behind them is newer."""
     try:
         with open_regular(path) as file:
-            found = hash_of(file.fileno(), output.size, output.segment_bytes)
+            found = hash_of(file.fileno(), output)
             file.seek(output.size)
             for line in file:
                 time = _TIME.search(line) if line.endswith(b"\n") else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from distilld.core.model import EXPORT_PATHS, SEGMENT_BYTES, Committed, StatFacts
 from distilld.files.durable import closed_after, open_in_folder, rename_in_folder, sync_folder
 from distilld.files.regular import is_there, lstat, regular_stat
-from distilld.files.segments import SegmentHash, Span, hash_of, read_span
+from distilld.files.segments import SegmentHash, hash_of, read_segment
 from distilld.publish.reading import (
     CommittedFile,
     ExportReadError,
@@ -73,7 +73,7 @@ class LiveFiles:
         if held is not None and held[1] == facts:
             return facts
         self._hashes.pop(name, None)
-        sha = self._recorded(name, descriptor, known, facts) or self._sha_of(descriptor, known)
+        sha = self._recorded(name, descriptor, known, facts) or hash_of(descriptor, known, self._pulse)
         if sha.hexdigest() != known.sha256:
             raise ExportTamperedError(EXPORT_PATHS[name], "has other bytes than its last commit")
         self._hashes[name] = (sha, facts)
@@ -84,13 +84,9 @@ class LiveFiles:
         recorded = self._records.recorded(name) if self._records is not None else None
         if recorded is None or recorded[0] != facts:
             return None
-        start = known.size // known.segment_bytes * known.segment_bytes
-        last = read_span(descriptor, Span(start, known.size - start))
+        last = read_segment(descriptor, known, known.size // known.segment_bytes)
         sha = SegmentHash.of(recorded[1], known.size, last, known.segment_bytes)
         return sha if sha.hexdigest() == known.sha256 else None
-
-    def _sha_of(self, descriptor: int, known: Committed) -> SegmentHash:
-        return hash_of(descriptor, known.size, known.segment_bytes, self._pulse)
 
     def stands_in(self, name: str, known: Committed, number: int) -> bool:
         """Return whether a segment of the file has its committed bytes.
@@ -100,10 +96,8 @@ class LiveFiles:
             ExportReadError: The file cannot be read.
         """
         assert self._records is not None  # noqa: S101  only the writer asks
-        start = number * known.segment_bytes
         with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
-            content = read_span(descriptor, Span(start, min(known.segment_bytes, known.size - start)))
-        found = hashlib.sha256(content).digest()
+            found = hashlib.sha256(read_segment(descriptor, known, number)).digest()
         return all(recorded.sha256 == found for recorded in self._records.segments(name, [number]))
 
     @contextmanager
@@ -180,7 +174,7 @@ class LiveFiles:
         if held is not None and held[1] == StatFacts.of(status):
             return held[0].hexdigest() == committed.sha256
         with closed_after(open_in_folder(path, os.O_RDONLY)) as descriptor:
-            return self._sha_of(descriptor, committed).hexdigest() == committed.sha256
+            return hash_of(descriptor, committed, self._pulse).hexdigest() == committed.sha256
 
     def cut_back(self, name: str, known: Committed) -> None:
         """Undo an append: cut the file back to its committed length.
@@ -195,7 +189,7 @@ class LiveFiles:
             if live is None or live.st_size < known.size:
                 return
             with closed_after(open_in_folder(path, os.O_RDWR)) as descriptor:
-                sha = self._sha_of(descriptor, known)
+                sha = hash_of(descriptor, known, self._pulse)
                 if sha.hexdigest() == known.sha256:
                     os.ftruncate(descriptor, known.size)
                     os.fsync(descriptor)

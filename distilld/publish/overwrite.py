@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from distilld.core.model import MARK_BYTES, Committed
 from distilld.files.durable import write_all
 from distilld.files.regular import without_space
-from distilld.files.segments import Segment, SegmentHash, Span, read_span
+from distilld.files.segments import Segment, SegmentHash, Span, read_segment, read_span
 from distilld.lake.lines import digest_of
 from distilld.publish.reading import ExportTamperedError, joined
 
@@ -68,8 +68,7 @@ class OpenExport:
         Raises:
             ExportTamperedError: The bytes are not the committed ones.
         """
-        start = number * self.known.segment_bytes
-        content = self.read(Span(start, min(self.known.segment_bytes, self.known.size - start)))
+        content = read_segment(self.descriptor, self.known, number)
         if hashlib.sha256(content).digest() != self.sha.digest_of(number):
             raise ExportTamperedError(self.shown, "has other bytes than its last commit")
         return bytearray(content)
@@ -240,9 +239,8 @@ def overwrite(descriptor: int, committed: Committed, spans: list[Span], digests:
     width = committed.segment_bytes
     parts = by_segment(within, width)
     for number in touched(spans, committed):
-        start = number * width
-        content = bytearray(read_span(descriptor, Span(start, min(width, committed.size - start))))
-        blank(content, start, parts.get(number, ()))
+        content = bytearray(read_segment(descriptor, committed, number))
+        blank(content, number * width, parts.get(number, ()))
         if hashlib.sha256(content).digest() != digests.get(number):
             return False
     for span in within:
