@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -68,7 +68,7 @@ class Writing:
     batch: int
     undone_at: str | None
     versions: Mapping[str, tuple[int, Committed]]
-    appending: frozenset[str]
+    appending: frozenset[str] = field(compare=False)
     """The exports that an uncommitted append may have made longer."""
     overwriting: bool
     """Whether rows that a batch withdrew are still to be overwritten."""
@@ -88,16 +88,7 @@ class Writing:
 
     def moved_on(self, before: Writing) -> bool:
         """Return whether an export may have other bytes than ``before``, or is being overwritten."""
-        return (
-            self.overwriting
-            or before.overwriting
-            or (self.batch, self.undone_at, self.versions)
-            != (
-                before.batch,
-                before.undone_at,
-                before.versions,
-            )
-        )
+        return self.overwriting or before.overwriting or self != before
 
 
 class CommittedExport:
@@ -122,10 +113,10 @@ class CommittedExport:
             if self.committed.size:
                 self.problem = "is gone"
         except OSError as error:
-            self.problem = f"cannot be read: {error.strerror}"
             # Our own messages ('is no regular file') are about an export that was replaced: a run restores it.
             if error.errno is not None and error.strerror == os.strerror(error.errno):
                 self.denied = error
+            self.problem = f"cannot be read: {error.strerror}"
 
     def blocks(self) -> Iterator[bytes]:
         """Return the committed bytes, in blocks.
@@ -148,6 +139,7 @@ class CommittedExport:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: OSError) -> OperatorError:
+        self.problem = f"cannot be read: {error.strerror}"
         return OperatorError(f"cannot read {self.shown}: {error.strerror}", hint=remedy_of(error))
 
     def rows(self) -> Iterator[list[bytes]]:
@@ -167,11 +159,7 @@ class CommittedExport:
         """Return whether the committed part is unchanged, as of the first access."""
         try:
             self.line_count = sum(block.count(b"\n") for block in self.blocks())
-        except BatchMovedError:
-            return False
-        except OperatorError as error:
-            self.problem = str(error).removeprefix(f"cannot read {self.shown}: ")
-            self.problem = f"cannot be read: {self.problem}"
+        except OperatorError:
             return False
         return True
 
