@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from distilld.files.durable import closed_after
+
 FOLDER: Final = "exports"
-_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @contextmanager
@@ -25,17 +26,8 @@ def pinned(root: Path) -> Iterator[None]:
     Query the store and open the files within the block. If the folder cannot be locked, nothing is guaranteed, so a
     reader always compares what it reads with its digest.
     """
-    try:
-        descriptor = os.open(root / FOLDER, _FLAGS)
-    except OSError:
+    with closed_after(_locked(root, fcntl.LOCK_SH)):
         yield
-        return
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class Pins:
@@ -47,22 +39,25 @@ class Pins:
 
     def keep_out(self) -> bool:
         """Block pins until :meth:`let_in`; return False if a batch is pinned or the folder cannot be locked."""
-        if self._descriptor is not None:
-            return True
-        try:
-            descriptor = os.open(self._root / FOLDER, _FLAGS)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return False
-        self._descriptor = descriptor
-        return True
+        if self._descriptor is None:
+            self._descriptor = _locked(self._root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return self._descriptor is not None
 
     def let_in(self) -> None:
         """Let readers pin a batch again."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _locked(root: Path, how: int) -> int | None:
+    """Lock the folder; return the descriptor that holds the lock, or None if there is none."""
+    with suppress(OSError):
+        descriptor = os.open(root / FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, how)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+    return None
