@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from distilld.core.json_text import ParsedLine
 from distilld.core.line_facts import LIKE_REJECTED, LINES_END, RowFacts, row_facts, run_of_evidence
 from distilld.core.model import InputKind, StatFacts, UnreadableError
-from distilld.lake.lines import Line, PartitionReader, Rest, end_of, parse_line, rest_of, verdict_in
+from distilld.lake.lines import Line, PartitionReader, Rest, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
 from distilld.store.inputs import FileRecord
 
@@ -137,15 +137,12 @@ def read_evidence(
 def _read_lines(
     root: Path, kind: InputKind, path: str, max_line_bytes: int, take: Callable[[Line, int], bool]
 ) -> tuple[Reading, Rest | None] | ShortRows:
-    """Pass each line with its number to ``take``, which returns whether it is well-formed.
-
-    The unterminated end counts as a line if it is a complete JSON object (SPEC 2).
-    """
+    """Pass each line with its number to ``take``, which returns whether it is well-formed."""
     with open_partition(root, kind, path) as (descriptor, facts):
         reader = PartitionReader(descriptor, facts.size, max_line_bytes, tree_path(kind, path))
         lines = malformed = 0
         first_malformed = None
-        for block in reader.blocks():
+        for block in reader.blocks_with_end():
             if lines + len(block) > WHOLE_ROWS + reader.consumed // WHOLE_ROW_BYTES:
                 return ShortRows(lines)
             for number, line in enumerate(block, lines):
@@ -153,14 +150,9 @@ def _read_lines(
                     first_malformed = number if malformed == 0 else first_malformed
                     malformed += 1
             lines += len(block)
-        end = end_of(reader.tail)
-        if reader.tail is not None and end.digest is not None:
-            take(reader.tail, lines)
-            lines += 1
         reading = Reading(
-            facts, reader.consumed, reader.sha256, lines, malformed, first_malformed, end.state, end.length, end.digest,
-            reader.bytes_read,
-        )  # fmt: skip
+            facts, reader.consumed, reader.sha256, lines, malformed, first_malformed, *reader.end, reader.bytes_read
+        )
         return reading, rest_of(reader.tail) if kind is InputKind.SCORED else None
 
 
