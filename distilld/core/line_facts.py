@@ -31,7 +31,6 @@ UNREVIEWED: Final = LIKE_REJECTED + 1
 VERDICTS: Final = {**CATEGORIES, LIKE_REJECTED: Category.REJECTED, UNREVIEWED: Category.NEEDS_HUMAN_REVIEW}
 """The category that each code stands for."""
 MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
-MALFORMED: Final = {code: kind for kind, code in MALFORMED_CODES.items()}
 
 TOO_LONG: Final = ParsedLine(None, False, Malformed.TOO_LONG)
 """The parse result of a line that was not read because of its length."""

@@ -88,10 +88,10 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def open_in_folder(path: Path, flags: int, mode: int = FILE_MODE) -> int:
+def open_in_folder(path: Path, flags: int) -> int:
     """Open a file of distilld; neither it nor its folder may be a link. A pipe in its place does not block."""
     with closed_after(os.open(path.parent, _FOLDER_FLAGS)) as folder:
-        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=folder)
+        return os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, FILE_MODE, dir_fd=folder)
 
 
 def rename_in_folder(old: Path, new: Path) -> None:

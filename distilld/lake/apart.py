@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -58,13 +58,9 @@ def _overlap(tree: str, other: str) -> UsageError:
 
 def _line(folder: Path) -> tuple[_Identity, ...]:
     """Return the identities of a folder and all its parents, from the folder upwards; empty if it does not exist."""
-    return tuple(_identities(Path(os.path.realpath(folder))))
-
-
-def _identities(folder: Path) -> Iterator[_Identity]:
-    try:
-        for each in (folder, *folder.parents):
+    real, found = Path(os.path.realpath(folder)), list[_Identity]()
+    with suppress(OSError):
+        for each in (real, *real.parents):
             status = os.stat(each)
-            yield status.st_dev, status.st_ino
-    except OSError:
-        return
+            found.append((status.st_dev, status.st_ino))
+    return tuple(found)

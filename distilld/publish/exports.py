@@ -18,12 +18,12 @@ from itertools import chain
 from typing import Final
 
 from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Committed, MarkedLines, Marks, Pieces, StatFacts
-from distilld.files.durable import closed_after, make_folder, open_in_folder, sync_up
+from distilld.files.durable import closed_after, make_folder, open_in_folder, sync_up, take_after
 from distilld.files.regular import regular_stat, without_space
 from distilld.files.segments import SegmentHash, Span
 from distilld.lake.lines import digest_of
 from distilld.publish.live_files import LiveFiles
-from distilld.publish.new_file import Output, Written, create
+from distilld.publish.new_file import Output, Written
 from distilld.publish.overwrite import LEAST_BYTES, OpenExport, Overwriting, overwrite, plan_overwrite
 from distilld.publish.reading import (
     ExportReadError,
@@ -130,11 +130,13 @@ class Exports(LiveFiles):
             return self._beside(name, temp, like, blocks)
 
     def _beside(self, name: str, temp: str, like: int | None, blocks: Pieces) -> Written:
-        """Write a temporary file in the live one's folder, with the owner, group and mode of ``like``."""
+        """Write a temporary file in the live one's folder, with the owner, group and mode of ``like`` if permitted."""
         folder = (self._root / EXPORT_PATHS[name]).parent
         self._hashes.pop(name, None)
         make_folder(folder)
-        with closed_after(create(folder / temp, like)) as descriptor:
+        with closed_after(open_in_folder(folder / temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as descriptor:
+            if like is not None:
+                take_after(descriptor, os.fstat(like))
             output = Output(descriptor, SegmentHash(self.segment_bytes))
             for block in blocks:
                 self._pulse()

@@ -1,15 +1,13 @@
-"""Writes a file and computes its digest and line marks; sets the owner of a new one (SPEC 3.10)."""
+"""Writes a file and computes its digest and line marks."""
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
 from distilld.core.model import MARK_BYTES, SEGMENT_BYTES, Committed, MarkedLines, Marks, StatFacts
-from distilld.files.durable import open_in_folder, take_after, write_all
+from distilld.files.durable import write_all
 from distilld.files.regular import without_space
 from distilld.files.segments import Segment, SegmentHash
 from distilld.lake.lines import digest_of
@@ -83,15 +81,3 @@ class Output:
 def marks_of(lines: list[bytes]) -> Marks:
     """Return the lengths and marks of lines of an export."""
     return Marks.of(lines, (digest_of(without_space(line)) for line in lines))
-
-
-def create(target: Path, like: int | None) -> int:
-    """Create a file with the owner, group and mode of the open file ``like``, if permitted; return its descriptor."""
-    descriptor = open_in_folder(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        if like is not None:
-            take_after(descriptor, os.fstat(like))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor

@@ -28,11 +28,7 @@ Needed = Callable[[Path], bool]
 """Returns whether a backup holds content that is nowhere else."""
 
 
-def _nothing(_: Path) -> bool:
-    return False
-
-
-def copy_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = _nothing) -> Path:
+def copy_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = lambda _: False) -> Path:
     """Copy a file to ``name-stamp`` in ``folder``, unless the newest copy has the same bytes; return the copy.
 
     Raises:
@@ -48,7 +44,7 @@ def copy_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed =
     return target
 
 
-def move_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = _nothing) -> Path | None:
+def move_aside(path: Path, folder: Path, name: str, stamp: str, needed: Needed = lambda _: False) -> Path | None:
     """Move a path that no reader has open to ``name-stamp`` in ``folder``; return its new path.
 
     From another file system, a file, a link or a folder is copied and removed. Anything else has no content to keep:
