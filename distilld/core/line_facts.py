@@ -5,6 +5,7 @@ They follow from the line alone: its place, its digest, the run and the task tha
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import Malformed, ParsedLine, trim
@@ -34,6 +35,10 @@ MALFORMED_CODES: Final = {kind: code for code, kind in enumerate(Malformed, 1)}
 
 TOO_LONG: Final = ParsedLine(None, False, Malformed.TOO_LONG)
 """The parse result of a line that was not read because of its length."""
+
+
+ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
+_DIGITS: Final = re.compile("[0-9a-f]{16}")
 
 
 class RowFacts(NamedTuple):
@@ -132,6 +137,24 @@ def key_of(digits: str) -> int:
     """Return the 16 hex digits of an id as the signed 64-bit integer in the store."""
     number = int(digits, 16)
     return number - (1 << 64) if number >> 63 else number
+
+
+def digits_of(key: int) -> str:
+    """Return the 16 hex digits of a stored key."""
+    return f"{key & (1 << 64) - 1:016x}"
+
+
+def id_of(dataset: Dataset, key: int) -> str:
+    """Return the id of a row in the dataset."""
+    return ID_PREFIX[dataset] + digits_of(key)
+
+
+def dataset_of(row_id: str) -> Dataset | None:
+    """Return the dataset whose ids have this form, or None."""
+    for dataset, prefix in ID_PREFIX.items():
+        if row_id.startswith(prefix) and _DIGITS.fullmatch(row_id.removeprefix(prefix)):
+            return dataset
+    return None
 
 
 def run_of_evidence(value: dict[str, Any]) -> str | None:

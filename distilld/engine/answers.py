@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Final
 
-from distilld.core.decisions import Decisions, PairRow, id_of
-from distilld.core.line_facts import CATEGORIES, EXPORTED, VERDICTS
+from distilld.core.line_facts import CATEGORIES, EXPORTED, VERDICTS, id_of
 from distilld.core.model import Dataset, OperatorError, Options
 from distilld.core.samples import sample_signs
 from distilld.engine.jobs import Result, TaskJob
@@ -18,6 +17,7 @@ from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pair_jobs import formed_pairs
 from distilld.engine.spans import Part, Span, SpanDone
 from distilld.lake.lines import digest_of
+from distilld.store.decisions import Decisions, PairRow
 from distilld.store.work import Work
 
 _OUTCOME: Final = PairRow._fields.index("outcome")

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from distilld.core.decisions import Decisions, Withdrawal
 from distilld.core.line_facts import ALL_WALKS
 from distilld.core.model import Cause, Dataset, OperatorError, Options
 from distilld.engine.answers import check_lines, check_pairs, check_rows
@@ -31,6 +30,7 @@ from distilld.files.spool import SharedFile
 from distilld.lake.source_files import path_check
 from distilld.publish.commit import Committer
 from distilld.publish.receipt import BatchIdentity
+from distilld.store.decisions import Decisions, Withdrawal
 from distilld.store.work import Place, Work, WorkRow
 
 BATCH_BYTES: Final = 32 << 20

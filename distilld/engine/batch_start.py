@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from distilld.core.decisions import DatasetChanges, Decisions, FileChanges
 from distilld.core.model import Dataset
 from distilld.files.spool import LineSpool
+from distilld.store.decisions import DatasetChanges, Decisions, FileChanges
 
 
 def empty_decisions(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from distilld.core.decisions import Withdrawal
 from distilld.core.model import Cause, Dataset, Verdict
 from distilld.core.outcome import Outcome
 from distilld.engine.row_batch import RowBatch
 from distilld.engine.stamps import Stamps
 from distilld.lake.lines import digest_of
+from distilld.store.decisions import Withdrawal
 from distilld.store.loose_lines import Departure
 from distilld.store.work import Recorded
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
-from distilld.core.decisions import Decisions, PairRow
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Dataset, Options
 from distilld.engine.jobs import TaskJob
@@ -23,6 +22,7 @@ from distilld.engine.pool import Done
 from distilld.engine.settle_task import TaskPairs
 from distilld.engine.spans import error_of
 from distilld.files.spool import SharedFile
+from distilld.store.decisions import Decisions, PairRow
 from distilld.store.loose_lines import Departure
 from distilld.store.work import Work
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import Final
 
-from distilld.core.decisions import Decisions, RowUpdate
 from distilld.core.line_facts import CATEGORIES, EXPORTED
 from distilld.core.model import Dataset, InputChanged, Options, UnreadableError
 from distilld.core.outcome import Outcome
@@ -19,6 +18,7 @@ from distilld.engine.row_batch import RowBatch
 from distilld.engine.span_queue import QueuedSpan
 from distilld.engine.spans import FailedRow, JudgedRow, Part, SpanDone, error_of
 from distilld.files.spool import SharedFile
+from distilld.store.decisions import Decisions, RowUpdate
 from distilld.store.work import Work, WorkRow
 
 _END: Final = 1 << 62

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from distilld.core.decisions import Withdrawal
 from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset
 from distilld.core.outcome import Outcome
@@ -12,6 +11,7 @@ from distilld.engine.freed_lines import FreedLines
 from distilld.engine.row_batch import RowBatch
 from distilld.engine.stamps import Stamps
 from distilld.lake.lines import digest_of
+from distilld.store.decisions import Withdrawal
 from distilld.store.loose_lines import Standing
 from distilld.store.work import Recorded, WorkRow
 

@@ -8,13 +8,13 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from distilld.core.datasets import preference
-from distilld.core.decisions import Decisions
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, TaskRow, key_of
 from distilld.core.model import Category, Options
 from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pool import Done
 from distilld.files.spool import SharedFile
+from distilld.store.decisions import Decisions
 from distilld.store.statements import ASKED_AT_ONCE
 from distilld.store.tasks import WorkPair
 from distilld.store.work import Work

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from distilld.core.decisions import Decisions, Withdrawal
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED
 from distilld.core.model import Category, Cause, Dataset, Options
 from distilld.engine.stamps import Stamps
+from distilld.store.decisions import Decisions, Withdrawal
 from distilld.store.loose_lines import Departure
 from distilld.store.tasks import WorkPair
 from distilld.store.work import Work

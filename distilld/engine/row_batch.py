@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 
-from distilld.core.decisions import Decisions
 from distilld.core.model import Category, Dataset, Options
+from distilld.store.decisions import Decisions
 from distilld.store.work import Work
 
 

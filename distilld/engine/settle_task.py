@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from distilld.core.decisions import PairRow
 from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset, Reason
 from distilld.core.outcome import Outcome
@@ -13,6 +12,7 @@ from distilld.engine.judge_task import JudgedPair
 from distilld.engine.pair_jobs import AskedTask, FormedPair
 from distilld.engine.pair_lane import PairLane
 from distilld.lake.lines import digest_of
+from distilld.store.decisions import PairRow
 from distilld.store.tasks import WorkPair
 
 _PREFERENCE: Final = Dataset.PREFERENCE

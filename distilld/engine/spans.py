@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from distilld.core.decisions import Lines
 from distilld.core.line_facts import CATEGORIES, REASON_CODES
 from distilld.core.model import Category, InputChanged, MarkedLines, Marks, UnreadableError
 from distilld.core.outcome import Outcome
 from distilld.engine.read_file import FileRead
-from distilld.files.spool import SharedFile
+from distilld.files.spool import LineSpool, SharedFile
 
 OUTCOMES: Final = len(REASON_CODES) + 1
 
@@ -107,7 +106,7 @@ class Part(NamedTuple):
     content: int | bytes
     marks: Marks
 
-    def put_into(self, lines: Lines, file: SharedFile | None) -> None:
+    def put_into(self, lines: LineSpool, file: SharedFile | None) -> None:
         """Add the lines to those of an export; ``file`` is the batch's file."""
         if isinstance(self.content, int):
             assert file is not None  # noqa: S101  the content is a length in the file

@@ -10,7 +10,6 @@ from typing import Final
 
 import structlog
 
-from distilld.core.decisions import Decisions
 from distilld.core.line_facts import OddLines
 from distilld.core.model import InputChanged, InputKind, OnDelete, Trigger, UnreadableError
 from distilld.engine.batch import Batch, Batches, UnreadFailed
@@ -27,6 +26,7 @@ from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import BatchContext, BatchIdentity
+from distilld.store.decisions import Decisions
 from distilld.store.inputs import FileRecord
 
 log = structlog.get_logger()

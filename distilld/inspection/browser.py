@@ -32,8 +32,7 @@ from jinja2.ext import Extension
 from markupsafe import Markup, escape
 
 from distilld.config.settings import Settings
-from distilld.core.decisions import dataset_of
-from distilld.core.line_facts import EXPORTED, REASONS, VERDICTS
+from distilld.core.line_facts import EXPORTED, REASONS, VERDICTS, dataset_of
 from distilld.inspection.explain import explain
 from distilld.inspection.problem import UNKNOWN, Problem, not_known
 from distilld.inspection.row_history import find_row

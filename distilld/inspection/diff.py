@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
 from distilld.config.settings import Settings
-from distilld.core.decisions import ID_PREFIX
 from distilld.core.json_text import parse_object
+from distilld.core.line_facts import ID_PREFIX
 from distilld.core.model import DATASET_PATHS, Dataset, OperatorError, UsageError
 from distilld.core.remedies import remedy_of
 from distilld.inspection.reading import Reading, Tell

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from distilld.core.decisions import id_of
-from distilld.core.line_facts import EXPORTED, REASONS
+from distilld.core.line_facts import EXPORTED, REASONS, id_of
 from distilld.core.model import Category, Dataset, RowRef
 from distilld.inspection import oracle
 from distilld.inspection.oracle_verdicts import AbsentVerdict

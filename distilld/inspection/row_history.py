@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distilld.config.settings import Settings
-from distilld.core.decisions import dataset_of
+from distilld.core.line_facts import dataset_of
 from distilld.core.model import Dataset, OperatorError, UsageError
 from distilld.inspection.explain import RunStory, UnknownRunError, explain
 from distilld.publish.committed import CommittedBatch, at_one_batch

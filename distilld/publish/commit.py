@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from distilld.core.decisions import Decisions, PublishedWithdrawal, Withdrawal, id_of
-from distilld.core.line_facts import VERDICTS, ignored
+from distilld.core.line_facts import VERDICTS, id_of, ignored
 from distilld.core.model import EXPORT_PATHS, ROW_DATASETS, Committed, Dataset, Options, Pieces, ProgramError
 from distilld.lake.lines import digest_of
 from distilld.publish import receipt_files as receipts
@@ -24,6 +23,7 @@ from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ExportTamperedError
 from distilld.publish.receipt import MS, BatchContext, BatchIdentity, ExportWrite, batch_id_of, iso_time, receipt_of
 from distilld.publish.recovery import FIRST, Recovery
+from distilld.store.decisions import Decisions, PublishedWithdrawal, Withdrawal
 from distilld.store.export_records import ExportRecord, Intent
 from distilld.store.ledger import Totals
 from distilld.store.receipts import BatchRecord

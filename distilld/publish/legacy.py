@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from distilld.core.decisions import PublishedWithdrawal, dataset_of
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.line_facts import LINES_END, VERDICTS, category_code, key_of
+from distilld.core.line_facts import LINES_END, VERDICTS, category_code, dataset_of, key_of
 from distilld.core.model import SFT_NEVER, Category, Dataset, Reason, RowRef
 from distilld.core.samples import faults_of
 from distilld.core.unreadable_verdict import unreadable_verdict
 from distilld.lake.lines import digest_of
 from distilld.lake.scan import is_partition
+from distilld.store.decisions import PublishedWithdrawal
 from distilld.store.orphans import Orphan, ToldVerdict
 
 _REASONS: Final = {reason.value: reason for reason in Reason}

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from distilld.core.decisions import Decisions, FileChanges, Withdrawal, digits_of
+from distilld.core.line_facts import digits_of
 from distilld.core.model import EXPORT_PATHS, Category, Dataset, Options, Trigger
 from distilld.files.git import GitState
 from distilld.lake.scan import tree_path
 from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ROW_ID, lines_of
+from distilld.store.decisions import Decisions, FileChanges, Withdrawal
 from distilld.store.export_records import ExportRecord
 from distilld.store.ledger import Totals
 from distilld.store.receipts import InputNote, Receipts

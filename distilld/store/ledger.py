@@ -16,7 +16,7 @@ from distilld.store.verdicts import last_verdict
 
 if TYPE_CHECKING:
     # Readers of the store do not need it.
-    from distilld.core.decisions import Decisions
+    from distilld.store.decisions import Decisions
 
 
 class Totals:

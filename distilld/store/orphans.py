@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from distilld.core.decisions import PublishedWithdrawal
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, REASON_CODES
 from distilld.core.model import ROW_DATASETS, Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.store.connection import Store
+from distilld.store.decisions import PublishedWithdrawal
 from distilld.store.departures import Departures
 from distilld.store.inputs import FileRecord, Inputs
 from distilld.store.statements import Statements

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 from unicodedata import normalize
 
-from distilld.core.decisions import id_of
-from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, REASONS, UNREVIEWED, VERDICTS
+from distilld.core.line_facts import DUPLICATE, EXPORTED, LIKE_REJECTED, REASONS, UNREVIEWED, VERDICTS, id_of
 from distilld.core.model import ROW_DATASETS, Category, Dataset, Reason, RowRef
 from distilld.store.statements import Statements
 from distilld.store.tasks import EVIDENCE_OF_ROWS

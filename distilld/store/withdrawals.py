@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import orjson
 
-from distilld.core.decisions import PublishedWithdrawal
 from distilld.core.model import Dataset
+from distilld.store.decisions import PublishedWithdrawal
 from distilld.store.statements import Statements
 
 WITHDRAWAL: Final = ", ".join(PublishedWithdrawal._fields)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from distilld.core.decisions import id_of
-from distilld.core.line_facts import EXPORTED
+from distilld.core.line_facts import EXPORTED, id_of
 from distilld.core.model import Dataset, Marks
 from distilld.engine import index
 from distilld.engine.answers import WrongAnswer

@@ -13,7 +13,6 @@ from typing import NoReturn
 
 import pytest
 
-from distilld.core.decisions import Decisions
 from distilld.core.line_facts import CATEGORY_CODES
 from distilld.core.model import DATASET_PATHS, EXPORT_PATHS, Category, Dataset, InputKind, Options, Trigger
 from distilld.demo.sample_lake import append_rows, rescore_in_place
@@ -26,6 +25,7 @@ from distilld.publish import receipt_files as receipt_module
 from distilld.publish.committed import CommittedExport
 from distilld.service.stage import run_stage
 from distilld.store.connection import Store
+from distilld.store.decisions import Decisions
 from distilld.store.export_records import ExportRecord
 from distilld.store.ledger import Ledger
 from tests.support.builders import jsonl

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distilld.core.decisions import PublishedWithdrawal
 from distilld.core.model import Dataset
 from distilld.store.connection import Store
+from distilld.store.decisions import PublishedWithdrawal
 from distilld.store.queries import Views
 from distilld.store.run_queries import Stories
 from distilld.store.withdrawals import Withdrawals

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from distilld.core.decisions import id_of
+from distilld.core.line_facts import id_of
 from distilld.core.model import CARD, EXPORT_PATHS, Dataset
 
 _TIMES: Final = ("created_at", "recorded_at", "withdrawn_at", "withdrawn_batch", "shipped_batch")

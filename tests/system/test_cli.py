@@ -115,7 +115,7 @@ def test_a_look_at_the_lake_imports_nothing_slow(arguments: list[str], done: Pat
     """status and health, which a monitor asks for again and again, read the store without what writers need."""
     loaded = loaded_by([*arguments, "--root", str(done)], done)
     assert "distilld.store.queries" in loaded
-    assert not loaded & {*SLOW, "distilld.publish.commit", "distilld.core.decisions"}
+    assert not loaded & {*SLOW, "distilld.publish.commit", "distilld.store.decisions"}
 
 
 SLOW = {"pydantic", "structlog", "sqlite_utils", "rich", "watchfiles", "prometheus_client"}

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import orjson
 
 from distilld.core.line_facts import EXPORTED, Walks
-from distilld.core.model import Category, Cause, Dataset, InputChanged, MarkedLines, Marks, UnreadableError, Verdict
-
-ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
-_DIGITS: Final = re.compile("[0-9a-f]{16}")
-
-
-def digits_of(key: int) -> str:
-    """Return the 16 hex digits of a stored key."""
-    return f"{key & (1 << 64) - 1:016x}"
-
-
-def id_of(dataset: Dataset, key: int) -> str:
-    """Return the id of a row in the dataset."""
-    return ID_PREFIX[dataset] + digits_of(key)
-
-
-def dataset_of(row_id: str) -> Dataset | None:
-    """Return the dataset whose ids have this form, or None."""
-    for dataset, prefix in ID_PREFIX.items():
-        if row_id.startswith(prefix) and _DIGITS.fullmatch(row_id.removeprefix(prefix)):
-            return dataset
-    return None
+from distilld.core.model import Category, Cause, Dataset, InputChanged, UnreadableError, Verdict
+from distilld.files.spool import LineSpool
 
 
 class RowUpdate(NamedTuple):
@@ -109,37 +88,11 @@ class PublishedWithdrawal(NamedTuple):
         return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
 
 
-class Lines(Protocol):
-    """Finished lines to write to an export, in order."""
-
-    @property
-    def rows(self) -> int:
-        """Return the number of lines."""
-
-    def add(self, line: bytes) -> None:
-        """Add one line, line feed included."""
-
-    def add_piece(self, lines: MarkedLines) -> None:
-        """Add several lines."""
-
-    def add_part(self, descriptor: int, offset: int, length: int, marks: Marks) -> None:
-        """Add lines that are at ``offset`` in the file of ``descriptor``."""
-
-    def blocks(self) -> Iterator[bytes]:
-        """Return them in order, in blocks of whole lines."""
-
-    def pieces(self) -> Iterator[bytes | MarkedLines]:
-        """Return the same blocks, with marks where they are known."""
-
-    def close(self) -> None:
-        """Drop the lines."""
-
-
 @dataclass(slots=True)
 class FileChanges:
     """What one export gains and loses. A line that a damaged file lost need not leave; if it stays, it is added."""
 
-    lines: Lines
+    lines: LineSpool
     missing: Counter[bytes] = field(default_factory=Counter)
     """The recorded lines that the file lost, by their digests; what a batch takes, later batches do not find there."""
     taken: Counter[bytes] = field(default_factory=Counter)
