@@ -16,7 +16,6 @@ from typing import Final
 from distilld.core.line_facts import ALL_WALKS
 from distilld.core.model import Cause, Dataset, OperatorError, Options
 from distilld.engine.answers import check_lines, check_pairs, check_rows
-from distilld.engine.batch_start import empty_decisions
 from distilld.engine.jobs import SpanJob, TaskJob
 from distilld.engine.judge_pairs import PairJudge
 from distilld.engine.judge_rows import RowJudge
@@ -151,7 +150,7 @@ class Batches:
         if self._next is not None:
             given = self._queue.under_way[0].identity
             identity = replace(given, sequence=identity.sequence)
-        decisions = empty_decisions(identity.sequence, identity.recorded_at, self._folder, self._missing_lines)
+        decisions = Decisions.begin(identity.sequence, identity.recorded_at, self._folder, self._missing_lines)
         return Batch(identity, decisions)
 
     def _new_queue(self, *, after: int, forced_in: Batch | None = None) -> SpanQueue:

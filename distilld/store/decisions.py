@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -93,7 +94,7 @@ class FileChanges:
     """What one export gains and loses. A line that a damaged file lost need not leave; if it stays, it is added."""
 
     lines: LineSpool
-    missing: Counter[bytes] = field(default_factory=Counter)
+    missing: Counter[bytes]
     """The recorded lines that the file lost, by their digests; what a batch takes, later batches do not find there."""
     taken: Counter[bytes] = field(default_factory=Counter)
     """What this batch took of these."""
@@ -183,6 +184,22 @@ class Decisions:
     """Tasks that this batch touched and leaves to a later one."""
     judged: Walks | None = None
     """This batch judges all rows within that were never judged; None if it judges none."""
+
+    @classmethod
+    def begin(cls, sequence: int, recorded_at: str, spool_folder: Path, missing: Mapping[str, Counter[bytes]]) -> Self:
+        """Return decisions that do nothing yet.
+
+        ``missing`` counts the lines that damaged exports lost; what the batch takes is subtracted.
+        """
+
+        def changes_of(name: str) -> FileChanges:
+            return FileChanges(LineSpool(spool_folder), missing.get(name, Counter()))
+
+        changes = {
+            each: DatasetChanges(changes_of(each), changes_of(f"quarantine_{each}"), changes_of(f"withdrawals_{each}"))
+            for each in Dataset
+        }
+        return cls(sequence, recorded_at, changes)
 
     @property
     def rows_judged(self) -> int:

@@ -10,16 +10,16 @@ import pytest
 
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Cause, Dataset, Options
-from distilld.engine.batch_start import empty_decisions
 from distilld.engine.freed_lines import FreedLines
 from distilld.engine.row_batch import RowBatch
+from distilld.store.decisions import Decisions
 from distilld.store.work import Recorded
 
 
 @pytest.fixture
 def batch(tmp_path: Path) -> Iterator[RowBatch]:
     """A batch without rows, on a store that is asked nothing."""
-    decisions = empty_decisions(7, "2026-01-01T00:00:00.000Z", tmp_path, {})
+    decisions = Decisions.begin(7, "2026-01-01T00:00:00.000Z", tmp_path, {})
     yield RowBatch(Mock(), Options(), decisions, options_changed=False)
     decisions.close()
 
