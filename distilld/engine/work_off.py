@@ -180,9 +180,9 @@ class QueueWorker:
             lake.options,
             lake.git,
             indexed.rows_indexed + sum(read.reading.lines for _, read in batch.read),
-            indexed.bytes_read + result.read_alike,
+            decisions.rows_judged + result.judged_alike,
+            decisions.bytes_read + indexed.bytes_read + result.read_alike,
             tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
-            rows_judged_before=result.judged_alike,
             run=result.batches[-1].receipt["run"] if result.batches else None,
         )
         with lines_of_batch(batch.identity.batch_id):

@@ -192,7 +192,7 @@ class Committer(Recovery):
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at,
             sum(change.exported.lines.rows for change in decisions.changes.values()),
             sum(change.quarantined.lines.rows for change in decisions.changes.values()),
-            len(decisions.withdrawals), context.rows_judged(decisions), context.bytes_read(decisions), duration_ms,
+            len(decisions.withdrawals), context.rows_judged, context.bytes_read, duration_ms,
         )  # fmt: skip
         self._receipts.add_batch(batch)
         self._store.remember("last_recorded_at", identity.recorded_at)

@@ -42,20 +42,13 @@ class BatchContext:
     options: Options
     git: GitState
     rows_indexed: int
-    index_bytes: int
+    rows_judged: int
+    """With those that were judged since the last receipt, in batches that changed nothing."""
+    bytes_read: int
+    """Of the inputs, to index and to judge."""
     warnings: tuple[str, ...]
-    rows_judged_before: int = 0
-    """Rows that were judged since the last receipt, in batches that changed nothing."""
-    run: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None
     """The ``run`` entry of the receipt before, if that batch belongs to the same run."""
-
-    def rows_judged(self, decisions: Decisions) -> int:
-        """Return how many rows were judged for a batch."""
-        return decisions.rows_judged + self.rows_judged_before
-
-    def bytes_read(self, decisions: Decisions) -> int:
-        """Return how many bytes of the inputs a batch read, to index and to judge."""
-        return self.index_bytes + decisions.bytes_read
 
 
 def iso_time(now_ns: int) -> str:
@@ -119,8 +112,8 @@ def receipt_of(
         "run": _run(identity, decisions, context.run),
         "work": {
             "rows_indexed": context.rows_indexed,
-            "rows_judged": context.rows_judged(decisions),
-            "bytes_read": context.bytes_read(decisions),
+            "rows_judged": context.rows_judged,
+            "bytes_read": context.bytes_read,
             "lag_ms": _lag_ms(identity, inputs),
         },
         "pending_tails": [{"path": tree_path(kind, path), "bytes": size} for path, kind, size in tails],
