@@ -93,10 +93,6 @@ def _allowed_text(allowed: tuple[Category, ...]) -> str:
     return ",".join(allowed)
 
 
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
 # RAG
 
 
@@ -148,11 +144,11 @@ def _duplicate(case: RowCase) -> Texts:
 
 
 def _files(case: RowCase) -> Texts:
-    return () if case.missing_files is None else _missing(case.evidence, case.missing_files)
+    return _missing(case.evidence, case.missing_files)
 
 
-def _missing(evidence: EvidenceRecord | None, missing_files: MissingFiles) -> Texts:
-    if evidence is None or evidence.source_files is None:
+def _missing(evidence: EvidenceRecord | None, missing_files: MissingFiles | None) -> Texts:
+    if missing_files is None or evidence is None or evidence.source_files is None:
         return ()
     return tuple(f"source file does not exist: {name}" for name in missing_files(evidence.source_files))
 
@@ -184,7 +180,7 @@ def _sft_category(case: RowCase) -> Texts:
     allowed = case.options.sft_allowed
     if case.scored.category in allowed:
         return ()
-    flag = _flag(case.options.include_partial)
+    flag = template_text(case.options.include_partial)
     return (f"category={_category_text(case)} not in [{_allowed_text(allowed)}] (--include-partial={flag})",)
 
 
@@ -267,10 +263,8 @@ def _pair_duplicate(case: PairCase) -> Texts:
 
 
 def _pair_files(case: PairCase) -> Texts:
-    if case.missing_files is None:
-        return ()
-    chosen = _missing(case.chosen.evidence, case.missing_files)
-    return (*chosen, *_missing(case.rejected.evidence, case.missing_files))
+    sides = (case.chosen, case.rejected)
+    return tuple(text for side in sides for text in _missing(side.evidence, case.missing_files))
 
 
 PREFERENCE_GATES: tuple[PairGate, ...] = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -230,24 +230,21 @@ class Restorer(TakeOver):
                 self._reorder(name, record.committed)
 
     def _reorder(self, name: str, committed: Committed) -> None:
-        keys = _digests if name.startswith("quarantine_") else _sample_keys
+        key_of_row = digest_of if name.startswith("quarantine_") else _sample_key
         with self._exports.reading(name, committed) as file:
+
+            def keys() -> Iterator[tuple[int, int, object]]:
+                return ((start, len(row), key_of_row(row)) for start, row in file.rows())
+
             with self._committer.left_as_found(name):
-                if not committed.spaces and self._lines.is_in_order(name, keys(file.rows())):
+                if not committed.spaces and self._lines.is_in_order(name, keys()):
                     return
             # If a fault left the query unfinished, it would lock the tables that it reads.
-            with closing(self._lines.order_lines(name, keys(file.rows()))) as order:
+            with closing(self._lines.order_lines(name, keys())) as order:
                 self._committer.replace({name: file.pick(order)})
 
 
-def _digests(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int, object]]:
-    """Return offset, length and digest of each row."""
-    for start, row in rows:
-        yield start, len(row), digest_of(row)
-
-
-def _sample_keys(rows: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int, object]]:
-    """Return offset, length and sample key of each row; no key if it is no row of ours, as after a foreign edit."""
-    for start, row in rows:
-        found = ROW_ID.match(row)
-        yield start, len(row), key_of(found[2].decode()) if found else None
+def _sample_key(row: bytes) -> int | None:
+    """Return the sample key of a row; None if it is no row of ours, as after a foreign edit."""
+    found = ROW_ID.match(row)
+    return key_of(found[2].decode()) if found else None
