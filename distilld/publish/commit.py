@@ -57,7 +57,7 @@ class Committer(Recovery):
         floor = after.recorded_at if after is not None else self._store.recall("last_recorded_at")
         stamp = iso_time(now_ns)
         if floor is not None and stamp <= floor:
-            before = datetime.fromisoformat(floor.replace("Z", "+00:00"))
+            before = datetime.fromisoformat(floor)
             stamp = iso_time(round(before.timestamp() * 1000) * MS + MS)
         return BatchIdentity(sequence + 1, batch_id_of(stamp), stamp, now_ns)
 
@@ -260,22 +260,20 @@ class Committer(Recovery):
         """
         self.keep_lock()
         stamp = self.next_identity()
-        intents = [Intent(name, stamp.sequence, 0, _temp_name(name, stamp.batch_id)) for name in versions]
-        if intents:
+        temps = {name: _temp_name(name, stamp.batch_id) for name in versions}
+        if temps:
             with self._store.transaction():
-                self._records.intend(intents)
-        written = {
-            intent: self._exports.compose(intent.name, intent.temp or "", versions[intent.name]) for intent in intents
-        }
+                self._records.intend([Intent(name, stamp.sequence, 0, temp) for name, temp in temps.items()])
+        written = {name: self._exports.compose(name, temp, versions[name]) for name, temp in temps.items()}
         with self._store.transaction():
             also()
-            for (name, _, _, temp), result in written.items():
-                self._records.set_export(name, result.committed(result.lines), result.facts, temp)
-                self._note_segments(name, temp, None, result)
+            for name, result in written.items():
+                self._records.set_export(name, result.committed(result.lines), result.facts, temps[name])
+                self._note_segments(name, temps[name], None, result)
             self._receipts.note_replaced(list(versions))
             self._records.drop_intents()
         self.finish()
-        return {intent.name: result.lines for intent, result in written.items()}
+        return {name: result.lines for name, result in written.items()}
 
 
 def _writes_of(identity: BatchIdentity, decisions: Decisions, records: dict[str, ExportRecord]) -> list[ExportWrite]:

@@ -15,7 +15,7 @@ from distilld.lake.scan import tree_path
 from distilld.publish.new_file import Written
 from distilld.publish.overwrite import Overwriting
 from distilld.publish.reading import ROW_ID, lines_of
-from distilld.store.decisions import Decisions, FileChanges, Withdrawal
+from distilld.store.decisions import Decisions, ExportChanges, Withdrawal
 from distilld.store.export_records import ExportRecord
 from distilld.store.ledger import Totals
 from distilld.store.receipts import InputNote, Receipts
@@ -67,7 +67,7 @@ class ExportWrite:
     """What one export gains and loses; ``temp`` is the temporary file, if the export is rewritten."""
 
     name: str
-    change: FileChanges
+    change: ExportChanges
     temp: str | None
     planned: Overwriting | None = None
 

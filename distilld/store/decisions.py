@@ -90,7 +90,7 @@ class PublishedWithdrawal(NamedTuple):
 
 
 @dataclass(slots=True)
-class FileChanges:
+class ExportChanges:
     """What one export gains and loses. A line that a damaged file lost need not leave; if it stays, it is added."""
 
     lines: LineSpool
@@ -131,9 +131,9 @@ class FileChanges:
 class DatasetChanges:
     """The changes of one dataset's three files; the committer fills the log of withdrawals."""
 
-    exported: FileChanges
-    quarantined: FileChanges
-    withdrawn: FileChanges
+    exported: ExportChanges
+    quarantined: ExportChanges
+    withdrawn: ExportChanges
 
     def is_missing(self, outcome: int | None, line: bytes) -> bool:
         """Return whether a damaged file lost the line with this digest, of a row or pair with this outcome."""
@@ -192,8 +192,8 @@ class Decisions:
         ``missing`` counts the lines that damaged exports lost; what the batch takes is subtracted.
         """
 
-        def changes_of(name: str) -> FileChanges:
-            return FileChanges(LineSpool(spool_folder), missing.get(name, Counter()))
+        def changes_of(name: str) -> ExportChanges:
+            return ExportChanges(LineSpool(spool_folder), missing.get(name, Counter()))
 
         changes = {
             each: DatasetChanges(changes_of(each), changes_of(f"quarantine_{each}"), changes_of(f"withdrawals_{each}"))
@@ -231,7 +231,7 @@ class Decisions:
         self.totals[dataset, "departing", outcome] -= 1
         return True
 
-    def files(self) -> Iterator[tuple[str, FileChanges]]:
+    def files(self) -> Iterator[tuple[str, ExportChanges]]:
         """Yield the changes of each export by its name."""
         for dataset, change in self.changes.items():
             yield dataset.value, change.exported
