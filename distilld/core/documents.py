@@ -11,17 +11,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from distilld.core.model import Category, Cause, InputKind, Trigger
-from distilld.core.samples import NotBlank, NotEmpty
+from distilld.core.samples import NotBlank, NotEmpty, Strict
 
 
 class _Open(BaseModel):
     """The base of models that allow unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class ScoredProvenance(_Open):
@@ -80,21 +76,21 @@ class Evidence(_Open):
     provenance: EvidenceProvenance
 
 
-class VerdictLocation(_Closed):
+class VerdictLocation(Strict):
     """The place of a verdict."""
 
     partition: str
     line_offset: int
 
 
-class WithdrawalVerdict(_Closed):
+class WithdrawalVerdict(Strict):
     """The verdict that took a row out."""
 
     category: Category
     location: VerdictLocation
 
 
-class WithdrawalRow(_Closed):
+class WithdrawalRow(Strict):
     """A line of exports/withdrawals: a row that left a dataset, or was replaced under its id."""
 
     id: NotBlank
@@ -109,7 +105,7 @@ class WithdrawalRow(_Closed):
     withdrawn_at: NotEmpty
 
 
-class ReceiptGit(_Closed):
+class ReceiptGit(Strict):
     """The git checkout that contains the root; all null if there is none."""
 
     sha: str | None
@@ -117,7 +113,7 @@ class ReceiptGit(_Closed):
     dirty: bool | None
 
 
-class ReceiptInput(_Closed):
+class ReceiptInput(Strict):
     """An input file that changed since the receipt before."""
 
     path: str
@@ -131,7 +127,7 @@ class ReceiptInput(_Closed):
     malformed_lines: int
 
 
-class ReceiptOutput(_Closed):
+class ReceiptOutput(Strict):
     """An export that the batch wrote, in its state after the batch.
 
     ``sha256`` is that of the bytes if there are at most ``segment_bytes`` of them, or if that is null. Of a
@@ -149,7 +145,7 @@ class ReceiptOutput(_Closed):
     rewritten: bool
 
 
-class ReceiptDatasetCounts(_Closed):
+class ReceiptDatasetCounts(Strict):
     """One dataset after the batch, and what the batch did to it."""
 
     rows: int
@@ -162,7 +158,7 @@ class ReceiptDatasetCounts(_Closed):
     by_reason: dict[str, int]
 
 
-class ReceiptCounts(_Closed):
+class ReceiptCounts(Strict):
     """The rows of a batch."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -176,7 +172,7 @@ class ReceiptCounts(_Closed):
     per_exporter: dict[Literal["rag", "sft", "preference"], ReceiptDatasetCounts]
 
 
-class ReceiptRunCounts(_Closed):
+class ReceiptRunCounts(Strict):
     """What a run did to one dataset; a replaced row counts only as appended."""
 
     appended: int
@@ -184,7 +180,7 @@ class ReceiptRunCounts(_Closed):
     by_cause: dict[str, int]
 
 
-class ReceiptRun(_Closed):
+class ReceiptRun(Strict):
     """The run up to this batch: one scan and the batches that followed. The first few withdrawn runs are named."""
 
     run_id: str
@@ -194,7 +190,7 @@ class ReceiptRun(_Closed):
     withdrawn_runs: list[str]
 
 
-class ReceiptWork(_Closed):
+class ReceiptWork(Strict):
     """What a batch cost."""
 
     rows_indexed: int
@@ -203,14 +199,14 @@ class ReceiptWork(_Closed):
     lag_ms: Annotated[int | None, Field(description="How long the oldest input had waited.")] = None
 
 
-class ReceiptTail(_Closed):
+class ReceiptTail(Strict):
     """A file whose last line is not finished."""
 
     path: str
     bytes: int
 
 
-class Receipt(_Closed):
+class Receipt(Strict):
     """reports/distillation/BATCH/receipt.json: the record of one batch; each names the sha256 of the one before."""
 
     schema_version: Literal[1]

@@ -28,11 +28,13 @@ RagCategory = Literal["accepted", "partially_accepted", "needs_human_review"]
 SftCategory = Literal["accepted", "partially_accepted"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """The base of models that allow no other keys and convert no value."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class Provenance(_Strict):
+class Provenance(Strict):
     """Where the scored row came from; ``recorded_at`` is the time of the batch that wrote the sample."""
 
     source_file: NotEmpty
@@ -41,7 +43,7 @@ class Provenance(_Strict):
     recorded_at: NotEmpty
 
 
-class RagSample(_Strict):
+class RagSample(Strict):
     """One passage for retrieval."""
 
     schema_version: Literal[1]
@@ -57,7 +59,7 @@ class RagSample(_Strict):
     provenance: Provenance
 
 
-class SftSample(_Strict):
+class SftSample(Strict):
     """One instruction, its context and the accepted response; no category of SFT_NEVER is valid here."""
 
     schema_version: Literal[1]
@@ -71,7 +73,7 @@ class SftSample(_Strict):
     provenance: Provenance
 
 
-class PreferenceSample(_Strict):
+class PreferenceSample(Strict):
     """Two answers to one task, the better one chosen; that the two differ is checked in :func:`faults_of`."""
 
     schema_version: Literal[1]
@@ -86,14 +88,14 @@ class PreferenceSample(_Strict):
     provenance: Provenance
 
 
-class Location(_Strict):
+class Location(Strict):
     """The place of the quarantined row: its partition below ``data/scored-runs`` and its line."""
 
     partition: NotEmpty
     line_offset: Annotated[int, Field(ge=0)]
 
 
-class QuarantineRow(_Strict):
+class QuarantineRow(Strict):
     """One row that is not exported. ``source_provenance`` is missing if the row has none."""
 
     exporter: Literal["rag", "sft", "preference"]
@@ -105,7 +107,7 @@ class QuarantineRow(_Strict):
     location: Location
 
 
-SAMPLES: Final[dict[Dataset, type[_Strict]]] = {
+SAMPLES: Final[dict[Dataset, type[Strict]]] = {
     Dataset.RAG: RagSample,
     Dataset.SFT: SftSample,
     Dataset.PREFERENCE: PreferenceSample,

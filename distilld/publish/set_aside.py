@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from distilld.files.durable import FOLDER_MODE, make_folder, open_in_folder, sync_folder, take_after
-from distilld.files.regular import open_regular
+from distilld.files.regular import open_regular, regular_stat
 
 COPIES_KEPT: Final = 5
 BLOCK_BYTES: Final = 1 << 20
@@ -166,8 +166,8 @@ def _remove(path: Path) -> None:
 
 def _same_bytes(one: Path, other: Path) -> bool:
     """Return whether ``one`` is a regular file with the bytes of the file ``other``."""
-    status = os.lstat(one)
-    if not stat.S_ISREG(status.st_mode) or status.st_size != other.stat().st_size:
+    status = regular_stat(one)
+    if status is None or status.st_size != other.stat().st_size:
         return False
     with open_regular(one) as first, open_regular(other) as second:
         while block := first.read(BLOCK_BYTES):
