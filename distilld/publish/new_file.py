@@ -51,7 +51,11 @@ class Output:
 
     def write(self, block: bytes | MarkedLines) -> None:
         """Write the next lines; an incomplete one can only be the last of all."""
-        content, marks = block if isinstance(block, MarkedLines) else (block, marks_of(split_lines(block)))
+        if isinstance(block, MarkedLines):
+            content, marks = block
+        else:
+            content, lines = block, split_lines(block)
+            marks = Marks.of(lines, (digest_of(without_space(line)) for line in lines))
         self.sha.update(content)
         if self._descriptor is not None:
             write_all(self._descriptor, content)
@@ -76,8 +80,3 @@ class Output:
             for number in range(self._first, ends)
         )
         return Written(sha.size, sha.hexdigest(), facts, 0, segments, sha.segment_bytes, spaces)
-
-
-def marks_of(lines: list[bytes]) -> Marks:
-    """Return the lengths and marks of lines of an export."""
-    return Marks.of(lines, (digest_of(without_space(line)) for line in lines))
