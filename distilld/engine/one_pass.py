@@ -79,9 +79,10 @@ class Pass:
 
         The quarantine has no accepted row, so a run that was accepted again would leave until its file is still.
         """
-        known = self._lake.inputs.files()
-        unsettled = [known[key] for key in self._result.indexed.unsettled if key in known]
-        return any(each.is_hearsay for each in unsettled) and self._lake.restorer.has_undecided_orphans()
+        unsettled = self._result.indexed.unsettled
+        known = self._lake.inputs.files() if unsettled else {}
+        hearsay = any(known[key].is_hearsay for key in unsettled if key in known)
+        return hearsay and self._lake.restorer.has_undecided_orphans()
 
     def _settle_orphans(self, queues: QueueWorker) -> None:
         """Decide on orphans, if every input was read: one that was not, evidence included, may be what gives them."""
