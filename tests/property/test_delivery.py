@@ -95,6 +95,9 @@ class Deliveries(Histories):
     def refuse(self, partition: int, kinds: list[InputKind], other: int, both: Any) -> None:
         """No rule here."""
 
+    def lose_sources(self, partition: int, both: Any, again: bool, options: Options) -> None:
+        """No rule here."""
+
     @rule()
     def lose_the_store(self) -> None:
         assert self.store is not None
