@@ -72,9 +72,12 @@ def absent_verdicts(run: str, codes: str) -> str:
 
 
 def stands(run: str, which: str = "1") -> str:
-    """Return SQL for whether the line of row ``f``, absent and of a run or of none, is one of the present rows ``s``."""
+    """Return SQL for whether the line of row ``f``, absent and of a run or of none, is one of the present rows ``s``.
+
+    ``run`` is a parameter, so that the lines of the run are read once, not for each row.
+    """
     return (
-        f"CASE WHEN {run} IS NULL"
+        "CASE WHEN f.run_id IS NULL"
         f" THEN EXISTS (SELECT 1 FROM scored_rows s WHERE s.run_id IS NULL AND s.digest = f.digest AND {which})"
         f" ELSE f.digest IN (SELECT s.digest FROM scored_rows s WHERE s.run_id = {run} AND {which}) END"
     )
@@ -103,7 +106,7 @@ class Verdicts(Statements):
         codes = forbidding_codes(options, *ROW_DATASETS)  # no other absent ones count
         absent = self._run(
             f"SELECT p.walk_base + f.line, f.category FROM ({absent_verdicts('?1', codes)}) f CROSS JOIN partitions p"
-            f" USING (partition_id) WHERE NOT {stands('f.run_id', _IS_ELSEWHERE)} UNION ALL"
+            f" USING (partition_id) WHERE NOT {stands('?1', _IS_ELSEWHERE)} UNION ALL"
             " SELECT p.walk_base + f.indexed_lines, f.rest_category FROM malformed_runs m CROSS JOIN files f"
             f" ON {REST.format('absent')} CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?1"
             f" AND NOT {rest_moved(_IS_ELSEWHERE)} ORDER BY 1 DESC",

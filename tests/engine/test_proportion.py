@@ -240,3 +240,20 @@ def test_new_rows_beside_many_retained_ones_are_compared_with_those_they_name(tm
             return done[0]
 
     assert steps(400) < 1.05 * steps(100)
+
+
+def test_absent_verdicts_of_a_run_are_not_each_compared_with_all_its_rows(tmp_path: Path) -> None:
+    """The story: for each absent line that forbids a run, all present lines of the run were read."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            lake.both(A, *(run("one", "rejected", written=number) for number in range(count)))
+            lake.both(B, *(run("one", "rejected", written=-number) for number in range(count)))
+            lake.go()
+            lake.move_away(*lake.paths(A, "both"))
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            lake.check()
+            return done[0]
+
+    assert steps(400) < 5 * steps(100)
