@@ -42,6 +42,7 @@ class LooseRows:
         """Withdraw retained rows whose run is revoked, and absent rows whose line is in a present file again.
 
         Absent rows of other runs wait until that line is judged, since its row takes theirs over: :meth:`take_moved`.
+        Rows of one run come together, so that its present rows are read once.
         """
         left = set(self._out.retained_left)
         of_run: tuple[str | None, dict[bytes, list[tuple[int, bool]]]] = None, {}
@@ -73,5 +74,5 @@ class LooseRows:
     def take_moved(self) -> bool:
         """Withdraw absent rows whose lines were judged elsewhere since the last call; return whether there are any."""
         moving, self._moving = self._moving, {}
-        self.take_retained(moving.values())
+        self.take_retained(sorted(moving.values(), key=lambda row: row.run_id or ""))
         return bool(moving)

@@ -140,9 +140,10 @@ class LooseLines(Statements):
         return [Departure(row[0], Dataset(row[1]), *row[2:]) for row in rows]
 
     def retained_queue(self) -> Generator[RetainedRow, None, None]:
-        """Yield the queued retained rows: their reason to stay may be gone."""
+        """Yield the queued retained rows, those of a run together: their reason to stay may be gone."""
         rows = self._run(
             f"SELECT {_RETAINED} FROM rejudge_retained q CROSS JOIN retained_rows f ON f.retained_id = q.retained_id"
+            " ORDER BY f.run_id, f.retained_id"
         )
         yield from map(RetainedRow._make, rows)
 

@@ -257,3 +257,22 @@ def test_absent_verdicts_of_a_run_are_not_each_compared_with_all_its_rows(tmp_pa
             return done[0]
 
     assert steps(400) < 5 * steps(100)
+
+
+def test_rows_of_runs_that_alternate_are_not_read_for_each_line(tmp_path: Path) -> None:
+    """The story: a file of two runs, line by line, moved; for each of its lines all rows of a run were read."""
+
+    def steps(count: int) -> int:
+        with history_lake(tmp_path) as lake:
+            rows = [run(("one", "two")[number % 2], written=number) for number in range(count)]
+            lake.both(A, *rows)
+            lake.go()
+            lake.move_away(*lake.paths(A, "both"))
+            lake.go()
+            lake.both(B, *rows)
+            with counted_steps(lake.engine.store.connection) as done:
+                lake.engine.run_pass(Trigger.ONCE)
+            lake.check()
+            return done[0]
+
+    assert steps(400) < 5 * steps(100)
