@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine
 from distilld.core.line_facts import LIKE_REJECTED, LINES_END, RowFacts, row_facts, run_of_evidence
-from distilld.core.model import InputKind, StatFacts, UnreadableError
+from distilld.core.model import InputChanged, InputKind, StatFacts, UnreadableError
 from distilld.lake.lines import Line, PartitionReader, Rest, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
 from distilld.store.inputs import FileRecord
@@ -71,7 +72,7 @@ def read_file(root: Path, kind: InputKind, path: str, max_line_bytes: int) -> Fi
     """Read a file of either tree, up to where it shows that its rows are too short.
 
     Raises:
-        InputChanged: The file is gone, or shorter than when it was opened.
+        InputChanged: The file is gone, or changed since it was opened.
         UnreadableError: The system refuses to read it.
     """
     if kind is InputKind.EVIDENCE:
@@ -114,7 +115,7 @@ def read_evidence(
     """Read an evidence file as :func:`read_file` does; put its parsed rows into ``texts``, by run.
 
     Raises:
-        InputChanged: The file is gone, or shorter than when it was opened.
+        InputChanged: The file is gone, or changed since it was opened.
         UnreadableError: The system refuses to read it.
     """
     found: dict[str, tuple[Any, ...]] = {}
@@ -150,6 +151,9 @@ def _read_lines(
                     first_malformed = number if malformed == 0 else first_malformed
                     malformed += 1
             lines += len(block)
+        # Whether it only grew is for one who reads it block by block to find out.
+        if StatFacts.of(os.fstat(descriptor)) != facts:
+            raise InputChanged(tree_path(kind, path))
         reading = Reading(
             facts, reader.consumed, reader.sha256, lines, malformed, first_malformed, *reader.end, reader.bytes_read
         )

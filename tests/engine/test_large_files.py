@@ -380,6 +380,37 @@ def test_file_that_is_rewritten_while_it_is_read_is_not_taken_for_one_file(
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
+@pytest.mark.parametrize("unread", [0, 1 << 62])
+@pytest.mark.parametrize("kind", InputKind)
+def test_new_file_that_is_rewritten_while_it_is_read_as_a_whole_is_not_taken_for_one_file(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, kind: InputKind, unread: int
+) -> None:
+    """Both contents have the evidence of each run, or reject the run; what was read of the two had not."""
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(index, "LEAVE_FROM", unread)
+    if kind is InputKind.SCORED:
+        write, rows = lake.scored, [run(each) for each in RUNS] + [run("b", "rejected")]
+        lake.evidence(C, *map(given, RUNS))
+    else:
+        write, rows = lake.evidence, [given(each) for each in RUNS]
+        lake.scored(C, *map(run, RUNS))
+    write(C, *rows)
+    real, left = lines._read_block, [1]
+
+    def rewritten_before(descriptor: int, start: int, length: int, shown: str) -> bytes:
+        if start == 700 and left and shown == scan.tree_path(kind, C):
+            left.pop()
+            write(C, *rows[::-1])
+        return real(descriptor, start, length, shown)
+
+    monkeypatch.setattr(lines, "_read_block", rewritten_before)
+    lake.go()
+    assert not left
+    assert lake.exported(Dataset.RAG) == (set(RUNS) if kind is InputKind.SCORED else {"b", *RUNS})
+    go_on(lake)
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
 def test_look_in_a_long_pass_forgets_no_large_file(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hash is overdue, as that of its rows, which such a look does not ask; but the pass had begun to read it."""
     in_turns(monkeypatch)
