@@ -170,9 +170,16 @@ class Ingest:
         now = monotonic_ns()
         first, seen, since = self._moving.get(key, (now, facts, now))
         since = since if seen == facts else now
-        settle_ns = round(self._lake.limits.settle_seconds * 1e9)
         self._moving[key] = first, facts, since
-        return now - since >= settle_ns or now - first >= 10 * settle_ns
+        return now - since >= self._settle_ns or not self.may_settle(key)
+
+    def may_settle(self, key: FileKey) -> bool:
+        """Return whether it is worth to wait for a file that was left alone: not for more than ten settling times."""
+        return key in self._moving and monotonic_ns() - self._moving[key][0] < 10 * self._settle_ns
+
+    @property
+    def _settle_ns(self) -> int:
+        return round(self._lake.limits.settle_seconds * 1e9)
 
     def _reading(self, scan: Scan) -> Callable[[int, int], None]:
         """Return the function that reports files and bytes read; it sums the bytes to read only to show progress."""

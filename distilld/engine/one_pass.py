@@ -77,11 +77,12 @@ class Pass:
     def _may_accept_orphans(self) -> bool:
         """Return whether a file that has to settle may accept an undecided orphan that the old quarantine forbids.
 
-        The quarantine has no accepted row, so a run that was accepted again would leave until its file is still.
+        The quarantine has no accepted row, so a run that was accepted again would leave until its file is still. A file
+        that changes whenever it is read holds up nothing for longer than it may take to settle.
         """
-        unsettled = self._result.indexed.unsettled
-        known = self._lake.inputs.files() if unsettled else {}
-        hearsay = any(known[key].is_hearsay for key in unsettled if key in known)
+        awaited = [key for key in self._result.indexed.unsettled if self._ingest.may_settle(key)]
+        known = self._lake.inputs.files() if awaited else {}
+        hearsay = any(known[key].is_hearsay for key in awaited if key in known)
         return hearsay and self._lake.restorer.has_undecided_orphans()
 
     def _settle_orphans(self, queues: QueueWorker) -> None:

@@ -33,11 +33,12 @@ from distilld.core.model import (
 )
 from distilld.core.samples import faults_of
 from distilld.engine import engine as batch
-from distilld.engine import file_reading, judge_span, judge_task, mend, read_file
+from distilld.engine import file_reading, ingest, judge_span, judge_task, mend, read_file
 from distilld.engine.judge_rows import RowJudge
 from distilld.engine.work_off import QueueWorker
 from distilld.inspection import status
 from distilld.inspection.verify import verify
+from distilld.lake import lines
 from distilld.lake.scan import ListingError, open_partition
 from distilld.publish import restore, takeover
 from distilld.publish import set_aside as copies
@@ -1192,6 +1193,37 @@ def test_accepted_again_stays_while_its_file_settles_after_a_lost_store(lake: Hi
     lake.go()
     assert {dataset: lake.content(dataset) for dataset in Dataset} == before
     assert lake.causes("rag") == lake.causes("sft") == []
+
+
+def test_file_that_is_rewritten_all_the_time_holds_nothing_up_after_a_lost_store(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for such a file as long as it may settle: what they reject would stay for ever."""
+    orders = [(run("x", category), run("y")) for category in ("needs_human_review", "accepted")]
+    lake.both(A, *orders[0])
+    lake.both(B, run("b"))
+    lake.go()
+    assert lake.exported("rag") == {"y", "b"}
+    lake.lose_store()
+    lake.scored(B, run("b", "rejected"))
+    read, times = lines._read_block, [0]
+
+    def rewritten(descriptor: int, start: int, length: int, shown: str) -> bytes:
+        found = read(descriptor, start, length, shown)
+        if shown.endswith(f"scored-runs/{A}"):
+            times[0] += 1
+            lake.scored(A, *orders[times[0] % 2], run("more" * times[0]))
+        return found
+
+    monkeypatch.setattr(lines, "_read_block", rewritten)
+    now = [0]
+    monkeypatch.setattr(ingest, "monotonic_ns", lambda: now[0])
+    lake.restart(settle_seconds=60)
+    assert lake.go().indexed.unsettled == [(InputKind.SCORED, A)]
+    assert "b" in lake.exported("rag"), "the file may settle"
+    now[0] = 600 * 10**9
+    assert lake.go().indexed.unsettled == [(InputKind.SCORED, A)]
+    assert lake.exported("rag") == {"y"}
 
 
 def test_absent_rejection_forbids_after_a_lost_store(lake: HistoryLake) -> None:
