@@ -204,6 +204,7 @@ _make: Final = tuple.__new__
 """The same as a NamedTuple's constructor, but faster: a scan calls it for each file."""
 _SIGNED: Final = 1 << 63
 _NOT_NEGATIVE: Final = _SIGNED - 1
+_OF_A_PART: Final = -2
 
 
 class StatFacts(NamedTuple):
@@ -230,7 +231,16 @@ class StatFacts(NamedTuple):
 
     def doubted(self) -> StatFacts:
         """Return facts that equal no real stat, so that the next scan reads the file."""
-        return self._replace(ctime_ns=-1)
+        return self if self.ctime_ns < 0 else self._replace(ctime_ns=-1)
+
+    def of_a_part(self) -> StatFacts:
+        """Return the same for a file of which only the beginning was read."""
+        return self._replace(ctime_ns=_OF_A_PART)
+
+    @property
+    def are_of_a_part(self) -> bool:
+        """Return whether only the beginning of the file was read."""
+        return self.ctime_ns == _OF_A_PART
 
 
 DATASET_PATHS: Final = {

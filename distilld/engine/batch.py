@@ -6,7 +6,7 @@ continue while that one is committed. After a failure it is dropped, and a new o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -79,19 +79,24 @@ class Batches:
         pool: Pool,
         options: Options,
         unread: dict[int, UnreadEvidence],
+        failures: Mapping[int, FailedRow],
         *,
         batch_rows: int,
         spool_folder: Path,
         options_changed: bool,
         told: Callable[[int, int], None] = lambda _done, _bytes: None,
     ) -> None:
-        """``told`` is called with the number of rows or tasks just judged, and the bytes read for them."""
+        """``failures`` say of which scored files only the beginning was read, by partition, and why.
+
+        ``told`` is called with the number of rows or tasks just judged, and the bytes read for them.
+        """
         self._told = told
         self._work = work
         self._committer = committer
         self._pool = pool
         self._options = options
         self._unread = unread
+        self._failures = failures
         self._batch_rows = batch_rows
         self._folder = spool_folder
         self._options_changed = options_changed
@@ -161,6 +166,7 @@ class Batches:
             self._options,
             self._committer.next_identity if forced_in is None else lambda _: forced_in.identity,
             self._unread if forced_in is None else {},
+            self._failures,
             batch_rows=limits[0],
             batch_bytes=limits[1],
             forced_only=forced_in is not None,
@@ -178,7 +184,12 @@ class Batches:
             ahead=self._ahead,
         )
         pairs = PairJudge(
-            self._work, self._options, decisions, partial(self._do, batch), options_changed=self._options_changed
+            self._work,
+            self._options,
+            decisions,
+            partial(self._do, batch),
+            self._failures,
+            options_changed=self._options_changed,
         )
         # Closed even if an error ends the batch: a half-read query locks the tables of the pass.
         with closing(self._work.retained_queue()) as retained:
@@ -256,7 +267,8 @@ class Batches:
     def _judge_one(self, row: WorkRow) -> JudgedRow | FailedRow:
         """Judge a row that joins the batch, in this process."""
         place = self._work.place(row.walk)
-        span = Span(place.path, place.base, (order_of(self._work, self._options, row),), None)
+        order = order_of(self._work, self._options, row)
+        span = Span(place.path, place.base, (order,), None, self._failures.get(place.partition_id))
         (judged,) = self._span_judge.judge(span, "", Sink(None)).items
         assert isinstance(judged, JudgedRow | FailedRow)  # noqa: S101  a contested row gives one of these
         return judged

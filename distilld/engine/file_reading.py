@@ -97,7 +97,7 @@ class FileReading:
     def note_in(self, record: FileRecord) -> None:
         """Note in the file's record how far it was read; before its end, the facts prove nothing."""
         read = self.result
-        record_reading(record, read if self.has_ended else read._replace(facts=read.facts.doubted()), self.began_ns)
+        record_reading(record, read if self.has_ended else read._replace(facts=read.facts.of_a_part()), self.began_ns)
         if self.appended and self.known is not None:
             record.malformed_lines += self.known.malformed_lines
 

@@ -43,12 +43,13 @@ class SpanJob(NamedTuple):
 class TaskJob(NamedTuple):
     """Judge the pairs of some tasks; the lines of plain tasks belong to the batch with this number and time.
 
-    ``paths`` are those of the partitions with the tasks' rows; ``over_limit`` are the rows over
-    ``max_exports_per_run``.
+    ``paths`` are those of the partitions with the tasks' rows; of those with ``failures``, only the beginning was read.
+    ``over_limit`` are the rows over ``max_exports_per_run``.
     """
 
     tasks: tuple[TaskOrder, ...]
     paths: dict[int, str]
+    failures: dict[int, FailedRow]
     over_limit: set[int]
     batch: int
     stamp: str
@@ -122,7 +123,7 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
 def _judge(root: str, options: Options, job: SpanJob | TaskJob, sink: Sink) -> Result:
     spans, pairs = _judges(root, options)
     if isinstance(job, TaskJob):
-        return pairs.judge(job.tasks, job.paths, job.over_limit, job.batch, job.stamp, sink)
+        return pairs.judge(job.tasks, job.paths, job.failures, job.over_limit, job.batch, job.stamp, sink)
     return [spans.judge(span, job.stamp, sink) for span in job.spans]
 
 

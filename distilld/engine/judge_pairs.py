@@ -8,7 +8,7 @@ a time, and workers judge the pairs. The order of the tasks, which decides on id
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final
 
@@ -20,7 +20,7 @@ from distilld.engine.pair_jobs import AskedTask, PairJobs
 from distilld.engine.pair_lane import PairLane
 from distilld.engine.pool import Done
 from distilld.engine.settle_task import TaskPairs
-from distilld.engine.spans import error_of
+from distilld.engine.spans import FailedRow, error_of
 from distilld.files.spool import SharedFile
 from distilld.store.decisions import Decisions, PairRow
 from distilld.store.loose_lines import Departure
@@ -42,13 +42,14 @@ class PairJudge:
         options: Options,
         decisions: Decisions,
         do: Callable[[Iterable[TaskJob]], Iterator[Done[TaskJob]]],
+        failures: Mapping[int, FailedRow],
         *,
         options_changed: bool,
     ) -> None:
-        """``do`` does jobs, in order, and keeps their files."""
+        """``do`` does jobs, in order, and keeps their files; ``failures`` are as in :class:`Batches`."""
         self._work = work
         self._out = decisions
-        self._jobs = PairJobs(work, options, decisions, do)
+        self._jobs = PairJobs(work, options, decisions, do, failures)
         self._lane = PairLane(work, options, decisions, options_changed=options_changed)
         self._formed: set[int] = set()
         """The ids of all pairs that this batch's tasks have formed so far."""

@@ -101,6 +101,8 @@ class SpanJudge:
     def _cases_of_new(self, span: Span, new: NewPartition, done: SpanDone) -> Iterator[_Case]:
         """Yield all rows; none if the evidence file cannot be read as a whole: then no outcome is known."""
         texts: dict[str, ParsedLine] = {}
+        if span.failure is not None:
+            return
         try:
             evidence = read_evidence(self._root, span.path, self._options.max_line_bytes, texts)
         except (UnreadableError, InputChanged):
@@ -165,6 +167,9 @@ class SpanJudge:
             yield _make(_Case, (row.walk, text, record, row.evidence is not None, row.verdicts, row.recorded))
 
     def _read_scored(self, span: Span, done: SpanDone) -> list[ScoredRun | _Head | FailedRow]:
+        if span.failure is not None:
+            # What was not read may forbid any of them.
+            return [span.failure._replace(walk=row.walk) for row in span.rows]
         shown = tree_path(InputKind.SCORED, span.path)
         try:
             with open_partition(self._root, InputKind.SCORED, span.path) as (descriptor, _):

@@ -16,7 +16,7 @@ from distilld.core.outcome import Outcome
 from distilld.core.records import evidence_record, scored_run
 from distilld.engine.judge_span import finished
 from distilld.engine.sink import Sink
-from distilld.engine.spans import OUTCOMES, FailedRow, Part, failed_row
+from distilld.engine.spans import OUTCOMES, FailedRow, Part, error_of, failed_row
 from distilld.lake.lines import digest_of, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
@@ -81,6 +81,7 @@ class TaskJudge:
         self,
         tasks: tuple[TaskOrder, ...],
         paths: dict[int, str],
+        failures: dict[int, FailedRow],
         over_limit: set[int],
         batch: int,
         stamp: str,
@@ -94,7 +95,7 @@ class TaskJudge:
         done: list[PlainTasks | TaskDone] = []
         plain = PlainTasks()
         with ExitStack() as stack:
-            reader = _Reader(self._root, paths, over_limit, stack)
+            reader = _Reader(self._root, paths, failures, over_limit, stack)
             for task in tasks:
                 reader.size = 0
                 pairs = [(TaskRow._make(one), TaskRow._make(other)) for one, other in preference.pair_up(*task.rows)]
@@ -128,9 +129,17 @@ class TaskJudge:
 class _Reader:
     """Reads rows and their evidence; keeps the files open."""
 
-    def __init__(self, root: Path, paths: dict[int, str], over_limit: set[int], stack: ExitStack) -> None:
+    def __init__(
+        self,
+        root: Path,
+        paths: dict[int, str],
+        failures: dict[int, FailedRow],
+        over_limit: set[int],
+        stack: ExitStack,
+    ) -> None:
         self._root = root
         self._paths = paths
+        self._failures = failures
         self._over_limit = over_limit
         self._stack = stack
         self._files: dict[tuple[InputKind, int], int] = {}
@@ -169,6 +178,8 @@ class _Reader:
     def _read(
         self, kind: InputKind, partition_id: int, start: int, length: int, digest: bytes
     ) -> tuple[dict[str, Any], bool]:
+        if partition_id in self._failures:
+            raise error_of(self._failures[partition_id])
         path = self._paths[partition_id]
         shown = tree_path(kind, path)
         descriptor = self._files.get((kind, partition_id))

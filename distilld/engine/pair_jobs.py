@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +13,7 @@ from distilld.core.model import Category, Options
 from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pool import Done
+from distilld.engine.spans import FailedRow
 from distilld.files.spool import SharedFile
 from distilld.store.decisions import Decisions
 from distilld.store.statements import ASKED_AT_ONCE
@@ -52,12 +53,14 @@ class PairJobs:
         options: Options,
         decisions: Decisions,
         do: Callable[[Iterable[TaskJob]], Iterator[Done[TaskJob]]],
+        failures: Mapping[int, FailedRow],
     ) -> None:
-        """``do`` does jobs, in order, and keeps their files."""
+        """``do`` does jobs, in order, and keeps their files; ``failures`` say which partitions are out of reach."""
         self._work = work
         self._options = options
         self._out = decisions
         self._do = do
+        self._failures = failures
         self._absent_verdicts = work.has_retained_verdicts()
 
     def judged(
@@ -87,6 +90,7 @@ class PairJobs:
         return TaskJob(
             orders,
             {partition_id: self._work.place(walk).path for partition_id, walk in places.items()},
+            {partition_id: failure for partition_id, failure in self._failures.items() if partition_id in places},
             self._work.exports.over([(row[_WALK], row[_RUN_ID]) for row in rows], self._options),
             self._out.sequence,
             self._out.recorded_at,

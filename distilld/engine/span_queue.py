@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from distilld.core.line_facts import LINE_BITS
 from distilld.core.model import Dataset, Options, StatFacts
 from distilld.engine.jobs import SpanJob
-from distilld.engine.spans import NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
+from distilld.engine.spans import FailedRow, NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.work import Place, Work, WorkRow
@@ -65,6 +65,7 @@ class SpanQueue:
         options: Options,
         next_identity: Callable[[BatchIdentity | None], BatchIdentity],
         unread: Mapping[int, UnreadEvidence],
+        failures: Mapping[int, FailedRow],
         *,
         batch_rows: int,
         batch_bytes: int,
@@ -75,6 +76,7 @@ class SpanQueue:
         self._options = options
         self._next_identity = next_identity
         self._unread = unread
+        self._failures = failures
         self._batch_rows = batch_rows
         self._batch_bytes = batch_bytes
         self._forced_only = forced_only
@@ -144,7 +146,13 @@ class SpanQueue:
         over = self._work.exports.over(contested, self._options)
         verdicts = {walk - low: self._verdicts_of(run_id, walk in over) for walk, run_id in contested}
         self._take(
-            Span(place.path, place.base, (), NewPartition(unread.scored, verdicts)),
+            Span(
+                place.path,
+                place.base,
+                (),
+                NewPartition(unread.scored, verdicts),
+                self._failures.get(place.partition_id),
+            ),
             QueuedSpan(place, {}, True, high - 1),
             unread.scored.lines,
             unread.scored.size + unread.facts.size,
@@ -181,7 +189,7 @@ class SpanQueue:
             row.walk: row for row, order in zip(rows, orders, strict=True) if row.rag is not None and not order.verdicts
         }
         self._take(
-            Span(place.path, place.base, orders, None),
+            Span(place.path, place.base, orders, None, self._failures.get(place.partition_id)),
             QueuedSpan(place, known, False, rows[-1].walk),
             len(rows),
             sum([row.length + (row.evidence_length or 0) for row in rows]),

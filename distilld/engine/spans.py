@@ -67,12 +67,16 @@ class NewPartition(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Rows of one partition in walk order: all rows of a ``new`` one, otherwise ``rows``."""
+    """Rows of one partition in walk order: all rows of a ``new`` one, otherwise ``rows``.
+
+    ``failure`` says why only the beginning of its scored file was read, if so.
+    """
 
     path: str
     base: int
     rows: tuple[RowOrder, ...]
     new: NewPartition | None
+    failure: FailedRow | None
 
     def size(self) -> int:
         """Return how many rows it has."""

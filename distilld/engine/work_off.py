@@ -21,6 +21,7 @@ from distilld.engine.pass_result import PassResult
 from distilld.engine.pool import Pool
 from distilld.engine.progress import Judging
 from distilld.engine.read_file import record_reading
+from distilld.engine.spans import FailedRow, failed_row
 from distilld.lake.scan import tree_path
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch
@@ -151,11 +152,29 @@ class QueueWorker:
             self._pool,
             lake.options,
             self._result.indexed.unread,
+            self._failures(),
             batch_rows=lake.limits.batch_rows,
             spool_folder=lake.spool,
             options_changed=self.options_changed,
             told=self._tell_judging,
         )
+
+    def _failures(self) -> dict[int, FailedRow]:
+        """Return of which scored files only the beginning was read, by partition, and why.
+
+        Their rows wait: what was not read may forbid them.
+        """
+        indexed, scan = self._result.indexed, self._result.scan
+        if not (indexed.unsettled or indexed.unreadable or (scan and scan.unlisted)):
+            return {}
+        errors = self._result.problems.values()
+        why = {error.path: error for error in errors if isinstance(error, UnreadableError)}
+        parts = {
+            record.partition_id: tree_path(*record.key)
+            for record in self._lake.inputs.files().values()
+            if record.present and record.is_part
+        }
+        return {number: failed_row(-1, why.get(path, InputChanged(path))) for number, path in parts.items()}
 
     def _drop_batches(self) -> None:
         """Drop the jobs that were judged ahead."""

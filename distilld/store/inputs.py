@@ -86,6 +86,11 @@ class FileRecord:
         return self.state == "present"
 
     @property
+    def is_part(self) -> bool:
+        """Whether only the beginning of the file was read, and what follows is not known."""
+        return self.facts.are_of_a_part
+
+    @property
     def is_hearsay(self) -> bool:
         """Whether the file is known from old quarantine files alone: a takeover noted it, and nothing has read it."""
         return not self.present and not self.indexed_sha256

@@ -411,6 +411,60 @@ def test_new_file_that_is_rewritten_while_it_is_read_as_a_whole_is_not_taken_for
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
+@pytest.mark.parametrize("unread", [0, 1 << 62])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("how", ["refused", "rewritten", "stopped"])
+def test_rows_wait_for_the_rest_of_their_file(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, how: str, known: bool, unread: int
+) -> None:
+    """What is read last may forbid what is read first: rows of a part of a file are not exported, nor are their pairs."""
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(index, "LEAVE_FROM", unread)
+    monkeypatch.setattr(index, "READ_WHOLE_BYTES", 0)
+    monkeypatch.setattr(index_context, "ROWS_PER_TRANSACTION", 1)
+    before = [run("a0")] if known else []
+    pair = [run("x", task_id="t"), run("y", "rejected", task_id="t")]
+    between, last = [run(each) for each in RUNS[:6]], run("x", "rejected", task_id="t")
+    if known:
+        lake.both(C, *before)
+        lake.go()
+    lake.both(C, *before, *pair, *between)
+    lake.scored(C, *before, *pair, *between, last)
+    size, real, times, at = lake.scored_path(C).stat().st_size, lines._read_block, [0], [0]
+
+    def fails(descriptor: int, start: int, length: int, shown: str) -> bytes:
+        if shown != scan.tree_path(InputKind.SCORED, C):
+            return real(descriptor, start, length, shown)
+        at[0], was = start, at[0]
+        if how == "rewritten" and was < 1400 <= start:
+            # Both contents reject the run, now before what is read next, then behind it.
+            times[0] += 1
+            lake.scored(C, *before, *pair, *([last, *between] if times[0] % 2 else [*between, last]))
+        elif how == "refused" and start + length >= size:
+            raise UnreadableError(shown, OSError(5, "Input/output error"))
+        elif how == "stopped" and start + length >= size and not times[0]:
+            times[0] += 1
+            raise KeyboardInterrupt
+        return real(descriptor, start, length, shown)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "_read_block", fails)
+        if how == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                lake.go()
+            lake.scored(C, *before, *pair, last, *between)
+            lake.restart(settle_seconds=60)
+        result = lake.go()
+    assert result.unreadable if how == "refused" else result.unfinished
+    assert lake.exported(Dataset.RAG) == lake.exported(Dataset.SFT) == ({"b", "a0"} if known else {"b"})
+    assert lake.exported(Dataset.PREFERENCE) == set()
+    lake.restart(settle_seconds=0)
+    go_on(lake)
+    assert set(RUNS[:6]) <= lake.exported(Dataset.RAG)
+    assert not {"x", "y"} & lake.exported(Dataset.RAG)
+    assert not verify(lake.root, lake.state, lake.options, deep=True).faults
+
+
 def test_look_in_a_long_pass_forgets_no_large_file(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hash is overdue, as that of its rows, which such a look does not ask; but the pass had begun to read it."""
     in_turns(monkeypatch)
