@@ -82,8 +82,8 @@ class Pass:
         """
         awaited = [key for key in self._result.indexed.unsettled if self._ingest.may_settle(key)]
         known = self._lake.inputs.files() if awaited else {}
-        hearsay = any(known[key].is_hearsay for key in awaited if key in known)
-        return hearsay and self._lake.restorer.has_undecided_orphans()
+        from_quarantine = any(known[key].is_from_quarantine for key in awaited if key in known)
+        return from_quarantine and self._lake.restorer.has_undecided_orphans()
 
     def _settle_orphans(self, queues: QueueWorker) -> None:
         """Decide on orphans, if every input was read: one that was not, evidence included, may be what gives them."""

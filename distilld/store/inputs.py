@@ -91,7 +91,7 @@ class FileRecord:
         return self.facts.are_of_a_part
 
     @property
-    def is_hearsay(self) -> bool:
+    def is_from_quarantine(self) -> bool:
         """Whether the file is known from old quarantine files alone: a takeover noted it, and nothing has read it."""
         return not self.present and not self.indexed_sha256
 
