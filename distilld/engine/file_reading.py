@@ -101,6 +101,25 @@ class FileReading:
         if self.appended and self.known is not None:
             record.malformed_lines += self.known.malformed_lines
 
+    def change(self, record: FileRecord) -> str | None:
+        """Return what became of the file, once its record says what was read; None if its content is as it was."""
+        known = self.known
+        if known is None:
+            return "new"
+        same = (record.indexed_bytes, record.indexed_sha256) == (known.indexed_bytes, known.indexed_sha256)
+        if self.appended:
+            if self.new_lines or not same:
+                return "appended"
+            return "tail" if record.end != known.end else None
+        if same and self.whole and self.look is Look.CHANGED:
+            return None
+        return "returned" if self.look is Look.RETURNED else "rewritten"
+
+    @property
+    def from_offset(self) -> int:
+        """Return where the bytes begin that are read for the first time."""
+        return self.known.indexed_bytes if self.appended and self.known is not None else 0
+
     def note_malformed(self, numbers: list[int]) -> None:
         """Count malformed lines."""
         self.malformed += len(numbers)

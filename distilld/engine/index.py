@@ -6,12 +6,11 @@ forbids it. Transactions are bounded by rows and may hold several files; a crash
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from contextlib import closing
-from pathlib import Path
 from typing import Final
 
-from distilld.core.model import InputKind, OnDelete, Options, StatFacts
+from distilld.core.model import InputKind, OnDelete, Options
 from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.index_context import IndexContext
 from distilld.engine.index_evidence import EvidenceFiles
@@ -24,9 +23,8 @@ from distilld.engine.read_file import FileRead, as_scanned, record_reading, refu
 from distilld.engine.span_queue import UnreadEvidence
 from distilld.engine.spans import ScoredFile
 from distilld.lake.scan import ListingError, PartitionFile, Scan, tree_path
-from distilld.store.connection import Store
 from distilld.store.counts import Counts
-from distilld.store.inputs import FileRecord, Inputs
+from distilld.store.inputs import FileRecord
 from distilld.store.moved import forget_unnamed_evidence
 
 READ_WHOLE_BYTES: Final = 64 << 20
@@ -45,30 +43,25 @@ class Indexer:
 
     def __init__(
         self,
-        root: Path,
-        store: Store,
-        inputs: Inputs,
-        options: Options,
+        context: IndexContext,
         pool: Pool,
         *,
         batch_rows: int,
-        is_still: Callable[[FileKey, StatFacts], bool] = lambda *_: True,
-        progress: Callable[[int, int], None] = lambda _files, _bytes: None,
-        hashed_since_ns: int | None = None,
-        left: Iterable[FileKey] = (),
+        hashed_since_ns: int | None,
+        left: Iterable[FileKey],
     ) -> None:
         """Read files that were not hashed since ``hashed_since_ns``, and those whose facts prove nothing yet.
 
         With None the facts of a file are believed: somebody else looks after the rest. Files that the last look
         ``left`` are read whatever their facts say.
         """
-        self._context = IndexContext(root, store, inputs, options, is_still=is_still, progress=progress)
-        self._scored = ScoredFiles(self._context)
-        self._evidence = EvidenceFiles(self._context)
-        self._store = store
-        self._inputs = inputs
-        self._options = options
-        self.found = self._context.found
+        self._context = context
+        self._scored = ScoredFiles(context)
+        self._evidence = EvidenceFiles(context)
+        self._store = context.store
+        self._inputs = context.inputs
+        self._options = context.options
+        self.found = context.found
         """What this look has found so far."""
         self._pool = pool
         self._batch_rows = batch_rows
@@ -192,8 +185,8 @@ class Indexer:
         reading = read.reading
         if (reading.sha256, reading.consumed) != (record.indexed_sha256, record.indexed_bytes):
             return False
-        tail = (reading.lines, reading.tail, reading.tail_bytes, reading.tail_digest)
-        if tail != (record.indexed_lines, record.tail, record.tail_bytes, record.tail_digest):
+        end = reading.tail, reading.tail_bytes, reading.tail_digest
+        if (reading.lines, end) != (record.indexed_lines, record.end):
             return False
         if self._files_of(record.kind).facts(record) != sorted(read.facts):
             return False

@@ -132,13 +132,25 @@ class IndexContext:
 
     # what was found
 
-    def note(self, record: FileRecord, change: str, from_offset: int, read: Reading, lines: int) -> None:
-        """Note a change of a file for logs and for the next receipt: so many lines were indexed."""
-        self.inputs.note_input(record, change, from_offset, lines, read.malformed)
-        self.tell(record, change, read, lines)
+    def note_read(self, record: FileRecord, read: Reading) -> None:
+        """Note a new file that was read as a whole for logs and for the next receipt."""
+        self.inputs.note_input(record, "new", 0, read.lines, read.malformed)
+        self._tell(record, "new", read, read.lines)
 
-    def tell(self, record: FileRecord, change: str, read: Reading, lines: int) -> None:
-        """Note a change of a file for logs alone."""
+    def note_reading(self, record: FileRecord, reading: FileReading, *, noted: bool = False) -> None:
+        """Note what became of a file for logs, and for the next receipt unless only its unterminated end changed.
+
+        Lines that were ``noted`` block by block are not counted again.
+        """
+        change = reading.change(record)
+        if change is None:
+            return
+        if change != "tail":
+            lines, malformed = (0, 0) if noted else (reading.new_lines, reading.malformed)
+            self.inputs.note_input(record, change, reading.from_offset, lines, malformed)
+        self._tell(record, change, reading.result, reading.new_lines)
+
+    def _tell(self, record: FileRecord, change: str, read: Reading, lines: int) -> None:
         if read.first_malformed is not None:
             self.found.malformed.append(OddLines(*record.key, read.malformed, read.first_malformed))
         self.found.changes.append(FileChange(*record.key, change, lines))

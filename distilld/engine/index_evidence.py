@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from distilld.core.line_facts import EvidenceFacts, run_of_evidence
 from distilld.core.plan import Look
 from distilld.engine.file_reading import FileReading
 from distilld.engine.index_context import IndexContext
-from distilld.engine.indexed import FileChange
 from distilld.engine.read_file import FileRead
 from distilld.lake.lines import Line, parse_line
 from distilld.store.evidence_rows import EvidenceRows
@@ -34,7 +32,7 @@ class EvidenceFiles:
         else:
             self._rows.add(record, read.facts)
         self._context.inputs.write_file(record)
-        self._context.note(record, "new", 0, read.reading, record.indexed_lines)
+        self._context.note_read(record, read.reading)
 
     def take(self, reading: FileReading, record: FileRecord) -> None:
         """Index a file that is read block by block."""
@@ -51,26 +49,16 @@ class EvidenceFiles:
 
     def apply(self, reading: FileReading, rows: EvidenceRows, record: FileRecord) -> None:
         """Apply what ``rows`` stage of a file, once all of it was read."""
-        context, known = self._context, replace(record)
+        context = self._context
         if reading.unsettled:
             context.found.unsettled.append(record.key)
             return
-        read, is_whole = reading.result, not reading.appended
         context.found.rows_indexed += reading.new_lines
         record.state = "present"
         reading.note_in(record)
-        rows.apply(record, whole_file=is_whole, returned=reading.look is Look.RETURNED)
+        rows.apply(record, whole_file=not reading.appended, returned=reading.look is Look.RETURNED)
         context.inputs.write_file(record)
-        same = (record.indexed_bytes, record.indexed_sha256) == (known.indexed_bytes, known.indexed_sha256)
-        if is_whole:
-            if not (same and reading.whole and reading.look is Look.CHANGED):
-                change = "returned" if reading.look is Look.RETURNED else "rewritten"
-                context.note(record, change, 0, read, read.lines)
-        elif not same or reading.new_lines or reading.look is Look.NEW:
-            change = "new" if reading.look is Look.NEW else "appended"
-            context.note(record, change, known.indexed_bytes, read, reading.new_lines)
-        elif record.end != known.end:
-            context.found.changes.append(FileChange(*record.key, "tail"))
+        context.note_reading(record, reading)
         context.count_rows(reading.new_lines)
 
     def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:

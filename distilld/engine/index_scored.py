@@ -6,10 +6,8 @@ from typing import Any
 
 from distilld.core.line_facts import OddLines, RowFacts
 from distilld.core.model import InputKind
-from distilld.core.plan import Look
 from distilld.engine.file_reading import FileReading
 from distilld.engine.index_context import IndexContext
-from distilld.engine.indexed import FileChange
 from distilld.engine.read_file import FileRead, scored_facts, unreviewed_lines
 from distilld.lake.lines import Line, Rest
 from distilld.store.inputs import FileRecord
@@ -37,7 +35,7 @@ class ScoredFiles:
         context.inputs.write_file(record)
         self._affect_others(record, 0, record.indexed_lines)
         self.take_rest(record, read.rest)
-        context.note(record, "new", 0, read.reading, record.indexed_lines)
+        context.note_read(record, read.reading)
 
     def take(self, reading: FileReading, record: FileRecord) -> None:
         """Index a file that is read block by block."""
@@ -102,21 +100,16 @@ class ScoredFiles:
         self._rows.add(record, rows)
         reading.note_in(record)
         context.inputs.write_file(record)
-        context.inputs.note_input(record, _change(reading), from_offset, len(rows), malformed)
+        change = "new" if reading.known is None else "appended"
+        context.inputs.note_input(record, change, from_offset, len(rows), malformed)
         self._affect_others(record, reading.first_line, reading.lines)
         context.count_rows(len(rows))
 
     def _end_append(self, reading: FileReading, record: FileRecord) -> None:
-        context, known, change = self._context, reading.known, _change(reading)
         reading.note_in(record)
-        context.inputs.write_file(record)
+        self._context.inputs.write_file(record)
         self.take_rest(record, reading.rest)
-        from_offset = 0 if known is None else known.indexed_bytes
-        if known is None or reading.new_lines or record.indexed_bytes != from_offset:
-            context.inputs.note_input(record, change, from_offset, 0, 0)
-            context.tell(record, change, reading.result, reading.new_lines)
-        elif record.end != known.end:
-            context.found.changes.append(FileChange(*record.key, "tail"))
+        self._context.note_reading(record, reading, noted=True)
 
     def _replace(self, reading: FileReading, record: FileRecord) -> None:
         """Replace what is known of a file by what was staged of it."""
@@ -135,10 +128,7 @@ class ScoredFiles:
             self._rows.drop(record, context.options)
         context.inputs.write_file(record, judged=True)
         self.take_rest(record, reading.rest)
-        same = (record.indexed_bytes, record.indexed_sha256) == (known.indexed_bytes, known.indexed_sha256)
-        if not (same and reading.whole and reading.look is Look.CHANGED):
-            change = "returned" if reading.look is Look.RETURNED else "rewritten"
-            context.note(record, change, 0, reading.result, reading.lines)
+        context.note_reading(record, reading)
         context.count_rows(reading.lines)
 
     def _affect_others(self, record: FileRecord, first_line: int, end_line: int) -> None:
@@ -151,7 +141,3 @@ class ScoredFiles:
             found = self._context.found.unreviewed
             of = found.setdefault(record.path, OddLines(InputKind.SCORED, record.path, 0, lines[0]))
             found[record.path] = of._replace(lines=of.lines + len(lines))
-
-
-def _change(reading: FileReading) -> str:
-    return "new" if reading.look is Look.NEW else "appended"

@@ -12,6 +12,7 @@ import structlog
 from distilld.core.model import Dataset, InputKind, StatFacts
 from distilld.core.plan import FileKey
 from distilld.engine.index import Indexer
+from distilld.engine.index_context import IndexContext
 from distilld.engine.index_turns import Turns
 from distilld.engine.indexed import Indexed
 from distilld.engine.lake_context import LakeContext
@@ -85,12 +86,8 @@ class Ingest:
         for each in (*due, *map(left.pop, changed)):
             if each.path in files:
                 indexer.take_one(files[each.path])
-        news = indexer.found
-        result.untold.add(news)
-        if result.untold is not result.indexed:
-            result.indexed.add(news)
-        result.note_problems(news.problems)
-        self._lake.teller.odd_lines(news.malformed, ())
+        result.add(indexer.found)
+        self._lake.teller.odd_lines(indexer.found.malformed, ())
 
     def follow_up(self, result: PassResult, pool: Pool) -> None:
         """Settle what an index means for rows whose inputs returned or are gone, before any row is judged."""
@@ -134,19 +131,12 @@ class Ingest:
 
     def indexer(self, scan: Scan, pool: Pool, hashed_since_ns: int | None) -> Indexer:
         """Return the indexer of one look; with None as ``hashed_since_ns`` it believes the facts of files."""
-        context = self._lake
-        return Indexer(
-            context.root,
-            context.store,
-            context.inputs,
-            context.options,
-            pool,
-            batch_rows=context.limits.batch_rows,
-            is_still=self._is_still,
-            progress=self._reading(scan),
-            hashed_since_ns=hashed_since_ns,
-            left=self._left,
+        of = self._lake
+        look = IndexContext(
+            of.root, of.store, of.inputs, of.options, is_still=self._is_still, progress=self._reading(scan)
         )
+        batch_rows = of.limits.batch_rows
+        return Indexer(look, pool, batch_rows=batch_rows, hashed_since_ns=hashed_since_ns, left=self._left)
 
     def _is_as_scanned(self, unread: UnreadEvidence) -> bool:
         try:

@@ -47,6 +47,13 @@ class PassResult:
     changed_inputs: tuple[str, ...] = ()
     """Files that changed while their rows were judged: these rows wait, and the next pass reads the files again."""
 
+    def add(self, news: Indexed) -> None:
+        """Add what was indexed later in the pass, for the next receipt too."""
+        self.untold.add(news)
+        if self.untold is not self.indexed:
+            self.indexed.add(news)
+        self.note_problems(news.problems)
+
     def note_problems(self, problems: Iterable[OperatorError]) -> None:
         """Keep what could not be read; a repeated problem counts once."""
         self.problems.update((str(problem), problem) for problem in problems)

@@ -106,16 +106,15 @@ class QueueWorker:
         scan = self._ingest.scan()
         news, changed = self._ingest.look_again(scan, self._pool, result.indexed.unread)
         self._look_at_ns = _next_look(began)
-        result.indexed.add(news)
-        result.indexed.left_by(news)
         if not (changed or news.problems):
+            result.indexed.add(news)
+            result.indexed.left_by(news)
             return
+        result.add(news)
+        result.indexed.left_by(news)
         self._drop_batches()
         lake.work.forget_places()
         result.scan, result.looked_at_ns = scan, time.time_ns()
-        if result.untold is not result.indexed:
-            result.untold.add(news)
-        result.note_problems(news.problems)
         lake.teller.odd_lines(news.malformed, news.unreviewed.values())
         self._ingest.follow_up(result, self._pool)
 
