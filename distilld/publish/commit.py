@@ -187,12 +187,10 @@ class Committer(Recovery):
             self._records.set_export(write.name, now, result.facts, write.temp)
             self._note_segments(write.name, write.temp, write.planned, result)
         ended_ns = max(self._clock(), identity.started_ns)
-        duration_ms = (ended_ns - identity.started_ns) // MS
         batch = BatchRecord(
             identity.sequence, identity.batch_id, context.trigger.value, identity.recorded_at,
-            sum(change.exported.lines.rows for change in decisions.changes.values()),
-            sum(change.quarantined.lines.rows for change in decisions.changes.values()),
-            len(decisions.withdrawals), context.rows_judged, context.bytes_read, duration_ms,
+            decisions.rows_exported, decisions.rows_quarantined, len(decisions.withdrawals),
+            context.rows_judged, context.bytes_read, identity.duration_ms(ended_ns),
         )  # fmt: skip
         self._receipts.add_batch(batch)
         self._store.remember("last_recorded_at", identity.recorded_at)

@@ -33,6 +33,10 @@ class BatchIdentity:
     recorded_at: str
     started_ns: int
 
+    def duration_ms(self, ended_ns: int) -> int:
+        """Return how long the batch took that ended then, in milliseconds."""
+        return (ended_ns - self.started_ns) // MS
+
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
@@ -101,7 +105,7 @@ def receipt_of(
         "trigger": context.trigger.value,
         "started_at": iso_time(identity.started_ns),
         "ended_at": iso_time(ended_ns),
-        "duration_ms": (ended_ns - identity.started_ns) // MS,
+        "duration_ms": identity.duration_ms(ended_ns),
         "recorded_at": identity.recorded_at,
         "options": context.options.as_json(),
         "options_sha256": context.options.sha256,
@@ -185,8 +189,8 @@ def _record_counts(decisions: Decisions, totals: Totals) -> dict[str, Any]:
     gone = {dataset: [each for each in decisions.withdrawals if each.dataset is dataset] for dataset in Dataset}
     return {
         "in": decisions.rows_judged,
-        "out": sum(change.exported.lines.rows for change in decisions.changes.values()),
-        "quarantined": sum(change.quarantined.lines.rows for change in decisions.changes.values()),
+        "out": decisions.rows_exported,
+        "quarantined": decisions.rows_quarantined,
         "withdrawn": len(decisions.withdrawals),
         "by_category": {category.value: decisions.by_category[category] for category in Category},
         "by_reason": _by_reason(totals),

@@ -231,6 +231,16 @@ class Decisions:
         self.totals[dataset, "departing", outcome] -= 1
         return True
 
+    @property
+    def rows_exported(self) -> int:
+        """Return how many rows come into the datasets."""
+        return sum(change.exported.lines.rows for change in self.changes.values())
+
+    @property
+    def rows_quarantined(self) -> int:
+        """Return how many rows come into the quarantine files."""
+        return sum(change.quarantined.lines.rows for change in self.changes.values())
+
     def files(self) -> Iterator[tuple[str, ExportChanges]]:
         """Yield the changes of each export by its name."""
         for dataset, change in self.changes.items():
