@@ -33,7 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def one_look_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a pass from looking at its inputs again after some seconds: on a slow machine a small one would do so."""
-    monkeypatch.setattr("distilld.engine.work_off.LOOK_AGAIN_NS", 1 << 62)
+    monkeypatch.setattr("distilld.engine.work_off._next_look", lambda _began: 1 << 62)
+
+
+@pytest.fixture
+def look_after_each_batch(one_look_a_pass: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a pass look at its inputs again after each batch, however long a look takes."""
+    monkeypatch.setattr("distilld.engine.work_off._next_look", lambda _began: 0)
 
 
 @pytest.fixture(autouse=True)

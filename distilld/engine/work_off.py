@@ -58,7 +58,7 @@ class QueueWorker:
         self._result = result
         self._trigger = trigger
         self.options_changed = options_changed
-        self._look_at_ns = monotonic_ns() + LOOK_AGAIN_NS
+        self._look_at_ns = _next_look(monotonic_ns())
         self._batches: Batches | None = None
         self._judging: Judging | None = None
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 from distilld.core.model import Dataset, InputKind, UnreadableError
-from distilld.engine import file_reading, index, index_context, index_turns, ingest, work_off
+from distilld.engine import file_reading, index, index_context, index_turns, ingest
 from distilld.inspection.verify import verify
 from distilld.lake import lines, scan
 from distilld.service.run_once import GRACE_SECONDS, bring_up_to_date
@@ -465,13 +465,13 @@ def test_rows_wait_for_the_rest_of_their_file(
     assert not verify(lake.root, lake.state, lake.options, deep=True).faults
 
 
+@pytest.mark.usefixtures("look_after_each_batch")
 def test_look_in_a_long_pass_forgets_no_large_file(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hash is overdue, as that of its rows, which such a look does not ask; but the pass had begun to read it."""
     in_turns(monkeypatch)
     lake.both(A, *map(run, RUNS))
     go_on(lake)
     lake.restart(scrub_hours=1e-9)
-    monkeypatch.setattr(work_off, "LOOK_AGAIN_NS", 0)
     lake.scored(B, run("b", "rejected"))
     result = lake.go()
     assert result.batches

@@ -11,7 +11,7 @@ import pytest
 
 from distilld.core.line_facts import LINES_END
 from distilld.core.model import DATASET_PATHS, Dataset, Trigger
-from distilld.engine import index, work_off
+from distilld.engine import index
 from distilld.engine.ingest import Ingest
 from distilld.engine.pass_result import PassResult
 from distilld.engine.work_off import QueueWorker
@@ -23,12 +23,6 @@ from tests.support.builders import jsonl
 from tests.support.history_lake import A, B, C, HistoryLake, given, history_lake, run
 
 pytestmark = pytest.mark.usefixtures("look_after_each_batch")
-
-
-@pytest.fixture
-def look_after_each_batch(one_look_a_pass: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the inputs after each batch."""
-    monkeypatch.setattr(work_off, "LOOK_AGAIN_NS", -(1 << 62))
 
 
 def pass_with(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> PassResult:

@@ -48,7 +48,6 @@ class ChangingHistories(Histories):
         self.seen = 0
         self.changes: list[Callable[[], None]] = []
         self.real = self.history
-        self.limits.setattr(work_off, "LOOK_AGAIN_NS", -(1 << 62))
         self.limits.setattr(work_off, "_next_look", lambda *_: 0)
         self.limits.setattr(walk_order, "BASE_STEP", 2 * LINES_END)
         self.limits.setattr(QueueWorker, "run_batch", self.changing(QueueWorker.run_batch))

@@ -26,7 +26,7 @@ from distilld.config.load import load
 from distilld.config.settings import Settings
 from distilld.core.model import DATASET_PATHS, SET_ASIDE, OperatorError, StatFacts, Trigger, UsageError, WriterBusy
 from distilld.core.remedies import BY_ERRNO
-from distilld.engine import mend, work_off
+from distilld.engine import mend
 from distilld.engine.engine import Engine
 from distilld.engine.pass_result import PassResult
 from distilld.engine.work_off import QueueWorker
@@ -1059,6 +1059,7 @@ def test_idle_pass_writes_no_vitals(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert written.count(vitals.SCANNED) == 1
 
 
+@pytest.mark.usefixtures("look_after_each_batch")
 def test_long_pass_notes_its_looks(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The story: a pass that scanned every two seconds for half an hour was told as a daemon that scans no more."""
     moments = iter(range(1_800_000_000, 1_900_000_000, 1000))
@@ -1073,8 +1074,6 @@ def test_long_pass_notes_its_looks(stage: Stage, monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(QueueWorker, "run_batch", run_batch)
 
-    monkeypatch.setattr(work_off, "LOOK_AGAIN_NS", -(1 << 62))
-    monkeypatch.setattr(work_off, "_next_look", lambda *_: 0)
     monkeypatch.setattr(bulletin.Bulletin.__init__, "__kwdefaults__", {"clock": lambda: next(moments) * 10**9})
     for partition in range(1, 4):
         stage.append(partition=partition)
