@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.resource_tracker import _resource_tracker as tracker
 
 from tests.support.calls import Call, Watcher, calls
 
@@ -74,6 +75,8 @@ def start_child(work: Callable[[], object]) -> int:
     if child == 0:
         code = 1
         try:
+            # The parent's tracker of shared semaphores is no child of this process, which could not wait for its end.
+            tracker._pid = tracker._fd = None  # type: ignore[attr-defined]
             work()
             code = 0
         except BaseException:  # noqa: BLE001  nothing may leave the child but its exit code
