@@ -207,6 +207,8 @@ class Pool:
         given = [each.future for each in under_way if each.future is not None and not each.future.done()]
         if len(set(given)) <= self._workers or not given[-1].cancel():
             return False
+        # If a worker dies, Python 3.11 sets an error on each future, and fails itself at one that was cancelled.
+        given[-1].set_exception = _ignore  # type: ignore[assignment, method-assign]
         for each in under_way:
             if each.future is given[-1]:
                 each.future, each.result = None, perform(self._root, options, each.job, _path_of(each.file))
@@ -279,6 +281,10 @@ def _end_tracker() -> None:
     gc.collect()
     if not multiprocessing.active_children():
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def _ignore(_error: BaseException | None) -> None:
+    """Set no error on a future that nobody waits for."""
 
 
 def _nothing() -> None:

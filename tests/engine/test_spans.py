@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -462,6 +463,36 @@ def test_worker_that_dies_is_an_error_of_the_batch(tmp_path: Path, monkeypatch: 
     assert lake.ask("SELECT count(*) FROM batches") == [(0,)]
     lake.go()
     assert lake.exported(Dataset.SFT) == {"one", "two"}
+    lake.stop()
+
+
+def test_worker_that_dies_while_a_job_was_taken_back_ends_in_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python 3.11 sets its error on a cancelled future too: a traceback stood in the log, and semaphores were left."""
+    monkeypatch.setattr(pool, "PROCESSES_FROM", 0)
+    lake = HistoryLake(tmp_path, workers=1)
+    for number in range(20):
+        lake.both(A.replace("alpha", f"file-{number}"), run(f"run-{number}"))
+    take_back = Pool._take_back
+    taken: list[int] = []
+
+    def killing(self: Pool, under_way: deque[Any], options: Options) -> bool:
+        if taken or not take_back(self, under_way, options):
+            return False
+        taken.append(len(under_way))
+        for process in (self._executor._processes or {}).values():  # type: ignore[union-attr]
+            os.kill(process.pid, signal.SIGKILL)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pool, "_take_back", killing)
+        with pytest.raises(WorkerDied):
+            lake.engine.run_pass(Trigger.ONCE)
+    assert taken
+    assert "Traceback" not in capfd.readouterr().err
+    lake.go()
+    assert len(lake.exported(Dataset.SFT)) == 20
     lake.stop()
 
 
