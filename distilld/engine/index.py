@@ -6,11 +6,11 @@ forbids it. Transactions are bounded by rows and may hold several files; a crash
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from typing import Final
 
-from distilld.core.model import InputKind, OnDelete, Options
+from distilld.core.model import InputKind, OnDelete
 from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.index_context import IndexContext
 from distilld.engine.index_evidence import EvidenceFiles
@@ -167,20 +167,26 @@ class Indexer:
             for file, record, look in files
             if look is Look.CHANGED and record.present and self._context.is_read_again(file.key)
         ]
-        read = self._read(again)
+        read, whole = self._read(again), set(again)
         for file, record, look in files:
-            if file not in read or not self._is_unchanged(record, read.pop(file)):
+            found = next(read) if file in whole else None
+            if found is None or not self._is_unchanged(record, found):
                 self._take_file(file, record, look)
             self._context.pulse()
 
-    def _read(self, files: list[PartitionFile]) -> _Reads:
-        """Read files as a whole, by workers where there are any; leave out files that are too large."""
-        return _Reads(self._pool, [file for file in files if file.stat.size <= READ_WHOLE_BYTES], self._options)
+    def _read(self, files: list[PartitionFile]) -> Iterator[FileRead | None]:
+        """Read files as a whole, by workers where there are any; yield the reading of each.
 
-    def _is_unchanged(self, record: FileRecord, read: FileRead | None) -> bool:
+        It is None if the file is too large, cannot be read, has short rows, or differs from the scan.
+        """
+        whole = [file for file in files if file.stat.size <= READ_WHOLE_BYTES]
+        results = self._pool.run((ReadJob(file.kind, file.path, file.stat.size) for file in whole), self._options)
+        for file in files:
+            result = next(results).result if file.stat.size <= READ_WHOLE_BYTES else None
+            yield as_scanned(result, file.stat) if isinstance(result, FileRead) else None
+
+    def _is_unchanged(self, record: FileRecord, read: FileRead) -> bool:
         """Return whether a file that was read again equals its record, line by line; if so, note its hash."""
-        if read is None:
-            return False
         self.found.bytes_read += read.reading.bytes_read
         reading = read.reading
         if (reading.sha256, reading.consumed) != (record.indexed_sha256, record.indexed_bytes):
@@ -229,9 +235,7 @@ class Indexer:
         self._take_read([file for file in left if file in leaving], places)
 
     def _take_read(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
-        read = self._read(files)
-        for file in files:
-            found = read.pop(file) if file in read else None
+        for file, found in zip(files, self._read(files), strict=True):
             if found is None:
                 self._take_new_file(file, places)
             else:
@@ -282,23 +286,6 @@ def _left_unread(unread: dict[int, UnreadEvidence], changed: Set[str]) -> set[Fi
     for partition_id in [number for number, each in unread.items() if each.path in changed]:
         del unread[partition_id]
     return {(InputKind.EVIDENCE, each.path) for each in unread.values()}
-
-
-class _Reads:
-    """Files that are read as a whole; :meth:`pop` is called for each in the given order."""
-
-    def __init__(self, pool: Pool, files: list[PartitionFile], options: Options) -> None:
-        self._files = frozenset(files)
-        self._results = pool.run((ReadJob(file.kind, file.path, file.stat.size) for file in files), options)
-
-    def __contains__(self, file: PartitionFile) -> bool:
-        return file in self._files
-
-    def pop(self, file: PartitionFile) -> FileRead | None:
-        """Return the reading of the next file; None if it failed, has short rows, or differs from the scan."""
-        done = next(self._results)
-        assert done.job.path == file.path  # noqa: S101  called in order
-        return as_scanned(done.result, file.stat) if isinstance(done.result, FileRead) else None
 
 
 def refuse_missing_trees(missing: Iterable[InputKind], known: Collection[FileKey]) -> None:
