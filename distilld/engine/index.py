@@ -15,7 +15,7 @@ from distilld.core.plan import FileKey, Look, compare
 from distilld.engine.index_context import IndexContext
 from distilld.engine.index_evidence import EvidenceFiles
 from distilld.engine.index_scored import ScoredFiles
-from distilld.engine.index_turns import Turns, TurnTaker, large_evidence
+from distilld.engine.index_turns import Turns, large_evidence
 from distilld.engine.indexed import Indexed
 from distilld.engine.jobs import ReadJob
 from distilld.engine.pool import Pool
@@ -158,7 +158,7 @@ class Indexer:
 
     def take_turn(self, scan: Scan, turns: Turns) -> None:
         """Read on in the evidence files that :meth:`take` postponed."""
-        TurnTaker(self._context, self._evidence, turns).take(scan)
+        turns.take(self._context, self._evidence, scan)
 
     def _take_files(self, files: list[tuple[PartitionFile, FileRecord, Look]]) -> None:
         """Index known files. One that is read again and has not changed is only noted as hashed."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -25,52 +24,43 @@ WITH_ROWS_BYTES: Final = 1 << 30
 """The same for evidence that comes with its rows or moved: until it is read, rows would be quarantined or withdrawn."""
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A reading that has not ended, and where its facts are staged."""
 
     reading: FileReading
     rows: EvidenceRows
 
 
-@dataclass(slots=True)
 class Turns:
-    """What one pass leaves to the next: a reading that has not ended, and the file that had the last turn."""
+    """Reads on in large evidence files where the last pass stopped."""
 
-    turn: Turn | None = None
-    last: FileKey | None = None
+    def __init__(self) -> None:
+        self._turn: Turn | None = None
+        """What one pass leaves to the next."""
+        self._last: FileKey | None = None
+        """The file that had the last turn."""
 
     def end(self, *, failed: bool = False) -> None:
         """End the reading; after a pass that ``failed``, what it staged may be gone, or the store out of reach."""
-        if self.turn is not None:
-            self.turn.reading.close()
+        if self._turn is not None:
+            self._turn.reading.close()
             if not failed:
-                self.turn.rows.unstage()
-            self.turn = None
+                self._turn.rows.unstage()
+            self._turn = None
 
-
-class TurnTaker:
-    """Reads on in large evidence files where the last pass stopped."""
-
-    def __init__(self, context: IndexContext, evidence: EvidenceFiles, turns: Turns) -> None:
-        self._context = context
-        self._evidence = evidence
-        self._turns = turns
-
-    def take(self, scan: Scan) -> None:
+    def take(self, context: IndexContext, evidence: EvidenceFiles, scan: Scan) -> None:
         """Read on in the postponed files, one after the other; what was read to its end is postponed no more."""
-        found, turns = self._context.found, self._turns
-        postponed = found.postponed
+        found, postponed = context.found, context.found.postponed
         files = {key: file for file in scan.files if (key := file.key) in postponed} if postponed else {}
-        if turns.turn is not None and not turns.turn.reading.is_of(files.get(turns.turn.reading.key)):
-            turns.end()
+        if self._turn is not None and not self._turn.reading.is_of(files.get(self._turn.reading.key)):
+            self.end()
         left = TURN_BYTES
         while postponed and left > 0:
-            goes_on, before = turns.turn is not None, found.bytes_read
-            with self._context.transactions():
-                turn = turns.turn or self._begin(files[_next_turn(postponed, turns.last)])
-                turns.turn, turns.last = turn, turn.reading.key
-                has_ended = self._read_on(turn, left)
+            goes_on, before = self._turn is not None, found.bytes_read
+            with context.transactions():
+                turn = self._turn or _begin(context, files[_next_turn(postponed, self._last)])
+                self._turn, self._last = turn, turn.reading.key
+                has_ended = _read_on(context, evidence, turn, left)
             file = files[turn.reading.key]
             if not has_ended:
                 if not goes_on:
@@ -80,31 +70,31 @@ class TurnTaker:
             # A file that changed since its reading began is read again.
             if not goes_on or turn.reading.is_as_scanned(file):
                 postponed.remove(file.key)
-            turns.end()
+            self.end()
 
-    def _begin(self, file: PartitionFile) -> Turn:
-        inputs = self._context.inputs
-        known = inputs.files().get(file.key)
-        look = Look.NEW if known is None else Look.CHANGED if known.present else Look.RETURNED
-        rows = EvidenceRows(self._context.store, inputs, staged="large_evidence")
-        rows.stage()
-        return Turn(self._context.reading(file, known, look), rows)
 
-    def _read_on(self, turn: Turn, most_bytes: int) -> bool:
-        """Read on in a large file; index it if all was read. Return whether the reading has ended."""
-        reading = turn.reading
-        key = reading.key
-        with self._context.noting_problems(key):
-            self._evidence.stage(reading, turn.rows, most_bytes)
-            if not reading.has_ended:
-                return False
-            record = self._context.inputs.files().get(key)
-            if not reading.is_based_on(record):
-                raise InputChanged(tree_path(*key))
-            if record is None:
-                record = FileRecord.new(*key, self._context.places([key[1]])[key[1]], reading.file.stat)
-            self._evidence.apply(reading, turn.rows, record)
-        return True
+def _begin(context: IndexContext, file: PartitionFile) -> Turn:
+    known = context.inputs.files().get(file.key)
+    look = Look.NEW if known is None else Look.CHANGED if known.present else Look.RETURNED
+    rows = EvidenceRows(context.store, context.inputs, staged="large_evidence")
+    rows.stage()
+    return Turn(context.reading(file, known, look), rows)
+
+
+def _read_on(context: IndexContext, evidence: EvidenceFiles, turn: Turn, most_bytes: int) -> bool:
+    """Read on in a large file; index it if all was read. Return whether the reading has ended."""
+    reading, key = turn.reading, turn.reading.key
+    with context.noting_problems(key):
+        evidence.stage(reading, turn.rows, most_bytes)
+        if not reading.has_ended:
+            return False
+        record = context.inputs.files().get(key)
+        if not reading.is_based_on(record):
+            raise InputChanged(tree_path(*key))
+        if record is None:
+            record = FileRecord.new(*key, context.places([key[1]])[key[1]], reading.file.stat)
+        evidence.apply(reading, turn.rows, record)
+    return True
 
 
 def _next_turn(postponed: list[FileKey], last: FileKey | None) -> FileKey:

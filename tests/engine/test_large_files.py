@@ -534,7 +534,7 @@ def test_what_happens_between_two_turns(
         case "rejected":
             lake.scored(B, *(run(each, "rejected") for each in RUNS))
         case "failed":
-            fail_once(lake, monkeypatch, index_turns.TurnTaker, "_read_on", full)
+            fail_once(lake, monkeypatch, index_turns, "_read_on", full)
         case "undone":
             fail_once(lake, monkeypatch, index_context.IndexContext, "transactions", undone)
         case "restarted":
@@ -574,9 +574,9 @@ def test_file_that_was_away_in_the_middle_of_a_pass_is_read_from_its_start(
 
 
 def fail_once(
-    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, of: type, method: str, failing: Callable[..., object]
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, of: object, method: str, failing: Callable[..., object]
 ) -> None:
-    """Let a pass fail within a method of the indexing."""
+    """Let a pass fail within a function of the indexing."""
     with monkeypatch.context() as patch:
         patch.setattr(of, method, failing)
         with pytest.raises(sqlite3.OperationalError):
