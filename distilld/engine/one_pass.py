@@ -27,12 +27,7 @@ class Pass:
         self._result = PassResult()
 
     def run(self) -> PassResult:
-        """Look, judge, commit.
-
-        Raises:
-            ListingError: The input trees could not be listed; nothing was changed.
-            OperatorError: A write failed, or an export was tampered with; committed batches remain.
-        """
+        """Look, judge, commit; raise as :meth:`Engine.run_pass`."""
         lake, result = self._lake, self._result
         self._mender.mend(patient=self._trigger in (Trigger.WATCH, Trigger.RESCAN))
         options_changed = self._look()

@@ -112,12 +112,7 @@ def scored_facts(line: Line, number: int, malformed_runs: list[tuple[str, bytes]
 def read_evidence(
     root: Path, path: str, max_line_bytes: int, texts: dict[str, ParsedLine] | None
 ) -> FileRead | ShortRows:
-    """Read an evidence file as :func:`read_file` does; put its parsed rows into ``texts``, by run.
-
-    Raises:
-        InputChanged: The file is gone, or changed since it was opened.
-        UnreadableError: The system refuses to read it.
-    """
+    """Read an evidence file as :func:`read_file` does; put its parsed rows into ``texts``, by run."""
     found: dict[str, tuple[Any, ...]] = {}
 
     def take(line: Line, number: int) -> bool:

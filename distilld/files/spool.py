@@ -21,7 +21,10 @@ MEMORY_BYTES: Final = 1 << 19
 
 
 class SpoolError(OperatorError):
-    """The lines of a batch could not be stored temporarily: a full disk, no descriptor left, EIO."""
+    """The lines of a batch could not be stored temporarily: a full disk, no descriptor left, EIO.
+
+    Everything here that writes or reads lines may raise it.
+    """
 
     def __init__(self, folder: Path, cause: OSError) -> None:
         super().__init__(
@@ -41,11 +44,7 @@ def spool_faults(folder: Path) -> Iterator[None]:
 
 
 def unnamed_file(folder: Path) -> IO[bytes]:
-    """Open an unnamed file for writing and reading.
-
-    Raises:
-        SpoolError: An operation of the system failed.
-    """
+    """Open an unnamed file for writing and reading."""
     with spool_faults(folder):
         return tempfile.TemporaryFile(dir=folder, buffering=0)
 
@@ -54,11 +53,6 @@ class SharedFile:
     """An unnamed file that several jobs append to; it is closed once all of them have let go of it."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it.
-
-        Raises:
-            SpoolError: An operation of the system failed.
-        """
         self._file = unnamed_file(folder)
         self._users = 0
 
@@ -107,11 +101,7 @@ class LineSpool:
         self.bytes = 0
 
     def add(self, line: bytes) -> None:
-        """Add one line, line feed included.
-
-        Raises:
-            SpoolError: An operation of the system failed.
-        """
+        """Add one line, line feed included."""
         self._lines.append(line)
         self._held += len(line)
         self.rows += 1
@@ -120,11 +110,7 @@ class LineSpool:
             self._spill()
 
     def add_piece(self, lines: MarkedLines) -> None:
-        """Add several lines.
-
-        Raises:
-            SpoolError: An operation of the system failed.
-        """
+        """Add several lines."""
         if self._lines:
             self._spill()
         self._keep(lines.content, lines.marks)
@@ -132,11 +118,7 @@ class LineSpool:
         self.bytes += len(lines.content)
 
     def add_part(self, descriptor: int, offset: int, length: int, marks: Marks) -> None:
-        """Add lines that are at ``offset`` in the file of ``descriptor``; they are read only when needed.
-
-        Raises:
-            SpoolError: An operation of the system failed.
-        """
+        """Add lines that are at ``offset`` in the file of ``descriptor``; they are read only when needed."""
         if self._lines:
             self._spill()
         self._parts.append(_Part(descriptor, offset, length, marks))
@@ -158,19 +140,11 @@ class LineSpool:
         self._written += len(block)
 
     def blocks(self) -> Iterator[bytes]:
-        """Return all lines in order, in blocks of whole ones.
-
-        Raises:
-            SpoolError: An operation of the system failed, or a part is missing.
-        """
+        """Return all lines in order, in blocks of whole ones."""
         return (piece.content if isinstance(piece, MarkedLines) else piece for piece in self.pieces())
 
     def pieces(self) -> Iterator[bytes | MarkedLines]:
-        """Return the same blocks, with marks where they are known.
-
-        Raises:
-            SpoolError: An operation of the system failed, or a part is missing.
-        """
+        """Return the same blocks, with marks where they are known."""
         for part in self._parts:
             content = self._read(part)
             yield content if part.marks is None else MarkedLines(content, part.marks)

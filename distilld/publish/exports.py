@@ -40,15 +40,10 @@ RENAME_ORDER: Final = ("sft", "preference", "rag", *(name for name in EXPORT_PAT
 
 
 class Exports(LiveFiles):
-    """Writes the exports below one root."""
+    """Writes the exports below one root; methods raise as those of :class:`LiveFiles`."""
 
     def index(self, name: str, known: Committed) -> Written:
-        """Read a whole file and return its segments; the store has its digest in another form.
-
-        Raises:
-            ExportTamperedError: The file is not what its last commit left.
-            ExportReadError: The file cannot be read.
-        """
+        """Read a whole file and return its segments; the store has its digest in another form."""
         found = Output(None, SegmentHash(self.segment_bytes))
         with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
             for block in whole_lines(committed_blocks(descriptor, known, EXPORT_PATHS[name], self._pulse)):
@@ -63,10 +58,6 @@ class Exports(LiveFiles):
         """Append after the committed length, and fsync. The file exists, and the caller has committed an intent.
 
         The digest continues from ``after``, the planned state of the committed bytes, if they are to be overwritten.
-
-        Raises:
-            ExportTamperedError: The file is not what its last commit left.
-            ExportWriteError: The write failed.
         """
         self.check(name, known)
         shown = EXPORT_PATHS[name]
@@ -90,10 +81,6 @@ class Exports(LiveFiles):
 
         Of each digest, omit as many lines as ``leaving`` counts, the first ones. Omit the white space between rows. The
         live file does not change until :meth:`install`.
-
-        Raises:
-            ExportTamperedError: The live file is not what its last commit left.
-            ExportWriteError: The write failed.
         """
         left = Counter(leaving)
 
@@ -117,11 +104,7 @@ class Exports(LiveFiles):
         return replace(written, dropped=leaving.total() - left.total())
 
     def compose(self, name: str, temp: str, blocks: Pieces) -> Written:
-        """Write a new version of a file into a temporary one in its folder, and fsync. The live file does not change.
-
-        Raises:
-            ExportWriteError: The write failed.
-        """
+        """Write a new version of a file into a temporary one beside it, and fsync. The live file does not change."""
         path, shown = self._root / EXPORT_PATHS[name], EXPORT_PATHS[name]
         with (
             ExportWriteError.about(shown),
@@ -150,12 +133,7 @@ class Exports(LiveFiles):
     # overwriting
 
     def plan(self, name: str, known: Committed, leaving: Counter[bytes], *, grows: bool) -> Overwriting | None:
-        """Plan how to overwrite the lines with these digests; return None if the file must be rewritten instead.
-
-        Raises:
-            ExportTamperedError: The file is not what its last commit left.
-            ExportReadError: The file cannot be read.
-        """
+        """Plan how to overwrite the lines with these digests; return None if the file must be rewritten instead."""
         if self._records is None or known.size < LEAST_BYTES:
             return None
         self.check(name, known)
@@ -181,9 +159,6 @@ class Exports(LiveFiles):
         """Overwrite what a committed batch withdrew, and fsync; ``facts`` are the committed file's stat facts.
 
         Return its new facts. Return None if it is another file, which is not changed, or was touched since.
-
-        Raises:
-            ExportWriteError: The write failed.
         """
         path = self._root / EXPORT_PATHS[name]
         held = self._hashes.pop(name, None)

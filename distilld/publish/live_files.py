@@ -27,6 +27,8 @@ class LiveFiles:
     """The exports below one root. Keeps the running digest and the last stat of each file it has touched.
 
     ``pulse`` is called at every block of long reads and writes. ``records`` has their segments.
+    Methods raise ExportTamperedError if a live file is not what its last commit left, and ExportReadError or
+    ExportWriteError if the system refuses to read or write it.
     """
 
     def __init__(
@@ -45,21 +47,12 @@ class LiveFiles:
     # checking
 
     def stands(self, name: str) -> bool:
-        """Return whether anything exists at an export's path.
-
-        Raises:
-            ExportReadError: The path cannot be checked.
-        """
+        """Return whether anything exists at an export's path."""
         with ExportReadError.about(EXPORT_PATHS[name]):
             return is_there(self._root / EXPORT_PATHS[name])
 
     def check(self, name: str, known: Committed) -> StatFacts | None:
-        """Check that the file is what its last commit left; return its stat facts, or None if there is no file yet.
-
-        Raises:
-            ExportTamperedError: The file is not what its last commit left.
-            ExportReadError: The file cannot be read.
-        """
+        """Check that the file is what its last commit left; return its stat facts, or None if there is no file yet."""
         shown = EXPORT_PATHS[name]
         with ExportReadError.about(shown), closed_after(open_live(self._root / shown, shown, known)) as descriptor:
             if descriptor is not None:
@@ -89,12 +82,7 @@ class LiveFiles:
         return sha if sha.hexdigest() == known.sha256 else None
 
     def stands_in(self, name: str, known: Committed, number: int) -> bool:
-        """Return whether a segment of the file has its committed bytes.
-
-        Raises:
-            ExportTamperedError: The file is gone, not regular, or of another length.
-            ExportReadError: The file cannot be read.
-        """
+        """Return whether a segment of the file has its committed bytes."""
         assert self._records is not None  # noqa: S101  only the writer asks
         with self._opened(name, known) as descriptor, ExportReadError.about(EXPORT_PATHS[name]):
             found = hashlib.sha256(read_segment(descriptor, known, number)).digest()
@@ -102,12 +90,7 @@ class LiveFiles:
 
     @contextmanager
     def reading(self, name: str, known: Committed) -> Iterator[CommittedFile]:
-        """Open a file of committed rows for reading.
-
-        Raises:
-            ExportTamperedError: The file is gone, not regular, or of another length.
-            ExportReadError: The file cannot be opened.
-        """
+        """Open a file of committed rows for reading."""
         with self._opened(name, known) as descriptor:
             yield CommittedFile(descriptor, EXPORT_PATHS[name], known, self._pulse)
 

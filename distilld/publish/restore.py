@@ -101,10 +101,6 @@ class Restorer(TakeOver):
         """Return whether a segment of an export has its committed bytes; None if there is no such segment to compare.
 
         If it has others, the facts of the export no longer count, and the next :meth:`check` reads it.
-
-        Raises:
-            ExportTamperedError: The file is gone, not regular, or of another length.
-            ExportReadError: The file cannot be read.
         """
         record = self._records.exports()[name]
         known = record.committed
