@@ -194,7 +194,7 @@ class Indexer:
         end = reading.tail, reading.tail_bytes, reading.tail_digest
         if (reading.lines, end) != (record.indexed_lines, record.end):
             return False
-        if self._files_of(record.kind).facts(record) != sorted(read.facts):
+        if self._files_of(record.kind).rows.facts(record) != sorted(read.facts):
             return False
         self.found.rows_indexed += reading.lines
         record.note_hashed(reading.facts, self._context.began_ns)
@@ -222,7 +222,7 @@ class Indexer:
             record = records.get((InputKind.SCORED, file.path))
             if record is None or not (0 < record.indexed_lines <= rows and record.indexed_bytes <= LEAVE_BYTES):
                 continue
-            if self._scored.rows_beside_others(record) * file.stat.size <= LEAVE_REPEATED_BYTES:
+            if self._scored.rows.rows_beside_others(record) * file.stat.size <= LEAVE_REPEATED_BYTES:
                 leaving.discard(file)
                 indexed = ScoredFile(
                     record.indexed_bytes,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from distilld.core.line_facts import EvidenceFacts, run_of_evidence
 from distilld.core.plan import Look
 from distilld.engine.file_reading import FileReading
@@ -20,25 +18,25 @@ class EvidenceFiles:
 
     def __init__(self, context: IndexContext) -> None:
         self._context = context
-        self._rows = EvidenceRows(context.store, context.inputs)
+        self.rows = EvidenceRows(context.store, context.inputs)
         self._scored = ScoredRows(context.store, context.inputs)
 
     def add_read(self, record: FileRecord, read: FileRead) -> None:
         """Index a new file that was read as a whole."""
         if self._scored.any_in(record):
-            self._rows.stage()
-            self._rows.add_staged(read.facts)
-            self._rows.apply(record, whole_file=False)
+            self.rows.stage()
+            self.rows.add_staged(read.facts)
+            self.rows.apply(record, whole_file=False)
         else:
-            self._rows.add(record, read.facts)
+            self.rows.add(record, read.facts)
         self._context.inputs.write_file(record)
         self._context.note_read(record, read.reading)
 
     def take(self, reading: FileReading, record: FileRecord) -> None:
         """Index a file that is read block by block."""
-        self._rows.stage()
-        self.stage(reading, self._rows)
-        self.apply(reading, self._rows, record)
+        self.rows.stage()
+        self.stage(reading, self.rows)
+        self.apply(reading, self.rows, record)
 
     def stage(self, reading: FileReading, rows: EvidenceRows, most_bytes: int | None = None) -> None:
         """Read on in a file, to its end or so many bytes further; add the facts to those that ``rows`` stage."""
@@ -61,19 +59,15 @@ class EvidenceFiles:
         context.note_reading(record, reading)
         context.count_rows(reading.new_lines)
 
-    def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
-        """Return the known facts of a file's rows, by run."""
-        return self._rows.facts(record)
-
     def retain(self, record: FileRecord) -> None:
         """Note that a file is gone; what its rows have given stays."""
-        self._rows.lose(record)
+        self.rows.lose(record)
         record.state = "absent"
         self._context.inputs.write_file(record)
 
     def drop(self, record: FileRecord) -> None:
         """Drop the facts of a file that is gone for good."""
-        self._rows.drop(record)
+        self.rows.drop(record)
 
 
 def _evidence_facts(block: list[Line], first_line: int) -> tuple[list[EvidenceFacts], list[int]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from distilld.core.line_facts import OddLines, RowFacts
 from distilld.core.model import InputKind
 from distilld.engine.file_reading import FileReading
@@ -23,14 +21,14 @@ class ScoredFiles:
 
     def __init__(self, context: IndexContext) -> None:
         self._context = context
-        self._rows = ScoredRows(context.store, context.inputs)
+        self.rows = ScoredRows(context.store, context.inputs)
         self._verdicts = Verdicts(context.store)
 
     def add_read(self, record: FileRecord, read: FileRead) -> None:
         """Index a new file that was read as a whole."""
         context = self._context
         self._verdicts.add_malformed_runs(read.malformed_runs)
-        self._rows.add(record, read.facts)
+        self.rows.add(record, read.facts)
         self._note_unreviewed(record, read.unreviewed)
         context.inputs.write_file(record)
         self._affect_others(record, 0, record.indexed_lines)
@@ -46,22 +44,14 @@ class ScoredFiles:
                 self._append(reading, record, rows)
             else:
                 if reading.first_line == 0:
-                    self._rows.stage()
-                self._rows.add_staged(rows)
+                    self.rows.stage()
+                self.rows.add_staged(rows)
         if reading.unsettled:
             context.found.unsettled.append(record.key)
         elif reading.appended:
             self._end_append(reading, record)
         else:
             self._replace(reading, record)
-
-    def facts(self, record: FileRecord) -> list[tuple[Any, ...]]:
-        """Return the known facts of a file's lines, in order."""
-        return self._rows.facts(record)
-
-    def rows_beside_others(self, record: FileRecord) -> int:
-        """Return how many rows a file has beyond one for each run."""
-        return self._rows.rows_beside_others(record)
 
     def take_rest(self, record: FileRecord, rest: Rest | None) -> None:
         """Apply what the rest after the last line feed forbids, once it no longer changes (SPEC 2)."""
@@ -76,14 +66,14 @@ class ScoredFiles:
 
     def retain(self, record: FileRecord) -> None:
         """Retain what the rows of a file that is gone have given."""
-        self._rows.retain(record, self._context.options)
+        self.rows.retain(record, self._context.options)
 
     def drop(self, record: FileRecord) -> None:
         """Drop the rows of a file that is gone for good, retained ones too."""
         if not record.present:
-            self._rows.make_live(record, self._context.options)
+            self.rows.make_live(record, self._context.options)
         self._verdicts.set_rest(record, None, self._context.options)
-        self._rows.drop(record, self._context.options)
+        self.rows.drop(record, self._context.options)
 
     def _facts(self, reading: FileReading, record: FileRecord, block: list[Line]) -> list[RowFacts]:
         runs: list[tuple[str, bytes]] = []
@@ -97,7 +87,7 @@ class ScoredFiles:
     def _append(self, reading: FileReading, record: FileRecord, rows: list[RowFacts]) -> None:
         context, from_offset = self._context, record.indexed_bytes
         malformed = sum(row.malformed is not None for row in rows)
-        self._rows.add(record, rows)
+        self.rows.add(record, rows)
         reading.note_in(record)
         context.inputs.write_file(record)
         change = "new" if reading.known is None else "appended"
@@ -119,13 +109,13 @@ class ScoredFiles:
             # Nothing else would make the rows of an absent file live again.
             record.state = "present"
             self._verdicts.set_rest(record, None, context.options)
-            self._rows.make_live(record, context.options)
+            self.rows.make_live(record, context.options)
             context.inputs.write_file(record)
         reading.note_in(record)
         if reading.lines:
-            self._rows.replace(record, context.options)
+            self.rows.replace(record, context.options)
         else:
-            self._rows.drop(record, context.options)
+            self.rows.drop(record, context.options)
         context.inputs.write_file(record, judged=True)
         self.take_rest(record, reading.rest)
         context.note_reading(record, reading)
@@ -134,7 +124,7 @@ class ScoredFiles:
     def _affect_others(self, record: FileRecord, first_line: int, end_line: int) -> None:
         """Queue what new rows affect."""
         if end_line > first_line and not self._context.is_fresh:
-            self._rows.close_over_new(record, first_line, end_line, self._context.options)
+            self.rows.close_over_new(record, first_line, end_line, self._context.options)
 
     def _note_unreviewed(self, record: FileRecord, lines: list[int]) -> None:
         if lines:
