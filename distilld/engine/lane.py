@@ -12,7 +12,7 @@ from distilld.engine.row_batch import RowBatch
 from distilld.engine.stamps import Stamps
 from distilld.lake.lines import digest_of
 from distilld.store.decisions import Withdrawal
-from distilld.store.loose_lines import Standing
+from distilld.store.loose_lines import LooseLine
 from distilld.store.work import Recorded, WorkRow
 
 _WAITS_FOR_ID: Final = frozenset({"duplicate", "shape", "source_files", "schema"})
@@ -161,17 +161,17 @@ class Lane:
             self._out.released[self._dataset].append(holder)
             return self._batch.work.row(holder).recorded(self._dataset)
         if self._batch.has_loose_lines:
-            loose = self._batch.work.retained_standing(self._dataset, key)
+            loose = self._batch.work.loose_line(self._dataset, key)
             if loose is not None:
                 return self._take_loose(loose)
         return None
 
-    def _take_loose(self, loose: Standing) -> Recorded:
-        if loose.owner == "retained":
+    def _take_loose(self, loose: LooseLine) -> Recorded:
+        if loose.is_departure:
+            self._out.note_departure(loose.owner_id, self._dataset, EXPORTED)
+        else:
             self._out.retained_left.append((self._dataset, loose.owner_id))
             self._out.totals[self._dataset, "retained", EXPORTED] -= 1
-        else:
-            self._out.note_departure(loose.owner_id, self._dataset, EXPORTED)
         return Recorded(EXPORTED, loose.line, loose.batch)
 
     def _quarantine(self, row: WorkRow, recorded: Recorded, quarantined: Outcome) -> Recorded:

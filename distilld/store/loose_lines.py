@@ -28,7 +28,6 @@ class Departure(NamedTuple):
     batch: int
     run_id: str | None
     other_run_id: str | None
-    category: int | None
     cause: str
     partition_id: int | None
     row_line: int | None
@@ -39,11 +38,8 @@ class RetainedRow(NamedTuple):
 
     retained_id: int
     kind: str
-    partition_id: int | None
-    line: int | None
     digest: bytes
     run_id: str | None
-    category: int | None
     sample_key: int | None
     rag: int | None
     rag_line: bytes | None
@@ -53,14 +49,13 @@ class RetainedRow(NamedTuple):
     sft_batch: int | None
 
 
-class Standing(NamedTuple):
-    """The line that an id has in its dataset now: its owner, its digest, the batch that wrote it."""
+class LooseLine(NamedTuple):
+    """A line that an id has though no present row does: its departure or retained row, its digest, its batch."""
 
-    owner: str
+    is_departure: int
     owner_id: int
     line: bytes
     batch: int
-    run_id: str | None
 
 
 _DEPARTURES: Final = f"SELECT {', '.join(Departure._fields)} FROM departures"
@@ -80,20 +75,15 @@ _RETAINED: Final = ", ".join(f"f.{name}" for name in RetainedRow._fields)
 class LooseLines(Statements):
     """Reads these lines."""
 
-    def retained_standing(self, dataset: Dataset, sample_key: int) -> Standing | None:
-        """Return the line of this id that belongs to a departed or retained row, or None."""
+    def loose_line(self, dataset: Dataset, sample_key: int) -> LooseLine | None:
+        """Return the line of this id in RAG or SFT that belongs to a departed or, else, to a retained row, or None."""
         found = self._run(
-            "SELECT 'departure', departure_id, line, batch, run_id FROM departures"
-            f" WHERE dataset = ?1 AND sample_key = ?2 AND outcome = {EXPORTED}",
-            (dataset.value, sample_key),
+            f"SELECT 1, departure_id, line, batch FROM departures WHERE dataset = '{dataset}' AND sample_key = ?1"
+            f" AND outcome = {EXPORTED} UNION ALL SELECT 0, retained_id, {dataset}_line, {dataset}_batch"
+            f" FROM retained_rows WHERE sample_key = ?1 AND {dataset} = {EXPORTED} LIMIT 1",
+            (sample_key,),
         ).fetchone()
-        if found is None and dataset is not Dataset.PREFERENCE:
-            found = self._run(
-                f"SELECT 'retained', retained_id, {dataset}_line, {dataset}_batch, run_id FROM retained_rows"
-                f" WHERE sample_key = ? AND {dataset} = {EXPORTED}",
-                (sample_key,),
-            ).fetchone()
-        return Standing(*found) if found else None
+        return LooseLine(*found) if found else None
 
     def has_loose_lines(self) -> bool:
         """Return whether there are departures, retained rows, or rests of absent files that forbid a run."""
