@@ -10,7 +10,7 @@ import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrde
 from distilld.engine.read_file import FileRead, ShortRows, read_file
 from distilld.engine.sink import Sink
 from distilld.engine.spans import FailedRow, Span, SpanDone, failed_row
-from distilld.files.durable import append_all
+from distilld.files.durable import append_all, closed_after
 from distilld.lake.source_files import path_check
 
 
@@ -111,11 +111,8 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
     try:
         if file is None:
             return _judge(root, options, job, Sink(None))
-        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            return _judge(root, options, job, Sink(lambda block: append_all(descriptor, block)))
-        finally:
-            os.close(descriptor)
+        with closed_after(os.open(file, os.O_WRONLY | os.O_CLOEXEC)) as descriptor:
+            return _judge(root, options, job, Sink(partial(append_all, descriptor)))
     except OSError as error:
         return SpoolFault(error.errno, error.strerror or str(error))
 

@@ -18,7 +18,7 @@ import structlog
 from distilld import __version__
 from distilld.core.model import OperatorError
 from distilld.core.remedies import remedy_of
-from distilld.files.durable import FILE_MODE, sync_folder, take_after
+from distilld.files.durable import FILE_MODE, closed_after, sync_folder, take_after
 from distilld.store.connection import NotAStoreError, Store, StoreCorruptError, begins_as_database
 from distilld.store.read_only import SIDES, beside
 
@@ -95,8 +95,6 @@ def _set_aside(path: Path, corrupt: StoreCorruptError) -> None:
 
 
 def _leave_empty(path: Path, like: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-    try:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with closed_after(os.open(path, flags, FILE_MODE)) as descriptor:
         take_after(descriptor, os.stat(like))
-    finally:
-        os.close(descriptor)
