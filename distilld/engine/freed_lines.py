@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from distilld.core.model import Cause, Dataset, Verdict
+from distilld.core.model import Cause, Verdict
 from distilld.core.outcome import Outcome
+from distilld.engine.dataset_lines import DatasetLines
 from distilld.engine.row_batch import RowBatch
-from distilld.engine.stamps import Stamps
-from distilld.lake.lines import digest_of
 from distilld.store.decisions import Withdrawal
 from distilld.store.loose_lines import Departure
 from distilld.store.work import Recorded
@@ -15,12 +14,10 @@ from distilld.store.work import Recorded
 class FreedLines:
     """The lines of one dataset and its quarantine whose rows gave them up or are gone."""
 
-    def __init__(self, batch: RowBatch, dataset: Dataset, stamps: Stamps) -> None:
+    def __init__(self, batch: RowBatch, lines: DatasetLines) -> None:
         self._batch = batch
-        self._dataset = dataset
-        self._stamps = stamps
-        self._out = batch.out
-        self._changes = batch.out.changes[dataset]
+        self._lines = lines
+        self._dataset = lines.dataset
         self._exported: dict[int, tuple[Recorded, Withdrawal]] = {}
         """By id, with the withdrawal that is published if no row takes the line over."""
         self._quarantined: dict[tuple[int | None, int | None], Departure] = {}
@@ -46,7 +43,7 @@ class FreedLines:
         """Add the quarantine line of a row that is gone; it leaves unless the row now in its place has the same one."""
         before = self._quarantined.pop((departure.partition_id, departure.row_line), None)
         if before is not None:
-            self._changes.quarantined.drop(before.line)
+            self._lines.changes.quarantined.drop(before.line)
         self._quarantined[departure.partition_id, departure.row_line] = departure
 
     def take_quarantined(self, walk: int, code: int, quarantined: Outcome) -> Recorded | None:
@@ -57,18 +54,16 @@ class FreedLines:
         left = self._quarantined.get((place.partition_id, walk - place.base))
         if left is None or left.outcome != code:
             return None
-        stamped = quarantined.line(self._stamps.of(left.batch))
-        if digest_of(stamped) != left.line:
+        recorded = Recorded(code, left.line, left.batch)
+        if not self._lines.keep(recorded, quarantined):
             return None
         del self._quarantined[left.partition_id, left.row_line]
-        self._changes.quarantined.keep(left.line, stamped)
-        return Recorded(code, left.line, left.batch)
+        return recorded
 
     def finish(self) -> None:
         """Remove the lines that are still free, and publish the withdrawals."""
         for left in self._quarantined.values():
-            self._changes.quarantined.drop(left.line)
+            self._lines.changes.quarantined.drop(left.line)
         for key, (recorded, withdrawal) in self._exported.items():
-            self._changes.exported.drop(recorded.line, key)
-            self._out.withdrawals.append(withdrawal)
-            self._out.unadopted.append((self._dataset, key))
+            self._lines.take_out(recorded.line, key)
+            self._batch.out.withdrawals.append(withdrawal)

@@ -7,10 +7,9 @@ from typing import Final
 from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset
 from distilld.core.outcome import Outcome
+from distilld.engine.dataset_lines import DatasetLines
 from distilld.engine.freed_lines import FreedLines
 from distilld.engine.row_batch import RowBatch
-from distilld.engine.stamps import Stamps
-from distilld.lake.lines import digest_of
 from distilld.store.decisions import Withdrawal
 from distilld.store.loose_lines import LooseLine
 from distilld.store.work import Recorded, WorkRow
@@ -27,10 +26,10 @@ class Lane:
         self._batch = batch
         self.dataset = self._dataset = dataset
         self._out = batch.out
-        self._changes = batch.out.changes[dataset]
+        self._lines = DatasetLines(batch.work, dataset, batch.out)
+        self._changes = self._lines.changes
         self._exported_walks = batch.out.exported_walks[dataset]
-        self._stamps = Stamps(batch.work, dataset)
-        self.freed = FreedLines(batch, dataset, self._stamps)
+        self.freed = FreedLines(batch, self._lines)
         self._taken: dict[int, int | None] = {}
         """The present holder of an id, where this batch decided it; None where the id is free."""
         self._exported_now: set[int] = set()
@@ -120,23 +119,18 @@ class Lane:
         self._taken[key] = row.walk
         self._exported_now.add(key)
         if standing is not None:
-            stamped = self._stamps.line(key, exported, standing.batch)
-            if digest_of(stamped) == standing.line:
+            if self._lines.keep(standing, exported, key):
                 self._changes.exported.adopted += standing.batch == 0 and standing is not recorded
-                self._changes.exported.keep(standing.line, stamped)
                 return standing
-            self._changes.exported.drop(standing.line, key)
-            self._out.unadopted.append((self._dataset, key))
+            self._lines.take_out(standing.line, key)
             cause = self._cause_of_change(row, own=standing is recorded)
             self._out.withdrawals.append(
                 Withdrawal(
                     self._dataset, key, cause, True, source_run_id=row.run_id, shipped_batch=standing.batch or None
                 )
             )
-        line = exported.line(self._out.recorded_at)
-        self._changes.exported.lines.add(line)
         self._exported_walks.append(row.walk)
-        return Recorded(EXPORTED, digest_of(line), self._out.sequence)
+        return self._lines.write(EXPORTED, exported)
 
     def _let_wait(self, key: int, walk: int, *, contested: bool) -> None:
         """Give an id to the row at ``walk``: later rows that fail a later gate join, for they are duplicates now."""
@@ -182,19 +176,15 @@ class Lane:
             self._quarantined_now.setdefault(key, []).append(row.walk)
         if recorded.code is not None and recorded.code != EXPORTED:
             self._pass_on(row, recorded)
-            stamped = quarantined.line(self._stamps.of(recorded.batch))
-            if digest_of(stamped) == recorded.line:
-                self._changes.quarantined.keep(recorded.line, stamped)
+            if self._lines.keep(recorded, quarantined):
                 return recorded if recorded.code == code else Recorded(code, recorded.line, recorded.batch)
             self._changes.quarantined.drop(recorded.line)
         left = self.freed.take_quarantined(row.walk, code, quarantined) if recorded.code is None else None
         if left is not None:
             return left
-        line = quarantined.line(self._out.recorded_at)
-        self._changes.quarantined.lines.add(line)
         if recorded.code == EXPORTED and key is not None:
             self._release(row, recorded, key, quarantined)
-        return Recorded(code, digest_of(line), self._out.sequence)
+        return self._lines.write(code, quarantined)
 
     def _release(self, row: WorkRow, recorded: Recorded, key: int, quarantined: Outcome) -> None:
         """Release a row that is no longer exported; free its line if no other row took the id in this batch."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, DUPLICATE, EXPORTED
 from distilld.core.model import Category, Cause, Dataset, Options
-from distilld.engine.stamps import Stamps
+from distilld.engine.dataset_lines import DatasetLines
 from distilld.store.decisions import Decisions, Withdrawal
 from distilld.store.loose_lines import Departure
 from distilld.store.tasks import WorkPair
@@ -25,10 +25,10 @@ class PairLane:
         self._options_changed = options_changed
         self._any_departed = work.has_departed_pairs()
         self.out = decisions
-        self.changes = decisions.changes[_PREFERENCE]
+        self.lines = DatasetLines(work, _PREFERENCE, decisions)
+        self.changes = self.lines.changes
         self.change = Cause.OPTIONS_CHANGED if options_changed else Cause.EVIDENCE_CHANGED
         """Why a line changes although its pair is still formed."""
-        self.stamps = Stamps(work, _PREFERENCE)
         self.exported: set[int] = set()
         self.freed: dict[int, tuple[WorkPair, Cause]] = {}
         self.moved_on: set[int] = set()
@@ -112,8 +112,7 @@ class PairLane:
     def finish(self) -> None:
         """Remove the lines that are still free from the dataset, and publish the withdrawals."""
         for pair, cause in self.freed.values():
-            self.changes.exported.drop(pair.line, pair.sample_key)
-            self.out.unadopted.append((_PREFERENCE, pair.sample_key))
+            self.lines.take_out(pair.line, pair.sample_key)
             self.publish(pair, cause, replaced=False)
 
     def publish(self, pair: WorkPair, cause: Cause, *, replaced: bool) -> None:

@@ -11,9 +11,9 @@ from distilld.core.outcome import Outcome
 from distilld.engine.judge_task import JudgedPair
 from distilld.engine.pair_jobs import AskedTask, FormedPair
 from distilld.engine.pair_lane import PairLane
-from distilld.lake.lines import digest_of
 from distilld.store.decisions import PairRow
 from distilld.store.tasks import WorkPair
+from distilld.store.work import Recorded
 
 _PREFERENCE: Final = Dataset.PREFERENCE
 _SCHEMA_VIOLATION: Final = REASON_CODES[Reason.SCHEMA_VIOLATION]
@@ -64,12 +64,10 @@ class TaskPairs:
         others = self._others(key)
         taken = key in self._lane.exported or self._taken_earlier(others)
         outcome = judged.taken if taken and judged.taken is not None else judged.free
-        code, line, batch = (
-            self._export(key, outcome, others) if outcome.gate is None else self._quarantine(outcome, run_ids)
-        )
+        settled = self._export(key, outcome, others) if outcome.gate is None else self._quarantine(outcome, run_ids)
         return PairRow(
-            self._task_id, slot, *run_ids, rejected.category, chosen.partition_id, rejected.partition_id, key, code,
-            line, batch,
+            self._task_id, slot, *run_ids, rejected.category, chosen.partition_id, rejected.partition_id, key,
+            settled.code or 0, settled.line, settled.batch,
         )  # fmt: skip
 
     def _others(self, key: int) -> list[WorkPair]:
@@ -87,24 +85,20 @@ class TaskPairs:
             for pair in others
         )
 
-    def _export(self, key: int, exported: Outcome, others: list[WorkPair]) -> tuple[int, bytes, int]:
-        lane, changes = self._lane, self._lane.changes
+    def _export(self, key: int, exported: Outcome, others: list[WorkPair]) -> Recorded:
+        lane = self._lane
         lane.exported.add(key)
         self._out.totals[_PREFERENCE, "live", EXPORTED] += 1
         standing, cause = self._standing(key, others)
         self._touched.update(pair.task_id for pair in others if self._is_out_of_turn(pair))
         if standing is not None:
-            stamped = lane.stamps.line(key, exported, standing.batch)
-            if digest_of(stamped) == standing.line:
-                changes.exported.adopted += standing.batch == 0 and standing.retained is not None
-                changes.exported.keep(standing.line, stamped)
-                return EXPORTED, standing.line, standing.batch
-            changes.exported.drop(standing.line, key)
-            self._out.unadopted.append((_PREFERENCE, key))
+            recorded = Recorded(EXPORTED, standing.line, standing.batch)
+            if lane.lines.keep(recorded, exported, key):
+                lane.changes.exported.adopted += standing.batch == 0 and standing.retained is not None
+                return recorded
+            lane.lines.take_out(standing.line, key)
             lane.publish(standing, cause, replaced=True)
-        line = exported.line(self._out.recorded_at)
-        changes.exported.lines.add(line)
-        return EXPORTED, digest_of(line), self._out.sequence
+        return lane.lines.write(EXPORTED, exported)
 
     def _is_out_of_turn(self, pair: WorkPair) -> bool:
         """Return whether a pair was judged when its task and this one, which holds its id, were in the other order.
@@ -141,21 +135,18 @@ class TaskPairs:
         if pair.retained is not None:
             self._out.dropped_pairs.append(pair.pair_id)
 
-    def _quarantine(self, quarantined: Outcome, run_ids: tuple[str, str]) -> tuple[int, bytes, int]:
+    def _quarantine(self, quarantined: Outcome, run_ids: tuple[str, str]) -> Recorded:
         assert quarantined.reason is not None  # noqa: S101  a quarantined pair has a reason
         code = REASON_CODES[quarantined.reason]
         self._out.totals[_PREFERENCE, "live", code] += 1
         for pair in self._unmatched.values():
             same = (pair.chosen_run_id, pair.rejected_run_id, pair.outcome) == (*run_ids, code)
-            stamped = quarantined.line(self._lane.stamps.of(pair.batch)) if same else b""
+            recorded = Recorded(code, pair.line, pair.batch)
             # A recorded pair with an absent side is another pair, even with an equal line: it stays.
-            if same and digest_of(stamped) == pair.line and not self._lane.is_absent(pair):
-                self._lane.changes.quarantined.keep(pair.line, stamped)
+            if same and not self._lane.is_absent(pair) and self._lane.lines.keep(recorded, quarantined):
                 self._match(pair)
-                return code, pair.line, pair.batch
-        line = quarantined.line(self._out.recorded_at)
-        self._lane.changes.quarantined.lines.add(line)
-        return code, digest_of(line), self._out.sequence
+                return recorded
+        return self._lane.lines.write(code, quarantined)
 
     # a pair that is no longer formed
 

@@ -10,6 +10,7 @@ import pytest
 
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Cause, Dataset, Options
+from distilld.engine.dataset_lines import DatasetLines
 from distilld.engine.freed_lines import FreedLines
 from distilld.engine.row_batch import RowBatch
 from distilld.store.decisions import Decisions
@@ -49,7 +50,7 @@ def test_waiter_that_was_judged_is_passed_over(batch: RowBatch) -> None:
 
 def test_free_line_is_taken_over_once_or_leaves(batch: RowBatch) -> None:
     """A line that came free goes to one row; what nobody took leaves the dataset, and is published."""
-    lines = FreedLines(batch, Dataset.RAG, Mock())
+    lines = FreedLines(batch, DatasetLines(batch.work, Dataset.RAG, batch.out))
     taken, left = Recorded(EXPORTED, b"one", 3), Recorded(EXPORTED, b"other", 4)
     lines.add(1, taken, "run-1", Cause.UNDONE)
     lines.add(2, left, "run-2", Cause.UNDONE)
