@@ -5,6 +5,7 @@ They follow from the line alone: its place, its digest, the run and the task tha
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +40,35 @@ TOO_LONG: Final = ParsedLine(None, False, Malformed.TOO_LONG)
 
 ID_PREFIX: Final = {Dataset.RAG: "rag-", Dataset.SFT: "sft-", Dataset.PREFERENCE: "pref-"}
 _DIGITS: Final = re.compile("[0-9a-f]{16}")
+
+
+class Content(NamedTuple):
+    """What was read of an input file: the bytes up to its last line feed, how many lines there are, and its end.
+
+    ``tail`` is 'provisional' for an unterminated end that counts as a line, and 'pending' for any other, which has no
+    ``tail_digest``.
+    """
+
+    size: int
+    sha256: str
+    lines: int
+    tail: str | None
+    tail_bytes: int
+    tail_digest: bytes | None
+
+    @property
+    def end(self) -> tuple[str | None, int, bytes | None]:
+        """Return the unterminated end."""
+        return self.tail, self.tail_bytes, self.tail_digest
+
+    @property
+    def size_of_lines(self) -> int:
+        """Return how many bytes its lines take, with an end that counts as one."""
+        return self.size + (self.tail_bytes if self.tail_digest else 0)
+
+
+NO_CONTENT: Final = Content(0, hashlib.sha256().hexdigest(), 0, None, 0, None)
+"""Of an empty file."""
 
 
 class RowFacts(NamedTuple):

@@ -78,16 +78,8 @@ class FileReading:
     def result(self) -> Reading:
         """Return what was read so far."""
         assert self._reader is not None  # noqa: S101  set by the first step
-        return Reading(
-            self._facts,
-            self._reader.consumed,
-            self._reader.sha256,
-            self.lines,
-            self.malformed,
-            self.first_malformed,
-            *self._reader.end,
-            self._reader.bytes_read,
-        )
+        content = self._reader.content(self.lines)
+        return Reading(self._facts, content, self.malformed, self.first_malformed, self._reader.bytes_read)
 
     @property
     def rest(self) -> Rest | None:
@@ -106,11 +98,11 @@ class FileReading:
         known = self.known
         if known is None:
             return "new"
-        same = (record.indexed_bytes, record.indexed_sha256) == (known.indexed_bytes, known.indexed_sha256)
+        same = record.content[:2] == known.content[:2]
         if self.appended:
             if self.new_lines or not same:
                 return "appended"
-            return "tail" if record.end != known.end else None
+            return "tail" if record.content.end != known.content.end else None
         if same and self.whole and self.look is Look.CHANGED:
             return None
         return "returned" if self.look is Look.RETURNED else "rewritten"
@@ -118,7 +110,7 @@ class FileReading:
     @property
     def from_offset(self) -> int:
         """Return where the bytes begin that are read for the first time."""
-        return self.known.indexed_bytes if self.appended and self.known is not None else 0
+        return self.known.content.size if self.appended and self.known is not None else 0
 
     def note_malformed(self, numbers: list[int]) -> None:
         """Count malformed lines."""
@@ -162,8 +154,8 @@ class FileReading:
             # The known rows of a returned file may have moved to another file meanwhile.
             proven = (
                 self.look is Look.CHANGED
-                and self._facts.size >= known.indexed_bytes + known.tail_bytes
-                and (yield from reader.proof(known.indexed_bytes, known.indexed_sha256))
+                and self._facts.size >= known.content.size + known.content.tail_bytes
+                and (yield from reader.proof(known.content.size, known.content.sha256))
             )
             self.appended = proven and not self.whole
             if self.appended and (yield from self._new_lines(reader, known)):
@@ -177,8 +169,8 @@ class FileReading:
 
     def _new_lines(self, reader: PartitionReader, known: FileRecord | None) -> Generator[list[Line], None, bool]:
         """Yield the lines behind what was consumed; return False, without any, if the known end became another line."""
-        end = None if known is None else known.tail_digest
-        self.lines = 0 if known is None else known.indexed_lines - (end is not None)
+        end = None if known is None else known.content.tail_digest
+        self.lines = 0 if known is None else known.content.lines - (end is not None)
         start = reader.consumed
         for block in reader.blocks_with_end():
             if block and end is not None:
@@ -195,7 +187,4 @@ class FileReading:
 
 
 def _content_of(record: FileRecord | None) -> tuple[object, ...] | None:
-    if record is None:
-        return None
-    read = record.indexed_bytes, record.indexed_sha256, record.indexed_lines, record.tail_digest, record.tail_bytes
-    return record.partition_id, record.state, *read
+    return None if record is None else (record.partition_id, record.state, record.content)

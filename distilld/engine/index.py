@@ -21,7 +21,6 @@ from distilld.engine.jobs import ReadJob
 from distilld.engine.pool import Pool
 from distilld.engine.read_file import FileRead, as_scanned, record_reading, refuse_too_many
 from distilld.engine.span_queue import UnreadEvidence
-from distilld.engine.spans import ScoredFile
 from distilld.lake.scan import ListingError, PartitionFile, Scan, tree_path
 from distilld.store.counts import Counts
 from distilld.store.inputs import FileRecord
@@ -189,14 +188,11 @@ class Indexer:
         """Return whether a file that was read again equals its record, line by line; if so, note its hash."""
         self.found.bytes_read += read.reading.bytes_read
         reading = read.reading
-        if (reading.sha256, reading.consumed) != (record.indexed_sha256, record.indexed_bytes):
-            return False
-        end = reading.tail, reading.tail_bytes, reading.tail_digest
-        if (reading.lines, end) != (record.indexed_lines, record.end):
+        if reading.content != record.content:
             return False
         if self._files_of(record.kind).rows.facts(record) != sorted(read.facts):
             return False
-        self.found.rows_indexed += reading.lines
+        self.found.rows_indexed += reading.content.lines
         record.note_hashed(reading.facts, self._context.began_ns)
         self._inputs.write_file(record)
         if record.kind is InputKind.SCORED:
@@ -220,18 +216,11 @@ class Indexer:
         rows = min(LEAVE_ROWS, self._batch_rows)
         for file in left:
             record = records.get((InputKind.SCORED, file.path))
-            if record is None or not (0 < record.indexed_lines <= rows and record.indexed_bytes <= LEAVE_BYTES):
+            if record is None or not (0 < record.content.lines <= rows and record.content.size <= LEAVE_BYTES):
                 continue
             if self._scored.rows.rows_beside_others(record) * file.stat.size <= LEAVE_REPEATED_BYTES:
                 leaving.discard(file)
-                indexed = ScoredFile(
-                    record.indexed_bytes,
-                    record.indexed_sha256,
-                    record.tail_digest,
-                    record.tail_bytes if record.tail_digest else 0,
-                    record.indexed_lines,
-                )
-                self.found.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat, indexed)
+                self.found.unread[places[file.path][0]] = UnreadEvidence(file.path, file.stat, record.content)
         self._take_read([file for file in left if file in leaving], places)
 
     def _take_read(self, files: list[PartitionFile], places: dict[str, tuple[int, int]]) -> None:
@@ -256,13 +245,13 @@ class Indexer:
 
     def _add_read(self, record: FileRecord, read: FileRead) -> None:
         """Index a new file that was read as a whole."""
-        reading = read.reading
-        refuse_too_many(tree_path(*record.key), reading.lines)
+        reading, lines = read.reading, read.reading.content.lines
+        refuse_too_many(tree_path(*record.key), lines)
         self.found.bytes_read += reading.bytes_read
-        self.found.rows_indexed += reading.lines
+        self.found.rows_indexed += lines
         record_reading(record, reading, self._context.began_ns)
         self._files_of(record.kind).add_read(record, read)
-        self._context.count_rows(reading.lines)
+        self._context.count_rows(lines)
 
     def _take_gone(self, gone: Sequence[FileRecord], dropped: Sequence[FileRecord]) -> None:
         """Retain files that are gone, or drop them if the options say so, as what was retained of others."""

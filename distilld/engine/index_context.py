@@ -134,8 +134,8 @@ class IndexContext:
 
     def note_read(self, record: FileRecord, read: Reading) -> None:
         """Note a new file that was read as a whole for logs and for the next receipt."""
-        self.inputs.note_input(record, "new", 0, read.lines, read.malformed)
-        self._tell(record, "new", read, read.lines)
+        self.inputs.note_input(record, "new", 0, read.content.lines, read.malformed)
+        self._tell(record, "new", read, read.content.lines)
 
     def note_reading(self, record: FileRecord, reading: FileReading, *, noted: bool = False) -> None:
         """Note what became of a file for logs, and for the next receipt unless only its unterminated end changed.

@@ -31,7 +31,7 @@ class ScoredFiles:
         self.rows.add(record, read.facts)
         self._note_unreviewed(record, read.unreviewed)
         context.inputs.write_file(record)
-        self._affect_others(record, 0, record.indexed_lines)
+        self._affect_others(record, 0, record.content.lines)
         self.take_rest(record, read.rest)
         context.note_read(record, read.reading)
 
@@ -85,7 +85,7 @@ class ScoredFiles:
         return rows
 
     def _append(self, reading: FileReading, record: FileRecord, rows: list[RowFacts]) -> None:
-        context, from_offset = self._context, record.indexed_bytes
+        context, from_offset = self._context, record.content.size
         malformed = sum(row.malformed is not None for row in rows)
         self.rows.add(record, rows)
         reading.note_in(record)

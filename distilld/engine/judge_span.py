@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from distilld.core.datasets import rag, sft
 from distilld.core.firewall import MissingFiles, RowCase
 from distilld.core.json_text import Malformed, ParsedLine, parse_object
-from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, MALFORMED_CODES, REASON_CODES
+from distilld.core.line_facts import CATEGORY_CODES, EXPORTED, MALFORMED_CODES, REASON_CODES, Content
 from distilld.core.model import (
     ROW_DATASETS,
     Dataset,
@@ -37,7 +37,6 @@ from distilld.engine.spans import (
     JudgedRow,
     NewPartition,
     Recorded,
-    ScoredFile,
     Span,
     SpanDone,
     Stamp,
@@ -110,7 +109,7 @@ class SpanJudge:
         if isinstance(evidence, ShortRows):
             return
         done.evidence = evidence
-        done.bytes_read += done.evidence.reading.bytes_read + new.scored.size + new.scored.tail_bytes
+        done.bytes_read += done.evidence.reading.bytes_read + new.scored.size_of_lines
         try:
             lines = self._read_whole(span.path, new.scored)
         except (UnreadableError, InputChanged) as error:
@@ -127,7 +126,7 @@ class SpanJudge:
                     record = evidence_record(found.value, marked=found.marked)
             yield _make(_Case, (span.base + line, text, record, found is not None, contested(line), None))
 
-    def _read_whole(self, path: str, known: ScoredFile) -> list[bytes]:
+    def _read_whole(self, path: str, known: Content) -> list[bytes]:
         """Return the lines of a scored file.
 
         Raises:
@@ -136,14 +135,11 @@ class SpanJudge:
         """
         shown = tree_path(InputKind.SCORED, path)
         with open_partition(self._root, InputKind.SCORED, path) as (descriptor, _):
-            (content,) = read_neighbours(descriptor, ((0, known.size + known.tail_bytes),), shown)
+            (content,) = read_neighbours(descriptor, ((0, known.size_of_lines),), shown)
         lines = [line for line in content.split(b"\n") if line]
-        tail = digest_of(content[known.size :]) if known.tail_bytes else None
-        if (ContentHash(content[: known.size]).digest().hex(), tail, len(lines)) != (
-            known.sha256,
-            known.tail_digest,
-            known.lines,
-        ):
+        end = digest_of(content[known.size :]) if known.tail_digest else None
+        sha256 = ContentHash(content[: known.size]).digest().hex()
+        if (sha256, end, len(lines)) != (known.sha256, known.tail_digest, known.lines):
             raise InputChanged(shown)
         return lines
 

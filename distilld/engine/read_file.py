@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine
-from distilld.core.line_facts import LIKE_REJECTED, LINES_END, RowFacts, row_facts, run_of_evidence
+from distilld.core.line_facts import LIKE_REJECTED, LINES_END, Content, RowFacts, row_facts, run_of_evidence
 from distilld.core.model import InputChanged, InputKind, StatFacts, UnreadableError
 from distilld.lake.lines import Line, PartitionReader, Rest, parse_line, rest_of, verdict_in
 from distilld.lake.scan import open_partition, tree_path
@@ -22,17 +22,12 @@ WHOLE_ROW_BYTES: Final = 128
 
 
 class Reading(NamedTuple):
-    """What was read of a file: its facts when it was opened, how far it was consumed, its unterminated end."""
+    """What was read of a file: its facts when it was opened, its content, its malformed lines."""
 
     facts: StatFacts
-    consumed: int
-    sha256: str
-    lines: int
+    content: Content
     malformed: int
     first_malformed: int | None
-    tail: str | None
-    tail_bytes: int
-    tail_digest: bytes | None
     bytes_read: int
 
 
@@ -149,18 +144,14 @@ def _read_lines(
         # Whether it only grew is for one who reads it block by block to find out.
         if StatFacts.of(os.fstat(descriptor)) != facts:
             raise InputChanged(tree_path(kind, path))
-        reading = Reading(
-            facts, reader.consumed, reader.sha256, lines, malformed, first_malformed, *reader.end, reader.bytes_read
-        )
+        reading = Reading(facts, reader.content(lines), malformed, first_malformed, reader.bytes_read)
         return reading, rest_of(reader.tail) if kind is InputKind.SCORED else None
 
 
 def record_reading(record: FileRecord, read: Reading, began_ns: int) -> None:
     """Note in a file's record how far it was read, not before ``began_ns`` (monotonic), and what it contained."""
     record.note_hashed(read.facts, began_ns)
-    record.indexed_bytes, record.indexed_sha256 = read.consumed, read.sha256
-    record.indexed_lines, record.malformed_lines = read.lines, read.malformed
-    record.tail, record.tail_bytes, record.tail_digest = read.tail, read.tail_bytes, read.tail_digest
+    record.content, record.malformed_lines = read.content, read.malformed
 
 
 def refuse_too_many(shown: str, lines: int) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import LINE_BITS
+from distilld.core.line_facts import LINE_BITS, Content
 from distilld.core.model import Dataset, Options, StatFacts
 from distilld.engine.jobs import SpanJob
-from distilld.engine.spans import FailedRow, NewPartition, RowOrder, ScoredFile, Span, Stamp, Verdicts
+from distilld.engine.spans import FailedRow, NewPartition, RowOrder, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.work import Place, Work, WorkRow
@@ -33,7 +33,7 @@ class UnreadEvidence(NamedTuple):
 
     path: str
     facts: StatFacts
-    scored: ScoredFile
+    scored: Content
 
 
 class QueuedSpan(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, REASON_CODES
+from distilld.core.line_facts import CATEGORIES, REASON_CODES, Content
 from distilld.core.model import Category, InputChanged, MarkedLines, Marks, UnreadableError
 from distilld.core.outcome import Outcome
 from distilld.engine.read_file import FileRead
@@ -46,23 +46,14 @@ class RowOrder(NamedTuple):
     verdicts: Verdicts | None
 
 
-class ScoredFile(NamedTuple):
-    """A scored file as it was indexed: the bytes up to its last line feed, the unterminated end, the line count."""
-
-    size: int
-    sha256: str
-    tail_digest: bytes | None
-    tail_bytes: int
-    lines: int
-
-
 class NewPartition(NamedTuple):
     """A partition that was not judged yet and whose evidence file is unread: it is judged as a whole.
 
-    ``contested`` has the verdicts for the runs of its contested rows, by line; all other rows are plain.
+    ``scored`` is its scored file as it was indexed. ``contested`` has the verdicts for the runs of its contested rows,
+    by line; all other rows are plain.
     """
 
-    scored: ScoredFile
+    scored: Content
     contested: dict[int, Verdicts]
 
 

@@ -197,7 +197,7 @@ class QueueWorker:
             self._trigger,
             lake.options,
             lake.git,
-            indexed.rows_indexed + sum(read.reading.lines for _, read in batch.read),
+            indexed.rows_indexed + sum(read.reading.content.lines for _, read in batch.read),
             decisions.rows_judged + result.judged_alike,
             decisions.bytes_read + indexed.bytes_read + result.read_alike,
             tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
@@ -215,7 +215,7 @@ class QueueWorker:
         result.batches.append(committed)
         for place, read in batch.read:
             del result.indexed.unread[place.partition_id]
-            result.indexed.rows_indexed += read.reading.lines
+            result.indexed.rows_indexed += read.reading.content.lines
             if read.reading.first_malformed is not None:
                 reading = read.reading
                 malformed = OddLines(InputKind.EVIDENCE, place.path, reading.malformed, read.reading.first_malformed)

@@ -106,7 +106,7 @@ def _lag(found: InputFaults, root: Path, scan: Scan, files: Files) -> Lag:
     waiting = []
     for key, _ in plan.to_read:
         facts, record = seen[key], files.get(key)
-        unread = max(0, facts.size - (record.indexed_bytes if record else 0))
+        unread = max(0, facts.size - (record.content.size if record else 0))
         path = tree_path(*key)
         waiting.append(UnreadFile(path, max(0, time.time_ns() - facts.ctime_ns) / 1e9, unread))
         if not os.access(root / path, os.R_OK):

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from distilld.core.json_text import ParsedLine, parse_object
-from distilld.core.line_facts import TOO_LONG
+from distilld.core.line_facts import TOO_LONG, Content
 from distilld.core.model import InputChanged, UnreadableError
 from distilld.core.unreadable_verdict import UnreadableVerdict, VerdictSearch, unreadable_verdict
 from distilld.lake.content_hash import ContentHash
@@ -117,6 +117,10 @@ class PartitionReader:
     def sha256(self) -> str:
         """Return the content hash of the bytes up to ``consumed``, in hex."""
         return self._sha.digest().hex()
+
+    def content(self, lines: int) -> Content:
+        """Return what was read, which has so many lines."""
+        return Content(self.consumed, self.sha256, lines, *self.end)
 
     def proof(self, length: int, sha256: str) -> Generator[None, None, bool]:
         """Return whether the file begins with exactly what was consumed before; yield after each block.

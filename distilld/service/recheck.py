@@ -111,12 +111,12 @@ class Recheck:
             with open_partition(self._engine.root, *record.key) as (descriptor, facts):
                 shown, limit = tree_path(*record.key), self._engine.options.max_line_bytes
                 reader = PartitionReader(descriptor, facts.size, limit, shown)
-                same = facts == record.facts and (yield from reader.proof(record.indexed_bytes, record.indexed_sha256))
+                same = facts == record.facts and (yield from reader.proof(record.content.size, record.content.sha256))
                 if same:
                     for lines in reader.blocks():
                         same = same and not lines
                         yield
-                    same = same and end_of(reader.tail) == record.end
+                    same = same and end_of(reader.tail) == record.content.end
                 same = same and StatFacts.of(os.fstat(descriptor)) == facts
         except (InputChanged, OperatorError):
             same = False

@@ -45,7 +45,7 @@ class EvidenceRows(Statements):
                 f"UPDATE scored_rows SET evidence_found = {found} WHERE walk >= ? AND walk < ? AND rag IS NULL",
                 record.walks,
             )
-        self._inputs.note_input(record, "new", 0, record.indexed_lines, record.malformed_lines)
+        self._inputs.note_input(record, "new", 0, record.content.lines, record.malformed_lines)
         self._queues.add_tasks("scored_rows s", CAN_PAIR, *record.walks)
 
     def stage(self) -> None:

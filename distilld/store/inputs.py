@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from distilld.core.line_facts import LINES_END
+from distilld.core.line_facts import LINES_END, NO_CONTENT, Content
 from distilld.core.model import InputKind, StatFacts
 from distilld.core.plan import FileKey
 from distilld.store.connection import Store
@@ -31,13 +30,8 @@ class FileRecord:
     kind: InputKind
     state: str
     facts: StatFacts
-    indexed_bytes: int
-    indexed_sha256: str
-    indexed_lines: int
-    malformed_lines: int
-    tail: str | None
-    tail_bytes: int
-    tail_digest: bytes | None
+    content: Content = NO_CONTENT
+    malformed_lines: int = 0
     unsure_since_ns: int | None = None
     """When these facts were first seen (monotonic); None once the bytes were hashed long enough after that."""
     hashed_at_ns: int = 0
@@ -46,7 +40,7 @@ class FileRecord:
     @classmethod
     def new(cls, kind: InputKind, path: str, place: tuple[int, int], facts: StatFacts) -> FileRecord:
         """Return the record of a file that was not read yet; ``place`` is its partition's id and base."""
-        return cls(*place, path, kind, "present", facts.doubted(), 0, hashlib.sha256().hexdigest(), 0, 0, None, 0, None)
+        return cls(*place, path, kind, "present", facts.doubted())
 
     def note_hashed(self, facts: StatFacts, began_ns: int) -> None:
         """Record that the bytes were hashed under these facts, and not before ``began_ns`` (monotonic)."""
@@ -65,11 +59,6 @@ class FileRecord:
     def key(self) -> FileKey:
         """Its tree, and its path below the tree."""
         return self.kind, self.path
-
-    @property
-    def end(self) -> tuple[str | None, int, bytes | None]:
-        """Its unterminated end: its state, length and digest."""
-        return self.tail, self.tail_bytes, self.tail_digest
 
     @property
     def walks(self) -> tuple[int, int]:
@@ -93,12 +82,12 @@ class FileRecord:
     @property
     def is_from_quarantine(self) -> bool:
         """Whether the file is known from old quarantine files alone: a takeover noted it, and nothing has read it."""
-        return not self.present and not self.indexed_sha256
+        return not self.present and not self.content.sha256
 
 
 _COLUMNS: Final = (
     "partition_id, kind, state, device, inode, size_bytes, mtime_ns, ctime_ns, indexed_bytes, indexed_sha256, indexed_lines,"
-    " malformed_lines, tail, tail_bytes, tail_digest, unsure_since_ns, hashed_at_ns"
+    " tail, tail_bytes, tail_digest, malformed_lines, unsure_since_ns, hashed_at_ns"
 )
 _UPDATES: Final = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[2:])
 
@@ -128,7 +117,9 @@ class Inputs(Statements):
         )
         kinds = {kind.value: kind for kind in InputKind}
         return [
-            FileRecord(number, base, path, kinds[kind], state, StatFacts._make(more[:5]), *more[5:])
+            FileRecord(
+                number, base, path, kinds[kind], state, StatFacts._make(more[:5]), Content._make(more[5:11]), *more[11:]
+            )
             for base, path, number, kind, state, *more in rows
         ]
 
@@ -161,9 +152,9 @@ class Inputs(Statements):
     def write_file(self, record: FileRecord, *, judged: bool = False) -> None:
         """Store a file's record; ``judged``: ``judged_lines`` covers all rows, and the queue has the unjudged ones."""
         values = (
-            record.partition_id, record.kind.value, record.state, *record.facts, record.indexed_bytes,
-            record.indexed_sha256, record.indexed_lines, record.malformed_lines, record.tail, record.tail_bytes,
-            record.tail_digest, record.unsure_since_ns, record.hashed_at_ns, record.indexed_lines if judged else 0,
+            record.partition_id, record.kind.value, record.state, *record.facts, *record.content,
+            record.malformed_lines, record.unsure_since_ns, record.hashed_at_ns,
+            record.content.lines if judged else 0,
         )  # fmt: skip
         self._run(
             f"INSERT INTO files ({_COLUMNS}, judged_lines) VALUES ({', '.join('?' * len(values))}) ON CONFLICT"
@@ -193,8 +184,8 @@ class Inputs(Statements):
             " size_bytes = excluded.size_bytes, from_offset = min(from_offset, excluded.from_offset),"
             " to_offset = excluded.to_offset, lines = lines + excluded.lines,"
             " malformed_lines = malformed_lines + excluded.malformed_lines",
-            (record.partition_id, record.kind.value, change, record.indexed_sha256, record.indexed_bytes, from_offset,
-             record.indexed_bytes, lines, malformed),
+            (record.partition_id, record.kind.value, change, record.content.sha256, record.content.size, from_offset,
+             record.content.size, lines, malformed),
         )  # fmt: skip
 
     # which files to hash again although their facts are unchanged (SPEC 4)
@@ -249,7 +240,7 @@ class Inputs(Statements):
                 " AND state = 'present' AND (device, inode, size_bytes, mtime_ns, ctime_ns) = (?, ?, ?, ?, ?)"
                 " AND indexed_sha256 = ?",
                 (facts.ctime_ns, record.unsure_since_ns, record.hashed_at_ns, record.partition_id, record.kind.value,
-                 *record.facts, record.indexed_sha256),
+                 *record.facts, record.content.sha256),
             ).rowcount  # fmt: skip
             if not changed:
                 continue

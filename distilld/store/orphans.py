@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, REASON_CODES
+from distilld.core.line_facts import CATEGORIES, CATEGORY_CODES, EXPORTED, NO_CONTENT, REASON_CODES
 from distilld.core.model import ROW_DATASETS, Category, Dataset, InputKind, Options, Reason, RowRef, StatFacts
 from distilld.store.connection import Store
 from distilld.store.decisions import PublishedWithdrawal
@@ -128,10 +128,8 @@ class Orphans(Statements):
             self._forbid_orphans(run_id, CATEGORIES[code])
         paths = self._column("SELECT DISTINCT path FROM told WHERE path IS NOT NULL")
         for path, place in place_partitions(self._store, paths).items():
-            nothing = StatFacts(0, 0, 0, 0, 0)
-            self._inputs.write_file(
-                FileRecord(*place, path, InputKind.SCORED, "absent", nothing, 0, "", 0, 0, None, 0, None)
-            )
+            facts, content = StatFacts(0, 0, 0, 0, 0), NO_CONTENT._replace(sha256="")
+            self._inputs.write_file(FileRecord(*place, path, InputKind.SCORED, "absent", facts, content))
         line = "max(t.digest) FILTER (WHERE t.dataset = '{0}')"
         outcome = "max(t.outcome) FILTER (WHERE t.dataset = '{0}' AND t.digest IS NOT NULL)"
         self._run(

@@ -52,7 +52,7 @@ def record(store: Store, facts: Facts, *, absent: FileKey | None = None, looks: 
                 "hashed_at_ns": HASHED_NS,
                 **((looks or {}) if path == OTHER[1] else {}),
             }
-            inputs.write_file(FileRecord(*places[path], path, kind, state, each, 0, "", 0, 0, None, 0, None, **sure))
+            inputs.write_file(FileRecord(*places[path], path, kind, state, each, **sure))
 
 
 def answers(store: Store, seen: Facts) -> tuple[bool, bool]:

@@ -79,4 +79,4 @@ def test_rows_of_usual_length_are_read_as_a_whole(tmp_path: Path, kind: InputKin
     path.write_bytes(jsonl([row]) * (3 * WHOLE_ROWS))
     found = read_file.read_file(tmp_path, kind, A, 8 << 20)
     assert isinstance(found, FileRead)
-    assert found.reading.lines == 3 * WHOLE_ROWS
+    assert found.reading.content.lines == 3 * WHOLE_ROWS

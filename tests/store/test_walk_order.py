@@ -44,11 +44,7 @@ class Placing:
         with self.store.transaction():
             places = place_partitions(self.store, paths)
             for path in new:
-                record = FileRecord(
-                    *places[path], path, InputKind.SCORED, "present", StatFacts(0, 0, 0, 0, 0),
-                    indexed_bytes=0, indexed_sha256="", indexed_lines=0, malformed_lines=0,
-                    tail=None, tail_bytes=0, tail_digest=None,
-                )  # fmt: skip
+                record = FileRecord(*places[path], path, InputKind.SCORED, "present", StatFacts(0, 0, 0, 0, 0))
                 ScoredRows(self.store, Inputs(self.store)).add(record, [facts_of(number) for number in range(3)])
                 self.store.connection.execute(
                     "INSERT INTO rejudge_rows (walk, forced) VALUES (?, 0)", (record.walk_base + 1,)
