@@ -7,8 +7,7 @@ from typing import Final
 from distilld.core.line_facts import DUPLICATE, EXPORTED, REASON_CODES
 from distilld.core.model import Cause, Dataset
 from distilld.core.outcome import Outcome
-from distilld.engine.dataset_lines import DatasetLines
-from distilld.engine.freed_lines import FreedLines
+from distilld.engine.dataset_lines import DatasetLines, FreedLines
 from distilld.engine.row_batch import RowBatch
 from distilld.store.decisions import Withdrawal
 from distilld.store.loose_lines import LooseLine
@@ -24,7 +23,7 @@ class Lane:
 
     def __init__(self, batch: RowBatch, dataset: Dataset) -> None:
         self._batch = batch
-        self.dataset = self._dataset = dataset
+        self._dataset = dataset
         self._out = batch.out
         self._lines = DatasetLines(batch.work, dataset, batch.out)
         self._changes = self._lines.changes

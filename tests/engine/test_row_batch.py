@@ -10,8 +10,7 @@ import pytest
 
 from distilld.core.line_facts import EXPORTED
 from distilld.core.model import Cause, Dataset, Options
-from distilld.engine.dataset_lines import DatasetLines
-from distilld.engine.freed_lines import FreedLines
+from distilld.engine.dataset_lines import DatasetLines, FreedLines
 from distilld.engine.row_batch import RowBatch
 from distilld.store.decisions import Decisions
 from distilld.store.work import Recorded
