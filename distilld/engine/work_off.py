@@ -184,7 +184,7 @@ class QueueWorker:
     def _commit(self, batch: Batch) -> CommittedBatch | None:
         lake, result = self._lake, self._result
         decisions, indexed = batch.decisions, result.untold
-        result.note_problems(_problems_of(decisions))
+        result.note_problems(decisions.unreadable.values())
         result.changed_so_far |= decisions.changed_inputs
         judged = decisions.rows or decisions.fresh or decisions.pairs or decisions.dropped_pairs
         if not (judged or batch.read or _changes_exports(decisions) or lake.receipts.has_news()):
@@ -200,7 +200,7 @@ class QueueWorker:
             indexed.rows_indexed + sum(read.reading.content.lines for _, read in batch.read),
             decisions.rows_judged + result.judged_alike,
             decisions.bytes_read + indexed.bytes_read + result.read_alike,
-            tuple(dict.fromkeys(map(str, (*indexed.problems, *_problems_of(decisions))))),
+            tuple(dict.fromkeys(map(str, (*indexed.problems, *decisions.unreadable.values())))),
             run=result.batches[-1].receipt["run"] if result.batches else None,
         )
         with lines_of_batch(batch.identity.batch_id):
@@ -262,10 +262,6 @@ def _next_look(began_ns: int) -> int:
     """Return when to look again: looking takes at most a tenth of a long pass."""
     now = monotonic_ns()
     return now + max(LOOK_AGAIN_NS, 10 * (now - began_ns))
-
-
-def _problems_of(decisions: Decisions) -> list[UnreadableError]:
-    return [UnreadableError(path, OSError(why)) for path, why in decisions.unreadable.items()]
 
 
 def _changes_exports(decisions: Decisions) -> bool:

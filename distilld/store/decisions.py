@@ -174,8 +174,8 @@ class Decisions:
     exported_walks: dict[Dataset, list[int]] = field(default_factory=lambda: {Dataset.RAG: [], Dataset.SFT: []})
     """Rows that this batch exported to a dataset, for the second check by the firewall."""
     bytes_read: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
-    """Files that could not be read, and why; rows or tasks that need them wait for a later batch."""
+    unreadable: dict[str, UnreadableError] = field(default_factory=dict)
+    """Why files could not be read; rows or tasks that need them wait for a later batch."""
     changed_inputs: set[str] = field(default_factory=set)
     """Files that changed after they were indexed; rows or tasks that need them wait until they are read again."""
     rows_to_queue: list[int] = field(default_factory=list)
@@ -219,7 +219,7 @@ class Decisions:
     def note_out_of_reach(self, error: UnreadableError | InputChanged) -> None:
         """Note that something waits for a later batch because a file that it needs cannot be read, or changed."""
         if isinstance(error, UnreadableError):
-            self.unreadable[error.path] = error.why
+            self.unreadable[error.path] = error
         else:
             self.changed_inputs.add(error.path)
 
