@@ -38,7 +38,6 @@ class Pass:
             if not self._may_accept_orphans():
                 queues.work_off()
         finally:
-            result.indexed.problems = list(result.problems.values())
             lake.teller.unreadable(result.unreadable)
         self._settle_orphans(queues)
         names_gone = result.indexed.names_gone

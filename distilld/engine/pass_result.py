@@ -92,7 +92,7 @@ class PassResult:
     def unreadable(self) -> tuple[Oddity, ...]:
         """Return the inputs that cannot be read: unusable files, folders that cannot be listed, and errors."""
         oddities = (*self.scan.oddities, *self.scan.not_listed) if self.scan is not None else ()
-        return (*oddities, *map(_as_oddity, self.indexed.problems))
+        return (*oddities, *map(_as_oddity, self.problems.values()))
 
 
 def _as_oddity(problem: OperatorError) -> Oddity:

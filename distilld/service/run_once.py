@@ -351,10 +351,9 @@ def _passes(
 def _not_read(last: PassResult) -> tuple[str, ...]:
     seen = (*last.scan.oddities, *last.scan.not_listed) if last.scan else ()
     oddities = [f"{each.path} {each.problem}" for each in seen]
-    problems = [str(problem) for problem in last.indexed.problems]
     # A large file that is not read to its end changed while it had its turns.
     moving = [*(tree_path(*key) for key in last.indexed.left), *last.changed_inputs]
-    return (*oddities, *problems, *(f"{path} is still being written" for path in dict.fromkeys(moving)))
+    return (*oddities, *last.problems, *(f"{path} is still being written" for path in dict.fromkeys(moving)))
 
 
 def _no_inputs(root: Path, last: PassResult) -> str:

@@ -460,7 +460,7 @@ class Histories(RuleBasedStateMachine):
         assert self.engine is not None
         assert self.store is not None
         result = self.engine.run_pass(Trigger.WATCH)
-        assert not result.indexed.problems
+        assert not result.problems
         assert not result.indexed.unsettled
         exports = Exports.read(self.folder)
         now = read_lake(self.folder, self.options)
