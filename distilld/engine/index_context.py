@@ -68,14 +68,11 @@ class IndexContext:
     @contextmanager
     def transactions(self) -> Iterator[None]:
         """Run transactions of bounded size around many files; what one file needs as a whole is never split."""
-        self.store.connection.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            self.store.connection.execute("COMMIT")
+            with self.store.transaction():
+                yield
         except BaseException:
             self.inputs.forget_files()
-            if self.store.connection.in_transaction:
-                self.store.connection.execute("ROLLBACK")
             raise
 
     def count_rows(self, rows: int) -> None:
