@@ -24,7 +24,7 @@ from distilld.engine.pool import Done, Pool
 from distilld.engine.read_file import FileRead, as_scanned
 from distilld.engine.sink import Sink
 from distilld.engine.span_queue import NO_LIMIT, QueuedJob, SpanQueue, UnreadEvidence, order_of
-from distilld.engine.spans import FailedRow, JudgedRow, Span, SpanDone
+from distilld.engine.spans import FailedRow, Failure, JudgedRow, Span, SpanDone
 from distilld.files.spool import SharedFile
 from distilld.lake.source_files import path_check
 from distilld.publish.commit import Committer
@@ -79,7 +79,7 @@ class Batches:
         pool: Pool,
         options: Options,
         unread: dict[int, UnreadEvidence],
-        failures: Mapping[int, FailedRow],
+        failures: Mapping[int, Failure],
         *,
         batch_rows: int,
         spool_folder: Path,

@@ -19,7 +19,7 @@ from distilld.engine.judge_span import SpanJudge
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskJudge, TaskOrder
 from distilld.engine.read_file import FileRead, ShortRows, read_file
 from distilld.engine.sink import Sink
-from distilld.engine.spans import FailedRow, Span, SpanDone, failed_row
+from distilld.engine.spans import FailedRow, Failure, Span, SpanDone
 from distilld.files.durable import append_all, closed_after
 from distilld.lake.source_files import path_check
 
@@ -49,7 +49,7 @@ class TaskJob(NamedTuple):
 
     tasks: tuple[TaskOrder, ...]
     paths: dict[int, str]
-    failures: dict[int, FailedRow]
+    failures: dict[int, Failure]
     over_limit: set[int]
     batch: int
     stamp: str
@@ -67,7 +67,7 @@ class SpoolFault:
     why: str
 
 
-Result = FileRead | ShortRows | FailedRow | list[SpanDone] | list[PlainTasks | TaskDone] | SpoolFault
+Result = FileRead | ShortRows | Failure | list[SpanDone] | list[PlainTasks | TaskDone] | SpoolFault
 
 
 class JobFailed(Exception):
@@ -107,7 +107,7 @@ def perform(root: str, options: Options, job: Job, file: str | None) -> Result:
         try:
             return read_file(Path(root), job.kind, job.path, options.max_line_bytes)
         except (UnreadableError, InputChanged) as error:
-            return failed_row(-1, error)
+            return Failure.of(error)
     try:
         if file is None:
             return _judge(root, options, job, Sink(None))

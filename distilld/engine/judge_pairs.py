@@ -20,7 +20,7 @@ from distilld.engine.pair_jobs import AskedTask, PairJobs
 from distilld.engine.pair_lane import PairLane
 from distilld.engine.pool import Done
 from distilld.engine.settle_task import TaskPairs
-from distilld.engine.spans import FailedRow, error_of
+from distilld.engine.spans import Failure
 from distilld.files.spool import SharedFile
 from distilld.store.decisions import Decisions, PairRow
 from distilld.store.loose_lines import Departure
@@ -42,7 +42,7 @@ class PairJudge:
         options: Options,
         decisions: Decisions,
         do: Callable[[Iterable[TaskJob]], Iterator[Done[TaskJob]]],
-        failures: Mapping[int, FailedRow],
+        failures: Mapping[int, Failure],
         *,
         options_changed: bool,
     ) -> None:
@@ -97,7 +97,7 @@ class PairJudge:
         self._out.bytes_read += done.bytes_read
         self._formed.update(pair.key for pair in task.formed)
         if done.failure is not None:
-            self._out.note_out_of_reach(error_of(done.failure))
+            self._out.note_out_of_reach(done.failure.error())
             self.left.add(turn[1])
             self.out_of_reach.add(turn[1])
             touched = TaskPairs(self._lane, task).let_forbidden_go()

@@ -16,7 +16,7 @@ from distilld.engine.lane import Lane
 from distilld.engine.loose_rows import LooseRows
 from distilld.engine.row_batch import RowBatch
 from distilld.engine.span_queue import QueuedSpan
-from distilld.engine.spans import FailedRow, JudgedRow, Part, SpanDone, error_of
+from distilld.engine.spans import FailedRow, JudgedRow, Part, SpanDone
 from distilld.files.spool import SharedFile
 from distilld.store.decisions import Decisions, RowUpdate
 from distilld.store.work import Work, WorkRow
@@ -124,7 +124,7 @@ class RowJudge:
             row = row._replace(evidence_found=int(judged.found), evidence_digest=b"" if judged.found else None)
         try:
             if isinstance(judged, FailedRow):
-                raise error_of(judged)
+                raise judged.failure.error()
             outcomes = self._outcomes(row, judged)
             for displaced in self._displaced_by(row, outcomes):
                 # Its quarantine row needs its text, so read it now; in the other dataset it may displace another row.
@@ -141,7 +141,7 @@ class RowJudge:
     def _checked(self, row: WorkRow) -> JudgedRow:
         judged = self._judgement(row)
         if isinstance(judged, FailedRow):
-            raise error_of(judged)
+            raise judged.failure.error()
         return judged
 
     def _displaced_by(self, row: WorkRow, outcomes: tuple[Outcome, Outcome]) -> list[WorkRow]:

@@ -34,6 +34,7 @@ from distilld.engine.read_file import ShortRows, read_evidence
 from distilld.engine.sink import RAG_EXPORTED, RAG_QUARANTINED, SFT_EXPORTED, SFT_QUARANTINED, Sink
 from distilld.engine.spans import (
     FailedRow,
+    Failure,
     JudgedRow,
     NewPartition,
     Recorded,
@@ -41,7 +42,6 @@ from distilld.engine.spans import (
     SpanDone,
     Stamp,
     Verdicts,
-    failed_row,
 )
 from distilld.lake.content_hash import ContentHash
 from distilld.lake.lines import HEAD_BYTES, digest_of, read_head, read_neighbours
@@ -63,11 +63,11 @@ class _Head(NamedTuple):
 class _Case(NamedTuple):
     """A row as it was read, with its evidence if its category may need it.
 
-    ``text`` is a FailedRow with the reason if its file, or that of its evidence, cannot be read or has changed.
+    ``text`` is the failure if its file, or that of its evidence, cannot be read or has changed.
     """
 
     walk: int
-    text: ScoredRun | _Head | FailedRow
+    text: ScoredRun | _Head | Failure
     evidence: EvidenceRecord | None
     found: bool
     verdicts: Verdicts | None
@@ -114,7 +114,7 @@ class SpanJudge:
             lines = self._read_whole(span.path, new.scored)
         except (UnreadableError, InputChanged) as error:
             for walk in range(span.base, span.base + new.scored.lines):
-                yield _Case(walk, failed_row(walk, error), None, False, None, None)
+                yield _Case(walk, Failure.of(error), None, False, None, None)
             return
         contested, readable, longest = new.contested.get, self._readable, self._options.max_line_bytes
         for line, raw in enumerate(lines):
@@ -153,47 +153,47 @@ class SpanJudge:
             readable = type(text) is ScoredRun and text.category in self._readable
             if row.evidence is not None and readable and not is_over:
                 wanted[row.walk] = row.evidence
-        found: dict[int, EvidenceRecord | FailedRow] = {}
+        found: dict[int, EvidenceRecord | Failure] = {}
         if wanted:
             found = self._read_spans(span.path, sorted(wanted.items(), key=lambda item: item[1][0]), done)
         for row, text in zip(span.rows, texts, strict=True):
             record = found.get(row.walk)
-            if type(record) is FailedRow:
+            if type(record) is Failure:
                 text, record = record, None  # noqa: PLW2901
             yield _make(_Case, (row.walk, text, record, row.evidence is not None, row.verdicts, row.recorded))
 
-    def _read_scored(self, span: Span, done: SpanDone) -> list[ScoredRun | _Head | FailedRow]:
+    def _read_scored(self, span: Span, done: SpanDone) -> list[ScoredRun | _Head | Failure]:
         if span.failure is not None:
             # What was not read may forbid any of them.
-            return [span.failure._replace(walk=row.walk) for row in span.rows]
+            return [span.failure for _ in span.rows]
         shown = tree_path(InputKind.SCORED, span.path)
         try:
             with open_partition(self._root, InputKind.SCORED, span.path) as (descriptor, _):
                 whole = [(row.start, row.length) for row in span.rows if row.malformed != _TOO_LONG]
                 lines = read_neighbours(descriptor, whole, shown)
-                texts: list[ScoredRun | _Head | FailedRow] = []
+                texts: list[ScoredRun | _Head | Failure] = []
                 for row in span.rows:
                     if row.malformed != _TOO_LONG:
                         raw = next(lines)
                         known = digest_of(raw) == row.digest
-                        texts.append(_text(raw) if known else FailedRow(row.walk, shown, None, None))
+                        texts.append(_text(raw) if known else Failure(shown))
                         continue
                     try:
                         head = read_head(descriptor, row.start, row.length, row.digest, shown)
                     except InputChanged as error:
-                        texts.append(failed_row(row.walk, error))
+                        texts.append(Failure.of(error))
                     else:
                         texts.append(_head(head, Malformed.TOO_LONG))
                 done.bytes_read += sum(row.length for row in span.rows)
                 return texts
         except (UnreadableError, InputChanged) as error:
-            return [failed_row(row.walk, error) for row in span.rows]
+            return [Failure.of(error) for _ in span.rows]
 
     def _read_spans(
         self, path: str, wanted: list[tuple[int, tuple[int, int, bytes]]], done: SpanDone
-    ) -> dict[int, EvidenceRecord | FailedRow]:
+    ) -> dict[int, EvidenceRecord | Failure]:
         shown = tree_path(InputKind.EVIDENCE, path)
-        found: dict[int, EvidenceRecord | FailedRow] = {}
+        found: dict[int, EvidenceRecord | Failure] = {}
         try:
             with open_partition(self._root, InputKind.EVIDENCE, path) as (descriptor, _):
                 lines = read_neighbours(descriptor, [(start, length) for _, (start, length, _) in wanted], shown)
@@ -203,11 +203,11 @@ class SpanJudge:
                     if digest_of(raw) == digest:
                         value, marked, _ = parse_object(raw)
                     if value is None:
-                        found[walk] = FailedRow(walk, shown, None, None)
+                        found[walk] = Failure(shown)
                     else:
                         found[walk] = evidence_record(value, marked=marked)
         except (UnreadableError, InputChanged) as error:
-            return {walk: failed_row(walk, error) for walk, _ in wanted}
+            return {walk: Failure.of(error) for walk, _ in wanted}
         return found
 
     # judging
@@ -217,8 +217,8 @@ class SpanJudge:
         fresh, by_rag, by_sft, by_category = done.fresh.append, *done.outcomes, done.categories
         add = sink.add
         for walk, text, evidence, found, verdicts, recorded in cases:
-            if type(text) is FailedRow:
-                sink.put(text)
+            if type(text) is Failure:
+                sink.put(FailedRow(walk, text))
                 continue
             at = _make(RowRef, (path, walk - base))
             category = None
@@ -234,7 +234,7 @@ class SpanJudge:
                     case = _make(RowCase, (text, evidence, category, False, options, missing, False))
                     in_rag, in_sft = rag.judge(case, at), sft.judge(case, at)
             except (UnreadableError, InputChanged) as error:
-                sink.put(failed_row(walk, error))
+                sink.put(FailedRow(walk, Failure.of(error)))
                 continue
             if verdicts is not None or (recorded is not None and not _is_as_recorded(recorded, in_rag, in_sft)):
                 sink.put(JudgedRow(walk, category, found, (in_rag, None), (in_sft, None)))

@@ -16,7 +16,7 @@ from distilld.core.outcome import Outcome
 from distilld.core.records import evidence_record, scored_run
 from distilld.engine.judge_span import finished
 from distilld.engine.sink import Sink
-from distilld.engine.spans import OUTCOMES, FailedRow, Part, error_of, failed_row
+from distilld.engine.spans import OUTCOMES, Failure, Part
 from distilld.lake.lines import digest_of, read_neighbours
 from distilld.lake.scan import open_partition, tree_path
 
@@ -51,7 +51,7 @@ class TaskDone(NamedTuple):
     """
 
     pairs: tuple[JudgedPair, ...]
-    failure: FailedRow | None
+    failure: Failure | None
     bytes_read: int
 
 
@@ -81,7 +81,7 @@ class TaskJudge:
         self,
         tasks: tuple[TaskOrder, ...],
         paths: dict[int, str],
-        failures: dict[int, FailedRow],
+        failures: dict[int, Failure],
         over_limit: set[int],
         batch: int,
         stamp: str,
@@ -109,7 +109,7 @@ class TaskJudge:
                         continue
                     result = TaskDone(tuple(_judged(*case) for case in cases), None, reader.size)
                 except (UnreadableError, InputChanged) as error:
-                    result = TaskDone((), failed_row(-1, error), reader.size)
+                    result = TaskDone((), Failure.of(error), reader.size)
                 plain = _close(plain, done, sink)
                 done.append(result)
             _close(plain, done, sink)
@@ -133,7 +133,7 @@ class _Reader:
         self,
         root: Path,
         paths: dict[int, str],
-        failures: dict[int, FailedRow],
+        failures: dict[int, Failure],
         over_limit: set[int],
         stack: ExitStack,
     ) -> None:
@@ -179,7 +179,7 @@ class _Reader:
         self, kind: InputKind, partition_id: int, start: int, length: int, digest: bytes
     ) -> tuple[dict[str, Any], bool]:
         if partition_id in self._failures:
-            raise error_of(self._failures[partition_id])
+            raise self._failures[partition_id].error()
         path = self._paths[partition_id]
         shown = tree_path(kind, path)
         descriptor = self._files.get((kind, partition_id))

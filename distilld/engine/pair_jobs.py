@@ -13,7 +13,7 @@ from distilld.core.model import Category, Options
 from distilld.engine.jobs import TaskJob
 from distilld.engine.judge_task import PlainTasks, TaskDone, TaskOrder
 from distilld.engine.pool import Done
-from distilld.engine.spans import FailedRow
+from distilld.engine.spans import Failure
 from distilld.files.spool import SharedFile
 from distilld.store.decisions import Decisions
 from distilld.store.statements import ASKED_AT_ONCE
@@ -53,7 +53,7 @@ class PairJobs:
         options: Options,
         decisions: Decisions,
         do: Callable[[Iterable[TaskJob]], Iterator[Done[TaskJob]]],
-        failures: Mapping[int, FailedRow],
+        failures: Mapping[int, Failure],
     ) -> None:
         """``do`` does jobs, in order, and keeps their files; ``failures`` say which partitions are out of reach."""
         self._work = work

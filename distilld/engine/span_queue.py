@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from distilld.core.line_facts import LINE_BITS, Content
 from distilld.core.model import Dataset, Options, StatFacts
 from distilld.engine.jobs import SpanJob
-from distilld.engine.spans import FailedRow, NewPartition, RowOrder, Span, Stamp, Verdicts
+from distilld.engine.spans import Failure, NewPartition, RowOrder, Span, Stamp, Verdicts
 from distilld.publish.receipt import BatchIdentity
 from distilld.store.queues import EVIDENCE_PRUNED
 from distilld.store.work import Place, Work, WorkRow
@@ -65,7 +65,7 @@ class SpanQueue:
         options: Options,
         next_identity: Callable[[BatchIdentity | None], BatchIdentity],
         unread: Mapping[int, UnreadEvidence],
-        failures: Mapping[int, FailedRow],
+        failures: Mapping[int, Failure],
         *,
         batch_rows: int,
         batch_bytes: int,

@@ -17,6 +17,25 @@ Stamp = str | tuple[str, str]
 """The time of a line's batch, or the two times of an adopted line."""
 
 
+class Failure(NamedTuple):
+    """The form in which an error is handed over: a file cannot be read, or has changed (``errno`` and ``why`` None)."""
+
+    path: str
+    errno: int | None = None
+    why: str | None = None
+
+    @classmethod
+    def of(cls, error: UnreadableError | InputChanged) -> Failure:
+        """Return the form of an error."""
+        return cls(error.path, error.errno, error.why) if isinstance(error, UnreadableError) else cls(error.path)
+
+    def error(self) -> UnreadableError | InputChanged:
+        """Return the error."""
+        if self.why is None:
+            return InputChanged(self.path)
+        return UnreadableError(self.path, OSError(self.errno, self.why))
+
+
 class Verdicts(NamedTuple):
     """What a row's text does not show about its run: current verdicts in RAG and SFT, and too many exports."""
 
@@ -67,7 +86,7 @@ class Span(NamedTuple):
     base: int
     rows: tuple[RowOrder, ...]
     new: NewPartition | None
-    failure: FailedRow | None
+    failure: Failure | None
 
     def size(self) -> int:
         """Return how many rows it has."""
@@ -85,12 +104,10 @@ class JudgedRow(NamedTuple):
 
 
 class FailedRow(NamedTuple):
-    """A row whose file, or evidence file, cannot be read (``errno`` and ``why``) or has changed (both None)."""
+    """A row whose file, or evidence file, cannot be read or has changed."""
 
     walk: int
-    path: str
-    errno: int | None
-    why: str | None
+    failure: Failure
 
 
 class Part(NamedTuple):
@@ -127,17 +144,3 @@ class SpanDone:
     evidence: FileRead | None = None
     """The evidence file of a new partition; None where it could not be read."""
     bytes_read: int = 0
-
-
-def failed_row(walk: int, error: UnreadableError | InputChanged) -> FailedRow:
-    """Return the form in which an error is handed over."""
-    if isinstance(error, UnreadableError):
-        return FailedRow(walk, error.path, error.errno, error.why)
-    return FailedRow(walk, error.path, None, None)
-
-
-def error_of(failed: FailedRow) -> UnreadableError | InputChanged:
-    """Return the error that a row failed with."""
-    if failed.why is None:
-        return InputChanged(failed.path)
-    return UnreadableError(failed.path, OSError(failed.errno, failed.why))

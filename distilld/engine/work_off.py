@@ -21,7 +21,7 @@ from distilld.engine.pass_result import PassResult
 from distilld.engine.pool import Pool
 from distilld.engine.progress import Judging
 from distilld.engine.read_file import record_reading
-from distilld.engine.spans import FailedRow, failed_row
+from distilld.engine.spans import Failure
 from distilld.lake.scan import tree_path
 from distilld.logs import lines_of_batch
 from distilld.publish.commit import CommittedBatch
@@ -158,7 +158,7 @@ class QueueWorker:
             told=self._tell_judging,
         )
 
-    def _failures(self) -> dict[int, FailedRow]:
+    def _failures(self) -> dict[int, Failure]:
         """Return of which scored files only the beginning was read, by partition, and why.
 
         Their rows wait: what was not read may forbid them.
@@ -173,7 +173,7 @@ class QueueWorker:
             for record in self._lake.inputs.files().values()
             if record.present and record.is_part
         }
-        return {number: failed_row(-1, why.get(path, InputChanged(path))) for number, path in parts.items()}
+        return {number: Failure.of(why.get(path, InputChanged(path))) for number, path in parts.items()}
 
     def _drop_batches(self) -> None:
         """Drop the jobs that were judged ahead."""
