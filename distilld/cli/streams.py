@@ -26,39 +26,25 @@ _OUTPUT: Final = 1
 _ERROR: Final = 2
 
 
-class _Dropping(io.BufferedIOBase):
+class _Dropping(io.FileIO):
     """Writes to a descriptor until an error, and drops the rest of that write. ``lost`` is the first error.
 
     With ``ends`` nothing is written after a loss: a document has no gap. Without it, a log continues when it can.
     """
 
     def __init__(self, descriptor: int, lost: OSError | None, *, ends: bool = False) -> None:
-        super().__init__()
-        self._descriptor = descriptor
+        super().__init__(descriptor, "w", closefd=False)
         self._ends = ends
         self.lost = lost
-
-    @property
-    def name(self) -> int:
-        return self._descriptor
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
 
     def write(self, data: Buffer, /) -> int:
         rest = memoryview(data).cast("B")
         size = rest.nbytes
         while rest and not (self.lost and self._ends):
             try:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[os.write(self.fileno(), rest) :]
             except BlockingIOError:
-                select.select([], [self._descriptor], [])
+                select.select([], [self.fileno()], [])
             except OSError as error:
                 self.lost = self.lost or error
                 break
