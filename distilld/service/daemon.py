@@ -217,7 +217,7 @@ class Daemon:
         if not result.changed:
             self._listener.note_scan(seconds)
         if self._schedule.failures:
-            failure = self._bulletin.failure
+            failure = self._bulletin.vitals.failure
             log.info("failure_over", failures=self._schedule.failures, since=failure.since if failure else None)
         self._overdue_rows, now = 0, self._clock()
         self._schedule.passed(now, result, trigger, settle_seconds=self.settings.settle_seconds)
@@ -255,7 +255,7 @@ class Daemon:
         # Readers should not find half a row until the next try.
         self._recover_if_possible(told=text)
         pause = self._schedule.failed(self._clock())
-        if since := self._bulletin.overdue_since:
+        if since := self._bulletin.vitals.overdue_since:
             age = round(self._bulletin.overdue_seconds)
             log.error("withdrawal_overdue", rows=rows, since=since, age_seconds=age)
         log.warning("retry_scheduled", seconds=round(pause, 1), failures=self._schedule.failures)

@@ -60,13 +60,9 @@ class Watcher:
         # No threading.Event: setting one in a signal handler can deadlock.
         self._stopped = SimpleNamespace(is_set=stopped)
         self._events: RustNotify | None = None
-        self._armed: Folders = MappingProxyType({})
-        self._asleep_at = 0.0
-
-    @property
-    def armed(self) -> Folders:
+        self.armed: Folders = MappingProxyType({})
         """The folders that are watched."""
-        return self._armed
+        self._asleep_at = 0.0
 
     def arm(self, folders: Folders) -> None:
         """Watch these folders instead of the former ones; an empty list is allowed. Scan again afterwards.
@@ -85,13 +81,13 @@ class Watcher:
             raise FolderGoneError from error
         except (OSError, WatchfilesRustInternalError) as error:
             raise WatchBrokenError(_reason(error)) from error
-        self._armed = MappingProxyType(dict(folders))
+        self.armed = MappingProxyType(dict(folders))
 
     def disarm(self) -> None:
         """Watch nothing."""
         if self._events is not None:
             self._events.close()
-        self._events, self._armed = None, MappingProxyType({})
+        self._events, self.armed = None, MappingProxyType({})
 
     def wait(self, seconds: float) -> bool:
         """Wait for an event, ``seconds`` at most; return whether there was one.

@@ -42,18 +42,13 @@ class Listener:
         self._trees = tuple(trees)
         self._watcher = watcher
         self._clock = clock
-        self._blind: str | None = None
-        """Why there are no events; None if there are."""
+        self.watching = EVENTS_ARRIVE
+        """'events', or why there are none."""
         self._scan_seconds = 0.0
         self._arm_at = self._broken_at = float("-inf")
         self._began = False
         self._gone: Folders = {}
         self._tops: tuple[tuple[int, int] | None, ...] | None = None
-
-    @property
-    def watching(self) -> str:
-        """'events', or why there are none."""
-        return self._blind or EVENTS_ARRIVE
 
     @property
     def folders(self) -> int:
@@ -63,7 +58,7 @@ class Listener:
     @property
     def period_seconds(self) -> float:
         """How long after a scan the next one is due if no event comes."""
-        if self._blind is None:
+        if self.watching == EVENTS_ARRIVE:
             return self.rescan_seconds
         return min(self.rescan_seconds, max(LEAST_POLL_SECONDS, POLL_SHARE * self._scan_seconds))
 
@@ -107,7 +102,7 @@ class Listener:
             self._fall_back(str(error), self.rescan_seconds)
             return False
         self._tell(before, folders)
-        self._blind, self._gone = None, {}
+        self.watching, self._gone = EVENTS_ARRIVE, {}
         return True
 
     def take(self, *, debounce_ms: int, rescan_seconds: float) -> None:
@@ -122,7 +117,7 @@ class Listener:
 
     def _fall_back(self, reason: str, seconds: float) -> None:
         """Rely on scans alone, and allow the next try to listen after ``seconds``."""
-        known, self._blind = self._blind, reason
+        known, self.watching = self.watching, reason
         self._arm_at = self._clock() + seconds
         if known != reason:
             log.warning("watch_fallback", reason=reason, scan_every_seconds=round(self.period_seconds, 1))

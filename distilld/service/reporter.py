@@ -27,7 +27,7 @@ from distilld.lake.scan import tree_path
 from distilld.publish.lasting import Lasting
 from distilld.publish.receipt import iso_time
 from distilld.publish.receipt_files import stage_heads
-from distilld.service.health_record import Failure, Vitals, read_vitals, seconds_of, write_vitals
+from distilld.service.health_record import Vitals, read_vitals, seconds_of, write_vitals
 from distilld.service.listener import EVENTS_ARRIVE
 from distilld.service.lock import tell_trouble
 from distilld.service.systemd import Notifier
@@ -61,25 +61,16 @@ class Bulletin:
         self._stored = Vitals()
         with suppress(OperatorError, sqlite3.Error):
             self._stored = read_vitals(engine.store)
-        self._told = self._stored
+        self.vitals = self._stored
+        """What is true now; the store has it too, if the store can be written."""
         self._started_at = iso_time(clock())
         self.take(settings)
 
     @property
-    def overdue_since(self) -> str | None:
-        """Since when a failure keeps rows in a dataset that must leave it."""
-        return self._told.overdue_since
-
-    @property
     def overdue_seconds(self) -> float:
-        """For how long a failure has kept them there; 0 if it keeps none."""
-        since = self._told.overdue_since
+        """For how long a failure has kept rows in a dataset that must leave it; 0 if it keeps none."""
+        since = self.vitals.overdue_since
         return max(0.0, self._clock() / 1e9 - seconds_of(since)) if since else 0.0
-
-    @property
-    def failure(self) -> Failure | None:
-        """The current failure, if any."""
-        return self._told.failure
 
     def take(self, settings: Settings) -> None:
         """Use these settings from now on."""
@@ -102,7 +93,7 @@ class Bulletin:
 
     def started(self) -> None:
         """Report that the daemon is up."""
-        self._note(replace(self._told, pid=os.getpid(), started_at=self._started_at, watching=None))
+        self._note(replace(self.vitals, pid=os.getpid(), started_at=self._started_at, watching=None))
         self._notifier.status("started; the first pass is under way")
 
     def progress(self, progress: Progress) -> None:
@@ -114,8 +105,8 @@ class Bulletin:
     def looked(self) -> None:
         """Report a scan of the input trees; a long pass makes many."""
         pause = self._settings.rescan_seconds / SCANS_NOTED_A_PERIOD
-        vitals = self._told.after_scan(iso_time(self._clock()), note_every=pause)
-        if vitals is not self._told:
+        vitals = self.vitals.after_scan(iso_time(self._clock()), note_every=pause)
+        if vitals is not self.vitals:
             self._note(vitals)
 
     def passed(self, result: PassResult, *, watching: str, folders: int) -> None:
@@ -123,7 +114,7 @@ class Bulletin:
         now = self._clock()
         self._note(
             replace(
-                self._told.after_pass(iso_time(now), result.unreadable),
+                self.vitals.after_pass(iso_time(now), result.unreadable),
                 pid=os.getpid(),
                 started_at=self._started_at,
                 watching=watching,
@@ -140,9 +131,9 @@ class Bulletin:
 
     def failed(self, text: str, hint: str, *, overdue: bool) -> None:
         """Report a pass that failed. ``overdue``: rows wait to leave a dataset."""
-        self._note(self._told.after_failure(iso_time(self._clock()), text, hint, overdue=overdue))
-        if self.failure is not None:
-            self._notifier.status(f"failing since {self.failure.since}: {text}")
+        self._note(self.vitals.after_failure(iso_time(self._clock()), text, hint, overdue=overdue))
+        if self.vitals.failure is not None:
+            self._notifier.status(f"failing since {self.vitals.failure.since}: {text}")
         if self._metrics is not None:
             self._metrics.add("distilld_failures_total", 1)
             self._metrics.set("distilld_failing", 1)
@@ -160,7 +151,7 @@ class Bulletin:
 
     def _note(self, vitals: Vitals) -> None:
         """Write the vitals to the store; if that fails, write the failure to the lock file."""
-        self._told, trouble, remedy = vitals, None, ""
+        self.vitals, trouble, remedy = vitals, None, ""
         try:
             # Do not wait for a store that another program keeps locked.
             with self._engine.store.patience(0):
