@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Final
 
@@ -26,35 +26,32 @@ _LIVE: Final = (
 @cache
 def export_cards() -> Mapping[str, str]:
     """Return the text of each card by its folder below the root."""
-    kinds = {dataset.value: columns_of(SAMPLES[dataset]) for dataset in Dataset}
-
-    def configs(folder: str, names: Mapping[str, str], columns: Mapping[str, tuple[Column, ...]]) -> list[CardConfig]:
-        return [
-            CardConfig(name, {"train": EXPORT_PATHS[export].removeprefix(f"{folder}/")}, columns[name])
-            for name, export in names.items()
-        ]
-
+    samples = {dataset.value: columns_of(SAMPLES[dataset]) for dataset in Dataset}
+    quarantined, withdrawn = columns_of(QuarantineRow), columns_of(WithdrawalRow)
     cards = {}
+
+    def write(folder: str, title: str, body: str, exports: Iterable[tuple[str, str, tuple[Column, ...]]]) -> None:
+        """Write a card; of each export it takes the name to load it by, our own name, and the columns."""
+        configs = [
+            CardConfig(name, {"train": EXPORT_PATHS[own].removeprefix(f"{folder}/")}, columns)
+            for name, own, columns in exports
+        ]
+        cards[folder] = card_text(title, configs, body)
+
     for dataset, (title, body) in _ABOUT.items():
-        folder, _, file = DATASET_PATHS[dataset].rpartition("/")
-        config = CardConfig("default", {"train": file}, kinds[dataset.value])
-        cards[folder] = card_text(title, [config], f"{body}\n\n{_LIVE}")
-    for folder, prefix, title, body, columns in (
-        ("exports", "", "The three training datasets", _LIVE, kinds),
-        (
-            "exports/quarantine",
-            "quarantine_",
-            "Rows that are not exported, each with its reason",
-            "`reason` is one of a closed list, `source_record` the row as it came.",
-            dict.fromkeys(kinds, columns_of(QuarantineRow)),
-        ),
-        (
-            "exports/withdrawals",
-            "withdrawals_",
-            "Rows that left a dataset, or were replaced under their id",
-            "History: nothing leaves these files. An id that stands in its dataset now is in, whatever they say.",
-            dict.fromkeys(kinds, columns_of(WithdrawalRow)),
-        ),
-    ):
-        cards[folder] = card_text(title, configs(folder, {name: prefix + name for name in kinds}, columns), body)
+        folder, of = DATASET_PATHS[dataset].rpartition("/")[0], dataset.value
+        write(folder, title, f"{body}\n\n{_LIVE}", [("default", of, samples[of])])
+    write("exports", "The three training datasets", _LIVE, [(of, of, columns) for of, columns in samples.items()])
+    write(
+        "exports/quarantine",
+        "Rows that are not exported, each with its reason",
+        "`reason` is one of a closed list, `source_record` the row as it came.",
+        [(of, f"quarantine_{of}", quarantined) for of in samples],
+    )
+    write(
+        "exports/withdrawals",
+        "Rows that left a dataset, or were replaced under their id",
+        "History: nothing leaves these files. An id that stands in its dataset now is in, whatever they say.",
+        [(of, f"withdrawals_{of}", withdrawn) for of in samples],
+    )
     return cards
