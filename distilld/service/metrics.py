@@ -78,7 +78,7 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
 )
 
 
-class Metrics:
+class Metrics(Collector):
     """Holds the values and writes them to the file."""
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class Metrics:
             name: {} if metric.labels else {(): 0.0} for name, metric in METRICS.items()
         }
         self._registry = CollectorRegistry()
-        self._registry.register(_Table(self._values))
+        self._registry.register(self)
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Set one value."""
@@ -110,12 +110,8 @@ class Metrics:
         """
         replace_file(self.path, generate_latest(self._registry), mode=_MODE, lasting=False)
 
-
-class _Table(Collector):
-    def __init__(self, values: Mapping[str, Mapping[tuple[str, ...], float]]) -> None:
-        self._values = values
-
     def collect(self) -> Iterator[Family]:
+        """Yield the metrics with their values, for the registry."""
         for name, metric in METRICS.items():
             kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             family = kind(name, metric.meaning, labels=metric.labels)
