@@ -69,8 +69,6 @@ class RowGate(NamedTuple):
 
 
 class PairGate(NamedTuple):
-    """A gate of the preference dataset."""
-
     name: str
     reason: Reason
     check: Callable[[PairCase], Texts]

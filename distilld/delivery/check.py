@@ -44,8 +44,6 @@ class ChangedRow:
 
 @dataclass(slots=True)
 class Checked:
-    """The result of a check."""
-
     folder: Path
     batch_id: str
     rows: int = 0

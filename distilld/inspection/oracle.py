@@ -71,7 +71,6 @@ class Retained:
 
     @property
     def any(self) -> bool:
-        """Return whether any absent verdict or any row is retained."""
         return bool(self.verdicts or self.rows)
 
 

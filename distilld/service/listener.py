@@ -52,7 +52,6 @@ class Listener:
 
     @property
     def folders(self) -> int:
-        """How many folders are listened to."""
         return len(self._watcher.armed)
 
     @property
@@ -112,7 +111,6 @@ class Listener:
         self._arm_at = float("-inf")
 
     def close(self) -> None:
-        """Listen to nothing."""
         self._watcher.disarm()
 
     def _fall_back(self, reason: str, seconds: float) -> None:
