@@ -14,8 +14,7 @@ from typing import Final
 
 from distilld.config.settings import Settings
 from distilld.core.json_text import QUOTED_DEPTH, parse_object
-from distilld.core.line_facts import ignored
-from distilld.core.model import EXPORT_PATHS, MARK_BYTES, ROW_DATASETS, Dataset, OperatorError, Options
+from distilld.core.model import EXPORT_PATHS, MARK_BYTES, Dataset, OperatorError, Options
 from distilld.files.regular import open_regular, without_space
 from distilld.files.segments import blocks_of
 from distilld.lake.lines import digest_of
@@ -24,6 +23,7 @@ from distilld.store.connection import Store
 from distilld.store.export_records import ExportRecords
 from distilld.store.queries import Views, reading
 from distilld.store.run_queries import Recorded, RunEvidence, RunPair, RunRow, RunWithdrawal, Stories
+from distilld.store.verdicts import Verdicts
 
 _ATTEMPTS: Final = 3
 
@@ -178,7 +178,7 @@ def _story(
     partitions = {row.at.partition for row in rows if row.at} | {each.partition for each in evidence}
     story = RunStory(
         run_id,
-        verdicts=tuple(_verdicts(rows, options)),
+        verdicts=tuple(_verdicts(store, run_id, rows, options)),
         rows=tuple(
             RowStory(
                 row.at.partition if row.at else None,
@@ -215,32 +215,14 @@ def _story(
     return story
 
 
-def _verdicts(rows: list[RunRow], options: Options) -> Iterator[VerdictStory]:
-    for dataset in ROW_DATASETS:
-        verdict = _in_force(dataset, rows, options)
-        if verdict and verdict.category and verdict.at:
-            forbids = options.revoke and options.forbids(dataset, verdict.category)
-            is_absent = verdict.state != "present"
-            yield VerdictStory(dataset, verdict.category.value, *verdict.at, is_absent, forbids)
-
-
-def _in_force(dataset: Dataset, rows: list[RunRow], options: Options) -> RunRow | None:
-    """Return the row with the current verdict: the last row that is present, or absent and forbidding (SPEC 3, 3.4).
-
-    An absent line that is also in a present partition counts only there.
-    """
-    present = {row.digest for row in rows if row.state == "present"}
-    counting = [
-        row
-        for row in rows
-        if row.category is not None
-        and not (row.is_unreviewed and ignored(dataset, options))
-        and (
-            row.state == "present"
-            or (row.state == "absent" and row.digest not in present and options.forbids(dataset, row.category))
-        )
-    ]
-    return counting[-1] if counting else None
+def _verdicts(store: Store, run_id: str, rows: list[RunRow], options: Options) -> Iterator[VerdictStory]:
+    giving = {row.walk: row for row in rows if row.state in ("present", "absent")}
+    in_rag, in_sft, _ = Verdicts(store).said_in_force(run_id, options)
+    for dataset, said in ((Dataset.RAG, in_rag), (Dataset.SFT, in_sft)):
+        row = giving[said[0]] if said else None
+        if row and row.category and row.at:
+            forbids = options.revoke and options.forbids(dataset, row.category)
+            yield VerdictStory(dataset, row.category.value, *row.at, row.state == "absent", forbids)
 
 
 def _fate(dataset: Dataset, row: RunRow, recorded: Recorded | None, errors: Errors) -> Fate:

@@ -41,14 +41,12 @@ class RunRow(NamedTuple):
     walk: int
     state: str
     category: Category | None
-    digest: bytes
     evidence: str
     waits: bool
     outcomes: dict[Dataset, Recorded | None]
     """By dataset; a vanished row or an orphan has only the datasets that it is kept in, and a rest none."""
     unusual: str | None = None
     """How it gives its verdict, if not as a whole row with one of the four categories."""
-    is_unreviewed: bool = False
 
 
 class RunEvidence(NamedTuple):
@@ -149,10 +147,7 @@ class Stories(Statements):
             }
             at = RowRef(path, line) if path is not None else None
             unusual = _UNUSUAL.get(category)
-            row = RunRow(
-                at, walk, state, VERDICTS.get(category), digest, evidence, bool(waits), recorded, unusual,
-                category == UNREVIEWED,
-            )  # fmt: skip
+            row = RunRow(at, walk, state, VERDICTS.get(category), evidence, bool(waits), recorded, unusual)
             if state in _BY_DATASET:
                 which = (state, at, digest, key)
                 found[which] = _with_other(row, found.get(which))
@@ -162,15 +157,14 @@ class Stories(Statements):
 
     def _rests(self, run_id: str) -> Iterator[RunRow]:
         """Yield the unterminated rests of files that forbid the run: verdicts without a row."""
-        for path, line, walk, state, category, digest in self._run(
-            "SELECT p.path, f.indexed_lines, p.walk_base + f.indexed_lines, f.state, f.rest_category, f.rest_digest"
+        for path, line, walk, state, category in self._run(
+            "SELECT p.path, f.indexed_lines, p.walk_base + f.indexed_lines, f.state, f.rest_category"
             " FROM malformed_runs m CROSS JOIN files f ON f.rest_digest = m.digest AND f.rest_category IS NOT NULL"
             " CROSS JOIN partitions p USING (partition_id) WHERE m.run_id = ?",
             (run_id,),
         ):
-            at = RowRef(path, line)
-            verdict, unusual = VERDICTS[category], "said by the unfinished last line of the file"
-            yield RunRow(at, walk, state, verdict, digest, "unknown", False, {}, unusual, category == UNREVIEWED)
+            unusual = "said by the unfinished last line of the file"
+            yield RunRow(RowRef(path, line), walk, state, VERDICTS[category], "unknown", False, {}, unusual)
 
     def _recorded(
         self,

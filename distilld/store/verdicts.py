@@ -83,6 +83,10 @@ def stands(run: str, which: str = "1") -> str:
     )
 
 
+Said = tuple[int, int]
+"""A verdict: the place in walk order of its row, and its code."""
+
+
 class InForce(NamedTuple):
     """The current verdicts of a run: for each dataset, and among the present verdicts only."""
 
@@ -99,7 +103,13 @@ class Verdicts(Statements):
         self._exports = RunExports(store)
 
     def in_force(self, run_id: str, options: Options, without: tuple[int, int] = NOWHERE) -> InForce:
-        """Return a run's current verdicts, ignoring rows in ``without`` (SPEC 3.4; absent ones forbid, never clear)."""
+        """Return a run's current verdicts, ignoring rows in ``without``."""
+        return InForce(*(said and VERDICTS[said[1]] for said in self.said_in_force(run_id, options, without)))
+
+    def said_in_force(
+        self, run_id: str, options: Options, without: tuple[int, int] = NOWHERE
+    ) -> tuple[Said | None, Said | None, Said | None]:
+        """Return the same with their places (SPEC 3.4; absent ones forbid, never clear)."""
         present = in_rag = self._last_present(run_id, without)
         if present is not None and present[1] == ignored(Dataset.RAG, options):
             in_rag = self._last_present(run_id, without, but=UNREVIEWED)
@@ -112,14 +122,10 @@ class Verdicts(Statements):
             f" AND NOT {rest_moved(_IS_ELSEWHERE)} ORDER BY 1 DESC",
             (run_id, *without),
         ).fetchall()
-        return InForce(
-            _last(Dataset.RAG, in_rag, absent, options),
-            _last(Dataset.SFT, present, absent, options),
-            VERDICTS[present[1]] if present else None,
-        )
+        return _last(Dataset.RAG, in_rag, absent, options), _last(Dataset.SFT, present, absent, options), present
 
-    def _last_present(self, run_id: str, without: tuple[int, int], *, but: int = 0) -> tuple[int, int] | None:
-        """Return place and code of the last present verdict outside rows ``without``, ``but`` those with a code."""
+    def _last_present(self, run_id: str, without: tuple[int, int], *, but: int = 0) -> Said | None:
+        """Return the last present verdict outside rows ``without``, ``but`` those with a code."""
         (found,) = self._run(_LAST_BESIDE, (run_id, *without, but)).fetchone()
         return None if found is None else (found >> 3, found & 7)
 
@@ -199,16 +205,14 @@ class Verdicts(Statements):
         )
 
 
-def _last(
-    dataset: Dataset, present: tuple[int, int] | None, absent: list[tuple[int, int]], options: Options
-) -> Category | None:
+def _last(dataset: Dataset, present: Said | None, absent: list[Said], options: Options) -> Said | None:
     """Return the last of the present verdict and the absent ones that forbid; ``absent`` is in falling walk order."""
     for walk, code in absent:
         if present and walk < present[0]:
             break
         if options.forbids(dataset, VERDICTS[code]):
-            return VERDICTS[code]
-    return VERDICTS[present[1]] if present else None
+            return walk, code
+    return present
 
 
 @lru_cache(maxsize=8)
