@@ -24,12 +24,9 @@ def init(common: Common) -> None:
     --root and --state are set in it.
     """
     path = common.config or DEFAULT_CONFIG_FILE
-    given = {}
-    if common.root is not None:
-        # Absolute paths, so that the file is valid in any working directory.
-        given["root"] = os.path.abspath(common.root) if common.root else ""
-    if common.state is not None:
-        given["state"] = os.path.abspath(common.state) if common.state else ""
+    named = {"root": common.root, "state": common.state}
+    # Absolute paths, so that the file is valid in any working directory.
+    given = {name: path and os.path.abspath(path) for name, path in named.items() if path is not None}
     text = config_text(given, source="the command line")
     _create(path, text)
     say(f"wrote {path}")
