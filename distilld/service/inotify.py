@@ -74,6 +74,7 @@ class Watcher:
         self.disarm()
         if not folders:
             return
+        _refuse_silent_file_systems(folders)
         try:
             # The arguments: no debug output, no polling (it compares whole seconds), no subfolders.
             self._events = RustNotify(list(folders), False, False, 1000, False, False)
@@ -138,6 +139,14 @@ def folder_identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _refuse_silent_file_systems(folders: Folders) -> None:
+    """Raise WatchBrokenError if a folder is on a file system without events for other machines' changes."""
+    for device in {device for device, _ in folders.values()}:
+        kind = file_system_without_events(device)
+        if kind is not None:
+            raise WatchBrokenError(f"{kind} tells nothing of what other machines write")
 
 
 def file_system_without_events(device: int) -> str | None:

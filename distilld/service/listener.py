@@ -12,14 +12,7 @@ from typing import Final
 
 import structlog
 
-from distilld.service.inotify import (
-    FolderGoneError,
-    Folders,
-    WatchBrokenError,
-    Watcher,
-    file_system_without_events,
-    folder_identity,
-)
+from distilld.service.inotify import FolderGoneError, Folders, WatchBrokenError, Watcher, folder_identity
 
 log = structlog.get_logger()
 
@@ -88,7 +81,6 @@ class Listener:
         if folders == before or self._clock() < self._arm_at:
             return False
         try:
-            _refuse_silent_file_systems(folders)
             self._watcher.arm(folders)
         except FolderGoneError:
             again = folders != self._gone
@@ -97,7 +89,6 @@ class Listener:
                 self._fall_back("a folder can be listed and not watched", self.rescan_seconds)
             return again
         except WatchBrokenError as error:
-            self._watcher.disarm()
             self._fall_back(str(error), self.rescan_seconds)
             return False
         self._tell(before, folders)
@@ -129,11 +120,3 @@ class Listener:
             log.debug("watch_rearmed", folders=len(folders))
         else:
             log.info("watch_rearmed", folders=len(folders))
-
-
-def _refuse_silent_file_systems(folders: Folders) -> None:
-    """Raise WatchBrokenError if a folder is on a file system without events for other machines' changes."""
-    for device in {device for device, _ in folders.values()}:
-        kind = file_system_without_events(device)
-        if kind is not None:
-            raise WatchBrokenError(f"{kind} tells nothing of what other machines write")

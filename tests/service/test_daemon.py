@@ -770,9 +770,9 @@ def read(stage: Stage) -> Vitals:
         return read_vitals(engine.store)
 
 
-def test_file_system_without_events_is_scanned(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a network file system others' writes give no event, so nothing is watched and scans follow one another."""
-    monkeypatch.setattr(listening, "file_system_without_events", lambda _: "nfs4")
+def test_folders_that_cannot_be_watched_are_scanned(stage: Stage) -> None:
+    """Where nothing can be watched, as on a network file system, scans follow one another, and status says why."""
+    stage.script.refusals = [WatchBrokenError("nfs4 tells nothing")]
     stage.wait(10)
     stage.run()
     (fallback,) = stage.events("watch_fallback")

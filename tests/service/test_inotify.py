@@ -199,6 +199,17 @@ def test_file_system_is_looked_up_by_its_device(
     assert file_system_without_events(os.makedev(*device)) == kind
 
 
+def test_file_system_without_events_is_not_watched(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system others' writes give no event: the folders are refused, and nothing is watched then."""
+    watcher.arm(folders(tmp_path))
+    monkeypatch.setattr(inotify, "file_system_without_events", lambda _: "nfs4")
+    with pytest.raises(WatchBrokenError, match="nfs4"):
+        watcher.arm(folders(tmp_path))
+    assert watcher.armed == {}
+
+
 def test_this_machine_has_a_mount_table(tmp_path: Path) -> None:
     """The real table can be read and asked."""
     assert file_system_without_events(tmp_path.stat().st_dev) in (None, *("9p", "nfs", "nfs4", "virtiofs"))
