@@ -21,7 +21,6 @@ from distilld import __version__
 from distilld.core.card import CardConfig, card_text
 from distilld.core.line_facts import key_of
 from distilld.core.model import CARD, Dataset, OperatorError, UsageError
-from distilld.core.remedies import remedy_of
 from distilld.delivery.files import FileFacts, JsonLines, Parquet, RowFile, refuse_without_parquet, write_file
 from distilld.delivery.forms import COMPARED, Form, Row, chosen_forms, provenance_of
 from distilld.delivery.rows import content_sha256, id_of_line
@@ -29,6 +28,7 @@ from distilld.delivery.split import SALT, TRAIN, VALIDATION, Sides, is_validatio
 from distilld.files.durable import FOLDER_MODE, sync_folder
 from distilld.files.spool import LineSpool
 from distilld.publish.committed import CommittedBatch, at_one_batch, rows_of
+from distilld.publish.reading import FileRefusedError
 from distilld.store.queries import Views
 from distilld.store.row_tasks import RowTasks
 
@@ -41,12 +41,11 @@ _FIREWALL: Final = (
 )
 
 
-class SnapshotWriteError(OperatorError):
+class SnapshotWriteError(FileRefusedError):
     """The snapshot could not be written; what was written is removed."""
 
-    def __init__(self, folder: Path, cause: OSError) -> None:
-        hint = f"{remedy_of(cause)}; or choose another folder"
-        super().__init__(f"cannot write {folder}: {cause.strerror or cause}", hint=hint)
+    doing = "write"
+    then = "; or choose another folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +92,15 @@ def make(root: Path, state: Path, folder: Path, wanted: Wanted) -> dict[str, Any
         return _Writer(temp, batch, wanted).write()
 
     try:
-        manifest = at_one_batch(root, state, write, names=tuple(Dataset))
-        for path, _, _ in os.walk(temp):
-            sync_folder(Path(path))
-        os.rename(temp, folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise SnapshotWriteError(folder, error) from error
+        with SnapshotWriteError.about(str(folder)):
+            manifest = at_one_batch(root, state, write, names=tuple(Dataset))
+            for path, _, _ in os.walk(temp):
+                sync_folder(Path(path))
+            os.rename(temp, folder)
+            sync_folder(folder.parent)
+            return manifest
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-    return manifest
 
 
 class _Printed:
