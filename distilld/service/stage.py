@@ -378,17 +378,15 @@ def _claim(root: Path, name: str, ended_ns: int) -> str:
 
 
 def _receipt_before(root: Path, name: str, batch_id: str) -> _Link | None:
-    for each in reversed(ids_by_stage(root).get(name, [])):
+    for each in reversed([each for each in ids_by_stage(root).get(name, []) if each < batch_id]):
         try:
-            content = read_regular(root / receipt_path(each)) if each < batch_id else None
+            content = read_regular(root / receipt_path(each))
         except FileNotFoundError:
-            content = None  # its writer was killed
+            continue  # its writer was killed
         except OSError as error:
             raise OperatorError(
                 f"cannot read {receipt_path(each)}: {error.strerror}", hint="put it right or take its folder away"
             ) from error
-        if content is None:
-            continue
         try:
             facts = orjson.loads(content)
             inputs = {str(each["path"]): str(each["sha256"]) for each in facts["inputs"]}
