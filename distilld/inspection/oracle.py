@@ -163,7 +163,7 @@ def _add_retained_rows(result: FullPass, retained: Retained, verdicts: Verdicts,
         verdict = verdicts.of(row.dataset, row.run_id)
         revoked = row.placed.id is not None and revoking(row.dataset, verdict, options)
         forbidden = row.told is not None and options.forbids(row.dataset, row.told)
-        decided = row.is_orphan and (forbidden or verdicts.names(row.run_id))
+        decided = row.is_orphan and (forbidden or verdicts.rows_naming[row.run_id])
         if not (stands_elsewhere or won or revoked or decided):
             result.put(row.dataset, row.placed)
             result.retained_rows.append(row)
@@ -177,7 +177,7 @@ def _add_retained_pairs(result: FullPass, retained: Retained, verdicts: Verdicts
             for said in verdicts.of_run(run_id)
         )
         won = pair.placed.id in result.exported[Dataset.PREFERENCE]
-        decided = pair.is_orphan and any(verdicts.names(run_id) for run_id, _ in pair.sides)
+        decided = pair.is_orphan and any(verdicts.rows_naming[run_id] for run_id, _ in pair.sides)
         if pair.placed.id is None or not (overruled or won or decided):
             result.put(Dataset.PREFERENCE, pair.placed)
             result.retained_pairs.append(pair)
@@ -227,7 +227,7 @@ class _ExportsOfRuns:
 
     def add(self, row: Row) -> None:
         """Add the next row of the lake, in walk order."""
-        if row.run and row.run.run_id and 0 < self._most < self._verdicts.rows_naming(row.run.run_id):
+        if row.run and row.run.run_id and 0 < self._most < self._verdicts.rows_naming[row.run.run_id]:
             first = self._first.setdefault(row.run.run_id, set())
             if len(first) < self._most:
                 first.add(self._export_of(row.run))

@@ -46,11 +46,12 @@ class Verdicts:
         self._present: dict[str, tuple[_Place, Category]] = {}
         self._reviewed: dict[str, tuple[_Place, Category]] = {}
         """The same without unreviewed verdicts: of no known category, or needs_human_review in a malformed line."""
-        self._rows_naming: Counter[str | None] = Counter()
+        self.rows_naming: Counter[str | None] = Counter()
+        """How many present scored rows name a run. Where one does, no orphan of the run stays (SPEC 3.11)."""
         self._lines: set[tuple[str | None, bytes]] = set()
         for row in rows:
-            if row.run:
-                self._rows_naming[row.run.run_id] += 1
+            if row.run and row.run.run_id:
+                self.rows_naming[row.run.run_id] += 1
             for run_id, category in verdicts_of(row.raw, row.run):
                 self._present[run_id] = _place(row.at), category
                 if category is not Category.NEEDS_HUMAN_REVIEW or (row.run and row.run.category):
@@ -79,14 +80,6 @@ class Verdicts:
     def line_stands(self, run_id: str | None, digest: bytes) -> bool:
         """Return whether a line is also in a present partition, where it may now be too long to name its run."""
         return not self._lines.isdisjoint({(run_id, digest), (None, digest)})
-
-    def names(self, run_id: str | None) -> bool:
-        """Return whether a present scored row names the run. If so, no orphan of the run stays (SPEC 3.11)."""
-        return self.rows_naming(run_id) > 0
-
-    def rows_naming(self, run_id: str | None) -> int:
-        """Return how many present scored rows name the run."""
-        return 0 if run_id is None else self._rows_naming[run_id]
 
     def of(self, dataset: Dataset, run_id: str | None) -> Category | None:
         """Return the category of the current verdict of a run in a dataset."""
