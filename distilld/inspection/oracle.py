@@ -69,10 +69,6 @@ class Retained:
     pairs: tuple[RetainedPair, ...] = ()
     kept: Mapping[tuple[Dataset, RowRef], Placed] = field(default_factory=dict)
 
-    @property
-    def any(self) -> bool:
-        return bool(self.verdicts or self.rows)
-
 
 NOTHING_RETAINED: Final = Retained()
 
@@ -187,7 +183,8 @@ def verdicts_in_force(lines: Lake, options: Options, retained: Retained = NOTHIN
     """Return the current verdict of each run, over all partitions (SPEC 3.4)."""
     rests: list[tuple[RowRef, bytes]] = []
     rows = all_rows(lines, options, rests)
-    return Verdicts(rows, rests, options, absent=retained.verdicts, keep_lines=retained.any)
+    keep_lines = bool(retained.verdicts or retained.rows)
+    return Verdicts(rows, rests, options, absent=retained.verdicts, keep_lines=keep_lines)
 
 
 class _Tasks:
