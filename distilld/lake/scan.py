@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -193,7 +194,7 @@ class _Walker:
             status = os.stat(folder)
             with os.scandir(folder) as entries:
                 # Already in walk order, which makes the final sort fast.
-                found = sorted(entries, key=_name_of)
+                found = sorted(entries, key=attrgetter("name"))
         except OSError as error:
             self._leave_unlisted(kind, below, depth, error)
             return
@@ -307,10 +308,6 @@ def _suffix_of(name: str) -> str:
     """Return the suffix of a file that is no partition, if the suffix resembles one."""
     lower = name.lower()
     return next((name[-len(suffix) :] for suffix in _LIKE_PARTITIONS if lower.endswith(suffix)), "another name")
-
-
-def _name_of(entry: os.DirEntry[str]) -> str:
-    return entry.name
 
 
 def _kind_problem(mode: int) -> str:
