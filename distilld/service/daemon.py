@@ -215,7 +215,7 @@ class Daemon:
 
     def _passed(self, result: PassResult, seconds: float, trigger: Trigger) -> None:
         if not result.changed:
-            self._listener.note_scan(seconds)
+            self._listener.scan_seconds = seconds
         if self._schedule.failures:
             failure = self._bulletin.vitals.failure
             log.info("failure_over", failures=self._schedule.failures, since=failure.since if failure else None)

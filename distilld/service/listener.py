@@ -37,7 +37,8 @@ class Listener:
         self._clock = clock
         self.watching = EVENTS_ARRIVE
         """'events', or why there are none."""
-        self._scan_seconds = 0.0
+        self.scan_seconds = 0.0
+        """How long the last pass took that found nothing to do."""
         self._arm_at = self._broken_at = float("-inf")
         self._began = False
         self._gone: Folders = {}
@@ -52,7 +53,7 @@ class Listener:
         """How long after a scan the next one is due if no event comes."""
         if self.watching == EVENTS_ARRIVE:
             return self.rescan_seconds
-        return min(self.rescan_seconds, max(LEAST_POLL_SECONDS, POLL_SHARE * self._scan_seconds))
+        return min(self.rescan_seconds, max(LEAST_POLL_SECONDS, POLL_SHARE * self.scan_seconds))
 
     def wait(self, seconds: float) -> bool:
         """Wait for an event, ``seconds`` at most; return whether a scan is needed."""
@@ -70,10 +71,6 @@ class Listener:
         """Return whether a top folder came, went or was replaced since the last call; no event reports that."""
         before, self._tops = self._tops, tuple(folder_identity(path) for path in self._trees)
         return before is not None and before != self._tops
-
-    def note_scan(self, seconds: float) -> None:
-        """Note how long a pass took that found nothing to do."""
-        self._scan_seconds = seconds
 
     def cover(self, folders: Folders) -> bool:
         """Listen to exactly these folders; return whether they must be scanned again."""
