@@ -64,15 +64,16 @@ def check(root: Path, state: Path, folder: Path) -> Checked:
     found = Checked(folder, str(manifest["batch_id"]), damaged=list(_damages(folder, manifest)))
     if found.damaged:
         return found
+    found.rows = sum(file["rows"] or 0 for file in manifest["files"] if file["path"].startswith(f"{PROVENANCE}/"))
     names = [name for name in EXPORT_PATHS if not name.startswith("quarantine_")]
     found.without_store = _why_lost(root, state)
     if found.without_store is None:
         try:
-            found.changed = at_one_batch(root, state, partial(_changed_since, folder, found), names=names)
+            found.changed = at_one_batch(root, state, partial(_changed_since, folder), names=names)
         except (StoreCorruptError, StoreFaultError) as error:
             found.without_store = str(error)
     if found.without_store is not None:
-        found.changed = _changed(folder, found, partial(_rows_as_they_stand, root))
+        found.changed = _changed(folder, partial(_rows_as_they_stand, root))
     return found
 
 
@@ -131,16 +132,15 @@ def _damages(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{file['path']}: has other bytes than when it was made"
 
 
-def _changed_since(folder: Path, found: Checked, batch: CommittedBatch) -> list[ChangedRow]:
+def _changed_since(folder: Path, batch: CommittedBatch) -> list[ChangedRow]:
     """Return the changed rows as of a batch; refuse a dataset whose missing rows are yet to be written again."""
     for dataset in _told_of(folder):
         batch.refuse_incomplete(dataset)
-    return _changed(folder, found, lambda name: batch.exports[name].rows())
+    return _changed(folder, lambda name: batch.exports[name].rows())
 
 
-def _changed(folder: Path, found: Checked, rows: Rows) -> list[ChangedRow]:
-    found.rows = 0
-    return [row for dataset, path in _told_of(folder).items() for row in _changed_of(dataset, path, found, rows)]
+def _changed(folder: Path, rows: Rows) -> list[ChangedRow]:
+    return [row for dataset, path in _told_of(folder).items() for row in _changed_of(dataset, path, rows)]
 
 
 def _told_of(folder: Path) -> dict[Dataset, Path]:
@@ -149,16 +149,12 @@ def _told_of(folder: Path) -> dict[Dataset, Path]:
     return {dataset: path for dataset, path in paths.items() if path.exists()}
 
 
-def _changed_of(dataset: Dataset, path: Path, found: Checked, rows: Rows) -> Iterator[ChangedRow]:
+def _changed_of(dataset: Dataset, path: Path, rows: Rows) -> Iterator[ChangedRow]:
     """Return the changed rows of one dataset, in the snapshot's order; hold a 64-bit digest of each row."""
     left = {_short(row["row_sha256"]) for row in _told(path)}
     for block in rows(dataset.value):
         left.difference_update(_short(content_sha256(row)) for row in block)
-    ids = []
-    for told in _told(path):
-        found.rows += 1
-        if _short(told["row_sha256"]) in left:
-            ids.append(told["id"])
+    ids = [told["id"] for told in _told(path) if _short(told["row_sha256"]) in left]
     if not ids:
         return
     wanted = set(ids)
