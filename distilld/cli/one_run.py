@@ -74,13 +74,6 @@ def bring(common: Common, summed_up: tuple[Dataset, ...], flags: Flags) -> ExitC
     return say_not_read(report)
 
 
-def _say_damaged(engine: Engine) -> None:
-    """Name on standard error the exports that the next run restores first."""
-    for export in damaged_exports(engine):
-        note = "the next run restores it first; the figures here count it as whole"
-        complain(f"damaged: {export}: {note}")
-
-
 def say_not_read(report: RunReport) -> ExitCode:
     """Name on standard error the inputs that could not be read. Return the exit code that follows from them."""
     if report.no_inputs:
@@ -125,7 +118,8 @@ def _report(settings: Settings, flags: Flags, by_flag: set[_Inclusion]) -> tuple
     with progress_bar() as progress:
         start_log(settings)
         with rehearsal(settings, take_over=flags.take_over, progress=progress) as engine:
-            _say_damaged(engine)
+            for export in damaged_exports(engine):
+                complain(f"damaged: {export}: the next run restores it first; the figures here count it as whole")
             return bring_up_to_date(engine, withdrawals_listed=listed), _let_in(engine, by_flag)
 
 
