@@ -28,6 +28,8 @@ from distilld.store.read_only import SIDES, ReadOnly, beside, open_read_only
 
 _OURS: Final = {each.__name__ for each in MIGRATIONS}
 CACHE_KIB: Final = 12_000
+CACHED_STATEMENTS: Final = 512
+"""More than a pass has, so that each is prepared once in the life of a writer."""
 _PATIENCE_MS: Final = 5000
 _CHECKPOINT_PATIENCE_MS: Final = 100
 _HEADER: Final = b"SQLite format 3\0"
@@ -243,7 +245,11 @@ class Store:
             make_folder(path.parent)
         with store_faults(path, "open"):
             connection = sqlite3.connect(
-                path, isolation_level=None, timeout=_PATIENCE_MS / 1000, check_same_thread=False
+                path,
+                isolation_level=None,
+                timeout=_PATIENCE_MS / 1000,
+                check_same_thread=False,
+                cached_statements=CACHED_STATEMENTS,
             )
             try:
                 store = cls(path, connection)

@@ -83,9 +83,11 @@ class ExportLines(Departures):
         """
         self._stage("lines", "(start INTEGER PRIMARY KEY, length INTEGER, key)")
         self._many("INSERT INTO lines VALUES (?, ?, ?)", lines)
-        self._stage(
+        # To sort the rows for an index is faster than to put each in its place.
+        self._run("DROP INDEX IF EXISTS temp.places_by_key")
+        self._stage_rows(
             "places",
-            f"AS SELECT *, row_number() OVER (PARTITION BY key ORDER BY place, slot) AS nth FROM ({_places_in(name)})",
+            f"SELECT *, row_number() OVER (PARTITION BY key ORDER BY place, slot) AS nth FROM ({_places_in(name)})",
         )
         self._run("CREATE INDEX temp.places_by_key ON places (key, nth)")
         yield from self._run(

@@ -53,8 +53,8 @@ class Pruning(Statements):
         self._many(
             "INSERT INTO spared VALUES (?, ?)", [(each.partition_id, each.kind.value) for each in spared.values()]
         )
-        matching = "AS SELECT partition_id FROM partitions WHERE ?1 IS NULL OR path GLOB ?1"
-        self._stage("matching", matching, partition_glob)
+        matching = "SELECT partition_id FROM partitions WHERE ?1 IS NULL OR path GLOB ?1"
+        self._stage_rows("matching", matching, partition_glob)
         # An orphan has no partition, so no pattern matches it.
         matches = "1" if partition_glob is None else "{} IN (SELECT partition_id FROM matching)"
         where = (

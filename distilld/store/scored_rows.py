@@ -123,9 +123,9 @@ class ScoredRows(Statements):
         """Match staged lines with known rows of the same bytes, in place or else in order; unmatched rows depart."""
         low, high = record.walks
         # With another line limit, the same bytes can be too long or no longer too long: then they do not match.
-        self._stage(
+        self._stage_rows(
             "paired",
-            "AS SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
+            "SELECT i.line AS line, s.walk AS walk FROM incoming i CROSS JOIN scored_rows s"
             " ON s.walk = i.line + ?1 AND s.digest = i.digest AND s.malformed IS i.malformed",
             low,
         )
@@ -140,9 +140,9 @@ class ScoredRows(Statements):
             (low, high),
         )
         self._run("UPDATE incoming SET old_walk = paired.walk FROM paired WHERE paired.line = incoming.line")
-        self._stage(
+        self._stage_rows(
             "departing",
-            "AS SELECT *, ?3 AS partition_id, walk - ?1 AS line FROM scored_rows WHERE walk >= ?1 AND walk < ?2"
+            "SELECT *, ?3 AS partition_id, walk - ?1 AS line FROM scored_rows WHERE walk >= ?1 AND walk < ?2"
             " AND walk NOT IN (SELECT walk FROM paired)",
             low,
             high,
@@ -161,16 +161,16 @@ class ScoredRows(Statements):
 
     def _move(self, low: int) -> None:
         """Move rows whose lines have another place in the file, with their outcomes."""
-        self._stage(
+        self._stage_rows(
             "moving",
-            f"AS SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
+            f"SELECT i.line + ?1 AS walk, s.walk AS old_walk, i.start_byte AS new_start,"
             f" s.{', s.'.join(ROW_FACTS.split(', '))}, {ROW_OUTCOMES}, s.evidence_found"
             " FROM incoming i CROSS JOIN scored_rows s ON s.walk = i.old_walk WHERE i.old_walk <> i.line + ?1",
             low,
         )
-        self._stage(
+        self._stage_rows(
             "waiting",
-            "AS SELECT m.walk, q.forced, q.evidence_changed FROM moving m JOIN rejudge_rows q ON q.walk = m.old_walk",
+            "SELECT m.walk, q.forced, q.evidence_changed FROM moving m JOIN rejudge_rows q ON q.walk = m.old_walk",
         )
         self._run("DELETE FROM rejudge_rows WHERE walk IN (SELECT old_walk FROM moving)")
         self._run("DELETE FROM scored_rows WHERE walk IN (SELECT old_walk FROM moving)")

@@ -47,11 +47,19 @@ class Statements:
             yield from self._run(f"{_ASKED} {query}", [*some, *[None] * (ASKED_AT_ONCE - len(some))]).fetchall()
 
     def _stage(self, table: str, form: str, *values: object) -> None:
-        """Create a temporary table, without what a failed pass left in it; ``form`` is the SQL after its name."""
+        """Make a temporary table, without what a failed pass left in it; ``form`` is the SQL after its name.
+
+        It is emptied but never dropped: each change of the temporary tables has SQLite prepare all statements again.
+        """
+        self._run(f"CREATE TEMP TABLE IF NOT EXISTS {table} {form}", values)
         self._unstage(table)
-        self._run(f"CREATE TEMP TABLE {table} {form}", values)
+
+    def _stage_rows(self, table: str, query: str, *values: object) -> None:
+        """Make a temporary table of the rows that a query selects."""
+        self._stage(table, f"AS {query} LIMIT 0", *values)
+        self._run(f"INSERT INTO temp.{table} {query}", values)
 
     def _unstage(self, *tables: str) -> None:
-        """Drop temporary tables."""
+        """Empty temporary tables."""
         for table in tables:
-            self._run(f"DROP TABLE IF EXISTS temp.{table}")
+            self._run(f"DELETE FROM temp.{table}")

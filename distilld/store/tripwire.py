@@ -74,22 +74,22 @@ class Tripwire(Statements):
 
     def _keep_moved(self, dataset: Dataset, options: Options) -> None:
         """Give the lines of moved absent rows to new vanished rows; the absent rows keep their verdicts."""
-        self._stage("moved", f"AS {_moved_alone(dataset, options)}")
+        self._stage_rows("moved", _moved_alone(dataset, options))
         self._departures.empty_rows(dataset, "retained_rows", "retained_id IN (SELECT retained_id FROM moved)")
         self._departures.keep_rows(dataset, "moved")
         self._unstage("moved")
 
     def _keep_without_evidence(self, dataset: Dataset, options: Options) -> None:
         """Give the lines of rows whose evidence is gone to new vanished rows; the rows are judged without them."""
-        self._stage("moved", f"AS SELECT s.walk {_evidence_gone(dataset, options)}")
-        where = "walk IN (SELECT walk FROM moved)"
+        self._stage_rows("without_evidence", f"SELECT s.walk {_evidence_gone(dataset, options)}")
+        where = "walk IN (SELECT walk FROM without_evidence)"
         rows = self._departures.keep_rows(dataset, "row_places", where)
         self._departures.empty_rows(dataset, "scored_rows", where)
         if dataset is Dataset.RAG:
             # A row without an outcome in RAG counts as never judged.
             self._departures.count_rows(0, rows)
         self._departures.shift(dataset.value, "live", "retained", EXPORTED, rows)
-        self._unstage("moved")
+        self._unstage("without_evidence")
 
     def _pairs_gone(self, options: Options) -> list[tuple[int]]:
         """Return pairs with a vanished side and no absent side; a pair with an absent side is retained anyway."""

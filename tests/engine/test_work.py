@@ -13,7 +13,7 @@ from distilld.core.model import EXPORT_PATHS, Dataset, Options, Trigger
 from distilld.engine import index, pair_jobs, pool, span_queue
 from distilld.engine.pass_result import PassResult
 from distilld.publish.commit import CommittedBatch
-from tests.support.history_lake import HistoryLake, believe_facts, run
+from tests.support.history_lake import A, HistoryLake, believe_facts, history_lake, run
 from tests.support.lake_by_formula import append_bench_rows, partition_of, write_bench_lake
 from tests.support.query_plans import counted_steps
 
@@ -101,6 +101,20 @@ def test_statements_do_not_grow_with_the_rows(tmp_path: Path, rich: bool) -> Non
         asked.append(sum(statement.lstrip().startswith(("SELECT", "WITH")) for statement in statements))
         lake.stop()
     assert asked[1] <= asked[0] + 20
+
+
+def test_statements_are_prepared_only_once(tmp_path: Path) -> None:
+    """The story: each pass made temporary tables and dropped them, after which SQLite prepares every statement again.
+
+    That took most of the time of a small pass.
+    """
+    with history_lake(tmp_path) as lake:
+        forms = []
+        for number in range(4):
+            lake.both(A, run("a1"), run("a2", "rejected"), run(f"b{number}"))
+            lake.go()
+            forms += lake.ask("PRAGMA temp.schema_version")
+    assert forms[1] == forms[2] == forms[3]
 
 
 def test_open_files_do_not_grow_with_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
