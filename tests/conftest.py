@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 
 import pytest
+
+from tests.support.new_store import migrate_or_copy
 
 KEPT = {"CI", "HISTORIES_SEED", "HOME", "LANG", "LOGNAME", "PATH", "TMPDIR", "USER"}
 """What a test may know of the shell. The rest, be it TZ, COLUMNS or NO_COLOR, would change what programs print."""
@@ -28,6 +31,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_new_stores() -> Iterator[None]:
+    """Copy the tables of each new store from one that the migrations made.
+
+    The migrations themselves are at work in each program that a test starts, and in the crash tests' first history.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distilld.store.connection.migrate", migrate_or_copy())
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,13 +17,15 @@ from distilld.core.model import InputKind, StatFacts, Trigger
 from distilld.store import walk_order
 from distilld.store.connection import Store
 from distilld.store.inputs import FileRecord, Inputs
-from distilld.store.migrations import migrate
 from distilld.store.scored_rows import ScoredRows
 from distilld.store.walk_order import BASE_START, BASE_STEP, NEAR_STEP, place_partitions
 from tests.support.builders import PROPERTY
 from tests.support.committed import accounted, at_rest, committed_and_whole
 from tests.support.histories import Inputs as Producer
 from tests.support.histories import Lake, run
+from tests.support.new_store import migrate_or_copy
+
+make_tables = migrate_or_copy()
 
 
 def facts_of(number: int) -> RowFacts:
@@ -73,7 +75,7 @@ class Placing:
 def placing() -> Iterator[Placing]:
     """A store in memory."""
     with closing(Store(Path("memory"), sqlite3.connect(":memory:", isolation_level=None))) as store:
-        migrate(store.connection)
+        make_tables(store.connection)
         yield Placing(store)
 
 

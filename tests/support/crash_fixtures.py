@@ -13,7 +13,8 @@ import structlog
 
 from distilld.engine import lake_context
 from distilld.files.git import GitState
-from tests.support.histories import History, Lake
+from distilld.store.migrations import migrate
+from tests.support.histories import FIRST, History, Lake
 from tests.support.history_lake import believe_facts
 
 
@@ -52,6 +53,9 @@ def prepare(quick_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Hi
 
     def make(history: History) -> Lake:
         made = Lake(history, quick_folder)
+        if history is FIRST:
+            # One history is struck within the migrations, too.
+            monkeypatch.setattr("distilld.store.connection.migrate", migrate)
         for name, value in history.limits.items():
             module, constant = name.rsplit(".", 1)
             monkeypatch.setattr(importlib.import_module(module), constant, value)
