@@ -60,9 +60,9 @@ class KeptTurnHistories(TurnHistories, TripwireHistories):
 
 def test_exports_equal_the_full_pass_however_large_files_are_cut() -> None:
     """What is read of a file counts once all of it was read, whatever changes meanwhile."""
-    run(TurnHistories, steps=30, max_examples=20, derandomize=True)
+    run(TurnHistories, steps=30, max_examples=14, derandomize=True)
 
 
 def test_absent_and_vanished_rows_are_retained_however_large_files_are_cut() -> None:
     """What is away or gone while a file is half read is retained as at any other time."""
-    run(KeptTurnHistories, steps=30, max_examples=10, derandomize=True)
+    run(KeptTurnHistories, steps=30, max_examples=7, derandomize=True)
