@@ -40,7 +40,7 @@ class ExportLines(Departures):
         self._run("INSERT INTO missing_lines SELECT ?, digest, copies FROM expected WHERE copies > 0", (name,))
         lines = "(SELECT digest FROM expected WHERE copies > 0)"
         dataset, sign = _lines_in(name)
-        self._lose(name, lines)
+        self._lose(name)
         if dataset == Dataset.PREFERENCE:
             self._run(
                 f"INSERT OR IGNORE INTO rejudge_tasks SELECT DISTINCT task_id, 1 FROM pairs WHERE line IN {lines}"
@@ -55,16 +55,28 @@ class ExportLines(Departures):
     def lose_missing(self) -> None:
         """Withdraw rows that were retained after an export lost their lines, which cannot be written again."""
         for name in self._column("SELECT DISTINCT name FROM missing_lines"):
-            self._lose(name, f"(SELECT digest FROM missing_lines WHERE name = '{name}')")
+            self._lose(name)
 
-    def _lose(self, name: str, lines: str) -> None:
-        """Move retained rows and pairs with these lost lines to ``departures``; ``lines`` is SQL for the digests."""
+    def _lose(self, name: str) -> None:
+        """Move retained rows and pairs with lost lines to ``departures``."""
         dataset, sign = _lines_in(name)
-        if dataset == Dataset.PREFERENCE:
-            self.move_pairs(f"retained IS NOT NULL AND outcome {sign} {EXPORTED} AND line IN {lines}", "'lost'")
+        lines = f"(SELECT digest FROM missing_lines WHERE name = '{name}')"
+        if dataset != Dataset.PREFERENCE:
+            where = f"{dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
+            self.move_rows(Dataset(dataset), where, "'lost'")
             return
-        where = f"{dataset} {sign} {EXPORTED} AND {dataset}_line IN {lines}"
-        self.move_rows(Dataset(dataset), where, "'lost'")
+        # Quarantined pairs of one run can have equal lines: those that leave or can be written again are the missing ones.
+        those = f"outcome {sign} {EXPORTED}"
+        self._stage(
+            "lost_pairs",
+            "AS SELECT r.pair_id FROM (SELECT *, row_number() OVER (PARTITION BY line ORDER BY retained, pair_id) AS nth"
+            f" FROM (SELECT NULL AS pair_id, line, 0 AS retained FROM departures WHERE dataset = 'preference' AND {those}"
+            f" UNION ALL SELECT pair_id, line, retained IS NOT NULL FROM pairs WHERE {those} AND sample_key IN"
+            f" (SELECT sample_key FROM pairs WHERE retained IS NOT NULL AND {those})) WHERE line IN {lines}) r"
+            f" CROSS JOIN missing_lines m ON m.name = '{name}' AND m.digest = r.line WHERE r.retained AND r.nth <= m.copies",
+        )
+        self.move_pairs("pair_id IN (SELECT pair_id FROM lost_pairs)", "'lost'")
+        self._unstage("lost_pairs")
 
     def is_in_order(self, name: str, lines: Iterable[tuple[int, int, object]]) -> bool:
         """Return whether ``lines`` (see :meth:`order_lines`) are exactly those with a place, in walk order."""

@@ -611,6 +611,29 @@ def test_retained_rows_come_back_from_the_copy(full: HistoryLake, name: str) -> 
     assert "lost" not in full.causes(name)
 
 
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_as_many_equal_lines_are_lost_as_the_file_lost(lake: HistoryLake, left: int) -> None:
+    """Quarantined pairs of one run can have equal lines; those that still stand in the damaged file are kept.
+
+    The story: one of two equal lines was gone, and both of their retained pairs left.
+    """
+    again = [run("r", "rejected", "t", reasons=[each]) for each in ("x", "y", "z")]
+    lake.both(A, run("c", task_id="t"), *again)
+    lake.go()
+    lake.move_away(*lake.paths(A, "both"))
+    lake.go()
+    lines = lake.content("quarantine_preference").splitlines(keepends=True)
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    path_of(lake, "quarantine_preference").write_bytes(b"".join(lines[:left]))
+    lake.go()
+    assert lake.content("quarantine_preference").splitlines(keepends=True) == lines[:left]
+    assert not lake.go().changed
+    lake.bring_back(*lake.paths(A, "both"))
+    lake.go()
+    assert len(lake.rows("quarantine_preference")) == 2
+
+
 @pytest.mark.parametrize("tree", ["scored", "evidence", "both"])
 @pytest.mark.parametrize("name", ROW_FILES)
 def test_retained_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: str, tree: str) -> None:
