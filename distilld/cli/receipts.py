@@ -57,20 +57,25 @@ def _writer_runs(root: Path) -> bool:
 
 
 def _print(lines: list[CheckedReceipt], stages: list[StageReceipt], anchor: str | None, broken: int) -> None:
-    columns = ("batch", "trigger", "added", "replaced", "withdrawn", "quarantined", "ms", "receipt")
+    columns = ("batch", "trigger", "added", "replaced", "withdrawn", "quarantined")
     rows = []
     for line in lines:
-        batch, state = line.batch, line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}"
-        again = line.replaced or 0
+        batch, again = line.batch, line.replaced or 0
         changes = (batch.rows_exported - again, line.replaced, batch.rows_withdrawn - again, batch.rows_quarantined)
-        rows.append((batch.batch_id, batch.trigger, *changes, batch.duration_ms, state))
+        rows.append((batch.batch_id, batch.trigger, *changes))
     show(Table("Batches, newest first", columns, rows))
+    if told := [(line.batch.batch_id, _said_of(line)) for line in lines if _said_of(line) != WHOLE]:
+        show(Table("Receipts that are not ok", ("batch", "receipt"), told))
     if stages:
         runs = [(each.batch_id, each.exit_code, each.duration_ms, each.problem or WHOLE) for each in stages]
         show(Table("Other stages, newest first", ("run", "exit code", "ms", "receipt"), runs))
     found = counted(len(lines) + len(stages), "receipt")
     older = f"; older ones ended with {anchor}" if anchor else ""
     say(f"the chain is broken in {broken} of {found}" if broken else f"the chain is whole over {found}{older}")
+
+
+def _said_of(line: CheckedReceipt) -> str:
+    return line.state if line.checks == "passed" else f"{line.state}, checks {line.checks}"
 
 
 def _as_json(line: CheckedReceipt) -> dict[str, Any]:

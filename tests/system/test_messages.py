@@ -125,6 +125,24 @@ def test_replaced_rows_are_told_apart_from_those_that_left(cli: Cli, lake: Histo
     assert cli("receipts", "--json", "--root", lake.root).json["receipts"][0]["replaced"] is None
 
 
+def test_receipts_fit_80_columns(cli: Cli, lake: HistoryLake) -> None:
+    """A large first batch after a crash has the widest figures; what is wrong with a receipt has lines of its own.
+
+    The story: the table took 85 columns, so that a terminal of 80 showed nine lines for each batch.
+    """
+    with closing(sqlite3.connect(lake.state)) as store, store:
+        store.execute("UPDATE batches SET trigger = 'recovery', rows_exported = 123456, duration_ms = 1234567")
+        store.execute("UPDATE batches SET rows_quarantined = 1234567, rows_withdrawn = 1234567")
+        (batch_id,) = store.execute("SELECT batch_id FROM batches").fetchone()
+    shown = cli("receipts", "--root", lake.root)
+    assert (shown.code, max(map(len, shown.out.splitlines())) <= WIDEST) == (0, True)
+    (lake.root / f"reports/distillation/{batch_id}/receipt.json").unlink()
+    shown = cli("receipts", "--root", lake.root)
+    lines = shown.out.splitlines()
+    assert (shown.code, max(map(len, lines)) <= WIDEST) == (1, True)
+    assert [batch_id, "missing"] in map(str.split, lines)
+
+
 @pytest.mark.parametrize("damage", ["no JSON", b"{\xff}", "{}"])
 def test_receipt_that_was_damaged_in_the_store_stops_nothing(cli: Cli, lake: HistoryLake, damage: str | bytes) -> None:
     """The story: a damaged receipt was a traceback of status, and of every run from then on."""
