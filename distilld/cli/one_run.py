@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from distilld.cli.commands import Common, ExitCode
-from distilld.cli.output import complain, plain, print_json, say, show
+from distilld.cli.output import HOW_TO_LIST_ALL, PROBLEMS_SHOWN, complain, plain, print_json, say, show
 from distilld.cli.progress import progress_bar
 from distilld.cli.run import Flags, with_flags
 from distilld.cli.settings import load_settings, start_log
@@ -78,8 +78,10 @@ def say_not_read(report: RunReport) -> ExitCode:
     """Name on standard error the inputs that could not be read. Return the exit code that follows from them."""
     if report.no_inputs:
         complain(f"warning: no partition file lies below {report.no_inputs}; correct root, or mount what is missing")
-    for problem in report.not_read:
+    for problem in report.not_read[:PROBLEMS_SHOWN]:
         complain(f"not read: {problem}")
+    if more := len(report.not_read[PROBLEMS_SHOWN:]):
+        complain(f"not read: {more:,} more; {HOW_TO_LIST_ALL}")
     return ExitCode.FAILED if report.not_read else ExitCode.DONE
 
 

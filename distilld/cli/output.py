@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from distilld.logs import printable
 from distilld.tables import Table, labelled, plain_text
+
+PROBLEMS_SHOWN: Final = 10
+"""The most problems of one name that are shown to people: thousands of files can have the same one."""
+HOW_TO_LIST_ALL: Final = "distilld status --json lists all"
 
 
 def say(line: str = "") -> None:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import click
 
 from distilld.cli.commands import Common, ExitCode, common_options, json_option
-from distilld.cli.output import print_json, say, say_block, say_coloured, show
+from distilld.cli.output import HOW_TO_LIST_ALL, PROBLEMS_SHOWN, print_json, say, say_block, say_coloured, show
 from distilld.cli.settings import load_settings
 from distilld.core.model import DATASET_PATHS
-from distilld.inspection.problem import UNKNOWN, not_known
+from distilld.inspection.problem import UNKNOWN, Problem, not_known
 from distilld.inspection.status import Status, diagnose, look
 from distilld.store.receipts import BatchRecord
 from distilld.tables import Cell, Size, Table, counted
@@ -54,8 +54,7 @@ def health(common: Common, no_daemon: bool, as_json: bool) -> ExitCode:
     if as_json:
         print_json({"healthy": not problems, "problems": problems})
     elif problems:
-        for problem in problems:
-            say(f"unhealthy: {problem.text}; what to do: {problem.remedy}")
+        _say_problems("unhealthy", problems)
     else:
         say("healthy")
     return ExitCode.FAILED if problems else ExitCode.DONE
@@ -68,8 +67,7 @@ def _print(found: Status) -> None:
         say_coloured("healthy", "green")
     else:
         say_coloured("healthy as of the last run, and no distilld is running", "yellow")
-    for problem in found.problems:
-        say(f"problem: {problem.text}; what to do: {problem.remedy}")
+    _say_problems("problem", found.problems)
     for label, text in _facts(found):
         say(f"{label:<12} {text}")
     say()
@@ -81,6 +79,18 @@ def _print(found: Status) -> None:
     for stray in found.strays:
         head = f"note: {counted(stray.entries, 'path')} in data/ can be no partition: {stray.kind}"
         say_block(head, [("such as", stray.example)])
+
+
+def _say_problems(label: str, problems: list[Problem]) -> None:
+    """Print a line for each problem, but count those of one name that are too many for a screen."""
+    by_name: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_name.setdefault(problem.name, []).append(problem)
+    for name, alike in by_name.items():
+        for problem in alike[:PROBLEMS_SHOWN]:
+            say(f"{label}: {problem.text}; what to do: {problem.remedy}")
+        if more := len(alike[PROBLEMS_SHOWN:]):
+            say(f"{label}: {more:,} more are {name}; what to do: {HOW_TO_LIST_ALL}")
 
 
 def _facts(found: Status) -> Iterator[tuple[str, str]]:

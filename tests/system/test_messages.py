@@ -125,6 +125,25 @@ def test_replaced_rows_are_told_apart_from_those_that_left(cli: Cli, lake: Histo
     assert cli("receipts", "--json", "--root", lake.root).json["receipts"][0]["replaced"] is None
 
 
+def test_many_problems_of_one_name_hide_nothing_else(cli: Cli, lake: HistoryLake) -> None:
+    """The story: a producer's 20,000 links were 20,000 lines of status, health and run, and the rest was out of sight."""
+    for number in range(25):
+        lake.scored_path(A).with_name(f"l{number:02}.jsonl").symlink_to(lake.root)
+    ran = cli("run", "--once", "--root", lake.root)
+    named = [line for line in ran.err.splitlines() if line.startswith("distilld: not read: ")]
+    assert (ran.code, len(named)) == (1, 11)
+    assert named[-1] == "distilld: not read: 15 more; distilld status --json lists all"
+    shown = cli("status", "--root", lake.root).out.splitlines()
+    assert sum(line.startswith("problem: ") for line in shown) == 11
+    assert "problem: 15 more are not_read; what to do: distilld status --json lists all" in shown
+    asked = cli("health", "--root", lake.root)
+    named = asked.out.splitlines()
+    assert (asked.code, len(named)) == (1, 12)
+    assert named[-2] == "unhealthy: 15 more are not_read; what to do: distilld status --json lists all"
+    assert "no distilld is running" in named[-1]
+    assert len(cli("health", "--json", "--root", lake.root).json["problems"]) == 26
+
+
 def test_receipts_fit_80_columns(cli: Cli, lake: HistoryLake) -> None:
     """A large first batch after a crash has the widest figures; what is wrong with a receipt has lines of its own.
 
