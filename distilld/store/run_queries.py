@@ -31,6 +31,7 @@ _UNUSUAL: Final = {
     LIKE_REJECTED: "for its category is 'rejected' in another spelling",
     UNREVIEWED: "for its category is none of the four",
 }
+_MALFORMED: Final = "for the malformed line says so"
 
 
 class RunRow(NamedTuple):
@@ -122,22 +123,22 @@ class Stories(Statements):
         present = self._run(
             "SELECT p.path, s.walk - p.walk_base, s.walk, 'present', s.category, s.digest,"
             " CASE WHEN s.evidence_found THEN 'found' WHEN e.digest IS NOT NULL THEN 'absent' ELSE 'missing' END,"
-            " EXISTS (SELECT 1 FROM rejudge_rows q WHERE q.walk = s.walk) OR s.rag IS NULL, s.sample_key,"
-            f" {_OUTCOMES.format(alias='s')} FROM scored_rows s"
+            " EXISTS (SELECT 1 FROM rejudge_rows q WHERE q.walk = s.walk) OR s.rag IS NULL,"
+            f" s.run_id IS NULL, s.sample_key, {_OUTCOMES.format(alias='s')} FROM scored_rows s"
             f"{EVIDENCE_OF_ROWS} {_BATCHES.format(alias='s')} WHERE s.run_id = ?1 OR s.run_id IS NULL"
             " AND s.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()
         retained = self._run(
             "SELECT p.path, f.line, coalesce(p.walk_base + f.line, 1 << 62), f.kind, f.category, f.digest, 'unknown',"
-            " EXISTS (SELECT 1 FROM rejudge_retained q WHERE q.retained_id = f.retained_id), f.sample_key,"
-            f" {_OUTCOMES.format(alias='f')} FROM retained_rows f LEFT JOIN partitions p USING (partition_id)"
+            " EXISTS (SELECT 1 FROM rejudge_retained q WHERE q.retained_id = f.retained_id),"
+            f" f.run_id IS NULL, f.sample_key, {_OUTCOMES.format(alias='f')} FROM retained_rows f LEFT JOIN partitions p USING (partition_id)"
             f" {_BATCHES.format(alias='f')} WHERE f.run_id = ?1 OR f.run_id IS NULL"
             " AND f.digest IN (SELECT digest FROM malformed_runs WHERE run_id = ?1)",
             (run_id,),
         ).fetchall()
         found: dict[object, RunRow] = {row.at: row for row in self._rests(run_id)}
-        for path, line, walk, state, category, digest, evidence, waits, key, *outcomes in [
+        for path, line, walk, state, category, digest, evidence, waits, malformed, key, *outcomes in [
             *present,
             *retained,
         ]:
@@ -146,7 +147,7 @@ class Stories(Statements):
                 for dataset, start in ((Dataset.RAG, 0), (Dataset.SFT, 4))
             }
             at = RowRef(path, line) if path is not None else None
-            unusual = _UNUSUAL.get(category)
+            unusual = _MALFORMED if malformed else _UNUSUAL.get(category)
             row = RunRow(at, walk, state, VERDICTS.get(category), evidence, bool(waits), recorded, unusual)
             if state in _BY_DATASET:
                 which = (state, at, digest, key)

@@ -354,6 +354,22 @@ def test_explain_names_what_is_unusual(cli: Cli, lake: HistoryLake) -> None:
     assert "  task t\n" in explained("p")
 
 
+@pytest.mark.parametrize("category", ["rejected", "needs_human_review"])
+def test_explain_calls_a_malformed_line_malformed(cli: Cli, lake: HistoryLake, category: str) -> None:
+    """The story: of a line that spells its category as it should, but is torn, explain said that the category is odd."""
+    with capture_logs():
+        lake.scored(B, b'{"evidence_run_id":"m","category":"%s",}' % category.encode())
+        lake.go()
+    lake.stop()
+    shown = cli("explain", "m", "--root", lake.root).out
+    assert f"  {B}:0, {category}, for the malformed line says so, evidence missing\n" in shown
+    with capture_logs():
+        lake.move_away(lake.scored_path(B))
+        lake.go()
+    lake.stop()
+    assert f"{category}, for the malformed line says so, " in cli("explain", "m", "--root", lake.root).out
+
+
 def test_verify_blames_no_batch_where_none_is_under_way(cli: Cli, lake: HistoryLake) -> None:
     """Rows also wait where a pass ended early."""
     with closing(sqlite3.connect(lake.state)) as store, store:
