@@ -132,12 +132,12 @@ def _change(now: int, then: int | None) -> str:
 
 
 def _ago(moment: str) -> str:
-    """Return how long ago a moment was, in words."""
+    """Return how long ago a moment was, in words; if it is yet to come, the clock was set back since."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
     for name, size in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name} ago"
-    return f"{max(seconds, 0):.0f} s ago"
+    return f"at {moment}, by a clock that was ahead" if seconds <= -1 else f"{max(seconds, 0):.0f} s ago"
 
 
 def _batch(last: BatchRecord) -> str:

@@ -54,6 +54,14 @@ def test_status_names_what_is_no_partition(cli: Cli, lake: HistoryLake) -> None:
     assert max(map(len, lines[at:])) <= WIDEST
 
 
+def test_batch_of_a_clock_that_was_ahead_has_its_time(cli: Cli, lake: HistoryLake) -> None:
+    """The story: after the clock was set back, the last batch was 0 s ago for as long as the clock had been ahead."""
+    with closing(sqlite3.connect(lake.state)) as store, store:
+        store.execute("UPDATE batches SET recorded_at = '2999' || substr(recorded_at, 5)")
+    shown = cli("status", "--root", lake.root).out
+    assert re.search(r"^last batch   at 2999-\S+Z, by a clock that was ahead \(trigger", shown, re.MULTILINE)
+
+
 # values and files that no command may fall over
 
 
