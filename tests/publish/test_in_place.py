@@ -18,6 +18,7 @@ from distilld.inspection.explain import explain
 from distilld.inspection.verify import verify
 from distilld.publish import exports as exports_module
 from distilld.publish import live_files, overwrite
+from distilld.publish.committed import at_one_batch
 from distilld.publish.exports import Exports
 from distilld.publish.pins import Pins, pinned
 from tests.support.committed import committed_and_whole, digest_by_segments
@@ -136,6 +137,21 @@ def test_pinned_batch_stays_as_it_is(lake: HistoryLake) -> None:
     reject(lake, "r06")
     lake.go()
     assert inode(lake) == before, "a pin that is gone stops nothing"
+
+
+def test_reader_does_not_wait_for_ever_for_a_lock_that_is_not_the_writers(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may list exports/ can lock it. The story: changes, snapshot and verify hung until that program let go."""
+    monkeypatch.setattr("distilld.publish.pins.PATIENCE_SECONDS", 0.1)
+    foreign = Pins(lake.root)
+    assert foreign.keep_out()
+    reject(lake, "r05")
+    lake.go()
+    seen = at_one_batch(lake.root, lake.state, lambda batch: b"".join(batch.exports["rag"].lines()))
+    assert b'"r04"' in seen
+    assert b'"r05"' not in seen
+    foreign.let_in()
 
 
 def test_writer_lets_readers_in_when_a_batch_is_done(lake: HistoryLake, monkeypatch: pytest.MonkeyPatch) -> None:
