@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ def init(common: Common) -> None:
     _create(path, text)
     say(f"wrote {path}")
     if common.config is not None:
-        say(f"use it with --config {path}")
+        say(f"use it with --config {shlex.quote(str(path))}")
 
 
 def _create(path: Path, text: str) -> None:

@@ -136,7 +136,7 @@ def look(settings: Settings, *, sizes: bool = True) -> Status:
             files = Inputs(store).files()
             _ask_store(found, store, settings)
         found.problems += _overdue(found, settings, time.time())
-    else:
+    elif not found.problems:
         found.problems.append(_without_store(found))
     inputs = look_at_inputs(settings.root, settings.state, files)
     found.lag, found.strays = inputs.lag, inputs.strays
@@ -367,7 +367,7 @@ def _options_notes(found: Status, views: Views, settings: Settings) -> Iterator[
 
 def _without_store(found: Status) -> Problem:
     text = f"there is no state store at {found.state}"
-    if not found.writer_runs or found.problems:
+    if not found.writer_runs:
         return Problem("never_run", text, _RUN)
     return Problem("never_run", f"{text}: it was taken away from the writer that runs", "systemctl restart distilld")
 
