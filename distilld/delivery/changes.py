@@ -88,7 +88,7 @@ def _news(blocks: Iterator[bytes], since: str) -> Iterator[tuple[bytes, str | No
 
 def _refuse(root: Path, batch: CommittedBatch, dataset: Dataset, since: str) -> None:
     """Refuse a batch that is not known, and one from which a copy of the dataset cannot go on."""
-    hint = "empty the copy, then load the dataset again, with --since 0"
+    hint = "load the dataset again, with --since 0, into an empty copy"
     if not (batch.receipts.knows(since) or _has_receipt(root, batch, since)):
         raise UsageError(f"--since = {since!r} is no batch that this lake knows", hint=hint)
     begins_after = batch.receipts.copies_begin_after() or {}

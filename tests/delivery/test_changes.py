@@ -77,7 +77,7 @@ def test_unknown_batch_is_wrong_usage(lake: HistoryLake, batch: str) -> None:
     """A cursor of another lake, or of a time that has not been, is refused with the remedy."""
     with pytest.raises(UsageError, match="no batch that this lake knows") as raised:
         since(lake, batch)
-    assert "empty the copy, then load the dataset again" in raised.value.hint
+    assert "load the dataset again, with --since 0, into an empty copy" in raised.value.hint
 
 
 def test_batch_is_known_by_its_receipt_or_by_the_store(lake: HistoryLake) -> None:
