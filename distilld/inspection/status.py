@@ -306,9 +306,9 @@ def _ask_store(found: Status, store: Store, settings: Settings) -> None:
         )
     if another := _another_writer(export_records):
         found.problems.append(another)
-    for path, problem in changed_exports(settings, store, beside_writer=found.writer_runs):
-        then = "the daemon restores it" if found.daemon_runs else f"then {_RUN}"
-        found.problems.append(Problem("export_changed", f"{path} {problem}", f"find out who writes there; {then}"))
+    restored = f"find out who writes there; {'the daemon restores it' if found.daemon_runs else f'then {_RUN}'}"
+    for path, fault in changed_exports(settings, store, beside_writer=found.writer_runs):
+        found.problems.append(Problem("export_changed", f"{path} {fault.problem}", fault.remedy or restored))
     if found.writer_runs:
         return  # a batch in progress is no fault
     unfinished = export_records.intents() or receipts.unwritten_receipts() or export_records.overwrites_due()

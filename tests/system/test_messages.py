@@ -330,6 +330,21 @@ def test_table_of_a_run_has_what_is_there_before_what_it_did(cli: Cli, lake: His
     assert told == {**told, "dataset": "rag", "rows": "2", "quarantined": "0", "added": "0"}
 
 
+def test_export_that_may_not_be_read_has_the_remedy_of_that(
+    cli: Cli, lake: HistoryLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story: health said to find out who writes there and to run distilld, which was refused the file as well."""
+    (lake.root / EXPORT_PATHS["rag"]).chmod(0o600)
+
+    def denied(path: Path) -> BinaryIO:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("distilld.inspection.export_faults.open_regular", denied)
+    said = cli("health", "--no-daemon", "--root", lake.root).out
+    problem = f"{EXPORT_PATHS['rag']} cannot be read: Permission denied"
+    assert said == f"unhealthy: {problem}; what to do: {BY_ERRNO[errno.EACCES]}\n"
+
+
 def test_one_row_is_a_row(cli: Cli, lake: HistoryLake) -> None:
     """One row was judged, not 1 rows."""
     with lake.scored_path(A).open("a") as file:
