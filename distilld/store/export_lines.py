@@ -67,9 +67,9 @@ class ExportLines(Departures):
             return
         # Quarantined pairs of one run can have equal lines: those that leave or can be written again are the missing ones.
         those = f"outcome {sign} {EXPORTED}"
-        self._stage(
+        self._stage_rows(
             "lost_pairs",
-            "AS SELECT r.pair_id FROM (SELECT *, row_number() OVER (PARTITION BY line ORDER BY retained, pair_id) AS nth"
+            "SELECT r.pair_id FROM (SELECT *, row_number() OVER (PARTITION BY line ORDER BY retained, pair_id) AS nth"
             f" FROM (SELECT NULL AS pair_id, line, 0 AS retained FROM departures WHERE dataset = 'preference' AND {those}"
             f" UNION ALL SELECT pair_id, line, retained IS NOT NULL FROM pairs WHERE {those} AND sample_key IN"
             f" (SELECT sample_key FROM pairs WHERE retained IS NOT NULL AND {those})) WHERE line IN {lines}) r"

@@ -47,9 +47,9 @@ class Statements:
             yield from self._run(f"{_ASKED} {query}", [*some, *[None] * (ASKED_AT_ONCE - len(some))]).fetchall()
 
     def _stage(self, table: str, form: str, *values: object) -> None:
-        """Make a temporary table, without what a failed pass left in it; ``form`` is the SQL after its name.
+        """Make an empty temporary table, whatever a failed pass left in it; ``form`` is the SQL after its name.
 
-        It is emptied but never dropped: each change of the temporary tables has SQLite prepare all statements again.
+        It is never dropped: each change of the temporary tables has SQLite prepare all statements again.
         """
         self._run(f"CREATE TEMP TABLE IF NOT EXISTS {table} {form}", values)
         self._unstage(table)

@@ -634,6 +634,28 @@ def test_as_many_equal_lines_are_lost_as_the_file_lost(lake: HistoryLake, left: 
     assert len(lake.rows("quarantine_preference")) == 2
 
 
+@pytest.mark.parametrize("name", ["preference", "quarantine_preference"])
+def test_retained_pair_of_a_task_that_is_out_of_reach_is_lost(
+    lake: HistoryLake, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its task cannot be judged, but nothing could write its line again: it leaves at once.
+
+    The story: pairs that were lost were put into a temporary table, which was emptied before anybody read it.
+    """
+    lake.both(A, run("c", task_id="t"), *(run("r", "rejected", "t", reasons=[each]) for each in ("x", "y")))
+    lake.both(B, run("d", task_id="t"), run("s", "rejected", "t"))
+    lake.go()
+    lake.move_away(*lake.paths(A, "both"))
+    lake.go()
+    kept = "SELECT count(*) FROM pairs WHERE retained IS NOT NULL AND (outcome = 0) = ?"
+    of_file = name == "preference"
+    assert lake.ask(kept, of_file) != [(0,)]
+    empty(path_of(lake, name))
+    out_of_reach(lake, monkeypatch)
+    lake.engine.run_pass(Trigger.ONCE)
+    assert lake.ask(kept, of_file) == [(0,)]
+
+
 @pytest.mark.parametrize("tree", ["scored", "evidence", "both"])
 @pytest.mark.parametrize("name", ROW_FILES)
 def test_retained_rows_that_cannot_be_restored_are_lost(full: HistoryLake, name: str, tree: str) -> None:
