@@ -18,13 +18,13 @@ _SCAN = re.compile(r"SCAN (?!CONSTANT ROW|\()")
 
 @contextmanager
 def counted_steps(connection: sqlite3.Connection) -> Iterator[list[int]]:
-    """Count the steps of SQLite's virtual machine in the block, in tens: the same on every machine."""
+    """Count the steps of SQLite's virtual machine in the block: the same on every machine."""
     steps = [0]
 
     def count() -> None:
         steps[0] += 1
 
-    connection.set_progress_handler(count, 10)
+    connection.set_progress_handler(count, 1)
     try:
         yield steps
     finally:
