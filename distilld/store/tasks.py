@@ -118,11 +118,8 @@ class Tasks(Statements):
 
     def forget_task_places(self) -> None:
         """Drop the known first places of tasks, since rows may be judged, or come and go; call it before :meth:`tasks`."""
-        self._run(
-            "CREATE TEMP TABLE IF NOT EXISTS task_places (task_id TEXT PRIMARY KEY, walk INTEGER NOT NULL) WITHOUT ROWID"
-        )
+        self._stage("task_places", "(task_id TEXT PRIMARY KEY, walk INTEGER NOT NULL) WITHOUT ROWID")
         self._run("CREATE INDEX IF NOT EXISTS temp.tasks_by_place ON task_places (walk, task_id)")
-        self._run("DELETE FROM temp.task_places")
 
     def _passed_over(self, chosen: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         """Yield tasks that come before a chosen task, with a pair quarantined because that task's pair has its id."""

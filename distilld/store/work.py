@@ -261,8 +261,7 @@ class Work(LooseLines, Tasks):
         self._noted = bool(known) and 4 * self.waiting().rows >= known
         if not self._noted:
             return
-        self._run("CREATE TEMP TABLE IF NOT EXISTS contested (walk INTEGER PRIMARY KEY)")
-        self._run("DELETE FROM temp.contested")
+        self._stage("contested", "(walk INTEGER PRIMARY KEY)")
         for column, values in (("run_id", _NAMED_TWICE), ("sample_key", _HAD_TWICE)):
             self._run(
                 "INSERT OR IGNORE INTO temp.contested SELECT s.walk"
