@@ -22,6 +22,7 @@ from distilld.service.failure_text import explain_failure
 
 
 def main() -> NoReturn:
+    """Run the command line of this process."""
     streams = StandardStreams()
     sys.exit(streams.exit_code(execute(sys.argv[1:])))
 

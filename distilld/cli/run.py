@@ -22,6 +22,8 @@ from distilld.core.model import Dataset, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Flags:
+    """The flags of one run."""
+
     include_partial: bool
     include_review: bool
     dry_run: bool
@@ -126,6 +128,7 @@ def _serve(common: Common, flags: Flags) -> None:
 
 
 def with_flags(settings: Settings, flags: Flags) -> Settings:
+    """Return the settings of a run with these flags."""
     return replace(
         settings,
         include_partial=settings.include_partial or flags.include_partial,

@@ -85,6 +85,7 @@ def file_path(empty_means: str = "") -> Kind:
 
 
 def choice(words: tuple[str, ...]) -> Kind:
+    """Return the kind of a few words."""
     return Kind(" or ".join(words), lambda value: isinstance(value, str) and value in words)
 
 

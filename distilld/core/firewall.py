@@ -69,6 +69,8 @@ class RowGate(NamedTuple):
 
 
 class PairGate(NamedTuple):
+    """A gate of the preference dataset."""
+
     name: str
     reason: Reason
     check: Callable[[PairCase], Texts]

@@ -86,6 +86,8 @@ class RowFacts(NamedTuple):
 
 
 class EvidenceFacts(NamedTuple):
+    """The facts of one evidence row."""
+
     run_id: str
     line: int
     start: int
@@ -173,6 +175,7 @@ def digits_of(key: int) -> str:
 
 
 def id_of(dataset: Dataset, key: int) -> str:
+    """Return the id of a row in the dataset."""
     return ID_PREFIX[dataset] + digits_of(key)
 
 

@@ -35,6 +35,7 @@ class Word(StrEnum):
     text: str
 
     def __new__(cls, text: str) -> Self:
+        """Make a member from its text."""
         member = str.__new__(cls, text)
         member._value_ = member.text = text
         return member
@@ -221,6 +222,7 @@ class StatFacts(NamedTuple):
 
     @classmethod
     def of(cls, status: Any) -> StatFacts:
+        """Make the facts from an ``os.stat_result``."""
         device, inode, mtime_ns, ctime_ns = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
         if (device | inode | mtime_ns | ctime_ns) >> 63:
             device, inode, mtime_ns = ((each + _SIGNED) % (2 * _SIGNED) - _SIGNED for each in (device, inode, mtime_ns))

@@ -104,6 +104,7 @@ def _line_offset(value: Any) -> int | None:
 
 
 def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
+    """Read a scored row from its JSON object."""
     get = value.get
     run_id, task_id, category, provenance, reasons = (
         get("evidence_run_id"), get("evidence_task_id"), get("category"), get("provenance"), get("reasons")
@@ -131,6 +132,7 @@ def scored_run(value: dict[str, Any], *, marked: bool = False) -> ScoredRun:
 
 
 def evidence_record(value: dict[str, Any], *, marked: bool = False) -> EvidenceRecord:
+    """Read an evidence row from its JSON object."""
     get = value.get
     run_id, task_id, role, model, text, files = (
         get("run_id"), get("task_id"), get("model_role"), get("model_name"), get("text"), get("source_files")

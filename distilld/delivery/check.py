@@ -44,6 +44,8 @@ class ChangedRow:
 
 @dataclass(slots=True)
 class Checked:
+    """The result of a check."""
+
     folder: Path
     batch_id: str
     rows: int = 0

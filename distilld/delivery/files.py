@@ -29,6 +29,8 @@ class FileFacts(NamedTuple):
 
 
 class JsonLines:
+    """Writes rows as JSONL."""
+
     def __init__(self, folder: Path, path: str) -> None:
         self.path = path
         self.rows = self._bytes = 0

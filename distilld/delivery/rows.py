@@ -15,6 +15,7 @@ _RECORDED: Final = b'"recorded_at":"'
 
 
 def id_of_line(line: bytes) -> str:
+    """Return the id of a row."""
     return line[_ID_AT : line.index(b'"', _ID_AT)].decode()
 
 

@@ -26,10 +26,12 @@ class Sides:
     validation: set[int] = field(default_factory=set)
 
     def add(self, side: str, what: str) -> None:
+        """Record that ``what`` is on a side."""
         if side == TRAIN:
             self.train.append(hash(what))
         else:
             self.validation.add(hash(what))
 
     def on_both(self) -> set[int]:
+        """Return the hashes of what is on both sides."""
         return {digest for digest in self.train if digest in self.validation} if self.validation else set()

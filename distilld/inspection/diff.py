@@ -65,6 +65,7 @@ class Difference:
 
     @property
     def equal(self) -> bool:
+        """Return whether both files hold the same rows."""
         return not (self.only_here or self.only_there or self.different or self.unreadable or self.repeated)
 
 
@@ -192,6 +193,7 @@ class _Ours:
         return BytesIO() if export.file is None else os.fdopen(os.dup(export.file.fileno()), "rb")
 
     def row(self, sample_id: str) -> dict[str, Any]:
+        """Return our row with this id."""
         self.file.seek(self.places[sample_id])
         row = parse_object(self.file.readline().strip()).value or {}
         if row.get("id") != sample_id:

@@ -61,10 +61,12 @@ class InputFaults:
     """Whether there is no partition file, and none that may stand in a folder that cannot be listed."""
 
     def not_listed(self, path: str, text: str, remedy: str) -> None:
+        """Add a folder that cannot be listed."""
         self.problems.append(Problem("not_listed", text, remedy))
         self.told.add(path)
 
     def not_read(self, path: str, problem: str, remedy: str) -> None:
+        """Add a file that cannot be read."""
         self.problems.append(Problem("not_read", f"{path} {problem}", remedy))
         self.told.add(path)
 

@@ -83,6 +83,7 @@ class LongLine(bytes):
 
 
 def length_of(line: bytes) -> int:
+    """Return the length of a line in bytes."""
     return line.length if isinstance(line, LongLine) else len(line)
 
 

@@ -73,6 +73,7 @@ class Report:
 
     @property
     def faults(self) -> int:
+        """Return the number of faults of all checks."""
         return sum(check.faults for check in self.checks)
 
 

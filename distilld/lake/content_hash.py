@@ -43,6 +43,7 @@ class ContentHash:
                 self._nuls = len(body) - len(text)
 
     def copy(self) -> ContentHash:
+        """Return an independent copy."""
         other = ContentHash()
         other._sha, other._runs = self._sha.copy(), self._runs and self._runs.copy()
         other._length, other._nuls = self._length, self._nuls

@@ -117,6 +117,7 @@ class Scan:
     strays: tuple[Stray, ...] = ()
 
     def facts(self) -> dict[FileKey, StatFacts]:
+        """Return the facts of each file."""
         return {file.key: file.stat for file in self.files}
 
     def is_unknown(self, kind: InputKind, path: str) -> bool:

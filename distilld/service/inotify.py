@@ -85,6 +85,7 @@ class Watcher:
         self.armed = MappingProxyType(dict(folders))
 
     def disarm(self) -> None:
+        """Watch nothing."""
         if self._events is not None:
             self._events.close()
         self._events, self.armed = None, MappingProxyType({})

@@ -46,6 +46,7 @@ class Listener:
 
     @property
     def folders(self) -> int:
+        """How many folders are listened to."""
         return len(self._watcher.armed)
 
     @property
@@ -99,6 +100,7 @@ class Listener:
         self._arm_at = float("-inf")
 
     def close(self) -> None:
+        """Listen to nothing."""
         self._watcher.disarm()
 
     def _fall_back(self, reason: str, seconds: float) -> None:

@@ -116,6 +116,7 @@ class WriterLock:
 
 
 def lock_of_store(state: Path) -> Path:
+    """Return the path of a state store's lock file."""
     return state.with_name(state.name + ".lock")
 
 

@@ -90,6 +90,7 @@ class Metrics(Collector):
         self._registry.register(self)
 
     def set(self, name: str, value: float, *labels: str) -> None:
+        """Set one value."""
         self._values[name][labels] = value
 
     def replace(self, name: str, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
@@ -98,6 +99,7 @@ class Metrics(Collector):
         self._values[name].update(values)
 
     def add(self, name: str, value: float, *labels: str) -> None:
+        """Add to one value."""
         self._values[name][labels] = self._values[name].get(labels, 0.0) + value
 
     def write(self) -> None:

@@ -69,6 +69,7 @@ class Recheck:
         return self._reading is not None or bool(self._waiting)
 
     def close(self) -> None:
+        """Close the file that is being hashed."""
         if self._reading is not None:
             self._reading.close()
             self._reading = None

@@ -73,6 +73,7 @@ class Bulletin:
         return max(0.0, self._clock() / 1e9 - seconds_of(since)) if since else 0.0
 
     def take(self, settings: Settings) -> None:
+        """Use these settings from now on."""
         self._settings = settings
         if settings.metrics_file is None:
             self._metrics = None
@@ -91,10 +92,12 @@ class Bulletin:
     # what is reported
 
     def started(self) -> None:
+        """Report that the daemon is up."""
         self._note(replace(self.vitals, pid=os.getpid(), started_at=self._started_at, watching=None))
         self._notifier.status("started; the first pass is under way")
 
     def progress(self, progress: Progress) -> None:
+        """Report the progress of a long pass."""
         doing = "reading" if progress.phase == "read" else "judging"
         percent = 100 * progress.done // progress.whole if progress.whole else 0
         self._notifier.status(f"{doing}, {percent} % done")

@@ -55,6 +55,7 @@ class Notifier:
         self._owe(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
+        """Report that the daemon is stopping."""
         self._owe("STOPPING=1")
 
     def status(self, text: str) -> None:

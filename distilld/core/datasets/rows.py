@@ -19,6 +19,7 @@ Build = Callable[[RowCase, str], dict[str, Any] | str]
 
 
 def judge_row(dataset: Dataset, gates: tuple[RowGate, ...], build: Build, case: RowCase, at: RowRef) -> Outcome:
+    """Judge one scored row for ``dataset``."""
     scored, evidence = case.scored, case.evidence
     for gate in gates:
         errors = gate.check(case)
